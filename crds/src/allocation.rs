@@ -1,0 +1,174 @@
+//! NodeIPAllocation: one per node and named after it. What Azure has reserved for the node, and what the node does with it.
+//!
+//! `spec` is the operator's alone, `status` the agent's of that node alone, except that in `status.conditions` each side
+//! applies its own types under its own field manager (see [`crate::condition`]). So nobody ever reads, modifies and writes.
+
+use crate::pool::Mode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// What is reserved for a node. The operator mirrors the NIC into it; nothing in here is a wish.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "vnetpool.io",
+    version = "v1alpha1",
+    kind = "NodeIPAllocation",
+    plural = "nodeipallocations",
+    singular = "nodeipallocation",
+    shortname = "nipa",
+    category = "vnetpool",
+    status = "NodeIPAllocationStatus",
+    derive = "PartialEq",
+    doc = "The addresses that Azure has reserved for one node, and what the node does with them.",
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
+    printcolumn(name = "Held", type_ = "integer", json_path = ".status.held"),
+    printcolumn(name = "Assigned", type_ = "integer", json_path = ".status.assigned"),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
+    printcolumn(name = "Cooling", type_ = "integer", json_path = ".status.cooling"),
+    printcolumn(name = "Waiting", type_ = "integer", json_path = ".status.waiting"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "NIC", type_ = "string", json_path = ".spec.interfaces[*].id", priority = 1),
+    printcolumn(
+        name = "Subnet",
+        type_ = "string",
+        json_path = ".spec.interfaces[*].subnet.id",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIPAllocationSpec {
+    /// UID of the Node this was made for. An agent of another Node under the same name doesn't use it.
+    #[serde(rename = "nodeUID")]
+    pub node_uid: String,
+    /// The boot of the node (`status.nodeInfo.bootID` of the Node) for which the operator has read the NIC. The agent builds
+    /// a new ledger only from a `spec` of its own boot. Empty until the NIC has been read.
+    #[serde(default, rename = "bootID")]
+    pub boot_id: String,
+    /// The NodeIPPool that serves the node.
+    pub pool: String,
+    /// How the addresses are reserved.
+    #[serde(default)]
+    pub mode: Mode,
+    /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the difference.
+    #[serde(default)]
+    pub target: u32,
+    /// How long a freed address rests before another pod gets it.
+    pub cooldown: Duration,
+    /// Destinations that see a pod under its own address: the VNet's and its peerings' ranges, and those the pool names.
+    #[serde(default, rename = "snatExclusions", skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub snat_exclusions: Vec<String>,
+    /// The NICs the addresses are on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub interfaces: Vec<Interface>,
+}
+
+/// A NIC of the node's VM.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    /// Azure resource id of the NIC.
+    pub id: String,
+    /// Its hardware address as Linux shows it, like `00:0d:3a:e5:1c:c0`: how the agent finds the link.
+    pub mac: String,
+    /// The NIC's primary address: what destinations outside the VNet see.
+    pub primary_address: String,
+    /// The subnet all addresses of the NIC are in.
+    pub subnet: Subnet,
+    /// What is reserved for pods: only what Azure reports as `Succeeded`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub ip_configurations: Vec<IpConfiguration>,
+}
+
+/// An Azure subnet.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subnet {
+    /// Azure resource id of the subnet.
+    pub id: String,
+    /// Its address ranges.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub prefixes: Vec<String>,
+}
+
+/// One reservation. Its identity is the name, which is never used a second time; the address is an attribute.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpConfiguration {
+    /// Name of the ipConfiguration on the NIC.
+    pub name: String,
+    /// The address as a range: `10.240.0.17/32`.
+    pub address: String,
+}
+
+/// What the node does with what it holds. Written by the node's agent, except for the operator's condition types.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIPAllocationStatus {
+    /// The generation of `spec` that the node's ledger has been supplied from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The boot of the node this report is from. `relinquished` is valid whatever the boot; the counts are of this one.
+    #[serde(default, rename = "bootID")]
+    pub boot_id: String,
+    /// Addresses the ledger has, relinquished ones left out: `assigned + cooling + free`.
+    #[serde(default)]
+    pub held: u32,
+    /// Held addresses that a pod has.
+    #[serde(default)]
+    pub assigned: u32,
+    /// Held addresses that were freed less than `cooldown` ago.
+    #[serde(default)]
+    pub cooling: u32,
+    /// Held addresses that a new pod could get at once.
+    #[serde(default)]
+    pub free: u32,
+    /// Pods that wait for an address.
+    #[serde(default)]
+    pub waiting: u32,
+    /// Names of the ipConfigurations that the node has given up for good: it never hands them out again, and the operator
+    /// may remove them from the NIC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub relinquished: Vec<String>,
+    /// Which pod has which address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    pub assignments: Vec<Assignment>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// An address that a pod has.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    /// The address, like `10.240.0.17`.
+    pub address: String,
+    /// The pod as `namespace/name`; empty where the runtime named none.
+    #[serde(default)]
+    pub pod: String,
+    /// The sandbox as `container id/interface`.
+    pub sandbox: String,
+    /// When the sandbox got it; absent for one found on the kernel's word after the ledger was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+}
+
+impl NodeIPAllocationSpec {
+    /// All reservations of all interfaces.
+    pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
+        self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
+    }
+}

@@ -1,0 +1,12 @@
+//! Every string that more than one part of Vnetpool, or a user, has to spell the same way.
+
+/// Field manager of the operator: owner of all `spec`s it applies and of its own condition types.
+pub const OPERATOR: &str = "vnetpool-operator";
+/// Field manager of the node agents: owner of `NodeIPAllocation.status` and of their own condition types.
+pub const AGENT: &str = "vnetpool-node-agent";
+/// Keeps a `NodeIPAllocation` until what its NIC holds of ours is accounted for.
+pub const FINALIZER: &str = "vnetpool.io/nic";
+/// `NoSchedule` taint of a node whose addresses are all taken and that can get no more for now.
+pub const FULL_TAINT: &str = "vnetpool.io/full";
+/// Every ipConfiguration of ours on a NIC starts with this; what doesn't is never touched.
+pub const IP_CONFIGURATION_PREFIX: &str = "vnp-";

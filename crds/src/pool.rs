@@ -1,0 +1,290 @@
+//! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on the way out.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::core::{Duration, Message, Rule, Selector, SelectorExt};
+use kube::{CustomResource, KubeSchema, ResourceExt};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Policy for the pod addresses of a set of nodes.
+///
+/// When several pools match a node, the one with the highest `weight` serves it; among equals, the first by name.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "vnetpool.io",
+    version = "v1alpha1",
+    kind = "NodeIPPool",
+    plural = "nodeippools",
+    singular = "nodeippool",
+    shortname = "nipp",
+    category = "vnetpool",
+    status = "NodeIPPoolStatus",
+    derive = "PartialEq",
+    doc = "Policy for the Azure virtual network addresses that a set of nodes holds for its pods.",
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
+    printcolumn(name = "Held", type_ = "integer", json_path = ".status.held"),
+    printcolumn(name = "Assigned", type_ = "integer", json_path = ".status.assigned"),
+    printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIPPoolSpec {
+    /// The nodes this pool is for, by label. Empty or absent: every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+
+    /// Which pool serves a node that several match: the highest weight wins, then the first name in alphabetical order.
+    #[serde(default)]
+    pub weight: i32,
+
+    /// How addresses are reserved. `Address`: one ipConfiguration of the NIC per pod address. It can't be changed: make
+    /// another pool with a higher weight instead.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("mode can't be changed; make another pool with a higher weight and let the nodes move to it"))]
+    pub mode: Mode,
+
+    /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them. Default: the subnet
+    /// of the node's primary NIC. A node whose primary NIC is in another subnet gets no addresses, and a condition says so.
+    #[serde(default, rename = "subnetID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/virtualNetworks/[^/]+/subnets/[^/]+$')")
+        .message("subnetID must be the whole resource id of a subnet: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/virtualNetworks/VNET/subnets/SUBNET"))]
+    pub subnet_id: Option<String>,
+
+    /// How many addresses each node holds.
+    #[serde(default)]
+    pub sizing: Sizing,
+
+    /// How long a freed address rests before another pod gets it, so that late packets for the old pod and stale entries in
+    /// load balancers and connection tables don't meet the new one. Like `30s` or `1m30s`.
+    #[serde(default = "thirty_seconds")]
+    #[x_kube(validation = duration_rule("cooldown", "0s", "1h"))]
+    pub cooldown: Duration,
+
+    /// What is translated to the node's own address on the way out.
+    #[serde(default)]
+    pub snat: Snat,
+}
+
+/// How addresses are reserved in Azure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Mode {
+    /// One ipConfiguration of the NIC per pod address.
+    #[default]
+    Address,
+}
+
+/// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an address or
+/// wait for one), a node holds `demand + warm`, but no more than the kubelet's pod limit can use, plus those cooling, at
+/// least `minimum`, rounded up to `batch`, at most `maximum` and what Azure allows on the NIC.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.minimum <= self.maximum")
+    .message("sizing.minimum is above sizing.maximum: a node can't hold at least more than it may hold at most"))]
+pub struct Sizing {
+    /// Addresses a node holds even without any pod.
+    #[schemars(range(min = 0, max = 255))]
+    #[serde(default = "eight")]
+    pub minimum: u32,
+    /// Addresses kept free beyond the demand, so that the next pods needn't wait for Azure.
+    #[schemars(range(min = 0, max = 255))]
+    #[serde(default = "eight")]
+    pub warm: u32,
+    /// Addresses a node holds at most. A NIC takes 256 in all, one of them the node's own.
+    #[schemars(range(min = 1, max = 255))]
+    #[serde(default = "a_nic_full")]
+    pub maximum: u32,
+    /// The number held is rounded up to a multiple of this: higher means fewer and larger writes to Azure.
+    #[schemars(range(min = 1, max = 255))]
+    #[serde(default = "four")]
+    pub batch: u32,
+    /// How long a surplus must last before addresses are given back. Like `5m`.
+    #[serde(default = "five_minutes")]
+    #[x_kube(validation = duration_rule("sizing.releaseAfter", "0s", "24h"))]
+    pub release_after: Duration,
+}
+
+impl Default for Sizing {
+    fn default() -> Self {
+        Self {
+            minimum: eight(),
+            warm: eight(),
+            maximum: a_nic_full(),
+            batch: four(),
+            release_after: five_minutes(),
+        }
+    }
+}
+
+/// Translation of pod addresses on the way out of the node.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snat {
+    /// Ranges, besides the VNet and its peerings, that see a pod under its own address: on-premises networks behind a
+    /// gateway, for instance. Everything else outside the VNet sees the node's address.
+    #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 18)))]
+    #[x_kube(merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(range, isCIDR(range) && cidr(range).ip().family() == 4 && cidr(range).masked() == cidr(range))")
+        .message("snat.nonMasqueradeCIDRs takes IPv4 ranges such as 192.168.0.0/16, with no bits set after the prefix"))]
+    pub non_masquerade_cidrs: Vec<String>,
+}
+
+/// The sums over the nodes this pool serves. Written by the operator.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIPPoolStatus {
+    /// The generation of `spec` these figures were made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Nodes this pool serves.
+    #[serde(default)]
+    pub nodes: u32,
+    /// Addresses these nodes hold.
+    #[serde(default)]
+    pub held: u32,
+    /// Held addresses that a pod has.
+    #[serde(default)]
+    pub assigned: u32,
+    /// Held addresses that a new pod could get at once.
+    #[serde(default)]
+    pub free: u32,
+    /// Held addresses that were freed less than `cooldown` ago.
+    #[serde(default)]
+    pub cooling: u32,
+    /// Pods that wait for an address.
+    #[serde(default)]
+    pub waiting: u32,
+    /// The subnets the addresses come from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub subnets: Vec<SubnetUse>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a pool holds in one subnet.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubnetUse {
+    /// Azure resource id of the subnet.
+    pub id: String,
+    /// Nodes of the pool with their NIC in it.
+    pub nodes: u32,
+    /// Addresses these nodes hold in it.
+    pub held: u32,
+}
+
+impl NodeIPPool {
+    /// The pool that serves a node with these labels, or none: the heaviest that matches, then the first by name.
+    ///
+    /// A selector that isn't valid matches nothing; the pool controller reports it.
+    pub fn serving<'a>(
+        pools: impl IntoIterator<Item = &'a NodeIPPool>,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<&'a NodeIPPool> {
+        pools
+            .into_iter()
+            .filter(|pool| pool.metadata.deletion_timestamp.is_none())
+            .filter(|pool| pool.spec.selector().is_ok_and(|selector| selector.matches(labels)))
+            .min_by_key(|pool| (std::cmp::Reverse(pool.spec.weight), pool.name_any()))
+    }
+}
+
+impl NodeIPPoolSpec {
+    /// The selector in a form that can be matched.
+    ///
+    /// # Errors
+    /// The API server accepts any `LabelSelector`; an operator that doesn't exist is noticed here.
+    pub fn selector(&self) -> Result<Selector, kube::core::ParseExpressionError> {
+        self.node_selector.clone().unwrap_or_default().try_into()
+    }
+}
+
+fn seconds(n: u64) -> Duration {
+    std::time::Duration::from_secs(n).into()
+}
+
+// The defaults, one function each because serde and the schema want them so.
+fn eight() -> u32 {
+    8
+}
+
+fn four() -> u32 {
+    4
+}
+
+/// 256 ipConfigurations a NIC (Azure's networking limits), one of them the node's own.
+fn a_nic_full() -> u32 {
+    255
+}
+
+fn thirty_seconds() -> Duration {
+    seconds(30)
+}
+
+fn five_minutes() -> Duration {
+    seconds(300)
+}
+
+/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing.
+fn duration_rule(field: &str, least: &str, most: &str) -> Rule {
+    Rule::new(format!(
+        "self.matches('^([0-9]+(\\\\.[0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
+    ))
+    .message(Message::Message(format!(
+        "{field} takes a duration such as 30s, 5m or 1h30m, from {least} to {most}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pool(name: &str, weight: i32, labels: &[(&str, &str)]) -> NodeIPPool {
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
+        let spec = serde_json::from_value(json!({"weight": weight, "nodeSelector": {"matchLabels": labels}}));
+        NodeIPPool::new(name, spec.unwrap())
+    }
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    #[test]
+    fn the_heaviest_matching_pool_serves_a_node_then_the_first_name() {
+        let pools = [pool("b", 0, &[]), pool("a", 0, &[]), pool("gpu", 10, &[("gpu", "yes")])];
+        let name = |l: &[(&str, &str)]| NodeIPPool::serving(&pools, &labels(l)).map(|p| p.name_any());
+        assert_eq!(name(&[]).as_deref(), Some("a"));
+        assert_eq!(name(&[("gpu", "yes")]).as_deref(), Some("gpu"));
+    }
+
+    #[test]
+    fn a_node_no_pool_matches_has_none() {
+        let pools = [pool("gpu", 0, &[("gpu", "yes")])];
+        assert_eq!(NodeIPPool::serving(&pools, &labels(&[("gpu", "no")])), None);
+    }
+
+    #[test]
+    fn an_empty_spec_gets_the_documented_defaults() {
+        let spec: NodeIPPoolSpec = serde_json::from_value(json!({})).unwrap();
+        assert_eq!(spec.sizing, Sizing::default());
+        assert_eq!(spec.cooldown, seconds(30));
+    }
+}
