@@ -1,0 +1,154 @@
+// Build: the binaries of a cluster, from their Go modules.
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+)
+
+const (
+	kubernetesVersion = "v1.36.3" // go.mod's
+	helmVersion       = "v3.22.0" // helm/go.mod's
+)
+
+// The names under which the one Kubernetes binary is called.
+var kubeCommands = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
+
+// program is a binary and how to build it.
+type program struct {
+	name    string
+	label   string // for people
+	folder  string // its module, below tests/cluster
+	pack    string // its package
+	ldflags string
+	static  bool
+	inputs  []string // all it depends on; empty: ask the Go command, which is quick for a small program
+}
+
+var programs = []program{
+	{
+		name: "kube", label: "Kubernetes " + kubernetesVersion + " and etcd (about 6 minutes the first time)", folder: ".", pack: "./kube",
+		ldflags: "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
+			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 -X k8s.io/component-base/version.gitTreeState=clean",
+		inputs: []string{"go.mod", "go.sum", "kube/main.go"},
+	},
+	{
+		name: "helm-" + helmVersion, label: "helm " + helmVersion + " (about 2 minutes the first time)", folder: "helm", pack: "helm.sh/helm/v3/cmd/helm",
+		ldflags: "-X helm.sh/helm/v3/internal/version.version=" + helmVersion,
+		inputs:  []string{"helm/go.mod", "helm/go.sum"},
+	},
+	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
+	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
+}
+
+// build makes target/cluster/bin complete and current.
+func build(ctx context.Context) error {
+	root, err := findRepo()
+	if err != nil {
+		return err
+	}
+	if err := installPackages(ctx); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(root.output("bin"), 0o755); err != nil {
+		return err
+	}
+	for _, p := range programs {
+		if err := p.build(ctx, root); err != nil {
+			return err
+		}
+	}
+	for _, name := range kubeCommands {
+		if err := link("kube", root.bin(name)); err != nil {
+			return err
+		}
+	}
+	for name := range clients {
+		if err := link("cluster", root.bin(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// build builds one program unless its stamp says that it is current.
+func (p program) build(ctx context.Context, root repo) error {
+	stamp, err := p.stamp(root)
+	if err != nil {
+		return err
+	}
+	stampFile := root.output("stamps", p.name)
+	if built, err := os.ReadFile(stampFile); err == nil && len(p.inputs) > 0 && string(built) == stamp {
+		if _, err := os.Stat(root.bin(p.name)); err == nil {
+			return nil
+		}
+	}
+	if len(p.inputs) > 0 {
+		progress("building %s", p.label)
+		defer heartbeat("still building " + p.name)()
+	}
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w "+p.ldflags, "-o", root.bin(p.name), p.pack)
+	command.Dir = root.source(p.folder)
+	command.Env = os.Environ()
+	if p.static {
+		command.Env = append(command.Env, "CGO_ENABLED=0")
+	}
+	command.Stdout, command.Stderr = os.Stdout, os.Stderr
+	if err := command.Run(); err != nil {
+		return fmt.Errorf("build %s: %w", p.name, err)
+	}
+	return writeFile(stampFile, []byte(stamp), 0o644)
+}
+
+// stamp is a digest of everything that goes into a program.
+func (p program) stamp(root repo) (string, error) {
+	digest := sha256.New()
+	fmt.Fprintln(digest, runtime.Version(), p.ldflags, p.static)
+	for _, input := range p.inputs {
+		file, err := os.Open(root.source(input))
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(digest, file)
+		file.Close()
+		if err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%x", digest.Sum(nil)), nil
+}
+
+// heartbeat prints a line every 20 s until the returned function is called.
+func heartbeat(what string) (stop func()) {
+	began, done := time.Now(), make(chan struct{})
+	go func() {
+		tick := time.NewTicker(20 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				progress("%s: %.0f s", what, time.Since(began).Seconds())
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { close(done) }
+}
+
+// link makes path a symbolic link to target, whatever it was.
+func link(target, path string) error {
+	if current, err := os.Readlink(path); err == nil && current == target {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return os.Symlink(target, path)
+}

@@ -1,0 +1,77 @@
+// Images: root file systems turned into archives that containerd imports. There is no registry.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// image is a root file system and what runs in it.
+type image struct {
+	archive    string
+	name       string
+	root       string // folder with the root file system, below the repository
+	entrypoint []string
+}
+
+var allImages = []image{
+	{"operator", "localhost/vnetpool/operator:dev", "target/images/operator", []string{"/vnetpool-operator"}},
+	{"node-agent", "localhost/vnetpool/node-agent:dev", "target/images/node-agent", []string{"/vnetpool-node-agent"}},
+	{"probe", "localhost/probe:dev", "target/cluster/rootfs/probe", []string{"/probe"}},
+	{"pause", "localhost/pause:dev", "target/cluster/rootfs/probe", []string{"/probe", "pause"}},
+}
+
+// images makes every archive current; an image whose root file system nobody has staged is skipped aloud.
+func images(ctx context.Context) error {
+	root, err := findRepo()
+	if err != nil {
+		return err
+	}
+	binary, err := os.ReadFile(root.bin("probe"))
+	if err != nil {
+		return fmt.Errorf("%w: run cluster build first", err)
+	}
+	if err := writeFile(root.path("target/cluster/rootfs/probe/probe"), binary, 0o755); err != nil {
+		return err
+	}
+	for _, i := range allImages {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := i.build(root); err != nil {
+			return fmt.Errorf("image %s: %w", i.name, err)
+		}
+	}
+	return nil
+}
+
+// build writes one image's archive unless it holds just that already.
+func (i image) build(root repo) error {
+	folder := root.path(i.root)
+	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
+		progress("image %s skipped: %s is missing; stage its root file system there first", i.name, i.root)
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(folder, i.entrypoint[0])); err != nil {
+		return fmt.Errorf("%w: stage the program there first", err)
+	}
+	content, err := ociArchive(i.name, i.entrypoint, os.DirFS(folder))
+	if err != nil {
+		return err
+	}
+	archive := root.output("images", i.archive+".tar")
+	if current, err := os.ReadFile(archive); err == nil && bytes.Equal(current, content) {
+		return nil
+	}
+	progress("image %s", i.name)
+	// Into a new file, then renamed: nobody imports half an archive.
+	if err := writeFile(archive+".new", content, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(archive+".new", archive)
+}

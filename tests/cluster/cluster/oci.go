@@ -1,0 +1,116 @@
+// The OCI image format, as much of it as an image FROM scratch needs. Buildah would do it, too, but writes below /etc and
+// /var/lib whatever it is told. The same files give the same bytes.
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"runtime"
+)
+
+type object = map[string]any
+
+// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root throughout.
+func ociArchive(name string, entrypoint []string, root fs.FS) ([]byte, error) {
+	layer, err := layerOf(root)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)}
+	var order []string
+	// Every blob lies under its digest; what refers to it says kind, digest and size.
+	blob := func(kind string, content []byte) object {
+		digest := fmt.Sprintf("%x", sha256.Sum256(content))
+		path := "blobs/sha256/" + digest
+		files[path] = content
+		order = append(order, path)
+		return object{"mediaType": kind, "digest": "sha256:" + digest, "size": len(content)}
+	}
+	asBlob := func(kind string, content any) (object, error) {
+		encoded, err := json.Marshal(content)
+		return blob(kind, encoded), err
+	}
+	layerRef := blob("application/vnd.oci.image.layer.v1.tar", layer)
+	config, err := asBlob("application/vnd.oci.image.config.v1+json", object{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": object{"Entrypoint": entrypoint},
+		"rootfs": object{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := asBlob("application/vnd.oci.image.manifest.v1+json", object{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": config, "layers": []object{layerRef},
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The name under which containerd files it.
+	manifest["annotations"] = object{"io.containerd.image.name": name}
+	if files["index.json"], err = json.Marshal(object{"schemaVersion": 2, "manifests": []object{manifest}}); err != nil {
+		return nil, err
+	}
+	var archive bytes.Buffer
+	writer := tar.NewWriter(&archive)
+	for _, path := range append([]string{"oci-layout", "index.json"}, order...) {
+		if err := writer.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(files[path]))}); err != nil {
+			return nil, err
+		}
+		if _, err := writer.Write(files[path]); err != nil {
+			return nil, err
+		}
+	}
+	err = writer.Close()
+	return archive.Bytes(), err
+}
+
+// layerOf packs a root file system, in the order of its paths and without times and owners.
+func layerOf(root fs.FS) ([]byte, error) {
+	var layer bytes.Buffer
+	writer := tar.NewWriter(&layer)
+	err := fs.WalkDir(root, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || path == "." {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		target := ""
+		if info.Mode()&fs.ModeSymlink != 0 {
+			if target, err = fs.ReadLink(root, path); err != nil {
+				return err
+			}
+		}
+		header, err := tar.FileInfoHeader(info, target)
+		if err != nil {
+			return err
+		}
+		clean := &tar.Header{Typeflag: header.Typeflag, Name: path, Linkname: target, Mode: header.Mode, Size: header.Size}
+		if info.IsDir() {
+			clean.Name += "/"
+		}
+		if err := writer.WriteHeader(clean); err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() {
+			return nil
+		}
+		content, err := fs.ReadFile(root, path)
+		if err != nil {
+			return err
+		}
+		_, err = writer.Write(content)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = writer.Close()
+	return layer.Bytes(), err
+}

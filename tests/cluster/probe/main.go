@@ -1,0 +1,218 @@
+// Probe says who reaches whom: a server that tells callers their address, and a dialer that asks such servers.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const usage = `usage:
+  probe serve --listen :8080           answer GET /whoami and POST /dial
+  probe dial --timeout 2s TARGET...    ask each target (ip:port) who we are, and print what came of each
+  probe dial --via IP:PORT TARGET...   have another probe do so
+  probe pause                          wait for a signal; reap orphans
+`
+
+// atOnce bounds how many targets are dialed at a time.
+const atOnce = 64
+
+// identity is the answer of GET /whoami.
+type identity struct {
+	Source string `json:"source"` // the caller's address as seen here
+	Local  string `json:"local"`
+}
+
+// dialRequest is the body of POST /dial.
+type dialRequest struct {
+	Targets   []string `json:"targets"`
+	TimeoutMS int      `json:"timeout_ms"`
+}
+
+// outcome is what became of one target.
+type outcome struct {
+	Target             string `json:"target"`
+	OK                 bool   `json:"ok"`
+	SourceSeenByTarget string `json:"source_seen_by_target"`
+	Error              string `json:"error"`
+}
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+	var err error
+	switch os.Args[1] {
+	case "serve":
+		err = serve(os.Args[2:])
+	case "dial":
+		err = dialCommand(os.Args[2:])
+	case "pause":
+		pause()
+	default:
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "probe: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func serve(args []string) error {
+	flags := flag.NewFlagSet("serve", flag.ExitOnError)
+	listen := flags.String("listen", ":8080", "address to listen on")
+	_ = flags.Parse(args)
+	// Process number 1 of a container ends by a signal only if it asks for it.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	server := &http.Server{Addr: *listen, Handler: handler()}
+	go func() {
+		<-ctx.Done()
+		_ = server.Close()
+	}()
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		return err
+	}
+	return nil
+}
+
+func handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, r *http.Request) {
+		local := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String())})
+	})
+	mux.HandleFunc("POST /dial", func(w http.ResponseWriter, r *http.Request) {
+		request := dialRequest{TimeoutMS: 2000}
+		if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		reply(w, dialAll(r.Context(), request.Targets, time.Duration(request.TimeoutMS)*time.Millisecond))
+	})
+	return mux
+}
+
+func reply(w http.ResponseWriter, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// host is an address without its port, IPv4 in its own form.
+func host(address string) string {
+	bare, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return net.ParseIP(bare).String()
+}
+
+func dialCommand(args []string) error {
+	flags := flag.NewFlagSet("dial", flag.ExitOnError)
+	timeout := flags.Duration("timeout", 2*time.Second, "for each target")
+	via := flags.String("via", "", "the probe (ip:port) that is to dial; empty: this one")
+	_ = flags.Parse(args)
+	ctx := context.Background()
+	if *via == "" {
+		return json.NewEncoder(os.Stdout).Encode(dialAll(ctx, flags.Args(), *timeout))
+	}
+	return dialVia(*via, dialRequest{Targets: flags.Args(), TimeoutMS: int(timeout.Milliseconds())})
+}
+
+// dialVia has another probe dial, and prints its answer as it comes.
+func dialVia(via string, request dialRequest) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	response, err := http.Post("http://"+via+"/dial", "application/json", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", via, response.Status)
+	}
+	_, err = io.Copy(os.Stdout, response.Body)
+	return err
+}
+
+// dialAll asks every target, each over a connection of its own, and answers in their order.
+func dialAll(ctx context.Context, targets []string, timeout time.Duration) []outcome {
+	outcomes := make([]outcome, len(targets))
+	slots := make(chan struct{}, atOnce)
+	var all sync.WaitGroup
+	for i, target := range targets {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			outcomes[i] = dial(ctx, target, timeout)
+		})
+	}
+	all.Wait()
+	return outcomes
+}
+
+func dial(ctx context.Context, target string, timeout time.Duration) outcome {
+	result := outcome{Target: target}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	seen, err := whoami(ctx, target)
+	if err != nil {
+		result.Error = err.Error()
+		return result
+	}
+	result.OK, result.SourceSeenByTarget = true, seen.Source
+	return result
+}
+
+func whoami(ctx context.Context, target string) (identity, error) {
+	var seen identity
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+target+"/whoami", nil)
+	if err != nil {
+		return seen, err
+	}
+	// A connection of before says nothing about now, and a proxy is never meant.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return seen, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return seen, fmt.Errorf("answer %s", response.Status)
+	}
+	return seen, json.NewDecoder(response.Body).Decode(&seen)
+}
+
+// pause holds a pod's namespaces and, where pods share processes, is everybody's parent.
+func pause() {
+	ends, children := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(ends, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(children, syscall.SIGCHLD)
+	for {
+		select {
+		case <-ends:
+			return
+		case <-children:
+			// One signal may stand for several children.
+			for pid := 1; pid > 0; {
+				pid, _ = unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			}
+		}
+	}
+}
