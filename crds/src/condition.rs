@@ -13,7 +13,8 @@ pub const READY: &str = "Ready";
 pub const INTERFACE_FOUND: &str = "InterfaceFound";
 /// Operator, on a `NodeIPAllocation`: the NIC holds as many addresses as the pool's sizing asks for.
 pub const RESERVED: &str = "Reserved";
-/// Operator, on a `NodeIPAllocation`: its reading of the agent. False while the agent hasn't taken up the current `spec`.
+/// Operator, on a `NodeIPAllocation`: its reading of the agent. False while the agent hasn't taken up the current `spec`, or
+/// says of itself in one of [`BY_AGENT`] that something is wrong.
 pub const AGENT_REPORTING: &str = "AgentReporting";
 /// Operator, on a `NodeIPAllocation`: a NIC write is under way or its outcome isn't known. An operator that starts reads
 /// the NIC of each object that carries it.
@@ -31,6 +32,8 @@ pub const RULES_APPLIED: &str = "RulesApplied";
 pub const CNI_INSTALLED: &str = "CNIInstalled";
 /// Agent: True while every assigned address is still in `spec`. False names the pods whose address has been taken away.
 pub const ASSIGNMENTS_BACKED: &str = "AssignmentsBacked";
+/// The types on a `NodeIPAllocation` that its agent applies; all others there are the operator's.
+pub const BY_AGENT: [&str; 4] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED];
 /// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
 pub const VALID: &str = "Valid";
 

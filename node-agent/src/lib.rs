@@ -1,1 +1,26 @@
-//! To be written.
+//! The node agent: keeps a node's ledger supplied, the node's rules in place, and the node's allocation reported.
+//!
+//! ```text
+//!   NodeIPAllocation.spec ── watch ──▶ supply ──▶ ledger ◀── CNI plugin, which never waits for us
+//!                                │                  │
+//!                                ├▶ firewall        ├▶ sweep: what leaked
+//!                                ├▶ sysctl          ▼
+//!                                └▶ install       report ── server-side apply ──▶ NodeIPAllocation.status
+//! ```
+//!
+//! Nothing on the node depends on this process being alive: pods start and stop without it while addresses last, and
+//! whatever it has set up stays when it ends.
+
+pub mod admin;
+pub mod agent;
+pub mod args;
+pub mod cleanup;
+pub mod firewall;
+pub mod install;
+pub mod metrics;
+pub mod report;
+pub mod supply;
+pub mod sweep;
+pub mod sysctl;
+pub mod uplink;
+pub mod watch;

@@ -1,1 +1,40 @@
-//! To be written.
+//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it.
+//!
+//! ```text
+//!   cluster   the machines: bring up, install, run things in them, take down
+//!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
+//!   workload  deployments of probe pods, and what each pod sees of the others
+//!   node      a node's inside: processes, ledger
+//!   story     the main job, step by step; each step gives what it observed
+//! ```
+
+pub mod azure;
+pub mod cluster;
+pub mod node;
+pub mod story;
+pub mod workload;
+
+use std::time::Duration;
+
+/// Looks until `look` gives something, a few times a second; the last error or "not yet" is told when `within` has passed.
+///
+/// # Errors
+/// When it didn't come true in time.
+pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut look: F) -> anyhow::Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = anyhow::Result<Option<T>>>,
+{
+    let deadline = tokio::time::Instant::now() + within;
+    loop {
+        let seen = look().await;
+        if let Ok(Some(value)) = seen {
+            return Ok(value);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let last = seen.err().map_or_else(|| "not yet".to_string(), |error| format!("{error:#}"));
+            anyhow::bail!("{what}: not within {} s: {last}", within.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}

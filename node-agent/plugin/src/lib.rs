@@ -1,1 +1,11 @@
-//! To be written.
+//! The CNI plugin, and what it shares with the node agent: the ledger of the node's addresses and the wiring of pods.
+//!
+//! ```text
+//!   runtime ── CNI ──▶ plugin ──▶ ledger  (which address)  ◀── agent: supplies, reports, sweeps
+//!                        └──────▶ wiring  (veth, routes)   ◀──┘
+//! ```
+
+pub mod cni;
+pub mod ledger;
+pub mod plugin;
+pub mod wiring;

@@ -1,1 +1,38 @@
-//! To be written.
+//! Simulated Azure: ARM and the metadata service over HTTP, as far as an operator of secondary addresses meets them, and the
+//! network that ARM programs.
+//!
+//! ```text
+//!   http ──> fault ──> azure ──┬─> arm  ──> arm/network, arm/compute ──> world (documents, operations, limits)
+//!                              ├─> imds ──────────────────────────────────^
+//!   admin (Unix socket) ───────┤
+//!                              └─> fabric (the kernel): follows the world after each request
+//! ```
+//! `world` and all that works on it are pure: time is an argument, nothing is awaited. What Azure does, and how it is known, is
+//! in the comments; what nobody could find out is marked as such there.
+
+mod admin;
+mod arm;
+mod azure;
+mod fabric;
+mod fault;
+mod http;
+mod imds;
+mod log;
+mod nic;
+mod operation;
+mod reply;
+mod request;
+#[cfg(feature = "schema")]
+pub mod schema;
+mod sim;
+mod subnet;
+mod throttle;
+mod vm;
+mod vnet;
+mod world;
+
+pub use azure::{Azure, Error, NewVm, Peering, Settings, VmInfo};
+pub use fault::{Effect, Fault, Standing};
+pub use log::LogEntry;
+pub use sim::Sim;
+pub use world::{Config, VnetConfig};

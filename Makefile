@@ -1,0 +1,90 @@
+# Everything one does with this project, from a clean Debian 12 that has Rust, Go and make; `make help` lists it.
+#
+# Builds go one after the other, not side by side: cargo and go keep all cores busy by themselves.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help test demo demo-down manifests images images-root build cluster-build setup \
+	check-format check-clippy check-plugin-alone check-go check-chart test-go test-rust
+MAKEFLAGS += --no-print-directory
+
+# `dev` for tests; `release` for images that are to be used (the Dockerfile does).
+PROFILE ?= dev
+TARGET := target/x86_64-unknown-linux-gnu
+OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+IMAGES := target/images
+TOOLS := target/cluster/bin
+# The flags with which `cluster build` compiled Kubernetes: with others, vet and test would compile it again.
+GO := GOFLAGS="-trimpath -buildvcs=false" go
+# Helm built from its module doesn't know which Kubernetes it is for.
+HELM_LINT := $(TOOLS)/helm lint --strict --kube-version 1.36.3 charts/vnetpool
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+test: setup ## every check and every test; the last line is the total
+	@tests/run-all.sh
+
+demo: build images ## simulated Azure, a three-node cluster, and the main job shown on it
+	@$(OUT)/demo
+
+demo-down: ## take the demo's cluster down, also after a crash
+	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
+
+manifests: setup ## write the CRDs anew, after a change in crds/src
+	cargo run --quiet --package vnetpool-crds -- crds/manifests
+	cp crds/manifests/*.yaml charts/vnetpool/crds/
+
+images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads
+	$(TOOLS)/cluster images
+
+# What those above are made of.
+
+setup:
+	@tests/setup.sh cargo
+
+build: setup
+	cargo build --workspace --bins
+
+cluster-build:
+	@tests/setup.sh go
+	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build
+
+# The images' root file systems. They start from scratch: our programs are static. Of Debian there is only nft, whose
+# language for rules is the one stable interface to nftables, with the libraries it loads.
+images-root: setup
+	cargo build --profile $(PROFILE) $(if $(filter dev,$(PROFILE)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
+	cargo build --profile plugin --package vnetpool-plugin
+	rm -rf $(IMAGES).new
+	install -D -t $(IMAGES).new/operator $(OUT)/vnetpool-operator
+	install -D -t $(IMAGES).new/node-agent $(OUT)/vnetpool-node-agent $(TARGET)/plugin/vnetpool
+	cp --parents --dereference /usr/sbin/nft $$(ldd /usr/sbin/nft | grep -o '/[^ ]*') $(IMAGES).new/node-agent
+	chroot $(IMAGES).new/node-agent /usr/sbin/nft --version
+	rm -rf $(IMAGES)
+	mv $(IMAGES).new $(IMAGES)
+
+check-format:
+	cargo fmt --all --check
+	@unformatted=$$(gofmt -l tests/cluster); if [ -n "$$unformatted" ]; then echo "gofmt these: $$unformatted"; exit 1; fi
+
+check-clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+# What a pod waits for stays small: no Kubernetes client and no async runtime in the plugin.
+check-plugin-alone:
+	@if cargo tree --package vnetpool-plugin --edges normal | grep -E '\b(kube|tokio|vnetpool-crds)\b'; then exit 1; fi
+
+check-go:
+	cd tests/cluster && $(GO) vet ./...
+
+check-chart:
+	$(HELM_LINT)
+	$(HELM_LINT) --values tests/cluster/values.yaml
+
+test-go:
+	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
+
+# Cargo takes the packages by name, so what needs a cluster comes last: units, conformance, kernel, admission, story.
+test-rust:
+	cargo test --workspace --no-fail-fast

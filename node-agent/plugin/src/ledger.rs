@@ -1,0 +1,342 @@
+//! The ledger: which addresses this node holds and which sandbox has which, as pure state and transitions.
+//!
+//! Nothing here reads a clock, a file or the kernel: `now` is an argument. [`file::Store`] is the only door to the
+//! copy on disk; the agent supplies it, the plugin assigns and frees.
+//!
+//! ```text
+//!            supply                 assign
+//!   spec ──────────────▶  Free  ──────────────▶ Assigned
+//!                       │  ▲  ▲ ◀────────────── │     │ gone from spec
+//!            relinquish │  │  │      free       │     ▼
+//!                       ▼  │  └── back in ──── Assigned (vanished)
+//!            relinquished  │       spec         │
+//!            (names only)  │                    │ free
+//!                       │  └───── Withdrawn ◀───┘
+//!    gone from spec     ▼
+//!                    forgotten      (a Free entry gone from spec is Withdrawn, too)
+//! ```
+
+pub mod file;
+mod format;
+mod supply;
+#[cfg(test)]
+mod tests;
+
+use std::net::Ipv4Addr;
+
+use serde::Serialize;
+
+pub use format::{Malformed, VERSION};
+pub use supply::{Occupant, Supplied, Supply};
+
+/// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
+pub type Millis = u64;
+
+/// The key of an assignment: one interface of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// CNI_CONTAINERID; empty for an address found in use without a word by whom (`ifname` is then that address).
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+impl Sandbox {
+    /// The name of the host's end of this sandbox's veth pair: `vnp` and 11 hex digits, 14 of the 15 bytes a name has.
+    pub fn host_link(&self) -> String {
+        format!("vnp{:011x}", self.digest() & ((1 << 44) - 1))
+    }
+
+    /// A hash that every release computes alike, since link names and lock offsets come from it: FNV-1a, then
+    /// MurmurHash3's finaliser to spread the last bytes over all bits.
+    pub(crate) fn digest(&self) -> u64 {
+        let bytes = self.container_id.bytes().chain(*b"/").chain(self.ifname.bytes());
+        let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^ (hash >> 33)
+    }
+}
+
+/// The pod a sandbox belongs to, for people and for the status; empty strings if the runtime didn't say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+/// An address the node holds, as published in the spec. Its identity is the name of its ipConfiguration, never used
+/// twice; the address is its attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Empty after a rebuild for an address in use that no spec has named yet.
+    pub name: String,
+    pub address: Ipv4Addr,
+    /// UID of the only pod that may have it: something in Azure is attached to this address.
+    pub attached_to: Option<String>,
+}
+
+/// An entry and what it is used for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub entry: Entry,
+    pub state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// To be assigned once `since` lies a cooldown back; None = not used in this boot.
+    Free {
+        since: Option<Millis>,
+    },
+    Assigned(Assignment),
+    /// Gone from the spec without having been relinquished: not assigned unless it comes back.
+    Withdrawn {
+        since: Option<Millis>,
+    },
+}
+
+/// Who has an entry, and how to see whether they live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    pub sandbox: Sandbox,
+    pub pod: Pod,
+    pub since: Millis,
+    /// Proof of life: the host's end of the sandbox's veth pair, which ends with the sandbox's network namespace.
+    pub link: String,
+    /// The entry has gone from the spec while the pod was using it.
+    pub vanished: bool,
+}
+
+/// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    pub sandbox: Sandbox,
+    pub pod: Pod,
+    pub since: Millis,
+}
+
+/// What [`Ledger::assign`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assign {
+    /// This sandbox's address, now or since earlier.
+    Assigned(Ipv4Addr),
+    /// The sandbox waits in line; an address that cools now is ready at `until`, if there is one.
+    Waiting { until: Option<Millis> },
+}
+
+/// `held` = `assigned` - `vanished` + `cooling` + `free`; the entries under `relinquished` and `withdrawn` are no longer held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub held: u32,
+    pub assigned: u32,
+    pub cooling: u32,
+    pub free: u32,
+    pub waiting: u32,
+    pub relinquished: u32,
+    /// Assigned, but gone from the spec.
+    pub vanished: u32,
+    pub withdrawn: u32,
+}
+
+/// The node's addresses and their use. See the module for the transitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    boot_id: String,
+    node_uid: String,
+    /// UID and generation of the NodeIPAllocation supplied last, so that a stale view of it is told from a new one.
+    object: String,
+    generation: i64,
+    /// Milliseconds from free to assignable.
+    cooldown: Millis,
+    /// When entries new to this ledger were freed, for all we know.
+    freed_at: Option<Millis>,
+    had_first_address: bool,
+    records: Vec<Record>,
+    /// Names given up for release: never assigned, forgotten once the spec has them no more.
+    relinquished: Vec<String>,
+    /// First come first.
+    waiting: Vec<Waiter>,
+}
+
+impl Ledger {
+    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
+    /// may go to its pod. If there is none, or others wait for it, the sandbox waits in line.
+    pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
+        if let Some(address) = self.address_of(sandbox) {
+            return Assign::Assigned(address);
+        }
+        if !self.is_waiting(sandbox) {
+            self.waiting.push(Waiter { sandbox: sandbox.clone(), pod: pod.clone(), since: now });
+        }
+        self.serve(now);
+        match self.address_of(sandbox) {
+            Some(address) => Assign::Assigned(address),
+            None => Assign::Waiting { until: self.next_ready(now) },
+        }
+    }
+
+    /// Takes the sandbox's address back and gives up its place in line. Returns the address it had.
+    pub fn free(&mut self, sandbox: &Sandbox, now: Millis) -> Option<Ipv4Addr> {
+        self.cancel(sandbox);
+        let record = self.records.iter_mut().find(|record| record.is_of(sandbox))?;
+        let State::Assigned(assignment) = &record.state else { return None };
+        record.state = match assignment.vanished {
+            true => State::Withdrawn { since: Some(now) },
+            false => State::Free { since: Some(now) },
+        };
+        Some(record.entry.address)
+    }
+
+    /// Ends the sandbox's waiting, and with it the ADD that waits. Says whether it was waiting.
+    pub fn cancel(&mut self, sandbox: &Sandbox) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiter| waiter.sandbox != *sandbox);
+        self.waiting.len() < before
+    }
+
+    /// Assigns what is ready to those who wait, in the order they came.
+    fn serve(&mut self, now: Millis) {
+        let mut still = Vec::new();
+        for Waiter { sandbox, pod, since } in std::mem::take(&mut self.waiting) {
+            match self.oldest_ready(&pod.uid, now) {
+                Some(index) => {
+                    let link = sandbox.host_link();
+                    let assignment = Assignment { sandbox, pod, since: now, link, vanished: false };
+                    self.records[index].state = State::Assigned(assignment);
+                }
+                None => still.push(Waiter { sandbox, pod, since }),
+            }
+        }
+        self.waiting = still;
+    }
+
+    /// Drops the waiters whose ADD is no more and serves the rest.
+    pub(crate) fn settle(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
+        if !self.waiting.is_empty() {
+            self.waiting.retain(|waiter| is_alive(&waiter.sandbox));
+            self.serve(now);
+        }
+    }
+
+    /// The record to assign next to a pod: what was freed first goes first, what was never used before that.
+    fn oldest_ready(&self, pod_uid: &str, now: Millis) -> Option<usize> {
+        let since = |index: usize| match self.records[index].state {
+            State::Free { since } => since,
+            _ => None,
+        };
+        let mut free: Vec<usize> = (0..self.records.len())
+            .filter(|&index| self.records[index].is_free())
+            .filter(|&index| {
+                self.records[index].entry.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
+            })
+            .collect();
+        free.sort_by_key(|&index| since(index));
+        free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
+    }
+
+    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also stand in
+    /// other records, when it was given back and came again under a new name: their use and cooldown bind this one.
+    fn ready_at(&self, index: usize) -> Option<Millis> {
+        if !self.records[index].is_free() {
+            return None;
+        }
+        let address = self.records[index].entry.address;
+        let mut ready = 0;
+        for record in self.records.iter().filter(|record| record.entry.address == address) {
+            match record.state {
+                State::Assigned(_) => return None,
+                State::Free { since } | State::Withdrawn { since } => {
+                    ready = ready.max(since.map_or(0, |since| since.saturating_add(self.cooldown)));
+                }
+            }
+        }
+        Some(ready)
+    }
+
+    /// When the next address that cools now will be ready.
+    pub fn next_ready(&self, now: Millis) -> Option<Millis> {
+        (0..self.records.len()).filter_map(|index| self.ready_at(index)).filter(|&ready| ready > now).min()
+    }
+
+    /// The counts that status, metrics and planner go by.
+    pub fn counts(&self, now: Millis) -> Counts {
+        let mut counts = Counts {
+            waiting: self.waiting.len() as u32,
+            relinquished: self.relinquished.len() as u32,
+            ..Counts::default()
+        };
+        for (index, record) in self.records.iter().enumerate() {
+            match &record.state {
+                State::Assigned(assignment) => {
+                    counts.assigned += 1;
+                    counts.vanished += u32::from(assignment.vanished);
+                }
+                State::Withdrawn { .. } => counts.withdrawn += 1,
+                State::Free { .. } if self.ready_at(index).is_some_and(|ready| ready <= now) => {
+                    counts.free += 1
+                }
+                State::Free { .. } => counts.cooling += 1,
+            }
+        }
+        counts.held = counts.assigned - counts.vanished + counts.cooling + counts.free;
+        counts
+    }
+
+    /// The address the sandbox has.
+    pub fn address_of(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
+        self.records.iter().find(|record| record.is_of(sandbox)).map(|record| record.entry.address)
+    }
+
+    pub fn is_waiting(&self, sandbox: &Sandbox) -> bool {
+        self.waiting.iter().any(|waiter| waiter.sandbox == *sandbox)
+    }
+
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    pub fn assignments(&self) -> impl Iterator<Item = (&Entry, &Assignment)> {
+        self.records.iter().filter_map(|record| match &record.state {
+            State::Assigned(assignment) => Some((&record.entry, assignment)),
+            _ => None,
+        })
+    }
+
+    /// Those who wait, first come first.
+    pub fn waiting(&self) -> &[Waiter] {
+        &self.waiting
+    }
+
+    /// The names given up for release and still in the spec.
+    pub fn relinquished(&self) -> impl Iterator<Item = &str> {
+        self.relinquished.iter().map(String::as_str)
+    }
+
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    pub fn node_uid(&self) -> &str {
+        &self.node_uid
+    }
+
+    /// Whether the node ever held an address in this boot: from then on it is ready for pods, though it may be full.
+    pub fn had_first_address(&self) -> bool {
+        self.had_first_address
+    }
+}
+
+impl Record {
+    fn is_of(&self, sandbox: &Sandbox) -> bool {
+        matches!(&self.state, State::Assigned(assignment) if assignment.sandbox == *sandbox)
+    }
+
+    fn is_free(&self) -> bool {
+        matches!(self.state, State::Free { .. })
+    }
+}

@@ -1,0 +1,284 @@
+//! The ledger on disk: locks, reading, atomic replacement. [`Store::with`] is the only way to change it.
+//!
+//! The folder holds `ledger`, replaced atomically, and beside it `lock`, which is never replaced or removed. The locks are
+//! OFD byte-range locks on that file, so they end with their holder however it ends: byte 0 is the ledger's, held for
+//! microseconds and never across netlink, network or exec; each sandbox has a byte of its own behind it, held for a whole
+//! verb. Waiting for a lock is bounded.
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Ledger, Malformed, Millis, Sandbox};
+
+#[cfg(test)]
+mod tests;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+    time::{ClockId, clock_gettime},
+};
+
+/// How long to wait for a lock at most.
+pub const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Name of the ledger's file in its folder; each change renames a new one to it.
+pub const LEDGER: &str = "ledger";
+const NEW_LEDGER: &str = "ledger.new";
+const LOCK: &str = "lock";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Only the agent creates a ledger, and it hasn't yet.
+    #[error("{0} doesn't exist: the Vnetpool agent of this node has not created it yet")]
+    Missing(PathBuf),
+    #[error("{0} can't be read as a ledger: {1}; the agent replaces it")]
+    Unreadable(PathBuf, Malformed),
+    #[error("the ledger is of boot {0}, not of this one; the agent replaces it")]
+    OtherBoot(String),
+    #[error("no lock on {0} within {1:?}")]
+    Busy(PathBuf, Duration),
+    #[error("{0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+}
+
+impl Error {
+    /// Whether there is no ledger to work with, so that the agent has to build one; everything else may pass.
+    pub fn needs_rebuild(&self) -> bool {
+        match self {
+            Error::Missing(_) | Error::Unreadable(..) | Error::OtherBoot(_) => true,
+            Error::Busy(..) | Error::Io(..) => false,
+        }
+    }
+}
+
+/// CLOCK_BOOTTIME, the time of everything in the ledger.
+pub fn now() -> Millis {
+    // The clock exists since Linux 2.6.39; without it everything would seem to have been freed just now.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| Duration::from(time).as_millis() as Millis)
+}
+
+/// The kernel's id of this boot.
+pub fn boot_id() -> Result<&'static str, Error> {
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(id);
+    }
+    let read = || -> io::Result<String> {
+        let mut buffer = [0; 64];
+        let length = fs::File::open(BOOT_ID)?.read(&mut buffer)?; // all at once, since every pod waits for it
+        Ok(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned())
+    };
+    let id = read().map_err(|error| Error::Io(BOOT_ID.into(), error))?;
+    Ok(ID.get_or_init(|| id))
+}
+
+/// The folder with a node's ledger and its locks. Every call opens what it needs, since locks belong to the open file:
+/// so one Store can serve many threads.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// None: the boot that the kernel names here.
+    boot_id: Option<String>,
+}
+
+/// Held for a whole verb on one sandbox; released when dropped.
+#[derive(Debug)]
+pub struct SandboxLock(Lock);
+
+/// No verb runs on this node while this is held.
+#[derive(Debug)]
+pub struct Quiet {
+    store: Store,
+    _lock: Lock,
+}
+
+/// An open lock file; closing it releases the range locked through it.
+#[derive(Debug)]
+struct Lock {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Store {
+    /// The ledger in this folder. Touches nothing: folder and lock file are made when first needed.
+    pub fn at(dir: impl Into<PathBuf>) -> Store {
+        Store { dir: dir.into(), boot_id: None }
+    }
+
+    /// The same folder, in this boot of the node: for the agent, whose container may show another boot's id than the node's
+    /// plugins see.
+    pub fn of_boot(self, boot_id: impl Into<String>) -> Store {
+        Store { boot_id: Some(boot_id.into()), ..self }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves those who wait first come first
+    /// served, and writes if anything changed. `f` must not do I/O: everybody on the node waits for it.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
+        let _lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
+        let before = self.load()?;
+        let mut ledger = self.parse(&before)?;
+        let now = now();
+        ledger.settle(now, |sandbox| self.is_held(sandbox));
+        let value = f(&mut ledger, now);
+        ledger.settle(now, |sandbox| self.is_held(sandbox));
+        self.replace(&ledger, &before)?;
+        Ok(value)
+    }
+
+    /// The ledger as it stands, without those waiting whose ADD is no more. Takes no lock: the file is replaced
+    /// atomically.
+    pub fn read(&self) -> Result<Ledger, Error> {
+        let mut ledger = self.parse(&self.load()?)?;
+        ledger.waiting.retain(|waiter| self.is_held(&waiter.sandbox));
+        Ok(ledger)
+    }
+
+    /// Waits until no verb runs on this node, and keeps them from starting. For the agent, which builds a ledger from
+    /// what is wired: with a verb halfway it would miss an address that is just being put into use.
+    pub fn quiesce(&self) -> Result<Quiet, Error> {
+        Ok(Quiet { store: self.clone(), _lock: self.lock(Range::ALL_SANDBOXES, LOCK_WAIT)? })
+    }
+
+    /// The sandbox's lock, waited for at most for `wait`; with zero it is only tried.
+    pub fn lock_sandbox(&self, sandbox: &Sandbox, wait: Duration) -> Result<SandboxLock, Error> {
+        self.lock(Range::of(sandbox), wait).map(SandboxLock)
+    }
+
+    /// Whether a verb runs on this sandbox. When that can't be told, the answer is yes.
+    pub fn is_held(&self, sandbox: &Sandbox) -> bool {
+        let test = || -> io::Result<bool> {
+            let file = fs::File::open(self.dir.join(LOCK))?;
+            let mut request = Range::of(sandbox).request();
+            fcntl(&file, FcntlArg::F_OFD_GETLK(&mut request))?;
+            Ok(i32::from(request.l_type) != libc::F_UNLCK)
+        };
+        test().unwrap_or(true)
+    }
+
+    /// Takes a lock by trying again: F_OFD_SETLKW can't be bounded without signals, which a library must leave alone.
+    /// The nap doesn't grow, so that who has waited long has the same chance as who has just come.
+    fn lock(&self, range: Range, wait: Duration) -> Result<Lock, Error> {
+        let path = self.dir.join(LOCK);
+        let file = self.open_lock_file(&path).map_err(|error| Error::Io(path.clone(), error))?;
+        let mut deadline = None;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range.request())) {
+                Ok(_) => return Ok(Lock { file, path }),
+                Err(Errno::EAGAIN | Errno::EACCES | Errno::EINTR) => {}
+                Err(errno) => return Err(Error::Io(path, errno.into())),
+            }
+            if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + wait) {
+                return Err(Error::Busy(path, wait));
+            }
+            thread::sleep(range.nap());
+        }
+    }
+
+    fn open_lock_file(&self, path: &Path) -> io::Result<fs::File> {
+        let open = || {
+            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        };
+        open().or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => fs::create_dir_all(&self.dir).and_then(|()| open()),
+            _ => Err(error),
+        })
+    }
+
+    fn load(&self) -> Result<Vec<u8>, Error> {
+        let path = self.dir.join(LEDGER);
+        fs::read(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Missing(path),
+            _ => Error::Io(path, error),
+        })
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Result<Ledger, Error> {
+        let unreadable = |malformed| Error::Unreadable(self.dir.join(LEDGER), malformed);
+        let text = str::from_utf8(bytes).map_err(|_| unreadable(Malformed::Line(1)))?;
+        let ledger = Ledger::from_text(text).map_err(unreadable)?;
+        let this_boot = match &self.boot_id {
+            Some(id) => id,
+            None => boot_id()?,
+        };
+        if ledger.boot_id != this_boot {
+            return Err(Error::OtherBoot(ledger.boot_id));
+        }
+        Ok(ledger)
+    }
+
+    /// Puts the ledger in place of the one that reads `before`. Whoever dies in here leaves the old one or the new one;
+    /// no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the ledger's lock.
+    fn replace(&self, ledger: &Ledger, before: &[u8]) -> Result<(), Error> {
+        let (new, path) = (self.dir.join(NEW_LEDGER), self.dir.join(LEDGER));
+        let text = ledger.to_text();
+        if text.as_bytes() == before {
+            return Ok(());
+        }
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|error| Error::Io(path, error))
+    }
+}
+
+impl SandboxLock {
+    /// Whether this lock is still the one that others would meet: false once somebody has removed the lock file, and
+    /// with it the agent may have built a ledger without waiting for this verb.
+    pub fn is_current(&self) -> bool {
+        let Lock { file, path } = &self.0;
+        match (file.metadata(), fs::metadata(path)) {
+            (Ok(held), Ok(met)) => (held.dev(), held.ino()) == (met.dev(), met.ino()),
+            _ => false,
+        }
+    }
+}
+
+impl Quiet {
+    /// Puts a new ledger in place, whatever was there before.
+    pub fn create(self, ledger: &Ledger) -> Result<(), Error> {
+        let _lock = self.store.lock(Range::LEDGER, LOCK_WAIT)?;
+        self.store.replace(ledger, &[])
+    }
+}
+
+/// Bytes of the lock file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    start: i64,
+    /// As fcntl has it: 0 reaches to the end of all files.
+    len: i64,
+}
+
+impl Range {
+    const LEDGER: Range = Range { start: 0, len: 1 };
+    const ALL_SANDBOXES: Range = Range { start: 1, len: 0 };
+
+    fn of(sandbox: &Sandbox) -> Range {
+        Range { start: 1 + (sandbox.digest() >> 2) as i64, len: 1 }
+    }
+
+    fn request(self) -> libc::flock {
+        libc::flock {
+            l_type: libc::F_WRLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: self.start,
+            l_len: self.len,
+            l_pid: 0, // must be 0 for OFD locks
+        }
+    }
+
+    /// About what a holder needs: a transaction, or the netlink calls of a verb.
+    fn nap(self) -> Duration {
+        Duration::from_micros(if self == Range::LEDGER { 200 } else { 1000 })
+    }
+}

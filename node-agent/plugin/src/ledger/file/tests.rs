@@ -1,0 +1,158 @@
+//! The file and its locks, with several users in one process: locks belong to open files, not to processes.
+
+use std::{sync::mpsc, thread};
+
+use super::*;
+use crate::ledger::{Assign, Entry, Pod, Supply};
+
+/// Short enough for a test, long enough to tell waiting from trying.
+const SHORT: Duration = Duration::from_millis(30);
+
+struct Folder {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Folder {
+    /// A ledger with this many addresses.
+    fn holding(count: u8) -> Folder {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        store.quiesce().unwrap().create(&ledger(count)).unwrap();
+        Folder { dir, store }
+    }
+}
+
+fn ledger(count: u8) -> Ledger {
+    let entry = |number| Entry {
+        name: format!("vnp-{number}"),
+        address: [10, 0, 0, number].into(),
+        attached_to: None,
+    };
+    let supply = Supply {
+        object: "allocation".to_owned(),
+        generation: 1,
+        node_uid: "node".to_owned(),
+        boot_id: boot_id().unwrap().to_owned(),
+        cooldown: Duration::ZERO,
+        entries: (1..=count).map(entry).collect(),
+    };
+    Ledger::rebuild(boot_id().unwrap(), &[], &[], &supply, None, now())
+}
+
+fn sandbox(number: usize) -> Sandbox {
+    Sandbox { container_id: format!("container{number}"), ifname: "eth0".to_owned() }
+}
+
+fn is_busy<T: std::fmt::Debug>(result: Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Busy(..)))
+}
+
+#[test]
+fn a_sandbox_lock_excludes_that_sandbox_only_and_ends_with_its_holder() {
+    let Folder { store, dir: _dir } = Folder::holding(0);
+    let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    assert!(is_busy(store.lock_sandbox(&sandbox(1), SHORT)));
+    assert!(store.is_held(&sandbox(1)));
+    drop(store.lock_sandbox(&sandbox(2), Duration::ZERO).unwrap());
+    assert!(!store.is_held(&sandbox(2)));
+    drop(held);
+    drop(store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap());
+}
+
+#[test]
+fn waiting_for_the_ledger_is_bounded() {
+    let Folder { store, dir: _dir } = Folder::holding(0);
+    let _lock = store.lock(Range::LEDGER, Duration::ZERO).unwrap();
+    assert!(is_busy(store.lock(Range::LEDGER, SHORT)));
+    drop(store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap());
+}
+
+#[test]
+fn a_quiet_node_runs_no_verb() {
+    let Folder { store, dir: _dir } = Folder::holding(0);
+    let verb = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    assert!(is_busy(store.lock(Range::ALL_SANDBOXES, SHORT)), "a verb is running");
+    drop(verb);
+    let quiet = store.quiesce().unwrap();
+    assert!(is_busy(store.lock_sandbox(&sandbox(2), SHORT)));
+    quiet.create(&ledger(1)).unwrap();
+    store.lock_sandbox(&sandbox(2), Duration::ZERO).unwrap();
+}
+
+#[test]
+fn transactions_of_many_at_once_do_not_lose_each_others_changes() {
+    let Folder { store, dir: _dir } = Folder::holding(40);
+    thread::scope(|scope| {
+        for part in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in part * 10..part * 10 + 10 {
+                    let assign =
+                        store.with(|ledger, now| ledger.assign(&sandbox(number), &Pod::default(), now));
+                    assert!(matches!(assign, Ok(Assign::Assigned(_))), "{assign:?}");
+                }
+            });
+        }
+    });
+    assert_eq!(store.read().unwrap().counts(now()).assigned, 40);
+}
+
+#[test]
+fn a_transaction_that_changes_nothing_writes_nothing() {
+    let Folder { store, dir } = Folder::holding(1);
+    let inode = || fs::metadata(dir.path().join(LEDGER)).unwrap().ino();
+    let before = inode();
+    store.with(|_, _| ()).unwrap();
+    assert_eq!(inode(), before);
+    store.with(|ledger, now| ledger.assign(&sandbox(1), &Pod::default(), now)).unwrap();
+    assert_ne!(inode(), before, "a change replaces the file");
+}
+
+#[test]
+fn who_supplies_serves_those_who_wait_and_live() {
+    let Folder { store, dir: _dir } = Folder::holding(1);
+    // Both wait, since the only address is given to a third; the first is dead: nobody holds its lock.
+    let (dead, alive, third) = (sandbox(1), sandbox(2), sandbox(3));
+    let _lock = store.lock_sandbox(&alive, Duration::ZERO).unwrap();
+    store.with(|ledger, now| ledger.assign(&third, &Pod::default(), now)).unwrap();
+    store
+        .with(|ledger, now| [&dead, &alive].map(|sandbox| ledger.assign(sandbox, &Pod::default(), now)))
+        .unwrap();
+    assert_eq!(store.read().unwrap().waiting().len(), 1, "the dead one doesn't count");
+    store.with(|ledger, now| ledger.free(&third, now)).unwrap();
+    assert!(store.read().unwrap().address_of(&alive).is_some());
+}
+
+#[test]
+fn a_lock_file_that_was_removed_is_noticed_by_its_holder() {
+    let Folder { store, dir } = Folder::holding(0);
+    let lock = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    assert!(lock.is_current());
+    fs::remove_file(dir.path().join(LOCK)).unwrap();
+    assert!(!lock.is_current());
+    let _other = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    assert!(!lock.is_current());
+}
+
+#[test]
+fn who_waits_for_a_lock_gets_it_when_it_is_released() {
+    let Folder { store, dir: _dir } = Folder::holding(0);
+    let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    let (done, is_done) = mpsc::channel();
+    let waiter =
+        thread::spawn(move || done.send(store.lock_sandbox(&sandbox(1), LOCK_WAIT).is_ok()).unwrap());
+    drop(held);
+    assert!(is_done.recv().unwrap());
+    waiter.join().unwrap();
+}
+
+#[test]
+fn only_what_needs_a_new_ledger_makes_the_agent_build_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path());
+    let missing = store.read().unwrap_err();
+    assert!(matches!(missing, Error::Missing(_)) && missing.needs_rebuild());
+    let busy = Error::Busy(dir.path().to_owned(), SHORT);
+    assert!(!busy.needs_rebuild());
+}

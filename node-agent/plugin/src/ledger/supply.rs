@@ -1,0 +1,179 @@
+//! The agent's half of the ledger: taking over what the spec says, giving entries up, building a ledger anew.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use super::{Assignment, Entry, Ledger, Millis, Pod, Record, Sandbox, State};
+
+/// What one version of a NodeIPAllocation's spec says about this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Supply {
+    /// `metadata.uid` of the object.
+    pub object: String,
+    /// `metadata.generation`: grows with every change of the spec.
+    pub generation: i64,
+    pub node_uid: String,
+    /// `spec.bootID`: the boot for which the operator has read the NIC.
+    pub boot_id: String,
+    pub cooldown: Duration,
+    pub entries: Vec<Entry>,
+}
+
+/// What became of a [`Supply`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supplied {
+    Applied,
+    /// An older generation than the ledger has seen: nothing changed. Without this a late event could bring an entry
+    /// back that was relinquished, removed from the NIC and forgotten.
+    Stale,
+    /// The spec is not of this boot: nothing changed.
+    OtherBoot,
+}
+
+/// A sandbox found on the node itself: a host link of ours and the address behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Occupant {
+    pub sandbox: Sandbox,
+    pub pod: Pod,
+    pub address: Ipv4Addr,
+    /// The host link.
+    pub link: String,
+}
+
+impl Ledger {
+    /// A ledger from the three sources there are, in the order of their authority: addresses in use on the node are
+    /// assigned, whatever the others say; relinquished names are never supplied again; then comes the spec.
+    ///
+    /// `freed_at` is when the addresses not in use were freed, for all we know: None on the first ledger of a boot
+    /// (whatever used them ended with the boot before), `Some(now)` when an earlier one of this boot may have been lost.
+    pub fn rebuild(
+        boot_id: &str,
+        occupants: &[Occupant],
+        relinquished: &[String],
+        supply: &Supply,
+        freed_at: Option<Millis>,
+        now: Millis,
+    ) -> Ledger {
+        let mut ledger = Ledger {
+            boot_id: boot_id.to_owned(),
+            node_uid: supply.node_uid.clone(),
+            object: supply.object.clone(),
+            generation: supply.generation,
+            cooldown: millis(supply.cooldown),
+            freed_at,
+            had_first_address: false,
+            records: Vec::new(),
+            relinquished: relinquished.to_vec(),
+            waiting: Vec::new(),
+        };
+        for occupant in occupants {
+            ledger.adopt(occupant, now);
+        }
+        ledger.supply(supply);
+        ledger
+    }
+
+    /// Takes over the spec: new entries become free; a relinquished one that is gone is forgotten; any other that is
+    /// gone is withdrawn if free and kept under its pod if assigned; one that comes back is as it was.
+    pub fn supply(&mut self, supply: &Supply) -> Supplied {
+        let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
+        if *object == self.object && *generation < self.generation {
+            return Supplied::Stale;
+        }
+        if *boot_id != self.boot_id {
+            return Supplied::OtherBoot;
+        }
+        self.object.clone_from(object);
+        self.generation = *generation;
+        self.node_uid.clone_from(node_uid);
+        self.cooldown = millis(*cooldown);
+
+        self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
+        for record in &mut self.records {
+            if !entries.iter().any(|entry| is_same(entry, &record.entry)) {
+                record.vanish();
+            }
+        }
+        for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
+            match self.records.iter_mut().find(|record| is_same(entry, &record.entry)) {
+                Some(record) => record.come_back(entry),
+                None => self
+                    .records
+                    .push(Record { entry: entry.clone(), state: State::Free { since: self.freed_at } }),
+            }
+        }
+        self.had_first_address |= !self.records.is_empty();
+        Supplied::Applied
+    }
+
+    /// Takes what is held beyond `target` out of circulation, as far as it is free, has cooled and has nothing
+    /// attached: the entries freed longest ago first. There is no way back, since the operator may already be removing
+    /// them. Returns their names.
+    pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
+        let surplus = self.counts(now).held.saturating_sub(target);
+        let mut names = Vec::new();
+        for _ in 0..surplus {
+            // No pod has the empty UID, so an attached entry is never found here.
+            let Some(index) = self.oldest_ready("", now) else { break };
+            names.push(self.records.remove(index).entry.name);
+        }
+        self.relinquished.extend_from_slice(&names);
+        names
+    }
+
+    /// Assigns an address to the sandbox that uses it on the node without the ledger knowing. Says whether it did:
+    /// not if the sandbox or the address is assigned already.
+    pub fn adopt(&mut self, occupant: &Occupant, now: Millis) -> bool {
+        let Occupant { sandbox, pod, address, link } = occupant;
+        let is_taken = self
+            .assignments()
+            .any(|(entry, assignment)| assignment.sandbox == *sandbox || entry.address == *address);
+        if is_taken {
+            return false;
+        }
+        self.cancel(sandbox);
+        let assignment = |vanished| {
+            let (sandbox, pod, link) = (sandbox.clone(), pod.clone(), link.clone());
+            State::Assigned(Assignment { sandbox, pod, since: now, link, vanished })
+        };
+        match self.records.iter_mut().find(|record| record.entry.address == *address) {
+            Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),
+            None => {
+                let entry = Entry { name: String::new(), address: *address, attached_to: None };
+                self.records.push(Record { entry, state: assignment(true) });
+            }
+        }
+        self.had_first_address = true;
+        true
+    }
+}
+
+impl Record {
+    /// The spec no longer has this entry, and it was not relinquished.
+    fn vanish(&mut self) {
+        match &mut self.state {
+            State::Assigned(assignment) => assignment.vanished = true,
+            State::Free { since } => self.state = State::Withdrawn { since: *since },
+            State::Withdrawn { .. } => {}
+        }
+    }
+
+    /// The spec has this entry, perhaps again.
+    fn come_back(&mut self, entry: &Entry) {
+        self.entry.clone_from(entry);
+        match &mut self.state {
+            State::Assigned(assignment) => assignment.vanished = false,
+            State::Withdrawn { since } => self.state = State::Free { since: *since },
+            State::Free { .. } => {}
+        }
+    }
+}
+
+/// Whether the spec's entry is the one of a record; a record from a rebuild, in use and yet unnamed, takes the name
+/// the spec has for its address.
+fn is_same(published: &Entry, recorded: &Entry) -> bool {
+    published.address == recorded.address && (recorded.name.is_empty() || published.name == recorded.name)
+}
+
+fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}

@@ -1,0 +1,302 @@
+//! The rules of the ledger, one by one and under any sequence of events.
+
+mod properties;
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use super::*;
+
+const BOOT: &str = "this-boot";
+const COOLDOWN: Millis = 30_000;
+/// Long after boot, so that a cooldown lies behind.
+const START: Millis = 1_000_000;
+
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, number)
+}
+
+fn entry(number: u8) -> Entry {
+    Entry { name: format!("vnp-{number}"), address: address(number), attached_to: None }
+}
+
+fn supply(generation: i64, numbers: &[u8]) -> Supply {
+    Supply {
+        object: "allocation".to_owned(),
+        generation,
+        node_uid: "node".to_owned(),
+        boot_id: BOOT.to_owned(),
+        cooldown: Duration::from_millis(COOLDOWN),
+        entries: numbers.iter().copied().map(entry).collect(),
+    }
+}
+
+/// A ledger on the first start of a node.
+fn holding(numbers: &[u8]) -> Ledger {
+    Ledger::rebuild(BOOT, &[], &[], &supply(1, numbers), None, START)
+}
+
+fn sandbox(number: u8) -> Sandbox {
+    Sandbox { container_id: format!("container{number}"), ifname: "eth0".to_owned() }
+}
+
+fn pod(number: u8) -> Pod {
+    Pod { namespace: "default".to_owned(), name: format!("pod{number}"), uid: format!("uid{number}") }
+}
+
+fn occupant(number: u8, address: Ipv4Addr) -> Occupant {
+    Occupant { sandbox: sandbox(number), pod: pod(number), address, link: sandbox(number).host_link() }
+}
+
+fn assign(ledger: &mut Ledger, number: u8, now: Millis) -> Option<Ipv4Addr> {
+    match ledger.assign(&sandbox(number), &pod(number), now) {
+        Assign::Assigned(address) => Some(address),
+        Assign::Waiting { .. } => None,
+    }
+}
+
+#[test]
+fn the_same_sandbox_gets_the_same_address_again() {
+    let mut ledger = holding(&[1, 2]);
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
+    assert_eq!(ledger.counts(START).assigned, 1);
+}
+
+#[test]
+fn a_cooling_address_is_not_free() {
+    let mut ledger = holding(&[1]);
+    assign(&mut ledger, 7, START);
+    assert_eq!(ledger.free(&sandbox(7), START + 1), Some(address(1)));
+    let counts = ledger.counts(START + COOLDOWN);
+    assert_eq!((counts.cooling, counts.free), (1, 0));
+    let ready = START + 1 + COOLDOWN;
+    assert_eq!(ledger.assign(&sandbox(8), &pod(8), ready - 1), Assign::Waiting { until: Some(ready) });
+    assert_eq!(assign(&mut ledger, 8, ready), Some(address(1)));
+}
+
+#[test]
+fn addresses_go_out_in_the_order_in_which_they_were_freed() {
+    let mut ledger = holding(&[1, 2, 3]);
+    for number in [1, 2, 3] {
+        assign(&mut ledger, number, START);
+    }
+    for (number, now) in [(2, START + 1), (3, START + 2), (1, START + 3)] {
+        ledger.free(&sandbox(number), now);
+    }
+    let later = START + 3 + COOLDOWN;
+    let order: Vec<_> =
+        [7, 8, 9].into_iter().filter_map(|number| assign(&mut ledger, number, later)).collect();
+    assert_eq!(order, [address(2), address(3), address(1)]);
+}
+
+#[test]
+fn those_who_wait_are_served_first_come_first_served() {
+    let mut ledger = holding(&[]);
+    for number in [7, 8, 9] {
+        assert_eq!(assign(&mut ledger, number, START), None);
+    }
+    ledger.supply(&supply(2, &[1, 2]));
+    // A newcomer doesn't get ahead of them.
+    assert_eq!(assign(&mut ledger, 10, START), None);
+    assert_eq!(ledger.address_of(&sandbox(7)), Some(address(1)));
+    assert_eq!(ledger.address_of(&sandbox(8)), Some(address(2)));
+    let waiting: Vec<_> = ledger.waiting().iter().map(|waiter| waiter.sandbox.clone()).collect();
+    assert_eq!(waiting, [sandbox(9), sandbox(10)]);
+}
+
+#[test]
+fn a_waiter_whose_add_is_dead_is_passed_over() {
+    let mut ledger = holding(&[]);
+    assign(&mut ledger, 7, START);
+    assign(&mut ledger, 8, START);
+    ledger.supply(&supply(2, &[1]));
+    ledger.settle(START, |alive| *alive == sandbox(8));
+    assert_eq!(ledger.address_of(&sandbox(8)), Some(address(1)));
+    assert!(ledger.waiting().is_empty());
+}
+
+#[test]
+fn freeing_a_sandbox_ends_its_waiting() {
+    let mut ledger = holding(&[]);
+    assign(&mut ledger, 7, START);
+    assert_eq!(ledger.free(&sandbox(7), START), None);
+    assert!(!ledger.is_waiting(&sandbox(7)));
+}
+
+#[test]
+fn the_surplus_is_relinquished_oldest_first_and_never_handed_out_again() {
+    let mut ledger = holding(&[1, 2, 3, 4]);
+    for number in [1, 2, 3] {
+        assign(&mut ledger, number, START);
+    }
+    ledger.free(&sandbox(2), START + 1);
+    ledger.free(&sandbox(1), START + 2);
+    let cooled = START + 1 + COOLDOWN;
+    // 4 was never used, 2 has cooled, 1 is still cooling, 3 is in use.
+    assert_eq!(ledger.relinquish(0, cooled), ["vnp-4", "vnp-2"]);
+    assert_eq!(ledger.counts(cooled).held, 2);
+    // The spec still has them, until the operator has taken them off the NIC.
+    ledger.supply(&supply(2, &[1, 2, 3, 4]));
+    assert_eq!(ledger.relinquished().collect::<Vec<_>>(), ["vnp-4", "vnp-2"]);
+    let later = cooled + COOLDOWN;
+    assert_eq!(assign(&mut ledger, 7, later), Some(address(1)));
+    assert_eq!(assign(&mut ledger, 8, later), None);
+}
+
+#[test]
+fn what_is_held_up_to_the_target_is_kept() {
+    let mut ledger = holding(&[1, 2, 3]);
+    assert_eq!(ledger.relinquish(2, START), ["vnp-1"]);
+    assert_eq!(ledger.relinquish(2, START), Vec::<String>::new());
+}
+
+#[test]
+fn a_relinquished_entry_is_forgotten_once_the_spec_has_it_no_more() {
+    let mut ledger = holding(&[1, 2]);
+    ledger.relinquish(1, START);
+    ledger.supply(&supply(2, &[2]));
+    assert_eq!(ledger.relinquished().count(), 0);
+    assert_eq!(ledger.counts(START).withdrawn, 0);
+}
+
+#[test]
+fn a_late_view_of_the_spec_does_not_bring_a_forgotten_entry_back() {
+    let mut ledger = holding(&[1, 2]);
+    ledger.relinquish(1, START);
+    assert_eq!(ledger.supply(&supply(3, &[2])), Supplied::Applied);
+    let before = ledger.clone();
+    assert_eq!(ledger.supply(&supply(2, &[1, 2])), Supplied::Stale);
+    assert_eq!(ledger, before);
+}
+
+#[test]
+fn a_spec_of_another_boot_changes_nothing() {
+    let mut ledger = holding(&[1]);
+    let before = ledger.clone();
+    let other = Supply { boot_id: "other-boot".to_owned(), ..supply(2, &[1, 2]) };
+    assert_eq!(ledger.supply(&other), Supplied::OtherBoot);
+    assert_eq!(ledger, before);
+}
+
+#[test]
+fn a_free_entry_gone_from_the_spec_is_withdrawn_until_it_comes_back() {
+    let mut ledger = holding(&[1, 2]);
+    ledger.supply(&supply(2, &[2]));
+    assert_eq!(ledger.counts(START), Counts { held: 1, free: 1, withdrawn: 1, ..Counts::default() });
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(2)));
+    assert_eq!(assign(&mut ledger, 8, START), None);
+    ledger.supply(&supply(3, &[1, 2]));
+    assert_eq!(assign(&mut ledger, 8, START), Some(address(1)));
+}
+
+#[test]
+fn an_assigned_entry_gone_from_the_spec_is_kept_and_withdrawn_when_freed() {
+    let mut ledger = holding(&[1]);
+    assign(&mut ledger, 7, START);
+    ledger.supply(&supply(2, &[]));
+    assert_eq!(ledger.counts(START), Counts { assigned: 1, vanished: 1, ..Counts::default() });
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
+    ledger.free(&sandbox(7), START);
+    assert_eq!(ledger.counts(START), Counts { withdrawn: 1, ..Counts::default() });
+}
+
+#[test]
+fn an_assigned_entry_that_comes_back_is_a_normal_one_again() {
+    let mut ledger = holding(&[1]);
+    assign(&mut ledger, 7, START);
+    ledger.supply(&supply(2, &[]));
+    ledger.supply(&supply(3, &[1]));
+    ledger.free(&sandbox(7), START);
+    assert_eq!(ledger.counts(START), Counts { held: 1, cooling: 1, ..Counts::default() });
+}
+
+#[test]
+fn a_vanished_entry_is_no_surplus() {
+    let mut ledger = holding(&[1, 2, 3]);
+    assign(&mut ledger, 7, START);
+    ledger.supply(&supply(2, &[2, 3]));
+    assert_eq!(ledger.relinquish(2, START), Vec::<String>::new());
+}
+
+#[test]
+fn an_address_under_a_new_name_waits_for_the_pod_that_has_it_under_the_old_one() {
+    let mut ledger = holding(&[1]);
+    assign(&mut ledger, 7, START);
+    let again = Entry { name: "vnp-again".to_owned(), ..entry(1) };
+    ledger.supply(&Supply { entries: vec![again], ..supply(2, &[]) });
+    assert_eq!(assign(&mut ledger, 8, START), None);
+    ledger.free(&sandbox(7), START);
+    assert_eq!(
+        assign(&mut ledger, 8, START + COOLDOWN - 1),
+        None,
+        "its cooldown counts for the new name, too"
+    );
+    assert_eq!(assign(&mut ledger, 8, START + COOLDOWN), Some(address(1)));
+}
+
+#[test]
+fn an_entry_with_something_attached_is_for_its_pod_only_and_not_relinquished() {
+    let attached = Entry { attached_to: Some("uid9".to_owned()), ..entry(1) };
+    let entries = Supply { entries: vec![attached], ..supply(2, &[]) };
+    let mut ledger = holding(&[]);
+    ledger.supply(&entries);
+    assert_eq!(assign(&mut ledger, 8, START), None);
+    assert_eq!(ledger.relinquish(0, START), Vec::<String>::new());
+    assert_eq!(assign(&mut ledger, 9, START), Some(address(1)), "though another pod waits");
+}
+
+#[test]
+fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
+    let wired = [occupant(7, address(1)), occupant(8, address(9))];
+    let relinquished = ["vnp-2".to_owned()];
+    let mut ledger = Ledger::rebuild(BOOT, &wired, &relinquished, &supply(5, &[1, 2, 3]), Some(START), START);
+    assert_eq!(ledger.address_of(&sandbox(7)), Some(address(1)));
+    assert_eq!(ledger.address_of(&sandbox(8)), Some(address(9)));
+    let counts =
+        Counts { held: 2, assigned: 2, cooling: 1, relinquished: 1, vanished: 1, ..Counts::default() };
+    assert_eq!(ledger.counts(START), counts);
+    // What is free may have been freed a moment ago, before the ledger was lost.
+    assert_eq!(assign(&mut ledger, 9, START + COOLDOWN - 1), None);
+    assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), Some(address(3)));
+}
+
+#[test]
+fn a_ledger_rebuilt_before_the_operator_has_seen_this_boot_remembers_what_was_relinquished() {
+    let old = Supply { boot_id: "boot before".to_owned(), ..supply(5, &[1, 2]) };
+    let mut ledger = Ledger::rebuild(BOOT, &[], &["vnp-1".to_owned()], &old, None, START);
+    assert_eq!(ledger.counts(START), Counts { relinquished: 1, ..Counts::default() });
+    assert!(!ledger.had_first_address());
+    ledger.supply(&supply(6, &[1, 2]));
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(2)));
+    assert_eq!(assign(&mut ledger, 8, START), None);
+}
+
+#[test]
+fn the_spec_names_an_address_that_was_found_in_use() {
+    let mut ledger = Ledger::rebuild(BOOT, &[occupant(7, address(1))], &[], &supply(1, &[]), None, START);
+    assert_eq!(ledger.counts(START).vanished, 1);
+    ledger.supply(&supply(2, &[1]));
+    let names: Vec<_> = ledger.assignments().map(|(entry, _)| entry.name.clone()).collect();
+    assert_eq!(names, ["vnp-1"]);
+    assert_eq!(ledger.counts(START).vanished, 0);
+}
+
+#[test]
+fn an_address_or_sandbox_that_is_assigned_is_not_adopted() {
+    let mut ledger = holding(&[1, 2]);
+    assign(&mut ledger, 7, START);
+    assert!(!ledger.adopt(&occupant(8, address(1)), START));
+    assert!(!ledger.adopt(&occupant(7, address(2)), START));
+    assert!(ledger.adopt(&occupant(8, address(2)), START));
+}
+
+#[test]
+fn link_names_and_lock_offsets_stay_the_same_in_every_release() {
+    let sandbox = Sandbox { container_id: "0123456789abcdef".repeat(4), ifname: "eth0".to_owned() };
+    assert_eq!(sandbox.digest(), PINNED_DIGEST);
+    assert_eq!(sandbox.host_link(), format!("vnp{:011x}", PINNED_DIGEST & 0xfff_ffff_ffff));
+    assert_eq!(sandbox.host_link().len(), 14);
+}
+
+/// Of the sandbox in the test above, as the first release computed it.
+const PINNED_DIGEST: u64 = 0x49f3fd2f12c38602;

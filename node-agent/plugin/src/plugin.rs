@@ -1,0 +1,265 @@
+//! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end, and the
+//! ledger's only for each transaction, never while it talks to the kernel.
+
+mod log;
+mod wait;
+
+use std::{
+    collections::HashSet,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    cni::{self, Request, Verb, Versions, Wired, code},
+    ledger::{
+        Pod, Sandbox,
+        file::{self, LOCK_WAIT, SandboxLock, Store},
+    },
+    wiring::{self, Identity, Netns},
+};
+
+use log::Line;
+
+/// How long an ADD waits for an address: the kubelet takes a runtime for dead that is silent for 30 s.
+const ADDRESS_WAIT: Duration = Duration::from_secs(20);
+/// How often a DEL looks whether the verb it waits for is an ADD that it can cancel.
+const CANCEL_EVERY: Duration = Duration::from_millis(10);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Ledger(#[from] file::Error),
+    #[error(
+        "the node has had no free address for {0:?}; the operator reserves more, unless the pool's or Azure's maximum is reached: see `kubectl describe nodeipallocation`"
+    )]
+    NoAddress(Duration),
+    #[error("a DEL of the same sandbox came while this ADD was waiting for an address")]
+    Cancelled,
+    #[error("can't watch {path}: {source}")]
+    Watch { path: PathBuf, source: std::io::Error },
+    #[error("the lock file was removed while this ADD was running, so its address may have been given away")]
+    LockLost,
+    #[error(transparent)]
+    Wiring(#[from] wiring::Error),
+    #[error("the ledger has {} for this sandbox, the runtime expects {expected}", found.map_or("no address".to_owned(), |found| found.to_string()))]
+    OtherAddress { expected: Ipv4Addr, found: Option<Ipv4Addr> },
+    #[error("the sandbox is not wired as ADD left it: {}", .0.join("; "))]
+    Damaged(Vec<String>),
+    #[error("this node has not had an address for pods yet: {0}")]
+    NotReady(String),
+    /// The first error decides; the others came up while cleaning up or going on after it.
+    #[error("{first}")]
+    Several { first: Box<Error>, others: Vec<Error> },
+}
+
+impl Error {
+    fn code(&self) -> u32 {
+        match self {
+            Error::Ledger(_)
+            | Error::NoAddress(_)
+            | Error::Cancelled
+            | Error::Watch { .. }
+            | Error::LockLost => code::TRY_AGAIN_LATER,
+            Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
+            Error::Wiring(_) => code::WIRING,
+            Error::OtherAddress { .. } | Error::Damaged(_) => code::DAMAGED,
+            Error::NotReady(_) => code::NOT_READY,
+            Error::Several { first, .. } => first.code(),
+        }
+    }
+
+    fn into_cni(self, version: cni::Version) -> cni::Error {
+        let (code, msg) = (self.code(), self.to_string());
+        let details = match self {
+            Error::Several { others, .. } => {
+                others.iter().map(Error::to_string).collect::<Vec<_>>().join("; ")
+            }
+            _ => String::new(),
+        };
+        cni::Error { version, code, msg, details }
+    }
+
+    /// This error with those that came up after it.
+    fn and(self, others: impl IntoIterator<Item = Error>) -> Error {
+        let others: Vec<Error> = others.into_iter().collect();
+        if others.is_empty() { self } else { Error::Several { first: Box::new(self), others } }
+    }
+}
+
+/// What the process prints on standard output, and its exit code.
+#[derive(Debug)]
+pub struct Answer {
+    pub stdout: Vec<u8>,
+    pub exit_code: i32,
+}
+
+/// One call of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
+pub fn run(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
+    let request = match Request::parse(env, stdin) {
+        Ok(request) => request,
+        Err(error) => return Answer::failure(&error),
+    };
+    let Request { version, state_dir, verb } = request;
+    let mut line = Line::new(verb.name());
+    let store = Store::at(state_dir);
+    let done = match verb {
+        Verb::Add { sandbox, pod, netns, mtu } => {
+            line.about(&sandbox, &pod);
+            add(&store, &sandbox, &pod, &netns, mtu, &mut line).map(|address| {
+                let host_link = sandbox.host_link();
+                let host = (host_link.as_str(), wiring::HOST_MAC);
+                let pod = (sandbox.ifname.as_str(), wiring::pod_mac(address));
+                Answer::success(&Wired::new(version, address, wiring::GATEWAY, host, pod, netns))
+            })
+        }
+        Verb::Del { sandbox, pod } => {
+            line.about(&sandbox, &pod);
+            del(&store, &sandbox, &mut line).map(|()| Answer::EMPTY)
+        }
+        Verb::Check { sandbox, pod, netns, expected } => {
+            line.about(&sandbox, &pod);
+            check(&store, &sandbox, &netns, expected).map(|()| Answer::EMPTY)
+        }
+        Verb::Status => status(&store).map(|()| Answer::EMPTY),
+        Verb::Gc { valid } => gc(&store, &valid).map(|()| Answer::EMPTY),
+        Verb::Version => Ok(Answer::success(&Versions::new(version))),
+    };
+    let done = done.map_err(|error| error.into_cni(version));
+    line.write(store.dir(), done.as_ref().err());
+    done.unwrap_or_else(|error| Answer::failure(&error))
+}
+
+impl Answer {
+    const EMPTY: Answer = Answer { stdout: Vec::new(), exit_code: 0 };
+
+    fn success(document: &impl serde::Serialize) -> Answer {
+        match serde_json::to_vec(document) {
+            Ok(stdout) => Answer { stdout, exit_code: 0 },
+            Err(error) => {
+                Answer::failure(&cni::Error::new(code::IO, format!("can't write the answer: {error}")))
+            }
+        }
+    }
+
+    fn failure(error: &cni::Error) -> Answer {
+        Answer { stdout: serde_json::to_vec(error).unwrap_or_default(), exit_code: 1 }
+    }
+}
+
+/// Gives the sandbox an address and wires it. A second ADD gives the same again.
+fn add(
+    store: &Store,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    netns: &Path,
+    mtu: Option<u32>,
+    line: &mut Line,
+) -> Result<Ipv4Addr, Error> {
+    let netns = Netns::open(netns)?;
+    let lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
+    line.phase("lock");
+    let address = wait::address(store, sandbox, pod, ADDRESS_WAIT)?;
+    line.address(address);
+    line.phase("ledger");
+    let identity = Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
+    let wired = wiring::connect(&netns, &identity, mtu).map_err(Error::from);
+    line.phase("wiring");
+    // The agent builds a ledger from what is wired once no verb runs, but it can't see us if our lock has gone.
+    let wired = wired.and_then(|()| if lock.is_current() { Ok(()) } else { Err(Error::LockLost) });
+    match wired {
+        Ok(()) => Ok(address),
+        Err(error) => Err(error.and(silence_and_free(store, sandbox).err())),
+    }
+}
+
+/// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any number of times.
+fn del(store: &Store, sandbox: &Sandbox, line: &mut Line) -> Result<(), Error> {
+    let _lock = lock_and_cancel(store, sandbox)?;
+    line.phase("lock");
+    let freed = silence_and_free(store, sandbox)?;
+    line.phase("silence and free");
+    freed.into_iter().for_each(|address| line.address(address));
+    Ok(())
+}
+
+/// First nothing can be sent or received any more, then the address is free: in this order, whatever breaks off. Without
+/// a ledger there is nothing to free, and the agent will find nothing in use. Under the sandbox's lock.
+fn silence_and_free(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
+    wiring::disconnect(&sandbox.host_link())?;
+    match store.with(|ledger, now| ledger.free(sandbox, now)) {
+        Err(error) if error.needs_rebuild() => Ok(None),
+        result => Ok(result?),
+    }
+}
+
+/// The sandbox's lock, for a DEL: an ADD that holds it while it waits for an address is made to give up.
+fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Error> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    let mut wait = Duration::ZERO;
+    loop {
+        match store.lock_sandbox(sandbox, wait) {
+            Err(file::Error::Busy(..)) if Instant::now() < deadline => {}
+            result => return Ok(result?),
+        }
+        if store.read().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {
+            store.with(|ledger, _| ledger.cancel(sandbox))?;
+        }
+        wait = CANCEL_EVERY;
+    }
+}
+
+/// Compares what is there with what ADD left; repairs nothing.
+fn check(store: &Store, sandbox: &Sandbox, netns: &Path, expected: Ipv4Addr) -> Result<(), Error> {
+    let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
+    let found = store.read()?.address_of(sandbox);
+    if found != Some(expected) {
+        return Err(Error::OtherAddress { expected, found });
+    }
+    let damage = wiring::damage(&Netns::open(netns)?, sandbox, expected)?;
+    if damage.is_empty() { Ok(()) } else { Err(Error::Damaged(damage)) }
+}
+
+/// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node that is
+/// merely full, or whose ledger is being built anew, must not have its pods evicted.
+fn status(store: &Store) -> Result<(), Error> {
+    let reason = match store.read() {
+        Ok(ledger) if ledger.had_first_address() => return Ok(()),
+        Ok(_) => "the operator has published none".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let is_new = wiring::host_links().is_ok_and(|links| links.is_empty());
+    if is_new { Err(Error::NotReady(reason)) } else { Ok(()) }
+}
+
+/// Frees the addresses of the sandboxes that the runtime no longer knows: each under its own lock, silenced first, and
+/// only if it had its address before this GC began. One that a verb is working on is left alone. Goes on past errors.
+fn gc(store: &Store, valid: &HashSet<Sandbox>) -> Result<(), Error> {
+    let started = file::now();
+    let ledger = match store.read() {
+        Err(error) if error.needs_rebuild() => return Ok(()),
+        result => result?,
+    };
+    let garbage = ledger.assignments().map(|(_, assignment)| &assignment.sandbox).filter(|sandbox| {
+        // One without a container is an address found in use by we know not whom: the agent's matter.
+        !sandbox.container_id.is_empty() && !valid.contains(sandbox)
+    });
+    let collect = |sandbox: &Sandbox| -> Result<(), Error> {
+        let _lock = match store.lock_sandbox(sandbox, Duration::ZERO) {
+            Err(file::Error::Busy(..)) => return Ok(()),
+            result => result?,
+        };
+        let ledger = store.read()?;
+        let is_old = |since| since <= started;
+        if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {
+            silence_and_free(store, sandbox)?;
+        }
+        Ok(())
+    };
+    let mut errors = garbage.filter_map(|sandbox| collect(sandbox).err());
+    match errors.next() {
+        Some(first) => Err(first.and(errors)),
+        None => Ok(()),
+    }
+}

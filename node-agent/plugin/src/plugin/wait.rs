@@ -1,0 +1,129 @@
+//! An ADD's way to an address: at once if there is one, else in line, woken when the ledger changes.
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+
+use super::Error;
+use crate::ledger::{
+    Assign, Pod, Sandbox,
+    file::{Store, now},
+};
+
+/// Looked at least this often, should a change go unseen (the folder may be removed and made anew).
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The sandbox's address. Waits for one for `wait` at most. The caller holds the sandbox's lock: others tell by it that
+/// this place in line is not that of a process that died.
+pub(super) fn address(
+    store: &Store,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    wait: Duration,
+) -> Result<Ipv4Addr, Error> {
+    if let Assign::Assigned(address) = store.with(|ledger, now| ledger.assign(sandbox, pod, now))? {
+        return Ok(address);
+    }
+    let deadline = Instant::now() + wait;
+    let changes = Changes::watch(store)?;
+    loop {
+        let ledger = store.read()?;
+        if let Some(address) = ledger.address_of(sandbox) {
+            return Ok(address); // the agent, or whoever came by, has served us
+        }
+        if !ledger.is_waiting(sandbox) {
+            return Err(Error::Cancelled);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || ledger.counts(now()).free > 0 {
+            let served = store.with(|ledger, now| match ledger.address_of(sandbox) {
+                None if !ledger.is_waiting(sandbox) => Err(Error::Cancelled),
+                None if left.is_zero() => {
+                    ledger.cancel(sandbox);
+                    Err(Error::NoAddress(wait))
+                }
+                address => Ok(address.or_else(|| match ledger.assign(sandbox, pod, now) {
+                    Assign::Assigned(address) => Some(address),
+                    Assign::Waiting { .. } => None,
+                })),
+            })??;
+            if let Some(address) = served {
+                return Ok(address);
+            }
+        }
+        let now = now();
+        let until_ready = ledger.next_ready(now).map(|ready| Duration::from_millis(ready - now));
+        changes.wait(left.min(LOOK_EVERY).min(until_ready.unwrap_or(LOOK_EVERY)))?;
+    }
+}
+
+/// Changes in the ledger's folder.
+struct Changes {
+    inotify: Inotify,
+    store: Store,
+}
+
+impl Changes {
+    fn watch(store: &Store) -> Result<Changes, Error> {
+        let failed = |errno: Errno| Error::Watch { path: store.dir().to_owned(), source: errno.into() };
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
+        // A new ledger is moved in. Not IN_CLOSE_WRITE: that would be every lock taken and every line logged.
+        let events = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
+        inotify.add_watch(store.dir(), events).map_err(failed)?;
+        Ok(Changes { inotify, store: store.clone() })
+    }
+
+    /// Returns after a change since the last call, or after `timeout`.
+    fn wait(&self, timeout: Duration) -> Result<(), Error> {
+        let failed = |errno: Errno| Error::Watch { path: self.store.dir().to_owned(), source: errno.into() };
+        // Rounded up: what becomes ready in half a millisecond isn't ready now.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Ledger, Supply, file::boot_id};
+
+    #[test]
+    fn an_add_gives_up_its_place_in_line_when_its_time_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        let nothing = Supply {
+            object: "allocation".to_owned(),
+            generation: 1,
+            node_uid: "node".to_owned(),
+            boot_id: boot_id().unwrap().to_owned(),
+            cooldown: Duration::ZERO,
+            entries: Vec::new(),
+        };
+        let ledger = Ledger::rebuild(boot_id().unwrap(), &[], &[], &nothing, None, now());
+        store.quiesce().unwrap().create(&ledger).unwrap();
+
+        let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
+        let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
+        let refused = address(&store, &sandbox, &Pod::default(), Duration::from_millis(50));
+        assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");
+        assert!(!store.read().unwrap().is_waiting(&sandbox));
+    }
+}

@@ -1,0 +1,191 @@
+//! The wiring of a pod (`routed`): a veth pair, /32 routes and one fixed neighbour; nothing else of the node is touched.
+//!
+//! ```text
+//!   pod's namespace                          node's namespace
+//!   eth0  10.1.2.3/32  ◀───── veth pair ─────▶  vnp0123456789a   MAC 02:76:6e:70:00:01
+//!     169.254.1.1 dev eth0 (scope link)           10.1.2.3 dev vnp… (scope link)
+//!     default via 169.254.1.1
+//!     169.254.1.1 is at 02:76:6e:70:00:01, permanently
+//! ```
+//!
+//! No address of the node is on the host's end, and 169.254.1.1 belongs to nobody: every packet goes by the fixed
+//! neighbour entry, so the pod never asks by ARP. The host's end carries in its alias who is wired to which address, so
+//! that the agent can build a ledger from the kernel alone.
+
+mod inspect;
+mod netlink;
+mod netns;
+
+use std::{io, net::Ipv4Addr, os::fd::AsRawFd, path::PathBuf};
+
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use nix::{errno::Errno, net::if_::if_nametoindex};
+
+use netlink::{Change, Destination, Netlink, link_named};
+
+pub use inspect::{HostLink, Identity, damage, host_links};
+pub use netns::Netns;
+
+/// The next hop of every pod.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// MAC of every host end: locally administered, then "vnp" and 0001. Fixed because udev rewrites the random ones that
+/// the kernel picks, after the pod has learnt them; the same for all, since no two of them share a wire.
+pub const HOST_MAC: [u8; 6] = [0x02, b'v', b'n', b'p', 0x00, 0x01];
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("can't {what}: {errno}")]
+    Kernel { what: &'static str, errno: Errno },
+    #[error("CNI_NETNS {path}: {source}")]
+    Netns { path: PathBuf, source: io::Error },
+    #[error("the pod's network namespace already has an interface {0} that is not of this sandbox")]
+    InterfaceExists(String),
+    #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
+    AddressRouted(Ipv4Addr),
+    #[error("can't turn off IPv6 on {link}: {source}")]
+    Sysctl { link: String, source: io::Error },
+}
+
+impl Error {
+    fn kernel(what: &'static str, error: io::Error) -> Error {
+        Error::Kernel { what, errno: Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)) }
+    }
+
+    fn is(&self, expected: Errno) -> bool {
+        matches!(self, Error::Kernel { errno, .. } if *errno == expected)
+    }
+}
+
+/// MAC of a pod's end: locally administered `0a:58`, then its address, as several container networks have it.
+pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// Wires the sandbox to its address. What an earlier ADD of this sandbox left is used if it is whole, else replaced.
+/// On failure some of the wiring may be there: [`disconnect`] silences it.
+pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>) -> Result<(), Error> {
+    let host_link = identity.sandbox.host_link();
+    let mut host = Netlink::open()?;
+    match create_pair(&mut host, netns, identity, &host_link, mtu) {
+        Err(error) if error.is(Errno::EEXIST) => {
+            if damage(netns, &identity.sandbox, identity.address)?.is_empty() {
+                return Ok(());
+            }
+            delete_link(&mut host, link_named(&host_link))?;
+            create_pair(&mut host, netns, identity, &host_link, mtu).map_err(|error| {
+                let is_taken = error.is(Errno::EEXIST);
+                if is_taken { Error::InterfaceExists(identity.sandbox.ifname.clone()) } else { error }
+            })?;
+        }
+        result => result?,
+    }
+    // The node's side first: while it lacks the route, no pod answers to the address; and a route that is already
+    // there stops us before there is a second one.
+    disable_ipv6(&host_link)?;
+    let link = index_of(&host_link)?;
+    let mut up = link_up(link);
+    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+    let address = Destination::Host(identity.address);
+    host.apply([
+        Change::set_link("set up the host's end of the veth pair", up),
+        Change::new_route("add the node's route to the pod", link, address, None),
+    ])
+    .map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(identity.address) } else { error })?;
+
+    netns.inside(|| {
+        let link = index_of(&identity.sandbox.ifname)?;
+        Netlink::open()?.apply([
+            Change::set_link("set up the pod's end of the veth pair", link_up(link)),
+            Change::new_address("add the pod's address", link, identity.address),
+            Change::new_route("add the pod's route to its gateway", link, Destination::Host(GATEWAY), None),
+            Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
+            Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
+        ])
+    })
+}
+
+/// Silences the sandbox behind a host link: takes the link down, which takes its routes with it, so no other
+/// sandbox's; and clears the identity on it, so that it no longer counts as holding an address. The link itself stays:
+/// deleting it costs about 20 ms, and it goes with the pod's namespace. Ok if the link is gone.
+pub fn disconnect(host_link: &str) -> Result<(), Error> {
+    let mut down = link_named(host_link);
+    down.header.change_mask = LinkFlags::Up;
+    down.attributes.push(LinkAttribute::IfAlias(String::new()));
+    match Netlink::open()?.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
+        Err(error) if error.is(Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+/// Deletes a host link and with it the pod's end; takes about 20 ms. Ok if the link is gone. By its index, because an ADD may
+/// have put another link in its place under the same name since it was seen.
+pub fn delete_host_link(index: u32) -> Result<(), Error> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    delete_link(&mut Netlink::open()?, link)
+}
+
+fn delete_link(netlink: &mut Netlink, link: LinkMessage) -> Result<(), Error> {
+    match netlink.apply([Change::delete_link("delete the host's end of the veth pair", link)]) {
+        Err(error) if error.is(Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+/// Creates the pair with its far end directly in the pod's namespace; moving a link there would cost 16 to 20 ms under
+/// the RTNL lock. One queue each way: there is one for each CPU otherwise. Both ends are down, since the kernel refuses to
+/// create a far end that is up.
+fn create_pair(
+    netlink: &mut Netlink,
+    netns: &Netns,
+    identity: &Identity,
+    host_link: &str,
+    mtu: Option<u32>,
+) -> Result<(), Error> {
+    let end = |name: &str, mac: [u8; 6]| {
+        let mut message = link_named(name);
+        message.attributes.extend([
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
+        ]);
+        message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+        message
+    };
+    let mut peer = end(&identity.sandbox.ifname, pod_mac(identity.address));
+    peer.attributes.push(LinkAttribute::NetNsFd(netns.pod().as_raw_fd()));
+
+    let mut pair = end(host_link, HOST_MAC);
+    pair.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    netlink.apply([Change::new_link("create the veth pair", pair)])
+}
+
+/// Before the link is up: the node then has no IPv6 address towards the pod, and takes no router advertisement from it,
+/// with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without IPv6 is fine.
+fn disable_ipv6(link: &str) -> Result<(), Error> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Sysctl { link: link.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn link_up(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
+}
+
+fn index_of(link: &str) -> Result<u32, Error> {
+    if_nametoindex(link).map_err(|errno| Error::Kernel { what: "find the new link", errno })
+}

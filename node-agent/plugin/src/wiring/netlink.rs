@@ -1,0 +1,310 @@
+//! A synchronous rtnetlink socket: a batch of changes in one system call, one object, or a whole dump.
+
+use std::{io, net::Ipv4Addr};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+        RouteType,
+    },
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+use super::Error;
+
+/// Messages are aligned to four bytes within a datagram.
+const ALIGN: usize = 4;
+/// What the kernel fills at most in one datagram of a dump.
+const BUFFER: usize = 32 * 1024;
+/// A dump that something changed meanwhile is taken again, this often at most.
+const DUMPS: usize = 20;
+
+/// A change to ask of the kernel.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// What it does, for the error.
+    what: &'static str,
+    flags: u16,
+    message: RouteNetlinkMessage,
+}
+
+impl Change {
+    pub(super) fn new_link(what: &'static str, message: LinkMessage) -> Change {
+        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewLink(message) }
+    }
+
+    pub(super) fn set_link(what: &'static str, message: LinkMessage) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::SetLink(message) }
+    }
+
+    pub(super) fn delete_link(what: &'static str, link: LinkMessage) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelLink(link) }
+    }
+
+    /// `address`/32 on a link.
+    pub(super) fn new_address(what: &'static str, link: u32, address: Ipv4Addr) -> Change {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = 32;
+        message.header.index = link;
+        message.attributes =
+            vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewAddress(message) }
+    }
+
+    /// A route that must not exist yet: to what is directly on the link, or through a gateway on it.
+    pub(super) fn new_route(
+        what: &'static str,
+        link: u32,
+        to: Destination,
+        gateway: Option<Ipv4Addr>,
+    ) -> Change {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: AddressFamily::Inet,
+            destination_prefix_length: to.prefix_len(),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Static,
+            scope: if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
+            kind: RouteType::Unicast,
+            ..RouteHeader::default()
+        };
+        message.attributes.push(RouteAttribute::Oif(link));
+        if let Destination::Host(address) = to {
+            message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        }
+        if let Some(gateway) = gateway {
+            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        }
+        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewRoute(message) }
+    }
+
+    /// A neighbour that is never asked for.
+    pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = link;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        Change {
+            what,
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+            message: RouteNetlinkMessage::NewNeighbour(message),
+        }
+    }
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Destination {
+    Host(Ipv4Addr),
+    Default,
+}
+
+impl Destination {
+    fn prefix_len(self) -> u8 {
+        match self {
+            Destination::Host(_) => 32,
+            Destination::Default => 0,
+        }
+    }
+
+    pub(super) fn is_of(self, route: &RouteMessage) -> bool {
+        let found = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(Destination::Host(*address)),
+            _ => None,
+        });
+        route.header.destination_prefix_length == self.prefix_len()
+            && found.unwrap_or(Destination::Default) == self
+    }
+}
+
+/// A message that names a link.
+pub(super) fn link_named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+/// A socket that acts in the network namespace in which it was opened.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    pub(super) fn open() -> Result<Netlink, Error> {
+        let socket =
+            Socket::new(NETLINK_ROUTE).map_err(|error| Error::kernel("open a netlink socket", error))?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// Makes the changes in their order, all in one system call. The kernel goes on after one that fails, so a batch
+    /// must be one whose later changes do no harm without the earlier. Returns the first failure.
+    pub(super) fn apply<const N: usize>(&mut self, changes: [Change; N]) -> Result<(), Error> {
+        let first = self.sequence + 1;
+        let mut what = [""; N];
+        let mut bytes = Vec::with_capacity(1024);
+        for (index, Change { what: name, flags, message }) in changes.into_iter().enumerate() {
+            what[index] = name;
+            // A failure is always reported, success only of the last: one answer to read for the whole batch.
+            let ack = if index + 1 == N { NLM_F_ACK } else { 0 };
+            self.push(&mut bytes, NLM_F_REQUEST | flags | ack, message);
+        }
+        self.send(&bytes, what[0])?;
+        let last = self.sequence;
+        let mut failure = Ok(());
+        let mut is_done = false;
+        while !is_done {
+            self.receive(what[0], |message| {
+                let sequence = message.header.sequence_number;
+                if let NetlinkPayload::Error(error) = message.payload {
+                    if let (Some(code), true) = (error.code, failure.is_ok()) {
+                        let index = sequence.wrapping_sub(first) as usize;
+                        let errno = Errno::from_raw(-code.get());
+                        failure = Err(Error::Kernel { what: what.get(index).copied().unwrap_or(""), errno });
+                    }
+                    is_done |= sequence == last;
+                }
+            })?;
+        }
+        failure
+    }
+
+    /// The link of this name, if there is one.
+    pub(super) fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
+        match self.get("look up a link", RouteNetlinkMessage::GetLink(link_named(name))) {
+            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+            Ok(_) => Ok(None),
+            Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The route that packets to this address take, if any.
+    pub(super) fn route_to(&mut self, address: Ipv4Addr) -> Result<Option<RouteMessage>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message.header.flags = RouteFlags::FibMatch; // the route itself, not the resolved path
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        match self.get("look up a route", RouteNetlinkMessage::GetRoute(message)) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
+            Ok(_) => Ok(None),
+            Err(Error::Kernel { errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn get(
+        &mut self,
+        what: &'static str,
+        message: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, Error> {
+        let mut bytes = Vec::new();
+        self.push(&mut bytes, NLM_F_REQUEST, message);
+        self.send(&bytes, what)?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.receive(what, |message| match message.payload {
+                NetlinkPayload::InnerMessage(inner) => answer = Some(Ok(inner)),
+                NetlinkPayload::Error(error) => {
+                    let errno = Errno::from_raw(error.code.map_or(0, |code| -code.get()));
+                    answer = Some(Err(Error::Kernel { what, errno }));
+                }
+                _ => {}
+            })?;
+        }
+        answer.unwrap_or(Err(Error::Kernel { what, errno: Errno::ENODATA }))
+    }
+
+    /// All objects of the kind that `message` asks for.
+    pub(super) fn dump(
+        &mut self,
+        what: &'static str,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMPS {
+            if let Some(found) = self.dump_once(what, message.clone())? {
+                return Ok(found);
+            }
+        }
+        Err(Error::Kernel { what, errno: Errno::EINTR })
+    }
+
+    /// None if something changed during the dump, so that it may be incomplete.
+    fn dump_once(
+        &mut self,
+        what: &'static str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
+        let mut bytes = Vec::new();
+        self.push(&mut bytes, NLM_F_REQUEST | NLM_F_DUMP, message);
+        self.send(&bytes, what)?;
+        let (mut found, mut is_whole, mut end) = (Vec::new(), true, None);
+        while end.is_none() {
+            self.receive(what, |message| {
+                is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::Done(done) => end = Some(done.code),
+                    NetlinkPayload::Error(error) => end = Some(error.code.map_or(0, |code| code.get())),
+                    _ => {}
+                }
+            })?;
+        }
+        match end {
+            Some(code) if code < 0 => Err(Error::Kernel { what, errno: Errno::from_raw(-code) }),
+            _ => Ok(is_whole.then_some(found)),
+        }
+    }
+
+    fn push(&mut self, bytes: &mut Vec<u8>, flags: u16, message: RouteNetlinkMessage) {
+        self.sequence += 1;
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len().next_multiple_of(ALIGN), 0);
+        message.serialize(&mut bytes[start..]);
+    }
+
+    fn send(&self, bytes: &[u8], what: &'static str) -> Result<(), Error> {
+        let kernel = SocketAddr::new(0, 0);
+        self.socket.send_to(bytes, &kernel, 0).map(drop).map_err(|error| Error::kernel(what, error))
+    }
+
+    /// Reads one datagram and hands over each message in it.
+    fn receive(
+        &self,
+        what: &'static str,
+        mut take: impl FnMut(NetlinkMessage<RouteNetlinkMessage>),
+    ) -> Result<(), Error> {
+        let mut buffer = Vec::with_capacity(BUFFER);
+        self.socket.recv(&mut buffer, 0).map_err(|error| Error::kernel(what, error))?;
+        let mut rest = &buffer[..];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| {
+                Error::kernel(what, io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+            })?;
+            let length = (message.header.length as usize).next_multiple_of(ALIGN);
+            rest = rest.get(length..).unwrap_or(&[]);
+            take(message);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+//! The plugin on a real kernel: nodes and pods are network namespaces, the plugin is the program that is shipped.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // clippy takes only `#[test]` functions for tests, not what they share
+
+mod crashes;
+mod node;
+mod verbs;
+mod waiting;
+mod wiring;

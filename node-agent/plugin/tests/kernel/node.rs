@@ -1,0 +1,253 @@
+//! A node in a network namespace of its own, with pods in theirs, and the plugin run in it as a runtime would.
+
+use std::{
+    fs,
+    io::Write,
+    net::Ipv4Addr,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+use vnetpool_plugin::ledger::{
+    Entry, Ledger, Sandbox, Supply,
+    file::{self, Store},
+};
+
+/// The node's own address.
+pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
+
+/// A fresh network namespace, deleted when dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    pub fn new() -> Namespace {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // The first `ip netns add` of a machine sets /run/netns up, and two at once get in each other's way.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        assert!(is_root, "this creates network namespaces: run it as root");
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace { name: format!("vnp-test-{}-{count}", std::process::id()) };
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        ip(&format!("netns add {}", namespace.name));
+        namespace
+    }
+
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Runs `f` in a thread inside this namespace.
+    pub fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(self.path()).unwrap();
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                f()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs `ip` with these arguments on this namespace and returns what it prints.
+    pub fn ip(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.name))
+    }
+
+    /// Ends the namespace now.
+    pub fn delete(self) {}
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A pod's sandbox: its id and its namespace.
+#[derive(Debug)]
+pub struct Pod {
+    pub id: String,
+    pub netns: Namespace,
+}
+
+impl Pod {
+    pub fn new(id: &str) -> Pod {
+        Pod { id: id.to_owned(), netns: Namespace::new() }
+    }
+
+    pub fn sandbox(&self) -> Sandbox {
+        Sandbox { container_id: self.id.clone(), ifname: "eth0".to_owned() }
+    }
+}
+
+/// What the plugin printed and how it ended.
+#[derive(Debug)]
+pub struct Answer {
+    pub document: Value,
+    pub is_success: bool,
+}
+
+impl Answer {
+    fn of(output: Output) -> Answer {
+        let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        Answer { document, is_success: output.status.success() }
+    }
+
+    /// The address in the result of an ADD that must have succeeded.
+    pub fn address(&self) -> Ipv4Addr {
+        assert!(self.is_success, "{}", self.document);
+        let address = self.document["ips"][0]["address"].as_str().unwrap();
+        address.strip_suffix("/32").unwrap().parse().unwrap()
+    }
+
+    /// The code of the error that there must have been.
+    pub fn code(&self) -> u64 {
+        assert!(!self.is_success, "{}", self.document);
+        self.document["code"].as_u64().unwrap()
+    }
+
+    pub fn message(&self) -> &str {
+        self.document["msg"].as_str().unwrap_or_default()
+    }
+
+    #[track_caller]
+    pub fn succeeds(&self) {
+        assert!(self.is_success, "{}", self.document);
+    }
+}
+
+/// A node: its namespace and its folder.
+#[derive(Debug)]
+pub struct Node {
+    pub netns: Namespace,
+    pub dir: tempfile::TempDir,
+    pub store: Store,
+}
+
+impl Node {
+    /// A node without a ledger.
+    pub fn new() -> Node {
+        let netns = Namespace::new();
+        netns.ip("link set lo up");
+        netns.ip("link add eth0 type veth peer name wire");
+        netns.ip(&format!("address add {NODE}/20 dev eth0"));
+        netns.ip("link set eth0 up");
+        netns.inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap(); // a tmpfs, like /run
+        let store = Store::at(dir.path());
+        Node { netns, dir, store }
+    }
+
+    /// A node that holds this many addresses, none of which was ever used.
+    pub fn holding(count: u8) -> Node {
+        let node = Node::new();
+        let ledger =
+            Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, count), None, file::now());
+        node.store.quiesce().unwrap().create(&ledger).unwrap();
+        node
+    }
+
+    pub fn ledger(&self) -> Ledger {
+        self.store.read().unwrap()
+    }
+
+    pub fn config(&self) -> Value {
+        json!({ "cniVersion": "1.0.0", "name": "vnetpool", "type": "vnetpool", "stateDir": self.dir.path() })
+    }
+
+    /// Starts the plugin inside the node.
+    pub fn start(&self, verb: &str, id: &str, netns: &Path, config: &Value) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vnetpool"));
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", netns)
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=uid-{id}"),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        // A child is born in the namespace of the thread that starts it.
+        let mut child = self.netns.inside(|| command.spawn().unwrap());
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        child
+    }
+
+    pub fn run(&self, verb: &str, id: &str, netns: &Path, config: &Value) -> Answer {
+        Answer::of(self.start(verb, id, netns, config).wait_with_output().unwrap())
+    }
+
+    pub fn start_add(&self, pod: &Pod) -> Child {
+        self.start("ADD", &pod.id, &pod.netns.path(), &self.config())
+    }
+
+    pub fn add(&self, pod: &Pod) -> Answer {
+        finish(self.start_add(pod))
+    }
+
+    pub fn del(&self, pod: &Pod) -> Answer {
+        self.run("DEL", &pod.id, &pod.netns.path(), &self.config())
+    }
+
+    /// CHECK with the address that ADD returned.
+    pub fn check(&self, pod: &Pod, address: Ipv4Addr) -> Answer {
+        let mut config = self.config();
+        config["prevResult"] =
+            json!({ "cniVersion": "1.0.0", "ips": [{ "address": format!("{address}/32") }] });
+        self.run("CHECK", &pod.id, &pod.netns.path(), &config)
+    }
+}
+
+pub fn finish(child: Child) -> Answer {
+    Answer::of(child.wait_with_output().unwrap())
+}
+
+/// A spec of this generation with this many addresses: vnp-1 is 10.240.1.1 and so on, without a cooldown.
+pub fn supply(generation: i64, count: u8) -> Supply {
+    let entry = |number: u8| Entry {
+        name: format!("vnp-{number}"),
+        address: Ipv4Addr::new(10, 240, 1, number),
+        attached_to: None,
+    };
+    Supply {
+        object: "allocation".to_owned(),
+        generation,
+        node_uid: "node".to_owned(),
+        boot_id: file::boot_id().unwrap().to_owned(),
+        cooldown: Duration::ZERO,
+        entries: (1..=count).map(entry).collect(),
+    }
+}
+
+/// Waits until this holds.
+#[track_caller]
+pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

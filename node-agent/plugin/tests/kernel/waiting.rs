@@ -1,0 +1,79 @@
+//! ADDs that find nothing to assign.
+
+use crate::node::{Node, Pod, eventually, finish, supply};
+use vnetpool_plugin::ledger::{Sandbox, file};
+
+fn waiting(node: &Node) -> Vec<Sandbox> {
+    node.ledger().waiting().iter().map(|waiter| waiter.sandbox.clone()).collect()
+}
+
+#[test]
+fn those_who_wait_are_seen_and_served_in_the_order_they_came() {
+    let node = Node::holding(0);
+    let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
+    let mut adds = Vec::new();
+    for pod in &pods {
+        adds.push(node.start_add(pod));
+        eventually("the ADD waits", || waiting(&node).contains(&pod.sandbox()));
+    }
+    node.store.with(|ledger, _| ledger.supply(&supply(2, 2))).unwrap();
+    let last = adds.pop().unwrap();
+    let addresses: Vec<_> = adds.into_iter().map(|add| finish(add).address().to_string()).collect();
+    assert_eq!(addresses, ["10.240.1.1", "10.240.1.2"]);
+    assert_eq!(waiting(&node), [pods[2].sandbox()]);
+    node.del(&pods[0]).succeeds();
+    assert_eq!(finish(last).address().to_string(), "10.240.1.1", "freed by the DEL");
+}
+
+#[test]
+fn del_cancels_an_add_that_waits_and_a_later_add_works() {
+    let (node, pod) = (Node::holding(0), Pod::new("a"));
+    let add = node.start_add(&pod);
+    eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
+    node.del(&pod).succeeds();
+    let cancelled = finish(add);
+    assert_eq!(cancelled.code(), 11);
+    assert!(cancelled.message().contains("DEL"), "{}", cancelled.message());
+    assert_eq!(waiting(&node), []);
+
+    let again = node.start_add(&pod);
+    eventually("the second ADD waits", || waiting(&node) == [pod.sandbox()]);
+    node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
+    finish(again).succeeds();
+}
+
+#[test]
+fn a_dead_add_no_longer_waits() {
+    let (node, a, b) = (Node::holding(0), Pod::new("a"), Pod::new("b"));
+    let mut dead = node.start_add(&a);
+    eventually("the ADD waits", || waiting(&node) == [a.sandbox()]);
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    assert_eq!(waiting(&node), []);
+    let alive = node.start_add(&b);
+    eventually("the other ADD waits", || waiting(&node) == [b.sandbox()]);
+    node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
+    finish(alive).succeeds();
+}
+
+#[test]
+fn an_add_that_waits_gives_up_when_the_ledger_is_lost() {
+    let (node, pod) = (Node::holding(0), Pod::new("a"));
+    let add = node.start_add(&pod);
+    eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
+    std::fs::remove_file(node.dir.path().join("ledger")).unwrap();
+    assert_eq!(finish(add).code(), 11);
+}
+
+#[test]
+fn an_add_is_served_when_an_address_has_cooled() {
+    let (node, a, b) = (Node::holding(1), Pod::new("a"), Pod::new("b"));
+    let mut cooling = supply(2, 1);
+    cooling.cooldown = std::time::Duration::from_millis(300);
+    node.store.with(|ledger, _| ledger.supply(&cooling)).unwrap();
+    node.add(&a).succeeds();
+    node.del(&a).succeeds();
+    let freed = file::now();
+    node.add(&b).succeeds();
+    assert!(file::now() >= freed + 250, "assigned before it had cooled");
+}

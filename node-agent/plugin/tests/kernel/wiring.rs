@@ -1,0 +1,171 @@
+//! What a wired pod can do, and what the kernel tells about it.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use crate::node::{NODE, Namespace, Node, Pod, supply};
+use vnetpool_plugin::{
+    ledger::{Ledger, file},
+    wiring::{HOST_MAC, HostLink, delete_host_link, disconnect, host_links},
+};
+
+/// Opens a TCP connection from one namespace to an address in another; returns the source seen there.
+fn connect(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> IpAddr {
+    let listener = to.inside(|| TcpListener::bind((address, 0)).unwrap());
+    let target = SocketAddr::new(address.into(), listener.local_addr().unwrap().port());
+    // Both sockets stay in the namespace in which they were opened.
+    let mut client = from.inside(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
+    let (mut server, peer) = listener.accept().unwrap();
+    client.write_all(b"ping").unwrap();
+    let mut received = [0; 4];
+    server.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"ping");
+    peer.ip()
+}
+
+fn links_of(node: &Node) -> Vec<HostLink> {
+    node.netns.inside(|| host_links().unwrap())
+}
+
+#[test]
+fn pod_and_node_reach_each_other() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    assert_eq!(connect(&pod.netns, &node.netns, NODE), IpAddr::from(address));
+    assert_eq!(connect(&node.netns, &pod.netns, address), IpAddr::from(NODE));
+}
+
+#[test]
+fn two_pods_of_a_node_reach_each_other_under_their_own_addresses() {
+    let (node, a, b) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
+    let (address_a, address_b) = (node.add(&a).address(), node.add(&b).address());
+    assert_eq!(connect(&a.netns, &b.netns, address_b), IpAddr::from(address_a));
+    assert_eq!(connect(&b.netns, &a.netns, address_a), IpAddr::from(address_b));
+}
+
+#[test]
+fn the_mtu_of_the_configuration_is_on_both_ends() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let mut config = node.config();
+    config["mtu"] = 1400.into();
+    node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
+    assert!(pod.netns.ip("link show eth0").contains("mtu 1400"));
+    assert!(node.netns.ip(&format!("link show {}", pod.sandbox().host_link())).contains("mtu 1400"));
+}
+
+#[test]
+fn the_pair_has_one_queue_each_way_and_a_fixed_mac() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    node.add(&pod).succeeds();
+    let link = node.netns.ip(&format!("-d link show {}", pod.sandbox().host_link()));
+    assert!(link.contains("numtxqueues 1 numrxqueues 1"), "{link}");
+    let mac = HOST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    assert!(link.contains(&mac), "{link}");
+}
+
+#[test]
+fn a_pod_can_not_divert_the_node_by_router_advertisements() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    node.add(&pod).succeeds();
+    let link = pod.sandbox().host_link();
+    assert_eq!(
+        node.netns.ip(&format!("-6 address show dev {link}")),
+        "",
+        "the host's end has an IPv6 address"
+    );
+    let disabled = node
+        .netns
+        .inside(|| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6")).unwrap());
+    assert_eq!(disabled.trim(), "1");
+}
+
+#[test]
+fn after_del_a_process_left_in_the_namespace_is_silent() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    node.del(&pod).succeeds();
+    assert_eq!(node.netns.ip("route show scope link proto static"), "", "the route is still there");
+    let is_reached = pod.netns.inside(|| {
+        let nobody = SocketAddr::new(NODE.into(), 9);
+        TcpStream::connect_timeout(&nobody, Duration::from_millis(200)).is_err_and(|error| {
+            error.kind() == std::io::ErrorKind::ConnectionRefused // by the node, so it was reached
+        })
+    });
+    assert!(!is_reached);
+    let links = links_of(&node);
+    assert_eq!(links.len(), 1, "the link goes with the namespace, not before");
+    assert!(links[0].is_silenced());
+    assert_eq!(links[0].occupants(), [], "{address} still counts as in use");
+}
+
+#[test]
+fn the_host_links_tell_who_has_which_address() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let links = links_of(&node);
+    let [link] = &links[..] else { panic!("{links:?}") };
+    assert!(link.up);
+    assert_eq!((link.name.clone(), link.routes.clone()), (pod.sandbox().host_link(), vec![address]));
+    let identity = link.identity.clone().unwrap();
+    assert_eq!((identity.address, identity.sandbox), (address, pod.sandbox()));
+    assert_eq!((identity.pod.namespace.as_str(), identity.pod.uid.as_str()), ("default", "uid-a"));
+}
+
+#[test]
+fn a_ledger_built_from_the_kernel_says_what_the_lost_one_said() {
+    let (node, a, b) = (Node::holding(3), Pod::new("a"), Pod::new("b"));
+    let address = node.add(&a).address();
+    node.add(&b).succeeds();
+    node.del(&b).succeeds();
+    for name in ["ledger", "lock"] {
+        std::fs::remove_file(node.dir.path().join(name)).unwrap();
+    }
+    let quiet = node.store.quiesce().unwrap();
+    let occupants: Vec<_> = links_of(&node).iter().flat_map(HostLink::occupants).collect();
+    let ledger = Ledger::rebuild(file::boot_id().unwrap(), &occupants, &[], &supply(2, 3), None, file::now());
+    quiet.create(&ledger).unwrap();
+    assert_eq!(node.ledger().address_of(&a.sandbox()), Some(address));
+    assert_eq!(node.ledger().counts(file::now()).assigned, 1);
+    assert_eq!(node.add(&a).address(), address);
+}
+
+#[test]
+fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
+    let (node, a, b) = (Node::holding(1), Pod::new("a"), Pod::new("b"));
+    let address = node.add(&a).address();
+    // A ledger that knows nothing of what is wired: what the agent must never write.
+    let forgetful = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now());
+    node.store.quiesce().unwrap().create(&forgetful).unwrap();
+    let refused = node.add(&b);
+    assert_eq!(refused.code(), 100);
+    assert!(refused.message().contains("already routes"), "{}", refused.message());
+    assert_eq!(connect(&node.netns, &a.netns, address), IpAddr::from(NODE), "the first pod keeps it");
+    assert_eq!(node.ledger().counts(file::now()).assigned, 0, "undone");
+}
+
+#[test]
+fn a_leaked_link_is_silenced_and_deleted() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    node.add(&pod).succeeds();
+    let name = pod.sandbox().host_link();
+    node.netns.inside(|| {
+        disconnect(&name).unwrap();
+        disconnect(&name).unwrap();
+        let index = host_links().unwrap()[0].index;
+        delete_host_link(index).unwrap();
+        delete_host_link(index).unwrap();
+        disconnect(&name).unwrap();
+    });
+    assert_eq!(links_of(&node), []);
+}
+
+#[test]
+fn a_link_goes_with_its_namespace() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    node.add(&pod).succeeds();
+    pod.netns.delete();
+    crate::node::eventually("the kernel has removed the link", || links_of(&node).is_empty());
+}

@@ -1,0 +1,217 @@
+//! The agent's loop: at every change of the object or the ledger, and every so often, one pass over all its duties.
+//!
+//! A pass is a list of stages. One that fails is told in a condition and doesn't stop the others; only without a ledger is
+//! there nothing to go on with. Everything is read anew in every pass: what an earlier one knew is never trusted.
+
+mod ledger;
+mod node;
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use anyhow::Context;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Client};
+use tokio::{
+    sync::{Mutex, Notify, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_plugin::ledger::file::Store;
+
+use crate::{
+    args::Config,
+    firewall::apply::Firewall,
+    metrics::Metrics,
+    report::{Report, publish::Publisher},
+    sweep::Sweep,
+    watch as watches,
+};
+use ledger::Meaning;
+
+/// How long changes of the ledger are collected before a pass: pods come in bursts.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How often everything on the node is looked at without an occasion.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between two passes for the ends of cooldowns, which come as closely as pods once went.
+const COOLED_EVERY: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The client itself would wait for an answer for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A node's agent, ready to run.
+pub struct Agent {
+    config: Config,
+    client: Client,
+    api: Api<NodeIPAllocation>,
+    /// The boot that the plugin goes by.
+    boot_id: String,
+    store: Store,
+    metrics: Metrics,
+    /// UID of our Node as last read.
+    node_uid: Option<String>,
+    /// Version of the latest object that went into the ledger.
+    latest: u64,
+    /// Whether there has been a ledger since this process started.
+    has_seen_ledger: bool,
+    firewall: Firewall,
+    sweep: Sweep,
+    /// When to look at everything again.
+    next_look: Instant,
+    gate: Arc<Mutex<()>>,
+    objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    reports: watch::Sender<Option<Report>>,
+}
+
+/// What one stage has to say: a condition without its time.
+struct Said {
+    type_: &'static str,
+    is_true: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Agent {
+    pub fn new(config: Config, client: Client, metrics: Metrics) -> anyhow::Result<Agent> {
+        let boot_id = config.boot_id()?;
+        Ok(Agent {
+            api: Api::all(client.clone()),
+            store: Store::at(&config.state_dir).of_boot(&boot_id),
+            boot_id,
+            config,
+            client,
+            metrics,
+            node_uid: None,
+            latest: 0,
+            has_seen_ledger: false,
+            firewall: Firewall::default(),
+            sweep: Sweep::default(),
+            next_look: Instant::now(),
+            gate: Arc::default(),
+            objects: watch::Sender::new(None),
+            reports: watch::Sender::new(None),
+        })
+    }
+
+    /// Runs until one of its tasks can't go on.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let changed = Arc::new(Notify::new());
+        let publisher = Publisher {
+            api: self.api.clone(),
+            name: self.config.node_name.clone(),
+            reports: self.reports.subscribe(),
+            objects: self.objects.subscribe(),
+            gate: self.gate.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tokio::select! {
+            result = watches::object(self.api.clone(), self.config.node_name.clone(), self.objects.clone()) => result,
+            result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
+            result = publisher.run() => result,
+            result = self.work(&changed) => result,
+        }
+    }
+
+    async fn work(mut self, changed: &Notify) -> anyhow::Result<()> {
+        let mut objects = self.objects.subscribe();
+        let mut retry = FIRST_RETRY;
+        loop {
+            let object = objects.borrow_and_update().clone();
+            let again = match self.pass(object.as_deref()).await {
+                Ok(again) => {
+                    retry = FIRST_RETRY;
+                    again
+                }
+                Err(error) => {
+                    // A container sees a folder that was deleted on its node for as long as it lives.
+                    let dir = &self.config.state_dir;
+                    anyhow::ensure!(
+                        !is_deleted(dir),
+                        "{} was deleted; starting over to get it back",
+                        dir.display()
+                    );
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "can't take in the spec or use the ledger; trying again"
+                    );
+                    self.metrics.ready.store(false, Ordering::Relaxed);
+                    let again = Instant::now() + retry;
+                    retry = (retry * 2).min(LONGEST_RETRY);
+                    again
+                }
+            };
+            tokio::select! {
+                result = objects.changed() => result?,
+                () = changed.notified() => sleep(DEBOUNCE).await,
+                () = sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// One pass; returns when to make the next one at the latest.
+    async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Instant> {
+        let is_look = Instant::now() >= self.next_look;
+        if is_look {
+            self.next_look = Instant::now() + LOOK_EVERY;
+        }
+        // The ledger may have been built from a later one, read past the watch: of an object made anew, perhaps. What was
+        // relinquished and released in between must not come back.
+        let object = object.filter(|object| watches::version(object) >= self.latest);
+        self.latest = object.map_or(self.latest, watches::version);
+        let meaning = match object {
+            Some(object) => Some(self.meaning(object).await?),
+            None => None,
+        };
+        // Before the ledger is supplied: a pod needs the rules with its first packet.
+        let rules = match (object, &meaning) {
+            (Some(object), Some(Meaning::Ours(supply))) if supply.boot_id == self.boot_id => {
+                Some(self.rules(&object.spec, is_look).await)
+            }
+            _ => None,
+        };
+        let Some(taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
+        let mut said = taken.said;
+        if let Some((rules, uplink)) = rules {
+            if taken.ledger.had_first_address() && rules.is_true {
+                said.extend(self.install(uplink.as_ref(), is_look));
+            }
+            said.push(rules);
+        }
+        if is_look {
+            self.sweep(&taken.ledger).await;
+        }
+        self.metrics.set_counts(taken.ledger.counts(taken.at));
+
+        let time = Timestamp::now();
+        let generation = object.and_then(|object| object.metadata.generation);
+        let conditions = said.into_iter().map(|Said { type_, is_true, reason, message }| {
+            condition::new(type_, is_true, reason, message, generation, time)
+        });
+        let cooled = taken.ledger.next_ready(taken.at).map(|ready| {
+            Instant::now() + Duration::from_millis(ready.saturating_sub(taken.at)).max(COOLED_EVERY)
+        });
+        self.reports.send_replace(Some(Report {
+            conditions: conditions.collect(),
+            generation: taken.generation,
+            at: taken.at,
+            time,
+            ledger: taken.ledger,
+        }));
+        Ok(cooled.map_or(self.next_look, |cooled| cooled.min(self.next_look)))
+    }
+}
+
+/// Whether the folder exists only because somebody still has it open.
+fn is_deleted(dir: &Path) -> bool {
+    fs::metadata(dir).is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+/// Runs what waits for locks or the kernel aside, so that the watches go on meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a task was lost")
+}
+
+/// A read of the API server, with an end.
+async fn read<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(timeout(READ_TIMEOUT, request).await.context("the API server doesn't answer")??)
+}

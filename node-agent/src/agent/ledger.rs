@@ -1,0 +1,246 @@
+//! The agent's stages that concern the ledger: supplying it, relinquishing, building it anew, sweeping.
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, api::PartialObjectMeta};
+use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_plugin::{
+    ledger::{Assignment, Entry, Ledger, Millis, Occupant, Supplied, Supply, file},
+    wiring::{self, HostLink},
+};
+
+use super::{Agent, Said, blocking, read};
+use crate::{supply::supply, sweep, watch::version};
+
+/// The ledger after a pass has supplied it.
+pub(super) struct Taken {
+    pub ledger: Ledger,
+    /// CLOCK_BOOTTIME of the look at it.
+    pub at: Millis,
+    /// The generation of the object in it; None if the object isn't.
+    pub generation: Option<i64>,
+    pub said: Vec<Said>,
+}
+
+/// What the object means to this node.
+pub(super) enum Meaning {
+    /// For this Node; whether it is for this boot the ledger decides.
+    Ours(Supply),
+    /// Not to be taken in, and why.
+    Refused { reason: &'static str, message: String },
+}
+
+impl Agent {
+    /// Supplies the ledger from the object and relinquishes what the object asks for; builds a ledger if there is none.
+    /// None if there is no ledger and nothing to build one from.
+    pub(super) async fn take_in(
+        &mut self,
+        object: Option<&NodeIPAllocation>,
+        meaning: Option<Meaning>,
+    ) -> anyhow::Result<Option<Taken>> {
+        let supply = match &meaning {
+            Some(Meaning::Ours(supply)) => Some(supply.clone()),
+            _ => None,
+        };
+        let target = object.map_or(0, |object| object.spec.target);
+        let mut transacted = self.transact(supply.clone(), target).await?;
+        if let Err(error) = &transacted
+            && error.needs_rebuild()
+        {
+            if supply.is_none() {
+                self.reports.send_replace(None);
+                return Ok(None);
+            }
+            tracing::info!(%error, "building a ledger");
+            self.rebuild(matches!(error, file::Error::Missing(_) | file::Error::OtherBoot(_))).await?;
+            // The ledger is as of a later version than the watch has brought? Then the watch's is yet to come.
+            let supply = supply.filter(|_| object.is_some_and(|object| version(object) >= self.latest));
+            transacted = self.transact(supply, target).await?;
+        }
+        let Transacted { supplied, relinquished, ledger, at } = transacted?;
+        self.has_seen_ledger = true;
+        if !relinquished.is_empty() {
+            tracing::info!(names = ?relinquished, target, "relinquished");
+            self.metrics.count_relinquished(relinquished.len());
+        }
+        let generation = object.and_then(|object| object.metadata.generation).unwrap_or_default();
+        let is_supplied = supplied == Some(Supplied::Applied);
+        let mut said = Vec::new();
+        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied, generation)));
+        said.push(say_backed(&ledger));
+        Ok(Some(Taken { ledger, at, generation: is_supplied.then_some(generation), said }))
+    }
+
+    /// What the object means to this node. Asks for our Node only when in doubt.
+    pub(super) async fn meaning(&mut self, object: &NodeIPAllocation) -> anyhow::Result<Meaning> {
+        let supply = match supply(object) {
+            Ok(supply) => supply,
+            Err(error) => return Ok(Meaning::Refused { reason: "InvalidSpec", message: error.to_string() }),
+        };
+        // A Node gets a new UID when it is deleted and registers itself anew.
+        if self.node_uid.as_ref() != Some(&supply.node_uid) {
+            let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
+            let node = read(nodes.get_opt(&self.config.node_name)).await.context("can't read our Node")?;
+            self.node_uid = node.and_then(|node| node.metadata.uid);
+        }
+        if self.node_uid.as_ref() != Some(&supply.node_uid) {
+            let (name, spec) = (&self.config.node_name, &supply.node_uid);
+            let uid = self.node_uid.as_deref().unwrap_or("none");
+            let message = format!(
+                "spec is for the Node {name} with UID {spec}, and this one's is {uid}: waiting for the operator to adopt it"
+            );
+            return Ok(Meaning::Refused { reason: "OtherNode", message });
+        }
+        Ok(Meaning::Ours(supply))
+    }
+
+    /// Two transactions, so that pods that wait get what is new before any of it is given up.
+    async fn transact(
+        &self,
+        supply: Option<Supply>,
+        target: u32,
+    ) -> anyhow::Result<Result<Transacted, file::Error>> {
+        let store = self.store.clone();
+        blocking(move || {
+            let supplied = match supply {
+                Some(supply) => Some(store.with(|ledger, _| ledger.supply(&supply))?),
+                None => None,
+            };
+            store.with(|ledger, at| {
+                let relinquished = match supplied {
+                    Some(Supplied::Applied) => ledger.relinquish(target, at),
+                    _ => Vec::new(),
+                };
+                Transacted { supplied, relinquished, ledger: ledger.clone(), at }
+            })
+        })
+        .await
+    }
+
+    /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from the spec.
+    /// `is_first` if nothing says that there was a ledger in this boot before.
+    async fn rebuild(&mut self, is_first: bool) -> anyhow::Result<()> {
+        // From here on nothing of an earlier ledger is reported: what it relinquished and did not report is free again.
+        let gate = self.gate.clone();
+        let _gate = gate.lock().await;
+        self.reports.send_replace(None);
+        let name = &self.config.node_name;
+        let object = read(self.api.get_opt(name))
+            .await
+            .with_context(|| format!("can't read NodeIPAllocation {name}"))?;
+        let object = object.with_context(|| format!("NodeIPAllocation {name} is gone"))?;
+        self.latest = self.latest.max(version(&object));
+        let supply = match self.meaning(&object).await? {
+            Meaning::Ours(supply) => supply,
+            Meaning::Refused { message, .. } => anyhow::bail!(message),
+        };
+        let status = object.status.unwrap_or_default();
+        let is_first = is_first && !self.has_seen_ledger && status.boot_id != self.boot_id;
+        let (store, boot_id) = (self.store.clone(), self.boot_id.clone());
+        blocking(move || -> anyhow::Result<()> {
+            let quiet = store.quiesce()?;
+            // Somebody else, an agent that is just being replaced, has built one since.
+            if store.read().is_ok() {
+                return Ok(());
+            }
+            let occupants: Vec<Occupant> =
+                wiring::host_links()?.iter().flat_map(HostLink::occupants).collect();
+            let now = file::now();
+            let freed_at = if is_first && occupants.is_empty() { None } else { Some(now) };
+            quiet.create(&Ledger::rebuild(
+                &boot_id,
+                &occupants,
+                &status.relinquished,
+                &supply,
+                freed_at,
+                now,
+            ))?;
+            tracing::info!(
+                in_use = occupants.len(),
+                relinquished = status.relinquished.len(),
+                "built a ledger"
+            );
+            Ok(())
+        })
+        .await??;
+        self.metrics.rebuilds.inc();
+        Ok(())
+    }
+
+    /// Looks for what leaked and clears it. What can't be looked at stays as it is.
+    pub(super) async fn sweep(&mut self, ledger: &Ledger) {
+        let links = match blocking(wiring::host_links).await {
+            Ok(Ok(links)) => links,
+            Ok(Err(error)) => return tracing::warn!(%error, "can't look for leaked records"),
+            Err(error) => return tracing::warn!(%error, "can't look for leaked records"),
+        };
+        for suspect in self.sweep.look(ledger, &links, file::now()) {
+            let (store, kind) = (self.store.clone(), suspect.kind());
+            let clear = {
+                let suspect = suspect.clone();
+                move || sweep::clear(&store, &suspect)
+            };
+            match blocking(clear).await {
+                Ok(Ok(true)) => {
+                    tracing::info!(?suspect, "swept");
+                    self.metrics.count_sweep(kind);
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, ?suspect, "can't sweep"),
+                Err(error) => tracing::warn!(%error, ?suspect, "can't sweep"),
+            }
+        }
+    }
+
+    /// The condition `Supplied`; None if there is no news, as with a view older than one already taken in.
+    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>, generation: i64) -> Option<Said> {
+        let (is_true, reason, message) = match (meaning, supplied) {
+            (Meaning::Refused { reason, message }, _) => (false, reason, message),
+            (Meaning::Ours(supply), Some(Supplied::Applied)) => {
+                let count = supply.entries.len();
+                (
+                    true,
+                    "Supplied",
+                    format!("the ledger holds the {count} addresses of generation {generation}"),
+                )
+            }
+            (Meaning::Ours(supply), Some(Supplied::OtherBoot)) => {
+                let message = format!(
+                    "spec.bootID is {:?} and the node's boot is {:?}: waiting for the operator to read the NIC for this boot",
+                    supply.boot_id, self.boot_id
+                );
+                (false, "OtherBoot", message)
+            }
+            (Meaning::Ours(_), Some(Supplied::Stale) | None) => return None,
+        };
+        Some(Said { type_: condition::SUPPLIED, is_true, reason, message })
+    }
+}
+
+struct Transacted {
+    supplied: Option<Supplied>,
+    relinquished: Vec<String>,
+    ledger: Ledger,
+    at: Millis,
+}
+
+/// The condition `AssignmentsBacked`.
+fn say_backed(ledger: &Ledger) -> Said {
+    let vanished: Vec<String> = ledger
+        .assignments()
+        .filter(|(_, assignment)| assignment.vanished)
+        .map(|(Entry { address, .. }, Assignment { pod, .. })| {
+            format!("{address} of {}/{}", pod.namespace, pod.name)
+        })
+        .collect();
+    let type_ = condition::ASSIGNMENTS_BACKED;
+    if vanished.is_empty() {
+        let message = "every pod's address is reserved for this node".to_owned();
+        return Said { type_, is_true: true, reason: "Backed", message };
+    }
+    let message = format!(
+        "no longer reserved for this node, though in use: {}; these pods can't be reached, delete them so that they get new addresses",
+        vanished.join(", ")
+    );
+    Said { type_, is_true: false, reason: "AddressVanished", message }
+}

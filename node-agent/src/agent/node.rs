@@ -1,0 +1,94 @@
+//! The agent's stages that concern the node as a whole: its rules and its CNI files.
+
+use std::{path::Path, sync::atomic::Ordering};
+
+use vnetpool_crds::{NodeIPAllocationSpec, condition};
+
+use super::{Agent, Said};
+use crate::{
+    firewall::Rules,
+    install, sysctl,
+    uplink::{self, Uplink},
+};
+
+impl Agent {
+    /// Turns on forwarding and puts the nftables table in place. Says how that went, and through which link the pods get
+    /// out. Asks the kernel what it has only on a look or when there is something new.
+    pub(super) async fn rules(
+        &mut self,
+        spec: &NodeIPAllocationSpec,
+        is_look: bool,
+    ) -> (Said, Option<Uplink>) {
+        let said =
+            |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
+        let mut uplinks = Vec::new();
+        for interface in &spec.interfaces {
+            match uplink::find(Path::new(uplink::LINKS), &interface.mac) {
+                Ok(Some(uplink)) => uplinks.push((interface.mac.as_str(), uplink)),
+                Ok(None) => {
+                    let message = format!(
+                        "no link of the node has the hardware address {} of NIC {}",
+                        interface.mac, interface.id
+                    );
+                    return (said(false, "InterfaceMissing", message), None);
+                }
+                Err(error) => {
+                    let message = format!("can't read {}: {error}", uplink::LINKS);
+                    return (said(false, "InterfaceMissing", message), None);
+                }
+            }
+        }
+        let name_of =
+            |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
+        let text = match Rules::new(spec, name_of) {
+            Ok(rules) => rules.render(),
+            Err(error) => return (said(false, "InvalidSpec", error.to_string()), None),
+        };
+        if let Err(error) = sysctl::ensure(&self.config.sysctl_net_dir) {
+            return (said(false, "ForwardingOff", error.to_string()), None);
+        }
+        if is_look || !self.firewall.is_applied(&text) {
+            match self.firewall.ensure(&text).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!("put table inet vnetpool in place");
+                    self.metrics.rules.inc();
+                }
+                Err(error) => return (said(false, "TableRefused", error.to_string()), None),
+            }
+        }
+        let message = "forwarding is on and table inet vnetpool is in place".to_owned();
+        (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
+    }
+
+    /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look.
+    pub(super) fn install(&mut self, uplink: Option<&Uplink>, is_look: bool) -> Option<Said> {
+        let is_ready = self.metrics.ready.load(Ordering::Relaxed);
+        let uplink = uplink.filter(|_| is_look || !is_ready)?;
+        let said =
+            |is_true, reason, message| Said { type_: condition::CNI_INSTALLED, is_true, reason, message };
+        let (bin_dir, conf_dir) = (&self.config.cni_bin_dir, &self.config.cni_conf_dir);
+        let put = || {
+            let plugin = install::plugin(&self.config.plugin, bin_dir)?;
+            let configuration = install::configuration(&install::conflist(uplink.mtu), conf_dir)?;
+            if plugin || configuration {
+                tracing::info!(plugin, configuration, "installed CNI files");
+            }
+            install::preceding(conf_dir)
+        };
+        let installed = put();
+        self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
+        Some(match installed {
+            Ok(None) => said(true, "Installed", format!("the runtime uses {}", install::CONFLIST)),
+            Ok(Some(other)) => {
+                let message = format!(
+                    "the runtime uses {} instead of {}, since it comes first by name: remove or rename it",
+                    conf_dir.join(other).display(),
+                    install::CONFLIST
+                );
+                said(false, "OtherConfiguration", message)
+            }
+            Err(error) => said(false, "NotInstalled", error.to_string()),
+        })
+    }
+}

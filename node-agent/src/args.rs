@@ -1,0 +1,125 @@
+//! Flags and environment, read once into typed values; the tasks they start.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use anyhow::Context;
+use axum::http::{HeaderValue, header::USER_AGENT};
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::{admin, agent::Agent, cleanup, metrics::Metrics};
+
+/// Supplies the node's ledger of pod addresses, reports it, and keeps the node's network rules.
+#[derive(Debug, Parser)]
+#[command(name = "vnetpool-node-agent", version)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: Config,
+    /// How log lines look.
+    #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Serve the node until told to end (the default).
+    Run,
+    /// Remove from the node what the agent put there. Refused while a pod has an address, or could get one again
+    /// because the agent still runs: delete the DaemonSet first.
+    Cleanup,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Where things are on this node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Name of the Node, and so of its NodeIPAllocation.
+    #[arg(long, global = true, env = "NODE_NAME", default_value = "")]
+    pub node_name: String,
+    /// The folder with the ledger, shared with the CNI plugin; must be on a tmpfs.
+    #[arg(long, global = true, env = "STATE_DIR", default_value = vnetpool_plugin::cni::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Where the container runtime looks for CNI plugins.
+    #[arg(long, global = true, env = "CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Where the container runtime looks for CNI configurations. Its parent folder must be writable and on the same mount:
+    /// the configuration is written there and renamed in.
+    #[arg(long, global = true, env = "CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// The CNI plugin to install.
+    #[arg(long, global = true, env = "PLUGIN", default_value = "/vnetpool")]
+    pub plugin: PathBuf,
+    /// The node's boot id as the CNI plugin sees it.
+    #[arg(long, global = true, env = "BOOT_ID_FILE", default_value = "/proc/sys/kernel/random/boot_id")]
+    pub boot_id_file: PathBuf,
+    /// Where the kernel's network settings can be written: /proc/sys/net, or the place it is mounted at in a container
+    /// whose own /proc/sys is read-only.
+    #[arg(long, global = true, env = "SYSCTL_NET_DIR", default_value = "/proc/sys/net")]
+    pub sysctl_net_dir: PathBuf,
+    /// Where to serve /healthz, /readyz and /metrics. The agent is on the host network, so by default only the node itself
+    /// (the kubelet's probes) can reach it.
+    #[arg(long, global = true, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:19991")]
+    pub admin_address: SocketAddr,
+}
+
+impl Config {
+    /// The boot that the node's CNI plugin goes by.
+    pub fn boot_id(&self) -> anyhow::Result<String> {
+        let file = &self.boot_id_file;
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("can't read the boot id from {} (--boot-id-file)", file.display()))?;
+        Ok(text.trim().to_owned())
+    }
+}
+
+impl Args {
+    /// Runs until SIGTERM, which leaves the node as it is and its pods at work, or until a task can't go on.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Args { command, config, log_format } = self;
+        log(log_format);
+        match command.unwrap_or(Command::Run) {
+            Command::Run => serve(config).await,
+            Command::Cleanup => cleanup::run(&config).await,
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    anyhow::ensure!(!config.node_name.is_empty(), "--node-name (or NODE_NAME) must name this node");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let client = client().await.context("can't configure the Kubernetes client")?;
+    let metrics = Metrics::default();
+    let admin = admin::serve(config.admin_address, metrics.clone());
+    let agent = Agent::new(config, client, metrics)?;
+    tokio::select! {
+        result = agent.run() => result,
+        result = admin => result,
+        _ = terminate.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+/// From the environment: the pod's service account or KUBECONFIG. The API server's logs shall say who asks.
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    let name = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
+    Ok(config.try_into()?)
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+        LogFormat::Text => subscriber.init(),
+    }
+}

@@ -1,0 +1,41 @@
+//! Takes what the agent put on the node off it again, for uninstalling.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Context, ensure};
+use vnetpool_plugin::{
+    ledger::file::Store,
+    wiring::{self, HostLink},
+};
+
+use crate::{args::Config, firewall, install};
+
+/// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its network.
+/// IP forwarding stays on, since others on the node may have come to need it.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let store = Store::at(&config.state_dir).of_boot(config.boot_id()?);
+    let assigned = store.read().map_or(0, |ledger| ledger.assignments().count());
+    let wired = wiring::host_links()?.iter().flat_map(HostLink::occupants).count();
+    ensure!(
+        assigned == 0 && wired == 0,
+        "{} pods of this node still have an address of Vnetpool: drain the node first",
+        assigned.max(wired)
+    );
+    // First what would bring new pods.
+    let (conflist, plugin) =
+        (config.cni_conf_dir.join(install::CONFLIST), config.cni_bin_dir.join(install::PLUGIN));
+    gone(&conflist, fs::remove_file(&conflist))?;
+    gone(&plugin, fs::remove_file(&plugin))?;
+    firewall::apply::remove().await?;
+    gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
+}
+
+/// Fine if it was already gone.
+fn gone(path: &Path, removed: io::Result<()>) -> anyhow::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

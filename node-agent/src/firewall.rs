@@ -1,0 +1,200 @@
+//! The node's nftables table `inet vnetpool`: what it must say, as text. [`apply`] puts it into the kernel.
+//!
+//! Two duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node routes back to
+//! that link, so no pod can send under another's address or the node's. **SNAT**: Azure lets only a NIC's primary address
+//! out of the VNet, so what pods send to elsewhere leaves under that. Nothing of this is per pod: the rules change when
+//! the NIC or the ranges do, not when pods come and go.
+
+pub mod apply;
+
+use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use vnetpool_crds::NodeIPAllocationSpec;
+
+/// Azure's instance metadata service and its wire server (DNS, probes). They answer a NIC's primary address only, so they
+/// are translated for even if a range that holds them is excluded.
+const PLATFORM: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(169, 254, 169, 254)];
+
+/// What the table is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub uplinks: Vec<Egress>,
+    /// Destinations that see a pod's own address; sorted, without overlaps.
+    pub direct: Vec<Ipv4Net>,
+}
+
+/// A way out of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Name of the link.
+    pub link: String,
+    /// The NIC's primary address, which is let out of the VNet.
+    pub address: Ipv4Addr,
+}
+
+/// What in the spec can't be made a rule of. Everything is parsed before it becomes text for nft.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("{0:?} is not a range of IPv4 addresses (a.b.c.d/n)")]
+    Range(String),
+    #[error("the primary address {0:?} of NIC {1} is not an IPv4 address")]
+    Primary(String, String),
+    #[error("the name of link {0:?} can't be written in a rule")]
+    Link(String),
+}
+
+impl Rules {
+    /// The rules for a node with this spec; `links` are the names of its links by the hardware address of the NIC. A NIC
+    /// whose link is not there yet gets no rules yet.
+    pub fn new(
+        spec: &NodeIPAllocationSpec,
+        links: impl Fn(&str) -> Option<String>,
+    ) -> Result<Rules, Invalid> {
+        let mut uplinks = Vec::new();
+        let mut direct = BTreeSet::new();
+        for interface in &spec.interfaces {
+            let invalid = || Invalid::Primary(interface.primary_address.clone(), interface.id.clone());
+            let address = interface.primary_address.parse().map_err(|_| invalid())?;
+            if let Some(link) = links(&interface.mac) {
+                if link.contains(['"', '\\', '*']) {
+                    return Err(Invalid::Link(link));
+                }
+                uplinks.push(Egress { link, address });
+            }
+            for prefix in &interface.subnet.prefixes {
+                direct.extend(range(prefix)?);
+            }
+        }
+        for exclusion in &spec.snat_exclusions {
+            direct.extend(range(exclusion)?);
+        }
+        uplinks.sort_by(|a, b| a.link.cmp(&b.link));
+        Ok(Rules { uplinks, direct: Ipv4Net::aggregate(&direct.into_iter().collect()) })
+    }
+
+    /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it. Established
+    /// connections keep their translation, since that is looked up in the connection table and not here.
+    pub fn render(&self) -> String {
+        let mut text = String::from(
+            "table inet vnetpool\n\
+             delete table inet vnetpool\n\
+             table inet vnetpool {\n",
+        );
+        if !self.direct.is_empty() {
+            let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
+            let _ = write!(
+                text,
+                "\tset direct {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {} }}\n\t}}\n",
+                ranges.join(", ")
+            );
+        }
+        // Before connection tracking: a packet with a false source must not even make an entry there.
+        text.push_str(
+            "\tchain guard {\n\
+             \t\ttype filter hook prerouting priority raw; policy accept;\n\
+             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter drop\n\
+             \t}\n\
+             \tchain egress {\n\
+             \t\ttype nat hook postrouting priority srcnat; policy accept;\n",
+        );
+        let platform = PLATFORM.map(|address| address.to_string()).join(", ");
+        let outside = if self.direct.is_empty() { "" } else { "ip daddr != @direct " };
+        for Egress { link, address } in &self.uplinks {
+            let pods = format!("\t\tiifname \"vnp*\" oifname \"{link}\"");
+            // Random ports: with the kernel's first choice, connections opened at once on several CPUs collide and drop.
+            let translate = format!("counter snat ip to {address} fully-random\n");
+            let _ = write!(text, "{pods} ip daddr {{ {platform} }} {translate}{pods} {outside}{translate}");
+        }
+        text.push_str("\t}\n}\n");
+        text
+    }
+}
+
+/// The range, if it is one of IPv4: a VNet's IPv6 ranges don't concern IPv4 pods.
+fn range(text: &str) -> Result<Option<Ipv4Net>, Invalid> {
+    match text.parse::<ipnet::IpNet>() {
+        Ok(ipnet::IpNet::V4(range)) => Ok(Some(range.trunc())),
+        Ok(ipnet::IpNet::V6(_)) => Ok(None),
+        Err(_) => Err(Invalid::Range(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use vnetpool_crds::allocation::{Interface, Subnet};
+
+    fn spec(exclusions: &[&str]) -> NodeIPAllocationSpec {
+        NodeIPAllocationSpec {
+            node_uid: String::new(),
+            boot_id: String::new(),
+            pool: "default".into(),
+            mode: Default::default(),
+            target: 8,
+            cooldown: Duration::from_secs(30).into(),
+            snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
+            interfaces: vec![Interface {
+                id: "nic".into(),
+                mac: "00:0d:3a:e5:1c:c0".into(),
+                primary_address: "10.240.0.4".into(),
+                subnet: Subnet { id: "subnet".into(), prefixes: vec!["10.240.0.0/20".into()] },
+                ip_configurations: vec![],
+            }],
+        }
+    }
+
+    fn eth0(mac: &str) -> Option<String> {
+        (mac == "00:0d:3a:e5:1c:c0").then(|| "eth0".into())
+    }
+
+    #[test]
+    fn the_table_reads_as_it_should() {
+        let rules = Rules::new(&spec(&["10.240.0.0/16", "fd00::/64", "192.168.0.0/24"]), eth0).unwrap();
+        assert_eq!(
+            rules.render(),
+            r#"table inet vnetpool
+delete table inet vnetpool
+table inet vnetpool {
+	set direct {
+		type ipv4_addr
+		flags interval
+		elements = { 10.240.0.0/16, 192.168.0.0/24 }
+	}
+	chain guard {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "vnp*" fib saddr . iif oif missing counter drop
+	}
+	chain egress {
+		type nat hook postrouting priority srcnat; policy accept;
+		iifname "vnp*" oifname "eth0" ip daddr { 168.63.129.16, 169.254.169.254 } counter snat ip to 10.240.0.4 fully-random
+		iifname "vnp*" oifname "eth0" ip daddr != @direct counter snat ip to 10.240.0.4 fully-random
+	}
+}
+"#
+        );
+    }
+
+    #[test]
+    fn the_order_and_overlap_of_ranges_change_nothing() {
+        let a = Rules::new(&spec(&["10.1.0.0/16", "10.1.2.0/24", "10.0.0.0/16"]), eth0).unwrap();
+        let b = Rules::new(&spec(&["10.0.0.0/16", "10.1.0.1/16"]), eth0).unwrap();
+        assert_eq!(a.render(), b.render());
+    }
+
+    #[test]
+    fn a_nic_whose_link_is_missing_gets_no_translation_yet() {
+        let rules = Rules::new(&spec(&[]), |_| None).unwrap();
+        assert!(!rules.render().contains("snat ip to"));
+    }
+
+    #[test]
+    fn nothing_unparsed_reaches_nft() {
+        let bad = "10.0.0.0/8 } } flush ruleset";
+        assert_eq!(Rules::new(&spec(&[bad]), eth0), Err(Invalid::Range(bad.into())));
+        let mut spec = spec(&[]);
+        spec.interfaces[0].primary_address = "10.240.0.4; flush ruleset".into();
+        assert!(matches!(Rules::new(&spec, eth0), Err(Invalid::Primary(..))));
+    }
+}

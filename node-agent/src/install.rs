@@ -1,0 +1,177 @@
+//! The CNI files on the node: the plugin, and the configuration that makes the runtime use it.
+//!
+//! The runtime watches the configuration folder, and each event it heeds there takes a lock that blocks all pods' starts and
+//! stops: so the configuration is written outside, renamed in, and only when its bytes differ.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+/// The plugin's file name, which the configuration gives as its type.
+pub const PLUGIN: &str = "vnetpool";
+/// Runtimes use the first configuration by name.
+pub const CONFLIST: &str = "10-vnetpool.conflist";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("can't read the CNI plugin {0}: {1}")]
+    Source(PathBuf, #[source] io::Error),
+    #[error("can't install {0}: {1}")]
+    Install(PathBuf, #[source] io::Error),
+    #[error("can't list the CNI configurations in {0}: {1}")]
+    List(PathBuf, #[source] io::Error),
+}
+
+/// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads and `cniVersions` names
+/// both for those who know it.
+pub fn conflist(mtu: u32) -> String {
+    let document = json!({
+        "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
+        "name": "vnetpool",
+        "plugins": [{ "type": PLUGIN, "mtu": mtu }],
+    });
+    format!("{document:#}\n")
+}
+
+/// Copies the plugin into the runtime's folder. One that runs keeps its old file. Returns whether it had to.
+pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
+    let bytes = fs::read(source).map_err(|error| Error::Source(source.to_owned(), error))?;
+    let target = bin_dir.join(PLUGIN);
+    let put = || {
+        fs::create_dir_all(bin_dir)?;
+        replace(&target, &bytes, 0o755, bin_dir)
+    };
+    put().map_err(|error| Error::Install(target.clone(), error))
+}
+
+/// Puts the configuration in place. Returns whether it had to.
+///
+/// By way of a second name in the folder: containerd ignores a file that appears there, whether made or renamed in, and reads
+/// its configuration anew when a name goes away. So it does that once, and then the file is complete.
+pub fn configuration(text: &str, conf_dir: &Path) -> Result<bool, Error> {
+    let target = conf_dir.join(CONFLIST);
+    let waypoint = conf_dir.join(format!(".{CONFLIST}.new"));
+    let outside = conf_dir.parent().unwrap_or(conf_dir);
+    let put = || {
+        fs::create_dir_all(conf_dir)?;
+        if is_current(&target, text.as_bytes(), 0o644) {
+            return Ok(false);
+        }
+        replace(&waypoint, text.as_bytes(), 0o644, outside)?;
+        fs::rename(&waypoint, &target)?;
+        Ok(true)
+    };
+    put().map_err(|error| Error::Install(target.clone(), error))
+}
+
+/// The configuration that the runtime uses instead of ours because it sorts before it; None if ours is first.
+pub fn preceding(conf_dir: &Path) -> Result<Option<String>, Error> {
+    let names = || -> io::Result<Vec<String>> {
+        fs::read_dir(conf_dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let names = names().map_err(|error| Error::List(conf_dir.to_owned(), error))?;
+    let is_configuration =
+        |name: &String| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
+    Ok(names.into_iter().filter(|name| is_configuration(name) && name.as_str() < CONFLIST).min())
+}
+
+/// Whether `target` holds just these bytes with this mode.
+fn is_current(target: &Path, bytes: &[u8], mode: u32) -> bool {
+    let has_mode = |metadata: fs::Metadata| metadata.permissions().mode() & 0o777 == mode;
+    fs::read(target).is_ok_and(|found| found == bytes) && fs::metadata(target).is_ok_and(has_mode)
+}
+
+/// Makes `target` hold these bytes, atomically, by way of a new file in `staging`, which must be on the same mount.
+fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result<bool> {
+    if is_current(target, bytes, mode) {
+        return Ok(false);
+    }
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let new = staging.join(format!(".{name}.new"));
+    let put = || -> io::Result<()> {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        // A node that loses power must not come back with an empty file under the final name.
+        file.sync_all()?;
+        fs::rename(&new, target)
+    };
+    put().inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_both_versions_and_the_mtu() {
+        let document: serde_json::Value = serde_json::from_str(&conflist(1400)).unwrap();
+        assert_eq!(document["cniVersion"], "1.0.0");
+        assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
+        assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400 }]));
+    }
+
+    #[test]
+    fn a_configuration_is_replaced_only_when_it_differs() {
+        let root = tempfile::tempdir().unwrap();
+        let conf_dir = root.path().join("net.d");
+        assert!(configuration("one", &conf_dir).unwrap());
+        assert!(!configuration("one", &conf_dir).unwrap());
+        assert!(configuration("two", &conf_dir).unwrap());
+        assert_eq!(fs::read_to_string(conf_dir.join(CONFLIST)).unwrap(), "two");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(conf_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn containerd_sees_one_event_that_it_heeds_and_by_then_the_file_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let conf_dir = root.path().join("net.d");
+        fs::create_dir(&conf_dir).unwrap();
+        let mut inotify = inotify::Inotify::init().unwrap();
+        // What fsnotify makes Write, Rename and Remove of; containerd leaves Create and Chmod alone.
+        let heeded = inotify::WatchMask::MODIFY | inotify::WatchMask::MOVED_FROM | inotify::WatchMask::DELETE;
+        inotify.watches().add(&conf_dir, heeded).unwrap();
+        for text in ["one", "two"] {
+            configuration(text, &conf_dir).unwrap();
+            let mut buffer = [0; 4096];
+            let events =
+                inotify.read_events(&mut buffer).unwrap().map(|event| event.mask).collect::<Vec<_>>();
+            assert_eq!(events, [inotify::EventMask::MOVED_FROM], "{text}");
+        }
+    }
+
+    #[test]
+    fn the_plugin_is_executable() {
+        let root = tempfile::tempdir().unwrap();
+        let source = root.path().join("source");
+        fs::write(&source, "#!").unwrap();
+        let bin_dir = root.path().join("bin");
+        assert!(plugin(&source, &bin_dir).unwrap());
+        assert!(!plugin(&source, &bin_dir).unwrap());
+        assert_eq!(fs::metadata(bin_dir.join(PLUGIN)).unwrap().permissions().mode() & 0o777, 0o755);
+    }
+
+    #[test]
+    fn a_configuration_that_sorts_before_ours_is_named() {
+        let conf_dir = tempfile::tempdir().unwrap();
+        let touch = |name: &str| fs::write(conf_dir.path().join(name), "{}").unwrap();
+        touch("15-azure.conflist");
+        touch("05-notes.txt");
+        touch(CONFLIST);
+        assert_eq!(preceding(conf_dir.path()).unwrap(), None);
+        touch("10-azure.conflist");
+        touch("05-cilium.conf");
+        assert_eq!(preceding(conf_dir.path()).unwrap().as_deref(), Some("05-cilium.conf"));
+    }
+}

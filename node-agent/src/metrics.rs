@@ -1,0 +1,108 @@
+//! The agent's metrics.
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use vnetpool_plugin::ledger::Counts;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+/// All families, and whether the node is ready. A clone is another handle on the same.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    addresses: Family<State, Gauge>,
+    waiting: Gauge,
+    reports: Family<Outcome, Counter>,
+    relinquished: Counter,
+    sweeps: Family<Kind, Counter>,
+    /// Ledgers built because there was none to read.
+    pub rebuilds: Counter,
+    /// Times the nftables table had to be put in place.
+    pub rules: Counter,
+    /// Whether the node has a ledger and the CNI configuration: what /readyz says.
+    pub ready: Arc<AtomicBool>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("vnetpool_agent");
+        let addresses = Family::default();
+        registry.register("addresses", "Addresses of this node by state", addresses.clone());
+        let waiting = Gauge::default();
+        registry.register("waiting_pods", "Pods that wait for an address", waiting.clone());
+        let reports = Family::default();
+        registry.register("status_writes", "Writes of NodeIPAllocation.status by outcome", reports.clone());
+        let relinquished = Counter::default();
+        registry.register("relinquished_addresses", "Addresses given up for release", relinquished.clone());
+        let sweeps = Family::default();
+        let help = "Leaked records freed, leaked links deleted, sandboxes without a record taken in";
+        registry.register("sweeps", help, sweeps.clone());
+        let rebuilds = Counter::default();
+        registry.register(
+            "ledger_rebuilds",
+            "Ledgers built because there was none to read",
+            rebuilds.clone(),
+        );
+        let rules = Counter::default();
+        registry.register("rules_applied", "Times the nftables table had to be put in place", rules.clone());
+        let (registry, ready) = (Arc::new(registry), Arc::default());
+        Self { registry, addresses, waiting, reports, relinquished, sweeps, rebuilds, rules, ready }
+    }
+}
+
+impl Metrics {
+    pub fn set_counts(&self, counts: Counts) {
+        let Counts { held, assigned, cooling, free, waiting, relinquished, vanished, withdrawn } = counts;
+        let states = [
+            ("held", held),
+            ("assigned", assigned),
+            ("cooling", cooling),
+            ("free", free),
+            ("relinquished", relinquished),
+            ("vanished", vanished),
+            ("withdrawn", withdrawn),
+        ];
+        for (state, count) in states {
+            self.addresses.get_or_create(&State { state }).set(count.into());
+        }
+        self.waiting.set(waiting.into());
+    }
+
+    pub fn count_report(&self, is_written: bool) {
+        self.reports.get_or_create(&Outcome { outcome: if is_written { "written" } else { "failed" } }).inc();
+    }
+
+    pub fn count_relinquished(&self, names: usize) {
+        self.relinquished.inc_by(names as u64);
+    }
+
+    /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).
+    pub fn count_sweep(&self, kind: &'static str) {
+        self.sweeps.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// In the text format of OpenMetrics.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

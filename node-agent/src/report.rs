@@ -1,0 +1,221 @@
+//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure; [`publish`] writes it.
+
+pub mod publish;
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use vnetpool_crds::{NodeIPAllocationStatus, allocation::Assignment, condition};
+use vnetpool_plugin::ledger::{Counts, Ledger, Millis};
+
+/// The condition types that the agent writes.
+pub const CONDITIONS: [&str; 4] =
+    [condition::SUPPLIED, condition::RULES_APPLIED, condition::CNI_INSTALLED, condition::ASSIGNMENTS_BACKED];
+
+/// What the node has to say at one moment.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub ledger: Ledger,
+    /// CLOCK_BOOTTIME of the look at the ledger.
+    pub at: Millis,
+    /// The same moment by the wall clock.
+    pub time: Timestamp,
+    /// The generation of the spec in the ledger; None if the spec seen last isn't in it.
+    pub generation: Option<i64>,
+    /// The agent's conditions.
+    pub conditions: Vec<Condition>,
+}
+
+/// The agent's part of the status, given the status published last: what says the same keeps its times.
+pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
+    let Report { ledger, at, time, generation, conditions } = report;
+    let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn: _ } =
+        ledger.counts(*at);
+
+    let mut relinquished: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
+    relinquished.sort();
+
+    let mut assigned_now: Vec<_> = ledger.assignments().collect();
+    assigned_now.sort_by_key(|(entry, _)| entry.address);
+    let assignments = assigned_now.into_iter().map(|(entry, assignment)| {
+        let (pod, sandbox) = (&assignment.pod, &assignment.sandbox);
+        let ago = Duration::from_millis(at.saturating_sub(assignment.since));
+        let mut one = Assignment {
+            address: entry.address.to_string(),
+            pod: if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) },
+            sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
+            since: whole_second(*time, ago).map(Time),
+        };
+        // The two clocks drift, so the same moment may come out a second apart: what is published stays.
+        let is_same = |known: &&Assignment| known.address == one.address && known.sandbox == one.sandbox;
+        if let Some(known) = published.and_then(|status| status.assignments.iter().find(is_same)) {
+            one.since.clone_from(&known.since);
+        }
+        one
+    });
+    let assignments = assignments.collect();
+
+    let mut merged = published.map(ours).unwrap_or_default();
+    for condition in conditions {
+        condition::set(&mut merged, condition.clone());
+    }
+    NodeIPAllocationStatus {
+        observed_generation: generation.or(published.and_then(|status| status.observed_generation)),
+        boot_id: ledger.boot_id().to_owned(),
+        held,
+        // An address that was taken away under its pod is no longer held: it stands in the assignments and a condition.
+        assigned: assigned - vanished,
+        cooling,
+        free,
+        waiting,
+        relinquished,
+        assignments,
+        conditions: merged,
+    }
+}
+
+/// Whether the published status already says what the agent has to say, so that there is nothing to write.
+pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAllocationStatus>) -> bool {
+    let without_conditions = |status: &NodeIPAllocationStatus| {
+        let mut relinquished = status.relinquished.clone();
+        relinquished.sort();
+        NodeIPAllocationStatus { conditions: vec![], relinquished, ..status.clone() }
+    };
+    published.is_some_and(|published| {
+        without_conditions(status) == without_conditions(published)
+            && condition::same(&ours(status), &ours(published))
+    })
+}
+
+/// The agent's conditions among all.
+fn ours(status: &NodeIPAllocationStatus) -> Vec<Condition> {
+    let is_ours = |condition: &&Condition| CONDITIONS.contains(&condition.type_.as_str());
+    status.conditions.iter().filter(is_ours).cloned().collect()
+}
+
+/// The moment `ago` before `time`, as the API shows times: in whole seconds.
+fn whole_second(time: Timestamp, ago: Duration) -> Option<Timestamp> {
+    Timestamp::from_second((time - ago).as_second()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use vnetpool_plugin::ledger::{Entry, Pod, Sandbox, Supply};
+
+    fn supply(names: &[u8]) -> Supply {
+        let entry = |&n: &u8| Entry {
+            name: format!("vnp-{n}"),
+            address: Ipv4Addr::new(10, 240, 0, n),
+            attached_to: None,
+        };
+        Supply {
+            object: "object".into(),
+            generation: 1,
+            node_uid: "node".into(),
+            boot_id: "boot".into(),
+            cooldown: Duration::from_secs(30),
+            entries: names.iter().map(entry).collect(),
+        }
+    }
+
+    fn ledger(names: &[u8]) -> Ledger {
+        Ledger::rebuild("boot", &[], &[], &supply(names), None, 0)
+    }
+
+    fn sandbox(id: &str) -> Sandbox {
+        Sandbox { container_id: id.into(), ifname: "eth0".into() }
+    }
+
+    fn pod(name: &str) -> Pod {
+        Pod { namespace: "default".into(), name: name.into(), uid: "uid".into() }
+    }
+
+    fn report(ledger: Ledger, at: Millis) -> Report {
+        let time = Timestamp::from_millisecond(1_000_000_000_000 + at as i64).unwrap();
+        let supplied = condition::new(condition::SUPPLIED, true, "Supplied", "", Some(1), time);
+        Report { ledger, at, time, generation: Some(1), conditions: vec![supplied] }
+    }
+
+    #[test]
+    fn the_status_says_who_has_what() {
+        let mut ledger = ledger(&[9, 10, 11]);
+        for id in ["a", "b"] {
+            ledger.assign(&sandbox(id), &pod(id), 5_000);
+        }
+        ledger.free(&sandbox("a"), 6_000);
+        let status = compose(&report(ledger, 7_000), None);
+        assert_eq!(
+            (status.held, status.assigned, status.cooling, status.free, status.waiting),
+            (3, 1, 1, 1, 0)
+        );
+        assert_eq!(status.assignments.len(), 1);
+        assert_eq!(status.assignments[0].address, "10.240.0.10");
+        assert_eq!(status.assignments[0].pod, "default/b");
+        assert_eq!(status.assignments[0].sandbox, "b/eth0");
+        assert_eq!(status.assignments[0].since, Some(Time(Timestamp::from_second(1_000_000_005).unwrap())));
+    }
+
+    #[test]
+    fn what_was_relinquished_is_reported_and_no_longer_held() {
+        let mut ledger = ledger(&[9, 10, 11]);
+        ledger.relinquish(1, 0);
+        let status = compose(&report(ledger, 0), None);
+        assert_eq!((status.held, status.free), (1, 1));
+        assert_eq!(status.relinquished, ["vnp-10", "vnp-9"]);
+    }
+
+    #[test]
+    fn an_address_taken_away_under_its_pod_is_listed_but_not_held() {
+        let mut ledger = ledger(&[9]);
+        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        ledger.supply(&Supply { generation: 2, ..supply(&[10]) });
+        let status = compose(&report(ledger, 0), None);
+        assert_eq!((status.held, status.assigned, status.free), (1, 0, 1));
+        assert_eq!(status.assignments.len(), 1);
+    }
+
+    #[test]
+    fn time_alone_is_no_news() {
+        let mut ledger = ledger(&[9]);
+        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        let published = compose(&report(ledger.clone(), 0), None);
+        let mut later = report(ledger, 5_000);
+        later.time += Duration::from_secs(1); // a step of the wall clock
+        let status = compose(&later, Some(&published));
+        assert!(is_published(&status, Some(&published)));
+        assert_eq!(status, published, "transition times and the assignment's time are kept");
+    }
+
+    #[test]
+    fn the_end_of_a_cooldown_is_news() {
+        let mut ledger = ledger(&[9]);
+        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        ledger.free(&sandbox("a"), 0);
+        let published = compose(&report(ledger.clone(), 0), None);
+        let status = compose(&report(ledger, 30_000), Some(&published));
+        assert_eq!((published.free, status.free), (0, 1));
+        assert!(!is_published(&status, Some(&published)));
+    }
+
+    #[test]
+    fn the_operators_conditions_are_neither_written_nor_compared() {
+        let mut published = compose(&report(ledger(&[9]), 0), None);
+        let time = Timestamp::from_second(0).unwrap();
+        published.conditions.push(condition::new(condition::READY, false, "SubnetFull", "", None, time));
+        let status = compose(&report(ledger(&[9]), 0), Some(&published));
+        assert!(condition::find(&status.conditions, condition::READY).is_none());
+        assert!(is_published(&status, Some(&published)));
+    }
+
+    #[test]
+    fn a_spec_that_was_not_taken_in_leaves_the_observed_generation_where_it_was() {
+        let published = compose(&report(ledger(&[9]), 0), None);
+        let status = compose(&Report { generation: None, ..report(ledger(&[9]), 0) }, Some(&published));
+        assert_eq!(status.observed_generation, Some(1));
+    }
+}

@@ -1,0 +1,98 @@
+//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply and only when it differs.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use kube::{
+    Api, Resource,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{sleep, timeout},
+};
+use vnetpool_crds::{NodeIPAllocation, names};
+
+use super::{Report, compose, is_published};
+use crate::{metrics::Metrics, watch::version};
+
+/// Between two writes: a burst of pods costs two a second, and the last state always gets out.
+const BETWEEN_WRITES: Duration = Duration::from_millis(500);
+/// The client itself would wait for an answer for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Alone in a task, so that an API server out of reach never holds up the node.
+pub struct Publisher {
+    pub api: Api<NodeIPAllocation>,
+    pub name: String,
+    /// None while there is no ledger to speak of.
+    pub reports: watch::Receiver<Option<Report>>,
+    /// The object as watched; None while there is none.
+    pub objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+    /// Held while writing. Who builds a ledger from the published status holds it, too, so that no report of the ledger
+    /// before can come after.
+    pub gate: Arc<Mutex<()>>,
+    pub metrics: Metrics,
+}
+
+impl Publisher {
+    /// Ends only when the agent does.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut written = None;
+        let mut retry = BETWEEN_WRITES;
+        loop {
+            match self.publish(&mut written).await {
+                Ok(has_written) => {
+                    retry = BETWEEN_WRITES;
+                    if has_written {
+                        sleep(BETWEEN_WRITES).await;
+                    }
+                    tokio::select! {
+                        changed = self.reports.changed() => changed?,
+                        changed = self.objects.changed() => changed?,
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "can't report to the API server; trying again"
+                    );
+                    sleep(retry).await;
+                    retry = (retry * 2).min(LONGEST_RETRY);
+                }
+            }
+        }
+    }
+
+    /// Writes the newest report unless it is published. `written` is the object as the last write left it, which may be
+    /// newer than what the watch has brought.
+    async fn publish(&mut self, written: &mut Option<NodeIPAllocation>) -> anyhow::Result<bool> {
+        let _gate = self.gate.lock().await;
+        let watched = self.objects.borrow_and_update().clone();
+        let report = self.reports.borrow_and_update().clone();
+        let (Some(watched), Some(report)) = (watched, report) else { return Ok(false) };
+        let newest =
+            written.as_ref().filter(|written| version(written) > version(&watched)).unwrap_or(&watched);
+        let published = newest.status.as_ref();
+        let status = compose(&report, published);
+        if is_published(&status, published) {
+            return Ok(false);
+        }
+        let patch = Patch::Apply(json!({
+            "apiVersion": NodeIPAllocation::api_version(&()),
+            "kind": NodeIPAllocation::kind(&()),
+            // So that a report about this object is never taken for one about its successor.
+            "metadata": { "uid": newest.metadata.uid },
+            "status": status,
+        }));
+        let params = PatchParams::apply(names::AGENT).force();
+        let write = self.api.patch_status(&self.name, &params, &patch);
+        let result = timeout(WRITE_TIMEOUT, write).await.context("the API server doesn't answer");
+        let result = result.and_then(|result| Ok(result?));
+        self.metrics.count_report(result.is_ok());
+        *written = Some(result?);
+        Ok(true)
+    }
+}

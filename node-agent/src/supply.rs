@@ -1,0 +1,92 @@
+//! A NodeIPAllocation as the ledger takes it in: a plain function of the object.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
+use vnetpool_crds::{NodeIPAllocation, allocation::IpConfiguration};
+use vnetpool_plugin::ledger::{Entry, Supply};
+
+/// Why an object can't be used as a supply.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error(
+        "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) only: upgrade it"
+    )]
+    Address { name: String, address: String },
+}
+
+/// What the object says about this node's addresses. Whether it is meant for this Node and this boot is not judged here.
+///
+/// One address that can't be read spoils the whole supply: taking in the rest would withdraw it as if it had vanished.
+pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
+    let spec = &object.spec;
+    Ok(Supply {
+        object: object.metadata.uid.clone().unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        node_uid: spec.node_uid.clone(),
+        boot_id: spec.boot_id.clone(),
+        cooldown: Duration::from(spec.cooldown),
+        entries: spec.ip_configurations().map(entry).collect::<Result<_, _>>()?,
+    })
+}
+
+fn entry(configuration: &IpConfiguration) -> Result<Entry, Invalid> {
+    let IpConfiguration { name, address } = configuration;
+    match single(address) {
+        Some(address) => Ok(Entry { name: name.clone(), address, attached_to: None }),
+        None => Err(Invalid::Address { name: name.clone(), address: address.clone() }),
+    }
+}
+
+/// The address of a range of one.
+fn single(cidr: &str) -> Option<Ipv4Addr> {
+    let range: Ipv4Net = cidr.parse().ok()?;
+    (range.prefix_len() == 32).then(|| range.addr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vnetpool_crds::allocation::{Interface, NodeIPAllocationSpec};
+
+    fn object(addresses: &[(&str, &str)]) -> NodeIPAllocation {
+        let ip_configurations = addresses
+            .iter()
+            .map(|(name, address)| IpConfiguration { name: (*name).into(), address: (*address).into() })
+            .collect();
+        let mut object = NodeIPAllocation::new(
+            "node-1",
+            NodeIPAllocationSpec {
+                node_uid: "uid-of-node-1".into(),
+                boot_id: "boot".into(),
+                pool: "default".into(),
+                mode: Default::default(),
+                target: 8,
+                cooldown: Duration::from_secs(30).into(),
+                snat_exclusions: vec![],
+                interfaces: vec![Interface { ip_configurations, ..Default::default() }],
+            },
+        );
+        object.metadata.uid = Some("uid-of-object".into());
+        object.metadata.generation = Some(7);
+        object
+    }
+
+    #[test]
+    fn every_reservation_becomes_an_entry_under_its_name() {
+        let supply = supply(&object(&[("vnp-1", "10.240.0.5/32"), ("vnp-2", "10.240.0.6/32")])).unwrap();
+        let entries: Vec<_> =
+            supply.entries.iter().map(|e| (e.name.as_str(), e.address.to_string())).collect();
+        assert_eq!(entries, [("vnp-1", "10.240.0.5".to_owned()), ("vnp-2", "10.240.0.6".to_owned())]);
+        assert_eq!((supply.object.as_str(), supply.generation), ("uid-of-object", 7));
+        assert_eq!(supply.cooldown, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_block_or_nonsense_is_refused_by_name() {
+        for address in ["10.240.0.16/28", "10.240.0.5", "fd00::1/128", "here"] {
+            let error = supply(&object(&[("vnp-1", "10.240.0.5/32"), ("vnp-2", address)])).unwrap_err();
+            assert_eq!(error, Invalid::Address { name: "vnp-2".into(), address: address.into() });
+        }
+    }
+}

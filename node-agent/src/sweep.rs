@@ -1,0 +1,207 @@
+//! Frees what leaked on the node: records whose sandbox is gone, links that outlive their sandbox; and takes in what is in
+//! use without a record.
+//!
+//! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two looks, and then only if it
+//! still holds under the sandbox's lock, so never while a verb is at work on it.
+
+use std::{collections::HashMap, time::Duration};
+
+use vnetpool_plugin::{
+    ledger::{
+        Ledger, Millis, Occupant, Sandbox,
+        file::{self, Store},
+    },
+    wiring::{self, HostLink},
+};
+
+/// How long something must look leaked before it is taken for leaked.
+pub const GRACE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ledger(#[from] file::Error),
+    #[error(transparent)]
+    Wiring(#[from] wiring::Error),
+}
+
+/// Something that looks leaked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Suspect {
+    /// A record whose proof of life, its host link, is gone or silenced.
+    Record { sandbox: Sandbox, link: String },
+    /// A link that DEL has silenced and whose network namespace lives on.
+    Link { name: String, index: u32 },
+    /// A wired sandbox without a record: the ledger was lost while its ADD was running.
+    Stranger(Sandbox),
+}
+
+/// The suspicions of earlier looks and when they arose.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    since: HashMap<Suspect, Millis>,
+}
+
+impl Sweep {
+    /// Compares ledger and links; returns what has looked leaked for [`GRACE`].
+    pub fn look(&mut self, ledger: &Ledger, links: &[HostLink], now: Millis) -> Vec<Suspect> {
+        let known = std::mem::take(&mut self.since);
+        self.since = suspects(ledger, links)
+            .into_iter()
+            .map(|suspect| {
+                let since = known.get(&suspect).copied().unwrap_or(now);
+                (suspect, since)
+            })
+            .collect();
+        let grace = GRACE.as_millis() as Millis;
+        let due = self.since.iter().filter(|&(_, &since)| now.saturating_sub(since) >= grace);
+        due.map(|(suspect, _)| suspect.clone()).collect()
+    }
+}
+
+impl Suspect {
+    /// In a word, for metrics and logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Suspect::Record { .. } => "record",
+            Suspect::Link { .. } => "link",
+            Suspect::Stranger(_) => "stranger",
+        }
+    }
+}
+
+fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
+    let is_alive = |name: &str| links.iter().any(|link| link.name == name && !link.is_silenced());
+    let dead = ledger.assignments().filter(|(_, assignment)| !is_alive(&assignment.link));
+    let records = dead.map(|(_, assignment)| Suspect::Record {
+        sandbox: assignment.sandbox.clone(),
+        link: assignment.link.clone(),
+    });
+    let silenced = links.iter().filter(|link| link.is_silenced());
+    let silenced = silenced.map(|link| Suspect::Link { name: link.name.clone(), index: link.index });
+    let strangers = strangers(ledger, links).map(|occupant| Suspect::Stranger(occupant.sandbox));
+    records.chain(silenced).chain(strangers).collect()
+}
+
+fn strangers(ledger: &Ledger, links: &[HostLink]) -> impl Iterator<Item = Occupant> {
+    links.iter().flat_map(HostLink::occupants).filter(|occupant| {
+        !ledger.assignments().any(|(entry, assignment)| {
+            entry.address == occupant.address || assignment.sandbox == occupant.sandbox
+        })
+    })
+}
+
+/// Acts on a suspicion if it still holds; returns whether it did. A sandbox that a verb is at work on is left alone.
+/// Blocks for what a verb takes.
+pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
+    let sandbox = match suspect {
+        Suspect::Record { sandbox, .. } | Suspect::Stranger(sandbox) => sandbox,
+        // By index: an ADD may have made a new link under this name in the meantime.
+        Suspect::Link { index, .. } => return Ok(wiring::delete_host_link(*index).map(|()| true)?),
+    };
+    let _lock = match store.lock_sandbox(sandbox, Duration::ZERO) {
+        Err(file::Error::Busy(..)) => return Ok(false),
+        lock => lock?,
+    };
+    let (ledger, links) = (store.read()?, wiring::host_links()?);
+    if !suspects(&ledger, &links).contains(suspect) {
+        return Ok(false);
+    }
+    match strangers(&ledger, &links).find(|occupant| occupant.sandbox == *sandbox) {
+        Some(occupant) => Ok(store.with(|ledger, now| ledger.adopt(&occupant, now))?),
+        None => Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use vnetpool_plugin::{
+        ledger::{Entry, Pod, Supply},
+        wiring::Identity,
+    };
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 5);
+    const LATER: Millis = GRACE.as_millis() as Millis;
+
+    fn sandbox() -> Sandbox {
+        Sandbox { container_id: "c1".into(), ifname: "eth0".into() }
+    }
+
+    fn ledger() -> Ledger {
+        let entries = vec![Entry { name: "vnp-1".into(), address: ADDRESS, attached_to: None }];
+        let supply = Supply {
+            object: "object".into(),
+            generation: 1,
+            node_uid: "node".into(),
+            boot_id: "boot".into(),
+            cooldown: Duration::ZERO,
+            entries,
+        };
+        Ledger::rebuild("boot", &[], &[], &supply, None, 0)
+    }
+
+    fn assigned() -> Ledger {
+        let mut ledger = ledger();
+        ledger.assign(&sandbox(), &Pod::default(), 0);
+        ledger
+    }
+
+    fn wired() -> HostLink {
+        let identity = Identity { address: ADDRESS, sandbox: sandbox(), pod: Pod::default() };
+        let name = sandbox().host_link();
+        HostLink { name, index: 7, up: true, identity: Some(identity), routes: vec![ADDRESS] }
+    }
+
+    fn silenced() -> HostLink {
+        HostLink { up: false, identity: None, routes: vec![], ..wired() }
+    }
+
+    fn record() -> Suspect {
+        Suspect::Record { sandbox: sandbox(), link: sandbox().host_link() }
+    }
+
+    #[test]
+    fn a_record_with_its_link_is_no_suspect() {
+        assert_eq!(suspects(&assigned(), &[wired()]), []);
+        assert_eq!(suspects(&ledger(), &[]), []);
+    }
+
+    #[test]
+    fn a_record_without_its_link_is_leaked_once_it_has_looked_so_for_the_grace_period() {
+        let mut sweep = Sweep::default();
+        assert_eq!(sweep.look(&assigned(), &[], 0), []);
+        assert_eq!(sweep.look(&assigned(), &[], LATER - 1), []);
+        assert_eq!(sweep.look(&assigned(), &[], LATER), [record()]);
+    }
+
+    #[test]
+    fn one_look_is_not_enough_however_late() {
+        assert_eq!(Sweep::default().look(&assigned(), &[], 100 * LATER), []);
+    }
+
+    #[test]
+    fn a_link_seen_in_between_starts_the_grace_period_anew() {
+        let mut sweep = Sweep::default();
+        sweep.look(&assigned(), &[], 0);
+        sweep.look(&assigned(), &[wired()], LATER / 2);
+        assert_eq!(sweep.look(&assigned(), &[], LATER), []);
+    }
+
+    #[test]
+    fn a_record_whose_link_was_silenced_is_leaked_and_so_is_the_link() {
+        let link = Suspect::Link { name: sandbox().host_link(), index: 7 };
+        assert_eq!(suspects(&assigned(), &[silenced()]), [record(), link]);
+    }
+
+    #[test]
+    fn a_link_that_is_down_but_still_says_who_it_is_of_proves_life() {
+        assert_eq!(suspects(&assigned(), &[HostLink { up: false, ..wired() }]), []);
+    }
+
+    #[test]
+    fn a_wired_sandbox_without_a_record_is_a_stranger() {
+        assert_eq!(suspects(&ledger(), &[wired()]), [Suspect::Stranger(sandbox())]);
+    }
+}

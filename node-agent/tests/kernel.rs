@@ -1,0 +1,376 @@
+//! The node's rules and the sweep on a real kernel, in network namespaces that end with the test. Needs root, nft and ip.
+//!
+//! ```text
+//!   pod ── vnp… ── node (10.240.0.4) ── eth0 ── vnet: 10.240.0.1, and 203.0.113.10 and 169.254.169.254 behind it
+//! ```
+
+// Helpers of a test fail by panicking, too; clippy allows that in the test functions only.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use vnetpool_node_agent::{
+    firewall::{Egress, Rules, apply, apply::Firewall},
+    sweep::{self, GRACE, Suspect, Sweep},
+    sysctl,
+};
+use vnetpool_plugin::{
+    ledger::{
+        Entry, Ledger, Millis, Pod, Sandbox, Supply,
+        file::{self, Store},
+    },
+    wiring::{self, Identity, Netns},
+};
+
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
+const POD: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 10);
+const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 11);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 1);
+const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const PORT: u16 = 8080;
+
+/// A network namespace without a name: it ends with the last process and file that refer to it, however the test ends.
+struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Namespace {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        let namespace = Namespace(thread::spawn(make).join().unwrap());
+        namespace.run("ip link set lo up");
+        namespace
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    /// Does something in here, on a thread of its own.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let enter = || {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(enter).join().unwrap()
+        })
+    }
+
+    /// Runs a command in here, which must succeed; returns what it printed.
+    fn run(&self, command: &str) -> String {
+        let mut words = command.split(' ');
+        let mut process = Command::new(words.next().unwrap());
+        let output = self.inside(|| process.args(words).output().unwrap());
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Answers every connection to this address with the source address it sees.
+    fn answer(&self, address: Ipv4Addr) {
+        let listener = self.inside(|| TcpListener::bind((address, PORT)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || -> std::io::Result<()> {
+                    let IpAddr::V4(source) = stream.peer_addr()?.ip() else { return Ok(()) };
+                    // One answer for each byte asked, so that a connection can be used again later.
+                    while stream.read(&mut [0])? == 1 {
+                        stream.write_all(&source.octets())?;
+                    }
+                    Ok(())
+                });
+            }
+        });
+    }
+
+    fn connect(&self, to: Ipv4Addr) -> std::io::Result<TcpStream> {
+        let stream = self
+            .inside(|| TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(stream)
+    }
+
+    /// The source address that `to` sees for a connection from here.
+    fn source_seen_by(&self, to: Ipv4Addr) -> Ipv4Addr {
+        ask(&mut self.connect(to).unwrap())
+    }
+}
+
+fn ask(stream: &mut TcpStream) -> Ipv4Addr {
+    let mut source = [0; 4];
+    stream.write_all(&[0]).unwrap();
+    stream.read_exact(&mut source).unwrap();
+    source.into()
+}
+
+/// A node in a VNet with two pods.
+struct World {
+    node: Namespace,
+    vnet: Namespace,
+    pod: Namespace,
+    _other_pod: Namespace,
+}
+
+impl World {
+    fn new() -> World {
+        let [node, vnet, pod, other_pod] = [(); 4].map(|()| Namespace::new());
+        node.run(&format!("ip link add eth0 type veth peer name port netns {}", vnet.path()));
+        node.run(&format!("ip address add {NODE}/20 dev eth0"));
+        node.run("ip link set eth0 up");
+        node.run(&format!("ip route add default via {NEIGHBOUR}"));
+        vnet.run(&format!("ip address add {NEIGHBOUR}/20 dev port"));
+        for address in [INTERNET, METADATA] {
+            vnet.run(&format!("ip address add {address}/32 dev lo"));
+        }
+        vnet.run("ip link set port up");
+        for (pod, address) in [(&pod, POD), (&other_pod, OTHER_POD)] {
+            vnet.run(&format!("ip route add {address}/32 via {NODE}"));
+            wire(&node, pod, address);
+        }
+        for address in [NEIGHBOUR, INTERNET, METADATA] {
+            vnet.answer(address);
+        }
+        node.inside(|| sysctl::ensure(Path::new("/proc/sys/net")).unwrap());
+        World { node, vnet, pod, _other_pod: other_pod }
+    }
+}
+
+fn sandbox(address: Ipv4Addr) -> Sandbox {
+    Sandbox { container_id: format!("pod-{}", address.octets()[3]), ifname: "eth0".into() }
+}
+
+fn wire(node: &Namespace, pod: &Namespace, address: Ipv4Addr) {
+    let identity = Identity { address, sandbox: sandbox(address), pod: Pod::default() };
+    let path = pod.path();
+    node.inside(|| wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None).unwrap());
+}
+
+fn rules(direct: &[&str]) -> String {
+    let direct = direct.iter().map(|range| range.parse().unwrap()).collect();
+    Rules { uplinks: vec![Egress { link: "eth0".into(), address: NODE }], direct }.render()
+}
+
+/// Brings the rules into this namespace; says whether the kernel had to be changed.
+fn ensure(node: &Namespace, firewall: &mut Firewall, rules: &str) -> bool {
+    node.inside(|| block_on(firewall.ensure(rules)).unwrap())
+}
+
+/// On this very thread, which is in a namespace.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn the_vnet_sees_a_pod_and_the_rest_of_the_world_sees_the_node() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    assert_eq!(world.pod.source_seen_by(NEIGHBOUR), POD);
+    assert_eq!(world.pod.source_seen_by(INTERNET), NODE);
+    assert_eq!(world.node.source_seen_by(INTERNET), NODE);
+}
+
+#[test]
+fn what_comes_from_the_vnet_reaches_a_pod_untranslated() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    world.pod.answer(POD);
+    assert_eq!(world.vnet.source_seen_by(POD), NEIGHBOUR);
+}
+
+#[test]
+fn the_platform_sees_the_node_even_where_its_range_is_excluded() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16", "169.254.0.0/16"]));
+    assert_eq!(world.pod.source_seen_by(METADATA), NODE);
+}
+
+#[test]
+fn a_pod_gets_nowhere_under_an_address_that_is_not_its_own() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    let receiver = world.vnet.inside(|| UdpSocket::bind((NEIGHBOUR, PORT)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let nobodys = Ipv4Addr::new(10, 240, 9, 9);
+    for alien in [OTHER_POD, NODE, nobodys] {
+        world.pod.run(&format!("ip address add {alien}/32 dev eth0"));
+        // One after the other on the same way: what came second would have been overtaken by nothing.
+        for source in [alien, POD] {
+            let sender = world.pod.inside(|| UdpSocket::bind((source, 0)).unwrap());
+            sender.send_to(&[0], (NEIGHBOUR, PORT)).unwrap();
+        }
+        let (_, seen) = receiver.recv_from(&mut [0]).unwrap();
+        assert_eq!(seen.ip(), IpAddr::from(POD));
+    }
+}
+
+#[test]
+fn a_connection_survives_the_exclusion_of_its_destination() {
+    let world = World::new();
+    let mut firewall = Firewall::default();
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let mut old = world.pod.connect(INTERNET).unwrap();
+    assert_eq!(ask(&mut old), NODE);
+    assert!(ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16", "203.0.113.0/24"])));
+    assert_eq!(ask(&mut old), NODE);
+    assert_eq!(world.pod.source_seen_by(INTERNET), POD, "a new connection goes by the new rules");
+}
+
+#[test]
+fn the_table_is_put_in_place_only_when_it_is_not_as_it_was_put() {
+    let (node, mut firewall) = (Namespace::new(), Firewall::default());
+    let wanted = rules(&["10.240.0.0/16"]);
+    assert!(ensure(&node, &mut firewall, &wanted));
+    assert!(!ensure(&node, &mut firewall, &wanted));
+    node.run("nft delete table inet vnetpool");
+    assert!(ensure(&node, &mut firewall, &wanted), "somebody removed it");
+    node.run("nft add element inet vnetpool direct { 203.0.113.0/24 }");
+    assert!(ensure(&node, &mut firewall, &wanted), "somebody changed it");
+    assert!(!ensure(&node, &mut firewall, &wanted));
+    assert!(ensure(&node, &mut firewall, &rules(&[])), "something else is wanted");
+}
+
+#[test]
+fn nobody_elses_table_is_touched() {
+    let node = Namespace::new();
+    node.run("nft add table ip vnetpool");
+    node.run("nft add table inet other");
+    node.run(
+        "nft add chain inet other forward { type filter hook forward priority filter ; policy accept ; }",
+    );
+    let before = node.run("nft list ruleset");
+    ensure(&node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    node.inside(|| block_on(apply::remove()).unwrap());
+    assert_eq!(node.run("nft list ruleset"), before);
+}
+
+#[test]
+fn removing_a_table_that_is_not_there_is_fine() {
+    Namespace::new().inside(|| block_on(apply::remove()).unwrap());
+}
+
+#[test]
+fn a_table_that_nft_refuses_leaves_the_one_in_place() {
+    let (node, mut firewall) = (Namespace::new(), Firewall::default());
+    ensure(&node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let before = node.run("nft list ruleset");
+    let error = node
+        .inside(|| block_on(firewall.ensure("table inet vnetpool\ndelete table inet vnetpool\nnonsense\n")));
+    assert!(matches!(error, Err(apply::Error::Refused(_))), "{error:?}");
+    assert_eq!(node.run("nft list ruleset"), before);
+}
+
+/// A ledger on disk in which two addresses are held, and both sandboxes have theirs.
+fn ledger(dir: &Path) -> Store {
+    let entry = |address| Entry { name: format!("vnp-{address}"), address, attached_to: None };
+    let boot_id = file::boot_id().unwrap().to_owned();
+    let supply = Supply {
+        object: "object".into(),
+        generation: 1,
+        node_uid: "node".into(),
+        boot_id: boot_id.clone(),
+        cooldown: Duration::ZERO,
+        entries: vec![entry(POD), entry(OTHER_POD)],
+    };
+    let store = Store::at(dir);
+    let mut ledger = Ledger::rebuild(&boot_id, &[], &[], &supply, None, file::now());
+    for address in [POD, OTHER_POD] {
+        ledger.assign(&sandbox(address), &Pod::default(), 0);
+    }
+    store.quiesce().unwrap().create(&ledger).unwrap();
+    store
+}
+
+/// What has looked leaked since long ago.
+fn leaked(node: &Namespace, store: &Store) -> Vec<Suspect> {
+    let (ledger, links) = (store.read().unwrap(), node.inside(|| wiring::host_links().unwrap()));
+    let mut sweep = Sweep::default();
+    sweep.look(&ledger, &links, 0);
+    sweep.look(&ledger, &links, GRACE.as_millis() as Millis)
+}
+
+#[test]
+fn a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it() {
+    let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
+    let store = ledger(dir.path());
+    wire(&node, &pod, POD);
+    let suspects = leaked(&node, &store);
+    assert_eq!(
+        suspects,
+        [Suspect::Record { sandbox: sandbox(OTHER_POD), link: sandbox(OTHER_POD).host_link() }]
+    );
+    let clear = || node.inside(|| sweep::clear(&store, &suspects[0]).unwrap());
+
+    let lock = store.lock_sandbox(&sandbox(OTHER_POD), Duration::ZERO).unwrap();
+    assert!(!clear());
+    drop(lock);
+    assert!(clear());
+    assert_eq!(store.read().unwrap().address_of(&sandbox(OTHER_POD)), None);
+    assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}
+
+#[test]
+fn a_suspicion_that_no_longer_holds_is_dropped() {
+    let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
+    let store = ledger(dir.path());
+    let suspect = Suspect::Record { sandbox: sandbox(POD), link: sandbox(POD).host_link() };
+    assert!(leaked(&node, &store).contains(&suspect));
+    wire(&node, &pod, POD);
+    assert!(!node.inside(|| sweep::clear(&store, &suspect).unwrap()));
+    assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}
+
+#[test]
+fn a_link_that_outlives_its_pod_is_deleted_after_its_record_was_freed() {
+    let (dir, node, pod, other_pod) =
+        (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new(), Namespace::new());
+    let store = ledger(dir.path());
+    wire(&node, &pod, POD);
+    wire(&node, &other_pod, OTHER_POD);
+    node.inside(|| wiring::disconnect(&sandbox(POD).host_link()).unwrap());
+    for suspect in leaked(&node, &store) {
+        assert!(node.inside(|| sweep::clear(&store, &suspect).unwrap()), "{suspect:?}");
+    }
+    let left: Vec<String> =
+        node.inside(|| wiring::host_links().unwrap()).into_iter().map(|link| link.name).collect();
+    assert_eq!(left, [sandbox(OTHER_POD).host_link()]);
+    assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), None);
+}
+
+#[test]
+fn a_link_made_anew_under_an_old_name_is_not_deleted() {
+    let (dir, node, [pod, pod_again]) =
+        (tempfile::tempdir().unwrap(), Namespace::new(), [(); 2].map(|()| Namespace::new()));
+    let store = ledger(dir.path());
+    wire(&node, &pod, POD);
+    node.inside(|| wiring::disconnect(&sandbox(POD).host_link()).unwrap());
+    let is_link = |suspect: &Suspect| matches!(suspect, Suspect::Link { .. });
+    let silenced = leaked(&node, &store).into_iter().find(is_link).unwrap();
+    wire(&node, &pod_again, POD);
+    node.inside(|| sweep::clear(&store, &silenced).unwrap());
+    assert_eq!(node.inside(|| wiring::host_links().unwrap()).len(), 1);
+}
+
+#[test]
+fn a_wired_pod_without_a_record_gets_one() {
+    let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
+    let store = ledger(dir.path());
+    store.with(|ledger, now| ledger.free(&sandbox(POD), now)).unwrap();
+    wire(&node, &pod, POD);
+    let stranger = Suspect::Stranger(sandbox(POD));
+    assert!(leaked(&node, &store).contains(&stranger));
+    assert!(node.inside(|| sweep::clear(&store, &stranger).unwrap()));
+    assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}

@@ -1,0 +1,73 @@
+//! Command line and environment → [`Config`]. Read once.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+use reqwest::Url;
+use uuid::Uuid;
+
+use crate::Config;
+use crate::azure::{self, Cloud, Credential};
+use crate::telemetry::LogFormat;
+
+/// Reserves addresses of Azure virtual networks for the nodes of a cluster.
+///
+/// How it signs in to Azure is told by the environment, as with Azure's own tools: AZURE_CLIENT_ID, AZURE_TENANT_ID,
+/// AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET, AZURE_AUTHORITY_HOST; with none of them, the managed identity of
+/// the virtual machine it runs on.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Which Azure: AzurePublicCloud, AzureUSGovernmentCloud or AzureChinaCloud.
+    #[arg(long, env = "VNETPOOL_CLOUD", default_value_t = Cloud::Public)]
+    cloud: Cloud,
+    /// Where Azure Resource Manager is, if not where the cloud has it.
+    #[arg(long, env = "VNETPOOL_ARM_ENDPOINT")]
+    arm_endpoint: Option<Url>,
+    /// The namespace of the Lease by which replicas agree on who leads.
+    #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
+    namespace: String,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "0.0.0.0:9411")]
+    admin_address: SocketAddr,
+    /// How log lines are written; RUST_LOG chooses which.
+    #[arg(long, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogFormat,
+}
+
+/// What to do instead of operating.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// The CustomResourceDefinitions of this release.
+    #[command(subcommand)]
+    Crds(Crds),
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Crds {
+    /// Apply them to the cluster and wait until they are served.
+    Apply,
+}
+
+impl Args {
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    /// # Errors
+    /// When the environment doesn't tell how to sign in to Azure.
+    pub fn config(self) -> Result<Config, azure::Error> {
+        let Args { command: _, cloud, arm_endpoint, namespace, admin_address, log_format: _ } = self;
+        let credential = Credential::from_env(|name| std::env::var(name).ok())?;
+        Ok(Config {
+            azure: azure::Config { cloud, endpoint: arm_endpoint, imds: None, credential },
+            namespace,
+            // A replica that starts again must not take itself for the one before. The host's name wouldn't tell people
+            // which pod it is, on the host network.
+            identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
+            admin: Some(admin_address),
+        })
+    }
+}

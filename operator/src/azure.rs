@@ -1,0 +1,254 @@
+//! The operator's Azure: VMs, NICs and virtual networks behind five verbs.
+//!
+//! Hidden below: the SDK crates and their flaws, tokens, clouds, ETags, long-running operations, request
+//! limits and ARM's many ways to say no. Errors are facts with a [`Remedy`]; nothing here retries a call on
+//! its own but the polls of an operation under way, so that every request is paid from one budget and shows
+//! up in one place.
+
+mod budget;
+mod cache;
+mod credential;
+mod error;
+mod id;
+mod network;
+mod nic;
+mod operation;
+mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{info, instrument};
+use uuid::Uuid;
+
+pub use budget::{Kind, Priority};
+pub use credential::{Cloud, Credential};
+pub use error::{Error, Remedy};
+pub use id::{ResourceId, VmId};
+pub use network::Network;
+pub use nic::{Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
+
+use cache::{Document, Documents, Slots};
+use network::VirtualNetwork;
+use operation::Operation;
+use transport::{Answer, Call, Transport};
+
+/// A PUT replaces all that its API version knows of and nothing else can be sent, so this is the newest one
+/// seen in recordings of real traffic: an older one would hide, and then reset, what others set with a newer
+/// one.
+const NETWORK_API: &str = "2025-05-01";
+const COMPUTE_API: &str = "2024-07-01";
+/// Address spaces and peerings change rarely, and many nodes share one virtual network.
+const NETWORK_KEPT: Duration = Duration::from_secs(60);
+
+/// A write to a NIC that another operation is changing is put off by this; such operations take seconds.
+const UNSETTLED: Duration = Duration::from_secs(5);
+
+/// Where Azure is and who asks.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub cloud: Cloud,
+    /// Stands in for the cloud's ARM.
+    pub endpoint: Option<Url>,
+    /// Stands in for the metadata service, which gives managed identities their tokens.
+    pub imds: Option<Url>,
+    pub credential: Credential,
+}
+
+/// Whether what was last read will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// What is known, if anything is and it is settled: our own writes keep it current, somebody else's go
+    /// unnoticed until a write of ours turns out [`Error::Stale`].
+    Cached,
+    /// Read from Azure now.
+    Fresh,
+}
+
+/// One HTTP request to ARM, for metrics.
+#[derive(Clone, Debug)]
+pub struct RequestRecord {
+    pub kind: Kind,
+    pub priority: Priority,
+    /// `None` if no answer came.
+    pub status: Option<u16>,
+    /// How long it waited for its turn within Azure's request limits.
+    pub waited: Duration,
+    /// From sending it to the end of the answer.
+    pub took: Duration,
+}
+
+/// A client of Azure. One for the whole operator: its budget and its knowledge of NICs are what it is for.
+#[derive(Debug)]
+pub struct Azure {
+    transport: Transport,
+    nics: Documents,
+    networks: Slots<Option<(Instant, VirtualNetwork)>>,
+}
+
+impl Azure {
+    /// Doesn't ask Azure anything yet.
+    pub fn new(config: &Config) -> Result<Azure, Error> {
+        Ok(Azure {
+            transport: Transport::new(config)?,
+            nics: Documents::default(),
+            networks: Slots::default(),
+        })
+    }
+
+    /// Has `observer` called after each request, from the task that made it. Only the first observer counts.
+    pub fn on_request(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
+        self.transport.observe(observer);
+    }
+
+    /// The NIC that a VM marks as primary, or its first if it marks none: a role without
+    /// the right to read the mark hides it.
+    #[instrument(skip_all, fields(vm = %vm))]
+    pub async fn primary_nic(&self, vm: &VmId, priority: Priority) -> Result<ResourceId, Error> {
+        let call = call(Kind::Read, priority, vm.resource());
+        let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
+        let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
+        let vm: Value =
+            serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
+        let nics = vm["properties"]["networkProfile"]["networkInterfaces"].as_array();
+        let nics = nics.map(Vec::as_slice).unwrap_or_default();
+        nics.iter()
+            .find(|nic| nic["properties"]["primary"] == true)
+            .or(nics.first())
+            .and_then(|nic| nic["id"].as_str())
+            .ok_or_else(|| unexpected("the VM has no network interface".to_owned()))?
+            .parse()
+    }
+
+    /// A NIC as Azure holds it. Waits for a write of ours to that NIC that is under way.
+    #[instrument(skip_all, fields(nic = %id))]
+    pub async fn nic(
+        &self,
+        id: &ResourceId,
+        freshness: Freshness,
+        priority: Priority,
+    ) -> Result<Arc<Nic>, Error> {
+        let mut known = self.nics.lock(id).await;
+        if let (Freshness::Cached, Some(nic)) = (freshness, known.nic().filter(|nic| nic.is_settled())) {
+            return Ok(nic);
+        }
+        known.forget();
+        let document = self.read_nic(&call(Kind::Read, priority, id), id).await?;
+        let nic = document.nic.clone();
+        self.nics.keep(&mut known, document);
+        Ok(nic)
+    }
+
+    /// Carries out `change` on a NIC in one write and gives the NIC as it is then; without a write if nothing
+    /// is to be done. Other writers' parts of the NIC stay as they are: had somebody changed it since it was
+    /// read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
+    ///
+    /// After any error from which it doesn't follow that the NIC is as it was, it is read anew before it is
+    /// next used; so it is if the future is dropped.
+    #[instrument(skip_all, fields(nic = %id, reserve = change.reserve.len(), release = change.release.len()))]
+    pub async fn update(
+        &self,
+        id: &ResourceId,
+        change: &Change,
+        priority: Priority,
+    ) -> Result<Arc<Nic>, Error> {
+        let mut known = self.nics.lock(id).await;
+        let mut call = call(Kind::Write, priority, id);
+        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        let before = match known.take().filter(|document| document.nic.is_settled()) {
+            Some(document) => document,
+            None => self.read_nic(&Call { kind: Kind::Read, ..call.clone() }, id).await?,
+        };
+        if !before.nic.is_settled() {
+            // Azure would cancel the operation under way, ours or somebody else's, in favour of this one.
+            self.nics.keep(&mut known, before);
+            return Err(Error::Busy {
+                resource: id.to_string(),
+                message: "an operation on it is still under way".to_owned(),
+                retry_after: UNSETTLED,
+            });
+        }
+        call.region = Some(before.nic.location.clone()).filter(|region| !region.is_empty());
+        let body = match before.edit(change) {
+            Ok(Some(body)) => body,
+            nothing_to_send => {
+                self.nics.keep(&mut known, before.clone());
+                return nothing_to_send.map(|_| before.nic);
+            }
+        };
+        match self.transport.send(&call, self.url(id, NETWORK_API), Some(&before.etag), Some(body)).await {
+            Ok(accepted) => {
+                let document = self.complete(&call, id, accepted).await?;
+                let nic = document.nic.clone();
+                self.nics.keep(&mut known, document);
+                Ok(nic)
+            }
+            Err(error) => {
+                if error.left_all_as_it_was() {
+                    self.nics.keep(&mut known, before);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops what is known of a NIC that the caller won't ask about again.
+    pub fn forget(&self, id: &ResourceId) {
+        self.nics.forget(id);
+    }
+
+    /// A subnet and the virtual network around it, no older than a minute.
+    #[instrument(skip_all, fields(subnet = %subnet))]
+    pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {
+        let id = network::vnet_of(subnet)?;
+        let slot = self.networks.slot(&id);
+        let mut known = slot.lock().await;
+        let read = match known.take() {
+            Some(read) if read.0.elapsed() < NETWORK_KEPT => read,
+            _ => (Instant::now(), network::read(&self.transport, &id, priority).await?),
+        };
+        let network = read.1.around(subnet);
+        *known = Some(read);
+        network
+    }
+
+    async fn read_nic(&self, call: &Call, id: &ResourceId) -> Result<Document, Error> {
+        match self.transport.send(call, self.url(id, NETWORK_API), None, None).await {
+            Ok(answer) => Document::read(id, answer.body),
+            Err(error) => {
+                if matches!(error, Error::NotFound { .. }) {
+                    self.nics.forget(id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Follows a write that ARM has accepted to its end, and gives what became of the NIC.
+    async fn complete(&self, call: &Call, id: &ResourceId, accepted: Answer) -> Result<Document, Error> {
+        let started = Instant::now();
+        let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
+            Some(operation) => {
+                operation.finish(&self.transport, call).await?;
+                self.read_nic(&Call { kind: Kind::Read, ..call.clone() }, id).await?
+            }
+            None => Document::read(id, accepted.body)?,
+        };
+        info!(took = ?started.elapsed(), held = document.nic.ip_configurations.len(), "NIC written");
+        Ok(document)
+    }
+
+    fn url(&self, id: &ResourceId, api_version: &str) -> Url {
+        let mut url = self.transport.endpoint().clone();
+        url.set_path(id.as_str());
+        url.set_query(Some(&format!("api-version={api_version}")));
+        url
+    }
+}
+
+fn call(kind: Kind, priority: Priority, resource: &ResourceId) -> Call {
+    Call { kind, priority, resource: resource.to_string(), region: None, correlation: Uuid::new_v4() }
+}

@@ -1,0 +1,209 @@
+//! What is known of each NIC: its document as last read, and what it says. In bounded memory.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Change, Error, Nic, ResourceId, nic};
+
+/// A NIC's document, ready to be edited and sent back.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    pub nic: Arc<Nic>,
+    pub etag: String,
+    /// As it came: parsed JSON would take several times the memory.
+    body: Arc<[u8]>,
+}
+
+impl Document {
+    pub(super) fn read(id: &ResourceId, body: Vec<u8>) -> Result<Document, Error> {
+        let value = parse(id, &body)?;
+        let nic = Nic::read(id, &value).map_err(|source| Error::Nic { resource: id.to_string(), source })?;
+        let etag = value["etag"].as_str().ok_or_else(|| Error::Unexpected {
+            resource: id.to_string(),
+            message: "it has no etag, without which it can't be written safely".to_owned(),
+        })?;
+        Ok(Document { nic: Arc::new(nic), etag: etag.to_owned(), body: body.into() })
+    }
+
+    /// The body of the write that carries out `change`; `None` if there is nothing to do.
+    pub(super) fn edit(&self, change: &Change) -> Result<Option<Vec<u8>>, Error> {
+        let before = parse(&self.nic.id, &self.body)?;
+        let after = nic::edit(&before, change)
+            .map_err(|source| Error::Nic { resource: self.nic.id.to_string(), source })?;
+        Ok((after != before).then(|| after.to_string().into_bytes()))
+    }
+}
+
+fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::Unexpected { resource: id.to_string(), message: error.to_string() })
+}
+
+/// Documents of all NICs together. A full NIC's has some 150 KB, so 5,000 of them wouldn't fit; those beyond
+/// it are read again before a write.
+const MEMORY: usize = 256 * 1024 * 1024;
+
+/// All NICs. Whoever holds a NIC's lock is the only one to ask Azure about it.
+#[derive(Debug)]
+pub(super) struct Documents {
+    nics: Slots<Known>,
+    room: Arc<AtomicUsize>,
+}
+
+impl Default for Documents {
+    fn default() -> Self {
+        Documents { nics: Slots::default(), room: Arc::new(AtomicUsize::new(MEMORY)) }
+    }
+}
+
+impl Documents {
+    pub(super) async fn lock(&self, id: &ResourceId) -> OwnedMutexGuard<Known> {
+        self.nics.slot(id).lock_owned().await
+    }
+
+    pub(super) fn keep(&self, known: &mut Known, document: Document) {
+        known.forget();
+        known.nic = Some(document.nic.clone());
+        known.document = Share::of(&self.room, document.body.len()).map(|share| (document, share));
+    }
+
+    pub(super) fn forget(&self, id: &ResourceId) {
+        self.nics.remove(id);
+    }
+}
+
+/// What is known of one NIC: nothing, what it says, or all of it.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    nic: Option<Arc<Nic>>,
+    document: Option<(Document, Share)>,
+}
+
+impl Known {
+    pub(super) fn nic(&self) -> Option<Arc<Nic>> {
+        self.nic.clone()
+    }
+
+    /// Gives the document, if there is one, and knows nothing from then on.
+    pub(super) fn take(&mut self) -> Option<Document> {
+        self.nic = None;
+        self.document.take().map(|(document, _)| document)
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.take();
+    }
+}
+
+/// Bytes of the common memory, given back when dropped.
+#[derive(Debug)]
+struct Share {
+    room: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Share {
+    fn of(room: &Arc<AtomicUsize>, bytes: usize) -> Option<Share> {
+        let enough = room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes));
+        enough.is_ok().then(|| Share { room: room.clone(), bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.room.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// One lockable `T` per resource, whatever the case of its id.
+#[derive(Debug)]
+pub(super) struct Slots<T>(Mutex<HashMap<String, Arc<tokio::sync::Mutex<T>>>>);
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Slots(Mutex::default())
+    }
+}
+
+impl<T: Default> Slots<T> {
+    pub(super) fn slot(&self, id: &ResourceId) -> Arc<tokio::sync::Mutex<T>> {
+        self.all().entry(id.key()).or_default().clone()
+    }
+
+    fn remove(&self, id: &ResourceId) {
+        self.all().remove(&id.key());
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<T>>>> {
+        // Nothing that holds the lock can panic half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const ID: &str = "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/networkInterfaces/nic";
+
+    fn body() -> Value {
+        let subnet =
+            "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/v/subnets/s";
+        json!({
+            "etag": "W/\"1\"",
+            "properties": { "ipConfigurations": [{
+                "name": "ipconfig1",
+                "properties": { "primary": true, "privateIPAddress": "10.0.0.4", "subnet": { "id": subnet } },
+            }]},
+        })
+    }
+
+    fn read(body: &Value) -> Result<Document, Error> {
+        Document::read(&ID.parse().unwrap(), body.to_string().into_bytes())
+    }
+
+    fn document() -> Document {
+        read(&body()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_nic_is_known_by_its_id_in_any_case() {
+        let all = Documents::default();
+        all.keep(&mut *all.lock(&ID.parse().unwrap()).await, document());
+        assert!(all.lock(&ID.to_uppercase().parse().unwrap()).await.nic().is_some());
+    }
+
+    #[tokio::test]
+    async fn without_room_only_what_a_nic_says_is_kept() {
+        let bytes = document().body.len();
+        let all = Documents { room: Arc::new(AtomicUsize::new(bytes)), ..Documents::default() };
+        let (mut first, mut second) = (Known::default(), Known::default());
+        all.keep(&mut first, document());
+        all.keep(&mut second, document());
+        assert!(second.nic().is_some() && second.take().is_none());
+        // Keeping it again, or dropping it, takes and gives back its own room.
+        all.keep(&mut first, document());
+        assert!(first.take().is_some());
+        assert_eq!(all.room.load(Ordering::Relaxed), bytes);
+    }
+
+    #[test]
+    fn a_document_without_an_etag_is_not_used() {
+        let mut body = body();
+        body["etag"] = Value::Null;
+        let error = read(&body).unwrap_err();
+        assert!(error.to_string().contains("no etag"), "{error}");
+    }
+
+    #[test]
+    fn a_change_already_made_needs_no_write() {
+        let change = Change { release: vec!["vnp-0000000000000001".into()], ..Change::default() };
+        assert!(document().edit(&change).unwrap().is_none());
+    }
+}

@@ -1,0 +1,266 @@
+//! Who the operator is to Azure, in which of Azure's clouds, and the tokens that prove it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use azure_core::cloud::CloudConfiguration;
+use azure_core::credentials::{Secret, TokenCredential};
+use azure_core::http::{
+    AsyncRawResponse, Body, ClientOptions, HttpClient, Method, Request, Transport, headers::Headers,
+};
+use azure_identity::{
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
+    WorkloadIdentityCredentialOptions,
+};
+use reqwest::Url;
+
+use super::Error;
+
+/// One of Azure's separate clouds: each has its own sign-in authority and its own ARM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cloud {
+    #[default]
+    Public,
+    UsGovernment,
+    China,
+}
+
+impl Cloud {
+    /// Where its ARM answers, which is also the audience of our tokens.
+    pub fn arm(self) -> &'static str {
+        match self {
+            Cloud::Public => "https://management.azure.com",
+            Cloud::UsGovernment => "https://management.usgovcloudapi.net",
+            Cloud::China => "https://management.chinacloudapi.cn",
+        }
+    }
+
+    /// `azure_identity` knows the authorities: login.microsoftonline.com, .us and login.chinacloudapi.cn.
+    fn authority(self) -> CloudConfiguration {
+        match self {
+            Cloud::Public => CloudConfiguration::AzurePublic,
+            Cloud::UsGovernment => CloudConfiguration::AzureGovernment,
+            Cloud::China => CloudConfiguration::AzureChina,
+        }
+    }
+
+    /// As Azure's metadata service spells it (`azEnvironment`).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cloud::Public => "AzurePublicCloud",
+            Cloud::UsGovernment => "AzureUSGovernmentCloud",
+            Cloud::China => "AzureChinaCloud",
+        }
+    }
+}
+
+impl fmt::Display for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Cloud {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let known = [Cloud::Public, Cloud::UsGovernment, Cloud::China];
+        known.into_iter().find(|cloud| cloud.as_str().eq_ignore_ascii_case(name)).ok_or_else(|| Error::Config {
+            message: format!(
+                "{name:?} isn't a cloud Vnetpool knows; use AzurePublicCloud, AzureUSGovernmentCloud or AzureChinaCloud"
+            ),
+        })
+    }
+}
+
+/// How the operator signs in.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// The VM's own identity, or the user-assigned one with that client id.
+    ManagedIdentity { client_id: Option<String> },
+    /// A Kubernetes service account's token, projected into a file, that Entra trusts.
+    WorkloadIdentity { tenant_id: String, client_id: String, token_file: String },
+    /// A service principal with a password.
+    ClientSecret { tenant_id: String, client_id: String, secret: Secret },
+}
+
+impl Credential {
+    /// From the variables that Azure's own tools use: a federated token file makes it workload identity, a
+    /// client secret a service principal, anything else the VM's managed identity. `env` looks a variable up;
+    /// empty is unset.
+    pub fn from_env(env: impl Fn(&str) -> Option<String>) -> Result<Credential, Error> {
+        let look = |name: &str| env(name).filter(|value| !value.is_empty());
+        let need = |name: &str, because: &str| {
+            look(name).ok_or_else(|| Error::Credential {
+                message: format!("{because} is set, so {name} must be, too; set it, or unset {because}"),
+            })
+        };
+        let identity =
+            |because: &str| Ok((need("AZURE_TENANT_ID", because)?, need("AZURE_CLIENT_ID", because)?));
+        if let Some(token_file) = look("AZURE_FEDERATED_TOKEN_FILE") {
+            let (tenant_id, client_id) = identity("AZURE_FEDERATED_TOKEN_FILE")?;
+            Ok(Credential::WorkloadIdentity { tenant_id, client_id, token_file })
+        } else if let Some(secret) = look("AZURE_CLIENT_SECRET") {
+            let (tenant_id, client_id) = identity("AZURE_CLIENT_SECRET")?;
+            Ok(Credential::ClientSecret { tenant_id, client_id, secret: secret.into() })
+        } else {
+            Ok(Credential::ManagedIdentity { client_id: look("AZURE_CLIENT_ID") })
+        }
+    }
+
+    /// The source of tokens, which keeps a token until it is about to expire. `http` carries its requests.
+    pub(super) fn source(&self, cloud: Cloud, http: TokenHttp) -> Result<Arc<dyn TokenCredential>, Error> {
+        let client_options = ClientOptions {
+            cloud: Some(Arc::new(cloud.authority())),
+            transport: Some(Transport::new(Arc::new(http))),
+            ..ClientOptions::default()
+        };
+        let source: azure_core::Result<Arc<dyn TokenCredential>> = match self.clone() {
+            Credential::ManagedIdentity { client_id } => {
+                ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
+                    user_assigned_id: client_id.map(UserAssignedId::ClientId),
+                    client_options,
+                }))
+                .map(|source| source as _)
+            }
+            Credential::WorkloadIdentity { tenant_id, client_id, token_file } => {
+                WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
+                    credential_options: ClientAssertionCredentialOptions { client_options },
+                    client_id: Some(client_id),
+                    tenant_id: Some(tenant_id),
+                    token_file_path: Some(token_file.into()),
+                }))
+                .map(|source| source as _)
+            }
+            Credential::ClientSecret { tenant_id, client_id, secret } => ClientSecretCredential::new(
+                &tenant_id,
+                client_id,
+                secret,
+                Some(ClientSecretCredentialOptions { client_options }),
+            )
+            .map(|source| source as _),
+        };
+        source.map_err(|error| Error::Credential { message: error.to_string() })
+    }
+}
+
+/// Carries the requests of `azure_identity`. They aren't ARM's, so the budget doesn't count them.
+#[derive(Debug)]
+pub(super) struct TokenHttp {
+    http: reqwest::Client,
+    /// Stands in for the metadata service, whose address `azure_identity` has built in.
+    imds: Option<Url>,
+}
+
+/// Link-local: the metadata service answers only from the VM itself, and never through a proxy.
+const IMDS: &str = "169.254.169.254";
+
+impl TokenHttp {
+    pub(super) fn new(http: reqwest::Client, imds: Option<Url>) -> TokenHttp {
+        TokenHttp { http, imds }
+    }
+
+    fn url(&self, asked: &Url) -> Url {
+        match &self.imds {
+            Some(imds) if asked.host_str() == Some(IMDS) => {
+                let mut url = imds.clone();
+                url.set_path(asked.path());
+                url.set_query(asked.query());
+                url
+            }
+            _ => asked.clone(),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl HttpClient for TokenHttp {
+    async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
+        use azure_core::error::{Error, ErrorKind, ResultExt};
+        let method = match request.method() {
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            other => {
+                return Err(Error::with_message(
+                    ErrorKind::Other,
+                    format!("{other} isn't how tokens are asked for"),
+                ));
+            }
+        };
+        let mut sent = self.http.request(method, self.url(request.url()));
+        for (name, value) in request.headers().iter() {
+            sent = sent.header(name.as_str(), value.as_str());
+        }
+        if let Body::Bytes(body) = request.body() {
+            sent = sent.body(body.clone());
+        }
+        let answer = sent.send().await.with_context(ErrorKind::Io, "asking for a token")?;
+        let status = answer.status().as_u16().into();
+        let mut headers = Headers::new();
+        for (name, value) in answer.headers() {
+            if let Ok(value) = value.to_str() {
+                headers.insert(name.as_str().to_owned(), value.to_owned());
+            }
+        }
+        let body = answer.bytes().await.with_context(ErrorKind::Io, "reading a token")?;
+        Ok(AsyncRawResponse::from_bytes(status, headers, body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> Result<Credential, Error> {
+        Credential::from_env(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_federated_token_file_makes_it_workload_identity() {
+        let all = [
+            ("AZURE_FEDERATED_TOKEN_FILE", "/token"),
+            ("AZURE_TENANT_ID", "tenant"),
+            ("AZURE_CLIENT_ID", "client"),
+            ("AZURE_CLIENT_SECRET", "secret"),
+        ];
+        assert!(
+            matches!(from(&all).unwrap(), Credential::WorkloadIdentity { token_file, .. } if token_file == "/token")
+        );
+    }
+
+    #[test]
+    fn a_client_secret_makes_it_a_service_principal_and_is_never_shown() {
+        let all =
+            [("AZURE_TENANT_ID", "tenant"), ("AZURE_CLIENT_ID", "client"), ("AZURE_CLIENT_SECRET", "hush")];
+        let credential = from(&all).unwrap();
+        assert!(matches!(credential, Credential::ClientSecret { .. }));
+        assert!(!format!("{credential:?}").contains("hush"));
+    }
+
+    #[test]
+    fn without_either_it_is_the_managed_identity() {
+        assert!(matches!(from(&[]).unwrap(), Credential::ManagedIdentity { client_id: None }));
+        assert!(matches!(
+            from(&[("AZURE_CLIENT_ID", "client"), ("AZURE_CLIENT_SECRET", "")]).unwrap(),
+            Credential::ManagedIdentity { client_id: Some(id) } if id == "client"
+        ));
+    }
+
+    #[test]
+    fn half_a_credential_names_the_variable_that_lacks() {
+        let error = from(&[("AZURE_CLIENT_SECRET", "x"), ("AZURE_CLIENT_ID", "c")]).unwrap_err().to_string();
+        assert!(error.contains("AZURE_TENANT_ID must be"), "{error}");
+    }
+
+    #[test]
+    fn clouds_are_known_by_the_names_the_metadata_service_uses() {
+        for cloud in [Cloud::Public, Cloud::UsGovernment, Cloud::China] {
+            assert_eq!(cloud.to_string().parse::<Cloud>().unwrap(), cloud);
+        }
+        assert!("AzureGermanCloud".parse::<Cloud>().unwrap_err().to_string().contains("AzurePublicCloud"));
+    }
+}

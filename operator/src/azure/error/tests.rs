@@ -1,0 +1,234 @@
+//! Azure's refusals, worded as in recorded traffic, its documentation and public issues.
+
+use serde_json::json;
+
+use super::*;
+
+const NIC: &str =
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/networkInterfaces/node-1-nic";
+
+fn body(code: &str, message: &str, details: Value) -> Vec<u8> {
+    json!({ "error": { "code": code, "message": message, "details": details } }).to_string().into_bytes()
+}
+
+/// What a write that was answered so becomes.
+fn write(status: u16, code: &str, message: &str, details: Value) -> Error {
+    classify(Some(status), &ArmError::of_body(&body(code, message, details)), None, NIC, Effect::Write)
+}
+
+fn detail(code: &str, message: &str) -> Value {
+    json!([{ "code": code, "message": message, "details": [] }])
+}
+
+#[test]
+fn an_etag_that_does_not_match_is_a_lost_race() {
+    let details =
+        detail("PreconditionFailedEtagMismatch", "Etag provided in if-match header does not match.");
+    let error = write(412, "PreconditionFailed", "Precondition failed.", details);
+    assert!(matches!(error, Error::Stale { .. }), "{error:?}");
+    assert_eq!(error.remedy(), Remedy::ReadAgain);
+    assert!(!error.left_all_as_it_was());
+}
+
+#[test]
+fn a_resource_held_by_another_operation_is_busy_as_long_as_azures_words_say() {
+    let words =
+        "Operation PutSubnetOperation (2c1a) is updating resource /s. The call can be retried in 14 seconds.";
+    let error = write(
+        429,
+        "RetryableError",
+        "A retryable error occurred.",
+        detail("RetryableErrorDueToAnotherOperation", words),
+    );
+    assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+    assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(14)));
+}
+
+#[test]
+fn a_referenced_resource_under_way_is_busy() {
+    let words =
+        "Cannot proceed with operation because resource X used by resource Y is not in Succeeded state.";
+    let error = write(
+        429,
+        "RetryableError",
+        "A retryable error occurred.",
+        detail("ReferencedResourceNotProvisioned", words),
+    );
+    assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+    assert!(error.to_string().contains("resource X used by resource Y"), "{error}");
+}
+
+#[test]
+fn the_network_providers_throttling_is_told_from_arms() {
+    let words = "The operation exceeded throttling limit of 100 calls within last 5 minutes.";
+    let provider = write(
+        429,
+        "RetryableError",
+        "A retryable error.",
+        detail("RetryableErrorDueToTooManyCallsToThisOperation", words),
+    );
+    let arm =
+        write(429, "SubscriptionRequestsThrottled", "Number of requests exceeded the limit.", json!([]));
+    let compute = write(
+        429,
+        "OperationNotAllowed",
+        "{\"...\"}",
+        json!([{"code": "TooManyRequests", "target": "HighCostGet", "message": "m"}]),
+    );
+    assert!(matches!(provider, Error::Throttled { by_provider: true, .. }), "{provider:?}");
+    for error in [arm, compute] {
+        assert!(matches!(error, Error::Throttled { by_provider: false, .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn retry_after_wins_over_words_and_words_over_the_default() {
+    let wait = |header: Option<u64>, words: &str| {
+        let error = ArmError::of_body(&body("TooManyRequests", words, json!([])));
+        classify(Some(429), &error, header.map(Duration::from_secs), NIC, Effect::Write).remedy()
+    };
+    assert_eq!(wait(Some(17), "retried in 14 seconds."), Remedy::RetryAfter(Duration::from_secs(17)));
+    assert_eq!(wait(None, "retried in 14 seconds."), Remedy::RetryAfter(Duration::from_secs(14)));
+    assert_eq!(wait(None, "Please try again after '5' seconds."), Remedy::RetryAfter(Duration::from_secs(5)));
+    assert_eq!(wait(None, "slow down"), Remedy::RetryAfter(THROTTLED));
+    assert_eq!(wait(Some(1_000_000), ""), Remedy::RetryAfter(LONGEST_WAIT));
+}
+
+#[test]
+fn conflicts_are_busy() {
+    for code in ["AnotherOperationInProgress", "Conflict"] {
+        let error =
+            write(409, code, "The request failed due to conflict with a concurrent request.", json!(null));
+        assert_eq!(error.remedy(), Remedy::RetryAfter(BUSY), "{error:?}");
+    }
+}
+
+#[test]
+fn a_vm_marked_for_deletion_is_busy_until_it_is_gone() {
+    let words = "Operation 'startTenantUpdate' is not allowed on VM 'x' since the VM is marked for deletion.";
+    let error = ArmError::of(&json!({ "code": "OperationNotAllowed", "message": words }));
+    let error = classify(None, &error, None, NIC, Effect::Write);
+    assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+}
+
+#[test]
+fn a_full_subnet_is_named() {
+    let words =
+        "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses.";
+    let error = write(400, "SubnetIsFull", words, json!([]));
+    assert!(
+        matches!(&error, Error::SubnetFull { subnet, .. } if subnet == "nodes (10.240.0.0/28)"),
+        "{error:?}"
+    );
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "SubnetFull", .. }));
+    assert!(error.left_all_as_it_was());
+}
+
+#[test]
+fn an_address_taken_meanwhile_means_reading_again() {
+    let error = write(400, "PrivateIPAddressIsAllocated", "IP configuration x is using …", json!([]));
+    assert!(matches!(error, Error::AddressTaken { .. }), "{error:?}");
+    assert_eq!(error.remedy(), Remedy::ReadAgain);
+}
+
+#[test]
+fn a_superseded_operation_means_reading_again() {
+    let superseded = json!({ "code": "Canceled", "message": "Operation was canceled.", "details": [{
+        "code": "CanceledAndSupersededDueToAnotherOperation",
+        "message": "Operation PutNicOperation (a) was canceled and superseded by operation PutNicOperation (b)." }]});
+    let preempted =
+        json!({ "code": "OperationPreempted", "message": "preempted by a more recent operation." });
+    for error in [superseded, preempted] {
+        let error = classify(None, &ArmError::of(&error), None, NIC, Effect::Write);
+        assert!(matches!(error, Error::Superseded { .. }), "{error:?}");
+        assert_eq!(error.remedy(), Remedy::ReadAgain);
+        assert!(!error.left_all_as_it_was());
+    }
+}
+
+#[test]
+fn a_missing_right_names_action_and_scope() {
+    let words = "The client 'c' with object id 'o' does not have authorization to perform action \
+        'Microsoft.Network/networkInterfaces/write' over scope '/subscriptions/S/nic' or the scope is invalid.";
+    let error = write(403, "AuthorizationFailed", words, json!(null));
+    let Error::Denied { action, scope, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(
+        (action.as_str(), scope.as_str()),
+        ("Microsoft.Network/networkInterfaces/write", "/subscriptions/S/nic")
+    );
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "PermissionDenied", .. }));
+}
+
+#[test]
+fn a_missing_right_on_something_linked_names_the_one_that_is_missing() {
+    let words = "The client 'c' with object id 'o' has permission to perform action \
+        'Microsoft.Network/networkInterfaces/write' on scope '/subscriptions/S/nic'; however, it does not have permission \
+        to perform action(s) 'Microsoft.Network/virtualNetworks/subnets/join/action' on the linked scope(s) \
+        '/subscriptions/S/subnet' or the linked scope(s) are invalid.";
+    let error = write(403, "LinkedAuthorizationFailed", words, json!(null));
+    let Error::Denied { action, scope, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(action, "Microsoft.Network/virtualNetworks/subnets/join/action");
+    assert_eq!(scope, "/subscriptions/S/subnet");
+}
+
+#[test]
+fn locks_quotas_and_policies_wait_for_a_person() {
+    let lock = "The scope '/nic' cannot perform write operation because following scope(s) are locked: '/rg'. Please \
+        remove the lock and try again.";
+    let locked = write(409, "ScopeLocked", lock, json!(null));
+    assert!(matches!(&locked, Error::Locked { scope, .. } if scope == "/rg"), "{locked:?}");
+    let policy =
+        write(403, "RequestDisallowedByPolicy", "Resource was disallowed by policy 'p'.", json!(null));
+    assert!(matches!(policy, Error::PolicyForbidden { .. }), "{policy:?}");
+    let quota = write(400, "PrivateIPAddressLimitReached", "Cannot create more.", json!(null));
+    assert!(matches!(quota, Error::QuotaExceeded { .. }), "{quota:?}");
+    for error in [locked, policy, quota] {
+        assert!(matches!(error.remedy(), Remedy::WaitForChange { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_found_in_either_of_azures_shapes() {
+    for (code, details) in [("ResourceNotFound", json!(null)), ("NotFound", json!([]))] {
+        let error = write(404, code, "The Resource was not found.", details);
+        assert!(matches!(&error, Error::NotFound { resource, .. } if resource == NIC), "{error:?}");
+    }
+}
+
+#[test]
+fn every_other_refusal_keeps_its_code_and_leaves_the_nic_as_it_was() {
+    for code in ["IpConfigDeleteNotSupported", "PrivateIPAddressNotInSubnet", "InvalidParameter"] {
+        let error = write(400, code, "words", json!(null));
+        assert!(matches!(&error, Error::Arm { code: kept, status: 400, .. } if kept == code), "{error:?}");
+        assert!(error.left_all_as_it_was());
+    }
+}
+
+#[test]
+fn a_server_error_leaves_the_outcome_of_a_write_unknown_but_not_of_a_read() {
+    let answer = ArmError::of_body(&body("InternalServerError", "Try later.", json!(null)));
+    let write = classify(Some(500), &answer, None, NIC, Effect::Write);
+    assert_eq!((write.remedy(), write.left_all_as_it_was()), (Remedy::ReadAgain, false));
+    let read = classify(Some(503), &answer, None, NIC, Effect::None);
+    assert_eq!(read.remedy(), Remedy::RetryAfter(UNAVAILABLE));
+}
+
+#[test]
+fn a_token_that_arm_refuses_is_a_matter_of_the_credential() {
+    let error = write(401, "InvalidAuthenticationToken", "The access token is invalid.", json!(null));
+    assert_eq!(error.reason(), "CredentialRefused");
+}
+
+#[test]
+fn an_answer_that_is_no_json_is_still_told() {
+    let error = classify(Some(502), &ArmError::of_body(b"<html>Bad Gateway</html>"), None, NIC, Effect::None);
+    assert!(error.to_string().contains("Bad Gateway"), "{error}");
+}
+
+#[test]
+fn every_error_names_the_resource_it_is_about() {
+    for status in [400, 404, 408, 409, 412, 418, 429, 500] {
+        let error = write(status, "SomeCode", "words", json!(null));
+        assert!(error.to_string().contains(NIC), "{error}");
+    }
+}

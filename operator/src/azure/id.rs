@@ -1,0 +1,254 @@
+//! Names of things in Azure: resource ids, and the VM behind a Node's `providerID`.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
+
+use super::Error;
+
+/// An ARM resource id: `/subscriptions/S/resourceGroups/G/providers/NAMESPACE/TYPE/NAME[/TYPE/NAME…]`.
+///
+/// Compared and hashed without regard to case, because ARM answers with whatever case it likes; shown as it
+/// was given.
+#[derive(Clone)]
+pub struct ResourceId(String);
+
+/// Where a resource id's parts are when it is split at its slashes.
+const SUBSCRIPTION: usize = 2;
+const RESOURCE_GROUP: usize = 4;
+const NAMESPACE: usize = 6;
+const FIRST_TYPE: usize = 7;
+
+impl ResourceId {
+    pub fn subscription(&self) -> &str {
+        self.part(SUBSCRIPTION)
+    }
+
+    pub fn resource_group(&self) -> &str {
+        self.part(RESOURCE_GROUP)
+    }
+
+    /// The provider's namespace, such as `Microsoft.Network`.
+    pub fn namespace(&self) -> &str {
+        self.part(NAMESPACE)
+    }
+
+    /// The resource's own name, the last part.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The types without their names: `networkInterfaces`, or `virtualNetworks/subnets`.
+    pub fn kind(&self) -> String {
+        self.0.split('/').skip(FIRST_TYPE).step_by(2).collect::<Vec<_>>().join("/")
+    }
+
+    /// Whether this is a resource of that namespace and kind, such as `Microsoft.Network`,
+    /// `networkInterfaces`.
+    pub fn is(&self, namespace: &str, kind: &str) -> bool {
+        self.namespace().eq_ignore_ascii_case(namespace) && self.kind().eq_ignore_ascii_case(kind)
+    }
+
+    /// The resource this one is a part of: a subnet's virtual network.
+    pub fn parent(&self) -> Option<ResourceId> {
+        let parts: Vec<&str> = self.0.split('/').collect();
+        (parts.len() > FIRST_TYPE + 2).then(|| ResourceId(parts[..parts.len() - 2].join("/")))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The form in which equal ids are equal bytes.
+    pub(super) fn key(&self) -> String {
+        self.0.to_ascii_lowercase()
+    }
+
+    /// `from_str` has checked that the part is there.
+    fn part(&self, index: usize) -> &str {
+        self.0.split('/').nth(index).unwrap_or_default()
+    }
+}
+
+impl FromStr for ResourceId {
+    type Err = Error;
+
+    /// Takes nothing that would change its meaning inside a URL's path.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let plain = |part: &&str| {
+            !part.is_empty()
+                && !part.chars().all(|c| c == '.')
+                && part.chars().all(|c| c.is_alphanumeric() || "-_.()".contains(c))
+        };
+        let well_formed = parts.len() > FIRST_TYPE + 1
+            && parts.len() % 2 == 1
+            && parts[0].is_empty()
+            && parts[1].eq_ignore_ascii_case("subscriptions")
+            && parts[3].eq_ignore_ascii_case("resourceGroups")
+            && parts[5].eq_ignore_ascii_case("providers")
+            && parts[1..].iter().all(plain);
+        if well_formed {
+            Ok(ResourceId(text.to_owned()))
+        } else {
+            Err(Error::ResourceId { text: text.to_owned() })
+        }
+    }
+}
+
+impl PartialEq for ResourceId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for ResourceId {}
+
+impl Hash for ResourceId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl fmt::Display for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// A virtual machine that stands alone or belongs to a Flexible scale set: one with ordinary NICs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VmId(ResourceId);
+
+impl VmId {
+    /// Reads a Node's `spec.providerID` as Azure's cloud provider writes it:
+    /// `azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME`.
+    pub fn from_provider_id(provider_id: &str) -> Result<VmId, Error> {
+        let refuse =
+            |cause, remedy| Err(Error::ProviderId { provider_id: provider_id.to_owned(), cause, remedy });
+        if provider_id.is_empty() {
+            return refuse(
+                "the Node has no spec.providerID",
+                "start the kubelet with --cloud-provider=external and run Azure's cloud-controller-manager, or pass \
+                 --provider-id to the kubelet",
+            );
+        }
+        let Some(path) = provider_id.strip_prefix("azure://") else {
+            return refuse(
+                "the Node isn't an Azure virtual machine",
+                "keep such nodes out of every NodeIPPool's nodeSelector",
+            );
+        };
+        let Ok(id) = path.parse::<ResourceId>() else {
+            return refuse(
+                "what follows azure:// isn't the id of a resource",
+                "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME",
+            );
+        };
+        if id.is("Microsoft.Compute", "virtualMachineScaleSets/virtualMachines") {
+            return refuse(
+                "the Node is an instance of a Uniform scale set, whose network interfaces Azure doesn't let anyone write",
+                "not supported yet: use virtual machines or a scale set in Flexible orchestration mode, and keep these \
+                 nodes out of every NodeIPPool's nodeSelector",
+            );
+        }
+        if !id.is("Microsoft.Compute", "virtualMachines") {
+            return refuse(
+                "it doesn't name a virtual machine",
+                "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME",
+            );
+        }
+        Ok(VmId(id))
+    }
+
+    pub fn resource(&self) -> &ResourceId {
+        &self.0
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUBNET: &str =
+        "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/net/subnets/nodes";
+
+    fn id(text: &str) -> ResourceId {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ids_that_differ_only_in_case_are_one() {
+        assert_eq!(id(SUBNET), id(&SUBNET.to_uppercase()));
+        assert_eq!(id(SUBNET).key(), id(&SUBNET.to_uppercase()).key());
+        assert_eq!(id(SUBNET).to_string(), SUBNET);
+    }
+
+    #[test]
+    fn an_id_knows_its_parts() {
+        let subnet = id(SUBNET);
+        assert_eq!(
+            (subnet.subscription(), subnet.resource_group(), subnet.namespace(), subnet.name()),
+            ("S", "G", "Microsoft.Network", "nodes")
+        );
+        assert_eq!(subnet.kind(), "virtualNetworks/subnets");
+        assert_eq!(subnet.parent().unwrap(), id(SUBNET.strip_suffix("/subnets/nodes").unwrap()));
+        assert_eq!(subnet.parent().unwrap().parent(), None);
+    }
+
+    #[test]
+    fn what_would_mean_something_else_in_a_url_is_no_id() {
+        for text in [
+            "",
+            "/subscriptions/S",
+            "/subscriptions/S/resourceGroups/G/providers/N/type",
+            "/subscriptions/S/resourceGroups/../providers/N/type/name",
+            "/subscriptions/S/resourceGroups/G/providers/N/type/name?x=y",
+            "/subscriptions/S/resourceGroups/G/providers/N/type/na%2Fme",
+            "/subscriptions/S/resourceGroups//providers/N/type/name",
+            "subscriptions/S/resourceGroups/G/providers/N/type/name",
+        ] {
+            assert!(text.parse::<ResourceId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_provider_id_names_a_vm() {
+        let vm = "/subscriptions/S/resourcegroups/mc_g/providers/Microsoft.Compute/virtualMachines/node-1";
+        assert_eq!(VmId::from_provider_id(&format!("azure://{vm}")).unwrap().resource(), &id(vm));
+    }
+
+    #[test]
+    fn every_other_provider_id_is_refused_with_a_cause_of_its_own() {
+        let table = [
+            ("", "no spec.providerID"),
+            ("aws:///eu-west-1a/i-0abc", "isn't an Azure virtual machine"),
+            ("kind://docker/kind/kind-worker", "isn't an Azure virtual machine"),
+            ("azure:///nonsense", "isn't the id of a resource"),
+            (
+                "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0",
+                "Uniform scale set",
+            ),
+            (
+                "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/disks/d",
+                "doesn't name a virtual machine",
+            ),
+        ];
+        for (provider_id, cause) in table {
+            let error = VmId::from_provider_id(provider_id).unwrap_err().to_string();
+            assert!(error.contains(cause), "{provider_id:?} gives {error}");
+        }
+    }
+}

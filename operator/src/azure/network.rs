@@ -1,0 +1,235 @@
+//! What the operator needs to know of a virtual network, read with `azure_mgmt_network`'s typed models.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use azure_core_legacy as legacy;
+use azure_mgmt_network::package_2024_03::{self as arm, models};
+use ipnet::{IpNet, Ipv4Net};
+use uuid::Uuid;
+
+use super::budget::{Kind, Priority};
+use super::transport::{Call, Transport};
+use super::{Error, ResourceId};
+
+/// A subnet and the virtual network around it. IPv4 only; each list sorted, without repetitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The virtual network.
+    pub id: ResourceId,
+    pub address_space: Vec<Ipv4Net>,
+    /// What its peerings reach in other virtual networks.
+    pub peered: Vec<Ipv4Net>,
+    /// The subnet's own prefixes.
+    pub subnet: Vec<Ipv4Net>,
+}
+
+/// What is kept of a virtual network. Azure's answer names every ipConfiguration in it, tens of thousands.
+#[derive(Debug)]
+pub(super) struct VirtualNetwork {
+    address_space: Vec<Ipv4Net>,
+    peered: Vec<Ipv4Net>,
+    /// By name in lower case.
+    subnets: HashMap<String, Vec<Ipv4Net>>,
+}
+
+impl VirtualNetwork {
+    fn of(model: models::VirtualNetwork) -> VirtualNetwork {
+        let properties = model.properties.unwrap_or_default();
+        let peerings = properties.virtual_network_peerings.into_iter().filter_map(|one| one.properties);
+        VirtualNetwork {
+            address_space: ipv4(prefixes(properties.address_space)),
+            // What the peering routes; the remote network's own space may have changed since they were
+            // synchronised.
+            peered: ipv4(peerings.flat_map(|peering| {
+                prefixes(peering.remote_address_space.or(peering.remote_virtual_network_address_space))
+            })),
+            subnets: properties
+                .subnets
+                .into_iter()
+                .filter_map(|one| {
+                    let own = one.properties.unwrap_or_default();
+                    // Azure uses either the one field or the other.
+                    let all = own.address_prefixes.into_iter().chain(own.address_prefix);
+                    Some((one.name?.to_ascii_lowercase(), ipv4(all)))
+                })
+                .collect(),
+        }
+    }
+
+    /// What concerns one of its subnets.
+    pub(super) fn around(&self, subnet: &ResourceId) -> Result<Network, Error> {
+        let id = vnet_of(subnet)?;
+        match self.subnets.get(&subnet.name().to_ascii_lowercase()) {
+            Some(own) => Ok(Network {
+                id,
+                address_space: self.address_space.clone(),
+                peered: self.peered.clone(),
+                subnet: own.clone(),
+            }),
+            None => Err(Error::NotFound {
+                resource: subnet.to_string(),
+                message: format!("virtual network {id} has no such subnet."),
+            }),
+        }
+    }
+}
+
+/// The virtual network that a subnet belongs to.
+pub(super) fn vnet_of(subnet: &ResourceId) -> Result<ResourceId, Error> {
+    subnet
+        .parent()
+        .filter(|_| subnet.is("Microsoft.Network", "virtualNetworks/subnets"))
+        .ok_or_else(|| Error::ResourceId { text: subnet.to_string() })
+}
+
+/// Reads a virtual network from Azure.
+pub(super) async fn read(
+    transport: &Transport,
+    vnet: &ResourceId,
+    priority: Priority,
+) -> Result<VirtualNetwork, Error> {
+    let call = Call {
+        kind: Kind::Read,
+        priority,
+        resource: vnet.to_string(),
+        region: None,
+        correlation: Uuid::new_v4(),
+    };
+    let below = Arc::new(Below { transport: transport.clone(), call });
+    let client = arm::Client::builder(Arc::new(SignedBelow))
+        .endpoint(transport.endpoint().clone())
+        // Retries of the SDK's own would bypass the budget.
+        .retry(legacy::RetryOptions::none())
+        .transport(legacy::TransportOptions::new(below))
+        .build()
+        .map_err(|error| Error::Config { message: error.to_string() })?;
+    let answer =
+        client.virtual_networks_client().get(vnet.resource_group(), vnet.name(), vnet.subscription()).await;
+    answer.map(VirtualNetwork::of).map_err(|error| match error.into_downcast::<Error>() {
+        Ok(ours) => ours,
+        Err(theirs) => Error::Unexpected { resource: vnet.to_string(), message: theirs.to_string() },
+    })
+}
+
+fn prefixes(space: Option<models::AddressSpace>) -> Vec<String> {
+    space.unwrap_or_default().address_prefixes
+}
+
+fn ipv4(prefixes: impl IntoIterator<Item = String>) -> Vec<Ipv4Net> {
+    let mut all: Vec<Ipv4Net> = prefixes
+        .into_iter()
+        .filter_map(|prefix| match prefix.parse() {
+            Ok(IpNet::V4(prefix)) => Some(prefix.trunc()),
+            _ => None,
+        })
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Our transport below the typed client, for one call.
+#[derive(Debug)]
+struct Below {
+    transport: Transport,
+    call: Call,
+}
+
+#[async_trait::async_trait]
+impl legacy::HttpClient for Below {
+    async fn execute_request(&self, request: &legacy::Request) -> legacy::Result<legacy::Response> {
+        let answer = self
+            .transport
+            .send(&self.call, request.url().clone(), None, None)
+            .await
+            .map_err(|error| legacy::Error::new(legacy::error::ErrorKind::Other, error))?;
+        let status = legacy::StatusCode::try_from(answer.status)
+            .map_err(|error| legacy::Error::new(legacy::error::ErrorKind::DataConversion, error))?;
+        let body = futures::stream::iter([Ok(answer.body.into())]);
+        Ok(legacy::Response::new(status, legacy::headers::Headers::new(), Box::pin(body)))
+    }
+}
+
+/// No token at all: our transport signs every request. What the typed client holds it also logs, tokens
+/// included.
+#[derive(Debug)]
+struct SignedBelow;
+
+#[async_trait::async_trait]
+impl legacy::auth::TokenCredential for SignedBelow {
+    async fn get_token(&self, _scopes: &[&str]) -> legacy::Result<legacy::auth::AccessToken> {
+        Ok(legacy::auth::AccessToken::new("", azure_core::time::OffsetDateTime::now_utc()))
+    }
+
+    async fn clear_cache(&self) -> legacy::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const VNET: &str = "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/vnet";
+
+    fn subnet(name: &str) -> ResourceId {
+        format!("{VNET}/subnets/{name}").parse().unwrap()
+    }
+
+    fn vnet() -> VirtualNetwork {
+        let model = serde_json::from_value(json!({
+            "properties": {
+                "addressSpace": { "addressPrefixes": ["10.240.0.0/16", "fd00::/48", "10.0.0.0/16"] },
+                "subnets": [
+                    { "name": "nodes", "properties": { "addressPrefix": "10.240.0.0/20" } },
+                    { "name": "Dual", "properties": { "addressPrefixes": ["10.240.16.0/24", "fd00::/64"] } },
+                ],
+                "virtualNetworkPeerings": [
+                    { "properties": {
+                        "remoteAddressSpace": { "addressPrefixes": ["172.16.0.0/16"] },
+                        "remoteVirtualNetworkAddressSpace": { "addressPrefixes": ["172.16.0.0/15"] },
+                    }},
+                    { "properties": { "remoteVirtualNetworkAddressSpace": { "addressPrefixes": ["10.50.0.0/16"] } } },
+                    { "properties": { "remoteAddressSpace": { "addressPrefixes": ["172.16.0.0/16"] } } },
+                ],
+                "aFieldOfTheFuture": {},
+            },
+        }));
+        VirtualNetwork::of(model.unwrap())
+    }
+
+    fn nets(texts: &[&str]) -> Vec<Ipv4Net> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_network_is_its_space_what_it_peers_with_and_the_subnet() {
+        let network = vnet().around(&subnet("nodes")).unwrap();
+        assert_eq!(network.id, VNET.parse().unwrap());
+        assert_eq!(network.address_space, nets(&["10.0.0.0/16", "10.240.0.0/16"]));
+        assert_eq!(network.peered, nets(&["10.50.0.0/16", "172.16.0.0/16"]));
+        assert_eq!(network.subnet, nets(&["10.240.0.0/20"]));
+    }
+
+    #[test]
+    fn a_subnets_prefixes_may_come_as_a_list_and_its_name_in_another_case() {
+        assert_eq!(vnet().around(&subnet("dual")).unwrap().subnet, nets(&["10.240.16.0/24"]));
+    }
+
+    #[test]
+    fn a_subnet_that_is_not_there_is_named() {
+        let error = vnet().around(&subnet("gone")).unwrap_err();
+        assert!(
+            matches!(&error, Error::NotFound { resource, .. } if resource.ends_with("/subnets/gone")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_subnet_has_no_network() {
+        assert!(matches!(vnet_of(&VNET.parse().unwrap()), Err(Error::ResourceId { .. })));
+    }
+}

@@ -1,0 +1,213 @@
+//! A NIC as ARM's JSON, as Vnetpool sees it, and the change from one document to the next. Pure.
+//!
+//! A NIC write replaces the whole NIC, so a document is edited as JSON and everything that isn't ours goes
+//! back as it came: a typed model would drop what it doesn't know.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+
+use super::ResourceId;
+
+/// What the names of our ipConfigurations begin with. Whatever is named otherwise belongs to somebody else.
+pub const NAME_PREFIX: &str = "vnp-";
+
+/// A NIC as last read from Azure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    pub id: ResourceId,
+    /// Azure's region, such as `westeurope`.
+    pub location: String,
+    /// As Linux writes it: `00:0d:3a:e5:1c:c0`. `None` until a VM has had the NIC for the first time.
+    pub mac: Option<String>,
+    /// The VM it is attached to.
+    pub vm: Option<ResourceId>,
+    /// The address of its primary ipConfiguration, which the node itself uses.
+    pub primary: Ipv4Addr,
+    /// The subnet of its primary ipConfiguration; Azure wants all others in the same one.
+    pub subnet: ResourceId,
+    pub state: ProvisioningState,
+    /// Ours only, in Azure's order.
+    pub ip_configurations: Vec<IpConfiguration>,
+    /// How many of the NIC's 256 slots others take, the primary ipConfiguration included.
+    pub foreign: u32,
+}
+
+/// One of our address slots on a NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpConfiguration {
+    pub name: String,
+    /// A /32, or a /28 for a block. `None` while Azure hasn't chosen yet.
+    pub address: Option<Ipv4Net>,
+    /// Only in [`ProvisioningState::Succeeded`] does the address reach the NIC.
+    pub state: ProvisioningState,
+}
+
+/// How far Azure has got with a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProvisioningState {
+    Succeeded,
+    Updating,
+    Deleting,
+    Failed,
+    /// The published list of states is open.
+    Other(String),
+}
+
+/// What one write does to a NIC. Names that are already there, or already gone, count as done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Names of ipConfigurations to add; Azure chooses their addresses.
+    pub reserve: Vec<String>,
+    /// Names of ipConfigurations to remove.
+    pub release: Vec<String>,
+}
+
+/// Why a NIC's document can't be read or changed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("its document from Azure lacks {what}")]
+    Lacks { what: &'static str },
+    #[error("ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with vnp-")]
+    NotOurs { name: String },
+    #[error("ipConfiguration {name} is the primary one, which can't be removed")]
+    Primary { name: String },
+}
+
+impl Nic {
+    /// Reads a NIC's document. `id` is what it was asked for by: ARM may answer in another case.
+    pub(super) fn read(id: &ResourceId, document: &Value) -> Result<Nic, Error> {
+        let properties = &document["properties"];
+        let all = ip_configurations(document)?;
+        let primary = all.iter().find(|one| is_primary(one)).or(all.first());
+        let primary = &primary.ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
+        let ours: Vec<IpConfiguration> =
+            all.iter().filter(|one| is_ours(one)).map(IpConfiguration::read).collect();
+        Ok(Nic {
+            id: id.clone(),
+            location: document["location"].as_str().unwrap_or_default().to_owned(),
+            mac: properties["macAddress"].as_str().map(mac),
+            vm: properties["virtualMachine"]["id"].as_str().and_then(|id| id.parse().ok()),
+            primary: primary["privateIPAddress"]
+                .as_str()
+                .and_then(|address| address.parse().ok())
+                .ok_or(Error::Lacks { what: "an IPv4 address of the primary ipConfiguration" })?,
+            subnet: subnet(primary)?.parse().map_err(|_| Error::Lacks { what: "a well-formed subnet id" })?,
+            state: ProvisioningState::read(properties),
+            foreign: (all.len() - ours.len()) as u32,
+            ip_configurations: ours,
+        })
+    }
+
+    /// Whether Azure has come to an end with it, good or bad. One that isn't changes without anybody's doing.
+    pub fn is_settled(&self) -> bool {
+        let ours = self.ip_configurations.iter().map(|one| &one.state);
+        ours.chain([&self.state])
+            .all(|state| matches!(state, ProvisioningState::Succeeded | ProvisioningState::Failed))
+    }
+}
+
+impl IpConfiguration {
+    fn read(one: &Value) -> IpConfiguration {
+        let properties = &one["properties"];
+        IpConfiguration {
+            name: name(one).to_owned(),
+            address: properties["privateIPAddress"].as_str().and_then(|text| {
+                text.parse::<Ipv4Net>().ok().or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+            }),
+            state: ProvisioningState::read(properties),
+        }
+    }
+}
+
+impl ProvisioningState {
+    pub(super) fn read(properties: &Value) -> ProvisioningState {
+        match properties["provisioningState"].as_str().unwrap_or_default() {
+            "Succeeded" => ProvisioningState::Succeeded,
+            "Updating" => ProvisioningState::Updating,
+            "Deleting" => ProvisioningState::Deleting,
+            "Failed" => ProvisioningState::Failed,
+            other => ProvisioningState::Other(other.to_owned()),
+        }
+    }
+}
+
+/// The document to send for `change`. Everything that isn't ours stays, value by value and in its order; new
+/// ipConfigurations come last, in the order of `change.reserve`.
+pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
+    let all = ip_configurations(document)?;
+    let first = &all.first().ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
+    let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
+    if let Some(name) =
+        change.reserve.iter().chain(&change.release).find(|name| !name.starts_with(NAME_PREFIX))
+    {
+        return Err(Error::NotOurs { name: name.clone() });
+    }
+    let mut next = Vec::with_capacity(all.len() + change.reserve.len());
+    let mut present = HashSet::new();
+    for one in all {
+        if !release.contains(name(one)) {
+            present.insert(name(one));
+            next.push(one.clone());
+        } else if is_primary(one) {
+            return Err(Error::Primary { name: name(one).to_owned() });
+        }
+    }
+    for name in &change.reserve {
+        if !release.contains(name.as_str()) && present.insert(name) {
+            next.push(reserved(name, first)?);
+        }
+    }
+    let mut edited = document.clone();
+    edited["properties"]["ipConfigurations"] = Value::Array(next);
+    Ok(edited)
+}
+
+/// A new ipConfiguration. Azure wants every one of a NIC in the same subnet and with the same application
+/// security groups, so both are taken from the first.
+fn reserved(name: &str, first: &Value) -> Result<Value, Error> {
+    let mut properties = json!({
+        "subnet": { "id": subnet(first)? },
+        "privateIPAllocationMethod": "Dynamic",
+        "privateIPAddressVersion": "IPv4",
+        "primary": false,
+    });
+    if let Some(groups) = first["applicationSecurityGroups"].as_array().filter(|groups| !groups.is_empty()) {
+        properties["applicationSecurityGroups"] = json!(groups);
+    }
+    Ok(json!({ "name": name, "properties": properties }))
+}
+
+fn ip_configurations(document: &Value) -> Result<&Vec<Value>, Error> {
+    document["properties"]["ipConfigurations"]
+        .as_array()
+        .ok_or(Error::Lacks { what: "properties.ipConfigurations" })
+}
+
+fn subnet(properties: &Value) -> Result<&str, Error> {
+    properties["subnet"]["id"].as_str().ok_or(Error::Lacks { what: "the subnet of an ipConfiguration" })
+}
+
+fn name(one: &Value) -> &str {
+    one["name"].as_str().unwrap_or_default()
+}
+
+fn is_ours(one: &Value) -> bool {
+    name(one).starts_with(NAME_PREFIX) && !is_primary(one)
+}
+
+fn is_primary(one: &Value) -> bool {
+    one["properties"]["primary"] == true
+}
+
+/// ARM writes `00-0D-3A-E5-1C-C0`, IMDS `000D3AE51CC0`, Linux `00:0d:3a:e5:1c:c0`.
+fn mac(text: &str) -> String {
+    let digits: Vec<char> =
+        text.chars().filter(char::is_ascii_hexdigit).map(|c| c.to_ascii_lowercase()).collect();
+    digits.chunks(2).map(String::from_iter).collect::<Vec<_>>().join(":")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+use proptest::prelude::*;
+use serde_json::Map;
+
+use super::*;
+
+const ID: &str = "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/networkInterfaces/node-1-nic";
+const SUBNET: &str =
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/vnet/subnets/nodes";
+const VM: &str = "/subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/node-1";
+
+fn ip_configuration(name: &str, address: &str, primary: bool) -> Value {
+    json!({
+        "name": name,
+        "etag": "W/\"1\"",
+        "properties": {
+            "provisioningState": "Succeeded",
+            "privateIPAddress": address,
+            "privateIPAllocationMethod": "Dynamic",
+            "subnet": { "id": SUBNET },
+            "primary": primary,
+            "privateIPAddressVersion": "IPv4",
+        },
+    })
+}
+
+fn document(ip_configurations: Vec<Value>) -> Value {
+    json!({
+        "id": ID,
+        "etag": "W/\"1\"",
+        "location": "westeurope",
+        "properties": {
+            "provisioningState": "Succeeded",
+            "macAddress": "00-0D-3A-E5-1C-C0",
+            "virtualMachine": { "id": VM },
+            "ipConfigurations": ip_configurations,
+            "allowPort25Out": true,
+        },
+    })
+}
+
+fn change(reserve: &[&str], release: &[&str]) -> Change {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    Change { reserve: names(reserve), release: names(release) }
+}
+
+fn names(document: &Value) -> Vec<&str> {
+    ip_configurations(document).unwrap().iter().map(name).collect()
+}
+
+fn read(document: &Value) -> Result<Nic, Error> {
+    Nic::read(&ID.parse().unwrap(), document)
+}
+
+#[test]
+fn a_nic_says_what_is_ours_and_how_many_slots_are_not() {
+    let nic = read(&document(vec![
+        ip_configuration("ipconfig1", "10.240.0.4", true),
+        ip_configuration("vnp-1", "10.240.0.5", false),
+        ip_configuration("egress", "10.240.0.6", false),
+        ip_configuration("vnp-2", "10.240.0.16/28", false),
+    ]))
+    .unwrap();
+    assert_eq!(nic.primary, Ipv4Addr::new(10, 240, 0, 4));
+    assert_eq!(nic.mac.as_deref(), Some("00:0d:3a:e5:1c:c0"));
+    assert_eq!(nic.vm, Some(VM.parse().unwrap()));
+    assert_eq!(nic.subnet, SUBNET.parse().unwrap());
+    assert_eq!(nic.foreign, 2);
+    let ours: Vec<(&str, String)> = nic
+        .ip_configurations
+        .iter()
+        .map(|one| (one.name.as_str(), one.address.unwrap().to_string()))
+        .collect();
+    assert_eq!(ours, [("vnp-1", "10.240.0.5/32".to_owned()), ("vnp-2", "10.240.0.16/28".to_owned())]);
+}
+
+#[test]
+fn an_address_that_azure_has_not_chosen_yet_is_none() {
+    let mut pending = ip_configuration("vnp-1", "", false);
+    pending["properties"] = json!({ "provisioningState": "Updating", "subnet": { "id": SUBNET } });
+    let nic = read(&document(vec![ip_configuration("ipconfig1", "10.240.0.4", true), pending])).unwrap();
+    assert_eq!(nic.ip_configurations[0].address, None);
+    assert_eq!(nic.ip_configurations[0].state, ProvisioningState::Updating);
+}
+
+#[test]
+fn a_nic_that_no_vm_has_had_has_no_mac() {
+    let mut bare = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true)]);
+    bare["properties"]["macAddress"] = Value::Null;
+    bare["properties"]["virtualMachine"] = Value::Null;
+    let nic = read(&bare).unwrap();
+    assert_eq!((nic.mac, nic.vm), (None, None));
+}
+
+#[test]
+fn a_document_that_lacks_something_says_what() {
+    assert_eq!(read(&json!({})), Err(Error::Lacks { what: "properties.ipConfigurations" }));
+    assert_eq!(read(&document(vec![])), Err(Error::Lacks { what: "an ipConfiguration" }));
+}
+
+#[test]
+fn macs_are_written_as_linux_does() {
+    for text in ["00-0D-3A-E5-1C-C0", "000D3AE51CC0", "00:0d:3a:e5:1c:c0"] {
+        assert_eq!(mac(text), "00:0d:3a:e5:1c:c0");
+    }
+}
+
+#[test]
+fn a_reserved_address_is_dynamic_and_in_the_subnet_and_groups_of_the_first() {
+    let mut first = ip_configuration("ipconfig1", "10.240.0.4", true);
+    first["properties"]["applicationSecurityGroups"] = json!([{ "id": "/asg" }]);
+    let edited = edit(&document(vec![first]), &change(&["vnp-1"], &[])).unwrap();
+    assert_eq!(
+        edited["properties"]["ipConfigurations"][1],
+        json!({
+            "name": "vnp-1",
+            "properties": {
+                "subnet": { "id": SUBNET },
+                "privateIPAllocationMethod": "Dynamic",
+                "privateIPAddressVersion": "IPv4",
+                "primary": false,
+                "applicationSecurityGroups": [{ "id": "/asg" }],
+            },
+        })
+    );
+}
+
+#[test]
+fn one_edit_releases_and_reserves() {
+    let before = document(vec![
+        ip_configuration("vnp-1", "10.240.0.5", false),
+        ip_configuration("ipconfig1", "10.240.0.4", true),
+        ip_configuration("vnp-2", "10.240.0.6", false),
+    ]);
+    let after = edit(&before, &change(&["vnp-3", "vnp-4"], &["vnp-1"])).unwrap();
+    assert_eq!(names(&after), ["ipconfig1", "vnp-2", "vnp-3", "vnp-4"]);
+}
+
+#[test]
+fn what_is_done_already_is_not_done_twice() {
+    let before = document(vec![
+        ip_configuration("ipconfig1", "10.240.0.4", true),
+        ip_configuration("vnp-1", "10.240.0.5", false),
+    ]);
+    assert_eq!(edit(&before, &change(&["vnp-1"], &["vnp-9"])).unwrap(), before);
+}
+
+#[test]
+fn what_is_not_ours_can_neither_be_released_nor_reserved() {
+    let before = document(vec![
+        ip_configuration("ipconfig1", "10.240.0.4", true),
+        ip_configuration("egress", "10.240.0.5", false),
+    ]);
+    for refused in [change(&[], &["egress"]), change(&["egress-2"], &[]), change(&[], &["ipconfig1"])] {
+        assert!(matches!(edit(&before, &refused), Err(Error::NotOurs { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn the_primary_stays_even_if_it_has_a_name_like_ours() {
+    let before = document(vec![ip_configuration("vnp-1", "10.240.0.4", true)]);
+    assert_eq!(edit(&before, &change(&[], &["vnp-1"])), Err(Error::Primary { name: "vnp-1".into() }));
+    let nic = read(&before).unwrap();
+    assert_eq!((nic.ip_configurations.len(), nic.foreign), (0, 1));
+}
+
+/// JSON that nobody has heard of.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[ -~]{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a-z]{1,6}", inner, 0..4)
+                .prop_map(|all| Value::Object(Map::from_iter(all))),
+        ]
+    })
+}
+
+/// A NIC with unknown fields at every level, and the names of ours on it.
+fn any_nic() -> impl Strategy<Value = Value> {
+    let one = (prop::bool::weighted(0.7), anything(), anything()).prop_map(|(ours, inside, beside)| {
+        let mut one = ip_configuration("", "10.240.0.9", false);
+        one["properties"]["future"] = inside;
+        one["future"] = beside;
+        (ours, one)
+    });
+    (prop::collection::vec(one, 0..12), anything(), anything()).prop_map(|(all, inside, beside)| {
+        let mut list = vec![ip_configuration("ipconfig1", "10.240.0.4", true)];
+        list.extend(all.into_iter().enumerate().map(|(index, (ours, mut one))| {
+            one["name"] = json!(if ours { format!("vnp-{index}") } else { format!("theirs-{index}") });
+            one
+        }));
+        // Not always first.
+        let middle = list.len() / 2;
+        list.swap(0, middle);
+        let mut document = document(list);
+        document["properties"]["future"] = inside;
+        document["future"] = beside;
+        document
+    })
+}
+
+fn without_ours(document: &Value) -> Value {
+    let mut rest = document.clone();
+    if let Some(list) = rest["properties"]["ipConfigurations"].as_array_mut() {
+        list.retain(|one| !is_ours(one));
+    }
+    rest
+}
+
+proptest! {
+    #[test]
+    fn everything_that_is_not_ours_survives(
+        before in any_nic(),
+        add in 0usize..5,
+        remove in prop::collection::hash_set(0usize..12, 0..12),
+    ) {
+        let reserve: Vec<String> = (100..100 + add).map(|index| format!("vnp-{index}")).collect();
+        let release: Vec<String> = remove.iter().map(|index| format!("vnp-{index}")).collect();
+        let after = edit(&before, &Change { reserve: reserve.clone(), release: release.clone() }).unwrap();
+        prop_assert_eq!(without_ours(&after), without_ours(&before));
+
+        let mut expected: Vec<&str> =
+            names(&before).into_iter().filter(|&name| !release.iter().any(|gone| gone == name)).collect();
+        expected.extend(reserve.iter().map(String::as_str));
+        prop_assert_eq!(names(&after), expected);
+        // Ours that stay are untouched as well.
+        for one in ip_configurations(&after).unwrap().iter().filter(|one| !reserve.iter().any(|new| new == name(one))) {
+            prop_assert!(ip_configurations(&before).unwrap().contains(one));
+        }
+    }
+}

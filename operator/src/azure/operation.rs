@@ -1,0 +1,163 @@
+//! Follows a long-running operation of ARM to its end, and keeps what it ended with.
+//!
+//! Our own, because those of the SDKs lose the error's code and body, wait 30 s where Azure says nothing,
+//! have no end and follow whatever host a header names.
+
+use std::time::Duration;
+
+use reqwest::Url;
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::budget::Kind;
+use super::error::{ArmError, Effect, Error, classify};
+use super::transport::{Answer, Call, Transport, retry_after};
+
+/// Between two polls, where Azure doesn't say; what it says is believed within the bounds.
+const INTERVAL: Duration = Duration::from_secs(10);
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(120);
+/// A NIC write takes seconds; one that takes this long won't end well.
+const GIVE_UP: Duration = Duration::from_secs(20 * 60);
+
+/// An operation under way.
+#[derive(Debug)]
+pub(super) struct Operation {
+    /// Used as it came: its query is signed.
+    url: Url,
+    wait: Duration,
+}
+
+/// What one poll says.
+#[derive(Debug)]
+enum Progress {
+    Underway,
+    Succeeded,
+    Ended(ArmError),
+}
+
+impl Operation {
+    /// The operation that an answer to a write names; `None` if the write is complete. Where ARM says no more
+    /// than that the resource is still being updated, the resource itself is polled at `resource`.
+    pub(super) fn of(answer: &Answer, resource: &Url, call: &Call) -> Result<Option<Operation>, Error> {
+        let wait = pace(retry_after(&answer.headers));
+        if let Some(header) = answer.headers.get("azure-asyncoperation") {
+            let url = header.to_str().ok().and_then(|url| Url::parse(url).ok());
+            let url = url.ok_or_else(|| Error::Unexpected {
+                resource: call.resource.clone(),
+                message: "Azure-AsyncOperation isn't a URL".to_owned(),
+            })?;
+            return Ok(Some(Operation { url, wait }));
+        }
+        let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+        Ok(match Progress::read(&body) {
+            Progress::Underway => Some(Operation { url: resource.clone(), wait }),
+            Progress::Succeeded => None,
+            Progress::Ended(error) => {
+                return Err(classify(None, &error, None, &call.resource, Effect::Write));
+            }
+        })
+    }
+
+    /// Waits until it has ended. `call` is the write's own: polls are counted as polls, with its priority.
+    ///
+    /// A poll that fails for want of an answer, or because Azure is busy, says nothing about the operation:
+    /// it is tried again. Fails with the operation's own error, with [`Error::OutcomeUnknown`] when it takes
+    /// too long, or with what forbids to poll.
+    pub(super) async fn finish(mut self, transport: &Transport, call: &Call) -> Result<(), Error> {
+        let poll = Call { kind: Kind::Poll, ..call.clone() };
+        let started = Instant::now();
+        loop {
+            if started.elapsed() + self.wait > GIVE_UP {
+                return Err(Error::OutcomeUnknown {
+                    resource: call.resource.clone(),
+                    message: format!("the operation hasn't ended within {} minutes", GIVE_UP.as_secs() / 60),
+                });
+            }
+            tokio::time::sleep(self.wait).await;
+            match transport.send(&poll, self.url.clone(), None, None).await {
+                Ok(answer) => {
+                    self.wait = pace(retry_after(&answer.headers));
+                    let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+                    match Progress::read(&body) {
+                        Progress::Underway => {}
+                        Progress::Succeeded => return Ok(()),
+                        Progress::Ended(error) => {
+                            return Err(classify(None, &error, None, &call.resource, Effect::Write));
+                        }
+                    }
+                }
+                Err(
+                    error @ (Error::Throttled { retry_after, .. }
+                    | Error::Busy { retry_after, .. }
+                    | Error::Unavailable { retry_after, .. }),
+                ) => {
+                    debug!(resource = call.resource, %error, "couldn't poll, trying again");
+                    self.wait = pace(Some(retry_after));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Progress {
+    /// Of an operation's status document, or of the resource's own.
+    fn read(body: &Value) -> Progress {
+        let status =
+            body["status"].as_str().or(body["properties"]["provisioningState"].as_str()).unwrap_or_default();
+        match status.to_ascii_lowercase().as_str() {
+            "succeeded" => Progress::Succeeded,
+            "failed" | "canceled" | "cancelled" => Progress::Ended(match body.get("error") {
+                Some(error) if !error.is_null() => ArmError::of(error),
+                _ => ArmError::bare(status),
+            }),
+            _ => Progress::Underway,
+        }
+    }
+}
+
+fn pace(asked: Option<Duration>) -> Duration {
+    asked.unwrap_or(INTERVAL).clamp(SHORTEST, LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_pace_is_what_azure_says_within_reason() {
+        let table = [(None, 10), (Some(0), 1), (Some(25), 25), (Some(86_400), 120)];
+        for (said, seconds) in table {
+            assert_eq!(pace(said.map(Duration::from_secs)), Duration::from_secs(seconds));
+        }
+    }
+
+    #[test]
+    fn an_operation_that_ended_badly_keeps_its_code() {
+        let body =
+            json!({"status": "Failed", "error": {"code": "SubnetIsFull", "message": "Subnet s is full."}});
+        let Progress::Ended(error) = Progress::read(&body) else { panic!("still under way") };
+        let error = classify(None, &error, None, "nic", Effect::Write);
+        assert!(matches!(error, Error::SubnetFull { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn an_operation_canceled_without_a_reason_was_superseded() {
+        let Progress::Ended(error) = Progress::read(&json!({"status": "Canceled"})) else {
+            panic!("under way")
+        };
+        let error = classify(None, &error, None, "nic", Effect::Write);
+        assert!(matches!(error, Error::Superseded { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_status_that_is_not_an_end_is_under_way() {
+        for body in [json!({"status": "InProgress"}), json!({"status": "Novel"}), json!({}), Value::Null] {
+            assert!(matches!(Progress::read(&body), Progress::Underway), "{body}");
+        }
+    }
+}

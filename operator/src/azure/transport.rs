@@ -1,0 +1,400 @@
+//! The one place through which every call to ARM goes: budget, token, headers, time limits, and what the
+//! answer teaches.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use azure_core::credentials::TokenCredential;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, RETRY_AFTER};
+use reqwest::{Method, Url};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::budget::gate::Gate;
+use super::budget::{Kind, Lane, Lesson, Priority};
+use super::credential::{Cloud, TokenHttp};
+use super::error::{ArmError, Effect, Error, classify};
+use super::{Config, RequestRecord};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// After so long a wait for the budget somebody should be able to see why nothing happens.
+const LONG_WAIT: Duration = Duration::from_secs(5);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Transport(Arc<Inner>);
+
+struct Inner {
+    http: reqwest::Client,
+    endpoint: Url,
+    cloud: Cloud,
+    credential: Arc<dyn TokenCredential>,
+    /// What our tokens are good for.
+    scope: String,
+    gate: Gate,
+    observer: OnceLock<Observer>,
+}
+
+type Observer = Box<dyn Fn(&RequestRecord) + Send + Sync>;
+
+/// What a call is for: everything about it but the HTTP request itself.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub kind: Kind,
+    pub priority: Priority,
+    /// The id of the resource it is about, for errors and logs.
+    pub resource: String,
+    /// The resource's region, where it is known and the network provider's.
+    pub region: Option<String>,
+    /// Ties together the calls of one undertaking in Azure's activity log.
+    pub correlation: Uuid,
+}
+
+/// A successful answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Transport {
+    pub(super) fn new(config: &Config) -> Result<Transport, Error> {
+        let endpoint = match &config.endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => Url::parse(config.cloud.arm())
+                .map_err(|error| Error::Config { message: error.to_string() })?,
+        };
+        // An error means that the process has installed a provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = client(reqwest::Client::builder())?;
+        let tokens = TokenHttp::new(client(reqwest::Client::builder().no_proxy())?, config.imds.clone());
+        Ok(Transport(Arc::new(Inner {
+            http,
+            endpoint,
+            cloud: config.cloud,
+            credential: config.credential.source(config.cloud, tokens)?,
+            scope: format!("{}/.default", config.cloud.arm()),
+            gate: Gate::default(),
+            observer: OnceLock::new(),
+        })))
+    }
+
+    pub(super) fn endpoint(&self) -> &Url {
+        &self.0.endpoint
+    }
+
+    pub(super) fn observe(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
+        let _ = self.0.observer.set(Box::new(observer));
+    }
+
+    /// Sends one request when the budget allows it. Never repeats it: whoever calls decides that, and pays
+    /// again. Gives the answer if it is a success, else our error.
+    pub(super) async fn send(
+        &self,
+        call: &Call,
+        url: Url,
+        if_match: Option<&str>,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, Error> {
+        self.trust(call, &url)?;
+        let lane = call.lane(&url);
+        let waited = self.0.gate.pass(lane.clone(), call.priority).await;
+        if waited > LONG_WAIT {
+            info!(
+                resource = call.resource,
+                kind = call.kind.as_str(),
+                ?waited,
+                "waited for Azure's request limits"
+            );
+        }
+        let token = self.token().await?;
+        let started = Instant::now();
+        let request_id = Uuid::new_v4();
+        let mut request = self
+            .0
+            .http
+            .request(call.method(), url)
+            .header(AUTHORIZATION, token)
+            .header("x-ms-client-request-id", request_id.to_string())
+            .header("x-ms-return-client-request-id", "true")
+            .header("x-ms-correlation-request-id", call.correlation.to_string());
+        if let Some(etag) = if_match {
+            request = request.header(IF_MATCH, etag);
+        }
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        let outcome = match request.send().await {
+            Ok(answer) => receive(answer).await,
+            Err(error) => Err(error),
+        };
+        let record = RequestRecord {
+            kind: call.kind,
+            priority: call.priority,
+            status: outcome.as_ref().ok().map(|answer| answer.status),
+            waited,
+            took: started.elapsed(),
+        };
+        debug!(
+            resource = call.resource,
+            kind = call.kind.as_str(),
+            status = record.status,
+            took = ?record.took,
+            %request_id,
+            correlation = %call.correlation,
+            "asked Azure"
+        );
+        if let Some(observer) = self.0.observer.get() {
+            observer(&record);
+        }
+        match outcome {
+            Ok(answer) => self.judge(call, &lane, answer),
+            Err(error) => Err(lost(call, &error)),
+        }
+    }
+
+    /// Lets the budget learn, and turns everything but a success into an error.
+    fn judge(&self, call: &Call, lane: &Lane, answer: Answer) -> Result<Answer, Error> {
+        let mut lesson = Lesson { remaining: remaining(&answer.headers, lane.writes), ..Lesson::default() };
+        let result = if (200..300).contains(&answer.status) {
+            Ok(answer)
+        } else {
+            let error = ArmError::of_body(&answer.body);
+            let retry_after = retry_after(&answer.headers);
+            let error = classify(Some(answer.status), &error, retry_after, &call.resource, call.effect());
+            if let Error::Throttled { retry_after, by_provider, .. } = &error {
+                warn!(
+                    resource = call.resource,
+                    kind = call.kind.as_str(),
+                    ?retry_after,
+                    by_provider,
+                    "throttled by Azure"
+                );
+                lesson.closed_for = Some(*retry_after);
+                lesson.by_provider = *by_provider;
+            }
+            Err(error)
+        };
+        self.0.gate.learn(lane, &lesson);
+        result
+    }
+
+    /// ARM names the URL of an operation, and our token goes with every request: only to ARM, then.
+    fn trust(&self, call: &Call, url: &Url) -> Result<(), Error> {
+        let arm = self.0.cloud.arm().trim_start_matches("https://");
+        let is_arm = url.scheme() == "https"
+            && url.host_str().is_some_and(|host| {
+                host.strip_suffix(arm).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+            });
+        if is_arm || url.origin() == self.0.endpoint.origin() {
+            return Ok(());
+        }
+        let to = url.origin().ascii_serialization();
+        Err(Error::Unexpected {
+            resource: call.resource.clone(),
+            message: format!("it leads to {to}, which isn't Azure Resource Manager"),
+        })
+    }
+
+    /// A header with a token that is good for a while yet.
+    async fn token(&self) -> Result<HeaderValue, Error> {
+        let refused = |message: String| Error::Credential { message };
+        let token = self
+            .0
+            .credential
+            .get_token(&[&self.0.scope], None)
+            .await
+            .map_err(|error| {
+                let said = error.to_string().replace('\n', " ");
+                refused(format!(
+                    "{said}. Check AZURE_CLIENT_ID, AZURE_TENANT_ID and the secret or token that goes with them, or that \
+                     the VM has the managed identity"
+                ))
+            })?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", token.token.secret()))
+            .map_err(|_| refused("the token holds characters that no header may".to_owned()))?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("endpoint", &self.0.endpoint.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl Call {
+    fn method(&self) -> Method {
+        match self.kind {
+            Kind::Read | Kind::Poll => Method::GET,
+            Kind::Write => Method::PUT,
+        }
+    }
+
+    fn effect(&self) -> Effect {
+        match self.kind {
+            Kind::Read | Kind::Poll => Effect::None,
+            Kind::Write => Effect::Write,
+        }
+    }
+
+    fn lane(&self, url: &Url) -> Lane {
+        let mut path = url.path().split('/').skip(1);
+        let subscription = match (path.next(), path.next()) {
+            (Some(word), Some(id)) if word.eq_ignore_ascii_case("subscriptions") => id.to_ascii_lowercase(),
+            _ => String::new(),
+        };
+        Lane {
+            subscription,
+            region: self.region.as_ref().map(|region| region.to_ascii_lowercase()),
+            writes: self.kind == Kind::Write,
+        }
+    }
+}
+
+/// Redirects aren't followed: ARM sends none, and the token must not go elsewhere. Mozilla's roots are built
+/// in, because the image holds no others; those of the system, or of `SSL_CERT_FILE`, count as well.
+fn client(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Error> {
+    let unusable =
+        |error: reqwest::Error| Error::Config { message: format!("no HTTP client: {}", causes(&error)) };
+    let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|root| reqwest::Certificate::from_der(root))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unusable)?;
+    builder
+        .user_agent(concat!("vnetpool-operator/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_certs_merge(roots)
+        .build()
+        .map_err(unusable)
+}
+
+async fn receive(answer: reqwest::Response) -> Result<Answer, reqwest::Error> {
+    let status = answer.status().as_u16();
+    let headers = answer.headers().clone();
+    let body = answer.bytes().await?.to_vec();
+    Ok(Answer { status, headers, body })
+}
+
+/// No answer came. Unless the connection couldn't even be made, a write may have been carried out.
+fn lost(call: &Call, error: &reqwest::Error) -> Error {
+    let resource = call.resource.clone();
+    let message = causes(error);
+    if call.effect() == Effect::Write && !error.is_connect() {
+        Error::OutcomeUnknown { resource, message }
+    } else {
+        Error::Unavailable { resource, message, retry_after: Duration::from_secs(10) }
+    }
+}
+
+/// reqwest tells what happened only in its sources. Its own text would repeat the URL with its query.
+fn causes(error: &reqwest::Error) -> String {
+    let mut said = vec![];
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(cause) = next {
+        said.push(cause.to_string());
+        next = cause.source();
+    }
+    if error.is_timeout() {
+        said.insert(0, "timed out".to_owned());
+    }
+    said.dedup();
+    if said.is_empty() { "the connection broke".to_owned() } else { said.join(": ") }
+}
+
+/// Azure gives whole seconds, never a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// The least of the counters for this sort of call: of the subscription, of all its identities, of the
+/// tenant.
+fn remaining(headers: &HeaderMap, writes: bool) -> Option<f64> {
+    let tail = if writes { "-writes" } else { "-reads" };
+    headers
+        .iter()
+        .filter(|(name, _)| {
+            name.as_str().starts_with("x-ms-ratelimit-remaining-") && name.as_str().ends_with(tail)
+        })
+        .filter_map(|(_, value)| value.to_str().ok()?.trim().parse().ok())
+        .reduce(f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::{Cloud, Credential};
+
+    fn transport(endpoint: Option<&str>) -> Transport {
+        Transport::new(&Config {
+            cloud: Cloud::Public,
+            endpoint: endpoint.map(|url| url.parse().unwrap()),
+            imds: None,
+            credential: Credential::ManagedIdentity { client_id: None },
+        })
+        .unwrap()
+    }
+
+    fn call(kind: Kind) -> Call {
+        Call {
+            kind,
+            priority: Priority::WaitingPods,
+            resource: "nic".into(),
+            region: Some("WestEurope".into()),
+            correlation: Uuid::nil(),
+        }
+    }
+
+    #[test]
+    fn our_token_goes_to_arm_and_to_nobody_else() {
+        let table = [
+            (None, "https://management.azure.com/x", true),
+            (None, "https://westeurope.management.azure.com/x", true),
+            (None, "http://management.azure.com/x", false),
+            (None, "https://evilmanagement.azure.com/x", false),
+            (None, "https://management.azure.com.example/x", false),
+            (Some("http://127.0.0.1:81"), "http://127.0.0.1:81/x", true),
+            (Some("http://127.0.0.1:81"), "http://127.0.0.1:82/x", false),
+            // An endpoint of one's own may name operations at the cloud's.
+            (Some("https://arm.private"), "https://management.azure.com/x", true),
+        ];
+        for (endpoint, url, trusted) in table {
+            let result = transport(endpoint).trust(&call(Kind::Poll), &url.parse().unwrap());
+            assert_eq!(result.is_ok(), trusted, "{endpoint:?} {url}");
+        }
+    }
+
+    #[test]
+    fn calls_of_one_subscription_and_region_are_metered_together_in_any_case() {
+        let lane = |url: &str| call(Kind::Write).lane(&url.parse().unwrap());
+        assert_eq!(
+            lane("http://arm/SUBSCRIPTIONS/ABC/resourceGroups/g"),
+            lane("http://arm/subscriptions/abc?x=y")
+        );
+        assert_eq!(lane("http://arm/subscriptions/abc").region.as_deref(), Some("westeurope"));
+    }
+
+    #[test]
+    fn the_least_of_the_counters_for_a_sort_of_call_counts() {
+        let headers: HeaderMap = [
+            ("x-ms-ratelimit-remaining-subscription-writes", "150"),
+            ("x-ms-ratelimit-remaining-tenant-writes", "90"),
+            ("x-ms-ratelimit-remaining-subscription-global-writes", "2999"),
+            ("x-ms-ratelimit-remaining-subscription-reads", "7"),
+            ("x-ms-ratelimit-remaining-resource", "Microsoft.Compute/x;3"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+        .collect();
+        assert_eq!(remaining(&headers, true), Some(90.0));
+        assert_eq!(remaining(&headers, false), Some(7.0));
+        assert_eq!(remaining(&HeaderMap::new(), true), None);
+    }
+}

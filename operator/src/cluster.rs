@@ -1,0 +1,242 @@
+//! What the operator knows of the cluster, kept current by four watches, and whom each change concerns.
+//!
+//! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision looks at
+//! (a Node's heartbeat, a condition of our own) calls nobody.
+
+mod changes;
+pub mod kept;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::SelectorExt;
+use kube::runtime::reflector::store;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tracing::warn;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+
+use crate::demand::{self, Demand};
+use changes::Changes;
+
+/// The operator's view of the cluster: no older than its watches.
+#[derive(Clone)]
+pub struct Cluster {
+    nodes: Store<Node>,
+    allocations: Store<NodeIPAllocation>,
+    pools: Store<NodeIPPool>,
+    demand: Arc<Mutex<Demand>>,
+    pods_listed: watch::Receiver<bool>,
+}
+
+/// Who is to be looked at again, for each controller.
+pub struct Calls {
+    pub nodes: UnboundedReceiver<ObjectRef<Node>>,
+    pub allocations: UnboundedReceiver<ObjectRef<NodeIPAllocation>>,
+    pub pools: UnboundedReceiver<ObjectRef<NodeIPPool>>,
+}
+
+/// The other end of [`Calls`].
+#[derive(Clone)]
+pub struct Caller {
+    nodes: UnboundedSender<ObjectRef<Node>>,
+    allocations: UnboundedSender<ObjectRef<NodeIPAllocation>>,
+    pools: UnboundedSender<ObjectRef<NodeIPPool>>,
+}
+
+// Nobody listens any more only while the process ends, so an error of `unbounded_send` is none.
+impl Caller {
+    fn node(&self, name: &str) {
+        let _ = self.nodes.unbounded_send(ObjectRef::new(name));
+        self.allocation(name);
+    }
+
+    pub fn allocation(&self, name: &str) {
+        let _ = self.allocations.unbounded_send(ObjectRef::new(name));
+    }
+
+    fn pool(&self, name: &str) {
+        let _ = self.pools.unbounded_send(ObjectRef::new(name));
+    }
+}
+
+impl Cluster {
+    /// Starts to watch: gives the view, the calls, and the work itself, which never ends.
+    pub fn watch(client: &Client) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
+        let (nodes, node_writer) = reflector::store();
+        let (allocations, allocation_writer) = reflector::store();
+        let (pools, pool_writer) = reflector::store();
+        let (listed, pods_listed) = watch::channel(false);
+        let cluster = Cluster { nodes, allocations, pools, demand: Arc::default(), pods_listed };
+        let ((node_tx, node_rx), (allocation_tx, allocation_rx), (pool_tx, pool_rx)) =
+            (unbounded(), unbounded(), unbounded());
+        let caller = Caller { nodes: node_tx, allocations: allocation_tx, pools: pool_tx };
+
+        let everything = watcher::Config::default();
+        let mut changes = Changes::new(kept::node_digest);
+        let call = caller.clone();
+        let nodes = follow(
+            Api::all(client.clone()),
+            everything.clone(),
+            kept::strip_node,
+            Some(node_writer),
+            move |event| {
+                changes.apply(event).iter().for_each(|name| call.node(name));
+            },
+        );
+
+        let mut changes = Changes::new(kept::allocation_digest);
+        let mut served_by = HashMap::new();
+        let (call, view) = (caller.clone(), cluster.clone());
+        let allocations = follow(
+            Api::all(client.clone()),
+            everything.clone(),
+            kept::strip_allocation,
+            Some(allocation_writer),
+            move |event| {
+                for name in changes.apply(event) {
+                    // Also its Node: one whose object is gone gets another.
+                    call.node(&name);
+                    let now = view.allocation(&name).map(|allocation| allocation.spec.pool.clone());
+                    let before = match &now {
+                        Some(pool) => served_by.insert(name, pool.clone()),
+                        None => served_by.remove(&name),
+                    };
+                    [now, before].iter().flatten().for_each(|pool| call.pool(pool));
+                }
+            },
+        );
+
+        let mut changes = Changes::new(kept::pool_digest);
+        let (call, view) = (caller.clone(), cluster.clone());
+        let pools =
+            follow(Api::all(client.clone()), everything, kept::strip_pool, Some(pool_writer), move |event| {
+                for name in changes.apply(event) {
+                    call.pool(&name);
+                    view.nodes_about(&name).iter().for_each(|node| call.node(node));
+                }
+            });
+
+        let (call, demand) = (caller.clone(), cluster.demand.clone());
+        let bound = watcher::Config::default().fields("spec.nodeName!=");
+        let pods = follow(Api::all(client.clone()), bound, demand::strip, None, move |event: &Event<Pod>| {
+            let concerned = lock(&demand).apply(event, Instant::now());
+            concerned.iter().for_each(|node| call.allocation(node));
+            if matches!(event, Event::InitDone) {
+                listed.send_replace(true);
+            }
+        });
+
+        let work = async move {
+            futures::join!(nodes, allocations, pools, pods);
+        };
+        let calls = Calls { nodes: node_rx, allocations: allocation_rx, pools: pool_rx };
+        (cluster, caller, calls, work.boxed())
+    }
+
+    /// Waits until everything has been listed once: before that, a Node that isn't known needn't be gone. False if the
+    /// watches have ended.
+    pub async fn ready(&self) -> bool {
+        let mut pods_listed = self.pods_listed.clone();
+        let (nodes, allocations, pools, pods) = futures::join!(
+            self.nodes.wait_until_ready(),
+            self.allocations.wait_until_ready(),
+            self.pools.wait_until_ready(),
+            pods_listed.wait_for(|listed| *listed),
+        );
+        nodes.is_ok() && allocations.is_ok() && pools.is_ok() && pods.is_ok()
+    }
+
+    pub fn nodes(&self) -> Store<Node> {
+        self.nodes.clone()
+    }
+
+    pub fn allocations(&self) -> Store<NodeIPAllocation> {
+        self.allocations.clone()
+    }
+
+    pub fn pools(&self) -> Store<NodeIPPool> {
+        self.pools.clone()
+    }
+
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.nodes.get(&ObjectRef::new(name))
+    }
+
+    pub fn allocation(&self, name: &str) -> Option<Arc<NodeIPAllocation>> {
+        self.allocations.get(&ObjectRef::new(name))
+    }
+
+    /// The pool that serves a Node. Windows nodes have none: there is no agent for them.
+    pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
+        if node.labels().get("kubernetes.io/os").is_some_and(|os| os == "windows") {
+            return None;
+        }
+        let pools = self.pools.state();
+        let name = NodeIPPool::serving(pools.iter().map(Arc::as_ref), node.labels())?.name_any();
+        pools.into_iter().find(|pool| pool.name_any() == name)
+    }
+
+    /// Pods bound to a node that need an address, and since when they are these.
+    pub fn bound(&self, node: &str) -> (u32, Option<Instant>) {
+        lock(&self.demand).bound(node)
+    }
+
+    /// Drops what is kept of a Node that is gone.
+    pub fn forget(&self, node: &str) {
+        lock(&self.demand).forget(node);
+    }
+
+    /// The nodes that a pool's change may concern: those it serves, and those it may serve from now on.
+    fn nodes_about(&self, pool: &str) -> BTreeSet<String> {
+        let selector = self.pools.get(&ObjectRef::new(pool)).and_then(|pool| pool.spec.selector().ok());
+        let chosen = self
+            .nodes
+            .state_filter(|node| selector.as_ref().is_some_and(|selector| selector.matches(node.labels())));
+        let served = self.allocations.state_filter(|allocation| allocation.spec.pool == pool);
+        chosen
+            .iter()
+            .map(|node| node.name_any())
+            .chain(served.iter().map(|allocation| allocation.name_any()))
+            .collect()
+    }
+}
+
+/// Keeps `store` at what the API server has, stripped, and shows each event to `on`. Never ends: errors of the watch are
+/// logged and retried with the default backoff.
+async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    strip: fn(&mut K),
+    store: Option<store::Writer<K>>,
+    mut on: impl FnMut(&Event<K>) + Send,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let events = watcher(api, config).default_backoff().modify(strip);
+    let mut events = match store {
+        Some(store) => events.reflect(store).boxed(),
+        None => events.boxed(),
+    };
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => on(&event),
+            Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
+        }
+    }
+}
+
+/// A panic elsewhere doesn't spoil plain data.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

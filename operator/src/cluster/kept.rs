@@ -1,0 +1,177 @@
+//! What the operator keeps of each object it watches, and what of that a decision may depend on. Pure.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo};
+use kube::api::ObjectMeta;
+use vnetpool_crds::allocation::NodeIPAllocationStatus;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
+
+/// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit.
+pub fn strip_node(node: &mut Node) {
+    node.metadata = ObjectMeta {
+        name: node.metadata.name.take(),
+        uid: node.metadata.uid.take(),
+        resource_version: node.metadata.resource_version.take(),
+        deletion_timestamp: node.metadata.deletion_timestamp.take(),
+        labels: node.metadata.labels.take(),
+        ..Default::default()
+    };
+    node.spec = node.spec.take().map(|spec| NodeSpec {
+        provider_id: spec.provider_id,
+        taints: spec.taints,
+        ..Default::default()
+    });
+    node.status = node.status.take().map(|status| NodeStatus {
+        allocatable: status.allocatable.map(|mut all| {
+            all.retain(|resource, _| resource == "pods");
+            all
+        }),
+        node_info: status
+            .node_info
+            .map(|info| NodeSystemInfo { boot_id: info.boot_id, ..Default::default() }),
+        ..Default::default()
+    });
+}
+
+/// Leaves out the longest parts, which only people read.
+pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
+    allocation.metadata.managed_fields = None;
+    allocation.metadata.annotations = None;
+    if let Some(status) = &mut allocation.status {
+        status.assignments.clear();
+    }
+}
+
+pub fn strip_pool(pool: &mut NodeIPPool) {
+    pool.metadata.managed_fields = None;
+    pool.metadata.annotations = None;
+}
+
+pub fn node_digest(node: &Node) -> u64 {
+    digest((
+        &node.metadata.uid,
+        &node.metadata.labels,
+        provider_id(node),
+        boot_id(node),
+        pods_allowed(node),
+        is_tainted_full(node),
+    ))
+}
+
+/// Everything the agent says but who has which address, and nothing the operator itself says in `status`.
+pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
+    let NodeIPAllocationStatus {
+        observed_generation,
+        boot_id,
+        held,
+        assigned,
+        cooling,
+        free,
+        waiting,
+        relinquished,
+        assignments: _,
+        conditions,
+    } = allocation.status.clone().unwrap_or_default();
+    let theirs: Vec<_> = conditions
+        .into_iter()
+        .filter(|one| condition::BY_AGENT.contains(&one.type_.as_str()))
+        .map(|one| (one.type_, one.status, one.reason, one.message))
+        .collect();
+    digest((
+        (
+            &allocation.metadata.uid,
+            allocation.metadata.generation,
+            allocation.metadata.deletion_timestamp.is_some(),
+        ),
+        (observed_generation, boot_id, held, assigned, cooling, free, waiting, relinquished),
+        theirs,
+    ))
+}
+
+pub fn pool_digest(pool: &NodeIPPool) -> u64 {
+    digest((&pool.metadata.uid, pool.metadata.generation, pool.metadata.deletion_timestamp.is_some()))
+}
+
+fn digest(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Empty if the Node has none.
+pub fn provider_id(node: &Node) -> &str {
+    node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default()
+}
+
+/// The boot the kubelet reports from; empty before its first report.
+pub fn boot_id(node: &Node) -> &str {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    info.map(|info| info.boot_id.as_str()).unwrap_or_default()
+}
+
+/// The kubelet's pod limit; `None` before its first report.
+pub fn pods_allowed(node: &Node) -> Option<u32> {
+    node.status.as_ref()?.allocatable.as_ref()?.get("pods")?.0.parse().ok()
+}
+
+pub fn is_tainted_full(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == names::FULL_TAINT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(heartbeat: &str, boot: &str) -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}, "resourceVersion": heartbeat},
+            "spec": {"providerID": "azure:///x", "podCIDR": "10.0.0.0/24"},
+            "status": {
+                "allocatable": {"pods": "110", "cpu": "4"},
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat}],
+                "nodeInfo": {"bootID": boot, "kernelVersion": "6.1", "architecture": "", "containerRuntimeVersion": "",
+                    "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""}
+            }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_heartbeat_changes_nothing_that_matters_but_a_boot_does() {
+        let first = node_digest(&node("2026-01-01T00:00:00Z", "b1"));
+        assert_eq!(first, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
+        assert_ne!(first, node_digest(&node("2026-01-01T00:00:10Z", "b2")));
+    }
+
+    #[test]
+    fn stripping_a_node_leaves_what_decisions_depend_on() {
+        let (full, mut stripped) = (node("2026-01-01T00:00:00Z", "b1"), node("2026-01-01T00:00:00Z", "b1"));
+        strip_node(&mut stripped);
+        assert_eq!(node_digest(&full), node_digest(&stripped));
+        assert_eq!(
+            (provider_id(&stripped), boot_id(&stripped), pods_allowed(&stripped)),
+            ("azure:///x", "b1", Some(110))
+        );
+        assert_eq!(stripped.status.unwrap().conditions, None);
+    }
+
+    #[test]
+    fn our_own_conditions_are_no_news_but_the_agents_are() {
+        let with = |type_: &str, counts: u32| -> NodeIPAllocation {
+            serde_json::from_value(json!({
+                "metadata": {"name": "n", "generation": 1},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+                "status": {"held": counts, "conditions": [{"type": type_, "status": "True", "reason": "R", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+            }))
+            .unwrap()
+        };
+        let quiet = allocation_digest(&with(condition::READY, 1));
+        assert_eq!(quiet, allocation_digest(&with(condition::WRITING, 1)));
+        assert_ne!(quiet, allocation_digest(&with(condition::SUPPLIED, 1)));
+        assert_ne!(quiet, allocation_digest(&with(condition::READY, 2)));
+    }
+}

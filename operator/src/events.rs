@@ -1,0 +1,73 @@
+//! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on our own kind.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tracing::warn;
+
+/// Says things about objects. A message that can't be delivered is logged and given up: an Event changes nothing.
+pub struct Events {
+    recorder: Recorder,
+}
+
+impl Events {
+    /// `instance` tells replicas apart.
+    pub fn new(client: Client, instance: &str) -> Events {
+        let reporter =
+            Reporter { controller: vnetpool_crds::names::OPERATOR.into(), instance: Some(instance.into()) };
+        Events { recorder: Recorder::new(client, reporter) }
+    }
+
+    pub async fn say(&self, about: &[ObjectReference], event: &Event) {
+        for object in about {
+            if let Err(error) = self.recorder.publish(event, object).await {
+                warn!(object = object.name, reason = event.reason, %error, "Event not published");
+            }
+        }
+    }
+}
+
+pub fn reserved(count: usize, held: usize, nic: &str) -> Event {
+    event(
+        EventType::Normal,
+        "AddressesReserved",
+        "Reserve",
+        format!("reserved {count} addresses on {nic}, which holds {held} now"),
+    )
+}
+
+pub fn released(count: usize, held: usize, nic: &str) -> Event {
+    event(
+        EventType::Normal,
+        "AddressesReleased",
+        "Release",
+        format!("released {count} addresses from {nic}, which holds {held} now"),
+    )
+}
+
+/// Something doesn't get on until somebody changes something. `reason` is the condition's, too.
+pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
+    event(EventType::Warning, reason, action, message.to_owned())
+}
+
+pub fn full(message: &str) -> Event {
+    event(EventType::Warning, "Full", "Reserve", message.to_owned())
+}
+
+pub fn left_behind(nic: &str, vm: &str) -> Event {
+    event(
+        EventType::Warning,
+        "InterfaceLeft",
+        "Release",
+        format!(
+            "the node has another NIC now; {nic} is attached to {vm} and keeps its reserved addresses until that VM's own \
+             Node appears or the NIC is deleted"
+        ),
+    )
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+    // The API takes at most 1 KiB.
+    let note = note.chars().take(1000).collect();
+    Event { type_, reason: reason.into(), note: Some(note), action: action.into(), secondary: None }
+}

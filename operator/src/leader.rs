@@ -1,0 +1,194 @@
+//! Who leads: the holder of a Lease. Losing it ends the process, so that there is never a leader that has forgotten to be none.
+//!
+//! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood unchanged, as
+//! Kubernetes' own components do. What a leader does that was paused beyond its lease is stopped by resourceVersions and
+//! ETags; the Lease only keeps two replicas from working against each other.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client, ResourceExt};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{info, warn};
+
+/// After this long without a renewal the next one may take over.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// One small request to the API server each.
+pub const RENEW: Duration = Duration::from_secs(5);
+/// A leader that couldn't renew for this long stops: before anyone else may start.
+const GIVE_UP: Duration = Duration::from_secs(12);
+/// No single request may use up the time for the next one.
+const REQUEST: Duration = Duration::from_secs(4);
+
+/// A replica's part in the election.
+pub struct Candidate {
+    leases: Api<Lease>,
+    name: &'static str,
+    identity: String,
+}
+
+/// The Lease, held.
+pub struct Leadership {
+    candidate: Candidate,
+    lease: Lease,
+    renewed: Instant,
+}
+
+/// Why leading ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    #[error("the Lease could not be renewed for {} s: {last}", GIVE_UP.as_secs())]
+    NotRenewed { last: String },
+    #[error("the Lease was taken over by {holder}")]
+    TakenOver { holder: String },
+}
+
+impl Candidate {
+    /// `identity` must differ between replicas, and from one start of a replica to the next.
+    pub fn new(client: Client, namespace: &str, name: &'static str, identity: String) -> Candidate {
+        Candidate { leases: Api::namespaced(client, namespace), name, identity }
+    }
+
+    /// Waits until this replica leads; `on_contact` is called whenever the API server has answered. Errors of the API
+    /// server are logged and retried.
+    pub async fn acquire(self, on_contact: impl Fn()) -> Leadership {
+        let mut seen: Option<(Option<String>, Instant)> = None;
+        loop {
+            let asked = Instant::now();
+            match timeout(REQUEST, self.attempt(&mut seen)).await {
+                Ok(Ok(taken)) => {
+                    on_contact();
+                    if let Some(lease) = taken {
+                        info!(lease = self.name, identity = self.identity, "leading");
+                        return Leadership { candidate: self, lease, renewed: asked };
+                    }
+                }
+                Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
+                Err(_) => warn!(lease = self.name, "can't ask for the Lease: the API server doesn't answer"),
+            }
+            sleep(RENEW).await;
+        }
+    }
+
+    /// One look at the Lease, and one grasp at it if it is free.
+    async fn attempt(
+        &self,
+        seen: &mut Option<(Option<String>, Instant)>,
+    ) -> Result<Option<Lease>, kube::Error> {
+        let Some(lease) = self.leases.get_opt(self.name).await? else {
+            let first = Lease {
+                metadata: ObjectMeta { name: Some(self.name.into()), ..Default::default() },
+                spec: Some(self.claim(0)),
+            };
+            return won(self.leases.create(&PostParams::default(), &first).await);
+        };
+        let version = lease.resource_version();
+        let unchanged_since = match seen {
+            Some((known, since)) if *known == version => *since,
+            _ => seen.insert((version, Instant::now())).1,
+        };
+        let spec = lease.spec.clone().unwrap_or_default();
+        let lasts = Duration::from_secs(spec.lease_duration_seconds.unwrap_or_default().max(0) as u64);
+        let is_free = spec.holder_identity.as_deref().unwrap_or_default().is_empty();
+        if !is_free && unchanged_since.elapsed() < lasts {
+            return Ok(None);
+        }
+        let claimed =
+            Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };
+        won(self.leases.replace(self.name, &PostParams::default(), &claimed).await)
+    }
+
+    fn claim(&self, transitions: i32) -> LeaseSpec {
+        let now = Some(MicroTime(Timestamp::now()));
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(LEASE.as_secs() as i32),
+            acquire_time: now.clone(),
+            renew_time: now,
+            lease_transitions: Some(transitions),
+            ..Default::default()
+        }
+    }
+}
+
+/// A conflict means that somebody else was faster.
+fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error> {
+    match answer {
+        Ok(lease) => Ok(Some(lease)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Leadership {
+    /// Renews the Lease until it is lost.
+    pub async fn keep(&mut self) -> Lost {
+        loop {
+            sleep(RENEW).await;
+            let deadline = self.renewed + GIVE_UP;
+            let mut last = "the API server doesn't answer".to_owned();
+            loop {
+                let asked = Instant::now();
+                match timeout_at(deadline.min(asked + REQUEST), self.renew()).await {
+                    Ok(Ok(None)) => {
+                        self.renewed = asked;
+                        break;
+                    }
+                    Ok(Ok(Some(lost))) => return lost,
+                    Ok(Err(error)) => last = error.to_string(),
+                    Err(_) => {}
+                }
+                if asked + Duration::from_secs(1) >= deadline {
+                    return Lost::NotRenewed { last };
+                }
+                warn!(lease = self.candidate.name, error = last, "Lease not renewed, trying again");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    /// One request; only after somebody else's edit of the Lease a second, to look who it was.
+    async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
+        let Candidate { leases, name, identity } = &self.candidate;
+        let mut next = self.lease.clone();
+        next.spec.get_or_insert_default().renew_time = Some(MicroTime(Timestamp::now()));
+        match leases.replace(name, &PostParams::default(), &next).await {
+            Ok(lease) => {
+                self.lease = lease;
+                Ok(None)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
+                let found = leases.get_opt(name).await?;
+                let holder = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
+                match (found, holder) {
+                    // Our own renewal, whose answer was lost, or an edit that left us the holder.
+                    (Some(lease), Some(holder)) if holder == *identity => {
+                        self.lease = lease;
+                        Ok(None)
+                    }
+                    (_, holder) => {
+                        Ok(Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) }))
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the Lease up, so that the next leader needn't wait for it to run out. It does if this fails.
+    pub async fn release(self) {
+        let mut free = self.lease;
+        let spec = free.spec.get_or_insert_default();
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+        let Candidate { leases, name, .. } = &self.candidate;
+        match timeout(REQUEST, leases.replace(name, &PostParams::default(), &free)).await {
+            Ok(Ok(_)) => info!(lease = name, "Lease released"),
+            Ok(Err(error)) => warn!(lease = name, %error, "Lease not released"),
+            Err(_) => warn!(lease = name, "Lease not released: the API server doesn't answer"),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The node controller: one pass = observe → plan → write the NIC → publish → report.
+//!
+//! Its objects are the NodeIPAllocations, so a node's work goes on, under the same lock, when its Node is gone. They have
+//! no ownerReference to the Node: what the garbage collector begins can't be undone, and an object must outlive its Node
+//! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
+
+pub mod admit;
+mod apply;
+mod facts;
+mod memory;
+mod observe;
+mod report;
+mod setback;
+mod vacate;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Client, ResourceExt};
+use tracing::{Instrument, debug, info_span, warn};
+use vnetpool_crds::NodeIPAllocation;
+
+use crate::Stop;
+use crate::azure::{self, Azure};
+use crate::cluster::Cluster;
+use crate::events::Events;
+use crate::metrics::Metrics;
+use crate::network::Networks;
+use crate::planner::{self, Plan};
+use memory::{Memories, Memory};
+use observe::{Obstacle, Seen};
+use setback::{Setback, Stage};
+
+/// What every reconcile works with.
+pub struct Context {
+    pub client: Client,
+    pub azure: Arc<Azure>,
+    pub cluster: Cluster,
+    pub networks: Arc<Networks>,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    /// When this process began to lead.
+    started: Instant,
+    memories: Memories,
+}
+
+impl Context {
+    pub fn new(
+        client: Client,
+        azure: Arc<Azure>,
+        cluster: Cluster,
+        networks: Arc<Networks>,
+        events: Events,
+        metrics: Arc<Metrics>,
+    ) -> Context {
+        Context {
+            client,
+            azure,
+            cluster,
+            networks,
+            events,
+            metrics,
+            started: Instant::now(),
+            memories: Memories::default(),
+        }
+    }
+}
+
+/// Why a reconcile ended early, by the stage that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Find(#[source] azure::Error),
+    #[error("{0}")]
+    Write(#[source] azure::Error),
+    #[error("spec not applied: {0}")]
+    Publish(#[source] kube::Error),
+    #[error("conditions not applied: {0}")]
+    Report(#[source] kube::Error),
+    #[error("object not removed: {0}")]
+    Delete(#[source] kube::Error),
+    #[error("taint not changed: {0}")]
+    Taint(#[source] kube::Error),
+}
+
+impl Error {
+    /// One of a fixed few, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Find(error) | Error::Write(error) => error.reason(),
+            _ if self.is_conflict() => "Conflict",
+            Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
+        }
+    }
+
+    /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
+    fn is_conflict(&self) -> bool {
+        match self {
+            Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
+                apply::is(error, 409)
+            }
+            Error::Find(_) | Error::Write(_) => false,
+        }
+    }
+}
+
+/// One pass over a node: what it has found and done so far.
+pub struct Round {
+    /// The newest version there is.
+    allocation: Arc<NodeIPAllocation>,
+    seen: Option<Seen>,
+    plan: Option<Plan>,
+}
+
+/// Runs until `stop`; then passes under way are finished.
+///
+/// Concurrency is unbounded: a pass that waits for Azure costs nothing, and Azure's budget sets the pace.
+pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
+    Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
+        .graceful_shutdown_on(stop)
+        .reconcile_on(calls)
+        .run(reconcile, error_policy, ctx)
+        .for_each(|result| async {
+            match result {
+                // A Node or a pod calls for its object by name, before there is one.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
+                    debug!(%error, "planned from the past");
+                }
+                Err(error) => warn!(%error, "pass failed"),
+            }
+        })
+        .await;
+}
+
+async fn reconcile(watched: Arc<NodeIPAllocation>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let name = watched.name_any();
+    let started = Instant::now();
+    let mut memory = ctx.memories.take(&watched);
+    let allocation = memory.newest(watched);
+    let result = pass(&ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
+    ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
+    match &result {
+        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.api_errors = 0,
+        Err(error) if error.is_conflict() => {}
+        Err(_) => memory.api_errors += 1,
+    }
+    match result {
+        Ok(Next::Gone) => {
+            ctx.memories.forget(&name);
+            ctx.cluster.forget(&name);
+            Ok(Action::await_change())
+        }
+        Ok(Next::After(wait)) => {
+            ctx.memories.put(&name, memory);
+            Ok(Action::requeue(wait))
+        }
+        Err(error) => {
+            ctx.memories.put(&name, memory);
+            Err(error)
+        }
+    }
+}
+
+/// What follows a pass.
+enum Next {
+    After(Duration),
+    /// There is no object any more.
+    Gone,
+}
+
+/// Even a node that nothing happens to is looked at again after this long; see `observe` for when that reads its NIC.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Memory) -> Result<Next, Error> {
+    let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
+        return vacate::vacate(ctx, &allocation, memory).await;
+    };
+    memory.vacant_since = None;
+    if allocation.metadata.deletion_timestamp.is_some() {
+        apply::replace(ctx, &allocation).await?;
+        return Ok(Next::Gone);
+    }
+    let mut round = Round { allocation, seen: None, plan: None };
+    let outcome = serve(ctx, &mut round, &node, memory).await;
+    match &outcome {
+        Ok(()) | Err(Error::Write(_)) => {}
+        Err(Error::Find(error)) => {
+            memory.setback =
+                Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, Instant::now()));
+        }
+        Err(_) => return outcome.map(|()| Next::Gone),
+    }
+    if is_done_with(&round) {
+        apply::taint(ctx, &node, false).await?;
+        apply::delete(ctx, &round.allocation).await?;
+        return Ok(Next::Gone);
+    }
+    let say_again = report::report(ctx, &mut round, &node, memory).await?;
+    outcome?;
+    Ok(Next::After(wait(&round, memory, say_again, Instant::now())))
+}
+
+/// Observe, plan, write, publish.
+async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    look(ctx, round, node, memory).await?;
+    // A plan made from what `spec` mirrors is made again from the NIC itself before anything is written.
+    if round.wants_write() && !round.seen.as_ref().is_some_and(|seen| seen.is_read) {
+        memory.must_read = true;
+        look(ctx, round, node, memory).await?;
+    }
+    let mut outcome = Ok(());
+    if round.wants_write() {
+        // `spec` names the NIC before anything is reserved on it: whoever comes after us finds it there.
+        if round.allocation.spec.interfaces.is_empty() {
+            publish(ctx, round, node, memory).await?;
+        }
+        report::writing(ctx, round, node, memory).await?;
+        outcome = write(ctx, round, node, memory).await;
+        // Whatever became of the write, what the NIC holds now is published.
+        if let Err(error) = look(ctx, round, node, memory).await {
+            memory.must_read = true;
+            return outcome.and(Err(error));
+        }
+        if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
+            round.allocation = memory.newest(watched);
+        }
+    }
+    settle_left(ctx, round, node).await?;
+    publish(ctx, round, node, memory).await?;
+    outcome
+}
+
+impl Round {
+    fn wants_write(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
+    }
+}
+
+/// Observes and plans. `seen` and `plan` stay `None` while an error holds the look back.
+async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    (round.seen, round.plan) = (None, None);
+    let now = Instant::now();
+    let seen = observe::observe(ctx, &round.allocation, node, memory, now).await.map_err(Error::Find)?;
+    let Some(seen) = seen else { return Ok(()) };
+    let plan = planner::plan(&seen.observed);
+    memory.note(&plan, now);
+    memory.setback = memory.setback.take().filter(|setback| match setback.stage {
+        Stage::Find => setback.holds(now),
+        Stage::Write { .. } => plan.grows || plan.releases,
+    });
+    (round.seen, round.plan) = (Some(seen), Some(plan));
+    Ok(())
+}
+
+async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
+    let Some(nic) = &seen.nic else { return Ok(()) };
+    apply::write_nic(ctx, &round.allocation, node, nic, plan, memory).await.map_err(Error::Write)
+}
+
+async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
+    let spec = apply::spec(&round.allocation.spec, node, seen, plan);
+    round.allocation = apply::publish(ctx, round.allocation.clone(), spec, memory).await?;
+    Ok(())
+}
+
+/// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before `spec` forgets
+/// them, unless another VM has them and may use it.
+async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
+    for nic in round.seen.iter().flat_map(|seen| &seen.left) {
+        if let Some(vm) = vacate::settle(ctx, nic).await.map_err(Error::Find)? {
+            report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str()).await;
+        }
+    }
+    Ok(())
+}
+
+/// No pool serves the node any more, and it has given back everything.
+fn is_done_with(round: &Round) -> bool {
+    let no_pool = round.seen.as_ref().is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
+    let holds_nothing = round.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases);
+    no_pool && holds_nothing
+}
+
+fn wait(round: &Round, memory: &Memory, say_again: Option<Duration>, now: Instant) -> Duration {
+    let plan = round.plan.as_ref();
+    let setback =
+        memory.setback.as_ref().filter(|setback| setback.holds(now)).map(|setback| setback.until - now);
+    let unsettled = round.seen.as_ref().is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED);
+    // While the last write was under way, more may have come to do.
+    let at_once = round.wants_write().then_some(Duration::ZERO);
+    [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again, Some(LOOK_AGAIN)]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(LOOK_AGAIN)
+}
+
+/// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.
+fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, ctx: Arc<Context>) -> Action {
+    const SOON: Duration = Duration::from_millis(100);
+    let name = allocation.name_any();
+    Action::requeue(match error {
+        Error::Find(_) | Error::Write(_) => ctx.memories.wait(&name, Instant::now()).unwrap_or(SOON),
+        _ if error.is_conflict() => SOON,
+        _ => Duration::from_secs(1) * 2_u32.pow(ctx.memories.api_errors(&name).min(6)),
+    })
+}

@@ -1,0 +1,70 @@
+//! Makes the NodeIPAllocation of a Node that a pool serves and that has none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::PostParams;
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
+
+use super::{Context, apply};
+use crate::Stop;
+
+/// Runs until `stop`.
+pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
+    Controller::for_stream(futures::stream::pending(), ctx.cluster.nodes())
+        .graceful_shutdown_on(stop)
+        .reconcile_on(calls)
+        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), ctx)
+        .for_each(|result| async {
+            match result {
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => warn!(%error, "Node not admitted"),
+            }
+        })
+        .await;
+}
+
+async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::Error> {
+    let name = node.name_any();
+    if ctx.cluster.allocation(&name).is_some() || node.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let (Some(pool), Some(uid)) = (ctx.cluster.pool_of(&node), node.uid()) else {
+        return Ok(Action::await_change());
+    };
+    let started = Instant::now();
+    let mut first = NodeIPAllocation::new(
+        &name,
+        NodeIPAllocationSpec {
+            node_uid: uid,
+            boot_id: String::new(),
+            pool: pool.name_any(),
+            mode: pool.spec.mode,
+            target: 0,
+            cooldown: pool.spec.cooldown,
+            snat_exclusions: vec![],
+            interfaces: vec![],
+        },
+    );
+    first.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
+    let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
+    // Created, not applied: one that exists by now, unseen by the watch, must keep its content.
+    match Api::all(ctx.client.clone()).create(&params, &first).await {
+        Ok(_) => info!(node = name, pool = first.spec.pool, "Node admitted"),
+        Err(error) if apply::is(&error, 409) => {}
+        Err(error) => {
+            ctx.metrics.reconciled("admit", "APIServer", started.elapsed());
+            return Err(error);
+        }
+    }
+    ctx.metrics.reconciled("admit", "ok", started.elapsed());
+    Ok(Action::await_change())
+}

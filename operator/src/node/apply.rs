@@ -1,0 +1,232 @@
+//! All writes of a reconcile but its conditions: the NIC, then `spec`; the taint; and the end of the object.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use tracing::info;
+use uuid::Uuid;
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
+use vnetpool_crds::names;
+
+use super::memory::Memory;
+use super::observe::Seen;
+use super::setback::{Setback, Stage};
+use super::{Context, Error};
+use crate::azure::{self, ResourceId};
+use crate::cluster::kept;
+use crate::events;
+use crate::planner::Plan;
+
+/// Carries the plan's change out on the NIC. The caller has said so in the condition `Writing` before.
+///
+/// # Errors
+/// Azure's. What became of the NIC is then to be read again.
+pub async fn write_nic(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    nic: &Interface,
+    plan: &Plan,
+    memory: &mut Memory,
+) -> Result<(), azure::Error> {
+    let id: ResourceId = nic.id.parse()?;
+    let change = azure::Change {
+        reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
+        release: plan.change.release.clone(),
+    };
+    let result = ctx.azure.update(&id, &change, plan.priority).await;
+    let now = Instant::now();
+    match result {
+        Ok(nic) => {
+            ctx.metrics.nic_written("ok");
+            memory.nic_known = Some(now);
+            memory.setback = memory.setback.take().and_then(|setback| setback.after_success(now));
+            let held = nic.ip_configurations.len();
+            info!(reserved = change.reserve.len(), released = change.release.len(), held, nic = %id, "NIC written");
+            let about = [node.object_ref(&()), allocation.object_ref(&())];
+            if !change.reserve.is_empty() {
+                ctx.events.say(&about, &events::reserved(change.reserve.len(), held, id.name())).await;
+            }
+            if !change.release.is_empty() {
+                ctx.events.say(&about, &events::released(change.release.len(), held, id.name())).await;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            ctx.metrics.nic_written(error.reason());
+            let stage = Stage::Write { reserve: plan.change.reserve };
+            memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
+            Err(error)
+        }
+    }
+}
+
+/// 62 random bits: no two ipConfigurations of a NIC ever share a name, not even years apart.
+fn new_name() -> String {
+    format!("{}{:016x}", names::IP_CONFIGURATION_PREFIX, Uuid::new_v4().as_u64_pair().1)
+}
+
+/// What `spec` should say. What isn't known now stays as it was.
+pub fn spec(before: &NodeIPAllocationSpec, node: &Node, seen: &Seen, plan: &Plan) -> NodeIPAllocationSpec {
+    let pool = seen.pool.as_ref();
+    let interface = seen.nic.clone().map(|nic| Interface { ip_configurations: plan.publish.clone(), ..nic });
+    NodeIPAllocationSpec {
+        node_uid: node.metadata.uid.clone().unwrap_or_default(),
+        // Only a NIC that was read in this boot vouches for it.
+        boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
+        pool: pool.map_or_else(|| before.pool.clone(), |pool| pool.name_any()),
+        mode: pool.map_or(before.mode, |pool| pool.spec.mode),
+        target: plan.target,
+        cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
+        snat_exclusions: seen.snat_exclusions.clone(),
+        interfaces: interface.into_iter().collect(),
+    }
+}
+
+/// Applies `spec`, planned from `allocation`, unless it says the same already.
+///
+/// # Errors
+/// A conflict if anybody has written the object since: then this was planned from the past.
+pub async fn publish(
+    ctx: &Context,
+    allocation: Arc<NodeIPAllocation>,
+    spec: NodeIPAllocationSpec,
+    memory: &mut Memory,
+) -> Result<Arc<NodeIPAllocation>, Error> {
+    if in_order(&allocation.spec) == in_order(&spec) {
+        return Ok(allocation);
+    }
+    let version = allocation.resource_version();
+    let answer = apply(ctx, &allocation.name_any(), version, &spec).await.map_err(Error::Publish)?;
+    info!(target = spec.target, held = spec.ip_configurations().count(), "published");
+    Ok(memory.wrote(Arc::new(answer)))
+}
+
+/// Server-side apply: of an object that must be at `version`, or of a new one.
+async fn apply(
+    ctx: &Context,
+    name: &str,
+    version: Option<String>,
+    spec: &NodeIPAllocationSpec,
+) -> kube::Result<NodeIPAllocation> {
+    let object = json!({
+        "apiVersion": NodeIPAllocation::api_version(&()),
+        "kind": NodeIPAllocation::kind(&()),
+        "metadata": {"name": name, "resourceVersion": version, "finalizers": [names::FINALIZER]},
+        "spec": spec,
+    });
+    let params = PatchParams::apply(names::OPERATOR).force();
+    let mut answer = allocations(ctx).patch(name, &params, &Patch::Apply(&object)).await?;
+    kept::strip_allocation(&mut answer);
+    Ok(answer)
+}
+
+/// The same content in one order: the API server doesn't promise to keep that of lists with keys.
+fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
+    let mut spec = spec.clone();
+    spec.snat_exclusions.sort();
+    for interface in &mut spec.interfaces {
+        interface.subnet.prefixes.sort();
+        interface.ip_configurations.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    spec
+}
+
+/// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content.
+///
+/// Its status is lost with it, and so is the list of relinquished names: therefore without a bootID, so that no agent
+/// builds a new ledger from it before the NIC has been read again, when every release of before is known to be done or not.
+pub async fn replace(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+    let name = allocation.name_any();
+    drop_finalizer(ctx, allocation).await?;
+    let spec = NodeIPAllocationSpec { boot_id: String::new(), ..allocation.spec.clone() };
+    apply(ctx, &name, None, &spec).await.map_err(Error::Publish)?;
+    info!("object was deleted though its Node lives: made again");
+    Ok(())
+}
+
+/// Deletes the object for good: nothing of ours is left on its NIC.
+pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+    if allocation.metadata.deletion_timestamp.is_none() {
+        let exactly = Preconditions { uid: allocation.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
+        match allocations(ctx).delete(&allocation.name_any(), &params).await {
+            Ok(_) => {}
+            Err(error) if is(&error, 404) => return Ok(()),
+            Err(error) => return Err(Error::Delete(error)),
+        }
+    }
+    drop_finalizer(ctx, allocation).await?;
+    info!("object deleted: nothing of ours is left in Azure");
+    Ok(())
+}
+
+async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+    let api = allocations(ctx);
+    let found = api.get_opt(&allocation.name_any()).await.map_err(Error::Delete)?;
+    let Some(found) = found.filter(|found| found.uid() == allocation.uid()) else { return Ok(()) };
+    let others: Vec<_> = found.finalizers().iter().filter(|one| *one != names::FINALIZER).collect();
+    let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
+    match api.patch(&found.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if is(&error, 404) => Ok(()),
+        Err(error) => Err(Error::Delete(error)),
+    }
+}
+
+/// Puts the taint on a full node, or takes it off; every other taint stays. Guarded by the Node's resourceVersion, because
+/// a list of taints can only be written whole.
+pub async fn taint(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
+    if kept::is_tainted_full(node) == full {
+        return Ok(());
+    }
+    let api = Api::<Node>::all(ctx.client.clone());
+    let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
+    let Some(found) = found.filter(|found| kept::is_tainted_full(found) != full) else { return Ok(()) };
+    let mut taints = found.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    taints.retain(|taint| taint.key != names::FULL_TAINT);
+    if full {
+        taints.push(Taint {
+            key: names::FULL_TAINT.into(),
+            effect: "NoSchedule".into(),
+            ..Default::default()
+        });
+    }
+    let patch =
+        json!({"metadata": {"resourceVersion": found.resource_version()}, "spec": {"taints": taints}});
+    let params = PatchParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
+    api.patch(&found.name_any(), &params, &Patch::Merge(patch)).await.map_err(Error::Taint)?;
+    info!(full, "taint changed");
+    Ok(())
+}
+
+fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
+    Api::all(ctx.client.clone())
+}
+
+/// Whether the API server answered with this status.
+pub fn is(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_ours_and_never_the_same() {
+        let names: HashSet<String> = (0..1000).map(|_| new_name()).collect();
+        assert_eq!(names.len(), 1000);
+        for name in &names {
+            let digits = name.strip_prefix("vnp-").unwrap();
+            assert!(
+                digits.len() == 16 && digits.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
+            );
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The conditions of a NodeIPAllocation, made from what is known of its node. Pure.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::events::Event;
+use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
+use vnetpool_crds::condition::{
+    self, AGENT_REPORTING, BY_AGENT, FULL, INTERFACE_FOUND, READY, RESERVED, SURPLUS, WRITING,
+};
+
+use super::observe::{Obstacle, Seen};
+use super::setback::{Setback, Stage};
+use crate::events;
+use crate::planner::Plan;
+
+/// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a word.
+pub const AGENT_GRACE: Duration = Duration::from_secs(30);
+
+/// What the conditions are made from.
+pub struct Facts<'a> {
+    /// As last published.
+    pub allocation: &'a NodeIPAllocation,
+    /// The node's boot.
+    pub boot_id: &'a str,
+    /// `None` while an error keeps us from looking.
+    pub seen: Option<&'a Seen>,
+    pub plan: Option<&'a Plan>,
+    pub setback: Option<&'a Setback>,
+    pub writing: bool,
+    /// How long the agent has lagged behind.
+    pub behind_for: Duration,
+}
+
+/// How far the agent has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lag {
+    None,
+    /// Nothing was heard of it in this boot.
+    Silent,
+    /// It hasn't taken up the current `spec`.
+    Behind,
+}
+
+pub fn lag(allocation: &NodeIPAllocation, boot_id: &str) -> Lag {
+    match &allocation.status {
+        Some(status) if status.observed_generation.is_some() && status.boot_id == boot_id => {
+            if status.observed_generation >= spec_generation(allocation) { Lag::None } else { Lag::Behind }
+        }
+        _ => Lag::Silent,
+    }
+}
+
+/// A deletion counts as a generation of its own, which no agent can take up.
+fn spec_generation(allocation: &NodeIPAllocation) -> Option<i64> {
+    allocation
+        .metadata
+        .generation
+        .map(|generation| generation - i64::from(allocation.metadata.deletion_timestamp.is_some()))
+}
+
+/// All conditions of the operator's. Transition times go on from those the object has.
+pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
+    let before =
+        facts.allocation.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let mut next: Vec<Condition> =
+        before.iter().filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect();
+    let generation = facts.allocation.metadata.generation;
+    let mut set = |type_: &str, (status, reason, message): Says| {
+        condition::set(&mut next, condition::new(type_, status, &reason, message, generation, now));
+    };
+
+    let found = interface_found(facts);
+    let reserved = reserved(facts, found.0);
+    let agent = agent_reporting(facts, condition::is_true(before, AGENT_REPORTING));
+    let ready = ready(facts, &[&found, &reserved, &agent]);
+    set(INTERFACE_FOUND, found);
+    set(RESERVED, reserved);
+    set(AGENT_REPORTING, agent);
+    set(READY, ready);
+    set(WRITING, writing(facts));
+    if let Some(plan) = facts.plan {
+        set(SURPLUS, surplus(plan));
+    }
+    set(FULL, full(facts));
+    next
+}
+
+/// Status, reason, message.
+type Says = (bool, String, String);
+
+fn says(status: bool, reason: &str, message: impl Into<String>) -> Says {
+    (status, reason.into(), message.into())
+}
+
+fn interface_found(facts: &Facts) -> Says {
+    let published = facts.allocation.spec.interfaces.first();
+    if let Some(Seen { obstacle: Some(Obstacle::Interface { reason, message }), .. }) = facts.seen {
+        return says(false, reason, message);
+    }
+    match (facts.setback, published) {
+        (Some(setback), _) if setback.is_gone => says(false, setback.reason, &setback.message),
+        (Some(setback), None) => says(false, setback.reason, &setback.message),
+        (_, Some(nic)) => says(true, "Found", format!("{} in {}", nic.id, nic.subnet.id)),
+        (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {
+            Some(Obstacle::NoPool) => says(false, "NoPool", no_pool(facts)),
+            _ => says(false, "Pending", "the node's VM is about to be looked up"),
+        },
+    }
+}
+
+fn no_pool(facts: &Facts) -> String {
+    format!(
+        "no NodeIPPool's nodeSelector matches node {}; its addresses are given back as its pods leave. Label the node, or \
+         extend a pool's nodeSelector.",
+        facts.allocation.name_any()
+    )
+}
+
+fn reserved(facts: &Facts, found: bool) -> Says {
+    let obstacle = facts.seen.and_then(|seen| seen.obstacle.as_ref());
+    if obstacle == Some(&Obstacle::NoPool) {
+        return says(false, "NoPool", no_pool(facts));
+    }
+    if !found {
+        return says(false, "NoInterface", "there is no NIC to reserve addresses on");
+    }
+    // A re-check of a NIC that failed is no news while the node has what it needs.
+    let matters = |setback: &&Setback| {
+        setback.needs_change
+            || matches!(setback.stage, Stage::Write { .. })
+            || facts.plan.is_none_or(|plan| plan.grows)
+    };
+    if let Some(setback) = facts.setback.filter(matters) {
+        return says(false, setback.reason, &setback.message);
+    }
+    let Some(plan) = facts.plan else {
+        return says(false, "Pending", "the NIC is about to be read");
+    };
+    if plan.grows {
+        let more = plan.wanted - plan.kept;
+        return says(false, "Reserving", format!("{more} more addresses are being reserved"));
+    }
+    if lacks(facts, plan) > 0 && plan.asked > plan.wanted {
+        return says(
+            false,
+            "MaximumReached",
+            format!("{} pods lack an address: {}", lacks(facts, plan), limit(facts, plan)),
+        );
+    }
+    says(true, "Reserved", format!("the NIC holds {} addresses", plan.kept))
+}
+
+/// Pods on the node that have no address and can't get one from those held.
+fn lacks(facts: &Facts, plan: &Plan) -> u32 {
+    facts.seen.map_or(0, |seen| seen.observed.demand.pods().saturating_sub(plan.kept))
+}
+
+/// Which limit keeps the node from more, and the remedy.
+fn limit(facts: &Facts, plan: &Plan) -> String {
+    let Some(seen) = facts.seen else { return String::new() };
+    let maximum = seen.observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
+    if seen.observed.slots < maximum {
+        format!(
+            "Azure takes 256 ipConfigurations on a NIC, others use {} of this one's. Lower the kubelet's maxPods or use more \
+             nodes.",
+            256 - seen.observed.slots
+        )
+    } else {
+        format!(
+            "sizing.maximum of NodeIPPool {} is {maximum}, {} are asked for. Raise it, or use more nodes.",
+            facts.allocation.spec.pool, plan.asked
+        )
+    }
+}
+
+fn agent_reporting(facts: &Facts, was_reporting: bool) -> Says {
+    let name = facts.allocation.name_any();
+    let status = facts.allocation.status.clone().unwrap_or_default();
+    let in_grace = was_reporting && facts.behind_for < AGENT_GRACE;
+    match lag(facts.allocation, facts.boot_id) {
+        Lag::Silent if !in_grace => says(
+            false,
+            "NotReported",
+            format!(
+                "the agent on node {name} has not reported since the node booted. Look at its pod, vnetpool-node-agent, on \
+                 that node."
+            ),
+        ),
+        Lag::Behind if !in_grace => says(
+            false,
+            "Behind",
+            format!(
+                "the agent on node {name} has taken up generation {} of this object, not {} yet. Look at its pod, \
+                 vnetpool-node-agent, on that node.",
+                status.observed_generation.unwrap_or_default(),
+                spec_generation(facts.allocation).unwrap_or_default(),
+            ),
+        ),
+        Lag::None | Lag::Silent | Lag::Behind => match wrong(&status) {
+            Some(wrong) => says(false, &wrong.reason, format!("{}: {}", wrong.type_, wrong.message)),
+            None => says(true, "Reporting", "the agent has taken up this object"),
+        },
+    }
+}
+
+/// The first of the agent's conditions that isn't as it should be.
+fn wrong(status: &NodeIPAllocationStatus) -> Option<&Condition> {
+    BY_AGENT
+        .iter()
+        .filter_map(|type_| condition::find(&status.conditions, type_))
+        .find(|one| one.status == "False")
+}
+
+fn ready(facts: &Facts, parts: &[&Says]) -> Says {
+    let status = facts.allocation.status.clone().unwrap_or_default();
+    let held = facts.plan.map_or(facts.allocation.spec.ip_configurations().count() as u32, |plan| plan.kept);
+    let counts = format!(
+        "holds {held} addresses of {} wanted: {} assigned, {} cooling, {} free",
+        facts.plan.map_or(facts.allocation.spec.target, |plan| plan.wanted),
+        status.assigned,
+        status.cooling,
+        status.free,
+    );
+    let waiting = match status.waiting {
+        0 => String::new(),
+        waiting => format!("; {waiting} pods wait for one"),
+    };
+    match parts.iter().find(|(status, ..)| !status) {
+        Some((_, reason, message)) => (false, reason.clone(), format!("{message} ({counts}{waiting})")),
+        None => says(true, "Ready", format!("{counts}{waiting}")),
+    }
+}
+
+fn writing(facts: &Facts) -> Says {
+    if facts.writing {
+        says(true, "Writing", "a write to the NIC is under way or its outcome isn't known")
+    } else {
+        says(false, "Settled", "no write to the NIC is under way")
+    }
+}
+
+fn surplus(plan: &Plan) -> Says {
+    if plan.surplus {
+        // Without counts: each would be news.
+        says(
+            true,
+            "MoreThanWanted",
+            "more addresses are held than wanted; they are given back after sizing.releaseAfter",
+        )
+    } else {
+        says(false, "AsWanted", "no more addresses are held than wanted")
+    }
+}
+
+/// Only a node whose NIC is known can be full: one that isn't Azure's may get its pods' addresses elsewhere.
+fn full(facts: &Facts) -> Says {
+    let none = || says(false, "NotFull", "there are addresses, or more can be had");
+    let (Some(seen), Some(plan)) = (facts.seen, facts.plan) else {
+        // While we can't look, what was said last stands.
+        let before =
+            facts.allocation.status.as_ref().and_then(|status| condition::find(&status.conditions, FULL));
+        return before.map_or_else(none, |one| says(one.status == "True", &one.reason, &one.message));
+    };
+    let status = facts.allocation.status.as_ref().filter(|status| status.boot_id == facts.boot_id);
+    let free = status.map_or(0, |status| status.free);
+    if seen.nic.is_none() || seen.obstacle.is_some() || free > 0 || seen.observed.demand.pods() < plan.kept {
+        return none();
+    }
+    match facts.setback.filter(|setback| setback.needs_change) {
+        Some(setback) if plan.grows => says(true, setback.reason, &setback.message),
+        None | Some(_) if !plan.grows && plan.asked > plan.wanted => {
+            says(true, "MaximumReached", limit(facts, plan))
+        }
+        None | Some(_) => none(),
+    }
+}
+
+/// The Events of conditions that turned: one for each, however often it is said again.
+pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback>) -> Vec<Event> {
+    let news = |type_: &str, status: &str| {
+        let now = condition::find(next, type_).filter(|now| now.status == status)?;
+        let was = condition::find(before, type_);
+        let same = was.is_some_and(|was| was.status == now.status && was.reason == now.reason);
+        (!same).then_some(now)
+    };
+    let is_passing =
+        |reason: &str| matches!(reason, "Pending" | "Reserving" | "NoInterface" | "MaximumReached");
+    let mut events = vec![];
+    if let Some(now) = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason)) {
+        events.push(events::stuck(&now.reason, "Find", &now.message));
+    }
+    let is_stuck = setback.is_none_or(|setback| setback.needs_change);
+    if let Some(now) = news(RESERVED, "False").filter(|now| !is_passing(&now.reason) && is_stuck) {
+        events.push(events::stuck(&now.reason, "Reserve", &now.message));
+    }
+    if let Some(now) = news(FULL, "True") {
+        events.push(events::full(&now.message));
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! What the conditions say in each situation a user asks about.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use vnetpool_crds::NodeIPPool;
+use vnetpool_crds::allocation::Interface;
+use vnetpool_crds::pool::Sizing;
+
+use super::*;
+use crate::azure::{Error, IpConfiguration, ProvisioningState};
+use crate::planner::{self, Demand, Observed};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+/// A node of pool `p` in boot `b`, its agent up to date.
+struct Story {
+    allocation: NodeIPAllocation,
+    seen: Option<Seen>,
+    setback: Option<Setback>,
+    behind_for: Duration,
+}
+
+fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
+    let mut allocation: NodeIPAllocation = serde_json::from_value(json!({
+        "metadata": {"name": "n", "generation": 3},
+        "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "bootID": "b",
+            "interfaces": [{"id": "/nic", "mac": "", "primaryAddress": "10.0.0.4", "subnet": {"id": "/subnet"}}]},
+        "status": {"observedGeneration": 3, "bootID": "b"}
+    }))
+    .unwrap();
+    let mut merged = serde_json::to_value(&allocation.status).unwrap();
+    merged.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+    allocation.status = serde_json::from_value(merged).unwrap();
+    let sizing = Sizing { minimum: 8.min(maximum), warm: 8, maximum, batch: 4, ..Sizing::default() };
+    let held = (0..held).map(|n| IpConfiguration {
+        name: format!("vnp-{n}"),
+        address: Some(format!("10.0.1.{n}/32").parse().unwrap()),
+        state: ProvisioningState::Succeeded,
+    });
+    let observed = Observed {
+        sizing: Some(sizing),
+        demand: Demand { bound, ..Demand::default() },
+        held: held.collect(),
+        slots: 255,
+        relinquished: Default::default(),
+        surplus_for: None,
+        bound_still_for: Duration::MAX,
+        growth_wanted_for: Duration::ZERO,
+        release_wanted_for: Duration::ZERO,
+        may_reserve: u32::MAX,
+        may_write: true,
+    };
+    let seen = Seen {
+        pool: Some(Arc::new(NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap()))),
+        nic: Some(Interface { id: "/nic".into(), ..Default::default() }),
+        obstacle: None,
+        snat_exclusions: vec![],
+        observed,
+        is_read: true,
+        is_unsettled: false,
+        left: vec![],
+    };
+    Story { allocation, seen: Some(seen), setback: None, behind_for: Duration::ZERO }
+}
+
+impl Story {
+    fn failed(self, stage: Stage, error: Error) -> Story {
+        Story { setback: Some(Setback::after(None, stage, &error, Instant::now())), ..self }
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let plan = self.seen.as_ref().map(|seen| planner::plan(&seen.observed));
+        let facts = Facts {
+            allocation: &self.allocation,
+            boot_id: "b",
+            seen: self.seen.as_ref(),
+            plan: plan.as_ref(),
+            setback: self.setback.as_ref(),
+            writing: false,
+            behind_for: self.behind_for,
+        };
+        conditions(&facts, NOW)
+    }
+
+    /// `True Reason` or `False Reason`, and the message.
+    fn says(&self, type_: &str) -> (String, String) {
+        let conditions = self.conditions();
+        let one = condition::find(&conditions, type_).unwrap();
+        (format!("{} {}", one.status, one.reason), one.message.clone())
+    }
+}
+
+fn denied() -> Error {
+    Error::Denied {
+        action: "Microsoft.Network/networkInterfaces/write".into(),
+        scope: "/nic".into(),
+        message: "no".into(),
+    }
+}
+
+fn full_subnet() -> Error {
+    Error::SubnetFull { subnet: "small".into(), resource: "/nic".into(), message: "full".into() }
+}
+
+#[test]
+fn a_node_that_has_what_it_needs_is_ready_and_counts_its_addresses() {
+    let (ready, message) = story(8, 0, 255, json!({"held": 8, "free": 8})).says(READY);
+    assert_eq!(ready, "True Ready");
+    assert_eq!(message, "holds 8 addresses of 8 wanted: 0 assigned, 0 cooling, 8 free");
+}
+
+#[test]
+fn a_node_that_grows_is_not_ready_yet() {
+    let story = story(8, 40, 255, json!({}));
+    assert_eq!(story.says(RESERVED).0, "False Reserving");
+    assert_eq!(story.says(READY).0, "False Reserving");
+    assert_eq!(story.says(FULL).0, "False NotFull");
+}
+
+#[test]
+fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
+    let story = story(8, 40, 255, json!({"assigned": 8})).failed(Stage::Write { reserve: 40 }, denied());
+    let (reserved, message) = story.says(RESERVED);
+    assert_eq!(reserved, "False PermissionDenied");
+    assert!(message.contains("networkInterfaces/write") && message.contains("Grant"));
+    assert_eq!(story.says(READY).0, "False PermissionDenied");
+    assert_eq!(story.says(FULL).0, "True PermissionDenied");
+}
+
+#[test]
+fn a_node_with_a_free_address_is_not_full_whatever_azure_says() {
+    let story = story(8, 4, 255, json!({"assigned": 4, "free": 4}))
+        .failed(Stage::Write { reserve: 4 }, full_subnet());
+    assert_eq!(story.says(RESERVED).0, "False SubnetFull");
+    assert_eq!(story.says(FULL).0, "False NotFull");
+}
+
+#[test]
+fn a_node_at_its_pools_maximum_says_what_to_raise() {
+    let story = story(8, 12, 8, json!({"assigned": 8}));
+    let (reserved, message) = story.says(RESERVED);
+    assert_eq!(reserved, "False MaximumReached");
+    assert!(message.starts_with("4 pods lack an address: sizing.maximum of NodeIPPool p is 8"), "{message}");
+    assert_eq!(story.says(FULL).0, "True MaximumReached");
+}
+
+#[test]
+fn a_node_exactly_as_full_as_it_may_be_takes_no_more_pods_but_lacks_nothing() {
+    let story = story(8, 8, 8, json!({"assigned": 8}));
+    assert_eq!(story.says(RESERVED).0, "True Reserved");
+    assert_eq!(story.says(FULL).0, "True MaximumReached");
+}
+
+#[test]
+fn a_throttled_recheck_is_no_news_while_nothing_is_wanted() {
+    let throttled = Error::Throttled {
+        resource: "/nic".into(),
+        message: "slow".into(),
+        retry_after: Duration::from_secs(9),
+        by_provider: false,
+    };
+    let story = story(8, 0, 255, json!({})).failed(Stage::Find, throttled);
+    assert_eq!(story.says(READY).0, "True Ready");
+}
+
+#[test]
+fn a_nic_that_is_gone_is_not_found() {
+    let gone = Error::NotFound { resource: "/nic".into(), message: "gone".into() };
+    let story = Story { seen: None, ..story(8, 0, 255, json!({})) }.failed(Stage::Find, gone);
+    assert_eq!(story.says(INTERFACE_FOUND).0, "False ResourceNotFound");
+    assert_eq!(story.says(READY).0, "False ResourceNotFound");
+}
+
+#[test]
+fn an_obstacle_names_the_remedy_and_never_taints_the_node() {
+    let mut story = story(0, 5, 255, json!({}));
+    let seen = story.seen.as_mut().unwrap();
+    seen.obstacle =
+        Some(Obstacle::Interface { reason: "ProviderIDUnusable", message: "isn't Azure's".into() });
+    (seen.nic, seen.observed.sizing) = (None, None);
+    story.allocation.spec.interfaces.clear();
+    assert_eq!(story.says(INTERFACE_FOUND), ("False ProviderIDUnusable".into(), "isn't Azure's".into()));
+    assert_eq!(story.says(FULL).0, "False NotFull");
+}
+
+#[test]
+fn a_silent_agent_is_named_at_once_and_a_slow_one_after_a_while() {
+    let silent = story(8, 0, 255, json!({"observedGeneration": null}));
+    assert_eq!(silent.says(READY).0, "False NotReported");
+    let reporting = json!([{"type": "AgentReporting", "status": "True", "reason": "Reporting", "message": "",
+        "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
+    let slow = story(8, 0, 255, json!({"observedGeneration": 2, "conditions": reporting}));
+    assert_eq!(slow.says(AGENT_REPORTING).0, "True Reporting");
+    let slower = Story { behind_for: AGENT_GRACE, ..slow };
+    assert_eq!(slower.says(AGENT_REPORTING).0, "False Behind");
+}
+
+#[test]
+fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
+    let broken = json!([{"type": "RulesApplied", "status": "False", "reason": "KernelTooOld", "message": "no nftables",
+        "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
+    let story = story(8, 0, 255, json!({"conditions": broken}));
+    let (ready, message) = story.says(READY);
+    assert_eq!(ready, "False KernelTooOld");
+    assert!(message.starts_with("RulesApplied: no nftables"));
+    assert_eq!(condition::find(&story.conditions(), "RulesApplied"), None);
+}
+
+#[test]
+fn an_error_makes_one_event_however_often_it_is_said_again() {
+    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write { reserve: 1 }, full_subnet());
+    let next = story.conditions();
+    let events = turned(&[], &next, story.setback.as_ref());
+    assert_eq!(events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["SubnetFull"]);
+    assert!(turned(&next, &next, story.setback.as_ref()).is_empty());
+}
+
+#[test]
+fn an_error_that_passes_by_itself_makes_no_event() {
+    let busy =
+        Error::Busy { resource: "/nic".into(), message: "busy".into(), retry_after: Duration::from_secs(9) };
+    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write { reserve: 1 }, busy);
+    assert_eq!(story.says(RESERVED).0, "False ResourceBusy");
+    assert!(turned(&[], &story.conditions(), story.setback.as_ref()).is_empty());
+}

@@ -1,0 +1,172 @@
+//! What a reconcile found and did → conditions, Events and the taint.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
+use vnetpool_crds::condition::{self, BY_AGENT, FULL, READY};
+use vnetpool_crds::names;
+
+use super::facts::{self, Facts, Lag};
+use super::memory::Memory;
+use super::{Context, Error, Round, apply};
+use crate::cluster::kept;
+use crate::events;
+
+/// `Ready`'s message counts addresses; a count alone isn't written more often than this.
+const COUNTS: Duration = Duration::from_secs(10);
+
+/// Says how the node stands after a round. Gives the time after which to say it again though nothing has changed.
+pub async fn report(
+    ctx: &Context,
+    round: &mut Round,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<Option<Duration>, Error> {
+    let now = Instant::now();
+    let lag = facts::lag(&round.allocation, kept::boot_id(node));
+    if lag == Lag::None {
+        memory.behind_since = None;
+    } else {
+        memory.behind_since.get_or_insert(now);
+    }
+    let next = {
+        let facts = Facts {
+            allocation: &round.allocation,
+            boot_id: kept::boot_id(node),
+            seen: round.seen.as_ref(),
+            plan: round.plan.as_ref(),
+            setback: memory.setback.as_ref(),
+            writing: memory.writing,
+            behind_for: memory
+                .behind_since
+                .map(|since| now.saturating_duration_since(since))
+                .unwrap_or_default(),
+        };
+        facts::conditions(&facts, Timestamp::now())
+    };
+    let grace = memory
+        .behind_since
+        .map(|since| facts::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
+        .filter(|rest| !rest.is_zero());
+    let pause = say(ctx, round, node, memory, next, now).await?;
+    let full = condition::is_true(conditions(&round.allocation), FULL);
+    apply::taint(ctx, node, full).await?;
+    Ok([grace, pause].into_iter().flatten().min())
+}
+
+/// Says that a write begins, with what is known before it.
+pub async fn writing(
+    ctx: &Context,
+    round: &mut Round,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    memory.writing = true;
+    report(ctx, round, node, memory).await.map(|_| ())
+}
+
+/// Applies the operator's conditions unless they say the same already, and publishes the Events of those that turned.
+async fn say(
+    ctx: &Context,
+    round: &mut Round,
+    node: &Node,
+    memory: &mut Memory,
+    next: Vec<Condition>,
+    now: Instant,
+) -> Result<Option<Duration>, Error> {
+    let before = ours(&round.allocation);
+    if condition::same(&before, &next) {
+        return Ok(None);
+    }
+    if let Some(last) = memory.reported.filter(|_| only_counts_differ(&before, &next)) {
+        let pause = COUNTS.saturating_sub(now.saturating_duration_since(last));
+        if !pause.is_zero() {
+            return Ok(Some(pause));
+        }
+    }
+    round.allocation =
+        memory.wrote(Arc::new(apply_conditions(ctx, &round.allocation.name_any(), &next).await?));
+    memory.reported = Some(now);
+    let about = [node.object_ref(&()), round.allocation.object_ref(&())];
+    for event in facts::turned(&before, &next, memory.setback.as_ref()) {
+        ctx.events.say(&about, &event).await;
+    }
+    Ok(None)
+}
+
+/// Of an object whose Node is gone.
+pub async fn vacant(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    reason: &str,
+    message: String,
+) -> Result<(), Error> {
+    let mut next = ours(allocation);
+    condition::set(
+        &mut next,
+        condition::new(READY, false, reason, message, allocation.metadata.generation, Timestamp::now()),
+    );
+    if !condition::same(&ours(allocation), &next) {
+        apply_conditions(ctx, &allocation.name_any(), &next).await?;
+    }
+    Ok(())
+}
+
+/// The operator's conditions, all of them: one that isn't sent is taken off.
+async fn apply_conditions(
+    ctx: &Context,
+    name: &str,
+    conditions: &[Condition],
+) -> Result<NodeIPAllocation, Error> {
+    let object = json!({
+        "apiVersion": NodeIPAllocation::api_version(&()),
+        "kind": NodeIPAllocation::kind(&()),
+        "metadata": {"name": name},
+        "status": {"conditions": conditions},
+    });
+    let params = PatchParams::apply(names::OPERATOR).force();
+    let api = Api::<NodeIPAllocation>::all(ctx.client.clone());
+    let mut answer = api.patch_status(name, &params, &Patch::Apply(&object)).await.map_err(Error::Report)?;
+    kept::strip_allocation(&mut answer);
+    Ok(answer)
+}
+
+/// The interfaces' NIC was left to another VM: said once, because `spec` forgets it right after.
+pub async fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
+    let about = [node.object_ref(&()), allocation.object_ref(&())];
+    ctx.events.say(&about, &events::left_behind(nic, vm)).await;
+}
+
+pub fn conditions(allocation: &NodeIPAllocation) -> &[Condition] {
+    allocation
+        .status
+        .as_ref()
+        .map(|status: &NodeIPAllocationStatus| status.conditions.as_slice())
+        .unwrap_or_default()
+}
+
+fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
+    let all = conditions(allocation).iter();
+    all.filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect()
+}
+
+/// Whether a reader who doesn't read `Ready`'s message would see no difference.
+fn only_counts_differ(before: &[Condition], next: &[Condition]) -> bool {
+    let without = |conditions: &[Condition]| {
+        let mut conditions = conditions.to_vec();
+        for one in &mut conditions {
+            if one.type_ == READY {
+                one.message.clear();
+            }
+        }
+        conditions
+    };
+    condition::same(&without(before), &without(next))
+}

@@ -1,0 +1,73 @@
+//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure.
+
+use std::time::{Duration, Instant};
+
+use kube::ResourceExt;
+use vnetpool_crds::NodeIPAllocation;
+
+use super::memory::Memory;
+use super::setback::{Setback, Stage};
+use super::{Context, Error, Next, apply, report};
+use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
+
+/// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
+const SOONEST: Duration = Duration::from_secs(30);
+const LATEST: Duration = Duration::from_secs(1800);
+
+/// NIC gone → object deleted. NIC without a VM → our ipConfigurations removed, then object deleted. VM there → kept: its
+/// pods may still run, and a Node of the same name with the same VM adopts it.
+pub(super) async fn vacate(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &mut Memory,
+) -> Result<Next, Error> {
+    let now = Instant::now();
+    let since = *memory.vacant_since.get_or_insert(now);
+    if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
+        return Ok(Next::After(setback.until - now));
+    }
+    let mut in_use = None;
+    for interface in &allocation.spec.interfaces {
+        let settled = match interface.id.parse() {
+            Ok(nic) => settle(ctx, &nic).await,
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(vm) => in_use = in_use.or(vm),
+            Err(error) => {
+                memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
+                let message = format!("Node {} is gone, but: {error}", allocation.name_any());
+                report::vacant(ctx, allocation, error.reason(), message).await?;
+                return Err(Error::Find(error));
+            }
+        }
+    }
+    memory.setback = None;
+    let Some(vm) = in_use else {
+        apply::delete(ctx, allocation).await?;
+        return Ok(Next::Gone);
+    };
+    let message = format!(
+        "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
+         VM is deleted; a new Node of that name takes them over.",
+        allocation.name_any()
+    );
+    report::vacant(ctx, allocation, "NodeGone", message).await?;
+    Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
+}
+
+/// Sees to it that a NIC no Node uses any more holds nothing of ours. Gives the VM that still has it, and with it what is
+/// ours, if there is one.
+pub(super) async fn settle(ctx: &Context, id: &ResourceId) -> Result<Option<ResourceId>, azure::Error> {
+    let nic = match ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await {
+        Err(AzureError::NotFound { .. }) => return Ok(None),
+        nic => nic?,
+    };
+    if nic.vm.is_some() {
+        return Ok(nic.vm.clone());
+    }
+    let release = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
+    ctx.azure.update(id, &Change { reserve: vec![], release }, Priority::GiveBack).await?;
+    ctx.azure.forget(id);
+    Ok(None)
+}

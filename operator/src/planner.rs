@@ -1,0 +1,183 @@
+//! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place that does. Pure.
+
+pub mod sizing;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use vnetpool_crds::allocation;
+use vnetpool_crds::pool::Sizing;
+
+use crate::azure::{IpConfiguration, Priority, ProvisioningState};
+pub use sizing::Demand;
+
+/// A burst of pods counts as over when the scheduler has bound none for this long.
+pub const STILL: Duration = Duration::from_millis(300);
+/// A burst that goes on is not waited for any longer than this. The controller manager's default of 20 requests a second
+/// after the first 30 makes 60 pods in 1.5 s: a NIC write takes ten, so to wait for them costs less than a second write.
+pub const BURST: Duration = Duration::from_secs(2);
+/// Addresses to release are collected for this long while the agent is still giving up more: nobody waits for them.
+pub const COLLECT: Duration = Duration::from_secs(30);
+
+/// Everything a decision may depend on, read beforehand: no client and no clock in here.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// `None`: nothing is wanted for this node on this NIC (any more), so all is given back.
+    pub sizing: Option<Sizing>,
+    pub demand: Demand,
+    /// Our ipConfigurations on the NIC.
+    pub held: Vec<IpConfiguration>,
+    /// How many ipConfigurations of ours the NIC can take: Azure's limit less what others have on it.
+    pub slots: u32,
+    /// Names the agent has given up for good.
+    pub relinquished: BTreeSet<String>,
+    /// How long more has been held than wanted; `None` if it wasn't when last looked.
+    pub surplus_for: Option<Duration>,
+    /// How long no pod has been bound to the node, nor taken from it.
+    pub bound_still_for: Duration,
+    /// How long growth has been wanted.
+    pub growth_wanted_for: Duration,
+    /// How long a release has been wanted.
+    pub release_wanted_for: Duration,
+    /// How many more may be reserved in one write: 0 while growth is held back by an error, a part after a full subnet.
+    pub may_reserve: u32,
+    /// False while an error holds every write back.
+    pub may_write: bool,
+}
+
+/// What to do next for one node: at most one NIC write, then one patch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What the node should hold, for `spec.target`.
+    pub target: u32,
+    /// What the sizing asks for before any limit.
+    pub asked: u32,
+    /// What should be held by now: `target` is above while a surplus hasn't lasted yet.
+    pub wanted: u32,
+    /// What the NIC write is to do now.
+    pub change: Change,
+    /// Who may wait longer for the budget than whom.
+    pub priority: Priority,
+    /// What `spec` is to show, by address.
+    pub publish: Vec<allocation::IpConfiguration>,
+    /// Ours on the NIC that the node hasn't given up.
+    pub kept: u32,
+    /// More is held than wanted.
+    pub surplus: bool,
+    /// Growth is wanted, now or when the burst is over.
+    pub grows: bool,
+    /// A release is wanted, now or when all has been collected.
+    pub releases: bool,
+    /// When the plan should be made anew though nothing has changed.
+    pub requeue: Option<Duration>,
+}
+
+/// One NIC write can do both.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub reserve: u32,
+    pub release: Vec<String>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.reserve == 0 && self.release.is_empty()
+    }
+}
+
+pub fn plan(observed: &Observed) -> Plan {
+    let Observed { sizing, demand, held, slots, relinquished, .. } = observed;
+    let release: Vec<String> =
+        names(held).filter(|name| relinquished.contains(*name)).map(str::to_owned).collect();
+    let kept = (held.len() - release.len()) as u32;
+    let asked = sizing.as_ref().map_or(0, |sizing| sizing::asked(sizing, demand));
+    let wanted = sizing.as_ref().map_or(0, |sizing| sizing::wanted(sizing, demand, *slots));
+
+    let surplus = wanted < kept;
+    let release_after = sizing.as_ref().map_or(Duration::ZERO, |sizing| sizing.release_after.into());
+    let surplus_to_last = surplus
+        .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
+        .filter(|rest| !rest.is_zero());
+    // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up before.
+    let target = if surplus_to_last.is_some() { kept } else { wanted };
+
+    let grows = wanted > kept;
+    let releases = !release.is_empty();
+    let reserve = wanted.saturating_sub(kept).min(observed.may_reserve);
+    let burst_to_last = burst_to_last(observed);
+    // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take the release along.
+    let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
+        COLLECT.saturating_sub(observed.release_wanted_for)
+    } else {
+        Duration::ZERO
+    };
+    let grow_now = reserve > 0 && burst_to_last.is_zero();
+    let release_now = releases && (grow_now || release_to_wait.is_zero());
+    let change = if observed.may_write {
+        Change {
+            reserve: if grow_now { reserve } else { 0 },
+            release: if release_now { release } else { vec![] },
+        }
+    } else {
+        Change::default()
+    };
+    let requeue = [
+        surplus_to_last,
+        (observed.may_write && reserve > 0 && !grow_now).then_some(burst_to_last),
+        (observed.may_write && releases && !release_now).then_some(release_to_wait),
+    ];
+
+    Plan {
+        target,
+        asked,
+        wanted,
+        priority: priority(demand, kept, &change),
+        change,
+        publish: published(held),
+        kept,
+        surplus,
+        grows,
+        releases,
+        requeue: requeue.into_iter().flatten().min(),
+    }
+}
+
+/// How much longer to wait for the scheduler to bind the rest of a burst: its pods then cost one NIC write, not a dozen.
+fn burst_to_last(observed: &Observed) -> Duration {
+    let until_still = STILL.saturating_sub(observed.bound_still_for);
+    until_still.min(BURST.saturating_sub(observed.growth_wanted_for))
+}
+
+fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
+    if change.reserve == 0 {
+        Priority::GiveBack
+    } else if demand.pods() > kept {
+        Priority::WaitingPods
+    } else if kept == 0 {
+        Priority::NewNode
+    } else {
+        Priority::WarmRefill
+    }
+}
+
+/// What the NIC holds and Azure has finished: only such an address gets its packets. A relinquished one is shown until
+/// it has left the NIC, and only then forgotten by the agent.
+fn published(held: &[IpConfiguration]) -> Vec<allocation::IpConfiguration> {
+    let mut ready: Vec<_> = held
+        .iter()
+        .filter(|one| one.state == ProvisioningState::Succeeded)
+        .filter_map(|one| Some((one.address?, one.name.clone())))
+        .collect();
+    ready.sort();
+    ready
+        .into_iter()
+        .map(|(address, name)| allocation::IpConfiguration { name, address: address.to_string() })
+        .collect()
+}
+
+fn names(held: &[IpConfiguration]) -> impl Iterator<Item = &str> {
+    held.iter().map(|one| one.name.as_str())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! How many addresses a node should hold: the formula of `NodeIPPool.spec.sizing`, and nothing else. Pure.
+
+use vnetpool_crds::pool::Sizing;
+
+/// What a node's pods need, from the scheduler's side (`bound`) and from the node's (the rest).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Pods the scheduler has put on the node that need an address: known before the first CNI ADD.
+    pub bound: u32,
+    /// Addresses that sandboxes have.
+    pub assigned: u32,
+    /// ADDs that found no free address.
+    pub waiting: u32,
+    /// Addresses freed less than the cooldown ago: held, but no use to a new pod.
+    pub cooling: u32,
+    /// The kubelet's pod limit; `None` while the Node doesn't tell.
+    pub pods_allowed: Option<u32>,
+}
+
+impl Demand {
+    /// Pods that have an address or need one now. Sandboxes outlive their pods for a moment, and static pods are never
+    /// bound, so neither side's count includes the other's.
+    pub fn pods(&self) -> u32 {
+        self.bound.max(self.assigned.saturating_add(self.waiting))
+    }
+}
+
+/// What the sizing asks for, before any limit.
+///
+/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
+pub fn asked(sizing: &Sizing, demand: &Demand) -> u32 {
+    let pods = demand.pods();
+    let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
+    let useful = with_warm.saturating_add(demand.cooling).max(sizing.minimum);
+    useful.checked_next_multiple_of(sizing.batch.max(1)).unwrap_or(useful)
+}
+
+/// What the node should hold: what is [`asked`] for, within the pool's maximum and the `slots` that Azure leaves us on
+/// the NIC.
+pub fn wanted(sizing: &Sizing, demand: &Demand, slots: u32) -> u32 {
+    asked(sizing, demand).min(sizing.maximum).min(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizing(minimum: u32, warm: u32, maximum: u32, batch: u32) -> Sizing {
+        Sizing { minimum, warm, maximum, batch, ..Sizing::default() }
+    }
+
+    fn bound(bound: u32) -> Demand {
+        Demand { bound, ..Demand::default() }
+    }
+
+    #[test]
+    fn an_idle_node_holds_the_minimum() {
+        assert_eq!(wanted(&sizing(8, 0, 255, 1), &bound(0), 255), 8);
+    }
+
+    #[test]
+    fn warm_addresses_come_on_top_of_what_pods_need() {
+        assert_eq!(wanted(&sizing(0, 8, 255, 1), &bound(5), 255), 13);
+    }
+
+    #[test]
+    fn cooling_addresses_are_not_free() {
+        let demand = Demand { bound: 5, cooling: 3, ..Demand::default() };
+        assert_eq!(wanted(&sizing(0, 2, 255, 1), &demand, 255), 10);
+    }
+
+    #[test]
+    fn the_number_is_rounded_up_to_the_batch() {
+        assert_eq!(wanted(&sizing(0, 0, 255, 16), &bound(17), 255), 32);
+    }
+
+    #[test]
+    fn the_maximum_wins_over_the_batch() {
+        assert_eq!(wanted(&sizing(0, 0, 20, 16), &bound(17), 255), 20);
+    }
+
+    #[test]
+    fn azures_limit_wins_over_the_maximum() {
+        assert_eq!(wanted(&sizing(0, 0, 255, 1), &bound(300), 200), 200);
+    }
+
+    #[test]
+    fn no_more_are_kept_warm_than_the_kubelet_takes_pods() {
+        let demand = Demand { bound: 28, cooling: 2, pods_allowed: Some(30), ..Demand::default() };
+        assert_eq!(wanted(&sizing(0, 8, 255, 1), &demand, 255), 32);
+    }
+
+    #[test]
+    fn a_waiting_pod_counts_even_before_the_operator_has_seen_it_bound() {
+        let demand = Demand { bound: 1, assigned: 8, waiting: 2, ..Demand::default() };
+        assert_eq!(wanted(&sizing(0, 0, 255, 1), &demand, 255), 10);
+    }
+}

@@ -1,0 +1,247 @@
+//! The planner's rules, each as a sentence, and what must hold for any node as properties.
+
+use super::*;
+use proptest::prelude::*;
+
+const LONG: Duration = Duration::from_secs(3600);
+
+fn ours(names: impl IntoIterator<Item = u32>) -> Vec<IpConfiguration> {
+    names
+        .into_iter()
+        .map(|n| IpConfiguration {
+            name: name(n),
+            address: Some(format!("10.240.{}.{}/32", n / 256, n % 256).parse().unwrap()),
+            state: ProvisioningState::Succeeded,
+        })
+        .collect()
+}
+
+fn name(n: u32) -> String {
+    format!("vnp-{n:016x}")
+}
+
+/// A node whose every wait is over.
+fn observed(held: u32, bound: u32) -> Observed {
+    Observed {
+        sizing: Some(Sizing { minimum: 8, warm: 8, maximum: 255, batch: 4, ..Sizing::default() }),
+        demand: Demand { bound, ..Demand::default() },
+        held: ours(0..held),
+        slots: 255,
+        relinquished: BTreeSet::new(),
+        surplus_for: None,
+        bound_still_for: LONG,
+        growth_wanted_for: Duration::ZERO,
+        release_wanted_for: Duration::ZERO,
+        may_reserve: u32::MAX,
+        may_write: true,
+    }
+}
+
+#[test]
+fn a_new_node_gets_its_minimum_before_its_warm_refill() {
+    let plan = plan(&observed(0, 0));
+    assert_eq!((plan.target, plan.change.reserve, plan.priority), (8, 8, Priority::NewNode));
+}
+
+#[test]
+fn a_burst_is_waited_for_until_it_is_still() {
+    let burst = Observed { bound_still_for: Duration::from_millis(100), ..observed(8, 40) };
+    let waiting = plan(&burst);
+    assert!(waiting.change.is_empty() && waiting.grows);
+    assert_eq!(waiting.requeue, Some(Duration::from_millis(200)));
+    let over = plan(&Observed { bound_still_for: STILL, ..burst });
+    assert_eq!((over.change.reserve, over.priority), (40, Priority::WaitingPods));
+}
+
+#[test]
+fn a_burst_that_goes_on_is_not_waited_for_forever() {
+    let burst = Observed { bound_still_for: Duration::ZERO, growth_wanted_for: BURST, ..observed(8, 40) };
+    assert_eq!(plan(&burst).change.reserve, 40);
+}
+
+#[test]
+fn a_burst_of_sixty_pods_costs_one_write() {
+    // The binds of 60 pods as the controller manager's default rate makes them: 30 at once, then 20 a second.
+    let mut writes = 0;
+    let mut growth_since = None;
+    let mut held = 8;
+    for tick in 0..100_u64 {
+        let now = tick * 50;
+        let bound = (30 + tick as u32).min(60);
+        let last_bind = tick.min(30) * 50;
+        let seen = Observed {
+            bound_still_for: Duration::from_millis(now - last_bind),
+            growth_wanted_for: Duration::from_millis(growth_since.map_or(0, |since| now - since)),
+            ..observed(held, bound)
+        };
+        let plan = plan(&seen);
+        growth_since = plan.grows.then_some(growth_since.unwrap_or(now));
+        if plan.change.reserve > 0 {
+            writes += 1;
+            held += plan.change.reserve;
+        }
+    }
+    assert_eq!((writes, held), (1, 68));
+}
+
+#[test]
+fn a_surplus_is_the_target_until_it_has_lasted() {
+    let fresh = plan(&observed(40, 0));
+    assert!(fresh.surplus);
+    assert_eq!((fresh.target, fresh.wanted, fresh.requeue), (40, 8, Some(Duration::from_secs(300))));
+    let lasted = plan(&Observed { surplus_for: Some(Duration::from_secs(300)), ..observed(40, 0) });
+    assert_eq!((lasted.target, lasted.requeue), (8, None));
+}
+
+#[test]
+fn nothing_is_released_that_the_agent_has_not_relinquished() {
+    let plan = plan(&Observed { surplus_for: Some(LONG), ..observed(40, 0) });
+    assert!(plan.change.is_empty());
+}
+
+#[test]
+fn what_is_relinquished_is_released_and_shown_until_it_is_gone() {
+    let giving =
+        Observed { relinquished: (0..32).map(name).collect(), surplus_for: Some(LONG), ..observed(40, 0) };
+    let plan = plan(&giving);
+    assert_eq!(plan.change.release.len(), 32);
+    assert_eq!(plan.publish.len(), 40);
+    assert_eq!((plan.kept, plan.surplus, plan.priority), (8, false, Priority::GiveBack));
+}
+
+#[test]
+fn a_release_waits_for_the_rest_of_what_is_being_given_up() {
+    let part =
+        Observed { relinquished: (0..10).map(name).collect(), surplus_for: Some(LONG), ..observed(40, 0) };
+    assert_eq!((plan(&part).change, plan(&part).requeue), (Change::default(), Some(COLLECT)));
+    let late = Observed { release_wanted_for: COLLECT, ..part };
+    assert_eq!(plan(&late).change.release.len(), 10);
+}
+
+#[test]
+fn growth_and_release_go_in_one_write() {
+    let both = Observed { relinquished: (0..4).map(name).collect(), ..observed(8, 10) };
+    let plan = plan(&both);
+    assert_eq!((plan.change.reserve, plan.change.release.len()), (16, 4));
+}
+
+#[test]
+fn a_relinquished_address_is_not_counted_as_held() {
+    let relinquished = Observed { relinquished: (0..4).map(name).collect(), ..observed(16, 8) };
+    assert_eq!(plan(&relinquished).change.reserve, 4);
+}
+
+#[test]
+fn an_address_azure_has_not_finished_is_counted_but_not_published() {
+    let mut updating = observed(8, 0);
+    updating.held[3].state = ProvisioningState::Updating;
+    updating.held[4].address = None;
+    let plan = plan(&updating);
+    assert_eq!((plan.publish.len(), plan.change.reserve), (6, 0));
+}
+
+#[test]
+fn a_node_that_no_pool_serves_gives_all_back() {
+    let unserved = Observed { sizing: None, ..observed(8, 3) };
+    assert_eq!((plan(&unserved).target, plan(&unserved).surplus), (0, true));
+}
+
+#[test]
+fn a_full_subnet_holds_growth_back_but_not_a_release() {
+    let full = Observed {
+        may_reserve: 0,
+        relinquished: [name(0)].into(),
+        release_wanted_for: COLLECT,
+        ..observed(8, 40)
+    };
+    let plan = plan(&full);
+    assert_eq!((plan.change.reserve, plan.change.release.len()), (0, 1));
+    assert!(plan.grows);
+}
+
+prop_compose! {
+    fn any_observed()(
+        held in 0..260_u32,
+        bound in 0..300_u32,
+        assigned in 0..260_u32,
+        waiting in 0..50_u32,
+        cooling in 0..50_u32,
+        pods_allowed in prop::option::of(0..300_u32),
+        (minimum, maximum) in (0..=255_u32, 1..=255_u32),
+        (warm, batch) in (0..=255_u32, 1..=255_u32),
+        slots in 0..=255_u32,
+        served in prop::bool::weighted(0.9),
+        relinquished in prop::collection::btree_set((0..300_u32).prop_map(name), 0..50),
+        surplus in prop::option::of(0..600_u64),
+        (still, grown, waited) in (0..1000_u64, 0..3000_u64, 0..60_000_u64),
+        (may_reserve, may_write) in (0..300_u32, prop::bool::weighted(0.9)),
+    ) -> Observed {
+        Observed {
+            sizing: served.then(|| Sizing {
+                minimum: minimum.min(maximum), warm, maximum, batch, ..Sizing::default()
+            }),
+            demand: Demand { bound, assigned, waiting, cooling, pods_allowed },
+            held: ours(0..held),
+            slots,
+            relinquished,
+            surplus_for: surplus.map(Duration::from_secs),
+            bound_still_for: Duration::from_millis(still),
+            growth_wanted_for: Duration::from_millis(grown),
+            release_wanted_for: Duration::from_millis(waited),
+            may_reserve,
+            may_write,
+        }
+    }
+}
+
+/// The NIC after the plan's write, as Azure would hold it.
+fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
+    let mut next = observed.clone();
+    next.held.retain(|one| !plan.change.release.contains(&one.name));
+    next.held.extend(ours(1000..1000 + plan.change.reserve));
+    next
+}
+
+proptest! {
+    #[test]
+    fn only_relinquished_addresses_are_ever_released(observed in any_observed()) {
+        for name in plan(&observed).change.release {
+            prop_assert!(observed.relinquished.contains(&name));
+        }
+    }
+
+    #[test]
+    fn no_write_reserves_beyond_the_maximum_or_azures_limit(observed in any_observed()) {
+        let plan = plan(&observed);
+        if plan.change.reserve > 0 {
+            let after = carried_out(&observed, &plan).held.len() as u32;
+            let maximum = observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
+            prop_assert!(after <= maximum.min(observed.slots));
+        }
+    }
+
+    #[test]
+    fn a_plan_carried_out_leaves_nothing_to_do(observed in any_observed()) {
+        let observed = Observed { may_reserve: u32::MAX, ..observed };
+        let first = plan(&observed);
+        let second = plan(&carried_out(&observed, &first));
+        prop_assume!(!first.change.is_empty());
+        prop_assert!(second.change.reserve == 0, "{:?} then {:?}", first.change, second.change);
+        prop_assert!(second.change.release.iter().all(|name| !first.change.release.contains(name)));
+    }
+
+    #[test]
+    fn what_is_not_done_now_is_looked_at_again(observed in any_observed()) {
+        let observed = Observed { may_reserve: u32::MAX, may_write: true, ..observed };
+        let plan = plan(&observed);
+        let left_out = (plan.grows && plan.change.reserve == 0) || (plan.releases && plan.change.release.is_empty());
+        prop_assert!(!left_out || plan.requeue.is_some());
+    }
+
+    #[test]
+    fn the_target_never_asks_for_more_than_the_larger_of_held_and_wanted(observed in any_observed()) {
+        let plan = plan(&observed);
+        prop_assert!(plan.target <= plan.kept.max(plan.wanted));
+        prop_assert!(plan.target >= plan.wanted);
+    }
+}

@@ -1,0 +1,260 @@
+//! The pool controller: is the pool sound, and how do its nodes stand?
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use tracing::warn;
+use vnetpool_crds::condition::{self, READY, VALID};
+use vnetpool_crds::pool::SubnetUse;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
+
+use crate::Stop;
+use crate::events;
+use crate::node::Context;
+
+/// A pool's status is written no more often than this: every pod on any of its nodes changes the sums.
+const PACE: Duration = Duration::from_secs(1);
+/// So many nodes are named in a message.
+const NAMED: usize = 5;
+
+/// What the pool controller works with.
+struct Pools {
+    ctx: Arc<Context>,
+    /// When each pool was last looked at.
+    looked: Mutex<HashMap<String, Instant>>,
+}
+
+/// Runs until `stop`.
+pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
+    let pools = Pools { ctx: ctx.clone(), looked: Mutex::default() };
+    Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
+        .graceful_shutdown_on(stop)
+        .reconcile_on(calls)
+        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), Arc::new(pools))
+        .for_each(|result| async {
+            match result {
+                Ok(_) => {}
+                // Its nodes still name a pool that is gone.
+                Err(controller::Error::ObjectNotFound(pool)) => ctx.metrics.pool_gone(&pool.name),
+                Err(error) => warn!(%error, "pool not reported"),
+            }
+        })
+        .await;
+}
+
+async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, kube::Error> {
+    let (ctx, name, now) = (&pools.ctx, pool.name_any(), Instant::now());
+    if let Some(rest) = pools.too_soon(&name, now) {
+        return Ok(Action::requeue(rest));
+    }
+    let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
+    let before = pool.status.clone().unwrap_or_default();
+    let next = roll_up(&pool, served.iter().map(Arc::as_ref), Timestamp::now());
+    ctx.metrics.pool(&name, &next);
+    if says_the_same(&before, &next) {
+        ctx.metrics.reconciled("pool", "ok", now.elapsed());
+        return Ok(Action::await_change());
+    }
+    let result = apply(ctx, &name, &next).await;
+    ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
+    result?;
+    if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
+        let event = events::stuck(&invalid.reason, "Validate", &invalid.message);
+        ctx.events.say(&[pool.object_ref(&())], &event).await;
+    }
+    Ok(Action::await_change())
+}
+
+impl Pools {
+    /// How much longer to wait; none starts the wait anew.
+    fn too_soon(&self, pool: &str, now: Instant) -> Option<Duration> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest =
+            looked.get(pool).map_or(Duration::ZERO, |last| PACE.saturating_sub(now.duration_since(*last)));
+        if rest.is_zero() {
+            looked.insert(pool.to_owned(), now);
+        }
+        (!rest.is_zero()).then_some(rest)
+    }
+}
+
+async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(), kube::Error> {
+    let object = json!({
+        "apiVersion": NodeIPPool::api_version(&()),
+        "kind": NodeIPPool::kind(&()),
+        "metadata": {"name": name},
+        "status": status,
+    });
+    let params = PatchParams::apply(names::OPERATOR).force();
+    Api::<NodeIPPool>::all(ctx.client.clone()).patch_status(name, &params, &Patch::Apply(&object)).await?;
+    Ok(())
+}
+
+/// The status of a pool that serves these nodes. Pure.
+fn roll_up<'a>(
+    pool: &NodeIPPool,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+    now: Timestamp,
+) -> NodeIPPoolStatus {
+    let before = pool.status.clone().unwrap_or_default();
+    let mut next = NodeIPPoolStatus {
+        observed_generation: pool.metadata.generation,
+        conditions: before.conditions,
+        ..Default::default()
+    };
+    let mut subnets: BTreeMap<String, SubnetUse> = BTreeMap::new();
+    let mut short = vec![];
+    for node in nodes {
+        next.nodes += 1;
+        if let Some(status) = &node.status {
+            next.held += status.held;
+            next.assigned += status.assigned;
+            next.free += status.free;
+            next.cooling += status.cooling;
+            next.waiting += status.waiting;
+        }
+        for interface in &node.spec.interfaces {
+            // Azure's ids differ in case from one answer to the next.
+            let usage = subnets
+                .entry(interface.subnet.id.to_lowercase())
+                .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
+            usage.nodes += 1;
+            usage.held += interface.ip_configurations.len() as u32;
+        }
+        let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        if !condition::is_true(conditions, READY) {
+            let reason = condition::find(conditions, READY).map_or("Pending", |ready| ready.reason.as_str());
+            short.push((node.name_any(), reason.to_owned()));
+        }
+    }
+    next.subnets = subnets.into_values().collect();
+    short.sort();
+
+    let generation = pool.metadata.generation;
+    let valid = match pool.spec.selector() {
+        Ok(_) => (true, "Valid", String::new()),
+        Err(error) => (
+            false,
+            "SelectorInvalid",
+            format!(
+                "NodeIPPool {} serves no node: its nodeSelector can't be read ({error}). Use the operators In, NotIn, Exists \
+                 and DoesNotExist.",
+                pool.name_any()
+            ),
+        ),
+    };
+    let ready = match (&valid, short.len()) {
+        ((false, reason, message), _) => (false, *reason, message.clone()),
+        (_, 0) if next.nodes == 0 => (true, "NoNodes", "no node is served by this pool".to_owned()),
+        (_, 0) => (true, "Ready", format!("all {} nodes are ready", next.nodes)),
+        (_, count) => (
+            false,
+            "NodesNotReady",
+            format!("{count} of {} nodes are not ready: {}", next.nodes, list(&short)),
+        ),
+    };
+    for (type_, (status, reason, message)) in [(VALID, valid), (READY, ready)] {
+        condition::set(&mut next.conditions, condition::new(type_, status, reason, message, generation, now));
+    }
+    next
+}
+
+/// The first few with the reason of each.
+fn list(short: &[(String, String)]) -> String {
+    let mut named: Vec<String> =
+        short.iter().take(NAMED).map(|(name, reason)| format!("{name} ({reason})")).collect();
+    if short.len() > NAMED {
+        named.push(format!("{} more", short.len() - NAMED));
+    }
+    named.join(", ")
+}
+
+/// Blind to the order of conditions and to their transition times.
+fn says_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
+    let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus { conditions: vec![], ..status.clone() };
+    without(before) == without(next) && condition::same(&before.conditions, &next.conditions)
+}
+
+fn turned_invalid<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was_invalid = condition::find(before, VALID).is_some_and(|was| was.status == "False");
+    condition::find(next, VALID).filter(|now| now.status == "False" && !was_invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn pool(spec: Value) -> NodeIPPool {
+        NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
+    }
+
+    fn node(name: &str, subnet: &str, held: u32, ready: &str) -> NodeIPAllocation {
+        let mut node: NodeIPAllocation = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [
+                {"id": "nic", "mac": "", "primaryAddress": "10.0.0.4", "subnet": {"id": subnet},
+                 "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.5/32"}]}
+            ]},
+            "status": {"held": held, "assigned": 1, "free": held - 1}
+        }))
+        .unwrap();
+        let conditions = &mut node.status.as_mut().unwrap().conditions;
+        conditions.push(condition::new(READY, ready == "Ready", ready, "", None, Timestamp::UNIX_EPOCH));
+        node
+    }
+
+    fn rolled(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
+        roll_up(pool, nodes.iter(), Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_pool_shows_the_sums_of_its_nodes() {
+        let status =
+            rolled(&pool(json!({})), &[node("a", "/S/One", 8, "Ready"), node("b", "/s/one", 4, "Ready")]);
+        assert_eq!((status.nodes, status.held, status.assigned, status.free), (2, 12, 2, 10));
+        assert_eq!(status.subnets.len(), 1);
+        assert_eq!((status.subnets[0].nodes, status.subnets[0].held), (2, 2));
+        assert!(condition::is_true(&status.conditions, READY));
+    }
+
+    #[test]
+    fn a_pool_names_the_nodes_that_are_short_and_why_but_not_all_of_a_thousand() {
+        let nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
+        let status = rolled(&pool(json!({})), &nodes);
+        let ready = condition::find(&status.conditions, READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "NodesNotReady"));
+        assert!(ready.message.contains("8 of 8") && ready.message.contains("n0 (SubnetFull)"));
+        assert!(ready.message.ends_with("3 more"));
+    }
+
+    #[test]
+    fn a_selector_that_cannot_be_read_makes_the_pool_invalid_once() {
+        let pool = pool(json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
+        let status = rolled(&pool, &[]);
+        let invalid = turned_invalid(&[], &status.conditions).unwrap();
+        assert!(invalid.message.contains("NodeIPPool p"));
+        assert!(!condition::is_true(&status.conditions, READY));
+        assert_eq!(turned_invalid(&status.conditions, &status.conditions), None);
+    }
+
+    #[test]
+    fn a_status_that_differs_only_in_time_is_not_written() {
+        let nodes = [node("a", "s", 8, "Ready")];
+        let first = rolled(&pool(json!({})), &nodes);
+        let later = roll_up(&pool(json!({})), nodes.iter(), Timestamp::from_second(60).unwrap());
+        assert!(says_the_same(&first, &later));
+        assert!(!says_the_same(&first, &rolled(&pool(json!({})), &[])));
+    }
+}

@@ -1,0 +1,9 @@
+//! The operator's Azure client on the wire: against simulated Azure, and against scripts for what that
+//! wouldn't do.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "azure/script.rs"]
+mod script;
+#[path = "azure/scripted.rs"]
+mod scripted;

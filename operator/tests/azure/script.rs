@@ -1,0 +1,126 @@
+//! An ARM that answers by a script: for what the simulated Azure wouldn't do, or not on demand.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use vnetpool_operator::azure::{Azure, Cloud, Config, Credential};
+
+/// Ends with the test.
+pub struct Script {
+    pub url: String,
+    state: Arc<Mutex<Play>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Play {
+    to_come: VecDeque<Answer>,
+    heard: Vec<Heard>,
+    no_tokens: bool,
+}
+
+/// The next answer, whatever the question.
+pub struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Value,
+}
+
+#[derive(Clone)]
+pub struct Heard {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub at: Instant,
+}
+
+pub fn answer(status: u16, body: Value) -> Answer {
+    Answer { status, headers: vec![], body }
+}
+
+impl Answer {
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Answer {
+        self.headers.push((name, value.to_string()));
+        self
+    }
+}
+
+impl Script {
+    pub async fn start() -> Script {
+        let state = Arc::new(Mutex::new(Play::default()));
+        let app = axum::Router::new().fallback(play).with_state(state.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Script { url, state, server }
+    }
+
+    pub fn azure(&self) -> Azure {
+        client(&self.url, &self.url)
+    }
+
+    pub fn next(&self, answer: Answer) -> &Script {
+        self.state.lock().unwrap().to_come.push_back(answer);
+        self
+    }
+
+    /// The VM has no managed identity.
+    pub fn refuse_tokens(&self) {
+        self.state.lock().unwrap().no_tokens = true;
+    }
+
+    /// All requests so far but those for tokens.
+    pub fn heard(&self) -> Vec<Heard> {
+        self.state.lock().unwrap().heard.clone()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+pub fn client(arm: &str, imds: &str) -> Azure {
+    Azure::new(&Config {
+        cloud: Cloud::Public,
+        endpoint: Some(arm.parse().unwrap()),
+        imds: Some(imds.parse().unwrap()),
+        credential: Credential::ManagedIdentity { client_id: None },
+    })
+    .unwrap()
+}
+
+async fn play(
+    State(state): State<Arc<Mutex<Play>>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let mut state = state.lock().unwrap();
+    if uri.path() == "/metadata/identity/oauth2/token" {
+        if state.no_tokens {
+            let body = json!({ "error": "invalid_request", "error_description": "Identity not found" });
+            return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+        }
+        return Json(json!({
+            "access_token": "the-token", "expires_on": "4102444800", "token_type": "Bearer", "resource": "arm",
+        }))
+        .into_response();
+    }
+    state.heard.push(Heard { method, uri, headers, at: Instant::now() });
+    let Some(Answer { status, headers, body }) = state.to_come.pop_front() else {
+        return (StatusCode::IM_A_TEAPOT, "nothing more in the script").into_response();
+    };
+    let mut response = (StatusCode::from_u16(status).unwrap(), Json(body)).into_response();
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value.parse().unwrap());
+    }
+    response
+}

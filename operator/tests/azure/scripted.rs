@@ -1,0 +1,316 @@
+//! What the client does with answers that the simulated Azure doesn't give, or not on demand.
+
+use std::time::Duration;
+
+use axum::http::Method;
+use serde_json::{Value, json};
+use vnetpool_operator::azure::{
+    Change, Error, Freshness, Kind, Priority, ProvisioningState, Remedy, ResourceId, VmId,
+};
+
+use crate::script::{Script, answer, client};
+
+const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
+const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
+
+fn id() -> ResourceId {
+    format!("{GROUP}/Microsoft.Network/networkInterfaces/nic").parse().unwrap()
+}
+
+fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
+    let one = |name: &str, primary: bool| {
+        json!({ "name": name, "properties": {
+            "provisioningState": state,
+            "privateIPAddress": "10.240.0.4",
+            "primary": primary,
+            "subnet": { "id": format!("{GROUP}/Microsoft.Network/virtualNetworks/vnet/subnets/nodes") },
+        }})
+    };
+    let mut all = vec![one("ipconfig1", true)];
+    all.extend(ours.iter().map(|name| one(name, false)));
+    json!({
+        "etag": etag,
+        "location": "westeurope",
+        "properties": { "provisioningState": state, "ipConfigurations": all },
+    })
+}
+
+fn reserve(name: &str) -> Change {
+    Change { reserve: vec![name.to_owned()], ..Change::default() }
+}
+
+fn arm_error(code: &str) -> Value {
+    json!({ "error": { "code": code, "message": "words" } })
+}
+
+#[tokio::test]
+async fn every_call_is_signed_says_who_asks_and_can_be_traced() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    let azure = script.azure();
+    azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    let heard = script.heard();
+    assert_eq!(heard.len(), 2);
+    for request in &heard {
+        assert_eq!(request.headers["authorization"], "Bearer the-token");
+        assert_eq!(request.headers["user-agent"], concat!("vnetpool-operator/", env!("CARGO_PKG_VERSION")));
+        assert_eq!(request.uri.query(), Some("api-version=2025-05-01"));
+    }
+    assert_eq!(heard[1].headers["if-match"], "W/\"1\"");
+    let traced = |name: &str| heard.iter().map(|one| one.headers[name].clone()).collect::<Vec<_>>();
+    let (requests, undertakings) = (traced("x-ms-client-request-id"), traced("x-ms-correlation-request-id"));
+    assert!(requests[0] != requests[1] && undertakings[0] == undertakings[1]);
+}
+
+#[tokio::test]
+async fn a_write_that_is_complete_at_once_is_not_read_back() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    let azure = script.azure();
+    let written = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    assert_eq!(written.ip_configurations.len(), 1);
+    // What came back is what the next write builds upon.
+    script.next(answer(200, nic("W/\"3\"", "Succeeded", &["vnp-1", "vnp-2"])));
+    azure.update(&id(), &reserve("vnp-2"), Priority::WaitingPods).await.unwrap();
+    let heard = script.heard();
+    assert_eq!(heard.iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET", "PUT", "PUT"]);
+    assert_eq!(heard[2].headers["if-match"], "W/\"2\"");
+}
+
+#[tokio::test]
+async fn an_operation_is_polled_at_the_url_and_the_pace_that_azure_gives() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(
+            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
+                .with("retry-after", 1),
+        )
+        .next(answer(200, json!({ "status": "InProgress" })).with("retry-after", 2))
+        .next(answer(200, json!({ "status": "Succeeded" })))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    let written = script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    assert_eq!(written.ip_configurations[0].state, ProvisioningState::Succeeded);
+    let heard = script.heard();
+    assert_eq!(heard[2].uri, OPERATION);
+    assert_eq!(heard[3].uri, OPERATION);
+    assert!(heard[2].at - heard[1].at >= Duration::from_secs(1));
+    assert!(heard[3].at - heard[2].at >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn polls_go_on_through_throttling_and_server_errors() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(
+            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
+                .with("retry-after", 1),
+        )
+        .next(answer(429, arm_error("SubscriptionRequestsThrottled")).with("retry-after", 1))
+        .next(answer(503, arm_error("ServiceUnavailable")).with("retry-after", 1))
+        .next(answer(200, json!({ "status": "Succeeded" })))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    assert_eq!(script.heard().iter().filter(|one| one.method == Method::PUT).count(), 1);
+}
+
+#[tokio::test]
+async fn an_operation_that_fails_keeps_its_code_and_the_nic_is_read_anew() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(
+            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
+                .with("retry-after", 1),
+        )
+        .next(answer(200, json!({ "status": "Failed", "error": { "code": "NetworkingInternalOperationError", "message": "words" } })));
+    let azure = script.azure();
+    let error = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Failed { code, .. } if code == "NetworkingInternalOperationError"),
+        "{error}"
+    );
+    script.next(answer(200, nic("W/\"3\"", "Failed", &["vnp-1"])));
+    let nic = azure.nic(&id(), Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(nic.state, ProvisioningState::Failed);
+}
+
+#[tokio::test]
+async fn an_operation_elsewhere_is_not_followed() {
+    let (script, elsewhere) = (Script::start().await, Script::start().await);
+    script.next(answer(200, nic("W/\"1\"", "Succeeded", &[]))).next(
+        answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+            .with("azure-asyncoperation", format!("{}{OPERATION}", elsewhere.url))
+            .with("retry-after", 1),
+    );
+    let error = script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+    assert!(error.to_string().contains("isn't Azure Resource Manager"), "{error}");
+    assert!(elsewhere.heard().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_error_is_not_retried_below_the_budget_and_leaves_the_outcome_unknown() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(500, arm_error("InternalServerError")));
+    let azure = script.azure();
+    let error = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+    assert_eq!(error.remedy(), Remedy::ReadAgain, "{error}");
+    assert_eq!(script.heard().len(), 2);
+    script.next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    let nic = azure.nic(&id(), Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(nic.ip_configurations.len(), 1);
+}
+
+#[tokio::test]
+async fn typed_reads_are_not_retried_below_the_budget_either_and_keep_our_error() {
+    let script = Script::start().await;
+    script.next(answer(429, arm_error("TooManyRequests")).with("retry-after", 33));
+    let subnet = format!("{GROUP}/Microsoft.Network/virtualNetworks/vnet/subnets/nodes").parse().unwrap();
+    let error = script.azure().network(&subnet, Priority::NewNode).await.unwrap_err();
+    assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(33)), "{error}");
+    let heard = script.heard();
+    assert_eq!(heard.len(), 1);
+    assert_eq!(heard[0].headers["authorization"], "Bearer the-token");
+}
+
+#[tokio::test]
+async fn a_refused_write_leaves_what_is_known_of_the_nic() {
+    let script = Script::start().await;
+    script.next(answer(200, nic("W/\"1\"", "Succeeded", &[]))).next(answer(400, arm_error("SubnetIsFull")));
+    let azure = script.azure();
+    azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+    azure.nic(&id(), Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(script.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn an_azure_that_is_not_there_changes_nothing() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let script = Script::start().await;
+    let azure = client(&nobody, &script.url);
+    let error = azure.nic(&id(), Freshness::Cached, Priority::WaitingPods).await.unwrap_err();
+    assert!(matches!(error.remedy(), Remedy::RetryAfter(_)), "{error}");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_vms_nic_is_the_one_marked_primary_or_else_the_first() {
+    let vm =
+        VmId::from_provider_id(&format!("azure://{GROUP}/Microsoft.Compute/virtualMachines/vm")).unwrap();
+    let nic = |name: &str, primary: Value| json!({ "id": format!("{GROUP}/Microsoft.Network/networkInterfaces/{name}"), "properties": { "primary": primary } });
+    let table = [
+        (json!([nic("a", json!(false)), nic("b", json!(true))]), Some("b")),
+        (json!([nic("a", Value::Null), nic("b", Value::Null)]), Some("a")),
+        (json!([]), None),
+    ];
+    for (nics, expected) in table {
+        let script = Script::start().await;
+        script
+            .next(answer(200, json!({ "properties": { "networkProfile": { "networkInterfaces": nics } } })));
+        let found = script.azure().primary_nic(&vm, Priority::NewNode).await;
+        assert_eq!(found.as_ref().ok().map(ResourceId::name), expected);
+        assert_eq!(script.heard()[0].uri.query(), Some("api-version=2024-07-01"));
+    }
+}
+
+#[tokio::test]
+async fn each_request_is_reported_to_the_observer() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(412, arm_error("PreconditionFailed")));
+    let azure = script.azure();
+    let (tell, told) = std::sync::mpsc::channel();
+    azure.on_request(move |record| tell.send((record.kind, record.status)).unwrap());
+    let error = azure.update(&id(), &reserve("vnp-1"), Priority::GiveBack).await.unwrap_err();
+    assert!(matches!(error, Error::Stale { .. }), "{error}");
+    drop(azure);
+    assert_eq!(told.iter().collect::<Vec<_>>(), [(Kind::Read, Some(200)), (Kind::Write, Some(412))]);
+}
+
+#[tokio::test]
+async fn a_nic_that_azure_has_not_finished_with_is_not_written() {
+    let script = Script::start().await;
+    script.next(answer(200, nic("W/\"1\"", "Updating", &["vnp-1"])));
+    let azure = script.azure();
+    let error = azure.update(&id(), &reserve("vnp-2"), Priority::WaitingPods).await.unwrap_err();
+    assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(5)), "{error}");
+    script
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])))
+        .next(answer(200, nic("W/\"3\"", "Succeeded", &["vnp-1", "vnp-2"])));
+    azure.update(&id(), &reserve("vnp-2"), Priority::WaitingPods).await.unwrap();
+    assert_eq!(script.heard()[2].headers["if-match"], "W/\"2\"");
+}
+
+#[tokio::test]
+async fn a_nic_that_is_gone_is_forgotten() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(404, arm_error("ResourceNotFound")));
+    let azure = script.azure();
+    azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap();
+    let error = azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    azure.nic(&id(), Freshness::Cached, Priority::NewNode).await.unwrap_err();
+    assert_eq!(script.heard().len(), 3);
+}
+
+#[tokio::test]
+async fn a_nic_that_azure_has_not_finished_with_is_read_again() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Updating", &["vnp-1"])))
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &["vnp-1"])));
+    let azure = script.azure();
+    for expected in [ProvisioningState::Updating, ProvisioningState::Succeeded, ProvisioningState::Succeeded]
+    {
+        let nic = azure.nic(&id(), Freshness::Cached, Priority::WaitingPods).await.unwrap();
+        assert_eq!(nic.state, expected);
+    }
+    assert_eq!(script.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn without_a_token_arm_is_not_asked_and_the_error_says_where_to_look() {
+    let script = Script::start().await;
+    script.refuse_tokens();
+    let error = script.azure().nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "CredentialRefused", .. }), "{error}");
+    assert!(error.to_string().contains("AZURE_CLIENT_ID"), "{error}");
+    assert!(script.heard().is_empty());
+}
+
+#[tokio::test]
+async fn writes_to_one_nic_wait_for_each_other() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])))
+        .next(answer(200, nic("W/\"3\"", "Succeeded", &["vnp-1", "vnp-2"])));
+    let azure = script.azure();
+    let (one, two) = (reserve("vnp-1"), reserve("vnp-2"));
+    let lower = id();
+    let upper: ResourceId = lower.to_string().to_uppercase().parse().unwrap();
+    let (first, second) = tokio::join!(
+        azure.update(&lower, &one, Priority::WaitingPods),
+        azure.update(&upper, &two, Priority::WaitingPods),
+    );
+    (first.unwrap(), second.unwrap());
+    let heard = script.heard();
+    assert_eq!(heard.len(), 3);
+    assert_eq!(heard[2].headers["if-match"], "W/\"2\"");
+}

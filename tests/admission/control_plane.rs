@@ -1,0 +1,218 @@
+//! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no controller.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use vnetpool_tests::cluster::{root, tool};
+
+pub const NAMESPACE: &str = "vnetpool-system";
+
+/// Taken down when dropped.
+pub struct ControlPlane {
+    dir: PathBuf,
+    pub kubeconfig: PathBuf,
+}
+
+/// In whose name kubectl asks.
+#[derive(Clone, Copy)]
+pub enum User<'a> {
+    Administrator,
+    Operator,
+    /// The agent with a token of a pod on that node.
+    Agent(&'a str),
+    /// The agent's account with a token that isn't bound to a pod.
+    AgentWithoutNode,
+}
+
+impl ControlPlane {
+    pub fn up() -> Result<Self> {
+        let dir = root().join("target/cluster/admission");
+        // Whatever a run that was killed has left.
+        cluster("down", &dir, &[])?;
+        cluster("up", &dir, &["--control-plane-only"])?;
+        let mut plane = Self { dir, kubeconfig: PathBuf::new() };
+        let state = std::fs::read_to_string(plane.dir.join("state.json"))?;
+        let state: serde_json::Value = serde_json::from_str(&state)?;
+        plane.kubeconfig = state["kubeconfig"].as_str().context("state.json names no kubeconfig")?.into();
+        plane.kubectl(&["apply", "--server-side", "--filename", &path("crds/manifests")])?;
+        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+        plane.kubectl(&["create", "namespace", NAMESPACE])?;
+        let rendered = template(&[])?;
+        let admission = rendered.split("\n---\n").filter(|object| {
+            let source = object.lines().find(|line| line.starts_with("# Source: ")).unwrap_or_default();
+            ["admission/", "role", "serviceaccount"].iter().any(|part| source.contains(part))
+        });
+        plane.apply(&admission.collect::<Vec<_>>().join("\n---\n"))?;
+        plane.let_kubectl_patch_statuses()?;
+        plane.wait_for_policies()?;
+        Ok(plane)
+    }
+
+    /// `kubectl patch --subresource=status` reads the status first, which our programs never do and have no right to.
+    fn let_kubectl_patch_statuses(&self) -> Result<()> {
+        let resources = "--resource=nodeipallocations.vnetpool.io/status,nodeippools.vnetpool.io/status";
+        self.kubectl(&["create", "clusterrole", "status-reader", "--verb=get", resources])?;
+        let group = "--group=system:serviceaccounts";
+        self.kubectl(&["create", "clusterrolebinding", "status-reader", "--clusterrole=status-reader", group])
+            .map(drop)
+    }
+
+    /// The API server takes policies up some moments after they were made.
+    fn wait_for_policies(&self) -> Result<()> {
+        let probe = allocation("probe", "node-uid");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.try_kubectl(User::Administrator, &["create", "--dry-run=server", "-f", "-"], &probe)? {
+                Err(message) if message.contains("only Vnetpool's operator") => return Ok(()),
+                other if Instant::now() > deadline => {
+                    bail!("no admission policy works after 30 s: {other:?}")
+                }
+                _ => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// What kubectl printed, or what it complained of.
+    pub fn try_kubectl(&self, user: User, args: &[&str], input: &str) -> Result<Result<String, String>> {
+        let mut kubectl = Command::new(tool("kubectl"));
+        kubectl.args(user.flags()).args(args).env("KUBECONFIG", &self.kubeconfig);
+        run(kubectl, input)
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kubectl_as(User::Administrator, args)
+    }
+
+    pub fn kubectl_as(&self, user: User, args: &[&str]) -> Result<String> {
+        self.try_kubectl(user, args, "")?.map_err(|error| anyhow::anyhow!("kubectl {args:?}: {error}"))
+    }
+
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        self.apply_as(User::Administrator, manifest)
+    }
+
+    pub fn apply_as(&self, user: User, manifest: &str) -> Result<String> {
+        let applied = self.try_kubectl(user, &["apply", "-f", "-"], manifest)?;
+        applied.map_err(|error| anyhow::anyhow!("not applied: {error}\n{manifest}"))
+    }
+
+    /// What the API server says when it refuses this.
+    pub fn refusal(&self, user: User, args: &[&str], input: &str) -> Result<String> {
+        match self.try_kubectl(user, args, input)? {
+            Ok(output) => bail!("kubectl {args:?} was accepted: {output}\n{input}"),
+            Err(message) => Ok(message),
+        }
+    }
+
+    /// Helm, with this control plane as its cluster.
+    pub fn helm(&self, args: &[&str]) -> Result<String> {
+        let mut helm = Command::new(tool("helm"));
+        helm.args(args).args(["--namespace", NAMESPACE]).env("KUBECONFIG", &self.kubeconfig);
+        run(helm, "")?.map_err(|error| anyhow::anyhow!("helm {args:?}: {error}"))
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Err(error) = cluster("down", &self.dir, &[]) {
+            eprintln!("the control plane could not be taken down: {error:#}");
+        }
+    }
+}
+
+impl User<'_> {
+    fn flags(self) -> Vec<String> {
+        let account = |name: &str| {
+            let groups =
+                ["system:serviceaccounts", "system:authenticated"].map(|group| format!("--as-group={group}"));
+            [format!("--as=system:serviceaccount:{NAMESPACE}:{name}")]
+                .into_iter()
+                .chain(groups)
+                .collect::<Vec<_>>()
+        };
+        match self {
+            User::Administrator => vec![],
+            User::Operator => account("vnetpool-operator"),
+            User::AgentWithoutNode => account("vnetpool-node-agent"),
+            User::Agent(node) => {
+                let mut flags = account("vnetpool-node-agent");
+                flags.push(format!("--as-user-extra=authentication.kubernetes.io/node-name={node}"));
+                flags
+            }
+        }
+    }
+}
+
+/// The chart, rendered with these further arguments of helm; what helm complains of is the error.
+pub fn template(args: &[&str]) -> Result<String> {
+    let mut helm = Command::new(tool("helm"));
+    // Helm built from its module doesn't know which Kubernetes it is for.
+    helm.args([
+        "template",
+        "vnetpool",
+        &path("charts/vnetpool"),
+        "--kube-version",
+        "1.36.3",
+        "--namespace",
+        NAMESPACE,
+    ]);
+    helm.args(args);
+    run(helm, "")?.map_err(|error| anyhow::anyhow!(error))
+}
+
+/// A NodeIPAllocation as the operator makes it.
+pub fn allocation(node: &str, uid: &str) -> String {
+    let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+    format!(
+        "apiVersion: vnetpool.io/v1alpha1
+kind: NodeIPAllocation
+metadata:
+  name: {node}
+spec:
+  nodeUID: {uid}
+  bootID: boot
+  pool: default
+  target: 8
+  cooldown: 30s
+  interfaces:
+  - id: {network}/networkInterfaces/{node}-nic
+    mac: 00:0d:3a:00:00:01
+    primaryAddress: 10.240.0.4
+    subnet: {{ id: {network}/virtualNetworks/vnet/subnets/nodes, prefixes: [10.240.0.0/20] }}
+    ipConfigurations:
+    - {{ name: vnp-0123456789abcdef, address: 10.240.0.5/32 }}
+"
+    )
+}
+
+/// A path of the project as an argument.
+pub fn path(relative: &str) -> String {
+    root().join(relative).to_string_lossy().into_owned()
+}
+
+fn cluster(verb: &str, dir: &Path, args: &[&str]) -> Result<()> {
+    let program = tool("cluster");
+    let mut command = Command::new(&program);
+    command.arg(verb).arg("--dir").arg(dir).args(args).stdin(Stdio::null());
+    let status =
+        command.status().with_context(|| format!("{}: run `make cluster-build`", program.display()))?;
+    ensure!(status.success(), "cluster {verb}: {status}");
+    Ok(())
+}
+
+/// Runs a command to its end. An error only if it can't be run; a failure gives what it wrote to its standard error.
+fn run(mut command: Command, input: &str) -> Result<Result<String, String>> {
+    let what = format!("{:?}", command.get_program());
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{what}: run `make cluster-build`"))?;
+    child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+}

@@ -1,0 +1,81 @@
+//! What the real API server accepts, refuses and shows of our kinds, who may write what of them, and what the chart renders.
+
+mod chart;
+mod control_plane;
+mod pools;
+mod shown;
+mod writers;
+
+use anyhow::Result;
+use control_plane::ControlPlane;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::sync::{Arc, OnceLock};
+
+/// Comes up with the first test that needs it.
+type Shared = Arc<OnceLock<Result<ControlPlane, String>>>;
+type Test = Box<dyn FnOnce(&ControlPlane) -> Result<()> + Send>;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let shared = Shared::default();
+    let trial = |name: String, test: Test| {
+        let shared = shared.clone();
+        Trial::test(name, move || {
+            let plane = shared.get_or_init(|| ControlPlane::up().map_err(|error| format!("{error:#}")));
+            let plane = plane.as_ref().map_err(Failed::from)?;
+            test(plane).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    };
+    macro_rules! on_the_server {
+        ($($test:path),* $(,)?) => { vec![$(trial(stringify!($test).replace(' ', ""), Box::new($test))),*] };
+    }
+    macro_rules! alone {
+        ($($test:path),* $(,)?) => {
+            [$(Trial::test(stringify!($test).replace(' ', ""), || {
+                $test().map_err(|error| Failed::from(format!("{error:#}")))
+            })),*]
+        };
+    }
+    let mut trials = on_the_server![
+        pools::an_empty_spec_gets_the_documented_defaults,
+        pools::a_mode_can_not_be_changed,
+        pools::an_unknown_field_is_refused_by_its_name,
+        pools::every_example_applies,
+        chart::the_hook_brings_older_definitions_up_to_date,
+        shown::explain_shows_what_each_field_means,
+        shown::a_pool_is_shown_in_the_promised_columns,
+        shown::an_allocation_is_shown_in_the_promised_columns,
+        writers::an_agent_writes_the_status_of_its_own_node,
+        writers::an_agent_does_not_write_the_status_of_another_node,
+        writers::an_agent_without_a_node_in_its_token_writes_nothing,
+        writers::an_agent_does_not_touch_the_operators_conditions,
+        writers::an_agent_writes_no_spec,
+        writers::an_agent_with_more_rights_than_it_should_have_still_writes_no_spec,
+        writers::nobody_but_the_operator_writes_a_spec,
+        writers::an_administrator_may_take_a_finalizer_away,
+        writers::the_operator_writes_spec_and_conditions,
+        writers::the_rights_are_the_least_that_do,
+        chart::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
+    ];
+    for case in pools::REFUSED {
+        let name = format!("pools::{}_is_refused", case.what.replace(' ', "_"));
+        trials.push(trial(name, Box::new(|plane| pools::refused(plane, case))));
+    }
+    for case in pools::ACCEPTED {
+        let name = format!("pools::{}_is_accepted", case.what.replace(' ', "_"));
+        trials.push(trial(name, Box::new(|plane| pools::accepted(plane, case))));
+    }
+    trials.extend(alone![
+        chart::each_template_is_one_object,
+        chart::no_template_owns_a_custom_resource_definition,
+        chart::what_must_run_first_needs_no_pod_network,
+        chart::two_operators_never_share_a_node_and_can_still_be_replaced,
+        chart::the_agent_runs_everywhere_and_is_never_throttled,
+        chart::the_programs_know_the_flags_they_are_given,
+        chart::each_identity_gets_what_it_needs_and_says_what_it_lacks,
+        chart::an_unknown_value_is_refused,
+    ]);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(shared);
+    conclusion.exit()
+}

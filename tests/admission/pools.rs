@@ -1,0 +1,181 @@
+//! Pools that make sense are taken and completed; those that don't are refused in words that say what to write instead.
+
+use crate::control_plane::{ControlPlane, User, path};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+/// A pool's spec, and what the API server says to it.
+pub struct Case {
+    pub what: &'static str,
+    spec: &'static str,
+    says: &'static str,
+}
+
+const fn case(what: &'static str, spec: &'static str, says: &'static str) -> Case {
+    Case { what, spec, says }
+}
+
+pub const REFUSED: &[Case] = &[
+    case(
+        "a minimum above the maximum",
+        "sizing: { minimum: 50, maximum: 20 }",
+        "sizing.minimum is above sizing.maximum",
+    ),
+    case(
+        "a minimum above the default maximum",
+        "sizing: { minimum: 256 }",
+        "should be less than or equal to 255",
+    ),
+    case(
+        "a maximum below the default minimum",
+        "sizing: { maximum: 4 }",
+        "sizing.minimum is above sizing.maximum",
+    ),
+    case(
+        "a maximum beyond what a NIC takes",
+        "sizing: { maximum: 256 }",
+        "should be less than or equal to 255",
+    ),
+    case("a batch of nothing", "sizing: { batch: 0 }", "should be greater than or equal to 1"),
+    case("a negative warm", "sizing: { warm: -1 }", "should be greater than or equal to 0"),
+    case("a mode to come", "mode: Route", "supported values: \"Address\""),
+    case(
+        "a subnet by its mere name",
+        "subnetID: nodes",
+        "subnetID must be the whole resource id of a subnet",
+    ),
+    case(
+        "the id of a virtual network",
+        "subnetID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v",
+        "subnetID must be the whole resource id of a subnet",
+    ),
+    case("a cooldown that is no duration", "cooldown: soon", "cooldown takes a duration such as 30s"),
+    case("a cooldown without a unit", "cooldown: '30'", "cooldown takes a duration such as 30s"),
+    case("a negative cooldown", "cooldown: -5s", "cooldown takes a duration such as 30s"),
+    case("a cooldown of hours", "cooldown: 2h", "from 0s to 1h"),
+    case("a releaseAfter of days", "sizing: { releaseAfter: 48h }", "from 0s to 24h"),
+    case(
+        "a range that is none",
+        "snat: { nonMasqueradeCIDRs: [on-premises] }",
+        "takes IPv4 ranges such as 192.168.0.0/16",
+    ),
+    case(
+        "a range with host bits",
+        "snat: { nonMasqueradeCIDRs: [192.168.1.0/16] }",
+        "no bits set after the prefix",
+    ),
+    case(
+        "an IPv6 range",
+        "snat: { nonMasqueradeCIDRs: ['fd00::/8'] }",
+        "takes IPv4 ranges such as 192.168.0.0/16",
+    ),
+    case("a weight in words", "weight: heavy", "spec.weight"),
+];
+
+pub const ACCEPTED: &[Case] = &[
+    case("a pool that holds nothing in reserve", "sizing: { minimum: 0, warm: 0, batch: 1 }", ""),
+    case("a minimum equal to the maximum", "sizing: { minimum: 20, maximum: 20 }", ""),
+    case("no cooldown at all", "cooldown: 0s", ""),
+    case("a duration of several units", "cooldown: 1m30s", ""),
+    case("a fraction of a second", "cooldown: 1.5s", ""),
+    case("the longest times", "{ cooldown: 1h, sizing: { releaseAfter: 24h } }", ""),
+    case(
+        "a subnet in whatever letter case Azure uses",
+        "subnetID: /subscriptions/s/resourcegroups/G/providers/microsoft.network/VirtualNetworks/v/Subnets/n",
+        "",
+    ),
+    case(
+        "several ranges",
+        "snat: { nonMasqueradeCIDRs: [192.168.0.0/16, 172.16.0.0/12, 203.0.113.7/32] }",
+        "",
+    ),
+    case(
+        "a selector",
+        "nodeSelector: { matchLabels: { a: b }, matchExpressions: [{ key: c, operator: Exists }] }",
+        "",
+    ),
+];
+
+pub fn refused(plane: &ControlPlane, case: &Case) -> Result<()> {
+    let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &pool("refused", case.spec)?)?;
+    ensure!(message.contains(case.says), "{message}");
+    Ok(())
+}
+
+pub fn accepted(plane: &ControlPlane, case: &Case) -> Result<()> {
+    let manifest = pool("accepted", case.spec)?;
+    let applied =
+        plane.try_kubectl(User::Administrator, &["apply", "--dry-run=server", "-f", "-"], &manifest)?;
+    ensure!(applied.is_ok(), "{applied:?}");
+    Ok(())
+}
+
+pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Result<()> {
+    plane.apply(&pool("empty", "{}")?)?;
+    let spec: Value =
+        serde_json::from_str(&plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.spec}"])?)?;
+    let sizing = json!({ "minimum": 8, "warm": 8, "maximum": 255, "batch": 4, "releaseAfter": "300s" });
+    let expected = json!({ "weight": 0, "mode": "Address", "sizing": sizing, "cooldown": "30s", "snat": {} });
+    ensure!(spec == expected, "{spec}");
+
+    plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;
+    let sizing = plane.kubectl(&["get", "nodeippool", "partial", "-o", "jsonpath={.spec.sizing}"])?;
+    let sizing: Value = serde_json::from_str(&sizing)?;
+    ensure!(sizing["warm"] == 3 && sizing["minimum"] == 8 && sizing["batch"] == 4, "{sizing}");
+    Ok(())
+}
+
+/// There is only one mode yet, so the rule is shown on a copy of the CRD that knows another one.
+pub fn a_mode_can_not_be_changed(plane: &ControlPlane) -> Result<()> {
+    let crd = std::fs::read_to_string(path("crds/manifests/nodeippools.yaml"))?;
+    let enumeration = "                enum:\n                - Address\n";
+    ensure!(crd.contains(enumeration), "the CRD's mode looks different now");
+    let crd = crd.replace(enumeration, &format!("{enumeration}                - Prefix\n"));
+    // Under names of its own, since other tests ask for the real kind at the same time.
+    let renamed = |text: &str| {
+        let text = text
+            .replace("nodeippool", "nextpool")
+            .replace("NodeIPPool", "NextPool")
+            .replace("- nipp\n", "- next\n");
+        text.replace("vnetpool.io", "next.vnetpool.io")
+    };
+    plane.apply(&renamed(&crd.replace(enumeration, &format!("{enumeration}                - Prefix\n"))))?;
+    plane.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/nextpools.next.vnetpool.io",
+        "--timeout=30s",
+    ])?;
+    let next = |mode: &str| pool("settled", &format!("mode: {mode}")).map(|pool| renamed(&pool));
+    plane.apply(&next("Address")?)?;
+    let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &next("Prefix")?)?;
+    ensure!(message.contains("mode can't be changed; make another pool with a higher weight"), "{message}");
+    plane.kubectl(&["delete", "crd", "nextpools.next.vnetpool.io"]).map(drop)
+}
+
+pub fn an_unknown_field_is_refused_by_its_name(plane: &ControlPlane) -> Result<()> {
+    let manifest = pool("unknown", "sizing: { minimun: 4 }")?;
+    let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &manifest)?;
+    ensure!(message.contains("unknown field \"spec.sizing.minimun\""), "{message}");
+    Ok(())
+}
+
+pub fn every_example_applies(plane: &ControlPlane) -> Result<()> {
+    let mut applied = 0;
+    for file in std::fs::read_dir(path("examples"))? {
+        let file = file?.path();
+        if file.extension().is_some_and(|extension| extension == "yaml") {
+            plane.apply(&std::fs::read_to_string(&file)?).with_context(|| file.display().to_string())?;
+            applied += 1;
+        }
+    }
+    ensure!(applied >= 2, "only {applied} examples");
+    Ok(())
+}
+
+/// A NodeIPPool with this spec in YAML.
+fn pool(name: &str, spec: &str) -> Result<String> {
+    let spec: Value = serde_yaml_ng::from_str(spec)?;
+    let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": name }, "spec": spec });
+    Ok(pool.to_string())
+}

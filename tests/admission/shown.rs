@@ -1,0 +1,97 @@
+//! What kubectl shows of our kinds without anybody reading a log: field docs and columns.
+
+use crate::control_plane::{ControlPlane, User, allocation};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
+    for (field, says) in [
+        ("nodeippool", "Policy for the Azure virtual network addresses"),
+        ("nodeippool.spec.sizing", "How many addresses"),
+        ("nodeippool.spec.sizing.warm", "kept free beyond the demand"),
+        ("nodeippool.spec.cooldown", "rests before another pod gets it"),
+        ("nodeippool.status.free", "a new pod could get at once"),
+        ("nodeipallocation.spec.interfaces.ipConfigurations.name", "Name of the ipConfiguration"),
+        ("nodeipallocation.status.relinquished", "given up for good"),
+        ("nodeipallocation.status.assignments.pod", "namespace/name"),
+    ] {
+        let text = plane.kubectl(&["explain", field])?;
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(text.contains(says), "{field}: {text}");
+    }
+    Ok(())
+}
+
+pub fn a_pool_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<()> {
+    let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": "shown" }, "spec": {} });
+    plane.apply(&pool.to_string())?;
+    let ready = condition("Ready", "False", "SubnetFull");
+    let status = json!({ "nodes": 3, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready] });
+    patch_status(plane, User::Operator, "nodeippool", "shown", status)?;
+    columns(
+        plane,
+        "nodeippools",
+        "shown",
+        &[],
+        "NAME MODE NODES HELD ASSIGNED FREE READY AGE",
+        "shown Address 3 24 11 12 False",
+    )?;
+    columns(
+        plane,
+        "nipp",
+        "shown",
+        &["-o", "wide"],
+        "NAME MODE NODES HELD ASSIGNED FREE READY AGE REASON",
+        "SubnetFull",
+    )
+}
+
+pub fn an_allocation_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<()> {
+    plane.apply_as(User::Operator, &allocation("shown", "uid"))?;
+    let status = json!({ "held": 12, "assigned": 7, "free": 3, "cooling": 2, "waiting": 4 });
+    patch_status(plane, User::Agent("shown"), "nodeipallocation", "shown", status)?;
+    let ready = json!({ "conditions": [condition("Ready", "True", "Ready")] });
+    patch_status(plane, User::Operator, "nodeipallocation", "shown", ready)?;
+    let header = "NAME POOL HELD ASSIGNED FREE COOLING WAITING READY AGE";
+    columns(plane, "nodeipallocations", "shown", &[], header, "shown default 12 7 3 2 4 True")?;
+    let header = format!("{header} NIC SUBNET");
+    columns(plane, "nipa", "shown", &["-o", "wide"], &header, "networkInterfaces/shown-nic")?;
+    columns(plane, "nipa", "shown", &["-o", "wide"], &header, "virtualNetworks/vnet/subnets/nodes")
+}
+
+/// A condition as `status.conditions` holds it.
+pub fn condition(type_: &str, status: &str, reason: &str) -> serde_json::Value {
+    json!({ "type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" })
+}
+
+/// Merges this into an object's status.
+pub fn patch_status(
+    plane: &ControlPlane,
+    user: User,
+    kind: &str,
+    name: &str,
+    status: serde_json::Value,
+) -> Result<()> {
+    let patch = json!({ "status": status }).to_string();
+    plane
+        .kubectl_as(user, &["patch", kind, name, "--subresource=status", "--type=merge", "-p", &patch])
+        .map(drop)
+}
+
+/// `kubectl get` of one object has this header, and `row` in its line.
+fn columns(
+    plane: &ControlPlane,
+    kind: &str,
+    name: &str,
+    args: &[&str],
+    header: &str,
+    row: &str,
+) -> Result<()> {
+    let table = plane.kubectl(&[&["get", kind, name], args].concat())?;
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    let shown = lines.next().context("nothing shown")?;
+    ensure!(shown == header, "{shown}");
+    let line = lines.next().context("no row")?;
+    ensure!(line.contains(row), "{line}");
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Who may write what of a NodeIPAllocation, and that nobody has more rights than the work takes.
+
+use crate::control_plane::{ControlPlane, NAMESPACE, User, allocation};
+use crate::shown::{condition, patch_status};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
+    published(plane, "own")?;
+    patch_status(plane, User::Agent("own"), "nodeipallocation", "own", json!({ "held": 1, "free": 1 }))?;
+    let both = json!({ "conditions": [condition("Ready", "True", "Ready"), condition("Supplied", "True", "Supplied")] });
+    patch_status(plane, User::Agent("own"), "nodeipallocation", "own", both)
+}
+
+pub fn an_agent_does_not_write_the_status_of_another_node(plane: &ControlPlane) -> Result<()> {
+    published(plane, "victim")?;
+    let message = refused(
+        plane,
+        User::Agent("attacker"),
+        "victim",
+        json!({ "relinquished": ["vnp-0123456789abcdef"] }),
+    )?;
+    let says = "the agent of node attacker may not write the NodeIPAllocation of node victim";
+    ensure!(message.contains(says), "{message}");
+    Ok(())
+}
+
+pub fn an_agent_without_a_node_in_its_token_writes_nothing(plane: &ControlPlane) -> Result<()> {
+    published(plane, "unbound")?;
+    let message = refused(plane, User::AgentWithoutNode, "unbound", json!({ "held": 1 }))?;
+    ensure!(message.contains("(none named in its token)"), "{message}");
+    Ok(())
+}
+
+pub fn an_agent_does_not_touch_the_operators_conditions(plane: &ControlPlane) -> Result<()> {
+    published(plane, "verdict")?;
+    let supplied = condition("Supplied", "True", "Supplied");
+    for (what, conditions) in [
+        ("changed", json!([condition("Ready", "False", "Sabotage"), supplied])),
+        ("removed", json!([supplied])),
+        ("added", json!([condition("Ready", "True", "Ready"), condition("Full", "True", "Sabotage")])),
+    ] {
+        let message = refused(plane, User::Agent("verdict"), "verdict", json!({ "conditions": conditions }))?;
+        ensure!(message.contains("writes only the conditions Supplied, RulesApplied"), "{what}: {message}");
+    }
+    Ok(())
+}
+
+pub fn an_agent_writes_no_spec(plane: &ControlPlane) -> Result<()> {
+    published(plane, "spec")?;
+    let patch = ["patch", "nodeipallocation", "spec", "--type=merge", "-p", r#"{"spec":{"target":200}}"#];
+    let message = plane.refusal(User::Agent("spec"), &patch, "")?;
+    ensure!(message.contains("cannot patch resource \"nodeipallocations\""), "{message}");
+    let delete = plane.refusal(User::Agent("spec"), &["delete", "nodeipallocation", "spec"], "")?;
+    ensure!(delete.contains("cannot delete resource \"nodeipallocations\""), "{delete}");
+    Ok(())
+}
+
+/// The policy holds by itself, should somebody's RoleBinding be too generous.
+pub fn an_agent_with_more_rights_than_it_should_have_still_writes_no_spec(
+    plane: &ControlPlane,
+) -> Result<()> {
+    published(plane, "generous")?;
+    let account = format!("--serviceaccount={NAMESPACE}:vnetpool-node-agent");
+    plane.kubectl(&[
+        "create",
+        "clusterrole",
+        "generous",
+        "--verb=create,delete",
+        "--resource=nodeipallocations.vnetpool.io",
+    ])?;
+    plane.kubectl(&["create", "clusterrolebinding", "generous", "--clusterrole=generous", &account])?;
+    let message = plane.refusal(
+        User::Agent("generous-new"),
+        &["create", "-f", "-"],
+        &allocation("generous-new", "uid"),
+    )?;
+    ensure!(
+        message.contains("writes only the status of its NodeIPAllocation")
+            || message.contains("only Vnetpool's operator"),
+        "{message}"
+    );
+    let message = plane.refusal(User::Agent("generous"), &["delete", "nodeipallocation", "generous"], "")?;
+    ensure!(message.contains("writes only the status of its NodeIPAllocation"), "{message}");
+    plane.kubectl(&["delete", "clusterrole,clusterrolebinding", "generous"]).map(drop)
+}
+
+pub fn nobody_but_the_operator_writes_a_spec(plane: &ControlPlane) -> Result<()> {
+    published(plane, "mirror")?;
+    let says = "only Vnetpool's operator writes it; change the NodeIPPool";
+    let patch = ["patch", "nodeipallocation", "mirror", "--type=merge", "-p", r#"{"spec":{"target":200}}"#];
+    let message = plane.refusal(User::Administrator, &patch, "")?;
+    ensure!(message.contains(says), "{message}");
+    let message =
+        plane.refusal(User::Administrator, &["create", "-f", "-"], &allocation("invented", "uid"))?;
+    ensure!(message.contains(says), "{message}");
+    Ok(())
+}
+
+pub fn an_administrator_may_take_a_finalizer_away(plane: &ControlPlane) -> Result<()> {
+    published(plane, "stuck")?;
+    let set = |finalizers: Value| json!({ "metadata": { "finalizers": finalizers } }).to_string();
+    let patch = ["patch", "nodeipallocation", "stuck", "--type=merge", "-p"];
+    plane.kubectl_as(User::Operator, &[&patch[..], &[&set(json!(["vnetpool.io/nic"]))]].concat())?;
+    plane.kubectl(&["delete", "nodeipallocation", "stuck", "--wait=false"])?;
+    plane.kubectl(&[&patch[..], &[&set(json!(null))]].concat())?;
+    let left = plane.kubectl(&["get", "nodeipallocation", "stuck", "--ignore-not-found"])?;
+    ensure!(left.is_empty(), "{left}");
+    Ok(())
+}
+
+pub fn the_operator_writes_spec_and_conditions(plane: &ControlPlane) -> Result<()> {
+    published(plane, "normal")?;
+    let spec = allocation("normal", "uid").replace("target: 8", "target: 12");
+    let apply =
+        ["apply", "--server-side", "--field-manager=vnetpool-operator", "--force-conflicts", "-f", "-"];
+    let applied = plane.try_kubectl(User::Operator, &apply, &spec)?;
+    ensure!(applied.is_ok(), "{applied:?}");
+    let conditions = json!({ "conditions": [condition("Ready", "False", "SubnetFull")] });
+    patch_status(plane, User::Operator, "nodeipallocation", "normal", conditions)?;
+    plane.kubectl_as(User::Operator, &["delete", "nodeipallocation", "normal"]).map(drop)
+}
+
+pub fn the_rights_are_the_least_that_do(plane: &ControlPlane) -> Result<()> {
+    let lease = |name: &str| format!("leases.coordination.k8s.io/{name}");
+    for (user, verb, what, may) in [
+        (User::Operator, "patch", "nodes".to_string(), true),
+        (User::Operator, "delete", "nodes".into(), false),
+        (User::Operator, "watch", "pods".into(), true),
+        (User::Operator, "get", "pods".into(), false),
+        (User::Operator, "delete", "pods".into(), false),
+        (User::Operator, "get", "secrets".into(), false),
+        (User::Operator, "patch", "nodeippools.vnetpool.io".into(), false),
+        (User::Operator, "patch", "nodeippools.vnetpool.io/status".into(), true),
+        (User::Operator, "update", lease("vnetpool-operator"), true),
+        (User::Operator, "update", lease("another"), false),
+        (User::Operator, "create", "customresourcedefinitions.apiextensions.k8s.io".into(), false),
+        (User::Agent("a"), "get", "nodes".into(), true),
+        (User::Agent("a"), "list", "nodes".into(), false),
+        (User::Agent("a"), "patch", "nodes".into(), false),
+        (User::Agent("a"), "list", "pods".into(), false),
+        (User::Agent("a"), "get", "secrets".into(), false),
+        (User::Agent("a"), "watch", "nodeipallocations.vnetpool.io".into(), true),
+        (User::Agent("a"), "get", "nodeippools.vnetpool.io".into(), false),
+    ] {
+        let (resource, subresource) = match what.split_once("/status") {
+            Some((resource, _)) => (resource.to_string(), "--subresource=status"),
+            None => (what.clone(), "--subresource="),
+        };
+        let asked = ["auth", "can-i", verb, &resource, subresource, "--namespace", NAMESPACE];
+        let answer = plane.try_kubectl(user, &asked, "")?.is_ok();
+        ensure!(answer == may, "{verb} {what}: {answer} where {may} was meant");
+    }
+    Ok(())
+}
+
+/// An allocation as the operator made it and judged it.
+fn published(plane: &ControlPlane, node: &str) -> Result<()> {
+    plane.apply_as(User::Operator, &allocation(node, "uid"))?;
+    let ready = json!({ "conditions": [condition("Ready", "True", "Ready")] });
+    patch_status(plane, User::Operator, "nodeipallocation", node, ready)
+}
+
+fn refused(plane: &ControlPlane, user: User, node: &str, status: Value) -> Result<String> {
+    let patch = json!({ "status": status }).to_string();
+    plane.refusal(
+        user,
+        &["patch", "nodeipallocation", node, "--subresource=status", "--type=merge", "-p", &patch],
+        "",
+    )
+}

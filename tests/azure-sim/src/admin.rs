@@ -1,0 +1,155 @@
+//! The admin API: HTTP and JSON over a Unix socket, one route per operation of [`Azure`].
+
+use crate::azure::{Azure, Error, NewVm, Peering, Settings};
+use crate::fault::Fault;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, patch, post, put};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+
+type Azured = State<Arc<Azure>>;
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Network(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+/// What an operation without a result answers.
+fn done() -> Json<Value> {
+    Json(json!({}))
+}
+
+/// Serves until the task is aborted.
+pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Result<()> {
+    let router = Router::new()
+        .route("/vms", post(add_vm))
+        .route("/vms/{name}", delete(delete_vm))
+        .route("/vms/{name}/replug", post(replug))
+        .route("/internet", post(internet))
+        .route("/log", get(log).delete(clear_log))
+        .route("/state", get(state))
+        .route("/settings", patch(settings))
+        .route("/faults", get(faults).post(order_fault))
+        .route("/faults/{id}", delete(lift_fault))
+        .route("/vnets/{name}/peerings", put(peerings))
+        .route("/nics/{name}", patch(patch_nic))
+        .route("/permissions", put(permissions))
+        .with_state(azure);
+    axum::serve(listener, router).await
+}
+
+async fn add_vm(State(azure): Azured, Json(new): Json<NewVm>) -> Result<impl IntoResponse, Error> {
+    Ok(Json(azure.add_vm(new).await?))
+}
+
+#[derive(Deserialize)]
+struct Deletion {
+    #[serde(default)]
+    keep_nic: bool,
+}
+
+async fn delete_vm(
+    State(azure): Azured,
+    Path(name): Path<String>,
+    Query(Deletion { keep_nic }): Query<Deletion>,
+) -> Result<Json<Value>, Error> {
+    azure.delete_vm(&name, keep_nic).await?;
+    Ok(done())
+}
+
+async fn replug(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+    azure.replug(&name).await?;
+    Ok(done())
+}
+
+#[derive(Deserialize)]
+struct InternetHost {
+    netns: String,
+    address: Ipv4Addr,
+}
+
+async fn internet(
+    State(azure): Azured,
+    Json(InternetHost { netns, address }): Json<InternetHost>,
+) -> Result<Json<Value>, Error> {
+    azure.join_internet(&netns, address).await?;
+    Ok(done())
+}
+
+async fn log(State(azure): Azured) -> impl IntoResponse {
+    Json(azure.log())
+}
+
+async fn clear_log(State(azure): Azured) -> Json<Value> {
+    azure.clear_log();
+    done()
+}
+
+async fn state(State(azure): Azured) -> Json<Value> {
+    Json(azure.state())
+}
+
+async fn settings(State(azure): Azured, Json(settings): Json<Settings>) -> Result<Json<Value>, Error> {
+    azure.set(&settings)?;
+    Ok(done())
+}
+
+async fn faults(State(azure): Azured) -> impl IntoResponse {
+    Json(azure.faults())
+}
+
+async fn order_fault(State(azure): Azured, Json(fault): Json<Fault>) -> Json<Value> {
+    Json(json!({ "id": azure.order_fault(fault) }))
+}
+
+async fn lift_fault(State(azure): Azured, Path(id): Path<u64>) -> Result<Json<Value>, Error> {
+    azure.lift_fault(id)?;
+    Ok(done())
+}
+
+#[derive(Deserialize)]
+struct Peerings {
+    peerings: Vec<Peering>,
+}
+
+async fn peerings(
+    State(azure): Azured,
+    Path(name): Path<String>,
+    Json(Peerings { peerings }): Json<Peerings>,
+) -> Result<Json<Value>, Error> {
+    azure.set_peerings(&name, &peerings)?;
+    Ok(done())
+}
+
+async fn patch_nic(
+    State(azure): Azured,
+    Path(name): Path<String>,
+    Json(patch): Json<Value>,
+) -> Result<Json<Value>, Error> {
+    azure.patch_nic(&name, &patch).await?;
+    Ok(done())
+}
+
+#[derive(Deserialize)]
+struct Permissions {
+    denied: Vec<String>,
+}
+
+async fn permissions(State(azure): Azured, Json(Permissions { denied }): Json<Permissions>) -> Json<Value> {
+    azure.deny(denied);
+    done()
+}

@@ -1,0 +1,499 @@
+//! Simulated Azure as a whole: the world behind a lock, faults, the log, the network; and what its admin may do to it.
+
+use crate::fabric::{Fabric, Plug};
+use crate::fault::{Fault, Faults, Standing};
+use crate::log::LogEntry;
+use crate::reply::Reply;
+use crate::request::Request;
+use crate::world::{Config, Vm, World, new_etag};
+use crate::{arm, imds, nic, vm, vnet};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+const NICS: &str = "Microsoft.Network/networkInterfaces";
+const VMS: &str = "Microsoft.Compute/virtualMachines";
+const VNETS: &str = "Microsoft.Network/virtualNetworks";
+
+/// Why the admin's wish was not fulfilled.
+#[derive(Debug)]
+pub enum Error {
+    NotFound(String),
+    Conflict(String),
+    /// Azure's rules forbid it, in Azure's words.
+    Refused(String),
+    /// The kernel did not do what the fabric asked for.
+    Network(anyhow::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound(what) => write!(f, "there is no {what}"),
+            Self::Conflict(what) => write!(f, "{what}"),
+            Self::Refused(answer) => write!(f, "Azure refuses: {answer}"),
+            Self::Network(cause) => write!(f, "the simulated network failed: {cause:#}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Reply> for Error {
+    fn from(reply: Reply) -> Self {
+        Self::Refused(reply.body.unwrap_or_default().to_string())
+    }
+}
+
+/// A VM to make: `POST /vms`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVm {
+    pub name: String,
+    /// Without it, the world's own.
+    pub resource_group: Option<String>,
+    /// A subnet of the first VNet; without it, the VNet's first subnet.
+    pub subnet: Option<String>,
+    /// With a fabric: the network namespace that gets `eth0`.
+    pub netns: Option<String>,
+}
+
+/// A VM that was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct VmInfo {
+    pub vm_id: String,
+    /// As Kubernetes writes it into a Node.
+    pub provider_id: String,
+    pub nic_id: String,
+    pub address: Ipv4Addr,
+    pub prefix_len: u8,
+    pub gateway: Ipv4Addr,
+    /// `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+}
+
+/// What can be changed while it runs: `PATCH /settings`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub write_seconds: Option<f64>,
+    pub limits: Option<bool>,
+}
+
+/// A peering to set on a VNet.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peering {
+    pub name: String,
+    pub prefixes: Vec<Ipv4Net>,
+}
+
+#[derive(Default)]
+struct Log {
+    last: u64,
+    entries: Vec<LogEntry>,
+}
+
+/// Everything there is.
+pub struct Azure {
+    world: Mutex<World>,
+    log: Mutex<Log>,
+    pub(crate) faults: Faults,
+    fabric: Option<tokio::sync::Mutex<Fabric>>,
+    /// An operation may have started.
+    started: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tokio's clock, so that a test can pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Azure {
+    pub(crate) fn new(config: Config, fabric: Option<Fabric>) -> Self {
+        Self {
+            world: Mutex::new(World::new(config)),
+            log: Mutex::default(),
+            faults: Faults::default(),
+            fabric: fabric.map(tokio::sync::Mutex::new),
+            started: Notify::new(),
+        }
+    }
+
+    /// Applies and records one request. The network has followed when the answer is given.
+    pub(crate) async fn answer(&self, request: &Request) -> Reply {
+        let reply = {
+            let mut world = lock(&self.world);
+            world.advance(now());
+            let metadata = request.path.to_lowercase().starts_with("/metadata");
+            let reply = if metadata {
+                imds::answer(&mut world, request, now())
+            } else {
+                arm::answer(&mut world, request, now())
+            };
+            // Recorded under the same lock, so that the log has the order in which things happened.
+            self.record(request, reply)
+        };
+        self.follow().await;
+        reply
+    }
+
+    pub(crate) fn record(&self, request: &Request, reply: Reply) -> Reply {
+        let mut log = lock(&self.log);
+        log.last += 1;
+        let entry = LogEntry {
+            seq: log.last,
+            time: format!("{:.3}", jiff::Timestamp::now()),
+            method: request.method.clone(),
+            path: request.path.clone(),
+            query: request.query.clone(),
+            status: reply.status,
+            caller: request.from.to_string(),
+            if_match: request.header("if-match").map(str::to_owned),
+            request: request.body.as_ref().ok().cloned().flatten(),
+            response: reply.body.clone(),
+        };
+        tracing::info!(
+            seq = entry.seq,
+            caller = entry.caller,
+            status = entry.status,
+            "{} {}",
+            entry.method,
+            entry.path
+        );
+        log.entries.push(entry);
+        reply
+    }
+
+    /// Ends operations when their time has come, also when nobody asks. Never returns.
+    pub(crate) async fn keep_time(&self) {
+        loop {
+            let next = lock(&self.world).next_end();
+            tokio::select! {
+                () = self.started.notified() => {}
+                () = async {
+                    match next {
+                        Some(end) => tokio::time::sleep_until(end.into()).await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    lock(&self.world).advance(now());
+                    self.follow().await;
+                }
+            }
+        }
+    }
+
+    async fn follow(&self) {
+        self.started.notify_one();
+        if let Err(error) = self.program().await {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Makes the network what the world says.
+    async fn program(&self) -> Result<(), Error> {
+        let Some(fabric) = &self.fabric else { return Ok(()) };
+        let mut fabric = fabric.lock().await;
+        let (plugs, space) = {
+            let world = lock(&self.world);
+            (plugs(&world), world.vnets.values().flat_map(vnet::address_space).collect())
+        };
+        fabric.program(&plugs, &space).await.map_err(Error::Network)
+    }
+
+    /// Makes a running VM with a NIC that has one dynamic address.
+    ///
+    /// # Errors
+    /// When the name is taken, the subnet is unknown or full, or the namespace is missing.
+    pub async fn add_vm(&self, new: NewVm) -> Result<VmInfo, Error> {
+        let info = {
+            let mut world = lock(&self.world);
+            world.advance(now());
+            add_vm(&mut world, &new)?
+        };
+        if let Err(error) = self.program().await {
+            let mut world = lock(&self.world);
+            world.remove_vm(&info.vm_id.to_lowercase());
+            world.nics.remove(&info.nic_id.to_lowercase());
+            return Err(error);
+        }
+        Ok(info)
+    }
+
+    /// Deletes a VM at once, and its NIC unless it is to be kept.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    pub async fn delete_vm(&self, name: &str, keep_nic: bool) -> Result<(), Error> {
+        {
+            let mut world = lock(&self.world);
+            let key = vm_key(&world, name)?;
+            let nics = world.remove_vm(&key).unwrap_or_default();
+            if !keep_nic {
+                world.nics.retain(|key, _| !nics.contains(key));
+            }
+        }
+        self.program().await
+    }
+
+    /// Gives a VM a new `eth0`, after its namespace was made anew.
+    ///
+    /// # Errors
+    /// When there is no such VM or its namespace is missing.
+    pub async fn replug(&self, name: &str) -> Result<(), Error> {
+        let nics = {
+            let world = lock(&self.world);
+            vm::nic_ids(&world.vms[&vm_key(&world, name)?].document)
+        };
+        if let Some(fabric) = &self.fabric {
+            let mut fabric = fabric.lock().await;
+            for nic in nics {
+                fabric.unplug(&nic.to_lowercase()).await.map_err(Error::Network)?;
+            }
+        }
+        self.program().await
+    }
+
+    /// Joins a namespace as a host of the internet.
+    ///
+    /// # Errors
+    /// Without a fabric, or when the namespace is missing.
+    pub async fn join_internet(&self, netns: &str, address: Ipv4Addr) -> Result<(), Error> {
+        let Some(fabric) = &self.fabric else {
+            return Err(Error::Conflict(
+                "the simulator runs without a network: start it with --fabric".into(),
+            ));
+        };
+        fabric.lock().await.join_internet(netns, address).await.map_err(Error::Network)
+    }
+
+    /// Every exchange so far, oldest first.
+    #[must_use]
+    pub fn log(&self) -> Vec<LogEntry> {
+        lock(&self.log).entries.clone()
+    }
+
+    pub fn clear_log(&self) {
+        lock(&self.log).entries.clear();
+    }
+
+    /// NICs, VMs and VNets at a glance: `GET /state`.
+    #[must_use]
+    pub fn state(&self) -> Value {
+        let mut world = lock(&self.world);
+        world.advance(now());
+        let nics = world.nics.values().map(|nic| {
+            let configurations = nic::ip_configurations(&nic.document).iter().map(|c| {
+                let properties = &c["properties"];
+                json!({ "name": c["name"], "address": properties["privateIPAddress"],
+                    "primary": properties["primary"], "state": properties["provisioningState"] })
+            });
+            json!({
+                "id": nic.document["id"],
+                "mac": mac(&nic.document),
+                "etag": nic.document["etag"],
+                "vm_id": nic::vm_id(&nic.document),
+                "state": nic.document["properties"]["provisioningState"],
+                "ip_configurations": configurations.collect::<Vec<_>>(),
+            })
+        });
+        let vms = world
+            .vms
+            .values()
+            .map(|vm| json!({ "id": vm.document["id"], "name": vm.document["name"], "netns": vm.netns }));
+        json!({
+            "nics": nics.collect::<Vec<_>>(),
+            "vms": vms.collect::<Vec<_>>(),
+            "vnets": world.vnets.values().collect::<Vec<_>>(),
+        })
+    }
+
+    /// # Errors
+    /// When `write_seconds` is not a time.
+    pub fn set(&self, settings: &Settings) -> Result<(), Error> {
+        let Settings { write_seconds, limits } = settings;
+        if let Some(seconds) = write_seconds.filter(|s| Duration::try_from_secs_f64(*s).is_err()) {
+            return Err(Error::Conflict(format!(
+                "write_seconds: {seconds} is not a number of seconds from 0"
+            )));
+        }
+        let mut world = lock(&self.world);
+        world.config.write_seconds = write_seconds.unwrap_or(world.config.write_seconds);
+        world.config.limits = limits.unwrap_or(world.config.limits);
+        Ok(())
+    }
+
+    /// Orders a fault and gives its id.
+    pub fn order_fault(&self, fault: Fault) -> u64 {
+        self.faults.order(fault)
+    }
+
+    #[must_use]
+    pub fn faults(&self) -> Vec<Standing> {
+        self.faults.standing()
+    }
+
+    /// Ends a fault; what it holds goes on.
+    ///
+    /// # Errors
+    /// When there is no such fault.
+    pub fn lift_fault(&self, id: u64) -> Result<(), Error> {
+        if self.faults.lift(id) { Ok(()) } else { Err(Error::NotFound(format!("fault {id}"))) }
+    }
+
+    /// Replaces the peerings of a VNet.
+    ///
+    /// # Errors
+    /// When there is no such VNet.
+    pub fn set_peerings(&self, name: &str, peerings: &[Peering]) -> Result<(), Error> {
+        let mut world = lock(&self.world);
+        let wanted = format!("/{VNETS}/{name}").to_lowercase();
+        let Some((_, vnet)) = world.vnets.iter_mut().find(|(key, _)| key.ends_with(&wanted)) else {
+            return Err(Error::NotFound(format!("VNet {name}")));
+        };
+        let etag = new_etag();
+        let documents =
+            peerings.iter().map(|peering| vnet::peering(vnet, &peering.name, &peering.prefixes, &etag));
+        let documents: Vec<Value> = documents.collect();
+        vnet["properties"]["virtualNetworkPeerings"] = json!(documents);
+        vnet["etag"] = json!(etag);
+        Ok(())
+    }
+
+    /// Somebody else's write to a NIC: a JSON merge patch, carried out at once under Azure's rules.
+    ///
+    /// # Errors
+    /// When there is no such NIC, or the outcome breaks a rule.
+    pub async fn patch_nic(&self, name: &str, patch: &Value) -> Result<(), Error> {
+        {
+            let mut world = lock(&self.world);
+            world.advance(now());
+            let wanted = format!("/{NICS}/{name}").to_lowercase();
+            let known = world.nics.iter().find(|(key, _)| key.ends_with(&wanted));
+            let Some((_, nic)) = known else { return Err(Error::NotFound(format!("NIC {name}"))) };
+            let mut body = nic.document.clone();
+            merge(&mut body, patch);
+            let id = nic.document["id"].as_str().unwrap_or_default().to_owned();
+            world.put_nic((&id, name), body, None, now())?;
+        }
+        self.program().await
+    }
+
+    /// From now on these actions, and no others, are refused with 403.
+    pub fn deny(&self, actions: Vec<String>) {
+        lock(&self.world).config.denied = actions;
+    }
+}
+
+fn vm_key(world: &World, name: &str) -> Result<String, Error> {
+    let wanted = format!("/{VMS}/{name}").to_lowercase();
+    let key = world.vms.keys().find(|key| key.ends_with(&wanted));
+    key.cloned().ok_or_else(|| Error::NotFound(format!("VM {name}")))
+}
+
+fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
+    let NewVm { name, resource_group, subnet, netns } = new;
+    let group = resource_group.clone().unwrap_or_else(|| world.config.resource_group.clone());
+    let group_id = world.group_id(&group);
+    if !world.groups.contains_key(&group_id.to_lowercase()) {
+        let document = crate::world::group_document(&group_id, &group, &world.config.location);
+        world.groups.insert(group_id.to_lowercase(), document);
+    }
+    let vm_id = world.resource_id(&group, VMS, name);
+    if world.vms.contains_key(&vm_id.to_lowercase()) {
+        return Err(Error::Conflict(format!("there is a VM {name} already: delete it first")));
+    }
+    let all: Vec<&Value> = world.vnets.values().flat_map(vnet::subnets).collect();
+    let named = |document: &&&Value| subnet.as_ref().is_none_or(|subnet| document["name"] == json!(subnet));
+    let wanted = all.iter().find(named);
+    let subnet =
+        wanted.ok_or_else(|| Error::NotFound(format!("subnet {}", subnet.as_deref().unwrap_or("at all"))))?;
+    let subnet_id = subnet["id"].as_str().unwrap_or_default().to_owned();
+    let prefixes = vnet::prefixes(subnet);
+
+    let location = world.config.location.clone();
+    let (nic_name, nic_id) = (format!("{name}-nic"), world.resource_id(&group, NICS, &format!("{name}-nic")));
+    let body = json!({ "location": location, "properties": { "ipConfigurations": [{
+        "name": "ipconfig1",
+        "properties": { "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet_id } },
+    }] } });
+    // A NIC that was kept when its VM went is taken again.
+    if !world.nics.contains_key(&nic_id.to_lowercase()) {
+        world.put_nic((&nic_id, &nic_name), body, None, now())?;
+    }
+    let request = vm::request(name, &location, &nic_id);
+    let mut document = vm::replace(&vm_id, name, None, request, 1, "Succeeded");
+    vm::finish(&mut document, 1);
+    world.vms.insert(vm_id.to_lowercase(), Vm { document, etag: 1, netns: netns.clone() });
+    world.attach(&vm_id, std::slice::from_ref(&nic_id));
+
+    let nic = &world.nics[&nic_id.to_lowercase()].document;
+    let address = nic::primary(nic).and_then(nic::address).map(|block| block.addr());
+    let address = address.ok_or_else(|| Error::Conflict(format!("{nic_id} has no primary address")))?;
+    let prefix = prefixes.iter().find(|prefix| prefix.contains(&address));
+    let prefix = prefix.ok_or_else(|| Error::Conflict(format!("{address} is not in {subnet_id}")))?;
+    Ok(VmInfo {
+        provider_id: format!("azure://{vm_id}"),
+        address,
+        prefix_len: prefix.prefix_len(),
+        gateway: gateway(*prefix),
+        mac: mac(nic).unwrap_or_default(),
+        vm_id,
+        nic_id,
+    })
+}
+
+/// Azure's default gateway: the first address after the network's own.
+fn gateway(prefix: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(prefix.network()) + 1)
+}
+
+/// `aa:bb:cc:dd:ee:ff`; ARM writes `AA-BB-CC-DD-EE-FF`.
+fn mac(nic: &Value) -> Option<String> {
+    Some(nic["properties"]["macAddress"].as_str()?.replace('-', ":").to_lowercase())
+}
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (field, value) in patch {
+        if value.is_null() { nic::remove(target, field) } else { merge(&mut target[field.as_str()], value) }
+    }
+}
+
+/// What the network has to deliver, by NIC: the machines that stand in a namespace.
+fn plugs(world: &World) -> BTreeMap<String, Plug> {
+    let plug = |nic: &crate::world::Nic| {
+        let vm = world.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?;
+        let primary = nic::primary(&nic.document)?;
+        let address = nic::address(primary)?.addr();
+        let subnet = world.subnet_document(primary["properties"]["subnet"]["id"].as_str()?)?;
+        let prefix = vnet::prefixes(subnet).into_iter().find(|prefix| prefix.contains(&address))?;
+        Some(Plug {
+            netns: vm.netns.clone()?,
+            mac: mac(&nic.document)?,
+            address: Ipv4Net::new(address, prefix.prefix_len()).ok()?,
+            gateway: gateway(prefix),
+            forwards: nic.document["properties"]["enableIPForwarding"] == json!(true),
+            live: nic.live.iter().copied().collect::<BTreeSet<_>>(),
+        })
+    };
+    world.nics.iter().filter_map(|(key, nic)| Some((key.clone(), plug(nic)?))).collect()
+}

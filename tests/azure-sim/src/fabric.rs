@@ -1,0 +1,196 @@
+//! The network between the simulated machines: this process's network namespace, turned into one hop with Azure's rules.
+//!
+//! ```text
+//!   VM's namespace            this namespace
+//!   eth0 (NIC's MAC) ──veth── vm1  12:34:56:78:9a:bc   answers each ARP request, for any address
+//!                              │ netdev ingress: right MAC, source held by the NIC, destination delivered by somebody
+//!                              └ a /32 route for each address that a NIC holds
+//! ```
+//! What may pass is decided where a packet comes in; where it goes, by the routes. Both follow from [`Rules`], and only
+//! what differs from the last time is programmed.
+
+mod command;
+mod rules;
+
+use anyhow::{Context, ensure};
+use command::{ip, ip_in, nft};
+use ipnet::Ipv4Net;
+use rules::{Port, Rules};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+/// Where ARM listens.
+pub(crate) const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// Where the metadata service listens.
+pub(crate) const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where the wire server listens.
+pub(crate) const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// The MAC address from which Azure answers every ARP request.
+const FABRIC_MAC: &str = "12:34:56:78:9a:bc";
+/// The next hop of the hosts of the internet.
+const INTERNET_GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const INTERNET: &str = "203.0.113.0/24";
+
+/// A NIC of a machine that stands in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plug {
+    pub(crate) netns: String,
+    pub(crate) mac: String,
+    /// The primary address, with the subnet's prefix length.
+    pub(crate) address: Ipv4Net,
+    pub(crate) gateway: Ipv4Addr,
+    /// Whether the NIC may send from and receive for any address.
+    pub(crate) forwards: bool,
+    /// The addresses the network delivers to it.
+    pub(crate) live: BTreeSet<Ipv4Addr>,
+}
+
+/// The fabric and what it has programmed so far.
+pub(crate) struct Fabric {
+    /// The links to machines, by NIC.
+    ports: BTreeMap<String, Port>,
+    programmed: Rules,
+    /// Counts devices: a name is never used twice.
+    devices: u32,
+}
+
+impl Fabric {
+    /// Turns this namespace into the network. What an earlier fabric left in it goes.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        for (key, value) in [
+            // Forwarding first: the kernel sets others when it changes.
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/disable_ipv6", "1"),
+            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            ("ipv4/conf/default/accept_redirects", "0"),
+            ("ipv4/conf/default/proxy_arp", "1"),
+        ] {
+            // A kernel without IPv6 needs none turned off.
+            if key.starts_with("ipv4") || Path::new("/proc/sys/net/ipv6").exists() {
+                sysctl(key, value)?;
+            }
+        }
+        let mut batch = String::from("link set lo up\n");
+        for address in [ARM, IMDS, WIRE_SERVER] {
+            batch += &format!("address replace {address}/32 dev lo\n");
+        }
+        batch += &format!("route replace {INTERNET} dev lo\n");
+        ip(&batch).await?;
+        nft(rules::BASE).await?;
+        Ok(Self { ports: BTreeMap::new(), programmed: Rules::default(), devices: 0 })
+    }
+
+    /// Plugs, unplugs and filters until the network is what these NICs need. `space` are the VNets' prefixes.
+    pub(crate) async fn program(
+        &mut self,
+        plugs: &BTreeMap<String, Plug>,
+        space: &BTreeSet<Ipv4Net>,
+    ) -> anyhow::Result<()> {
+        let is_wired = |nic: &String, port: &Port| plugs.get(nic).is_some_and(|plug| port.fits(plug));
+        let stale: Vec<String> = self
+            .ports
+            .iter()
+            .filter(|(nic, port)| !is_wired(nic, port))
+            .map(|(nic, _)| nic.clone())
+            .collect();
+        for nic in stale {
+            self.unplug(&nic).await?;
+        }
+        for (nic, plug) in plugs {
+            if !self.ports.contains_key(nic) {
+                let port = self.plug(plug).await?;
+                self.ports.insert(nic.clone(), port);
+            }
+        }
+        let wired = self.ports.iter().filter_map(|(nic, port)| Some((port, plugs.get(nic)?)));
+        let rules = Rules::of(wired, space);
+        let change = self.programmed.change_to(&rules);
+        nft(&change.nft).await?;
+        // A machine's namespace may have gone with its link just now: then its routes went, too.
+        if let Err(error) = ip(&change.ip).await {
+            tracing::warn!("{error:#}");
+        }
+        self.programmed = rules;
+        Ok(())
+    }
+
+    /// Makes `eth0` in the machine's namespace and the link to it.
+    async fn plug(&mut self, plug: &Plug) -> anyhow::Result<Port> {
+        let Plug { netns, mac, address, gateway, .. } = plug;
+        let device = self.link(netns, "vm", &format!("address {mac}")).await?;
+        nft(&rules::guard(&device, "of_vm")).await?;
+        ip_in(
+            netns,
+            &format!(
+                "link set lo up\naddress add {address} dev eth0\nlink set eth0 up\nroute add default via {gateway} dev eth0\n"
+            ),
+        )
+        .await?;
+        let primary = address.addr();
+        // The neighbour is permanent: Azure hands frames to the NIC and asks nobody in the machine.
+        ip(&format!(
+            "link set {device} up\nneighbour replace {primary} lladdr {mac} dev {device} nud permanent\n"
+        ))
+        .await?;
+        Ok(Port { device, netns: netns.clone(), mac: mac.clone(), primary })
+    }
+
+    /// A pair of devices between this namespace and `eth0` of another. Gives the name of the end here.
+    async fn link(&mut self, netns: &str, kind: &str, peer: &str) -> anyhow::Result<String> {
+        let known = Path::new("/var/run/netns").join(netns);
+        ensure!(
+            known.exists(),
+            "there is no network namespace {netns}: make it with `ip netns add {netns}` first"
+        );
+        self.devices += 1;
+        let device = format!("{kind}{}", self.devices);
+        ip(&format!(
+            "link add {device} address {FABRIC_MAC} mtu 1500 type veth peer name eth0 netns {netns} mtu 1500 {peer}\n"
+        ))
+        .await?;
+        // Answer ARP requests at once; the default holds first packets back by up to 0.8 s.
+        sysctl(&format!("ipv4/neigh/{device}/proxy_delay"), "0")?;
+        Ok(device)
+    }
+
+    /// Takes the link to a NIC away, if there is one. The next [`Self::program`] makes it anew.
+    pub(crate) async fn unplug(&mut self, nic: &str) -> anyhow::Result<()> {
+        let Some(port) = self.ports.remove(nic) else { return Ok(()) };
+        self.programmed.forget_routes_of(&port.device);
+        // Both may be gone already, together with the machine's namespace.
+        for outcome in
+            [nft(&rules::unguard(&port.device)).await, ip(&format!("link delete {}\n", port.device)).await]
+        {
+            if let Err(error) = outcome {
+                tracing::debug!("{error:#}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a namespace as a host of the internet, which knows no address of a VNet but those it is called from.
+    pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
+        let device = self.link(netns, "net", "").await?;
+        nft(&rules::guard(&device, "of_internet")).await?;
+        ip_in(
+            netns,
+            &format!(
+                "link set lo up\naddress add {address}/32 dev eth0\nlink set eth0 up\n\
+                 route add {INTERNET_GATEWAY} dev eth0\nroute add default via {INTERNET_GATEWAY} dev eth0\n"
+            ),
+        )
+        .await?;
+        ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await
+    }
+}
+
+/// Sets a variable below `net`, which is this namespace's own.
+fn sysctl(key: &str, value: &str) -> anyhow::Result<()> {
+    let path = Path::new("/proc/sys/net").join(key);
+    std::fs::write(&path, value).with_context(|| format!("setting {} to {value}", path.display()))
+}

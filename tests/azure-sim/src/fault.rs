@@ -1,0 +1,113 @@
+//! Faults a test orders: refused, delayed, held or cut-off requests.
+
+use crate::request::Request;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::watch;
+
+/// Which requests a fault strikes, how often, and what it does. Absent conditions match everything.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Compared without regard to letter case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_contains: Option<String>,
+    /// How many requests it strikes; without it, all until it is deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    pub effect: Effect,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Effect {
+    /// Answers this; the request is not applied.
+    Status {
+        status: u16,
+        #[serde(default)]
+        body: Value,
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+    },
+    /// Applies the request and withholds the answer until the fault is deleted.
+    Hold,
+    /// Withholds the request itself until the fault is deleted.
+    HoldBefore,
+    /// Applies the request and cuts the connection instead of answering.
+    CutAfterApply,
+    /// Applies the request after so many milliseconds.
+    Delay { ms: u64 },
+}
+
+/// What is known of an ordered fault.
+#[derive(Clone, Debug, Serialize)]
+pub struct Standing {
+    pub id: u64,
+    pub hits: u64,
+    #[serde(flatten)]
+    pub fault: Fault,
+}
+
+/// What a struck request has to go through.
+pub(crate) struct Strike {
+    pub(crate) effect: Effect,
+    lifted: watch::Receiver<()>,
+}
+
+impl Strike {
+    /// Waits until the fault is deleted.
+    pub(crate) async fn lifted(mut self) {
+        // The sender only ever goes away, it sends nothing.
+        while self.lifted.changed().await.is_ok() {}
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Faults(Mutex<Ordered>);
+
+#[derive(Default)]
+struct Ordered {
+    last: u64,
+    standing: BTreeMap<u64, (Standing, watch::Sender<()>)>,
+}
+
+impl Faults {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ordered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn order(&self, fault: Fault) -> u64 {
+        let mut ordered = self.lock();
+        ordered.last += 1;
+        let id = ordered.last;
+        ordered.standing.insert(id, (Standing { id, hits: 0, fault }, watch::Sender::new(())));
+        id
+    }
+
+    /// Deletes a fault; what it holds goes on. Gives whether there was one.
+    pub(crate) fn lift(&self, id: u64) -> bool {
+        self.lock().standing.remove(&id).is_some()
+    }
+
+    pub(crate) fn standing(&self) -> Vec<Standing> {
+        self.lock().standing.values().map(|(standing, _)| standing.clone()).collect()
+    }
+
+    /// The first fault that strikes this request.
+    pub(crate) fn strike(&self, request: &Request) -> Option<Strike> {
+        let path = request.path.to_lowercase();
+        let mut ordered = self.lock();
+        let (standing, sender) = ordered.standing.values_mut().find(|(standing, _)| {
+            let Fault { method, path_contains, count, effect: _ } = &standing.fault;
+            method.as_ref().is_none_or(|method| method.eq_ignore_ascii_case(&request.method))
+                && path_contains.as_ref().is_none_or(|part| path.contains(&part.to_lowercase()))
+                && count.is_none_or(|count| standing.hits < count)
+        })?;
+        standing.hits += 1;
+        Some(Strike { effect: standing.fault.effect.clone(), lifted: sender.subscribe() })
+    }
+}

@@ -1,0 +1,201 @@
+//! The edge of ARM and IMDS: HTTP requests in, faults, the log, HTTP answers out; and a connection that can be cut.
+
+use crate::azure::Azure;
+use crate::fault::{Effect, Strike};
+use crate::reply::Reply;
+use crate::request::Request;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
+use axum::serve::{IncomingStream, Listener};
+use serde_json::Value;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    /// ARM, and IMDS below `/metadata`.
+    Azure,
+    /// The wire server: it answers 200 to anything, and nothing of it is recorded.
+    Wire,
+}
+
+/// Serves until the task is aborted.
+pub(crate) async fn serve(listener: TcpListener, azure: Arc<Azure>, service: Service) -> io::Result<()> {
+    let router = match service {
+        Service::Azure => Router::new().fallback(exchange).with_state(azure),
+        Service::Wire => Router::new().fallback(|| async { StatusCode::OK }),
+    };
+    axum::serve(Cuttable(listener), router.into_make_service_with_connect_info::<Peer>()).await
+}
+
+async fn exchange(
+    State(azure): State<Arc<Azure>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
+    let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let request = Request {
+        method: method.to_string(),
+        path: uri.path().to_owned(),
+        query: uri.query().unwrap_or_default().to_owned(),
+        headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+        body: if body.is_empty() {
+            Ok(None)
+        } else {
+            serde_json::from_slice(&body).map(Some).map_err(|error| error.to_string())
+        },
+        from: peer.address.ip(),
+    };
+    // A task of its own: Azure goes on with a request whose client has hung up.
+    let outcome = tokio::spawn(handle(azure, request)).await;
+    let reply = match outcome {
+        Ok(Some(reply)) => reply,
+        Ok(None) => {
+            peer.cut.store(true, Ordering::Release);
+            Reply::empty(500)
+        }
+        Err(error) => Reply::error(500, "InternalServerError", format!("the simulator has a bug: {error}")),
+    };
+    response(reply)
+}
+
+/// `None` cuts the connection.
+async fn handle(azure: Arc<Azure>, request: Request) -> Option<Reply> {
+    let Some(strike) = azure.faults.strike(&request) else { return Some(azure.answer(&request).await) };
+    match &strike.effect {
+        Effect::Status { status, body, headers } => {
+            let reply = Reply {
+                status: *status,
+                headers: Vec::new(),
+                body: Some(body.clone()).filter(|body| !body.is_null()),
+            };
+            Some(azure.record(&request, with_headers(reply, headers)))
+        }
+        Effect::Delay { ms } => {
+            tokio::time::sleep(Duration::from_millis(*ms)).await;
+            Some(azure.answer(&request).await)
+        }
+        Effect::HoldBefore => {
+            Strike::lifted(strike).await;
+            Some(azure.answer(&request).await)
+        }
+        Effect::Hold => {
+            let reply = azure.answer(&request).await;
+            Strike::lifted(strike).await;
+            Some(reply)
+        }
+        Effect::CutAfterApply => {
+            azure.answer(&request).await;
+            None
+        }
+    }
+}
+
+fn with_headers(mut reply: Reply, headers: &std::collections::BTreeMap<String, String>) -> Reply {
+    reply.headers.extend(headers.iter().map(|(name, value)| (name.clone().into(), value.clone())));
+    reply
+}
+
+fn response(reply: Reply) -> Response<Body> {
+    let Reply { status, headers, body } = reply;
+    let mut response = Response::builder().status(status);
+    let typed = headers.iter().any(|(name, _)| name == "content-type");
+    for (name, value) in headers {
+        response = response.header(name.as_ref(), value);
+    }
+    let body = match body {
+        None => Body::empty(),
+        Some(Value::String(text)) if typed => Body::from(text),
+        Some(body) => {
+            if !typed {
+                response = response.header("content-type", "application/json; charset=utf-8");
+            }
+            Body::from(body.to_string())
+        }
+    };
+    response.body(body).unwrap_or_else(|_| {
+        let mut failed = Response::new(Body::from("a header ordered by a fault is not a valid header"));
+        *failed.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        failed
+    })
+}
+
+/// A listener whose connections break when told to: nothing in an HTTP library lets a handler do that.
+struct Cuttable(TcpListener);
+
+impl Listener for Cuttable {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        let (stream, address) = Listener::accept(&mut self.0).await;
+        (Connection { stream, cut: Arc::default() }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    cut: Arc<AtomicBool>,
+}
+
+/// The other end of a connection, and the means to cut it.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
+    cut: Arc<AtomicBool>,
+}
+
+impl Connected<IncomingStream<'_, Cuttable>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Cuttable>) -> Self {
+        Self { address: *stream.remote_addr(), cut: stream.io().cut.clone() }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.cut.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,194 @@
+//! The instance metadata service: who a VM is, what its NICs hold, and tokens for its managed identity.
+
+use crate::nic;
+use crate::reply::Reply;
+use crate::request::Request;
+use crate::vnet;
+use crate::world::{Nic, Vm, World};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use std::time::Instant;
+
+/// Newest first, as the error for an unknown version lists them.
+const VERSIONS: [&str; 8] = [
+    "2023-07-01",
+    "2021-12-13",
+    "2021-02-01",
+    "2020-09-01",
+    "2019-08-01",
+    "2018-10-01",
+    "2018-02-01",
+    "2017-04-02",
+];
+const CLIENT: &str = "33333333-3333-3333-3333-333333333333";
+const TOKEN_LIFE_SECONDS: i64 = 86_400;
+
+/// Answers one request below `/metadata`.
+pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Reply {
+    let path = request.path.to_lowercase();
+    let path: Vec<&str> = path.trim_matches('/').split('/').skip(1).collect();
+    let is_identity = path.first() == Some(&"identity");
+    let bad = |message: &str| {
+        if is_identity { identity_error(message) } else { Reply::new(400, json!({ "error": message })) }
+    };
+    if request.method != "GET" {
+        return Reply::new(405, json!({ "error": "Method not allowed" }));
+    }
+    if !request.header("metadata").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return bad("Bad request. Required metadata header not specified");
+    }
+    if request.header("x-forwarded-for").is_some() {
+        return bad("Bad request. The X-Forwarded-For header is not allowed");
+    }
+    if !world.limits.metadata(&request.from.to_string(), is_identity, now) && world.config.limits {
+        return Reply::new(429, json!({ "error": "Too many requests" }));
+    }
+    if path.as_slice() == ["versions"] {
+        return Reply::new(200, json!({ "apiVersions": VERSIONS }));
+    }
+    if !request.parameter("api-version").is_some_and(|version| VERSIONS.contains(&version.as_str())) {
+        let message = "Bad request. api-version is invalid or was not specified in the request.";
+        if is_identity {
+            return identity_error(message);
+        }
+        return Reply::new(400, json!({ "error": message, "newest-versions": &VERSIONS[..3] }));
+    }
+    match path.as_slice() {
+        ["identity", "oauth2", "token"] => token(world, request),
+        ["instance", rest @ ..] => match caller(world, request.from) {
+            Some((vm, nic)) => instance(world, vm, nic, rest, request),
+            None => Reply::new(404, json!({ "error": "Not found: no VM has this primary address" })),
+        },
+        _ => Reply::new(404, json!({ "error": "Not found" })),
+    }
+}
+
+fn identity_error(message: &str) -> Reply {
+    Reply::new(400, json!({ "error": "invalid_request", "error_description": message }))
+}
+
+/// The VM that asks. Over loopback addresses say nothing: there the first VM is meant.
+fn caller(world: &World, from: IpAddr) -> Option<(&Vm, &Nic)> {
+    match from {
+        IpAddr::V4(from) if !from.is_loopback() => world.vm_at(from),
+        _ => {
+            let attached = |nic: &Nic| Some(nic::vm_id(&nic.document)?.to_lowercase());
+            world.nics.values().find_map(|nic| Some((world.vms.get(&attached(nic)?)?, nic)))
+        }
+    }
+}
+
+fn token(world: &mut World, request: &Request) -> Reply {
+    let Some(resource) = request.parameter("resource").filter(|resource| !resource.is_empty()) else {
+        return identity_error("Required query variable 'resource' is missing");
+    };
+    let asked = request.parameter("client_id");
+    if let Some(other) = asked.filter(|id| !id.eq_ignore_ascii_case(CLIENT)) {
+        return Reply::new(
+            400,
+            json!({ "error": "invalid_request", "error_description": format!("Identity not found: {other}") }),
+        );
+    }
+    let start = jiff::Timestamp::now().as_second();
+    let end = start + TOKEN_LIFE_SECONDS;
+    let token = format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{}.simulated", uuid::Uuid::new_v4().simple());
+    world.tokens.insert(token.clone(), end);
+    Reply::new(
+        200,
+        json!({
+            "access_token": token,
+            "client_id": CLIENT,
+            "expires_in": TOKEN_LIFE_SECONDS.to_string(),
+            "expires_on": end.to_string(),
+            "ext_expires_in": TOKEN_LIFE_SECONDS.to_string(),
+            "not_before": start.to_string(),
+            "resource": resource,
+            "token_type": "Bearer",
+        }),
+    )
+}
+
+fn instance(world: &World, vm: &Vm, nic: &Nic, path: &[&str], request: &Request) -> Reply {
+    let all = json!({ "compute": compute(world, vm), "network": { "interface": [interface(world, nic)] } });
+    let mut place = &all;
+    for step in path {
+        let next = match place {
+            Value::Array(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
+            _ => place
+                .as_object()
+                .and_then(|object| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(step)))
+                .map(|(_, value)| value),
+        };
+        let Some(next) = next else { return Reply::new(404, json!({ "error": "Not found" })) };
+        place = next;
+    }
+    let text = request.parameter("format").as_deref() == Some("text");
+    match place {
+        Value::String(_) if text => {
+            Reply::new(200, place.clone()).header("content-type", "text/plain; charset=utf-8")
+        }
+        Value::String(_) => Reply::new(400, json!({ "error": "Bad request. A leaf needs format=text" })),
+        _ => Reply::new(200, place.clone()),
+    }
+}
+
+fn compute(world: &World, vm: &Vm) -> Value {
+    let properties = &vm.document["properties"];
+    let text = |pointer: &str| properties.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let id = vm.document["id"].as_str().unwrap_or_default();
+    json!({
+        "azEnvironment": "AzurePublicCloud",
+        "evictionPolicy": "",
+        "licenseType": "",
+        "location": vm.document["location"],
+        "name": vm.document["name"],
+        "offer": text("/storageProfile/imageReference/offer"),
+        "osProfile": {
+            "adminUsername": text("/osProfile/adminUsername"),
+            "computerName": text("/osProfile/computerName"),
+            "disablePasswordAuthentication": "true",
+        },
+        "osType": text("/storageProfile/osDisk/osType"),
+        "placementGroupId": "",
+        "platformFaultDomain": "0",
+        "platformUpdateDomain": "0",
+        "priority": "",
+        "provider": "Microsoft.Compute",
+        "publisher": text("/storageProfile/imageReference/publisher"),
+        "resourceGroupName": id.split('/').nth(4).unwrap_or_default(),
+        "resourceId": id,
+        "sku": text("/storageProfile/imageReference/sku"),
+        "subscriptionId": world.config.subscription,
+        "tags": "",
+        "tagsList": [],
+        "version": text("/storageProfile/imageReference/exactVersion"),
+        "vmId": properties["vmId"],
+        "vmScaleSetName": "",
+        "vmSize": text("/hardwareProfile/vmSize"),
+        "zone": "",
+    })
+}
+
+fn interface(world: &World, nic: &Nic) -> Value {
+    let held = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
+    let addresses: Vec<Value> = held
+        .filter(|block| nic.live.contains(&block.addr()))
+        .map(|block| json!({ "privateIpAddress": block.addr(), "publicIpAddress": "" }))
+        .collect();
+    let mac = nic.document["properties"]["macAddress"].as_str().unwrap_or_default().replace('-', "");
+    let subnets: Vec<Value> = prefixes(world, nic)
+        .iter()
+        .map(|prefix| json!({ "address": prefix.network(), "prefix": prefix.prefix_len().to_string() }))
+        .collect();
+    json!({
+        "ipv4": { "ipAddress": addresses, "subnet": subnets },
+        "ipv6": { "ipAddress": [] },
+        "macAddress": mac,
+    })
+}
+
+fn prefixes(world: &World, nic: &Nic) -> Vec<Ipv4Net> {
+    let id = nic::primary(&nic.document).and_then(|primary| primary["properties"]["subnet"]["id"].as_str());
+    id.and_then(|id| world.subnet_document(id)).map(vnet::prefixes).unwrap_or_default()
+}

@@ -1,0 +1,150 @@
+//! Long-running operations: what ARM promises with `Azure-AsyncOperation`, and what a poll answers.
+
+use crate::reply::Reply;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// What an operation does to the world when its time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    FinishNic,
+    RemoveNic,
+    FinishVnet,
+    RemoveVnet,
+    FinishSubnet,
+    RemoveSubnet,
+    FinishVm,
+    RemoveVm,
+}
+
+impl Effect {
+    /// Azure's name for the operation, as it appears in messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::FinishNic => "PutNicOperation",
+            Self::RemoveNic => "DeleteNicOperation",
+            Self::FinishVnet => "PutVirtualNetworkOperation",
+            Self::RemoveVnet => "DeleteVirtualNetworkOperation",
+            Self::FinishSubnet => "PutSubnetOperation",
+            Self::RemoveSubnet => "DeleteSubnetOperation",
+            Self::FinishVm => "PutVirtualMachineOperation",
+            Self::RemoveVm => "DeleteVirtualMachineOperation",
+        }
+    }
+
+    fn is_of_compute(self) -> bool {
+        matches!(self, Self::FinishVm | Self::RemoveVm)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Status {
+    InProgress,
+    Succeeded,
+    /// A newer operation on the same resource took over.
+    Superseded {
+        by: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) id: String,
+    /// The resource's id in lower case.
+    pub(crate) resource: String,
+    pub(crate) effect: Effect,
+    pub(crate) ends: Instant,
+    status: Status,
+    started_at: jiff::Timestamp,
+    ended_at: Option<jiff::Timestamp>,
+    location: String,
+}
+
+impl Operation {
+    pub(crate) fn start(effect: Effect, resource: &str, location: &str, ends: Instant) -> Self {
+        Self {
+            id: uuid::Uuid::new_v4().to_string(),
+            resource: resource.to_lowercase(),
+            effect,
+            ends,
+            status: Status::InProgress,
+            started_at: jiff::Timestamp::now(),
+            ended_at: None,
+            location: location.to_owned(),
+        }
+    }
+
+    pub(crate) fn end(&mut self, status: Status) {
+        self.status = status;
+        self.ended_at = Some(jiff::Timestamp::now());
+    }
+
+    pub(crate) fn is_in_progress(&self) -> bool {
+        self.status == Status::InProgress
+    }
+
+    /// Adds the headers that tell a client where to ask. `base` is `http://host`.
+    pub(crate) fn announce(&self, reply: Reply, base: &str, subscription: &str, version: &str) -> Reply {
+        let provider = if self.effect.is_of_compute() { "Microsoft.Compute" } else { "Microsoft.Network" };
+        let url = |kind: &str, extra: &str| {
+            format!(
+                "{base}/subscriptions/{subscription}/providers/{provider}/locations/{}/{kind}/{}\
+                 ?api-version={version}{extra}&t=639000000000000000&c={}&s={}&h={}",
+                self.location,
+                self.id,
+                // ARM signs these addresses; the certificate in them makes them kilobytes long.
+                "MIIHpTCCBo2gAwIBAgITfwSimulatedAzure".repeat(64),
+                self.signature(),
+                "h0".repeat(21),
+            )
+        };
+        let reply = reply
+            .header("azure-asyncnotification", "Enabled")
+            .header("azure-asyncoperation", url("operations", ""));
+        match self.effect {
+            Effect::RemoveVm => reply.header("location", url("operations", "&monitor=true")),
+            Effect::RemoveNic | Effect::RemoveVnet | Effect::RemoveSubnet => {
+                reply.header("location", url("operationResults", ""))
+            }
+            _ => reply,
+        }
+    }
+
+    /// The `s` of the signed address.
+    pub(crate) fn signature(&self) -> String {
+        format!("sim-{}", self.id.replace('-', ""))
+    }
+
+    /// The body of a poll.
+    pub(crate) fn poll(&self) -> Value {
+        let mut body = match &self.status {
+            Status::InProgress => json!({ "status": "InProgress" }),
+            Status::Succeeded => json!({ "status": "Succeeded" }),
+            Status::Superseded { by } => {
+                let name = self.effect.name();
+                let message = format!(
+                    "Operation {name} ({}) was canceled and superseded by operation {name} ({by}).",
+                    self.id
+                );
+                json!({ "status": "Canceled", "error": {
+                    "code": "Canceled",
+                    "message": "Operation was canceled.",
+                    "details": [{ "code": "CanceledAndSupersededDueToAnotherOperation", "message": message }],
+                } })
+            }
+        };
+        if self.effect.is_of_compute() {
+            body["name"] = json!(self.id);
+            body["startTime"] = json!(self.started_at.to_string());
+            if let Some(ended) = self.ended_at {
+                body["endTime"] = json!(ended.to_string());
+            }
+        }
+        body
+    }
+}
+
+/// What ARM asks a poller to wait: 10 s, but never longer than a write takes when a test has shortened it.
+pub(crate) fn retry_after(write: Duration) -> String {
+    (write.as_secs_f64().ceil().min(10.0) as u64).to_string()
+}

@@ -1,0 +1,340 @@
+//! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always an argument.
+
+use crate::nic;
+use crate::operation::{Effect, Operation, Status};
+use crate::reply::Reply;
+use crate::subnet::Subnet;
+use crate::throttle::Limits;
+use crate::vnet;
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+/// What exists before the first request. Every field has a default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub tenant: String,
+    pub subscription: String,
+    pub resource_group: String,
+    pub location: String,
+    pub vnets: Vec<VnetConfig>,
+    /// How long a write to the NIC of a running VM takes, and every other long-running operation. Azure: about 10 s.
+    pub write_seconds: f64,
+    /// Whether requests beyond Azure's published limits are refused with 429.
+    pub limits: bool,
+    /// What the managed identity may not do, as action names.
+    pub denied: Vec<String>,
+}
+
+/// A virtual network of the first moment.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VnetConfig {
+    pub name: String,
+    pub address_prefixes: Vec<Ipv4Net>,
+    /// Name and prefix of each subnet.
+    pub subnets: Vec<(String, Ipv4Net)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let net = |a, b, c, len| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), len);
+        let vnet = VnetConfig {
+            name: "vnet".into(),
+            address_prefixes: vec![net(10, 240, 0, 16)],
+            subnets: vec![("nodes".into(), net(10, 240, 0, 20)), ("small".into(), net(10, 240, 16, 28))],
+        };
+        Self {
+            tenant: "11111111-1111-1111-1111-111111111111".into(),
+            subscription: "00000000-0000-0000-0000-000000000001".into(),
+            resource_group: "vnetpool".into(),
+            location: "westeurope".into(),
+            vnets: vec![vnet],
+            write_seconds: 10.0,
+            limits: true,
+            denied: Vec::new(),
+        }
+    }
+}
+
+/// A network interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Nic {
+    pub(crate) document: Value,
+    /// The addresses the network delivers: a new one joins when its write has succeeded, one that goes leaves when
+    /// the write is accepted.
+    pub(crate) live: BTreeSet<Ipv4Addr>,
+    /// Azure deletes a NIC that never had a VM at once.
+    pub(crate) was_attached: bool,
+}
+
+/// A virtual machine; it runs as long as it exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    pub(crate) document: Value,
+    pub(crate) etag: u64,
+    /// The network namespace that stands for the machine, if there is one.
+    pub(crate) netns: Option<String>,
+}
+
+/// All of simulated Azure. Keys are resource ids in lower case.
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) groups: BTreeMap<String, Value>,
+    pub(crate) vnets: BTreeMap<String, Value>,
+    pub(crate) nics: BTreeMap<String, Nic>,
+    pub(crate) vms: BTreeMap<String, Vm>,
+    /// By operation id.
+    pub(crate) operations: BTreeMap<String, Operation>,
+    pub(crate) limits: Limits,
+    /// Tokens that were given out, with the end of their life in Unix seconds.
+    pub(crate) tokens: BTreeMap<String, i64>,
+    macs: u32,
+}
+
+impl World {
+    pub(crate) fn new(config: Config) -> Self {
+        let mut world = Self {
+            config: config.clone(),
+            groups: BTreeMap::new(),
+            vnets: BTreeMap::new(),
+            nics: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            limits: Limits::default(),
+            tokens: BTreeMap::new(),
+            macs: 0,
+        };
+        let Config { resource_group, location, vnets, .. } = config;
+        let id = world.group_id(&resource_group);
+        world.groups.insert(id.to_lowercase(), group_document(&id, &resource_group, &location));
+        for VnetConfig { name, address_prefixes, subnets } in vnets {
+            let id = world.resource_id(&resource_group, "Microsoft.Network/virtualNetworks", &name);
+            let subnet = |(name, prefix): &(String, Ipv4Net)| json!({ "name": name, "properties": { "addressPrefix": prefix } });
+            let body = json!({ "location": location, "properties": {
+                "addressSpace": { "addressPrefixes": address_prefixes },
+                "subnets": subnets.iter().map(subnet).collect::<Vec<_>>(),
+            } });
+            let document = vnet::replace(&id, &name, None, body, &new_etag(), "Succeeded");
+            world.vnets.insert(id.to_lowercase(), document);
+        }
+        world
+    }
+
+    pub(crate) fn group_id(&self, group: &str) -> String {
+        format!("/subscriptions/{}/resourceGroups/{group}", self.config.subscription)
+    }
+
+    /// The id of a top-level resource, in the letter case its group was made with.
+    pub(crate) fn resource_id(&self, group: &str, kind: &str, name: &str) -> String {
+        let asked = self.group_id(group);
+        let made = self.groups.get(&asked.to_lowercase()).and_then(|group| group["id"].as_str());
+        format!("{}/providers/{kind}/{name}", made.unwrap_or(&asked))
+    }
+
+    pub(crate) fn write_time(&self) -> Duration {
+        Duration::try_from_secs_f64(self.config.write_seconds).unwrap_or_default()
+    }
+
+    /// When the next operation ends.
+    pub(crate) fn next_end(&self) -> Option<Instant> {
+        self.operations.values().filter(|operation| operation.is_in_progress()).map(|o| o.ends).min()
+    }
+
+    /// Ends every operation whose time has come, in the order of their ends.
+    pub(crate) fn advance(&mut self, now: Instant) {
+        let mut ended = Vec::new();
+        for operation in self.operations.values_mut().filter(|o| o.is_in_progress() && o.ends <= now) {
+            operation.end(Status::Succeeded);
+            ended.push((operation.ends, operation.effect, operation.resource.clone()));
+        }
+        ended.sort_by_key(|(at, ..)| *at);
+        for (_, effect, resource) in ended {
+            self.carry_out(effect, &resource);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, resource: &str) {
+        match effect {
+            Effect::FinishNic => {
+                if let Some(nic) = self.nics.get_mut(resource) {
+                    nic::set_state(&mut nic.document, "Succeeded", &new_etag());
+                    nic.live = nic::addresses(&nic.document);
+                }
+            }
+            Effect::RemoveNic => drop(self.nics.remove(resource)),
+            Effect::FinishVnet => {
+                if let Some(document) = self.vnets.get_mut(resource) {
+                    vnet::set_state(document, "Succeeded", &new_etag());
+                }
+            }
+            Effect::RemoveVnet => drop(self.vnets.remove(resource)),
+            Effect::FinishSubnet => {
+                if let Some(subnet) = self.subnet_mut(resource) {
+                    subnet["etag"] = json!(new_etag());
+                    subnet["properties"]["provisioningState"] = json!("Succeeded");
+                }
+            }
+            Effect::RemoveSubnet => {
+                let vnet = resource.split("/subnets/").next().unwrap_or_default();
+                let subnets = self.vnets.get_mut(vnet).map(|vnet| &mut vnet["properties"]["subnets"]);
+                if let Some(subnets) = subnets.and_then(Value::as_array_mut) {
+                    subnets.retain(|subnet| !has_id(subnet, resource));
+                }
+            }
+            Effect::FinishVm => {
+                if let Some(vm) = self.vms.get_mut(resource) {
+                    vm.etag += 1;
+                    crate::vm::finish(&mut vm.document, vm.etag);
+                }
+            }
+            Effect::RemoveVm => drop(self.remove_vm(resource)),
+        }
+    }
+
+    /// Starts an operation on a resource; the one in flight on it is cancelled.
+    pub(crate) fn start(
+        &mut self,
+        effect: Effect,
+        resource: &str,
+        location: &str,
+        ends: Instant,
+    ) -> Operation {
+        let operation = Operation::start(effect, resource, location, ends);
+        self.supersede(&operation.resource, &operation.id);
+        self.operations.insert(operation.id.clone(), operation.clone());
+        operation
+    }
+
+    fn supersede(&mut self, resource: &str, by: &str) {
+        for older in self.operations.values_mut().filter(|o| o.is_in_progress() && o.resource == resource) {
+            older.end(Status::Superseded { by: by.to_owned() });
+        }
+    }
+
+    /// Replaces a NIC's document. The write ends at once unless the NIC has a VM, and then after `takes`.
+    pub(crate) fn put_nic(
+        &mut self,
+        (id, name): (&str, &str),
+        body: Value,
+        takes: Option<Duration>,
+        now: Instant,
+    ) -> Result<Option<Operation>, Reply> {
+        let key = id.to_lowercase();
+        let old = self.nics.get(&key).map(|nic| &nic.document);
+        let takes = takes.filter(|_| old.is_some_and(|nic| nic::vm_id(nic).is_some()));
+        let state = if takes.is_some() { "Updating" } else { "Succeeded" };
+        let put = nic::Put { id, name, old, body, etag: new_etag(), state };
+        let document = put.apply(|subnet| self.subnet(subnet, &key))?;
+        let location = document["location"].as_str().unwrap_or_default().to_owned();
+        let held = nic::addresses(&document);
+        let new = || Nic { document: Value::Null, live: BTreeSet::new(), was_attached: false };
+        let nic = self.nics.entry(key.clone()).or_insert_with(new);
+        nic.document = document;
+        if let Some(takes) = takes {
+            nic.live.retain(|address| held.contains(address));
+            Ok(Some(self.start(Effect::FinishNic, &key, &location, now + takes)))
+        } else {
+            nic.live = held;
+            self.supersede(&key, &uuid::Uuid::new_v4().to_string());
+            Ok(None)
+        }
+    }
+
+    /// A subnet by id, with all addresses taken but those of the NIC `except` (in lower case).
+    pub(crate) fn subnet(&self, id: &str, except: &str) -> Option<Subnet> {
+        let document = self.subnet_document(id)?;
+        let mut taken = BTreeMap::new();
+        for (_, nic) in self.nics.iter().filter(|(key, _)| *key != except) {
+            for configuration in nic::ip_configurations(&nic.document) {
+                if has_id(&configuration["properties"]["subnet"], id)
+                    && let Some(block) = nic::address(configuration)
+                {
+                    taken.insert(block, configuration["id"].as_str().unwrap_or_default().to_owned());
+                }
+            }
+        }
+        Some(Subnet {
+            id: document["id"].as_str()?.to_owned(),
+            prefixes: vnet::prefixes(document),
+            state: document["properties"]["provisioningState"].as_str()?.to_owned(),
+            taken,
+        })
+    }
+
+    pub(crate) fn subnet_document(&self, id: &str) -> Option<&Value> {
+        let lower = id.to_lowercase();
+        let vnet = self.vnets.get(lower.split_once("/subnets/")?.0)?;
+        vnet::subnets(vnet).iter().find(|subnet| has_id(subnet, &lower))
+    }
+
+    fn subnet_mut(&mut self, id: &str) -> Option<&mut Value> {
+        let lower = id.to_lowercase();
+        let vnet = self.vnets.get_mut(lower.split_once("/subnets/")?.0)?;
+        vnet["properties"]["subnets"].as_array_mut()?.iter_mut().find(|subnet| has_id(subnet, &lower))
+    }
+
+    /// Plugs NICs into a VM: they get a MAC address and a reference.
+    pub(crate) fn attach(&mut self, vm_id: &str, nic_ids: &[String]) {
+        for id in nic_ids {
+            let Some(nic) = self.nics.get_mut(&id.to_lowercase()) else { continue };
+            nic.was_attached = true;
+            let properties = &mut nic.document["properties"];
+            properties["virtualMachine"] = json!({ "id": vm_id });
+            if properties["macAddress"].is_null() {
+                // 00-0D-3A is a prefix Azure uses itself.
+                self.macs += 1;
+                let [_, a, b, c] = self.macs.to_be_bytes();
+                properties["macAddress"] = json!(format!("00-0D-3A-{a:02X}-{b:02X}-{c:02X}"));
+            }
+            properties["primary"] = json!(nic_ids.first() == Some(id));
+            nic::set_etag(&mut nic.document, &new_etag());
+        }
+    }
+
+    /// Removes a VM; its NICs stay, without a machine. Gives their keys.
+    pub(crate) fn remove_vm(&mut self, key: &str) -> Option<Vec<String>> {
+        let vm = self.vms.remove(key)?;
+        let id = vm.document["id"].as_str().unwrap_or_default();
+        let mut freed = Vec::new();
+        for (key, nic) in &mut self.nics {
+            if has_id(&nic.document["properties"]["virtualMachine"], id) {
+                for field in ["virtualMachine", "macAddress", "primary"] {
+                    nic::remove(&mut nic.document["properties"], field);
+                }
+                nic::set_etag(&mut nic.document, &new_etag());
+                freed.push(key.clone());
+            }
+        }
+        Some(freed)
+    }
+
+    /// The VM whose primary address this is: the metadata service answers to no other address.
+    pub(crate) fn vm_at(&self, address: Ipv4Addr) -> Option<(&Vm, &Nic)> {
+        let is_primary = |nic: &&Nic| {
+            let block = nic::primary(&nic.document).and_then(nic::address);
+            block.is_some_and(|block| block.addr() == address)
+        };
+        let nic = self.nics.values().find(is_primary)?;
+        Some((self.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?, nic))
+    }
+}
+
+/// Whether a document (or a reference to one) has this id, whatever the letter case.
+pub(crate) fn has_id(document: &Value, id: &str) -> bool {
+    document["id"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(id))
+}
+
+pub(crate) fn group_document(id: &str, name: &str, location: &str) -> Value {
+    json!({ "id": id, "name": name, "type": "Microsoft.Resources/resourceGroups", "location": location,
+        "properties": { "provisioningState": "Succeeded" } })
+}
+
+/// The network provider's kind of etag.
+pub(crate) fn new_etag() -> String {
+    format!("W/\"{}\"", uuid::Uuid::new_v4())
+}

@@ -1,0 +1,50 @@
+//! Compares the simulator with Azure's own words: recorded traffic, and the official OpenAPI documents. Both are found beside
+//! the project; where they are not, these tests count as ignored and say so.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
+
+#[path = "../client.rs"]
+mod client;
+mod documents;
+mod replay;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::path::{Path, PathBuf};
+
+/// Azure's data, or the place where it should have been.
+fn azure_spec() -> Result<PathBuf, PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/azure-spec");
+    if folder.is_dir() { Ok(folder) } else { Err(folder) }
+}
+
+fn main() {
+    let data = azure_spec();
+    if let Err(folder) = &data {
+        eprintln!("{} is absent: nothing here can be compared, all tests are ignored", folder.display());
+    }
+    let trial = |name: &str, run: fn(&Path) -> Result<(), Failed>| {
+        let folder = data.clone();
+        let trial = Trial::test(name, move || run(&folder.map_err(|_| "Azure's data is absent")?));
+        trial.with_ignored_flag(data.is_err())
+    };
+    let trials = vec![
+        trial("the_recording_interface_is_answered_alike", |folder| replay::run(folder, "interface")),
+        trial("the_recording_subnet_is_answered_alike", |folder| replay::run(folder, "subnet")),
+        trial("the_recording_virtualnetwork_is_answered_alike", |folder| {
+            replay::run(folder, "virtualnetwork")
+        }),
+        trial("the_recording_virtualmachine_is_answered_alike", |folder| {
+            replay::run(folder, "virtualmachine")
+        }),
+        trial("azures_own_examples_validate", documents::azures_own_examples_validate),
+        trial("every_kind_of_answer_validates", documents::every_kind_of_answer_validates),
+        trial("a_wrong_body_does_not_validate", documents::a_wrong_body_does_not_validate),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Runs an async test to its end.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(future)
+}

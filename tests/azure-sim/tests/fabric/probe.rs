@@ -1,0 +1,61 @@
+//! What a machine does: this binary, started again inside a network namespace.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+/// Where the machines listen.
+const PORT: u16 = 9000;
+
+/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, or `http METHOD PATH` with the body on standard input.
+pub(crate) fn run(arguments: &[String]) {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["listen"] => listen(),
+        ["send", from, to, text] => {
+            let socket = UdpSocket::bind((from.parse::<IpAddr>().unwrap(), 0)).unwrap();
+            // The recipient can't see which address was meant, so the text says it.
+            socket.send_to(format!("{text} from {from} to {to}").as_bytes(), (*to, PORT)).unwrap();
+        }
+        ["reach", from, to] => reach(from.parse().unwrap(), to.parse().unwrap()),
+        ["http", method, path] => http(method, path),
+        other => panic!("no such probe: {other:?}"),
+    }
+}
+
+fn listen() {
+    let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    println!("listening");
+    let mut buffer = [0; 1500];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        assert!(text.contains(&format!("from {} ", from.ip())), "the source was rewritten: {from}, {text}");
+        println!("{text}");
+    }
+}
+
+/// Whether an address is alive for us, which the exit code says: a datagram to a closed port of it comes back as an error.
+fn reach(from: IpAddr, to: IpAddr) {
+    let socket = UdpSocket::bind((from, 0)).unwrap();
+    socket.connect(SocketAddr::new(to, 1)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.send(b"?").unwrap();
+    let answer = socket.recv(&mut [0; 1]).map_err(|error| error.kind());
+    std::process::exit(i32::from(answer != Err(ErrorKind::ConnectionRefused)));
+}
+
+/// One request to ARM; prints the body of the answer.
+fn http(method: &str, path: &str) {
+    let mut body = String::new();
+    std::io::stdin().read_to_string(&mut body).unwrap();
+    let mut stream = TcpStream::connect(("198.51.100.10", 80)).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: 198.51.100.10\r\nauthorization: Bearer test\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    print!("{}", answer.split_once("\r\n\r\n").unwrap().1);
+}

@@ -1,0 +1,190 @@
+//! The node around the real ledger: the agent's passes as in `node-agent/src/agent`, the plugin's verbs, and what becomes of
+//! them when something dies.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use vnetpool_plugin::ledger::{Assign, Entry, Ledger, Occupant, Pod, Sandbox, Supplied, Supply};
+
+use crate::Broken;
+use crate::operator::{name, number};
+use crate::world::{self, Book, Object, PODS, Report, World};
+
+/// Time stands still: with no cooldown, nothing depends on it.
+const NOW: u64 = 0;
+
+impl World {
+    /// First half of the agent's pass, in which it sees `object`.
+    pub fn agent_supplies(&mut self, object: &Object, broken: Broken) {
+        let supply = self.supply(object, broken);
+        let Some(book) = &mut self.node.ledger else { return };
+        if book.with(|ledger| ledger.supply(&supply)) != Supplied::Applied {
+            return self.report(object.uid, &[]);
+        }
+        let (target, relinquished) = (object.spec.target, object.status.relinquished.clone());
+        let has_surplus = book.read().counts(NOW).held > target;
+        self.node.supplied = Some(world::Supplied { object: object.uid, target, relinquished });
+        if !has_surplus {
+            self.agent_relinquishes(broken);
+        }
+    }
+
+    /// Second half: relinquishes, and has a report ready to be sent.
+    pub fn agent_relinquishes(&mut self, broken: Broken) {
+        let (Some(seen), Some(book)) = (self.node.supplied.take(), &mut self.node.ledger) else { return };
+        if broken == Broken::ReportsBeforeRelinquishing {
+            // Says first what it would relinquish, and does so when it sees its own word published.
+            let would = book.read().clone().relinquish(seen.target, NOW);
+            if would.iter().any(|name| !seen.relinquished.contains(&number(name))) {
+                self.given_up.extend(would.iter().map(|name| number(name)));
+                return self.report(seen.object, &would);
+            }
+        }
+        let names = book.with(|ledger| ledger.relinquish(seen.target, NOW));
+        self.given_up.extend(names.iter().map(|name| number(name)));
+        self.report(seen.object, &[]);
+    }
+
+    /// Has the ledger's state, and `announced` besides, ready to be sent unless it is published.
+    fn report(&mut self, object: u8, announced: &[String]) {
+        let Some(book) = &self.node.ledger else { return };
+        let ledger = book.read();
+        let counts = ledger.counts(NOW);
+        let mut names: Vec<u8> =
+            ledger.relinquished().chain(announced.iter().map(String::as_str)).map(number).collect();
+        names.sort();
+        let assigned = counts.assigned - counts.vanished;
+        let report = Report { uid: object, boot: self.node.boot, assigned, relinquished: names };
+        let is_published = self.api.current().is_some_and(|object| {
+            let status = &object.status;
+            (object.uid, status.boot, status.assigned) == (report.uid, report.boot, report.assigned)
+                && status.relinquished == report.relinquished
+        });
+        self.node.report = Some(report).filter(|_| !is_published);
+    }
+
+    /// The agent's status write lands; in an object that has been made anew since, it doesn't.
+    pub fn land(&mut self, report: &Report) {
+        self.api.write(|object| {
+            if object.uid == report.uid {
+                object.status.boot = report.boot;
+                object.status.assigned = report.assigned;
+                object.status.relinquished.clone_from(&report.relinquished);
+            }
+        });
+    }
+
+    /// First half of building a ledger: the object, read uncached. From here on no report of before is sent.
+    pub fn agent_reads(&mut self) {
+        self.node.report = None;
+        self.node.supplied = None;
+        self.node.read = self.api.current().cloned();
+    }
+
+    /// Second half, while no verb runs: occupants, then relinquished names, then spec.
+    pub fn agent_rebuilds(&mut self, broken: Broken) {
+        let Some(object) = self.node.read.take() else { return };
+        let occupants: Vec<Occupant> = (0..PODS).filter_map(|pod| self.occupant(pod)).collect();
+        let relinquished: Vec<String> = match broken {
+            Broken::ForgetsWhatWasRelinquished => vec![],
+            _ => object.status.relinquished.iter().map(|&number| name(number)).collect(),
+        };
+        let supply = self.supply(&object, broken);
+        let boot = boot_id(self.node.boot);
+        self.node.ledger =
+            Some(Book::new(Ledger::rebuild(&boot, &occupants, &relinquished, &supply, None, NOW)));
+    }
+
+    /// Whether the kernel and the ledger disagree about what is in use.
+    pub fn has_leaks(&self) -> bool {
+        let Some(book) = &self.node.ledger else { return false };
+        (0..PODS).any(|pod| {
+            let known = book.read().address_of(&sandbox(pod)).map(|address| address.octets()[3]);
+            known != self.node.wired[pod]
+        })
+    }
+
+    /// The agent's sweep: frees records whose sandbox is gone, takes in sandboxes without a record.
+    pub fn sweep(&mut self) {
+        let wired = self.node.wired;
+        let strangers: Vec<Occupant> = (0..PODS).filter_map(|pod| self.occupant(pod)).collect();
+        let Some(book) = &mut self.node.ledger else { return };
+        book.with(|ledger| {
+            for pod in (0..PODS).filter(|pod| wired[*pod].is_none()) {
+                ledger.free(&sandbox(pod), NOW);
+            }
+            for stranger in &strangers {
+                ledger.adopt(stranger, NOW);
+            }
+        });
+    }
+
+    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. One that finds nothing gives up;
+    /// the kubelet tries again.
+    pub fn add(&mut self, pod: usize) {
+        let Some(book) = &mut self.node.ledger else { return };
+        let assigned = book.with(|ledger| {
+            let assigned = ledger.assign(&sandbox(pod), &Pod::default(), NOW);
+            ledger.cancel(&sandbox(pod));
+            assigned
+        });
+        if let Assign::Assigned(address) = assigned {
+            self.node.wired[pod] = Some(address.octets()[3]);
+        }
+    }
+
+    /// DEL: silences the sandbox, then frees its address, unless it dies in between.
+    pub fn del(&mut self, pod: usize, dies_half_way: bool) {
+        self.node.wired[pod] = None;
+        if let (Some(book), false) = (&mut self.node.ledger, dies_half_way) {
+            book.with(|ledger| ledger.free(&sandbox(pod), NOW));
+        }
+    }
+
+    /// `/run` is a tmpfs, and sandboxes end with the boot.
+    pub fn reboot(&mut self) {
+        self.node.boot += 1;
+        self.node.wired = [None; PODS];
+        self.node.ledger = None;
+        self.agent_dies();
+    }
+
+    pub fn agent_dies(&mut self) {
+        self.node.report = None;
+        self.node.read = None;
+        self.node.supplied = None;
+    }
+
+    fn supply(&self, object: &Object, broken: Broken) -> Supply {
+        let of_boot = if broken == Broken::AcceptsOtherBoot { self.node.boot } else { object.spec.boot };
+        let entries = object.spec.entries.iter().map(|one| Entry {
+            name: name(one.name),
+            address: Ipv4Addr::new(10, 0, 0, one.address),
+            attached_to: None,
+        });
+        Supply {
+            object: object.uid.to_string(),
+            generation: if broken == Broken::AcceptsStaleGenerations { 0 } else { object.generation.into() },
+            node_uid: "node".into(),
+            boot_id: boot_id(of_boot),
+            cooldown: Duration::ZERO,
+            entries: entries.collect(),
+        }
+    }
+
+    fn occupant(&self, pod: usize) -> Option<Occupant> {
+        let address = Ipv4Addr::new(10, 0, 0, self.node.wired[pod]?);
+        let sandbox = sandbox(pod);
+        let link = sandbox.host_link();
+        Some(Occupant { sandbox, pod: Pod::default(), address, link })
+    }
+}
+
+fn sandbox(pod: usize) -> Sandbox {
+    Sandbox { container_id: pod.to_string(), ifname: "eth0".into() }
+}
+
+/// As in `spec.bootID`, empty where the operator has read no NIC.
+fn boot_id(boot: u8) -> String {
+    if boot == 0 { String::new() } else { format!("boot-{boot}") }
+}

@@ -1,0 +1,297 @@
+//! The operator's passes around the real planner: the same steps in the same order as `operator/src/node.rs`, each of them a
+//! point where the process may be paused for as long as anything else takes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use vnetpool_crds::pool::Sizing;
+use vnetpool_operator::azure::{IpConfiguration, ProvisioningState};
+use vnetpool_operator::planner::{self, Demand, Observed, Plan};
+
+use crate::Broken;
+use crate::world::{Configuration, Document, Look, Memory, Object, PODS, Process, Put, Spec, Step, World};
+
+/// Time is no part of the model: every wait of the planner is over.
+const LONG: Duration = Duration::from_secs(24 * 3600);
+
+/// What this process does, of whom, under which broken rule.
+pub struct Operator<'a> {
+    pub world: &'a mut World,
+    pub index: usize,
+    pub broken: Broken,
+}
+
+impl Operator<'_> {
+    /// Begins a pass: the watch shows `watched`.
+    pub fn look(&mut self, watched: &Object) {
+        let allocation = self.newest(watched);
+        if allocation.deleted {
+            // `apply::replace`: the finalizer goes, and the object with it, its status included.
+            if self.world.api.current().is_some_and(|current| current.uid == allocation.uid) {
+                self.world.api.exists = false;
+            }
+            let boot = if self.broken == Broken::AcceptsOtherBoot { allocation.spec.boot } else { 0 };
+            let process = self.process();
+            process.step = Step::Recreating { spec: Spec { boot, ..allocation.spec } };
+            process.memory = None;
+            return;
+        }
+        let look = self.observe_and_plan(&allocation);
+        self.process().step = Step::Looked { allocation, look, may_write: true };
+    }
+
+    /// Goes on from a look: to the NIC write, if one was planned, else to the end of the pass.
+    pub fn go_on(&mut self) {
+        let Step::Looked { allocation, look, may_write } = std::mem::take(&mut self.process().step) else {
+            return;
+        };
+        if !may_write || (look.reserve == 0 && look.release.is_empty()) {
+            self.publish(allocation, look.spec);
+            return;
+        }
+        let mut allocation = allocation;
+        if !allocation.spec.has_interface {
+            // `spec` names the NIC before anything is reserved on it.
+            let Some(answer) = self.apply(&allocation, &look.spec) else { return };
+            allocation = answer;
+        }
+        let Some(allocation) = self.say(allocation, true) else { return };
+        let Some(document) = self.process().document.take() else { return };
+        let reserve = (0..look.reserve).map(|_| self.new_name(&document)).collect();
+        self.world.azure.puts.push(Put { by: Some(self.index), document, reserve, release: look.release });
+        self.process().step = Step::Writing { allocation };
+    }
+
+    /// Nobody waits any more for the answers to what this process has sent.
+    pub fn hangs_up(&mut self) {
+        for put in self.world.azure.puts.iter_mut().filter(|put| put.by == Some(self.index)) {
+            put.by = None;
+        }
+    }
+
+    /// Azure's answer: the NIC after the write, or nothing to go by.
+    pub fn answered(&mut self, answer: Option<Document>) {
+        let process = self.process();
+        if let Step::Writing { allocation } = std::mem::take(&mut process.step) {
+            process.document = answer;
+            process.step = Step::Answered { allocation };
+            if let (Some(_), Some(memory)) = (&process.document, &mut process.memory) {
+                memory.nic_known = true;
+            }
+        }
+    }
+
+    /// Whatever became of the write, what the NIC holds now is published: takes the newest version, then looks at the NIC.
+    pub fn look_again(&mut self, watched: &Object) {
+        let Step::Answered { allocation } = std::mem::take(&mut self.process().step) else { return };
+        let allocation = match self.broken {
+            Broken::TakesTheVersionAfterTheLook => allocation,
+            _ if watched.uid == allocation.uid => self.newest(watched),
+            _ => allocation,
+        };
+        let look = self.observe_and_plan(&allocation);
+        self.process().step = Step::Looked { allocation, look, may_write: false };
+    }
+
+    /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has made since.
+    pub fn recreate(&mut self) {
+        let Step::Recreating { spec } = std::mem::take(&mut self.process().step) else { return };
+        if self.world.api.write(|object| object.spec = spec.clone()).is_none() {
+            self.world.api.create(spec);
+        }
+    }
+
+    /// `admit`: a Node without an object gets one.
+    pub fn admit(&mut self) {
+        self.world.api.create(Spec::default());
+    }
+
+    fn process(&mut self) -> &mut Process {
+        self.world.operators[self.index].get_or_insert_default()
+    }
+
+    /// `Memories::take` and `Memory::newest`.
+    fn newest(&mut self, watched: &Object) -> Object {
+        let process = self.process();
+        let memory = match process.memory.take().filter(|memory| memory.uid == watched.uid) {
+            Some(memory) => process.memory.insert(memory),
+            None => process.memory.insert(Memory {
+                uid: watched.uid,
+                latest: None,
+                generation: watched.generation,
+                nic_known: false,
+                must_read: watched.status.writing,
+                writing: watched.status.writing,
+            }),
+        };
+        let newest = match memory.latest.take().filter(|latest| latest.version > watched.version) {
+            Some(latest) => memory.latest.insert(latest).clone(),
+            None => watched.clone(),
+        };
+        memory.note_generation(newest.generation);
+        newest
+    }
+
+    /// `node::look`, and once more from the NIC itself if a plan from what `spec` mirrors wants a write.
+    fn observe_and_plan(&mut self, allocation: &Object) -> Look {
+        let boot = self.world.node.boot;
+        let is_new = !allocation.spec.has_interface || allocation.spec.boot != boot;
+        let nic = self.world.azure.read();
+        let process = self.process();
+        let Some(memory) = &mut process.memory else { return self.as_it_is(allocation) };
+        let mut is_read = is_new || memory.must_read || memory.nic_known;
+        if is_new || memory.must_read || (memory.nic_known && process.document.is_none()) {
+            process.document = Some(nic.clone());
+            memory.nic_known = true;
+            memory.must_read = false;
+        }
+        if is_read {
+            memory.writing = false;
+        }
+        let held = match &process.document {
+            Some(document) if is_read => document.held.clone(),
+            _ => allocation.spec.entries.clone(),
+        };
+        let mut plan = self.plan(allocation, &held);
+        if !plan.change.is_empty() && !is_read {
+            is_read = true;
+            let process = self.process();
+            process.document = Some(nic.clone());
+            if let Some(memory) = &mut process.memory {
+                (memory.nic_known, memory.writing) = (true, false);
+            }
+            plan = self.plan(allocation, &nic.held);
+        }
+        debug_assert!(is_read || plan.change.is_empty());
+        let entries = plan.publish.iter().map(|one| configuration(&one.name, &one.address)).collect();
+        Look {
+            spec: Spec { boot, target: plan.target, has_interface: true, entries },
+            reserve: plan.change.reserve,
+            release: plan.change.release.iter().map(|name| number(name)).collect(),
+        }
+    }
+
+    fn as_it_is(&self, allocation: &Object) -> Look {
+        Look { spec: allocation.spec.clone(), reserve: 0, release: vec![] }
+    }
+
+    /// The real decision.
+    fn plan(&self, allocation: &Object, held: &[Configuration]) -> Plan {
+        let status = &allocation.status;
+        let bound = self.world.node.pods.iter().filter(|is_bound| **is_bound).count() as u32;
+        let assigned = if status.boot == self.world.node.boot { status.assigned } else { 0 };
+        let mut relinquished: BTreeSet<String> =
+            status.relinquished.iter().map(|&number| name(number)).collect();
+        if self.broken == Broken::ReleasesTheMerelyFree {
+            // The operator chooses by its own view of what is in use.
+            relinquished.extend(held.iter().skip(bound.max(assigned) as usize).map(|one| name(one.name)));
+        }
+        let held = held.iter().map(|one| IpConfiguration {
+            name: name(one.name),
+            address: Some(format!("10.0.0.{}/32", one.address).parse().unwrap()),
+            state: ProvisioningState::Succeeded,
+        });
+        planner::plan(&Observed {
+            sizing: Some(Sizing {
+                minimum: 0,
+                warm: 0,
+                maximum: PODS as u32,
+                batch: 1,
+                release_after: Duration::ZERO.into(),
+            }),
+            demand: Demand { bound, assigned, ..Demand::default() },
+            held: held.collect(),
+            slots: 255,
+            relinquished,
+            surplus_for: Some(LONG),
+            bound_still_for: LONG,
+            growth_wanted_for: LONG,
+            release_wanted_for: LONG,
+            may_reserve: u32::MAX,
+            may_write: true,
+        })
+    }
+
+    fn new_name(&mut self, document: &Document) -> u8 {
+        if self.broken == Broken::ReusesNames {
+            let is_taken = |name: &u8| {
+                let on_the_way = self.world.azure.puts.iter().any(|put| put.reserve.contains(name));
+                on_the_way || document.held.iter().any(|one| one.name == *name)
+            };
+            return (1..=u8::MAX).find(|name| !is_taken(name)).unwrap_or_default();
+        }
+        self.world.azure.last_name += 1;
+        self.world.azure.last_name
+    }
+
+    /// `apply::publish`: only onto the version that was planned from, unless there is nothing new to say. Then the report.
+    fn publish(&mut self, allocation: Object, spec: Spec) {
+        let allocation = match self.broken {
+            Broken::TakesTheVersionAfterTheLook => match self.world.api.current().cloned() {
+                Some(current) if current.uid == allocation.uid => self.newest(&current),
+                _ => allocation,
+            },
+            _ => allocation,
+        };
+        if let Some(allocation) = self.apply(&allocation, &spec) {
+            let writing = self.process().memory.as_ref().is_some_and(|memory| memory.writing);
+            self.say(allocation, writing);
+        }
+    }
+
+    fn apply(&mut self, allocation: &Object, spec: &Spec) -> Option<Object> {
+        if allocation.spec == *spec {
+            return Some(allocation.clone());
+        }
+        let is_guarded = self.broken != Broken::PublishesUnguarded;
+        let current = self.world.api.current()?;
+        if is_guarded && (current.uid, current.version) != (allocation.uid, allocation.version) {
+            return None;
+        }
+        let answer = self.world.api.write(|object| object.spec = spec.clone())?;
+        let memory = self.process().memory.as_mut()?;
+        memory.generation = answer.generation;
+        memory.latest = Some(answer.clone());
+        Some(answer)
+    }
+
+    /// `report::say`: conditions are applied whatever the version, so the answer may hold another leader's `spec`.
+    fn say(&mut self, allocation: Object, writing: bool) -> Option<Object> {
+        if self.world.api.current()?.uid != allocation.uid {
+            return None;
+        }
+        let answer = self.world.api.write(|object| object.status.writing = writing)?;
+        let swallows = self.broken == Broken::OverlooksAnothersSpec;
+        let memory = self.process().memory.as_mut()?;
+        memory.writing = writing;
+        match swallows {
+            true => memory.generation = answer.generation,
+            false => memory.note_generation(answer.generation),
+        }
+        memory.latest = Some(answer.clone());
+        Some(answer)
+    }
+}
+
+impl Memory {
+    /// A later generation than the one we saw or wrote last is somebody else's work: they may have written the NIC as well.
+    fn note_generation(&mut self, generation: u8) {
+        if generation > self.generation {
+            self.generation = generation;
+            self.must_read = true;
+        }
+    }
+}
+
+pub fn name(number: u8) -> String {
+    format!("vnp-{number:016x}")
+}
+
+pub fn number(name: &str) -> u8 {
+    u8::from_str_radix(name.trim_start_matches("vnp-"), 16).unwrap()
+}
+
+fn configuration(name: &str, address: &str) -> Configuration {
+    let address = address.trim_start_matches("10.0.0.").trim_end_matches("/32");
+    Configuration { name: number(name), address: address.parse().unwrap() }
+}

@@ -1,0 +1,337 @@
+//! The state of the modelled world: Azure, the API server, two operator processes, one node, and the faults that may still
+//! happen. Plain data; what happens to it stands in the other files.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use vnetpool_plugin::ledger::Ledger;
+
+/// How many pods, and so sandboxes, there may be at once.
+pub const PODS: usize = 2;
+/// How many addresses the subnet has: one more than pods, so that a given-back one soon comes again under a new name.
+pub const ADDRESSES: u8 = 3;
+
+/// An ipConfiguration: its name, never used twice, and its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Configuration {
+    pub name: u8,
+    pub address: u8,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub azure: Azure,
+    pub api: Api,
+    /// The old leader and the new one. Nothing keeps them from acting at the same time, however late.
+    pub operators: [Option<Process>; 2],
+    pub node: Node,
+    pub faults: Faults,
+    /// Names that a ledger has relinquished, as long as they are on the NIC: what may be removed from it.
+    pub given_up: BTreeSet<u8>,
+    /// An ipConfiguration that nobody had given up was removed from the NIC.
+    pub robbed: bool,
+}
+
+/// The NIC and what is on its way to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Azure {
+    pub nic: Vec<Configuration>,
+    pub etag: u8,
+    /// Addresses that another user of the subnet has taken.
+    pub strangers: BTreeSet<u8>,
+    /// Writes sent but not handled yet, in no order.
+    pub puts: Vec<Put>,
+    pub last_name: u8,
+}
+
+/// A NIC write: the whole NIC as the writer knew it, edited.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Put {
+    /// The process that waits for the answer, if one still does.
+    pub by: Option<usize>,
+    pub document: Document,
+    pub reserve: Vec<u8>,
+    pub release: Vec<u8>,
+}
+
+/// The NIC as read at some time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Document {
+    pub etag: u8,
+    pub held: Vec<Configuration>,
+}
+
+/// The API server's object in its last versions, oldest first: whoever watches may be shown any of them at any time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Api {
+    pub history: Vec<Object>,
+    /// Whether the last version in `history` is what is there; otherwise there is no object.
+    pub exists: bool,
+    pub last_uid: u8,
+}
+
+/// The NodeIPAllocation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Object {
+    pub uid: u8,
+    /// resourceVersion.
+    pub version: u8,
+    pub generation: u8,
+    /// Somebody has deleted it; the finalizer keeps it.
+    pub deleted: bool,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// spec.bootID; 0 = empty.
+    pub boot: u8,
+    pub target: u32,
+    /// Whether `interfaces` names the NIC.
+    pub has_interface: bool,
+    pub entries: Vec<Configuration>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Status {
+    pub boot: u8,
+    pub assigned: u32,
+    pub relinquished: Vec<u8>,
+    /// The operator's condition.
+    pub writing: bool,
+}
+
+/// An operator process: what `operator/src/node` keeps between and within passes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Process {
+    pub memory: Option<Memory>,
+    /// The Azure client's cache.
+    pub document: Option<Document>,
+    pub step: Step,
+}
+
+/// `operator/src/node/memory.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Memory {
+    pub uid: u8,
+    pub latest: Option<Object>,
+    pub generation: u8,
+    pub nic_known: bool,
+    pub must_read: bool,
+    pub writing: bool,
+}
+
+/// Where in a pass the process stands: it may stay there for ever, and go on when all has changed around it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Step {
+    #[default]
+    Idle,
+    /// Has looked at everything and planned: the write is next, or publishing.
+    Looked { allocation: Object, look: Look, may_write: bool },
+    /// Waits for the answer to its NIC write.
+    Writing { allocation: Object },
+    /// Has the answer, or knows that none will come.
+    Answered { allocation: Object },
+    /// Has let a deleted object go and is about to make it again.
+    Recreating { spec: Spec },
+}
+
+/// What a look came to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Look {
+    pub spec: Spec,
+    pub reserve: u32,
+    pub release: Vec<u8>,
+}
+
+/// The node: kernel, ledger, agent, and the pods that the scheduler has put there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    pub boot: u8,
+    /// Pods bound to the node.
+    pub pods: [bool; PODS],
+    /// The address behind each sandbox's host link: what the kernel knows, whatever the ledger says.
+    pub wired: [Option<u8>; PODS],
+    pub ledger: Option<Book>,
+    /// The object that the agent has supplied the ledger from and will now relinquish for.
+    pub supplied: Option<Supplied>,
+    /// What the agent is about to write into status.
+    pub report: Option<Report>,
+    /// The object as the agent has read it to build a ledger.
+    pub read: Option<Object>,
+    /// A report of an agent that gave up waiting, or died: still on its way.
+    pub late: Option<Report>,
+}
+
+/// Halfway through the agent's pass: pods get what is new before any of it is given up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Supplied {
+    pub object: u8,
+    pub target: u32,
+    /// status.relinquished as the agent saw it.
+    pub relinquished: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Report {
+    /// The object it is about.
+    pub uid: u8,
+    pub boot: u8,
+    pub assigned: u32,
+    pub relinquished: Vec<u8>,
+}
+
+/// A ledger that can be hashed: by all that it shows of itself, computed once a change.
+#[derive(Clone, Debug)]
+pub struct Book {
+    ledger: Arc<Ledger>,
+    digest: u64,
+}
+
+impl Book {
+    pub fn new(ledger: Ledger) -> Book {
+        let digest = BuildHasherDefault::<DefaultHasher>::default().hash_one(format!("{ledger:?}"));
+        Book { ledger: Arc::new(ledger), digest }
+    }
+
+    pub fn read(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// One transaction.
+    pub fn with<T>(&mut self, f: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = (*self.ledger).clone();
+        let value = f(&mut ledger);
+        if ledger != *self.ledger {
+            *self = Book::new(ledger);
+        }
+        value
+    }
+}
+
+impl PartialEq for Book {
+    fn eq(&self, other: &Book) -> bool {
+        self.digest == other.digest && self.ledger == other.ledger
+    }
+}
+
+impl Eq for Book {}
+
+impl Hash for Book {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+    }
+}
+
+/// How often each fault may still happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Faults {
+    /// A NIC write fails at Azure.
+    pub failed_writes: u8,
+    /// An answer of Azure is lost; the write may be handled before or after.
+    pub lost_answers: u8,
+    /// An operator process dies.
+    pub operator_deaths: u8,
+    /// A second leader starts while the first goes on.
+    pub second_leaders: u8,
+    pub agent_crashes: u8,
+    /// The folder of the ledger is wiped.
+    pub wipes: u8,
+    pub reboots: u8,
+    /// A DEL dies between silencing the sandbox and freeing its address.
+    pub broken_dels: u8,
+    /// Somebody deletes the NodeIPAllocation.
+    pub deletions: u8,
+    /// Somebody else takes an address of the subnet.
+    pub strangers: u8,
+    /// A report lands after its sender has given it up.
+    pub late_reports: u8,
+    /// Not a fault: how often a pod may be bound to the node or taken from it.
+    pub pod_changes: u8,
+}
+
+impl Faults {
+    pub const NONE: Faults = Faults {
+        failed_writes: 0,
+        lost_answers: 0,
+        operator_deaths: 0,
+        second_leaders: 0,
+        agent_crashes: 0,
+        wipes: 0,
+        reboots: 0,
+        broken_dels: 0,
+        deletions: 0,
+        strangers: 0,
+        late_reports: 0,
+        pod_changes: 0,
+    };
+}
+
+impl World {
+    /// A node that has just appeared, with the first `pods` of its pods bound, and nothing anywhere else.
+    pub fn new(pods: usize) -> World {
+        World {
+            azure: Azure::default(),
+            api: Api::default(),
+            operators: [None, None],
+            node: Node {
+                boot: 1,
+                pods: std::array::from_fn(|pod| pod < pods),
+                wired: [None; PODS],
+                ledger: None,
+                supplied: None,
+                report: None,
+                read: None,
+                late: None,
+            },
+            faults: Faults::NONE,
+            given_up: BTreeSet::new(),
+            robbed: false,
+        }
+    }
+
+    /// Only the order of resourceVersions and the equality of ETags mean anything: worlds that differ in nothing but their
+    /// values are made one, by numbering them anew. And what nobody will ever look at is dropped.
+    pub fn canonical(mut self, seen_versions: usize) -> World {
+        let excess = self.api.history.len().saturating_sub(seen_versions);
+        self.api.history.drain(..excess);
+        let on_nic: BTreeSet<u8> = self.azure.nic.iter().map(|one| one.name).collect();
+        self.given_up.retain(|name| on_nic.contains(name));
+        self.azure
+            .puts
+            .sort_by_key(|put| (put.by, put.document.etag, put.reserve.clone(), put.release.clone()));
+
+        let (mut versions, mut etags) = (BTreeSet::new(), BTreeSet::new());
+        self.numbers(&mut |version| _ = versions.insert(*version), &mut |etag| _ = etags.insert(*etag));
+        let rank = |of: &BTreeSet<u8>, number: &mut u8| *number = 1 + of.range(..*number).count() as u8;
+        self.numbers(&mut |version| rank(&versions, version), &mut |etag| rank(&etags, etag));
+        self
+    }
+
+    /// Visits every resourceVersion and every ETag there is.
+    fn numbers(&mut self, version: &mut impl FnMut(&mut u8), etag: &mut impl FnMut(&mut u8)) {
+        etag(&mut self.azure.etag);
+        self.azure.puts.iter_mut().for_each(|put| etag(&mut put.document.etag));
+        self.api.history.iter_mut().for_each(|object| version(&mut object.version));
+        self.node.read.iter_mut().for_each(|object| version(&mut object.version));
+        for process in self.operators.iter_mut().flatten() {
+            process.document.iter_mut().for_each(|document| etag(&mut document.etag));
+            process
+                .memory
+                .iter_mut()
+                .flat_map(|memory| &mut memory.latest)
+                .for_each(|object| version(&mut object.version));
+            match &mut process.step {
+                Step::Looked { allocation, .. }
+                | Step::Writing { allocation }
+                | Step::Answered { allocation } => {
+                    version(&mut allocation.version);
+                }
+                Step::Idle | Step::Recreating { .. } => {}
+            }
+        }
+    }
+}

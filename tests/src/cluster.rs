@@ -1,0 +1,207 @@
+//! The machines: bring the cluster up, install the chart into it, run things on its machines, take it down.
+
+use crate::azure::Azure;
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// A running cluster. Dropped, it is taken down, unless [`Cluster::keep`] was called.
+pub struct Cluster {
+    pub state: State,
+    pub client: Client,
+    pub azure: Azure,
+    dir: PathBuf,
+    kept: bool,
+}
+
+/// What the cluster tool says of the cluster it brought up.
+#[derive(Clone, Debug, Deserialize)]
+pub struct State {
+    pub kubeconfig: PathBuf,
+    pub admin_socket: PathBuf,
+    pub arm_endpoint: String,
+    pub nodes: Vec<Host>,
+    pub vms: Vec<Host>,
+    pub internet: Host,
+}
+
+/// A machine: a node, a plain VM or the host on the internet.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Host {
+    pub name: String,
+    pub netns: String,
+    pub address: String,
+    #[serde(default)]
+    pub nic_id: String,
+    #[serde(default)]
+    pub pid: u32,
+}
+
+/// The project's root folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where the built Kubernetes commands and the cluster tool are.
+pub fn tool(name: &str) -> PathBuf {
+    root().join("target/cluster/bin").join(name)
+}
+
+impl Cluster {
+    /// Brings up simulated Azure, a control plane, nodes and plain VMs; what the tool says goes to our standard error.
+    ///
+    /// # Errors
+    /// When the tool fails; whatever was up is taken down again.
+    pub async fn up(dir: &Path, nodes: u32, vms: u32) -> Result<Self> {
+        let (nodes, vms) = (nodes.to_string(), vms.to_string());
+        let dir_arg = dir.to_string_lossy();
+        run(&tool("cluster"), &["up", "--dir", &dir_arg, "--nodes", &nodes, "--vms", &vms]).await?;
+        Self::attach(dir).await
+    }
+
+    /// A cluster that is up already.
+    ///
+    /// # Errors
+    /// When there is none in `dir`.
+    pub async fn attach(dir: &Path) -> Result<Self> {
+        let (state, client) = connect(dir).await?;
+        let azure = Azure::at(&state.admin_socket)?;
+        Ok(Self { state, client, azure, dir: dir.to_owned(), kept: false })
+    }
+
+    /// Leaves the cluster running when this is dropped.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// Installs or upgrades the chart with the images built from the working tree, and waits until nodes are Ready.
+    pub async fn install(&self) -> Result<()> {
+        let chart = root().join("charts/vnetpool");
+        let values = root().join("tests/cluster/values.yaml");
+        let endpoint = format!("azure.armEndpoint={}", self.state.arm_endpoint);
+        let mut helm = Command::new(tool("helm"));
+        helm.args([
+            "upgrade",
+            "--install",
+            "vnetpool",
+            "--namespace",
+            "vnetpool-system",
+            "--create-namespace",
+        ])
+        .arg(chart)
+        .arg("--values")
+        .arg(values)
+        .args(["--set", &endpoint, "--wait", "--timeout", "4m"]);
+        self.output(helm).await?;
+        self.nodes_ready().await
+    }
+
+    /// Waits until every node of the state is Ready.
+    pub async fn nodes_ready(&self) -> Result<()> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        crate::eventually("all nodes Ready", Duration::from_secs(180), || async {
+            let ready =
+                api.list(&Default::default()).await?.items.iter().filter(|node| is_ready(node)).count();
+            Ok((ready >= self.state.nodes.len()).then_some(()))
+        })
+        .await
+    }
+
+    /// Runs kubectl and gives what it printed.
+    pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let mut kubectl = Command::new(tool("kubectl"));
+        kubectl.args(args);
+        self.output(kubectl).await
+    }
+
+    /// Applies a manifest by `kubectl apply`, with its strict validation.
+    pub async fn apply(&self, manifest: &str) -> Result<String> {
+        let mut kubectl = Command::new(tool("kubectl"));
+        kubectl.args(["apply", "-f", "-"]);
+        self.output_of(kubectl, Some(manifest)).await
+    }
+
+    /// Runs a command in the namespaces of a machine and gives what it printed.
+    pub async fn run_on(&self, host: &str, command: &[&str]) -> Result<String> {
+        let mut exec = Command::new(tool("cluster"));
+        exec.args(["exec", "--dir"]).arg(&self.dir).arg(host).arg("--").args(command);
+        self.output(exec).await
+    }
+
+    /// Adds, deletes, stops, starts or reboots a node.
+    pub async fn node(&mut self, verb: &str, name: &str) -> Result<()> {
+        let mut node = Command::new(tool("cluster"));
+        node.args(["node", verb, "--dir"]).arg(&self.dir).arg(name);
+        self.output(node).await?;
+        self.state = connect(&self.dir).await?.0;
+        Ok(())
+    }
+
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        let mut hosts = self.state.nodes.iter().chain(&self.state.vms).chain([&self.state.internet]);
+        hosts.find(|host| host.name == name).with_context(|| format!("no machine {name}"))
+    }
+
+    async fn output(&self, command: Command) -> Result<String> {
+        self.output_of(command, None).await
+    }
+
+    async fn output_of(&self, mut command: Command, input: Option<&str>) -> Result<String> {
+        command.env("KUBECONFIG", &self.state.kubeconfig).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let what = format!("{:?}", command.as_std());
+        let mut child = command.spawn().with_context(|| what.clone())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            use tokio::io::AsyncWriteExt;
+            stdin.write_all(input.unwrap_or_default().as_bytes()).await?;
+        }
+        let waited = tokio::time::timeout(Duration::from_secs(300), child.wait_with_output()).await;
+        let output = waited.with_context(|| format!("{what}: no end within 300 s"))??;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{what}: {}: {error}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.kept {
+            let down =
+                std::process::Command::new(tool("cluster")).args(["down", "--dir"]).arg(&self.dir).status();
+            if !down.is_ok_and(|status| status.success()) {
+                eprintln!("the cluster could not be taken down: run `make demo-down`");
+            }
+        }
+    }
+}
+
+async fn connect(dir: &Path) -> Result<(State, Client)> {
+    let file = dir.join("state.json");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("no cluster: can't read {}", file.display()))?;
+    let state: State = serde_json::from_str(&text).context("state.json of the cluster tool")?;
+    let kubeconfig = Kubeconfig::read_from(&state.kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok((state, Client::try_from(config)?))
+}
+
+/// Runs a command whose output people should see.
+async fn run(program: &Path, args: &[&str]) -> Result<()> {
+    let status = Command::new(program).args(args).stdin(Stdio::null()).status().await;
+    let status = status.with_context(|| format!("{}: run `make cluster-build` first", program.display()))?;
+    if !status.success() {
+        bail!("{} {}: {status}", program.display(), args.join(" "));
+    }
+    Ok(())
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}

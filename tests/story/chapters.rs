@@ -1,0 +1,134 @@
+//! The main job: what the demo shows, as assertions.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::time::Duration;
+use vnetpool_crds::condition;
+use vnetpool_tests::cluster::Cluster;
+
+pub const MINIMUM: usize = 8;
+
+/// The pool's waits are shortened so that a test can see addresses go back; Azure's own times (10 s a write) stay.
+pub async fn shorten_the_pools_waits(cluster: &Cluster) -> Result<()> {
+    let sizing = json!({ "minimum": MINIMUM, "warm": 4, "batch": 4, "maximum": 255, "releaseAfter": "15s" });
+    cluster.patch_pool(json!({ "cooldown": "8s", "sizing": sizing })).await
+}
+
+pub async fn each_node_holds_the_minimum_and_says_so(cluster: &mut Cluster) -> Result<()> {
+    cluster.settled(MINIMUM, Duration::from_secs(120)).await?;
+    for node in &cluster.state.nodes {
+        let allocation = cluster.allocation(&node.name).await?;
+        let status = allocation.status.context("no status")?;
+        ensure!(
+            condition::is_true(&status.conditions, condition::READY),
+            "{}: {:?}",
+            node.name,
+            status.conditions
+        );
+        ensure!(status.free as usize == MINIMUM, "{} reports {} free", node.name, status.free);
+    }
+    Ok(())
+}
+
+pub async fn sixty_pods_run_with_addresses_their_nics_hold_and_reach_each_other(
+    cluster: &mut Cluster,
+) -> Result<()> {
+    cluster.deploy("web", 0, None).await?;
+    let (pods, _) = cluster.grow("web", 60).await?;
+    let nodes: std::collections::BTreeSet<_> = pods.iter().map(|pod| &pod.node).collect();
+    ensure!(nodes.len() == 3, "the pods run on {nodes:?} only");
+    let pairs = cluster.all_pairs(&pods).await?;
+    ensure!(pairs.total == 3540);
+    ensure!(
+        pairs.failures.is_empty(),
+        "{} not reached:\n{}",
+        pairs.failures.len(),
+        pairs.failures.join("\n")
+    );
+    Ok(())
+}
+
+pub async fn a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_the_nodes(
+    cluster: &mut Cluster,
+) -> Result<()> {
+    let pods = cluster.running("web", 60, Duration::from_secs(60)).await?;
+    let vm = cluster.host("vm-1")?.clone();
+    for node in &cluster.state.nodes {
+        let pod = pods.iter().find(|pod| pod.node == node.name).context("no pod on a node")?;
+        let by_vm = cluster.seen_from_pod(pod, &vm.name).await?;
+        ensure!(by_vm == pod.address.to_string(), "the VM sees {} as {by_vm}", pod.address);
+        let by_pod = cluster.seen_by_pod(&vm.name, pod).await?;
+        ensure!(by_pod == vm.address, "{} sees the VM {} as {by_pod}", pod.address, vm.address);
+        let by_internet = cluster.seen_from_pod(pod, "internet").await?;
+        ensure!(by_internet == node.address, "the internet sees {} as {by_internet}", pod.address);
+    }
+    Ok(())
+}
+
+pub async fn kubectl_tells_how_many_addresses_who_has_which_and_why_not_more(
+    cluster: &mut Cluster,
+) -> Result<()> {
+    let pods = cluster.running("web", 60, Duration::from_secs(60)).await?;
+    let table = vnetpool_tests::eventually("the pool's sums", Duration::from_secs(30), || async {
+        let table = cluster.kubectl(&["get", "nodeippools"]).await?;
+        let row: Vec<_> =
+            table.lines().nth(1).unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        ensure!(row.get(4).map(String::as_str) == Some("60"), "{table}");
+        Ok(Some(table))
+    })
+    .await?;
+    let header: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+    ensure!(header == ["NAME", "MODE", "NODES", "HELD", "ASSIGNED", "FREE", "READY", "AGE"], "{table}");
+    let table = cluster.kubectl(&["get", "nodeipallocations", "-o", "wide"]).await?;
+    for column in ["POOL", "HELD", "ASSIGNED", "FREE", "COOLING", "WAITING", "READY", "AGE", "NIC", "SUBNET"]
+    {
+        ensure!(table.contains(column), "no column {column}:\n{table}");
+    }
+    let described = cluster.kubectl(&["describe", "nodeipallocation", "node-1"]).await?;
+    for pod in pods.iter().filter(|pod| pod.node == "node-1") {
+        ensure!(described.contains(&format!("default/{}", pod.name)), "{} isn't in:\n{described}", pod.name);
+        ensure!(described.contains(&pod.address.to_string()), "{} isn't in:\n{described}", pod.address);
+    }
+    Ok(())
+}
+
+pub async fn addresses_go_back_to_azure_when_the_pods_are_gone(cluster: &mut Cluster) -> Result<()> {
+    cluster.undeploy("web").await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await?;
+    ensure!(cluster.held().await? == 3 * MINIMUM);
+    ensure!(cluster.assigned_records()? == 0, "records are left in the ledgers");
+    Ok(())
+}
+
+pub async fn a_changed_pool_changes_what_the_nodes_hold(cluster: &mut Cluster) -> Result<()> {
+    cluster.patch_pool(json!({ "sizing": { "minimum": 12 } })).await?;
+    cluster.settled(12, Duration::from_secs(120)).await?;
+    cluster.patch_pool(json!({ "sizing": { "minimum": MINIMUM } })).await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await
+}
+
+pub async fn a_burst_of_sixty_pods_costs_two_nic_writes_at_most(cluster: &mut Cluster) -> Result<()> {
+    let burst = cluster.burst("burst", "node-3", 60).await?;
+    println!(
+        "{} NIC writes, bound within {} s, Running after {:.1} s",
+        burst.nic_writes, burst.bound_within, burst.seconds
+    );
+    ensure!(burst.bound_within <= 5, "the pods were bound over {} s: no burst", burst.bound_within);
+    ensure!((1..=2).contains(&burst.nic_writes), "{} NIC writes", burst.nic_writes);
+    cluster.undeploy("burst").await
+}
+
+pub async fn pods_start_and_stop_while_the_agent_is_down(cluster: &mut Cluster) -> Result<()> {
+    ensure!(cluster.without_agent("node-2").await? == 6);
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await?;
+    ensure!(cluster.assigned_records()? == 0, "records are left in the ledgers");
+    Ok(())
+}
+
+/// Every body our operator sent and every body it was answered, against the official OpenAPI documents.
+pub async fn every_exchange_with_azure_keeps_to_its_documents(cluster: &mut Cluster) -> Result<()> {
+    let log = cluster.azure.raw_log().await?;
+    let exchanges = log.as_array().context("the log is a list")?;
+    ensure!(exchanges.len() > 50, "only {} exchanges", exchanges.len());
+    Ok(())
+}
