@@ -7,3 +7,5 @@
 mod script;
 #[path = "azure/scripted.rs"]
 mod scripted;
+#[path = "azure/simulated.rs"]
+mod simulated;

@@ -164,7 +164,11 @@ impl World {
         });
         Supply {
             object: object.uid.to_string(),
-            generation: if broken == Broken::AcceptsStaleGenerations { 0 } else { object.generation.into() },
+            generation: if broken == Broken::AcceptsStaleGenerations {
+                i64::MAX
+            } else {
+                object.generation.into()
+            },
             node_uid: "node".into(),
             boot_id: boot_id(of_boot),
             cooldown: Duration::ZERO,

@@ -306,6 +306,12 @@ impl Model for Protocol {
             }),
             Property::always(NOT_ROBBED, |_, world: &World| !world.robbed),
             Property::always(GOOD_END, settle::comes_to_a_good_end),
+            Property::sometimes(COMES_AGAIN, |protocol, world: &World| {
+                let first = protocol.pods as u8; // at first, names and addresses go up together from 1 and 0
+                world.azure.nic.iter().any(|one| {
+                    one.name > first && one.address < first && world.node.wired.contains(&Some(one.address))
+                })
+            }),
         ]
     }
 }
@@ -315,6 +321,9 @@ pub const ON_THE_NIC: &str = "an address in use is on the NIC";
 pub const HANDED_OUT: &str = "what the ledger hands out is on the NIC";
 pub const NOT_ROBBED: &str = "nothing but what was relinquished is removed from the NIC";
 pub const GOOD_END: &str = "with no more faults, NIC, spec and ledger come to agree on what is wanted";
+pub const ALWAYS: [&str; 5] = [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, GOOD_END];
+/// Not a promise but a proof that the model gets there.
+pub const COMES_AGAIN: &str = "an address given back is in use under a new name";
 
 impl Protocol {
     /// From two running pods, watches up to two versions behind.

@@ -9,6 +9,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
+use vnetpool_azure_sim::schema::Documents;
 use vnetpool_tests::cluster::{Cluster, root};
 
 /// The cluster all chapters share; it comes up with the first chapter that runs.
@@ -22,8 +23,8 @@ fn main() {
     let shared = Shared::default();
     let mut trials = vec![];
     macro_rules! chapter {
-        ($($chapter:path),* $(,)?) => {$(
-            let (runtime, shared) = (runtime.clone(), shared.clone());
+        ($($chapter:path),* $(,)?) => {$({
+            let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
             trials.push(Trial::test(stringify!($chapter).replace(' ', ""), move || {
                 runtime.block_on(async {
                     let mut shared = shared.lock().await;
@@ -31,7 +32,7 @@ fn main() {
                     $chapter(cluster).await.map_err(|error| Failed::from(format!("{error:#}")))
                 })
             }));
-        )*};
+        })*};
     }
     chapter![
         chapters::each_node_holds_the_minimum_and_says_so,
@@ -51,6 +52,13 @@ fn main() {
         trouble::a_refused_write_names_the_missing_action_and_hurts_no_other_node,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
     ];
+    // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as skipped.
+    if matches!(Documents::beside_project(), Ok(None))
+        && let Some(last) = trials.pop()
+    {
+        println!("../shared/azure-spec is absent: {} is skipped", last.name());
+        trials.push(last.with_ignored_flag(true));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(shared.blocking_lock().take());
     conclusion.exit()

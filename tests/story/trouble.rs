@@ -92,10 +92,10 @@ pub async fn a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_wri
         Ok((cluster.azure.hits(&fault).await? > 0).then_some(()))
     })
     .await?;
-    let leader = leader(cluster).await?;
+    let (pod, process) = leader(cluster).await?;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "vnetpool-system");
     let node =
-        pods.get(&leader).await?.spec.and_then(|spec| spec.node_name).context("the leader has no node")?;
+        pods.get(&pod).await?.spec.and_then(|spec| spec.node_name).context("the leader has no node")?;
     for pid in cluster.host(&node)?.processes("vnetpool-operator") {
         let killed = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
         ensure!(killed.success(), "can't end the operator, process {pid}");

@@ -309,7 +309,8 @@ async fn writes_to_one_nic_wait_for_each_other() {
         azure.update(&lower, &one, Priority::WaitingPods),
         azure.update(&upper, &two, Priority::WaitingPods),
     );
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     let heard = script.heard();
     assert_eq!(heard.len(), 3);
     assert_eq!(heard[2].headers["if-match"], "W/\"2\"");

@@ -1,0 +1,296 @@
+//! The client against simulated Azure: what it asks for, what the NIC then holds, and what each refusal becomes.
+//!
+//! Writes take a second here instead of Azure's ten, or as long as the test says.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Peering, Sim};
+use vnetpool_operator::azure::{
+    Azure, Change, Error, Freshness, Nic, Priority, ProvisioningState, Remedy, ResourceId, VmId,
+};
+
+use crate::script::client;
+
+/// One VM and its NIC in an Azure of its own.
+struct World {
+    sim: Sim,
+    azure: Azure,
+    vm: VmId,
+    nic: ResourceId,
+}
+
+impl World {
+    async fn start(subnet: &str, write_seconds: f64) -> World {
+        let sim = Sim::start(Config { write_seconds, ..Config::default() }).await.unwrap();
+        let vm = NewVm { name: "node-1".into(), subnet: Some(subnet.into()), ..NewVm::default() };
+        let vm = sim.add_vm(vm).await.unwrap();
+        let azure = client(sim.arm_url(), sim.arm_url());
+        World {
+            azure,
+            vm: VmId::from_provider_id(&vm.provider_id).unwrap(),
+            nic: vm.nic_id.parse().unwrap(),
+            sim,
+        }
+    }
+
+    async fn reserve(&self, names: &[&str]) -> Result<std::sync::Arc<Nic>, Error> {
+        self.azure.update(&self.nic, &change(names, &[]), Priority::WaitingPods).await
+    }
+
+    fn refuse(&self, method: &str, status: u16, body: Value, headers: &[(&str, &str)]) {
+        let headers: BTreeMap<String, String> =
+            headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        self.fault(method, Effect::Status { status, body, headers });
+    }
+
+    /// Strikes the next such request to a NIC.
+    fn fault(&self, method: &str, effect: Effect) -> u64 {
+        self.sim.order_fault(Fault {
+            method: Some(method.into()),
+            path_contains: Some("networkInterfaces".into()),
+            count: Some(1),
+            effect,
+        })
+    }
+
+    /// What ARM was asked, without tokens and polls.
+    fn asked(&self) -> Vec<String> {
+        let log = self.arm_log();
+        log.iter().filter(|one| !one.path.contains("/operations/")).map(|one| one.method.clone()).collect()
+    }
+
+    fn arm_log(&self) -> Vec<LogEntry> {
+        self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
+    }
+
+    /// Names and addresses of ours as Azure itself holds them.
+    fn held(&self) -> Vec<(String, String)> {
+        let state = self.sim.state();
+        let all = state["nics"][0]["ip_configurations"].as_array().unwrap().clone();
+        all.iter()
+            .filter(|one| one["primary"] == false)
+            .map(|one| (one["name"].as_str().unwrap().into(), one["address"].as_str().unwrap().into()))
+            .collect()
+    }
+}
+
+fn change(reserve: &[&str], release: &[&str]) -> Change {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    Change { reserve: names(reserve), release: names(release) }
+}
+
+fn names(nic: &Nic) -> Vec<&str> {
+    nic.ip_configurations.iter().map(|one| one.name.as_str()).collect()
+}
+
+const FIVE: [&str; 5] = ["vnp-1", "vnp-2", "vnp-3", "vnp-4", "vnp-5"];
+
+#[tokio::test]
+async fn a_vm_leads_to_its_nic() {
+    let world = World::start("nodes", 1.0).await;
+    let found = world.azure.primary_nic(&world.vm, Priority::NewNode).await.unwrap();
+    assert_eq!(found, world.nic);
+    let nic = world.azure.nic(&found, Freshness::Cached, Priority::NewNode).await.unwrap();
+    assert_eq!(nic.vm.as_ref(), Some(world.vm.resource()));
+    assert_eq!(nic.location, "westeurope");
+    assert!(nic.mac.as_deref().unwrap().starts_with("00:0d:3a:"));
+    assert_eq!((nic.foreign, names(&nic).len()), (1, 0));
+}
+
+#[tokio::test]
+async fn five_are_reserved_in_one_write_and_two_released_in_another() {
+    let world = World::start("nodes", 1.0).await;
+    let nic = world.reserve(&FIVE).await.unwrap();
+    assert_eq!(names(&nic), FIVE);
+    assert!(nic.ip_configurations.iter().all(|one| one.state == ProvisioningState::Succeeded));
+    let addresses: HashSet<_> = nic.ip_configurations.iter().map(|one| one.address.unwrap()).collect();
+    assert_eq!(addresses.len(), 5);
+    assert_eq!(world.asked(), ["GET", "PUT", "GET"]);
+
+    let give_back = change(&[], &["vnp-2", "vnp-4"]);
+    let nic = world.azure.update(&world.nic, &give_back, Priority::GiveBack).await.unwrap();
+    assert_eq!(names(&nic), ["vnp-1", "vnp-3", "vnp-5"]);
+    // What the first write left is known: no read before the second.
+    assert_eq!(world.asked(), ["GET", "PUT", "GET", "PUT", "GET"]);
+    let ours: Vec<(String, String)> = nic
+        .ip_configurations
+        .iter()
+        .map(|one| (one.name.clone(), one.address.unwrap().addr().to_string()))
+        .collect();
+    assert_eq!(world.held(), ours);
+}
+
+#[tokio::test]
+async fn an_operation_is_polled_no_more_often_than_azure_asks() {
+    let world = World::start("nodes", 3.0).await;
+    world.reserve(&["vnp-1"]).await.unwrap();
+    let polls = world.arm_log().iter().filter(|one| one.path.contains("/operations/")).count();
+    assert_eq!(polls, 1, "Retry-After is 3 s, as long as the write takes");
+}
+
+#[tokio::test]
+async fn a_race_with_another_writer_is_lost_once_and_then_won_without_undoing_theirs() {
+    let world = World::start("nodes", 1.0).await;
+    world.azure.nic(&world.nic, Freshness::Cached, Priority::NewNode).await.unwrap();
+    world
+        .sim
+        .patch_nic(
+            "node-1-nic",
+            &json!({ "tags": { "owner": "somebody" }, "properties": { "aNewField": [1, null] } }),
+        )
+        .await
+        .unwrap();
+    let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+    assert!(matches!(error, Error::Stale { .. }), "{error}");
+    assert_eq!(error.remedy(), Remedy::ReadAgain);
+    world.reserve(&["vnp-1"]).await.unwrap();
+    let log = world.arm_log();
+    let written = log.iter().rfind(|one| one.method == "PUT").unwrap().request.clone().unwrap();
+    assert_eq!(written["tags"]["owner"], "somebody");
+    assert_eq!(written["properties"]["aNewField"], json!([1, null]));
+    let read = log.last().unwrap().response.clone().unwrap();
+    assert_eq!(read["properties"]["aNewField"], json!([1, null]));
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_is_lost_is_found_on_the_nic() {
+    let world = World::start("nodes", 1.0).await;
+    world.fault("PUT", Effect::CutAfterApply);
+    let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+    assert_eq!(error.remedy(), Remedy::ReadAgain);
+    let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(names(&nic), ["vnp-1"]);
+    // The write goes on in Azure, and nothing of ours disturbs it.
+    let error = world.reserve(&["vnp-2"]).await.unwrap_err();
+    let Remedy::RetryAfter(wait) = error.remedy() else { panic!("{error}") };
+    tokio::time::sleep(wait).await;
+    let nic = world.reserve(&["vnp-1", "vnp-2"]).await.unwrap();
+    assert_eq!(names(&nic), ["vnp-1", "vnp-2"]);
+    assert_eq!(world.asked().iter().filter(|method| *method == "PUT").count(), 2);
+}
+
+#[tokio::test]
+async fn after_throttling_nothing_is_asked_of_that_sort_before_retry_after() {
+    let world = World::start("nodes", 1.0).await;
+    let body = json!({ "error": { "code": "SubscriptionRequestsThrottled", "message": "slow down" } });
+    world.refuse("PUT", 429, body, &[("retry-after", "2")]);
+    let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+    assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(2)), "{error}");
+    // Asked at once nevertheless, it waits by itself.
+    let started = std::time::Instant::now();
+    let patient = world.reserve(&["vnp-1"]);
+    patient.await.unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(2));
+    assert_eq!(world.asked(), ["GET", "PUT", "PUT", "GET"]);
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_named() {
+    let world = World::start("nodes", 1.0).await;
+    world.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
+    let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+    let Error::Denied { action, scope, .. } = &error else { panic!("{error}") };
+    assert_eq!(action, "Microsoft.Network/networkInterfaces/write");
+    assert_eq!(scope.parse::<ResourceId>().unwrap(), world.nic);
+    world.sim.deny(vec![]);
+    world.reserve(&["vnp-1"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_permission_to_join_the_subnet_names_that_and_the_subnet() {
+    let world = World::start("nodes", 1.0).await;
+    world.sim.deny(vec!["Microsoft.Network/virtualNetworks/subnets/join/action".into()]);
+    let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+    let Error::Denied { action, scope, .. } = &error else { panic!("{error}") };
+    assert_eq!(action, "Microsoft.Network/virtualNetworks/subnets/join/action");
+    assert!(scope.ends_with("/subnets/nodes"), "{scope}");
+}
+
+#[tokio::test]
+async fn a_full_subnet_is_named_and_nothing_is_taken_of_it() {
+    let world = World::start("small", 1.0).await;
+    // A /28 has 11 addresses to give, and the node has one of them.
+    let eleven: Vec<String> = (0..11).map(|index| format!("vnp-{index}")).collect();
+    let eleven: Vec<&str> = eleven.iter().map(String::as_str).collect();
+    let error = world.reserve(&eleven).await.unwrap_err();
+    assert!(error.to_string().starts_with("subnet small (10.240.16.0/28) has no free address"), "{error}");
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "SubnetFull", .. }));
+    assert_eq!(world.held(), []);
+    world.reserve(&eleven[..10]).await.unwrap();
+    assert_eq!(world.held().len(), 10);
+}
+
+#[tokio::test]
+async fn a_write_that_another_supersedes_means_reading_again() {
+    let world = World::start("nodes", 2.0).await;
+    let meanwhile = async {
+        // The other writer comes when ours has been accepted.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while world.held().is_empty() {
+            assert!(std::time::Instant::now() < deadline, "the write was never accepted");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.sim.patch_nic("node-1-nic", &json!({ "tags": { "owner": "somebody" } })).await.unwrap();
+    };
+    let reserve = ["vnp-1"];
+    let (outcome, ()) = tokio::join!(world.reserve(&reserve), meanwhile);
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, Error::Superseded { .. }), "{error}");
+    assert_eq!(error.remedy(), Remedy::ReadAgain);
+    let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(names(&nic), reserve);
+}
+
+#[tokio::test]
+async fn nothing_is_retried_below_the_budget() {
+    let world = World::start("nodes", 1.0).await;
+    for (method, status) in [("GET", 503), ("PUT", 500), ("PUT", 409)] {
+        world.sim.clear_log();
+        world.refuse(method, status, json!({ "error": { "code": "Any", "message": "words" } }), &[]);
+        world.reserve(&["vnp-1"]).await.unwrap_err();
+        assert_eq!(world.asked().iter().filter(|asked| *asked == method).count(), 1, "{method} {status}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_or_a_nic_that_is_gone_is_not_found() {
+    let world = World::start("nodes", 1.0).await;
+    world.sim.delete_vm("node-1", false).await.unwrap();
+    let vm = world.azure.primary_nic(&world.vm, Priority::NewNode).await.unwrap_err();
+    assert!(matches!(&vm, Error::NotFound { resource, .. } if *resource == world.vm.to_string()), "{vm}");
+    let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::NewNode).await.unwrap_err();
+    assert!(matches!(&nic, Error::NotFound { resource, .. } if *resource == world.nic.to_string()), "{nic}");
+}
+
+#[tokio::test]
+async fn a_nic_without_a_vm_says_so_and_is_written_at_once() {
+    let world = World::start("nodes", 1.0).await;
+    world.reserve(&["vnp-1"]).await.unwrap();
+    world.sim.delete_vm("node-1", true).await.unwrap();
+    let nic = world.azure.nic(&world.nic, Freshness::Fresh, Priority::GiveBack).await.unwrap();
+    assert_eq!(nic.vm, None);
+    world.sim.clear_log();
+    let nic = world.azure.update(&world.nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await.unwrap();
+    assert_eq!((names(&nic).len(), world.arm_log().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_network_is_read_once_for_many_nodes() {
+    let world = World::start("nodes", 1.0).await;
+    let peering = Peering { name: "hub".into(), prefixes: vec!["10.250.0.0/16".parse().unwrap()] };
+    world.sim.set_peerings("vnet", &[peering]).unwrap();
+    let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::NewNode).await.unwrap();
+    world.sim.clear_log();
+    let reads = (0..20).map(|_| world.azure.network(&nic.subnet, Priority::NewNode));
+    for network in futures::future::join_all(reads).await {
+        let network = network.unwrap();
+        let texts = |nets: &[ipnet::Ipv4Net]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&network.address_space), ["10.240.0.0/16"]);
+        assert_eq!(texts(&network.peered), ["10.250.0.0/16"]);
+        assert_eq!(texts(&network.subnet), ["10.240.0.0/20"]);
+    }
+    assert_eq!(world.arm_log().len(), 1);
+}
