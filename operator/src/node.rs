@@ -223,13 +223,15 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
         }
         report::writing(ctx, round, node, memory).await?;
         outcome = write(ctx, round, node, memory).await;
-        // Whatever became of the write, what the NIC holds now is published.
+        // Whatever became of the write, what the NIC holds now is published. First the version, then the look, then the
+        // publication at that version: the other way round a leader that was paused in between would put its old look at
+        // the NIC into the version of its successor, and names that have left the NIC since would come back.
+        if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
+            round.allocation = memory.newest(watched);
+        }
         if let Err(error) = look(ctx, round, node, memory).await {
             memory.must_read = true;
             return outcome.and(Err(error));
-        }
-        if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
-            round.allocation = memory.newest(watched);
         }
     }
     settle_left(ctx, round, node).await?;

@@ -40,10 +40,8 @@ pub struct Memory {
 
 impl Memory {
     fn of(allocation: &NodeIPAllocation) -> Memory {
-        let conditions =
-            allocation.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         // Left behind by an operator that ended during a write.
-        let writing = condition::is_true(conditions, condition::WRITING);
+        let writing = is_writing(allocation);
         Memory {
             uid: allocation.uid(),
             latest: None,
@@ -70,15 +68,32 @@ impl Memory {
             }
             _ => watched,
         };
-        if newest.metadata.generation > self.generation {
-            // An old leader's, or a person's: either may have touched the NIC as well.
-            self.generation = newest.metadata.generation;
-            self.must_read = true;
-        }
+        self.notice(&newest);
         newest
     }
 
-    /// Takes note of the API server's answer to a write of ours.
+    /// Looks for the hand of another: an old leader's or a person's `spec`, another leader's write. Either may have changed
+    /// the NIC as well.
+    fn notice(&mut self, seen: &NodeIPAllocation) {
+        if seen.metadata.generation > self.generation {
+            self.generation = seen.metadata.generation;
+            self.must_read = true;
+        }
+        if is_writing(seen) && !self.writing {
+            self.writing = true;
+            self.must_read = true;
+        }
+    }
+
+    /// Takes note of the API server's answer to conditions of ours. They are applied whatever the version, so what it shows
+    /// of `spec` may be somebody else's.
+    pub fn said(&mut self, answer: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
+        self.notice(&answer);
+        self.latest = Some(answer.clone());
+        answer
+    }
+
+    /// Takes note of the API server's answer to our writing `spec`.
     pub fn wrote(&mut self, answer: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
         self.generation = answer.metadata.generation;
         self.latest = Some(answer.clone());
@@ -91,6 +106,11 @@ impl Memory {
         self.growth_since = clock(self.growth_since, plan.grows);
         self.release_since = clock(self.release_since, plan.releases);
     }
+}
+
+fn is_writing(allocation: &NodeIPAllocation) -> bool {
+    let status = allocation.status.as_ref();
+    status.is_some_and(|status| condition::is_true(&status.conditions, condition::WRITING))
 }
 
 /// Kubernetes lets clients compare the resourceVersions of one object as numbers.
@@ -153,6 +173,14 @@ mod tests {
         Arc::new(serde_json::from_value(object).unwrap())
     }
 
+    fn written(allocation: Arc<NodeIPAllocation>) -> NodeIPAllocation {
+        let mut object = (*allocation).clone();
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        let writing = condition::new(condition::WRITING, true, "Writing", "", None, now);
+        object.status.get_or_insert_default().conditions.push(writing);
+        object
+    }
+
     #[test]
     fn our_own_write_counts_until_the_watch_has_caught_up() {
         let memories = Memories::default();
@@ -173,6 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_of_somebody_else_in_the_answer_to_our_conditions_makes_us_read_the_nic() {
+        let mut memory = Memories::default().take(&allocation("a", 9, 1));
+        memory.said(allocation("a", 10, 1));
+        assert!(!memory.must_read);
+        memory.said(allocation("a", 12, 2));
+        assert!(memory.must_read);
+    }
+
+    #[test]
+    fn a_write_that_another_leader_began_makes_us_read_the_nic() {
+        let mut memory = Memories::default().take(&allocation("a", 9, 1));
+        memory.newest(Arc::new(written(allocation("a", 10, 1))));
+        assert!(memory.must_read && memory.writing);
+    }
+
+    #[test]
     fn an_object_made_anew_is_a_stranger() {
         let memories = Memories::default();
         let mut memory = memories.take(&allocation("a", 9, 1));
@@ -183,16 +227,7 @@ mod tests {
 
     #[test]
     fn a_write_left_behind_by_a_dead_operator_makes_us_read_the_nic() {
-        let mut object = (*allocation("a", 9, 1)).clone();
-        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
-        object.status.get_or_insert_default().conditions.push(condition::new(
-            condition::WRITING,
-            true,
-            "Writing",
-            "",
-            None,
-            now,
-        ));
+        let object = written(allocation("a", 9, 1));
         let memory = Memories::default().take(&object);
         assert!(memory.must_read && memory.writing);
     }

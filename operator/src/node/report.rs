@@ -91,8 +91,7 @@ async fn say(
             return Ok(Some(pause));
         }
     }
-    round.allocation =
-        memory.wrote(Arc::new(apply_conditions(ctx, &round.allocation.name_any(), &next).await?));
+    round.allocation = memory.said(Arc::new(apply_conditions(ctx, &round.allocation, &next).await?));
     memory.reported = Some(now);
     let about = [node.object_ref(&()), round.allocation.object_ref(&())];
     for event in facts::turned(&before, &next, memory.setback.as_ref()) {
@@ -114,26 +113,27 @@ pub async fn vacant(
         condition::new(READY, false, reason, message, allocation.metadata.generation, Timestamp::now()),
     );
     if !condition::same(&ours(allocation), &next) {
-        apply_conditions(ctx, &allocation.name_any(), &next).await?;
+        apply_conditions(ctx, allocation, &next).await?;
     }
     Ok(())
 }
 
-/// The operator's conditions, all of them: one that isn't sent is taken off.
+/// The operator's conditions, all of them: one that isn't sent is taken off. Of this object only, not of one made anew.
 async fn apply_conditions(
     ctx: &Context,
-    name: &str,
+    allocation: &NodeIPAllocation,
     conditions: &[Condition],
 ) -> Result<NodeIPAllocation, Error> {
+    let name = allocation.name_any();
     let object = json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
-        "metadata": {"name": name},
+        "metadata": {"name": name, "uid": allocation.uid()},
         "status": {"conditions": conditions},
     });
     let params = PatchParams::apply(names::OPERATOR).force();
     let api = Api::<NodeIPAllocation>::all(ctx.client.clone());
-    let mut answer = api.patch_status(name, &params, &Patch::Apply(&object)).await.map_err(Error::Report)?;
+    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await.map_err(Error::Report)?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }
