@@ -56,8 +56,10 @@ pub enum Broken {
     ReportsBeforeRelinquishing,
     /// A ledger is built from `status.relinquished` before `spec`.
     ForgetsWhatWasRelinquished,
-    /// The ledger refuses a generation older than it has seen.
+    /// The ledger refuses a generation older than it has seen (and the agent, as below).
     AcceptsStaleGenerations,
+    /// The agent refuses a version of the object older than one it has used.
+    AcceptsOldVersions,
     /// The ledger refuses a spec that isn't of this boot; an object made again is of none.
     AcceptsOtherBoot,
     /// No name is used a second time.
@@ -160,6 +162,15 @@ fn an_object_deleted_by_hand_does_no_harm() {
     holds("deleted", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
 }
 
+/// A ledger tells a stale view by the generation, which starts anew with the object; the agent by the version, which doesn't.
+#[test]
+fn a_late_view_of_a_deleted_object_is_not_taken_for_news_of_its_successor() {
+    let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
+    let late = |broken| Protocol { pods: 1, seen_versions: 4, ..Protocol::new(broken, faults) };
+    holds("deleted, seen late", late(Broken::None));
+    fails_in(HANDED_OUT, Protocol { seen_versions: 6, ..late(Broken::AcceptsOldVersions) });
+}
+
 #[test]
 fn an_operator_that_releases_a_merely_free_address_takes_it_from_a_pod() {
     fails(Broken::ReleasesTheMerelyFree, ON_THE_NIC, Faults { pod_changes: 2, ..NONE });
@@ -227,13 +238,6 @@ fn another_leaders_spec_overlooked_in_an_answer_leaves_a_stale_nic_in_use() {
 #[test]
 fn known_limit_a_report_that_lands_after_the_ledger_was_lost_and_built_anew_is_believed() {
     fails(Broken::None, HANDED_OUT, Faults { late_reports: 1, wipes: 1, pod_changes: 1, ..NONE });
-}
-
-/// A ledger tells a stale view by the generation, and that starts anew with the object.
-#[test]
-fn known_limit_a_late_view_of_a_deleted_object_is_taken_for_news_of_its_successor() {
-    let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
-    fails_in(HANDED_OUT, Protocol { pods: 1, seen_versions: 6, ..Protocol::new(Broken::None, faults) });
 }
 
 /// With the object goes the list of what was relinquished: the ledger is built anew without it while a release is on its way.

@@ -16,6 +16,12 @@ const NOW: u64 = 0;
 impl World {
     /// First half of the agent's pass, in which it sees `object`.
     pub fn agent_supplies(&mut self, object: &Object, broken: Broken) {
+        if object.version < self.node.latest
+            && !matches!(broken, Broken::AcceptsOldVersions | Broken::AcceptsStaleGenerations)
+        {
+            return;
+        }
+        self.node.latest = object.version;
         let supply = self.supply(object, broken);
         let Some(book) = &mut self.node.ledger else { return };
         if book.with(|ledger| ledger.supply(&supply)) != Supplied::Applied {
@@ -84,6 +90,7 @@ impl World {
     /// Second half, while no verb runs: occupants, then relinquished names, then spec.
     pub fn agent_rebuilds(&mut self, broken: Broken) {
         let Some(object) = self.node.read.take() else { return };
+        self.node.latest = self.node.latest.max(object.version);
         let occupants: Vec<Occupant> = (0..PODS).filter_map(|pod| self.occupant(pod)).collect();
         let relinquished: Vec<String> = match broken {
             Broken::ForgetsWhatWasRelinquished => vec![],
@@ -149,7 +156,9 @@ impl World {
         self.agent_dies();
     }
 
+    /// The next process begins with a list, which is never older than what is there when it is asked for.
     pub fn agent_dies(&mut self) {
+        self.node.latest = self.api.history.last().map_or(0, |object| object.version);
         self.node.report = None;
         self.node.read = None;
         self.node.supplied = None;

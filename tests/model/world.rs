@@ -162,6 +162,8 @@ pub struct Node {
     pub report: Option<Report>,
     /// The object as the agent has read it to build a ledger.
     pub read: Option<Object>,
+    /// The latest version this agent process has used: an older one is not news.
+    pub latest: u8,
     /// A report of an agent that gave up waiting, or died: still on its way.
     pub late: Option<Report>,
 }
@@ -286,6 +288,7 @@ impl World {
                 report: None,
                 read: None,
                 late: None,
+                latest: 0,
             },
             faults: Faults::NONE,
             given_up: BTreeSet::new(),
@@ -317,6 +320,7 @@ impl World {
         self.azure.puts.iter_mut().for_each(|put| etag(&mut put.document.etag));
         self.api.history.iter_mut().for_each(|object| version(&mut object.version));
         self.node.read.iter_mut().for_each(|object| version(&mut object.version));
+        version(&mut self.node.latest);
         for process in self.operators.iter_mut().flatten() {
             process.document.iter_mut().for_each(|document| etag(&mut document.etag));
             process
