@@ -22,6 +22,10 @@ pub(super) async fn vacate(
     memory: &mut Memory,
 ) -> Result<Next, Error> {
     let now = Instant::now();
+    if memory.vacant_since.is_none() {
+        // What held up the node's service is no reason to hold up its end.
+        memory.setback = None;
+    }
     let since = *memory.vacant_since.get_or_insert(now);
     if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
         return Ok(Next::After(setback.until - now));

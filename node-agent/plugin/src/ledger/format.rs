@@ -15,8 +15,8 @@
 //! end
 //! ```
 //!
-//! Not JSON, because every pod waits for this to be read and written: with 250 records JSON took half a millisecond, this
-//! takes a tenth of that. An empty word is written `-`; what would break a word is written `%XX`.
+//! Not JSON, because every pod waits for this to be read and written: with 250 records a transaction took about 0.6 ms as JSON
+//! and takes about 0.3 ms like this. An empty word is written `-`; what would break a word is written `%XX`.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
