@@ -6,6 +6,7 @@ mod trouble;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
@@ -15,11 +16,11 @@ use vnetpool_tests::cluster::{Cluster, root};
 /// The cluster all chapters share; it comes up with the first chapter that runs.
 pub type Shared = Arc<Mutex<Option<Cluster>>>;
 
-fn main() {
+fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // The chapters build on one another's cluster: never two at once.
     arguments.test_threads = Some(1);
-    let runtime = Arc::new(Runtime::new().unwrap_or_else(|error| panic!("no tokio runtime: {error}")));
+    let runtime = Arc::new(Runtime::new()?);
     let shared = Shared::default();
     let mut trials = vec![];
     macro_rules! chapter {
@@ -61,7 +62,7 @@ fn main() {
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(shared.blocking_lock().take());
-    conclusion.exit()
+    Ok(conclusion.exit_code())
 }
 
 async fn booted(shared: &mut Option<Cluster>) -> Result<&mut Cluster> {
