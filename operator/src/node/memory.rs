@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
 use super::setback::Setback;
 use crate::planner::Plan;
@@ -28,6 +28,8 @@ pub struct Memory {
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
+    /// UID and generation of the pool that served the node when last looked.
+    pool: Option<(Option<String>, Option<i64>)>,
     /// Since when the agent lags behind `spec`.
     pub behind_since: Option<Instant>,
     /// When the conditions were last written.
@@ -52,6 +54,7 @@ impl Memory {
             growth_since: None,
             release_since: None,
             setback: None,
+            pool: None,
             behind_since: None,
             reported: None,
             vacant_since: None,
@@ -98,6 +101,16 @@ impl Memory {
         self.generation = answer.metadata.generation;
         self.latest = Some(answer.clone());
         answer
+    }
+
+    /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it may be the change
+    /// that was waited for, and whoever made it is looking.
+    pub fn served_by(&mut self, pool: Option<&NodeIPPool>, now: Instant) {
+        let pool = pool.map(|pool| (pool.uid(), pool.metadata.generation));
+        let is_edited = std::mem::replace(&mut self.pool, pool.clone()) != pool;
+        if let Some(setback) = self.setback.as_mut().filter(|setback| is_edited && setback.needs_change) {
+            setback.until = setback.until.min(now);
+        }
     }
 
     /// Starts and stops the clocks that the planner asks for.
@@ -162,6 +175,7 @@ impl Memories {
 
 #[cfg(test)]
 mod tests {
+    use super::super::setback::Stage;
     use super::*;
     use serde_json::json;
 
@@ -214,6 +228,25 @@ mod tests {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
         memory.newest(Arc::new(written(allocation("a", 10, 1))));
         assert!(memory.must_read && memory.writing);
+    }
+
+    #[test]
+    fn an_edited_pool_ends_the_wait_for_a_person() {
+        let now = Instant::now();
+        let pool = |generation: i64| -> NodeIPPool {
+            let metadata = json!({"name": "p", "uid": "p", "generation": generation});
+            serde_json::from_value(json!({"metadata": metadata, "spec": {}})).unwrap()
+        };
+        let mut memory = Memories::default().take(&allocation("a", 9, 1));
+        memory.served_by(Some(&pool(1)), now);
+        let denied =
+            crate::azure::Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
+        memory.setback = Some(Setback::after(None, Stage::Write { reserve: 4 }, &denied, now));
+        let holds = |memory: &Memory| memory.setback.as_ref().unwrap().holds(now);
+        memory.served_by(Some(&pool(1)), now);
+        assert!(holds(&memory));
+        memory.served_by(Some(&pool(2)), now);
+        assert!(!holds(&memory));
     }
 
     #[test]

@@ -64,6 +64,7 @@ pub async fn observe(
     now: Instant,
 ) -> Result<Option<Seen>, azure::Error> {
     let pool = ctx.cluster.pool_of(node);
+    memory.served_by(pool.as_deref(), now);
     let spec = &allocation.spec;
     let mut observed = from_cluster(ctx, allocation, node, memory, now);
     let vm = match VmId::from_provider_id(kept::provider_id(node)) {
