@@ -51,6 +51,8 @@ fn main() -> Result<ExitCode> {
         trouble::a_nic_that_is_gone_is_named_with_the_remedy,
         trouble::a_full_subnet_is_named_and_hurts_no_other_node,
         trouble::a_refused_write_names_the_missing_action_and_hurts_no_other_node,
+        trouble::a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more,
+        trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
     ];
     // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as skipped.

@@ -3,13 +3,13 @@
 use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use vnetpool_crds::condition;
+use vnetpool_crds::{condition, names};
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 
@@ -185,6 +185,58 @@ pub async fn a_refused_write_names_the_missing_action_and_hurts_no_other_node(
     cluster.settled(16, SOON).await?;
     cluster.patch_pool(json!({ "sizing": { "minimum": MINIMUM } })).await?;
     cluster.settled(MINIMUM, Duration::from_secs(180)).await
+}
+
+pub async fn a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more(
+    cluster: &mut Cluster,
+) -> Result<()> {
+    cluster.patch_pool(json!({ "sizing": { "maximum": 10 } })).await?;
+    cluster.deploy("many", 14, Some("node-1")).await?;
+    let full = eventually("node-1 full", SOON, || async {
+        let status = cluster.allocation("node-1").await?.status.unwrap_or_default();
+        let full = condition::find(&status.conditions, condition::FULL).filter(|full| full.status == "True");
+        full.map(|full| Some(full.clone())).with_context(|| format!("{:?}", status.conditions))
+    })
+    .await?;
+    ensure!(full.message.contains("maximum"), "{}", full.message);
+    eventually("the taint", SOON, || async { Ok(is_tainted(cluster, "node-1").await?.then_some(())) })
+        .await?;
+    cluster.patch_pool(json!({ "sizing": { "maximum": 255 } })).await?;
+    let pods = cluster.running("many", 14, Duration::from_secs(120)).await?;
+    cluster.addresses_are_held(&pods).await?;
+    eventually("no taint", SOON, || async { Ok((!is_tainted(cluster, "node-1").await?).then_some(())) })
+        .await?;
+    cluster.undeploy("many").await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await
+}
+
+/// The way to uninstall: without a pool, a node gives back what no pod uses, and the rest when its pods are gone.
+pub async fn a_deleted_pool_gives_every_address_back(cluster: &mut Cluster) -> Result<()> {
+    cluster.deploy("last", 2, Some("node-3")).await?;
+    let last = cluster.running("last", 2, SOON).await?;
+    cluster.kubectl(&["delete", "nodeippool", "default"]).await?;
+    eventually("node-1 and node-2 without addresses", Duration::from_secs(120), || async {
+        let left = cluster.allocations().await?;
+        ensure!(left == ["node-3"], "{left:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    cluster.addresses_are_held(&last).await?;
+    cluster.undeploy("last").await?;
+    eventually("no allocation left", Duration::from_secs(120), || async {
+        let left = cluster.allocations().await?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    ensure!(cluster.held().await? == 0, "the NICs still hold {}", cluster.held().await?);
+    Ok(())
+}
+
+async fn is_tainted(cluster: &Cluster, node: &str) -> Result<bool> {
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let taints = nodes.get(node).await?.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    Ok(taints.iter().any(|taint| taint.key == names::FULL_TAINT))
 }
 
 /// A Node without a machine behind it.
