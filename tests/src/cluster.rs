@@ -135,16 +135,16 @@ impl Cluster {
     }
 
     /// Adds, deletes, stops, starts or reboots a node.
-    pub async fn node(&mut self, verb: &str, name: &str) -> Result<()> {
+    pub async fn node(&self, verb: &str, name: &str) -> Result<()> {
         let mut node = Command::new(tool("cluster"));
         node.args(["node", verb, "--dir"]).arg(&self.dir).arg(name);
-        self.output(node).await?;
-        self.state = connect(&self.dir).await?.0;
-        Ok(())
+        self.output(node).await.map(drop)
     }
 
-    pub fn host(&self, name: &str) -> Result<&Host> {
-        let mut hosts = self.state.nodes.iter().chain(&self.state.vms).chain([&self.state.internet]);
+    /// A machine as it is now: a reboot changes its process.
+    pub fn host(&self, name: &str) -> Result<Host> {
+        let State { nodes, vms, internet, .. } = State::read(&self.dir)?;
+        let mut hosts = nodes.into_iter().chain(vms).chain([internet]);
         hosts.find(|host| host.name == name).with_context(|| format!("no machine {name}"))
     }
 
@@ -181,11 +181,17 @@ impl Drop for Cluster {
     }
 }
 
+impl State {
+    fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join("state.json");
+        let text = std::fs::read_to_string(&file);
+        let text = text.with_context(|| format!("no cluster: can't read {}", file.display()))?;
+        serde_json::from_str(&text).context("state.json of the cluster tool")
+    }
+}
+
 async fn connect(dir: &Path) -> Result<(State, Client)> {
-    let file = dir.join("state.json");
-    let text = std::fs::read_to_string(&file)
-        .with_context(|| format!("no cluster: can't read {}", file.display()))?;
-    let state: State = serde_json::from_str(&text).context("state.json of the cluster tool")?;
+    let state = State::read(dir)?;
     let kubeconfig = Kubeconfig::read_from(&state.kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok((state, Client::try_from(config)?))

@@ -42,7 +42,8 @@ impl Host {
 impl Cluster {
     /// How many records in all ledgers are assigned to a sandbox.
     pub fn assigned_records(&self) -> Result<usize> {
-        self.state.nodes.iter().map(|node| Ok(node.ledger()?.assignments().count())).sum()
+        let nodes = self.state.nodes.iter();
+        nodes.map(|node| Ok(self.host(&node.name)?.ledger()?.assignments().count())).sum()
     }
 
     /// Keeps the node agent away from a node until [`Cluster::agent_back`]; returns when no process of it is left there.

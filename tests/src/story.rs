@@ -67,18 +67,18 @@ impl Cluster {
 
     /// Waits until each node's NIC holds exactly `each` pod addresses, and the ledger on the node the same ones.
     pub async fn settled(&self, each: usize, within: Duration) -> Result<()> {
-        let what = format!("every NIC and ledger at {each} addresses");
-        crate::eventually(&what, within, || async {
-            for node in &self.state.nodes {
-                self.settled_one(&node.name, each).await?;
-            }
-            Ok(Some(()))
-        })
-        .await
+        let nodes = self.state.nodes.iter().map(|node| self.settled_on(&node.name, each, within));
+        futures::future::try_join_all(nodes).await.map(drop)
+    }
+
+    /// The same for one node.
+    pub async fn settled_on(&self, node: &str, each: usize, within: Duration) -> Result<()> {
+        let what = format!("the NIC and the ledger of {node} at {each} addresses");
+        crate::eventually(&what, within, || async { self.is_settled(node, each).await.map(Some) }).await
     }
 
     /// Whether one node's NIC holds exactly `each` pod addresses, published and in its ledger.
-    pub async fn settled_one(&self, node: &str, each: usize) -> Result<()> {
+    async fn is_settled(&self, node: &str, each: usize) -> Result<()> {
         let host = self.host(node)?;
         let mut on_nic = self.azure.nic(&host.nic_id).await?.pod_addresses();
         ensure!(on_nic.len() == each, "the NIC of {node} holds {}", on_nic.len());
@@ -179,7 +179,7 @@ impl Cluster {
     /// Starts and stops pods on a node while no agent process exists there; gives how many started.
     pub async fn without_agent(&self, node: &str) -> Result<usize> {
         self.agent_away(node).await?;
-        let watch = NoProcess::watch(self.host(node)?.clone(), "vnetpool-node-agent");
+        let watch = NoProcess::watch(self.host(node)?, "vnetpool-node-agent");
         let mut started = 0;
         for round in ["agentless-a", "agentless-b"] {
             self.deploy(round, 3, Some(node)).await?;

@@ -1,41 +1,57 @@
-//! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once, one chapter after
-//! the other in the order written here.
+//! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once. Parts come one after
+//! the other; the chapters of a part run at once where each keeps to nodes of its own.
 
 mod chapters;
 mod trouble;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 use vnetpool_azure_sim::schema::Documents;
 use vnetpool_tests::cluster::{Cluster, root};
 
-/// The cluster all chapters share; it comes up with the first chapter that runs.
-pub type Shared = Arc<Mutex<Option<Cluster>>>;
+/// What all chapters share: the cluster comes up with the first that runs.
+#[derive(Default)]
+struct Stage {
+    cluster: OnceCell<Cluster>,
+}
+
+impl Stage {
+    async fn cluster(&self) -> Result<&Cluster> {
+        self.cluster
+            .get_or_try_init(|| async {
+                let cluster = Cluster::up(&root().join("target/cluster/story"), 3, 1).await?;
+                cluster.install().await?;
+                chapters::shorten_the_pools_waits(&cluster).await?;
+                anyhow::Ok(cluster)
+            })
+            .await
+    }
+}
+
+/// How the chapters of a part run.
+enum Order {
+    OneByOne,
+    AtOnce,
+}
 
 fn main() -> Result<ExitCode> {
-    let mut arguments = Arguments::from_args();
-    // The chapters build on one another's cluster: never two at once.
-    arguments.test_threads = Some(1);
+    let arguments = Arguments::from_args();
     let runtime = Arc::new(Runtime::new()?);
-    let shared = Shared::default();
-    let mut trials = vec![];
-    macro_rules! chapter {
-        ($($chapter:path),* $(,)?) => {$({
-            let (runtime, shared) = (Arc::clone(&runtime), Arc::clone(&shared));
-            trials.push(Trial::test(stringify!($chapter).replace(' ', ""), move || {
-                runtime.block_on(async {
-                    let mut shared = shared.lock().await;
-                    let cluster = booted(&mut shared).await.map_err(|error| Failed::from(format!("{error:#}")))?;
-                    $chapter(cluster).await.map_err(|error| Failed::from(format!("{error:#}")))
-                })
-            }));
-        })*};
+    let stage = Arc::new(Stage::default());
+    macro_rules! part {
+        ($($chapter:path),* $(,)?) => { vec![$({
+            let (runtime, stage) = (Arc::clone(&runtime), Arc::clone(&stage));
+            Trial::test(stringify!($chapter).replace(' ', ""), move || {
+                let chapter = async { $chapter(stage.cluster().await?).await };
+                runtime.block_on(chapter).map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        }),*] };
     }
-    chapter![
+    let main_job = part![
         chapters::each_node_holds_the_minimum_and_says_so,
         chapters::sixty_pods_run_with_addresses_their_nics_hold_and_reach_each_other,
         chapters::a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_the_nodes,
@@ -44,35 +60,42 @@ fn main() -> Result<ExitCode> {
         chapters::a_changed_pool_changes_what_the_nodes_hold,
         chapters::a_burst_of_sixty_pods_costs_two_nic_writes_at_most,
         chapters::pods_start_and_stop_while_the_agent_is_down,
+        trouble::a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_write,
+    ];
+    let on_machines_of_their_own = part![
         trouble::a_wiped_or_broken_state_folder_heals_without_a_doubled_address,
         trouble::a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean,
-        trouble::a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_write,
         trouble::a_node_without_an_azure_provider_id_is_told_what_is_missing,
         trouble::a_nic_that_is_gone_is_named_with_the_remedy,
         trouble::a_full_subnet_is_named_and_hurts_no_other_node,
         trouble::a_refused_write_names_the_missing_action_and_hurts_no_other_node,
+    ];
+    let mut end = part![
         trouble::a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more,
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
     ];
     // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as skipped.
     if matches!(Documents::beside_project(), Ok(None))
-        && let Some(last) = trials.pop()
+        && let Some(last) = end.pop()
     {
         println!("../shared/azure-spec is absent: {} is skipped", last.name());
-        trials.push(last.with_ignored_flag(true));
+        end.push(last.with_ignored_flag(true));
     }
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(shared.blocking_lock().take());
-    Ok(conclusion.exit_code())
-}
-
-async fn booted(shared: &mut Option<Cluster>) -> Result<&mut Cluster> {
-    if shared.is_none() {
-        let cluster = Cluster::up(&root().join("target/cluster/story"), 3, 1).await?;
-        cluster.install().await?;
-        chapters::shorten_the_pools_waits(&cluster).await?;
-        *shared = Some(cluster);
-    }
-    shared.as_mut().ok_or_else(|| anyhow::anyhow!("no cluster"))
+    let parts =
+        [(Order::OneByOne, main_job), (Order::AtOnce, on_machines_of_their_own), (Order::OneByOne, end)];
+    let conclusions: Vec<Conclusion> = parts
+        .into_iter()
+        .map(|(order, part)| {
+            let threads = match order {
+                Order::OneByOne => 1,
+                Order::AtOnce => part.len(),
+            };
+            libtest_mimic::run(&Arguments { test_threads: Some(threads), ..arguments.clone() }, part)
+        })
+        .collect();
+    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
+    drop(stage);
+    let has_failed = conclusions.iter().any(Conclusion::has_failed);
+    Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
