@@ -21,5 +21,33 @@ pub mod pool;
 pub use allocation::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPAllocationStatus};
 pub use pool::{NodeIPPool, NodeIPPoolSpec, NodeIPPoolStatus};
 
-pub const GROUP: &str = "vnetpool.io";
-pub const VERSION: &str = "v1alpha1";
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+/// Both CustomResourceDefinitions as a cluster is to have them.
+///
+/// # Errors
+/// Never, unless the types they are derived from can't be told in JSON.
+pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
+    Ok([plain(NodeIPPool::crd())?, plain(NodeIPAllocation::crd())?])
+}
+
+/// Without Rust's integer formats: the API server knows only int32 and int64 and warns of others. The bounds say it all.
+fn plain(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                if fields.get("format").is_some_and(|format| format == "uint32") {
+                    fields.remove("format");
+                }
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::to_value(definition)?;
+    strip(&mut value);
+    serde_json::from_value(value)
+}

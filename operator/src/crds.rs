@@ -9,9 +9,9 @@ use anyhow::Context;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions::is_crd_established};
-use kube::{Api, Client, CustomResourceExt, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use tracing::info;
-use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
+use vnetpool_crds::names;
 
 /// The API server takes a second or so.
 const ESTABLISHED_WITHIN: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ const ESTABLISHED_WITHIN: Duration = Duration::from_secs(60);
 /// When the API server refuses one, or doesn't serve it within a minute.
 pub async fn apply(client: Client) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client);
-    for crd in [NodeIPPool::crd(), NodeIPAllocation::crd()] {
+    for crd in vnetpool_crds::definitions()? {
         let name = crd.name_any();
         // By force: helm, which made them first, is the manager of every field.
         let params = PatchParams::apply(names::OPERATOR).force();
