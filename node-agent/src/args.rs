@@ -66,7 +66,7 @@ pub struct Config {
     pub sysctl_net_dir: PathBuf,
     /// Where to serve /healthz, /readyz and /metrics. The agent is on the host network, so by default only the node itself
     /// (the kubelet's probes) can reach it.
-    #[arg(long, global = true, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:19991")]
+    #[arg(long, global = true, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:9471")]
     pub admin_address: SocketAddr,
 }
 

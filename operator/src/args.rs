@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "0.0.0.0:9411")]
+    #[arg(long, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "0.0.0.0:9470")]
     admin_address: SocketAddr,
     /// How log lines are written; RUST_LOG chooses which.
     #[arg(long, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value = "json")]

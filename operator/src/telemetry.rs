@@ -9,9 +9,10 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends log lines to stderr, at `info` unless `RUST_LOG` says otherwise.
+/// Sends log lines to stderr, at `info` (the runtime's spans, which repeat what ours say, left out) unless `RUST_LOG` says otherwise.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
