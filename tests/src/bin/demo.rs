@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::{Cluster, root, tool};
 use vnetpool_tests::story::Observed;
 
 const NODES: u32 = 3;
@@ -32,8 +32,7 @@ async fn tell(observed: &mut Observed) -> Result<()> {
     let mut cluster = Cluster::up(&dir, NODES, 1).await?;
     if std::io::stdout().is_terminal() {
         cluster.keep();
-        println!("To look around, now or later:  export KUBECONFIG={}", cluster.state.kubeconfig.display());
-        println!("To take it all down:           make demo-down");
+        look_around(&cluster);
     }
     step("helm install vnetpool");
     cluster.install().await?;
@@ -124,7 +123,17 @@ async fn tell(observed: &mut Observed) -> Result<()> {
     settled?;
     show(&cluster).await?;
     ensure!(observed.leaked_records == Some(0), "records are left in the ledgers");
+    if std::io::stdout().is_terminal() {
+        step("The cluster stays up");
+        look_around(&cluster);
+    }
     Ok(())
+}
+
+fn look_around(cluster: &Cluster) {
+    println!("To look around:       export KUBECONFIG={}", cluster.state.kubeconfig.display());
+    println!("A kubectl for it:     {}", tool("kubectl").display());
+    println!("To take it all down:  make demo-down");
 }
 
 fn step(what: &str) {
