@@ -67,7 +67,17 @@ pub async fn a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean(
     .await?;
     cluster.node("reboot", "node-2").await?;
     cluster.nodes_ready().await?;
-    let lasting = cluster.running("lasting", 3, Duration::from_secs(180)).await?;
+    // Until the kubelet is back, the API server shows the pods as they were before the boot: with addresses that the node
+    // has given up since.
+    let lasting =
+        eventually("the pods of before with addresses of this boot", Duration::from_secs(180), || async {
+            let pods = cluster.running("lasting", 3, SOON).await?;
+            let ledger = cluster.host("node-2")?.ledger()?;
+            let assigned: BTreeSet<_> = ledger.assignments().map(|(entry, _)| entry.address).collect();
+            ensure!(pods.iter().all(|pod| assigned.contains(&pod.address)), "{pods:?}, {assigned:?}");
+            Ok(Some(pods))
+        })
+        .await?;
     cluster.deploy("after", 8, Some("node-2")).await?;
     let mut pods = cluster.running("after", 8, Duration::from_secs(120)).await?;
     pods.extend(lasting);
