@@ -85,6 +85,6 @@ check-chart:
 test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
-# Cargo takes the packages by name, so what needs a cluster comes last: units, conformance, kernel, admission, story.
+# Cargo takes the packages by name, so what needs a cluster comes last: units, conformance, kernel, admission, conduct, story.
 test-rust:
 	cargo test --workspace --no-fail-fast

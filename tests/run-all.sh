@@ -35,7 +35,7 @@ if stage 'Kubernetes, helm and the cluster tool' make cluster-build && stage 'Pr
   stage 'Go vet' make check-go
   stage 'Go tests' make test-go
   stage 'Chart' make check-chart
-  stage 'Rust tests: units, conformance, kernel, admission, story' make test-rust
+  stage 'Rust tests: units, conformance, kernel, admission, conduct, story' make test-rust
 fi
 
 echo

@@ -1,6 +1,5 @@
 //! What the chart renders, and what helm does with it over an installation's life.
 
-use crate::control_plane::{ControlPlane, path, template};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -8,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use vnetpool_tests::cluster::root;
+use vnetpool_tests::control_plane::{ControlPlane, path, template};
 
 /// The objects of a rendered chart by the template they come from.
 fn rendered(args: &[&str]) -> Result<BTreeMap<String, Vec<Value>>> {

@@ -1,15 +1,14 @@
 //! What the real API server accepts, refuses and shows of our kinds, who may write what of them, and what the chart renders.
 
 mod chart;
-mod control_plane;
 mod pools;
 mod shown;
 mod writers;
 
 use anyhow::Result;
-use control_plane::ControlPlane;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::{Arc, OnceLock};
+use vnetpool_tests::control_plane::ControlPlane;
 
 /// Comes up with the first test that needs it.
 type Shared = Arc<OnceLock<Result<ControlPlane, String>>>;
@@ -21,7 +20,8 @@ fn main() {
     let trial = |name: String, test: Test| {
         let shared = shared.clone();
         Trial::test(name, move || {
-            let plane = shared.get_or_init(|| ControlPlane::up().map_err(|error| format!("{error:#}")));
+            let plane =
+                shared.get_or_init(|| ControlPlane::up("admission").map_err(|error| format!("{error:#}")));
             let plane = plane.as_ref().map_err(Failed::from)?;
             test(plane).map_err(|error| Failed::from(format!("{error:#}")))
         })

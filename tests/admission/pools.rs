@@ -1,8 +1,8 @@
 //! Pools that make sense are taken and completed; those that don't are refused in words that say what to write instead.
 
-use crate::control_plane::{ControlPlane, User, path};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use vnetpool_tests::control_plane::{ControlPlane, User, path};
 
 /// A pool's spec, and what the API server says to it.
 pub struct Case {

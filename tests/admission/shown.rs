@@ -1,8 +1,8 @@
 //! What kubectl shows of our kinds without anybody reading a log: field docs and columns.
 
-use crate::control_plane::{ControlPlane, User, allocation};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use vnetpool_tests::control_plane::{ControlPlane, User, allocation};
 
 pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
     for (field, says) in [

@@ -1,9 +1,9 @@
 //! Who may write what of a NodeIPAllocation, and that nobody has more rights than the work takes.
 
-use crate::control_plane::{ControlPlane, NAMESPACE, User, allocation};
 use crate::shown::{condition, patch_status};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User, allocation};
 
 pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
     published(plane, "own")?;

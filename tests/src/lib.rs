@@ -1,6 +1,8 @@
-//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it.
+//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it; or a real API
+//! server alone.
 //!
 //! ```text
+//!   control_plane  an API server on loopback with our kinds, rights and policies; no node
 //!   cluster   the machines: bring up, install, run things in them, take down
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
@@ -10,6 +12,7 @@
 
 pub mod azure;
 pub mod cluster;
+pub mod control_plane;
 pub mod node;
 pub mod story;
 pub mod workload;

@@ -319,6 +319,15 @@ impl Azure {
         })
     }
 
+    /// A NIC's document as a GET would show it now, by the NIC's name.
+    #[must_use]
+    pub fn nic(&self, name: &str) -> Option<Value> {
+        let mut world = lock(&self.world);
+        world.advance(now());
+        let wanted = format!("/{NICS}/{name}").to_lowercase();
+        world.nics.iter().find(|(key, _)| key.ends_with(&wanted)).map(|(_, nic)| nic.document.clone())
+    }
+
     /// # Errors
     /// When `write_seconds` is not a time.
     pub fn set(&self, settings: &Settings) -> Result<(), Error> {

@@ -1,11 +1,13 @@
 //! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no controller.
 
+use crate::cluster::{root, tool};
 use anyhow::{Context, Result, bail, ensure};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use reqwest::header::{HeaderName, HeaderValue};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use vnetpool_tests::cluster::{root, tool};
 
 pub const NAMESPACE: &str = "vnetpool-system";
 
@@ -27,8 +29,12 @@ pub enum User<'a> {
 }
 
 impl ControlPlane {
-    pub fn up() -> Result<Self> {
-        let dir = root().join("target/cluster/admission");
+    /// In a folder of its own below `target/cluster`, so that several can be up at once.
+    ///
+    /// # Errors
+    /// When a process doesn't start or what belongs to Vnetpool isn't accepted; whatever was up is taken down again.
+    pub fn up(name: &str) -> Result<Self> {
+        let dir = root().join("target/cluster").join(name);
         // Whatever a run that was killed has left.
         cluster("down", &dir, &[])?;
         cluster("up", &dir, &["--control-plane-only"])?;
@@ -72,6 +78,20 @@ impl ControlPlane {
                 _ => std::thread::sleep(Duration::from_millis(100)),
             }
         }
+    }
+
+    /// How a client asks in this user's name.
+    ///
+    /// # Errors
+    /// When the kubeconfig can't be used.
+    pub async fn config(&self, user: User<'_>) -> Result<kube::Config> {
+        // reqwest and kube want a default; a second call only says that there is one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
+        let mut config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        config.headers = user.headers()?;
+        Ok(config)
     }
 
     /// What kubectl printed, or what it complained of.
@@ -122,26 +142,48 @@ impl Drop for ControlPlane {
     }
 }
 
+/// What every service account is a member of.
+const GROUPS: [&str; 2] = ["system:serviceaccounts", "system:authenticated"];
+/// Where the API server writes the node that a pod's token is bound to.
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+
 impl User<'_> {
-    fn flags(self) -> Vec<String> {
-        let account = |name: &str| {
-            let groups =
-                ["system:serviceaccounts", "system:authenticated"].map(|group| format!("--as-group={group}"));
-            [format!("--as=system:serviceaccount:{NAMESPACE}:{name}")]
-                .into_iter()
-                .chain(groups)
-                .collect::<Vec<_>>()
+    /// None: the administrator asks in nobody else's name.
+    fn account(self) -> Option<String> {
+        let name = match self {
+            User::Administrator => return None,
+            User::Operator => "vnetpool-operator",
+            User::Agent(_) | User::AgentWithoutNode => "vnetpool-node-agent",
         };
-        match self {
-            User::Administrator => vec![],
-            User::Operator => account("vnetpool-operator"),
-            User::AgentWithoutNode => account("vnetpool-node-agent"),
-            User::Agent(node) => {
-                let mut flags = account("vnetpool-node-agent");
-                flags.push(format!("--as-user-extra=authentication.kubernetes.io/node-name={node}"));
-                flags
-            }
+        Some(format!("system:serviceaccount:{NAMESPACE}:{name}"))
+    }
+
+    /// How kubectl asks in this name.
+    fn flags(self) -> Vec<String> {
+        let Some(account) = self.account() else { return vec![] };
+        let mut flags = vec![format!("--as={account}")];
+        flags.extend(GROUPS.map(|group| format!("--as-group={group}")));
+        if let User::Agent(node) = self {
+            flags.push(format!("--as-user-extra={NODE_NAME}={node}"));
         }
+        flags
+    }
+
+    /// How a request asks in this name.
+    fn headers(self) -> Result<Vec<(HeaderName, HeaderValue)>> {
+        let Some(account) = self.account() else { return Ok(vec![]) };
+        let mut headers =
+            vec![(HeaderName::from_static("impersonate-user"), HeaderValue::from_str(&account)?)];
+        headers
+            .extend(GROUPS.map(|group| {
+                (HeaderName::from_static("impersonate-group"), HeaderValue::from_static(group))
+            }));
+        if let User::Agent(node) = self {
+            // A key's slash would end the header's name.
+            let key = format!("impersonate-extra-{}", NODE_NAME.replace('/', "%2f"));
+            headers.push((key.parse()?, HeaderValue::from_str(node)?));
+        }
+        Ok(headers)
     }
 }
 

@@ -1,0 +1,86 @@
+//! The whole operator against a real API server and simulated Azure, without a node: what it does when Azure is slow, busy,
+//! full, silent or unwilling, or when others change things under it.
+//!
+//! ```text
+//!   stage     one test's world: Azure, machines with their Nodes and pods, the operator, and eyes on all of it
+//!   operator  the operator as a process would run it, and its two ends
+//!   agent     the nodes' side of the protocol: takes up addresses and gives them up as the real agents do
+//! ```
+//! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at once as there are
+//! threads (`--test-threads`), each with an API server of its own, which they hand on.
+
+mod agent;
+mod lost;
+mod operations;
+mod operator;
+mod refused;
+mod stage;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use vnetpool_tests::control_plane::ControlPlane;
+
+/// A test by its name.
+pub struct Test {
+    name: &'static str,
+    run: for<'a> fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>,
+}
+
+/// The tests of a module: `tests![a_sentence, another]` as the value of its `pub const TESTS: &[Test]`.
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => {
+        &[$($crate::Test { name: concat!(module_path!(), "::", stringify!($test)), run: |plane| Box::pin($test(plane)) }),*]
+    };
+}
+pub(crate) use tests;
+
+/// No test takes longer than this.
+const LONGEST: Duration = Duration::from_secs(180);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if std::env::var_os("RUST_LOG").is_some() {
+        vnetpool_operator::telemetry::init(vnetpool_operator::telemetry::LogFormat::Text);
+    }
+    let planes = Arc::new(Planes::default());
+    let trial = |test: &'static Test| {
+        let planes = Arc::clone(&planes);
+        // The binary's own name says nothing.
+        let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
+        Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    let trials = [lost::TESTS, operations::TESTS, refused::TESTS].into_iter().flatten().map(trial).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Taken down here, not when the process ends.
+    drop(planes);
+    conclusion.exit_code()
+}
+
+/// API servers that no test is using; one comes up when there is none.
+#[derive(Default)]
+struct Planes {
+    idle: Mutex<Vec<ControlPlane>>,
+    made: AtomicUsize,
+}
+
+impl Planes {
+    /// Runs a test on a server, with all its tasks ended when this returns.
+    fn lend(&self, test: &Test) -> Result<()> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = idle().pop();
+        let plane = match waiting {
+            Some(plane) => plane,
+            None => ControlPlane::up(&format!("conduct-{}", self.made.fetch_add(1, Ordering::Relaxed)))?,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let outcome = runtime.block_on(async { tokio::time::timeout(LONGEST, (test.run)(&plane)).await });
+        drop(runtime);
+        idle().push(plane);
+        outcome?
+    }
+}

@@ -1,0 +1,73 @@
+//! The operator as its process runs it: in a thread with a runtime of its own, so that it can be killed with all it began.
+
+use anyhow::{Result, anyhow};
+use kube::Client;
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+use vnetpool_operator::Config;
+
+/// How it ends.
+#[derive(Debug, PartialEq)]
+pub enum End {
+    /// It may finish what it is doing.
+    Term,
+    /// At once.
+    Kill,
+}
+
+/// Killed when dropped.
+pub struct Operator {
+    thread: Option<JoinHandle<Result<()>>>,
+    term: Option<oneshot::Sender<()>>,
+    kill: Option<oneshot::Sender<()>>,
+}
+
+impl Operator {
+    pub fn start(config: Config, kube: kube::Config) -> Result<Operator> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (term, terminated) = oneshot::channel::<()>();
+        let (kill, killed) = oneshot::channel::<()>();
+        let run = move || {
+            runtime.block_on(async {
+                let client = Client::try_from(kube)?;
+                let stop = async {
+                    if terminated.await.is_err() {
+                        std::future::pending().await
+                    }
+                };
+                tokio::select! {
+                    ended = vnetpool_operator::run(config, client, stop) => Ok(ended?),
+                    _ = killed => Ok(()),
+                }
+            })
+        };
+        let thread = std::thread::Builder::new().name("operator".into()).spawn(run)?;
+        Ok(Operator { thread: Some(thread), term: Some(term), kill: Some(kill) })
+    }
+
+    /// Whether it has ended without being told to.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Waits until it has.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn end(mut self, end: End) -> Result<()> {
+        let signal = if end == End::Term { self.term.take() } else { self.kill.take() };
+        // Without a receiver it has ended already, and says why.
+        signal.map(|signal| signal.send(()));
+        let thread = self.thread.take().ok_or_else(|| anyhow!("ended twice"))?;
+        thread.join().map_err(|_| anyhow!("the operator panicked"))?
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        drop(self.kill.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and eyes on all of it.
+
+use crate::agent::Agents;
+use crate::operator::{End, Operator};
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
+use vnetpool_operator::azure::{self, Cloud, Credential};
+use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
+
+/// How long anything is waited for: a write here takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where pods are made.
+const PODS: &str = "default";
+
+/// Dropped, all of it has ended.
+pub struct Stage<'a> {
+    plane: &'a ControlPlane,
+    pub sim: Sim,
+    /// As an administrator.
+    pub client: Client,
+    pub agents: Agents,
+    /// Where the operator serves its metrics.
+    pub admin: SocketAddr,
+    operator: Mutex<Option<Operator>>,
+    pods: AtomicUsize,
+}
+
+/// An Azure whose NIC writes take no time worth mentioning; the operator polls them after a second.
+pub fn quick() -> Config {
+    Config { write_seconds: 0.2, ..Config::default() }
+}
+
+impl<'a> Stage<'a> {
+    /// An empty cluster in an Azure of its own, a pool `default` of this spec for all nodes, and the operator at work.
+    pub async fn set(plane: &'a ControlPlane, azure: Config, pool: Value) -> Result<Self> {
+        let stage = Self::empty(plane, azure).await?;
+        stage.pool("default", pool).await?;
+        stage.start().await?;
+        Ok(stage)
+    }
+
+    /// Without a pool, and with an operator that hasn't started.
+    pub async fn empty(plane: &'a ControlPlane, azure: Config) -> Result<Self> {
+        let client = Client::try_from(plane.config(User::Administrator).await?)?;
+        sweep(&client).await?;
+        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let agents = Agents::start(client.clone());
+        let sim = Sim::start(azure).await?;
+        Ok(Self {
+            plane,
+            sim,
+            client,
+            agents,
+            admin,
+            operator: Mutex::default(),
+            pods: AtomicUsize::default(),
+        })
+    }
+
+    /// Starts the operator, with the rights the chart gives it.
+    pub async fn start(&self) -> Result<()> {
+        let endpoint = self.sim.arm_url().parse()?;
+        let config = vnetpool_operator::Config {
+            azure: azure::Config {
+                cloud: Cloud::Public,
+                endpoint: Some(endpoint),
+                imds: Some(self.sim.arm_url().parse()?),
+                credential: Credential::ManagedIdentity { client_id: None },
+            },
+            namespace: NAMESPACE.into(),
+            identity: format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed)),
+            admin: Some(self.admin),
+        };
+        *lock(&self.operator) = Some(Operator::start(config, self.plane.config(User::Operator).await?)?);
+        Ok(())
+    }
+
+    /// The operator ends as by SIGTERM.
+    pub async fn stop(&self) -> Result<()> {
+        lock(&self.operator).take().context("no operator runs")?.end(End::Term)
+    }
+
+    /// The operator ends as by SIGKILL. Its Lease is taken away, so that the next one needn't wait for its end.
+    pub async fn kill(&self) -> Result<()> {
+        lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
+        delete_all::<Lease>(Api::namespaced(self.client.clone(), NAMESPACE)).await
+    }
+
+    /// Makes a pool, or changes one.
+    pub async fn pool(&self, name: &str, spec: Value) -> Result<()> {
+        let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": name }, "spec": spec });
+        let api = Api::<NodeIPPool>::all(self.client.clone());
+        api.patch(name, &PatchParams::apply("administrator").force(), &Patch::Apply(pool)).await?;
+        Ok(())
+    }
+
+    /// A VM in a subnet of the first VNet (without one, in its first subnet) and its Node with an agent.
+    pub async fn node(&self, name: &str, subnet: Option<&str>) -> Result<VmInfo> {
+        let vm = NewVm { name: name.into(), subnet: subnet.map(str::to_owned), ..NewVm::default() };
+        let vm = self.sim.add_vm(vm).await?;
+        self.join(name, &vm.provider_id).await?;
+        Ok(vm)
+    }
+
+    /// A Node of a VM, wherever that came from, with an agent.
+    pub async fn join(&self, name: &str, provider_id: &str) -> Result<()> {
+        let node = json!({ "metadata": { "name": name }, "spec": { "providerID": provider_id } });
+        let api = Api::<Node>::all(self.client.clone());
+        api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+        self.boot(name, "boot-1").await
+    }
+
+    /// The node (re)boots: what its agent knew is lost, its pods are not.
+    pub async fn boot(&self, node: &str, boot: &str) -> Result<()> {
+        let info = json!({ "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
+            "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "" });
+        let status = json!({ "status": { "nodeInfo": info, "allocatable": { "pods": "250" } } });
+        let api = Api::<Node>::all(self.client.clone());
+        api.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await?;
+        let agent = self.plane.config(User::Agent(node)).await?;
+        self.agents.join(node, boot, Client::try_from(agent)?);
+        Ok(())
+    }
+
+    /// Puts so many more pods on a node.
+    pub async fn bind(&self, node: &str, count: usize) -> Result<()> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        for _ in 0..count {
+            let name = format!("pod-{}", self.pods.fetch_add(1, Ordering::Relaxed));
+            let pod = json!({ "metadata": { "name": name },
+                "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } });
+            api.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        }
+        self.agents.serve(node, self.pods_on(node).await?.len());
+        Ok(())
+    }
+
+    /// Takes so many pods from a node.
+    pub async fn unbind(&self, node: &str, count: usize) -> Result<()> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        let pods = self.pods_on(node).await?;
+        ensure!(pods.len() >= count, "{node} has {} pods", pods.len());
+        for pod in &pods[..count] {
+            api.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+        }
+        self.agents.serve(node, pods.len() - count);
+        Ok(())
+    }
+
+    async fn pods_on(&self, node: &str) -> Result<Vec<String>> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        Ok(api.list(&on_node).await?.iter().map(ResourceExt::name_any).collect())
+    }
+
+    pub async fn allocation(&self, node: &str) -> Result<NodeIPAllocation> {
+        Ok(Api::all(self.client.clone()).get(node).await?)
+    }
+
+    /// Waits until a node's NodeIPAllocation shows something, and gives that.
+    pub async fn until<T>(
+        &self,
+        what: &str,
+        node: &str,
+        look: impl Fn(&NodeIPAllocation) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let seen = self.allocation(node).await;
+            if let Some(shown) = seen.as_ref().ok().and_then(&look) {
+                return Ok(shown);
+            }
+            if lock(&self.operator).as_ref().is_some_and(|operator| operator.has_ended()) {
+                bail!("{what}: the operator has ended by itself");
+            }
+            if tokio::time::Instant::now() > deadline {
+                let seen = seen.map_or_else(
+                    |error| error.to_string(),
+                    |seen| json!({ "spec": seen.spec, "status": seen.status }).to_string(),
+                );
+                bail!("{what}: not within {} s; {node} shows {seen}", PATIENCE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a condition of the operator's has this reason, and gives it.
+    pub async fn until_says(&self, node: &str, type_: &str, reason: &str) -> Result<Condition> {
+        let says = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
+        self.until(&format!("{type_} is {reason}"), node, says).await
+    }
+
+    /// Waits until a node's NIC and its `spec` hold the same so many addresses, and no write is under way.
+    pub async fn until_holds(&self, node: &str, count: usize) -> Result<()> {
+        let what = format!("{node} holds {count} on its NIC ({}) and in spec", json!(self.held(node)));
+        let held = |seen: &NodeIPAllocation| {
+            let shown: BTreeSet<_> = seen.spec.ip_configurations().map(|one| one.name.clone()).collect();
+            let settled = find(seen, condition::WRITING).is_some_and(|one| one.status == "False");
+            (settled && shown.len() == count && shown == self.held(node)).then_some(())
+        };
+        self.until(&what, node, held).await
+    }
+
+    /// Names of ours on the NIC of a node's VM, as Azure holds them.
+    pub fn held(&self, node: &str) -> BTreeSet<String> {
+        self.nic(node)["properties"]["ipConfigurations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|one| one["name"].as_str().filter(|name| name.starts_with("vnp-")).map(str::to_owned))
+            .collect()
+    }
+
+    /// The whole document of the NIC of a node's VM.
+    pub fn nic(&self, node: &str) -> Value {
+        self.sim.nic(&format!("{node}-nic")).unwrap_or_default()
+    }
+
+    /// What ARM was asked since the log was cleared, oldest first.
+    pub fn asked(&self) -> Vec<LogEntry> {
+        self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
+    }
+
+    /// The NIC writes among these of a node's VM.
+    pub fn writes(&self, node: &str) -> Vec<LogEntry> {
+        let nic = format!("/{node}-nic").to_lowercase();
+        let is_write = |one: &LogEntry| one.method == "PUT" && one.path.to_lowercase().ends_with(&nic);
+        self.asked().into_iter().filter(is_write).collect()
+    }
+
+    /// Orders a fault for the next `count` requests of a method whose path contains `path`; gives its id.
+    pub fn fault(&self, method: &str, path: &str, count: Option<u64>, effect: Effect) -> u64 {
+        let (method, path_contains) = (Some(method.to_owned()), Some(path.to_owned()));
+        self.sim.order_fault(Fault { method, path_contains, count, effect })
+    }
+
+    /// The Events about a node or its NodeIPAllocation with this reason, with how often each was said.
+    pub async fn events(&self, node: &str, reason: &str) -> Result<Vec<(String, i32)>> {
+        let events = Api::<Event>::all(self.client.clone()).list(&ListParams::default()).await?;
+        let about = events.into_iter().filter(|event| {
+            event.involved_object.name.as_deref() == Some(node) && event.reason.as_deref() == Some(reason)
+        });
+        let times = |event: &Event| event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
+        Ok(about
+            .map(|event| (event.involved_object.kind.clone().unwrap_or_default(), times(&event)))
+            .collect())
+    }
+}
+
+/// A condition of an object, if it has it.
+pub fn find(seen: &NodeIPAllocation, type_: &str) -> Option<Condition> {
+    condition::find(&seen.status.as_ref()?.conditions, type_).cloned()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Leaves nothing of the test before.
+async fn sweep(client: &Client) -> Result<()> {
+    let account = json!({ "metadata": { "name": "default" } });
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), PODS);
+    match accounts.create(&PostParams::default(), &serde_json::from_value(account)?).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        other => drop(other?),
+    }
+    delete_all::<Pod>(Api::namespaced(client.clone(), PODS)).await?;
+    delete_all::<Node>(Api::all(client.clone())).await?;
+    delete_all::<NodeIPPool>(Api::all(client.clone())).await?;
+    let allocations = Api::<NodeIPAllocation>::all(client.clone());
+    for allocation in allocations.list(&ListParams::default()).await? {
+        let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        allocations.patch(&allocation.name_any(), &PatchParams::default(), &free).await?;
+    }
+    delete_all(allocations).await?;
+    delete_all::<Lease>(Api::namespaced(client.clone(), NAMESPACE)).await?;
+    delete_all::<Event>(Api::namespaced(client.clone(), PODS)).await
+}
+
+async fn delete_all<K>(api: Api<K>) -> Result<()>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    api.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The tables of `docs/` name tests as their proof: each of them must exist.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::HashSet;
+use std::path::Path;
+use vnetpool_tests::cluster::root;
+
+/// The documents whose tables have a column "shown by".
+const TABLES: [&str; 2] = ["docs/azure.md", "docs/paths.md"];
+
+#[test]
+fn every_row_of_the_tables_names_tests_that_exist() {
+    let tests = tests();
+    let mut rows = 0;
+    for document in TABLES {
+        let Ok(text) = std::fs::read_to_string(root().join(document)) else {
+            panic!("{document} is missing");
+        };
+        for (number, cell) in shown_by(&text) {
+            let named = backticked(cell);
+            assert!(!named.is_empty(), "{document}:{number}: the row names no test");
+            for name in named {
+                assert!(tests.contains(name), "{document}:{number}: there is no test {name}");
+            }
+            rows += 1;
+        }
+    }
+    assert!(rows > 0, "the documents have no table with a column \"shown by\"");
+}
+
+#[test]
+fn a_row_without_an_existing_test_is_found() {
+    let text = "| situation | shown by |\n|---|---|\n| a | `every_row_of_the_tables_names_tests_that_exist` |\n| b | `no_such` |\n";
+    let rows: Vec<_> = shown_by(text).into_iter().flat_map(|(_, cell)| backticked(cell)).collect();
+    assert_eq!(rows, ["every_row_of_the_tables_names_tests_that_exist", "no_such"]);
+    let tests = tests();
+    assert!(tests.contains(rows[0]) && !tests.contains(rows[1]));
+    // A function that is no test doesn't count.
+    assert!(!tests.contains("backticked"));
+}
+
+/// Line number and cell of each row below a header that has a column "shown by".
+fn shown_by(text: &str) -> Vec<(usize, &str)> {
+    let (mut column, mut found) = (None, vec![]);
+    for (index, line) in text.lines().enumerate() {
+        if !line.starts_with('|') {
+            column = None;
+            continue;
+        }
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        match column {
+            None => column = cells.iter().position(|cell| cell.to_lowercase().starts_with("shown by")),
+            Some(_) if cells.iter().all(|cell| cell.starts_with("--")) => {}
+            Some(column) => found.push((index + 1, cells.get(column).copied().unwrap_or_default())),
+        }
+    }
+    found
+}
+
+/// The last part of each path in backticks.
+fn backticked(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).map(|path| path.rsplit("::").next().unwrap_or(path)).collect()
+}
+
+/// The name of every test of the project: Rust's by attribute or by their place in a list of trials, Go's by their signature.
+fn tests() -> HashSet<String> {
+    let (mut tests, mut functions, mut listed) = <(HashSet<_>, HashSet<_>, HashSet<_>)>::default();
+    visit(&root(), &mut |path, text| {
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if path.extension().is_some_and(|ending| ending == "go") {
+                let test = line.strip_prefix("func ").and_then(|rest| rest.split_once("(t *testing.T)"));
+                tests.extend(test.map(|(name, _)| name.to_owned()));
+            } else if let Some(name) = function(line) {
+                if is_test { &mut tests } else { &mut functions }.insert(name.to_owned());
+                is_test = false;
+            } else if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_test = true;
+            } else {
+                listed.extend(trials(line).map(str::to_owned));
+            }
+        }
+    });
+    tests.extend(functions.intersection(&listed).cloned());
+    tests
+}
+
+/// What a line of a list of trials names: nothing but paths with a comma after each, on a line or in one `tests![…]`.
+fn trials(line: &str) -> impl Iterator<Item = &str> {
+    let list = line.split_once("tests![").and_then(|(_, rest)| rest.split(']').next());
+    let names = list.or(line.strip_suffix(',')).unwrap_or_default();
+    let is_path = |text: &&str| {
+        !text.is_empty()
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c))
+    };
+    names.split(',').map(str::trim).filter(is_path).filter_map(|path| path.rsplit("::").next())
+}
+
+/// The name of the function that this line declares.
+fn function(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("pub ").unwrap_or(line);
+    let line = line.strip_prefix("async ").unwrap_or(line);
+    let name = line.strip_prefix("fn ")?;
+    name.split(['(', '<']).next()
+}
+
+fn visit(folder: &Path, see: &mut impl FnMut(&Path, &str)) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            visit(&path, see);
+        } else if name.ends_with(".rs") || name.ends_with("_test.go") {
+            see(&path, &std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
