@@ -107,8 +107,16 @@ pub struct Subnet {
 pub struct IpConfiguration {
     /// Name of the ipConfiguration on the NIC.
     pub name: String,
-    /// The address as a range: `10.240.0.17/32`.
+    /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`.
     pub address: String,
+}
+
+impl IpConfiguration {
+    /// How many addresses it is: 1, or 16 for a block. 0 if the text is no range of IPv4 addresses.
+    pub fn count(&self) -> u32 {
+        let length = self.address.rsplit_once('/').and_then(|(_, length)| length.parse::<u32>().ok());
+        length.and_then(|length| 1_u32.checked_shl(32_u32.checked_sub(length)?)).unwrap_or_default()
+    }
 }
 
 /// What the node does with what it holds. Written by the node's agent, except for the operator's condition types.
@@ -167,8 +175,27 @@ pub struct Assignment {
 }
 
 impl NodeIPAllocationSpec {
+    /// How many addresses are reserved in all.
+    pub fn addresses(&self) -> u32 {
+        self.ip_configurations().map(IpConfiguration::count).sum()
+    }
+
     /// All reservations of all interfaces.
     pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_counts_as_sixteen_addresses() {
+        let count = |address: &str| IpConfiguration { name: String::new(), address: address.into() }.count();
+        assert_eq!(
+            (count("10.0.0.5/32"), count("10.0.0.16/28"), count("10.0.0.5"), count("x/99")),
+            (1, 16, 0, 0)
+        );
     }
 }

@@ -40,6 +40,12 @@ use std::collections::BTreeMap;
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.mode != 'Address' || self.sizing.maximum <= 255")
+        .message("sizing.maximum is above 255, and in mode Address a NIC takes no more pod addresses: lower it, or use mode Prefix"),
+    validation = Rule::new("self.mode != 'Prefix' || self.sizing.maximum >= 16")
+        .message("sizing.maximum is below 16, which in mode Prefix is one block: raise it, or use mode Address"),
+)]
 pub struct NodeIPPoolSpec {
     /// The nodes this pool is for, by label. Empty or absent: every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,8 +55,9 @@ pub struct NodeIPPoolSpec {
     #[serde(default)]
     pub weight: i32,
 
-    /// How addresses are reserved. `Address`: one ipConfiguration of the NIC per pod address. It can't be changed: make
-    /// another pool with a higher weight instead.
+    /// How addresses are reserved. `Address`, the default: one ipConfiguration of the NIC per pod address. `Prefix`: blocks of
+    /// 16 (a /28 each), of which one takes one of the NIC's 256 ipConfigurations; the subnet needs whole aligned blocks free.
+    /// It can't be changed: make another pool with a higher weight instead.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("mode can't be changed; make another pool with a higher weight and let the nodes move to it"))]
@@ -86,11 +93,25 @@ pub enum Mode {
     /// One ipConfiguration of the NIC per pod address.
     #[default]
     Address,
+    /// One ipConfiguration of the NIC per block of 16 pod addresses.
+    Prefix,
+}
+
+impl Mode {
+    /// How many pod addresses one reservation brings.
+    pub fn grain(self) -> u32 {
+        match self {
+            Mode::Address => 1,
+            // The only size Azure has for a block of IPv4 addresses on a NIC: /28.
+            Mode::Prefix => 16,
+        }
+    }
 }
 
 /// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an address or
 /// wait for one), a node holds `demand + warm`, but no more than the kubelet's pod limit can use, plus those cooling, at
-/// least `minimum`, rounded up to `batch`, at most `maximum` and what Azure allows on the NIC.
+/// least `minimum`, rounded up to `batch`, at most `maximum` and what Azure allows on the NIC. In mode `Prefix` that is rounded up
+/// to whole blocks of 16.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.minimum <= self.maximum")
@@ -104,8 +125,9 @@ pub struct Sizing {
     #[schemars(range(min = 0, max = 255))]
     #[serde(default = "eight")]
     pub warm: u32,
-    /// Addresses a node holds at most. A NIC takes 256 in all, one of them the node's own.
-    #[schemars(range(min = 1, max = 255))]
+    /// Addresses a node holds at most. A NIC takes 256 ipConfigurations in all, one of them the node's own; so 255 is the
+    /// most in mode `Address`. In mode `Prefix` it is rounded down to whole blocks of 16: 255 allows 240.
+    #[schemars(range(min = 1, max = 512))]
     #[serde(default = "a_nic_full")]
     pub maximum: u32,
     /// The number held is rounded up to a multiple of this: higher means fewer and larger writes to Azure.

@@ -1,8 +1,8 @@
 //! A NodeIPAllocation as the ledger takes it in: a plain function of the object.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4AddrRange, Ipv4Net};
 use vnetpool_crds::{NodeIPAllocation, allocation::IpConfiguration};
 use vnetpool_plugin::ledger::{Entry, Supply};
 
@@ -10,7 +10,7 @@ use vnetpool_plugin::ledger::{Entry, Supply};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error(
-        "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) only: upgrade it"
+        "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) and blocks of 16 (a.b.c.d/28) only: upgrade it"
     )]
     Address { name: String, address: String },
 }
@@ -26,22 +26,24 @@ pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
         node_uid: spec.node_uid.clone(),
         boot_id: spec.boot_id.clone(),
         cooldown: Duration::from(spec.cooldown),
-        entries: spec.ip_configurations().map(entry).collect::<Result<_, _>>()?,
+        entries: spec.ip_configurations().map(entries).collect::<Result<Vec<_>, _>>()?.concat(),
     })
 }
 
-fn entry(configuration: &IpConfiguration) -> Result<Entry, Invalid> {
+/// An entry for each address, all of them usable: those of a block are not a network of their own, with an address for
+/// the network and one for broadcasts.
+fn entries(configuration: &IpConfiguration) -> Result<Vec<Entry>, Invalid> {
     let IpConfiguration { name, address } = configuration;
-    match single(address) {
-        Some(address) => Ok(Entry { name: name.clone(), address, attached_to: None }),
-        None => Err(Invalid::Address { name: name.clone(), address: address.clone() }),
-    }
+    let range = address.parse::<Ipv4Net>().ok().filter(|range| is_whole(*range));
+    let range = range.ok_or_else(|| Invalid::Address { name: name.clone(), address: address.clone() })?;
+    // Of an `Ipv4Net`, `hosts` would leave the first and the last out.
+    let all = Ipv4AddrRange::new(range.network(), range.broadcast());
+    Ok(all.map(|address| Entry { name: name.clone(), address, attached_to: None }).collect())
 }
 
-/// The address of a range of one.
-fn single(cidr: &str) -> Option<Ipv4Addr> {
-    let range: Ipv4Net = cidr.parse().ok()?;
-    (range.prefix_len() == 32).then(|| range.addr())
+/// Whether it is a range of a size there is, with no bits set behind its prefix.
+fn is_whole(range: Ipv4Net) -> bool {
+    matches!(range.prefix_len(), 28 | 32) && range == range.trunc()
 }
 
 #[cfg(test)]
@@ -83,8 +85,18 @@ mod tests {
     }
 
     #[test]
-    fn a_block_or_nonsense_is_refused_by_name() {
-        for address in ["10.240.0.16/28", "10.240.0.5", "fd00::1/128", "here"] {
+    fn a_block_becomes_an_entry_of_its_name_for_each_of_its_sixteen_addresses() {
+        let entries =
+            supply(&object(&[("vnp-1", "10.240.0.16/28"), ("vnp-2", "10.240.0.5/32")])).unwrap().entries;
+        assert_eq!(entries.iter().filter(|entry| entry.name == "vnp-1").count(), 16);
+        let addresses: Vec<_> = entries.iter().map(|entry| entry.address.to_string()).collect();
+        assert_eq!((addresses[0].as_str(), addresses[15].as_str()), ("10.240.0.16", "10.240.0.31"));
+        assert_eq!(addresses[16], "10.240.0.5");
+    }
+
+    #[test]
+    fn a_range_of_another_size_or_nonsense_is_refused_by_name() {
+        for address in ["10.240.0.16/29", "10.240.0.17/28", "10.240.0.5", "fd00::1/128", "here"] {
             let error = supply(&object(&[("vnp-1", "10.240.0.5/32"), ("vnp-2", address)])).unwrap_err();
             assert_eq!(error, Invalid::Address { name: "vnp-2".into(), address: address.into() });
         }

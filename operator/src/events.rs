@@ -27,7 +27,7 @@ impl Events {
     }
 }
 
-pub fn reserved(count: usize, held: usize, nic: &str) -> Event {
+pub fn reserved(count: u32, held: u32, nic: &str) -> Event {
     event(
         EventType::Normal,
         "AddressesReserved",
@@ -36,7 +36,7 @@ pub fn reserved(count: usize, held: usize, nic: &str) -> Event {
     )
 }
 
-pub fn released(count: usize, held: usize, nic: &str) -> Event {
+pub fn released(count: u32, held: u32, nic: &str) -> Event {
     event(
         EventType::Normal,
         "AddressesReleased",

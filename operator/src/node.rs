@@ -264,7 +264,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
 async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
     let Some(nic) = &seen.nic else { return Ok(()) };
-    apply::write_nic(ctx, &round.allocation, node, nic, plan, memory).await.map_err(Error::Write)
+    apply::write_nic(ctx, &round.allocation, node, nic, seen, plan, memory).await.map_err(Error::Write)
 }
 
 async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {

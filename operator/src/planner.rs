@@ -29,6 +29,8 @@ pub struct Observed {
     pub held: Vec<IpConfiguration>,
     /// How many ipConfigurations of ours the NIC can take: Azure's limit less what others have on it.
     pub slots: u32,
+    /// How many addresses a new ipConfiguration brings: 1, or 16 if it is a block.
+    pub grain: u32,
     /// Names the agent has given up for good.
     pub relinquished: BTreeSet<String>,
     /// How long more has been held than wanted; `None` if it wasn't when last looked.
@@ -60,7 +62,7 @@ pub struct Plan {
     pub priority: Priority,
     /// What `spec` is to show, by address.
     pub publish: Vec<allocation::IpConfiguration>,
-    /// Ours on the NIC that the node hasn't given up.
+    /// Addresses of ours on the NIC that the node hasn't given up.
     pub kept: u32,
     /// More is held than wanted.
     pub surplus: bool,
@@ -75,7 +77,9 @@ pub struct Plan {
 /// One NIC write can do both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
+    /// How many ipConfigurations to add, of [`Observed::grain`] addresses each.
     pub reserve: u32,
+    /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
 }
 
@@ -86,12 +90,14 @@ impl Change {
 }
 
 pub fn plan(observed: &Observed) -> Plan {
-    let Observed { sizing, demand, held, slots, relinquished, .. } = observed;
-    let release: Vec<String> =
-        names(held).filter(|name| relinquished.contains(*name)).map(str::to_owned).collect();
-    let kept = (held.len() - release.len()) as u32;
-    let asked = sizing.as_ref().map_or(0, |sizing| sizing::asked(sizing, demand));
-    let wanted = sizing.as_ref().map_or(0, |sizing| sizing::wanted(sizing, demand, *slots));
+    let Observed { sizing, demand, held, slots, grain, relinquished, .. } = observed;
+    let (given_up, keeping): (Vec<_>, Vec<_>) = held.iter().partition(|one| relinquished.contains(&one.name));
+    let release: Vec<String> = given_up.into_iter().map(|one| one.name.clone()).collect();
+    let kept = keeping.iter().map(|one| addresses(one, *grain)).sum();
+    let free_slots = slots.saturating_sub(keeping.len() as u32);
+    let room = free_slots.saturating_mul(*grain).saturating_add(kept);
+    let asked = sizing.as_ref().map_or(0, |sizing| sizing::asked(sizing, demand, *grain));
+    let wanted = sizing.as_ref().map_or(0, |sizing| sizing::wanted(sizing, demand, *grain, room));
 
     let surplus = wanted < kept;
     let release_after = sizing.as_ref().map_or(Duration::ZERO, |sizing| sizing.release_after.into());
@@ -103,7 +109,7 @@ pub fn plan(observed: &Observed) -> Plan {
 
     let grows = wanted > kept;
     let releases = !release.is_empty();
-    let reserve = wanted.saturating_sub(kept).min(observed.may_reserve);
+    let reserve = wanted.saturating_sub(kept).div_ceil((*grain).max(1)).min(observed.may_reserve);
     let burst_to_last = burst_to_last(observed);
     // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take the release along.
     let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
@@ -175,8 +181,10 @@ fn published(held: &[IpConfiguration]) -> Vec<allocation::IpConfiguration> {
         .collect()
 }
 
-fn names(held: &[IpConfiguration]) -> impl Iterator<Item = &str> {
-    held.iter().map(|one| one.name.as_str())
+/// How many addresses an ipConfiguration has, or will have once Azure has chosen them.
+pub fn addresses(one: &IpConfiguration, grain: u32) -> u32 {
+    one.address
+        .map_or(grain, |range| 1_u32.checked_shl(32 - u32::from(range.prefix_len())).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
+use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{self, READY, VALID};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
@@ -130,7 +131,7 @@ fn roll_up<'a>(
                 .entry(interface.subnet.id.to_lowercase())
                 .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
             usage.nodes += 1;
-            usage.held += interface.ip_configurations.len() as u32;
+            usage.held += interface.ip_configurations.iter().map(IpConfiguration::count).sum::<u32>();
         }
         let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         if !condition::is_true(conditions, READY) {

@@ -202,6 +202,7 @@ impl Operator<'_> {
             demand: Demand { bound, assigned, ..Demand::default() },
             held: held.collect(),
             slots: 255,
+            grain: 1,
             relinquished,
             surplus_for: Some(LONG),
             bound_still_for: LONG,

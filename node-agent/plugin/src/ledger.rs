@@ -22,7 +22,7 @@ mod supply;
 #[cfg(test)]
 mod tests;
 
-use std::net::Ipv4Addr;
+use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
 
 use serde::Serialize;
 
@@ -70,7 +70,8 @@ pub struct Pod {
 }
 
 /// An address the node holds, as published in the spec. Its identity is the name of its ipConfiguration, never used
-/// twice; the address is its attribute.
+/// twice; the address is its attribute. The addresses of a block are entries of one name: each is assigned by itself, but
+/// they come and go, and are relinquished, only together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Empty after a rebuild for an address in use that no spec has named yet.
@@ -165,7 +166,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
-    /// may go to its pod. If there is none, or others wait for it, the sandbox waits in line.
+    /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
     pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
         if let Some(address) = self.address_of(sandbox) {
             return Assign::Assigned(address);
@@ -203,7 +204,7 @@ impl Ledger {
     fn serve(&mut self, now: Millis) {
         let mut still = Vec::new();
         for Waiter { sandbox, pod, since } in std::mem::take(&mut self.waiting) {
-            match self.oldest_ready(&pod.uid, now) {
+            match self.next_for(&pod.uid, now) {
                 Some(index) => {
                     let link = sandbox.host_link();
                     let assignment = Assignment { sandbox, pod, since: now, link, vanished: false };
@@ -223,20 +224,28 @@ impl Ledger {
         }
     }
 
-    /// The record to assign next to a pod: what was freed first goes first, what was never used before that.
-    fn oldest_ready(&self, pod_uid: &str, now: Millis) -> Option<usize> {
-        let since = |index: usize| match self.records[index].state {
-            State::Free { since } => since,
-            _ => None,
-        };
+    /// The record to assign next to a pod: what was freed first goes first, what was never used before that. But before all
+    /// that come the blocks with most addresses in use, so that the others become wholly free and can be given back:
+    /// what the cooldown owes to an address's last user, it has got by then.
+    fn next_for(&self, pod_uid: &str, now: Millis) -> Option<usize> {
+        let mut in_use: HashMap<&str, u32> = HashMap::new();
+        for (entry, _) in self.assignments() {
+            *in_use.entry(&entry.name).or_default() += 1;
+        }
+        let fullness = |index: usize| in_use.get(self.records[index].entry.name.as_str()).copied();
         let mut free: Vec<usize> = (0..self.records.len())
-            .filter(|&index| self.records[index].is_free())
-            .filter(|&index| {
-                self.records[index].entry.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
-            })
+            .filter(|&index| self.records[index].is_free() && self.records[index].entry.is_for(pod_uid))
             .collect();
-        free.sort_by_key(|&index| since(index));
+        free.sort_by_key(|&index| (Reverse(fullness(index)), self.freed(index)));
         free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
+    }
+
+    /// When a record was freed; None if it wasn't used in this boot.
+    fn freed(&self, index: usize) -> Option<Millis> {
+        match self.records[index].state {
+            State::Free { since } => since,
+            State::Assigned(_) | State::Withdrawn { .. } => None,
+        }
     }
 
     /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also stand in
@@ -328,6 +337,13 @@ impl Ledger {
     /// Whether the node ever held an address in this boot: from then on it is ready for pods, though it may be full.
     pub fn had_first_address(&self) -> bool {
         self.had_first_address
+    }
+}
+
+impl Entry {
+    /// Whether the pod with this UID may have it. No pod has the empty UID.
+    fn is_for(&self, pod_uid: &str) -> bool {
+        self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
     }
 }
 

@@ -61,6 +61,8 @@ pub enum ProvisioningState {
 pub struct Change {
     /// Names of ipConfigurations to add; Azure chooses their addresses.
     pub reserve: Vec<String>,
+    /// Whether each of them is to be a block of 16 addresses rather than one.
+    pub blocks: bool,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
 }
@@ -157,7 +159,7 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
     }
     for name in &change.reserve {
         if !release.contains(name.as_str()) && present.insert(name) {
-            next.push(reserved(name, first)?);
+            next.push(reserved(name, first, change.blocks)?);
         }
     }
     let mut edited = document.clone();
@@ -166,14 +168,18 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
 }
 
 /// A new ipConfiguration. Azure wants every one of a NIC in the same subnet and with the same application
-/// security groups, so both are taken from the first.
-fn reserved(name: &str, first: &Value) -> Result<Value, Error> {
+/// security groups, so both are taken from the first. A block is one whose prefix length is 28, the only one Azure has
+/// (`privateIPAddressPrefixLength`, API 2023-11-01 and later; official example NetworkInterfaceCreate).
+fn reserved(name: &str, first: &Value, block: bool) -> Result<Value, Error> {
     let mut properties = json!({
         "subnet": { "id": subnet(first)? },
         "privateIPAllocationMethod": "Dynamic",
         "privateIPAddressVersion": "IPv4",
         "primary": false,
     });
+    if block {
+        properties["privateIPAddressPrefixLength"] = json!(28);
+    }
     if let Some(groups) = first["applicationSecurityGroups"].as_array().filter(|groups| !groups.is_empty()) {
         properties["applicationSecurityGroups"] = json!(groups);
     }

@@ -19,7 +19,7 @@ use super::{Context, Error};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
-use crate::planner::Plan;
+use crate::planner::{Plan, addresses};
 
 /// Carries the plan's change out on the NIC. The caller has said so in the condition `Writing` before.
 ///
@@ -30,6 +30,7 @@ pub async fn write_nic(
     allocation: &NodeIPAllocation,
     node: &Node,
     nic: &Interface,
+    seen: &Seen,
     plan: &Plan,
     memory: &mut Memory,
 ) -> Result<(), azure::Error> {
@@ -37,7 +38,12 @@ pub async fn write_nic(
     let change = azure::Change {
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
         release: plan.change.release.clone(),
+        blocks: seen.observed.grain > 1,
     };
+    let grain = seen.observed.grain;
+    let count = |all: &[azure::IpConfiguration]| all.iter().map(|one| addresses(one, grain)).sum::<u32>();
+    let released: Vec<_> =
+        seen.observed.held.iter().filter(|one| change.release.contains(&one.name)).cloned().collect();
     let result = ctx.azure.update(&id, &change, plan.priority).await;
     let now = Instant::now();
     match result {
@@ -45,14 +51,14 @@ pub async fn write_nic(
             ctx.metrics.nic_written("ok");
             memory.nic_known = Some(now);
             memory.setback = memory.setback.take().and_then(|setback| setback.after_success(now));
-            let held = nic.ip_configurations.len();
-            info!(reserved = change.reserve.len(), released = change.release.len(), held, nic = %id, "NIC written");
+            let (held, reserved) = (count(&nic.ip_configurations), plan.change.reserve * grain);
+            info!(reserved, released = count(&released), held, nic = %id, "NIC written");
             let about = [node.object_ref(&()), allocation.object_ref(&())];
             if !change.reserve.is_empty() {
-                ctx.events.say(&about, &events::reserved(change.reserve.len(), held, id.name())).await;
+                ctx.events.say(&about, &events::reserved(reserved, held, id.name())).await;
             }
             if !change.release.is_empty() {
-                ctx.events.say(&about, &events::released(change.release.len(), held, id.name())).await;
+                ctx.events.say(&about, &events::released(count(&released), held, id.name())).await;
             }
             Ok(())
         }
@@ -102,7 +108,7 @@ pub async fn publish(
     }
     let version = allocation.resource_version();
     let answer = apply(ctx, &allocation.name_any(), version, &spec).await.map_err(Error::Publish)?;
-    info!(target = spec.target, held = spec.ip_configurations().count(), "published");
+    info!(target = spec.target, held = spec.addresses(), "published");
     Ok(memory.wrote(Arc::new(answer)))
 }
 

@@ -134,7 +134,7 @@ fn reserved(facts: &Facts, found: bool) -> Says {
             || facts.plan.is_none_or(|plan| plan.grows)
     };
     if let Some(setback) = facts.setback.filter(matters) {
-        return says(false, setback.reason, &setback.message);
+        return says(false, setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));
     }
     let Some(plan) = facts.plan else {
         return says(false, "Pending", "the NIC is about to be read");
@@ -153,6 +153,15 @@ fn reserved(facts: &Facts, found: bool) -> Says {
     says(true, "Reserved", format!("the NIC holds {} addresses", plan.kept))
 }
 
+/// A subnet may have many free addresses and yet no block of them.
+fn of_blocks(facts: &Facts, setback: &Setback) -> &'static str {
+    if setback.growth_only && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
+        " In mode Prefix 16 free addresses in a row are needed, the first a multiple of 16: single addresses in use scattered          over the subnet leave none. Use a subnet for the pool alone, or mode Address."
+    } else {
+        ""
+    }
+}
+
 /// Pods on the node that have no address and can't get one from those held.
 fn lacks(facts: &Facts, plan: &Plan) -> u32 {
     facts.seen.map_or(0, |seen| seen.observed.demand.pods().saturating_sub(plan.kept))
@@ -162,7 +171,7 @@ fn lacks(facts: &Facts, plan: &Plan) -> u32 {
 fn limit(facts: &Facts, plan: &Plan) -> String {
     let Some(seen) = facts.seen else { return String::new() };
     let maximum = seen.observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
-    if seen.observed.slots < maximum {
+    if seen.observed.slots.saturating_mul(seen.observed.grain) < maximum {
         format!(
             "Azure takes 256 ipConfigurations on a NIC, others use {} of this one's. Lower the kubelet's maxPods or use more \
              nodes.",
@@ -216,7 +225,7 @@ fn wrong(status: &NodeIPAllocationStatus) -> Option<&Condition> {
 
 fn ready(facts: &Facts, parts: &[&Says]) -> Says {
     let status = facts.allocation.status.clone().unwrap_or_default();
-    let held = facts.plan.map_or(facts.allocation.spec.ip_configurations().count() as u32, |plan| plan.kept);
+    let held = facts.plan.map_or(facts.allocation.spec.addresses(), |plan| plan.kept);
     let counts = format!(
         "holds {held} addresses of {} wanted: {} assigned, {} cooling, {} free",
         facts.plan.map_or(facts.allocation.spec.target, |plan| plan.wanted),
@@ -270,7 +279,9 @@ fn full(facts: &Facts) -> Says {
         return none();
     }
     match facts.setback.filter(|setback| setback.needs_change) {
-        Some(setback) if plan.grows => says(true, setback.reason, &setback.message),
+        Some(setback) if plan.grows => {
+            says(true, setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
+        }
         None | Some(_) if !plan.grows && plan.asked > plan.wanted => {
             says(true, "MaximumReached", limit(facts, plan))
         }

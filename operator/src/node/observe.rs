@@ -92,7 +92,7 @@ pub async fn observe(
     let last_look = memory.nic_known.unwrap_or(ctx.started);
     let is_due = last_look + recheck_after(&node.name_any()) <= now && observed.may_write;
 
-    let priority = read_priority(&observed.demand, spec.ip_configurations().count(), is_new);
+    let priority = read_priority(&observed.demand, spec.addresses(), is_new);
     let nic = if is_new || memory.must_read || is_due {
         let id = if is_new {
             ctx.azure.primary_nic(&vm, priority).await?
@@ -130,6 +130,7 @@ pub async fn observe(
 
     let obstacle = obstacle(pool.as_deref(), &interface, node)?;
     observed.sizing = pool.as_ref().filter(|_| obstacle.is_none()).map(|pool| pool.spec.sizing.clone());
+    observed.grain = pool.as_ref().map_or(spec.mode, |pool| pool.spec.mode).grain();
     let (subnet, snat_exclusions) = around(ctx, spec, &interface, pool.as_deref()).await?;
     Ok(Some(Seen {
         left: left(spec, &interface.id.parse()?),
@@ -173,6 +174,7 @@ fn from_cluster(
         demand: demand(allocation, node, bound),
         held: vec![],
         slots: 0,
+        grain: 1,
         relinquished: allocation
             .status
             .iter()
@@ -202,8 +204,8 @@ fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())
 }
 
-fn read_priority(demand: &Demand, published: usize, is_new: bool) -> Priority {
-    if demand.pods() as usize > published {
+fn read_priority(demand: &Demand, published: u32, is_new: bool) -> Priority {
+    if demand.pods() > published {
         Priority::WaitingPods
     } else if is_new {
         Priority::NewNode

@@ -71,7 +71,7 @@ pub(super) async fn settle(ctx: &Context, id: &ResourceId) -> Result<Option<Reso
         return Ok(nic.vm.clone());
     }
     let release = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
-    ctx.azure.update(id, &Change { reserve: vec![], release }, Priority::GiveBack).await?;
+    ctx.azure.update(id, &Change { release, ..Change::default() }, Priority::GiveBack).await?;
     ctx.azure.forget(id);
     Ok(None)
 }

@@ -27,18 +27,21 @@ impl Demand {
 
 /// What the sizing asks for, before any limit.
 ///
-/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
-pub fn asked(sizing: &Sizing, demand: &Demand) -> u32 {
+/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them. `grain` is how many
+/// addresses come at once, and the last step rounds up to it.
+pub fn asked(sizing: &Sizing, demand: &Demand, grain: u32) -> u32 {
     let pods = demand.pods();
     let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
     let useful = with_warm.saturating_add(demand.cooling).max(sizing.minimum);
-    useful.checked_next_multiple_of(sizing.batch.max(1)).unwrap_or(useful)
+    let rounded = |number: u32, step: u32| number.checked_next_multiple_of(step.max(1)).unwrap_or(number);
+    rounded(rounded(useful, sizing.batch), grain)
 }
 
-/// What the node should hold: what is [`asked`] for, within the pool's maximum and the `slots` that Azure leaves us on
-/// the NIC.
-pub fn wanted(sizing: &Sizing, demand: &Demand, slots: u32) -> u32 {
-    asked(sizing, demand).min(sizing.maximum).min(slots)
+/// What the node should hold: what is [`asked`] for, within the pool's maximum, of which only whole grains count, and the
+/// `room` for addresses that Azure leaves us on the NIC.
+pub fn wanted(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> u32 {
+    let maximum = sizing.maximum - sizing.maximum % grain.max(1);
+    asked(sizing, demand, grain).min(maximum).min(room)
 }
 
 #[cfg(test)]
@@ -55,44 +58,52 @@ mod tests {
 
     #[test]
     fn an_idle_node_holds_the_minimum() {
-        assert_eq!(wanted(&sizing(8, 0, 255, 1), &bound(0), 255), 8);
+        assert_eq!(wanted(&sizing(8, 0, 255, 1), &bound(0), 1, 255), 8);
     }
 
     #[test]
     fn warm_addresses_come_on_top_of_what_pods_need() {
-        assert_eq!(wanted(&sizing(0, 8, 255, 1), &bound(5), 255), 13);
+        assert_eq!(wanted(&sizing(0, 8, 255, 1), &bound(5), 1, 255), 13);
     }
 
     #[test]
     fn cooling_addresses_are_not_free() {
         let demand = Demand { bound: 5, cooling: 3, ..Demand::default() };
-        assert_eq!(wanted(&sizing(0, 2, 255, 1), &demand, 255), 10);
+        assert_eq!(wanted(&sizing(0, 2, 255, 1), &demand, 1, 255), 10);
     }
 
     #[test]
     fn the_number_is_rounded_up_to_the_batch() {
-        assert_eq!(wanted(&sizing(0, 0, 255, 16), &bound(17), 255), 32);
+        assert_eq!(wanted(&sizing(0, 0, 255, 16), &bound(17), 1, 255), 32);
     }
 
     #[test]
     fn the_maximum_wins_over_the_batch() {
-        assert_eq!(wanted(&sizing(0, 0, 20, 16), &bound(17), 255), 20);
+        assert_eq!(wanted(&sizing(0, 0, 20, 16), &bound(17), 1, 255), 20);
     }
 
     #[test]
     fn azures_limit_wins_over_the_maximum() {
-        assert_eq!(wanted(&sizing(0, 0, 255, 1), &bound(300), 200), 200);
+        assert_eq!(wanted(&sizing(0, 0, 255, 1), &bound(300), 1, 200), 200);
     }
 
     #[test]
     fn no_more_are_kept_warm_than_the_kubelet_takes_pods() {
         let demand = Demand { bound: 28, cooling: 2, pods_allowed: Some(30), ..Demand::default() };
-        assert_eq!(wanted(&sizing(0, 8, 255, 1), &demand, 255), 32);
+        assert_eq!(wanted(&sizing(0, 8, 255, 1), &demand, 1, 255), 32);
     }
 
     #[test]
     fn a_waiting_pod_counts_even_before_the_operator_has_seen_it_bound() {
         let demand = Demand { bound: 1, assigned: 8, waiting: 2, ..Demand::default() };
-        assert_eq!(wanted(&sizing(0, 0, 255, 1), &demand, 255), 10);
+        assert_eq!(wanted(&sizing(0, 0, 255, 1), &demand, 1, 255), 10);
+    }
+
+    #[test]
+    fn blocks_are_asked_for_whole_and_the_maximum_is_never_exceeded_by_a_part_of_one() {
+        assert_eq!(wanted(&sizing(8, 0, 255, 4), &bound(17), 16, 4080), 32);
+        assert_eq!(wanted(&sizing(8, 0, 255, 4), &bound(250), 16, 4080), 240);
+        assert_eq!(wanted(&sizing(8, 0, 256, 4), &bound(250), 16, 4080), 256);
+        assert_eq!(wanted(&sizing(8, 0, 256, 4), &bound(250), 16, 32), 32);
     }
 }

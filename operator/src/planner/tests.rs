@@ -16,6 +16,16 @@ fn ours(names: impl IntoIterator<Item = u32>) -> Vec<IpConfiguration> {
         .collect()
 }
 
+/// The same as blocks of 16.
+fn blocks(names: impl IntoIterator<Item = u32>) -> Vec<IpConfiguration> {
+    let block = |(n, one)| IpConfiguration {
+        address: Some(format!("10.{}.{}.{}/28", n / 4096, n / 16 % 256, n % 16 * 16).parse().unwrap()),
+        ..one
+    };
+    let names: Vec<u32> = names.into_iter().collect();
+    names.iter().copied().zip(ours(names.iter().copied())).map(block).collect()
+}
+
 fn name(n: u32) -> String {
     format!("vnp-{n:016x}")
 }
@@ -27,6 +37,7 @@ fn observed(held: u32, bound: u32) -> Observed {
         demand: Demand { bound, ..Demand::default() },
         held: ours(0..held),
         slots: 255,
+        grain: 1,
         relinquished: BTreeSet::new(),
         surplus_for: None,
         bound_still_for: LONG,
@@ -159,6 +170,37 @@ fn a_full_subnet_holds_growth_back_but_not_a_release() {
     assert!(plan.grows);
 }
 
+#[test]
+fn a_node_with_blocks_reserves_as_many_as_its_pods_need_and_each_counts_sixteen() {
+    let observed = |held, bound| Observed { grain: 16, held: blocks(0..held), ..observed(0, bound) };
+    assert_eq!((plan(&observed(0, 0)).change.reserve, plan(&observed(0, 0)).target), (1, 16));
+    assert_eq!((plan(&observed(1, 8)).change.reserve, plan(&observed(1, 8)).kept), (0, 16));
+    assert_eq!((plan(&observed(1, 9)).change.reserve, plan(&observed(1, 9)).target), (1, 32));
+    let shrinking = plan(&Observed { surplus_for: Some(LONG), ..observed(3, 0) });
+    assert_eq!((shrinking.kept, shrinking.target, shrinking.surplus), (48, 16, true));
+}
+
+#[test]
+fn a_block_takes_one_of_the_nics_slots() {
+    let plan = plan(&Observed { grain: 16, held: blocks(0..1), slots: 2, ..observed(0, 100) });
+    assert_eq!((plan.change.reserve, plan.wanted), (1, 32));
+}
+
+#[test]
+fn a_node_that_came_from_another_pool_trades_single_addresses_for_blocks() {
+    let mixed = Observed { grain: 16, ..observed(8, 0) };
+    assert_eq!(plan(&mixed).change.reserve, 1);
+    let held = ours(0..8).into_iter().chain(blocks(20..21)).collect();
+    let after = plan(&Observed { held, surplus_for: Some(LONG), ..mixed });
+    assert_eq!((after.change.reserve, after.kept, after.target), (0, 24, 16));
+}
+
+#[test]
+fn a_block_is_published_as_a_range() {
+    let published = plan(&Observed { grain: 16, held: blocks(1..2), ..observed(0, 0) }).publish;
+    assert_eq!(published[0].address, "10.0.0.16/28");
+}
+
 prop_compose! {
     fn any_observed()(
         held in 0..260_u32,
@@ -170,6 +212,7 @@ prop_compose! {
         (minimum, maximum) in (0..=255_u32, 1..=255_u32),
         (warm, batch) in (0..=255_u32, 1..=255_u32),
         slots in 0..=255_u32,
+        grain in prop::sample::select(vec![1, 16]),
         served in prop::bool::weighted(0.9),
         relinquished in prop::collection::btree_set((0..300_u32).prop_map(name), 0..50),
         surplus in prop::option::of(0..600_u64),
@@ -181,8 +224,9 @@ prop_compose! {
                 minimum: minimum.min(maximum), warm, maximum, batch, ..Sizing::default()
             }),
             demand: Demand { bound, assigned, waiting, cooling, pods_allowed },
-            held: ours(0..held),
+            held: if grain == 1 { ours(0..held) } else { blocks(0..held / 8) },
             slots,
+            grain,
             relinquished,
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
@@ -198,7 +242,8 @@ prop_compose! {
 fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
     let mut next = observed.clone();
     next.held.retain(|one| !plan.change.release.contains(&one.name));
-    next.held.extend(ours(1000..1000 + plan.change.reserve));
+    let new = 1000..1000 + plan.change.reserve;
+    next.held.extend(if observed.grain == 1 { ours(new) } else { blocks(new) });
     next
 }
 
@@ -214,9 +259,10 @@ proptest! {
     fn no_write_reserves_beyond_the_maximum_or_azures_limit(observed in any_observed()) {
         let plan = plan(&observed);
         if plan.change.reserve > 0 {
-            let after = carried_out(&observed, &plan).held.len() as u32;
+            let after = carried_out(&observed, &plan).held;
             let maximum = observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
-            prop_assert!(after <= maximum.min(observed.slots));
+            prop_assert!(after.iter().map(|one| addresses(one, observed.grain)).sum::<u32>() <= maximum);
+            prop_assert!(after.len() as u32 <= observed.slots);
         }
     }
 

@@ -78,7 +78,7 @@ impl World {
 
 fn change(reserve: &[&str], release: &[&str]) -> Change {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    Change { reserve: names(reserve), release: names(release) }
+    Change { reserve: names(reserve), release: names(release), ..Change::default() }
 }
 
 fn names(nic: &Nic) -> Vec<&str> {
@@ -120,6 +120,21 @@ async fn five_are_reserved_in_one_write_and_two_released_in_another() {
         .map(|one| (one.name.clone(), one.address.unwrap().addr().to_string()))
         .collect();
     assert_eq!(world.held(), ours);
+}
+
+#[tokio::test]
+async fn a_block_of_sixteen_is_one_ip_configuration_and_stays_what_it_is_through_later_writes() {
+    let world = World::start("nodes", 1.0).await;
+    let blocks = Change { blocks: true, ..change(&["vnp-1", "vnp-2"], &[]) };
+    let nic = world.azure.update(&world.nic, &blocks, Priority::WaitingPods).await.unwrap();
+    let ranges =
+        |nic: &Nic| nic.ip_configurations.iter().map(|one| one.address.unwrap().to_string()).collect();
+    let first: Vec<String> = ranges(&nic);
+    assert_eq!(first, ["10.240.0.16/28", "10.240.0.32/28"]);
+    let both = Change { blocks: true, ..change(&["vnp-3"], &["vnp-1"]) };
+    let nic = world.azure.update(&world.nic, &both, Priority::WaitingPods).await.unwrap();
+    let second: Vec<String> = ranges(&nic);
+    assert_eq!(second, ["10.240.0.32/28", "10.240.0.16/28"]);
 }
 
 #[tokio::test]

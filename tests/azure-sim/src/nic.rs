@@ -104,6 +104,20 @@ impl Put<'_> {
                 return Err(refusal("NetworkInterfaceMustHaveExactlyOnePrimaryIpConfiguration", message));
             }
         };
+        for (index, configuration) in configurations.iter().enumerate() {
+            let length = &configuration["properties"]["privateIPAddressPrefixLength"];
+            // Blocks are /28 and secondary ("Assign private IP address prefixes to VMs", Azure's documentation); the code of
+            // the refusal is not known.
+            let is_single = length.is_null() || length == 32;
+            if !is_single && (length != 28 || index == primary) {
+                let message = format!(
+                    "IP configuration {} cannot have the private IP address prefix length {length}: only secondary IP \
+                     configurations can have one, and it has to be 28.",
+                    self.child(configuration)
+                );
+                return Err(refusal("PrivateIPAddressPrefixLengthInvalid", message));
+            }
+        }
         let old = self.old.map(ip_configurations).unwrap_or_default();
         if let Some(old) = old.iter().find(|c| says_primary(c)).and_then(|c| c["name"].as_str())
             && configurations[primary]["name"].as_str().is_none_or(|new| !new.eq_ignore_ascii_case(old))

@@ -1,6 +1,6 @@
 //! The agent's half of the ledger: taking over what the spec says, giving entries up, building a ledger anew.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 
 use super::{Assignment, Entry, Ledger, Millis, Pod, Record, Sandbox, State};
 
@@ -106,18 +106,50 @@ impl Ledger {
     }
 
     /// Takes what is held beyond `target` out of circulation, as far as it is free, has cooled and has nothing
-    /// attached: the entries freed longest ago first. There is no way back, since the operator may already be removing
-    /// them. Returns their names.
+    /// attached: the entries freed longest ago first, those of a block only all together. There is no way back, since the
+    /// operator may already be removing them. Returns their names.
     pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
-        let surplus = self.counts(now).held.saturating_sub(target);
+        let mut surplus = self.counts(now).held.saturating_sub(target);
         let mut names = Vec::new();
-        for _ in 0..surplus {
-            // No pod has the empty UID, so an attached entry is never found here.
-            let Some(index) = self.oldest_ready("", now) else { break };
-            names.push(self.records.remove(index).entry.name);
+        for (name, size) in self.idle(now) {
+            if size <= surplus {
+                surplus -= size;
+                names.push(name);
+            }
         }
+        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry.name));
         self.relinquished.extend_from_slice(&names);
         names
+    }
+
+    /// The names all of whose addresses could be assigned now, with how many these are; the one freed longest ago first, and
+    /// a block is freed when its last address is.
+    fn idle(&self, now: Millis) -> Vec<(String, u32)> {
+        #[derive(Default)]
+        struct Reservation {
+            freed: Option<Millis>,
+            size: u32,
+            in_use: bool,
+        }
+        // By name in the order of the records, so that equal times leave that order.
+        let mut order: Vec<&str> = Vec::new();
+        let mut all: HashMap<&str, Reservation> = HashMap::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let name = record.entry.name.as_str();
+            let one = all.entry(name).or_insert_with(|| {
+                order.push(name);
+                Reservation::default()
+            });
+            one.size += 1;
+            one.freed = one.freed.max(self.freed(index));
+            // No pod has the empty UID, so one that is attached to something is in use, too.
+            one.in_use |= !record.entry.is_for("") || self.ready_at(index).is_none_or(|ready| ready > now);
+        }
+        let mut idle: Vec<(&str, &Reservation)> =
+            order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
+        idle.retain(|(_, one)| !one.in_use);
+        idle.sort_by_key(|(_, one)| one.freed);
+        idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
     }
 
     /// Assigns an address to the sandbox that uses it on the node without the ledger knowing. Says whether it did:

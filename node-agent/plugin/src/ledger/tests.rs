@@ -300,3 +300,89 @@ fn link_names_and_lock_offsets_stay_the_same_in_every_release() {
 
 /// Of the sandbox in the test above, as the first release computed it.
 const PINNED_DIGEST: u64 = 0x49f3fd2f12c38602;
+
+/// A block of four addresses under one name.
+fn block(name: &str, first: u8) -> Vec<Entry> {
+    let entry = |number| Entry { name: name.to_owned(), address: address(number), attached_to: None };
+    (first..first + 4).map(entry).collect()
+}
+
+fn holding_blocks() -> Ledger {
+    let entries = [block("vnp-a", 16), block("vnp-b", 32)].concat();
+    Ledger::rebuild(BOOT, &[], &[], &Supply { entries, ..supply(1, &[]) }, None, START)
+}
+
+#[test]
+fn every_address_of_a_block_is_handed_out_and_each_by_itself() {
+    let mut ledger = holding_blocks();
+    let all: Vec<_> = (0..9).map(|number| assign(&mut ledger, number, START)).collect();
+    let mut last: Vec<u8> = all.iter().flatten().map(|address| address.octets()[3]).collect();
+    last.sort();
+    assert_eq!(last, [16, 17, 18, 19, 32, 33, 34, 35]);
+    assert_eq!(all[8], None);
+}
+
+#[test]
+fn a_block_is_given_back_when_it_is_wholly_free_and_has_cooled_and_not_before() {
+    let mut ledger = holding_blocks();
+    for number in 0..5 {
+        assign(&mut ledger, number, START);
+    }
+    assert_eq!(ledger.relinquish(4, START), Vec::<String>::new());
+    ledger.free(&sandbox(4), START);
+    assert_eq!(ledger.relinquish(4, START), Vec::<String>::new());
+    assert_eq!(ledger.relinquish(4, START + COOLDOWN), ["vnp-b"]);
+    assert_eq!(
+        ledger.counts(START + COOLDOWN),
+        Counts { held: 4, assigned: 4, relinquished: 1, ..Counts::default() }
+    );
+    assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), None);
+}
+
+#[test]
+fn a_block_is_not_given_back_if_less_than_the_target_would_be_left() {
+    let mut ledger = holding_blocks();
+    assert_eq!(ledger.relinquish(5, START), Vec::<String>::new());
+    assert_eq!(ledger.relinquish(4, START), ["vnp-a"]);
+}
+
+#[test]
+fn new_pods_go_into_the_fullest_block_so_that_the_others_become_free() {
+    let mut ledger = holding_blocks();
+    for number in 0..6 {
+        assign(&mut ledger, number, START);
+    }
+    for number in 0..3 {
+        ledger.free(&sandbox(number), START);
+    }
+    // One address of the first block is in use and two of the second.
+    let cooled = START + COOLDOWN;
+    let octet = |address: Option<Ipv4Addr>| address.unwrap().octets()[3];
+    assert!(octet(assign(&mut ledger, 6, cooled)) >= 32);
+    assert!(octet(assign(&mut ledger, 7, cooled)) >= 32);
+    ledger.free(&sandbox(3), cooled);
+    assert_eq!(ledger.relinquish(4, cooled + COOLDOWN), ["vnp-a"]);
+}
+
+#[test]
+fn a_block_that_is_gone_is_withdrawn_but_for_the_addresses_in_use_and_comes_back_whole() {
+    let mut ledger = holding_blocks();
+    assign(&mut ledger, 0, START);
+    ledger.supply(&Supply { entries: block("vnp-b", 32), ..supply(2, &[]) });
+    let counts = ledger.counts(START);
+    assert_eq!((counts.held, counts.vanished, counts.withdrawn, counts.free), (4, 1, 3, 4));
+    ledger.supply(&Supply { entries: [block("vnp-a", 16), block("vnp-b", 32)].concat(), ..supply(3, &[]) });
+    let counts = ledger.counts(START);
+    assert_eq!((counts.held, counts.vanished, counts.withdrawn), (8, 0, 0));
+}
+
+#[test]
+fn a_ledger_rebuilt_knows_the_block_of_an_address_in_use() {
+    let entries = block("vnp-a", 16);
+    let wired = [occupant(1, address(17))];
+    let mut ledger =
+        Ledger::rebuild(BOOT, &wired, &[], &Supply { entries, ..supply(1, &[]) }, Some(START), START);
+    assert_eq!(ledger.relinquish(0, START + COOLDOWN), Vec::<String>::new());
+    ledger.free(&sandbox(1), START);
+    assert_eq!(ledger.relinquish(0, START + COOLDOWN), ["vnp-a"]);
+}

@@ -40,7 +40,7 @@ fn document(ip_configurations: Vec<Value>) -> Value {
 
 fn change(reserve: &[&str], release: &[&str]) -> Change {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    Change { reserve: names(reserve), release: names(release) }
+    Change { reserve: names(reserve), release: names(release), ..Change::default() }
 }
 
 fn names(document: &Value) -> Vec<&str> {
@@ -102,6 +102,18 @@ fn macs_are_written_as_linux_does() {
     for text in ["00-0D-3A-E5-1C-C0", "000D3AE51CC0", "00:0d:3a:e5:1c:c0"] {
         assert_eq!(mac(text), "00:0d:3a:e5:1c:c0");
     }
+}
+
+#[test]
+fn a_reserved_block_is_one_ip_configuration_with_a_prefix_length_and_no_address() {
+    let change = Change { blocks: true, ..change(&["vnp-1"], &[]) };
+    let edited = edit(&document(vec![ip_configuration("ipconfig1", "10.240.0.4", true)]), &change).unwrap();
+    let block = &edited["properties"]["ipConfigurations"][1]["properties"];
+    assert_eq!(block["privateIPAddressPrefixLength"], 28);
+    assert_eq!(
+        (&block["privateIPAllocationMethod"], &block["privateIPAddress"]),
+        (&json!("Dynamic"), &Value::Null)
+    );
 }
 
 #[test]
@@ -221,7 +233,7 @@ proptest! {
     ) {
         let reserve: Vec<String> = (100..100 + add).map(|index| format!("vnp-{index}")).collect();
         let release: Vec<String> = remove.iter().map(|index| format!("vnp-{index}")).collect();
-        let after = edit(&before, &Change { reserve: reserve.clone(), release: release.clone() }).unwrap();
+        let after = edit(&before, &Change { reserve: reserve.clone(), release: release.clone(), ..Change::default() }).unwrap();
         prop_assert_eq!(without_ours(&after), without_ours(&before));
 
         let mut expected: Vec<&str> =

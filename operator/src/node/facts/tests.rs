@@ -44,6 +44,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         demand: Demand { bound, ..Demand::default() },
         held: held.collect(),
         slots: 255,
+        grain: 1,
         relinquished: Default::default(),
         surplus_for: None,
         bound_still_for: Duration::MAX,
@@ -102,6 +103,16 @@ fn denied() -> Error {
 
 fn full_subnet() -> Error {
     Error::SubnetFull { subnet: "small".into(), resource: "/nic".into(), message: "full".into() }
+}
+
+#[test]
+fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
+    let mut story = story(0, 4, 255, json!({})).failed(Stage::Write { reserve: 1 }, full_subnet());
+    assert!(!story.says(RESERVED).1.contains("in a row"));
+    story.seen.as_mut().unwrap().observed.grain = 16;
+    let (reserved, message) = story.says(RESERVED);
+    assert_eq!(reserved, "False SubnetFull");
+    assert!(message.contains("16 free addresses in a row") && message.contains("mode Address"), "{message}");
 }
 
 #[test]

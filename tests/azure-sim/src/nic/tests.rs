@@ -170,6 +170,23 @@ fn a_block_of_sixteen_is_one_ip_configuration() {
 }
 
 #[test]
+fn a_block_is_of_sixteen_and_never_primary() {
+    let refusal = "PrivateIPAddressPrefixLengthInvalid";
+    assert_eq!(refused(put(None, nic(&[("a", json!({ "privateIPAddressPrefixLength": 24 }))]))), refusal);
+    let mut primary = nic(&[]);
+    primary["properties"]["ipConfigurations"][0]["properties"]["privateIPAddressPrefixLength"] = json!(28);
+    assert_eq!(refused(put(None, primary)), refusal);
+}
+
+#[test]
+fn a_subnet_with_no_whole_block_free_is_full_for_blocks_though_it_has_addresses() {
+    let scattered = subnet("10.0.0.0/26", &["10.0.0.20/32", "10.0.0.40/32"]);
+    let block = ("a", json!({ "privateIPAddressPrefixLength": 28 }));
+    assert_eq!(refused(put_into(&scattered, None, nic(&[block]))), "SubnetIsFull");
+    assert!(put_into(&scattered, None, nic(&[("a", json!({}))])).is_ok());
+}
+
+#[test]
 fn a_malformed_body_is_refused_and_breaks_nothing() {
     for (body, code) in [
         (json!({ "location": "x", "properties": 1 }), "InvalidRequestContent"),

@@ -45,6 +45,9 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// The numbers from here on are addresses of one block.
+const BLOCK: u8 = 7;
+
 /// The ledger, and what the world around it knows.
 struct World {
     ledger: Ledger,
@@ -95,7 +98,10 @@ impl World {
             Event::Settle(dead) => {
                 self.ledger.settle(self.now, |alive| dead.iter().all(|&number| *alive != sandbox(number)));
             }
-            Event::Supply(numbers) => {
+            Event::Supply(mut numbers) => {
+                if numbers.range(BLOCK..).next().is_some() {
+                    numbers.extend(BLOCK..10);
+                }
                 let given_up = &self.given_up;
                 self.published.retain(|entry| {
                     given_up.contains(&entry.name)
@@ -103,7 +109,7 @@ impl World {
                 });
                 for number in numbers {
                     if self.published.iter().all(|entry| entry.address != address(number)) {
-                        self.names += 1;
+                        self.names += u32::from(number <= BLOCK);
                         self.published.push(Entry { name: format!("vnp-{}", self.names), ..entry(number) });
                     }
                 }
@@ -122,7 +128,9 @@ impl World {
                 self.publish();
             }
             Event::Relinquish(target) => {
+                let before = self.ledger.counts(self.now).held;
                 let names = self.ledger.relinquish(target, self.now);
+                assert!(self.ledger.counts(self.now).held >= target.min(before), "no more than the surplus");
                 for name in names {
                     assert!(self.given_up.insert(name), "given up once");
                 }
