@@ -32,8 +32,11 @@ pub const RULES_APPLIED: &str = "RulesApplied";
 pub const CNI_INSTALLED: &str = "CNIInstalled";
 /// Agent: True while every assigned address is still in `spec`. False names the pods whose address has been taken away.
 pub const ASSIGNMENTS_BACKED: &str = "AssignmentsBacked";
+/// Agent: nothing else on the node is in the way of its pods. True with the reason `Repaired` tells what the agent has put right
+/// in the last hour; False names what it can't or mustn't change.
+pub const UNDISTURBED: &str = "Undisturbed";
 /// The types on a `NodeIPAllocation` that its agent applies; all others there are the operator's.
-pub const BY_AGENT: [&str; 4] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED];
+pub const BY_AGENT: [&str; 5] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED, UNDISTURBED];
 /// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
 pub const VALID: &str = "Valid";
 

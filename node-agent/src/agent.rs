@@ -5,6 +5,7 @@
 
 mod ledger;
 mod node;
+mod undisturbed;
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -16,10 +17,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use vnetpool_crds::{NodeIPAllocation, condition};
-use vnetpool_plugin::ledger::file::Store;
+use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
     args::Config,
+    disturbance::Disturbances,
     firewall::apply::Firewall,
     metrics::Metrics,
     report::{Report, publish::Publisher},
@@ -32,6 +34,8 @@ use ledger::Meaning;
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How often everything on the node is looked at without an occasion.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between two looks because something has changed on the node: a daemon that fights with us costs no more.
+const LOOKS_APART: Duration = Duration::from_secs(1);
 /// Between two passes for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -52,11 +56,19 @@ pub struct Agent {
     node_uid: Option<String>,
     /// Version of the latest object that went into the ledger.
     latest: u64,
+    /// Generation of the object for whose addresses was last looked at the node's own.
+    generation: Option<i64>,
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     firewall: Firewall,
+    /// Whether this process has seen to forwarding.
+    has_forwarded: bool,
     sweep: Sweep,
-    /// When to look at everything again.
+    disturbances: Disturbances,
+    /// The links that pods get out by, for the watch of the kernel.
+    uplinks: watch::Sender<Uplinks>,
+    /// When everything was looked at last, and when to do so again.
+    looked: Option<Instant>,
     next_look: Instant,
     gate: Arc<Mutex<()>>,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
@@ -83,9 +95,14 @@ impl Agent {
             metrics,
             node_uid: None,
             latest: 0,
+            generation: None,
             has_seen_ledger: false,
             firewall: Firewall::default(),
+            has_forwarded: false,
             sweep: Sweep::default(),
+            disturbances: Disturbances::default(),
+            uplinks: watch::Sender::default(),
+            looked: None,
             next_look: Instant::now(),
             gate: Arc::default(),
             objects: watch::Sender::new(None),
@@ -95,7 +112,7 @@ impl Agent {
 
     /// Runs until one of its tasks can't go on.
     pub async fn run(self) -> anyhow::Result<()> {
-        let changed = Arc::new(Notify::new());
+        let (changed, disturbed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let publisher = Publisher {
             api: self.api.clone(),
             name: self.config.node_name.clone(),
@@ -107,12 +124,13 @@ impl Agent {
         tokio::select! {
             result = watches::object(self.api.clone(), self.config.node_name.clone(), self.objects.clone()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
+            result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
             result = publisher.run() => result,
-            result = self.work(&changed) => result,
+            result = self.work(&changed, &disturbed) => result,
         }
     }
 
-    async fn work(mut self, changed: &Notify) -> anyhow::Result<()> {
+    async fn work(mut self, changed: &Notify, disturbed: &Notify) -> anyhow::Result<()> {
         let mut objects = self.objects.subscribe();
         let mut retry = FIRST_RETRY;
         loop {
@@ -143,6 +161,11 @@ impl Agent {
             tokio::select! {
                 result = objects.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
+                () = disturbed.notified() => {
+                    sleep(DEBOUNCE).await;
+                    let soon = self.looked.map_or_else(Instant::now, |looked| looked + LOOKS_APART);
+                    self.next_look = self.next_look.min(soon);
+                }
                 () = sleep_until(again) => {}
             }
         }
@@ -153,6 +176,8 @@ impl Agent {
         let is_look = Instant::now() >= self.next_look;
         if is_look {
             self.next_look = Instant::now() + LOOK_EVERY;
+            self.looked = Some(Instant::now());
+            self.disturbances.look();
         }
         // The ledger may have been built from a later one, read past the watch: of an object made anew, perhaps. What was
         // relinquished and released in between must not come back.
@@ -169,6 +194,13 @@ impl Agent {
             }
             _ => None,
         };
+        // Before that, too: an address must be the pods' alone when it goes out.
+        if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning)
+            && (is_look || object.metadata.generation != self.generation)
+        {
+            self.take_off(&object.spec, &supply.entries).await;
+            self.generation = object.metadata.generation;
+        }
         let Some(taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
         let mut said = taken.said;
         if let Some((rules, uplink)) = rules {
@@ -179,7 +211,9 @@ impl Agent {
         }
         if is_look {
             self.sweep(&taken.ledger).await;
+            self.restore(&taken.ledger).await;
         }
+        said.push(self.say_undisturbed());
         self.metrics.set_counts(taken.ledger.counts(taken.at));
 
         let time = Timestamp::now();

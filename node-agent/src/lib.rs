@@ -4,7 +4,8 @@
 //!   NodeIPAllocation.spec ── watch ──▶ supply ──▶ ledger ◀── CNI plugin, which never waits for us
 //!                                │                  │
 //!                                ├▶ firewall        ├▶ sweep: what leaked
-//!                                ├▶ sysctl          ▼
+//!                                ├▶ sysctl          ├▶ disturbance: what others on the node undo
+//!                                │                  ▼
 //!                                └▶ install       report ── server-side apply ──▶ NodeIPAllocation.status
 //! ```
 //!
@@ -15,6 +16,7 @@ pub mod admin;
 pub mod agent;
 pub mod args;
 pub mod cleanup;
+pub mod disturbance;
 pub mod firewall;
 pub mod install;
 pub mod metrics;

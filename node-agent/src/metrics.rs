@@ -33,6 +33,7 @@ pub struct Metrics {
     reports: Family<Outcome, Counter>,
     relinquished: Counter,
     sweeps: Family<Kind, Counter>,
+    repairs: Family<Kind, Counter>,
     /// Ledgers built because there was none to read.
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
@@ -55,6 +56,9 @@ impl Default for Metrics {
         let sweeps = Family::default();
         let help = "Leaked records freed, leaked links deleted, sandboxes without a record taken in";
         registry.register("sweeps", help, sweeps.clone());
+        let repairs = Family::default();
+        let help = "What pods need and somebody else on the node had changed, put right";
+        registry.register("repairs", help, repairs.clone());
         let rebuilds = Counter::default();
         registry.register(
             "ledger_rebuilds",
@@ -64,7 +68,7 @@ impl Default for Metrics {
         let rules = Counter::default();
         registry.register("rules_applied", "Times the nftables table had to be put in place", rules.clone());
         let (registry, ready) = (Arc::new(registry), Arc::default());
-        Self { registry, addresses, waiting, reports, relinquished, sweeps, rebuilds, rules, ready }
+        Self { registry, addresses, waiting, reports, relinquished, sweeps, repairs, rebuilds, rules, ready }
     }
 }
 
@@ -97,6 +101,11 @@ impl Metrics {
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).
     pub fn count_sweep(&self, kind: &'static str) {
         self.sweeps.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// `kind` is that of [`Kind::word`](crate::disturbance::Kind::word).
+    pub fn count_repair(&self, kind: &'static str) {
+        self.repairs.get_or_create(&Kind { kind }).inc();
     }
 
     /// In the text format of OpenMetrics.

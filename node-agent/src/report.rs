@@ -11,10 +11,6 @@ use k8s_openapi::{
 use vnetpool_crds::{NodeIPAllocationStatus, allocation::Assignment, condition};
 use vnetpool_plugin::ledger::{Counts, Ledger, Millis};
 
-/// The condition types that the agent writes.
-pub const CONDITIONS: [&str; 4] =
-    [condition::SUPPLIED, condition::RULES_APPLIED, condition::CNI_INSTALLED, condition::ASSIGNMENTS_BACKED];
-
 /// What the node has to say at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -92,7 +88,7 @@ pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAl
 
 /// The agent's conditions among all.
 fn ours(status: &NodeIPAllocationStatus) -> Vec<Condition> {
-    let is_ours = |condition: &&Condition| CONDITIONS.contains(&condition.type_.as_str());
+    let is_ours = |condition: &&Condition| condition::BY_AGENT.contains(&condition.type_.as_str());
     status.conditions.iter().filter(is_ours).cloned().collect()
 }
 

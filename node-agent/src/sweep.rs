@@ -151,7 +151,14 @@ mod tests {
     fn wired() -> HostLink {
         let identity = Identity { address: ADDRESS, sandbox: sandbox(), pod: Pod::default() };
         let name = sandbox().host_link();
-        HostLink { name, index: 7, up: true, identity: Some(identity), routes: vec![ADDRESS] }
+        HostLink {
+            name,
+            index: 7,
+            up: true,
+            has_our_mac: true,
+            identity: Some(identity),
+            routes: vec![ADDRESS],
+        }
     }
 
     fn silenced() -> HostLink {

@@ -2,36 +2,43 @@
 
 use std::{fs, io, path::Path};
 
-/// A setting below `/proc/sys/net` and the value it must have.
-const SETTINGS: [(&str, &str); 1] = [
-    // A node that doesn't forward drops every packet of its pods.
-    ("ipv4/ip_forward", "1"),
-];
+/// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all links, which sets
+/// each, and one for each link, which decides.
+const ALL: &str = "ipv4/ip_forward";
+const ON: &str = "1";
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "can't set net/{setting} to {value}: {source}; the agent needs NET_ADMIN and a writable {setting} (--sysctl-net-dir)"
+    "can't set net/{setting} to {ON}: {source}; the agent needs NET_ADMIN and a writable {setting} (--sysctl-net-dir)"
 )]
 pub struct Error {
-    setting: &'static str,
-    value: &'static str,
+    setting: String,
     source: io::Error,
 }
 
-/// Puts all settings right. `dir` is `/proc/sys/net` or where it is mounted; it shows the network namespace of whoever
-/// looks. Returns how many it had to change.
-pub fn ensure(dir: &Path) -> Result<u32, Error> {
-    let mut changed = 0;
-    for (setting, value) in SETTINGS {
-        let path = dir.join(setting);
+/// Turns forwarding on, for all links and for each of these. `dir` is `/proc/sys/net` or where it is mounted; it shows the
+/// network namespace of whoever looks. Returns the settings it had to change.
+pub fn ensure<'a>(dir: &Path, links: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
+    let of_link = |link: &str| format!("ipv4/conf/{link}/forwarding");
+    let settings = [ALL.to_owned(), of_link("default")].into_iter().chain(links.map(of_link));
+    let mut changed = Vec::new();
+    for setting in settings {
+        let path = dir.join(&setting);
         let put = || -> io::Result<bool> {
-            if fs::read_to_string(&path)?.trim() == value {
-                return Ok(false);
-            }
-            fs::write(&path, value)?;
+            match fs::read_to_string(&path) {
+                Ok(found) if found.trim() == ON => return Ok(false),
+                // A link may go while we look.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && setting != ALL => return Ok(false),
+                found => found?,
+            };
+            fs::write(&path, ON)?;
             Ok(true)
         };
-        changed += u32::from(put().map_err(|source| Error { setting, value, source })?);
+        match put() {
+            Ok(true) => changed.push(setting),
+            Ok(false) => {}
+            Err(source) => return Err(Error { setting, source }),
+        }
     }
     Ok(changed)
 }
@@ -43,16 +50,20 @@ mod tests {
     #[test]
     fn a_setting_is_written_once_and_then_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("ipv4")).unwrap();
-        fs::write(dir.path().join("ipv4/ip_forward"), "0\n").unwrap();
-        assert_eq!(ensure(dir.path()).unwrap(), 1);
-        assert_eq!(ensure(dir.path()).unwrap(), 0);
+        fs::create_dir_all(dir.path().join("ipv4/conf/eth0")).unwrap();
+        for setting in ["ipv4/ip_forward", "ipv4/conf/eth0/forwarding"] {
+            fs::write(dir.path().join(setting), "0\n").unwrap();
+        }
+        let links = || ["eth0", "gone"].into_iter();
+        let changed = ensure(dir.path(), links()).unwrap();
+        assert_eq!(changed, ["ipv4/ip_forward", "ipv4/conf/eth0/forwarding"]);
+        assert!(ensure(dir.path(), links()).unwrap().is_empty());
         assert_eq!(fs::read_to_string(dir.path().join("ipv4/ip_forward")).unwrap(), "1");
     }
 
     #[test]
     fn a_setting_out_of_reach_is_named() {
-        let error = ensure(Path::new("/nowhere")).unwrap_err().to_string();
+        let error = ensure(Path::new("/nowhere"), std::iter::empty()).unwrap_err().to_string();
         assert!(error.contains("ipv4/ip_forward"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
-//! The two things the agent watches: its NodeIPAllocation in the API server and the ledger on the node.
+//! What the agent watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's network.
 
-use std::{fs, path::PathBuf, pin::pin, sync::Arc};
+use std::{fs, path::PathBuf, pin::pin, sync::Arc, thread};
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
@@ -9,9 +9,12 @@ use kube::{
     Api,
     runtime::{WatchStreamExt, watcher},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_plugin::ledger::file::LEDGER;
+use vnetpool_plugin::{
+    ledger::file::LEDGER,
+    wiring::{Events, Uplinks},
+};
 
 /// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none. Goes on past
 /// errors, waiting longer each time.
@@ -63,4 +66,25 @@ pub async fn ledger(dir: PathBuf, changed: Arc<Notify>) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Notifies when somebody has changed what pods need of the node's network: one multicast socket, and pods that come and go
+/// don't stir it. `uplinks` are the links they get out by.
+pub async fn kernel(uplinks: watch::Receiver<Uplinks>, disturbed: Arc<Notify>) -> anyhow::Result<()> {
+    let events = Events::open()?;
+    let (ended, end) = oneshot::channel();
+    // A thread of its own, which ends with the process: tokio offers nothing safe to wait for a netlink socket with, and
+    // waits itself for its blocking tasks when it ends.
+    thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
+        let error = loop {
+            match events.wait() {
+                Ok(heard) if heard.concerns(&uplinks.borrow()) => disturbed.notify_one(),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        // Nobody listens any more when the agent ends.
+        let _ = ended.send(error);
+    })?;
+    Err(end.await?).context("can't hear the kernel's network events")
 }

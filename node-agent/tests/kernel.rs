@@ -143,7 +143,7 @@ impl World {
         for address in [NEIGHBOUR, INTERNET, METADATA] {
             vnet.answer(address);
         }
-        node.inside(|| sysctl::ensure(Path::new("/proc/sys/net")).unwrap());
+        node.inside(|| sysctl::ensure(Path::new("/proc/sys/net"), ["eth0"].into_iter()).unwrap());
         World { node, vnet, pod, _other_pod: other_pod }
     }
 }

@@ -12,9 +12,12 @@
 //! neighbour entry, so the pod never asks by ARP. The host's end carries in its alias who is wired to which address, so
 //! that the agent can build a ledger from the kernel alone.
 
+mod addresses;
+mod events;
 mod inspect;
 mod netlink;
 mod netns;
+mod restore;
 
 use std::{io, net::Ipv4Addr, os::fd::AsRawFd, path::PathBuf};
 
@@ -25,8 +28,11 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use netlink::{Change, Destination, Netlink, link_named};
 
+pub use addresses::{LinkAddress, addresses, remove_address};
+pub use events::{Events, Heard, Uplinks};
 pub use inspect::{HostLink, Identity, damage, host_links};
 pub use netns::Netns;
+pub use restore::{Damage, restore};
 
 /// The next hop of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -47,6 +53,8 @@ pub enum Error {
     AddressRouted(Ipv4Addr),
     #[error("can't turn off IPv6 on {link}: {source}")]
     Sysctl { link: String, source: io::Error },
+    #[error("can't have {link} keep its other addresses when one is taken off: {source}")]
+    Promotion { link: String, source: io::Error },
 }
 
 impl Error {

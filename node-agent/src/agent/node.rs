@@ -6,6 +6,7 @@ use vnetpool_crds::{NodeIPAllocationSpec, condition};
 
 use super::{Agent, Said};
 use crate::{
+    disturbance::Kind,
     firewall::Rules,
     install, sysctl,
     uplink::{self, Uplink},
@@ -44,8 +45,15 @@ impl Agent {
             Ok(rules) => rules.render(),
             Err(error) => return (said(false, "InvalidSpec", error.to_string()), None),
         };
-        if let Err(error) = sysctl::ensure(&self.config.sysctl_net_dir) {
-            return (said(false, "ForwardingOff", error.to_string()), None);
+        self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
+        let links = uplinks.iter().map(|(_, link)| link.name.as_str());
+        match sysctl::ensure(&self.config.sysctl_net_dir, links) {
+            // The first time it's the node that is set up.
+            Ok(changed) if self.has_forwarded => {
+                changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what));
+            }
+            Ok(_) => self.has_forwarded = true,
+            Err(error) => return (said(false, "ForwardingOff", error.to_string()), None),
         }
         if is_look || !self.firewall.is_applied(&text) {
             match self.firewall.ensure(&text).await {

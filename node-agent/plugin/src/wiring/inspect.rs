@@ -71,6 +71,8 @@ pub struct HostLink {
     pub name: String,
     pub index: u32,
     pub up: bool,
+    /// Whether it has the MAC that its pod sends to.
+    pub has_our_mac: bool,
     /// None once [`disconnect`](super::disconnect) has been here.
     pub identity: Option<Identity>,
     /// The addresses that the node routes to this link.
@@ -81,6 +83,14 @@ impl HostLink {
     /// Whether the link was taken down for good: it holds no address and only waits for its namespace to end.
     pub fn is_silenced(&self) -> bool {
         !self.up && self.identity.is_none() && self.routes.is_empty()
+    }
+
+    /// Whether a pod is wired here and not all is as ADD left it. A look without the sandbox's lock may fall into the middle
+    /// of a verb.
+    pub fn is_damaged(&self) -> bool {
+        self.identity.as_ref().is_some_and(|Identity { address, .. }| {
+            !self.up || !self.has_our_mac || !self.routes.contains(address)
+        })
     }
 
     /// The addresses in use behind this link and by whom. Unknown means in use: a route is believed without an identity,
@@ -123,6 +133,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
             name: name_of(&link).unwrap_or_default().to_owned(),
             index: link.header.index,
             up: is_up(&link),
+            has_our_mac: mac_of(&link) == Some(&HOST_MAC),
             identity: alias_of(&link).and_then(|alias| alias.parse().ok()),
             routes: routes.remove(&link.header.index).unwrap_or_default(),
         })
@@ -235,7 +246,7 @@ fn main_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
     Ok(routes.collect())
 }
 
-fn link_of(route: &RouteMessage) -> Option<u32> {
+pub(super) fn link_of(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(link) => Some(*link),
         _ => None,
@@ -257,7 +268,7 @@ fn host_address(route: &RouteMessage) -> Option<Ipv4Addr> {
     address.filter(|_| route.header.destination_prefix_length == 32)
 }
 
-fn is_up(link: &LinkMessage) -> bool {
+pub(super) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
 }
 
@@ -272,21 +283,21 @@ fn is_ours(link: &LinkMessage) -> bool {
         && digits.is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-fn name_of(link: &LinkMessage) -> Option<&str> {
+pub(super) fn name_of(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
 }
 
-fn alias_of(link: &LinkMessage) -> Option<&str> {
+pub(super) fn alias_of(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
     })
 }
 
-fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
+pub(super) fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Address(mac) => Some(mac.as_slice()),
         _ => None,
@@ -340,6 +351,7 @@ mod tests {
             name: "vnp00000000001".to_owned(),
             index: 7,
             up: true,
+            has_our_mac: true,
             identity: Some(identity("default", "web-0")),
             routes: vec![Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(10, 1, 2, 4)],
         };

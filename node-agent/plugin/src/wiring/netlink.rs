@@ -61,6 +61,16 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewAddress(message) }
     }
 
+    /// The opposite of a `new_address` with this prefix length.
+    pub(super) fn delete_address(what: &'static str, link: u32, address: Ipv4Addr, prefix_len: u8) -> Change {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = prefix_len;
+        message.header.index = link;
+        message.attributes = vec![AddressAttribute::Local(address.into())];
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelAddress(message) }
+    }
+
     /// A route that must not exist yet: to what is directly on the link, or through a gateway on it.
     pub(super) fn new_route(
         what: &'static str,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy takes only `#[test]` functions for tests, not what they share
 
 mod crashes;
+mod hazards;
 mod node;
 mod verbs;
 mod waiting;

@@ -13,7 +13,7 @@ use vnetpool_plugin::{
 };
 
 /// Opens a TCP connection from one namespace to an address in another; returns the source seen there.
-fn connect(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> IpAddr {
+pub fn connect(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> IpAddr {
     let listener = to.inside(|| TcpListener::bind((address, 0)).unwrap());
     let target = SocketAddr::new(address.into(), listener.local_addr().unwrap().port());
     // Both sockets stay in the namespace in which they were opened.

@@ -1,0 +1,73 @@
+//! Addresses on the node's own links, where those of pods must not be: the node would take their packets for its own.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+};
+use nix::{errno::Errno, net::if_::if_indextoname};
+
+use super::{
+    Error,
+    netlink::{Change, Netlink},
+};
+
+/// An IPv4 address on a link of the current network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    pub address: Ipv4Addr,
+    pub prefix_len: u8,
+    /// Name of the link.
+    pub link: String,
+    index: u32,
+}
+
+/// All IPv4 addresses of the node, from one dump. Their number doesn't grow with its pods, whose host ends have none.
+pub fn addresses() -> Result<Vec<LinkAddress>, Error> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let found =
+        Netlink::open()?.dump("list the node's addresses", &RouteNetlinkMessage::GetAddress(message))?;
+    let addresses = found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(found) => {
+            let (index, prefix_len) = (found.header.index, found.header.prefix_len);
+            let address = found.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            })?;
+            // The link may have gone since, and its addresses with it.
+            let link = if_indextoname(index).ok()?.to_string_lossy().into_owned();
+            Some(LinkAddress { address, prefix_len, link, index })
+        }
+        _ => None,
+    });
+    Ok(addresses.collect())
+}
+
+/// Takes the address off its link; fine if it is gone already.
+///
+/// The kernel drops all other addresses of a subnet with the one that came first, the node's own perhaps, unless it is told to
+/// promote the next: so the link is told, by the setting below `net` (`/proc/sys/net` or where it is mounted).
+pub fn remove_address(found: &LinkAddress, net: &std::path::Path) -> Result<(), Error> {
+    let setting = net.join(format!("ipv4/conf/{}/promote_secondaries", found.link));
+    match fs::write(&setting, "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::Promotion { link: found.link.clone(), source: error });
+        }
+        _ => {}
+    }
+    let change = Change::delete_address(
+        "take a pod's address off a link",
+        found.index,
+        found.address,
+        found.prefix_len,
+    );
+    match Netlink::open()?.apply([change]) {
+        Err(error) if error.is(Errno::EADDRNOTAVAIL) || error.is(Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}

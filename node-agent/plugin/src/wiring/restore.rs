@@ -1,0 +1,71 @@
+//! Puts right what somebody else on the node has done to a wired sandbox's host end.
+
+use std::fmt;
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+
+use super::{
+    Error, HOST_MAC, Identity,
+    inspect::{alias_of, is_up, link_of, mac_of},
+    link_up,
+    netlink::{Change, Destination, Netlink},
+};
+
+/// What was not as ADD left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Damage {
+    /// The host's end was down.
+    Down,
+    /// The host's end had another MAC than the one the pod sends to.
+    Mac,
+    /// The node's route to the pod was missing.
+    Route,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Damage::Down => "set up again the link that somebody had set down",
+            Damage::Mac => "restored the MAC",
+            Damage::Route => "restored the route",
+        })
+    }
+}
+
+/// Makes the host's end of this sandbox what [`connect`](super::connect) made it, and returns what it was not. Under the sandbox's
+/// lock: a link without this very identity belongs to nobody, or to a later ADD, and is left alone.
+///
+/// Asks for single objects only, so its cost doesn't grow with the node's pods.
+pub fn restore(identity: &Identity) -> Result<Vec<Damage>, Error> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(&identity.sandbox.host_link())? else { return Ok(Vec::new()) };
+    if alias_of(&link).and_then(|alias| alias.parse().ok()).as_ref() != Some(identity) {
+        return Ok(Vec::new());
+    }
+    let (index, mut damage) = (link.header.index, Vec::new());
+    if mac_of(&link) != Some(&HOST_MAC) {
+        let mut mac = link_up(index);
+        mac.attributes.push(LinkAttribute::Address(HOST_MAC.to_vec()));
+        netlink.apply([Change::set_link("restore the MAC of the host's end", mac)])?;
+        damage.push(Damage::Mac);
+    }
+    if !is_up(&link) {
+        netlink.apply([Change::set_link("set up the host's end again", link_up(index))])?;
+        damage.push(Damage::Down);
+    }
+    let to = Destination::Host(identity.address);
+    let route = Change::new_route("restore the node's route to the pod", index, to, None);
+    match netlink.apply([route]) {
+        Ok(()) => damage.push(Damage::Route),
+        // It is there: ours, or somebody else's in its place.
+        Err(error) if error.is(Errno::EEXIST) => {
+            let found = netlink.route_to(identity.address)?;
+            if !found.is_some_and(|route| to.is_of(&route) && link_of(&route) == Some(index)) {
+                return Err(Error::AddressRouted(identity.address));
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(damage)
+}

@@ -1,0 +1,223 @@
+//! What else lives on a node, played by the very changes it makes to the kernel, and what puts them right.
+
+use std::{
+    net::Ipv4Addr,
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::node::{Namespace, Node, Pod};
+use crate::wiring::connect;
+use vnetpool_plugin::wiring::{
+    Damage, Events, Heard, HostLink, Identity, Uplinks, addresses, host_links, remove_address, restore,
+};
+
+const SYSCTL: &str = "/proc/sys/net";
+
+fn identity(node: &Node, pod: &Pod) -> Identity {
+    let links: Vec<HostLink> = node.netns.inside(|| host_links().unwrap());
+    links.into_iter().find(|link| link.name == pod.sandbox().host_link()).unwrap().identity.unwrap()
+}
+
+#[test]
+fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
+    let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
+    let address = node.add(&pod).address();
+    let other_address = node.add(&other).address();
+    let (link, identity) = (pod.sandbox().host_link(), identity(&node, &pod));
+    for (offence, expected) in [
+        (format!("route delete {address}/32"), vec![Damage::Route]),
+        (format!("link set {link} address 02:00:00:00:00:01"), vec![Damage::Mac]),
+        (format!("link set {link} down"), vec![Damage::Down, Damage::Route]),
+    ] {
+        assert_eq!(node.netns.inside(|| restore(&identity).unwrap()), [], "nothing is wrong yet");
+        node.netns.ip(&offence);
+        let damaged: Vec<_> =
+            node.netns.inside(|| host_links().unwrap()).into_iter().filter(HostLink::is_damaged).collect();
+        assert_eq!(damaged.len(), 1, "{offence}");
+        assert_eq!(damaged[0].identity.as_ref(), Some(&identity), "{offence}");
+        assert_eq!(node.netns.inside(|| restore(&identity).unwrap()), expected, "{offence}");
+        node.check(&pod, address).succeeds();
+        assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
+    }
+}
+
+#[test]
+fn a_sandbox_that_was_deleted_or_is_another_now_is_not_restored() {
+    let (node, pod) = (Node::holding(2), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let first = identity(&node, &pod);
+    node.del(&pod).succeeds();
+    assert_eq!(node.netns.inside(|| restore(&first).unwrap()), []);
+    assert!(!node.netns.ip("route show").contains(&address.to_string()));
+    let again = node.add(&pod).address();
+    assert_ne!(again, address);
+    node.netns.ip(&format!("route delete {again}/32"));
+    assert_eq!(node.netns.inside(|| restore(&first).unwrap()), [], "the link is another address's now");
+}
+
+#[test]
+fn a_route_that_somebody_led_elsewhere_is_named_and_not_fought_over() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let identity = identity(&node, &pod);
+    node.netns.ip(&format!("route delete {address}/32"));
+    node.netns.ip(&format!("route add {address}/32 dev lo proto static"));
+    let error = node.netns.inside(|| restore(&identity)).unwrap_err();
+    assert!(error.to_string().contains(&format!("already routes {address} elsewhere")), "{error}");
+}
+
+#[test]
+fn the_links_mac_is_one_that_udev_leaves_alone() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    node.add(&pod).succeeds();
+    // udev's MACAddressPolicy=persistent changes a MAC that the kernel chose (1) and leaves one that was set (3), see
+    // systemd.link(5) and net_setup_link. `ip -details` shows neither: sysfs does, of the namespace that mounted it.
+    let link = pod.sandbox().host_link();
+    let script = format!("mount -t sysfs none /sys && cat /sys/class/net/{link}/addr_assign_type");
+    let output = node.netns.inside(|| {
+        std::process::Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap()
+    });
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "3", "{output:?}");
+}
+
+#[test]
+fn a_pods_address_is_taken_off_the_node_without_the_nodes_own() {
+    // cloud-init, cloud-netconfig and nm-cloud-setup add it beside the node's own; whichever came first in a subnet is
+    // the one on which the kernel hangs the others.
+    for order in [["10.240.0.4/24", "10.240.0.9/24"], ["10.240.0.9/24", "10.240.0.4/24"]] {
+        let node = Namespace::new();
+        node.ip("link add eth0 type veth peer name port");
+        node.ip("link set eth0 up");
+        node.ip("link set port up");
+        for address in order {
+            node.ip(&format!("address add {address} dev eth0"));
+        }
+        node.ip("route add default via 10.240.0.1 dev eth0");
+        let ours = |address: Ipv4Addr| address == Ipv4Addr::new(10, 240, 0, 9);
+        node.inside(|| {
+            let found = addresses().unwrap().into_iter().find(|found| ours(found.address)).unwrap();
+            assert_eq!((found.link.as_str(), found.prefix_len), ("eth0", 24));
+            remove_address(&found, Path::new(SYSCTL)).unwrap();
+            remove_address(&found, Path::new(SYSCTL)).unwrap(); // gone is fine
+            let left: Vec<_> = addresses().unwrap().iter().map(|found| found.address.to_string()).collect();
+            assert_eq!(left, ["10.240.0.4"], "{order:?}");
+        });
+        let routes = node.ip("route show");
+        assert!(routes.contains("default via 10.240.0.1"), "{routes}");
+        assert!(routes.contains("10.240.0.0/24 dev eth0"), "{routes}");
+    }
+}
+
+/// What the agent's socket hears in a namespace.
+struct Ear<'a> {
+    node: &'a Namespace,
+    heard: Receiver<Heard>,
+}
+
+impl Ear<'_> {
+    fn of(node: &Namespace) -> Ear<'_> {
+        let (sender, heard) = channel();
+        let events = node.inside(|| Events::open().unwrap());
+        // Ends with the first event after the receiver has gone.
+        thread::spawn(move || while sender.send(events.wait().unwrap()).is_ok() {});
+        Ear { node, heard }
+    }
+
+    /// How often there was something to heed since the last time: up to a link that is made now, and is no concern.
+    fn concerns(&self) -> usize {
+        self.node.ip("link add marker type bridge");
+        self.node.ip("link delete marker");
+        let uplinks = Uplinks::from([("eth0".to_owned(), 1500)]);
+        let is_last = |heard: &Heard| match heard {
+            // RTM_DELLINK in the second half of the header's second word, and the name somewhere.
+            Heard::Messages(bytes) => bytes[4] == 17 && bytes.windows(6).any(|part| part == b"marker"),
+            Heard::TooMuch => false,
+        };
+        let mut count = 0;
+        loop {
+            let heard = self.heard.recv_timeout(Duration::from_secs(10)).unwrap();
+            count += usize::from(heard.concerns(&uplinks));
+            if is_last(&heard) {
+                return count;
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_coming_and_going_are_no_event_for_the_agent() {
+    let node = Node::holding(8);
+    node.netns.inside(|| std::fs::write(format!("{SYSCTL}/ipv4/ip_forward"), "1").unwrap());
+    let ear = Ear::of(&node.netns);
+    for round in 0..4 {
+        let pods: Vec<Pod> = (0..2).map(|number| Pod::new(&format!("p{round}{number}"))).collect();
+        pods.iter().for_each(|pod| node.add(pod).succeeds());
+        pods.iter().for_each(|pod| node.del(pod).succeeds());
+        pods.into_iter().for_each(|pod| pod.netns.delete());
+    }
+    assert_eq!(ear.concerns(), 0);
+}
+
+#[test]
+fn each_offence_is_an_event_for_the_agent() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let forward = |value: &str| {
+        let setting = format!("{SYSCTL}/ipv4/ip_forward");
+        node.netns.inside(|| std::fs::write(&setting, value).unwrap());
+    };
+    forward("1");
+    node.netns.ip("rule add priority 100 to 10.9.9.9 lookup 100");
+    let address = node.add(&pod).address();
+    let link = pod.sandbox().host_link();
+    let ear = Ear::of(&node.netns);
+    let offences: [(&str, &dyn Fn()); 7] = [
+        ("a route", &|| drop(node.netns.ip(&format!("route delete {address}/32")))),
+        ("a rule", &|| drop(node.netns.ip("rule delete priority 100"))),
+        ("an address", &|| drop(node.netns.ip("address add 10.240.1.1/24 dev eth0"))),
+        ("a MAC", &|| drop(node.netns.ip(&format!("link set {link} address 02:00:00:00:00:01")))),
+        ("a link", &|| drop(node.netns.ip(&format!("link set {link} down")))),
+        ("the MTU", &|| drop(node.netns.ip("link set eth0 mtu 1400"))),
+        ("forwarding", &|| forward("0")),
+    ];
+    for (what, commit) in offences {
+        commit();
+        assert_ne!(ear.concerns(), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_dump_is_whole_while_links_come_and_go() {
+    let node = Node::holding(40);
+    let pods: Vec<Pod> = (0..40).map(|number| Pod::new(&format!("p{number}"))).collect();
+    pods.iter().for_each(|pod| node.add(pod).succeeds());
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // One process: starting one for each change would leave the kernel quiet most of the time.
+            let batch: String = (0..200)
+                .map(|number| {
+                    format!("link add c{number} type veth peer name d{number}\nlink delete c{number}\n")
+                })
+                .collect();
+            let file = node.dir.path().join("batch");
+            std::fs::write(&file, batch).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                node.netns.ip(&format!("-batch {}", file.display()));
+            }
+        });
+        let looks = node.netns.inside(|| {
+            let whole = |_| host_links().map(|links| links.iter().filter(|link| !link.is_damaged()).count());
+            (0..200).map(whole).collect::<Vec<_>>()
+        });
+        is_over.store(true, Ordering::Relaxed);
+        for look in looks {
+            assert_eq!(look.unwrap(), 40);
+        }
+    });
+}

@@ -1,0 +1,79 @@
+//! The agent's stages that undo what others on the node do to the pods' network.
+
+use std::net::Ipv4Addr;
+
+use vnetpool_crds::{NodeIPAllocationSpec, condition};
+use vnetpool_plugin::{
+    ledger::{Entry, Ledger, file},
+    wiring,
+};
+
+use super::{Agent, Said, blocking};
+use crate::{
+    disturbance::{self, Kind},
+    sysctl,
+};
+
+impl Agent {
+    /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an address of a
+    /// link for the node itself, whatever the routes say.
+    pub(super) async fn take_off(&mut self, spec: &NodeIPAllocationSpec, reserved: &[Entry]) {
+        let reserved: Vec<Ipv4Addr> = reserved.iter().map(|entry| entry.address).collect();
+        let primaries = spec.interfaces.iter().filter_map(|interface| interface.primary_address.parse().ok());
+        let (primaries, net) = (primaries.collect::<Vec<_>>(), self.config.sysctl_net_dir.clone());
+        let taken = blocking(move || {
+            let misplaced = disturbance::misplaced(&reserved, &primaries, wiring::addresses()?);
+            Ok::<_, wiring::Error>(disturbance::take_off(&misplaced, &net))
+        });
+        match taken.await {
+            Ok(Ok(taken)) => {
+                for (what, result) in taken {
+                    match result {
+                        Ok(()) => self.repaired(Kind::Address, what),
+                        Err(error) => self.disturbances.stands(format!("{what}: {error}")),
+                    }
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "can't look at the node's addresses"),
+            Err(error) => tracing::warn!(%error, "can't look at the node's addresses"),
+        }
+    }
+
+    /// Restores the host ends of pods and what they need of the node. What can't be looked at stays as it is.
+    pub(super) async fn restore(&mut self, ledger: &Ledger) {
+        let links = match blocking(wiring::host_links).await {
+            Ok(Ok(links)) => links,
+            Ok(Err(error)) => return tracing::warn!(%error, "can't look at the pods' links"),
+            Err(error) => return tracing::warn!(%error, "can't look at the pods' links"),
+        };
+        let names = links.iter().filter(|link| !link.is_silenced()).map(|link| link.name.as_str());
+        match sysctl::ensure(&self.config.sysctl_net_dir, names) {
+            Ok(changed) => changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what)),
+            Err(error) => self.disturbances.stands(error.to_string()),
+        }
+        for identity in disturbance::damaged(ledger, &links) {
+            let (store, pod) = (self.store.clone(), identity.address);
+            match blocking(move || disturbance::restore(&store, &identity)).await {
+                Ok(Ok(damage)) => {
+                    damage.into_iter().for_each(|damage| self.repaired(damage.into(), pod.to_string()));
+                }
+                Ok(Err(error)) => {
+                    self.disturbances.stands(format!("can't restore the way to {pod}: {error}"))
+                }
+                Err(error) => tracing::warn!(%error, "can't restore the way to a pod"),
+            }
+        }
+    }
+
+    pub(super) fn repaired(&mut self, kind: Kind, what: String) {
+        tracing::warn!(kind = kind.word(), what, "put right what somebody else had changed");
+        self.metrics.count_repair(kind.word());
+        self.disturbances.repaired(kind, what, file::now());
+    }
+
+    /// The condition `Undisturbed`.
+    pub(super) fn say_undisturbed(&self) -> Said {
+        let (is_true, reason, message) = self.disturbances.tell(file::now());
+        Said { type_: condition::UNDISTURBED, is_true, reason, message }
+    }
+}

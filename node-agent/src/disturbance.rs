@@ -1,0 +1,225 @@
+//! What others on the node do to the pods' network: finding it, putting it right, and telling it. Pure, but for [`restore`] and
+//! [`take_off`], which act.
+//!
+//! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing that isn't
+//! ours is changed, with two exceptions, which are told in the condition `Undisturbed`: an address that Azure reserves for
+//! pods is taken off the node's own links, and IP forwarding is turned on again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+    time::Duration,
+};
+
+use vnetpool_plugin::{
+    ledger::{
+        Ledger, Millis,
+        file::{self, Store},
+    },
+    wiring::{self, Damage, HostLink, Identity, LinkAddress},
+};
+
+/// How long what was put right is told.
+const TOLD_FOR: Duration = Duration::from_secs(3600);
+
+/// A kind of disturbance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// An address for pods on a link of the node.
+    Address,
+    /// Forwarding turned off.
+    Forwarding,
+    /// A pod's host link set down.
+    Link,
+    /// A pod's host link with another MAC.
+    Mac,
+    /// The node's route to a pod removed.
+    Route,
+}
+
+impl Kind {
+    /// In a word, for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Address => "address",
+            Kind::Forwarding => "forwarding",
+            Kind::Link => "link",
+            Kind::Mac => "mac",
+            Kind::Route => "route",
+        }
+    }
+
+    /// What was done, and how to keep it from happening again.
+    fn told(self) -> (&'static str, &'static str) {
+        match self {
+            Kind::Address => (
+                "took a pods' address off a link of the node",
+                "keep cloud-init (datasource: {Azure: {apply_network_config_for_secondary_ips: false}}), cloud-netconfig \
+                 (CLOUD_NETCONFIG_MANAGE=no) and nm-cloud-setup from configuring secondary addresses",
+            ),
+            Kind::Forwarding => {
+                ("turned IP forwarding on", "find who turns it off, in /etc/sysctl.d for instance")
+            }
+            Kind::Link => ("set a pod's link up", "have network daemons leave links vnp* unmanaged"),
+            Kind::Mac => ("restored the MAC of a pod's link", "have udev leave links vnp* alone"),
+            Kind::Route => (
+                "restored the route to a pod",
+                "have network daemons leave links vnp* unmanaged, and foreign routes alone (ManageForeignRoutes=no)",
+            ),
+        }
+    }
+}
+
+impl From<Damage> for Kind {
+    fn from(damage: Damage) -> Kind {
+        match damage {
+            Damage::Down => Kind::Link,
+            Damage::Mac => Kind::Mac,
+            Damage::Route => Kind::Route,
+        }
+    }
+}
+
+/// What was put right, by kind, and what couldn't be.
+#[derive(Clone, Debug, Default)]
+pub struct Disturbances {
+    repairs: BTreeMap<Kind, Repairs>,
+    /// As of the last look.
+    standing: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Repairs {
+    count: u32,
+    last: Millis,
+    /// What the last was about.
+    what: String,
+}
+
+impl Disturbances {
+    /// A look begins: what stands in the way will be found again.
+    pub fn look(&mut self) {
+        self.standing.clear();
+    }
+
+    /// Something was put right: what it was about, as `10.240.0.17 on eth0`.
+    pub fn repaired(&mut self, kind: Kind, what: impl Into<String>, now: Millis) {
+        let what = what.into();
+        let entry = self.repairs.entry(kind).or_insert(Repairs { count: 0, last: now, what: String::new() });
+        *entry = Repairs { count: entry.count + 1, last: now, what };
+    }
+
+    /// Something is in the way and stays there.
+    pub fn stands(&mut self, what: impl Into<String>) {
+        self.standing.insert(what.into());
+    }
+
+    /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and the remedy.
+    pub fn tell(&self, now: Millis) -> (bool, &'static str, String) {
+        let told_for = TOLD_FOR.as_millis() as Millis;
+        let recent = self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < told_for);
+        let repaired = recent.map(|(kind, Repairs { count, what, .. })| {
+            let (done, remedy) = kind.told();
+            format!("{done}, {count} times so far, the last was {what}: {remedy}")
+        });
+        let repaired: Vec<String> = repaired.collect();
+        let all =
+            self.standing.iter().cloned().chain(repaired.iter().cloned()).collect::<Vec<_>>().join("; ");
+        match (self.standing.is_empty(), repaired.is_empty()) {
+            (false, _) => (false, "InTheWay", all),
+            (true, false) => (true, "Repaired", all),
+            (true, true) => {
+                (true, "Undisturbed", "nothing else on the node is in the way of its pods".to_owned())
+            }
+        }
+    }
+}
+
+/// The addresses that must not be where they are: `reserved` are for this node's pods. A NIC's own address, of `primaries`, is
+/// never among them, whatever the spec says.
+pub fn misplaced(
+    reserved: &[Ipv4Addr],
+    primaries: &[Ipv4Addr],
+    addresses: Vec<LinkAddress>,
+) -> Vec<LinkAddress> {
+    let is_misplaced = |found: &LinkAddress| {
+        reserved.contains(&found.address)
+            && !primaries.contains(&found.address)
+            && !found.link.starts_with("vnp")
+            && !found.address.is_loopback()
+    };
+    addresses.into_iter().filter(is_misplaced).collect()
+}
+
+/// Takes them off their links; returns those that went, and why another didn't.
+pub fn take_off(
+    addresses: &[LinkAddress],
+    sysctl_net_dir: &Path,
+) -> Vec<(String, Result<(), wiring::Error>)> {
+    let take = |found: &LinkAddress| {
+        let what = format!("{}/{} on {}", found.address, found.prefix_len, found.link);
+        (what, wiring::remove_address(found, sysctl_net_dir))
+    };
+    addresses.iter().map(take).collect()
+}
+
+/// The sandboxes whose host end isn't as ADD left it though the ledger has them: a stranger's is not ours to restore.
+pub fn damaged(ledger: &Ledger, links: &[HostLink]) -> Vec<Identity> {
+    let known = |identity: &Identity| ledger.address_of(&identity.sandbox) == Some(identity.address);
+    let damaged = links.iter().filter(|link| link.is_damaged());
+    damaged.filter_map(|link| link.identity.clone()).filter(known).collect()
+}
+
+/// Restores a sandbox's host end, if that is still due: not while a verb is at work on it, nor after its DEL.
+pub fn restore(store: &Store, identity: &Identity) -> Result<Vec<Damage>, Error> {
+    let _lock = match store.lock_sandbox(&identity.sandbox, Duration::ZERO) {
+        Err(file::Error::Busy(..)) => return Ok(Vec::new()),
+        lock => lock?,
+    };
+    if store.read()?.address_of(&identity.sandbox) != Some(identity.address) {
+        return Ok(Vec::new());
+    }
+    Ok(wiring::restore(identity)?)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ledger(#[from] file::Error),
+    #[error(transparent)]
+    Wiring(#[from] wiring::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_right_is_told_for_an_hour_with_its_remedy() {
+        let mut disturbances = Disturbances::default();
+        assert_eq!(disturbances.tell(0).1, "Undisturbed");
+        disturbances.repaired(Kind::Address, "10.240.0.5/24 on eth0", 1_000);
+        disturbances.repaired(Kind::Address, "10.240.0.6/24 on eth0", 2_000);
+        let (is_true, reason, message) = disturbances.tell(3_000);
+        assert_eq!((is_true, reason), (true, "Repaired"));
+        assert!(message.contains("2 times so far, the last was 10.240.0.6/24 on eth0"), "{message}");
+        assert!(message.contains("apply_network_config_for_secondary_ips: false"), "{message}");
+        assert_eq!(disturbances.tell(2_000 + TOLD_FOR.as_millis() as Millis).1, "Undisturbed");
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_told_until_a_look_no_longer_finds_it() {
+        let mut disturbances = Disturbances::default();
+        disturbances.repaired(Kind::Route, "10.240.0.6", 0);
+        disturbances.stands("chain FORWARD of table ip filter drops what pods send");
+        let (is_true, reason, message) = disturbances.tell(0);
+        assert_eq!((is_true, reason), (false, "InTheWay"));
+        assert!(
+            message.starts_with("chain FORWARD") && message.contains("ManageForeignRoutes=no"),
+            "{message}"
+        );
+        disturbances.look();
+        assert!(disturbances.tell(0).0);
+    }
+}
