@@ -26,6 +26,10 @@ pub struct Args {
     /// Where Azure Resource Manager is, if not where the cloud has it.
     #[arg(long, env = "VNETPOOL_ARM_ENDPOINT")]
     arm_endpoint: Option<Url>,
+    /// How much of Azure's request limits Vnetpool uses at most, in percent: the rest is left to the other clients of the
+    /// subscription.
+    #[arg(long, env = "VNETPOOL_BUDGET_PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(5..=100))]
+    budget_percent: u8,
     /// The namespace of the Lease by which replicas agree on who leads.
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
@@ -59,15 +63,32 @@ impl Args {
     /// # Errors
     /// When the environment doesn't tell how to sign in to Azure.
     pub fn config(self) -> Result<Config, azure::Error> {
-        let Args { command: _, cloud, arm_endpoint, namespace, admin_address, log_format: _ } = self;
+        let Args { command: _, cloud, arm_endpoint, budget_percent, namespace, admin_address, log_format: _ } =
+            self;
         let credential = Credential::from_env(|name| std::env::var(name).ok())?;
         Ok(Config {
-            azure: azure::Config { cloud, endpoint: arm_endpoint, imds: None, credential },
+            azure: azure::Config { cloud, endpoint: arm_endpoint, imds: None, credential, budget_percent },
             namespace,
             // A replica that starts again must not take itself for the one before. The host's name wouldn't tell people
             // which pod it is, on the host network.
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_azures_limits_is_a_percentage_with_which_one_can_work() {
+        let parse = |percent: &str| Args::try_parse_from(["vnetpool-operator", "--budget-percent", percent]);
+        for percent in ["0", "4", "101", "half"] {
+            let error = parse(percent).unwrap_err().to_string();
+            assert!(error.contains("--budget-percent"), "{error}");
+        }
+        assert_eq!(parse("5").unwrap().budget_percent, 5);
+        assert_eq!(Args::parse_from(["vnetpool-operator"]).budget_percent, 80);
     }
 }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tracing::{info, instrument};
 use uuid::Uuid;
 
-pub use budget::{Kind, Priority};
+pub use budget::{Account, Kind, Priority};
 pub use credential::{Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
@@ -56,6 +56,8 @@ pub struct Config {
     /// Stands in for the metadata service, which gives managed identities their tokens.
     pub imds: Option<Url>,
     pub credential: Credential,
+    /// How much of Azure's request limits is ours, from 1 to 100; the rest is left to the subscription's other clients.
+    pub budget_percent: u8,
 }
 
 /// Whether what was last read will do.
@@ -104,6 +106,11 @@ impl Azure {
         self.transport.observe(observer);
     }
 
+    /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority wait.
+    pub fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+        self.transport.accounts()
+    }
+
     /// The NIC that a VM marks as primary, or its first if it marks none: a role without
     /// the right to read the mark hides it.
     #[instrument(skip_all, fields(vm = %vm))]
@@ -135,8 +142,10 @@ impl Azure {
         if let (Freshness::Cached, Some(nic)) = (freshness, known.nic().filter(|nic| nic.is_settled())) {
             return Ok(nic);
         }
+        // Its region's limits are to be known to the budget, too.
+        let region = known.nic().and_then(|nic| region(&nic));
         known.forget();
-        let document = self.read_nic(&call(Kind::Read, priority, id), id).await?;
+        let document = self.read_nic(&Call { region, ..call(Kind::Read, priority, id) }, id).await?;
         let nic = document.nic.clone();
         self.nics.keep(&mut known, document);
         Ok(nic)
@@ -171,7 +180,7 @@ impl Azure {
                 retry_after: UNSETTLED,
             });
         }
-        call.region = Some(before.nic.location.clone()).filter(|region| !region.is_empty());
+        call.region = region(&before.nic);
         let body = match before.edit(change) {
             Ok(Some(body)) => body,
             nothing_to_send => {
@@ -247,6 +256,10 @@ impl Azure {
         url.set_query(Some(&format!("api-version={api_version}")));
         url
     }
+}
+
+fn region(nic: &Nic) -> Option<String> {
+    Some(nic.location.clone()).filter(|region| !region.is_empty())
 }
 
 fn call(kind: Kind, priority: Priority, resource: &ResourceId) -> Call {

@@ -1,5 +1,7 @@
 //! The operator's metrics, `vnetpool_operator_*`: what it did, what it cost in requests to Azure, and what it holds.
 
+mod budget;
+
 use std::fmt::Debug;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use vnetpool_crds::NodeIPPoolStatus;
 
-use crate::azure::RequestRecord;
+use crate::azure::{Azure, RequestRecord};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reconcile {
@@ -171,8 +173,10 @@ fn states(status: &NodeIPPoolStatus) -> [(&'static str, u32); 4] {
     ]
 }
 
-/// Where Azure's requests are counted.
-pub fn observe(metrics: &Arc<Metrics>, azure: &crate::azure::Azure) {
+/// Where Azure's requests are counted, and how its limits stand.
+pub fn observe(metrics: &Arc<Metrics>, azure: &Arc<Azure>) {
+    let accounts = Box::new(budget::Accounts(Arc::downgrade(azure)));
+    metrics.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(accounts);
     let metrics = metrics.clone();
     azure.on_request(move |request| metrics.requested(request));
 }

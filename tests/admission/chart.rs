@@ -166,6 +166,16 @@ pub fn each_identity_gets_what_it_needs_and_says_what_it_lacks() -> Result<()> {
     Ok(())
 }
 
+pub fn a_share_of_azures_limits_beyond_reason_is_refused() -> Result<()> {
+    let args = |percent| template(&["--set", &format!("azure.budgetPercent={percent}")]);
+    for percent in ["4", "101", "half"] {
+        let refusal = args(percent).err().map(|error| error.to_string());
+        ensure!(refusal.as_ref().is_some_and(|text| text.contains("azure/budgetPercent")), "{refusal:?}");
+    }
+    ensure!(args("35")?.contains("--budget-percent=35"));
+    Ok(())
+}
+
 pub fn an_unknown_value_is_refused() -> Result<()> {
     let refusal = template(&["--set", "operator.replica=3"]).err().map(|error| error.to_string());
     ensure!(refusal.as_ref().is_some_and(|text| text.contains("replica")), "{refusal:?}");

@@ -73,6 +73,7 @@ fn main() {
         chart::the_agent_runs_everywhere_and_is_never_throttled,
         chart::the_programs_know_the_flags_they_are_given,
         chart::each_identity_gets_what_it_needs_and_says_what_it_lacks,
+        chart::a_share_of_azures_limits_beyond_reason_is_refused,
         chart::an_unknown_value_is_refused,
     ]);
     let conclusion = libtest_mimic::run(&arguments, trials);

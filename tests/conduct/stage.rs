@@ -78,6 +78,7 @@ impl<'a> Stage<'a> {
                 endpoint: Some(endpoint),
                 imds: Some(self.sim.arm_url().parse()?),
                 credential: Credential::ManagedIdentity { client_id: None },
+                budget_percent: 80,
             },
             namespace: NAMESPACE.into(),
             identity: format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed)),

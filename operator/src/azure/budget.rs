@@ -1,13 +1,18 @@
 //! What Azure lets us ask for, and who may ask first. Pure: `now` is an argument; [`gate`] waits on it.
 //!
-//! ARM meters each subscription and identity with a token bucket for reads and one for writes; the network
-//! resource provider allows so many writes in any five minutes per subscription and region.
-//! Vnetpool uses at most [`OUR_SHARE`] of each and leaves the rest to the subscription's other clients.
+//! Every request to ARM is paid here, once and before it is sent: each page of a list, each poll. Whoever is short of
+//! what waits for an address goes first; but of ten calls one goes to whoever has waited longest, whatever it is for,
+//! so that a rush of pods on some nodes never shuts the others out.
 
 pub(super) mod gate;
+pub(super) mod lesson;
+mod meter;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
+
+pub use lesson::Lesson;
+use meter::{Level, Meter};
 
 /// Why a call is made, highest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,38 +27,19 @@ pub enum Priority {
     GiveBack,
 }
 
-/// What sort of call Azure meters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    Read,
-    Write,
-    /// Asking how a long-running operation gets on; Azure meters it as a read.
-    Poll,
-}
+impl Priority {
+    pub const ALL: [Priority; 4] =
+        [Priority::WaitingPods, Priority::NewNode, Priority::WarmRefill, Priority::GiveBack];
 
-impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::Read => "read",
-            Kind::Write => "write",
-            Kind::Poll => "poll",
+            Priority::WaitingPods => "waiting_pods",
+            Priority::NewNode => "new_node",
+            Priority::WarmRefill => "warm_refill",
+            Priority::GiveBack => "give_back",
         }
     }
-}
 
-/// What calls have in common that are metered together. Subscription and region in lower case.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Lane {
-    pub subscription: String,
-    /// The region of the resource; `None` while it isn't known, or not the network provider's.
-    pub region: Option<String>,
-    pub writes: bool,
-}
-
-/// Of every limit we use this part at most.
-const OUR_SHARE: f64 = 0.8;
-
-impl Priority {
     /// The part of our share that calls of this priority leave to those above.
     fn leaves(self) -> f64 {
         match self {
@@ -65,99 +51,185 @@ impl Priority {
     }
 }
 
+/// What sort of call Azure meters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Read,
+    Write,
+    /// Asking how a long-running operation gets on; ARM meters it as a read.
+    Poll,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Poll => "poll",
+        }
+    }
+
+    fn writes(self) -> bool {
+        self == Kind::Write
+    }
+}
+
+/// Who behind ARM answers a call, and meters it once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Provider {
+    Network,
+    Compute,
+    Other,
+}
+
+/// What calls have in common that are metered together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lane {
+    /// In lower case.
+    pub subscription: String,
+    pub provider: Provider,
+    /// The region of the resource, in lower case; `None` while it isn't known.
+    pub region: Option<String>,
+    pub kind: Kind,
+    /// The resource's path in lower case: Compute meters each of its resources besides.
+    pub resource: String,
+}
+
 /// The meters, what is left of each, and who waits.
-#[derive(Default)]
 pub(super) struct Budget {
-    meters: HashMap<Meter, Level>,
-    waiting: BTreeMap<Priority, HashMap<Lane, VecDeque<Ticket>>>,
+    /// The part of Azure's limits that is ours.
+    share: f64,
+    levels: HashMap<Meter, Level>,
+    /// When there are so many levels, those that are full are dropped: a full one is the same as none.
+    tidy_at: usize,
+    /// By ARM's own meter, which each call draws on: one subscription's reads or writes don't wait for others.
+    queues: BTreeMap<(String, bool), Queue>,
     last: Ticket,
 }
 
 /// One call's place in the queue; later calls have greater ones.
 pub(super) type Ticket = u64;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Meter {
-    Arm { subscription: String, writes: bool },
-    NetworkWrites { subscription: String, region: String },
+#[derive(Default)]
+struct Queue {
+    waiting: BTreeMap<(Priority, Ticket), Vec<Meter>>,
+    /// How often since its last turn the longest wait has been passed by later calls.
+    overtaken: u32,
 }
 
-/// How much of a meter is left to us.
-struct Level {
-    gauge: Gauge,
-    /// Azure has told us to stay away until then.
-    closed_until: Option<Instant>,
-}
+/// After so many calls that came later it is the turn of whoever has waited longest.
+const TURN: u32 = 9;
+const TIDY_AT: usize = 1024;
 
-enum Gauge {
-    /// Refills steadily up to `capacity`.
-    Bucket { capacity: f64, per_second: f64, tokens: f64, at: Instant },
-    /// At most `capacity` in any `span`.
-    Window { capacity: usize, span: Duration, used: VecDeque<Instant> },
-}
-
-/// What an answer said about the meters.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Lesson {
-    /// The least of the `x-ms-ratelimit-remaining-*` that count this call's sort.
-    pub remaining: Option<f64>,
-    /// Azure throttled the call and wants this much peace.
-    pub closed_for: Option<Duration>,
-    /// It was the network provider that throttled, not ARM.
-    pub by_provider: bool,
+/// How one of Azure's limits stands, as far as it is ours. For metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    pub subscription: String,
+    /// Empty where Azure doesn't tell regions apart, or while it isn't known.
+    pub region: String,
+    /// Whose limit it is: `arm`, `network` or `compute`.
+    pub limit: &'static str,
+    pub writes: bool,
+    /// How many calls we may make at once when nothing has been used.
+    pub capacity: f64,
+    pub left: f64,
+    /// How many calls it has paid for.
+    pub spent: u64,
+    /// How much longer Azure has told us to stay away.
+    pub closed_for: Duration,
 }
 
 impl Budget {
+    /// `percent` of Azure's limits, from 1 to 100, are ours; the rest is left to the subscription's other clients.
+    pub(super) fn new(percent: u8) -> Budget {
+        Budget {
+            share: f64::from(percent.clamp(1, 100)) / 100.0,
+            levels: HashMap::new(),
+            tidy_at: TIDY_AT,
+            queues: BTreeMap::new(),
+            last: 0,
+        }
+    }
+
     /// Takes a place in the queue. A later [`Budget::grant`] calls it.
-    pub(super) fn ask(&mut self, lane: Lane, priority: Priority) -> Ticket {
+    pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
-        self.waiting.entry(priority).or_default().entry(lane).or_default().push_back(self.last);
+        let queue = self.queues.entry((lane.subscription.clone(), lane.kind.writes())).or_default();
+        queue.waiting.insert((priority, self.last), meter::of(lane));
         self.last
     }
 
-    /// Who may go now, by priority and then in order of asking; and when to ask again if somebody still
-    /// waits.
+    /// Who may go now, and when to ask again if somebody still waits. By priority and then in order of asking, but for
+    /// the turns of those who have waited longest; a call that some narrower limit holds up doesn't hold up the others.
     pub(super) fn grant(&mut self, now: Instant) -> (Vec<Ticket>, Option<Instant>) {
         let mut granted = vec![];
         let mut again: Option<Instant> = None;
-        let mut waiting = std::mem::take(&mut self.waiting);
-        for (&priority, lanes) in &mut waiting {
-            let mut open: Vec<(&Lane, &mut VecDeque<Ticket>)> = lanes.iter_mut().collect();
-            // The lane whose first has waited longest goes first; a lane that can't go doesn't hold up the
-            // others.
-            while let Some(index) = (0..open.len()).min_by_key(|&index| open[index].1.front().copied()) {
-                let (lane, queue) = &mut open[index];
-                let Some(&ticket) = queue.front() else {
-                    open.swap_remove(index);
-                    continue;
-                };
-                match self.draw(lane, priority, now) {
-                    Ok(()) => {
-                        queue.pop_front();
-                        granted.push(ticket);
-                    }
-                    Err(ready) => {
-                        again = Some(again.map_or(ready, |again| again.min(ready)));
-                        open.swap_remove(index);
-                    }
-                }
-            }
-            lanes.retain(|_, queue| !queue.is_empty());
+        let mut queues = std::mem::take(&mut self.queues);
+        for queue in queues.values_mut() {
+            let ready = self.serve(queue, now, &mut granted);
+            again = again.into_iter().chain(ready).min();
         }
-        waiting.retain(|_, lanes| !lanes.is_empty());
-        self.waiting = waiting;
+        queues.retain(|_, queue| !queue.waiting.is_empty());
+        self.queues = queues;
+        self.tidy(now);
         (granted, again)
     }
 
-    /// Takes one call's worth from each of the lane's meters, or says when that will be possible.
-    fn draw(&mut self, lane: &Lane, priority: Priority, now: Instant) -> Result<(), Instant> {
-        let meters = lane.meters();
-        let ready =
-            meters.iter().map(|meter| self.level(meter, now).ready(priority, now)).max().unwrap_or(now);
-        if ready > now {
-            return Err(ready);
+    fn serve(&mut self, queue: &mut Queue, now: Instant, granted: &mut Vec<Ticket>) -> Option<Instant> {
+        let mut again: Option<Instant> = None;
+        let order: Vec<(Priority, Ticket)> = queue.waiting.keys().copied().collect();
+        for place in order {
+            if queue.overtaken >= TURN
+                && let Some(longest) = self.take_turn(queue, now)
+            {
+                granted.push(longest);
+            }
+            let Some(meters) = queue.waiting.get(&place) else { continue };
+            match self.draw(meters, place.0, now) {
+                Ok(()) => {
+                    queue.waiting.remove(&place);
+                    let overtakes = queue.waiting.keys().any(|(_, ticket)| *ticket < place.1);
+                    queue.overtaken = if overtakes { queue.overtaken + 1 } else { 0 };
+                    granted.push(place.1);
+                }
+                Err(Shut { ready, for_all }) => {
+                    again = Some(again.map_or(ready, |again| again.min(ready)));
+                    if for_all {
+                        break;
+                    }
+                }
+            }
         }
-        for meter in &meters {
+        again
+    }
+
+    /// The longest wait that could end now, ended whatever its priority.
+    fn take_turn(&mut self, queue: &mut Queue, now: Instant) -> Option<Ticket> {
+        let mut oldest: Vec<(Ticket, Priority)> =
+            queue.waiting.keys().map(|(priority, ticket)| (*ticket, *priority)).collect();
+        oldest.sort_unstable();
+        let (ticket, priority) = oldest.into_iter().find(|(ticket, priority)| {
+            let meters = &queue.waiting[&(*priority, *ticket)];
+            self.draw(meters, Priority::WaitingPods, now).is_ok()
+        })?;
+        queue.waiting.remove(&(priority, ticket));
+        queue.overtaken = 0;
+        Some(ticket)
+    }
+
+    /// Takes one call's worth from each meter, or says when that will be possible.
+    fn draw(&mut self, meters: &[Meter], priority: Priority, now: Instant) -> Result<(), Shut> {
+        let mut latest = Shut { ready: now, for_all: false };
+        for meter in meters {
+            let ready = self.level(meter, now).ready(priority, now);
+            if ready > latest.ready {
+                latest = Shut { ready, for_all: matches!(meter, Meter::Arm { .. }) };
+            }
+        }
+        if latest.ready > now {
+            return Err(latest);
+        }
+        for meter in meters {
             self.level(meter, now).take(now);
         }
         Ok(())
@@ -165,112 +237,66 @@ impl Budget {
 
     /// Takes in what an answer to a call of this lane said.
     pub(super) fn learn(&mut self, lane: &Lane, lesson: &Lesson, now: Instant) {
-        for meter in lane.meters() {
-            let arm = matches!(meter, Meter::Arm { .. });
+        let share = self.share;
+        for meter in meter::of(lane) {
+            let left = lesson.left(&meter, share);
+            let closed_for = lesson.closes(&meter).then_some(lesson.closed_for).flatten();
             let level = self.level(&meter, now);
-            if let (true, Some(remaining)) = (arm, lesson.remaining) {
-                level.lower(remaining);
+            if let Some(left) = left {
+                level.lower(left);
             }
-            if let (true, Some(peace)) = (arm != lesson.by_provider, lesson.closed_for) {
-                level.closed_until = level.closed_until.max(Some(now + peace));
+            if let Some(peace) = closed_for {
+                level.close(now + peace);
             }
         }
+    }
+
+    /// How the limits stand. Those of single VMs and operations aren't told: there are too many.
+    pub(super) fn accounts(&mut self, now: Instant) -> Vec<Account> {
+        let mut accounts: Vec<Account> = self
+            .levels
+            .iter_mut()
+            .filter_map(|(meter, level)| {
+                level.settle(now);
+                level.account(meter, now)
+            })
+            .collect();
+        let key = |one: &Account| (one.subscription.clone(), one.limit, one.region.clone(), one.writes);
+        accounts.sort_by_key(key);
+        accounts
+    }
+
+    /// How many calls of each priority wait.
+    pub(super) fn waiting(&self) -> [(Priority, usize); 4] {
+        let places = || self.queues.values().flat_map(|queue| queue.waiting.keys());
+        Priority::ALL.map(|priority| (priority, places().filter(|(one, _)| *one == priority).count()))
     }
 
     /// The meter's level as of `now`.
     fn level(&mut self, meter: &Meter, now: Instant) -> &mut Level {
-        let level = self.meters.entry(meter.clone()).or_insert_with(|| meter.full(now));
+        let share = self.share;
+        let level = self.levels.entry(meter.clone()).or_insert_with(|| meter.full(share, now));
         level.settle(now);
         level
     }
-}
 
-impl Lane {
-    fn meters(&self) -> Vec<Meter> {
-        let arm = Meter::Arm { subscription: self.subscription.clone(), writes: self.writes };
-        let provider = self.region.as_ref().filter(|_| self.writes).map(|region| Meter::NetworkWrites {
-            subscription: self.subscription.clone(),
-            region: region.clone(),
+    fn tidy(&mut self, now: Instant) {
+        if self.levels.len() < self.tidy_at {
+            return;
+        }
+        self.levels.retain(|meter, level| {
+            level.settle(now);
+            !(matches!(meter, Meter::Resource { .. }) && level.is_full(now))
         });
-        std::iter::once(arm).chain(provider).collect()
+        self.tidy_at = (2 * self.levels.len()).max(TIDY_AT);
     }
 }
 
-impl Meter {
-    /// Our share of Azure's published limits (learn.microsoft.com, "Throttling" of Resource Manager and of
-    /// the network resource provider). The provider's reads, 10,000 in five minutes, are more than ARM's let
-    /// through.
-    fn full(&self, now: Instant) -> Level {
-        let bucket = |capacity: f64, per_second: f64| Gauge::Bucket {
-            capacity: capacity * OUR_SHARE,
-            per_second: per_second * OUR_SHARE,
-            tokens: capacity * OUR_SHARE,
-            at: now,
-        };
-        let gauge = match self {
-            Meter::Arm { writes: false, .. } => bucket(250.0, 25.0),
-            Meter::Arm { writes: true, .. } => bucket(200.0, 10.0),
-            Meter::NetworkWrites { .. } => Gauge::Window {
-                capacity: (1000.0 * OUR_SHARE) as usize,
-                span: Duration::from_secs(300),
-                used: VecDeque::new(),
-            },
-        };
-        Level { gauge, closed_until: None }
-    }
-}
-
-impl Level {
-    /// Brings it up to `now`.
-    fn settle(&mut self, now: Instant) {
-        match &mut self.gauge {
-            Gauge::Bucket { capacity, per_second, tokens, at } => {
-                *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * *per_second).min(*capacity);
-                *at = now;
-            }
-            Gauge::Window { span, used, .. } => {
-                while used.front().is_some_and(|&first| now.duration_since(first) >= *span) {
-                    used.pop_front();
-                }
-            }
-        }
-    }
-
-    /// The first moment, not before `now`, at which a call of this priority may go.
-    fn ready(&self, priority: Priority, now: Instant) -> Instant {
-        let open = self.closed_until.map_or(now, |until| until.max(now));
-        let filled = match &self.gauge {
-            Gauge::Bucket { capacity, per_second, tokens, .. } => {
-                let lacking = capacity * priority.leaves() + 1.0 - tokens;
-                // A microsecond more than it takes, so that rounding doesn't find it a hair short then.
-                if lacking <= 0.0 { now } else { now + Duration::from_secs_f64(lacking / per_second + 1e-6) }
-            }
-            Gauge::Window { capacity, span, used } => {
-                let allowed = (*capacity as f64 * (1.0 - priority.leaves())) as usize;
-                match (used.len() + 1).checked_sub(allowed) {
-                    None | Some(0) => now,
-                    // So many of the oldest have to fall out of the window first.
-                    Some(excess) => used.get(excess - 1).map_or(now, |&last| last + *span),
-                }
-            }
-        };
-        open.max(filled)
-    }
-
-    fn take(&mut self, now: Instant) {
-        match &mut self.gauge {
-            Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
-            Gauge::Window { used, .. } => used.push_back(now),
-        }
-    }
-
-    /// Azure counts fewer left than we do: others draw on it as well.
-    fn lower(&mut self, remaining: f64) {
-        if let Gauge::Bucket { capacity, tokens, .. } = &mut self.gauge {
-            let others = *capacity / OUR_SHARE - *capacity;
-            *tokens = tokens.min((remaining - others).max(0.0));
-        }
-    }
+/// Why a call can't go yet.
+struct Shut {
+    ready: Instant,
+    /// So can none after it in its queue: ARM's own meter is short.
+    for_all: bool,
 }
 
 #[cfg(test)]

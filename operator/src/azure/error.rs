@@ -20,7 +20,7 @@ pub enum Error {
         resource: String,
         message: String,
         retry_after: Duration,
-        /// Whether the network resource provider's limit for the region is used up, rather than ARM's own.
+        /// Whether a limit of the resource provider's (network, compute) is used up, rather than ARM's own.
         by_provider: bool,
     },
     #[error(
@@ -337,7 +337,9 @@ pub(super) fn classify(
             resource,
             retry_after: retry(THROTTLED),
             message,
-            by_provider: error.has(&["RetryableErrorDueToTooManyCallsToThisOperation"]),
+            // Compute's throttling goes by the code of anything it doesn't allow.
+            by_provider: error
+                .has(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"]),
         },
         Some(408 | 500..) if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
         Some(408 | 500..) => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },

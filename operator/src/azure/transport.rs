@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::budget::gate::Gate;
-use super::budget::{Kind, Lane, Lesson, Priority};
+use super::budget::{Account, Kind, Lane, Lesson, Priority, Provider};
 use super::credential::{Cloud, TokenHttp};
 use super::error::{ArmError, Effect, Error, classify};
 use super::{Config, RequestRecord};
@@ -77,7 +77,7 @@ impl Transport {
             cloud: config.cloud,
             credential: config.credential.source(config.cloud, tokens)?,
             scope: format!("{}/.default", config.cloud.arm()),
-            gate: Gate::default(),
+            gate: Gate::new(config.budget_percent),
             observer: OnceLock::new(),
         })))
     }
@@ -88,6 +88,11 @@ impl Transport {
 
     pub(super) fn observe(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
         let _ = self.0.observer.set(Box::new(observer));
+    }
+
+    /// How the limits stand, and how many requests of each priority wait for their turn.
+    pub(super) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+        self.0.gate.accounts()
     }
 
     /// Sends one request when the budget allows it. Never repeats it: whoever calls decides that, and pays
@@ -101,7 +106,7 @@ impl Transport {
     ) -> Result<Answer, Error> {
         self.trust(call, &url)?;
         let lane = call.lane(&url);
-        let waited = self.0.gate.pass(lane.clone(), call.priority).await;
+        let waited = self.0.gate.pass(&lane, call.priority).await;
         if waited > LONG_WAIT {
             info!(
                 resource = call.resource,
@@ -158,28 +163,25 @@ impl Transport {
 
     /// Lets the budget learn, and turns everything but a success into an error.
     fn judge(&self, call: &Call, lane: &Lane, answer: Answer) -> Result<Answer, Error> {
-        let mut lesson = Lesson { remaining: remaining(&answer.headers, lane.writes), ..Lesson::default() };
-        let result = if (200..300).contains(&answer.status) {
-            Ok(answer)
-        } else {
-            let error = ArmError::of_body(&answer.body);
-            let retry_after = retry_after(&answer.headers);
-            let error = classify(Some(answer.status), &error, retry_after, &call.resource, call.effect());
-            if let Error::Throttled { retry_after, by_provider, .. } = &error {
-                warn!(
-                    resource = call.resource,
-                    kind = call.kind.as_str(),
-                    ?retry_after,
-                    by_provider,
-                    "throttled by Azure"
-                );
-                lesson.closed_for = Some(*retry_after);
-                lesson.by_provider = *by_provider;
-            }
-            Err(error)
-        };
-        self.0.gate.learn(lane, &lesson);
-        result
+        let writes = call.kind == Kind::Write;
+        if (200..300).contains(&answer.status) {
+            self.0.gate.learn(lane, &Lesson::of(&answer.headers, writes, None));
+            return Ok(answer);
+        }
+        let error = ArmError::of_body(&answer.body);
+        let retry_after = retry_after(&answer.headers);
+        let error = classify(Some(answer.status), &error, retry_after, &call.resource, call.effect());
+        if let Error::Throttled { retry_after, by_provider, .. } = &error {
+            warn!(
+                resource = call.resource,
+                kind = call.kind.as_str(),
+                ?retry_after,
+                by_provider,
+                "throttled by Azure"
+            );
+        }
+        self.0.gate.learn(lane, &Lesson::of(&answer.headers, writes, Some(&error)));
+        Err(error)
     }
 
     /// ARM names the URL of an operation, and our token goes with every request: only to ARM, then.
@@ -243,16 +245,20 @@ impl Call {
     }
 
     fn lane(&self, url: &Url) -> Lane {
-        let mut path = url.path().split('/').skip(1);
-        let subscription = match (path.next(), path.next()) {
-            (Some(word), Some(id)) if word.eq_ignore_ascii_case("subscriptions") => id.to_ascii_lowercase(),
-            _ => String::new(),
+        let resource = url.path().to_ascii_lowercase();
+        let subscription = match resource.strip_prefix("/subscriptions/") {
+            Some(rest) => rest.split('/').next().unwrap_or_default().to_owned(),
+            None => String::new(),
         };
-        Lane {
-            subscription,
-            region: self.region.as_ref().map(|region| region.to_ascii_lowercase()),
-            writes: self.kind == Kind::Write,
-        }
+        let provider = if resource.contains("/providers/microsoft.network/") {
+            Provider::Network
+        } else if resource.contains("/providers/microsoft.compute/") {
+            Provider::Compute
+        } else {
+            Provider::Other
+        };
+        let region = self.region.as_ref().map(|region| region.to_ascii_lowercase());
+        Lane { subscription, provider, region, kind: self.kind, resource }
     }
 }
 
@@ -314,19 +320,6 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// The least of the counters for this sort of call: of the subscription, of all its identities, of the
-/// tenant.
-fn remaining(headers: &HeaderMap, writes: bool) -> Option<f64> {
-    let tail = if writes { "-writes" } else { "-reads" };
-    headers
-        .iter()
-        .filter(|(name, _)| {
-            name.as_str().starts_with("x-ms-ratelimit-remaining-") && name.as_str().ends_with(tail)
-        })
-        .filter_map(|(_, value)| value.to_str().ok()?.trim().parse().ok())
-        .reduce(f64::min)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +331,7 @@ mod tests {
             endpoint: endpoint.map(|url| url.parse().unwrap()),
             imds: None,
             credential: Credential::ManagedIdentity { client_id: None },
+            budget_percent: 80,
         })
         .unwrap()
     }
@@ -375,26 +369,13 @@ mod tests {
     fn calls_of_one_subscription_and_region_are_metered_together_in_any_case() {
         let lane = |url: &str| call(Kind::Write).lane(&url.parse().unwrap());
         assert_eq!(
-            lane("http://arm/SUBSCRIPTIONS/ABC/resourceGroups/g"),
-            lane("http://arm/subscriptions/abc?x=y")
+            lane("http://arm/SUBSCRIPTIONS/ABC/resourceGroups/G/providers/Microsoft.Network/x"),
+            lane("http://arm/subscriptions/abc/resourcegroups/g/providers/microsoft.network/x?x=y")
         );
-        assert_eq!(lane("http://arm/subscriptions/abc").region.as_deref(), Some("westeurope"));
-    }
-
-    #[test]
-    fn the_least_of_the_counters_for_a_sort_of_call_counts() {
-        let headers: HeaderMap = [
-            ("x-ms-ratelimit-remaining-subscription-writes", "150"),
-            ("x-ms-ratelimit-remaining-tenant-writes", "90"),
-            ("x-ms-ratelimit-remaining-subscription-global-writes", "2999"),
-            ("x-ms-ratelimit-remaining-subscription-reads", "7"),
-            ("x-ms-ratelimit-remaining-resource", "Microsoft.Compute/x;3"),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
-        .collect();
-        assert_eq!(remaining(&headers, true), Some(90.0));
-        assert_eq!(remaining(&headers, false), Some(7.0));
-        assert_eq!(remaining(&HeaderMap::new(), true), None);
+        let vm = lane(
+            "http://arm/subscriptions/abc/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/vm",
+        );
+        assert_eq!((vm.subscription.as_str(), vm.region.as_deref()), ("abc", Some("westeurope")));
+        assert_eq!(vm.provider, Provider::Compute);
     }
 }

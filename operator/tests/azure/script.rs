@@ -93,6 +93,7 @@ pub fn client(arm: &str, imds: &str) -> Azure {
         endpoint: Some(arm.parse().unwrap()),
         imds: Some(imds.parse().unwrap()),
         credential: Credential::ManagedIdentity { client_id: None },
+        budget_percent: 80,
     })
     .unwrap()
 }

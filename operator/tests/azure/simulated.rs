@@ -293,6 +293,34 @@ async fn a_nic_without_a_vm_says_so_and_is_written_at_once() {
 }
 
 #[tokio::test]
+async fn each_request_is_paid_from_the_budget_once_polls_included() {
+    let world = World::start("nodes", 3.0).await;
+    let nic = world.azure.primary_nic(&world.vm, Priority::NewNode).await.unwrap();
+    let subnet = world.azure.nic(&nic, Freshness::Fresh, Priority::NewNode).await.unwrap().subnet.clone();
+    world.azure.network(&subnet, Priority::NewNode).await.unwrap();
+    world.reserve(&FIVE).await.unwrap();
+    world.refuse("GET", 429, json!({ "error": { "code": "TooManyRequests", "message": "m" } }), &[]);
+    world.azure.nic(&nic, Freshness::Fresh, Priority::GiveBack).await.unwrap_err();
+    let log = world.arm_log();
+    assert!(log.iter().any(|one| one.path.contains("/operations/")), "no poll");
+    let (accounts, _) = world.azure.accounts();
+    let spent = |limit: &str| {
+        let of_limit = accounts.iter().filter(|one| one.limit == limit);
+        of_limit.map(|one| (one.writes, one.region.clone(), one.spent)).collect::<Vec<_>>()
+    };
+    let writes = log.iter().filter(|one| one.method == "PUT").count() as u64;
+    assert_eq!(
+        spent("arm"),
+        [(false, String::new(), log.len() as u64 - writes), (true, String::new(), writes)]
+    );
+    // The VM is Compute's; the region of what is read for the first time isn't known yet.
+    assert_eq!(spent("compute"), [(false, String::new(), 1)]);
+    let network: u64 = spent("network").iter().map(|(_, _, spent)| spent).sum();
+    assert_eq!(network, log.len() as u64 - 1);
+    assert!(spent("network").contains(&(true, "westeurope".to_owned(), 1)), "{accounts:?}");
+}
+
+#[tokio::test]
 async fn a_network_is_read_once_for_many_nodes() {
     let world = World::start("nodes", 1.0).await;
     let peering = Peering { name: "hub".into(), prefixes: vec!["10.250.0.0/16".parse().unwrap()] };

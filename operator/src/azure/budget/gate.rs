@@ -6,20 +6,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::{Budget, Lane, Lesson, Priority, Ticket};
+use super::{Account, Budget, Lane, Lesson, Priority, Ticket};
 
 /// Shared by all calls of one operator.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(in crate::azure) struct Gate(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
     state: Mutex<State>,
     /// Something changed that may let somebody go earlier than the porter thinks.
     changed: Notify,
 }
 
-#[derive(Default)]
 struct State {
     budget: Budget,
     waiting: HashMap<Ticket, oneshot::Sender<()>>,
@@ -28,21 +26,26 @@ struct State {
 }
 
 impl Gate {
+    /// `percent` of Azure's limits are ours.
+    pub(in crate::azure) fn new(percent: u8) -> Gate {
+        let state = State { budget: Budget::new(percent), waiting: HashMap::new(), porter: false };
+        Gate(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
+    }
+
     /// Waits until a call of this lane may be made and counts it. Gives the time waited.
-    pub(in crate::azure) async fn pass(&self, lane: Lane, priority: Priority) -> Duration {
+    pub(in crate::azure) async fn pass(&self, lane: &Lane, priority: Priority) -> Duration {
         let since = now();
         let (call, called) = oneshot::channel();
         {
             let mut state = self.0.lock();
             let ticket = state.budget.ask(lane, priority);
             state.waiting.insert(ticket, call);
-            if state.call().is_some() {
-                if state.porter {
-                    self.0.changed.notify_one();
-                } else {
-                    state.porter = true;
-                    tokio::spawn(self.clone().keep());
-                }
+            if state.porter {
+                // The porter looks once for all that ask in the meantime, not once for each.
+                self.0.changed.notify_one();
+            } else if state.call().is_some() {
+                state.porter = true;
+                tokio::spawn(self.clone().keep());
             }
         }
         // The sender lives in `waiting` until it is used, so an error can't happen but at the process's end.
@@ -53,6 +56,12 @@ impl Gate {
     /// Takes in what an answer said about the limits.
     pub(in crate::azure) fn learn(&self, lane: &Lane, lesson: &Lesson) {
         self.0.lock().budget.learn(lane, lesson, now());
+    }
+
+    /// How the limits stand, and how many calls of each priority wait.
+    pub(in crate::azure) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+        let mut state = self.0.lock();
+        (state.budget.accounts(now()), state.budget.waiting())
     }
 
     /// Calls who may go until nobody waits.
@@ -105,23 +114,30 @@ mod tests {
     use super::*;
 
     fn write() -> Lane {
-        Lane { subscription: "sub".into(), region: None, writes: true }
+        Lane {
+            subscription: "sub".into(),
+            provider: super::super::Provider::Other,
+            region: None,
+            kind: super::super::Kind::Write,
+            resource: String::new(),
+        }
     }
 
     /// Uses up the bucket of writes.
     async fn drain(gate: &Gate) {
+        let lane = write();
         for _ in 0..160 {
-            gate.pass(write(), Priority::WaitingPods).await;
+            gate.pass(&lane, Priority::WaitingPods).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_wait_for_their_turn_and_no_longer() {
-        let gate = Gate::default();
+        let (gate, lane) = (Gate::new(80), write());
         let started = tokio::time::Instant::now();
         drain(&gate).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
-        let calls = (0..80).map(|_| gate.pass(write(), Priority::WaitingPods));
+        let calls = (0..80).map(|_| gate.pass(&lane, Priority::WaitingPods));
         futures::future::join_all(calls).await;
         let took = started.elapsed().as_secs_f64();
         assert!((9.9..10.1).contains(&took), "80 calls at 8 a second took {took} s");
@@ -129,28 +145,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_matters_more_overtakes() {
-        let gate = Gate::default();
+        let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
         let (refill, pods) =
-            tokio::join!(gate.pass(write(), Priority::WarmRefill), gate.pass(write(), Priority::WaitingPods));
+            tokio::join!(gate.pass(&lane, Priority::WarmRefill), gate.pass(&lane, Priority::WaitingPods));
         assert!(pods < refill, "{pods:?} is not less than {refill:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_closed_gate_opens_by_itself() {
-        let gate = Gate::default();
-        gate.learn(&write(), &Lesson { closed_for: Some(Duration::from_secs(42)), ..Lesson::default() });
-        let waited = gate.pass(write(), Priority::WaitingPods).await;
+        let (gate, lane) = (Gate::new(80), write());
+        gate.learn(&lane, &Lesson::closed_by_arm(Duration::from_secs(42)));
+        let waited = gate.pass(&lane, Priority::WaitingPods).await;
         assert_eq!(waited.as_secs(), 42);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_gave_up_waiting_does_not_stop_the_others() {
-        let gate = Gate::default();
+        let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
-        let impatient = gate.pass(write(), Priority::WaitingPods);
+        let impatient = gate.pass(&lane, Priority::WaitingPods);
         tokio::time::timeout(Duration::from_millis(1), impatient).await.unwrap_err();
-        gate.pass(write(), Priority::WaitingPods).await;
+        gate.pass(&lane, Priority::WaitingPods).await;
         assert_eq!(gate.0.lock().waiting.len(), 0);
     }
 }

@@ -1,11 +1,27 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn lane(region: Option<&str>, writes: bool) -> Lane {
-    Lane { subscription: "sub".into(), region: region.map(str::to_owned), writes }
+    Lane {
+        subscription: "sub".into(),
+        provider: region.map_or(Provider::Other, |_| Provider::Network),
+        region: region.map(str::to_owned),
+        kind: if writes { Kind::Write } else { Kind::Read },
+        resource: String::new(),
+    }
 }
 
 fn write() -> Lane {
     lane(Some("westeurope"), true)
+}
+
+fn vm(name: &str, kind: Kind) -> Lane {
+    Lane { provider: Provider::Compute, kind, resource: name.into(), ..lane(None, false) }
+}
+
+fn budget() -> Budget {
+    Budget::new(80)
 }
 
 fn after(start: Instant, seconds: f64) -> Instant {
@@ -15,24 +31,24 @@ fn after(start: Instant, seconds: f64) -> Instant {
 /// How many calls that all want to go at `now` get through at once.
 fn burst(budget: &mut Budget, lane: &Lane, priority: Priority, now: Instant) -> usize {
     for _ in 0..2000 {
-        budget.ask(lane.clone(), priority);
+        budget.ask(lane, priority);
     }
     let through = budget.grant(now).0.len();
-    budget.waiting.clear();
+    budget.queues.clear();
     through
 }
 
 #[test]
 fn a_fifth_of_what_azure_allows_is_left_to_others() {
     let now = Instant::now();
-    assert_eq!(burst(&mut Budget::default(), &lane(None, false), Priority::WaitingPods, now), 200);
-    assert_eq!(burst(&mut Budget::default(), &lane(None, true), Priority::WaitingPods, now), 160);
+    assert_eq!(burst(&mut budget(), &lane(None, false), Priority::WaitingPods, now), 200);
+    assert_eq!(burst(&mut budget(), &lane(None, true), Priority::WaitingPods, now), 160);
 }
 
 #[test]
 fn lower_priorities_leave_room_for_higher_ones() {
     let now = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     assert_eq!(burst(&mut budget, &write(), Priority::GiveBack, now), 80);
     assert_eq!(burst(&mut budget, &write(), Priority::WarmRefill, now), 40);
     assert_eq!(burst(&mut budget, &write(), Priority::NewNode, now), 24);
@@ -42,9 +58,9 @@ fn lower_priorities_leave_room_for_higher_ones() {
 #[test]
 fn an_empty_bucket_refills_at_our_share_of_azures_rate() {
     let start = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
-    budget.ask(lane(None, true), Priority::WaitingPods);
+    budget.ask(&lane(None, true), Priority::WaitingPods);
     let (granted, again) = budget.grant(start);
     assert!(granted.is_empty());
     let wait = again.unwrap() - start;
@@ -55,12 +71,12 @@ fn an_empty_bucket_refills_at_our_share_of_azures_rate() {
 #[test]
 fn no_five_minutes_see_more_writes_in_a_region_than_our_share_allows() {
     let start = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     let mut gone: Vec<f64> = vec![];
     for step in 0..900 {
         let at = f64::from(step);
         for _ in 0..10 {
-            budget.ask(write(), Priority::WaitingPods);
+            budget.ask(&write(), Priority::WaitingPods);
         }
         gone.extend(budget.grant(after(start, at)).0.iter().map(|_| at));
     }
@@ -75,36 +91,36 @@ fn no_five_minutes_see_more_writes_in_a_region_than_our_share_allows() {
 #[test]
 fn one_region_full_of_writes_does_not_hold_up_another() {
     let start = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     for step in 0..200 {
         burst(&mut budget, &write(), Priority::WaitingPods, after(start, f64::from(step)));
     }
     let now = after(start, 230.0);
-    budget.ask(write(), Priority::WaitingPods);
-    let elsewhere = budget.ask(lane(Some("northeurope"), true), Priority::GiveBack);
+    budget.ask(&write(), Priority::WaitingPods);
+    let elsewhere = budget.ask(&lane(Some("northeurope"), true), Priority::GiveBack);
     assert_eq!(budget.grant(now).0, [elsewhere]);
 }
 
 #[test]
 fn the_highest_priority_goes_first_and_then_whoever_asked_first() {
     let start = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
-    let give_back = budget.ask(lane(None, true), Priority::GiveBack);
-    let refill = budget.ask(lane(None, true), Priority::WarmRefill);
-    let pods = budget.ask(write(), Priority::WaitingPods);
-    let later_pods = budget.ask(lane(None, true), Priority::WaitingPods);
+    let give_back = budget.ask(&lane(None, true), Priority::GiveBack);
+    let refill = budget.ask(&lane(None, true), Priority::WarmRefill);
+    let pods = budget.ask(&write(), Priority::WaitingPods);
+    let later_pods = budget.ask(&lane(None, true), Priority::WaitingPods);
     assert_eq!(budget.grant(after(start, 60.0)).0, [pods, later_pods, refill, give_back]);
 }
 
 #[test]
 fn retry_after_closes_the_meter_it_came_from_and_no_other() {
     let now = Instant::now();
-    let mut budget = Budget::default();
-    let throttled = Lesson { closed_for: Some(Duration::from_secs(17)), ..Lesson::default() };
+    let mut budget = budget();
+    let throttled = Lesson::closed_by_arm(Duration::from_secs(17));
     budget.learn(&write(), &throttled, now);
-    budget.ask(write(), Priority::WaitingPods);
-    let read = budget.ask(lane(Some("westeurope"), false), Priority::GiveBack);
+    budget.ask(&write(), Priority::WaitingPods);
+    let read = budget.ask(&lane(Some("westeurope"), false), Priority::GiveBack);
     let (granted, again) = budget.grant(now);
     assert_eq!(granted, [read]);
     assert_eq!(again, Some(after(now, 17.0)));
@@ -114,43 +130,203 @@ fn retry_after_closes_the_meter_it_came_from_and_no_other() {
 #[test]
 fn the_providers_throttling_closes_its_region_only() {
     let now = Instant::now();
-    let mut budget = Budget::default();
-    let throttled =
-        Lesson { closed_for: Some(Duration::from_secs(90)), by_provider: true, ..Lesson::default() };
+    let mut budget = budget();
+    let throttled = Lesson::closed_by_provider(Duration::from_secs(90));
     budget.learn(&write(), &throttled, now);
-    budget.ask(write(), Priority::WaitingPods);
-    let elsewhere = budget.ask(lane(Some("northeurope"), true), Priority::WaitingPods);
+    budget.ask(&write(), Priority::WaitingPods);
+    let elsewhere = budget.ask(&lane(Some("northeurope"), true), Priority::WaitingPods);
     assert_eq!(budget.grant(now).0, [elsewhere]);
+}
+
+#[test]
+fn reads_that_the_provider_throttles_are_held_back_too() {
+    let now = Instant::now();
+    let mut budget = budget();
+    let read = lane(Some("westeurope"), false);
+    budget.learn(&read, &Lesson::closed_by_provider(Duration::from_secs(90)), now);
+    budget.ask(&read, Priority::WaitingPods);
+    let write = budget.ask(&write(), Priority::WaitingPods);
+    assert_eq!(budget.grant(now), (vec![write], Some(after(now, 90.0))));
+}
+
+#[test]
+fn a_vm_is_read_and_updated_no_more_often_than_compute_allows_and_holds_up_no_other() {
+    let now = Instant::now();
+    let mut budget = budget();
+    // Four fifths of 36 reads, of 12 updates, of 45 looks at an operation.
+    assert_eq!(burst(&mut budget, &vm("a", Kind::Read), Priority::WaitingPods, now), 28);
+    assert_eq!(burst(&mut budget, &vm("a", Kind::Write), Priority::WaitingPods, now), 9);
+    assert_eq!(burst(&mut budget, &vm("a/op", Kind::Poll), Priority::WaitingPods, now), 36);
+    budget.ask(&vm("a", Kind::Write), Priority::WaitingPods);
+    let other = budget.ask(&vm("b", Kind::Write), Priority::GiveBack);
+    assert_eq!(budget.grant(now).0, [other]);
+}
+
+#[test]
+fn the_share_left_to_others_is_what_was_configured() {
+    let now = Instant::now();
+    for (percent, calls) in [(100, 200), (50, 100), (5, 10)] {
+        assert_eq!(burst(&mut Budget::new(percent), &lane(None, true), Priority::WaitingPods, now), calls);
+    }
+}
+
+#[test]
+fn even_the_smallest_share_lets_every_sort_of_call_go_in_the_end() {
+    let start = Instant::now();
+    for priority in Priority::ALL {
+        for kind in [Kind::Read, Kind::Write, Kind::Poll] {
+            let mut budget = Budget::new(5);
+            budget.ask(&vm("a", kind), priority);
+            let (granted, again) = budget.grant(start);
+            let later = again.map(|again| budget.grant(again).0).unwrap_or_default();
+            assert_eq!(granted.len() + later.len(), 1, "{priority:?} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn one_call_in_ten_goes_to_whoever_has_waited_longest() {
+    let start = Instant::now();
+    let mut budget = budget();
+    burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
+    let patient = budget.ask(&lane(None, true), Priority::GiveBack);
+    // Pods on other nodes ask for more than there is, for ever.
+    let mut order = vec![];
+    for step in 0..20 {
+        for _ in 0..5 {
+            budget.ask(&lane(None, true), Priority::WaitingPods);
+        }
+        order.extend(budget.grant(after(start, f64::from(step))).0);
+    }
+    let before = order.iter().position(|ticket| *ticket == patient);
+    assert_eq!(before, Some(TURN as usize), "{order:?}");
+}
+
+#[test]
+fn what_single_vms_have_used_is_forgotten_when_it_no_longer_matters() {
+    let start = Instant::now();
+    let mut budget = budget();
+    for step in 0..10_000 {
+        budget.ask(&vm(&step.to_string(), Kind::Read), Priority::WaitingPods);
+        budget.grant(after(start, f64::from(step)));
+    }
+    assert!(budget.levels.len() <= 2 * TIDY_AT, "{}", budget.levels.len());
+}
+
+#[test]
+fn accounts_tell_what_was_spent_what_is_left_and_who_waits() {
+    let now = Instant::now();
+    let mut budget = budget();
+    for _ in 0..3 {
+        budget.ask(&write(), Priority::WaitingPods);
+    }
+    budget.grant(now);
+    budget.learn(&write(), &Lesson::closed_by_arm(Duration::from_secs(7)), now);
+    budget.ask(&write(), Priority::WarmRefill);
+    budget.grant(now);
+    let accounts = budget.accounts(now);
+    let told: Vec<_> = accounts
+        .iter()
+        .map(|one| {
+            (one.limit, one.region.as_str(), one.spent, one.left, one.capacity, one.closed_for.as_secs())
+        })
+        .collect();
+    assert_eq!(told, [("arm", "", 3, 157.0, 160.0, 7), ("network", "westeurope", 3, 797.0, 800.0, 0)]);
+    assert_eq!(budget.waiting().map(|(_, count)| count), [0, 0, 1, 0]);
+}
+
+/// Nodes that each ask again some time after their last call was let through, like passes of the controller do.
+#[derive(Clone, Debug)]
+struct Asking {
+    priority: Priority,
+    pause: u8,
+}
+
+fn nodes() -> impl Strategy<Value = Vec<Asking>> {
+    let priority = prop::sample::select(Priority::ALL.to_vec());
+    let node = (priority, 0..30_u8).prop_map(|(priority, pause)| Asking { priority, pause });
+    prop::collection::vec(node, 2..120)
+}
+
+/// Ten minutes of these nodes: how long each waited at most, and how many calls each got.
+fn ten_minutes(nodes: &[Asking], percent: u8) -> Vec<(f64, u32)> {
+    const STEP: f64 = 0.25;
+    let start = Instant::now();
+    let mut budget = Budget::new(percent);
+    burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
+    let mut result = vec![(0.0_f64, 0_u32); nodes.len()];
+    let mut asked: HashMap<Ticket, (usize, f64)> = HashMap::new();
+    // When each asks again, in the order in which they were let through.
+    let mut to_ask: Vec<(f64, usize)> = (0..nodes.len()).map(|index| (0.0, index)).collect();
+    for step in 0..2400 {
+        let at = f64::from(step) * STEP;
+        for (_, index) in to_ask.extract_if(.., |(due, _)| *due <= at) {
+            asked.insert(budget.ask(&lane(None, true), nodes[index].priority), (index, at));
+        }
+        for ticket in budget.grant(after(start, at)).0 {
+            let (index, since) = asked.remove(&ticket).unwrap();
+            result[index].0 = result[index].0.max(at - since);
+            result[index].1 += 1;
+            to_ask.push((at + f64::from(nodes[index].pause), index));
+        }
+    }
+    for (index, since) in asked.into_values() {
+        result[index].0 = result[index].0.max(600.0 - since);
+    }
+    result
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the others do, a node gets its turn: after all others once for each of ten calls at most, and the wait for
+    /// the part of the bucket that its priority leaves to others.
+    #[test]
+    fn no_node_starves_another(nodes in nodes()) {
+        let rate = 0.2 * 10.0;
+        let to_fill = 0.5 * 0.2 * 200.0 / rate;
+        let longest = nodes.len() as f64 * f64::from(TURN + 1) / rate + to_fill + 1.0;
+        for (index, (waited, _)) in ten_minutes(&nodes, 20).into_iter().enumerate() {
+            prop_assert!(waited <= longest, "node {index} of {} waited {waited} s: {:?}", nodes.len(), nodes[index]);
+        }
+    }
+
+    /// Nodes of the same need that ask as fast as they can get the same, but for one call.
+    #[test]
+    fn nodes_in_the_same_need_share_equally(count in 2..100_usize, priority in prop::sample::select(Priority::ALL.to_vec())) {
+        let nodes = vec![Asking { priority, pause: 0 }; count];
+        let calls: Vec<u32> = ten_minutes(&nodes, 80).into_iter().map(|(_, calls)| calls).collect();
+        let (least, most) = (calls.iter().min().unwrap(), calls.iter().max().unwrap());
+        prop_assert!(most - least <= 1, "{least} to {most}");
+    }
 }
 
 #[test]
 fn a_shorter_retry_after_does_not_open_a_meter_earlier() {
     let now = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     for seconds in [5, 60, 20] {
-        let lesson = Lesson { closed_for: Some(Duration::from_secs(seconds)), ..Lesson::default() };
-        budget.learn(&write(), &lesson, now);
+        budget.learn(&write(), &Lesson::closed_by_arm(Duration::from_secs(seconds)), now);
     }
-    budget.ask(write(), Priority::WaitingPods);
+    budget.ask(&write(), Priority::WaitingPods);
     assert_eq!(budget.grant(now).1, Some(after(now, 60.0)));
 }
 
 #[test]
 fn what_azure_counts_as_left_lowers_our_level_but_never_raises_it() {
     let now = Instant::now();
-    let mut budget = Budget::default();
-    let left = |remaining| Lesson { remaining: Some(remaining), ..Lesson::default() };
+    let mut budget = budget();
     // 45 of 200 left in all, 40 of them are the others'.
-    budget.learn(&write(), &left(45.0), now);
+    budget.learn(&write(), &Lesson::left_to_all(45.0), now);
     assert_eq!(burst(&mut budget, &write(), Priority::WaitingPods, now), 5);
-    budget.learn(&write(), &left(11_999.0), now);
+    budget.learn(&write(), &Lesson::left_to_all(11_999.0), now);
     assert_eq!(burst(&mut budget, &write(), Priority::WaitingPods, now), 0);
 }
 
 #[test]
 fn subscriptions_have_budgets_of_their_own() {
     let now = Instant::now();
-    let mut budget = Budget::default();
+    let mut budget = budget();
     burst(&mut budget, &lane(None, true), Priority::WaitingPods, now);
     let other = Lane { subscription: "other".into(), ..lane(None, true) };
     assert_eq!(burst(&mut budget, &other, Priority::WaitingPods, now), 160);

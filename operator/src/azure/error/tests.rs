@@ -59,7 +59,7 @@ fn a_referenced_resource_under_way_is_busy() {
 }
 
 #[test]
-fn the_network_providers_throttling_is_told_from_arms() {
+fn a_providers_throttling_is_told_from_arms() {
     let words = "The operation exceeded throttling limit of 100 calls within last 5 minutes.";
     let provider = write(
         429,
@@ -75,9 +75,9 @@ fn the_network_providers_throttling_is_told_from_arms() {
         "{\"...\"}",
         json!([{"code": "TooManyRequests", "target": "HighCostGet", "message": "m"}]),
     );
-    assert!(matches!(provider, Error::Throttled { by_provider: true, .. }), "{provider:?}");
-    for error in [arm, compute] {
-        assert!(matches!(error, Error::Throttled { by_provider: false, .. }), "{error:?}");
+    assert!(matches!(arm, Error::Throttled { by_provider: false, .. }), "{arm:?}");
+    for error in [provider, compute] {
+        assert!(matches!(error, Error::Throttled { by_provider: true, .. }), "{error:?}");
     }
 }
 

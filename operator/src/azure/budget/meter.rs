@@ -1,0 +1,188 @@
+//! Azure's published limits, and how much of each is left to us. Pure.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Account, Kind, Lane, Priority, Provider};
+
+/// One thing Azure counts calls by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Meter {
+    /// ARM's own, for a subscription and identity.
+    Arm { subscription: String, writes: bool },
+    /// The network resource provider's, for a subscription and region. Calls about resources whose region isn't known
+    /// yet, the first read of each, share one without.
+    Network { subscription: String, region: String, writes: bool },
+    /// The compute resource provider's.
+    Compute { subscription: String, region: String, writes: bool },
+    /// The compute resource provider's for one resource or operation.
+    Resource { path: String, kind: Kind },
+}
+
+/// How much of a meter is left to us.
+pub(super) struct Level {
+    gauge: Gauge,
+    /// Azure has told us to stay away until then.
+    closed_until: Option<Instant>,
+    spent: u64,
+}
+
+enum Gauge {
+    /// Refills steadily up to `capacity`.
+    Bucket { capacity: f64, per_second: f64, tokens: f64, at: Instant },
+    /// At most `capacity` in any `span`.
+    Window { capacity: usize, span: Duration, used: VecDeque<Instant> },
+}
+
+/// However small our share is, a bucket has room for one call of each priority: else those below would never go.
+const LEAST: f64 = 2.0;
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+
+/// The meters that a call of this lane draws on, ARM's first.
+pub(super) fn of(lane: &Lane) -> Vec<Meter> {
+    let Lane { subscription, provider, region, kind, resource } = lane;
+    let (subscription, writes) = (subscription.clone(), kind.writes());
+    let region = region.clone().unwrap_or_default();
+    let mut meters = vec![Meter::Arm { subscription: subscription.clone(), writes }];
+    match provider {
+        Provider::Network => meters.push(Meter::Network { subscription, region, writes }),
+        Provider::Compute => meters.extend([
+            Meter::Compute { subscription, region, writes },
+            Meter::Resource { path: resource.clone(), kind: *kind },
+        ]),
+        Provider::Other => {}
+    }
+    meters
+}
+
+impl Meter {
+    /// Azure's limit: how many calls at once, and how many a second after that (learn.microsoft.com, "Throttling" of
+    /// Resource Manager, of the network resource provider, and "Compute throttling limits").
+    pub(super) fn limit(&self) -> (f64, f64) {
+        let a_minute = |burst: f64, refill: f64| (burst, refill / 60.0);
+        match self {
+            Meter::Arm { writes: false, .. } => (250.0, 25.0),
+            Meter::Arm { writes: true, .. } => (200.0, 10.0),
+            Meter::Network { writes: false, .. } => (10_000.0, 0.0),
+            Meter::Network { writes: true, .. } => (1_000.0, 0.0),
+            // The least of what it allows for the calls we make: asking for an operation's status; VM updates.
+            Meter::Compute { writes: false, .. } => a_minute(15_000.0, 5_000.0),
+            Meter::Compute { writes: true, .. } => a_minute(1_500.0, 500.0),
+            Meter::Resource { kind: Kind::Read, .. } => a_minute(36.0, 12.0),
+            Meter::Resource { kind: Kind::Write, .. } => a_minute(12.0, 4.0),
+            Meter::Resource { kind: Kind::Poll, .. } => a_minute(45.0, 15.0),
+        }
+    }
+
+    /// With nothing of our share used.
+    pub(super) fn full(&self, share: f64, now: Instant) -> Level {
+        let (most, per_second) = self.limit();
+        let capacity = (most * share).max(LEAST);
+        let gauge = match self {
+            Meter::Network { .. } => {
+                Gauge::Window { capacity: capacity as usize, span: FIVE_MINUTES, used: VecDeque::new() }
+            }
+            _ => Gauge::Bucket { capacity, per_second: per_second * share, tokens: capacity, at: now },
+        };
+        Level { gauge, closed_until: None, spent: 0 }
+    }
+}
+
+impl Level {
+    /// Brings it up to `now`.
+    pub(super) fn settle(&mut self, now: Instant) {
+        match &mut self.gauge {
+            Gauge::Bucket { capacity, per_second, tokens, at } => {
+                *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * *per_second).min(*capacity);
+                *at = now;
+            }
+            Gauge::Window { span, used, .. } => {
+                while used.front().is_some_and(|&first| now.duration_since(first) >= *span) {
+                    used.pop_front();
+                }
+            }
+        }
+    }
+
+    /// The first moment, not before `now`, at which a call of this priority may go.
+    pub(super) fn ready(&self, priority: Priority, now: Instant) -> Instant {
+        let open = self.closed_until.map_or(now, |until| until.max(now));
+        let filled = match &self.gauge {
+            Gauge::Bucket { capacity, per_second, tokens, .. } => {
+                let lacking = capacity * priority.leaves() + 1.0 - tokens;
+                // A microsecond more than it takes, so that rounding doesn't find it a hair short then.
+                if lacking <= 0.0 { now } else { now + Duration::from_secs_f64(lacking / per_second + 1e-6) }
+            }
+            Gauge::Window { capacity, span, used } => {
+                let allowed = (*capacity as f64 * (1.0 - priority.leaves())) as usize;
+                match (used.len() + 1).checked_sub(allowed) {
+                    None | Some(0) => now,
+                    // So many of the oldest have to fall out of the window first.
+                    Some(excess) => used.get(excess - 1).map_or(now, |&last| last + *span),
+                }
+            }
+        };
+        open.max(filled)
+    }
+
+    pub(super) fn take(&mut self, now: Instant) {
+        self.spent += 1;
+        match &mut self.gauge {
+            Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
+            Gauge::Window { used, .. } => used.push_back(now),
+        }
+    }
+
+    /// Azure counts fewer left than we do: others draw on it as well.
+    pub(super) fn lower(&mut self, left: f64) {
+        if let Gauge::Bucket { tokens, .. } = &mut self.gauge {
+            *tokens = tokens.min(left);
+        }
+    }
+
+    /// A moment that is earlier than one known already opens nothing.
+    pub(super) fn close(&mut self, until: Instant) {
+        self.closed_until = self.closed_until.max(Some(until));
+    }
+
+    /// Nothing is used and nothing forbidden, as of the last [`Level::settle`].
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        let unused = match &self.gauge {
+            Gauge::Bucket { capacity, tokens, .. } => tokens >= capacity,
+            Gauge::Window { used, .. } => used.is_empty(),
+        };
+        unused && self.closed_until.is_none_or(|until| until <= now)
+    }
+
+    /// As of the last [`Level::settle`]; `None` for a single resource's.
+    pub(super) fn account(&self, meter: &Meter, now: Instant) -> Option<Account> {
+        let (subscription, region, limit, writes) = match meter {
+            Meter::Arm { subscription, writes } => (subscription, "", "arm", writes),
+            Meter::Network { subscription, region, writes } => {
+                (subscription, region.as_str(), "network", writes)
+            }
+            Meter::Compute { subscription, region, writes } => {
+                (subscription, region.as_str(), "compute", writes)
+            }
+            Meter::Resource { .. } => return None,
+        };
+        let (capacity, left) = match &self.gauge {
+            Gauge::Bucket { capacity, tokens, .. } => (*capacity, *tokens),
+            Gauge::Window { capacity, used, .. } => {
+                (*capacity as f64, capacity.saturating_sub(used.len()) as f64)
+            }
+        };
+        Some(Account {
+            subscription: subscription.clone(),
+            region: region.to_owned(),
+            limit,
+            writes: *writes,
+            capacity,
+            left,
+            spent: self.spent,
+            closed_for: self
+                .closed_until
+                .map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+        })
+    }
+}
