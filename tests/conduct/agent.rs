@@ -1,5 +1,5 @@
-//! The node agents' side of the protocol without nodes: each takes up what its NodeIPAllocation offers, gives pods addresses,
-//! and gives up what it is asked to, under its own identity.
+//! The node agents' side of the protocol without nodes: each supplies a real ledger from its NodeIPAllocation, gives pods
+//! addresses of it, and gives up what it is asked to, under its own identity.
 
 use anyhow::Result;
 use futures::StreamExt;
@@ -7,10 +7,15 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_node_agent::supply::supply;
+use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, Sandbox, Supplied};
+
+/// More than any test binds to a node.
+const MOST_PODS: usize = 512;
 
 /// All agents. Ends with the runtime.
 #[derive(Clone, Default)]
@@ -24,9 +29,9 @@ struct Agent {
     boot: String,
     /// How many pods there are to serve.
     pods: usize,
-    /// Names of ipConfigurations that pods have.
-    assigned: BTreeSet<String>,
-    relinquished: BTreeSet<String>,
+    ledger: Option<Ledger>,
+    /// Whatever is freed has cooled when the agent looks next.
+    now: Millis,
     reported: Option<(String, Value)>,
 }
 
@@ -38,11 +43,10 @@ impl Agents {
         agents
     }
 
-    /// An agent that has just started on a node, with an empty ledger.
+    /// An agent that has just started on a node, without a ledger.
     pub fn join(&self, node: &str, boot: &str, client: Client) {
         let pods = self.lock().get(node).map_or(0, |agent| agent.pods);
-        let (assigned, relinquished) = Default::default();
-        let agent = Agent { client, boot: boot.into(), pods, assigned, relinquished, reported: None };
+        let agent = Agent { client, boot: boot.into(), pods, ledger: None, now: 0, reported: None };
         self.lock().insert(node.into(), agent);
         self.news.notify_one();
     }
@@ -101,35 +105,37 @@ impl Agents {
 }
 
 impl Agent {
-    /// None: the object isn't for this boot yet.
+    /// None: the object isn't for this boot yet, or older than what the ledger knows.
     fn take_up(&mut self, object: &NodeIPAllocation) -> Option<Value> {
-        if object.spec.boot_id != self.boot {
+        let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
+        let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
+        let ledger = self.ledger.get_or_insert_with(|| {
+            Ledger::rebuild(&self.boot, &[], &relinquished.collect::<Vec<_>>(), &supply, None, self.now)
+        });
+        if ledger.supply(&supply) != Supplied::Applied {
             return None;
         }
-        let names: BTreeSet<String> = object.spec.ip_configurations().map(|one| one.name.clone()).collect();
-        self.assigned.retain(|name| names.contains(name));
-        self.relinquished.retain(|name| names.contains(name));
-        while self.assigned.len() > self.pods {
-            self.assigned.pop_last();
+        self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
+        let sandbox = |pod: usize| Sandbox { container_id: pod.to_string(), ifname: "eth0".into() };
+        for pod in self.pods..MOST_PODS {
+            ledger.free(&sandbox(pod), self.now);
         }
-        let mut free: BTreeSet<String> = &(&names - &self.assigned) - &self.relinquished;
-        while self.assigned.len() < self.pods {
-            let Some(name) = free.pop_first() else { break };
-            self.assigned.insert(name);
+        self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
+        for pod in 0..self.pods {
+            ledger.assign(&sandbox(pod), &Pod::default(), self.now);
         }
-        while self.assigned.len() + free.len() > object.spec.target as usize {
-            let Some(name) = free.pop_last() else { break };
-            self.relinquished.insert(name);
-        }
+        ledger.relinquish(object.spec.target, self.now);
+        let Counts { held, assigned, cooling, free, waiting, .. } = ledger.counts(self.now);
+        let relinquished: Vec<&str> = ledger.relinquished().collect();
         Some(json!({
             "observedGeneration": object.metadata.generation,
             "bootID": self.boot,
-            "held": self.assigned.len() + free.len(),
-            "assigned": self.assigned.len(),
-            "free": free.len(),
-            "cooling": 0,
-            "waiting": self.pods - self.assigned.len(),
-            "relinquished": self.relinquished,
+            "held": held,
+            "assigned": assigned,
+            "free": free,
+            "cooling": cooling,
+            "waiting": waiting,
+            "relinquished": relinquished,
         }))
     }
 }

@@ -214,6 +214,14 @@ impl<'a> Stage<'a> {
         self.until(&what, node, held).await
     }
 
+    /// How many addresses, counting those of blocks, `spec` offers.
+    pub async fn until_offers(&self, node: &str, count: u32) -> Result<NodeIPAllocation> {
+        self.until(&format!("{node} is offered {count} addresses"), node, |seen| {
+            (seen.spec.addresses() == count).then(|| seen.clone())
+        })
+        .await
+    }
+
     /// Names of ours on the NIC of a node's VM, as Azure holds them.
     pub fn held(&self, node: &str) -> BTreeSet<String> {
         self.nic(node)["properties"]["ipConfigurations"]

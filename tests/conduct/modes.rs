@@ -1,0 +1,64 @@
+//! What differs by the mode of a pool: what is reserved, where, and how it goes back.
+
+use crate::Test;
+use crate::stage::{Stage, find, quick};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use vnetpool_crds::condition::{READY, RESERVED};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free,
+    a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work,
+    a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them,
+];
+
+async fn a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "maximum": 256, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix", "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 40).await?;
+    stage.until_holds("n1", 3).await?;
+    stage.until_offers("n1", 48).await?;
+    ensure!(stage.writes("n1").len() == 1, "48 addresses took {} writes", stage.writes("n1").len());
+    let served = stage.until("40 pods have addresses", "n1", |seen| {
+        seen.status.as_ref().filter(|status| status.assigned == 40 && status.free == 8).cloned()
+    });
+    served.await?;
+    // The pods that go had the last two blocks and part of the first.
+    stage.unbind("n1", 32).await?;
+    stage.until_holds("n1", 1).await?;
+    stage.until_offers("n1", 16).await?;
+    let ready = stage.until_says("n1", READY, "Ready").await?;
+    ensure!(ready.message.contains("holds 16 addresses of 16 wanted: 8 assigned"), "{}", ready.message);
+    Ok(())
+}
+
+async fn a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work(
+    plane: &ControlPlane,
+) -> Result<()> {
+    // 10.240.16.0/28 has eleven addresses, and Azure's own five keep it from being a block.
+    let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix" })).await?;
+    stage.node("n1", Some("small")).await?;
+    let reserved = stage.until_says("n1", RESERVED, "SubnetFull").await?;
+    ensure!(reserved.message.contains("16 free addresses in a row are needed"), "{}", reserved.message);
+    stage.pool("single", json!({ "weight": 1, "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.until_holds("n1", 4).await
+}
+
+async fn a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 8, "warm": 0, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 8).await?;
+    stage.pool("dense", json!({ "weight": 1, "mode": "Prefix", "sizing": sizing })).await?;
+    let seen = stage.until_offers("n1", 16).await?;
+    ensure!(seen.spec.ip_configurations().count() == 1, "{:?}", seen.spec);
+    stage.until_holds("n1", 1).await?;
+    ensure!(find(&seen, RESERVED).is_some(), "no condition");
+    Ok(())
+}
