@@ -7,7 +7,9 @@ use reqwest::Url;
 use uuid::Uuid;
 
 use crate::Config;
-use crate::azure::{self, Cloud, Credential};
+use crate::azure::role::{self, Part};
+use crate::azure::{self, Cloud, Credential, ResourceId};
+use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
 
 /// Reserves addresses of Azure virtual networks for the nodes of a cluster.
@@ -21,10 +23,10 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Which Azure: AzurePublicCloud, AzureUSGovernmentCloud or AzureChinaCloud.
-    #[arg(long, env = "VNETPOOL_CLOUD", default_value_t = Cloud::Public)]
+    #[arg(long, global = true, env = "VNETPOOL_CLOUD", default_value_t = Cloud::Public)]
     cloud: Cloud,
     /// Where Azure Resource Manager is, if not where the cloud has it.
-    #[arg(long, env = "VNETPOOL_ARM_ENDPOINT")]
+    #[arg(long, global = true, env = "VNETPOOL_ARM_ENDPOINT")]
     arm_endpoint: Option<Url>,
     /// How much of Azure's request limits Vnetpool uses at most, in percent: the rest is left to the other clients of the
     /// subscription.
@@ -42,17 +44,65 @@ pub struct Args {
 }
 
 /// What to do instead of operating.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// The CustomResourceDefinitions of this release.
     #[command(subcommand)]
     Crds(Crds),
+    /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`.
+    Role {
+        /// Where the role may be assigned: a subscription or a resource group, by its id.
+        #[arg(long, required = true)]
+        scope: Vec<String>,
+        /// What to grant besides what every installation needs; without it, all there is.
+        #[arg(long, value_parser = part)]
+        part: Vec<&'static Part>,
+    },
+    /// Tests each permission the operator's identity needs in Azure, and says what is missing and where to grant it.
+    ///
+    /// Signs in as the operator would, so run it where and as the operator runs. Without options it looks at the nodes of
+    /// the cluster. Changes nothing. Fails if anything is missing.
+    Preflight {
+        /// Tests for nodes to come, in a resource group of this subscription, instead.
+        #[arg(long, requires = "resource_group")]
+        subscription: Option<String>,
+        /// The resource group of the nodes to come.
+        #[arg(long, requires = "subscription")]
+        resource_group: Option<String>,
+        /// The id of the subnet of the nodes to come.
+        #[arg(long, requires = "resource_group")]
+        subnet: Option<ResourceId>,
+    },
+}
+
+fn part(name: &str) -> Result<&'static Part, String> {
+    role::part(name).ok_or_else(|| {
+        let known: Vec<String> =
+            role::PARTS.iter().map(|part| format!("{} ({})", part.name, part.purpose)).collect();
+        format!("no such part; there are {}", known.join(", "))
+    })
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Crds {
     /// Apply them to the cluster and wait until they are served.
     Apply,
+}
+
+impl Command {
+    /// What a preflight is to look at.
+    pub fn subject(
+        subscription: Option<String>,
+        resource_group: Option<String>,
+        subnet: Option<ResourceId>,
+    ) -> Subject {
+        match subscription.zip(resource_group) {
+            Some((subscription, group)) => {
+                Subject::Group { id: format!("/subscriptions/{subscription}/resourceGroups/{group}"), subnet }
+            }
+            None => Subject::Nodes,
+        }
+    }
 }
 
 impl Args {

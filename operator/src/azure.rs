@@ -13,6 +13,8 @@ mod id;
 mod network;
 mod nic;
 mod operation;
+mod permission;
+pub mod role;
 mod transport;
 
 use std::sync::Arc;
@@ -22,7 +24,6 @@ use reqwest::Url;
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, instrument};
-use uuid::Uuid;
 
 pub use budget::{Account, Kind, Priority};
 pub use credential::{Cloud, Credential};
@@ -30,6 +31,7 @@ pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
 pub use network::Network;
 pub use nic::{Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
+pub use permission::{Need, Permissions};
 
 use cache::{Document, Documents, Slots};
 use network::VirtualNetwork;
@@ -263,5 +265,5 @@ fn region(nic: &Nic) -> Option<String> {
 }
 
 fn call(kind: Kind, priority: Priority, resource: &ResourceId) -> Call {
-    Call { kind, priority, resource: resource.to_string(), region: None, correlation: Uuid::new_v4() }
+    Call::about(kind, priority, resource.as_str())
 }

@@ -24,6 +24,7 @@ mod network;
 mod node;
 pub mod planner;
 mod pool;
+pub mod preflight;
 pub mod telemetry;
 
 use std::net::SocketAddr;

@@ -1,12 +1,14 @@
 //! The operator's process.
 
+use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_operator::args::{Args, Command, Crds};
-use vnetpool_operator::{crds, telemetry};
+use vnetpool_operator::azure::{Azure, role};
+use vnetpool_operator::{crds, preflight, telemetry};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -27,10 +29,32 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     telemetry::init(args.log_format());
-    let client = kube::Client::try_default().await.context("configuring the Kubernetes client")?;
-    if let Some(Command::Crds(Crds::Apply)) = args.command {
-        return crds::apply(client).await;
+    let command = args.command.clone();
+    match command {
+        None => operate(args).await,
+        Some(Command::Crds(Crds::Apply)) => crds::apply(client().await?).await,
+        Some(Command::Role { scope, part }) => {
+            let parts = if part.is_empty() { role::PARTS.iter().collect() } else { part };
+            writeln!(stdout(), "{}", serde_json::to_string_pretty(&role::Definition::of(&parts, scope))?)?;
+            Ok(())
+        }
+        Some(Command::Preflight { subscription, resource_group, subnet }) => {
+            let azure = Azure::new(&args.config().context("reading the configuration")?.azure)?;
+            let subject = Command::subject(subscription, resource_group, subnet);
+            let report = preflight::run(&azure, subject, client).await?;
+            write!(stdout(), "{report}")?;
+            anyhow::ensure!(report.lacks() == 0, "{} permissions are missing or of no use", report.lacks());
+            Ok(())
+        }
     }
+}
+
+async fn client() -> anyhow::Result<kube::Client> {
+    kube::Client::try_default().await.context("configuring the Kubernetes client")
+}
+
+async fn operate(args: Args) -> anyhow::Result<()> {
+    let client = client().await?;
     let config = args.config().context("reading the configuration")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

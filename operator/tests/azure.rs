@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "azure/preflight.rs"]
+mod preflight;
+#[path = "azure/role.rs"]
+mod role;
 #[path = "azure/script.rs"]
 mod script;
 #[path = "azure/scripted.rs"]

@@ -37,6 +37,12 @@ pub enum Error {
          assignment takes minutes to work). Azure says: {message}"
     )]
     Denied { action: String, scope: String, message: String },
+    #[error(
+        "a deny assignment ({name}) forbids {action} on {resource}, whatever roles grant. On AKS that is the lockdown of the node \
+         resource group: `az aks update --nrg-lockdown-restriction-level Unrestricted` lifts it, but not on AKS Automatic, \
+         where Vnetpool can't work. Elsewhere ask whoever made it. Azure says: {message}"
+    )]
+    DenyAssignment { action: String, resource: String, name: String, message: String },
     #[error("a lock forbids writing {resource}. Remove the lock on {scope}. Azure says: {message}")]
     Locked { resource: String, scope: String, message: String },
     #[error(
@@ -131,6 +137,7 @@ impl Error {
             | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
             Error::SubnetFull { .. } => wait(FULL),
             Error::Denied { .. }
+            | Error::DenyAssignment { .. }
             | Error::Locked { .. }
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
@@ -152,6 +159,7 @@ impl Error {
             Error::SubnetFull { .. } => "SubnetFull",
             Error::AddressTaken { .. } => "AddressTaken",
             Error::Denied { .. } => "PermissionDenied",
+            Error::DenyAssignment { .. } => "DenyAssignment",
             Error::Locked { .. } => "ResourceLocked",
             Error::QuotaExceeded { .. } => "QuotaExceeded",
             Error::PolicyForbidden { .. } => "PolicyForbidden",
@@ -178,6 +186,7 @@ impl Error {
             | Error::SubnetFull { .. }
             | Error::AddressTaken { .. }
             | Error::Denied { .. }
+            | Error::DenyAssignment { .. }
             | Error::Locked { .. }
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
@@ -311,6 +320,12 @@ pub(super) fn classify(
     if error.has(&["RequestDisallowedByPolicy"]) {
         return Error::PolicyForbidden { resource, message };
     }
+    // Reported under either code; the words are the same.
+    if let Some((_, by)) = message.split_once("because of the deny assignment") {
+        let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
+        let action = between(&message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
+        return Error::DenyAssignment { action, resource, name, message };
+    }
     if error.has(&["AuthorizationFailed", "LinkedAuthorizationFailed", "DenyAssignmentAuthorizationFailed"]) {
         let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
         return Error::Denied { action, scope, message };
@@ -347,6 +362,12 @@ pub(super) fn classify(
         None if error.has(&["Canceled"]) => Error::Superseded { resource, message },
         None => Error::Failed { resource, code: error.code.clone(), message },
     }
+}
+
+/// What stands between the first `before` and the next `after`.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(before)?;
+    rest.split_once(after).map(|(inner, _)| inner)
 }
 
 /// What stands between single quotes, in order.

@@ -28,6 +28,11 @@ impl ResourceId {
         self.part(RESOURCE_GROUP)
     }
 
+    /// The id of its resource group.
+    pub fn group(&self) -> String {
+        self.0.split('/').take(RESOURCE_GROUP + 1).collect::<Vec<_>>().join("/")
+    }
+
     /// The provider's namespace, such as `Microsoft.Network`.
     pub fn namespace(&self) -> &str {
         self.part(NAMESPACE)

@@ -230,6 +230,11 @@ impl fmt::Debug for Transport {
 }
 
 impl Call {
+    /// A call on its own, about the resource, or the scope, of that id.
+    pub(super) fn about(kind: Kind, priority: Priority, id: &str) -> Call {
+        Call { kind, priority, resource: id.to_owned(), region: None, correlation: Uuid::new_v4() }
+    }
+
     fn method(&self) -> Method {
         match self.kind {
             Kind::Read | Kind::Poll => Method::GET,

@@ -14,15 +14,23 @@ use vnetpool_operator::azure::{
 use crate::script::client;
 
 /// One VM and its NIC in an Azure of its own.
-struct World {
-    sim: Sim,
-    azure: Azure,
-    vm: VmId,
-    nic: ResourceId,
+pub struct World {
+    pub sim: Sim,
+    pub azure: Azure,
+    pub vm: VmId,
+    pub nic: ResourceId,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            crate::role::assert_listed(&self.arm_log());
+        }
+    }
 }
 
 impl World {
-    async fn start(subnet: &str, write_seconds: f64) -> World {
+    pub async fn start(subnet: &str, write_seconds: f64) -> World {
         let sim = Sim::start(Config { write_seconds, ..Config::default() }).await.unwrap();
         let vm = NewVm { name: "node-1".into(), subnet: Some(subnet.into()), ..NewVm::default() };
         let vm = sim.add_vm(vm).await.unwrap();
@@ -56,12 +64,12 @@ impl World {
     }
 
     /// What ARM was asked, without tokens and polls.
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         let log = self.arm_log();
         log.iter().filter(|one| !one.path.contains("/operations/")).map(|one| one.method.clone()).collect()
     }
 
-    fn arm_log(&self) -> Vec<LogEntry> {
+    pub fn arm_log(&self) -> Vec<LogEntry> {
         self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
     }
 
@@ -76,7 +84,7 @@ impl World {
     }
 }
 
-fn change(reserve: &[&str], release: &[&str]) -> Change {
+pub fn change(reserve: &[&str], release: &[&str]) -> Change {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
     Change { reserve: names(reserve), release: names(release), ..Change::default() }
 }

@@ -2,6 +2,7 @@
 
 use crate::azure::{Azure, Error, NewVm, Peering, Settings};
 use crate::fault::Fault;
+use crate::permission::Access;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -48,6 +49,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/vnets/{name}/peerings", put(peerings))
         .route("/nics/{name}", patch(patch_nic))
         .route("/permissions", put(permissions))
+        .route("/access", put(access))
         .with_state(azure);
     axum::serve(listener, router).await
 }
@@ -151,5 +153,10 @@ struct Permissions {
 
 async fn permissions(State(azure): Azured, Json(Permissions { denied }): Json<Permissions>) -> Json<Value> {
     azure.deny(denied);
+    done()
+}
+
+async fn access(State(azure): Azured, Json(access): Json<Access>) -> Json<Value> {
+    azure.control(access);
     done()
 }

@@ -3,15 +3,13 @@
 mod compute;
 mod network;
 
+use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
 use crate::request::{Request, decode};
 use crate::throttle::Kind;
 use crate::world::{World, group_document};
 use serde_json::{Value, json};
 use std::time::Instant;
-
-/// Who the managed identity of every simulated VM is.
-pub(crate) const PRINCIPAL: &str = "22222222-2222-2222-2222-222222222222";
 
 /// A request that has passed the front door.
 struct Call<'a> {
@@ -122,7 +120,7 @@ fn front_door(world: &mut World, request: &Request, kind: Kind, now: Instant) ->
         return Err(Reply::gateway(404, "SubscriptionNotFound", message));
     }
     let call = Call { request, kind, segments, version, now };
-    authorize(world, &call)?;
+    permission::check(world, &action(&call), &authorized(world, &call))?;
     dispatch(world, &call)
 }
 
@@ -172,7 +170,8 @@ fn action(call: &Call) -> String {
         _ => "write",
     };
     let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
-    let provider = segments.iter().position(|segment| segment.eq_ignore_ascii_case("providers"));
+    // An extension's own resources hang below those of others: the last provider counts.
+    let provider = segments.iter().rposition(|segment| segment.eq_ignore_ascii_case("providers"));
     match provider.map(|index| &segments[index + 1..]) {
         Some([namespace, types @ ..]) => {
             let types: Vec<&str> = types.iter().step_by(2).copied().collect();
@@ -182,28 +181,45 @@ fn action(call: &Call) -> String {
     }
 }
 
-fn authorize(world: &World, call: &Call) -> Result<(), Reply> {
-    let action = action(call);
-    if is_denied(world, &action) {
-        let message = format!(
-            "The client '{PRINCIPAL}' with object id '{PRINCIPAL}' does not have authorization to perform action \
-             '{action}' over scope '{}' or the scope is invalid. If access was recently granted, please refresh your \
-             credentials.",
-            call.request.path
-        );
-        return Err(Reply::gateway(403, "AuthorizationFailed", message));
-    }
-    Ok(())
+/// What a request is about, for authorization: an extension's resources count as what they hang on.
+fn scope(path: &str) -> &str {
+    path.to_lowercase().find("/providers/microsoft.authorization/").map_or(path, |end| &path[..end])
 }
 
-fn is_denied(world: &World, action: &str) -> bool {
-    world.config.denied.iter().any(|denied| denied.eq_ignore_ascii_case(action))
+/// What an action must be granted on. Following an operation takes a grant on the group of what it changes; one on the
+/// resource alone can start an operation, but not follow it (Microsoft: "Track asynchronous Azure operations").
+fn authorized(world: &World, call: &Call) -> String {
+    let path = &call.request.path;
+    let operation = path.to_lowercase();
+    let operation = operation.split_once("/operations/").and_then(|(_, id)| world.operations.get(id));
+    let group = operation.and_then(|operation| operation.resource.split("/providers/").next());
+    group.unwrap_or(scope(path)).to_owned()
+}
+
+/// What the caller may do at a scope, in pages of one entry, so that a client that stops at the first page is found out.
+/// Azure decides itself how large pages are.
+fn permissions(world: &World, call: &Call) -> Result<Reply, Reply> {
+    if call.method() != "GET" {
+        return Err(not_allowed(call));
+    }
+    let all = permission::list(world, scope(&call.request.path));
+    let skip: usize = call.request.parameter("$skiptoken").and_then(|token| token.parse().ok()).unwrap_or(0);
+    let mut page = json!({ "value": all.iter().skip(skip).take(1).collect::<Vec<_>>() });
+    if skip + 1 < all.len() {
+        let Call { request, version, .. } = call;
+        let next = format!("{}{}?api-version={version}&$skiptoken={}", call.base(), request.path, skip + 1);
+        page["nextLink"] = json!(next);
+    }
+    Ok(Reply::new(200, page))
 }
 
 fn dispatch(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let lower: Vec<String> = call.segments.iter().map(|segment| segment.to_lowercase()).collect();
     let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
     match lower.as_slice() {
+        ["subscriptions", _, .., "providers", "microsoft.authorization", "permissions"] => {
+            permissions(world, call)
+        }
         ["subscriptions", _, "resourcegroups", _] => group(world, call),
         ["subscriptions", _, "operationresults", _] => Ok(Reply::empty(200)),
         [

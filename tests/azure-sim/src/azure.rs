@@ -3,6 +3,7 @@
 use crate::fabric::{Fabric, Plug};
 use crate::fault::{Fault, Faults, Standing};
 use crate::log::LogEntry;
+use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::world::{Config, Vm, World, new_etag};
@@ -402,6 +403,11 @@ impl Azure {
     /// From now on these actions, and no others, are refused with 403.
     pub fn deny(&self, actions: Vec<String>) {
         lock(&self.world).config.denied = actions;
+    }
+
+    /// From now on these role assignments, deny assignments and locks, and no others, count.
+    pub fn control(&self, access: Access) {
+        lock(&self.world).config.access = access;
     }
 }
 

@@ -20,6 +20,7 @@ mod imds;
 mod log;
 mod nic;
 mod operation;
+mod permission;
 mod reply;
 mod request;
 #[cfg(feature = "schema")]
@@ -34,5 +35,6 @@ mod world;
 pub use azure::{Azure, Error, NewVm, Peering, Settings, VmInfo};
 pub use fault::{Effect, Fault, Standing};
 pub use log::LogEntry;
+pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};
 pub use sim::Sim;
 pub use world::{Config, VnetConfig};

@@ -2,6 +2,7 @@
 
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
+use crate::permission::Access;
 use crate::reply::Reply;
 use crate::subnet::Subnet;
 use crate::throttle::Limits;
@@ -28,6 +29,8 @@ pub struct Config {
     pub limits: bool,
     /// What the managed identity may not do, as action names.
     pub denied: Vec<String>,
+    /// What else stands between it and the resources.
+    pub access: Access,
 }
 
 /// A virtual network of the first moment.
@@ -57,6 +60,7 @@ impl Default for Config {
             write_seconds: 10.0,
             limits: true,
             denied: Vec::new(),
+            access: Access::default(),
         }
     }
 }

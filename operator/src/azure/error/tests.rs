@@ -232,3 +232,23 @@ fn every_error_names_the_resource_it_is_about() {
         assert!(error.to_string().contains(NIC), "{error}");
     }
 }
+
+/// The words are those of public reports; which code comes with them differs.
+#[test]
+fn a_deny_assignment_is_not_a_missing_permission_and_names_the_lockdown_of_aks() {
+    for code in ["DenyAssignmentAuthorizationFailed", "AuthorizationFailed"] {
+        let message = "The client 'c' with object id 'o' has permission to perform action \
+                       'Microsoft.Network/networkInterfaces/write' on scope '/subscriptions/s/resourceGroups/MC_g'; however, \
+                       the access is denied because of the deny assignment with name 'AKS 'system' lockdown' and Id '4e1d' at \
+                       scope '/subscriptions/s/resourceGroups/MC_g'.";
+        let body = serde_json::json!({ "error": { "code": code, "message": message } });
+        let error = ArmError::of_body(body.to_string().as_bytes());
+        let error = classify(Some(403), &error, None, "nic", Effect::Write);
+        let Error::DenyAssignment { action, name, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(action, "Microsoft.Network/networkInterfaces/write");
+        assert_eq!(name, "AKS 'system' lockdown");
+        assert!(error.to_string().contains("--nrg-lockdown-restriction-level Unrestricted"), "{error}");
+        assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "DenyAssignment", .. }));
+        assert!(error.left_all_as_it_was());
+    }
+}

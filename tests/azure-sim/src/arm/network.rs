@@ -1,8 +1,9 @@
 //! Microsoft.Network: network interfaces, virtual networks, subnets.
 
-use super::{Call, PRINCIPAL, is_denied, not_allowed, not_found, unknown_type};
+use super::{Call, not_allowed, not_found, unknown_type};
 use crate::nic;
 use crate::operation::{Effect, Operation, retry_after};
+use crate::permission;
 use crate::reply::Reply;
 use crate::throttle::Kind;
 use crate::vnet;
@@ -134,8 +135,8 @@ fn put_nic(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let id = world.resource_id(call.group(), NICS, name);
     let key = id.to_lowercase();
     let body = call.document()?;
+    permission::check_joins(world, &call.request.path, &body)?;
     check_etag(call, &id, world.nics.get(&key).map(|nic| &nic.document))?;
-    check_join(world, call, &body)?;
     let status = if world.nics.contains_key(&key) { 200 } else { 201 };
     let takes = Some(world.write_time());
     let operation = world.put_nic((&id, name), body, takes, call.now)?;
@@ -147,25 +148,6 @@ fn put_nic(world: &mut World, call: &Call) -> Result<Reply, Reply> {
         }
         None => reply,
     })
-}
-
-/// Who writes a NIC needs `join` on every subnet it names.
-fn check_join(world: &World, call: &Call, body: &Value) -> Result<(), Reply> {
-    let join = "Microsoft.Network/virtualNetworks/subnets/join/action";
-    let subnet = nic::ip_configurations(body).iter().find_map(|c| c["properties"]["subnet"]["id"].as_str());
-    match subnet {
-        Some(subnet) if is_denied(world, join) => {
-            let message = format!(
-                "The client '{PRINCIPAL}' with object id '{PRINCIPAL}' has permission to perform action \
-                 'Microsoft.Network/networkInterfaces/write' on scope '{}'; however, it does not have permission to \
-                 perform action(s) '{join}' on the linked scope(s) '{subnet}' (respectively) or the linked scope(s) are \
-                 invalid.",
-                call.request.path
-            );
-            Err(Reply::gateway(403, "LinkedAuthorizationFailed", message))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// PATCH of a NIC sets its tags and nothing else.

@@ -1,0 +1,246 @@
+//! What the operator's identity may do, asked of ARM without changing anything.
+
+use reqwest::Url;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::role::{On, PARTS};
+use super::{Azure, COMPUTE_API, Call, Error, Kind, NETWORK_API, Priority, ResourceId};
+
+/// The newest of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
+const AUTHORIZATION_API: &str = "2022-04-01";
+/// No etag of Azure's, so a write that demands it changes nothing: ARM authorizes it, then its provider refuses it with 412.
+const NO_ETAG: &str = "W/\"00000000-0000-0000-0000-000000000000\"";
+/// A name that no resource has.
+const NOBODY: &str = "vnetpool-preflight";
+/// More pages than any identity has role assignments at one scope.
+const PAGES: usize = 100;
+
+/// What the roles assigned to an identity at a scope let it do.
+#[derive(Clone, Debug, Default)]
+pub struct Permissions(Vec<Permission>);
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Permission {
+    #[serde(default)]
+    actions: Vec<String>,
+    #[serde(default)]
+    not_actions: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    value: Vec<Permission>,
+    next_link: Option<String>,
+}
+
+/// An action, and the id of what it must be granted on: a resource or a resource group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Need {
+    pub scope: String,
+    pub action: &'static str,
+}
+
+impl Permissions {
+    /// Whether one of the roles grants `action`: what one role leaves out another may grant.
+    pub fn allow(&self, action: &str) -> bool {
+        let covers = |patterns: &[String]| patterns.iter().any(|pattern| covers(pattern, action));
+        self.0.iter().any(|one| covers(&one.actions) && !covers(&one.not_actions))
+    }
+}
+
+/// Whether a role's action, in which `*` stands for anything, covers `action`.
+fn covers(pattern: &str, action: &str) -> bool {
+    let (pattern, action) = (pattern.to_ascii_lowercase(), action.to_ascii_lowercase());
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == action };
+    let Some(mut left) = action.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        match left.find(part) {
+            Some(at) => left = &left[at + part.len()..],
+            None => return false,
+        }
+    }
+    left.ends_with(last)
+}
+
+impl Azure {
+    /// What the roles assigned to the operator's identity grant at `scope`, a resource or a resource group. Deny assignments
+    /// and locks don't show in it.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if it may not even ask that.
+    pub async fn permissions(&self, scope: &str) -> Result<Permissions, Error> {
+        let call = Call::about(Kind::Read, Priority::WaitingPods, scope);
+        let mut url = self.transport.endpoint().clone();
+        url.set_path(&format!("{scope}/providers/Microsoft.Authorization/permissions"));
+        url.set_query(Some(&format!("api-version={AUTHORIZATION_API}")));
+        let mut all = Permissions::default();
+        for _ in 0..PAGES {
+            let answer = self.transport.send(&call, url, None, None).await?;
+            let unexpected = |message: String| Error::Unexpected { resource: scope.to_owned(), message };
+            let page: Page =
+                serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
+            all.0.extend(page.value);
+            match page.next_link.filter(|next| !next.is_empty()) {
+                Some(next) => url = Url::parse(&next).map_err(|error| unexpected(error.to_string()))?,
+                None => return Ok(all),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether a `read` is met, by reading: a resource, or one that a resource group doesn't have, for ARM authorizes first.
+    ///
+    /// # Errors
+    /// What forbids it.
+    pub async fn try_read(&self, need: &Need) -> Result<(), Error> {
+        let mut url = self.transport.endpoint().clone();
+        let kind = need.action.trim_end_matches("/read");
+        let is_resource = need.scope.parse::<ResourceId>().is_ok();
+        let path = if is_resource {
+            need.scope.clone()
+        } else {
+            format!("{}/providers/{kind}/{NOBODY}", need.scope)
+        };
+        url.set_path(&path);
+        let version = if kind.starts_with("Microsoft.Compute/") { COMPUTE_API } else { NETWORK_API };
+        url.set_query(Some(&format!("api-version={version}")));
+        match self
+            .transport
+            .send(&Call::about(Kind::Read, Priority::WaitingPods, &path), url, None, None)
+            .await
+        {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What it takes to write a NIC, everything it refers to included.
+    pub async fn needs(&self, nic: &ResourceId) -> Result<Vec<Need>, Error> {
+        Ok(needs(nic, &self.nic_document(nic).await?))
+    }
+
+    /// Whether ARM would let a write to this NIC in: asks for one, of the NIC as it is, on a condition that no NIC fulfils.
+    /// Unlike [`Azure::permissions`], this meets deny assignments, locks and policies.
+    ///
+    /// # Errors
+    /// What forbids the write.
+    pub async fn try_write(&self, nic: &ResourceId) -> Result<(), Error> {
+        let body = self.nic_document(nic).await?.to_string().into_bytes();
+        let call = Call::about(Kind::Write, Priority::WaitingPods, nic.as_str());
+        match self.transport.send(&call, self.url(nic, NETWORK_API), Some(NO_ETAG), Some(body)).await {
+            Ok(_) | Err(Error::Stale { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn nic_document(&self, nic: &ResourceId) -> Result<Value, Error> {
+        let call = Call::about(Kind::Read, Priority::WaitingPods, nic.as_str());
+        let answer = self.transport.send(&call, self.url(nic, NETWORK_API), None, None).await?;
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| Error::Unexpected { resource: nic.to_string(), message: error.to_string() })
+    }
+}
+
+/// What it takes to write a NIC with that document.
+fn needs(nic: &ResourceId, document: &Value) -> Vec<Need> {
+    let mut all = vec![];
+    for action in PARTS.iter().flat_map(|part| part.actions) {
+        let mut need = |scope: String| all.push(Need { scope, action: action.name });
+        match action.on {
+            On::Nic => need(nic.to_string()),
+            On::Group => need(nic.group()),
+            On::Machine => {}
+            On::Network => references(document, "subnet")
+                .iter()
+                .filter_map(|subnet| Some(subnet.parse::<ResourceId>().ok()?.parent()?.to_string()))
+                .for_each(need),
+            On::Referenced(property) => references(document, property).into_iter().for_each(need),
+        }
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The ids under a property of the NIC or of its ipConfigurations: one reference, or a list of them.
+fn references(document: &Value, property: &str) -> Vec<String> {
+    let own = document["properties"]["ipConfigurations"].as_array().into_iter().flatten();
+    let holders = own.map(|one| &one["properties"]).chain([&document["properties"]]);
+    let values = holders.map(|holder| &holder[property]);
+    let single = |value: &Value| value["id"].as_str().map(str::to_owned);
+    values
+        .flat_map(|value| match value {
+            Value::Array(list) => list.iter().filter_map(single).collect(),
+            one => Vec::from_iter(single(one)),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn permissions(all: Value) -> Permissions {
+        Permissions(serde_json::from_value(all).unwrap())
+    }
+
+    #[test]
+    fn what_one_role_leaves_out_another_may_grant() {
+        let write = "Microsoft.Network/networkInterfaces/write";
+        let table = [
+            (json!([]), false),
+            (json!([{ "actions": ["*"] }]), true),
+            (json!([{ "actions": ["*/read"] }]), false),
+            (json!([{ "actions": ["microsoft.network/NETWORKINTERFACES/write"] }]), true),
+            (json!([{ "actions": ["Microsoft.Network/*"], "notActions": ["Microsoft.*/write"] }]), false),
+            (
+                json!([{ "actions": ["*"], "notActions": [write] }, { "actions": ["Microsoft.*/*/write"] }]),
+                true,
+            ),
+            (json!([{ "actions": ["Microsoft.Network/networkInterfaces"] }]), false),
+        ];
+        for (roles, allowed) in table {
+            assert_eq!(permissions(roles.clone()).allow(write), allowed, "{roles}");
+        }
+    }
+
+    #[test]
+    fn a_nic_needs_a_join_on_each_thing_it_refers_to_once() {
+        let group = "/subscriptions/s/resourceGroups/g";
+        let network = format!("{group}/providers/Microsoft.Network");
+        let subnet = json!({ "id": format!("{network}/virtualNetworks/v/subnets/a") });
+        let document = json!({ "properties": {
+            "networkSecurityGroup": { "id": format!("{network}/networkSecurityGroups/n") },
+            "ipConfigurations": [
+                { "properties": { "subnet": subnet, "publicIPAddress": { "id": format!("{network}/publicIPAddresses/p") } } },
+                { "properties": { "subnet": subnet, "loadBalancerBackendAddressPools":
+                    [{ "id": format!("{network}/loadBalancers/l/backendAddressPools/b") }] } },
+            ],
+        } });
+        let nic = format!("{network}/networkInterfaces/nic");
+        let needs: Vec<(String, &str)> = needs(&nic.parse().unwrap(), &document)
+            .into_iter()
+            .map(|need| {
+                (need.scope.replace(&network, "N"), need.action.trim_start_matches("Microsoft.Network/"))
+            })
+            .collect();
+        let expected = [
+            (group, "locations/operations/read"),
+            ("N/loadBalancers/l/backendAddressPools/b", "loadBalancers/backendAddressPools/join/action"),
+            ("N/networkInterfaces/nic", "networkInterfaces/read"),
+            ("N/networkInterfaces/nic", "networkInterfaces/write"),
+            ("N/networkSecurityGroups/n", "networkSecurityGroups/join/action"),
+            ("N/publicIPAddresses/p", "publicIPAddresses/join/action"),
+            ("N/virtualNetworks/v", "virtualNetworks/read"),
+            ("N/virtualNetworks/v/subnets/a", "virtualNetworks/subnets/join/action"),
+        ];
+        assert_eq!(needs, expected.map(|(scope, action)| (scope.to_owned(), action)));
+    }
+}

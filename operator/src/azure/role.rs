@@ -1,0 +1,200 @@
+//! What the operator's identity must be allowed to do: the one list behind the role definition and the preflight.
+//!
+//! Whoever adds a call to ARM adds its action here; a test holds the list against the calls that are made.
+
+use serde::Serialize;
+
+/// Actions that go together: whoever doesn't use what a part is for needn't grant it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part {
+    pub name: &'static str,
+    /// Who needs it.
+    pub purpose: &'static str,
+    pub actions: &'static [Action],
+}
+
+/// An action of Azure's, and what it must be granted on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Action {
+    pub name: &'static str,
+    pub on: On,
+}
+
+/// What an action is authorized against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// The node's virtual machine.
+    Machine,
+    /// The node's NIC.
+    Nic,
+    /// The NIC's resource group: granted on the NIC alone, operations can be started but not followed
+    /// (Microsoft: "Track asynchronous Azure operations").
+    Group,
+    /// The virtual network.
+    Network,
+    /// Whatever the NIC refers to: ARM asks whoever writes a NIC for `join` on each, though the reference stays as it
+    /// was. This property of the NIC, or of its ipConfigurations, names them.
+    Referenced(&'static str),
+}
+
+const fn action(name: &'static str, on: On) -> Action {
+    Action { name, on }
+}
+
+/// What every installation needs.
+pub const NODES: Part = Part {
+    name: "nodes",
+    purpose: "every installation: find nodes' NICs, reserve and give back addresses on them",
+    actions: &[
+        action("Microsoft.Compute/virtualMachines/read", On::Machine),
+        action("Microsoft.Network/networkInterfaces/read", On::Nic),
+        action("Microsoft.Network/networkInterfaces/write", On::Nic),
+        action("Microsoft.Network/virtualNetworks/read", On::Network),
+        action("Microsoft.Network/virtualNetworks/subnets/join/action", On::Referenced("subnet")),
+        action("Microsoft.Network/locations/operations/read", On::Group),
+    ],
+};
+
+/// All parts, the one that everybody needs first.
+pub const PARTS: &[Part] = &[
+    NODES,
+    Part {
+        name: "security-groups",
+        purpose: "nodes' NICs with a network security group of their own, or in application security groups",
+        actions: &[
+            action(
+                "Microsoft.Network/networkSecurityGroups/join/action",
+                On::Referenced("networkSecurityGroup"),
+            ),
+            action(
+                "Microsoft.Network/applicationSecurityGroups/joinIpConfiguration/action",
+                On::Referenced("applicationSecurityGroups"),
+            ),
+        ],
+    },
+    Part {
+        name: "load-balancers",
+        purpose: "nodes behind a load balancer, as those of AKS are",
+        actions: &[
+            action(
+                "Microsoft.Network/loadBalancers/backendAddressPools/join/action",
+                On::Referenced("loadBalancerBackendAddressPools"),
+            ),
+            action(
+                "Microsoft.Network/loadBalancers/inboundNatRules/join/action",
+                On::Referenced("loadBalancerInboundNatRules"),
+            ),
+        ],
+    },
+    Part {
+        name: "application-gateways",
+        purpose: "nodes in a pool of an application gateway",
+        actions: &[action(
+            "Microsoft.Network/applicationGateways/backendAddressPools/join/action",
+            On::Referenced("applicationGatewayBackendAddressPools"),
+        )],
+    },
+    Part {
+        name: "public-addresses",
+        purpose: "nodes with a public address",
+        actions: &[action(
+            "Microsoft.Network/publicIPAddresses/join/action",
+            On::Referenced("publicIPAddress"),
+        )],
+    },
+];
+
+/// The part of that name.
+pub fn part(name: &str) -> Option<&'static Part> {
+    PARTS.iter().find(|part| part.name == name)
+}
+
+/// A role definition as `az role definition create` takes it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Definition {
+    name: &'static str,
+    description: &'static str,
+    is_custom: bool,
+    actions: Vec<&'static str>,
+    not_actions: [&'static str; 0],
+    data_actions: [&'static str; 0],
+    not_data_actions: [&'static str; 0],
+    assignable_scopes: Vec<String>,
+}
+
+impl Definition {
+    /// With the actions of [`NODES`] and of `parts`; to be assigned at `scopes` or below.
+    pub fn of(parts: &[&'static Part], scopes: Vec<String>) -> Definition {
+        let chosen = PARTS.iter().filter(|part| part.name == NODES.name || parts.contains(part));
+        Definition {
+            name: "Vnetpool Operator",
+            description: "What Vnetpool's operator does in Azure: find nodes' virtual machines, reserve and give back \
+                          addresses on their network interfaces. Assign it on the resource groups of the nodes and of the \
+                          virtual network.",
+            is_custom: true,
+            actions: chosen.flat_map(|part| part.actions).map(|action| action.name).collect(),
+            not_actions: [],
+            data_actions: [],
+            not_data_actions: [],
+            assignable_scopes: scopes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    fn names(parts: &[Part]) -> BTreeSet<&'static str> {
+        parts.iter().flat_map(|part| part.actions).map(|action| action.name).collect()
+    }
+
+    #[test]
+    fn the_example_is_the_role_of_all_parts() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/role.json");
+        let scope = "/subscriptions/00000000-0000-0000-0000-000000000001".to_owned();
+        let definition = Definition::of(&PARTS.iter().collect::<Vec<_>>(), vec![scope]);
+        let expected = serde_json::to_string_pretty(&definition).unwrap() + "\n";
+        assert_eq!(
+            std::fs::read_to_string(example).unwrap(),
+            expected,
+            "print it anew: vnetpool-operator role --scope /subscriptions/00000000-0000-0000-0000-000000000001 > examples/role.json"
+        );
+    }
+
+    #[test]
+    fn a_part_adds_its_actions_to_those_that_everybody_needs() {
+        let balanced = Definition::of(&[part("load-balancers").unwrap()], vec!["/subscriptions/s".into()]);
+        assert_eq!(balanced.actions.len(), NODES.actions.len() + 2);
+        assert!(balanced.actions.contains(&"Microsoft.Network/loadBalancers/inboundNatRules/join/action"));
+        assert!(!balanced.actions.contains(&"Microsoft.Network/publicIPAddresses/join/action"));
+    }
+
+    /// Azure's built-in role for the same job, addresses of egress gateways on the NICs of OpenShift's nodes.
+    #[test]
+    fn it_is_the_recorded_role_for_the_same_job_and_what_that_one_lacks() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../shared/azure-spec/arm-recordings/role-aro-network-operator.json");
+        let recorded: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
+        let recorded = recorded["properties"]["permissions"][0]["actions"].as_array().unwrap();
+        let recorded: BTreeSet<&str> = recorded.iter().filter_map(|action| action.as_str()).collect();
+        let all = names(PARTS);
+        assert!(recorded.is_subset(&all), "{:?}", recorded.difference(&all));
+        let everybodys = names(&[NODES]);
+        let more: Vec<_> = everybodys.difference(&recorded).collect();
+        // That role's user doesn't follow its operations: it reads the NIC until it is done.
+        assert_eq!(more, [&"Microsoft.Network/locations/operations/read"]);
+    }
+
+    #[test]
+    fn no_action_is_listed_twice_and_none_has_a_wildcard() {
+        let all: Vec<_> = PARTS.iter().flat_map(|part| part.actions).map(|action| action.name).collect();
+        assert_eq!(all.len(), names(PARTS).len());
+        assert!(all.iter().all(|name| !name.contains('*')), "{all:?}");
+    }
+}

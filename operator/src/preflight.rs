@@ -1,0 +1,280 @@
+//! `vnetpool-operator preflight`: tests each permission the operator needs, and says what is missing and where to grant it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+
+use crate::azure::role::{NODES, On};
+use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
+
+/// What to test for.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// The nodes of the cluster: one for each resource group and AKS node pool, since those of a group and pool are alike.
+    Nodes,
+    /// Nodes that may not exist yet, in this resource group; and the subnet they are to be in.
+    Group { id: String, subnet: Option<ResourceId> },
+}
+
+/// A need, and whether it is met.
+#[derive(Debug)]
+struct Finding {
+    need: Need,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Granted,
+    Missing,
+    /// Granted or not, something else stands in the way.
+    Forbidden(String),
+    Untested(String),
+}
+
+/// All that was found, to be shown to people.
+#[derive(Debug, Default)]
+pub struct Report {
+    looked_at: Vec<String>,
+    findings: BTreeMap<Need, Verdict>,
+}
+
+/// Tests the permissions. Changes nothing in Azure.
+///
+/// # Errors
+/// When the operator can't sign in, or Azure or the API server don't answer: then nothing is known.
+pub async fn run(
+    azure: &Azure,
+    subject: Subject,
+    client: impl AsyncFnOnce() -> anyhow::Result<Client>,
+) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    let mut asked = Asked { azure, known: BTreeMap::new() };
+    match subject {
+        Subject::Group { id, subnet } => {
+            report.looked_at.push(format!("resource group {id}"));
+            let needs = of_group(&id, subnet.as_ref());
+            for finding in asked.roles(needs).await? {
+                report.add(finding);
+            }
+        }
+        Subject::Nodes => {
+            for (node, vm) in representatives(client().await?).await? {
+                report.looked_at.push(format!("node {node}"));
+                let findings = asked.node(&vm).await.with_context(|| format!("node {node}, {vm}"))?;
+                findings.into_iter().for_each(|finding| report.add(finding));
+            }
+            anyhow::ensure!(
+                !report.looked_at.is_empty(),
+                "the cluster has no node with a providerID of an Azure virtual machine. Name --subscription and \
+                 --resource-group to test without nodes."
+            );
+        }
+    }
+    Ok(report)
+}
+
+const UNREADABLE: &str = "the identity may not read its own permissions (Microsoft.Authorization/permissions/read, which Reader grants)";
+
+/// One node for each kind, and its VM.
+async fn representatives(client: Client) -> anyhow::Result<Vec<(String, VmId)>> {
+    let nodes = Api::<Node>::all(client).list(&ListParams::default()).await.context("listing Nodes")?;
+    let mut kinds = BTreeMap::new();
+    for node in nodes {
+        let provider_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
+        let Ok(vm) = VmId::from_provider_id(provider_id) else { continue };
+        let pool = node.labels().get("kubernetes.azure.com/agentpool").cloned();
+        kinds.entry((vm.resource().group().to_ascii_lowercase(), pool)).or_insert((node.name_any(), vm));
+    }
+    Ok(kinds.into_values().collect())
+}
+
+/// What can be said of nodes that don't exist: what their NICs will refer to isn't known.
+fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
+    let need = |action: &azure::role::Action| {
+        let scope = match (action.on, subnet) {
+            (On::Machine | On::Nic | On::Group, _) => group.to_owned(),
+            (On::Network, Some(subnet)) => subnet.parent()?.to_string(),
+            (On::Referenced(_), Some(subnet)) => subnet.to_string(),
+            (On::Network | On::Referenced(_), None) => return None,
+        };
+        Some(Need { scope, action: action.name })
+    };
+    NODES.actions.iter().filter_map(need).collect()
+}
+
+/// Azure, and what it has said: nodes have most scopes in common.
+struct Asked<'a> {
+    azure: &'a Azure,
+    /// By scope; `None` where the identity may not ask for its permissions.
+    known: BTreeMap<String, Option<Permissions>>,
+}
+
+impl Asked<'_> {
+    /// What stands between the operator and this VM's NIC.
+    async fn node(&mut self, vm: &VmId) -> anyhow::Result<Vec<Finding>> {
+        let read = |action: &'static str, scope: String| Need { scope, action };
+        let vm_read = read("Microsoft.Compute/virtualMachines/read", vm.resource().to_string());
+        let nic = match self.azure.primary_nic(vm, Priority::WaitingPods).await {
+            Ok(nic) => nic,
+            Err(azure::Error::Denied { .. }) => return Ok(vec![vm_read.is(Verdict::Missing)]),
+            Err(error) => return Err(error.into()),
+        };
+        let mut findings = vec![vm_read.is(Verdict::Granted)];
+        let needs = match self.azure.needs(&nic).await {
+            Ok(needs) => needs,
+            Err(azure::Error::Denied { .. }) => {
+                let nic_read = read("Microsoft.Network/networkInterfaces/read", nic.to_string());
+                findings.push(nic_read.is(Verdict::Missing));
+                return Ok(findings);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        findings.extend(self.roles(needs).await?);
+        self.write(&nic, &mut findings).await?;
+        Ok(findings)
+    }
+
+    /// Settles with a write that can't take effect what roles don't tell: those that can't be read, deny assignments, locks.
+    async fn write(&self, nic: &ResourceId, findings: &mut [Finding]) -> anyhow::Result<()> {
+        let is_write = |finding: &&mut Finding| {
+            finding.need.action.ends_with("/write") || finding.need.action.ends_with("/action")
+        };
+        let settled = |findings: &mut [Finding], verdict: fn() -> Verdict| {
+            for finding in findings.iter_mut().filter(is_write) {
+                if matches!(finding.verdict, Verdict::Untested(_)) {
+                    finding.verdict = verdict();
+                }
+            }
+        };
+        match self.azure.try_write(nic).await {
+            Ok(()) => settled(findings, || Verdict::Granted),
+            Err(azure::Error::Denied { action, scope, .. }) => {
+                let lacks = |finding: &&mut Finding| {
+                    finding.need.action.eq_ignore_ascii_case(&action)
+                        && finding.need.scope.eq_ignore_ascii_case(&scope)
+                };
+                if let Some(finding) = findings.iter_mut().find(lacks) {
+                    finding.verdict = Verdict::Missing;
+                }
+            }
+            Err(
+                error @ (azure::Error::DenyAssignment { .. }
+                | azure::Error::Locked { .. }
+                | azure::Error::PolicyForbidden { .. }),
+            ) => {
+                let on_nic = |finding: &&mut Finding| {
+                    finding.need.action == "Microsoft.Network/networkInterfaces/write"
+                };
+                if let Some(finding) = findings.iter_mut().find(on_nic) {
+                    finding.verdict = Verdict::Forbidden(error.to_string());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// What roles grant; where they can't be read, what reading grants.
+    async fn roles(&mut self, needs: Vec<Need>) -> anyhow::Result<Vec<Finding>> {
+        let mut findings = vec![];
+        for need in needs {
+            let verdict = match self.permissions(&need.scope).await? {
+                Some(permissions) if permissions.allow(need.action) => Verdict::Granted,
+                Some(_) => Verdict::Missing,
+                // An operation must be under way to be read.
+                None if need.action.contains("/operations/") => Verdict::Untested(UNREADABLE.into()),
+                None if need.action.ends_with("/read") => self.read(&need).await?,
+                None => Verdict::Untested(UNREADABLE.into()),
+            };
+            findings.push(need.is(verdict));
+        }
+        Ok(findings)
+    }
+
+    async fn permissions(&mut self, scope: &str) -> Result<Option<&Permissions>, azure::Error> {
+        let known = match self.known.entry(scope.to_ascii_lowercase()) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(unknown) => {
+                unknown.insert(match self.azure.permissions(scope).await {
+                    Ok(permissions) => Some(permissions),
+                    Err(azure::Error::Denied { .. }) => None,
+                    Err(error) => return Err(error),
+                })
+            }
+        };
+        Ok(known.as_ref())
+    }
+
+    /// Reads for the sake of it.
+    async fn read(&self, need: &Need) -> anyhow::Result<Verdict> {
+        match self.azure.try_read(need).await {
+            Ok(()) => Ok(Verdict::Granted),
+            Err(azure::Error::Denied { .. }) => Ok(Verdict::Missing),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Need {
+    fn is(self, verdict: Verdict) -> Finding {
+        Finding { need: self, verdict }
+    }
+}
+
+impl Report {
+    fn add(&mut self, Finding { need, verdict }: Finding) {
+        self.findings.insert(need, verdict);
+    }
+
+    /// How many permissions are missing, or granted in vain.
+    pub fn lacks(&self) -> usize {
+        let lacks = |verdict: &&Verdict| matches!(verdict, Verdict::Missing | Verdict::Forbidden(_));
+        self.findings.values().filter(lacks).count()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Looked at {}.\n", self.looked_at.join(", "))?;
+        let width = self.findings.keys().map(|need| need.action.len()).max().unwrap_or_default();
+        for (Need { scope, action }, verdict) in &self.findings {
+            let word = match verdict {
+                Verdict::Granted => "granted",
+                Verdict::Missing => "MISSING",
+                Verdict::Forbidden(_) => "FORBIDDEN",
+                Verdict::Untested(_) => "untested",
+            };
+            writeln!(f, "{word:<9}  {action:<width$}  on {scope}")?;
+            if let Verdict::Forbidden(why) | Verdict::Untested(why) = verdict {
+                writeln!(f, "{:<9}  {why}", "")?;
+            }
+        }
+        let mut scopes: Vec<&str> = self
+            .findings
+            .iter()
+            .filter(|(_, verdict)| matches!(verdict, Verdict::Missing))
+            .map(|(need, _)| need.scope.as_str())
+            .collect();
+        scopes.dedup();
+        if scopes.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "\nGrant what is missing with the role that `vnetpool-operator role` prints, on each of these or on its resource \
+             group (a new assignment takes minutes to work):"
+        )?;
+        for scope in scopes {
+            writeln!(
+                f,
+                "  az role assignment create --assignee $IDENTITY --role \"Vnetpool Operator\" --scope {scope}"
+            )?;
+        }
+        Ok(())
+    }
+}

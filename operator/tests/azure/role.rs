@@ -1,0 +1,109 @@
+//! The list of actions against the calls that are really made: it is enough, and nothing in it is idle.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use vnetpool_azure_sim::{Access, Grant, LogEntry};
+use vnetpool_operator::azure::role::{Action, NODES, On, PARTS};
+use vnetpool_operator::azure::{Error, Freshness, Priority};
+
+use crate::simulated::{World, change};
+
+/// The action that a request needs, as ARM derives it.
+pub fn action_of(entry: &LogEntry) -> String {
+    let segments: Vec<&str> = entry.path.trim_matches('/').split('/').collect();
+    let provider = segments.iter().rposition(|segment| *segment == "providers").unwrap();
+    let types: Vec<&str> = segments[provider + 2..].iter().step_by(2).copied().collect();
+    let verb = match entry.method.as_str() {
+        "GET" => "read",
+        "PUT" => "write",
+        "DELETE" => "delete",
+        other => panic!("no such call is made: {other} {}", entry.path),
+    };
+    format!("{}/{}/{verb}", segments[provider + 1], types.join("/"))
+}
+
+fn actions() -> impl Iterator<Item = &'static Action> {
+    PARTS.iter().flat_map(|part| part.actions)
+}
+
+/// Every test of the client ends with this.
+pub fn assert_listed(log: &[LogEntry]) {
+    for entry in log {
+        let action = action_of(entry);
+        // Only the preflight asks for it, and does without.
+        let is_listed = action == "Microsoft.Authorization/permissions/read"
+            || actions().any(|listed| listed.name.eq_ignore_ascii_case(&action));
+        assert!(is_listed, "{} {} needs {action}, which isn't in azure/role.rs", entry.method, entry.path);
+    }
+}
+
+/// Everything the client does, for a node whose NIC refers to one of each.
+async fn everything(world: &World) -> Result<(), Error> {
+    let nic = world.azure.primary_nic(&world.vm, Priority::NewNode).await?;
+    let subnet = world.azure.nic(&nic, Freshness::Fresh, Priority::NewNode).await?.subnet.clone();
+    world.azure.network(&subnet, Priority::NewNode).await?;
+    world.azure.update(&nic, &change(&["vnp-1"], &[]), Priority::WarmRefill).await?;
+    world.azure.update(&nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await.map(drop)
+}
+
+/// A node's NIC with everything that a NIC may refer to.
+async fn well_connected() -> World {
+    let world = World::start("nodes", 0.2).await;
+    let network = format!("{}/providers/Microsoft.Network", world.nic.group());
+    let id = |rest: &str| json!({ "id": format!("{network}/{rest}") });
+    let held = world.azure.nic(&world.nic, Freshness::Fresh, Priority::NewNode).await.unwrap();
+    let primary = json!({ "name": "ipconfig1", "properties": {
+        "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": held.subnet.as_str() },
+        "privateIPAddress": held.primary.to_string(),
+        "publicIPAddress": id("publicIPAddresses/p"),
+        "applicationSecurityGroups": [id("applicationSecurityGroups/a")],
+        "loadBalancerBackendAddressPools": [id("loadBalancers/l/backendAddressPools/b")],
+        "loadBalancerInboundNatRules": [id("loadBalancers/l/inboundNatRules/r")],
+        "applicationGatewayBackendAddressPools": [id("applicationGateways/g/backendAddressPools/b")],
+    } });
+    let patch = json!({ "properties": {
+        "networkSecurityGroup": id("networkSecurityGroups/n"), "ipConfigurations": [primary],
+    } });
+    world.sim.patch_nic("node-1-nic", &patch).await.unwrap();
+    world.sim.clear_log();
+    world
+}
+
+/// Only these actions, on the resource group of the node and its network.
+fn grant(world: &World, actions: impl Iterator<Item = &'static Action>) {
+    let actions = actions.map(|action| action.name.to_owned()).collect();
+    let grant = Grant { scope: world.nic.group(), actions, not_actions: vec![] };
+    world.sim.control(Access { grants: vec![grant], ..Access::default() });
+}
+
+#[tokio::test]
+async fn the_role_is_enough_and_each_action_of_it_is_used_or_a_join() {
+    let world = well_connected().await;
+    grant(&world, actions());
+    everything(&world).await.unwrap();
+    let used: BTreeSet<String> = world.arm_log().iter().map(action_of).collect();
+    let calls = NODES.actions.iter().filter(|action| !matches!(action.on, On::Referenced(_)));
+    let listed: BTreeSet<String> = calls.map(|action| action.name.to_owned()).collect();
+    assert_eq!(used, listed);
+}
+
+#[tokio::test]
+async fn without_any_one_action_of_the_role_azure_refuses_something_and_names_it() {
+    for left_out in actions() {
+        let world = well_connected().await;
+        grant(&world, actions().filter(|action| *action != left_out));
+        let outcome = everything(&world).await;
+        let refused = |entry: &LogEntry| {
+            entry.status == 403
+                && entry
+                    .response
+                    .as_ref()
+                    .is_some_and(|body: &Value| body.to_string().contains(left_out.name))
+        };
+        assert!(world.arm_log().iter().any(refused), "nothing needs {}: {outcome:?}", left_out.name);
+        if let Err(error) = outcome {
+            assert!(error.to_string().contains(left_out.name), "{}: {error}", left_out.name);
+        }
+    }
+}
