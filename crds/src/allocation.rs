@@ -109,6 +109,31 @@ pub struct IpConfiguration {
     pub name: String,
     /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`.
     pub address: String,
+    /// UID of the only pod that may have the address: something in Azure is attached to it, is about to be, or is not known to
+    /// be gone yet. `others`: somebody else than Vnetpool has attached something, and no pod gets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached_to: Option<String>,
+    /// Azure resource ids of the load balancers' backend pools the address is in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub backend_pools: Vec<String>,
+    /// The public address that was made for that pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_address: Option<PublicAddress>,
+}
+
+/// A public address of Azure's, made for one pod and deleted with it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublicAddress {
+    /// Azure resource id. It stands here before the resource is made and until it is deleted, so that none is forgotten.
+    pub id: String,
+    /// The address, once Azure has attached it: from then on the pod's packets leave under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The name that Azure's DNS has for it.
+    #[serde(default, rename = "dnsName", skip_serializing_if = "Option::is_none")]
+    pub dns_name: Option<String>,
 }
 
 impl IpConfiguration {
@@ -135,7 +160,7 @@ pub struct NodeIPAllocationStatus {
     /// Held addresses that a pod has.
     #[serde(default)]
     pub assigned: u32,
-    /// Held addresses that were freed less than `cooldown` ago.
+    /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with something attached in Azure.
     #[serde(default)]
     pub cooling: u32,
     /// Held addresses that a new pod could get at once.
@@ -167,6 +192,9 @@ pub struct Assignment {
     /// The pod as `namespace/name`; empty where the runtime named none.
     #[serde(default)]
     pub pod: String,
+    /// The pod's UID; empty where the runtime told none.
+    #[serde(default, rename = "podUID", skip_serializing_if = "String::is_empty")]
+    pub pod_uid: String,
     /// The sandbox as `container id/interface`.
     pub sandbox: String,
     /// When the sandbox got it; absent for one found on the kernel's word after the ledger was lost.

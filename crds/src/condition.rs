@@ -24,6 +24,9 @@ pub const SURPLUS: &str = "Surplus";
 /// Operator, on a `NodeIPAllocation`: all addresses are taken and no more can be had; the node carries the taint
 /// [`crate::names::FULL_TAINT`] as long.
 pub const FULL: &str = "Full";
+/// Operator, on a `NodeIPAllocation`: the pods that ask for load balancers' backend pools or a public address have them. No part
+/// of [`READY`]: it concerns those pods, not the node.
+pub const ATTACHED: &str = "Attached";
 /// Agent: the node's ledger has been supplied from `spec` in this boot.
 pub const SUPPLIED: &str = "Supplied";
 /// Agent: forwarding is on and the nftables table `inet vnetpool` is in place.

@@ -10,3 +10,11 @@ pub const FINALIZER: &str = "vnetpool.io/nic";
 pub const FULL_TAINT: &str = "vnetpool.io/full";
 /// Every ipConfiguration of ours on a NIC starts with this; what doesn't is never touched.
 pub const IP_CONFIGURATION_PREFIX: &str = "vnp-";
+/// Annotation of a pod: the load balancers' backend pools it joins, by the names its NodeIPPool gives them, separated by commas.
+pub const BACKEND_POOLS: &str = "vnetpool.io/backend-pools";
+/// Annotation of a pod: `true` for a public address of its own.
+pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
+/// Annotation of a pod with a public address: its name below the region's domain.
+pub const DNS_LABEL: &str = "vnetpool.io/dns-label";
+/// `attachedTo` of an ipConfiguration that somebody else has attached something to.
+pub const OTHERS: &str = "others";

@@ -85,6 +85,10 @@ pub struct NodeIPPoolSpec {
     /// What is translated to the node's own address on the way out.
     #[serde(default)]
     pub snat: Snat,
+
+    /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by default.
+    #[serde(default, skip_serializing_if = "Attachments::is_empty")]
+    pub attachments: Attachments,
 }
 
 /// How addresses are reserved in Azure.
@@ -164,6 +168,46 @@ pub struct Snat {
         validation = Rule::new("self.all(range, isCIDR(range) && cidr(range).ip().family() == 4 && cidr(range).masked() == cidr(range))")
         .message("snat.nonMasqueradeCIDRs takes IPv4 ranges such as 192.168.0.0/16, with no bits set after the prefix"))]
     pub non_masquerade_cidrs: Vec<String>,
+}
+
+/// What pods on the pool's nodes may have attached to their addresses. Who may annotate a pod may ask for it, so the pool says
+/// what there is to be asked for.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachments {
+    /// Backend pools of Azure load balancers. A pod joins those whose names its annotation `vnetpool.io/backend-pools` lists,
+    /// separated by commas.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub backend_pools: Vec<BackendPool>,
+    /// Whether a pod with the annotation `vnetpool.io/public-address: "true"` gets a public address of its own, which costs money;
+    /// with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
+    #[serde(default)]
+    pub public_addresses: bool,
+}
+
+impl Attachments {
+    fn is_empty(&self) -> bool {
+        *self == Attachments::default()
+    }
+}
+
+/// A backend pool of an Azure load balancer, public or internal.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendPool {
+    /// What pods call it.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("attachments.backendPools.name takes lower-case letters, digits and dashes, since pods list names separated by commas"))]
+    pub name: String,
+    /// Its Azure resource id.
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/loadBalancers/[^/]+/backendAddressPools/[^/]+$')")
+        .message("attachments.backendPools.id must be the whole resource id of a backend pool: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/loadBalancers/LOADBALANCER/backendAddressPools/POOL"))]
+    pub id: String,
 }
 
 /// The sums over the nodes this pool serves. Written by the operator.

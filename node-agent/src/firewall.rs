@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
+use vnetpool_crds::allocation::IpConfiguration;
 
 /// Azure's instance metadata service and its wire server (DNS, probes). They answer a NIC's primary address only, so they
 /// are translated for even if a range that holds them is excluded.
@@ -22,6 +23,8 @@ pub struct Rules {
     pub uplinks: Vec<Egress>,
     /// Destinations that see a pod's own address; sorted, without overlaps.
     pub direct: Vec<Ipv4Net>,
+    /// Pod addresses with a public address of their own, under which Azure lets them out.
+    pub public: BTreeSet<Ipv4Addr>,
 }
 
 /// A way out of the node.
@@ -40,6 +43,8 @@ pub enum Invalid {
     Range(String),
     #[error("the primary address {0:?} of NIC {1} is not an IPv4 address")]
     Primary(String, String),
+    #[error("the address {0:?} of ipConfiguration {1} is not an IPv4 address (a.b.c.d/32)")]
+    Address(String, String),
     #[error("the name of link {0:?} can't be written in a rule")]
     Link(String),
 }
@@ -52,7 +57,7 @@ impl Rules {
         links: impl Fn(&str) -> Option<String>,
     ) -> Result<Rules, Invalid> {
         let mut uplinks = Vec::new();
-        let mut direct = BTreeSet::new();
+        let (mut direct, mut public) = (BTreeSet::new(), BTreeSet::new());
         for interface in &spec.interfaces {
             let invalid = || Invalid::Primary(interface.primary_address.clone(), interface.id.clone());
             let address = interface.primary_address.parse().map_err(|_| invalid())?;
@@ -65,12 +70,21 @@ impl Rules {
             for prefix in &interface.subnet.prefixes {
                 direct.extend(range(prefix)?);
             }
+            let has_own = |one: &&IpConfiguration| {
+                one.public_address.as_ref().is_some_and(|public| public.address.is_some())
+            };
+            for one in interface.ip_configurations.iter().filter(has_own) {
+                let range: Option<Ipv4Net> = one.address.parse().ok();
+                let address = range.filter(|range| range.prefix_len() == 32).map(|range| range.addr());
+                public
+                    .insert(address.ok_or_else(|| Invalid::Address(one.address.clone(), one.name.clone()))?);
+            }
         }
         for exclusion in &spec.snat_exclusions {
             direct.extend(range(exclusion)?);
         }
         uplinks.sort_by(|a, b| a.link.cmp(&b.link));
-        Ok(Rules { uplinks, direct: Ipv4Net::aggregate(&direct.into_iter().collect()) })
+        Ok(Rules { uplinks, direct: Ipv4Net::aggregate(&direct.into_iter().collect()), public })
     }
 
     /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it. Established
@@ -89,6 +103,12 @@ impl Rules {
                 ranges.join(", ")
             );
         }
+        if !self.public.is_empty() {
+            let addresses: Vec<String> = self.public.iter().map(Ipv4Addr::to_string).collect();
+            let addresses = addresses.join(", ");
+            let _ =
+                write!(text, "\tset public {{\n\t\ttype ipv4_addr\n\t\telements = {{ {addresses} }}\n\t}}\n");
+        }
         // Before connection tracking: a packet with a false source must not even make an entry there.
         text.push_str(
             "\tchain guard {\n\
@@ -99,7 +119,13 @@ impl Rules {
              \t\ttype nat hook postrouting priority srcnat; policy accept;\n",
         );
         let platform = PLATFORM.map(|address| address.to_string()).join(", ");
-        let outside = if self.direct.is_empty() { "" } else { "ip daddr != @direct " };
+        let mut outside = String::new();
+        if !self.direct.is_empty() {
+            outside.push_str("ip daddr != @direct ");
+        }
+        if !self.public.is_empty() {
+            outside.push_str("ip saddr != @public ");
+        }
         for Egress { link, address } in &self.uplinks {
             let pods = format!("\t\tiifname \"vnp*\" oifname \"{link}\"");
             // Random ports: with the kernel's first choice, connections opened at once on several CPUs collide and drop.
@@ -124,7 +150,7 @@ fn range(text: &str) -> Result<Option<Ipv4Net>, Invalid> {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use vnetpool_crds::allocation::{Interface, Subnet};
+    use vnetpool_crds::allocation::{Interface, PublicAddress, Subnet};
 
     fn spec(exclusions: &[&str]) -> NodeIPAllocationSpec {
         NodeIPAllocationSpec {
@@ -174,6 +200,35 @@ table inet vnetpool {
 }
 "#
         );
+    }
+
+    #[test]
+    fn a_pod_with_a_public_address_leaves_under_its_own_but_for_the_platform() {
+        let mut spec = spec(&["10.240.0.0/16"]);
+        let public = |address: Option<&str>| PublicAddress {
+            id: "pip".into(),
+            address: address.map(Into::into),
+            dns_name: None,
+        };
+        let entry = |name: &str, address: &str, public| IpConfiguration {
+            name: name.into(),
+            address: address.into(),
+            public_address: public,
+            ..Default::default()
+        };
+        spec.interfaces[0].ip_configurations = vec![
+            entry("vnp-1", "10.240.0.5/32", Some(public(Some("20.0.0.1")))),
+            // Not attached yet: until then the node's is the only way out.
+            entry("vnp-2", "10.240.0.6/32", Some(public(None))),
+            entry("vnp-3", "10.240.0.7/32", None),
+        ];
+        let text = Rules::new(&spec, eth0).unwrap().render();
+        assert!(text.contains("elements = { 10.240.0.5 }"), "{text}");
+        assert!(
+            text.contains("ip daddr != @direct ip saddr != @public counter snat ip to 10.240.0.4"),
+            "{text}"
+        );
+        assert!(text.contains("ip daddr { 168.63.129.16, 169.254.169.254 } counter snat"), "{text}");
     }
 
     #[test]

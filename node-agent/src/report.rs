@@ -42,6 +42,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         let mut one = Assignment {
             address: entry.address.to_string(),
             pod: if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) },
+            pod_uid: pod.uid.clone(),
             sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
             since: whole_second(*time, ago).map(Time),
         };

@@ -33,12 +33,13 @@ pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
 /// An entry for each address, all of them usable: those of a block are not a network of their own, with an address for
 /// the network and one for broadcasts.
 fn entries(configuration: &IpConfiguration) -> Result<Vec<Entry>, Invalid> {
-    let IpConfiguration { name, address } = configuration;
+    let IpConfiguration { name, address, attached_to, backend_pools: _, public_address: _ } = configuration;
     let range = address.parse::<Ipv4Net>().ok().filter(|range| is_whole(*range));
     let range = range.ok_or_else(|| Invalid::Address { name: name.clone(), address: address.clone() })?;
     // Of an `Ipv4Net`, `hosts` would leave the first and the last out.
     let all = Ipv4AddrRange::new(range.network(), range.broadcast());
-    Ok(all.map(|address| Entry { name: name.clone(), address, attached_to: None }).collect())
+    let entry = |address| Entry { name: name.clone(), address, attached_to: attached_to.clone() };
+    Ok(all.map(entry).collect())
 }
 
 /// Whether it is a range of a size there is, with no bits set behind its prefix.
@@ -54,7 +55,11 @@ mod tests {
     fn object(addresses: &[(&str, &str)]) -> NodeIPAllocation {
         let ip_configurations = addresses
             .iter()
-            .map(|(name, address)| IpConfiguration { name: (*name).into(), address: (*address).into() })
+            .map(|(name, address)| IpConfiguration {
+                name: (*name).into(),
+                address: (*address).into(),
+                ..Default::default()
+            })
             .collect();
         let mut object = NodeIPAllocation::new(
             "node-1",
@@ -92,6 +97,13 @@ mod tests {
         let addresses: Vec<_> = entries.iter().map(|entry| entry.address.to_string()).collect();
         assert_eq!((addresses[0].as_str(), addresses[15].as_str()), ("10.240.0.16", "10.240.0.31"));
         assert_eq!(addresses[16], "10.240.0.5");
+    }
+
+    #[test]
+    fn what_is_kept_for_one_pod_is_an_entry_for_that_pod() {
+        let mut object = object(&[("vnp-1", "10.240.0.5/32")]);
+        object.spec.interfaces[0].ip_configurations[0].attached_to = Some("uid".into());
+        assert_eq!(supply(&object).unwrap().entries[0].attached_to.as_deref(), Some("uid"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use credential::{Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
 pub use network::Network;
-pub use nic::{Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
+pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
 pub use permission::{Need, Permissions};
 
 use cache::{Document, Documents, Slots};

@@ -1,5 +1,6 @@
 //! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place that does. Pure.
 
+pub mod attachments;
 pub mod sizing;
 
 use std::collections::BTreeSet;
@@ -172,12 +173,21 @@ fn published(held: &[IpConfiguration]) -> Vec<allocation::IpConfiguration> {
     let mut ready: Vec<_> = held
         .iter()
         .filter(|one| one.state == ProvisioningState::Succeeded)
-        .filter_map(|one| Some((one.address?, one.name.clone())))
+        .filter_map(|one| Some((one.address?, one)))
         .collect();
-    ready.sort();
+    ready.sort_by_key(|(address, one)| (*address, one.name.clone()));
     ready
         .into_iter()
-        .map(|(address, name)| allocation::IpConfiguration { name, address: address.to_string() })
+        .map(|(address, one)| {
+            let mut pools: Vec<String> = one.attached.backend_pools.iter().map(ToString::to_string).collect();
+            pools.sort();
+            allocation::IpConfiguration {
+                name: one.name.clone(),
+                address: address.to_string(),
+                backend_pools: pools,
+                ..Default::default()
+            }
+        })
         .collect()
 }
 

@@ -190,6 +190,7 @@ impl Operator<'_> {
             name: name(one.name),
             address: Some(format!("10.0.0.{}/32", one.address).parse().unwrap()),
             state: ProvisioningState::Succeeded,
+            attached: Default::default(),
         });
         planner::plan(&Observed {
             sizing: Some(Sizing {

@@ -135,6 +135,7 @@ pub enum Assign {
 pub struct Counts {
     pub held: u32,
     pub assigned: u32,
+    /// Held and free, but of no use to a new pod yet: freed less than a cooldown ago, or something is attached to it.
     pub cooling: u32,
     pub free: u32,
     pub waiting: u32,
@@ -226,7 +227,8 @@ impl Ledger {
 
     /// The record to assign next to a pod: what was freed first goes first, what was never used before that. But before all
     /// that come the blocks with most addresses in use, so that the others become wholly free and can be given back:
-    /// what the cooldown owes to an address's last user, it has got by then.
+    /// what the cooldown owes to an address's last user, it has got by then. First of all comes what is kept for this pod
+    /// alone.
     fn next_for(&self, pod_uid: &str, now: Millis) -> Option<usize> {
         let mut in_use: HashMap<&str, u32> = HashMap::new();
         for (entry, _) in self.assignments() {
@@ -236,7 +238,10 @@ impl Ledger {
         let mut free: Vec<usize> = (0..self.records.len())
             .filter(|&index| self.records[index].is_free() && self.records[index].entry.is_for(pod_uid))
             .collect();
-        free.sort_by_key(|&index| (Reverse(fullness(index)), self.freed(index)));
+        free.sort_by_key(|&index| {
+            let is_for_all = self.records[index].entry.attached_to.is_none();
+            (is_for_all, Reverse(fullness(index)), self.freed(index))
+        });
         free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
     }
 
@@ -286,6 +291,7 @@ impl Ledger {
                     counts.vanished += u32::from(assignment.vanished);
                 }
                 State::Withdrawn { .. } => counts.withdrawn += 1,
+                State::Free { .. } if record.entry.attached_to.is_some() => counts.cooling += 1,
                 State::Free { .. } if self.ready_at(index).is_some_and(|ready| ready <= now) => {
                     counts.free += 1
                 }

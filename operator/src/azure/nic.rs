@@ -3,7 +3,7 @@
 //! A NIC write replaces the whole NIC, so a document is edited as JSON and everything that isn't ours goes
 //! back as it came: a typed model would drop what it doesn't know.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -43,6 +43,23 @@ pub struct IpConfiguration {
     pub address: Option<Ipv4Net>,
     /// Only in [`ProvisioningState::Succeeded`] does the address reach the NIC.
     pub state: ProvisioningState,
+    pub attached: Attached,
+}
+
+/// What of Azure's is attached to an ipConfiguration, and with it to its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Backend pools of load balancers, each once.
+    pub backend_pools: HashSet<ResourceId>,
+    pub public_address: Option<ResourceId>,
+    /// Something that Vnetpool never attaches: NAT rules, an application gateway's pool, a tap.
+    pub other: bool,
+}
+
+impl Attached {
+    pub fn is_empty(&self) -> bool {
+        *self == Attached::default()
+    }
 }
 
 /// How far Azure has got with a resource.
@@ -65,6 +82,8 @@ pub struct Change {
     pub blocks: bool,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
+    /// What is to be attached to ipConfigurations, by name, in place of the backend pools and the public address they have.
+    pub attach: BTreeMap<String, Attached>,
 }
 
 /// Why a NIC's document can't be read or changed.
@@ -120,6 +139,46 @@ impl IpConfiguration {
                 text.parse::<Ipv4Net>().ok().or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
             }),
             state: ProvisioningState::read(properties),
+            attached: Attached::read(properties),
+        }
+    }
+}
+
+/// Fields of an ipConfiguration by which things are attached that we leave to others.
+const OTHERS: [&str; 4] = [
+    "loadBalancerInboundNatRules",
+    "applicationGatewayBackendAddressPools",
+    "virtualNetworkTaps",
+    "gatewayLoadBalancer",
+];
+
+impl Attached {
+    fn read(properties: &Value) -> Attached {
+        let id = |one: &Value| one["id"].as_str().and_then(|id| id.parse().ok());
+        let pools = properties["loadBalancerBackendAddressPools"].as_array();
+        let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        Attached {
+            backend_pools: pools.into_iter().flatten().filter_map(id).collect(),
+            public_address: id(&properties["publicIPAddress"]),
+            other: OTHERS.iter().any(|field| !is_empty(&properties[*field])),
+        }
+    }
+
+    /// Makes an ipConfiguration's properties say so. What stays attached stays as it came.
+    fn write(&self, properties: &mut Value) {
+        let Some(properties) = properties.as_object_mut() else { return };
+        let now = Attached::read(&Value::Object(properties.clone()));
+        if now.backend_pools != self.backend_pools {
+            let mut ids: Vec<&str> = self.backend_pools.iter().map(ResourceId::as_str).collect();
+            ids.sort_unstable();
+            let pools = ids.into_iter().map(|id| json!({ "id": id })).collect();
+            properties.insert("loadBalancerBackendAddressPools".into(), Value::Array(pools));
+        }
+        if now.public_address != self.public_address {
+            match &self.public_address {
+                Some(id) => properties.insert("publicIPAddress".into(), json!({ "id": id.as_str() })),
+                None => properties.remove("publicIPAddress"),
+            };
         }
     }
 }
@@ -142,9 +201,8 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
     let all = ip_configurations(document)?;
     let first = &all.first().ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
     let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
-    if let Some(name) =
-        change.reserve.iter().chain(&change.release).find(|name| !name.starts_with(NAME_PREFIX))
-    {
+    let named = change.reserve.iter().chain(&change.release).chain(change.attach.keys());
+    if let Some(name) = named.into_iter().find(|name| !name.starts_with(NAME_PREFIX)) {
         return Err(Error::NotOurs { name: name.clone() });
     }
     let mut next = Vec::with_capacity(all.len() + change.reserve.len());
@@ -152,7 +210,11 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
     for one in all {
         if !release.contains(name(one)) {
             present.insert(name(one));
-            next.push(one.clone());
+            let mut one = one.clone();
+            if let Some(attached) = change.attach.get(name(&one)) {
+                attached.write(&mut one["properties"]);
+            }
+            next.push(one);
         } else if is_primary(one) {
             return Err(Error::Primary { name: name(one).to_owned() });
         }

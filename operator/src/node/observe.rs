@@ -9,12 +9,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use tracing::warn;
 use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
-use vnetpool_crds::{NodeIPPool, condition};
+use vnetpool_crds::{NodeIPPool, condition, names};
 
 use super::Context;
 use super::memory::Memory;
 use crate::azure::{
-    self, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
+    self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
 };
 use crate::cluster::kept;
 use crate::planner::{Demand, Observed};
@@ -242,6 +242,15 @@ fn mirrored(interface: &allocation::Interface) -> Vec<IpConfiguration> {
         name: one.name.clone(),
         address: one.address.parse().ok(),
         state: ProvisioningState::Succeeded,
+        attached: Attached {
+            backend_pools: one.backend_pools.iter().filter_map(|id| id.parse().ok()).collect(),
+            public_address: one
+                .public_address
+                .as_ref()
+                .filter(|public| public.address.is_some())
+                .and_then(|public| public.id.parse().ok()),
+            other: one.attached_to.as_deref() == Some(names::OTHERS),
+        },
     });
     held.collect()
 }

@@ -12,6 +12,7 @@ fn ours(names: impl IntoIterator<Item = u32>) -> Vec<IpConfiguration> {
             name: name(n),
             address: Some(format!("10.240.{}.{}/32", n / 256, n % 256).parse().unwrap()),
             state: ProvisioningState::Succeeded,
+            attached: Default::default(),
         })
         .collect()
 }

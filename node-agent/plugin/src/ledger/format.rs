@@ -289,7 +289,7 @@ end
         let ledger = Ledger::from_text(VERSION_1).unwrap();
         assert_eq!(ledger.to_text(), VERSION_1);
         let counts = ledger.counts(200_000);
-        assert_eq!((counts.held, counts.free, counts.assigned, counts.vanished), (3, 2, 2, 1));
+        assert_eq!((counts.held, counts.free, counts.assigned, counts.vanished), (3, 1, 2, 1));
         assert_eq!((counts.withdrawn, counts.relinquished, counts.waiting), (1, 1, 1));
     }
 

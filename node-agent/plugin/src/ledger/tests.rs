@@ -246,6 +246,22 @@ fn an_entry_with_something_attached_is_for_its_pod_only_and_not_relinquished() {
 }
 
 #[test]
+fn a_pod_gets_the_address_that_is_kept_for_it_before_any_other() {
+    let attached = Entry { attached_to: Some("uid9".to_owned()), ..entry(2) };
+    let mut ledger = holding(&[]);
+    ledger.supply(&Supply { entries: vec![entry(1), attached, entry(3)], ..supply(2, &[]) });
+    assert_eq!(assign(&mut ledger, 9, START), Some(address(2)));
+}
+
+#[test]
+fn a_free_address_with_something_attached_is_of_no_use_to_new_pods() {
+    let attached = Entry { attached_to: Some("uid9".to_owned()), ..entry(2) };
+    let mut ledger = holding(&[]);
+    ledger.supply(&Supply { entries: vec![entry(1), attached], ..supply(2, &[]) });
+    assert_eq!(ledger.counts(START), Counts { held: 2, free: 1, cooling: 1, ..Counts::default() });
+}
+
+#[test]
 fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
     let wired = [occupant(7, address(1)), occupant(8, address(9))];
     let relinquished = ["vnp-2".to_owned()];

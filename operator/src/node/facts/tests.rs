@@ -38,6 +38,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         name: format!("vnp-{n}"),
         address: Some(format!("10.0.1.{n}/32").parse().unwrap()),
         state: ProvisioningState::Succeeded,
+        attached: Default::default(),
     });
     let observed = Observed {
         sizing: Some(sizing),

@@ -1,0 +1,307 @@
+//! Decides what of Azure's is attached to which of a node's addresses: the pods' load-balancer pools and public addresses. Pure.
+//!
+//! An address with something attached must never come to another pod, however slow Azure, the agent or this operator is. So
+//! an ipConfiguration is *marked* with its pod in `spec` before anything is attached to it and until Azure has shown that
+//! nothing is any more; the node's ledger gives a marked address to that pod only.
+//!
+//! ```text
+//!           pod asks, has the address          agent has taken up the mark, pod still has it
+//!  unmarked ─────────────────────────► marked ─────────────────────────────────────────────► attached
+//!      ▲                                 │ ▲                                                     │
+//!      └── nothing attached, public ─────┘ └──────────── pod gone or asks no more: detached ◄────┘
+//!          address deleted
+//! ```
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use vnetpool_crds::allocation::PublicAddress;
+use vnetpool_crds::names;
+use vnetpool_crds::pool::Attachments;
+
+use crate::azure::{Attached, IpConfiguration, ResourceId};
+
+/// What a live pod asks for in its annotations, as it wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wish {
+    /// `namespace/name`, for people.
+    pub pod: String,
+    pub backend_pools: Option<String>,
+    pub public_address: Option<String>,
+    pub dns_label: Option<String>,
+}
+
+/// Why `spec` keeps an ipConfiguration for one pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mark {
+    /// The pod's UID, or [`names::OTHERS`].
+    pub attached_to: String,
+    pub public_address: Option<PublicAddress>,
+}
+
+/// Everything the decision may depend on.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// Our ipConfigurations on the NIC.
+    pub held: &'a [IpConfiguration],
+    /// The marks in `spec`, by ipConfiguration.
+    pub marks: &'a BTreeMap<String, Mark>,
+    /// Live pods of the node that ask for something, by UID.
+    pub wishes: &'a HashMap<String, Wish>,
+    /// UIDs of the pods that have addresses, as the agent reports it.
+    pub has: &'a HashMap<Ipv4Addr, String>,
+    /// The agent reports from this boot and with all marks in its ledger.
+    pub confirmed: bool,
+    /// What the pool lets pods ask for.
+    pub offered: &'a Attachments,
+    /// Why nothing can be attached to this node's addresses at all, and the remedy, if so.
+    pub impossible: Option<&'static str>,
+    /// What Azure has told of public addresses; `None`: there is none.
+    pub public: &'a HashMap<ResourceId, Option<PublicAddress>>,
+    /// Pods that Azure has refused something lately, by UID.
+    pub refused: &'a HashSet<String>,
+    /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
+    pub batch: usize,
+}
+
+/// What should be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The marks that `spec` should show.
+    pub marks: BTreeMap<String, Mark>,
+    /// What to do next, once `spec` shows the marks.
+    pub step: Option<Step>,
+    /// Pods that can't have what they ask for as long as neither they nor the pool are changed.
+    pub invalid: Vec<Invalid>,
+    /// Pods that have all they ask for.
+    pub attached: usize,
+    /// Pods that will have it.
+    pub pending: usize,
+    /// Addresses to which somebody else has attached something.
+    pub foreign: Vec<Ipv4Addr>,
+}
+
+/// One thing at a time: what takes away comes before what gives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Take everything off these ipConfigurations.
+    Detach(Vec<String>),
+    /// Delete these public addresses, which nothing uses any more.
+    Delete(Vec<ResourceId>),
+    /// Ask Azure what these public addresses are.
+    LookUp(Vec<ResourceId>),
+    /// Make the public addresses, then attach all in one write.
+    Attach(Vec<Attach>),
+}
+
+/// What one pod is to have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attach {
+    /// The ipConfiguration.
+    pub name: String,
+    /// The pod's UID, and its name for people.
+    pub uid: String,
+    pub pod: String,
+    pub attached: Attached,
+    pub dns_label: Option<String>,
+}
+
+/// A pod that asks for what isn't to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    pub pod: String,
+    pub message: String,
+}
+
+/// What a pod is to have, by the pool's leave.
+struct Grant {
+    backend_pools: HashSet<ResourceId>,
+    public: bool,
+    dns_label: Option<String>,
+}
+
+/// `public_id` names the public address of a pod by its UID.
+pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Plan {
+    let mut plan = Plan::default();
+    let mut grants = HashMap::new();
+    let mut wishes: Vec<_> = facts.wishes.iter().collect();
+    wishes.sort_by(|a, b| a.1.pod.cmp(&b.1.pod));
+    for (uid, wish) in wishes {
+        match grant(wish, facts) {
+            Ok(Some(grant)) => drop(grants.insert(uid.as_str(), grant)),
+            Ok(None) => {}
+            Err(message) => plan.invalid.push(Invalid { pod: wish.pod.clone(), message }),
+        }
+    }
+    let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
+    let mut done = HashSet::new();
+    // While a pod's sandbox is made anew it may have two addresses; only one of them is marked.
+    let mut claimed: HashSet<&str> = facts.marks.values().map(|mark| mark.attached_to.as_str()).collect();
+    for entry in facts.held {
+        let attached = &entry.attached;
+        if attached.other {
+            plan.foreign.extend(entry.address.map(|address| address.addr()));
+        }
+        let holder = entry.address.and_then(|address| facts.has.get(&address.addr())).map(String::as_str);
+        let Some(mark) = facts.marks.get(&entry.name).filter(|mark| mark.attached_to != names::OTHERS) else {
+            // What nobody of ours has attached would bring the next pod with this address somebody else's packets.
+            if !attached.is_empty() {
+                if !attached.other {
+                    plan.foreign.extend(entry.address.map(|address| address.addr()));
+                }
+                plan.marks.insert(
+                    entry.name.clone(),
+                    Mark { attached_to: names::OTHERS.into(), public_address: None },
+                );
+            } else if let Some((uid, grant)) = holder.and_then(|uid| Some((uid, grants.get(uid)?)))
+                && claimed.insert(uid)
+            {
+                let public_address = grant.public.then(|| public_id(uid)).flatten().map(announced);
+                plan.marks.insert(entry.name.clone(), Mark { attached_to: uid.to_owned(), public_address });
+            }
+            continue;
+        };
+        let uid = mark.attached_to.as_str();
+        let made = mark.public_address.as_ref().and_then(|public| public.id.parse().ok());
+        let made: Option<ResourceId> = made.filter(|id| facts.public.get(id) != Some(&None));
+        // A live pod whose sandbox is being made anew has no address for a moment; this one waits for it.
+        let is_elsewhere = facts.confirmed
+            && (holder.is_some_and(|holder| holder != uid)
+                || holder.is_none() && facts.has.values().any(|other| other == uid));
+        let Some(grant) = grants.get(uid).filter(|_| !is_elsewhere) else {
+            if !attached.backend_pools.is_empty() || attached.public_address.is_some() {
+                detach.push(entry.name.clone());
+            } else if let Some(id) = made {
+                delete.push(id);
+            } else if !attached.other {
+                continue;
+            }
+            plan.marks.insert(entry.name.clone(), mark.clone());
+            continue;
+        };
+        let public = grant.public.then(|| public_id(uid)).flatten();
+        let target = Attached {
+            backend_pools: grant.backend_pools.clone(),
+            public_address: public.clone(),
+            other: attached.other,
+        };
+        let known = public.as_ref().and_then(|id| facts.public.get(id)).and_then(Option::as_ref);
+        let is_named = known.is_none_or(|known| label(known) == grant.dns_label.as_deref());
+        if *attached == target && is_named {
+            if public.is_some() && known.is_none() {
+                look_up.extend(public.clone());
+            } else {
+                done.insert(uid);
+            }
+        } else if facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) {
+            attach.push(Attach {
+                name: entry.name.clone(),
+                uid: uid.to_owned(),
+                pod: facts.wishes[uid].pod.clone(),
+                attached: target.clone(),
+                dns_label: grant.dns_label.clone(),
+            });
+        }
+        let public_address = match (public, made) {
+            (Some(id), _) if attached.public_address.as_ref() == Some(&id) => {
+                Some(known.cloned().unwrap_or_else(|| announced(id)))
+            }
+            (Some(id), _) => Some(announced(id)),
+            // One that the pod asks for no more stands here until it is deleted.
+            (None, Some(left)) => {
+                if *attached == target {
+                    delete.push(left.clone());
+                }
+                Some(announced(left))
+            }
+            (None, None) => None,
+        };
+        plan.marks.insert(entry.name.clone(), Mark { attached_to: uid.to_owned(), public_address });
+    }
+    plan.attached = done.len();
+    plan.pending = grants.len() - done.len();
+    attach.truncate(facts.batch.max(1));
+    plan.step = if !detach.is_empty() {
+        Some(Step::Detach(detach))
+    } else if !delete.is_empty() {
+        Some(Step::Delete(delete))
+    } else if !look_up.is_empty() {
+        Some(Step::LookUp(look_up))
+    } else {
+        Some(Step::Attach(attach)).filter(|step| *step != Step::Attach(vec![]))
+    };
+    plan
+}
+
+/// One of which only the id is known.
+fn announced(id: ResourceId) -> PublicAddress {
+    PublicAddress { id: id.to_string(), ..PublicAddress::default() }
+}
+
+/// The first part of its name in DNS.
+fn label(public: &PublicAddress) -> Option<&str> {
+    public.dns_name.as_ref().and_then(|name| name.split('.').next())
+}
+
+/// What the wish comes to with what the pool offers; none if it asks for nothing.
+fn grant(wish: &Wish, facts: &Facts) -> Result<Option<Grant>, String> {
+    let Wish { pod: _, backend_pools, public_address, dns_label } = wish;
+    let offered = facts.offered;
+    let mut ids = HashSet::new();
+    for name in
+        backend_pools.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty())
+    {
+        let known = offered.backend_pools.iter().find(|pool| pool.name == name);
+        let id = known.and_then(|pool| pool.id.parse().ok()).ok_or_else(|| {
+            let offers: Vec<&str> = offered.backend_pools.iter().map(|pool| pool.name.as_str()).collect();
+            format!(
+                "annotation {} names {name:?}, which its NodeIPPool's attachments.backendPools doesn't have (it has: {}). \
+                 Correct the annotation, or add the backend pool there.",
+                names::BACKEND_POOLS,
+                if offers.is_empty() { "none".to_owned() } else { offers.join(", ") },
+            )
+        })?;
+        ids.insert(id);
+    }
+    let public = match public_address.as_deref() {
+        None | Some("false") => false,
+        Some("true") if offered.public_addresses => true,
+        Some("true") => {
+            return Err(format!(
+                "annotation {} asks for a public address, and its NodeIPPool allows none. Set attachments.publicAddresses there.",
+                names::PUBLIC_ADDRESS
+            ));
+        }
+        Some(other) => {
+            return Err(format!("annotation {} is {other:?}: write true or false.", names::PUBLIC_ADDRESS));
+        }
+    };
+    match dns_label {
+        Some(_) if !public => Err(format!(
+            "annotation {} names a public address that the pod doesn't ask for. Add {}: \"true\".",
+            names::DNS_LABEL,
+            names::PUBLIC_ADDRESS
+        )),
+        Some(label) if !is_dns_label(label) => Err(format!(
+            "annotation {} is {label:?}: Azure takes 3 to 63 lower-case letters, digits and dashes, beginning with a letter and \
+             not ending with a dash.",
+            names::DNS_LABEL
+        )),
+        _ if ids.is_empty() && !public => Ok(None),
+        _ if let Some(impossible) = facts.impossible => Err(impossible.to_owned()),
+        _ => Ok(Some(Grant { backend_pools: ids, public, dns_label: dns_label.clone() })),
+    }
+}
+
+/// Azure's rule: `^[a-z][a-z0-9-]{1,61}[a-z0-9]$` (publicIPAddress.json, domainNameLabel; the pattern is in the error of a
+/// label that breaks it).
+fn is_dns_label(label: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (3..=63).contains(&label.len())
+        && label.chars().all(|c| inner(c) || c == '-')
+        && label.starts_with(|c: char| c.is_ascii_lowercase())
+        && label.ends_with(inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,381 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::azure::ProvisioningState;
+
+const POOL: &str =
+    "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/web";
+
+fn public_id(uid: &str) -> Option<ResourceId> {
+    format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
+        .parse()
+        .ok()
+}
+
+/// What the facts are borrowed from.
+#[derive(Clone, Debug)]
+struct World {
+    held: Vec<IpConfiguration>,
+    marks: BTreeMap<String, Mark>,
+    wishes: HashMap<String, Wish>,
+    has: HashMap<Ipv4Addr, String>,
+    confirmed: bool,
+    offered: Attachments,
+    impossible: Option<&'static str>,
+    public: HashMap<ResourceId, Option<PublicAddress>>,
+    refused: HashSet<String>,
+    batch: usize,
+}
+
+fn address(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 240, 0, n)
+}
+
+/// Addresses 1 to `n`; pool `web` and public addresses are on offer.
+fn world(n: u8) -> World {
+    let held = (1..=n).map(|n| IpConfiguration {
+        name: format!("vnp-{n}"),
+        address: Some(address(n).into()),
+        state: ProvisioningState::Succeeded,
+        attached: Attached::default(),
+    });
+    World {
+        held: held.collect(),
+        marks: BTreeMap::new(),
+        wishes: HashMap::new(),
+        has: HashMap::new(),
+        confirmed: true,
+        offered: Attachments {
+            backend_pools: vec![vnetpool_crds::pool::BackendPool { name: "web".into(), id: POOL.into() }],
+            public_addresses: true,
+        },
+        impossible: None,
+        public: HashMap::new(),
+        refused: HashSet::new(),
+        batch: usize::MAX,
+    }
+}
+
+impl World {
+    fn plan(&self) -> Plan {
+        let World { held, marks, wishes, has, confirmed, offered, impossible, public, refused, batch } = self;
+        let facts = Facts {
+            held,
+            marks,
+            wishes,
+            has,
+            confirmed: *confirmed,
+            offered,
+            impossible: *impossible,
+            public,
+            refused,
+            batch: *batch,
+        };
+        plan(&facts, public_id)
+    }
+
+    fn wants_web(mut self, uid: &str) -> World {
+        self.wishes.insert(
+            uid.into(),
+            Wish { pod: format!("default/{uid}"), backend_pools: Some("web".into()), ..Wish::default() },
+        );
+        self
+    }
+
+    fn wants_public(mut self, uid: &str) -> World {
+        let wish =
+            Wish { pod: format!("default/{uid}"), public_address: Some("true".into()), ..Wish::default() };
+        self.wishes.insert(uid.into(), wish);
+        self
+    }
+
+    fn with(mut self, uid: &str, n: u8) -> World {
+        self.has.insert(address(n), uid.into());
+        self
+    }
+
+    /// As `spec` after it was published.
+    fn publish(&mut self) {
+        self.marks = self.plan().marks;
+    }
+
+    /// Carries out the next step as Azure would. Says whether there was one.
+    fn step(&mut self) -> bool {
+        let step = self.plan().step;
+        match &step {
+            None => return false,
+            Some(Step::Detach(names)) => {
+                for entry in self.held.iter_mut().filter(|entry| names.contains(&entry.name)) {
+                    entry.attached = Attached::default();
+                }
+            }
+            Some(Step::Delete(ids)) => ids.iter().for_each(|id| drop(self.public.insert(id.clone(), None))),
+            Some(Step::LookUp(ids)) => ids.iter().for_each(|id| self.make(id, None)),
+            Some(Step::Attach(attach)) => {
+                for one in attach {
+                    if let Some(id) = &one.attached.public_address {
+                        self.make(id, one.dns_label.as_deref());
+                    }
+                    let entry = self.held.iter_mut().find(|entry| entry.name == one.name).unwrap();
+                    entry.attached = one.attached.clone();
+                }
+            }
+        }
+        true
+    }
+
+    fn make(&mut self, id: &ResourceId, label: Option<&str>) {
+        let public = PublicAddress {
+            id: id.to_string(),
+            address: Some("20.0.0.1".into()),
+            dns_name: label.map(|label| format!("{label}.westeurope.cloudapp.azure.com")),
+        };
+        self.public.insert(id.clone(), Some(public));
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            self.publish();
+            if !self.step() && self.plan().marks == self.marks {
+                return;
+            }
+        }
+        panic!("doesn't settle: {self:?}");
+    }
+
+    fn pools(&self, n: usize) -> usize {
+        self.held[n - 1].attached.backend_pools.len()
+    }
+}
+
+#[test]
+fn an_address_is_marked_before_anything_is_attached_and_the_agent_has_taken_up_the_mark() {
+    let mut world = world(2).wants_web("a").with("a", 2);
+    let first = world.plan();
+    assert_eq!((first.step, first.marks["vnp-2"].attached_to.as_str()), (None, "a"));
+    world.publish();
+    world.confirmed = false;
+    assert_eq!(world.plan().step, None);
+    world.confirmed = true;
+    let Some(Step::Attach(attach)) = world.plan().step else { panic!("nothing attached") };
+    assert_eq!((attach[0].name.as_str(), attach[0].attached.backend_pools.len()), ("vnp-2", 1));
+}
+
+#[test]
+fn a_pod_that_left_between_mark_and_confirmation_has_nothing_attached_to_its_address() {
+    let mut world = world(2).wants_web("a").with("a", 2);
+    world.publish();
+    world.has = HashMap::from([(address(2), "b".to_owned())]);
+    assert_eq!(world.plan().step, None);
+    assert!(world.plan().marks.is_empty());
+}
+
+#[test]
+fn the_mark_stays_until_nothing_is_attached_any_more() {
+    let mut world = world(1).wants_web("a").with("a", 1);
+    world.settle();
+    assert_eq!(world.pools(1), 1);
+    (world.wishes, world.has) = Default::default();
+    assert_eq!(world.plan().step, Some(Step::Detach(vec!["vnp-1".into()])));
+    assert_eq!(world.plan().marks["vnp-1"].attached_to, "a");
+    world.step();
+    assert!(world.plan().marks.is_empty());
+}
+
+#[test]
+fn a_pod_whose_sandbox_is_made_anew_keeps_what_is_attached() {
+    let mut world = world(2).wants_web("a").with("a", 1);
+    world.settle();
+    world.has.clear();
+    assert_eq!((world.plan().step, world.plan().marks.len()), (None, 1));
+    // But not on an address that it left for another.
+    let mut moved = world.with("a", 2);
+    moved.settle();
+    assert_eq!((moved.pools(1), moved.pools(2)), (0, 1));
+}
+
+#[test]
+fn a_public_address_is_in_the_mark_before_it_is_made_and_until_it_is_deleted() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    let id = public_id("a").unwrap();
+    world.publish();
+    assert_eq!(world.marks["vnp-1"].public_address, Some(announced(public_id("a").unwrap())));
+    world.settle();
+    assert_eq!(world.marks["vnp-1"].public_address.as_ref().unwrap().address.as_deref(), Some("20.0.0.1"));
+    (world.wishes, world.has) = Default::default();
+    world.step();
+    assert_eq!(world.plan().step, Some(Step::Delete(vec![id])));
+    assert!(world.plan().marks["vnp-1"].public_address.is_some());
+    world.settle();
+    assert!(world.marks.is_empty() && world.public.values().all(Option::is_none));
+}
+
+#[test]
+fn a_new_operator_asks_once_what_an_attached_public_address_is() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    world.public.clear();
+    assert_eq!(world.plan().step, Some(Step::LookUp(vec![public_id("a").unwrap()])));
+}
+
+#[test]
+fn a_changed_dns_label_is_carried_over() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    world.wishes.get_mut("a").unwrap().dns_label = Some("shop".into());
+    world.settle();
+    let shown = world.marks["vnp-1"].public_address.clone().unwrap();
+    assert_eq!(shown.dns_name.as_deref(), Some("shop.westeurope.cloudapp.azure.com"));
+}
+
+#[test]
+fn what_somebody_else_attached_bars_the_address_and_is_left_alone() {
+    let mut world = world(1);
+    world.held[0].attached.backend_pools.insert(POOL.parse().unwrap());
+    let plan = world.plan();
+    assert_eq!((plan.marks["vnp-1"].attached_to.as_str(), plan.step), (names::OTHERS, None));
+    assert_eq!(plan.foreign, [address(1)]);
+    world.publish();
+    world.held[0].attached = Attached::default();
+    assert!(world.plan().marks.is_empty());
+}
+
+#[test]
+fn a_nat_rule_of_somebody_else_neither_loops_nor_is_forgotten() {
+    let mut world = world(1).wants_web("a").with("a", 1);
+    world.settle();
+    world.held[0].attached.other = true;
+    assert_eq!((world.plan().step, world.plan().attached), (None, 1));
+    (world.wishes, world.has) = Default::default();
+    world.plan();
+    assert!(matches!(world.plan().step, Some(Step::Detach(_))));
+    world.held[0].attached.backend_pools.clear();
+    assert_eq!((world.plan().step, world.plan().marks.len()), (None, 1));
+}
+
+#[test]
+fn a_refused_pod_holds_up_nobody_else() {
+    let mut world = world(2).wants_web("a").with("a", 1).wants_web("b").with("b", 2);
+    world.publish();
+    world.refused.insert("a".into());
+    let Some(Step::Attach(attach)) = world.plan().step else { panic!("nothing attached") };
+    assert_eq!(attach.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
+    let says = |change: fn(&mut World)| {
+        let mut world = world(1).wants_public("a").with("a", 1);
+        change(&mut world);
+        let plan = world.plan();
+        assert!(plan.step.is_none() && plan.marks.is_empty());
+        plan.invalid[0].message.clone()
+    };
+    assert!(says(|world| world.offered.public_addresses = false).contains("attachments.publicAddresses"));
+    assert!(says(|world| world.impossible = Some("not here")).contains("not here"));
+    assert!(
+        says(|world| world.wishes.get_mut("a").unwrap().public_address = Some("yes".into()))
+            .contains("write true or false")
+    );
+    assert!(
+        says(|world| world.wishes.get_mut("a").unwrap().dns_label = Some("Shop".into()))
+            .contains("lower-case letters")
+    );
+    assert!(
+        says(|world| world.wishes.get_mut("a").unwrap().backend_pools = Some("web, db".into()))
+            .contains("\"db\"")
+    );
+    assert!(
+        says(|world| {
+            let wish = world.wishes.get_mut("a").unwrap();
+            (wish.public_address, wish.dns_label) = (None, Some("shop".into()));
+        })
+        .contains("Add vnetpool.io/public-address")
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Start(u8, u8),
+    Stop(u8),
+    Asks(u8, bool, bool),
+    Confirmed(bool),
+    Publish,
+    Step,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0..3_u8, 1..4_u8).prop_map(|(pod, n)| Event::Start(pod, n)),
+        (0..3_u8).prop_map(Event::Stop),
+        (0..3_u8, any::<bool>(), any::<bool>()).prop_map(|(pod, web, public)| Event::Asks(pod, web, public)),
+        any::<bool>().prop_map(Event::Confirmed),
+        Just(Event::Publish),
+        Just(Event::Step),
+    ]
+}
+
+proptest! {
+    /// The node gives a marked address to its pod only, and knows a mark no later than when it is confirmed.
+    #[test]
+    fn whatever_happens_no_pod_has_an_address_with_something_attached_for_another(events in prop::collection::vec(event(), 1..60)) {
+        let mut world = world(3);
+        let mut taken_up: BTreeMap<String, Mark> = BTreeMap::new();
+        let mut on_node: HashMap<Ipv4Addr, String> = HashMap::new();
+        for event in events {
+            match event {
+                Event::Start(pod, n) => {
+                    let uid = pod.to_string();
+                    let marked = taken_up.get(&format!("vnp-{n}"));
+                    if marked.is_none_or(|mark| mark.attached_to == uid) && !on_node.contains_key(&address(n)) {
+                        on_node.insert(address(n), uid);
+                    }
+                }
+                Event::Stop(pod) => {
+                    on_node.retain(|_, uid| *uid != pod.to_string());
+                    world.wishes.remove(&pod.to_string());
+                }
+                Event::Asks(pod, web, public) => {
+                    let wish = Wish {
+                        pod: pod.to_string(),
+                        backend_pools: web.then(|| "web".into()),
+                        public_address: public.then(|| "true".into()),
+                        dns_label: None,
+                    };
+                    world.wishes.insert(pod.to_string(), wish);
+                }
+                Event::Confirmed(true) => {
+                    taken_up = world.marks.clone();
+                    world.has = on_node.clone();
+                    world.confirmed = true;
+                }
+                Event::Confirmed(false) => world.confirmed = false,
+                Event::Publish => {
+                    let before = world.marks.clone();
+                    world.publish();
+                    world.confirmed &= before == world.marks;
+                }
+                Event::Step => drop(world.step()),
+            }
+            for entry in &world.held {
+                let uid = entry.address.and_then(|address| on_node.get(&address.addr()));
+                if let (false, Some(uid)) = (entry.attached.is_empty(), uid) {
+                    prop_assert_eq!(&world.marks[&entry.name].attached_to, uid);
+                }
+            }
+        }
+        // When all is told and done, what is attached is what is asked for, and nothing is left over.
+        world.has = on_node;
+        world.wishes.retain(|uid, _| world.has.values().any(|has| has == uid));
+        world.confirmed = true;
+        world.settle();
+        for (uid, wish) in &world.wishes {
+            let entries = world.held.iter().filter(|entry| world.marks.get(&entry.name).is_some_and(|mark| mark.attached_to == *uid));
+            let attached: Vec<&Attached> = entries.map(|entry| &entry.attached).collect();
+            let wants = wish.backend_pools.is_some() || wish.public_address.is_some();
+            prop_assert_eq!(attached.len(), usize::from(wants));
+        }
+        let wanted = world.wishes.values().filter(|wish| wish.public_address.is_some()).count();
+        prop_assert_eq!(world.public.values().flatten().count(), wanted);
+    }
+}
