@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_block_counts_as_sixteen_addresses() {
-        let count = |address: &str| IpConfiguration { name: String::new(), address: address.into() }.count();
+        let count = |address: &str| IpConfiguration { address: address.into(), ..Default::default() }.count();
         assert_eq!(
             (count("10.0.0.5/32"), count("10.0.0.16/28"), count("10.0.0.5"), count("x/99")),
             (1, 16, 0, 0)

@@ -160,7 +160,8 @@ fn wire(node: &Namespace, pod: &Namespace, address: Ipv4Addr) {
 
 fn rules(direct: &[&str]) -> String {
     let direct = direct.iter().map(|range| range.parse().unwrap()).collect();
-    Rules { uplinks: vec![Egress { link: "eth0".into(), address: NODE }], direct }.render()
+    Rules { uplinks: vec![Egress { link: "eth0".into(), address: NODE }], direct, public: Default::default() }
+        .render()
 }
 
 /// Brings the rules into this namespace; says whether the kernel had to be changed.

@@ -80,6 +80,21 @@ pub const REFUSED: &[Case] = &[
         "takes IPv4 ranges such as 192.168.0.0/16",
     ),
     case("a weight in words", "weight: heavy", "spec.weight"),
+    case(
+        "a load balancer instead of its backend pool",
+        "attachments: { backendPools: [{ name: web, id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb }] }",
+        "attachments.backendPools.id must be the whole resource id of a backend pool",
+    ),
+    case(
+        "a backend pool whose name can't be listed",
+        "attachments: { backendPools: [{ name: 'a,b', id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/p }] }",
+        "attachments.backendPools.name takes lower-case letters, digits and dashes",
+    ),
+    case(
+        "two backend pools of one name",
+        "attachments: { backendPools: [{ name: a, id: x }, { name: a, id: y }] }",
+        "Duplicate value",
+    ),
 ];
 
 pub const ACCEPTED: &[Case] = &[
@@ -98,6 +113,11 @@ pub const ACCEPTED: &[Case] = &[
     case(
         "several ranges",
         "snat: { nonMasqueradeCIDRs: [192.168.0.0/16, 172.16.0.0/12, 203.0.113.7/32] }",
+        "",
+    ),
+    case(
+        "a backend pool and public addresses",
+        "attachments: { publicAddresses: true, backendPools: [{ name: web, id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/p }] }",
         "",
     ),
     case(

@@ -246,3 +246,53 @@ proptest! {
         }
     }
 }
+
+const BACKEND_POOL: &str =
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/web";
+const PUBLIC_ADDRESS: &str =
+    "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/publicIPAddresses/vnp-u";
+
+fn attach(name: &str, backend_pools: &[&str], public_address: Option<&str>) -> Change {
+    let attached = Attached {
+        backend_pools: backend_pools.iter().map(|id| id.parse().unwrap()).collect(),
+        public_address: public_address.map(|id| id.parse().unwrap()),
+        other: false,
+    };
+    Change { attach: BTreeMap::from([(name.to_owned(), attached)]), ..Change::default() }
+}
+
+#[test]
+fn what_is_attached_is_what_reads_back_and_nothing_else_changes() {
+    let before = document(vec![
+        ip_configuration("ipconfig1", "10.240.0.4", true),
+        ip_configuration("vnp-1", "10.240.0.5", false),
+        ip_configuration("vnp-2", "10.240.0.6", false),
+    ]);
+    let change = attach("vnp-2", &[BACKEND_POOL], Some(PUBLIC_ADDRESS));
+    let mut after = edit(&before, &change).unwrap();
+    let nic = read(&after).unwrap();
+    assert_eq!(nic.ip_configurations[1].attached, change.attach["vnp-2"]);
+    assert!(nic.ip_configurations[0].attached.is_empty());
+    assert_eq!(edit(&after, &change).unwrap(), after, "what is attached already needs no write");
+    after = edit(&after, &attach("vnp-2", &[], None)).unwrap();
+    assert!(read(&after).unwrap().ip_configurations[1].attached.is_empty());
+    // An empty list says as much as none, and takes nothing else along.
+    after["properties"]["ipConfigurations"][2]["properties"]
+        .as_object_mut()
+        .unwrap()
+        .remove("loadBalancerBackendAddressPools");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn what_others_attached_is_seen_and_left_alone() {
+    let mut one = ip_configuration("vnp-1", "10.240.0.5", false);
+    one["properties"]["loadBalancerInboundNatRules"] = json!([{ "id": "x" }]);
+    let before = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true), one]);
+    assert!(read(&before).unwrap().ip_configurations[0].attached.other);
+    assert_eq!(edit(&before, &attach("vnp-1", &[], None)).unwrap(), before);
+    assert_eq!(
+        edit(&before, &attach("ipconfig1", &[BACKEND_POOL], None)),
+        Err(Error::NotOurs { name: "ipconfig1".into() })
+    );
+}
