@@ -1,6 +1,6 @@
 //! The admin API: HTTP and JSON over a Unix socket, one route per operation of [`Azure`].
 
-use crate::azure::{Azure, Error, NewVm, Peering, Settings};
+use crate::azure::{Azure, Error, NewVm, Peering, Premises, Settings};
 use crate::fault::Fault;
 use crate::permission::Access;
 use axum::extract::{Path, Query, State};
@@ -41,6 +41,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/vms/{name}", delete(delete_vm))
         .route("/vms/{name}/replug", post(replug))
         .route("/internet", post(internet))
+        .route("/premises", post(premises))
         .route("/log", get(log).delete(clear_log))
         .route("/state", get(state))
         .route("/settings", patch(settings))
@@ -89,6 +90,11 @@ async fn internet(
     Json(InternetHost { netns, address }): Json<InternetHost>,
 ) -> Result<Json<Value>, Error> {
     azure.join_internet(&netns, address).await?;
+    Ok(done())
+}
+
+async fn premises(State(azure): Azured, Json(premises): Json<Premises>) -> Result<Json<Value>, Error> {
+    azure.join_premises(&premises).await?;
     Ok(done())
 }
 

@@ -2,6 +2,7 @@
 
 mod compute;
 mod network;
+mod resource;
 
 use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
@@ -42,19 +43,26 @@ impl Call<'_> {
 
     /// The JSON object in the body, with an object `properties`.
     fn document(&self) -> Result<Value, Reply> {
-        let malformed = |why: &str| {
-            let message = format!("The request content was invalid and could not be deserialized: '{why}'.");
-            Reply::gateway(400, "InvalidRequestContent", message)
-        };
-        let body = self.request.body.as_ref().map_err(|why| malformed(why))?.clone().unwrap_or_default();
-        if !body.is_object() {
-            return Err(malformed("an object is required"));
-        }
+        let body = self.object()?;
         if !body["properties"].is_object() {
             return Err(malformed("'properties' has to be an object"));
         }
         Ok(body)
     }
+
+    /// The JSON object in the body.
+    fn object(&self) -> Result<Value, Reply> {
+        let body = self.request.body.as_ref().map_err(|why| malformed(why))?.clone().unwrap_or_default();
+        if !body.is_object() || !(body["properties"].is_object() || body["properties"].is_null()) {
+            return Err(malformed("an object is required"));
+        }
+        Ok(body)
+    }
+}
+
+fn malformed(why: &str) -> Reply {
+    let message = format!("The request content was invalid and could not be deserialized: '{why}'.");
+    Reply::gateway(400, "InvalidRequestContent", message)
 }
 
 /// Answers one request.
@@ -274,6 +282,7 @@ fn group(world: &mut World, call: &Call) -> Result<Reply, Reply> {
             world.vms.retain(|id, _| !id.starts_with(&inside));
             world.nics.retain(|id, _| !id.starts_with(&inside));
             world.vnets.retain(|id, _| !id.starts_with(&inside));
+            world.resources.retain(|id, _| !id.starts_with(&inside));
             let location = format!(
                 "{}/subscriptions/{}/operationresults/{}?api-version={}",
                 call.base(),

@@ -1,17 +1,17 @@
 //! Simulated Azure as a whole: the world behind a lock, faults, the log, the network; and what its admin may do to it.
 
-use crate::fabric::{Fabric, Plug};
+use crate::fabric::Fabric;
 use crate::fault::{Fault, Faults, Standing};
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::world::{Config, Vm, World, new_etag};
+use crate::topology::{Network, gateway, mac};
+use crate::world::{Config, Gateway, Vm, World, new_etag};
 use crate::{arm, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,7 +59,9 @@ pub struct NewVm {
     pub name: String,
     /// Without it, the world's own.
     pub resource_group: Option<String>,
-    /// A subnet of the first VNet; without it, the VNet's first subnet.
+    /// A VNet by name; without it, whichever has the subnet.
+    pub vnet: Option<String>,
+    /// A subnet's name; without it, the VNet's first subnet.
     pub subnet: Option<String>,
     /// With a fabric: the network namespace that gets `eth0`.
     pub netns: Option<String>,
@@ -92,6 +94,17 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 pub struct Peering {
     pub name: String,
+    pub prefixes: Vec<Ipv4Net>,
+}
+
+/// A network on premises to reach through a VNet's gateway: `POST /premises`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Premises {
+    /// The network namespace of its one host.
+    pub netns: String,
+    pub address: Ipv4Addr,
+    pub vnet: String,
     pub prefixes: Vec<Ipv4Net>,
 }
 
@@ -206,11 +219,8 @@ impl Azure {
     async fn program(&self) -> Result<(), Error> {
         let Some(fabric) = &self.fabric else { return Ok(()) };
         let mut fabric = fabric.lock().await;
-        let (plugs, space) = {
-            let world = lock(&self.world);
-            (plugs(&world), world.vnets.values().flat_map(vnet::address_space).collect())
-        };
-        fabric.program(&plugs, &space).await.map_err(Error::Network)
+        let network = Network::of(&lock(&self.world));
+        fabric.program(&network).await.map_err(Error::Network)
     }
 
     /// Makes a running VM with a NIC that has one dynamic address.
@@ -277,6 +287,28 @@ impl Azure {
             ));
         };
         fabric.lock().await.join_internet(netns, address).await.map_err(Error::Network)
+    }
+
+    /// Gives a VNet a gateway to a network on premises, which has these prefixes and a namespace for its one host.
+    ///
+    /// # Errors
+    /// Without a fabric, or when the VNet or the namespace is missing.
+    pub async fn join_premises(&self, premises: &Premises) -> Result<(), Error> {
+        let Premises { netns, address, vnet, prefixes } = premises;
+        let Some(fabric) = &self.fabric else {
+            return Err(Error::Conflict(
+                "the simulator runs without a network: start it with --fabric".into(),
+            ));
+        };
+        let key = {
+            let world = lock(&self.world);
+            let wanted = format!("/{VNETS}/{vnet}").to_lowercase();
+            let key = world.vnets.keys().find(|key| key.ends_with(&wanted)).cloned();
+            key.ok_or_else(|| Error::NotFound(format!("VNet {vnet}")))?
+        };
+        fabric.lock().await.join_premises(netns, *address, &key).await.map_err(Error::Network)?;
+        lock(&self.world).gateways.insert(key, Gateway { prefixes: prefixes.clone() });
+        self.program().await
     }
 
     /// Every exchange so far, oldest first.
@@ -418,7 +450,7 @@ fn vm_key(world: &World, name: &str) -> Result<String, Error> {
 }
 
 fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
-    let NewVm { name, resource_group, subnet, netns } = new;
+    let NewVm { name, resource_group, vnet, subnet, netns } = new;
     let group = resource_group.clone().unwrap_or_else(|| world.config.resource_group.clone());
     let group_id = world.group_id(&group);
     if !world.groups.contains_key(&group_id.to_lowercase()) {
@@ -429,7 +461,9 @@ fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
     if world.vms.contains_key(&vm_id.to_lowercase()) {
         return Err(Error::Conflict(format!("there is a VM {name} already: delete it first")));
     }
-    let all: Vec<&Value> = world.vnets.values().flat_map(vnet::subnets).collect();
+    let vnets = world.vnets.values();
+    let vnets = vnets.filter(|document| vnet.as_ref().is_none_or(|vnet| document["name"] == json!(vnet)));
+    let all: Vec<&Value> = vnets.flat_map(vnet::subnets).collect();
     let named = |document: &&&Value| subnet.as_ref().is_none_or(|subnet| document["name"] == json!(subnet));
     let wanted = all.iter().find(named);
     let subnet =
@@ -469,16 +503,6 @@ fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
     })
 }
 
-/// Azure's default gateway: the first address after the network's own.
-fn gateway(prefix: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(prefix.network()) + 1)
-}
-
-/// `aa:bb:cc:dd:ee:ff`; ARM writes `AA-BB-CC-DD-EE-FF`.
-fn mac(nic: &Value) -> Option<String> {
-    Some(nic["properties"]["macAddress"].as_str()?.replace('-', ":").to_lowercase())
-}
-
 /// RFC 7396.
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
@@ -491,24 +515,4 @@ fn merge(target: &mut Value, patch: &Value) {
     for (field, value) in patch {
         if value.is_null() { nic::remove(target, field) } else { merge(&mut target[field.as_str()], value) }
     }
-}
-
-/// What the network has to deliver, by NIC: the machines that stand in a namespace.
-fn plugs(world: &World) -> BTreeMap<String, Plug> {
-    let plug = |nic: &crate::world::Nic| {
-        let vm = world.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?;
-        let primary = nic::primary(&nic.document)?;
-        let address = nic::address(primary)?.addr();
-        let subnet = world.subnet_document(primary["properties"]["subnet"]["id"].as_str()?)?;
-        let prefix = vnet::prefixes(subnet).into_iter().find(|prefix| prefix.contains(&address))?;
-        Some(Plug {
-            netns: vm.netns.clone()?,
-            mac: mac(&nic.document)?,
-            address: Ipv4Net::new(address, prefix.prefix_len()).ok()?,
-            gateway: gateway(prefix),
-            forwards: nic.document["properties"]["enableIPForwarding"] == json!(true),
-            live: nic.live.iter().copied().collect::<BTreeSet<_>>(),
-        })
-    };
-    world.nics.iter().filter_map(|(key, nic)| Some((key.clone(), plug(nic)?))).collect()
 }

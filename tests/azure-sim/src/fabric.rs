@@ -3,15 +3,19 @@
 //! ```text
 //!   VM's namespace            this namespace
 //!   eth0 (NIC's MAC) ──veth── vm1  12:34:56:78:9a:bc   answers each ARP request, for any address
-//!                              │ netdev ingress: right MAC, source held by the NIC, destination delivered by somebody
-//!                              └ a /32 route for each address that a NIC holds
+//!                              │ netdev ingress: right MAC, source held by the NIC
+//!                              │ its subnet's routing table: straight on, to an appliance, or nowhere
+//!                              │ main routing table: a /32 route for each address that a NIC holds
+//!                              └ table inet azure: security groups, who reaches the internet
 //! ```
-//! What may pass is decided where a packet comes in; where it goes, by the routes. Both follow from [`Rules`], and only
-//! what differs from the last time is programmed.
+//! Sources and routes follow from [`Rules`], of which only what differs from the last time is programmed; what may pass
+//! is rendered by `policy` and replaced when it differs.
 
 mod command;
+mod policy;
 mod rules;
 
+use crate::topology::Network;
 use anyhow::{Context, ensure};
 use command::{ip, ip_in, nft};
 use ipnet::Ipv4Net;
@@ -26,11 +30,18 @@ pub(crate) const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 pub(crate) const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Where the wire server listens.
 pub(crate) const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// What no security group is asked about.
+const PLATFORM_ADDRESSES: [Ipv4Addr; 2] = [IMDS, WIRE_SERVER];
 /// The MAC address from which Azure answers every ARP request.
 const FABRIC_MAC: &str = "12:34:56:78:9a:bc";
 /// The next hop of the hosts of the internet.
 const INTERNET_GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const INTERNET: &str = "203.0.113.0/24";
+/// The next hop of a network on premises, and the range it is from, which leads nowhere else.
+const PREMISES_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const PREMISES_LINKS: &str = "192.0.2.0/24";
+/// The first number of a place's own routing table.
+const FIRST_TABLE: u32 = 1000;
 
 /// A NIC of a machine that stands in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +51,8 @@ pub(crate) struct Plug {
     /// The primary address, with the subnet's prefix length.
     pub(crate) address: Ipv4Net,
     pub(crate) gateway: Ipv4Addr,
+    /// The subnet's id in lower case.
+    pub(crate) subnet: String,
     /// Whether the NIC may send from and receive for any address.
     pub(crate) forwards: bool,
     /// The addresses the network delivers to it.
@@ -50,7 +63,12 @@ pub(crate) struct Plug {
 pub(crate) struct Fabric {
     /// The links to machines, by NIC.
     ports: BTreeMap<String, Port>,
+    /// The links to networks on premises, by virtual network.
+    gateways: BTreeMap<String, String>,
+    /// The number of each place's routing table; never used for another.
+    tables: BTreeMap<String, u32>,
     programmed: Rules,
+    policy: String,
     /// Counts devices: a name is never used twice.
     devices: u32,
 }
@@ -79,18 +97,24 @@ impl Fabric {
         for address in [ARM, IMDS, WIRE_SERVER] {
             batch += &format!("address replace {address}/32 dev lo\n");
         }
-        batch += &format!("route replace {INTERNET} dev lo\n");
+        batch += &format!("route replace {INTERNET} dev lo\nroute replace {PREMISES_LINKS} dev lo\n");
+        // What an earlier fabric left in this namespace.
+        batch += "rule flush\nrule add lookup main priority 32766\n";
         ip(&batch).await?;
         nft(rules::BASE).await?;
-        Ok(Self { ports: BTreeMap::new(), programmed: Rules::default(), devices: 0 })
+        Ok(Self {
+            ports: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            programmed: Rules::default(),
+            policy: String::new(),
+            devices: 0,
+        })
     }
 
-    /// Plugs, unplugs and filters until the network is what these NICs need. `space` are the VNets' prefixes.
-    pub(crate) async fn program(
-        &mut self,
-        plugs: &BTreeMap<String, Plug>,
-        space: &BTreeSet<Ipv4Net>,
-    ) -> anyhow::Result<()> {
+    /// Plugs, unplugs, routes and filters until the network is what the world says.
+    pub(crate) async fn program(&mut self, network: &Network) -> anyhow::Result<()> {
+        let plugs = &network.plugs;
         let is_wired = |nic: &String, port: &Port| plugs.get(nic).is_some_and(|plug| port.fits(plug));
         let stale: Vec<String> = self
             .ports
@@ -107,8 +131,16 @@ impl Fabric {
                 self.ports.insert(nic.clone(), port);
             }
         }
-        let wired = self.ports.iter().filter_map(|(nic, port)| Some((port, plugs.get(nic)?)));
-        let rules = Rules::of(wired, space);
+        for place in network.routes.keys() {
+            let next = FIRST_TABLE + u32::try_from(self.tables.len())?;
+            self.tables.entry(place.clone()).or_insert(next);
+        }
+        let policy = policy::render(network, &self.ports);
+        if policy != self.policy {
+            nft(&policy).await?;
+            self.policy = policy;
+        }
+        let rules = Rules::of(network, &self.ports, &self.gateways, &self.tables);
         let change = self.programmed.change_to(&rules);
         nft(&change.nft).await?;
         // A machine's namespace may have gone with its link just now: then its routes went, too.
@@ -176,7 +208,7 @@ impl Fabric {
     /// Joins a namespace as a host of the internet, which knows no address of a VNet but those it is called from.
     pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
         let device = self.link(netns, "net", "").await?;
-        nft(&rules::guard(&device, "of_internet")).await?;
+        nft(&rules::guard(&device, "of_host")).await?;
         ip_in(
             netns,
             &format!(
@@ -186,6 +218,29 @@ impl Fabric {
         )
         .await?;
         ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await
+    }
+
+    /// Joins a namespace as a host behind a virtual network's gateway. It knows no address but its own and sends everything
+    /// to the gateway.
+    pub(crate) async fn join_premises(
+        &mut self,
+        netns: &str,
+        address: Ipv4Addr,
+        vnet: &str,
+    ) -> anyhow::Result<()> {
+        let device = self.link(netns, "gw", "").await?;
+        nft(&rules::guard(&device, "of_host")).await?;
+        ip_in(
+            netns,
+            &format!(
+                "link set lo up\naddress add {address}/32 dev eth0\nlink set eth0 up\n\
+                 route add {PREMISES_GATEWAY} dev eth0\nroute add default via {PREMISES_GATEWAY} dev eth0\n"
+            ),
+        )
+        .await?;
+        ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await?;
+        self.gateways.insert(vnet.to_owned(), device);
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod admin;
 mod arm;
+mod attachment;
 mod azure;
 mod fabric;
 mod fault;
@@ -23,16 +24,18 @@ mod operation;
 mod permission;
 mod reply;
 mod request;
+mod resource;
 #[cfg(feature = "schema")]
 pub mod schema;
 mod sim;
 mod subnet;
 mod throttle;
+mod topology;
 mod vm;
 mod vnet;
 mod world;
 
-pub use azure::{Azure, Error, NewVm, Peering, Settings, VmInfo};
+pub use azure::{Azure, Error, NewVm, Peering, Premises, Settings, VmInfo};
 pub use fault::{Effect, Fault, Standing};
 pub use log::LogEntry;
 pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};

@@ -376,6 +376,23 @@ pub(crate) fn addresses(nic: &Value) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
+/// What is attached to the addresses a NIC holds, each with the id in lower case of what it is.
+pub(crate) fn attachments(nic: &Value) -> BTreeSet<(Ipv4Addr, String)> {
+    let of = |configuration: &Value| {
+        let properties = &configuration["properties"];
+        let lists = ["loadBalancerBackendAddressPools", "applicationSecurityGroups"];
+        let listed = lists.into_iter().flat_map(|list| properties[list].as_array().into_iter().flatten());
+        let all = listed.chain(std::iter::once(&properties["publicIPAddress"]));
+        let ids: Vec<String> =
+            all.filter_map(|reference| Some(reference["id"].as_str()?.to_lowercase())).collect();
+        address(configuration)
+            .into_iter()
+            .flat_map(move |block| ids.clone().into_iter().map(move |id| (block.addr(), id)))
+            .collect::<Vec<_>>()
+    };
+    ip_configurations(nic).iter().flat_map(of).collect()
+}
+
 /// The primary ipConfiguration.
 pub(crate) fn primary(nic: &Value) -> Option<&Value> {
     ip_configurations(nic).iter().find(|c| c["properties"]["primary"] == json!(true))

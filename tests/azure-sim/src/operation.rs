@@ -1,6 +1,7 @@
 //! Long-running operations: what ARM promises with `Azure-AsyncOperation`, and what a poll answers.
 
 use crate::reply::Reply;
+use crate::resource::Kind;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -15,11 +16,15 @@ pub(crate) enum Effect {
     RemoveSubnet,
     FinishVm,
     RemoveVm,
+    FinishResource(Kind),
+    /// A child of the resource was removed.
+    FinishChildRemoval(Kind),
+    RemoveResource(Kind),
 }
 
 impl Effect {
     /// Azure's name for the operation, as it appears in messages.
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FinishNic => "PutNicOperation",
             Self::RemoveNic => "DeleteNicOperation",
@@ -29,6 +34,8 @@ impl Effect {
             Self::RemoveSubnet => "DeleteSubnetOperation",
             Self::FinishVm => "PutVirtualMachineOperation",
             Self::RemoveVm => "DeleteVirtualMachineOperation",
+            Self::FinishResource(kind) | Self::FinishChildRemoval(kind) => kind.operation_names().0,
+            Self::RemoveResource(kind) => kind.operation_names().1,
         }
     }
 
@@ -103,9 +110,11 @@ impl Operation {
             .header("azure-asyncoperation", url("operations", ""));
         match self.effect {
             Effect::RemoveVm => reply.header("location", url("operations", "&monitor=true")),
-            Effect::RemoveNic | Effect::RemoveVnet | Effect::RemoveSubnet => {
-                reply.header("location", url("operationResults", ""))
-            }
+            Effect::RemoveNic
+            | Effect::RemoveVnet
+            | Effect::RemoveSubnet
+            | Effect::FinishChildRemoval(_)
+            | Effect::RemoveResource(_) => reply.header("location", url("operationResults", "")),
             _ => reply,
         }
     }

@@ -1,9 +1,11 @@
 //! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always an argument.
 
+use crate::attachment;
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
 use crate::permission::Access;
 use crate::reply::Reply;
+use crate::resource::{self, Kind};
 use crate::subnet::Subnet;
 use crate::throttle::Limits;
 use crate::vnet;
@@ -72,6 +74,9 @@ pub(crate) struct Nic {
     /// The addresses the network delivers: a new one joins when its write has succeeded, one that goes leaves when
     /// the write is accepted.
     pub(crate) live: BTreeSet<Ipv4Addr>,
+    /// What is attached to addresses in effect: an address with the id (in lower case) of a public address, a backend pool
+    /// or an application security group. It follows writes as `live` does.
+    pub(crate) attached: BTreeSet<(Ipv4Addr, String)>,
     /// Azure deletes a NIC that never had a VM at once.
     pub(crate) was_attached: bool,
 }
@@ -85,6 +90,12 @@ pub(crate) struct Vm {
     pub(crate) netns: Option<String>,
 }
 
+/// A gateway to a network on premises. ARM's documents of gateways aren't at hand, so it is made by the admin.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    pub(crate) prefixes: Vec<Ipv4Net>,
+}
+
 /// All of simulated Azure. Keys are resource ids in lower case.
 pub(crate) struct World {
     pub(crate) config: Config,
@@ -92,6 +103,9 @@ pub(crate) struct World {
     pub(crate) vnets: BTreeMap<String, Value>,
     pub(crate) nics: BTreeMap<String, Nic>,
     pub(crate) vms: BTreeMap<String, Vm>,
+    pub(crate) resources: BTreeMap<String, (Kind, Value)>,
+    /// By VNet.
+    pub(crate) gateways: BTreeMap<String, Gateway>,
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
@@ -108,6 +122,8 @@ impl World {
             vnets: BTreeMap::new(),
             nics: BTreeMap::new(),
             vms: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            gateways: BTreeMap::new(),
             operations: BTreeMap::new(),
             limits: Limits::default(),
             tokens: BTreeMap::new(),
@@ -168,6 +184,7 @@ impl World {
                 if let Some(nic) = self.nics.get_mut(resource) {
                     nic::set_state(&mut nic.document, "Succeeded", &new_etag());
                     nic.live = nic::addresses(&nic.document);
+                    nic.attached = nic::attachments(&nic.document);
                 }
             }
             Effect::RemoveNic => drop(self.nics.remove(resource)),
@@ -197,6 +214,13 @@ impl World {
                 }
             }
             Effect::RemoveVm => drop(self.remove_vm(resource)),
+            Effect::FinishResource(kind) | Effect::FinishChildRemoval(kind) => {
+                if let Some((_, document)) = self.resources.get_mut(resource) {
+                    resource::set_state(kind, document, "Succeeded", &new_etag());
+                }
+                self.give_public_addresses();
+            }
+            Effect::RemoveResource(_) => drop(self.resources.remove(resource)),
         }
     }
 
@@ -234,22 +258,32 @@ impl World {
         let state = if takes.is_some() { "Updating" } else { "Succeeded" };
         let put = nic::Put { id, name, old, body, etag: new_etag(), state };
         let document = put.apply(|subnet| self.subnet(subnet, &key))?;
+        attachment::check_nic(self, &document)?;
         let location = document["location"].as_str().unwrap_or_default().to_owned();
-        let held = nic::addresses(&document);
-        let new = || Nic { document: Value::Null, live: BTreeSet::new(), was_attached: false };
+        let (held, attached) = (nic::addresses(&document), nic::attachments(&document));
+        let new = || Nic {
+            document: Value::Null,
+            live: BTreeSet::new(),
+            attached: BTreeSet::new(),
+            was_attached: false,
+        };
         let nic = self.nics.entry(key.clone()).or_insert_with(new);
         nic.document = document;
         if let Some(takes) = takes {
             nic.live.retain(|address| held.contains(address));
+            nic.attached.retain(|attachment| attached.contains(attachment));
+            self.give_public_addresses();
             Ok(Some(self.start(Effect::FinishNic, &key, &location, now + takes)))
         } else {
             nic.live = held;
+            nic.attached = attached;
+            self.give_public_addresses();
             self.supersede(&key, &uuid::Uuid::new_v4().to_string());
             Ok(None)
         }
     }
 
-    /// A subnet by id, with all addresses taken but those of the NIC `except` (in lower case).
+    /// A subnet by id, with all addresses taken but those of the NIC or load balancer `except` (in lower case).
     pub(crate) fn subnet(&self, id: &str, except: &str) -> Option<Subnet> {
         let document = self.subnet_document(id)?;
         let mut taken = BTreeMap::new();
@@ -259,6 +293,15 @@ impl World {
                     && let Some(block) = nic::address(configuration)
                 {
                     taken.insert(block, configuration["id"].as_str().unwrap_or_default().to_owned());
+                }
+            }
+        }
+        for (_, (_, balancer)) in self.resources.iter().filter(|(key, _)| *key != except) {
+            for frontend in resource::list(balancer, "frontendIPConfigurations") {
+                if has_id(&frontend["properties"]["subnet"], id)
+                    && let Some(block) = nic::address(frontend)
+                {
+                    taken.insert(block, frontend["id"].as_str().unwrap_or_default().to_owned());
                 }
             }
         }
@@ -315,6 +358,76 @@ impl World {
             }
         }
         Some(freed)
+    }
+
+    /// A resource by kind and id, whatever the letter case.
+    pub(crate) fn resource(&self, kind: Kind, id: &str) -> Option<&Value> {
+        self.resources.get(&id.to_lowercase()).filter(|(own, _)| *own == kind).map(|(_, document)| document)
+    }
+
+    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Value> {
+        self.resources.values().filter(move |(own, _)| *own == kind).map(|(_, document)| document)
+    }
+
+    /// The ipConfigurations of all NICs.
+    pub(crate) fn ip_configurations(&self) -> impl Iterator<Item = &Value> {
+        self.nics.values().flat_map(|nic| nic::ip_configurations(&nic.document))
+    }
+
+    /// The load balancer that has a backend pool.
+    pub(crate) fn balancer_of(&self, pool: &str) -> Option<&Value> {
+        let mut balancers = self.of_kind(Kind::LoadBalancer);
+        balancers.find(|balancer| {
+            resource::list(balancer, "backendAddressPools").iter().any(|own| has_id(own, pool))
+        })
+    }
+
+    /// The address a frontend of a load balancer has in its subnet.
+    pub(crate) fn frontend_address(&self, id: &str) -> Option<Ipv4Addr> {
+        let balancers = self.of_kind(Kind::LoadBalancer);
+        let mut frontends =
+            balancers.flat_map(|balancer| resource::list(balancer, "frontendIPConfigurations"));
+        nic::address(frontends.find(|frontend| has_id(frontend, id))?).map(|block| block.addr())
+    }
+
+    /// A route table takes one write at a time (kubernetes#88151); a newer write to anything else supersedes the older.
+    pub(crate) fn check_idle(&self, kind: Kind, id: &str, now: Instant) -> Result<(), Reply> {
+        let mut running = self.operations.values().filter(|operation| operation.is_in_progress());
+        match running.find(|operation| operation.resource.eq_ignore_ascii_case(id)) {
+            Some(operation) if kind == Kind::RouteTable => {
+                let message = format!(
+                    "Operation {} ({}) is updating resource {id}. The call can be retried in {} seconds.",
+                    operation.effect.name(),
+                    operation.id,
+                    (operation.ends - now).as_secs() + 1
+                );
+                Err(Reply::retryable("RetryableErrorDueToAnotherOperation", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives an address to every public address that is due one: a static one when its write has ended, a dynamic one with
+    /// its first use.
+    pub(crate) fn give_public_addresses(&mut self) {
+        let is_due = |document: &Value| {
+            let properties = &document["properties"];
+            let is_static = properties["publicIPAllocationMethod"] == json!("Static");
+            let id = document["id"].as_str().unwrap_or_default();
+            properties["provisioningState"] == json!("Succeeded")
+                && !properties["ipAddress"].is_string()
+                && (is_static || attachment::user(self, Kind::PublicAddress, id).is_some())
+        };
+        let due: Vec<String> = self
+            .of_kind(Kind::PublicAddress)
+            .filter(|document| is_due(document))
+            .filter_map(|document| document["id"].as_str().map(str::to_lowercase))
+            .collect();
+        for key in due {
+            let Some((_, mut document)) = self.resources.get(&key).cloned() else { continue };
+            attachment::give_public_address(self, &mut document);
+            self.resources.insert(key, (Kind::PublicAddress, document));
+        }
     }
 
     /// The VM whose primary address this is: the metadata service answers to no other address.

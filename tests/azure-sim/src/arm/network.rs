@@ -1,10 +1,12 @@
-//! Microsoft.Network: network interfaces, virtual networks, subnets.
+//! Microsoft.Network: network interfaces, virtual networks, subnets; the rest is in `resource`.
 
-use super::{Call, not_allowed, not_found, unknown_type};
+use super::{Call, not_allowed, not_found, resource, unknown_type};
+use crate::attachment;
 use crate::nic;
 use crate::operation::{Effect, Operation, retry_after};
 use crate::permission;
 use crate::reply::Reply;
+use crate::resource::{Kind as ResourceKind, list as children};
 use crate::throttle::Kind;
 use crate::vnet;
 use crate::world::{World, has_id, new_etag};
@@ -19,6 +21,11 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
     if world.config.limits {
         let verb = if call.kind == Kind::Read { "Get" } else { call.method() };
         world.limits.network(call.kind, &format!("{verb} {}", resource[0]), call.now)?;
+    }
+    if let [collection, path @ ..] = resource
+        && let Some(kind) = ResourceKind::of(collection)
+    {
+        return self::resource::answer(world, call, kind, path);
     }
     match (call.method(), resource) {
         ("GET", [list_of]) => list(world, call, list_of),
@@ -79,13 +86,16 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
             let vnets = world.vnets.iter().filter(|(key, _)| key.starts_with(scope));
             vnets.map(|(_, vnet)| shown_vnet(world, vnet)).collect()
         }
-        _ => return Err(unknown_type(call)),
+        _ => {
+            let kind = ResourceKind::of(kind).ok_or_else(|| unknown_type(call))?;
+            return resource::all(world, call, kind);
+        }
     };
     Ok(Reply::new(200, json!({ "value": value })))
 }
 
 /// An answer to a GET carries the etag in a header, too.
-fn tagged(status: u16, document: Value) -> Result<Reply, Reply> {
+pub(super) fn tagged(status: u16, document: Value) -> Result<Reply, Reply> {
     let etag = document["etag"].as_str().unwrap_or_default().to_owned();
     Ok(Reply::new(status, document).header("etag", etag))
 }
@@ -102,7 +112,7 @@ fn known_vnet<'a>(world: &'a World, call: &Call) -> Result<&'a Value, Reply> {
 }
 
 /// A sub-resource is known to the provider only, which words its absence in its own way.
-fn child_not_found(call: &Call) -> Reply {
+pub(super) fn child_not_found(call: &Call) -> Reply {
     Reply::nrp(404, "NotFound", format!("Resource {} not found.", call.request.path), json!([]))
 }
 
@@ -111,7 +121,7 @@ fn subnet_id(world: &World, call: &Call) -> String {
 }
 
 /// `If-Match` against a document's etag. The provider itself writes a bare value as a weak etag.
-fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result<(), Reply> {
+pub(super) fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result<(), Reply> {
     let Some(asked) = call.request.header("if-match").filter(|asked| *asked != "*") else { return Ok(()) };
     let asked =
         if asked.starts_with("W/") { asked.to_owned() } else { format!("W/\"{}\"", asked.trim_matches('"')) };
@@ -126,7 +136,7 @@ fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result<(), Reply>
     Err(Reply::nrp(412, "PreconditionFailed", "Precondition failed.", details))
 }
 
-fn announce(world: &World, call: &Call, operation: &Operation, reply: Reply) -> Reply {
+pub(super) fn announce(world: &World, call: &Call, operation: &Operation, reply: Reply) -> Reply {
     operation.announce(reply, &call.base(), &world.config.subscription, &call.version)
 }
 
@@ -216,6 +226,7 @@ fn put_vnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     // Recorded: an update that changes nothing says Succeeded at once, and its status is 201, too.
     let state = if old.is_some() { "Succeeded" } else { "Updating" };
     let document = vnet::replace(&id, name, old, body, &new_etag(), state);
+    vnet::subnets(&document).iter().try_for_each(|subnet| attachment::check_subnet(world, subnet))?;
     world.vnets.insert(key.clone(), document.clone());
     let location = document["location"].as_str().unwrap_or_default().to_owned();
     let operation = world.start(Effect::FinishVnet, &key, &location, call.now + world.write_time());
@@ -225,7 +236,9 @@ fn put_vnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
 /// The first ipConfiguration in any of these subnets; a used subnet can't be deleted.
 fn user_of(world: &World, subnet: &str) -> Option<String> {
     let all = world.nics.values().flat_map(|nic| nic::ip_configurations(&nic.document));
-    let mut inside = all.filter(|c| has_id(&c["properties"]["subnet"], subnet));
+    let balancers = world.of_kind(ResourceKind::LoadBalancer);
+    let frontends = balancers.flat_map(|balancer| children(balancer, "frontendIPConfigurations"));
+    let mut inside = all.chain(frontends).filter(|c| has_id(&c["properties"]["subnet"], subnet));
     inside.find_map(|c| c["id"].as_str().map(str::to_owned))
 }
 
@@ -287,6 +300,7 @@ fn put_subnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let location = vnet["location"].as_str().unwrap_or_default().to_owned();
     let (status, state) = if known.is_some() { (200, "Succeeded") } else { (201, "Updating") };
     let document = vnet::replace_subnet(&id, call.segment(9), body, &new_etag(), state);
+    attachment::check_subnet(world, &document)?;
     let key = world.resource_id(call.group(), VNETS, call.segment(7)).to_lowercase();
     if let Some(subnets) = world.vnets.get_mut(&key).and_then(|v| v["properties"]["subnets"].as_array_mut()) {
         subnets.retain(|subnet| !has_id(subnet, &id));

@@ -1,11 +1,13 @@
-//! What the kernel has to know for a given set of NICs, and the commands from one such state to the next. Pure.
+//! What the kernel has to know to deliver for a given network, and the commands from one such state to the next. Pure.
 
 use super::Plug;
+use crate::topology::{Hop, Network};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// The one table. A device's own chain jumps to `of_vm` or `of_internet`.
+/// What may come in from a device at all: its MAC address and the sources its NIC holds. A device's own chain jumps to `of_vm`
+/// or `of_host`.
 pub(super) const BASE: &str = "
 table netdev azure
 delete table netdev azure
@@ -13,28 +15,16 @@ table netdev azure {
   set nics { type ifname . ether_addr; }
   set forwarding { type ifname . ether_addr; }
   set held { type ifname . ether_addr . ipv4_addr; }
-  set delivered { type ipv4_addr; }
-  set primary { type ipv4_addr; }
-  set space { type ipv4_addr; flags interval; }
-  chain onward {
-    ip daddr @delivered accept
-    ip daddr @space drop
-    ip saddr @primary ip daddr { 168.63.129.16, 169.254.169.254, 198.51.100.0/24, 203.0.113.0/24 } accept
-    drop
-  }
   chain of_vm {
     iifname . ether saddr != @nics drop
     ether type arp accept
     ether type != ip drop
-    iifname . ether saddr . ip saddr @held goto onward
-    iifname . ether saddr @forwarding goto onward
+    iifname . ether saddr . ip saddr @held accept
+    iifname . ether saddr @forwarding accept
     drop
   }
-  chain of_internet {
-    ether type arp accept
-    ether type != ip drop
-    ip daddr @primary accept
-    ip daddr { 198.51.100.0/24, 203.0.113.0/24 } accept
+  chain of_host {
+    ether type { arp, ip } accept
     drop
   }
 }
@@ -68,12 +58,17 @@ impl Port {
     }
 }
 
-/// Elements of the table's sets, and routes.
+/// The routing table in which every held address has its route. Other tables say which of them a place may use.
+const MAIN: u32 = 254;
+
+/// Elements of the table's sets, routes, and which device's packets are routed by which table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
     sets: BTreeMap<&'static str, BTreeSet<String>>,
-    /// Destination and the rest of the route.
-    routes: BTreeMap<Ipv4Net, String>,
+    /// By table and destination: the type, if it is a special one, and the rest of the route.
+    routes: BTreeMap<(u32, Ipv4Net), (&'static str, String)>,
+    /// Selectors of `ip rule`.
+    lookups: BTreeSet<String>,
 }
 
 /// Commands, in the order in which they have to run.
@@ -84,27 +79,40 @@ pub(super) struct Change {
 }
 
 impl Rules {
-    pub(super) fn of<'a>(
-        wired: impl Iterator<Item = (&'a Port, &'a Plug)>,
-        space: &BTreeSet<Ipv4Net>,
+    /// `ports` are the links to NICs, `gateways` the devices of virtual networks' gateways, `tables` the numbers of the routing
+    /// tables, all by the ids the network uses.
+    pub(super) fn of(
+        network: &Network,
+        ports: &BTreeMap<String, Port>,
+        gateways: &BTreeMap<String, String>,
+        tables: &BTreeMap<String, u32>,
     ) -> Self {
+        let wired: Vec<(&Port, &Plug)> =
+            ports.iter().filter_map(|(nic, port)| Some((port, network.plugs.get(nic)?))).collect();
         let mut rules = Self::default();
-        for prefix in space {
-            rules.element("space", prefix.to_string());
+        for prefix in &network.space {
             // Never taken, but it lets the kernel answer ARP requests for addresses that nobody has.
-            rules.routes.insert(*prefix, "dev lo".into());
+            rules.routes.insert((MAIN, *prefix), ("", "dev lo".into()));
+        }
+        let mut places: Vec<(&str, &str)> =
+            wired.iter().map(|(port, plug)| (port.device.as_str(), plug.subnet.as_str())).collect();
+        places.extend(gateways.iter().map(|(vnet, device)| (device.as_str(), vnet.as_str())));
+        for (device, place) in places {
+            let (Some(table), Some(routes)) = (tables.get(place), network.routes.get(place)) else {
+                continue;
+            };
+            rules.lookups.insert(format!("iif {device} lookup {table} priority 1000"));
+            rules.routes.extend(routes.iter().map(|(prefix, hop)| ((*table, *prefix), route(*hop, &wired))));
         }
         for (Port { device, mac, primary, .. }, plug) in wired {
             rules.element("nics", format!("{device} . {mac}"));
-            rules.element("primary", primary.to_string());
             if plug.forwards {
                 rules.element("forwarding", format!("{device} . {mac}"));
             }
             for address in &plug.live {
                 rules.element("held", format!("{device} . {mac} . {address}"));
-                rules.element("delivered", address.to_string());
                 let via = if address == primary { String::new() } else { format!("via {primary} onlink ") };
-                rules.routes.insert(Ipv4Net::from(*address), format!("{via}dev {device}"));
+                rules.routes.insert((MAIN, Ipv4Net::from(*address)), ("", format!("{via}dev {device}")));
             }
         }
         rules
@@ -116,7 +124,7 @@ impl Rules {
 
     /// A deleted device has taken its routes along.
     pub(super) fn forget_routes_of(&mut self, device: &str) {
-        self.routes.retain(|_, route| route.rsplit(' ').next() != Some(device));
+        self.routes.retain(|_, (_, route)| route.rsplit(' ').next() != Some(device));
     }
 
     /// What has to be done when `self` is programmed and `next` is wanted: removals first.
@@ -132,17 +140,48 @@ impl Rules {
                 }
             }
         }
-        for (destination, route) in &self.routes {
-            if !next.routes.contains_key(destination) {
-                change.ip += &format!("route delete {destination} {route}\n");
+        let command = |verb: &str, (table, destination): &(u32, Ipv4Net), (kind, rest): &(&str, String)| {
+            let table = if *table == MAIN { String::new() } else { format!(" table {table}") };
+            let words = [verb, *kind, &destination.to_string(), rest].map(str::to_owned);
+            let words: Vec<String> = words.into_iter().filter(|word| !word.is_empty()).collect();
+            format!("route {}{table}\n", words.join(" "))
+        };
+        for (place, route) in &self.routes {
+            // `replace` keeps a route of another type beside the new one.
+            if next.routes.get(place).is_none_or(|(kind, _)| *kind != route.0) {
+                change.ip += &command("delete", place, route);
             }
         }
-        for (destination, route) in &next.routes {
-            if self.routes.get(destination) != Some(route) {
-                change.ip += &format!("route replace {destination} {route}\n");
+        for (place, route) in &next.routes {
+            if self.routes.get(place) != Some(route) {
+                change.ip += &command("replace", place, route);
             }
+        }
+        for lookup in self.lookups.difference(&next.lookups) {
+            change.ip += &format!("rule delete {lookup}\n");
+        }
+        for lookup in next.lookups.difference(&self.lookups) {
+            change.ip += &format!("rule add {lookup}\n");
         }
         change
+    }
+}
+
+/// A hop as a route of a place's own table. What goes straight to a holder is looked up in the main table.
+fn route(hop: Hop, wired: &[(&Port, &Plug)]) -> (&'static str, String) {
+    // Where everything is dropped; unlike a blackhole it lets the kernel answer ARP requests.
+    let nowhere = ("", "dev lo".to_owned());
+    match hop {
+        Hop::Direct | Hop::Internet => ("throw", String::new()),
+        Hop::Nowhere => nowhere,
+        Hop::Appliance(address) => {
+            let appliance = wired.iter().find(|(_, plug)| plug.live.contains(&address));
+            // A NIC that doesn't forward gets no packets that aren't for itself.
+            match appliance.filter(|(_, plug)| plug.forwards) {
+                Some((port, _)) => ("", format!("via {} onlink dev {}", port.primary, port.device)),
+                None => nowhere,
+            }
+        }
     }
 }
 
@@ -150,7 +189,9 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn rules(live: &[[u8; 4]]) -> Rules {
+    const ROUTES: [(&str, Hop); 2] = [("0.0.0.0/0", Hop::Internet), ("10.0.0.0/16", Hop::Direct)];
+
+    fn rules(live: &[[u8; 4]], routes: &[(&str, Hop)]) -> Rules {
         let port = Port {
             device: "vm1".into(),
             netns: "n".into(),
@@ -162,44 +203,59 @@ mod tests {
             mac: port.mac.clone(),
             address: "10.0.0.4/24".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 0, 0, 1),
-            forwards: false,
+            subnet: "subnet".into(),
+            forwards: true,
             live: live.iter().map(|octets| Ipv4Addr::from(*octets)).collect(),
         };
-        Rules::of(std::iter::once((&port, &plug)), &BTreeSet::from(["10.0.0.0/16".parse().unwrap()]))
+        let routes = routes.iter().map(|(prefix, hop)| (prefix.parse().unwrap(), *hop)).collect();
+        let network = Network {
+            plugs: BTreeMap::from([("nic".into(), plug)]),
+            space: BTreeSet::from(["10.0.0.0/16".parse().unwrap()]),
+            routes: BTreeMap::from([("subnet".into(), routes)]),
+            ..Network::default()
+        };
+        let tables = BTreeMap::from([("subnet".into(), 1000)]);
+        Rules::of(&network, &BTreeMap::from([("nic".into(), port)]), &BTreeMap::new(), &tables)
     }
 
     #[test]
-    fn a_new_address_adds_its_elements_and_its_route_and_nothing_else() {
-        let change = rules(&[[10, 0, 0, 4]]).change_to(&rules(&[[10, 0, 0, 4], [10, 0, 0, 9]]));
-        assert_eq!(
-            change.nft,
-            "add element netdev azure delivered { 10.0.0.9 }\n\
-             add element netdev azure held { vm1 . 00:0d:3a:00:00:01 . 10.0.0.9 }\n"
-        );
+    fn a_new_address_adds_its_element_and_its_route_and_nothing_else() {
+        let change =
+            rules(&[[10, 0, 0, 4]], &ROUTES).change_to(&rules(&[[10, 0, 0, 4], [10, 0, 0, 9]], &ROUTES));
+        assert_eq!(change.nft, "add element netdev azure held { vm1 . 00:0d:3a:00:00:01 . 10.0.0.9 }\n");
         assert_eq!(change.ip, "route replace 10.0.0.9/32 via 10.0.0.4 onlink dev vm1\n");
     }
 
     #[test]
-    fn an_address_that_goes_takes_its_elements_and_its_route_along() {
-        let change = rules(&[[10, 0, 0, 4], [10, 0, 0, 9]]).change_to(&rules(&[[10, 0, 0, 4]]));
-        assert!(
-            change.nft.starts_with("delete element netdev azure delivered { 10.0.0.9 }\n"),
-            "{}",
-            change.nft
-        );
+    fn an_address_that_goes_takes_its_element_and_its_route_along() {
+        let change =
+            rules(&[[10, 0, 0, 4], [10, 0, 0, 9]], &ROUTES).change_to(&rules(&[[10, 0, 0, 4]], &ROUTES));
+        assert_eq!(change.nft, "delete element netdev azure held { vm1 . 00:0d:3a:00:00:01 . 10.0.0.9 }\n");
         assert_eq!(change.ip, "route delete 10.0.0.9/32 via 10.0.0.4 onlink dev vm1\n");
     }
 
     #[test]
     fn nothing_changed_needs_no_command() {
-        assert_eq!(rules(&[[10, 0, 0, 4]]).change_to(&rules(&[[10, 0, 0, 4]])), Change::default());
+        let same = rules(&[[10, 0, 0, 4]], &ROUTES);
+        assert_eq!(same.change_to(&same.clone()), Change::default());
     }
 
     #[test]
     fn routes_of_a_deleted_device_are_not_deleted_again() {
-        let mut programmed = rules(&[[10, 0, 0, 4]]);
+        let mut programmed = rules(&[[10, 0, 0, 4]], &ROUTES);
         programmed.forget_routes_of("vm1");
-        let change = programmed.change_to(&rules(&[]));
+        let change = programmed.change_to(&rules(&[], &ROUTES));
         assert_eq!(change.ip, "");
+    }
+
+    #[test]
+    fn a_route_to_an_appliance_goes_to_its_link_and_a_change_of_type_removes_the_old_one() {
+        let steered = [ROUTES[0], ("10.0.0.0/16", Hop::Appliance(Ipv4Addr::new(10, 0, 0, 4)))];
+        let change = rules(&[[10, 0, 0, 4]], &ROUTES).change_to(&rules(&[[10, 0, 0, 4]], &steered));
+        assert_eq!(
+            change.ip,
+            "route delete throw 10.0.0.0/16 table 1000\n\
+             route replace 10.0.0.0/16 via 10.0.0.4 onlink dev vm1 table 1000\n"
+        );
     }
 }

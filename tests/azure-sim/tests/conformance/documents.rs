@@ -32,7 +32,16 @@ pub(crate) fn azures_own_examples_validate(folder: &Path) -> Result<(), Failed> 
     let read =
         |path: &Path| -> Result<Value, Failed> { Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?) };
     let (mut bodies, mut wrong) = (0, Vec::new());
-    for file in ["networkInterface.json", "virtualNetwork.json"] {
+    for file in [
+        "networkInterface.json",
+        "virtualNetwork.json",
+        "routeTable.json",
+        "networkSecurityGroup.json",
+        "applicationSecurityGroup.json",
+        "publicIpAddress.json",
+        "loadBalancer.json",
+        "natGateway.json",
+    ] {
         let file = folder.join(NETWORK).join(file);
         for (path, methods) in read(&file)?["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {

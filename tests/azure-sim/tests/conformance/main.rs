@@ -36,6 +36,16 @@ fn main() {
         trial("the_recording_virtualmachine_is_answered_alike", |folder| {
             replay::run(folder, "virtualmachine")
         }),
+        trial("the_recording_routetable_is_answered_alike", |folder| replay::run(folder, "routetable")),
+        trial("the_recording_securitygroup_is_answered_alike", |folder| replay::run(folder, "securitygroup")),
+        trial("the_recording_publicipaddress_is_answered_alike", |folder| {
+            replay::run(folder, "publicipaddress")
+        }),
+        trial("the_recording_loadbalancer_is_answered_alike", |folder| replay::run(folder, "loadbalancer")),
+        trial("the_recording_backendaddresspool_is_answered_alike", |folder| {
+            replay::run(folder, "backendaddresspool")
+        }),
+        trial("the_recording_natgateway_is_answered_alike", |folder| replay::run(folder, "natgateway")),
         trial("azures_own_examples_validate", documents::azures_own_examples_validate),
         trial("every_kind_of_answer_validates", documents::every_kind_of_answer_validates),
         trial("a_wrong_body_does_not_validate", documents::a_wrong_body_does_not_validate),

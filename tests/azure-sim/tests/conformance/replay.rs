@@ -8,11 +8,31 @@ use vnetpool_azure_sim::schema::Documents;
 use vnetpool_azure_sim::{Config, Sim};
 
 /// What a recorded answer says that the simulator need not say: where, and why.
-const LEFT_OUT: [(&str, &str, &str); 1] = [(
-    "/resourcegroups/aks-cit-VirtualMachine",
-    "/tags",
-    "a policy of the recorded subscription tags its groups; the request asks for no tag",
-)];
+const LEFT_OUT: [(&str, &str, &str); 4] = [
+    (
+        "/resourcegroups/aks-cit-VirtualMachine",
+        "/tags",
+        "a policy of the recorded subscription tags its groups; the request asks for no tag",
+    ),
+    (
+        "/resourcegroups/aks-cit-NatGateway",
+        "/tags",
+        "a policy of the recorded subscription tags its groups; the request asks for no tag",
+    ),
+    (
+        "/aks-cit-NatGateway/providers/Microsoft.Network/publicIPAddresses/pip1",
+        "/properties/provisioningState",
+        "the write that had made it was still going on",
+    ),
+    (
+        "/aks-cit-NatGateway/providers/Microsoft.Network/natGateways",
+        "the header x-ms-original-request-ids",
+        "ARM says there which of its own requests a list was made from",
+    ),
+];
+
+/// A recording that starts in a world where the first so many of its writes had been made before.
+const MADE_BEFORE: [(&str, usize); 1] = [("natgateway", 2)];
 
 /// Values that are as much part of the contract as their type.
 const EQUAL: [&str; 8] =
@@ -22,7 +42,9 @@ pub(crate) fn run(folder: &Path, name: &str) -> Result<(), Failed> {
     let text = std::fs::read_to_string(folder.join(format!("arm-recordings/{name}.json")))?;
     let exchanges: Vec<Value> = serde_json::from_str(&text)?;
     let documents = Documents::load(&folder.join("specification"))?;
-    let (differences, log) = crate::block_on(replay(&exchanges));
+    let made_before =
+        MADE_BEFORE.iter().find(|(recording, _)| *recording == name).map_or(0, |(_, count)| *count);
+    let (differences, log) = crate::block_on(replay(&exchanges, made_before));
     let mut invalid = Vec::new();
     for entry in &log {
         if let Err(wrong) = documents.validate(entry) {
@@ -42,7 +64,7 @@ pub(crate) fn run(folder: &Path, name: &str) -> Result<(), Failed> {
 }
 
 /// Gives the differences, and what the simulator saw.
-async fn replay(exchanges: &[Value]) -> (Vec<String>, Vec<vnetpool_azure_sim::LogEntry>) {
+async fn replay(exchanges: &[Value], made_before: usize) -> (Vec<String>, Vec<vnetpool_azure_sim::LogEntry>) {
     let config = Config {
         subscription: "00000000-0000-0000-0000-000000000000".into(),
         // The recordings have every operation done at its first poll.
@@ -53,6 +75,11 @@ async fn replay(exchanges: &[Value]) -> (Vec<String>, Vec<vnetpool_azure_sim::Lo
     let client = Client::of(&sim);
     let mut differences = Vec::new();
     let mut promised = String::new();
+    for exchange in &exchanges[..made_before] {
+        let path = path_of(exchange["request"]["url"].as_str().unwrap());
+        client.put(path, &exchange["request"]["body"]).await;
+    }
+    sim.clear_log();
     for (index, exchange) in exchanges.iter().enumerate() {
         let request = &exchange["request"];
         let recorded_url = request["url"].as_str().unwrap();
@@ -84,13 +111,14 @@ fn compare(recorded: &Value, answer: &Answer, path: &str, report: &mut impl FnMu
     if recorded["code"] != answer.status {
         report(format!("status {} instead of {}: {}", answer.status, recorded["code"], answer.body));
     }
-    for name in recorded["headers"].as_object().into_iter().flatten().map(|(name, _)| name.to_lowercase()) {
-        if !answer.headers.contains_key(&name) {
-            report(format!("the header {name} is missing"));
-        }
-    }
     let left_out: Vec<&str> =
         LEFT_OUT.iter().filter(|(part, ..)| path.contains(part)).map(|(_, place, _)| *place).collect();
+    for name in recorded["headers"].as_object().into_iter().flatten().map(|(name, _)| name.to_lowercase()) {
+        let header = format!("the header {name}");
+        if !answer.headers.contains_key(&name) && !left_out.contains(&header.as_str()) {
+            report(format!("{header} is missing"));
+        }
+    }
     compare_bodies(&recorded["body"], &answer.body, "", &left_out, report);
 }
 
@@ -101,9 +129,6 @@ fn compare_bodies(
     left_out: &[&str],
     report: &mut impl FnMut(String),
 ) {
-    if left_out.contains(&place) {
-        return;
-    }
     match (recorded, own) {
         // The recording writes a missing body as an empty text.
         (Value::String(text), Value::Null) if text.is_empty() && place.is_empty() => {}
@@ -111,6 +136,7 @@ fn compare_bodies(
             for (name, value) in recorded {
                 let place = format!("{place}/{name}");
                 match own.get(name) {
+                    _ if left_out.contains(&place.as_str()) => {}
                     Some(own) => {
                         compare_bodies(value, own, &place, left_out, report);
                         if EQUAL.contains(&name.as_str())
@@ -121,7 +147,6 @@ fn compare_bodies(
                             report(format!("{place} is {own} instead of {value}"));
                         }
                     }
-                    None if left_out.contains(&place.as_str()) => {}
                     None => report(format!("{place} is missing")),
                 }
             }

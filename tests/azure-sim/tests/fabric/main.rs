@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
 mod probe;
+mod routes;
 mod stage;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -15,7 +16,7 @@ fn main() {
     if arguments.get(1).is_some_and(|first| first == "probe") {
         return probe::run(&arguments[2..]);
     }
-    let trials = vec![
+    let mut trials = vec![
         trial("machines_reach_each_other_and_see_true_addresses", machines_reach_each_other),
         trial("an_unreserved_address_loses_its_packets_both_ways", an_unreserved_address_loses_its_packets),
         trial("an_address_is_delivered_from_the_end_of_the_write_that_adds_it", an_address_is_delivered_late),
@@ -27,6 +28,7 @@ fn main() {
         trial("a_machine_whose_namespace_is_made_anew_is_plugged_again", a_rebooted_machine_is_plugged_again),
         trial("a_deleted_machine_gets_nothing_any_more", a_deleted_machine_gets_nothing),
     ];
+    trials.extend(routes::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

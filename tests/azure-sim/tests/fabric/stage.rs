@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const MACHINES: [&str; 4] = ["fabric", "a", "b", "internet"];
+const MACHINES: [&str; 6] = ["fabric", "a", "b", "c", "internet", "premises"];
+const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool";
 
 pub(crate) struct Stage {
     /// The prefix of its namespaces' names.
@@ -91,7 +92,51 @@ impl Stage {
         Ok(stage)
     }
 
-    fn netns(&self, machine: &str) -> String {
+    /// Another machine; `more` are fields of `POST /vms`. From now on writes take no time.
+    pub(crate) fn add_vm(&self, name: &str, more: &Value) {
+        self.admin("PATCH", "/settings", &json!({ "write_seconds": 0 }));
+        let mut new = more.clone();
+        new["name"] = json!(name);
+        new["netns"] = json!(self.netns(name));
+        self.admin("POST", "/vms", &new);
+    }
+
+    /// The id of a resource of `Microsoft.Network`, such as `routeTables/steer`.
+    pub(crate) fn id(resource: &str) -> String {
+        format!("{GROUP}/providers/Microsoft.Network/{resource}")
+    }
+
+    /// PUTs a resource of `Microsoft.Network` through ARM and waits until it has succeeded.
+    pub(crate) fn put(&self, resource: &str, body: &Value) -> Value {
+        let mut body = body.clone();
+        body["location"] = json!("westeurope");
+        let answer = self.request("b", "PUT", &Self::id(resource), Some(&body));
+        assert!(answer["error"].is_null(), "{resource}: {answer}");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.request("b", "GET", &Self::id(resource), None);
+            if now["properties"]["provisioningState"] == "Succeeded" {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "the write of {resource} doesn't end: {now}");
+        }
+    }
+
+    /// Gives a subnet of the VNet `vnet` another set of properties beside its prefix.
+    pub(crate) fn put_subnet(&self, name: &str, properties: &Value) {
+        let resource = format!("virtualNetworks/vnet/subnets/{name}");
+        let known = self.request("b", "GET", &Self::id(&resource), None);
+        let mut body = json!({ "properties": properties });
+        body["properties"]["addressPrefix"] = known["properties"]["addressPrefix"].clone();
+        self.put(&resource, &body);
+    }
+
+    /// Sets a kernel variable of a machine, such as `net.ipv4.ip_forward=1`.
+    pub(crate) fn sysctl(&self, machine: &str, setting: &str) {
+        run(self.within(machine, "sysctl").args(["-q", "-w", setting])).unwrap();
+    }
+
+    pub(crate) fn netns(&self, machine: &str) -> String {
         format!("{}-{machine}", self.name)
     }
 
@@ -177,10 +222,11 @@ impl Stage {
     }
 
     fn arm(&self, machine: &str, method: &str, body: Option<&Value>) -> Value {
-        let path = format!(
-            "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
-             networkInterfaces/{machine}-nic?api-version=2024-03-01"
-        );
+        self.request(machine, method, &Self::id(&format!("networkInterfaces/{machine}-nic")), body)
+    }
+
+    fn request(&self, machine: &str, method: &str, id: &str, body: Option<&Value>) -> Value {
+        let path = format!("{id}?api-version=2024-03-01");
         let mut probe = self.probe(machine, &["http", method, &path]);
         let mut process = probe.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let body = body.map(Value::to_string).unwrap_or_default();
