@@ -1,6 +1,6 @@
 //! The admin API: HTTP and JSON over a Unix socket, one route per operation of [`Azure`].
 
-use crate::azure::{Azure, Error, NewVm, Peering, Premises, Settings};
+use crate::azure::{Azure, Error, NewInstance, NewScaleSet, NewVm, Peering, Premises, Settings};
 use crate::fault::Fault;
 use crate::permission::Access;
 use axum::extract::{Path, Query, State};
@@ -40,6 +40,9 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/vms", post(add_vm))
         .route("/vms/{name}", delete(delete_vm))
         .route("/vms/{name}/replug", post(replug))
+        .route("/scalesets", post(add_scale_set))
+        .route("/scalesets/{name}/instances", post(add_instance))
+        .route("/vms/{name}/upgrade", post(upgrade))
         .route("/internet", post(internet))
         .route("/premises", post(premises))
         .route("/log", get(log).delete(clear_log))
@@ -76,6 +79,26 @@ async fn delete_vm(
 
 async fn replug(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
     azure.replug(&name).await?;
+    Ok(done())
+}
+
+async fn add_scale_set(
+    State(azure): Azured,
+    Json(new): Json<NewScaleSet>,
+) -> Result<impl IntoResponse, Error> {
+    Ok(Json(json!({ "id": azure.add_scale_set(new)? })))
+}
+
+async fn add_instance(
+    State(azure): Azured,
+    Path(name): Path<String>,
+    Json(new): Json<NewInstance>,
+) -> Result<impl IntoResponse, Error> {
+    Ok(Json(azure.add_instance(&name, new).await?))
+}
+
+async fn upgrade(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+    azure.upgrade_instance(&name).await?;
     Ok(done())
 }
 

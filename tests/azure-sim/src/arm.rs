@@ -3,6 +3,7 @@
 mod compute;
 mod network;
 mod resource;
+mod scale_set;
 
 use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
@@ -73,7 +74,10 @@ pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Repl
         for (name, value) in world.limits.headers(kind) {
             reply = reply.header(name, value);
         }
-        if kind != Kind::Read || request.path.to_lowercase().contains("/operations/") {
+        let path = request.path.to_lowercase();
+        // As recorded: also with reads of a scale set's instances.
+        let is_instance = path.contains("/virtualmachinescalesets/") && path.contains("/virtualmachines");
+        if kind != Kind::Read || path.contains("/operations/") || is_instance {
             let identifier = format!(
                 "tenantId={},objectId={PRINCIPAL}/{}/{}",
                 world.config.tenant,
@@ -82,7 +86,7 @@ pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Repl
             );
             reply = reply.header("x-ms-operation-identifier", identifier);
         }
-        if request.path.to_lowercase().contains("/microsoft.compute/") {
+        if path.contains("/microsoft.compute/") {
             reply = reply.header("x-ms-need-to-refresh-epl-cache", "False");
         }
     }
@@ -280,6 +284,7 @@ fn group(world: &mut World, call: &Call) -> Result<Reply, Reply> {
             let inside = format!("{key}/");
             world.groups.remove(&key);
             world.vms.retain(|id, _| !id.starts_with(&inside));
+            world.scale_sets.retain(|id, _| !id.starts_with(&inside));
             world.nics.retain(|id, _| !id.starts_with(&inside));
             world.vnets.retain(|id, _| !id.starts_with(&inside));
             world.resources.retain(|id, _| !id.starts_with(&inside));

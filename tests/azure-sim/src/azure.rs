@@ -1,13 +1,16 @@
 //! Simulated Azure as a whole: the world behind a lock, faults, the log, the network; and what its admin may do to it.
 
+mod machine;
+mod scale_set;
+
 use crate::fabric::Fabric;
 use crate::fault::{Fault, Faults, Standing};
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::topology::{Network, gateway, mac};
-use crate::world::{Config, Gateway, Vm, World, new_etag};
+use crate::topology::{Network, mac};
+use crate::world::{Config, Gateway, World, new_etag};
 use crate::{arm, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -18,8 +21,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+use machine::{add_vm, vm_key};
+pub use scale_set::{NewInstance, NewScaleSet};
+
 const NICS: &str = "Microsoft.Network/networkInterfaces";
-const VMS: &str = "Microsoft.Compute/virtualMachines";
 const VNETS: &str = "Microsoft.Network/virtualNetworks";
 
 /// Why the admin's wish was not fulfilled.
@@ -250,6 +255,9 @@ impl Azure {
         {
             let mut world = lock(&self.world);
             let key = vm_key(&world, name)?;
+            if key.contains("/virtualmachinescalesets/") {
+                world.remove_instance(&key);
+            }
             let nics = world.remove_vm(&key).unwrap_or_default();
             if !keep_nic {
                 world.nics.retain(|key, _| !nics.contains(key));
@@ -441,66 +449,6 @@ impl Azure {
     pub fn control(&self, access: Access) {
         lock(&self.world).config.access = access;
     }
-}
-
-fn vm_key(world: &World, name: &str) -> Result<String, Error> {
-    let wanted = format!("/{VMS}/{name}").to_lowercase();
-    let key = world.vms.keys().find(|key| key.ends_with(&wanted));
-    key.cloned().ok_or_else(|| Error::NotFound(format!("VM {name}")))
-}
-
-fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
-    let NewVm { name, resource_group, vnet, subnet, netns } = new;
-    let group = resource_group.clone().unwrap_or_else(|| world.config.resource_group.clone());
-    let group_id = world.group_id(&group);
-    if !world.groups.contains_key(&group_id.to_lowercase()) {
-        let document = crate::world::group_document(&group_id, &group, &world.config.location);
-        world.groups.insert(group_id.to_lowercase(), document);
-    }
-    let vm_id = world.resource_id(&group, VMS, name);
-    if world.vms.contains_key(&vm_id.to_lowercase()) {
-        return Err(Error::Conflict(format!("there is a VM {name} already: delete it first")));
-    }
-    let vnets = world.vnets.values();
-    let vnets = vnets.filter(|document| vnet.as_ref().is_none_or(|vnet| document["name"] == json!(vnet)));
-    let all: Vec<&Value> = vnets.flat_map(vnet::subnets).collect();
-    let named = |document: &&&Value| subnet.as_ref().is_none_or(|subnet| document["name"] == json!(subnet));
-    let wanted = all.iter().find(named);
-    let subnet =
-        wanted.ok_or_else(|| Error::NotFound(format!("subnet {}", subnet.as_deref().unwrap_or("at all"))))?;
-    let subnet_id = subnet["id"].as_str().unwrap_or_default().to_owned();
-    let prefixes = vnet::prefixes(subnet);
-
-    let location = world.config.location.clone();
-    let (nic_name, nic_id) = (format!("{name}-nic"), world.resource_id(&group, NICS, &format!("{name}-nic")));
-    let body = json!({ "location": location, "properties": { "ipConfigurations": [{
-        "name": "ipconfig1",
-        "properties": { "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet_id } },
-    }] } });
-    // A NIC that was kept when its VM went is taken again.
-    if !world.nics.contains_key(&nic_id.to_lowercase()) {
-        world.put_nic((&nic_id, &nic_name), body, None, now())?;
-    }
-    let request = vm::request(name, &location, &nic_id);
-    let mut document = vm::replace(&vm_id, name, None, request, 1, "Succeeded");
-    vm::finish(&mut document, 1);
-    world.vms.insert(vm_id.to_lowercase(), Vm { document, etag: 1, netns: netns.clone() });
-    world.attach(&vm_id, std::slice::from_ref(&nic_id));
-
-    let nic = &world.nics[&nic_id.to_lowercase()].document;
-    let address = nic::primary(nic).and_then(nic::address).map(|block| block.addr());
-    let address = address.ok_or_else(|| Error::Conflict(format!("{nic_id} has no primary address")))?;
-    let prefix = prefixes.iter().find(|prefix| prefix.contains(&address));
-    let prefix = prefix.ok_or_else(|| Error::Conflict(format!("{address} is not in {subnet_id}")))?;
-    Ok(VmInfo {
-        provider_id: format!("azure://{vm_id}"),
-        address,
-        prefix_len: prefix.prefix_len(),
-        gateway: gateway(*prefix),
-        mac: mac(nic).unwrap_or_default(),
-        vm_id,
-        nic_id,
-    })
 }
 
 /// RFC 7396.

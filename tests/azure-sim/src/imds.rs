@@ -137,6 +137,9 @@ fn compute(world: &World, vm: &Vm) -> Value {
     let properties = &vm.document["properties"];
     let text = |pointer: &str| properties.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let id = vm.document["id"].as_str().unwrap_or_default();
+    // As documented: only an instance of a Uniform set is told its set's name.
+    let uniform = vm.document["instanceId"].is_string();
+    let set = if uniform { id.split('/').nth(8).unwrap_or_default() } else { "" };
     json!({
         "azEnvironment": "AzurePublicCloud",
         "evictionPolicy": "",
@@ -164,7 +167,7 @@ fn compute(world: &World, vm: &Vm) -> Value {
         "tagsList": [],
         "version": text("/storageProfile/imageReference/exactVersion"),
         "vmId": properties["vmId"],
-        "vmScaleSetName": "",
+        "vmScaleSetName": set,
         "vmSize": text("/hardwareProfile/vmSize"),
         "zone": "",
     })

@@ -2,7 +2,7 @@
 //! network that ARM programs.
 //!
 //! ```text
-//!   http ──> fault ──> azure ──┬─> arm  ──> arm/network, arm/compute ──> world (documents, operations, limits)
+//!   http ──> fault ──> azure ──┬─> arm  ──> arm/network, arm/compute, arm/scale_set ──> world (documents, operations, limits)
 //!                              ├─> imds ──────────────────────────────────^
 //!   admin (Unix socket) ───────┤
 //!                              └─> fabric (the kernel): follows the world after each request
@@ -25,6 +25,7 @@ mod permission;
 mod reply;
 mod request;
 mod resource;
+mod scale_set;
 #[cfg(feature = "schema")]
 pub mod schema;
 mod sim;
@@ -35,7 +36,7 @@ mod vm;
 mod vnet;
 mod world;
 
-pub use azure::{Azure, Error, NewVm, Peering, Premises, Settings, VmInfo};
+pub use azure::{Azure, Error, NewInstance, NewScaleSet, NewVm, Peering, Premises, Settings, VmInfo};
 pub use fault::{Effect, Fault, Standing};
 pub use log::LogEntry;
 pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};

@@ -20,6 +20,10 @@ pub(crate) enum Effect {
     /// A child of the resource was removed.
     FinishChildRemoval(Kind),
     RemoveResource(Kind),
+    FinishScaleSet,
+    RemoveScaleSet,
+    FinishInstance,
+    RemoveInstance,
 }
 
 impl Effect {
@@ -36,11 +40,23 @@ impl Effect {
             Self::RemoveVm => "DeleteVirtualMachineOperation",
             Self::FinishResource(kind) | Self::FinishChildRemoval(kind) => kind.operation_names().0,
             Self::RemoveResource(kind) => kind.operation_names().1,
+            Self::FinishScaleSet => "PutVirtualMachineScaleSetOperation",
+            Self::RemoveScaleSet => "DeleteVirtualMachineScaleSetOperation",
+            Self::FinishInstance => "PutVirtualMachineScaleSetVMOperation",
+            Self::RemoveInstance => "DeleteVirtualMachineScaleSetVMOperation",
         }
     }
 
     fn is_of_compute(self) -> bool {
-        matches!(self, Self::FinishVm | Self::RemoveVm)
+        matches!(
+            self,
+            Self::FinishVm
+                | Self::RemoveVm
+                | Self::FinishScaleSet
+                | Self::RemoveScaleSet
+                | Self::FinishInstance
+                | Self::RemoveInstance
+        )
     }
 }
 
@@ -109,7 +125,9 @@ impl Operation {
             .header("azure-asyncnotification", "Enabled")
             .header("azure-asyncoperation", url("operations", ""));
         match self.effect {
-            Effect::RemoveVm => reply.header("location", url("operations", "&monitor=true")),
+            Effect::RemoveVm | Effect::RemoveScaleSet | Effect::RemoveInstance => {
+                reply.header("location", url("operations", "&monitor=true"))
+            }
             Effect::RemoveNic
             | Effect::RemoveVnet
             | Effect::RemoveSubnet
@@ -129,6 +147,13 @@ impl Operation {
         let mut body = match &self.status {
             Status::InProgress => json!({ "status": "InProgress" }),
             Status::Succeeded => json!({ "status": "Succeeded" }),
+            // azure-rest-api-specs#22434.
+            Status::Superseded { .. } if self.effect.is_of_compute() => {
+                json!({ "status": "Failed", "error": {
+                "code": "OperationPreempted",
+                "message": "Operation execution has been preempted by a more recent operation.",
+            } })
+            }
             Status::Superseded { by } => {
                 let name = self.effect.name();
                 let message = format!(

@@ -1,5 +1,7 @@
 //! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always an argument.
 
+mod scale_set;
+
 use crate::attachment;
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
@@ -96,6 +98,13 @@ pub(crate) struct Gateway {
     pub(crate) prefixes: Vec<Ipv4Net>,
 }
 
+/// A scale set in Uniform orchestration mode; its instances are among the machines, their NICs among the NICs.
+#[derive(Clone, Debug)]
+pub(crate) struct ScaleSet {
+    pub(crate) document: Value,
+    pub(crate) etag: u64,
+}
+
 /// All of simulated Azure. Keys are resource ids in lower case.
 pub(crate) struct World {
     pub(crate) config: Config,
@@ -106,6 +115,7 @@ pub(crate) struct World {
     pub(crate) resources: BTreeMap<String, (Kind, Value)>,
     /// By VNet.
     pub(crate) gateways: BTreeMap<String, Gateway>,
+    pub(crate) scale_sets: BTreeMap<String, ScaleSet>,
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
@@ -124,6 +134,7 @@ impl World {
             vms: BTreeMap::new(),
             resources: BTreeMap::new(),
             gateways: BTreeMap::new(),
+            scale_sets: BTreeMap::new(),
             operations: BTreeMap::new(),
             limits: Limits::default(),
             tokens: BTreeMap::new(),
@@ -221,6 +232,18 @@ impl World {
                 self.give_public_addresses();
             }
             Effect::RemoveResource(_) => drop(self.resources.remove(resource)),
+            Effect::FinishScaleSet => {
+                if let Some(set) = self.scale_sets.get_mut(resource) {
+                    set.document["properties"]["provisioningState"] = json!("Succeeded");
+                }
+            }
+            Effect::RemoveScaleSet => self.remove_scale_set(resource),
+            Effect::FinishInstance => {
+                if let Some(vm) = self.vms.get_mut(resource) {
+                    vm.document["properties"]["provisioningState"] = json!("Succeeded");
+                }
+            }
+            Effect::RemoveInstance => self.remove_instance(resource),
         }
     }
 

@@ -1,6 +1,6 @@
-//! Microsoft.Compute: virtual machines.
+//! Microsoft.Compute: virtual machines that stand alone.
 
-use super::{Call, not_allowed, not_found, unknown_type};
+use super::{Call, not_allowed, not_found, scale_set, unknown_type};
 use crate::operation::Effect;
 use crate::reply::Reply;
 use crate::vm;
@@ -20,22 +20,27 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
         ("PUT", ["virtualmachines", _]) => put(world, call),
         ("DELETE", ["virtualmachines", _]) => delete(world, call),
         (_, ["virtualmachines", ..]) => Err(not_allowed(call)),
+        (_, ["virtualmachinescalesets", ..]) => scale_set::answer(world, call, resource),
         _ => Err(unknown_type(call)),
     }
 }
 
 /// The machines of a group, or of the subscription when the path names no group.
 pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Reply> {
+    if kind == "virtualmachinescalesets" {
+        return Ok(scale_set::listed(scale_set::list(world, call)));
+    }
     if kind != "virtualmachines" {
         return Err(unknown_type(call));
     }
     let scope = call.request.path.to_lowercase();
     let scope = scope.split("/providers/").next().unwrap_or_default();
-    // The one filter Compute knows is by scale set, and no machine here is in one.
+    // The one filter Compute knows is by scale set, and instances of a Uniform one aren't listed here.
     let machines: Vec<&Value> = if call.request.parameter("$filter").is_some() {
         Vec::new()
     } else {
-        world.vms.iter().filter(|(key, _)| key.starts_with(scope)).map(|(_, vm)| &vm.document).collect()
+        let own = |key: &&String| key.starts_with(scope) && !key.contains("/virtualmachinescalesets/");
+        world.vms.iter().filter(|(key, _)| own(key)).map(|(_, vm)| &vm.document).collect()
     };
     let reply = Reply::new(200, json!({ "value": machines }));
     if machines.is_empty() {
@@ -63,7 +68,7 @@ fn put(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let key = id.to_lowercase();
     let body = call.document()?;
     let known = world.vms.get(&key);
-    check_etag(call, known)?;
+    check_etag(call, known.map(|vm| vm.etag))?;
     let nics = vm::nic_ids(&body);
     for nic in &nics {
         if !world.nics.contains_key(&nic.to_lowercase()) {
@@ -101,9 +106,10 @@ fn delete(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     Ok(operation.announce(Reply::empty(202), &call.base(), &world.config.subscription, &call.version))
 }
 
-fn check_etag(call: &Call, known: Option<&Vm>) -> Result<(), Reply> {
+/// `If-Match` against the small integer that Compute has for an etag.
+pub(super) fn check_etag(call: &Call, known: Option<u64>) -> Result<(), Reply> {
     let Some(asked) = call.request.header("if-match").filter(|asked| *asked != "*") else { return Ok(()) };
-    let current = known.map_or(0, |vm| vm.etag);
+    let current = known.unwrap_or_default();
     if asked.trim_matches('"') == current.to_string() {
         return Ok(());
     }

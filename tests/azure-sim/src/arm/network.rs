@@ -79,7 +79,9 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
     let scope = scope.split("/providers/").next().unwrap_or_default();
     let value: Vec<Value> = match kind {
         "networkinterfaces" => {
-            let nics = world.nics.iter().filter(|(key, _)| key.starts_with(scope));
+            // Those of scale sets are found below their sets only.
+            let own = |key: &String| key.starts_with(scope) && key.contains("/microsoft.network/");
+            let nics = world.nics.iter().filter(|(key, _)| own(key));
             nics.map(|(_, nic)| nic.document.clone()).collect()
         }
         "virtualnetworks" => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vnetpool_azure_sim::schema::{Coverage, Documents};
-use vnetpool_azure_sim::{Config, LogEntry, NewVm, Peering, Settings, Sim};
+use vnetpool_azure_sim::{Config, LogEntry, NewInstance, NewScaleSet, NewVm, Peering, Settings, Sim};
 
 const NETWORK: &str = "network/resource-manager/Microsoft.Network/stable/2024-03-01";
 
@@ -101,7 +101,9 @@ pub(crate) fn every_kind_of_answer_validates(folder: &Path) -> Result<(), Failed
         "LinkedAuthorizationFailed",
         "MissingApiVersionParameter",
         "NicInUse",
+        "InvalidParameter",
         "NotFound",
+        "OperationNotAllowed",
         "PreconditionFailed",
         "PrivateIPAddressInReservedRange",
         "PrivateIPAddressIsAllocated",
@@ -226,6 +228,8 @@ async fn story() -> Vec<LogEntry> {
     }
     client.get("/metadata/instance?api-version=2021-02-01").await;
 
+    scale_set_story(&sim, &client).await;
+
     // Subnets and virtual networks of one's own.
     let vnet = format!("{network}/virtualNetworks/other?{version}");
     let subnet = format!("{network}/virtualNetworks/other/subnets/s?{version}");
@@ -245,6 +249,46 @@ async fn story() -> Vec<LogEntry> {
     sim.set(&Settings { limits: Some(true), ..Settings::default() }).unwrap();
     while client.get(&nic).await.code() != "SubscriptionRequestsThrottled" {}
     sim.log()
+}
+
+/// A scale set, an instance of it, a write to it, and what is refused there.
+async fn scale_set_story(sim: &Sim, client: &Client) {
+    let set = sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() }).unwrap();
+    let vm = sim.add_instance("pool", NewInstance::default()).await.unwrap();
+    let (compute, network) = ("api-version=2025-04-01", "api-version=2018-10-01");
+    for path in [
+        format!("{set}?{compute}"),
+        format!("{set}/virtualMachines?{compute}"),
+        format!("{}?{compute}", vm.vm_id),
+        format!("{}/instanceView?{compute}", vm.vm_id),
+        format!("{set}/virtualMachines/7?{compute}"),
+        format!("{set}/virtualMachines/x?{compute}"),
+        format!("{set}/networkInterfaces?{network}"),
+        format!("{}/networkInterfaces?{network}", vm.vm_id),
+        format!("{}?{network}", vm.nic_id),
+        format!("{}x?{network}", vm.nic_id),
+    ] {
+        client.get(&path).await;
+    }
+    let path = format!("{}?{compute}", vm.vm_id);
+    let model = client.get(&path).await.body;
+    let mut body = json!({ "location": model["location"], "properties": {
+        "hardwareProfile": model["properties"]["hardwareProfile"],
+        "networkProfileConfiguration": model["properties"]["networkProfileConfiguration"],
+    } });
+    let list = "/properties/networkProfileConfiguration/networkInterfaceConfigurations/0/properties/ipConfigurations";
+    let subnet = body.pointer(list).unwrap()[0]["properties"]["subnet"].clone();
+    let added = json!({ "name": "vnp-1", "properties": { "subnet": subnet } });
+    body.pointer_mut(list).unwrap().as_array_mut().unwrap().push(added);
+    let written = client.put(&path, &body).await;
+    client.get(path_of(&written.headers["azure-asyncoperation"])).await;
+    client.get(&format!("{}?{network}", vm.nic_id)).await;
+    client.send("PUT", &path, &[("if-match", "\"9\"")], Some(&body)).await.unwrap();
+    let whole = client.get(&path).await.body;
+    client.put(&path, &whole).await;
+    client.send("DELETE", &path, &[], None).await.unwrap();
+    client.put(&path, &body).await;
+    client.send("DELETE", &format!("{set}?{compute}"), &[], None).await.unwrap();
 }
 
 fn free_nic() -> Value {

@@ -46,6 +46,12 @@ fn main() {
             replay::run(folder, "backendaddresspool")
         }),
         trial("the_recording_natgateway_is_answered_alike", |folder| replay::run(folder, "natgateway")),
+        trial("the_recording_virtualmachinescaleset_is_answered_alike", |folder| {
+            replay::run(folder, "virtualmachinescaleset")
+        }),
+        trial("the_recording_virtualmachinescalesetvm_is_answered_alike", |folder| {
+            replay::run(folder, "virtualmachinescalesetvm")
+        }),
         trial("azures_own_examples_validate", documents::azures_own_examples_validate),
         trial("every_kind_of_answer_validates", documents::every_kind_of_answer_validates),
         trial("a_wrong_body_does_not_validate", documents::a_wrong_body_does_not_validate),

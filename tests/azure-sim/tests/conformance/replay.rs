@@ -34,6 +34,12 @@ const LEFT_OUT: [(&str, &str, &str); 4] = [
 /// A recording that starts in a world where the first so many of its writes had been made before.
 const MADE_BEFORE: [(&str, usize); 1] = [("natgateway", 2)];
 
+/// What a recorded request itself says otherwise than the document: where, and what.
+const REQUESTS: [(&str, &str); 1] = [(
+    "/virtualMachineScaleSets/testParentResource/virtualMachines/0",
+    "\"location\" is a required property",
+)];
+
 /// Values that are as much part of the contract as their type.
 const EQUAL: [&str; 8] =
     ["provisioningState", "code", "status", "type", "name", "privateIPAddress", "addressPrefix", "location"];
@@ -47,7 +53,13 @@ pub(crate) fn run(folder: &Path, name: &str) -> Result<(), Failed> {
     let (differences, log) = crate::block_on(replay(&exchanges, made_before));
     let mut invalid = Vec::new();
     for entry in &log {
-        if let Err(wrong) = documents.validate(entry) {
+        if let Err(mut wrong) = documents.validate(entry) {
+            let is_recorded = |error: &str| {
+                REQUESTS.iter().any(|(path, what)| {
+                    entry.path.ends_with(path) && error.starts_with("request:") && error.ends_with(what)
+                })
+            };
+            wrong.retain(|error| !is_recorded(error));
             invalid
                 .extend(wrong.into_iter().map(|wrong| format!("{} {}: {wrong}", entry.method, entry.path)));
         }
@@ -141,7 +153,7 @@ fn compare_bodies(
                         compare_bodies(value, own, &place, left_out, report);
                         if EQUAL.contains(&name.as_str())
                             && value.is_string()
-                            && !is_id(value)
+                            && !is_made_up(value)
                             && value != own
                         {
                             report(format!("{place} is {own} instead of {value}"));
@@ -167,7 +179,7 @@ fn compare_bodies(
     }
 }
 
-/// The recordings have their ids blotted out.
-fn is_id(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| text.starts_with("00000000-"))
+/// The recordings have their ids blotted out, and the disk of an instance is named at random.
+fn is_made_up(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.starts_with("00000000-") || text.contains("_OS__1_"))
 }

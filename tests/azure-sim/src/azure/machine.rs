@@ -1,0 +1,83 @@
+//! Machines for the admin: found by name, made with a NIC, described.
+
+use super::{Error, NICS, NewVm, VmInfo, now};
+use crate::topology::{gateway, mac};
+use crate::world::{Vm, World, group_document};
+use crate::{nic, vm, vnet};
+use serde_json::{Value, json};
+
+const VMS: &str = "Microsoft.Compute/virtualMachines";
+
+pub(super) fn vm_key(world: &World, name: &str) -> Result<String, Error> {
+    let named = |vm: &Vm| vm.document["name"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(name));
+    let key = world.vms.iter().find(|(_, vm)| named(vm)).map(|(key, _)| key);
+    key.cloned().ok_or_else(|| Error::NotFound(format!("VM {name}")))
+}
+
+pub(super) fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
+    let NewVm { name, resource_group, vnet, subnet, netns } = new;
+    let group = group_key(world, resource_group.clone());
+    let vm_id = world.resource_id(&group, VMS, name);
+    if world.vms.contains_key(&vm_id.to_lowercase()) {
+        return Err(Error::Conflict(format!("there is a VM {name} already: delete it first")));
+    }
+    let subnet_id = subnet_named(world, vnet.as_deref(), subnet.as_deref())?;
+    let location = world.config.location.clone();
+    let (nic_name, nic_id) = (format!("{name}-nic"), world.resource_id(&group, NICS, &format!("{name}-nic")));
+    let body = json!({ "location": location, "properties": { "ipConfigurations": [{
+        "name": "ipconfig1",
+        "properties": { "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet_id } },
+    }] } });
+    // A NIC that was kept when its VM went is taken again.
+    if !world.nics.contains_key(&nic_id.to_lowercase()) {
+        world.put_nic((&nic_id, &nic_name), body, None, now())?;
+    }
+    let request = vm::request(name, &location, &nic_id);
+    let mut document = vm::replace(&vm_id, name, None, request, 1, "Succeeded");
+    vm::finish(&mut document, 1);
+    world.vms.insert(vm_id.to_lowercase(), Vm { document, etag: 1, netns: netns.clone() });
+    world.attach(&vm_id, std::slice::from_ref(&nic_id));
+
+    vm_info(world, &vm_id.to_lowercase(), &nic_id.to_lowercase())
+}
+
+/// The name of a resource group that exists from now on.
+pub(super) fn group_key(world: &mut World, name: Option<String>) -> String {
+    let group = name.unwrap_or_else(|| world.config.resource_group.clone());
+    let id = world.group_id(&group);
+    if !world.groups.contains_key(&id.to_lowercase()) {
+        let document = group_document(&id, &group, &world.config.location);
+        world.groups.insert(id.to_lowercase(), document);
+    }
+    group
+}
+
+/// The id of a subnet by its VNet's name and its own, or of the first there is.
+pub(super) fn subnet_named(world: &World, vnet: Option<&str>, name: Option<&str>) -> Result<String, Error> {
+    let is = |document: &Value, name: Option<&str>| name.is_none_or(|name| document["name"] == json!(name));
+    let vnets = world.vnets.values().filter(|document| is(document, vnet));
+    let found = vnets.flat_map(vnet::subnets).find(|subnet| is(subnet, name));
+    let id = found.and_then(|subnet| subnet["id"].as_str()).map(str::to_owned);
+    id.ok_or_else(|| Error::NotFound(format!("subnet {}", name.unwrap_or("at all"))))
+}
+
+/// What there is to know of a machine and its NIC, by their keys.
+pub(super) fn vm_info(world: &World, vm: &str, nic: &str) -> Result<VmInfo, Error> {
+    let id = |document: &Value| document["id"].as_str().unwrap_or_default().to_owned();
+    let (vm_id, nic) = (id(&world.vms[vm].document), &world.nics[nic].document);
+    let primary = nic::primary(nic);
+    let address = primary.and_then(nic::address).map(|block| block.addr());
+    let address = address.ok_or_else(|| Error::Conflict(format!("{} has no primary address", id(nic))))?;
+    let subnet = primary.and_then(|one| world.subnet_document(one["properties"]["subnet"]["id"].as_str()?));
+    let prefix = subnet.and_then(|subnet| vnet::prefixes(subnet).into_iter().find(|p| p.contains(&address)));
+    let prefix = prefix.ok_or_else(|| Error::Conflict(format!("{address} is in no subnet")))?;
+    Ok(VmInfo {
+        provider_id: format!("azure://{vm_id}"),
+        address,
+        prefix_len: prefix.prefix_len(),
+        gateway: gateway(prefix),
+        mac: mac(nic).unwrap_or_default(),
+        vm_id,
+        nic_id: id(nic),
+    })
+}
