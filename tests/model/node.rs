@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use vnetpool_plugin::ledger::{Assign, Entry, Ledger, Occupant, Pod, Sandbox, Supplied, Supply};
+use vnetpool_plugin::ledger::{Assign, Entry, Ledger, Occupant, Pod, Proof, Sandbox, Supplied, Supply};
 
 use crate::Broken;
 use crate::operator::{name, number};
@@ -188,8 +188,8 @@ impl World {
     fn occupant(&self, pod: usize) -> Option<Occupant> {
         let address = Ipv4Addr::new(10, 0, 0, self.node.wired[pod]?);
         let sandbox = sandbox(pod);
-        let link = sandbox.host_link();
-        Some(Occupant { sandbox, pod: Pod::default(), address, link })
+        let proof = Proof::Link(sandbox.host_link());
+        Some(Occupant { sandbox, pod: Pod::default(), address, proof })
     }
 }
 

@@ -26,7 +26,7 @@ use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
 
 use serde::Serialize;
 
-pub use format::{Malformed, VERSION};
+pub use format::{Malformed, VERSIONS};
 pub use supply::{Occupant, Supplied, Supply};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
@@ -107,10 +107,19 @@ pub struct Assignment {
     pub sandbox: Sandbox,
     pub pod: Pod,
     pub since: Millis,
-    /// Proof of life: the host's end of the sandbox's veth pair, which ends with the sandbox's network namespace.
-    pub link: String,
+    pub proof: Proof,
     /// The entry has gone from the spec while the pod was using it.
     pub vanished: bool,
+}
+
+/// By what to see whether a sandbox lives. What can't be looked at lives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// The host's end of the sandbox's veth pair, by name: our wiring. It ends with the sandbox's network namespace.
+    Link(String),
+    /// The file of the sandbox's network namespace and, if it is known, the namespace's inode: another plugin did the wiring
+    /// and asked for the address only (delegated IPAM). Inodes come again, but not behind the same path.
+    Namespace { path: String, inode: Option<u64> },
 }
 
 /// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
@@ -119,6 +128,7 @@ pub struct Waiter {
     pub sandbox: Sandbox,
     pub pod: Pod,
     pub since: Millis,
+    pub proof: Proof,
 }
 
 /// What [`Ledger::assign`] came to.
@@ -169,11 +179,16 @@ impl Ledger {
     /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
     /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
     pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
+        self.assign_to(sandbox, pod, Proof::Link(sandbox.host_link()), now)
+    }
+
+    /// The same for a sandbox that is seen to live by `proof`.
+    pub fn assign_to(&mut self, sandbox: &Sandbox, pod: &Pod, proof: Proof, now: Millis) -> Assign {
         if let Some(address) = self.address_of(sandbox) {
             return Assign::Assigned(address);
         }
         if !self.is_waiting(sandbox) {
-            self.waiting.push(Waiter { sandbox: sandbox.clone(), pod: pod.clone(), since: now });
+            self.waiting.push(Waiter { sandbox: sandbox.clone(), pod: pod.clone(), since: now, proof });
         }
         self.serve(now);
         match self.address_of(sandbox) {
@@ -204,14 +219,14 @@ impl Ledger {
     /// Assigns what is ready to those who wait, in the order they came.
     fn serve(&mut self, now: Millis) {
         let mut still = Vec::new();
-        for Waiter { sandbox, pod, since } in std::mem::take(&mut self.waiting) {
-            match self.next_for(&pod.uid, now) {
+        for waiter in std::mem::take(&mut self.waiting) {
+            match self.next_for(&waiter.pod.uid, now) {
                 Some(index) => {
-                    let link = sandbox.host_link();
-                    let assignment = Assignment { sandbox, pod, since: now, link, vanished: false };
+                    let Waiter { sandbox, pod, since: _, proof } = waiter;
+                    let assignment = Assignment { sandbox, pod, since: now, proof, vanished: false };
                     self.records[index].state = State::Assigned(assignment);
                 }
-                None => still.push(Waiter { sandbox, pod, since }),
+                None => still.push(waiter),
             }
         }
         self.waiting = still;

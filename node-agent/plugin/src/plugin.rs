@@ -1,92 +1,34 @@
 //! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end, and the
 //! ledger's only for each transaction, never while it talks to the kernel.
 
+mod error;
+mod lease;
 mod log;
 mod wait;
 
 use std::{
     collections::HashSet,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use crate::{
-    cni::{self, Request, Verb, Versions, Wired, code},
+    cni::{self, Duty, Leased, Program, Request, Verb, Versions, Wired, code},
     ledger::{
-        Pod, Sandbox,
+        Pod, Proof, Sandbox,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
     wiring::{self, Identity, Netns},
 };
 
+use error::Error;
 use log::Line;
 
 /// How long an ADD waits for an address: the kubelet takes a runtime for dead that is silent for 30 s.
 const ADDRESS_WAIT: Duration = Duration::from_secs(20);
 /// How often a DEL looks whether the verb it waits for is an ADD that it can cancel.
 const CANCEL_EVERY: Duration = Duration::from_millis(10);
-
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Ledger(#[from] file::Error),
-    #[error(
-        "the node has had no free address for {0:?}; the operator reserves more, unless the pool's or Azure's maximum is reached: see `kubectl describe nodeipallocation`"
-    )]
-    NoAddress(Duration),
-    #[error("a DEL of the same sandbox came while this ADD was waiting for an address")]
-    Cancelled,
-    #[error("can't watch {path}: {source}")]
-    Watch { path: PathBuf, source: std::io::Error },
-    #[error("the lock file was removed while this ADD was running, so its address may have been given away")]
-    LockLost,
-    #[error(transparent)]
-    Wiring(#[from] wiring::Error),
-    #[error("the ledger has {} for this sandbox, the runtime expects {expected}", found.map_or("no address".to_owned(), |found| found.to_string()))]
-    OtherAddress { expected: Ipv4Addr, found: Option<Ipv4Addr> },
-    #[error("the sandbox is not wired as ADD left it: {}", .0.join("; "))]
-    Damaged(Vec<String>),
-    #[error("this node has not had an address for pods yet: {0}")]
-    NotReady(String),
-    /// The first error decides; the others came up while cleaning up or going on after it.
-    #[error("{first}")]
-    Several { first: Box<Error>, others: Vec<Error> },
-}
-
-impl Error {
-    fn code(&self) -> u32 {
-        match self {
-            Error::Ledger(_)
-            | Error::NoAddress(_)
-            | Error::Cancelled
-            | Error::Watch { .. }
-            | Error::LockLost => code::TRY_AGAIN_LATER,
-            Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
-            Error::Wiring(_) => code::WIRING,
-            Error::OtherAddress { .. } | Error::Damaged(_) => code::DAMAGED,
-            Error::NotReady(_) => code::NOT_READY,
-            Error::Several { first, .. } => first.code(),
-        }
-    }
-
-    fn into_cni(self, version: cni::Version) -> cni::Error {
-        let (code, msg) = (self.code(), self.to_string());
-        let details = match self {
-            Error::Several { others, .. } => {
-                others.iter().map(Error::to_string).collect::<Vec<_>>().join("; ")
-            }
-            _ => String::new(),
-        };
-        cni::Error { version, code, msg, details }
-    }
-
-    /// This error with those that came up after it.
-    fn and(self, others: impl IntoIterator<Item = Error>) -> Error {
-        let others: Vec<Error> = others.into_iter().collect();
-        if others.is_empty() { self } else { Error::Several { first: Box::new(self), others } }
-    }
-}
 
 /// What the process prints on standard output, and its exit code.
 #[derive(Debug)]
@@ -96,34 +38,56 @@ pub struct Answer {
 }
 
 /// One call of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
-pub fn run(env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
-    let request = match Request::parse(env, stdin) {
+pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
+    let request = match Request::parse(program, env, stdin) {
         Ok(request) => request,
         Err(error) => return Answer::failure(&error),
     };
-    let Request { version, state_dir, verb } = request;
+    let Request { version, state_dir, duty, verb } = request;
     let mut line = Line::new(verb.name());
     let store = Store::at(state_dir);
     let done = match verb {
-        Verb::Add { sandbox, pod, netns, mtu } => {
+        Verb::Add { sandbox, pod, netns, before } => {
             line.about(&sandbox, &pod);
-            add(&store, &sandbox, &pod, &netns, mtu, &mut line).map(|address| {
-                let host_link = sandbox.host_link();
-                let host = (host_link.as_str(), wiring::HOST_MAC);
-                let pod = (sandbox.ifname.as_str(), wiring::pod_mac(address));
-                Answer::success(&Wired::new(version, address, wiring::GATEWAY, host, pod, netns))
-            })
+            match duty {
+                Duty::Wire { mtu } => add(&store, &sandbox, &pod, &netns, mtu, &mut line).map(|address| {
+                    let macs = [wiring::HOST_MAC, wiring::pod_mac(address)];
+                    let gateway = wiring::GATEWAY;
+                    Answer::success(&Wired::new(version, before, &sandbox, address, gateway, macs, &netns))
+                }),
+                Duty::Lease { subnet, bridge } => {
+                    lease::add(&store, &sandbox, &pod, &netns, subnet, bridge.as_deref(), &mut line)
+                        .map(|(address, gateway)| Answer::success(&Leased::new(version, address, gateway)))
+                }
+            }
         }
         Verb::Del { sandbox, pod } => {
             line.about(&sandbox, &pod);
-            del(&store, &sandbox, &mut line).map(|()| Answer::EMPTY)
+            match duty {
+                Duty::Wire { .. } => del(&store, &sandbox, &mut line).map(|()| Answer::EMPTY),
+                Duty::Lease { bridge, .. } => {
+                    lease::del(&store, &sandbox, bridge.as_deref(), &mut line).map(|()| Answer::EMPTY)
+                }
+            }
         }
         Verb::Check { sandbox, pod, netns, expected } => {
             line.about(&sandbox, &pod);
-            check(&store, &sandbox, &netns, expected).map(|()| Answer::EMPTY)
+            match duty {
+                Duty::Wire { .. } => check(&store, &sandbox, &netns, &expected).map(|()| Answer::EMPTY),
+                Duty::Lease { bridge, .. } => {
+                    lease::check(&store, &sandbox, bridge.as_deref(), &expected).map(|()| Answer::EMPTY)
+                }
+            }
         }
         Verb::Status => status(&store).map(|()| Answer::EMPTY),
-        Verb::Gc { valid } => gc(&store, &valid).map(|()| Answer::EMPTY),
+        Verb::Gc { valid: None } => Ok(Answer::EMPTY),
+        Verb::Gc { valid: Some(valid) } => {
+            let collect = |sandbox: &Sandbox| match &duty {
+                Duty::Wire { .. } => silence_and_free(&store, sandbox).map(drop),
+                Duty::Lease { bridge, .. } => lease::free(&store, sandbox, bridge.as_deref()).map(drop),
+            };
+            gc(&store, &duty, &valid, collect).map(|()| Answer::EMPTY)
+        }
         Verb::Version => Ok(Answer::success(&Versions::new(version))),
     };
     let done = done.map_err(|error| error.into_cni(version));
@@ -138,7 +102,8 @@ impl Answer {
         match serde_json::to_vec(document) {
             Ok(stdout) => Answer { stdout, exit_code: 0 },
             Err(error) => {
-                Answer::failure(&cni::Error::new(code::IO, format!("can't write the answer: {error}")))
+                let msg = format!("can't write the answer: {error}");
+                Answer::failure(&cni::Error::new(code::IO, msg, "report this as a bug of Vnetpool"))
             }
         }
     }
@@ -160,7 +125,8 @@ fn add(
     let netns = Netns::open(netns)?;
     let lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
     line.phase("lock");
-    let address = wait::address(store, sandbox, pod, ADDRESS_WAIT)?;
+    let proof = Proof::Link(sandbox.host_link());
+    let address = wait::address(store, sandbox, pod, &proof, ADDRESS_WAIT)?;
     line.address(address);
     line.phase("ledger");
     let identity = Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
@@ -211,14 +177,18 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
 }
 
 /// Compares what is there with what ADD left; repairs nothing.
-fn check(store: &Store, sandbox: &Sandbox, netns: &Path, expected: Ipv4Addr) -> Result<(), Error> {
+fn check(store: &Store, sandbox: &Sandbox, netns: &Path, expected: &[Ipv4Addr]) -> Result<(), Error> {
     let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
-    let found = store.read()?.address_of(sandbox);
-    if found != Some(expected) {
-        return Err(Error::OtherAddress { expected, found });
-    }
-    let damage = wiring::damage(&Netns::open(netns)?, sandbox, expected)?;
+    let address = recorded(store, sandbox, expected)?;
+    let damage = wiring::damage(&Netns::open(netns)?, sandbox, address)?;
     if damage.is_empty() { Ok(()) } else { Err(Error::Damaged(damage)) }
+}
+
+/// The sandbox's address by the ledger, if the runtime remembers it, too.
+fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<Ipv4Addr, Error> {
+    let found = store.read()?.address_of(sandbox);
+    let is_expected = |address: &Ipv4Addr| expected.contains(address);
+    found.filter(is_expected).ok_or_else(|| Error::OtherAddress { expected: expected.to_vec(), found })
 }
 
 /// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node that is
@@ -234,16 +204,29 @@ fn status(store: &Store) -> Result<(), Error> {
 }
 
 /// Frees the addresses of the sandboxes that the runtime no longer knows: each under its own lock, silenced first, and
-/// only if it had its address before this GC began. One that a verb is working on is left alone. Goes on past errors.
-fn gc(store: &Store, valid: &HashSet<Sandbox>) -> Result<(), Error> {
+/// only if it had its address before this GC began. One that a verb is working on is left alone, and so are those that were
+/// served under our other name: they aren't of this network. Goes on past errors.
+fn gc(
+    store: &Store,
+    duty: &Duty,
+    valid: &HashSet<Sandbox>,
+    free: impl Fn(&Sandbox) -> Result<(), Error>,
+) -> Result<(), Error> {
     let started = file::now();
     let ledger = match store.read() {
         Err(error) if error.needs_rebuild() => return Ok(()),
         result => result?,
     };
-    let garbage = ledger.assignments().map(|(_, assignment)| &assignment.sandbox).filter(|sandbox| {
+    let is_of_this = |proof: &Proof| {
+        matches!(
+            (duty, proof),
+            (Duty::Wire { .. }, Proof::Link(_)) | (Duty::Lease { .. }, Proof::Namespace { .. })
+        )
+    };
+    let assignments = ledger.assignments().map(|(_, assignment)| assignment);
+    let garbage = assignments.filter(|assignment| is_of_this(&assignment.proof)).filter(|assignment| {
         // One without a container is an address found in use by we know not whom: the agent's matter.
-        !sandbox.container_id.is_empty() && !valid.contains(sandbox)
+        !assignment.sandbox.container_id.is_empty() && !valid.contains(&assignment.sandbox)
     });
     let collect = |sandbox: &Sandbox| -> Result<(), Error> {
         let _lock = match store.lock_sandbox(sandbox, Duration::ZERO) {
@@ -253,11 +236,11 @@ fn gc(store: &Store, valid: &HashSet<Sandbox>) -> Result<(), Error> {
         let ledger = store.read()?;
         let is_old = |since| since <= started;
         if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {
-            silence_and_free(store, sandbox)?;
+            free(sandbox)?;
         }
         Ok(())
     };
-    let mut errors = garbage.filter_map(|sandbox| collect(sandbox).err());
+    let mut errors = garbage.filter_map(|assignment| collect(&assignment.sandbox).err());
     match errors.next() {
         Some(first) => Err(first.and(errors)),
         None => Ok(()),

@@ -30,7 +30,7 @@ use netlink::{Change, Destination, Netlink, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
-pub use inspect::{HostLink, Identity, damage, host_links};
+pub use inspect::{HostLink, Identity, damage, host_links, is_routed_to};
 pub use netns::Netns;
 pub use restore::{Damage, restore};
 
@@ -51,13 +51,33 @@ pub enum Error {
     InterfaceExists(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),
-    #[error("can't turn off IPv6 on {link}: {source}")]
-    Sysctl { link: String, source: io::Error },
-    #[error("can't have {link} keep its other addresses when one is taken off: {source}")]
-    Promotion { link: String, source: io::Error },
+    #[error("can't set {key} of {link}: {source}")]
+    Sysctl { key: &'static str, link: String, source: io::Error },
 }
 
 impl Error {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Error::Kernel { errno: Errno::EPERM | Errno::EACCES, .. } => {
+                "the plugin must run as root with CAP_NET_ADMIN and CAP_SYS_ADMIN, as container runtimes do"
+            }
+            Error::Kernel { .. } => {
+                "what was done is undone and the runtime tries again; the kernel's log may say more"
+            }
+            Error::Netns { .. } => {
+                "the runtime has to name the pod's own network namespace, and it must still exist"
+            }
+            Error::InterfaceExists(_) => {
+                "something else made it: put vnetpool before the plugins that change the pod's interface, or delete the pod"
+            }
+            Error::AddressRouted(_) => {
+                "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
+            }
+            Error::Sysctl { .. } => "the plugin must run as root with a writable /proc/sys",
+        }
+    }
+
     fn kernel(what: &'static str, error: io::Error) -> Error {
         Error::Kernel { what, errno: Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)) }
     }
@@ -178,11 +198,41 @@ fn create_pair(
 /// Before the link is up: the node then has no IPv6 address towards the pod, and takes no router advertisement from it,
 /// with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without IPv6 is fine.
 fn disable_ipv6(link: &str) -> Result<(), Error> {
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::Sysctl { link: link.to_owned(), source: error })
-        }
-        _ => Ok(()),
+    match set("ipv6/conf", link, "disable_ipv6", "1") {
+        Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Sets a link's own value of one of the kernel's network settings.
+fn set(family: &str, link: &str, key: &'static str, value: &str) -> Result<(), Error> {
+    let path = format!("/proc/sys/net/{family}/{link}/{key}");
+    std::fs::write(path, value).map_err(|source| Error::Sysctl { key, link: link.to_owned(), source })
+}
+
+/// Tells the node that an address is behind a bridge of another plugin, where the node's own subnet would be looked for on
+/// the NIC's link; and lets the bridge answer its pods' questions for all that isn't behind it, at once. Any number of times.
+pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
+    let link = index_of(bridge)?;
+    set("ipv4/conf", bridge, "proxy_arp", "1")?;
+    set("ipv4/neigh", bridge, "proxy_delay", "0")?;
+    let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
+    match Netlink::open()?.apply([route]) {
+        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, bridge)? {
+            true => Ok(()),
+            false => Err(Error::AddressRouted(address)),
+        },
+        result => result,
+    }
+}
+
+/// Takes back what [`route_to_bridge`] did for the address. Ok if it's gone, and if the bridge is.
+pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
+    let Ok(link) = if_nametoindex(bridge) else { return Ok(()) };
+    let change = Change::delete_route("remove the node's route to the pod", link, Destination::Host(address));
+    match Netlink::open()?.apply([change]) {
+        Err(error) if error.is(Errno::ESRCH) => Ok(()),
+        result => result,
     }
 }
 

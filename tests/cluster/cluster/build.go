@@ -15,6 +15,7 @@ import (
 const (
 	kubernetesVersion = "v1.36.3" // go.mod's
 	helmVersion       = "v3.22.0" // helm/go.mod's
+	cnitoolVersion    = "v1.3.0"  // cnitool/go.mod's
 )
 
 // The names under which the one Kubernetes binary is called.
@@ -42,6 +43,10 @@ var programs = []program{
 		name: "helm-" + helmVersion, label: "helm " + helmVersion + " (about 2 minutes the first time)", folder: "helm", pack: "helm.sh/helm/v3/cmd/helm",
 		ldflags: "-X helm.sh/helm/v3/internal/version.version=" + helmVersion,
 		inputs:  []string{"helm/go.mod", "helm/go.sum"},
+	},
+	{
+		name: "cnitool", label: "cnitool " + cnitoolVersion, folder: "cnitool", pack: "github.com/containernetworking/cni/cnitool", static: true,
+		inputs: []string{"cnitool/go.mod", "cnitool/go.sum"},
 	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},

@@ -9,6 +9,7 @@
 //! had-first-address yes
 //! free vnp-00c1 10.1.2.3 - 81023                       name, address, attached to, freed at
 //! assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c… eth0 <uid> default web-0 -
+//! assigned vnp-00c5 10.1.2.9 - 90733 /run/netns/cni-1#4026532 81ab… eth0 - - - -    by its namespace, not by a host link
 //! withdrawn vnp-00c3 10.1.2.5 - -
 //! relinquished vnp-00c4
 //! waiting 95002 77aa… eth0 <uid> default web-1
@@ -20,17 +21,18 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
-use super::{Assignment, Entry, Ledger, Millis, Pod, Record, Sandbox, State, Waiter};
+use super::{Assignment, Entry, Ledger, Millis, Pod, Proof, Record, Sandbox, State, Waiter};
 
-/// Version of the format, in the first line. A reader ignores words behind those it knows, and they are lost when it
-/// writes; any other change takes a new version.
-pub const VERSION: u32 = 1;
+/// Versions of the format that are read; the version is in the first line. A reader ignores words behind those it knows, and
+/// they are lost when it writes; any other change takes a new version. What is written has the lowest version that can say
+/// it, so that a neighbouring release reads it as long as possible: 2 only where a sandbox is known by its namespace.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
 
 /// Why a text is no ledger.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error(
-        "its format version is {0}, this release reads {VERSION}: agent and plugin are not of neighbouring releases"
+        "its format version is {0}, this release reads {VERSIONS:?}: agent and plugin are not of neighbouring releases"
     )]
     Version(u32),
     #[error("its line {0} is not what it should be")]
@@ -57,7 +59,8 @@ impl Ledger {
             waiting,
         } = self;
         let mut out = Writer(String::with_capacity(LINE_SIZE * (2 + records.len() + waiting.len())));
-        out.line("ledger").number(VERSION);
+        let version = self.format_version();
+        out.line("ledger").number(version);
         out.line("boot").text(boot_id);
         out.line("node").text(node_uid);
         out.line("spec").text(object).number(generation);
@@ -67,12 +70,12 @@ impl Ledger {
             match state {
                 State::Free { since } => out.line("free").entry(entry).time(*since),
                 State::Withdrawn { since } => out.line("withdrawn").entry(entry).time(*since),
-                State::Assigned(Assignment { sandbox, pod, since, link, vanished }) => {
+                State::Assigned(Assignment { sandbox, pod, since, proof, vanished }) => {
                     let vanished = if *vanished { "vanished" } else { "" };
                     out.line("assigned")
                         .entry(entry)
                         .number(since)
-                        .text(link)
+                        .proof(proof)
                         .sandbox(sandbox)
                         .pod(pod)
                         .text(vanished)
@@ -82,12 +85,21 @@ impl Ledger {
         for name in relinquished {
             out.line("relinquished").text(name);
         }
-        for Waiter { sandbox, pod, since } in waiting {
-            out.line("waiting").number(since).sandbox(sandbox).pod(pod);
+        for Waiter { sandbox, pod, since, proof } in waiting {
+            let line = out.line("waiting").number(since).sandbox(sandbox).pod(pod);
+            if version > 1 {
+                line.proof(proof);
+            }
         }
         out.line("end");
         out.0.push('\n');
         out.0
+    }
+
+    fn format_version(&self) -> u32 {
+        let assigned = self.assignments().map(|(_, assignment)| &assignment.proof);
+        let mut proofs = assigned.chain(self.waiting.iter().map(|waiter| &waiter.proof));
+        if proofs.any(|proof| matches!(proof, Proof::Namespace { .. })) { 2 } else { 1 }
     }
 
     pub(super) fn from_text(text: &str) -> Result<Ledger, Malformed> {
@@ -98,7 +110,7 @@ impl Ledger {
             if words.word()? == keyword { Ok(words) } else { Err(Malformed::Line(words.line)) }
         };
         let version = line("ledger")?.number()?;
-        if version != VERSION {
+        if !VERSIONS.contains(&version) {
             return Err(Malformed::Version(version));
         }
         let boot_id = line("boot")?.text()?;
@@ -130,17 +142,21 @@ impl Ledger {
                 }
                 "assigned" => {
                     let entry = words.entry()?;
-                    let (since, link) = (words.number()?, words.text()?);
+                    let (since, proof) = (words.number()?, words.proof()?);
                     let (sandbox, pod) = (words.sandbox()?, words.pod()?);
                     let vanished = words.word()? == "vanished";
-                    let state = State::Assigned(Assignment { sandbox, pod, since, link, vanished });
+                    let state = State::Assigned(Assignment { sandbox, pod, since, proof, vanished });
                     ledger.records.push(Record { entry, state });
                 }
                 "relinquished" => ledger.relinquished.push(words.text()?),
                 "waiting" => {
                     let since = words.number()?;
                     let (sandbox, pod) = (words.sandbox()?, words.pod()?);
-                    ledger.waiting.push(Waiter { sandbox, pod, since });
+                    let proof = match version {
+                        1 => Proof::Link(sandbox.host_link()),
+                        _ => words.proof()?,
+                    };
+                    ledger.waiting.push(Waiter { sandbox, pod, since, proof });
                 }
                 // Its absence tells a text that was cut off, which would lack records.
                 "end" => return Ok(ledger),
@@ -189,6 +205,15 @@ impl Writer {
 
     fn entry(&mut self, Entry { name, address, attached_to }: &Entry) -> &mut Writer {
         self.text(name).number(address).text(attached_to.as_deref().unwrap_or_default())
+    }
+
+    /// No link's name has a slash in it, and every namespace's path begins with one.
+    fn proof(&mut self, proof: &Proof) -> &mut Writer {
+        match proof {
+            Proof::Link(link) => self.text(link),
+            Proof::Namespace { path, inode: Some(inode) } => self.text(&format!("{path}#{inode}")),
+            Proof::Namespace { path, inode: None } => self.text(path),
+        }
     }
 
     fn sandbox(&mut self, Sandbox { container_id, ifname }: &Sandbox) -> &mut Writer {
@@ -252,6 +277,18 @@ impl<'a> Words<'a> {
         Ok(Entry { name, address, attached_to: Some(attached_to).filter(|uid| !uid.is_empty()) })
     }
 
+    fn proof(&mut self) -> Result<Proof, Malformed> {
+        let text = self.text()?;
+        if !text.starts_with('/') {
+            return Ok(Proof::Link(text));
+        }
+        let inode = text.rsplit_once('#').and_then(|(path, inode)| Some((path, inode.parse().ok()?)));
+        Ok(match inode {
+            Some((path, inode)) => Proof::Namespace { path: path.to_owned(), inode: Some(inode) },
+            None => Proof::Namespace { path: text, inode: None },
+        })
+    }
+
     fn sandbox(&mut self) -> Result<Sandbox, Malformed> {
         Ok(Sandbox { container_id: self.text()?, ifname: self.text()? })
     }
@@ -294,6 +331,21 @@ end
     }
 
     #[test]
+    fn a_sandbox_known_by_its_namespace_takes_version_2_and_nothing_else_does() {
+        let text = VERSION_1
+            .replacen("ledger 1", "ledger 2", 1)
+            .replacen(" vnp0123456789a ", " /run/netns/cni-1#4026532001 ", 1)
+            .replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1);
+        let ledger = Ledger::from_text(&text).unwrap();
+        assert_eq!(ledger.to_text(), text);
+        let proofs: Vec<_> = ledger.assignments().map(|(_, assignment)| &assignment.proof).collect();
+        let namespace = Proof::Namespace { path: "/run/netns/cni-1".to_owned(), inode: Some(4026532001) };
+        assert_eq!(proofs, [&namespace, &Proof::Link("vnp0123456789b".to_owned())]);
+        // What a release that knows no namespaces wrote is written so that it can read it again.
+        assert_eq!(Ledger::from_text(VERSION_1).unwrap().to_text().lines().next(), Some("ledger 1"));
+    }
+
+    #[test]
     fn words_that_a_later_release_adds_to_a_line_are_no_matter() {
         let later: String = VERSION_1.lines().map(|line| format!("{line} new words\n")).collect();
         assert_eq!(Ledger::from_text(&later).unwrap().to_text(), VERSION_1);
@@ -302,7 +354,7 @@ end
     #[test]
     fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
         let read = |text: &str| Ledger::from_text(text).unwrap_err();
-        assert_eq!(read(&VERSION_1.replacen('1', "2", 1)), Malformed::Version(2));
+        assert_eq!(read(&VERSION_1.replacen('1', "3", 1)), Malformed::Version(3));
         assert_eq!(read(""), Malformed::Line(1));
         for line in 1..VERSION_1.lines().count() {
             let cut: String = VERSION_1.lines().take(line).map(|line| format!("{line}\n")).collect();

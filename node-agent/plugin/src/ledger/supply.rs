@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 
-use super::{Assignment, Entry, Ledger, Millis, Pod, Record, Sandbox, State};
+use super::{Assignment, Entry, Ledger, Millis, Pod, Proof, Record, Sandbox, State};
 
 /// What one version of a NodeIPAllocation's spec says about this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +29,14 @@ pub enum Supplied {
     OtherBoot,
 }
 
-/// A sandbox found on the node itself: a host link of ours and the address behind it.
+/// A sandbox found to use an address, whatever the ledger says: a host link of ours and the address behind it, or what was
+/// reported of a sandbox that another plugin wired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupant {
     pub sandbox: Sandbox,
     pub pod: Pod,
     pub address: Ipv4Addr,
-    /// The host link.
-    pub link: String,
+    pub proof: Proof,
 }
 
 impl Ledger {
@@ -155,7 +155,7 @@ impl Ledger {
     /// Assigns an address to the sandbox that uses it on the node without the ledger knowing. Says whether it did:
     /// not if the sandbox or the address is assigned already.
     pub fn adopt(&mut self, occupant: &Occupant, now: Millis) -> bool {
-        let Occupant { sandbox, pod, address, link } = occupant;
+        let Occupant { sandbox, pod, address, proof } = occupant;
         let is_taken = self
             .assignments()
             .any(|(entry, assignment)| assignment.sandbox == *sandbox || entry.address == *address);
@@ -164,8 +164,8 @@ impl Ledger {
         }
         self.cancel(sandbox);
         let assignment = |vanished| {
-            let (sandbox, pod, link) = (sandbox.clone(), pod.clone(), link.clone());
-            State::Assigned(Assignment { sandbox, pod, since: now, link, vanished })
+            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
+            State::Assigned(Assignment { sandbox, pod, since: now, proof, vanished })
         };
         match self.records.iter_mut().find(|record| record.entry.address == *address) {
             Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),

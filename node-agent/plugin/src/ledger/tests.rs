@@ -44,7 +44,8 @@ fn pod(number: u8) -> Pod {
 }
 
 fn occupant(number: u8, address: Ipv4Addr) -> Occupant {
-    Occupant { sandbox: sandbox(number), pod: pod(number), address, link: sandbox(number).host_link() }
+    let proof = Proof::Link(sandbox(number).host_link());
+    Occupant { sandbox: sandbox(number), pod: pod(number), address, proof }
 }
 
 fn assign(ledger: &mut Ledger, number: u8, now: Millis) -> Option<Ipv4Addr> {

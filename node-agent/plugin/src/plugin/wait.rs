@@ -14,7 +14,7 @@ use nix::{
 
 use super::Error;
 use crate::ledger::{
-    Assign, Pod, Sandbox,
+    Assign, Pod, Proof, Sandbox,
     file::{Store, now},
 };
 
@@ -27,9 +27,11 @@ pub(super) fn address(
     store: &Store,
     sandbox: &Sandbox,
     pod: &Pod,
+    proof: &Proof,
     wait: Duration,
 ) -> Result<Ipv4Addr, Error> {
-    if let Assign::Assigned(address) = store.with(|ledger, now| ledger.assign(sandbox, pod, now))? {
+    let assigned = store.with(|ledger, now| ledger.assign_to(sandbox, pod, proof.clone(), now))?;
+    if let Assign::Assigned(address) = assigned {
         return Ok(address);
     }
     let deadline = Instant::now() + wait;
@@ -50,7 +52,7 @@ pub(super) fn address(
                     ledger.cancel(sandbox);
                     Err(Error::NoAddress(wait))
                 }
-                address => Ok(address.or_else(|| match ledger.assign(sandbox, pod, now) {
+                address => Ok(address.or_else(|| match ledger.assign_to(sandbox, pod, proof.clone(), now) {
                     Assign::Assigned(address) => Some(address),
                     Assign::Waiting { .. } => None,
                 })),
@@ -122,7 +124,8 @@ mod tests {
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
         let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
-        let refused = address(&store, &sandbox, &Pod::default(), Duration::from_millis(50));
+        let proof = Proof::Link(sandbox.host_link());
+        let refused = address(&store, &sandbox, &Pod::default(), &proof, Duration::from_millis(50));
         assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");
         assert!(!store.read().unwrap().is_waiting(&sandbox));
     }

@@ -14,7 +14,7 @@ use super::{
     Error, GATEWAY, HOST_MAC, Netns,
     netlink::{Destination, Netlink},
 };
-use crate::ledger::{Occupant, Pod, Sandbox};
+use crate::ledger::{Occupant, Pod, Proof, Sandbox};
 
 /// Bytes of a link's alias, without the NUL behind it (IFALIASZ of linux/if.h).
 const ALIAS_SIZE: usize = 255;
@@ -100,14 +100,14 @@ impl HostLink {
             sandbox: sandbox.clone(),
             pod: pod.clone(),
             address: *address,
-            link: self.name.clone(),
+            proof: Proof::Link(self.name.clone()),
         });
         let is_known = |address| self.identity.as_ref().is_some_and(|identity| identity.address == address);
         let unknown = self.routes.iter().filter(|&&address| !is_known(address)).map(|&address| Occupant {
             sandbox: Sandbox { container_id: String::new(), ifname: address.to_string() },
             pod: Pod::default(),
             address,
-            link: self.name.clone(),
+            proof: Proof::Link(self.name.clone()),
         });
         known.chain(unknown).collect()
     }
@@ -138,6 +138,15 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
             routes: routes.remove(&link.header.index).unwrap_or_default(),
         })
         .collect())
+}
+
+/// Whether the node routes just this address to the link of this name.
+pub fn is_routed_to(address: Ipv4Addr, link: &str) -> Result<bool, Error> {
+    let mut host = Netlink::open()?;
+    let index = host.link(link)?.map(|link| link.header.index);
+    let route = host.route_to(address)?;
+    let is_to = |route: RouteMessage| Destination::Host(address).is_of(&route) && link_of(&route) == index;
+    Ok(index.is_some() && route.is_some_and(is_to))
 }
 
 /// What is wrong with the sandbox's wiring, in sentences; empty if it is whole. Repairs nothing.

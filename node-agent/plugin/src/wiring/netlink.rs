@@ -98,6 +98,16 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewRoute(message) }
     }
 
+    /// The route of this destination on the link goes.
+    pub(super) fn delete_route(what: &'static str, link: u32, to: Destination) -> Change {
+        let Change { message, .. } = Change::new_route(what, link, to, None);
+        let message = match message {
+            RouteNetlinkMessage::NewRoute(route) => RouteNetlinkMessage::DelRoute(route),
+            other => other,
+        };
+        Change { what, flags: 0, message }
+    }
+
     /// A neighbour that is never asked for.
     pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
         let mut message = NeighbourMessage::default();

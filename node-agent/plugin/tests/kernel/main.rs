@@ -5,6 +5,8 @@
 mod crashes;
 mod hazards;
 mod node;
+mod reference;
+mod runtime;
 mod verbs;
 mod waiting;
 mod wiring;

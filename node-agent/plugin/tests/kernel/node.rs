@@ -107,6 +107,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Of a runtime, which writes errors as text on standard error.
+    pub fn of_runtime(output: Output) -> Answer {
+        let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let document = match output.status.success() {
+            true => serde_json::from_slice(&output.stdout).unwrap_or(Value::Null),
+            false => json!({ "msg": error }),
+        };
+        Answer { document, is_success: output.status.success() }
+    }
+
     fn of(output: Output) -> Answer {
         let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         Answer { document, is_success: output.status.success() }
@@ -116,7 +126,7 @@ impl Answer {
     pub fn address(&self) -> Ipv4Addr {
         assert!(self.is_success, "{}", self.document);
         let address = self.document["ips"][0]["address"].as_str().unwrap();
-        address.strip_suffix("/32").unwrap().parse().unwrap()
+        address.split('/').next().unwrap().parse().unwrap()
     }
 
     /// The code of the error that there must have been.

@@ -84,7 +84,7 @@ fn add_is_to_be_tried_again_while_there_is_no_ledger_of_this_boot() {
         ("empty", String::new()),
         ("no ledger", "garbage".to_owned()),
         ("no text", "ledger 1\n\u{0}".to_owned()),
-        ("of another version", text.replacen("ledger 1", "ledger 2", 1)),
+        ("of another version", text.replacen("ledger 1", "ledger 3", 1)),
         ("cut off", text.trim_end().strip_suffix("end").unwrap().to_owned()),
     ] {
         fs::write(&ledger, garbage).unwrap();
@@ -189,7 +189,7 @@ fn gc_frees_what_the_runtime_no_longer_knows() {
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
     let gc = |config: &serde_json::Value| node.run("GC", "", Path::new(""), config);
-    assert_eq!(gc(&config).code(), 7, "without the list nothing may be freed");
+    gc(&config).succeeds(); // without a list nothing can be told from garbage
     assert_eq!(node.ledger().counts(file::now()).assigned, 2);
 
     config["cni.dev/valid-attachments"] = json!([{ "containerID": "a", "ifname": "eth0" }]);

@@ -140,7 +140,7 @@ impl World {
                     sandbox: assignment.sandbox.clone(),
                     pod: assignment.pod.clone(),
                     address: entry.address,
-                    link: assignment.link.clone(),
+                    proof: assignment.proof.clone(),
                 });
                 let wired: Vec<Occupant> = wired.collect();
                 let relinquished: Vec<String> = self.ledger.relinquished().map(str::to_owned).collect();

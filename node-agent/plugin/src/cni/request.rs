@@ -1,0 +1,508 @@
+//! A runtime's request: environment and configuration, checked in every field.
+
+use std::{
+    collections::HashSet,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+
+use super::{Error, PrevResult, Version, code};
+use crate::ledger::{Pod, Sandbox};
+
+/// Where the ledger is unless the configuration says otherwise.
+pub const STATE_DIR: &str = "/run/vnetpool";
+
+/// Runtimes use 64 characters; what is stored on the host link must fit there.
+const CONTAINER_ID_SIZE: usize = 128;
+/// IFNAMSIZ without the NUL.
+const IFNAME_SIZE: usize = 15;
+/// From what every IPv4 link can do to what an IPv4 packet can be.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+/// The bridge plugin's own default.
+const BRIDGE: &str = "cni0";
+/// Azure has no smaller subnets.
+const LONGEST_PREFIX: u8 = 29;
+
+/// As what this program was called: its file's name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `vnetpool`: gives a sandbox an address and wires it.
+    Network,
+    /// `vnetpool-ipam`: gives another plugin an address for a sandbox that it wires itself.
+    Ipam,
+}
+
+impl Program {
+    /// The program of the file at this path.
+    pub fn of(path: &Path) -> Program {
+        if path.file_name().is_some_and(|name| name == "vnetpool-ipam") {
+            Program::Ipam
+        } else {
+            Program::Network
+        }
+    }
+}
+
+/// What a runtime asks for, valid in every field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub version: Version,
+    /// `stateDir`, for tests; else [`STATE_DIR`].
+    pub state_dir: PathBuf,
+    pub duty: Duty,
+    pub verb: Verb,
+}
+
+/// What the sandboxes get of us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// An address and all of the wiring.
+    Wire { mtu: Option<u32> },
+    /// An address: delegated IPAM. `subnet` is the subnet that the addresses are of, for plugins that make pods its neighbours;
+    /// `bridge` the bridge they are put behind.
+    Lease { subnet: Option<Ipv4Net>, bridge: Option<String> },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verb {
+    /// `before` is what the plugins before us in the chain have done.
+    Add {
+        sandbox: Sandbox,
+        pod: Pod,
+        netns: PathBuf,
+        before: PrevResult,
+    },
+    Del {
+        sandbox: Sandbox,
+        pod: Pod,
+    },
+    /// `expected` are the addresses that the runtime remembers from ADD, those of other plugins among them.
+    Check {
+        sandbox: Sandbox,
+        pod: Pod,
+        netns: PathBuf,
+        expected: Vec<Ipv4Addr>,
+    },
+    Status,
+    Gc {
+        /// None: the runtime didn't say which are valid (as cnitool doesn't), so nothing can be told from garbage.
+        valid: Option<HashSet<Sandbox>>,
+    },
+    Version,
+}
+
+impl Verb {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verb::Add { .. } => "ADD",
+            Verb::Del { .. } => "DEL",
+            Verb::Check { .. } => "CHECK",
+            Verb::Status => "STATUS",
+            Verb::Gc { .. } => "GC",
+            Verb::Version => "VERSION",
+        }
+    }
+}
+
+/// The configuration on standard input, as far as it concerns us.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    cni_version: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    type_: Option<String>,
+    mtu: Option<u32>,
+    state_dir: Option<PathBuf>,
+    bridge: Option<String>,
+    #[serde(default)]
+    is_gateway: bool,
+    #[serde(default)]
+    is_default_gateway: bool,
+    ipam: Option<IpamConfig>,
+    prev_result: Option<PrevResult>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    /// The same under the name that the specification once had for it, which is all that some runtimes send.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// The configuration's part for IPAM.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IpamConfig {
+    state_dir: Option<PathBuf>,
+    subnet: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+impl Request {
+    /// The request to `program` in the environment (`env` looks a variable up) and on standard input.
+    pub fn parse(
+        program: Program,
+        env: impl Fn(&str) -> Option<String>,
+        stdin: &[u8],
+    ) -> Result<Request, Error> {
+        let command = env("CNI_COMMAND").unwrap_or_default();
+        if command == "VERSION" && stdin.trim_ascii().is_empty() {
+            let (version, state_dir, duty) = (Version::default(), STATE_DIR.into(), Duty::Wire { mtu: None });
+            return Ok(Request { version, state_dir, duty, verb: Verb::Version });
+        }
+        let config: Config = serde_json::from_slice(stdin).map_err(|error| {
+            let msg = format!("the configuration on standard input can't be decoded: {error}");
+            Error::new(code::UNDECODABLE, msg, "correct the file in the runtime's CNI configuration folder")
+        })?;
+        let asked = config.cni_version.as_deref().unwrap_or("0.1.0"); // the specification's default
+        let version = Version::parse(asked);
+        let (duty, verb) = match (command.as_str(), version) {
+            ("VERSION", _) => Ok((Duty::Wire { mtu: None }, Verb::Version)),
+            (_, None) => Err(unsupported(asked)),
+            (command, Some(version)) => duty(program, &config)
+                .and_then(|duty| Ok((duty, parse_verb(command, version, &env, &config)?)))
+                .map_err(|error| Error { version, ..error }),
+        }?;
+        let ipam_dir = config.ipam.and_then(|ipam| ipam.state_dir);
+        let state_dir = match program {
+            Program::Network => config.state_dir,
+            Program::Ipam => ipam_dir,
+        };
+        let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
+        Ok(Request { version: version.unwrap_or_default(), state_dir, duty, verb })
+    }
+}
+
+fn duty(program: Program, config: &Config) -> Result<Duty, Error> {
+    if program == Program::Network {
+        if let Some(mtu) = config.mtu.filter(|mtu| !MTU.contains(mtu)) {
+            let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
+            return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
+        }
+        return Ok(Duty::Wire { mtu: config.mtu });
+    }
+    let subnet = match config.ipam.as_ref().and_then(|ipam| ipam.subnet.as_deref()) {
+        None => None,
+        Some(text) => {
+            let parsed = text.parse::<Ipv4Net>().ok().filter(|subnet| subnet.prefix_len() <= LONGEST_PREFIX);
+            Some(parsed.ok_or_else(|| {
+                let remedy = "give the range of the node's Azure subnet, such as \"10.240.0.0/20\"";
+                invalid_config(
+                    format!("ipam.subnet {text:?} is not an IPv4 range of /{LONGEST_PREFIX} or larger"),
+                    remedy,
+                )
+            })?)
+        }
+    };
+    let is_bridge = config.type_.as_deref() == Some("bridge");
+    if is_bridge && (config.is_gateway || config.is_default_gateway) {
+        return Err(invalid_config(
+            "isGateway would give the bridge an address of the Azure subnet, and with it the node's route to the subnet",
+            "take isGateway and isDefaultGateway out: the node answers its pods by proxy ARP",
+        ));
+    }
+    let makes_neighbours = is_bridge || config.type_.as_deref() == Some("ptp");
+    if makes_neighbours && subnet.is_none() {
+        return Err(invalid_config(
+            "ipam.subnet is missing: the plugins bridge and ptp need a gateway, and so the subnet it is of",
+            "give the range of the node's Azure subnet, such as \"10.240.0.0/20\"",
+        ));
+    }
+    let bridge = is_bridge.then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
+    Ok(Duty::Lease { subnet, bridge })
+}
+
+fn parse_verb(
+    command: &str,
+    version: Version,
+    env: &impl Fn(&str) -> Option<String>,
+    config: &Config,
+) -> Result<Verb, Error> {
+    if config.name.as_deref().unwrap_or_default().is_empty() {
+        return Err(invalid_config(
+            "the key \"name\" is missing",
+            "give the network a name in the CNI configuration",
+        ));
+    }
+    let introduced = match command {
+        "CHECK" => Version::V0_4_0,
+        "STATUS" | "GC" => Version::V1_1_0,
+        _ => Version::V0_3_1,
+    };
+    if version < introduced {
+        let (has, needs) = (version.as_str(), introduced.as_str());
+        let text = format!("{command} came with CNI {needs}, but the configuration is of cniVersion {has}");
+        let remedy = format!("give the configuration cniVersion {needs}, or name it in cniVersions");
+        return Err(Error::new(code::INCOMPATIBLE_VERSION, text, remedy));
+    }
+    let netns = || -> Result<PathBuf, Error> { Ok(required(env, "CNI_NETNS")?.into()) };
+    match command {
+        "ADD" => {
+            let (sandbox, before) = (sandbox(env)?, config.prev_result.clone().unwrap_or_default());
+            if before.has_interface(&sandbox.ifname) {
+                let msg =
+                    format!("prevResult: an earlier plugin of the chain has made {} already", sandbox.ifname);
+                let remedy = "make vnetpool the plugin of the chain that makes the interface, or give that plugin \"ipam\": {\"type\": \"vnetpool-ipam\"}";
+                return Err(invalid_config(msg, remedy));
+            }
+            Ok(Verb::Add { sandbox, pod: pod(env)?, netns: netns()?, before })
+        }
+        "DEL" => Ok(Verb::Del { sandbox: sandbox(env)?, pod: pod(env)? }),
+        "CHECK" => {
+            let expected = expected(config)?;
+            Ok(Verb::Check { sandbox: sandbox(env)?, pod: pod(env)?, netns: netns()?, expected })
+        }
+        "STATUS" => Ok(Verb::Status),
+        "GC" => {
+            let valid = config.valid_attachments.as_ref().or(config.attachments.as_ref());
+            let sandbox = |ValidAttachment { container_id, ifname }: &ValidAttachment| Sandbox {
+                container_id: container_id.clone(),
+                ifname: ifname.clone(),
+            };
+            Ok(Verb::Gc { valid: valid.map(|valid| valid.iter().map(sandbox).collect()) })
+        }
+        "" => Err(invalid_env("CNI_COMMAND is not set")),
+        other => {
+            Err(invalid_env(format!("CNI_COMMAND {other:?} is none of ADD, DEL, CHECK, STATUS, GC, VERSION")))
+        }
+    }
+}
+
+fn required(env: &impl Fn(&str) -> Option<String>, name: &str) -> Result<String, Error> {
+    let value = env(name).filter(|value| !value.is_empty());
+    value.ok_or_else(|| invalid_env(format!("{name} is not set")))
+}
+
+fn sandbox(env: &impl Fn(&str) -> Option<String>) -> Result<Sandbox, Error> {
+    let container_id = required(env, "CNI_CONTAINERID")?;
+    let is_good = container_id.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && container_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        && container_id.len() <= CONTAINER_ID_SIZE;
+    if !is_good {
+        return Err(invalid_env(format!(
+            "CNI_CONTAINERID {container_id:?} is not a letter or digit followed by letters, digits, '_', '.' and '-', \
+             {CONTAINER_ID_SIZE} at most"
+        )));
+    }
+    let ifname = required(env, "CNI_IFNAME")?;
+    let is_good = ifname.len() <= IFNAME_SIZE
+        && ifname != "."
+        && ifname != ".."
+        && ifname.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte));
+    if !is_good {
+        return Err(invalid_env(format!("CNI_IFNAME {ifname:?} can't be the name of an interface")));
+    }
+    Ok(Sandbox { container_id, ifname })
+}
+
+/// The pod as the kubelet's runtimes name it in CNI_ARGS; other runtimes don't.
+fn pod(env: &impl Fn(&str) -> Option<String>) -> Result<Pod, Error> {
+    let mut pod = Pod::default();
+    let args = env("CNI_ARGS").unwrap_or_default();
+    for pair in args.split(';').filter(|pair| !pair.is_empty()) {
+        let Some((key, value)) = pair.split_once('=') else {
+            return Err(invalid_env(format!("CNI_ARGS: {pair:?} is not KEY=VALUE")));
+        };
+        let field = match key {
+            "K8S_POD_NAMESPACE" => &mut pod.namespace,
+            "K8S_POD_NAME" => &mut pod.name,
+            "K8S_POD_UID" => &mut pod.uid,
+            _ => continue,
+        };
+        if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(invalid_env(format!("CNI_ARGS: {value:?} is no {key}")));
+        }
+        value.clone_into(field);
+    }
+    Ok(pod)
+}
+
+/// The addresses that the runtime remembers from ADD. Plugins after us may have added some, so ours is one of them.
+fn expected(config: &Config) -> Result<Vec<Ipv4Addr>, Error> {
+    let remedy = "the runtime has to hand over what ADD returned";
+    let result = config.prev_result.as_ref();
+    let result = result.ok_or_else(|| invalid_config("CHECK without the key \"prevResult\"", remedy))?;
+    let addresses: Vec<Ipv4Addr> = result.addresses().iter().map(Ipv4Net::addr).collect();
+    match addresses.is_empty() {
+        true => Err(invalid_config("prevResult has no IPv4 address", remedy)),
+        false => Ok(addresses),
+    }
+}
+
+fn unsupported(asked: &str) -> Error {
+    let speaks = Version::ALL.map(Version::as_str).join(", ");
+    let msg = format!("cniVersion {asked:?} is not supported");
+    Error::new(code::INCOMPATIBLE_VERSION, msg, format!("give the configuration one of {speaks}"))
+}
+
+fn invalid_env(msg: impl Into<String>) -> Error {
+    let remedy = "this program is run by a container runtime or cnitool, which sets its environment";
+    Error::new(code::INVALID_ENVIRONMENT, msg, remedy)
+}
+
+fn invalid_config(msg: impl Into<String>, remedy: &str) -> Error {
+    Error::new(code::INVALID_CONFIG, msg, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The environment of an ADD, with these changes.
+    fn parse(changes: &[(&str, &str)], config: &Value) -> Result<Request, Error> {
+        let env = |name: &str| {
+            let changed = changes.iter().find(|(changed, _)| *changed == name).map(|(_, value)| *value);
+            let value = changed.or(match name {
+                "CNI_COMMAND" => Some("ADD"),
+                "CNI_CONTAINERID" => Some("4f1c_a.b-c"),
+                "CNI_NETNS" => Some("/run/netns/pod"),
+                "CNI_IFNAME" => Some("eth0"),
+                _ => None,
+            });
+            value.map(str::to_owned)
+        };
+        Request::parse(Program::Network, env, config.to_string().as_bytes())
+    }
+
+    fn config() -> Value {
+        json!({ "cniVersion": "1.1.0", "name": "vnetpool", "type": "vnetpool" })
+    }
+
+    #[test]
+    fn an_add_is_understood() {
+        let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=uid;OTHER=x";
+        let mut config = config();
+        config["mtu"] = 1500.into();
+        let request = parse(&[("CNI_ARGS", args)], &config).unwrap();
+        let verb = Verb::Add {
+            sandbox: Sandbox { container_id: "4f1c_a.b-c".to_owned(), ifname: "eth0".to_owned() },
+            pod: Pod { namespace: "default".to_owned(), name: "web-0".to_owned(), uid: "uid".to_owned() },
+            netns: "/run/netns/pod".into(),
+            before: PrevResult::default(),
+        };
+        let duty = Duty::Wire { mtu: Some(1500) };
+        assert_eq!(request, Request { version: Version::V1_1_0, state_dir: STATE_DIR.into(), duty, verb });
+    }
+
+    #[test]
+    fn what_the_environment_must_not_hold_is_named() {
+        let long = "x".repeat(CONTAINER_ID_SIZE + 1);
+        for (name, value) in [
+            ("CNI_COMMAND", ""),
+            ("CNI_COMMAND", "add"),
+            ("CNI_CONTAINERID", ""),
+            ("CNI_CONTAINERID", "-starts-badly"),
+            ("CNI_CONTAINERID", "has/slash"),
+            ("CNI_CONTAINERID", long.as_str()),
+            ("CNI_IFNAME", ""),
+            ("CNI_IFNAME", ".."),
+            ("CNI_IFNAME", "has blank"),
+            ("CNI_IFNAME", "has/slash"),
+            ("CNI_IFNAME", "longer-than-15-b"),
+            ("CNI_NETNS", ""),
+            ("CNI_ARGS", "K8S_POD_NAME"),
+            ("CNI_ARGS", "K8S_POD_NAME=two words"),
+        ] {
+            let error = parse(&[(name, value)], &config()).unwrap_err();
+            assert_eq!(error.code, code::INVALID_ENVIRONMENT, "{name}={value}");
+            assert!(error.msg.contains(name) && !error.details.is_empty(), "{error:?}");
+            assert_eq!(error.version, Version::V1_1_0);
+        }
+    }
+
+    #[test]
+    fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
+        for (version, command) in
+            [("0.2.0", "ADD"), ("2.0.0", "ADD"), ("0.3.1", "CHECK"), ("1.0.0", "STATUS"), ("1.0.0", "GC")]
+        {
+            let mut config = config();
+            config["cniVersion"] = version.into();
+            let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
+            assert_eq!(error.code, code::INCOMPATIBLE_VERSION, "{command} {version}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_without_what_a_verb_needs_is_refused() {
+        for (command, key, value) in [
+            ("ADD", "name", Value::Null),
+            ("ADD", "mtu", json!(20)),
+            ("CHECK", "prevResult", Value::Null),
+            ("CHECK", "prevResult", json!({ "ips": [{ "address": "fd00::1/64" }] })),
+            ("ADD", "prevResult", json!({ "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/pod" }] })),
+        ] {
+            let mut config = config();
+            config[key] = value;
+            let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
+            assert_eq!(error.code, code::INVALID_CONFIG, "{command} {key}");
+            assert!(error.msg.contains(key) && !error.details.is_empty(), "{error:?}");
+        }
+        let undecodable = Request::parse(Program::Network, |_| Some("ADD".to_owned()), b"{").unwrap_err();
+        assert_eq!(undecodable.code, code::UNDECODABLE);
+    }
+
+    #[test]
+    fn version_is_answered_whatever_the_configuration() {
+        for input in [&b""[..], b"{\"cniVersion\":\"0.2.0\"}", b"{\"cniVersion\":\"1.0.0\"}"] {
+            let request = Request::parse(Program::Network, |_| Some("VERSION".to_owned()), input).unwrap();
+            assert_eq!(request.verb, Verb::Version);
+        }
+        let answer = serde_json::to_value(crate::cni::Versions::new(Version::V1_0_0)).unwrap();
+        let versions = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+        assert_eq!(answer, json!({ "cniVersion": "1.0.0", "supportedVersions": versions }));
+    }
+
+    fn parse_ipam(config: &Value) -> Result<Request, Error> {
+        let env = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".to_owned());
+        Request::parse(Program::Ipam, env, config.to_string().as_bytes())
+    }
+
+    #[test]
+    fn called_as_ipam_it_reads_the_delegating_plugins_configuration() {
+        assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool-ipam")), Program::Ipam);
+        assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool")), Program::Network);
+        let mut config = config();
+        config["type"] = "bridge".into();
+        config["mtu"] = 1.into(); // the other plugin's matter
+        config["ipam"] =
+            json!({ "type": "vnetpool-ipam", "subnet": "10.240.0.0/20", "stateDir": "/elsewhere" });
+        let request = parse_ipam(&config).unwrap();
+        let subnet = Some("10.240.0.0/20".parse().unwrap());
+        assert_eq!(request.duty, Duty::Lease { subnet, bridge: Some("cni0".to_owned()) });
+        assert_eq!(request.state_dir, Path::new("/elsewhere"));
+
+        config["type"] = "cilium-cni".into();
+        config["ipam"] = json!({ "type": "vnetpool-ipam" });
+        assert_eq!(parse_ipam(&config).unwrap().duty, Duty::Lease { subnet: None, bridge: None });
+    }
+
+    #[test]
+    fn a_delegating_plugin_that_would_break_the_nodes_own_routes_is_refused() {
+        for key in ["isGateway", "isDefaultGateway"] {
+            let mut config = config();
+            config["type"] = "bridge".into();
+            config[key] = true.into();
+            let error = parse_ipam(&config).unwrap_err();
+            assert!(error.code == code::INVALID_CONFIG && error.msg.contains("isGateway"), "{error:?}");
+        }
+        for subnet in ["10.240.0.0", "10.240.0.0/30", "fd00::/64"] {
+            let mut config = config();
+            config["ipam"] = json!({ "subnet": subnet });
+            config["type"] = "ptp".into();
+            let error = parse_ipam(&config).unwrap_err();
+            assert!(error.code == code::INVALID_CONFIG && error.msg.contains(subnet), "{error:?}");
+            config["ipam"] = json!({});
+            assert!(parse_ipam(&config).unwrap_err().msg.contains("ipam.subnet is missing"));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What can go wrong in a verb: what happened, with its code, and what to do about it.
+
+use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    cni::{self, code},
+    ledger::file,
+    wiring,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Ledger(#[from] file::Error),
+    #[error("the node has had no free address for {0:?}")]
+    NoAddress(Duration),
+    #[error("a DEL of the same sandbox came while this ADD was waiting for an address")]
+    Cancelled,
+    #[error("can't watch {path}: {source}")]
+    Watch { path: PathBuf, source: io::Error },
+    #[error("the lock file was removed while this ADD was running, so its address may have been given away")]
+    LockLost,
+    #[error(transparent)]
+    Wiring(#[from] wiring::Error),
+    #[error("the address {address} is not of ipam.subnet {subnet}")]
+    OtherSubnet { address: Ipv4Addr, subnet: Ipv4Net },
+    #[error("the ledger has {} for this sandbox, the runtime expects {}", .found.map_or("no address".to_owned(), |found| found.to_string()), list(.expected))]
+    OtherAddress { expected: Vec<Ipv4Addr>, found: Option<Ipv4Addr> },
+    #[error("the sandbox is not wired as ADD left it: {}", .0.join("; "))]
+    Damaged(Vec<String>),
+    #[error("this node has not had an address for pods yet: {0}")]
+    NotReady(String),
+    /// The first error decides; the others came up while cleaning up or going on after it.
+    #[error("{first}")]
+    Several { first: Box<Error>, others: Vec<Error> },
+}
+
+fn list(addresses: &[Ipv4Addr]) -> String {
+    addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl Error {
+    fn code(&self) -> u32 {
+        match self {
+            Error::Ledger(_)
+            | Error::NoAddress(_)
+            | Error::Cancelled
+            | Error::Watch { .. }
+            | Error::LockLost => code::TRY_AGAIN_LATER,
+            Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
+            Error::Wiring(_) => code::WIRING,
+            Error::OtherSubnet { .. } => code::INVALID_CONFIG,
+            Error::OtherAddress { .. } | Error::Damaged(_) => code::DAMAGED,
+            Error::NotReady(_) => code::NOT_READY,
+            Error::Several { first, .. } => first.code(),
+        }
+    }
+
+    /// What somebody who reads of this in an Event of a pod or in the runtime's log can do.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Error::Ledger(error) if error.needs_rebuild() => {
+                "the runtime tries again; if it lasts, see the agent's log (kubectl logs -n vnetpool-system daemonset/vnetpool-node-agent) and `kubectl describe nodeipallocation`"
+            }
+            Error::Ledger(file::Error::Io(..)) | Error::Watch { .. } => {
+                "the runtime tries again; if it lasts, see whether the folder is there, writable by root and not full"
+            }
+            Error::Ledger(_) => "another verb of this sandbox is still running: the runtime tries again",
+            Error::NoAddress(_) => {
+                "the operator reserves more unless the pool's or Azure's maximum is reached: see `kubectl describe nodeipallocation`"
+            }
+            Error::Cancelled => "nothing: the pod is being deleted, or the runtime tries again",
+            Error::LockLost => "nothing may delete files in this folder; the runtime tries again",
+            Error::Wiring(error) => error.remedy(),
+            Error::OtherSubnet { .. } => {
+                "give ipam.subnet the range of the subnet of the node's NIC: see `kubectl get nodeipallocation -o wide`"
+            }
+            Error::OtherAddress { .. } | Error::Damaged(_) => {
+                "delete the pod, so that a new one is wired; CHECK repairs nothing"
+            }
+            Error::NotReady(_) => {
+                "wait for the operator; if it lasts, see the conditions in `kubectl describe nodeipallocation`"
+            }
+            Error::Several { first, .. } => first.remedy(),
+        }
+    }
+
+    pub(super) fn into_cni(self, version: cni::Version) -> cni::Error {
+        let mut details = self.remedy().to_owned();
+        if let Error::Several { others, .. } = &self {
+            details.push_str("; besides:");
+            others.iter().for_each(|other| details.push_str(&format!(" {other};")));
+        }
+        cni::Error { version, code: self.code(), msg: self.to_string(), details }
+    }
+
+    /// This error with those that came up after it.
+    pub(super) fn and(self, others: impl IntoIterator<Item = Error>) -> Error {
+        let others: Vec<Error> = others.into_iter().collect();
+        if others.is_empty() { self } else { Error::Several { first: Box::new(self), others } }
+    }
+}

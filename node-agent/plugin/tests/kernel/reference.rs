@@ -1,0 +1,165 @@
+//! Our plugin under the reference runtime and beside the reference plugins: each version, each verb, as IPAM and in chains.
+
+use std::{fs, net::IpAddr};
+
+use serde_json::{Value, json};
+use vnetpool_plugin::ledger::{Proof, file};
+
+use crate::{
+    node::{NODE, Node, Pod},
+    runtime::Runtime,
+    wiring::connect,
+};
+
+const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// The subnet of the test's node.
+const SUBNET: &str = "10.240.0.0/20";
+
+fn ours(node: &Node) -> Value {
+    json!({ "type": "vnetpool", "stateDir": node.dir.path() })
+}
+
+fn ipam(node: &Node) -> Value {
+    json!({ "type": "vnetpool-ipam", "subnet": SUBNET, "stateDir": node.dir.path() })
+}
+
+#[test]
+fn the_reference_runtime_adds_checks_and_deletes_in_every_version() {
+    for version in VERSIONS {
+        let node = Node::holding(1);
+        let plugin = ours(&node);
+        let (runtime, pod) = (Runtime::new(node, version, json!([plugin])), Pod::new("a"));
+        let added = runtime.run("add", &pod.netns);
+        let address = added.address();
+        assert_eq!(added.document["cniVersion"], version);
+        assert_eq!(connect(&pod.netns, &runtime.node.netns, NODE), IpAddr::from(address));
+        if version != "0.3.1" {
+            runtime.run("check", &pod.netns).succeeds();
+            pod.netns.ip("route delete default");
+            let checked = runtime.run("check", &pod.netns);
+            assert!(checked.message().contains("lacks the default route"), "{}", checked.message());
+        } else {
+            let refused = runtime.run("check", &pod.netns);
+            assert!(refused.message().contains("does not support the CHECK"), "{}", refused.message());
+        }
+        runtime.run("del", &pod.netns).succeeds();
+        runtime.run("del", &pod.netns).succeeds();
+        assert_eq!(runtime.node.ledger().counts(file::now()).free, 1, "{version}");
+    }
+}
+
+#[test]
+fn the_reference_runtime_is_told_the_status_and_collects_garbage() {
+    let node = Node::holding(0);
+    let plugin = ours(&node);
+    let (runtime, pod) = (Runtime::new(node, "1.1.0", json!([plugin])), Pod::new("a"));
+    let not_ready = runtime.run("status", &pod.netns);
+    assert!(!not_ready.is_success);
+    let text = not_ready.message();
+    assert!(text.contains("has not had an address") && text.contains("kubectl describe"), "{text}");
+    runtime.node.store.with(|ledger, _| ledger.supply(&crate::node::supply(2, 1))).unwrap();
+    runtime.run("status", &pod.netns).succeeds();
+    runtime.run("add", &pod.netns).succeeds();
+    runtime.run("status", &pod.netns).succeeds();
+    runtime.run("gc", &pod.netns).succeeds();
+    assert_eq!(
+        runtime.node.ledger().counts(file::now()).free,
+        1,
+        "cnitool's gc takes every attachment for garbage"
+    );
+}
+
+#[test]
+fn plugins_before_and_after_ours_in_a_chain_keep_what_they_did() {
+    let node = Node::holding(1);
+    let plugin = ours(&node);
+    let tuning = json!({ "type": "tuning", "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" } });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([plugin, tuning])), Pod::new("a"));
+    let address = runtime.run("add", &pod.netns).address();
+    let tuned = pod.netns.inside(|| fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/arp_filter").unwrap());
+    assert_eq!(tuned.trim(), "1");
+    runtime.run("check", &pod.netns).succeeds();
+    assert_eq!(connect(&runtime.node.netns, &pod.netns, address), IpAddr::from(NODE));
+    runtime.run("del", &pod.netns).succeeds();
+    assert_eq!(runtime.node.ledger().counts(file::now()).free, 1);
+}
+
+#[test]
+fn behind_a_plugin_that_makes_the_interface_ours_says_how_to_order_them() {
+    let node = Node::holding(1);
+    let (plugin, data) = (ours(&node), node.dir.path().join("host-local"));
+    let range = json!({ "type": "host-local", "dataDir": data, "ranges": [[{ "subnet": "192.0.2.0/24" }]] });
+    let ptp = json!({ "type": "ptp", "ipam": range });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([ptp, plugin])), Pod::new("a"));
+    let refused = runtime.run("add", &pod.netns);
+    let text = refused.message();
+    assert!(
+        text.contains("prevResult") && text.contains("has made eth0") && text.contains("vnetpool-ipam"),
+        "{text}"
+    );
+    assert_eq!(runtime.node.ledger().counts(file::now()).assigned, 0);
+    runtime.run("del", &pod.netns).succeeds();
+}
+
+/// Two pods of a node, wired by another plugin with addresses of ours: they reach each other and the node, and back.
+fn two_leased_pods(version: &str, plugin: impl Fn(&Node) -> Value) {
+    let node = Node::holding(2);
+    let plugin = plugin(&node);
+    let (runtime, a, b) = (Runtime::new(node, version, json!([plugin])), Pod::new("a"), Pod::new("b"));
+    let (added_a, address_b) = (runtime.run("add", &a.netns), runtime.run("add", &b.netns).address());
+    let address_a = added_a.address();
+    let node = &runtime.node;
+    let ip = added_a.document["ips"][0]["address"].as_str().unwrap();
+    assert_eq!(ip, format!("{address_a}/20"), "with the subnet's prefix length");
+    let proofs: Vec<Proof> =
+        node.ledger().assignments().map(|(_, assignment)| assignment.proof.clone()).collect();
+    let of = |pod: &Pod| {
+        use std::os::unix::fs::MetadataExt;
+        let path = pod.netns.path();
+        let inode = Some(fs::metadata(&path).unwrap().ino());
+        Proof::Namespace { path: path.to_string_lossy().into_owned(), inode }
+    };
+    assert_eq!(proofs, [of(&a), of(&b)]);
+
+    assert_eq!(connect(&a.netns, &b.netns, address_b), IpAddr::from(address_a));
+    assert_eq!(connect(&b.netns, &a.netns, address_a), IpAddr::from(address_b));
+    assert_eq!(connect(&a.netns, &node.netns, NODE), IpAddr::from(address_a));
+    // The node's own address on the way: ptp's host end has the gateway's, and the pod answers that.
+    connect(&node.netns, &a.netns, address_a);
+    runtime.run("check", &a.netns).succeeds();
+
+    runtime.run("del", &a.netns).succeeds();
+    runtime.run("del", &a.netns).succeeds();
+    assert_eq!(node.ledger().counts(file::now()).assigned, 1);
+    assert!(!node.netns.ip("route show").contains(&format!("{address_a} ")), "the route is still there");
+    connect(&b.netns, &node.netns, NODE);
+    runtime.run("del", &b.netns).succeeds();
+    assert_eq!(node.ledger().counts(file::now()).free, 2);
+}
+
+#[test]
+fn the_reference_bridge_plugin_gets_its_addresses_from_us() {
+    for version in ["0.4.0", "1.0.0"] {
+        two_leased_pods(version, |node| json!({ "type": "bridge", "bridge": "vnpcni0", "ipam": ipam(node) }));
+    }
+}
+
+#[test]
+fn the_reference_ptp_plugin_gets_its_addresses_from_us() {
+    for version in ["0.4.0", "1.0.0"] {
+        two_leased_pods(version, |node| json!({ "type": "ptp", "ipam": ipam(node) }));
+    }
+}
+
+#[test]
+fn an_address_of_another_subnet_than_the_configurations_is_refused_and_given_back() {
+    let node = Node::holding(1);
+    let mut ipam = ipam(&node);
+    ipam["subnet"] = "10.241.0.0/20".into();
+    let plugin = json!({ "type": "ptp", "ipam": ipam });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([plugin])), Pod::new("a"));
+    let refused = runtime.run("add", &pod.netns);
+    let text = refused.message();
+    assert!(text.contains("10.240.1.1 is not of ipam.subnet 10.241.0.0/20"), "{text}");
+    assert_eq!(runtime.node.ledger().counts(file::now()).free, 1);
+}

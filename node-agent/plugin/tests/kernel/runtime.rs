@@ -1,0 +1,86 @@
+//! The reference runtime, `cnitool` built from its module, and the reference plugins of Debian's package, inside a node.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::node::{Answer, Namespace, Node};
+
+/// Debian's containernetworking-plugins.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// Where cnitool remembers what it did; it can't be told another place.
+const CACHE: &str = "/var/lib/cni/results";
+
+/// A node with a folder of plugins, ours under both names among them, and a network configuration.
+pub struct Runtime {
+    pub node: Node,
+    /// Of the network: one that no other test has, since they share cnitool's memory.
+    name: String,
+    plugins: tempfile::TempDir,
+    configurations: tempfile::TempDir,
+}
+
+impl Runtime {
+    /// `plugins` are the chain.
+    pub fn new(node: Node, version: &str, plugins: Value) -> Runtime {
+        let new = || tempfile::tempdir().unwrap();
+        let name = node.netns.path().file_name().unwrap().to_string_lossy().into_owned();
+        let runtime = Runtime { node, name, plugins: new(), configurations: new() };
+        for name in ["vnetpool", "vnetpool-ipam"] {
+            let link = runtime.plugins.path().join(name);
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_vnetpool"), link).unwrap();
+        }
+        runtime.configure(version, plugins);
+        runtime
+    }
+
+    pub fn configure(&self, version: &str, plugins: Value) {
+        let list = serde_json::json!({ "cniVersion": version, "name": self.name, "plugins": plugins });
+        fs::write(self.configurations.path().join("10-test.conflist"), list.to_string()).unwrap();
+    }
+
+    /// Runs `cnitool VERB NETWORK NETNS` in the node. `capabilities` is what a runtime would put into `runtimeConfig`. cnitool
+    /// derives the container's id from the namespace's path.
+    pub fn call(&self, verb: &str, netns: &Path, capabilities: Value) -> Answer {
+        let cnitool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cluster/bin/cnitool");
+        assert!(cnitool.exists(), "{} is missing: run `make cluster-build`", cnitool.display());
+        let mut command = Command::new(cnitool);
+        command
+            .args([verb, &self.name])
+            .arg(netns)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin") // portmap runs iptables
+            .env("NETCONFPATH", self.configurations.path())
+            .env("CNI_PATH", format!("{}:{REFERENCE}", self.plugins.path().display()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if !capabilities.is_null() {
+            command.env("CAP_ARGS", capabilities.to_string());
+        }
+        let output = self.node.netns.inside(|| command.spawn().unwrap().wait_with_output().unwrap());
+        Answer::of_runtime(output)
+    }
+
+    pub fn run(&self, verb: &str, netns: &Namespace) -> Answer {
+        self.call(verb, &netns.path(), Value::Null)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        let is_ours = |file: &fs::DirEntry| {
+            file.file_name()
+                .to_string_lossy()
+                .strip_prefix(&self.name)
+                .is_some_and(|rest| rest.starts_with("-cnitool-"))
+        };
+        for file in fs::read_dir(CACHE).into_iter().flatten().flatten().filter(is_ours) {
+            let _ = fs::remove_file(file.path());
+        }
+    }
+}
