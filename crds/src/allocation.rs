@@ -197,6 +197,10 @@ pub struct Assignment {
     pub pod_uid: String,
     /// The sandbox as `container id/interface`.
     pub sandbox: String,
+    /// The file of the sandbox's network namespace, where another plugin has wired the pod and only the address is ours
+    /// (`vnetpool-ipam`). From it an agent that has lost the node's ledger learns of these, which no link of ours tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
     /// When the sandbox got it; absent for one found on the kernel's word after the ledger was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,

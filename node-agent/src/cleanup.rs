@@ -22,10 +22,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         assigned.max(wired)
     );
     // First what would bring new pods.
-    let (conflist, plugin) =
-        (config.cni_conf_dir.join(install::CONFLIST), config.cni_bin_dir.join(install::PLUGIN));
-    gone(&conflist, fs::remove_file(&conflist))?;
-    gone(&plugin, fs::remove_file(&plugin))?;
+    let bin = |name| config.cni_bin_dir.join(name);
+    let files = [config.cni_conf_dir.join(install::CONFLIST), bin(install::IPAM), bin(install::PLUGIN)];
+    for file in &files {
+        gone(file, fs::remove_file(file))?;
+    }
     firewall::apply::remove().await?;
     gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
 }

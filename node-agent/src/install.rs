@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,8 @@ use serde_json::json;
 
 /// The plugin's file name, which the configuration gives as its type.
 pub const PLUGIN: &str = "vnetpool";
+/// Its other name, under which it is the IPAM of other plugins.
+pub const IPAM: &str = "vnetpool-ipam";
 /// Runtimes use the first configuration by name.
 pub const CONFLIST: &str = "10-vnetpool.conflist";
 
@@ -39,7 +41,8 @@ pub fn conflist(mtu: u32) -> String {
     format!("{document:#}\n")
 }
 
-/// Copies the plugin into the runtime's folder. One that runs keeps its old file. Returns whether it had to.
+/// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always of the same
+/// release. One that runs keeps its old file. Returns whether it had to.
 pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
     let bytes = fs::read(source).map_err(|error| Error::Source(source.to_owned(), error))?;
     let target = bin_dir.join(PLUGIN);
@@ -47,7 +50,24 @@ pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
         fs::create_dir_all(bin_dir)?;
         replace(&target, &bytes, 0o755, bin_dir)
     };
-    put().map_err(|error| Error::Install(target.clone(), error))
+    let installed = put().map_err(|error| Error::Install(target.clone(), error))?;
+    let ipam = bin_dir.join(IPAM);
+    let link = || {
+        if fs::read_link(&ipam).is_ok_and(|target| target == Path::new(PLUGIN)) {
+            return Ok(false);
+        }
+        let new = bin_dir.join(format!(".{IPAM}.new"));
+        gone(fs::remove_file(&new))?; // of one that was interrupted
+        symlink(PLUGIN, &new)?;
+        fs::rename(&new, &ipam).map(|()| true)
+    };
+    let linked = link().map_err(|error| Error::Install(ipam.clone(), error))?;
+    Ok(installed || linked)
+}
+
+/// Fine if there was nothing.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Puts the configuration in place. Returns whether it had to.
@@ -152,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_is_executable() {
+    fn the_plugin_is_executable_under_both_its_names() {
         let root = tempfile::tempdir().unwrap();
         let source = root.path().join("source");
         fs::write(&source, "#!").unwrap();
@@ -160,6 +180,11 @@ mod tests {
         assert!(plugin(&source, &bin_dir).unwrap());
         assert!(!plugin(&source, &bin_dir).unwrap());
         assert_eq!(fs::metadata(bin_dir.join(PLUGIN)).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(fs::read(bin_dir.join(IPAM)).unwrap(), b"#!", "the same under its other name");
+        fs::remove_file(bin_dir.join(IPAM)).unwrap();
+        fs::write(bin_dir.join(IPAM), "something else").unwrap();
+        assert!(plugin(&source, &bin_dir).unwrap());
+        assert_eq!(fs::read(bin_dir.join(IPAM)).unwrap(), b"#!");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use vnetpool_crds::{NodeIPAllocationStatus, allocation::Assignment, condition};
-use vnetpool_plugin::ledger::{Counts, Ledger, Millis};
+use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
 
 /// What the node has to say at one moment.
 #[derive(Clone, Debug)]
@@ -44,6 +44,10 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
             pod: if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) },
             pod_uid: pod.uid.clone(),
             sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
+            netns: match &assignment.proof {
+                Proof::Link(_) => None,
+                Proof::Namespace { path, .. } => Some(path.clone()),
+            },
             since: whole_second(*time, ago).map(Time),
         };
         // The two clocks drift, so the same moment may come out a second apart: what is published stays.
@@ -72,6 +76,28 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         assignments,
         conditions: merged,
     }
+}
+
+/// The sandboxes that other plugins wired, as this status told of them in the boot `boot_id`. Nothing else on the node
+/// remembers them once the ledger is lost. Their namespaces' inodes aren't told, so those are gone only with their files.
+pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
+    let is_of_boot = status.boot_id == boot_id;
+    let assignments = status.assignments.iter().filter(|_| is_of_boot);
+    let occupant = |assignment: &Assignment| -> Option<Occupant> {
+        let (container_id, ifname) = assignment.sandbox.rsplit_once('/')?;
+        let (namespace, name) = assignment.pod.split_once('/').unwrap_or_default();
+        Some(Occupant {
+            sandbox: Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() },
+            pod: Pod {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                uid: assignment.pod_uid.clone(),
+            },
+            address: assignment.address.parse().ok()?,
+            proof: Proof::Namespace { path: assignment.netns.clone()?, inode: None },
+        })
+    };
+    assignments.filter_map(occupant).collect()
 }
 
 /// Whether the published status already says what the agent has to say, so that there is nothing to write.
@@ -155,6 +181,25 @@ mod tests {
         assert_eq!(status.assignments[0].pod, "default/b");
         assert_eq!(status.assignments[0].sandbox, "b/eth0");
         assert_eq!(status.assignments[0].since, Some(Time(Timestamp::from_second(1_000_000_005).unwrap())));
+    }
+
+    #[test]
+    fn what_other_plugins_wired_is_known_from_the_status_when_the_ledger_is_lost() {
+        let mut ledger = ledger(&[9, 10, 11]);
+        let proof = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: Some(4) };
+        ledger.assign_to(&sandbox("a"), &pod("a"), proof, 0);
+        ledger.assign(&sandbox("b"), &pod("b"), 0);
+        let status = compose(&report(ledger, 0), None);
+        assert_eq!(status.assignments[0].netns.as_deref(), Some("/run/netns/cni-1"));
+        assert_eq!(status.assignments[1].netns, None);
+
+        assert_eq!(leased(&status, "another boot"), []);
+        let occupants = leased(&status, "boot");
+        let rebuilt = Ledger::rebuild("boot", &occupants, &[], &supply(&[9, 10, 11]), Some(0), 0);
+        assert_eq!(rebuilt.address_of(&sandbox("a")), Some(Ipv4Addr::new(10, 240, 0, 9)));
+        assert_eq!(rebuilt.address_of(&sandbox("b")), None, "known from its link, if at all");
+        let again = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: None };
+        assert_eq!(rebuilt.assignments().next().unwrap().1.proof, again);
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two looks, and then only if it
 //! still holds under the sandbox's lock, so never while a verb is at work on it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use vnetpool_plugin::{
     ledger::{
-        Ledger, Millis, Occupant, Sandbox,
+        Ledger, Millis, Occupant, Proof, Sandbox,
         file::{self, Store},
     },
-    wiring::{self, HostLink},
+    wiring::{self, HostLink, netns},
 };
 
 /// How long something must look leaked before it is taken for leaked.
@@ -28,8 +28,8 @@ pub enum Error {
 /// Something that looks leaked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Suspect {
-    /// A record whose proof of life, its host link, is gone or silenced.
-    Record { sandbox: Sandbox, link: String },
+    /// A record whose proof of life is gone: its host link, or silenced; or its namespace.
+    Record { sandbox: Sandbox, proof: Proof },
     /// A link that DEL has silenced and whose network namespace lives on.
     Link { name: String, index: u32 },
     /// A wired sandbox without a record: the ledger was lost while its ADD was running.
@@ -71,11 +71,14 @@ impl Suspect {
 }
 
 fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
-    let is_alive = |name: &str| links.iter().any(|link| link.name == name && !link.is_silenced());
-    let dead = ledger.assignments().filter(|(_, assignment)| !is_alive(&assignment.link));
+    let is_alive = |proof: &Proof| match proof {
+        Proof::Link(name) => links.iter().any(|link| link.name == *name && !link.is_silenced()),
+        Proof::Namespace { path, inode } => !netns::is_gone(Path::new(netns::DIR), path, *inode),
+    };
+    let dead = ledger.assignments().filter(|(_, assignment)| !is_alive(&assignment.proof));
     let records = dead.map(|(_, assignment)| Suspect::Record {
         sandbox: assignment.sandbox.clone(),
-        link: assignment.link.clone(),
+        proof: assignment.proof.clone(),
     });
     let silenced = links.iter().filter(|link| link.is_silenced());
     let silenced = silenced.map(|link| Suspect::Link { name: link.name.clone(), index: link.index });
@@ -166,7 +169,7 @@ mod tests {
     }
 
     fn record() -> Suspect {
-        Suspect::Record { sandbox: sandbox(), link: sandbox().host_link() }
+        Suspect::Record { sandbox: sandbox(), proof: Proof::Link(sandbox().host_link()) }
     }
 
     #[test]

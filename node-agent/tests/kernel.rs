@@ -26,7 +26,7 @@ use vnetpool_node_agent::{
 };
 use vnetpool_plugin::{
     ledger::{
-        Entry, Ledger, Millis, Pod, Sandbox, Supply,
+        Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
     wiring::{self, Identity, Netns},
@@ -310,7 +310,7 @@ fn a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it() {
     let suspects = leaked(&node, &store);
     assert_eq!(
         suspects,
-        [Suspect::Record { sandbox: sandbox(OTHER_POD), link: sandbox(OTHER_POD).host_link() }]
+        [Suspect::Record { sandbox: sandbox(OTHER_POD), proof: Proof::Link(sandbox(OTHER_POD).host_link()) }]
     );
     let clear = || node.inside(|| sweep::clear(&store, &suspects[0]).unwrap());
 
@@ -326,7 +326,7 @@ fn a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it() {
 fn a_suspicion_that_no_longer_holds_is_dropped() {
     let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
     let store = ledger(dir.path());
-    let suspect = Suspect::Record { sandbox: sandbox(POD), link: sandbox(POD).host_link() };
+    let suspect = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).host_link()) };
     assert!(leaked(&node, &store).contains(&suspect));
     wire(&node, &pod, POD);
     assert!(!node.inside(|| sweep::clear(&store, &suspect).unwrap()));

@@ -16,7 +16,7 @@ mod addresses;
 mod events;
 mod inspect;
 mod netlink;
-mod netns;
+pub mod netns;
 mod restore;
 
 use std::{io, net::Ipv4Addr, os::fd::AsRawFd, path::PathBuf};

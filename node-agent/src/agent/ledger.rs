@@ -10,7 +10,7 @@ use vnetpool_plugin::{
 };
 
 use super::{Agent, Said, blocking, read};
-use crate::{supply::supply, sweep, watch::version};
+use crate::{report::leased, supply::supply, sweep, watch::version};
 
 /// The ledger after a pass has supplied it.
 pub(super) struct Taken {
@@ -143,8 +143,9 @@ impl Agent {
             if store.read().is_ok() {
                 return Ok(());
             }
-            let occupants: Vec<Occupant> =
+            let mut occupants: Vec<Occupant> =
                 wiring::host_links()?.iter().flat_map(HostLink::occupants).collect();
+            occupants.extend(leased(&status, &boot_id));
             let now = file::now();
             let freed_at = if is_first && occupants.is_empty() { None } else { Some(now) };
             quiet.create(&Ledger::rebuild(

@@ -56,7 +56,11 @@ pub fn remove_address(found: &LinkAddress, net: &std::path::Path) -> Result<(), 
     let setting = net.join(format!("ipv4/conf/{}/promote_secondaries", found.link));
     match fs::write(&setting, "1") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::Sysctl { key: "promote_secondaries", link: found.link.clone(), source: error });
+            return Err(Error::Sysctl {
+                key: "promote_secondaries",
+                link: found.link.clone(),
+                source: error,
+            });
         }
         _ => {}
     }

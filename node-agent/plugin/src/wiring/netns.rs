@@ -2,12 +2,37 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, statfs},
+};
 
 use super::Error;
 
 /// The namespace of the thread, as opposed to `/proc/self`, which is that of the process's first thread.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Where runtimes keep the files of network namespaces.
+pub const DIR: &str = "/run/netns";
+
+/// Whether the network namespace of this path and inode is no more. `dir` is [`DIR`], or where that is seen here. What can't be
+/// looked at is not gone: another folder, which may be of another mount or process namespace than ours; a folder that isn't
+/// there; a file without the namespace that is mounted on it elsewhere.
+pub fn is_gone(dir: &Path, path: &str, inode: Option<u64>) -> bool {
+    let below = ["/run/netns/", "/var/run/netns/"].iter().find_map(|parent| path.strip_prefix(parent));
+    let Some(name) = below.filter(|name| !name.contains('/') && !name.is_empty()) else { return false };
+    if !dir.is_dir() {
+        return false;
+    }
+    let path = dir.join(name);
+    match (path.metadata(), statfs(&path)) {
+        (Err(error), _) => error.kind() == io::ErrorKind::NotFound,
+        (Ok(found), Ok(mounted)) => {
+            mounted.filesystem_type() == NSFS_MAGIC && inode.is_some_and(|inode| inode != found.ino())
+        }
+        _ => false,
+    }
+}
 
 /// An open pod namespace, and the host's, to come back to.
 #[derive(Debug)]
