@@ -375,3 +375,67 @@ fn a_wired_pod_without_a_record_gets_one() {
     assert!(node.inside(|| sweep::clear(&store, &stranger).unwrap()));
     assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
 }
+
+/// A network namespace as runtimes keep them: mounted on a file in /run/netns.
+struct Named(String);
+
+impl Named {
+    fn new(suffix: &str) -> Named {
+        let name = format!("vnp-agent-test-{}-{suffix}", std::process::id());
+        assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());
+        Named(name)
+    }
+
+    fn path(&self) -> String {
+        format!("/var/run/netns/{}", self.0)
+    }
+
+    fn proof(&self) -> Proof {
+        use std::os::unix::fs::MetadataExt;
+        Proof::Namespace { path: self.path(), inode: Some(std::fs::metadata(self.path()).unwrap().ino()) }
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_can_tell() {
+    let (dir, node) = (tempfile::tempdir().unwrap(), Namespace::new());
+    let store = ledger(dir.path());
+    let (kept, ended) = (Named::new("kept"), Named::new("ended"));
+    let out_of_sight = Proof::Namespace { path: "/proc/1/ns/net".into(), inode: Some(1) };
+    let elsewhere = Proof::Namespace { path: "/var/run/docker/netns/none".into(), inode: Some(1) };
+    let assign = |address, proof: &Proof| {
+        store
+            .with(|ledger, now| {
+                ledger.free(&sandbox(address), now);
+                ledger.assign_to(&sandbox(address), &Pod::default(), proof.clone(), now)
+            })
+            .unwrap()
+    };
+    assign(POD, &kept.proof());
+    for unknown in [out_of_sight, elsewhere] {
+        assign(OTHER_POD, &unknown);
+        assert_eq!(leaked(&node, &store), [], "{unknown:?}");
+    }
+    let proof = ended.proof();
+    assign(OTHER_POD, &proof);
+    assert_eq!(leaked(&node, &store), []);
+    // Another namespace behind the same path is not the one that has the address.
+    let Proof::Namespace { path, .. } = &proof else { unreachable!() };
+    let other = Proof::Namespace { path: path.clone(), inode: Some(1) };
+    assign(OTHER_POD, &other);
+    assert_eq!(leaked(&node, &store).len(), 1);
+
+    assign(OTHER_POD, &proof);
+    drop(ended);
+    let suspects = leaked(&node, &store);
+    assert_eq!(suspects, [Suspect::Record { sandbox: sandbox(OTHER_POD), proof }]);
+    assert!(node.inside(|| sweep::clear(&store, &suspects[0]).unwrap()));
+    assert_eq!(store.read().unwrap().address_of(&sandbox(OTHER_POD)), None);
+    assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}

@@ -102,3 +102,53 @@ impl Error {
         if others.is_empty() { self } else { Error::Several { first: Box::new(self), others } }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::cni::Version;
+
+    #[test]
+    fn every_error_says_what_to_do() {
+        let io = || io::Error::from_raw_os_error(5);
+        let link = || "vnp0".to_owned();
+        let address = Ipv4Addr::new(10, 1, 2, 3);
+        let wiring = [
+            wiring::Error::Kernel { what: "create the veth pair", errno: Errno::EPERM },
+            wiring::Error::Kernel { what: "create the veth pair", errno: Errno::ENOMEM },
+            wiring::Error::Netns { path: "/run/netns/a".into(), source: io() },
+            wiring::Error::InterfaceExists("eth0".into()),
+            wiring::Error::AddressRouted(address),
+            wiring::Error::Sysctl { key: "disable_ipv6", link: link(), source: io() },
+        ];
+        let ledger = [
+            file::Error::Missing("/run/vnetpool/ledger".into()),
+            file::Error::OtherBoot("other".into()),
+            file::Error::Busy("/run/vnetpool/lock".into(), Duration::from_secs(5)),
+            file::Error::Io("/run/vnetpool/ledger".into(), io()),
+        ];
+        let others = [
+            Error::NoAddress(Duration::from_secs(20)),
+            Error::Cancelled,
+            Error::Watch { path: "/run/vnetpool".into(), source: io() },
+            Error::LockLost,
+            Error::OtherSubnet { address, subnet: "10.2.0.0/16".parse().unwrap() },
+            Error::OtherAddress { expected: vec![address], found: None },
+            Error::Damaged(vec!["the pod has no interface eth0".into()]),
+            Error::NotReady("the operator has published none".into()),
+            Error::LockLost.and([Error::Cancelled]),
+        ];
+        let all =
+            wiring.into_iter().map(Error::from).chain(ledger.into_iter().map(Error::from)).chain(others);
+        for error in all {
+            let cause = error.to_string();
+            let cni = error.into_cni(Version::V1_0_0);
+            assert_eq!(cni.msg, cause);
+            assert!(cni.details.len() > 20, "{cause}: {:?}", cni.details);
+            let is_known = [4, 7, 11, 50, 100, 101].contains(&cni.code);
+            assert!(is_known, "{cause}: code {}", cni.code);
+        }
+    }
+}
