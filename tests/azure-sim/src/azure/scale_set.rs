@@ -2,10 +2,11 @@
 
 use super::machine::{group_key, subnet_named, vm_info, vm_key};
 use super::{Azure, Error, VmInfo, lock, merge, now};
+use crate::resource::{self, Kind};
 use crate::scale_set;
-use crate::world::World;
+use crate::world::{World, new_etag};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SETS: &str = "Microsoft.Compute/virtualMachineScaleSets";
 
@@ -44,7 +45,20 @@ impl Azure {
             return Err(Error::Conflict(format!("there is a scale set {name} already: delete it first")));
         }
         let subnet = subnet_named(&world, None, subnet.as_deref())?;
-        let body = scale_set::request(&world.config.location, &world.group_id(&group), &subnet);
+        let location = world.config.location.clone();
+        // What AKS puts around its nodes.
+        let pools = json!({ "backendAddressPools": [{ "name": "kubernetes" }] });
+        for (kind, name, properties) in
+            [(Kind::LoadBalancer, "kubernetes", pools), (Kind::SecurityGroup, "aks-nsg", json!({}))]
+        {
+            let id = world.resource_id(&group, kind.type_name(), name);
+            let body = json!({ "location": location, "properties": properties });
+            let put = resource::Put { kind, id: &id, name, old: None, body, etag: &new_etag() };
+            let mut made = put.document();
+            resource::set_state(kind, &mut made, "Succeeded", &new_etag());
+            world.resources.entry(id.to_lowercase()).or_insert((kind, made));
+        }
+        let body = scale_set::request(&location, &world.group_id(&group), &subnet);
         let (document, etag) = scale_set::replace(&id, &name, None, body, "Succeeded");
         world.put_scale_set(&id.to_lowercase(), document, etag);
         Ok(id)
