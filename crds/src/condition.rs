@@ -19,6 +19,9 @@ pub const AGENT_REPORTING: &str = "AgentReporting";
 /// Operator, on a `NodeIPAllocation`: a NIC write is under way or its outcome isn't known. An operator that starts reads
 /// the NIC of each object that carries it.
 pub const WRITING: &str = "Writing";
+/// Operator, on a `NodeIPAllocation`: Azure lets the operator follow the writes it has begun. False when it may not ask: then
+/// it reads the NIC until that shows the end, and the message names the missing permission. Absent until a write was followed.
+pub const OPERATIONS_TRACKED: &str = "OperationsTracked";
 /// Operator, on a `NodeIPAllocation`: more addresses are held than wanted. Its transition time starts `releaseAfter`.
 pub const SURPLUS: &str = "Surplus";
 /// Operator, on a `NodeIPAllocation`: all addresses are taken and no more can be had; the node carries the taint

@@ -35,7 +35,7 @@ pub use permission::{Need, Permissions};
 
 use cache::{Document, Documents, Slots};
 use network::VirtualNetwork;
-use operation::Operation;
+use operation::{Operation, Tracking};
 use transport::{Answer, Call, Transport};
 
 /// A PUT replaces all that its API version knows of and nothing else can be sent, so this is the newest one
@@ -91,6 +91,7 @@ pub struct Azure {
     transport: Transport,
     nics: Documents,
     networks: Slots<Option<(Instant, VirtualNetwork)>>,
+    tracking: Tracking,
 }
 
 impl Azure {
@@ -100,6 +101,7 @@ impl Azure {
             transport: Transport::new(config)?,
             nics: Documents::default(),
             networks: Slots::default(),
+            tracking: Tracking::default(),
         })
     }
 
@@ -206,6 +208,12 @@ impl Azure {
         }
     }
 
+    /// Whether writes to a NIC could last be followed to their end, as far as any in its resource group was: an error says
+    /// which permission is missing. The writes themselves are carried out all the same.
+    pub fn tracked(&self, id: &ResourceId) -> Option<Result<(), Arc<Error>>> {
+        self.tracking.seen(id.as_str())
+    }
+
     /// Drops what is known of a NIC that the caller won't ask about again.
     pub fn forget(&self, id: &ResourceId) {
         self.nics.forget(id);
@@ -243,7 +251,7 @@ impl Azure {
         let started = Instant::now();
         let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
             Some(operation) => {
-                operation.finish(&self.transport, call).await?;
+                operation.finish(&self.transport, call, &self.url(id, NETWORK_API), &self.tracking).await?;
                 self.read_nic(&Call { kind: Kind::Read, ..call.clone() }, id).await?
             }
             None => Document::read(id, accepted.body)?,

@@ -255,7 +255,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
     memory.note(&plan, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
-        Stage::Write { .. } => plan.grows || plan.releases,
+        Stage::Write { .. } => plan.grows || plan.releases || plan.repairs,
     });
     (round.seen, round.plan) = (Some(seen), Some(plan));
     Ok(())

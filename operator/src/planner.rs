@@ -32,6 +32,8 @@ pub struct Observed {
     pub slots: u32,
     /// How many addresses a new ipConfiguration brings: 1, or 16 if it is a block.
     pub grain: u32,
+    /// How long a surplus must last before it is given back.
+    pub release_after: Duration,
     /// Names the agent has given up for good.
     pub relinquished: BTreeSet<String>,
     /// How long more has been held than wanted; `None` if it wasn't when last looked.
@@ -71,6 +73,8 @@ pub struct Plan {
     pub grows: bool,
     /// A release is wanted, now or when all has been collected.
     pub releases: bool,
+    /// Some of what is held doesn't work, because Azure gave a write up.
+    pub repairs: bool,
     /// When the plan should be made anew though nothing has changed.
     pub requeue: Option<Duration>,
 }
@@ -82,11 +86,13 @@ pub struct Change {
     pub reserve: u32,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
+    /// Azure gave the last write up half-way: the same once more brings what is on the NIC to its end.
+    pub repair: bool,
 }
 
 impl Change {
     pub fn is_empty(&self) -> bool {
-        self.reserve == 0 && self.release.is_empty()
+        self.reserve == 0 && self.release.is_empty() && !self.repair
     }
 }
 
@@ -101,9 +107,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let wanted = sizing.as_ref().map_or(0, |sizing| sizing::wanted(sizing, demand, *grain, room));
 
     let surplus = wanted < kept;
-    let release_after = sizing.as_ref().map_or(Duration::ZERO, |sizing| sizing.release_after.into());
     let surplus_to_last = surplus
-        .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
+        .then(|| observed.release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
         .filter(|rest| !rest.is_zero());
     // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up before.
     let target = if surplus_to_last.is_some() { kept } else { wanted };
@@ -119,11 +124,13 @@ pub fn plan(observed: &Observed) -> Plan {
         Duration::ZERO
     };
     let grow_now = reserve > 0 && burst_to_last.is_zero();
-    let release_now = releases && (grow_now || release_to_wait.is_zero());
+    let repairs = held.iter().any(|one| one.state == ProvisioningState::Failed);
+    let release_now = releases && (grow_now || repairs || release_to_wait.is_zero());
     let change = if observed.may_write {
         Change {
             reserve: if grow_now { reserve } else { 0 },
             release: if release_now { release } else { vec![] },
+            repair: repairs,
         }
     } else {
         Change::default()
@@ -139,6 +146,7 @@ pub fn plan(observed: &Observed) -> Plan {
         asked,
         wanted,
         priority: priority(demand, kept, &change),
+        repairs,
         change,
         publish: published(held),
         kept,
@@ -156,9 +164,9 @@ fn burst_to_last(observed: &Observed) -> Duration {
 }
 
 fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
-    if change.reserve == 0 {
+    if change.reserve == 0 && !change.repair {
         Priority::GiveBack
-    } else if demand.pods() > kept {
+    } else if change.repair || demand.pods() > kept {
         Priority::WaitingPods
     } else if kept == 0 {
         Priority::NewNode

@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "azure/lost.rs"]
+mod lost;
+#[path = "azure/operations.rs"]
+mod operations;
 #[path = "azure/preflight.rs"]
 mod preflight;
 #[path = "azure/role.rs"]

@@ -204,6 +204,7 @@ impl Operator<'_> {
             held: held.collect(),
             slots: 255,
             grain: 1,
+            release_after: Duration::ZERO,
             relinquished,
             surplus_for: Some(LONG),
             bound_still_for: LONG,

@@ -29,12 +29,12 @@ impl Document {
         Ok(Document { nic: Arc::new(nic), etag: etag.to_owned(), body: body.into() })
     }
 
-    /// The body of the write that carries out `change`; `None` if there is nothing to do.
+    /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to repair.
     pub(super) fn edit(&self, change: &Change) -> Result<Option<Vec<u8>>, Error> {
         let before = parse(&self.nic.id, &self.body)?;
         let after = nic::edit(&before, change)
             .map_err(|source| Error::Nic { resource: self.nic.id.to_string(), source })?;
-        Ok((after != before).then(|| after.to_string().into_bytes()))
+        Ok((after != before || change.repair).then(|| after.to_string().into_bytes()))
     }
 }
 

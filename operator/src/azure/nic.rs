@@ -84,6 +84,8 @@ pub struct Change {
     pub release: Vec<String>,
     /// What is to be attached to ipConfigurations, by name, in place of the backend pools and the public address they have.
     pub attach: BTreeMap<String, Attached>,
+    /// Write even if there is nothing to add or remove: Azure takes up again what an operation that failed has left.
+    pub repair: bool,
 }
 
 /// Why a NIC's document can't be read or changed.

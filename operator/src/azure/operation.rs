@@ -3,12 +3,14 @@
 //! Our own, because those of the SDKs lose the error's code and body, wait 30 s where Azure says nothing,
 //! have no end and follow whatever host a header names.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
 use serde_json::Value;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::budget::Kind;
 use super::error::{ArmError, Effect, Error, classify};
@@ -63,11 +65,20 @@ impl Operation {
     /// Waits until it has ended. `call` is the write's own: polls are counted as polls, with its priority.
     ///
     /// A poll that fails for want of an answer, or because Azure is busy, says nothing about the operation:
-    /// it is tried again. Fails with the operation's own error, with [`Error::OutcomeUnknown`] when it takes
-    /// too long, or with what forbids to poll.
-    pub(super) async fn finish(mut self, transport: &Transport, call: &Call) -> Result<(), Error> {
-        let poll = Call { kind: Kind::Poll, ..call.clone() };
+    /// it is tried again. One that is refused says as little: then the resource at `resource` is read instead until it is
+    /// settled, and `tracking` remembers a missing permission. Fails with the operation's own error, or with
+    /// [`Error::OutcomeUnknown`] when it takes too long.
+    pub(super) async fn finish(
+        mut self,
+        transport: &Transport,
+        call: &Call,
+        resource: &Url,
+        tracking: &Tracking,
+    ) -> Result<(), Error> {
         let started = Instant::now();
+        if self.url != *resource && tracking.is_denied(&call.resource, started) {
+            self.url = resource.clone();
+        }
         loop {
             if started.elapsed() + self.wait > GIVE_UP {
                 return Err(Error::OutcomeUnknown {
@@ -76,8 +87,14 @@ impl Operation {
                 });
             }
             tokio::time::sleep(self.wait).await;
+            let follows_operation = self.url != *resource;
+            let kind = if follows_operation { Kind::Poll } else { Kind::Read };
+            let poll = Call { kind, ..call.clone() };
             match transport.send(&poll, self.url.clone(), None, None).await {
                 Ok(answer) => {
+                    if follows_operation {
+                        tracking.allowed(&call.resource);
+                    }
                     self.wait = pace(retry_after(&answer.headers));
                     let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
                     match Progress::read(&body) {
@@ -96,10 +113,67 @@ impl Operation {
                     debug!(resource = call.resource, %error, "couldn't poll, trying again");
                     self.wait = pace(Some(retry_after));
                 }
+                Err(error @ (Error::Denied { .. } | Error::NotFound { .. } | Error::Arm { .. }))
+                    if follows_operation =>
+                {
+                    warn!(resource = call.resource, %error, "can't follow the operation, reading the resource instead");
+                    self.url = resource.clone();
+                    self.wait = SHORTEST;
+                    if matches!(error, Error::Denied { .. }) {
+                        tracking.denied(&call.resource, error, Instant::now());
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
     }
+}
+
+/// Where operations may be followed, as far as was seen: the right to read them is given for a subscription or a resource
+/// group, never for one operation.
+#[derive(Debug, Default)]
+pub(super) struct Tracking(Mutex<HashMap<String, Seen>>);
+
+#[derive(Clone, Debug)]
+enum Seen {
+    Allowed,
+    Denied { error: Arc<Error>, since: Instant },
+}
+
+/// A permission that is granted takes minutes to work, and each refused poll is a request for nothing.
+const DENIED_FOR: Duration = Duration::from_secs(600);
+
+impl Tracking {
+    /// What was last seen for writes in the scope of this resource: `None` if none was followed yet.
+    pub(super) fn seen(&self, resource: &str) -> Option<Result<(), Arc<Error>>> {
+        self.lock().get(&scope(resource)).map(|seen| match seen {
+            Seen::Allowed => Ok(()),
+            Seen::Denied { error, .. } => Err(error.clone()),
+        })
+    }
+
+    fn is_denied(&self, resource: &str, now: Instant) -> bool {
+        let seen = self.lock().get(&scope(resource)).cloned();
+        matches!(seen, Some(Seen::Denied { since, .. }) if now.duration_since(since) < DENIED_FOR)
+    }
+
+    fn allowed(&self, resource: &str) {
+        self.lock().insert(scope(resource), Seen::Allowed);
+    }
+
+    fn denied(&self, resource: &str, error: Error, since: Instant) {
+        self.lock().insert(scope(resource), Seen::Denied { error: Arc::new(error), since });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Subscription and resource group, in lower case.
+fn scope(resource: &str) -> String {
+    let parts: Vec<&str> = resource.split('/').take(5).collect();
+    parts.join("/").to_ascii_lowercase()
 }
 
 impl Progress {

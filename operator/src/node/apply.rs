@@ -39,6 +39,7 @@ pub async fn write_nic(
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
         release: plan.change.release.clone(),
         blocks: seen.observed.grain > 1,
+        repair: plan.change.repair,
         ..Default::default()
     };
     let grain = seen.observed.grain;

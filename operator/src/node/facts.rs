@@ -1,5 +1,6 @@
 //! The conditions of a NodeIPAllocation, made from what is known of its node. Pure.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -8,13 +9,14 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, AGENT_REPORTING, BY_AGENT, FULL, INTERFACE_FOUND, READY, RESERVED, SURPLUS, WRITING,
+    self, AGENT_REPORTING, BY_AGENT, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SURPLUS,
+    WRITING,
 };
 
 use super::observe::{Obstacle, Seen};
 use super::setback::{Setback, Stage};
-use crate::events;
 use crate::planner::Plan;
+use crate::{azure, events};
 
 /// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a word.
 pub const AGENT_GRACE: Duration = Duration::from_secs(30);
@@ -30,6 +32,8 @@ pub struct Facts<'a> {
     pub plan: Option<&'a Plan>,
     pub setback: Option<&'a Setback>,
     pub writing: bool,
+    /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
+    pub tracked: Option<Result<(), Arc<azure::Error>>>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
 }
@@ -85,6 +89,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
         set(SURPLUS, surplus(plan));
     }
     set(FULL, full(facts));
+    if let Some(tracked) = &facts.tracked {
+        set(OPERATIONS_TRACKED, operations_tracked(tracked));
+    }
     next
 }
 
@@ -139,6 +146,10 @@ fn reserved(facts: &Facts, found: bool) -> Says {
     let Some(plan) = facts.plan else {
         return says(false, "Pending", "the NIC is about to be read");
     };
+    if plan.repairs {
+        let message = "Azure gave up the last write to the NIC; Vnetpool writes it again";
+        return says(false, "Repairing", message);
+    }
     if plan.grows {
         let more = plan.wanted - plan.kept;
         return says(false, "Reserving", format!("{more} more addresses are being reserved"));
@@ -251,6 +262,19 @@ fn writing(facts: &Facts) -> Says {
     }
 }
 
+fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Says {
+    match tracked {
+        Ok(()) => says(true, "Tracked", "writes to the NIC are followed to their end"),
+        Err(error) => says(
+            false,
+            error.reason(),
+            format!(
+                "writes to the NIC work, but can't be followed, so the NIC is read until it shows their end: {error}"
+            ),
+        ),
+    }
+}
+
 fn surplus(plan: &Plan) -> Says {
     if plan.surplus {
         // Without counts: each would be news.
@@ -297,8 +321,9 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
         let same = was.is_some_and(|was| was.status == now.status && was.reason == now.reason);
         (!same).then_some(now)
     };
-    let is_passing =
-        |reason: &str| matches!(reason, "Pending" | "Reserving" | "NoInterface" | "MaximumReached");
+    let is_passing = |reason: &str| {
+        matches!(reason, "Pending" | "Reserving" | "Repairing" | "NoInterface" | "MaximumReached")
+    };
     let mut events = vec![];
     if let Some(now) = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason)) {
         events.push(events::stuck(&now.reason, "Find", &now.message));
@@ -306,6 +331,9 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     let is_stuck = setback.is_none_or(|setback| setback.needs_change);
     if let Some(now) = news(RESERVED, "False").filter(|now| !is_passing(&now.reason) && is_stuck) {
         events.push(events::stuck(&now.reason, "Reserve", &now.message));
+    }
+    if let Some(now) = news(OPERATIONS_TRACKED, "False") {
+        events.push(events::stuck(&now.reason, "Track", &now.message));
     }
     if let Some(now) = news(FULL, "True") {
         events.push(events::full(&now.message));

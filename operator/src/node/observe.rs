@@ -129,6 +129,9 @@ pub async fn observe(
     };
 
     let obstacle = obstacle(pool.as_deref(), &interface, node)?;
+    // Without a pool nobody says how long to wait, and nobody wants the addresses.
+    observed.release_after =
+        pool.as_ref().map_or(Duration::ZERO, |pool| pool.spec.sizing.release_after.into());
     observed.sizing = pool.as_ref().filter(|_| obstacle.is_none()).map(|pool| pool.spec.sizing.clone());
     observed.grain = pool.as_ref().map_or(spec.mode, |pool| pool.spec.mode).grain();
     let (subnet, snat_exclusions) = around(ctx, spec, &interface, pool.as_deref()).await?;
@@ -175,6 +178,7 @@ fn from_cluster(
         held: vec![],
         slots: 0,
         grain: 1,
+        release_after: Duration::ZERO,
         relinquished: allocation
             .status
             .iter()

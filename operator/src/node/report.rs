@@ -17,7 +17,7 @@ use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
 use super::{Context, Error, Round, apply};
 use crate::cluster::kept;
-use crate::events;
+use crate::{azure, events};
 
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ pub async fn report(
             plan: round.plan.as_ref(),
             setback: memory.setback.as_ref(),
             writing: memory.writing,
+            tracked: tracked(ctx, &round.allocation),
             behind_for: memory
                 .behind_since
                 .map(|since| now.saturating_duration_since(since))
@@ -59,6 +60,10 @@ pub async fn report(
     let full = condition::is_true(conditions(&round.allocation), FULL);
     apply::taint(ctx, node, full).await?;
     Ok([grace, pause].into_iter().flatten().min())
+}
+
+fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {
+    ctx.azure.tracked(&allocation.spec.interfaces.first()?.id.parse().ok()?)
 }
 
 /// Says that a write begins, with what is known before it.

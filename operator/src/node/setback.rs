@@ -54,6 +54,10 @@ impl Setback {
         };
         let tries_less = matches!(stage, Stage::Write { reserve } if full && reserve > 1);
         let (wait, needs_change) = match error.remedy() {
+            // Azure names no time for an operation that it gave up; what keeps failing is tried ever less often.
+            Remedy::RetryAfter(wait) if matches!(error, Error::Failed { .. }) => {
+                (doubled(wait, LONGEST), false)
+            }
             Remedy::RetryAfter(wait) => (wait, false),
             Remedy::WaitForChange { .. } if tries_less => (AT_ONCE, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),

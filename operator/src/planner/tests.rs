@@ -39,6 +39,7 @@ fn observed(held: u32, bound: u32) -> Observed {
         held: ours(0..held),
         slots: 255,
         grain: 1,
+        release_after: Duration::from_secs(300),
         relinquished: BTreeSet::new(),
         surplus_for: None,
         bound_still_for: LONG,
@@ -154,8 +155,26 @@ fn an_address_azure_has_not_finished_is_counted_but_not_published() {
 
 #[test]
 fn a_node_that_no_pool_serves_gives_all_back() {
-    let unserved = Observed { sizing: None, ..observed(8, 3) };
+    let unserved = Observed { sizing: None, release_after: Duration::ZERO, ..observed(8, 3) };
     assert_eq!((plan(&unserved).target, plan(&unserved).surplus), (0, true));
+}
+
+#[test]
+fn a_node_whose_pool_wants_another_subnet_gives_back_no_sooner_than_any_surplus() {
+    let unwanted = |surplus_for| plan(&Observed { sizing: None, surplus_for, ..observed(8, 3) });
+    let fresh = unwanted(None);
+    assert_eq!((fresh.target, fresh.requeue), (8, Some(Duration::from_secs(300))));
+    assert_eq!(unwanted(Some(Duration::from_secs(300))).target, 0);
+}
+
+#[test]
+fn what_azure_gave_up_on_is_written_again_and_not_published_before() {
+    let mut failed = observed(8, 0);
+    failed.held[3].state = ProvisioningState::Failed;
+    let broken = plan(&failed);
+    assert!(broken.change.repair && broken.repairs);
+    assert_eq!((broken.publish.len(), broken.change.reserve), (7, 0));
+    assert!(!plan(&Observed { may_write: false, ..failed }).change.repair);
 }
 
 #[test]
@@ -228,6 +247,7 @@ prop_compose! {
             held: if grain == 1 { ours(0..held) } else { blocks(0..held / 8) },
             slots,
             grain,
+            release_after: Duration::from_secs(300),
             relinquished,
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
@@ -245,6 +265,9 @@ fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
     next.held.retain(|one| !plan.change.release.contains(&one.name));
     let new = 1000..1000 + plan.change.reserve;
     next.held.extend(if observed.grain == 1 { ours(new) } else { blocks(new) });
+    if plan.change.repair {
+        next.held.iter_mut().for_each(|one| one.state = ProvisioningState::Succeeded);
+    }
     next
 }
 

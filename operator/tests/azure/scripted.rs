@@ -11,13 +11,13 @@ use vnetpool_operator::azure::{
 use crate::script::{Script, answer, client};
 
 const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
-const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
+pub const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
 
-fn id() -> ResourceId {
+pub fn id() -> ResourceId {
     format!("{GROUP}/Microsoft.Network/networkInterfaces/nic").parse().unwrap()
 }
 
-fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
+pub fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
     let one = |name: &str, primary: bool| {
         json!({ "name": name, "properties": {
             "provisioningState": state,
@@ -35,7 +35,7 @@ fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
     })
 }
 
-fn reserve(name: &str) -> Change {
+pub fn reserve(name: &str) -> Change {
     Change { reserve: vec![name.to_owned()], ..Change::default() }
 }
 

@@ -43,24 +43,25 @@ impl World {
         }
     }
 
-    async fn reserve(&self, names: &[&str]) -> Result<std::sync::Arc<Nic>, Error> {
+    pub async fn reserve(&self, names: &[&str]) -> Result<std::sync::Arc<Nic>, Error> {
         self.azure.update(&self.nic, &change(names, &[]), Priority::WaitingPods).await
     }
 
-    fn refuse(&self, method: &str, status: u16, body: Value, headers: &[(&str, &str)]) {
+    pub fn refuse(&self, method: &str, status: u16, body: Value, headers: &[(&str, &str)]) {
         let headers: BTreeMap<String, String> =
             headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         self.fault(method, Effect::Status { status, body, headers });
     }
 
     /// Strikes the next such request to a NIC.
-    fn fault(&self, method: &str, effect: Effect) -> u64 {
-        self.sim.order_fault(Fault {
-            method: Some(method.into()),
-            path_contains: Some("networkInterfaces".into()),
-            count: Some(1),
-            effect,
-        })
+    pub fn fault(&self, method: &str, effect: Effect) -> u64 {
+        self.fault_at(method, "networkInterfaces", effect)
+    }
+
+    /// Strikes the next such request whose path contains `path`.
+    pub fn fault_at(&self, method: &str, path: &str, effect: Effect) -> u64 {
+        let (method, path_contains) = (Some(method.into()), Some(path.into()));
+        self.sim.order_fault(Fault { method, path_contains, count: Some(1), effect })
     }
 
     /// What ARM was asked, without tokens and polls.
@@ -74,7 +75,7 @@ impl World {
     }
 
     /// Names and addresses of ours as Azure itself holds them.
-    fn held(&self) -> Vec<(String, String)> {
+    pub fn held(&self) -> Vec<(String, String)> {
         let state = self.sim.state();
         let all = state["nics"][0]["ip_configurations"].as_array().unwrap().clone();
         all.iter()
@@ -89,7 +90,7 @@ pub fn change(reserve: &[&str], release: &[&str]) -> Change {
     Change { reserve: names(reserve), release: names(release), ..Change::default() }
 }
 
-fn names(nic: &Nic) -> Vec<&str> {
+pub fn names(nic: &Nic) -> Vec<&str> {
     nic.ip_configurations.iter().map(|one| one.name.as_str()).collect()
 }
 

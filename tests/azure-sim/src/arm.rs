@@ -307,8 +307,7 @@ fn poll(world: &mut World, call: &Call, provider: &str, id: &str) -> Result<Repl
         world.limits.compute(&call.request.path, (45.0, 15.0), call.now)?;
     }
     let known = world.operations.get(id);
-    let Some(operation) = known.filter(|o| call.request.parameter("s").as_deref() == Some(&o.signature()))
-    else {
+    let Some(operation) = known.filter(|o| call.request.query.ends_with(&o.signature())) else {
         let message = format!("The operation {id} was not found, or the signature of its address is wrong.");
         return Err(Reply::nrp(404, "NotFound", message, json!([])));
     };

@@ -4,7 +4,7 @@ mod machine;
 mod scale_set;
 
 use crate::fabric::Fabric;
-use crate::fault::{Fault, Faults, Standing};
+use crate::fault::{Ending, Fault, Faults, Standing};
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
@@ -91,6 +91,7 @@ pub struct VmInfo {
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub write_seconds: Option<f64>,
+    pub synchronous: Option<bool>,
     pub limits: Option<bool>,
 }
 
@@ -165,6 +166,11 @@ impl Azure {
         };
         self.follow().await;
         reply
+    }
+
+    /// Orders how the operation under way on the resource at `path` is to end.
+    pub(crate) fn doom(&self, path: &str, status: Ending, error: &Value) {
+        lock(&self.world).doom(path, status, error);
     }
 
     pub(crate) fn record(&self, request: &Request, reply: Reply) -> Reply {
@@ -372,7 +378,7 @@ impl Azure {
     /// # Errors
     /// When `write_seconds` is not a time.
     pub fn set(&self, settings: &Settings) -> Result<(), Error> {
-        let Settings { write_seconds, limits } = settings;
+        let Settings { write_seconds, synchronous, limits } = settings;
         if let Some(seconds) = write_seconds.filter(|s| Duration::try_from_secs_f64(*s).is_err()) {
             return Err(Error::Conflict(format!(
                 "write_seconds: {seconds} is not a number of seconds from 0"
@@ -380,6 +386,7 @@ impl Azure {
         }
         let mut world = lock(&self.world);
         world.config.write_seconds = write_seconds.unwrap_or(world.config.write_seconds);
+        world.config.synchronous = synchronous.unwrap_or(world.config.synchronous);
         world.config.limits = limits.unwrap_or(world.config.limits);
         Ok(())
     }

@@ -37,10 +37,23 @@ pub enum Effect {
     Hold,
     /// Withholds the request itself until the fault is deleted.
     HoldBefore,
+    /// Cuts the connection instead of doing anything.
+    CutBeforeApply,
     /// Applies the request and cuts the connection instead of answering.
     CutAfterApply,
+    /// Applies the request and cuts the connection in the middle of the answer's body.
+    CutBody,
+    /// Applies the request; the operation that it starts ends with this status and error.
+    OperationEnds { status: Ending, error: Value },
     /// Applies the request after so many milliseconds.
     Delay { ms: u64 },
+}
+
+/// How an operation ends that doesn't succeed.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub enum Ending {
+    Failed,
+    Canceled,
 }
 
 /// What is known of an ordered fault.

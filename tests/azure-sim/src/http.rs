@@ -8,8 +8,10 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, State};
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use axum::serve::{IncomingStream, Listener};
+use futures::StreamExt;
 use serde_json::Value;
 use std::io;
 use std::net::SocketAddr;
@@ -61,48 +63,82 @@ async fn exchange(
         from: peer.address.ip(),
     };
     // A task of its own: Azure goes on with a request whose client has hung up.
-    let outcome = tokio::spawn(handle(azure, request)).await;
-    let reply = match outcome {
-        Ok(Some(reply)) => reply,
-        Ok(None) => {
+    match tokio::spawn(handle(azure, request)).await {
+        Ok(Answer::Whole(reply)) => response(reply),
+        Ok(Answer::Half(reply)) => halved(reply),
+        Ok(Answer::None) => {
             peer.cut.store(true, Ordering::Release);
-            Reply::empty(500)
+            response(Reply::empty(500))
         }
-        Err(error) => Reply::error(500, "InternalServerError", format!("the simulator has a bug: {error}")),
-    };
-    response(reply)
+        Err(error) => {
+            response(Reply::error(500, "InternalServerError", format!("the simulator has a bug: {error}")))
+        }
+    }
 }
 
-/// `None` cuts the connection.
-async fn handle(azure: Arc<Azure>, request: Request) -> Option<Reply> {
-    let Some(strike) = azure.faults.strike(&request) else { return Some(azure.answer(&request).await) };
-    match &strike.effect {
+/// What goes out.
+enum Answer {
+    Whole(Reply),
+    /// The connection is cut in the middle of the body.
+    Half(Reply),
+    /// The connection is cut.
+    None,
+}
+
+async fn handle(azure: Arc<Azure>, request: Request) -> Answer {
+    let Some(strike) = azure.faults.strike(&request) else {
+        return Answer::Whole(azure.answer(&request).await);
+    };
+    Answer::Whole(match &strike.effect {
         Effect::Status { status, body, headers } => {
             let reply = Reply {
                 status: *status,
                 headers: Vec::new(),
                 body: Some(body.clone()).filter(|body| !body.is_null()),
             };
-            Some(azure.record(&request, with_headers(reply, headers)))
+            azure.record(&request, with_headers(reply, headers))
         }
         Effect::Delay { ms } => {
             tokio::time::sleep(Duration::from_millis(*ms)).await;
-            Some(azure.answer(&request).await)
+            azure.answer(&request).await
         }
         Effect::HoldBefore => {
             Strike::lifted(strike).await;
-            Some(azure.answer(&request).await)
+            azure.answer(&request).await
         }
         Effect::Hold => {
             let reply = azure.answer(&request).await;
             Strike::lifted(strike).await;
-            Some(reply)
+            reply
         }
+        Effect::CutBeforeApply => return Answer::None,
         Effect::CutAfterApply => {
             azure.answer(&request).await;
-            None
+            return Answer::None;
         }
-    }
+        Effect::CutBody => return Answer::Half(azure.answer(&request).await),
+        Effect::OperationEnds { status, error } => {
+            let reply = azure.answer(&request).await;
+            azure.doom(&request.path, *status, error);
+            reply
+        }
+    })
+}
+
+/// The first half of a body whose Content-Length promises all of it; the server then has to close the connection.
+fn halved(reply: Reply) -> Response<Body> {
+    let mut whole = reply.body.as_ref().map(Value::to_string).unwrap_or_default().into_bytes();
+    let mut response = response(reply);
+    response.headers_mut().insert(CONTENT_LENGTH, whole.len().into());
+    whole.truncate(whole.len() / 2);
+    let broken = async {
+        // What is written goes out only once there is nothing more to write for a moment.
+        tokio::task::yield_now().await;
+        Err(io::Error::from(io::ErrorKind::ConnectionReset))
+    };
+    let half = futures::stream::iter([Ok(whole)]);
+    *response.body_mut() = Body::from_stream(half.chain(futures::stream::once(broken)));
+    response
 }
 
 fn with_headers(mut reply: Reply, headers: &std::collections::BTreeMap<String, String>) -> Reply {

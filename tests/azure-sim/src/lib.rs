@@ -37,7 +37,7 @@ mod vnet;
 mod world;
 
 pub use azure::{Azure, Error, NewInstance, NewScaleSet, NewVm, Peering, Premises, Settings, VmInfo};
-pub use fault::{Effect, Fault, Standing};
+pub use fault::{Effect, Ending, Fault, Standing};
 pub use log::LogEntry;
 pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};
 pub use sim::Sim;

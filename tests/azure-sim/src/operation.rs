@@ -1,5 +1,6 @@
 //! Long-running operations: what ARM promises with `Azure-AsyncOperation`, and what a poll answers.
 
+use crate::fault::Ending;
 use crate::reply::Reply;
 use crate::resource::Kind;
 use serde_json::{Value, json};
@@ -68,6 +69,11 @@ pub(crate) enum Status {
     Superseded {
         by: String,
     },
+    /// As a fault has ordered.
+    Ended {
+        status: Ending,
+        error: Value,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +84,8 @@ pub(crate) struct Operation {
     pub(crate) effect: Effect,
     pub(crate) ends: Instant,
     status: Status,
+    /// How it is to end, if not well.
+    fate: Option<(Ending, Value)>,
     started_at: jiff::Timestamp,
     ended_at: Option<jiff::Timestamp>,
     location: String,
@@ -91,6 +99,7 @@ impl Operation {
             effect,
             ends,
             status: Status::InProgress,
+            fate: None,
             started_at: jiff::Timestamp::now(),
             ended_at: None,
             location: location.to_owned(),
@@ -100,6 +109,21 @@ impl Operation {
     pub(crate) fn end(&mut self, status: Status) {
         self.status = status;
         self.ended_at = Some(jiff::Timestamp::now());
+    }
+
+    /// Orders how it is to end.
+    pub(crate) fn doom(&mut self, status: Ending, error: Value) {
+        self.fate = Some((status, error));
+    }
+
+    /// Ends it as it was to end; gives whether that was well.
+    pub(crate) fn run_out(&mut self) -> bool {
+        let (status, is_good) = match self.fate.take() {
+            Some((status, error)) => (Status::Ended { status, error }, false),
+            None => (Status::Succeeded, true),
+        };
+        self.end(status);
+        is_good
     }
 
     pub(crate) fn is_in_progress(&self) -> bool {
@@ -112,13 +136,10 @@ impl Operation {
         let url = |kind: &str, extra: &str| {
             format!(
                 "{base}/subscriptions/{subscription}/providers/{provider}/locations/{}/{kind}/{}\
-                 ?api-version={version}{extra}&t=639000000000000000&c={}&s={}&h={}",
+                 ?api-version={version}{extra}{}",
                 self.location,
                 self.id,
-                // ARM signs these addresses; the certificate in them makes them kilobytes long.
-                "MIIHpTCCBo2gAwIBAgITfwSimulatedAzure".repeat(64),
                 self.signature(),
-                "h0".repeat(21),
             )
         };
         let reply = reply
@@ -137,9 +158,12 @@ impl Operation {
         }
     }
 
-    /// The `s` of the signed address.
+    /// What its address ends with. ARM signs these addresses; the certificate in them makes them kilobytes long, and escaped
+    /// characters stand beside plain ones.
     pub(crate) fn signature(&self) -> String {
-        format!("sim-{}", self.id.replace('-', ""))
+        let certificate = "MIIHpTCCBo2gAwIBAgITfw%2FSimulated%2BAzure".repeat(120);
+        let (id, hash) = (self.id.replace('-', ""), "h0".repeat(21));
+        format!("&t=639000000000000000&c={certificate}%3D%3D&s=sim-_~{id}&h={hash}")
     }
 
     /// The body of a poll.
@@ -154,6 +178,7 @@ impl Operation {
                 "message": "Operation execution has been preempted by a more recent operation.",
             } })
             }
+            Status::Ended { status, error } => json!({ "status": status, "error": error }),
             Status::Superseded { by } => {
                 let name = self.effect.name();
                 let message = format!(

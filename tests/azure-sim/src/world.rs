@@ -3,6 +3,7 @@
 mod scale_set;
 
 use crate::attachment;
+use crate::fault::Ending;
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
 use crate::permission::Access;
@@ -29,6 +30,8 @@ pub struct Config {
     pub vnets: Vec<VnetConfig>,
     /// How long a write to the NIC of a running VM takes, and every other long-running operation. Azure: about 10 s.
     pub write_seconds: f64,
+    /// Whether a write to the NIC of a running VM is complete when it is answered, as Azure answers for NICs without a VM.
+    pub synchronous: bool,
     /// Whether requests beyond Azure's published limits are refused with 429.
     pub limits: bool,
     /// What the managed identity may not do, as action names.
@@ -62,6 +65,7 @@ impl Default for Config {
             location: "westeurope".into(),
             vnets: vec![vnet],
             write_seconds: 10.0,
+            synchronous: false,
             limits: true,
             denied: Vec::new(),
             access: Access::default(),
@@ -180,12 +184,29 @@ impl World {
     pub(crate) fn advance(&mut self, now: Instant) {
         let mut ended = Vec::new();
         for operation in self.operations.values_mut().filter(|o| o.is_in_progress() && o.ends <= now) {
-            operation.end(Status::Succeeded);
-            ended.push((operation.ends, operation.effect, operation.resource.clone()));
+            let is_good = operation.run_out();
+            ended.push((operation.ends, is_good, operation.effect, operation.resource.clone()));
         }
         ended.sort_by_key(|(at, ..)| *at);
-        for (_, effect, resource) in ended {
-            self.carry_out(effect, &resource);
+        for (_, is_good, effect, resource) in ended {
+            if is_good { self.carry_out(effect, &resource) } else { self.give_up(effect, &resource) }
+        }
+    }
+
+    /// A NIC whose write has failed keeps the new list, and no new address works until another write succeeds. That Azure
+    /// marks each ipConfiguration, too, is an assumption. Nothing else fails here.
+    fn give_up(&mut self, effect: Effect, resource: &str) {
+        if let (Effect::FinishNic, Some(nic)) = (effect, self.nics.get_mut(resource)) {
+            nic::set_state(&mut nic.document, "Failed", &new_etag());
+        }
+    }
+
+    /// Orders how the operation under way on a resource is to end.
+    pub(crate) fn doom(&mut self, path: &str, status: Ending, error: &Value) {
+        let resource = path.to_lowercase();
+        let under_way = |o: &&mut Operation| o.is_in_progress() && o.resource == resource;
+        if let Some(operation) = self.operations.values_mut().find(under_way) {
+            operation.doom(status, error.clone());
         }
     }
 

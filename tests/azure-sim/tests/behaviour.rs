@@ -7,7 +7,7 @@ mod client;
 use client::{Answer, Client, path_of};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use vnetpool_azure_sim::{Config, Effect, Fault, NewVm, Settings, Sim};
+use vnetpool_azure_sim::{Config, Effect, Ending, Fault, NewVm, Settings, Sim};
 
 /// A simulator with one VM.
 struct Scene {
@@ -135,9 +135,11 @@ async fn an_operation_is_shown_only_to_who_knows_its_signed_address() {
     let scene = Scene::with_writes_of(10.0).await;
     let write = scene.client.put(&scene.nic, &scene.nic_with("vnp-1").await).await;
     let address = path_of(&write.headers["azure-asyncoperation"]);
-    assert!(address.len() > 2048, "signed addresses are long");
-    let forged = address.replace("&s=", "&s=x");
-    assert_eq!(scene.client.get(&forged).await.status, 404);
+    assert!(address.len() > 4096, "signed addresses are long");
+    for forged in [address.replace("&s=", "&s=x"), address.replacen("%2F", "/", 1), format!("{address}&x=y")]
+    {
+        assert_eq!(scene.client.get(&forged).await.status, 404);
+    }
 }
 
 #[tokio::test]
@@ -250,6 +252,62 @@ async fn a_cut_connection_gives_no_answer_to_a_request_that_was_applied() {
     scene.sim.order_fault(fault("PUT", Some(1), Effect::CutAfterApply));
     assert!(scene.client.send("PUT", &scene.nic, &[], Some(&body)).await.is_err());
     assert_eq!(names(&scene.nic().await), ["ipconfig1", "vnp-1"]);
+}
+
+#[tokio::test]
+async fn a_connection_cut_at_once_applies_nothing() {
+    let scene = Scene::with_writes_of(0.0).await;
+    let body = scene.nic_with("vnp-1").await;
+    scene.sim.order_fault(fault("PUT", Some(1), Effect::CutBeforeApply));
+    assert!(scene.client.send("PUT", &scene.nic, &[], Some(&body)).await.is_err());
+    assert_eq!(names(&scene.nic().await), ["ipconfig1"]);
+}
+
+#[tokio::test]
+async fn half_a_body_comes_short_of_its_content_length() {
+    let scene = Scene::with_writes_of(0.0).await;
+    let whole = scene.client.get(&scene.nic).await;
+    scene.sim.order_fault(fault("GET", Some(1), Effect::CutBody));
+    let half = scene.client.get(&scene.nic).await;
+    assert_eq!((half.status, &half.headers["content-length"]), (200, &whole.headers["content-length"]));
+    let got = half.body.as_str().unwrap().len();
+    assert_eq!(got, whole.headers["content-length"].parse::<usize>().unwrap() / 2);
+}
+
+#[tokio::test]
+async fn an_operation_ends_as_ordered_and_leaves_a_failed_nic_until_the_next_write() {
+    let scene = Scene::with_writes_of(0.1).await;
+    for status in [Ending::Failed, Ending::Canceled] {
+        let body = scene.nic_with("vnp-1").await;
+        let error =
+            json!({ "code": "NetworkingInternalOperationError", "message": "An unexpected error occurred." });
+        scene.sim.order_fault(fault("PUT", Some(1), Effect::OperationEnds { status, error: error.clone() }));
+        let write = scene.client.put(&scene.nic, &body).await;
+        assert_eq!(scene.outcome(&write).await, json!({ "status": status, "error": error }));
+        let nic = scene.nic().await;
+        assert_eq!(nic["properties"]["provisioningState"], "Failed");
+        assert_eq!(nic["properties"]["ipConfigurations"][1]["properties"]["provisioningState"], "Failed");
+        let again = scene.client.put(&scene.nic, &nic).await;
+        assert_eq!(scene.outcome(&again).await["status"], "Succeeded");
+        assert_eq!(scene.nic().await["properties"]["provisioningState"], "Succeeded");
+        scene
+            .sim
+            .patch_nic(
+                "a-nic",
+                &json!({ "properties": { "ipConfigurations": [body["properties"]["ipConfigurations"][0]] } }),
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn writes_are_complete_when_answered_if_so_set() {
+    let scene = Scene::with_writes_of(10.0).await;
+    scene.sim.set(&Settings { synchronous: Some(true), ..Settings::default() }).unwrap();
+    let write = scene.client.put(&scene.nic, &scene.nic_with("vnp-1").await).await;
+    assert_eq!((write.status, write.headers.get("azure-asyncoperation")), (200, None));
+    assert_eq!(write.body["properties"]["provisioningState"], "Succeeded");
 }
 
 #[tokio::test]

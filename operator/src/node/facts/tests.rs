@@ -46,6 +46,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         held: held.collect(),
         slots: 255,
         grain: 1,
+        release_after: Duration::from_secs(300),
         relinquished: Default::default(),
         surplus_for: None,
         bound_still_for: Duration::MAX,
@@ -81,6 +82,7 @@ impl Story {
             plan: plan.as_ref(),
             setback: self.setback.as_ref(),
             writing: false,
+            tracked: None,
             behind_for: self.behind_for,
         };
         conditions(&facts, NOW)

@@ -150,7 +150,7 @@ fn put_nic(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     permission::check_joins(world, &call.request.path, &body)?;
     check_etag(call, &id, world.nics.get(&key).map(|nic| &nic.document))?;
     let status = if world.nics.contains_key(&key) { 200 } else { 201 };
-    let takes = Some(world.write_time());
+    let takes = Some(world.write_time()).filter(|_| !world.config.synchronous);
     let operation = world.put_nic((&id, name), body, takes, call.now)?;
     let reply = Reply::new(status, world.nics[&key].document.clone());
     Ok(match operation {

@@ -1,0 +1,124 @@
+//! Answers that don't come, or not whole: what each becomes, that nothing is repeated below, and that the NIC then tells.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vnetpool_azure_sim::Effect;
+use vnetpool_operator::azure::{Error, Freshness, Priority, Remedy};
+
+use crate::script::client;
+use crate::scripted::id;
+use crate::simulated::{World, names};
+
+fn status(status: u16) -> Effect {
+    let body = json!({ "error": { "code": "InternalServerError", "message": "An error occurred." } });
+    Effect::Status { status, body, headers: BTreeMap::new() }
+}
+
+/// Each way in which the outcome of a write stays unknown, and whether Azure has carried it out.
+fn lost_writes() -> [(Effect, bool); 7] {
+    [
+        (Effect::CutBeforeApply, false),
+        (Effect::CutAfterApply, true),
+        (Effect::CutBody, true),
+        (status(500), false),
+        (status(502), false),
+        (status(503), false),
+        (status(504), false),
+    ]
+}
+
+#[tokio::test]
+async fn a_write_without_an_answer_is_neither_repeated_nor_forgotten() {
+    for (effect, applied) in lost_writes() {
+        let world = World::start("nodes", 0.1).await;
+        let fault = world.fault("PUT", effect.clone());
+        let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { .. }), "{effect:?}: {error}");
+        assert_eq!(error.remedy(), Remedy::ReadAgain);
+        let struck = world.sim.faults().into_iter().find(|standing| standing.id == fault).unwrap();
+        assert_eq!(struck.hits, 1, "{effect:?}");
+        // Asked for what is known, it asks Azure.
+        let settled = settled(&world).await;
+        assert_eq!(settled, if applied { vec!["vnp-1"] } else { vec![] }, "{effect:?}");
+        // Whoever goes on from there ends with what was wanted, once.
+        world.reserve(&["vnp-1"]).await.unwrap();
+        assert_eq!(world.held().len(), 1, "{effect:?}");
+    }
+}
+
+/// What the NIC holds once Azure has finished with it.
+async fn settled(world: &World) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+        if nic.is_settled() {
+            return names(&nic).into_iter().map(str::to_owned).collect();
+        }
+        assert!(Instant::now() < deadline, "never settled");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_read_without_an_answer_changes_nothing_and_is_tried_later() {
+    for effect in [Effect::CutBeforeApply, Effect::CutAfterApply, Effect::CutBody, status(500), status(503)] {
+        let world = World::start("nodes", 0.1).await;
+        world.fault("GET", effect.clone());
+        let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{effect:?}: {error}");
+        assert!(matches!(error.remedy(), Remedy::RetryAfter(_)));
+        assert_eq!(world.held(), [], "{effect:?}");
+        world.reserve(&["vnp-1"]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_poll_without_an_answer_is_made_again() {
+    for effect in [Effect::CutBeforeApply, Effect::CutBody] {
+        let world = World::start("nodes", 0.1).await;
+        world.fault_at("GET", "/operations/", effect);
+        let nic = world.reserve(&["vnp-1"]).await.unwrap();
+        assert_eq!(names(&nic), ["vnp-1"]);
+        assert_eq!(world.asked().iter().filter(|method| *method == "PUT").count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_is_never_answered_times_out_with_its_outcome_unknown() {
+    let world = World::start("nodes", 0.1).await;
+    world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    let fault = world.fault("PUT", Effect::Hold);
+    let names = ["vnp-1"];
+    let write = world.reserve(&names);
+    let hours = async {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while world.held().is_empty() {
+            assert!(Instant::now() < deadline, "the write was never accepted");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Azure has it and says nothing for longer than anybody waits.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(120)).await;
+        tokio::time::resume();
+    };
+    let (outcome, ()) = tokio::join!(write, hours);
+    let error = outcome.unwrap_err();
+    assert!(
+        matches!(&error, Error::OutcomeUnknown { message, .. } if message.contains("timed out")),
+        "{error}"
+    );
+    world.sim.lift_fault(fault).unwrap();
+    assert_eq!(settled(&world).await, ["vnp-1"]);
+}
+
+#[tokio::test]
+async fn an_azure_whose_name_can_not_be_resolved_is_unavailable_and_nothing_was_sent() {
+    let world = World::start("nodes", 0.1).await;
+    // Reserved never to exist (RFC 6761).
+    let azure = client("http://arm.invalid", world.sim.arm_url());
+    let error = azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("dns error"), "{error}");
+}
