@@ -4,12 +4,14 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vnetpool_azure_sim::Effect;
+use vnetpool_azure_sim::{Effect, Sim};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_its_addresses_and_gives_the_surplus_back,
     a_write_whose_answer_is_cut_off_is_found_and_used,
+    however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_leaks,
+    an_azure_that_is_not_there_yet_is_waited_for,
 ];
 
 async fn a_node_gets_its_addresses_and_gives_the_surplus_back(plane: &ControlPlane) -> Result<()> {
@@ -30,4 +32,62 @@ async fn a_write_whose_answer_is_cut_off_is_found_and_used(plane: &ControlPlane)
     stage.until_holds("n1", 4).await?;
     ensure!(stage.writes("n1").len() == 1, "written again: {:?}", stage.asked());
     Ok(())
+}
+
+async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_leaks(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage =
+        Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0, "batch": 1 } })).await?;
+    let status = |status| Effect::Status {
+        status,
+        body: json!({ "error": { "code": "InternalServerError", "message": "An error occurred." } }),
+        headers: Default::default(),
+    };
+    let losses = [
+        Effect::CutBeforeApply,
+        Effect::CutAfterApply,
+        Effect::CutBody,
+        status(500),
+        status(503),
+        status(504),
+    ];
+    // Each node meets one of them in its first write, in the read-back after its second, and in a poll of any.
+    for (index, loss) in losses.iter().enumerate() {
+        stage.fault("PUT", &format!("/n{index}-nic"), Some(1), loss.clone());
+        stage.fault("GET", "/operations/", Some(1), loss.clone());
+        stage.node(&format!("n{index}"), None).await?;
+    }
+    for index in 0..losses.len() {
+        stage.until_holds(&format!("n{index}"), 4).await?;
+    }
+    for (index, loss) in losses.iter().enumerate() {
+        stage.fault("GET", &format!("/n{index}-nic"), Some(1), loss.clone());
+        stage.bind(&format!("n{index}"), 6).await?;
+    }
+    for (index, loss) in losses.iter().enumerate() {
+        let node = format!("n{index}");
+        stage.until_holds(&node, 6).await?;
+        ensure!(stage.writes(&node).len() <= 3, "{loss:?}: {:?}", stage.writes(&node));
+    }
+    let unused: Vec<_> = stage.sim.faults().into_iter().filter(|fault| fault.hits == 0).collect();
+    ensure!(unused.is_empty(), "never struck: {unused:?}");
+    Ok(())
+}
+
+async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> Result<()> {
+    let mut stage = Stage::empty(plane, quick()).await?;
+    let address = stage.sim.arm_url().trim_start_matches("http://").parse()?;
+    let vm = stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "n1".into(), ..Default::default() }).await?;
+    // Its listener closes with it.
+    let gone = std::mem::replace(&mut stage.sim, Sim::start(quick()).await?);
+    stage.azure_at(&format!("http://{address}"));
+    drop(gone);
+    stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.start().await?;
+    stage.join("n1", &vm.provider_id).await?;
+    stage.until_says("n1", vnetpool_crds::condition::READY, "AzureUnavailable").await?;
+    stage.sim = Sim::listen(quick(), address).await?;
+    stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "n1".into(), ..Default::default() }).await?;
+    stage.until_holds("n1", 4).await
 }

@@ -10,6 +10,7 @@
 //! threads (`--test-threads`), each with an API server of its own, which they hand on.
 
 mod agent;
+mod concurrency;
 mod lost;
 mod modes;
 mod operations;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
         Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
     };
-    let trials = [lost::TESTS, modes::TESTS, operations::TESTS, refused::TESTS]
+    let trials = [concurrency::TESTS, lost::TESTS, modes::TESTS, operations::TESTS, refused::TESTS]
         .into_iter()
         .flatten()
         .map(trial)

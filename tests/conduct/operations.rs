@@ -1,16 +1,19 @@
 //! Long-running operations: writes that Azure takes its time for, and an operator that ends meanwhile.
 
 use crate::Test;
-use crate::stage::{Stage, find};
+use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vnetpool_azure_sim::{Config, Effect};
-use vnetpool_crds::condition::WRITING;
+use vnetpool_azure_sim::{Config, Effect, Ending};
+use vnetpool_crds::condition::{OPERATIONS_TRACKED, READY, RESERVED, WRITING};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it,
     an_operator_asked_to_stop_finishes_its_write_first,
+    polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_instead,
+    a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
+    writes_that_are_complete_when_answered_are_published_at_once,
 ];
 
 async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it(
@@ -51,5 +54,63 @@ async fn an_operator_asked_to_stop_finishes_its_write_first(plane: &ControlPlane
         .await?;
     let nics = stage.asked().iter().filter(|one| one.path.contains("networkInterfaces")).count();
     ensure!(nics == 0, "asked again: {:?}", stage.asked());
+    Ok(())
+}
+
+async fn polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_instead(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let action = "Microsoft.Network/locations/operations/read";
+    stage.sim.deny(vec![action.into()]);
+    stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "batch": 1 } })).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let says = stage.until_says("n1", OPERATIONS_TRACKED, "PermissionDenied").await?;
+    ensure!(
+        says.status == "False" && says.message.contains(action) && says.message.contains("Grant"),
+        "{says:?}"
+    );
+    // Nothing else suffers.
+    stage.until_says("n1", READY, "Ready").await?;
+    stage.bind("n1", 6).await?;
+    stage.until_holds("n1", 6).await?;
+    let polls = stage.asked().iter().filter(|one| one.path.contains("/operations/")).count();
+    ensure!(polls == 1, "asked {polls} times for what is forbidden");
+    let about = stage.events("n1", "PermissionDenied").await?;
+    ensure!(about.len() == 2 && about.iter().all(|(_, times)| *times == 1), "{about:?}");
+    Ok(())
+}
+
+async fn a_write_that_azure_gives_up_is_made_again_until_its_addresses_work(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    let error =
+        json!({ "code": "NetworkingInternalOperationError", "message": "An unexpected error occurred." });
+    let fails = Effect::OperationEnds { status: Ending::Failed, error };
+    stage.fault("PUT", "/networkInterfaces/", Some(1), fails);
+    stage.node("n1", None).await?;
+    stage.until_says("n1", RESERVED, "OperationFailed").await?;
+    let left = stage.allocation("n1").await?;
+    ensure!(left.spec.ip_configurations().count() == 0, "published what doesn't work: {:?}", left.spec);
+    let names = stage.held("n1");
+    stage.until_holds("n1", 4).await?;
+    ensure!(stage.held("n1") == names, "what failed was left behind: {names:?}, {:?}", stage.held("n1"));
+    stage.until_says("n1", RESERVED, "Reserved").await?;
+    ensure!(stage.writes("n1").len() == 2, "{:?}", stage.writes("n1"));
+    Ok(())
+}
+
+async fn writes_that_are_complete_when_answered_are_published_at_once(plane: &ControlPlane) -> Result<()> {
+    let azure = Config { synchronous: true, ..Config::default() };
+    let stage = Stage::set(plane, azure, json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let asked: Vec<_> =
+        stage.asked().into_iter().filter(|one| one.path.contains("/networkInterfaces/")).collect();
+    let methods: Vec<_> = asked.iter().map(|one| one.method.as_str()).collect();
+    ensure!(methods == ["GET", "PUT"], "{methods:?}");
     Ok(())
 }

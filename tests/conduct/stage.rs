@@ -33,6 +33,8 @@ pub struct Stage<'a> {
     pub agents: Agents,
     /// Where the operator serves its metrics.
     pub admin: SocketAddr,
+    /// Where the operator looks for ARM.
+    arm: String,
     operator: Mutex<Option<Operator>>,
     pods: AtomicUsize,
 }
@@ -58,24 +60,30 @@ impl<'a> Stage<'a> {
         let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let agents = Agents::start(client.clone());
         let sim = Sim::start(azure).await?;
+        let arm = sim.arm_url().to_owned();
         Ok(Self {
             plane,
             sim,
             client,
             agents,
             admin,
+            arm,
             operator: Mutex::default(),
             pods: AtomicUsize::default(),
         })
     }
 
+    /// From the next start on the operator looks for ARM there.
+    pub fn azure_at(&mut self, url: &str) {
+        url.clone_into(&mut self.arm);
+    }
+
     /// Starts the operator, with the rights the chart gives it.
     pub async fn start(&self) -> Result<()> {
-        let endpoint = self.sim.arm_url().parse()?;
         let config = vnetpool_operator::Config {
             azure: azure::Config {
                 cloud: Cloud::Public,
-                endpoint: Some(endpoint),
+                endpoint: Some(self.arm.parse()?),
                 imds: Some(self.sim.arm_url().parse()?),
                 credential: Credential::ManagedIdentity { client_id: None },
                 budget_percent: 80,

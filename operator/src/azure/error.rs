@@ -76,8 +76,8 @@ pub enum Error {
     )]
     OutcomeUnknown { resource: String, message: String },
     #[error(
-        "Azure took a write to {resource} and then gave it up with {code}; Vnetpool reads it and tries again in {}. Azure says: {message}",
-        seconds(FAILED)
+        "Azure took a write to {resource} and then gave it up with {code}; Vnetpool reads it and writes it again, ever less \
+         often. If this lasts, ask Azure's support about that operation. Azure says: {message}"
     )]
     Failed { resource: String, code: String, message: String },
     #[error("the operator can't sign in to Azure: {message}")]
@@ -115,7 +115,7 @@ pub enum Remedy {
 const THROTTLED: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(15);
 const UNAVAILABLE: Duration = Duration::from_secs(10);
-const FAILED: Duration = Duration::from_secs(30);
+const FAILED: Duration = Duration::from_secs(5);
 /// A full subnet may empty by our own give-backs, the rest needs a person, and role assignments take minutes
 /// to work.
 const FULL: Duration = Duration::from_secs(60);

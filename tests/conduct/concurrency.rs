@@ -1,0 +1,103 @@
+//! Others who write the NICs: nothing of theirs is lost, and the node ends with what it wants.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use vnetpool_azure_sim::{Config, Effect};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives,
+    a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_again,
+];
+
+const NETWORK: &str =
+    "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
+
+/// Everything that others may have on a NIC, in an order that nobody would choose.
+async fn somebody_elses_settings(stage: &Stage<'_>, owner: &str) -> Result<()> {
+    let primary = stage.nic("n1")["properties"]["ipConfigurations"][0].clone();
+    let pool = |kind: &str, name: &str| json!({ "id": format!("{NETWORK}/{kind}/{name}") });
+    let mut first = primary.clone();
+    first["properties"]["loadBalancerBackendAddressPools"] = json!([
+        pool("loadBalancers/z/backendAddressPools", "b"),
+        pool("loadBalancers/a/backendAddressPools", "a")
+    ]);
+    first["properties"]["applicationGatewayBackendAddressPools"] = json!([
+        pool("applicationGateways/g/backendAddressPools", "2"),
+        pool("applicationGateways/g/backendAddressPools", "1")
+    ]);
+    first["properties"]["aFieldOfTheFuture"] =
+        json!({ "list": [3, 1, 2, null], "deep": { "flag": false, "number": 0.5 } });
+    let theirs = json!({ "name": "egress", "properties": { "primary": false, "privateIPAllocationMethod": "Static",
+        "privateIPAddress": "10.240.3.3", "subnet": primary["properties"]["subnet"] } });
+    let settings = json!({ "tags": { "owner": owner, "b": "2", "a": "1" }, "properties": {
+        "enableAcceleratedNetworking": true, "auxiliaryMode": "None", "disableTcpStateTracking": true,
+        "dnsSettings": { "dnsServers": ["10.9.9.9", "10.1.1.1"] }, "anotherFieldOfTheFuture": ["x", { "y": [] }],
+        "ipConfigurations": [first, theirs] } });
+    Ok(stage.sim.patch_nic("n1-nic", &settings).await?)
+}
+
+/// The NIC without what is ours, and without what each write changes.
+fn theirs(nic: &Value) -> Value {
+    let mut nic = nic.clone();
+    if let Some(list) = nic["properties"]["ipConfigurations"].as_array_mut() {
+        list.retain(|one| !one["name"].as_str().unwrap_or_default().starts_with("vnp-"));
+        for one in list.iter_mut().filter_map(Value::as_object_mut) {
+            one.remove("etag");
+        }
+    }
+    nic.as_object_mut().and_then(|nic| nic.remove("etag"));
+    nic
+}
+
+/// Compared as text, too: the order of arrays counts, and that no number has become another.
+fn survived(before: &Value, after: &Value) -> Result<()> {
+    let (before, after) = (theirs(before), theirs(after));
+    ensure!(before == after && before.to_string() == after.to_string(), "before: {before}\nafter: {after}");
+    Ok(())
+}
+
+async fn a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage =
+        Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0, "batch": 1 } })).await?;
+    // Ours is on its way when theirs arrives.
+    let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
+    stage.node("n1", None).await?;
+    let held_up = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
+    stage.until("our write is on its way", "n1", held_up).await?;
+    somebody_elses_settings(&stage, "somebody").await?;
+    let before = stage.nic("n1");
+    stage.sim.lift_fault(fault)?;
+    stage.until_holds("n1", 4).await?;
+    let answers: Vec<u16> = stage.writes("n1").iter().map(|write| write.status).collect();
+    ensure!(answers == [412, 200], "{answers:?}");
+    survived(&before, &stage.nic("n1"))?;
+    // So does it all when ours are given back.
+    stage
+        .pool("default", json!({ "sizing": { "minimum": 1, "warm": 0, "batch": 1, "releaseAfter": "0s" } }))
+        .await?;
+    stage.until_holds("n1", 1).await?;
+    survived(&before, &stage.nic("n1"))
+}
+
+async fn a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_again(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let slow = Config { write_seconds: 2.0, ..Config::default() };
+    let stage = Stage::set(plane, slow, json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.node("n1", None).await?;
+    let accepted = |_: &_| (stage.held("n1").len() == 4).then_some(());
+    stage.until("Azure has the write", "n1", accepted).await?;
+    // Somebody who has read the NIC before ours: our addresses are not in their list.
+    somebody_elses_settings(&stage, "somebody").await?;
+    let before = stage.nic("n1");
+    ensure!(stage.held("n1").is_empty(), "theirs replaces the list");
+    stage.until_holds("n1", 4).await?;
+    survived(&before, &stage.nic("n1"))?;
+    ensure!(stage.writes("n1").len() == 2, "{:?}", stage.writes("n1"));
+    Ok(())
+}
