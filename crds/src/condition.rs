@@ -45,6 +45,9 @@ pub const UNDISTURBED: &str = "Undisturbed";
 pub const BY_AGENT: [&str; 5] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED, UNDISTURBED];
 /// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
 pub const VALID: &str = "Valid";
+/// Operator, on a `NodeIPPool`: a forecast. True while in one of the pool's subnets fewer addresses are free than
+/// `subnetExhaustingPercent` of its size; Unknown while Azure doesn't tell how many are.
+pub const SUBNET_EXHAUSTING: &str = "SubnetExhausting";
 
 /// Sets `condition` in `conditions`, in place of the one of its type. `lastTransitionTime` is kept when the status is.
 pub fn set(conditions: &mut Vec<Condition>, mut condition: Condition) {

@@ -37,6 +37,12 @@ use std::collections::BTreeMap;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         priority = 1
+    ),
+    printcolumn(
+        name = "Subnet-Exhausting",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"SubnetExhausting\")].status",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -89,6 +95,12 @@ pub struct NodeIPPoolSpec {
     /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by default.
     #[serde(default, skip_serializing_if = "Attachments::is_empty")]
     pub attachments: Attachments,
+
+    /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets than this
+    /// percentage of its size, and False again when a quarter more than that are free. 0: never.
+    #[schemars(range(min = 0, max = 100))]
+    #[serde(default = "ten")]
+    pub subnet_exhausting_percent: u32,
 }
 
 /// How addresses are reserved in Azure.
@@ -254,6 +266,13 @@ pub struct SubnetUse {
     pub nodes: u32,
     /// Addresses these nodes hold in it.
     pub held: u32,
+    /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until it has been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u32>,
+    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it. Absent while
+    /// Azure doesn't tell; the condition `SubnetExhausting` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<u32>,
 }
 
 impl NodeIPPool {
@@ -293,6 +312,10 @@ fn eight() -> u32 {
 
 fn four() -> u32 {
     4
+}
+
+fn ten() -> u32 {
+    10
 }
 
 /// 256 ipConfigurations a NIC (Azure's networking limits), one of them the node's own.

@@ -16,6 +16,7 @@ mod operation;
 mod permission;
 pub mod role;
 mod transport;
+mod usages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +30,10 @@ pub use budget::{Account, Kind, Priority};
 pub use credential::{Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
-pub use network::Network;
+pub use network::{Network, vnet_of};
 pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
 pub use permission::{Need, Permissions};
+pub use usages::Free;
 
 use cache::{Document, Documents, Slots};
 use network::VirtualNetwork;
@@ -90,8 +92,9 @@ pub struct RequestRecord {
 pub struct Azure {
     transport: Transport,
     nics: Documents,
-    networks: Slots<Option<(Instant, VirtualNetwork)>>,
     tracking: Tracking,
+    /// When each was last read, and what came of it.
+    networks: Slots<Option<(Instant, Result<VirtualNetwork, Error>)>>,
 }
 
 impl Azure {
@@ -219,19 +222,30 @@ impl Azure {
         self.nics.forget(id);
     }
 
-    /// A subnet and the virtual network around it, no older than a minute.
+    /// A subnet and the virtual network around it, no older than a minute. So is an error, for all nodes of all its subnets
+    /// would meet it, unless Azure lets us try again sooner.
     #[instrument(skip_all, fields(subnet = %subnet))]
     pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {
         let id = network::vnet_of(subnet)?;
         let slot = self.networks.slot(&id);
         let mut known = slot.lock().await;
-        let read = match known.take() {
-            Some(read) if read.0.elapsed() < NETWORK_KEPT => read,
-            _ => (Instant::now(), network::read(&self.transport, &id, priority).await?),
+        let kept = |read: &Result<VirtualNetwork, Error>| match read.as_ref().map_err(Error::remedy) {
+            Err(Remedy::RetryAfter(wait)) => wait.min(NETWORK_KEPT),
+            Err(Remedy::WaitForChange { .. } | Remedy::ReadAgain) | Ok(_) => NETWORK_KEPT,
         };
-        let network = read.1.around(subnet);
-        *known = Some(read);
+        let (at, read) = match known.take() {
+            Some((at, read)) if at.elapsed() < kept(&read) => (at, read),
+            _ => (Instant::now(), network::read(&self.transport, &id, priority).await),
+        };
+        let network = read.as_ref().map_err(Clone::clone).and_then(|read| read.around(subnet));
+        *known = Some((at, read));
         network
+    }
+
+    /// How many addresses are free in each subnet of a virtual network, read from Azure now.
+    #[instrument(skip_all, fields(vnet = %vnet))]
+    pub async fn free(&self, vnet: &ResourceId, priority: Priority) -> Result<Free, Error> {
+        usages::read(&self.transport, vnet, priority).await
     }
 
     async fn read_nic(&self, call: &Call, id: &ResourceId) -> Result<Document, Error> {

@@ -65,7 +65,7 @@ impl Caller {
         let _ = self.allocations.unbounded_send(ObjectRef::new(name));
     }
 
-    fn pool(&self, name: &str) {
+    pub fn pool(&self, name: &str) {
         let _ = self.pools.unbounded_send(ObjectRef::new(name));
     }
 }

@@ -27,6 +27,7 @@ mod pool;
 pub mod preflight;
 pub mod telemetry;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ use cluster::{Caller, Calls, Cluster};
 use events::Events;
 use leader::{Candidate, Lost};
 use metrics::Metrics;
-use network::Networks;
+use network::{Networks, News};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
@@ -161,17 +162,29 @@ async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
     );
 }
 
-/// Has the nodes of a subnet looked at again when the network around it has changed.
+/// Has the nodes of a subnet looked at again when the network around it has changed, and its pools when it has become fuller
+/// or emptier.
 async fn refresh(networks: Arc<Networks>, cluster: Cluster, caller: Caller) {
-    let changed = |subnet: &azure::ResourceId| {
+    let in_use = || {
+        let allocations = cluster.allocations().state();
+        let subnets = allocations.iter().flat_map(|one| one.spec.interfaces.iter().map(|nic| &nic.subnet.id));
+        subnets.filter_map(|id| id.parse().ok()).collect()
+    };
+    let changed = |subnet: &azure::ResourceId, news: News| {
+        let mut pools = BTreeSet::new();
         for allocation in cluster.allocations().state() {
             let mut subnets = allocation.spec.interfaces.iter().map(|interface| &interface.subnet.id);
-            if subnets.any(|id| id.eq_ignore_ascii_case(subnet.as_str())) {
-                caller.allocation(&allocation.name_any());
+            if !subnets.any(|id| id.eq_ignore_ascii_case(subnet.as_str())) {
+                continue;
+            }
+            match news {
+                News::Network => caller.allocation(&allocation.name_any()),
+                News::Free => drop(pools.insert(allocation.spec.pool.clone())),
             }
         }
+        pools.iter().for_each(|pool| caller.pool(pool));
     };
-    networks.refresh(changed).await;
+    networks.refresh(in_use, changed).await;
 }
 
 /// A background task that must not end.

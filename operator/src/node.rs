@@ -9,6 +9,7 @@ mod apply;
 mod facts;
 mod memory;
 mod observe;
+mod recheck;
 mod report;
 mod setback;
 mod vacate;
@@ -175,9 +176,6 @@ enum Next {
     Gone,
 }
 
-/// Even a node that nothing happens to is looked at again after this long; see `observe` for when that reads its NIC.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
-
 async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Memory) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
         return vacate::vacate(ctx, &allocation, memory).await;
@@ -204,7 +202,9 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
     }
     let say_again = report::report(ctx, &mut round, &node, memory).await?;
     outcome?;
-    Ok(Next::After(wait(&round, memory, say_again, Instant::now())))
+    let now = Instant::now();
+    let next_look = recheck::next_look(&node.name_any(), memory.nic_known.unwrap_or(ctx.started), now);
+    Ok(Next::After(wait(&round, memory, say_again, next_look, now)))
 }
 
 /// Observe, plan, write, publish.
@@ -292,18 +292,21 @@ fn is_done_with(round: &Round) -> bool {
     no_pool && holds_nothing
 }
 
-fn wait(round: &Round, memory: &Memory, say_again: Option<Duration>, now: Instant) -> Duration {
+fn wait(
+    round: &Round,
+    memory: &Memory,
+    say_again: Option<Duration>,
+    next_look: Duration,
+    now: Instant,
+) -> Duration {
     let plan = round.plan.as_ref();
     let setback =
         memory.setback.as_ref().filter(|setback| setback.holds(now)).map(|setback| setback.until - now);
     let unsettled = round.seen.as_ref().is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED);
     // While the last write was under way, more may have come to do.
     let at_once = round.wants_write().then_some(Duration::ZERO);
-    [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again, Some(LOOK_AGAIN)]
-        .into_iter()
-        .flatten()
-        .min()
-        .unwrap_or(LOOK_AGAIN)
+    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again];
+    sooner.into_iter().flatten().fold(next_look, Duration::min)
 }
 
 /// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.

@@ -1,5 +1,7 @@
 //! The pool controller: is the pool sound, and how do its nodes stand?
 
+mod forecast;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
 use vnetpool_crds::allocation::IpConfiguration;
-use vnetpool_crds::condition::{self, READY, VALID};
+use vnetpool_crds::condition::{self, READY, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
@@ -61,7 +63,9 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     }
     let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
-    let next = roll_up(&pool, served.iter().map(Arc::as_ref), Timestamp::now());
+    let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), Timestamp::now());
+    let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);
+    forecast::tell(&pool, &mut next, known, Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
@@ -72,6 +76,10 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     result?;
     if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
         let event = events::stuck(&invalid.reason, "Validate", &invalid.message);
+        ctx.events.say(&[pool.object_ref(&())], &event).await;
+    }
+    if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
+        let event = events::stuck(SUBNET_EXHAUSTING, "Forecast", &short.message);
         ctx.events.say(&[pool.object_ref(&())], &event).await;
     }
     Ok(Action::await_change())
@@ -190,6 +198,11 @@ fn says_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
 fn turned_invalid<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
     let was_invalid = condition::find(before, VALID).is_some_and(|was| was.status == "False");
     condition::find(next, VALID).filter(|now| now.status == "False" && !was_invalid)
+}
+
+fn turned_exhausting<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was = condition::is_true(before, SUBNET_EXHAUSTING);
+    condition::find(next, SUBNET_EXHAUSTING).filter(|now| now.status == "True" && !was)
 }
 
 #[cfg(test)]

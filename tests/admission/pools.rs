@@ -79,6 +79,7 @@ pub const REFUSED: &[Case] = &[
         "snat: { nonMasqueradeCIDRs: ['fd00::/8'] }",
         "takes IPv4 ranges such as 192.168.0.0/16",
     ),
+    case("more than all of a subnet", "subnetExhaustingPercent: 101", "should be less than or equal to 100"),
     case("a weight in words", "weight: heavy", "spec.weight"),
     case(
         "a load balancer instead of its backend pool",
@@ -98,6 +99,7 @@ pub const REFUSED: &[Case] = &[
 ];
 
 pub const ACCEPTED: &[Case] = &[
+    case("no forecast", "subnetExhaustingPercent: 0", ""),
     case("a pool that holds nothing in reserve", "sizing: { minimum: 0, warm: 0, batch: 1 }", ""),
     case("a minimum equal to the maximum", "sizing: { minimum: 20, maximum: 20 }", ""),
     case("more addresses than ipConfigurations in blocks", "{ mode: Prefix, sizing: { maximum: 512 } }", ""),
@@ -146,7 +148,7 @@ pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Resul
     let spec: Value =
         serde_json::from_str(&plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.spec}"])?)?;
     let sizing = json!({ "minimum": 8, "warm": 8, "maximum": 255, "batch": 4, "releaseAfter": "300s" });
-    let expected = json!({ "weight": 0, "mode": "Address", "sizing": sizing, "cooldown": "30s", "snat": {} });
+    let expected = json!({ "weight": 0, "mode": "Address", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10 });
     ensure!(spec == expected, "{spec}");
 
     plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;

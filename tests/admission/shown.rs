@@ -11,6 +11,8 @@ pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
         ("nodeippool.spec.sizing.warm", "kept free beyond the demand"),
         ("nodeippool.spec.cooldown", "rests before another pod gets it"),
         ("nodeippool.status.free", "a new pod could get at once"),
+        ("nodeippool.status.subnets.free", "a minute ago at most"),
+        ("nodeippool.spec.subnetExhaustingPercent", "SubnetExhausting"),
         ("nodeipallocation.spec.interfaces.ipConfigurations.name", "Name of the ipConfiguration"),
         ("nodeipallocation.status.relinquished", "given up for good"),
         ("nodeipallocation.status.assignments.pod", "namespace/name"),
@@ -26,7 +28,7 @@ pub fn a_pool_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<(
     let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": "shown" }, "spec": {} });
     plane.apply(&pool.to_string())?;
     let ready = condition("Ready", "False", "SubnetFull");
-    let status = json!({ "nodes": 3, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready] });
+    let status = json!({ "nodes": 3, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready, condition("SubnetExhausting", "True", "FewFree")] });
     patch_status(plane, User::Operator, "nodeippool", "shown", status)?;
     columns(
         plane,
@@ -41,8 +43,8 @@ pub fn a_pool_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<(
         "nipp",
         "shown",
         &["-o", "wide"],
-        "NAME MODE NODES HELD ASSIGNED FREE READY AGE REASON",
-        "SubnetFull",
+        "NAME MODE NODES HELD ASSIGNED FREE READY AGE REASON SUBNET-EXHAUSTING",
+        "SubnetFull True",
     )
 }
 

@@ -9,7 +9,7 @@ use super::nic;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
 /// runs the cluster: it is meant for conditions and Events.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(
         "Azure throttles calls about {resource} ({message}). Vnetpool goes on in {}; if this lasts, find out who else \

@@ -76,7 +76,7 @@ impl VirtualNetwork {
 }
 
 /// The virtual network that a subnet belongs to.
-pub(super) fn vnet_of(subnet: &ResourceId) -> Result<ResourceId, Error> {
+pub fn vnet_of(subnet: &ResourceId) -> Result<ResourceId, Error> {
     subnet
         .parent()
         .filter(|_| subnet.is("Microsoft.Network", "virtualNetworks/subnets"))

@@ -89,7 +89,7 @@ pub struct Change {
 }
 
 /// Why a NIC's document can't be read or changed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("its document from Azure lacks {what}")]
     Lacks { what: &'static str },

@@ -100,11 +100,14 @@ impl Azure {
     pub async fn try_read(&self, need: &Need) -> Result<(), Error> {
         let mut url = self.transport.endpoint().clone();
         let kind = need.action.trim_end_matches("/read");
-        let is_resource = need.scope.parse::<ResourceId>().is_ok();
-        let path = if is_resource {
-            need.scope.clone()
-        } else {
-            format!("{}/providers/{kind}/{NOBODY}", need.scope)
+        let path = match need.scope.parse::<ResourceId>() {
+            // What is read may be a part of the resource: how full a virtual network is.
+            Ok(resource) => {
+                let own = format!("{}/{}/", resource.namespace(), resource.kind()).to_lowercase();
+                let part = kind.to_lowercase().strip_prefix(&own).map(|part| format!("/{part}"));
+                format!("{resource}{}", part.unwrap_or_default())
+            }
+            Err(_) => format!("{}/providers/{kind}/{NOBODY}", need.scope),
         };
         url.set_path(&path);
         let version = if kind.starts_with("Microsoft.Compute/") { COMPUTE_API } else { NETWORK_API };
@@ -239,6 +242,7 @@ mod tests {
             ("N/networkSecurityGroups/n", "networkSecurityGroups/join/action"),
             ("N/publicIPAddresses/p", "publicIPAddresses/join/action"),
             ("N/virtualNetworks/v", "virtualNetworks/read"),
+            ("N/virtualNetworks/v", "virtualNetworks/usages/read"),
             ("N/virtualNetworks/v/subnets/a", "virtualNetworks/subnets/join/action"),
         ];
         assert_eq!(needs, expected.map(|(scope, action)| (scope.to_owned(), action)));

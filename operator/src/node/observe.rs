@@ -1,6 +1,5 @@
 //! All reads of a reconcile: the stores and, where it must be, Azure.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use tracing::warn;
 use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
 use vnetpool_crds::{NodeIPPool, condition, names};
 
-use super::Context;
 use super::memory::Memory;
+use super::{Context, recheck};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
 };
@@ -21,9 +20,6 @@ use crate::planner::{Demand, Observed};
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 const NIC_SLOTS: u32 = 256;
-/// A NIC that nothing has happened to is read again after this long, or up to twice as long: somebody else may have
-/// changed it, and the reads of many nodes must not come at once.
-const RECHECK: Duration = Duration::from_secs(4 * 3600);
 /// When to look again at a NIC that somebody, perhaps an operator that has ended, is writing.
 pub const UNSETTLED: Duration = Duration::from_secs(5);
 
@@ -89,8 +85,8 @@ pub async fn observe(
     if (is_new || memory.must_read) && !observed.may_write {
         return Ok(None);
     }
-    let last_look = memory.nic_known.unwrap_or(ctx.started);
-    let is_due = last_look + recheck_after(&node.name_any()) <= now && observed.may_write;
+    let known = memory.nic_known.unwrap_or(ctx.started);
+    let is_due = recheck::is_due(&node.name_any(), known, now) && observed.may_write;
 
     let priority = read_priority(&observed.demand, spec.addresses(), is_new);
     let nic = if is_new || memory.must_read || is_due {
@@ -216,12 +212,6 @@ fn read_priority(demand: &Demand, published: u32, is_new: bool) -> Priority {
     } else {
         Priority::GiveBack
     }
-}
-
-/// Differs by node, but not from one look to the next.
-fn recheck_after(node: &str) -> Duration {
-    let spread = BuildHasherDefault::<DefaultHasher>::default().hash_one(node) % RECHECK.as_secs();
-    RECHECK + Duration::from_secs(spread)
 }
 
 fn is_unsettled(nic: &Nic) -> bool {
@@ -398,12 +388,5 @@ mod tests {
         };
         let pool = pool(json!({"snat": {"nonMasqueradeCIDRs": ["192.168.0.0/16", "10.3.0.0/16"]}}));
         assert_eq!(exclusions(&network, Some(&pool)), ["10.3.0.0/16", "10.240.0.0/16", "192.168.0.0/16"]);
-    }
-
-    #[test]
-    fn rechecks_are_spread_over_hours_but_steady_for_one_node() {
-        assert_eq!(recheck_after("node-1"), recheck_after("node-1"));
-        assert_ne!(recheck_after("node-1"), recheck_after("node-2"));
-        assert!(recheck_after("node-1") >= RECHECK && recheck_after("node-1") < 2 * RECHECK);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Access, Grant, LogEntry};
 use vnetpool_operator::azure::role::{Action, NODES, On, PARTS};
-use vnetpool_operator::azure::{Error, Freshness, Priority};
+use vnetpool_operator::azure::{Error, Freshness, Priority, vnet_of};
 
 use crate::simulated::{World, change};
 
@@ -43,6 +43,7 @@ async fn everything(world: &World) -> Result<(), Error> {
     let nic = world.azure.primary_nic(&world.vm, Priority::NewNode).await?;
     let subnet = world.azure.nic(&nic, Freshness::Fresh, Priority::NewNode).await?.subnet.clone();
     world.azure.network(&subnet, Priority::NewNode).await?;
+    world.azure.free(&vnet_of(&subnet)?, Priority::GiveBack).await?;
     world.azure.update(&nic, &change(&["vnp-1"], &[]), Priority::WarmRefill).await?;
     world.azure.update(&nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await.map(drop)
 }

@@ -4,6 +4,7 @@ mod compute;
 mod network;
 mod resource;
 mod scale_set;
+mod usages;
 
 use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;

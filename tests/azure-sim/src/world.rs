@@ -38,6 +38,8 @@ pub struct Config {
     pub denied: Vec<String>,
     /// What else stands between it and the resources.
     pub access: Access,
+    /// How many entries a page of a VNet's usages has at most; without it, all.
+    pub page_size: Option<usize>,
 }
 
 /// A virtual network of the first moment.
@@ -69,6 +71,7 @@ impl Default for Config {
             limits: true,
             denied: Vec::new(),
             access: Access::default(),
+            page_size: None,
         }
     }
 }

@@ -45,7 +45,9 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
         ("GET", ["virtualnetworks", _]) => tagged(200, shown_vnet(world, known_vnet(world, call)?)),
         ("PUT", ["virtualnetworks", _]) => put_vnet(world, call),
         ("DELETE", ["virtualnetworks", _]) => delete_vnet(world, call),
-        ("GET", ["virtualnetworks", _, "usages"]) => usages(world, call),
+        ("GET", ["virtualnetworks", _, "usages"]) => {
+            Ok(super::usages::of(world, call, known_vnet(world, call)?))
+        }
         ("GET", ["virtualnetworks", _, "checkipaddressavailability"]) => availability(world, call),
         ("GET", ["virtualnetworks", _, "subnets"]) => {
             let vnet = known_vnet(world, call)?;
@@ -322,22 +324,6 @@ fn delete_subnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let location = known_vnet(world, call)?["location"].as_str().unwrap_or_default().to_owned();
     let operation = world.start(Effect::RemoveSubnet, &id, &location, call.now + world.write_time());
     Ok(announce(world, call, &operation, Reply::empty(202)))
-}
-
-fn usages(world: &World, call: &Call) -> Result<Reply, Reply> {
-    let subnets = vnet::subnets(known_vnet(world, call)?).iter();
-    let usage = |document: &Value| {
-        let id = document["id"].as_str()?;
-        let subnet = world.subnet(id, "")?;
-        Some(json!({
-            "id": id,
-            "currentValue": subnet.used(),
-            "limit": subnet.capacity(),
-            "name": { "localizedValue": "Subnet size and usage", "value": "SubnetSpace" },
-            "unit": "Count",
-        }))
-    };
-    Ok(Reply::new(200, json!({ "value": subnets.filter_map(usage).collect::<Vec<_>>() })))
 }
 
 fn availability(world: &World, call: &Call) -> Result<Reply, Reply> {

@@ -1,0 +1,196 @@
+use vnetpool_azure_sim as sim;
+use vnetpool_azure_sim::Sim;
+
+use super::*;
+use crate::azure::{Cloud, Config, Credential};
+
+const NETWORKS: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/virtualNetworks";
+
+fn subnet(vnet: &str, name: &str) -> ResourceId {
+    format!("{NETWORKS}/{vnet}/subnets/{name}").parse().unwrap()
+}
+
+fn vnet(name: &str, second: u8, subnets: &[&str]) -> sim::VnetConfig {
+    let prefix = |third: usize| format!("10.{second}.{third}.0/28").parse().unwrap();
+    sim::VnetConfig {
+        name: name.into(),
+        address_prefixes: vec![format!("10.{second}.0.0/16").parse().unwrap()],
+        subnets: subnets.iter().enumerate().map(|(third, name)| ((*name).into(), prefix(third))).collect(),
+    }
+}
+
+/// Two VNets of Azure's, and what is known of them.
+struct World {
+    sim: Sim,
+    azure: Arc<Azure>,
+    networks: Arc<Networks>,
+    in_use: Arc<Mutex<HashSet<ResourceId>>>,
+    news: Arc<Mutex<Vec<(ResourceId, News)>>>,
+}
+
+impl World {
+    async fn start(config: sim::Config) -> World {
+        let vnets = vec![vnet("one", 1, &["a", "b", "GatewaySubnet"]), vnet("two", 2, &["c"])];
+        let sim = Sim::start(sim::Config { vnets, ..config }).await.unwrap();
+        let azure = Arc::new(
+            Azure::new(&Config {
+                cloud: Cloud::Public,
+                endpoint: Some(sim.arm_url().parse().unwrap()),
+                imds: Some(sim.arm_url().parse().unwrap()),
+                credential: Credential::ManagedIdentity { client_id: None },
+                budget_percent: 80,
+            })
+            .unwrap(),
+        );
+        let networks = Arc::new(Networks::new(azure.clone()));
+        let all = [subnet("one", "a"), subnet("one", "b"), subnet("two", "c")];
+        let world = World {
+            sim,
+            azure,
+            networks,
+            in_use: Arc::new(Mutex::new(all.into_iter().collect())),
+            news: Arc::default(),
+        };
+        let (networks, in_use, news) = (world.networks.clone(), world.in_use.clone(), world.news.clone());
+        tokio::spawn(async move {
+            let in_use = || in_use.lock().unwrap().clone();
+            let note = |subnet: &ResourceId, what: News| news.lock().unwrap().push((subnet.clone(), what));
+            networks.refresh(in_use, note).await;
+        });
+        world
+    }
+
+    async fn met(self) -> World {
+        let subnets: Vec<_> = self.in_use.lock().unwrap().iter().cloned().collect();
+        for subnet in subnets {
+            self.networks.around(&subnet).await.unwrap();
+        }
+        self
+    }
+
+    /// How often Azure was asked for a path that ends so.
+    fn asked(&self, end: &str) -> usize {
+        let log = self.sim.log();
+        log.iter().filter(|one| one.path.starts_with("/subscriptions/") && one.path.ends_with(end)).count()
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&World) -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !holds(self) {
+            assert!(std::time::Instant::now() < deadline, "{what}: {:?}", self.sim.log().last());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn free(&self, vnet: &str, name: &str) -> Option<Free> {
+        self.networks.subnet(&subnet(vnet, name)).map(|subnet| subnet.free)
+    }
+}
+
+/// The clock goes on by so much, and no request is under way meanwhile.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn each_vnet_is_looked_at_and_counted_once_a_minute_whatever_the_number_of_subnets_and_nodes() {
+    let world = World::start(sim::Config::default()).await.met().await;
+    for minute in 1..=5_usize {
+        // That another is taken each minute shows when the minute's counting is done.
+        let free = Some(Free::Told(12 - minute as u32));
+        let all = |world: &World| world.free("one", "a") == free && world.free("two", "c") == free;
+        world.until("all counted", all).await;
+        for _ in 0..20 {
+            for subnet in [subnet("one", "a"), subnet("one", "b"), subnet("two", "c")] {
+                world.networks.around(&subnet).await.unwrap();
+            }
+        }
+        let asked = ["/one", "/two", "/one/usages", "/two/usages"].map(|path| world.asked(path));
+        assert_eq!(asked, [minute; 4]);
+        for name in ["a", "c"] {
+            let name = (format!("vm-{name}-{minute}"), name);
+            let vm = sim::NewVm { name: name.0, subnet: Some(name.1.into()), ..Default::default() };
+            world.sim.add_vm(vm).await.unwrap();
+        }
+        pass(REFRESH).await;
+    }
+    assert_eq!(world.asked(""), world.asked("/one") + world.asked("/two") + world.asked("/usages"));
+}
+
+#[tokio::test]
+async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
+    let world = World::start(sim::Config::default()).await.met().await;
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+    assert_eq!(world.networks.subnet(&subnet("one", "a")).unwrap().size, 11);
+    world.until("all counted", |world| world.free("two", "c") == Some(Free::Told(11))).await;
+    world.news.lock().unwrap().clear();
+    let vm = sim::NewVm { name: "vm".into(), subnet: Some("a".into()), ..Default::default() };
+    world.sim.add_vm(vm).await.unwrap();
+    pass(REFRESH).await;
+    world.until("counted again", |world| world.free("one", "a") == Some(Free::Told(10))).await;
+    assert_eq!(*world.news.lock().unwrap(), [(subnet("one", "a"), News::Free)]);
+}
+
+#[tokio::test]
+async fn what_no_node_uses_any_more_is_not_asked_for() {
+    let world = World::start(sim::Config::default()).await.met().await;
+    let told = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
+    let both = Some((Free::Told(11), Free::Told(11)));
+    world.until("counted", |world| told(world) == both).await;
+    world.in_use.lock().unwrap().retain(|one| *one == subnet("two", "c"));
+    world.sim.clear_log();
+    pass(REFRESH).await;
+    world.until("the other is counted", |world| world.asked("/two/usages") == 1).await;
+    assert_eq!((world.asked(""), world.asked("/two")), (2, 1));
+    assert_eq!(world.networks.subnet(&subnet("one", "a")), None);
+}
+
+#[tokio::test]
+async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known_all_the_same() {
+    let denied = vec!["Microsoft.Network/virtualNetworks/usages/read".into()];
+    let world = World::start(sim::Config { denied, ..sim::Config::default() }).await.met().await;
+    let unreadable = |world: &World| match world.free("one", "a") {
+        Some(Free::Unreadable { reason, message }) => Some((reason, message)),
+        _ => None,
+    };
+    world.until("refused", |world| unreadable(world).is_some()).await;
+    let (reason, message) = unreadable(&world).unwrap();
+    assert_eq!(reason, "PermissionDenied");
+    assert!(message.contains("Microsoft.Network/virtualNetworks/usages/read"), "{message}");
+    assert_eq!(world.networks.around(&subnet("one", "a")).await.unwrap().subnet.len(), 1);
+    // Not asked again before the minute is over; then granted, it is there.
+    world.sim.deny(vec![]);
+    pass(REFRESH).await;
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+}
+
+#[tokio::test]
+async fn a_vnet_that_may_not_be_read_is_tried_once_a_minute_and_not_for_each_node() {
+    let denied = vec!["Microsoft.Network/virtualNetworks/read".into()];
+    let world = World::start(sim::Config { denied, ..sim::Config::default() }).await;
+    for _ in 0..20 {
+        world.networks.around(&subnet("one", "a")).await.unwrap_err();
+        world.networks.around(&subnet("one", "b")).await.unwrap_err();
+    }
+    assert_eq!(world.asked("/one"), 1);
+    world.sim.deny(vec![]);
+    pass(REFRESH).await;
+    world.networks.around(&subnet("one", "a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure() {
+    let world = World::start(sim::Config { page_size: Some(1), ..sim::Config::default() }).await;
+    world.in_use.lock().unwrap().insert(subnet("one", "GatewaySubnet"));
+    let world = world.met().await;
+    world.until("counted", |world| world.free("two", "c") == Some(Free::Told(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(Free::Told(11))).await;
+    assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Untold));
+    assert_eq!((world.asked("/one/usages"), world.asked("/two/usages")), (3, 1));
+    let (accounts, _) = world.azure.accounts();
+    let spent =
+        |limit: &str| accounts.iter().filter(|one| one.limit == limit).map(|one| one.spent).sum::<u64>();
+    assert_eq!((spent("arm"), spent("network")), (world.asked("") as u64, world.asked("") as u64));
+}

@@ -1,0 +1,202 @@
+//! The condition `SubnetExhausting`: is a subnet about to run out of addresses? Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
+use vnetpool_crds::pool::SubnetUse;
+use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
+
+use crate::network::{Free, Subnet};
+
+/// Shows in the status what is known of its subnets, and what that promises.
+pub fn tell(
+    pool: &NodeIPPool,
+    status: &mut NodeIPPoolStatus,
+    known: impl Fn(&str) -> Option<Subnet>,
+    now: Timestamp,
+) {
+    let mut frees = vec![];
+    for subnet in &mut status.subnets {
+        let known = known(&subnet.id);
+        subnet.size = known.as_ref().map(|known| known.size);
+        let free = known.map(|known| known.free).unwrap_or_default();
+        if let Free::Told(free) = free {
+            subnet.free = Some(free);
+        }
+        frees.push(free);
+    }
+    let before = condition::find(&status.conditions, SUBNET_EXHAUSTING);
+    if let Some((turned, reason, message)) = forecast(pool, &status.subnets, &frees, before) {
+        let generation = pool.metadata.generation;
+        let next = Condition {
+            status: turned.into(),
+            ..condition::new(SUBNET_EXHAUSTING, false, reason, message, generation, now)
+        };
+        condition::set(&mut status.conditions, next);
+    }
+}
+
+/// Status, reason, message; `None` leaves what was said before.
+fn forecast(
+    pool: &NodeIPPool,
+    subnets: &[SubnetUse],
+    frees: &[Free],
+    before: Option<&Condition>,
+) -> Option<(&'static str, &'static str, String)> {
+    let percent = pool.spec.subnet_exhausting_percent;
+    if percent == 0 {
+        return Some(("False", "Off", "subnetExhaustingPercent of this pool is 0".into()));
+    }
+    let was_exhausting = before.is_some_and(|before| before.status == "True");
+    let short: Vec<String> = subnets
+        .iter()
+        .filter(|subnet| is_short(subnet, percent, was_exhausting))
+        .map(|subnet| {
+            format!(
+                "{} has {} of {} addresses free",
+                subnet.id,
+                subnet.free.unwrap_or_default(),
+                subnet.size.unwrap_or_default()
+            )
+        })
+        .collect();
+    if !short.is_empty() {
+        return Some((
+            "True",
+            "FewFree",
+            format!(
+                "{}: less than the {percent} % of NodeIPPool {}. Free addresses there, lower minimum, warm or maximum of the \
+                 pools that use it, or give new nodes another subnet.",
+                short.join(", "),
+                pool.name_any()
+            ),
+        ));
+    }
+    let unreadable = frees.iter().zip(subnets).find_map(|(free, subnet)| match free {
+        Free::Unreadable { reason, message } => Some((
+            *reason,
+            format!(
+                "how many addresses are free in {} isn't known; nothing else suffers. {message}",
+                subnet.id
+            ),
+        )),
+        Free::Untold => {
+            Some(("Untold", format!("Azure doesn't tell how many addresses are free in {}", subnet.id)))
+        }
+        Free::Pending | Free::Told(_) => None,
+    });
+    match unreadable {
+        Some((reason, message)) => Some(("Unknown", reason, message)),
+        // What was said stands until Azure has been asked, in a moment: else each start of the operator would turn it.
+        None if frees.contains(&Free::Pending) && before.is_some() => None,
+        None if frees.contains(&Free::Pending) => {
+            Some(("Unknown", "Pending", "Azure is about to be asked".into()))
+        }
+        None if subnets.is_empty() => Some(("False", "NoNodes", "no node is served by this pool".into())),
+        // Without counts, each of which would be news: they are in status.subnets.
+        None => Some((
+            "False",
+            "EnoughFree",
+            format!("each subnet has more than {percent} % of its addresses free"),
+        )),
+    }
+}
+
+/// A subnet that was short stays so until a quarter more is free: addresses come and go all the time around the limit.
+fn is_short(subnet: &SubnetUse, percent: u32, was_short: bool) -> bool {
+    let (Some(size), Some(free)) = (subnet.size, subnet.free) else { return false };
+    let limit = u64::from(size) * u64::from(percent) * if was_short { 125 } else { 100 };
+    u64::from(free) * 100 * 100 < limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const ID: &str = "/s/subnets/nodes";
+
+    fn pool(percent: u32) -> NodeIPPool {
+        let spec = json!({ "subnetExhaustingPercent": percent });
+        NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
+    }
+
+    fn status(before: &[Condition]) -> NodeIPPoolStatus {
+        let subnets = vec![SubnetUse { id: ID.into(), nodes: 1, held: 4, ..Default::default() }];
+        NodeIPPoolStatus { subnets, conditions: before.to_vec(), ..Default::default() }
+    }
+
+    /// What is said when so much is known.
+    fn said(percent: u32, known: Option<Subnet>, before: &[Condition]) -> NodeIPPoolStatus {
+        let mut status = status(before);
+        tell(&pool(percent), &mut status, |_| known.clone(), Timestamp::UNIX_EPOCH);
+        status
+    }
+
+    fn told(free: u32) -> Option<Subnet> {
+        Some(Subnet { size: 200, free: Free::Told(free) })
+    }
+
+    fn exhausting(status: &NodeIPPoolStatus) -> &Condition {
+        condition::find(&status.conditions, SUBNET_EXHAUSTING).unwrap()
+    }
+
+    #[test]
+    fn a_subnet_is_exhausting_below_the_share_and_not_at_it() {
+        for (free, turned) in [(20, "False"), (19, "True"), (0, "True"), (200, "False")] {
+            let status = said(10, told(free), &[]);
+            assert_eq!(exhausting(&status).status, turned, "{free}");
+            assert_eq!((status.subnets[0].size, status.subnets[0].free), (Some(200), Some(free)));
+        }
+    }
+
+    #[test]
+    fn the_message_names_the_subnet_the_figures_and_the_remedy() {
+        let status = said(10, told(3), &[]);
+        let condition = exhausting(&status);
+        assert_eq!(condition.reason, "FewFree");
+        for part in [ID, "3 of 200", "10 % of NodeIPPool p", "lower minimum"] {
+            assert!(condition.message.contains(part), "{part}: {}", condition.message);
+        }
+    }
+
+    #[test]
+    fn a_subnet_around_the_limit_does_not_flap() {
+        let mut before = said(10, told(19), &[]).conditions;
+        for (free, turned) in [(20, "True"), (24, "True"), (25, "False"), (20, "False"), (19, "True")] {
+            before = said(10, told(free), &before).conditions;
+            assert_eq!(before[0].status, turned, "{free}");
+        }
+    }
+
+    #[test]
+    fn zero_percent_switches_it_off() {
+        assert_eq!(exhausting(&said(0, told(0), &[])).status, "False");
+    }
+
+    #[test]
+    fn while_azure_was_not_asked_what_was_said_stands() {
+        let pending = Some(Subnet { size: 200, free: Free::Pending });
+        assert_eq!(exhausting(&said(10, pending.clone(), &[])).reason, "Pending");
+        let before = said(10, told(3), &[]).conditions;
+        assert_eq!(exhausting(&said(10, pending, &before)), &before[0]);
+        assert_eq!(exhausting(&said(10, None, &before)), &before[0]);
+    }
+
+    #[test]
+    fn without_permission_the_hint_is_absent_and_the_condition_says_why() {
+        let denied = Free::Unreadable { reason: "PermissionDenied", message: "Grant usages/read".into() };
+        let status = said(10, Some(Subnet { size: 200, free: denied }), &[]);
+        let condition = exhausting(&status);
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "PermissionDenied"));
+        assert!(condition.message.contains("Grant usages/read") && condition.message.contains(ID));
+        assert_eq!((status.subnets[0].size, status.subnets[0].free), (Some(200), None));
+    }
+
+    #[test]
+    fn a_subnet_that_azure_has_no_figure_for_is_unknown() {
+        let status = said(10, Some(Subnet { size: 200, free: Free::Untold }), &[]);
+        assert_eq!(exhausting(&status).status, "Unknown");
+    }
+}
