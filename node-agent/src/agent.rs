@@ -11,10 +11,9 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Or
 
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, Client};
 use tokio::{
     sync::{Mutex, Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
@@ -25,6 +24,7 @@ use crate::{
     firewall::apply::Firewall,
     metrics::Metrics,
     report::{Report, publish::Publisher},
+    source::Source,
     sweep::Sweep,
     watch as watches,
 };
@@ -40,14 +40,11 @@ const LOOKS_APART: Duration = Duration::from_secs(1);
 const COOLED_EVERY: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// The client itself would wait for an answer for ever.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A node's agent, ready to run.
 pub struct Agent {
     config: Config,
-    client: Client,
-    api: Api<NodeIPAllocation>,
+    source: Source,
     /// The boot that the plugin goes by.
     boot_id: String,
     store: Store,
@@ -84,14 +81,13 @@ struct Said {
 }
 
 impl Agent {
-    pub fn new(config: Config, client: Client, metrics: Metrics) -> anyhow::Result<Agent> {
+    pub fn new(config: Config, source: Source, metrics: Metrics) -> anyhow::Result<Agent> {
         let boot_id = config.boot_id()?;
         Ok(Agent {
-            api: Api::all(client.clone()),
             store: Store::at(&config.state_dir).of_boot(&boot_id),
             boot_id,
             config,
-            client,
+            source,
             metrics,
             node_uid: None,
             latest: 0,
@@ -114,18 +110,18 @@ impl Agent {
     pub async fn run(self) -> anyhow::Result<()> {
         let (changed, disturbed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let publisher = Publisher {
-            api: self.api.clone(),
-            name: self.config.node_name.clone(),
+            state_dir: self.config.state_dir.clone(),
             reports: self.reports.subscribe(),
             objects: self.objects.subscribe(),
             gate: self.gate.clone(),
             metrics: self.metrics.clone(),
         };
+        let source = self.source.clone();
         tokio::select! {
-            result = watches::object(self.api.clone(), self.config.node_name.clone(), self.objects.clone()) => result,
+            result = source.follow(self.objects.clone()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
-            result = publisher.run() => result,
+            result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
         }
     }
@@ -243,9 +239,4 @@ fn is_deleted(dir: &Path) -> bool {
 /// Runs what waits for locks or the kernel aside, so that the watches go on meanwhile.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("a task was lost")
-}
-
-/// A read of the API server, with an end.
-async fn read<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    Ok(timeout(READ_TIMEOUT, request).await.context("the API server doesn't answer")??)
 }

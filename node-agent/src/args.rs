@@ -1,6 +1,11 @@
 //! Flags and environment, read once into typed values; the tasks they start.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    io::{Write, stdout},
+    net::SocketAddr,
+    path::PathBuf,
+};
 
 use anyhow::Context;
 use axum::http::{HeaderValue, header::USER_AGENT};
@@ -8,7 +13,19 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::{admin, agent::Agent, cleanup, metrics::Metrics};
+use vnetpool_plugin::ledger::file::{self, Store};
+
+use crate::{
+    admin,
+    agent::Agent,
+    attach::{self, Container, Namespace},
+    cleanup,
+    imds::Settings,
+    metrics::Metrics,
+    report::local,
+    show,
+    source::Source,
+};
 
 /// Supplies the node's ledger of pod addresses, reports it, and keeps the node's network rules.
 #[derive(Debug, Parser)]
@@ -23,13 +40,36 @@ pub struct Args {
     log_format: LogFormat,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Serve the node until told to end (the default).
     Run,
     /// Remove from the node what the agent put there. Refused while a pod has an address, or could get one again
     /// because the agent still runs: delete the DaemonSet first.
     Cleanup,
+    /// Print who has which address of this node.
+    Status,
+    /// Give a container an address whose runtime doesn't use CNI; prints the result of CNI.
+    Attach {
+        #[command(flatten)]
+        container: Container,
+        #[command(flatten)]
+        namespace: Namespace,
+    },
+    /// Take an address back that `attach` gave.
+    Detach {
+        #[command(flatten)]
+        container: Container,
+    },
+}
+
+/// Who says which addresses the node holds.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum From {
+    /// The node's NodeIPAllocation, kept by the operator.
+    Cluster,
+    /// The instance metadata service, on a VM of no cluster: all secondary addresses of the primary NIC are handed out.
+    Imds,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -41,7 +81,12 @@ enum LogFormat {
 /// Where things are on this node.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Name of the Node, and so of its NodeIPAllocation.
+    /// Where the node's addresses come from.
+    #[arg(long, global = true, env = "SOURCE", value_enum, default_value_t = From::Cluster)]
+    source: From,
+    #[command(flatten)]
+    imds: Settings,
+    /// Name of the Node, and so of its NodeIPAllocation. Not for --source imds.
     #[arg(long, global = true, env = "NODE_NAME", default_value = "")]
     pub node_name: String,
     /// The folder with the ledger, shared with the CNI plugin; must be on a tmpfs.
@@ -88,23 +133,41 @@ impl Args {
         match command.unwrap_or(Command::Run) {
             Command::Run => serve(config).await,
             Command::Cleanup => cleanup::run(&config).await,
+            Command::Status => status(&config),
+            Command::Attach { container, namespace } => {
+                attach::attach(&container, &namespace, &config.cni_conf_dir)
+            }
+            Command::Detach { container } => attach::detach(&container, &config.cni_conf_dir),
         }
     }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    anyhow::ensure!(!config.node_name.is_empty(), "--node-name (or NODE_NAME) must name this node");
     let mut terminate = signal(SignalKind::terminate())?;
-    let client = client().await.context("can't configure the Kubernetes client")?;
+    let source = match config.source {
+        From::Cluster => {
+            let name = config.node_name.clone();
+            anyhow::ensure!(!name.is_empty(), "--node-name (or NODE_NAME) must name this node");
+            Source::Cluster { client: client().await.context("can't configure the Kubernetes client")?, name }
+        }
+        From::Imds => Source::Metadata { settings: config.imds.clone(), boot_id: config.boot_id()? },
+    };
     let metrics = Metrics::default();
     let admin = admin::serve(config.admin_address, metrics.clone());
-    let agent = Agent::new(config, client, metrics)?;
+    let agent = Agent::new(config, source, metrics)?;
     tokio::select! {
         result = agent.run() => result,
         result = admin => result,
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
+}
+
+fn status(config: &Config) -> anyhow::Result<()> {
+    let ledger = Store::at(&config.state_dir).of_boot(config.boot_id()?).read()?;
+    let reported = local::read(&config.state_dir)?;
+    writeln!(stdout(), "{}", show::show(&ledger, file::now(), reported.as_ref()))?;
+    Ok(())
 }
 
 /// From the environment: the pod's service account or KUBECONFIG. The API server's logs shall say who asks.

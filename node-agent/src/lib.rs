@@ -9,18 +9,24 @@
 //!                                └▶ install       report ── server-side apply ──▶ NodeIPAllocation.status
 //! ```
 //!
+//! On a VM of no cluster the instance metadata service stands in for the object, and a file for its status ([`source`]).
+//!
 //! Nothing on the node depends on this process being alive: pods start and stop without it while addresses last, and
 //! whatever it has set up stays when it ends.
 
 pub mod admin;
 pub mod agent;
 pub mod args;
+pub mod attach;
 pub mod cleanup;
 pub mod disturbance;
 pub mod firewall;
+pub mod imds;
 pub mod install;
 pub mod metrics;
 pub mod report;
+pub mod show;
+pub mod source;
 pub mod supply;
 pub mod sweep;
 pub mod sysctl;

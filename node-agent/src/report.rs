@@ -1,5 +1,7 @@
-//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure; [`publish`] writes it.
+//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure; [`publish`] writes it, and
+//! [`local`] where there is no cluster.
 
+pub mod local;
 pub mod publish;
 
 use std::time::Duration;

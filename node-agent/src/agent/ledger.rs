@@ -1,15 +1,13 @@
 //! The agent's stages that concern the ledger: supplying it, relinquishing, building it anew, sweeping.
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
-use kube::{Api, api::PartialObjectMeta};
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{
     ledger::{Assignment, Entry, Ledger, Millis, Occupant, Supplied, Supply, file},
     wiring::{self, HostLink},
 };
 
-use super::{Agent, Said, blocking, read};
+use super::{Agent, Said, blocking};
 use crate::{report::leased, supply::supply, sweep, watch::version};
 
 /// The ledger after a pass has supplied it.
@@ -79,9 +77,7 @@ impl Agent {
         };
         // A Node gets a new UID when it is deleted and registers itself anew.
         if self.node_uid.as_ref() != Some(&supply.node_uid) {
-            let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
-            let node = read(nodes.get_opt(&self.config.node_name)).await.context("can't read our Node")?;
-            self.node_uid = node.and_then(|node| node.metadata.uid);
+            self.node_uid = self.source.node_uid(&supply.node_uid).await?;
         }
         if self.node_uid.as_ref() != Some(&supply.node_uid) {
             let (name, spec) = (&self.config.node_name, &supply.node_uid);
@@ -125,9 +121,7 @@ impl Agent {
         let _gate = gate.lock().await;
         self.reports.send_replace(None);
         let name = &self.config.node_name;
-        let object = read(self.api.get_opt(name))
-            .await
-            .with_context(|| format!("can't read NodeIPAllocation {name}"))?;
+        let object = self.source.read(&self.objects).await?;
         let object = object.with_context(|| format!("NodeIPAllocation {name} is gone"))?;
         self.latest = self.latest.max(version(&object));
         let supply = match self.meaning(&object).await? {

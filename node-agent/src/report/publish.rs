@@ -1,6 +1,6 @@
 //! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply and only when it differs.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use kube::{
@@ -25,8 +25,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Alone in a task, so that an API server out of reach never holds up the node.
 pub struct Publisher {
-    pub api: Api<NodeIPAllocation>,
-    pub name: String,
+    /// The ledger's folder.
+    pub state_dir: PathBuf,
     /// None while there is no ledger to speak of.
     pub reports: watch::Receiver<Option<Report>>,
     /// The object as watched; None while there is none.
@@ -39,11 +39,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// Ends only when the agent does.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    pub async fn run(mut self, api: Api<NodeIPAllocation>, name: &str) -> anyhow::Result<()> {
         let mut written = None;
         let mut retry = BETWEEN_WRITES;
         loop {
-            match self.publish(&mut written).await {
+            match self.publish(&api, name, &mut written).await {
                 Ok(has_written) => {
                     retry = BETWEEN_WRITES;
                     if has_written {
@@ -68,7 +68,12 @@ impl Publisher {
 
     /// Writes the newest report unless it is published. `written` is the object as the last write left it, which may be
     /// newer than what the watch has brought.
-    async fn publish(&mut self, written: &mut Option<NodeIPAllocation>) -> anyhow::Result<bool> {
+    async fn publish(
+        &mut self,
+        api: &Api<NodeIPAllocation>,
+        name: &str,
+        written: &mut Option<NodeIPAllocation>,
+    ) -> anyhow::Result<bool> {
         let _gate = self.gate.lock().await;
         let watched = self.objects.borrow_and_update().clone();
         let report = self.reports.borrow_and_update().clone();
@@ -88,7 +93,7 @@ impl Publisher {
             "status": status,
         }));
         let params = PatchParams::apply(names::AGENT).force();
-        let write = self.api.patch_status(&self.name, &params, &patch);
+        let write = api.patch_status(name, &params, &patch);
         let result = timeout(WRITE_TIMEOUT, write).await.context("the API server doesn't answer");
         let result = result.and_then(|result| Ok(result?));
         self.metrics.count_report(result.is_ok());

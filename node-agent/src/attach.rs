@@ -1,0 +1,91 @@
+//! Gives a container its address by hand, for runtimes that don't speak CNI: `docker run --network none`, or a bare network namespace.
+//!
+//! It is the CNI plugin that does it, called in this process as a runtime would, so the container is like any other. One
+//! that ends without being detached is found by the agent's sweep.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use vnetpool_plugin::{
+    cni::Program,
+    plugin::{Answer, run},
+};
+
+use crate::install;
+
+/// Which container.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Container {
+    /// The container's id or name: the key of its address.
+    #[arg(long)]
+    container: String,
+    /// What its interface is called.
+    #[arg(long, default_value = "eth0")]
+    ifname: String,
+}
+
+/// Its network namespace, named one way or the other.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Namespace {
+    /// A process in the container, as `docker inspect -f '{{.State.Pid}}'` tells.
+    #[arg(long)]
+    pid: Option<u32>,
+    /// The namespace's file.
+    #[arg(long)]
+    netns: Option<PathBuf>,
+}
+
+/// Prints the result of CNI.
+pub fn attach(container: &Container, namespace: &Namespace, conf_dir: &Path) -> anyhow::Result<()> {
+    let path = match namespace {
+        Namespace { pid: Some(pid), .. } => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        Namespace { netns, .. } => netns.clone().unwrap_or_default(),
+    };
+    call("ADD", container, &path.to_string_lossy(), conf_dir)
+}
+
+/// Takes the address back; fine if there is none.
+pub fn detach(container: &Container, conf_dir: &Path) -> anyhow::Result<()> {
+    call("DEL", container, "", conf_dir)
+}
+
+fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyhow::Result<()> {
+    let configuration = configuration(&conf_dir.join(install::CONFLIST))?;
+    let Container { container, ifname } = container;
+    let env = |name: &str| {
+        let value = match name {
+            "CNI_COMMAND" => verb,
+            "CNI_CONTAINERID" => container,
+            "CNI_NETNS" => netns,
+            "CNI_IFNAME" => ifname,
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    let Answer { stdout, exit_code } = run(Program::Network, env, configuration.to_string().as_bytes());
+    if exit_code != 0 {
+        let error: Value = serde_json::from_slice(&stdout).unwrap_or_default();
+        bail!("{verb} of {container}: {}", error["msg"].as_str().unwrap_or_default());
+    }
+    io::stdout().write_all(&stdout).context("can't print the result")
+}
+
+/// What a runtime would give the plugin: the network's name and version, and the first plugin of the list, which is ours.
+fn configuration(conflist: &Path) -> anyhow::Result<Value> {
+    let text = fs::read(conflist).with_context(|| {
+        format!("can't read {}; the agent writes it when the node has its first address", conflist.display())
+    })?;
+    let list: Value =
+        serde_json::from_slice(&text).with_context(|| format!("can't read {}", conflist.display()))?;
+    let mut configuration = list["plugins"][0].clone();
+    for key in ["name", "cniVersion"] {
+        configuration[key] = list[key].clone();
+    }
+    Ok(configuration)
+}

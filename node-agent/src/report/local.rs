@@ -1,0 +1,41 @@
+//! The report of a VM that belongs to no cluster: the same status as in a cluster, in a file beside the ledger.
+
+use std::{fs, io, path::Path};
+
+use anyhow::Context;
+use vnetpool_crds::NodeIPAllocationStatus;
+
+use super::{compose, is_published, publish::Publisher};
+
+/// The file's name in the state folder.
+pub const STATUS: &str = "status.json";
+
+/// Writes each report that says something new; ends only when the agent does.
+pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
+    let path = publisher.state_dir.join(STATUS);
+    loop {
+        let report = publisher.reports.borrow_and_update().clone();
+        if let Some(report) = report {
+            let written = read(&publisher.state_dir)?;
+            let status = compose(&report, written.as_ref());
+            if !is_published(&status, written.as_ref()) {
+                let new = path.with_extension("new");
+                let put = fs::write(&new, serde_json::to_vec_pretty(&status)?)
+                    .and_then(|()| fs::rename(&new, &path));
+                publisher.metrics.count_report(put.is_ok());
+                put.with_context(|| format!("can't write {}", path.display()))?;
+            }
+        }
+        publisher.reports.changed().await?;
+    }
+}
+
+/// What was written last; None if there is nothing, or nothing of this release's.
+pub fn read(state_dir: &Path) -> anyhow::Result<Option<NodeIPAllocationStatus>> {
+    let path = state_dir.join(STATUS);
+    match fs::read(&path) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
+}

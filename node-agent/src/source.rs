@@ -1,0 +1,125 @@
+//! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or, on a VM of no
+//! cluster, the instance metadata service and a file.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client, api::PartialObjectMeta};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_plugin::ledger::file;
+
+use crate::{
+    imds::{self, Settings, client},
+    report::{local, publish::Publisher},
+    watch as watches,
+};
+
+/// The client itself would wait for an answer for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// Azure publishes no figure for how long a change of a NIC takes to show in the metadata service, and allows five requests
+/// a second.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The node's object as seen last; None while there is none.
+pub type Objects = watch::Sender<Option<Arc<NodeIPAllocation>>>;
+
+#[derive(Clone)]
+pub enum Source {
+    /// The object of this name in the API server.
+    Cluster {
+        client: Client,
+        name: String,
+    },
+    Metadata {
+        settings: Settings,
+        boot_id: String,
+    },
+}
+
+impl Source {
+    /// Keeps `objects` current until the process ends.
+    pub async fn follow(&self, objects: Objects) -> anyhow::Result<()> {
+        match self {
+            Source::Cluster { client, name } => {
+                watches::object(Api::all(client.clone()), name.clone(), objects).await
+            }
+            Source::Metadata { settings, boot_id } => {
+                let mut retry = FIRST_RETRY;
+                loop {
+                    match instance(settings, boot_id).await {
+                        Ok(object) => {
+                            retry = FIRST_RETRY;
+                            let is_news = |known: &Option<Arc<NodeIPAllocation>>| {
+                                known.as_ref().is_none_or(|known| known.spec != object.spec)
+                            };
+                            if is_news(&objects.borrow()) {
+                                objects.send_replace(Some(Arc::new(object)));
+                            }
+                            sleep(ASK_EVERY).await;
+                        }
+                        Err(error) => {
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "can't learn this VM's addresses; trying again"
+                            );
+                            sleep(retry).await;
+                            retry = (retry * 2).min(ASK_EVERY);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The object as it is now. What a watch brings may be older than what the node has done since; of the metadata service
+    /// nothing has been done since, so what was heard last will do.
+    pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
+        match self {
+            Source::Cluster { client, name } => {
+                let api = Api::<NodeIPAllocation>::all(client.clone());
+                read(api.get_opt(name)).await.with_context(|| format!("can't read NodeIPAllocation {name}"))
+            }
+            Source::Metadata { .. } => Ok(objects.borrow().as_deref().cloned()),
+        }
+    }
+
+    /// Whether a spec for this UID is for this node: the UID of our Node, which gets a new one when it is deleted and registers
+    /// itself anew. The metadata service speaks of no other VM than the one that asks.
+    pub async fn node_uid(&self, spec: &str) -> anyhow::Result<Option<String>> {
+        match self {
+            Source::Cluster { client, name } => {
+                let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
+                let node = read(nodes.get_opt(name)).await.context("can't read our Node")?;
+                Ok(node.and_then(|node| node.metadata.uid))
+            }
+            Source::Metadata { .. } => Ok(Some(spec.to_owned())),
+        }
+    }
+
+    /// Reports until the process ends.
+    pub async fn report(&self, publisher: Publisher) -> anyhow::Result<()> {
+        match self {
+            Source::Cluster { client, name } => publisher.run(Api::all(client.clone()), name).await,
+            Source::Metadata { .. } => local::write(publisher).await,
+        }
+    }
+}
+
+/// One answer, as an object whose version is the moment.
+async fn instance(settings: &Settings, boot_id: &str) -> anyhow::Result<NodeIPAllocation> {
+    let moment = i64::try_from(file::now())?;
+    let (instance, seen_as) = client::ask().await?;
+    let object: Result<_, imds::Invalid> = instance.allocation(seen_as, settings, boot_id, moment);
+    Ok(object?)
+}
+
+/// A read of the API server, with an end.
+async fn read<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(timeout(READ_TIMEOUT, request).await.context("the API server doesn't answer")??)
+}

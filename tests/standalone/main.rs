@@ -1,0 +1,36 @@
+//! Vnetpool on VMs that belong to no cluster, and what else lives on a node, by packets. Needs root; makes its own network
+//! namespaces, named after this process, and removes them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
+
+mod hazards;
+mod runtimes;
+mod stage;
+mod supply;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use stage::Stage;
+
+/// The trials of a function, by its name.
+macro_rules! trials {
+    ($($module:ident::$name:ident),* $(,)?) => { vec![$(trial(stringify!($name), $module::$name)),*] };
+}
+
+fn main() {
+    let trials = trials![
+        runtimes::a_bare_namespace_is_attached_and_every_path_holds,
+        runtimes::a_container_of_podman_gets_an_address_and_every_path_holds,
+        runtimes::a_namespace_given_an_address_by_cnitool_keeps_every_path,
+        supply::an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container,
+        supply::containers_start_while_the_agent_is_down,
+        hazards::an_address_that_somebody_puts_on_eth0_is_taken_off_and_said,
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn trial(name: &str, run: fn(&mut Stage) -> anyhow::Result<()>) -> Trial {
+    Trial::test(name, move || {
+        let failed = |error: anyhow::Error| Failed::from(format!("{error:#}"));
+        run(&mut Stage::set().map_err(failed)?).map_err(failed)
+    })
+}

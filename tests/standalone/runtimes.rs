@@ -1,0 +1,117 @@
+//! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
+
+use crate::stage::{
+    INTERNET, OTHER, Stage, VM1, address_in, cnitool_program, eventually, metadata_name, namespace_of,
+    probe_program, reaches_wire_server, run, seen,
+};
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Every path of a container on vm1 that answers on its address: VMs, its own node, a container beside it and one on another
+/// node see it under its own address; the internet and the platform under the node's.
+fn every_path_holds(stage: &mut Stage, container: &File, address: Ipv4Addr) -> Result<()> {
+    let (vm1, other) = (stage.machine("vm1"), stage.machine("other"));
+    let own = IpAddr::from(address);
+    eventually("the container answers its node", || seen(&vm1, address).is_ok());
+    assert_eq!(seen(container, OTHER)?, own);
+    assert_eq!(seen(&other, address)?, IpAddr::from(OTHER));
+    assert_eq!(seen(container, VM1)?, own);
+    assert_eq!(seen(&vm1, address)?, IpAddr::from(VM1));
+
+    let (pid, beside) = stage.bare("vm1")?;
+    let beside_address = stage.attach("vm1", &["--container", "beside", "--pid", &pid.to_string()])?;
+    assert_eq!(seen(container, beside_address)?, own);
+    assert_eq!(seen(&beside, address)?, IpAddr::from(beside_address));
+
+    stage.boot("vm2", 2)?;
+    let _agent = stage.start_agent("vm2", &[])?;
+    let (pid, far) = stage.bare("vm2")?;
+    let far_address = stage.attach("vm2", &["--container", "far", "--pid", &pid.to_string()])?;
+    assert_eq!(seen(container, far_address)?, own);
+    assert_eq!(seen(&far, address)?, IpAddr::from(far_address));
+
+    assert_eq!(seen(container, INTERNET)?, IpAddr::from(VM1));
+    assert_eq!(metadata_name(container)?, "vm1", "the metadata service goes by the node's own address");
+    assert!(reaches_wire_server(container));
+    Ok(())
+}
+
+pub fn a_bare_namespace_is_attached_and_every_path_holds(stage: &mut Stage) -> Result<()> {
+    stage.boot("vm1", 4)?;
+    let _agent = stage.start_agent("vm1", &[])?;
+    let (pid, container) = stage.bare("vm1")?;
+    let pid = pid.to_string();
+    let address = stage.attach("vm1", &["--container", "web", "--pid", &pid])?;
+    assert_eq!(stage.attach("vm1", &["--container", "web", "--pid", &pid])?, address, "attached twice");
+    every_path_holds(stage, &container, address)?;
+
+    let shown = stage.call_agent("vm1", &["status"])?;
+    assert!(shown.starts_with("holds 4 addresses: 2 assigned"), "{shown}");
+    assert!(shown.lines().any(|line| line.starts_with(&address.to_string()) && line.ends_with("web/eth0")));
+    assert!(shown.contains("RulesApplied: True (Applied)"), "{shown}");
+    stage.call_agent("vm1", &["detach", "--container", "web"])?;
+    assert!(seen(&stage.machine("other"), address).is_err(), "detached, and still reached");
+    let shown = stage.call_agent("vm1", &["status"])?;
+    assert!(shown.starts_with("holds 4 addresses: 1 assigned, 1 cooling"), "{shown}");
+    Ok(())
+}
+
+/// A root file system for a container: the probe, and the folders that a runtime mounts things on.
+fn rootfs(stage: &Stage) -> Result<std::path::PathBuf> {
+    let rootfs = stage.folder().join("rootfs");
+    for folder in ["proc", "sys", "dev", "etc", "run", "tmp", "var"] {
+        fs::create_dir_all(rootfs.join(folder))?;
+    }
+    fs::copy(probe_program()?, rootfs.join("probe"))?;
+    Ok(rootfs)
+}
+
+pub fn a_container_of_podman_gets_an_address_and_every_path_holds(stage: &mut Stage) -> Result<()> {
+    // As on a VM whose owner chose CNI; this machine delegates no cgroups and has no journal.
+    const CONFIGURATION: &str = "[network]\nnetwork_backend = \"cni\"\n[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\n\
+                                 events_logger = \"none\"\n[containers]\nlog_driver = \"k8s-file\"\n";
+    let rootfs = rootfs(stage)?;
+    stage.boot("vm1", 4)?;
+    let _agent = stage.start_agent("vm1", &[])?;
+    let file = stage.folder().join("containers.conf");
+    fs::write(&file, CONFIGURATION)?;
+    stage.sh("vm1", &format!("cp {} /etc/containers/containers.conf", file.display()));
+    let rootfs = rootfs.display();
+    let id = stage.sh(
+        "vm1",
+        &format!("podman run --detach --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --name web --network vnetpool --rootfs {rootfs} /probe serve --listen :8080"),
+    );
+    let pid: u32 = stage.sh("vm1", "podman inspect --format {{.State.Pid}} web").trim().parse()?;
+    let container = namespace_of(pid)?;
+    let shown = stage.call_agent("vm1", &["status"])?;
+    let line = shown.lines().find(|line| line.contains(id.trim())).context(shown.clone())?;
+    let address: Ipv4Addr = line.split(' ').next().unwrap_or_default().parse()?;
+    let inspected =
+        stage.sh("vm1", "podman inspect --format {{.NetworkSettings.Networks.vnetpool.IPAddress}} web");
+    assert_eq!(inspected.trim(), address.to_string());
+    every_path_holds(stage, &container, address)?;
+    drop(container);
+    stage.sh("vm1", "podman rm --force --time 1 web");
+    let shown = stage.call_agent("vm1", &["status"])?;
+    assert!(!shown.contains(id.trim()), "{shown}");
+    Ok(())
+}
+
+pub fn a_namespace_given_an_address_by_cnitool_keeps_every_path(stage: &mut Stage) -> Result<()> {
+    stage.boot("vm1", 4)?;
+    let _agent = stage.start_agent("vm1", &[])?;
+    let (pid, container) = stage.bare("vm1")?;
+    let cnitool = |stage: &Stage, verb: &str| -> Result<String> {
+        let mut command = stage.on("vm1", cnitool_program()?);
+        command.env("CNI_PATH", "/opt/cni/bin").env("NETCONFPATH", "/etc/cni/net.d");
+        let output = run(command.args([verb, "vnetpool", &format!("/proc/{pid}/ns/net")]))?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let address = address_in(&cnitool(stage, "add")?)?;
+    cnitool(stage, "check")?;
+    every_path_holds(stage, &container, address)?;
+    cnitool(stage, "del")?;
+    assert!(seen(&stage.machine("other"), address).is_err(), "deleted, and still reached");
+    Ok(())
+}

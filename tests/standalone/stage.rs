@@ -1,0 +1,365 @@
+//! Simulated Azure with two VMs that belong to no cluster, another VM and a host of the internet. All of it goes when it is dropped.
+//!
+//! ```text
+//!   vm1 (10.240.0.4) ──┐
+//!   vm2 (10.240.0.5) ──┤ fabric: ARM, metadata service, network ── internet (203.0.113.10)
+//!   other (10.240.0.6) ┘
+//! ```
+//! A machine is a network namespace. A VM that runs the agent has a mount namespace, too, in which `/run`, `/etc/cni`,
+//! `/opt/cni` and `/var/lib` are its own.
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use vnetpool_tests::cluster::root;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where every machine and container says who calls it.
+pub const PORT: u16 = 8080;
+pub const VM1: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
+pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 6);
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+const VMS: [&str; 3] = ["vm1", "vm2", "other"];
+const MACHINES: [&str; 5] = ["fabric", "vm1", "vm2", "other", "internet"];
+
+/// Process number one of a VM that has its own folders: what there is of a disk, and a shell that holds it.
+const BOOT: &str = r#"set -e
+mount --make-rprivate /
+mkdir -p /run
+mount -t tmpfs -o mode=755 none /run
+for folder in /etc/cni /opt/cni /var/lib /etc/containers /etc/docker; do
+  [ -d $folder ] || continue
+  mount -t tmpfs -o mode=755 none $folder
+done
+mkdir -p /run/cgroup && mount --rbind /sys/fs/cgroup /run/cgroup
+mount -t sysfs none /sys && mount --rbind /run/cgroup /sys/fs/cgroup
+mkdir -p /etc/cni/net.d /opt/cni/bin
+echo up
+exec sleep infinity
+"#;
+
+pub struct Stage {
+    /// The prefix of its namespaces' names.
+    name: String,
+    folder: tempfile::TempDir,
+    processes: Vec<Child>,
+    /// VMs with folders of their own, and their process number one.
+    booted: Vec<(String, u32)>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // The last first: what runs in a machine before what holds it.
+        for mut process in self.processes.drain(..).rev() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+        for machine in MACHINES {
+            drop(Command::new("ip").args(["netns", "delete", &self.netns(machine)]).output());
+        }
+    }
+}
+
+/// A program of this project's as `make images` builds it.
+fn built(path: &str) -> Result<PathBuf> {
+    let path = root().join("target").join(path);
+    ensure!(path.exists(), "{} is missing: run `make images`", path.display());
+    Ok(path)
+}
+
+fn agent_program() -> Result<PathBuf> {
+    built("x86_64-unknown-linux-gnu/debug/vnetpool-node-agent")
+}
+
+fn plugin_program() -> Result<PathBuf> {
+    built("x86_64-unknown-linux-gnu/plugin/vnetpool")
+}
+
+pub fn probe_program() -> Result<PathBuf> {
+    built("cluster/bin/probe")
+}
+
+pub fn cnitool_program() -> Result<PathBuf> {
+    built("cluster/bin/cnitool")
+}
+
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {} {}", out.trim(), err.trim());
+    Ok(output)
+}
+
+/// Looks until this holds.
+#[track_caller]
+pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+impl Stage {
+    /// Everything up, no VM with an address beside its own.
+    pub fn set() -> Result<Stage> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("alone-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut stage = Stage { name, folder: tempfile::tempdir()?, processes: vec![], booted: vec![] };
+        for machine in MACHINES {
+            run(Command::new("ip").args(["netns", "add", &stage.netns(machine)]))?;
+        }
+        let mut simulator = Command::new("nsenter");
+        simulator
+            .arg(stage.net("fabric"))
+            .arg(built("x86_64-unknown-linux-gnu/debug/azure-sim")?)
+            .args(["--fabric", "--admin-socket"])
+            .arg(stage.folder.path().join("admin"))
+            .stderr(File::create(stage.log("azure-sim"))?);
+        stage.start(simulator, "azure-sim")?;
+        for vm in VMS {
+            stage.admin("POST", "/vms", &json!({ "name": vm, "netns": stage.netns(vm) }))?;
+        }
+        let internet = json!({ "netns": stage.netns("internet"), "address": INTERNET });
+        stage.admin("POST", "/internet", &internet)?;
+        for machine in ["vm1", "other", "internet"] {
+            let mut probe = Command::new("nsenter");
+            probe.arg(stage.net(machine)).arg(probe_program()?).args(["serve", "--listen", ":8080"]);
+            stage.processes.push(probe.spawn()?);
+        }
+        Ok(stage)
+    }
+
+    /// Starts a program that prints a line when it is up.
+    fn start(&mut self, mut command: Command, what: &str) -> Result<u32> {
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = process.stdout.take().context("no output")?;
+        let pid = process.id();
+        self.processes.push(process);
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        ensure!(!line.is_empty(), "{what} ended: {}", self.read_log(what));
+        Ok(pid)
+    }
+
+    pub fn netns(&self, machine: &str) -> String {
+        format!("{}-{machine}", self.name)
+    }
+
+    fn net(&self, machine: &str) -> String {
+        format!("--net=/run/netns/{}", self.netns(machine))
+    }
+
+    fn log(&self, what: &str) -> PathBuf {
+        self.folder.path().join(format!("{what}.log"))
+    }
+
+    pub fn read_log(&self, what: &str) -> String {
+        fs::read_to_string(self.log(what)).unwrap_or_default()
+    }
+
+    /// A folder that is there on every machine.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives a VM folders of its own and this many addresses beside its own; they are 10.240.0.7 and on.
+    pub fn boot(&mut self, vm: &str, addresses: usize) -> Result<()> {
+        self.give(vm, addresses)?;
+        let mut holder = Command::new("nsenter");
+        holder.arg(self.net(vm)).args(["unshare", "--mount", "sh", "-c", BOOT]);
+        holder.stderr(File::create(self.log(vm))?);
+        let pid = self.start(holder, vm)?;
+        self.booted.push((vm.to_owned(), pid));
+        Ok(())
+    }
+
+    /// A program on a VM that was booted.
+    pub fn on(&self, vm: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let pid = self.booted.iter().find(|(known, _)| known == vm).map_or(0, |(_, pid)| *pid);
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={pid}")).args(["--net", "--mount", "--"]).arg(program);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs words on a VM that was booted; gives what they print.
+    pub fn sh(&self, vm: &str, words: &str) -> String {
+        let mut words = words.split(' ');
+        let output = run(self.on(vm, words.next().unwrap_or_default()).args(words)).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the agent on a VM that was booted, until the VM has its addresses in the ledger.
+    pub fn start_agent(&mut self, vm: &str, flags: &[&str]) -> Result<Agent> {
+        let mut agent = self.on(vm, agent_program()?);
+        agent.args(["run", "--source", "imds", "--log-format", "text", "--plugin"]).arg(plugin_program()?);
+        let log = format!("agent-{vm}");
+        let process = agent.args(flags).stderr(File::create(self.log(&log))?).spawn()?;
+        let agent = Agent(process);
+        let deadline = Instant::now() + PATIENCE;
+        while self.on(vm, "test").args(["-e", "/etc/cni/net.d/10-vnetpool.conflist"]).status()?.code()
+            != Some(0)
+        {
+            ensure!(Instant::now() < deadline, "the agent isn't ready: {}", self.read_log(&log));
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(agent)
+    }
+
+    /// What `vnetpool-node-agent` prints when it is called with these words.
+    pub fn call_agent(&self, vm: &str, words: &[&str]) -> Result<String> {
+        let output = run(self.on(vm, agent_program()?).args(words))?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The address in the result of `attach`.
+    pub fn attach(&self, vm: &str, words: &[&str]) -> Result<Ipv4Addr> {
+        address_in(&self.call_agent(vm, &[&["attach"], words].concat())?)
+    }
+
+    /// The NIC as ARM has it.
+    fn nic(&self, vm: &str) -> Result<Value> {
+        let path = format!(
+            "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
+             networkInterfaces/{vm}-nic?api-version=2024-03-01"
+        );
+        let netns = File::open(Path::new("/run/netns").join(self.netns(vm)))?;
+        let answer = inside(&netns, || get((ARM, 80), &path, "authorization: Bearer test\r\n"))?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// The VM's NIC holds just so many addresses beside its own; those it has stay, the last go first.
+    pub fn give(&self, vm: &str, addresses: usize) -> Result<()> {
+        let mut nic = self.nic(vm)?;
+        let held = nic["properties"]["ipConfigurations"].as_array_mut().context("a NIC without any")?;
+        let known = held.len();
+        held.truncate(1 + addresses);
+        held.extend(
+            (known..=addresses).map(|number| json!({ "name": format!("extra-{number}"), "properties": {} })),
+        );
+        self.admin("PATCH", &format!("/nics/{vm}-nic"), &nic)?;
+        Ok(())
+    }
+
+    fn admin(&self, method: &str, path: &str, body: &Value) -> Result<()> {
+        let body = body.to_string();
+        let mut stream = UnixStream::connect(self.folder.path().join("admin"))?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: azure\r\ncontent-type: application/json\r\nconnection: close\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
+        Ok(())
+    }
+
+    /// A machine's network namespace.
+    pub fn machine(&self, machine: &str) -> File {
+        File::open(Path::new("/run/netns").join(self.netns(machine))).unwrap()
+    }
+
+    /// A new namespace that stands for a container without a runtime, with a server in it.
+    pub fn bare(&mut self, vm: &str) -> Result<(u32, File)> {
+        let mut process = self.on(vm, "unshare");
+        process
+            .args(["--net", "sh", "-c", "echo up; exec \"$0\" serve --listen :8080"])
+            .arg(probe_program()?);
+        let pid = self.start(process, vm)?;
+        Ok((pid, namespace_of(pid)?))
+    }
+}
+
+/// An agent at work; ends when dropped.
+pub struct Agent(Child);
+
+impl Agent {
+    /// As SIGTERM has it.
+    pub fn stop(mut self) {
+        drop(Command::new("kill").arg(self.0.id().to_string()).status());
+        drop(self.0.wait());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The network namespace of a process.
+pub fn namespace_of(pid: u32) -> Result<File> {
+    File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid}"))
+}
+
+/// The one address in a result of CNI.
+pub fn address_in(result: &str) -> Result<Ipv4Addr> {
+    let result: Value = serde_json::from_str(result).with_context(|| result.to_owned())?;
+    let address = result["ips"][0]["address"].as_str().and_then(|text| text.strip_suffix("/32"));
+    Ok(address.with_context(|| result.to_string())?.parse()?)
+}
+
+/// Does something in a network namespace, on a thread of its own.
+pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The body of an answer 200.
+fn get((address, port): (Ipv4Addr, u16), path: &str, headers: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{address}{path}: {answer}");
+    Ok(answer.split_once("\r\n\r\n").context("half an answer")?.1.to_owned())
+}
+
+/// The source that `to` sees when it is called from a namespace.
+pub fn seen(from: &File, to: Ipv4Addr) -> Result<IpAddr> {
+    let body = inside(from, || get((to, PORT), "/whoami", ""))?;
+    let start = body.find('{').context("no answer")?;
+    let end = body.rfind('}').context("no answer")?;
+    let answer: Value = serde_json::from_str(&body[start..=end])?;
+    Ok(answer["source"].as_str().context("no source")?.parse()?)
+}
+
+/// The name of the VM that the metadata service takes a caller in this namespace for.
+pub fn metadata_name(from: &File) -> Result<String> {
+    let path = "/metadata/instance/compute/name?api-version=2021-02-01&format=text";
+    inside(from, || get((METADATA, 80), path, "Metadata: true\r\n"))
+}
+
+/// Whether Azure's DNS and probe address answers here: to a datagram to a closed port, with a refusal.
+pub fn reaches_wire_server(from: &File) -> bool {
+    inside(from, || {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+        socket.connect((WIRE_SERVER, 1)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.send(b"?").unwrap();
+        socket.recv(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    })
+}

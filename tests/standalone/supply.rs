@@ -1,0 +1,54 @@
+//! The metadata service as the source of a VM's addresses: what it adds, takes away and brings back.
+
+use crate::stage::{OTHER, Stage, eventually, seen};
+use anyhow::Result;
+use std::net::IpAddr;
+
+pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
+    stage: &mut Stage,
+) -> Result<()> {
+    stage.boot("vm1", 1)?;
+    let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
+    let (pid, container) = stage.bare("vm1")?;
+    let address = stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
+    // A new agent asks at once; this one would in half a minute.
+    agent.stop();
+    stage.give("vm1", 0)?;
+    let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
+    let shows = |stage: &Stage, what: &str| {
+        let shown = stage.call_agent("vm1", &["status"]).unwrap();
+        shown.contains(what)
+    };
+    eventually("the address is told to be gone", || {
+        shows(stage, "AssignmentsBacked: False (AddressVanished)")
+    });
+    assert!(shows(stage, "no longer the VM's: 1 in use, 0 not"));
+    assert!(seen(&container, OTHER).is_err(), "Azure no longer lets it through");
+    agent.stop();
+    stage.give("vm1", 1)?;
+    let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
+    eventually("the address is back", || shows(stage, "AssignmentsBacked: True (Backed)"));
+    assert_eq!(seen(&container, OTHER)?, IpAddr::from(address));
+    assert!(shows(stage, "holds 1 addresses: 1 assigned, 0 cooling, 0 free"), "it was handed out only once");
+    // Free, gone and back, it still rests for as long as it would have.
+    stage.call_agent("vm1", &["detach", "--container", "web"])?;
+    agent.stop();
+    stage.give("vm1", 0)?;
+    let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
+    eventually("the free address is gone", || shows(stage, "holds 0 addresses"));
+    agent.stop();
+    stage.give("vm1", 1)?;
+    let _agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
+    eventually("the free address is back", || shows(stage, "0 assigned, 1 cooling, 0 free"));
+    Ok(())
+}
+
+pub fn containers_start_while_the_agent_is_down(stage: &mut Stage) -> Result<()> {
+    stage.boot("vm1", 2)?;
+    stage.start_agent("vm1", &[])?.stop();
+    let (pid, container) = stage.bare("vm1")?;
+    let address = stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
+    assert_eq!(seen(&container, OTHER)?, IpAddr::from(address));
+    assert_eq!(seen(&stage.machine("other"), address)?, IpAddr::from(OTHER));
+    Ok(())
+}
