@@ -20,6 +20,7 @@ use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
     args::Config,
+    chain,
     disturbance::Disturbances,
     firewall::apply::Firewall,
     metrics::Metrics,
@@ -61,6 +62,7 @@ pub struct Agent {
     /// Whether this process has seen to forwarding.
     has_forwarded: bool,
     sweep: Sweep,
+    chained: chain::Look,
     disturbances: Disturbances,
     /// The links that pods get out by, for the watch of the kernel.
     uplinks: watch::Sender<Uplinks>,
@@ -96,6 +98,7 @@ impl Agent {
             firewall: Firewall::default(),
             has_forwarded: false,
             sweep: Sweep::default(),
+            chained: chain::Look::default(),
             disturbances: Disturbances::default(),
             uplinks: watch::Sender::default(),
             looked: None,
@@ -201,7 +204,7 @@ impl Agent {
         let mut said = taken.said;
         if let Some((rules, uplink)) = rules {
             if taken.ledger.had_first_address() && rules.is_true {
-                said.extend(self.install(uplink.as_ref(), is_look));
+                said.extend(self.install(uplink.as_ref(), is_look).await);
             }
             said.push(rules);
         }

@@ -19,6 +19,7 @@ use crate::{
     admin,
     agent::Agent,
     attach::{self, Container, Namespace},
+    chain::Chained,
     cleanup,
     imds::Settings,
     metrics::Metrics,
@@ -102,6 +103,12 @@ pub struct Config {
     /// The CNI plugin to install.
     #[arg(long, global = true, env = "PLUGIN", default_value = "/vnetpool")]
     pub plugin: PathBuf,
+    /// The upstream plugins to chain behind ours where the folder of plugins has them, in this order.
+    #[arg(long, global = true, env = "CHAIN", value_enum, value_delimiter = ',')]
+    pub chain: Vec<Chained>,
+    /// Install no CNI configuration, only the plugins: another plugin wires the pods and asks `vnetpool-ipam` for their addresses.
+    #[arg(long, global = true, env = "IPAM_ONLY")]
+    pub ipam_only: bool,
     /// The node's boot id as the CNI plugin sees it.
     #[arg(long, global = true, env = "BOOT_ID_FILE", default_value = "/proc/sys/kernel/random/boot_id")]
     pub boot_id_file: PathBuf,

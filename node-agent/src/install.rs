@@ -12,6 +12,8 @@ use std::{
 
 use serde_json::json;
 
+use crate::chain::Chain;
+
 /// The plugin's file name, which the configuration gives as its type.
 pub const PLUGIN: &str = "vnetpool";
 /// Its other name, under which it is the IPAM of other plugins.
@@ -29,14 +31,17 @@ pub enum Error {
     List(PathBuf, #[source] io::Error),
 }
 
-/// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads and `cniVersions` names
-/// both for those who know it.
-pub fn conflist(mtu: u32) -> String {
+/// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and `cniVersions` names
+/// both for those who know it, unless a plugin behind ours is too old for that.
+pub fn conflist(mtu: u32, chain: &Chain) -> String {
+    let ours = json!({ "type": PLUGIN, "mtu": mtu });
+    let others = chain.found.iter().map(|plugin| plugin.configuration());
+    let versions: &[&str] = if chain.speaks_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
     let document = json!({
         "cniVersion": "1.0.0",
-        "cniVersions": ["1.0.0", "1.1.0"],
+        "cniVersions": versions,
         "name": "vnetpool",
-        "plugins": [{ "type": PLUGIN, "mtu": mtu }],
+        "plugins": std::iter::once(ours).chain(others).collect::<Vec<_>>(),
     });
     format!("{document:#}\n")
 }
@@ -90,6 +95,16 @@ pub fn configuration(text: &str, conf_dir: &Path) -> Result<bool, Error> {
     put().map_err(|error| Error::Install(target.clone(), error))
 }
 
+/// Takes our configuration away, where another plugin wires the pods. Returns whether it had to.
+pub fn no_configuration(conf_dir: &Path) -> Result<bool, Error> {
+    let target = conf_dir.join(CONFLIST);
+    match fs::remove_file(&target) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::Install(target, error)),
+    }
+}
+
 /// The configuration that the runtime uses instead of ours because it sorts before it; None if ours is first.
 pub fn preceding(conf_dir: &Path) -> Result<Option<String>, Error> {
     let names = || -> io::Result<Vec<String>> {
@@ -132,10 +147,24 @@ fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::Chained;
 
     #[test]
-    fn the_configuration_names_both_versions_and_the_mtu() {
-        let document: serde_json::Value = serde_json::from_str(&conflist(1400)).unwrap();
+    fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() {
+        let chain =
+            Chain { found: vec![Chained::Portmap, Chained::Bandwidth], missing: vec![], speaks_1_1: false };
+        let document: serde_json::Value = serde_json::from_str(&conflist(1400, &chain)).unwrap();
+        let types = |document: &serde_json::Value| -> Vec<String> {
+            let plugins = document["plugins"].as_array().unwrap().iter();
+            plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(types(&document), ["vnetpool", "portmap", "bandwidth"]);
+        assert_eq!(document["plugins"][1]["capabilities"], json!({ "portMappings": true }));
+        assert_eq!(document["plugins"][2]["capabilities"], json!({ "bandwidth": true }));
+        assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
+
+        let alone = Chain { speaks_1_1: true, ..Chain::default() };
+        let document: serde_json::Value = serde_json::from_str(&conflist(1400, &alone)).unwrap();
         assert_eq!(document["cniVersion"], "1.0.0");
         assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
         assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400 }]));

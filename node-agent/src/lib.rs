@@ -18,6 +18,7 @@ pub mod admin;
 pub mod agent;
 pub mod args;
 pub mod attach;
+pub mod chain;
 pub mod cleanup;
 pub mod disturbance;
 pub mod firewall;

@@ -12,8 +12,11 @@ import (
 
 const (
 	containerdSocket = "/run/containerd/containerd.sock"
-	loopbackPlugin   = "/usr/lib/cni/loopback"
+	referencePlugins = "/usr/lib/cni" // Debian's
 )
+
+// The reference plugins that a node has: loopback for containerd, the others for our chain.
+var plugins = []string{"loopback", "portmap", "bandwidth"}
 
 // containerd's configuration. restrict_oom_score_adj: a machine without CAP_SYS_RESOURCE can't raise a score's privilege.
 // base_runtime_spec: containers mount a /proc of their own, which would show this machine's boot id, not the node's.
@@ -74,10 +77,6 @@ func (c *Cluster) writeDisk(node Node, state State) error {
 	if err != nil {
 		return err
 	}
-	loopback, err := os.ReadFile(loopbackPlugin)
-	if err != nil {
-		return fmt.Errorf("%w: run cluster build, which installs what is missing", err)
-	}
 	for _, folder := range []string{"etc/work", "etc/upper/cni", "cni/net.d", "opt/cni/bin", "var/lib/kubelet", "var/lib/containerd", "var/lib/cni"} {
 		if err := os.MkdirAll(filepath.Join(c.home(node.Name), folder), 0o755); err != nil {
 			return err
@@ -98,8 +97,14 @@ func (c *Cluster) writeDisk(node Node, state State) error {
 			return err
 		}
 	}
-	if err := writeFile(filepath.Join(c.home(node.Name), "opt/cni/bin/loopback"), loopback, 0o755); err != nil {
-		return err
+	for _, plugin := range plugins {
+		content, err := os.ReadFile(filepath.Join(referencePlugins, plugin))
+		if err != nil {
+			return fmt.Errorf("%w: run cluster build, which installs what is missing", err)
+		}
+		if err := writeFile(filepath.Join(c.home(node.Name), "opt/cni/bin", plugin), content, 0o755); err != nil {
+			return err
+		}
 	}
 	if err := ca.writePair(c.etc(node.Name, "kubernetes/pki/kubelet"), subject{
 		name: "kubelet", hosts: []string{node.Name}, addresses: []net.IP{net.ParseIP(node.Address)}}); err != nil {

@@ -23,6 +23,8 @@ pub struct Runtime {
     name: String,
     plugins: tempfile::TempDir,
     configurations: tempfile::TempDir,
+    /// Where plugins find programs: portmap runs iptables.
+    pub path: String,
 }
 
 impl Runtime {
@@ -30,7 +32,13 @@ impl Runtime {
     pub fn new(node: Node, version: &str, plugins: Value) -> Runtime {
         let new = || tempfile::tempdir().unwrap();
         let name = node.netns.path().file_name().unwrap().to_string_lossy().into_owned();
-        let runtime = Runtime { node, name, plugins: new(), configurations: new() };
+        let runtime = Runtime {
+            node,
+            name,
+            plugins: new(),
+            configurations: new(),
+            path: "/usr/sbin:/usr/bin".to_owned(),
+        };
         for name in ["vnetpool", "vnetpool-ipam"] {
             let link = runtime.plugins.path().join(name);
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_vnetpool"), link).unwrap();
@@ -54,7 +62,7 @@ impl Runtime {
             .args([verb, &self.name])
             .arg(netns)
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin") // portmap runs iptables
+            .env("PATH", &self.path)
             .env("NETCONFPATH", self.configurations.path())
             .env("CNI_PATH", format!("{}:{REFERENCE}", self.plugins.path().display()))
             .stdout(Stdio::piped())
