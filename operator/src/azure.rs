@@ -15,6 +15,7 @@ mod nic;
 mod operation;
 mod permission;
 pub mod role;
+mod token;
 mod transport;
 mod usages;
 
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 use tracing::{info, instrument};
 
 pub use budget::{Account, Kind, Priority};
-pub use credential::{Cloud, Credential};
+pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};

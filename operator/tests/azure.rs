@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "azure/identity.rs"]
+mod identity;
 #[path = "azure/lost.rs"]
 mod lost;
 #[path = "azure/operations.rs"]

@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use azure_core::cloud::CloudConfiguration;
+use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{Secret, TokenCredential};
 use azure_core::http::{
-    AsyncRawResponse, Body, ClientOptions, HttpClient, Method, Request, Transport, headers::Headers,
+    AsyncRawResponse, Body, ClientOptions, HttpClient, Method, Request, RetryOptions, Transport,
+    headers::Headers,
 };
 use azure_identity::{
     ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions,
@@ -81,9 +82,18 @@ pub enum Credential {
     /// The VM's own identity, or the user-assigned one with that client id.
     ManagedIdentity { client_id: Option<String> },
     /// A Kubernetes service account's token, projected into a file, that Entra trusts.
-    WorkloadIdentity { tenant_id: String, client_id: String, token_file: String },
+    WorkloadIdentity { application: Application, token_file: String },
     /// A service principal with a password.
-    ClientSecret { tenant_id: String, client_id: String, secret: Secret },
+    ClientSecret { application: Application, secret: Secret },
+}
+
+/// Who signs in to Entra, and where.
+#[derive(Clone, Debug)]
+pub struct Application {
+    pub tenant_id: String,
+    pub client_id: String,
+    /// Where Entra is, if not where the cloud has it. HTTPS only.
+    pub authority: Option<String>,
 }
 
 impl Credential {
@@ -97,27 +107,61 @@ impl Credential {
                 message: format!("{because} is set, so {name} must be, too; set it, or unset {because}"),
             })
         };
-        let identity =
-            |because: &str| Ok((need("AZURE_TENANT_ID", because)?, need("AZURE_CLIENT_ID", because)?));
+        let application = |because: &str| {
+            Ok::<_, Error>(Application {
+                tenant_id: need("AZURE_TENANT_ID", because)?,
+                client_id: need("AZURE_CLIENT_ID", because)?,
+                authority: look("AZURE_AUTHORITY_HOST"),
+            })
+        };
         if let Some(token_file) = look("AZURE_FEDERATED_TOKEN_FILE") {
-            let (tenant_id, client_id) = identity("AZURE_FEDERATED_TOKEN_FILE")?;
-            Ok(Credential::WorkloadIdentity { tenant_id, client_id, token_file })
+            let application = application("AZURE_FEDERATED_TOKEN_FILE")?;
+            Ok(Credential::WorkloadIdentity { application, token_file })
         } else if let Some(secret) = look("AZURE_CLIENT_SECRET") {
-            let (tenant_id, client_id) = identity("AZURE_CLIENT_SECRET")?;
-            Ok(Credential::ClientSecret { tenant_id, client_id, secret: secret.into() })
+            let application = application("AZURE_CLIENT_SECRET")?;
+            Ok(Credential::ClientSecret { application, secret: secret.into() })
         } else {
             Ok(Credential::ManagedIdentity { client_id: look("AZURE_CLIENT_ID") })
         }
     }
 
-    /// The source of tokens, which keeps a token until it is about to expire. `http` carries its requests.
-    pub(super) fn source(&self, cloud: Cloud, http: TokenHttp) -> Result<Arc<dyn TokenCredential>, Error> {
+    fn authority(&self, cloud: Cloud) -> CloudConfiguration {
+        let named = match self {
+            Credential::ManagedIdentity { .. } => None,
+            Credential::WorkloadIdentity { application, .. }
+            | Credential::ClientSecret { application, .. } => application.authority.clone(),
+        };
+        let Some(authority_host) = named else { return cloud.authority() };
+        let mut custom = CustomConfiguration::default();
+        custom.authority_host = authority_host;
+        CloudConfiguration::Custom(custom)
+    }
+}
+
+/// All it takes to sign in.
+#[derive(Clone, Debug)]
+pub(super) struct SignIn {
+    credential: Credential,
+    cloud: Cloud,
+    http: TokenHttp,
+}
+
+impl SignIn {
+    pub(super) fn new(credential: Credential, cloud: Cloud, http: TokenHttp) -> SignIn {
+        SignIn { credential, cloud, http }
+    }
+
+    /// A source of tokens, which keeps a token until it is about to end.
+    pub(super) fn source(&self) -> Result<Arc<dyn TokenCredential>, Error> {
         let client_options = ClientOptions {
-            cloud: Some(Arc::new(cloud.authority())),
-            transport: Some(Transport::new(Arc::new(http))),
+            cloud: Some(Arc::new(self.credential.authority(self.cloud))),
+            transport: Some(Transport::new(Arc::new(self.http.clone()))),
+            // Whoever asks decides when to ask again. For the metadata service `azure_identity` has its own rules, which are
+            // those of its documentation, and minds nothing that is said here.
+            retry: RetryOptions::none(),
             ..ClientOptions::default()
         };
-        let source: azure_core::Result<Arc<dyn TokenCredential>> = match self.clone() {
+        let source: azure_core::Result<Arc<dyn TokenCredential>> = match self.credential.clone() {
             Credential::ManagedIdentity { client_id } => {
                 ManagedIdentityCredential::new(Some(ManagedIdentityCredentialOptions {
                     user_assigned_id: client_id.map(UserAssignedId::ClientId),
@@ -125,18 +169,18 @@ impl Credential {
                 }))
                 .map(|source| source as _)
             }
-            Credential::WorkloadIdentity { tenant_id, client_id, token_file } => {
+            Credential::WorkloadIdentity { application, token_file } => {
                 WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
                     credential_options: ClientAssertionCredentialOptions { client_options },
-                    client_id: Some(client_id),
-                    tenant_id: Some(tenant_id),
+                    client_id: Some(application.client_id),
+                    tenant_id: Some(application.tenant_id),
                     token_file_path: Some(token_file.into()),
                 }))
                 .map(|source| source as _)
             }
-            Credential::ClientSecret { tenant_id, client_id, secret } => ClientSecretCredential::new(
-                &tenant_id,
-                client_id,
+            Credential::ClientSecret { application, secret } => ClientSecretCredential::new(
+                &application.tenant_id,
+                application.client_id,
                 secret,
                 Some(ClientSecretCredentialOptions { client_options }),
             )
@@ -147,9 +191,12 @@ impl Credential {
 }
 
 /// Carries the requests of `azure_identity`. They aren't ARM's, so the budget doesn't count them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TokenHttp {
-    http: reqwest::Client,
+    /// To Entra, by way of the proxy that the environment names.
+    entra: reqwest::Client,
+    /// To the metadata service, never by a proxy.
+    direct: reqwest::Client,
     /// Stands in for the metadata service, whose address `azure_identity` has built in.
     imds: Option<Url>,
 }
@@ -158,8 +205,8 @@ pub(super) struct TokenHttp {
 const IMDS: &str = "169.254.169.254";
 
 impl TokenHttp {
-    pub(super) fn new(http: reqwest::Client, imds: Option<Url>) -> TokenHttp {
-        TokenHttp { http, imds }
+    pub(super) fn new(entra: reqwest::Client, direct: reqwest::Client, imds: Option<Url>) -> TokenHttp {
+        TokenHttp { entra, direct, imds }
     }
 
     fn url(&self, asked: &Url) -> Url {
@@ -189,7 +236,9 @@ impl HttpClient for TokenHttp {
                 ));
             }
         };
-        let mut sent = self.http.request(method, self.url(request.url()));
+        let is_imds = request.url().host_str() == Some(IMDS);
+        let http = if is_imds { &self.direct } else { &self.entra };
+        let mut sent = http.request(method, self.url(request.url()));
         for (name, value) in request.headers().iter() {
             sent = sent.header(name.as_str(), value.as_str());
         }

@@ -120,6 +120,7 @@ const FAILED: Duration = Duration::from_secs(5);
 /// to work.
 const FULL: Duration = Duration::from_secs(60);
 const PERSON: Duration = Duration::from_secs(120);
+const SIGN_IN: Duration = Duration::from_secs(15);
 /// No `Retry-After` longer than this is believed; Azure's longest window is an hour.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
@@ -136,13 +137,13 @@ impl Error {
             | Error::AddressTaken { .. }
             | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
             Error::SubnetFull { .. } => wait(FULL),
+            Error::Credential { .. } => wait(SIGN_IN),
             Error::Denied { .. }
             | Error::DenyAssignment { .. }
             | Error::Locked { .. }
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
             | Error::NotFound { .. }
-            | Error::Credential { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
             | Error::Nic { .. }

@@ -5,16 +5,16 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use azure_core::credentials::TokenCredential;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, IF_MATCH, RETRY_AFTER};
 use reqwest::{Method, Url};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::budget::gate::Gate;
 use super::budget::{Account, Kind, Lane, Lesson, Priority, Provider};
-use super::credential::{Cloud, TokenHttp};
+use super::credential::{Cloud, SignIn, TokenHttp};
 use super::error::{ArmError, Effect, Error, classify};
+use super::token::Tokens;
 use super::{Config, RequestRecord};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,9 +30,7 @@ struct Inner {
     http: reqwest::Client,
     endpoint: Url,
     cloud: Cloud,
-    credential: Arc<dyn TokenCredential>,
-    /// What our tokens are good for.
-    scope: String,
+    tokens: Tokens,
     gate: Gate,
     observer: OnceLock<Observer>,
 }
@@ -70,13 +68,14 @@ impl Transport {
         // An error means that the process has installed a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = client(reqwest::Client::builder())?;
-        let tokens = TokenHttp::new(client(reqwest::Client::builder().no_proxy())?, config.imds.clone());
+        let token_http =
+            TokenHttp::new(http.clone(), client(reqwest::Client::builder().no_proxy())?, config.imds.clone());
+        let sign_in = SignIn::new(config.credential.clone(), config.cloud, token_http);
         Ok(Transport(Arc::new(Inner {
             http,
             endpoint,
             cloud: config.cloud,
-            credential: config.credential.source(config.cloud, tokens)?,
-            scope: format!("{}/.default", config.cloud.arm()),
+            tokens: Tokens::new(sign_in, format!("{}/.default", config.cloud.arm()))?,
             gate: Gate::new(config.budget_percent),
             observer: OnceLock::new(),
         })))
@@ -115,14 +114,14 @@ impl Transport {
                 "waited for Azure's request limits"
             );
         }
-        let token = self.token().await?;
+        let token = self.0.tokens.header().await?;
         let started = Instant::now();
         let request_id = Uuid::new_v4();
         let mut request = self
             .0
             .http
             .request(call.method(), url)
-            .header(AUTHORIZATION, token)
+            .header(AUTHORIZATION, token.clone())
             .header("x-ms-client-request-id", request_id.to_string())
             .header("x-ms-return-client-request-id", "true")
             .header("x-ms-correlation-request-id", call.correlation.to_string());
@@ -154,6 +153,9 @@ impl Transport {
         );
         if let Some(observer) = self.0.observer.get() {
             observer(&record);
+        }
+        if record.status == Some(401) {
+            self.0.tokens.refused(&token);
         }
         match outcome {
             Ok(answer) => self.judge(call, &lane, answer),
@@ -199,27 +201,6 @@ impl Transport {
             resource: call.resource.clone(),
             message: format!("it leads to {to}, which isn't Azure Resource Manager"),
         })
-    }
-
-    /// A header with a token that is good for a while yet.
-    async fn token(&self) -> Result<HeaderValue, Error> {
-        let refused = |message: String| Error::Credential { message };
-        let token = self
-            .0
-            .credential
-            .get_token(&[&self.0.scope], None)
-            .await
-            .map_err(|error| {
-                let said = error.to_string().replace('\n', " ");
-                refused(format!(
-                    "{said}. Check AZURE_CLIENT_ID, AZURE_TENANT_ID and the secret or token that goes with them, or that \
-                     the VM has the managed identity"
-                ))
-            })?;
-        let mut header = HeaderValue::from_str(&format!("Bearer {}", token.token.secret()))
-            .map_err(|_| refused("the token holds characters that no header may".to_owned()))?;
-        header.set_sensitive(true);
-        Ok(header)
     }
 }
 

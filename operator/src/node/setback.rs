@@ -60,6 +60,8 @@ impl Setback {
             }
             Remedy::RetryAfter(wait) => (wait, false),
             Remedy::WaitForChange { .. } if tries_less => (AT_ONCE, true),
+            // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be quick.
+            Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };

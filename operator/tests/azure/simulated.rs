@@ -31,7 +31,16 @@ impl Drop for World {
 
 impl World {
     pub async fn start(subnet: &str, write_seconds: f64) -> World {
-        let sim = Sim::start(Config { write_seconds, ..Config::default() }).await.unwrap();
+        World::of(Config { write_seconds, ..Config::default() }, subnet).await
+    }
+
+    /// With tokens that last so many seconds.
+    pub async fn lasting(token_seconds: i64) -> World {
+        World::of(Config { token_seconds, ..Config::default() }, "nodes").await
+    }
+
+    async fn of(config: Config, subnet: &str) -> World {
+        let sim = Sim::start(config).await.unwrap();
         let vm = NewVm { name: "node-1".into(), subnet: Some(subnet.into()), ..NewVm::default() };
         let vm = sim.add_vm(vm).await.unwrap();
         let azure = client(sim.arm_url(), sim.arm_url());

@@ -6,12 +6,14 @@ mod resource;
 mod scale_set;
 mod usages;
 
+use crate::entra::Token;
 use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
 use crate::request::{Request, decode};
 use crate::throttle::Kind;
 use crate::world::{World, group_document};
 use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 /// A request that has passed the front door.
@@ -38,9 +40,8 @@ impl Call<'_> {
         self.segment(3)
     }
 
-    /// `http://host` as the client called it.
     fn base(&self) -> String {
-        format!("http://{}", self.request.header("host").unwrap_or("management.azure.com"))
+        base(self.request)
     }
 
     /// The JSON object in the body, with an object `properties`.
@@ -159,13 +160,34 @@ fn authenticate(world: &World, request: &Request) -> Result<(), Reply> {
             ))
         }
         Some(token) => match world.tokens.get(token) {
-            Some(end) if *end <= jiff::Timestamp::now().as_second() => {
+            Some(Token { ends, .. }) if *ends <= jiff::Timestamp::now().as_second() => {
                 let message = "The access token expiry UTC time is earlier than current UTC time.";
                 Err(challenge("ExpiredAuthenticationToken", message, "The access token has expired."))
+            }
+            Some(Token { audience, .. }) if !is_for(audience, request) => {
+                let message = format!(
+                    "The access token has been obtained for wrong audience or resource '{audience}'. It should exactly \
+                     match with one of the allowed audiences '{}'.",
+                    base(request)
+                );
+                Err(challenge("InvalidAuthenticationTokenAudience", &message, "The audience is wrong."))
             }
             _ => Ok(()),
         },
     }
+}
+
+/// Whether a token is for the ARM that was asked. Under an address instead of a name, this is every cloud's ARM.
+fn is_for(audience: &str, request: &Request) -> bool {
+    let asked = base(request);
+    asked.starts_with("http:") || audience == asked
+}
+
+/// How the client called ARM: under a cloud's own name by HTTPS, under an address without.
+fn base(request: &Request) -> String {
+    let host = request.header("host").unwrap_or("management.azure.com");
+    let is_address = host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok();
+    format!("{}://{host}", if is_address { "http" } else { "https" })
 }
 
 fn is_version(version: &str) -> bool {

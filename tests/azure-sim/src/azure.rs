@@ -11,7 +11,7 @@ use crate::reply::Reply;
 use crate::request::Request;
 use crate::topology::{Network, mac};
 use crate::world::{Config, Gateway, World, new_etag};
-use crate::{arm, imds, nic, vm, vnet};
+use crate::{arm, entra, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -158,6 +158,8 @@ impl Azure {
             let metadata = request.path.to_lowercase().starts_with("/metadata");
             let reply = if metadata {
                 imds::answer(&mut world, request, now())
+            } else if entra::is_asked(request) {
+                entra::answer(&mut world, request)
             } else {
                 arm::answer(&mut world, request, now())
             };
@@ -184,6 +186,7 @@ impl Azure {
             query: request.query.clone(),
             status: reply.status,
             caller: request.from.to_string(),
+            host: request.header("host").unwrap_or_default().to_owned(),
             if_match: request.header("if-match").map(str::to_owned),
             request: request.body.as_ref().ok().cloned().flatten(),
             response: reply.body.clone(),

@@ -3,7 +3,7 @@
 use crate::azure::Azure;
 use crate::fault::{Effect, Strike};
 use crate::reply::Reply;
-use crate::request::Request;
+use crate::request::{Request, decode};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::connect_info::Connected;
@@ -57,6 +57,9 @@ async fn exchange(
         headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
         body: if body.is_empty() {
             Ok(None)
+        } else if headers.get("content-type").is_some_and(|sort| sort == "application/x-www-form-urlencoded")
+        {
+            Ok(Some(form(&String::from_utf8_lossy(&body))))
         } else {
             serde_json::from_slice(&body).map(Some).map_err(|error| error.to_string())
         },
@@ -74,6 +77,12 @@ async fn exchange(
             response(Reply::error(500, "InternalServerError", format!("the simulator has a bug: {error}")))
         }
     }
+}
+
+/// The fields of a form.
+fn form(text: &str) -> Value {
+    let fields = text.split('&').filter_map(|field| field.split_once('='));
+    fields.map(|(name, value)| (decode(name), Value::String(decode(value)))).collect()
 }
 
 /// What goes out.

@@ -1,5 +1,6 @@
 //! The instance metadata service: who a VM is, what its NICs hold, and tokens for its managed identity.
 
+use crate::entra::Token;
 use crate::nic;
 use crate::reply::Reply;
 use crate::request::Request;
@@ -21,8 +22,6 @@ const VERSIONS: [&str; 8] = [
     "2018-02-01",
     "2017-04-02",
 ];
-const CLIENT: &str = "33333333-3333-3333-3333-333333333333";
-const TOKEN_LIFE_SECONDS: i64 = 86_400;
 
 /// Answers one request below `/metadata`.
 pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Reply {
@@ -83,25 +82,24 @@ fn token(world: &mut World, request: &Request) -> Reply {
     let Some(resource) = request.parameter("resource").filter(|resource| !resource.is_empty()) else {
         return identity_error("Required query variable 'resource' is missing");
     };
+    let client = world.config.application.client_id.clone();
     let asked = request.parameter("client_id");
-    if let Some(other) = asked.filter(|id| !id.eq_ignore_ascii_case(CLIENT)) {
+    if let Some(other) = asked.filter(|id| !id.eq_ignore_ascii_case(&client)) {
         return Reply::new(
             400,
             json!({ "error": "invalid_request", "error_description": format!("Identity not found: {other}") }),
         );
     }
-    let start = jiff::Timestamp::now().as_second();
-    let end = start + TOKEN_LIFE_SECONDS;
-    let token = format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{}.simulated", uuid::Uuid::new_v4().simple());
-    world.tokens.insert(token.clone(), end);
+    let (token, start) = Token::issue(world, &resource);
+    let life = world.config.token_seconds;
     Reply::new(
         200,
         json!({
             "access_token": token,
-            "client_id": CLIENT,
-            "expires_in": TOKEN_LIFE_SECONDS.to_string(),
-            "expires_on": end.to_string(),
-            "ext_expires_in": TOKEN_LIFE_SECONDS.to_string(),
+            "client_id": client,
+            "expires_in": life.to_string(),
+            "expires_on": (start + life).to_string(),
+            "ext_expires_in": life.to_string(),
             "not_before": start.to_string(),
             "resource": resource,
             "token_type": "Bearer",

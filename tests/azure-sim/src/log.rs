@@ -18,6 +18,8 @@ pub struct LogEntry {
     /// The source address.
     pub caller: String,
     /// The header of that name.
+    pub host: String,
+    /// The header of that name.
     pub if_match: Option<String>,
     pub request: Option<Value>,
     pub response: Option<Value>,

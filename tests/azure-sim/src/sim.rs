@@ -4,6 +4,7 @@ use crate::admin;
 use crate::azure::Azure;
 use crate::fabric::{self, Fabric};
 use crate::http::{self, Service};
+use crate::proxy::Proxy;
 use crate::world::Config;
 use anyhow::Context;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -106,6 +107,14 @@ impl Sim {
             }
         });
         Ok(())
+    }
+
+    /// A way to this simulator under the names of Azure's clouds.
+    ///
+    /// # Errors
+    /// When there is no port to be had, or no certificate.
+    pub async fn open_proxy(&self) -> anyhow::Result<Proxy> {
+        Proxy::start(self.arm.trim_start_matches("http://").parse()?).await
     }
 
     /// ARM's endpoint. IMDS is at the same place below `/metadata`.

@@ -3,6 +3,7 @@
 mod scale_set;
 
 use crate::attachment;
+use crate::entra::{Application, Token};
 use crate::fault::Ending;
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
@@ -40,6 +41,10 @@ pub struct Config {
     pub access: Access,
     /// How many entries a page of a VNet's usages has at most; without it, all.
     pub page_size: Option<usize>,
+    /// What may sign in to Entra, or be a VM's user-assigned identity.
+    pub application: Application,
+    /// How long tokens last.
+    pub token_seconds: i64,
 }
 
 /// A virtual network of the first moment.
@@ -72,6 +77,8 @@ impl Default for Config {
             denied: Vec::new(),
             access: Access::default(),
             page_size: None,
+            application: Application::default(),
+            token_seconds: 86_400,
         }
     }
 }
@@ -126,8 +133,8 @@ pub(crate) struct World {
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
-    /// Tokens that were given out, with the end of their life in Unix seconds.
-    pub(crate) tokens: BTreeMap<String, i64>,
+    /// Tokens that were given out.
+    pub(crate) tokens: BTreeMap<String, Token>,
     macs: u32,
 }
 

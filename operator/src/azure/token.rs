@@ -1,0 +1,247 @@
+//! The operator's token: fetched before it is needed, good until it ends, and asked for once for all who wait.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use azure_core::credentials::TokenCredential;
+use azure_core::error::ErrorKind;
+use azure_core::time::OffsetDateTime;
+use reqwest::header::HeaderValue;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Error;
+use super::credential::SignIn;
+
+/// A token that ends within this is replaced while it still does: `azure_identity`, too, keeps it until then.
+const EARLY: Duration = Duration::from_secs(300);
+/// A token that ends within this might do so before the request arrives.
+const MARGIN: Duration = Duration::from_secs(2);
+/// Between two attempts to replace a token that still does.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For so long a failure answers all who ask: a thousand nodes mustn't knock at a door that has just been shut.
+const FAILURE_KEPT: Duration = Duration::from_secs(5);
+/// Whoever couldn't sign in for want of an answer tries again after this.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Tokens(Arc<Inner>);
+
+struct Inner {
+    sign_in: SignIn,
+    scope: String,
+    state: Mutex<State>,
+    /// Held by the one who asks.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Made anew when ARM has refused what the last one gave: it keeps its tokens, and has no way to forget one.
+    source: Option<Arc<dyn TokenCredential>>,
+    token: Option<Token>,
+    failure: Option<(Instant, Failure)>,
+}
+
+#[derive(Clone)]
+struct Token {
+    header: HeaderValue,
+    ends: Instant,
+}
+
+/// Why there was no token.
+#[derive(Clone)]
+struct Failure {
+    message: String,
+    /// It was refused; otherwise no answer came, or none that says so.
+    is_refusal: bool,
+}
+
+/// What to do for somebody who needs a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Use,
+    /// Nobody waits for the new one.
+    UseAndReplace,
+    Ask,
+    /// The last attempt was a moment ago.
+    Fail,
+}
+
+fn next(now: Instant, token_ends: Option<Instant>, failed: Option<Instant>) -> Next {
+    let failed_within = |time| failed.is_some_and(|at| now < at + time);
+    match token_ends.map(|ends| ends.saturating_duration_since(now)) {
+        Some(left) if left > EARLY => Next::Use,
+        Some(left) if left > MARGIN && failed_within(PATIENCE) => Next::Use,
+        Some(left) if left > MARGIN => Next::UseAndReplace,
+        _ if failed_within(FAILURE_KEPT) => Next::Fail,
+        _ => Next::Ask,
+    }
+}
+
+impl Tokens {
+    /// Doesn't sign in yet.
+    pub(super) fn new(sign_in: SignIn, scope: String) -> Result<Tokens, Error> {
+        let state = State { source: Some(sign_in.source()?), ..State::default() };
+        let inner = Inner { sign_in, scope, state: Mutex::new(state), asking: tokio::sync::Mutex::default() };
+        Ok(Tokens(Arc::new(inner)))
+    }
+
+    /// A header with a token that is good for this request.
+    pub(super) async fn header(&self) -> Result<HeaderValue, Error> {
+        match self.next() {
+            (Next::Use, Some(token), _) => return Ok(token.header),
+            (Next::UseAndReplace, Some(token), _) => {
+                self.replace();
+                return Ok(token.header);
+            }
+            _ => {}
+        }
+        let _asking = self.0.asking.lock().await;
+        // Somebody else has asked meanwhile.
+        match self.next() {
+            (Next::Use | Next::UseAndReplace, Some(token), _) => Ok(token.header),
+            (Next::Fail, _, Some(failure)) => Err(failure.into()),
+            _ => self.ask().await.map_err(Error::from),
+        }
+    }
+
+    /// ARM doesn't accept the token of this header, though it hasn't ended yet: the identity may have been revoked.
+    pub(super) fn refused(&self, header: &HeaderValue) {
+        let mut state = self.0.lock();
+        if state.token.as_ref().is_some_and(|token| token.header == header) {
+            state.token = None;
+            state.source = None;
+        }
+    }
+
+    fn next(&self) -> (Next, Option<Token>, Option<Failure>) {
+        let State { token, failure, source: _ } = &*self.0.lock();
+        let next =
+            next(Instant::now(), token.as_ref().map(|one| one.ends), failure.as_ref().map(|one| one.0));
+        (next, token.clone(), failure.as_ref().map(|one| one.1.clone()))
+    }
+
+    fn replace(&self) {
+        let tokens = self.clone();
+        tokio::spawn(async move {
+            // Who holds it is about to replace it.
+            if let Ok(_asking) = tokens.0.asking.try_lock() {
+                let _ = tokens.ask().await;
+            }
+        });
+    }
+
+    async fn ask(&self) -> Result<HeaderValue, Failure> {
+        let outcome = self.fetch().await;
+        let mut state = self.0.lock();
+        match outcome {
+            Ok(token) => {
+                if state.failure.take().is_some() {
+                    info!("signed in to Azure again");
+                }
+                let header = token.header.clone();
+                state.token = Some(token);
+                Ok(header)
+            }
+            Err(failure) => {
+                warn!(message = failure.message, still_has_one = state.token.is_some(), "no new token");
+                state.failure = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<Token, Failure> {
+        let known = self.0.lock().source.clone();
+        let source = match known {
+            Some(source) => source,
+            None => {
+                let source = self.0.sign_in.source().map_err(|error| Failure::refusal(error.to_string()))?;
+                self.0.lock().source = Some(source.clone());
+                source
+            }
+        };
+        let token = source.get_token(&[&self.0.scope], None).await.map_err(|error| Failure::of(&error))?;
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", token.token.secret()))
+            .map_err(|_| Failure::refusal("the token holds characters that no header may".to_owned()))?;
+        header.set_sensitive(true);
+        let left = Duration::try_from(token.expires_on - OffsetDateTime::now_utc()).unwrap_or_default();
+        Ok(Token { header, ends: Instant::now() + left })
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Failure {
+    fn refusal(message: String) -> Failure {
+        Failure { message, is_refusal: true }
+    }
+
+    /// What `azure_identity` says in so many words; a server's own trouble isn't a refusal.
+    fn of(error: &azure_core::Error) -> Failure {
+        let mut status = None;
+        let mut is_io = false;
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(one) = cause {
+            if let Some(error) = one.downcast_ref::<azure_core::Error>() {
+                is_io |= matches!(error.kind(), ErrorKind::Io | ErrorKind::Connection);
+                status = status.or(error.http_status().map(u16::from));
+            }
+            cause = one.source();
+        }
+        let is_refusal =
+            !is_io && !status.is_some_and(|status| matches!(status, 404 | 408 | 410 | 429 | 500..));
+        Failure { message: error.to_string().replace('\n', " "), is_refusal }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(Failure { message, is_refusal }: Failure) -> Error {
+        if is_refusal {
+            Error::Credential {
+                message: format!(
+                    "{message}. Check AZURE_CLIENT_ID, AZURE_TENANT_ID and the secret or token that goes with them, or that \
+                     the VM has the managed identity"
+                ),
+            }
+        } else {
+            Error::Unavailable { resource: "the operator's sign-in".to_owned(), message, retry_after: RETRY }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_replaced_early_and_used_until_it_ends_whatever_fails() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let ends = Some(at(3600));
+        let table = [
+            (None, None, 0, Next::Ask),
+            (ends, None, 0, Next::Use),
+            (ends, None, 3299, Next::Use),
+            (ends, None, 3300, Next::UseAndReplace),
+            // One attempt in half a minute, and it goes on being used.
+            (ends, Some(at(3300)), 3301, Next::Use),
+            (ends, Some(at(3300)), 3330, Next::UseAndReplace),
+            (ends, Some(at(3590)), 3597, Next::Use),
+            // It has ended: one attempt in five seconds, for all who need one.
+            (ends, Some(at(3590)), 3599, Next::Ask),
+            (ends, Some(at(3599)), 3601, Next::Fail),
+            (ends, Some(at(3599)), 3604, Next::Ask),
+            (None, Some(at(10)), 14, Next::Fail),
+        ];
+        for (token_ends, failed, now, expected) in table {
+            assert_eq!(next(at(now), token_ends, failed), expected, "{now} s");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Microsoft Entra's token endpoint, for applications: by password, or by the token of a service account that they trust.
+
+use crate::reply::Reply;
+use crate::request::Request;
+use crate::world::World;
+use serde::Deserialize;
+use serde_json::json;
+
+/// The application that may sign in. Its id is also that of the user-assigned managed identity of every VM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Application {
+    pub client_id: String,
+    pub client_secret: String,
+    /// The service account's token it trusts; Entra itself looks at issuer, subject and audience of it.
+    pub trusted_token: String,
+}
+
+impl Default for Application {
+    fn default() -> Self {
+        Self {
+            client_id: "33333333-3333-3333-3333-333333333333".into(),
+            client_secret: "a-simulated-secret".into(),
+            trusted_token: "eyJhbGciOiJSUzI1NiJ9.c2ltdWxhdGVk.dG9rZW4".into(),
+        }
+    }
+}
+
+/// A token that was given out, by Entra or by the metadata service.
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    /// In Unix seconds.
+    pub(crate) ends: i64,
+    /// The ARM it is for, without a slash at its end.
+    pub(crate) audience: String,
+}
+
+impl Token {
+    /// Makes one, and gives it with the second it counts from.
+    pub(crate) fn issue(world: &mut World, audience: &str) -> (String, i64) {
+        let start = jiff::Timestamp::now().as_second();
+        let token =
+            format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{}.simulated", uuid::Uuid::new_v4().simple());
+        let audience = audience.trim_end_matches('/').to_owned();
+        world.tokens.insert(token.clone(), Token { ends: start + world.config.token_seconds, audience });
+        (token, start)
+    }
+}
+
+/// Azure's clouds: where Entra is, and the ARM its tokens are for. A tenant is in one of them.
+pub(crate) const CLOUDS: [(&str, &str); 3] = [
+    ("login.microsoftonline.com", "https://management.azure.com"),
+    ("login.microsoftonline.us", "https://management.usgovcloudapi.net"),
+    ("login.chinacloudapi.cn", "https://management.chinacloudapi.cn"),
+];
+
+const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// Whether a request is Entra's to answer.
+pub(crate) fn is_asked(request: &Request) -> bool {
+    request.path.ends_with("/oauth2/v2.0/token")
+}
+
+/// Answers `POST /{tenant}/oauth2/v2.0/token`.
+pub(crate) fn answer(world: &mut World, request: &Request) -> Reply {
+    let tenant = request.path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    let body = request.body.as_ref().ok().cloned().flatten().unwrap_or_default();
+    let field = |name: &str| body[name].as_str().unwrap_or_default();
+    let application = &world.config.application;
+    if request.method != "POST" {
+        return refuse(405, "invalid_request", 900_144, "The request method is not supported.");
+    }
+    if !tenant.eq_ignore_ascii_case(&world.config.tenant) {
+        let message =
+            format!("Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID.");
+        return refuse(400, "invalid_request", 90_002, &message);
+    }
+    if field("grant_type") != "client_credentials" {
+        return refuse(400, "unsupported_grant_type", 70_003, "The app requested an unsupported grant type.");
+    }
+    if !field("client_id").eq_ignore_ascii_case(&application.client_id) {
+        let message =
+            format!("Application with identifier '{}' was not found in the directory.", field("client_id"));
+        return refuse(400, "unauthorized_client", 700_016, &message);
+    }
+    let secret = field("client_secret");
+    if secret.is_empty() {
+        let trusts = field("client_assertion_type") == ASSERTION_TYPE
+            && field("client_assertion") == application.trusted_token;
+        if !trusts {
+            let message = "No matching federated identity record found for presented assertion.";
+            return refuse(401, "invalid_client", 700_213, message);
+        }
+    } else if secret != application.client_secret {
+        let message = "Invalid client secret provided. Ensure the secret being sent in the request is the client secret value.";
+        return refuse(401, "invalid_client", 7_000_215, message);
+    }
+    let host = request.header("host").unwrap_or_default();
+    let cloud = CLOUDS.iter().find(|(authority, _)| host.split(':').next() == Some(authority));
+    let asked = field("scope").trim_end_matches("/.default");
+    let audience = CLOUDS.iter().map(|(_, arm)| *arm).find(|arm| *arm == asked);
+    match audience.filter(|arm| cloud.is_none_or(|(_, own)| own == arm)) {
+        Some(audience) => issue(world, audience),
+        None => {
+            let message = format!("The resource principal named {asked} was not found in the tenant.");
+            refuse(400, "invalid_resource", 500_011, &message)
+        }
+    }
+}
+
+fn issue(world: &mut World, audience: &str) -> Reply {
+    let (token, _) = Token::issue(world, audience);
+    let life = world.config.token_seconds;
+    Reply::new(
+        200,
+        json!({ "token_type": "Bearer", "expires_in": life, "ext_expires_in": life, "access_token": token }),
+    )
+}
+
+fn refuse(status: u16, error: &str, code: u32, message: &str) -> Reply {
+    let (trace, correlation) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let time = jiff::Timestamp::now();
+    Reply::new(
+        status,
+        json!({
+            "error": error,
+            "error_description":
+                format!("AADSTS{code}: {message} Trace ID: {trace} Correlation ID: {correlation} Timestamp: {time:.0}"),
+            "error_codes": [code],
+            "timestamp": format!("{time:.0}"),
+            "trace_id": trace.to_string(),
+            "correlation_id": correlation.to_string(),
+        }),
+    )
+}
