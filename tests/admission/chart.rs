@@ -157,6 +157,22 @@ pub fn each_identity_gets_what_it_needs_and_says_what_it_lacks() -> Result<()> {
     let principal = env(&principal)?;
     ensure!(principal.get("AZURE_CLIENT_SECRET").is_some_and(|secret| secret == "s"), "{principal:?}");
 
+    let private = [
+        "--set",
+        "azure.authorityHost=https://login.private.example,azure.httpsProxy=http://proxy:3128,azure.trustedCertificates=ours",
+    ];
+    let pod = object("operator/deployment.yaml", &private)?["spec"]["template"]["spec"].clone();
+    let variable = |name: &str| {
+        let all = pod["containers"][0]["env"].as_array().into_iter().flatten();
+        all.filter(|one| one["name"] == name).find_map(|one| one["value"].as_str())
+    };
+    ensure!(variable("AZURE_AUTHORITY_HOST") == Some("https://login.private.example"));
+    ensure!(variable("HTTPS_PROXY") == Some("http://proxy:3128"));
+    let certificates = variable("SSL_CERT_FILE").and_then(|path| path.strip_suffix("/ca.crt"));
+    let mounted = &pod["containers"][0]["volumeMounts"][0];
+    ensure!(mounted["mountPath"].as_str() == certificates && mounted["name"] == "certificates", "{mounted}");
+    ensure!(pod["volumes"][0]["configMap"]["name"] == "ours", "{}", pod["volumes"]);
+
     for (lacking, field) in [("WorkloadIdentity", "tenantID"), ("ServicePrincipal", "secretName")] {
         let refusal = template(&["--set", &format!("azure.identity.type={lacking}")])
             .err()

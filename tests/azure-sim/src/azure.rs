@@ -15,9 +15,10 @@ use crate::{arm, entra, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -128,6 +129,9 @@ pub struct Azure {
     fabric: Option<tokio::sync::Mutex<Fabric>>,
     /// An operation may have started.
     started: Notify,
+    /// Other subscriptions by id in lower case. They share nothing: a NIC and its VNet are in one subscription, and so are the
+    /// limits.
+    neighbours: Mutex<BTreeMap<String, Arc<Azure>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,7 +151,20 @@ impl Azure {
             faults: Faults::default(),
             fabric: fabric.map(tokio::sync::Mutex::new),
             started: Notify::new(),
+            neighbours: Mutex::default(),
         }
+    }
+
+    pub(crate) fn join(&self, neighbour: Arc<Azure>) {
+        let subscription = lock(&neighbour.world).config.subscription.to_lowercase();
+        lock(&self.neighbours).insert(subscription, neighbour);
+    }
+
+    /// Whose request this is, if not ours.
+    pub(crate) fn responsible(&self, request: &Request) -> Option<Arc<Azure>> {
+        let path = request.path.to_lowercase();
+        let subscription = path.strip_prefix("/subscriptions/")?.split('/').next()?;
+        lock(&self.neighbours).get(subscription).cloned()
     }
 
     /// Applies and records one request. The network has followed when the answer is given.

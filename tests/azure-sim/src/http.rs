@@ -66,6 +66,7 @@ async fn exchange(
         from: peer.address.ip(),
     };
     // A task of its own: Azure goes on with a request whose client has hung up.
+    let azure = azure.responsible(&request).unwrap_or(azure);
     match tokio::spawn(handle(azure, request)).await {
         Ok(Answer::Whole(reply)) => response(reply),
         Ok(Answer::Half(reply)) => halved(reply),

@@ -109,6 +109,11 @@ impl Sim {
         Ok(())
     }
 
+    /// From now on this simulator's ARM leads to that one's subscription, too. Without a network between the two.
+    pub fn join(&self, neighbour: &Sim) {
+        self.azure.join(neighbour.azure.clone());
+    }
+
     /// A way to this simulator under the names of Azure's clouds.
     ///
     /// # Errors
