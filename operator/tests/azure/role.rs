@@ -53,6 +53,31 @@ async fn well_connected() -> World {
     let world = World::start("nodes", 0.2).await;
     let network = format!("{}/providers/Microsoft.Network", world.nic.group());
     let id = |rest: &str| json!({ "id": format!("{network}/{rest}") });
+    let frontend = json!({ "name": "f", "properties": { "publicIPAddress": id("publicIPAddresses/f") } });
+    let rule = json!({ "name": "r", "properties": { "protocol": "Tcp", "frontendPort": 22, "backendPort": 22,
+        "frontendIPConfiguration": id("loadBalancers/l/frontendIPConfigurations/f") } });
+    let balancer = json!({
+        "backendAddressPools": [{ "name": "b" }], "frontendIPConfigurations": [frontend], "inboundNatRules": [rule],
+    });
+    for (path, properties) in [
+        ("networkSecurityGroups/n", json!({})),
+        ("applicationSecurityGroups/a", json!({})),
+        ("publicIPAddresses/p", json!({ "publicIPAllocationMethod": "Static" })),
+        ("publicIPAddresses/f", json!({ "publicIPAllocationMethod": "Static" })),
+        ("loadBalancers/l", balancer),
+    ] {
+        let url = format!("{}{network}/{path}?api-version=2024-03-01", world.sim.arm_url());
+        let body =
+            json!({ "location": "westeurope", "sku": { "name": "Standard" }, "properties": properties });
+        let made = reqwest::Client::new()
+            .put(url)
+            .bearer_auth("an administrator's")
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
+        assert!(made.status().is_success(), "{path}: {}", made.text().await.unwrap());
+    }
     let held = world.azure.nic(&world.nic, Freshness::Fresh, Priority::NewNode).await.unwrap();
     let primary = json!({ "name": "ipconfig1", "properties": {
         "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": held.subnet.as_str() },
