@@ -19,6 +19,7 @@ fn entry(method: &str, path: &str, status: u16, request: Option<Value>, response
         query: String::new(),
         status,
         caller: String::new(),
+        host: String::new(),
         if_match: None,
         request,
         response,
