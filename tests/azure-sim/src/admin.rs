@@ -106,13 +106,14 @@ async fn upgrade(State(azure): Azured, Path(name): Path<String>) -> Result<Json<
 struct InternetHost {
     netns: String,
     address: Ipv4Addr,
+    service: Option<String>,
 }
 
 async fn internet(
     State(azure): Azured,
-    Json(InternetHost { netns, address }): Json<InternetHost>,
+    Json(InternetHost { netns, address, service }): Json<InternetHost>,
 ) -> Result<Json<Value>, Error> {
-    azure.join_internet(&netns, address).await?;
+    azure.join_internet(&netns, address, service.as_deref()).await?;
     Ok(done())
 }
 

@@ -3,13 +3,13 @@
 mod machine;
 mod scale_set;
 
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, probing};
 use crate::fault::{Ending, Fault, Faults, Standing};
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::topology::{Network, mac};
+use crate::topology::{self, Network, mac};
 use crate::world::{Config, Gateway, World, new_etag};
 use crate::{arm, entra, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
@@ -93,6 +93,7 @@ pub struct VmInfo {
 pub struct Settings {
     pub write_seconds: Option<f64>,
     pub synchronous: Option<bool>,
+    pub probe_seconds: Option<f64>,
     pub limits: Option<bool>,
 }
 
@@ -239,6 +240,29 @@ impl Azure {
         }
     }
 
+    /// Looks at the members of load balancers. Never returns.
+    pub(crate) async fn keep_watch(&self) {
+        loop {
+            let (asked, pause) = {
+                let world = lock(&self.world);
+                let pause = Duration::try_from_secs_f64(world.config.probe_seconds).unwrap_or_default();
+                (topology::probes(&world), pause.max(Duration::from_millis(50)))
+            };
+            let mut looks = tokio::task::JoinSet::new();
+            for (probe, threshold) in asked {
+                looks.spawn(async move {
+                    let up = probing::look(&probe).await;
+                    (probe, threshold, up)
+                });
+            }
+            let answers = looks.join_all().await;
+            if lock(&self.world).health.learn(&answers) {
+                self.follow().await;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     async fn follow(&self) {
         self.started.notify_one();
         if let Err(error) = self.program().await {
@@ -310,17 +334,26 @@ impl Azure {
         self.program().await
     }
 
-    /// Joins a namespace as a host of the internet.
+    /// Joins a namespace as a host of the internet, maybe as one of an Azure service such as `Microsoft.Storage`.
     ///
     /// # Errors
     /// Without a fabric, or when the namespace is missing.
-    pub async fn join_internet(&self, netns: &str, address: Ipv4Addr) -> Result<(), Error> {
+    pub async fn join_internet(
+        &self,
+        netns: &str,
+        address: Ipv4Addr,
+        service: Option<&str>,
+    ) -> Result<(), Error> {
         let Some(fabric) = &self.fabric else {
             return Err(Error::Conflict(
                 "the simulator runs without a network: start it with --fabric".into(),
             ));
         };
-        fabric.lock().await.join_internet(netns, address).await.map_err(Error::Network)
+        fabric.lock().await.join_internet(netns, address).await.map_err(Error::Network)?;
+        if let Some(service) = service {
+            lock(&self.world).services.insert(address, service.to_owned());
+        }
+        self.program().await
     }
 
     /// Gives a VNet a gateway to a network on premises, which has these prefixes and a namespace for its one host.
@@ -398,13 +431,14 @@ impl Azure {
     /// # Errors
     /// When `write_seconds` is not a time.
     pub fn set(&self, settings: &Settings) -> Result<(), Error> {
-        let Settings { write_seconds, synchronous, limits } = settings;
-        if let Some(seconds) = write_seconds.filter(|s| Duration::try_from_secs_f64(*s).is_err()) {
-            return Err(Error::Conflict(format!(
-                "write_seconds: {seconds} is not a number of seconds from 0"
-            )));
+        let Settings { write_seconds, probe_seconds, synchronous, limits } = settings;
+        for seconds in [write_seconds, probe_seconds].into_iter().flatten() {
+            if Duration::try_from_secs_f64(*seconds).is_err() {
+                return Err(Error::Conflict(format!("{seconds} is not a number of seconds from 0")));
+            }
         }
         let mut world = lock(&self.world);
+        world.config.probe_seconds = probe_seconds.unwrap_or(world.config.probe_seconds);
         world.config.write_seconds = write_seconds.unwrap_or(world.config.write_seconds);
         world.config.synchronous = synchronous.unwrap_or(world.config.synchronous);
         world.config.limits = limits.unwrap_or(world.config.limits);

@@ -6,13 +6,14 @@
 //!                              │ netdev ingress: right MAC, source held by the NIC
 //!                              │ its subnet's routing table: straight on, to an appliance, or nowhere
 //!                              │ main routing table: a /32 route for each address that a NIC holds
-//!                              └ table inet azure: security groups, who reaches the internet
+//!                              └ table inet azure: security groups, public addresses, load balancers, who reaches the internet
 //! ```
 //! Sources and routes follow from [`Rules`], of which only what differs from the last time is programmed; what may pass
 //! is rendered by `policy` and replaced when it differs.
 
 mod command;
 mod policy;
+pub(crate) mod probing;
 mod rules;
 
 use crate::topology::Network;
@@ -37,6 +38,8 @@ const FABRIC_MAC: &str = "12:34:56:78:9a:bc";
 /// The next hop of the hosts of the internet.
 const INTERNET_GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const INTERNET: &str = "203.0.113.0/24";
+/// Where machines without a public address seem to come from, to hosts that tell public addresses apart.
+const DEFAULT_OUTBOUND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 127);
 /// The next hop of a network on premises, and the range it is from, which leads nowhere else.
 const PREMISES_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PREMISES_LINKS: &str = "192.0.2.0/24";

@@ -17,6 +17,7 @@ mod azure;
 mod entra;
 mod fabric;
 mod fault;
+mod health;
 mod http;
 mod imds;
 mod log;

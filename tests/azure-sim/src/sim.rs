@@ -57,6 +57,8 @@ impl Sim {
     pub async fn start_fabric(config: Config) -> anyhow::Result<Self> {
         let fabric = Fabric::start().await?;
         let mut sim = Self::new(Azure::new(config, Some(fabric)), format!("http://{}", fabric::ARM));
+        let watch = sim.azure.clone();
+        sim.tasks.spawn(async move { watch.keep_watch().await });
         for (address, service) in [
             (fabric::ARM, Service::Azure),
             (fabric::IMDS, Service::Azure),

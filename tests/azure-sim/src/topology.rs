@@ -5,6 +5,7 @@
 //! route, then one learned from a gateway, then a system route. System routes are the virtual network's own prefixes, those
 //! of peered networks, the internet for everything else, and nothing for private ranges that belong to nobody.
 
+mod exposure;
 mod security;
 
 use crate::fabric::Plug;
@@ -12,6 +13,7 @@ use crate::nic;
 use crate::resource::{Kind, list};
 use crate::vnet;
 use crate::world::{Gateway, Nic, World, has_id};
+pub(crate) use exposure::{Balanced, Distribution, Exposure, Probe, Service, probes};
 use ipnet::Ipv4Net;
 pub(crate) use security::{Addresses, Port, Rule, Security};
 use serde_json::{Value, json};
@@ -39,6 +41,7 @@ pub(crate) struct Network {
     /// Effective routes by place: a subnet's id, or a virtual network's for what comes in through its gateway.
     pub(crate) routes: BTreeMap<String, BTreeMap<Ipv4Net, Hop>>,
     pub(crate) security: Security,
+    pub(crate) exposure: Exposure,
 }
 
 impl Network {
@@ -57,7 +60,7 @@ impl Network {
         }
         let space = world.vnets.values().flat_map(vnet::address_space).collect();
         let security = Security::of(world, &plugs);
-        Self { plugs, space, routes, security }
+        Self { plugs, space, routes, security, exposure: Exposure::of(world) }
     }
 }
 
@@ -118,6 +121,9 @@ fn subnet_routes(world: &World, key: &str, vnet: &Value, subnet: &Value) -> BTre
         let Some(prefix) = prefix else { continue };
         routes.insert(prefix.trunc(), hop(properties));
     }
+    // A service endpoint is a route to the service, longer than any other.
+    let services = world.services.iter().filter(|(_, service)| exposure::has_endpoint(subnet, service));
+    routes.extend(services.map(|(host, _)| ((*host).into(), Hop::Internet)));
     // So that the gateway's ARP entry doesn't depend on any route: nothing is ever sent to it.
     routes.extend(vnet::prefixes(subnet).into_iter().map(|prefix| (gateway(prefix).into(), Hop::Direct)));
     routes

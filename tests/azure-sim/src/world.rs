@@ -5,6 +5,7 @@ mod scale_set;
 use crate::attachment;
 use crate::entra::{Application, Token};
 use crate::fault::Ending;
+use crate::health::Health;
 use crate::nic;
 use crate::operation::{Effect, Operation, Status};
 use crate::permission::Access;
@@ -33,6 +34,8 @@ pub struct Config {
     pub write_seconds: f64,
     /// Whether a write to the NIC of a running VM is complete when it is answered, as Azure answers for NICs without a VM.
     pub synchronous: bool,
+    /// How long load balancers wait between two looks at their members, whatever their probes say. Azure's least: 5 s.
+    pub probe_seconds: f64,
     /// Whether requests beyond Azure's published limits are refused with 429.
     pub limits: bool,
     /// What the managed identity may not do, as action names.
@@ -73,6 +76,7 @@ impl Default for Config {
             vnets: vec![vnet],
             write_seconds: 10.0,
             synchronous: false,
+            probe_seconds: 5.0,
             limits: true,
             denied: Vec::new(),
             access: Access::default(),
@@ -130,6 +134,9 @@ pub(crate) struct World {
     /// By VNet.
     pub(crate) gateways: BTreeMap<String, Gateway>,
     pub(crate) scale_sets: BTreeMap<String, ScaleSet>,
+    /// Hosts of the internet that belong to an Azure service, such as `Microsoft.Storage`.
+    pub(crate) services: BTreeMap<Ipv4Addr, String>,
+    pub(crate) health: Health,
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
@@ -149,6 +156,8 @@ impl World {
             resources: BTreeMap::new(),
             gateways: BTreeMap::new(),
             scale_sets: BTreeMap::new(),
+            services: BTreeMap::new(),
+            health: Health::default(),
             operations: BTreeMap::new(),
             limits: Limits::default(),
             tokens: BTreeMap::new(),

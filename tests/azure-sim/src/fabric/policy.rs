@@ -3,6 +3,8 @@
 //! Flows are tracked, as Azure does: what answers an accepted packet is accepted. The table is replaced as a whole; the flows
 //! in the kernel's memory outlive it.
 
+mod exposure;
+
 use super::rules::Port as Link;
 use super::{ARM, PLATFORM_ADDRESSES, WIRE_SERVER};
 use crate::topology::{Addresses, Network, Port, Rule};
@@ -31,6 +33,10 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
             jumps.push(format!("\"{}\" : jump {chain}", link.device));
         }
     }
+    let exposed = exposure::render(network, links);
+    let guarded =
+        list(network.security.0.keys().filter_map(|nic| links.get(nic)).map(|l| format!("\"{}\"", l.device)));
+    let unguarded = if guarded.is_empty() { String::new() } else { format!("oifname != {{ {guarded} }} ") };
     let by_device = |field: &str, jumps: &[String]| match jumps {
         [] => String::new(),
         jumps => format!("    {field} vmap {{ {} }}\n", jumps.join(", ")),
@@ -39,8 +45,13 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
         "table inet azure\n\
          delete table inet azure\n\
          table inet azure {{\n\
-         {primary}{space}{chains}  \
-           chain inbound {{\n{inbound}  }}\n  \
+         {primary}{space}{closed}{chains}{exposed_chains}  \
+           chain steer {{\n    type filter hook prerouting priority mangle; policy accept;\n    \
+             ct direction original ct mark != 0 meta mark set ct mark\n{steer}  }}\n  \
+           chain arriving {{\n    type nat hook prerouting priority dstnat; policy accept;\n{arriving}  }}\n  \
+           chain leaving {{\n    type nat hook postrouting priority srcnat; policy accept;\n{leaving}  }}\n  \
+           chain inbound {{\n    \
+             iifname \"net*\" {unguarded}ct original ip daddr @closed drop\n{inbound}  }}\n  \
            chain outbound {{\n    ip daddr {{ {platform} }} return\n{outbound}  }}\n  \
            chain input {{\n    type filter hook input priority filter; policy accept;\n    \
              iifname \"lo\" accept\n    \
@@ -58,11 +69,19 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
              oifname \"vm*\" jump inbound\n    \
              iifname \"vm*\" oifname \"vm*\" accept\n    \
              iifname \"vm*\" oifname \"net*\" ip saddr @primary accept\n    \
-             iifname \"vm*\" oifname \"gw*\" ip saddr @space accept\n    \
+             iifname \"vm*\" oifname \"gw*\" ip saddr @space accept\n{outward}    \
+             oifname \"vm*\" ct status dnat accept\n    \
+             oifname \"vm*\" ct mark != 0 accept\n    \
              iifname \"gw*\" oifname \"vm*\" accept\n    \
              iifname \"net*\" oifname \"vm*\" ip daddr @primary accept\n    \
              iifname \"net*\" oifname \"net*\" accept\n  }}\n}}\n",
         primary = set("primary", "", &primaries),
+        closed = set("closed", "", &network.exposure.closed),
+        exposed_chains = exposed.chains,
+        steer = exposed.steer,
+        arriving = exposed.arriving,
+        leaving = exposed.leaving,
+        outward = exposed.outward,
         space = set("space", "flags interval; auto-merge; ", &network.space),
         inbound = by_device("oifname", &inbound),
         outbound = by_device("iifname", &outbound),

@@ -60,6 +60,7 @@ impl Port {
 
 /// The routing table in which every held address has its route. Other tables say which of them a place may use.
 const MAIN: u32 = 254;
+const FIRST_MARK: u32 = 100_000;
 
 /// Elements of the table's sets, routes, and which device's packets are routed by which table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +107,16 @@ impl Rules {
         }
         for (Port { device, mac, primary, .. }, plug) in wired {
             rules.element("nics", format!("{device} . {mac}"));
+            let (mark, table) = (mark(device), mark(device));
+            rules.lookups.insert(format!("fwmark {mark} lookup {table} priority 900"));
+            rules
+                .routes
+                .insert((table, Ipv4Net::default()), ("", format!("via {primary} onlink dev {device}")));
+            // A member answers from the frontend that the packet still had as its destination.
+            let balanced = network.exposure.balanced.iter().filter(|balanced| balanced.floating);
+            for balanced in balanced.filter(|b| b.members.iter().any(|member| plug.live.contains(member))) {
+                rules.element("held", format!("{device} . {mac} . {}", balanced.frontend));
+            }
             if plug.forwards {
                 rules.element("forwarding", format!("{device} . {mac}"));
             }
@@ -165,6 +176,12 @@ impl Rules {
         }
         change
     }
+}
+
+/// The mark of packets that go to a device whatever their destination, and the number of the routing table for it.
+pub(super) fn mark(device: &str) -> u32 {
+    let number = device.trim_start_matches(|c: char| c.is_ascii_alphabetic()).parse::<u32>();
+    FIRST_MARK + number.unwrap_or_default()
 }
 
 /// A hop as a route of a place's own table. What goes straight to a holder is looked up in the main table.
@@ -244,8 +261,8 @@ mod tests {
     fn routes_of_a_deleted_device_are_not_deleted_again() {
         let mut programmed = rules(&[[10, 0, 0, 4]], &ROUTES);
         programmed.forget_routes_of("vm1");
-        let change = programmed.change_to(&rules(&[], &ROUTES));
-        assert_eq!(change.ip, "");
+        let change = programmed.change_to(&Rules::default());
+        assert!(!change.ip.contains("dev vm1"), "{}", change.ip);
     }
 
     #[test]

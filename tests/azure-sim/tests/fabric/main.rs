@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
+mod exposure;
 mod probe;
 mod routes;
 mod stage;
@@ -29,6 +30,7 @@ fn main() {
         trial("a_deleted_machine_gets_nothing_any_more", a_deleted_machine_gets_nothing),
     ];
     trials.extend(routes::trials());
+    trials.extend(exposure::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

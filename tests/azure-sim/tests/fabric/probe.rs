@@ -1,13 +1,14 @@
 //! What a machine does: this binary, started again inside a network namespace.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// Where the machines listen.
 const PORT: u16 = 9000;
 
-/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, or `http METHOD PATH` with the body on standard input.
+/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, `serve PORT`, `fetch FROM TO PORT`, or `http METHOD PATH` with the body on standard
+/// input.
 pub(crate) fn run(arguments: &[String]) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
@@ -18,6 +19,8 @@ pub(crate) fn run(arguments: &[String]) {
             socket.send_to(format!("{text} from {from} to {to}").as_bytes(), (*to, PORT)).unwrap();
         }
         ["reach", from, to] => reach(from.parse().unwrap(), to.parse().unwrap()),
+        ["serve", port] => serve(port.parse().unwrap()),
+        ["fetch", from, to, port] => fetch(from, &format!("{to}:{port}")),
         ["http", method, path] => http(method, path),
         other => panic!("no such probe: {other:?}"),
     }
@@ -42,6 +45,26 @@ fn reach(from: IpAddr, to: IpAddr) {
     socket.send(b"?").unwrap();
     let answer = socket.recv(&mut [0; 1]).map_err(|error| error.kind());
     std::process::exit(i32::from(answer != Err(ErrorKind::ConnectionRefused)));
+}
+
+/// Tells each caller who it is and where it arrived, as an answer to an HTTP request.
+fn serve(port: u16) {
+    let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+    println!("listening");
+    for mut stream in listener.incoming().map_while(Result::ok) {
+        let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { continue };
+        let body = format!("{} reached {}", peer.ip(), local.ip());
+        drop(stream.read(&mut [0; 1000]));
+        drop(write!(stream, "HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+    }
+}
+
+/// Prints what a server says, or nothing when it can't be reached.
+fn fetch(from: &str, to: &str) {
+    let timeout = ["--max-time", "2", "--connect-timeout", "1", "-s", "--interface", from];
+    let output =
+        std::process::Command::new("curl").args(timeout).arg(format!("http://{to}/")).output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// One request to ARM; prints the body of the answer.

@@ -92,13 +92,22 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Another machine; `more` are fields of `POST /vms`. From now on writes take no time.
+    /// Another machine; `more` are fields of `POST /vms`.
     pub(crate) fn add_vm(&self, name: &str, more: &Value) {
-        self.admin("PATCH", "/settings", &json!({ "write_seconds": 0 }));
+        self.quicken();
         let mut new = more.clone();
         new["name"] = json!(name);
         new["netns"] = json!(self.netns(name));
         self.admin("POST", "/vms", &new);
+    }
+
+    /// From now on writes take no time, and any number of requests is answered.
+    pub(crate) fn quicken(&self) {
+        self.admin(
+            "PATCH",
+            "/settings",
+            &json!({ "write_seconds": 0, "limits": false, "probe_seconds": 0.1 }),
+        );
     }
 
     /// The id of a resource of `Microsoft.Network`, such as `routeTables/steer`.
@@ -108,6 +117,7 @@ impl Stage {
 
     /// PUTs a resource of `Microsoft.Network` through ARM and waits until it has succeeded.
     pub(crate) fn put(&self, resource: &str, body: &Value) -> Value {
+        self.quicken();
         let mut body = body.clone();
         body["location"] = json!("westeurope");
         let answer = self.request("b", "PUT", &Self::id(resource), Some(&body));
@@ -184,7 +194,11 @@ impl Stage {
     }
 
     pub(crate) fn listen(&self, machine: &str) -> Ear {
-        let mut process = self.probe(machine, &["listen"]).stdout(Stdio::piped()).spawn().unwrap();
+        self.start(machine, &["listen"])
+    }
+
+    fn start(&self, machine: &str, arguments: &[&str]) -> Ear {
+        let mut process = self.probe(machine, arguments).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -195,6 +209,29 @@ impl Stage {
         let mut ear = Ear { process, lines };
         ear.next_is("listening");
         ear
+    }
+
+    /// A server that tells each caller who it is and where it arrived.
+    pub(crate) fn serve(&self, machine: &str, port: u16) -> Ear {
+        self.start(machine, &["serve", &port.to_string()])
+    }
+
+    /// What such a server says to a caller, or nothing when it isn't reached.
+    pub(crate) fn fetch(&self, machine: &str, from: &str, to: &str, port: u16) -> String {
+        let output = self.probe(machine, &["fetch", from, to, &port.to_string()]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Asks until the answer is the expected one.
+    pub(crate) fn fetch_until(&self, machine: &str, from: &str, to: &str, port: u16, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.fetch(machine, from, to, port);
+            if answer == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{answer:?} instead of {expected:?}");
+        }
     }
 
     pub(crate) fn send(&self, machine: &str, from: &str, to: &str, text: &str) {
