@@ -14,6 +14,7 @@ mod concurrency;
 mod identity;
 mod lost;
 mod modes;
+mod networks;
 mod operations;
 mod operator;
 mod refused;
@@ -57,12 +58,19 @@ fn main() -> ExitCode {
         let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
         Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
     };
-    let trials =
-        [concurrency::TESTS, identity::TESTS, lost::TESTS, modes::TESTS, operations::TESTS, refused::TESTS]
-            .into_iter()
-            .flatten()
-            .map(trial)
-            .collect();
+    let trials = [
+        concurrency::TESTS,
+        identity::TESTS,
+        lost::TESTS,
+        modes::TESTS,
+        networks::TESTS,
+        operations::TESTS,
+        refused::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(trial)
+    .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends.
     drop(planes);

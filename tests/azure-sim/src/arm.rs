@@ -1,6 +1,7 @@
 //! ARM's front door: token, limits, api-version, permissions, then the provider that owns the resource.
 
 mod compute;
+mod deployment;
 mod network;
 mod resource;
 mod scale_set;
@@ -279,6 +280,7 @@ fn dispatch(world: &mut World, call: &Call) -> Result<Reply, Reply> {
             match *provider {
                 "microsoft.network" => network::answer(world, call, resource),
                 "microsoft.compute" => compute::answer(world, call, resource),
+                "microsoft.resources" => deployment::answer(world, call, resource),
                 _ => Err(unknown_type(call)),
             }
         }

@@ -501,6 +501,35 @@ impl Azure {
         self.program().await
     }
 
+    /// Deploys a template into the world's resource group, as `az deployment group create` would; gives the deployment.
+    ///
+    /// # Errors
+    /// When it is no template, or one of its resources is refused.
+    pub async fn deploy(&self, template: &Value) -> Result<Value, Error> {
+        let group = {
+            let world = lock(&self.world);
+            world.group_id(&world.config.resource_group)
+        };
+        let ask = |method: &str, body: Option<Value>| Request {
+            method: method.into(),
+            path: format!("{group}/providers/Microsoft.Resources/deployments/template"),
+            query: "api-version=2021-04-01".into(),
+            headers: [("authorization".to_owned(), "Bearer an administrator's".to_owned())].into(),
+            body: Ok(body),
+            from: Ipv4Addr::LOCALHOST.into(),
+        };
+        let body = json!({ "properties": { "mode": "Incremental", "template": template } });
+        let accepted = self.answer(&ask("PUT", Some(body))).await;
+        if accepted.status != 201 {
+            return Err(accepted.into());
+        }
+        let deployment = self.answer(&ask("GET", None)).await.body.unwrap_or_default();
+        if deployment["properties"]["provisioningState"] != "Succeeded" {
+            return Err(Error::Refused(deployment["properties"]["error"].to_string()));
+        }
+        Ok(deployment)
+    }
+
     /// From now on these actions, and no others, are refused with 403.
     pub fn deny(&self, actions: Vec<String>) {
         lock(&self.world).config.denied = actions;

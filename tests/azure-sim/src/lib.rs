@@ -33,6 +33,7 @@ mod scale_set;
 pub mod schema;
 mod sim;
 mod subnet;
+mod template;
 mod throttle;
 mod topology;
 mod vm;

@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 use clap::Parser;
+use serde::de::DeserializeOwned;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_azure_sim::{Config, Sim};
 
@@ -20,6 +21,9 @@ struct Args {
     /// JSON file with the world to start from (see the README); without it, the default world
     #[arg(long)]
     world: Option<PathBuf>,
+    /// ARM template to deploy into the world's resource group, whose first virtual network is then the template's
+    #[arg(long, conflicts_with = "world")]
+    template: Option<PathBuf>,
     /// Where to serve ARM and IMDS without a fabric; port 0 takes any
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -36,15 +40,15 @@ async fn main() -> anyhow::Result<()> {
         .init();
     let args = Args::parse();
     let config = match &args.world {
+        None if args.template.is_some() => Config { vnets: vec![], ..Config::default() },
         None => Config::default(),
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{} is no world", path.display()))?
-        }
+        Some(path) => read(path)?,
     };
     let mut sim =
         if args.fabric { Sim::start_fabric(config).await? } else { Sim::listen(config, args.listen).await? };
+    if let Some(path) = &args.template {
+        sim.deploy(&read(path)?).await?;
+    }
     if let Some(path) = &args.admin_socket {
         sim.open_admin(path)?;
     }
@@ -55,4 +59,9 @@ async fn main() -> anyhow::Result<()> {
         outcome = tokio::signal::ctrl_c() => outcome?,
     }
     Ok(())
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} isn't what it should be", path.display()))
 }

@@ -137,6 +137,7 @@ pub(crate) struct World {
     /// Hosts of the internet that belong to an Azure service, such as `Microsoft.Storage`.
     pub(crate) services: BTreeMap<Ipv4Addr, String>,
     pub(crate) health: Health,
+    pub(crate) deployments: BTreeMap<String, Value>,
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
@@ -158,6 +159,7 @@ impl World {
             scale_sets: BTreeMap::new(),
             services: BTreeMap::new(),
             health: Health::default(),
+            deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
             limits: Limits::default(),
             tokens: BTreeMap::new(),
@@ -227,6 +229,17 @@ impl World {
         if let Some(operation) = self.operations.values_mut().find(under_way) {
             operation.doom(status, error.clone());
         }
+    }
+
+    /// Ends what is under way on a resource now.
+    pub(crate) fn finish(&mut self, id: &str, now: Instant) {
+        let key = id.to_lowercase();
+        for operation in
+            self.operations.values_mut().filter(|one| one.is_in_progress() && one.resource == key)
+        {
+            operation.ends = now;
+        }
+        self.advance(now);
     }
 
     fn carry_out(&mut self, effect: Effect, resource: &str) {

@@ -28,12 +28,15 @@ type virtualMachine struct {
 }
 
 // startAzure starts the simulator inside the fabric and waits until it answers.
-func (c *Cluster) startAzure(ctx context.Context, binary string) error {
+func (c *Cluster) startAzure(ctx context.Context, binary, template string) error {
 	if _, err := os.Stat(binary); err != nil {
 		return fmt.Errorf("simulated Azure is missing (%w): build it with `cargo build -p vnetpool-azure-sim`, or name it with --azure-sim", err)
 	}
-	azure, err := c.start(process{name: "azure-sim", netns: fabricNetns,
-		argv: []string{binary, "--admin-socket", c.adminSocket(), "--fabric"}})
+	argv := []string{binary, "--admin-socket", c.adminSocket(), "--fabric"}
+	if template != "" {
+		argv = append(argv, "--template", template)
+	}
+	azure, err := c.start(process{name: "azure-sim", netns: fabricNetns, argv: argv})
 	if err != nil {
 		return err
 	}

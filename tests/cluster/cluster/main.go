@@ -15,7 +15,8 @@ import (
 const usage = `usage:
   cluster build                                  build Kubernetes, etcd, helm and probe; install missing Debian packages
   cluster images                                 build the images of the operator, the node agent, probe and pause
-  cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--control-plane-only]
+  cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
+             [--control-plane-only]
   cluster down --dir DIR                         take it down, also after a crash
   cluster node add|delete|stop|start|reboot --dir DIR NAME
   cluster load --dir DIR ARCHIVE...              import image archives into every running node

@@ -21,6 +21,7 @@ type settings struct {
 	nodes, vms       int
 	proxyMode        string
 	azureSim         string
+	template         string
 	controlPlaneOnly bool
 }
 
@@ -32,6 +33,7 @@ func upCommand(ctx context.Context, args []string) error {
 	flags.IntVar(&s.vms, "vms", 1, "how many plain VMs")
 	flags.StringVar(&s.proxyMode, "proxy-mode", "iptables", "kube-proxy's mode: iptables or nftables")
 	flags.StringVar(&s.azureSim, "azure-sim", "", "the simulated Azure's binary")
+	flags.StringVar(&s.template, "template", "", "an ARM template that makes the network, instead of the simulator's own")
 	flags.BoolVar(&s.controlPlaneOnly, "control-plane-only", false, "an API server on loopback, nothing else")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -163,7 +165,7 @@ func (c *Cluster) bringUp(ctx context.Context, s settings) error {
 	if err := createNetns(fabricNetns); err != nil {
 		return err
 	}
-	if err := c.startAzure(ctx, s.azureSim); err != nil {
+	if err := c.startAzure(ctx, s.azureSim, s.template); err != nil {
 		return err
 	}
 	if err := createNetns(controlPlaneNetns); err != nil {

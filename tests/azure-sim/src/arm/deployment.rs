@@ -1,0 +1,169 @@
+//! Microsoft.Resources/deployments: a template is applied resource by resource, each through its provider's front door.
+//!
+//! Azure takes as long as its slowest resource; here each is finished before the next is begun, in no time.
+
+use super::{Call, action, dispatch, not_found, unknown_type};
+use crate::permission;
+use crate::reply::Reply;
+use crate::request::Request;
+use crate::template::{Resource, Template};
+use crate::throttle::Kind;
+use crate::world::World;
+use serde_json::json;
+
+const DEPLOYMENTS: &str = "Microsoft.Resources/deployments";
+
+/// Requests below `…/providers/Microsoft.Resources`.
+pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Result<Reply, Reply> {
+    let id = world.resource_id(call.group(), DEPLOYMENTS, call.segment(7));
+    let known = world.deployments.get(&id.to_lowercase()).cloned();
+    let missing = || not_found(DEPLOYMENTS, call.segment(7), call.group());
+    match (call.method(), resource) {
+        ("PUT", ["deployments", _]) => put(world, call, &id),
+        ("GET", ["deployments", _]) => known.map(|document| Reply::new(200, document)).ok_or_else(missing),
+        ("GET", ["deployments", _, "operationstatuses", _]) => {
+            let properties = known.ok_or_else(missing)?["properties"].take();
+            let mut status = json!({ "status": properties["provisioningState"] });
+            if !properties["error"].is_null() {
+                status["error"] = properties["error"].clone();
+            }
+            Ok(Reply::new(200, status))
+        }
+        _ => Err(unknown_type(call)),
+    }
+}
+
+fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
+    let invalid = |why: String| {
+        let message = format!("Deployment template validation failed: '{why}'.");
+        Reply::gateway(400, "InvalidTemplate", message)
+    };
+    let body = call.document()?;
+    let properties = &body["properties"];
+    if properties["mode"] != "Incremental" {
+        return Err(invalid("only the mode Incremental is simulated".into()));
+    }
+    let group = world.groups[&world.group_id(call.group()).to_lowercase()].clone();
+    let template =
+        Template { document: &properties["template"], parameters: &properties["parameters"], group: &group };
+    if let Some(unknown) = template.unknown_parameters().first() {
+        return Err(invalid(format!("the template parameter '{unknown}' is not declared")));
+    }
+    let resources = template.resources().map_err(invalid)?;
+    let outputs = template.outputs().map_err(invalid)?;
+    let applied = resources.iter().try_for_each(|resource| apply(world, call, resource));
+    let mut document = json!({
+        "id": id,
+        "name": call.segment(7),
+        "type": DEPLOYMENTS,
+        "properties": {
+            "mode": "Incremental",
+            "parameters": properties["parameters"],
+            "provisioningState": "Succeeded",
+            "timestamp": jiff::Timestamp::now().to_string(),
+            "correlationId": uuid::Uuid::new_v4().to_string(),
+            "outputs": outputs,
+            "outputResources": resources.iter().map(|resource| json!({ "id": resource.id })).collect::<Vec<_>>(),
+        },
+    });
+    if let Err(refusal) = applied {
+        document["properties"]["provisioningState"] = json!("Failed");
+        document["properties"]["error"] = json!({
+            "code": "DeploymentFailed",
+            "message": "At least one resource deployment operation failed. Please list deployment operations for details.",
+            "details": [refusal.body.unwrap_or_default()["error"].take()],
+        });
+    }
+    world.deployments.insert(id.to_lowercase(), document.clone());
+    // What Azure says at once, whatever comes of it.
+    document["properties"]["provisioningState"] = json!("Accepted");
+    for later in ["outputs", "outputResources", "error"] {
+        crate::nic::remove(&mut document["properties"], later);
+    }
+    let operation = format!(
+        "{}{id}/operationStatuses/{}?api-version={}",
+        call.base(),
+        uuid::Uuid::new_v4().simple(),
+        call.version
+    );
+    Ok(Reply::new(201, document).header("azure-asyncoperation", operation))
+}
+
+/// Writes one resource as the deployment's caller, and waits for it.
+fn apply(world: &mut World, call: &Call, Resource { id, api_version, body }: &Resource) -> Result<(), Reply> {
+    let request = Request {
+        method: "PUT".into(),
+        path: id.clone(),
+        query: format!("api-version={api_version}"),
+        body: Ok(Some(body.clone())),
+        ..call.request.clone()
+    };
+    let write = Call {
+        request: &request,
+        kind: Kind::Write,
+        segments: id.trim_matches('/').split('/').map(str::to_owned).collect(),
+        version: api_version.clone(),
+        now: call.now,
+    };
+    permission::check(world, &action(&write), id)?;
+    dispatch(world, &write)?;
+    world.finish(id, call.now);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Config;
+    use serde_json::Value;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Instant;
+
+    const TEMPLATE: &str = include_str!("../../../../examples/new-vnet/template.json");
+
+    fn deploy(world: &mut World, parameters: Value) -> Value {
+        let template: Value = serde_json::from_str(TEMPLATE).unwrap();
+        let body = json!({ "properties": { "mode": "Incremental", "template": template, "parameters": parameters } });
+        let path = format!("{}/providers/{DEPLOYMENTS}/new", world.group_id("vnetpool"));
+        let ask = |world: &mut World, method: &str, body: Option<Value>| {
+            let request = Request {
+                method: method.into(),
+                path: path.clone(),
+                query: "api-version=2021-04-01".into(),
+                headers: [("authorization".to_owned(), "Bearer any".to_owned())].into(),
+                body: Ok(body),
+                from: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            };
+            crate::arm::answer(world, &request, Instant::now())
+        };
+        let accepted = ask(world, "PUT", Some(body));
+        assert_eq!(accepted.status, 201, "{:?}", accepted.body);
+        ask(world, "GET", None).body.unwrap()["properties"].take()
+    }
+
+    #[test]
+    fn the_template_makes_a_network_whose_subnet_refers_to_its_table_and_group() {
+        let mut world = World::new(Config { vnets: vec![], ..Config::default() });
+        let done = deploy(&mut world, json!({ "nodesPrefix": { "value": "10.224.0.0/20" } }));
+        assert_eq!(done["provisioningState"], "Succeeded", "{done}");
+        let subnet = done["outputs"]["nodesSubnetId"]["value"].as_str().unwrap();
+        let subnet = world.subnet_document(subnet).unwrap();
+        assert_eq!(subnet["properties"]["addressPrefix"], "10.224.0.0/20");
+        assert_eq!(subnet["properties"]["routeTable"]["id"], done["outputs"]["routeTableId"]["value"]);
+        assert_eq!(subnet["properties"]["provisioningState"], "Succeeded");
+        // Applied again, it changes nothing.
+        assert_eq!(
+            deploy(&mut world, json!({ "nodesPrefix": { "value": "10.224.0.0/20" } }))["provisioningState"],
+            "Succeeded"
+        );
+    }
+
+    #[test]
+    fn a_resource_that_is_refused_fails_the_deployment_with_its_reason() {
+        let mut world = World::new(Config { vnets: vec![], ..Config::default() });
+        world.config.denied = vec!["Microsoft.Network/routeTables/write".into()];
+        let done = deploy(&mut world, json!({}));
+        assert_eq!(done["provisioningState"], "Failed");
+        assert_eq!(done["error"]["details"][0]["code"], "AuthorizationFailed", "{done}");
+    }
+}
