@@ -17,6 +17,7 @@ mod permission;
 pub mod role;
 mod token;
 mod transport;
+mod uniform;
 mod usages;
 
 use std::sync::Arc;
@@ -36,16 +37,17 @@ pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX,
 pub use permission::{Need, Permissions};
 pub use usages::Free;
 
-use cache::{Document, Documents, Slots};
+use cache::{Document, Documents, Read, Slots};
 use network::VirtualNetwork;
 use operation::{Operation, Tracking};
 use transport::{Answer, Call, Transport};
+use uniform::{Model, Models};
 
 /// A PUT replaces all that its API version knows of and nothing else can be sent, so this is the newest one
 /// seen in recordings of real traffic: an older one would hide, and then reset, what others set with a newer
 /// one.
 const NETWORK_API: &str = "2025-05-01";
-const COMPUTE_API: &str = "2024-07-01";
+const COMPUTE_API: &str = "2025-04-01";
 /// Address spaces and peerings change rarely, and many nodes share one virtual network.
 const NETWORK_KEPT: Duration = Duration::from_secs(60);
 
@@ -93,6 +95,7 @@ pub struct RequestRecord {
 pub struct Azure {
     transport: Transport,
     nics: Documents,
+    models: Models,
     tracking: Tracking,
     /// When each was last read, and what came of it.
     networks: Slots<Option<(Instant, Result<VirtualNetwork, Error>)>>,
@@ -104,6 +107,7 @@ impl Azure {
         Ok(Azure {
             transport: Transport::new(config)?,
             nics: Documents::default(),
+            models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
         })
@@ -126,9 +130,15 @@ impl Azure {
         let call = call(Kind::Read, priority, vm.resource());
         let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
         let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
-        let vm: Value =
+        let document: Value =
             serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
-        let nics = vm["properties"]["networkProfile"]["networkInterfaces"].as_array();
+        if vm.is_instance() {
+            let nic = uniform::primary_nic(&document)
+                .ok_or_else(|| unexpected("the instance has no network interface".to_owned()))?;
+            self.models.keep(vm.resource(), Model::read(vm.resource(), answer.body)?);
+            return nic.parse();
+        }
+        let nics = document["properties"]["networkProfile"]["networkInterfaces"].as_array();
         let nics = nics.map(Vec::as_slice).unwrap_or_default();
         nics.iter()
             .find(|nic| nic["properties"]["primary"] == true)
@@ -153,10 +163,8 @@ impl Azure {
         // Its region's limits are to be known to the budget, too.
         let region = known.nic().and_then(|nic| region(&nic));
         known.forget();
-        let document = self.read_nic(&Call { region, ..call(Kind::Read, priority, id) }, id).await?;
-        let nic = document.nic.clone();
-        self.nics.keep(&mut known, document);
-        Ok(nic)
+        let read = self.read_nic(&Call { region, ..call(Kind::Read, priority, id) }, id).await?;
+        Ok(self.nics.learn(&mut known, read))
     }
 
     /// Carries out `change` on a NIC in one write and gives the NIC as it is then; without a write if nothing
@@ -173,11 +181,14 @@ impl Azure {
         priority: Priority,
     ) -> Result<Arc<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
+        if let Some(instance) = id.instance() {
+            return self.update_through(&instance, id, &mut known, change, priority).await;
+        }
         let mut call = call(Kind::Write, priority, id);
         // While the write is under way nothing is known: whatever ends this early leaves it at that.
         let before = match known.take().filter(|document| document.nic.is_settled()) {
             Some(document) => document,
-            None => self.read_nic(&Call { kind: Kind::Read, ..call.clone() }, id).await?,
+            None => self.read_document(&Call { kind: Kind::Read, ..call.clone() }, id).await?,
         };
         if !before.nic.is_settled() {
             // Azure would cancel the operation under way, ours or somebody else's, in favour of this one.
@@ -249,9 +260,23 @@ impl Azure {
         usages::read(&self.transport, vnet, priority).await
     }
 
-    async fn read_nic(&self, call: &Call, id: &ResourceId) -> Result<Document, Error> {
-        match self.transport.send(call, self.url(id, NETWORK_API), None, None).await {
-            Ok(answer) => Document::read(id, answer.body),
+    async fn read_nic(&self, call: &Call, id: &ResourceId) -> Result<Read, Error> {
+        if id.instance().is_none() {
+            return self.read_document(call, id).await.map(Read::Document);
+        }
+        let body = self.read_body(call, id).await?;
+        let nic = Nic::read(id, &cache::parse(id, &body)?);
+        let nic = nic.map_err(|source| Error::Nic { resource: id.to_string(), source })?;
+        Ok(Read::Nic(Arc::new(nic)))
+    }
+
+    async fn read_document(&self, call: &Call, id: &ResourceId) -> Result<Document, Error> {
+        Document::read(id, self.read_body(call, id).await?)
+    }
+
+    async fn read_body(&self, call: &Call, id: &ResourceId) -> Result<Vec<u8>, Error> {
+        match self.transport.send(call, self.nic_url(id), None, None).await {
+            Ok(answer) => Ok(answer.body),
             Err(error) => {
                 if matches!(error, Error::NotFound { .. }) {
                     self.nics.forget(id);
@@ -267,12 +292,16 @@ impl Azure {
         let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
             Some(operation) => {
                 operation.finish(&self.transport, call, &self.url(id, NETWORK_API), &self.tracking).await?;
-                self.read_nic(&Call { kind: Kind::Read, ..call.clone() }, id).await?
+                self.read_document(&Call { kind: Kind::Read, ..call.clone() }, id).await?
             }
             None => Document::read(id, accepted.body)?,
         };
         info!(took = ?started.elapsed(), held = document.nic.ip_configurations.len(), "NIC written");
         Ok(document)
+    }
+
+    fn nic_url(&self, id: &ResourceId) -> Url {
+        self.url(id, if id.instance().is_some() { uniform::NIC_API } else { NETWORK_API })
     }
 
     fn url(&self, id: &ResourceId, api_version: &str) -> Url {

@@ -97,7 +97,7 @@ async fn representatives(client: Client) -> anyhow::Result<Vec<(String, VmId)>> 
 fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
     let need = |action: &azure::role::Action| {
         let scope = match (action.on, subnet) {
-            (On::Machine | On::Nic | On::Group, _) => group.to_owned(),
+            (On::Machine | On::Instance | On::Nic | On::InstanceNic | On::Group, _) => group.to_owned(),
             (On::Network, Some(subnet)) => subnet.parent()?.to_string(),
             (On::Referenced(_), Some(subnet)) => subnet.to_string(),
             (On::Network | On::Referenced(_), None) => return None,
@@ -118,7 +118,15 @@ impl Asked<'_> {
     /// What stands between the operator and this VM's NIC.
     async fn node(&mut self, vm: &VmId) -> anyhow::Result<Vec<Finding>> {
         let read = |action: &'static str, scope: String| Need { scope, action };
-        let vm_read = read("Microsoft.Compute/virtualMachines/read", vm.resource().to_string());
+        let (vm_action, nic_action) = if vm.is_instance() {
+            (
+                "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/read",
+                "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/networkInterfaces/read",
+            )
+        } else {
+            ("Microsoft.Compute/virtualMachines/read", "Microsoft.Network/networkInterfaces/read")
+        };
+        let vm_read = read(vm_action, vm.resource().to_string());
         let nic = match self.azure.primary_nic(vm, Priority::WaitingPods).await {
             Ok(nic) => nic,
             Err(azure::Error::Denied { .. }) => return Ok(vec![vm_read.is(Verdict::Missing)]),
@@ -128,7 +136,7 @@ impl Asked<'_> {
         let needs = match self.azure.needs(&nic).await {
             Ok(needs) => needs,
             Err(azure::Error::Denied { .. }) => {
-                let nic_read = read("Microsoft.Network/networkInterfaces/read", nic.to_string());
+                let nic_read = read(nic_action, nic.to_string());
                 findings.push(nic_read.is(Verdict::Missing));
                 return Ok(findings);
             }
@@ -167,9 +175,7 @@ impl Asked<'_> {
                 | azure::Error::Locked { .. }
                 | azure::Error::PolicyForbidden { .. }),
             ) => {
-                let on_nic = |finding: &&mut Finding| {
-                    finding.need.action == "Microsoft.Network/networkInterfaces/write"
-                };
+                let on_nic = |finding: &&mut Finding| finding.need.action.ends_with("/write");
                 if let Some(finding) = findings.iter_mut().find(on_nic) {
                     finding.verdict = Verdict::Forbidden(error.to_string());
                 }

@@ -19,3 +19,5 @@ mod script;
 mod scripted;
 #[path = "azure/simulated.rs"]
 mod simulated;
+#[path = "azure/uniform.rs"]
+mod uniform;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Change, Error, Nic, ResourceId, nic};
+use super::nic::{self, Form};
+use super::{Change, Error, Nic, ResourceId};
 
 /// A NIC's document, ready to be edited and sent back.
 #[derive(Clone, Debug)]
@@ -16,6 +17,14 @@ pub(super) struct Document {
     pub etag: String,
     /// As it came: parsed JSON would take several times the memory.
     body: Arc<[u8]>,
+}
+
+/// A NIC as it was read.
+pub(super) enum Read {
+    /// One that is written by itself.
+    Document(Document),
+    /// One that is written through its instance.
+    Nic(Arc<Nic>),
 }
 
 impl Document {
@@ -32,13 +41,13 @@ impl Document {
     /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to repair.
     pub(super) fn edit(&self, change: &Change) -> Result<Option<Vec<u8>>, Error> {
         let before = parse(&self.nic.id, &self.body)?;
-        let after = nic::edit(&before, change)
+        let after = nic::edit(&before, change, Form::Nic)
             .map_err(|source| Error::Nic { resource: self.nic.id.to_string(), source })?;
         Ok((after != before || change.repair).then(|| after.to_string().into_bytes()))
     }
 }
 
-fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
+pub(super) fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
     serde_json::from_slice(body)
         .map_err(|error| Error::Unexpected { resource: id.to_string(), message: error.to_string() })
 }
@@ -71,6 +80,21 @@ impl Documents {
         known.document = Share::of(&self.room, document.body.len()).map(|share| (document, share));
     }
 
+    /// Keeps what was read of a NIC, and gives what it says.
+    pub(super) fn learn(&self, known: &mut Known, read: Read) -> Arc<Nic> {
+        match read {
+            Read::Document(document) => {
+                let nic = document.nic.clone();
+                self.keep(known, document);
+                nic
+            }
+            Read::Nic(nic) => {
+                known.learn(nic.clone());
+                nic
+            }
+        }
+    }
+
     pub(super) fn forget(&self, id: &ResourceId) {
         self.nics.remove(id);
     }
@@ -86,6 +110,12 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn nic(&self) -> Option<Arc<Nic>> {
         self.nic.clone()
+    }
+
+    /// Knows what the NIC says, and nothing of its document.
+    pub(super) fn learn(&mut self, nic: Arc<Nic>) {
+        self.forget();
+        self.nic = Some(nic);
     }
 
     /// Gives the document, if there is one, and knows nothing from then on.

@@ -60,6 +60,13 @@ impl ResourceId {
         (parts.len() > FIRST_TYPE + 2).then(|| ResourceId(parts[..parts.len() - 2].join("/")))
     }
 
+    /// The instance of a Uniform scale set that this NIC is a part of; `None` for every other NIC.
+    pub fn instance(&self) -> Option<ResourceId> {
+        self.parent().filter(|_| {
+            self.is("Microsoft.Compute", "virtualMachineScaleSets/virtualMachines/networkInterfaces")
+        })
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -127,13 +134,20 @@ impl fmt::Debug for ResourceId {
     }
 }
 
-/// A virtual machine that stands alone or belongs to a Flexible scale set: one with ordinary NICs.
+/// A virtual machine: one that stands alone or belongs to a Flexible scale set (AKS VirtualMachines pools and
+/// Karpenter make such), or an instance of a Uniform scale set, whose NICs are written in another way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VmId(ResourceId);
 
+const INSTANCES: &str = "virtualMachineScaleSets/virtualMachines";
+const EXPECTED: &str = "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME or \
+                        …/virtualMachineScaleSets/SET/virtualMachines/INSTANCE";
+
 impl VmId {
     /// Reads a Node's `spec.providerID` as Azure's cloud provider writes it:
-    /// `azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME`.
+    /// `azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME`, or
+    /// `…/virtualMachineScaleSets/SET/virtualMachines/INSTANCE` for one of a Uniform scale set. In any letter case but that
+    /// of `azure`.
     pub fn from_provider_id(provider_id: &str) -> Result<VmId, Error> {
         let refuse =
             |cause, remedy| Err(Error::ProviderId { provider_id: provider_id.to_owned(), cause, remedy });
@@ -151,29 +165,23 @@ impl VmId {
             );
         };
         let Ok(id) = path.parse::<ResourceId>() else {
-            return refuse(
-                "what follows azure:// isn't the id of a resource",
-                "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME",
-            );
+            return refuse("what follows azure:// isn't the id of a resource", EXPECTED);
         };
-        if id.is("Microsoft.Compute", "virtualMachineScaleSets/virtualMachines") {
-            return refuse(
-                "the Node is an instance of a Uniform scale set, whose network interfaces Azure doesn't let anyone write",
-                "not supported yet: use virtual machines or a scale set in Flexible orchestration mode, and keep these \
-                 nodes out of every NodeIPPool's nodeSelector",
-            );
-        }
-        if !id.is("Microsoft.Compute", "virtualMachines") {
-            return refuse(
-                "it doesn't name a virtual machine",
-                "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME",
-            );
+        let is_vm = id.is("Microsoft.Compute", "virtualMachines");
+        let is_instance = id.is("Microsoft.Compute", INSTANCES);
+        if !is_vm && !is_instance {
+            return refuse("it doesn't name a virtual machine", EXPECTED);
         }
         Ok(VmId(id))
     }
 
     pub fn resource(&self) -> &ResourceId {
         &self.0
+    }
+
+    /// Whether it is an instance of a Uniform scale set.
+    pub fn is_instance(&self) -> bool {
+        self.0.is("Microsoft.Compute", INSTANCES)
     }
 }
 
@@ -230,9 +238,35 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_id_names_a_vm() {
-        let vm = "/subscriptions/S/resourcegroups/mc_g/providers/Microsoft.Compute/virtualMachines/node-1";
-        assert_eq!(VmId::from_provider_id(&format!("azure://{vm}")).unwrap().resource(), &id(vm));
+    fn every_kind_of_vm_is_known_by_its_provider_id() {
+        let group = "/subscriptions/S/resourcegroups/mc_g/providers";
+        let table = [
+            ("standalone", "Microsoft.Compute/virtualMachines/node-1", false),
+            ("Flexible scale set", "Microsoft.Compute/virtualMachines/flex_1a2b3c4d", false),
+            ("AKS VirtualMachines pool", "Microsoft.Compute/virtualMachines/aks-pool1-12345678-vm0", false),
+            ("Karpenter", "Microsoft.Compute/virtualMachines/aks-default-x7k2p", false),
+            (
+                "AKS scale set",
+                "Microsoft.Compute/virtualMachineScaleSets/aks-pool1-12345678-vmss/virtualMachines/0",
+                true,
+            ),
+            ("in lower case", "microsoft.compute/virtualmachinescalesets/pool/virtualmachines/12", true),
+            ("in lower case", "microsoft.compute/virtualmachines/node-1", false),
+        ];
+        for (kind, path, is_instance) in table {
+            let vm = VmId::from_provider_id(&format!("azure://{group}/{path}")).unwrap();
+            assert_eq!(vm.resource(), &id(&format!("{group}/{path}")), "{kind}");
+            assert_eq!(vm.is_instance(), is_instance, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_nic_of_an_instance_names_it_and_an_ordinary_one_names_none() {
+        let group = "/subscriptions/S/resourceGroups/G/providers";
+        let instance = format!("{group}/microsoft.compute/virtualMachineScaleSets/p/VirtualMachines/0");
+        let nic = id(&format!("{instance}/networkInterfaces/primary"));
+        assert_eq!(nic.instance(), Some(id(&instance)));
+        assert_eq!(id(&format!("{group}/Microsoft.Network/networkInterfaces/n")).instance(), None);
     }
 
     #[test]
@@ -243,8 +277,8 @@ mod tests {
             ("kind://docker/kind/kind-worker", "isn't an Azure virtual machine"),
             ("azure:///nonsense", "isn't the id of a resource"),
             (
-                "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0",
-                "Uniform scale set",
+                "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/p",
+                "doesn't name a virtual machine",
             ),
             (
                 "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/disks/d",

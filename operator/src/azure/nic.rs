@@ -95,6 +95,11 @@ pub enum Error {
     Lacks { what: &'static str },
     #[error("ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with vnp-")]
     NotOurs { name: String },
+    #[error(
+        "Azure has no {what} for instances of a Uniform scale set. Use virtual machines or a scale set in Flexible \
+         orchestration mode"
+    )]
+    NotOnInstance { what: &'static str },
     #[error("ipConfiguration {name} is the primary one, which can't be removed")]
     Primary { name: String },
 }
@@ -197,9 +202,34 @@ impl ProvisioningState {
     }
 }
 
+/// Whose document lists the ipConfigurations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The NIC's own.
+    Nic,
+    /// The configuration of the NIC in the model of a Uniform scale set's instance. What it can say of an ipConfiguration
+    /// is less: no address, no method of allocation, no prefix length, and public addresses differently (2024-07-01,
+    /// `VirtualMachineScaleSetIPConfigurationProperties`).
+    Instance,
+}
+
+impl Form {
+    fn allows(self, change: &Change) -> Result<(), Error> {
+        let what = if change.blocks && !change.reserve.is_empty() {
+            "blocks of addresses"
+        } else if change.attach.values().any(|attached| attached.public_address.is_some()) {
+            "public addresses of Vnetpool's"
+        } else {
+            return Ok(());
+        };
+        if self == Form::Nic { Ok(()) } else { Err(Error::NotOnInstance { what }) }
+    }
+}
+
 /// The document to send for `change`. Everything that isn't ours stays, value by value and in its order; new
 /// ipConfigurations come last, in the order of `change.reserve`.
-pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
+pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Value, Error> {
+    form.allows(change)?;
     let all = ip_configurations(document)?;
     let first = &all.first().ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
     let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
@@ -223,7 +253,7 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
     }
     for name in &change.reserve {
         if !release.contains(name.as_str()) && present.insert(name) {
-            next.push(reserved(name, first, change.blocks)?);
+            next.push(reserved(name, first, change.blocks, form)?);
         }
     }
     let mut edited = document.clone();
@@ -234,13 +264,15 @@ pub(super) fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
 /// A new ipConfiguration. Azure wants every one of a NIC in the same subnet and with the same application
 /// security groups, so both are taken from the first. A block is one whose prefix length is 28, the only one Azure has
 /// (`privateIPAddressPrefixLength`, API 2023-11-01 and later; official example NetworkInterfaceCreate).
-fn reserved(name: &str, first: &Value, block: bool) -> Result<Value, Error> {
+fn reserved(name: &str, first: &Value, block: bool, form: Form) -> Result<Value, Error> {
     let mut properties = json!({
         "subnet": { "id": subnet(first)? },
-        "privateIPAllocationMethod": "Dynamic",
         "privateIPAddressVersion": "IPv4",
         "primary": false,
     });
+    if form == Form::Nic {
+        properties["privateIPAllocationMethod"] = json!("Dynamic");
+    }
     if block {
         properties["privateIPAddressPrefixLength"] = json!(28);
     }

@@ -4,8 +4,9 @@ use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::role::{On, PARTS};
+use super::role::{Action, On, PARTS};
 use super::{Azure, COMPUTE_API, Call, Error, Kind, NETWORK_API, Priority, ResourceId};
+use super::{cache, uniform};
 
 /// The newest of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
 const AUTHORIZATION_API: &str = "2022-04-01";
@@ -110,7 +111,13 @@ impl Azure {
             Err(_) => format!("{}/providers/{kind}/{NOBODY}", need.scope),
         };
         url.set_path(&path);
-        let version = if kind.starts_with("Microsoft.Compute/") { COMPUTE_API } else { NETWORK_API };
+        let version = match kind.split_once('/') {
+            Some(("Microsoft.Compute", "virtualMachineScaleSets/virtualMachines/networkInterfaces")) => {
+                uniform::NIC_API
+            }
+            Some(("Microsoft.Compute", _)) => COMPUTE_API,
+            _ => NETWORK_API,
+        };
         url.set_query(Some(&format!("api-version={version}")));
         match self
             .transport
@@ -133,9 +140,22 @@ impl Azure {
     /// # Errors
     /// What forbids the write.
     pub async fn try_write(&self, nic: &ResourceId) -> Result<(), Error> {
-        let body = self.nic_document(nic).await?.to_string().into_bytes();
-        let call = Call::about(Kind::Write, Priority::WaitingPods, nic.as_str());
-        match self.transport.send(&call, self.url(nic, NETWORK_API), Some(NO_ETAG), Some(body)).await {
+        // An instance's NIC is written through the instance, and is read in a version of its own.
+        let (target, version) = match nic.instance() {
+            Some(instance) => (instance, COMPUTE_API),
+            None => (nic.clone(), NETWORK_API),
+        };
+        let url = self.url(&target, version);
+        let call = Call::about(Kind::Read, Priority::WaitingPods, target.as_str());
+        let answer = self.transport.send(&call, url.clone(), None, None).await?;
+        let body = match nic.instance() {
+            Some(instance) => {
+                uniform::unchanged(&cache::parse(&instance, &answer.body)?).to_string().into_bytes()
+            }
+            None => answer.body,
+        };
+        let call = Call { kind: Kind::Write, ..call };
+        match self.transport.send(&call, url, Some(NO_ETAG), Some(body)).await {
             Ok(_) | Err(Error::Stale { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -143,19 +163,21 @@ impl Azure {
 
     async fn nic_document(&self, nic: &ResourceId) -> Result<Value, Error> {
         let call = Call::about(Kind::Read, Priority::WaitingPods, nic.as_str());
-        let answer = self.transport.send(&call, self.url(nic, NETWORK_API), None, None).await?;
-        serde_json::from_slice(&answer.body)
-            .map_err(|error| Error::Unexpected { resource: nic.to_string(), message: error.to_string() })
+        let answer = self.transport.send(&call, self.nic_url(nic), None, None).await?;
+        cache::parse(nic, &answer.body)
     }
 }
 
 /// What it takes to write a NIC with that document.
 fn needs(nic: &ResourceId, document: &Value) -> Vec<Need> {
     let mut all = vec![];
-    for action in PARTS.iter().flat_map(|part| part.actions) {
+    let instance = nic.instance();
+    let concerns = |action: &&Action| action.is_for_instances().is_none_or(|only| only == instance.is_some());
+    for action in PARTS.iter().flat_map(|part| part.actions).filter(concerns) {
         let mut need = |scope: String| all.push(Need { scope, action: action.name });
         match action.on {
-            On::Nic => need(nic.to_string()),
+            On::Nic | On::InstanceNic => need(nic.to_string()),
+            On::Instance => instance.iter().for_each(|instance| need(instance.to_string())),
             On::Group => need(nic.group()),
             On::Machine => {}
             On::Network => references(document, "subnet")

@@ -27,6 +27,10 @@ pub enum On {
     Machine,
     /// The node's NIC.
     Nic,
+    /// The instance of a Uniform scale set.
+    Instance,
+    /// The NIC of such an instance, which isn't written itself.
+    InstanceNic,
     /// The NIC's resource group: granted on the NIC alone, operations can be started but not followed
     /// (Microsoft: "Track asynchronous Azure operations").
     Group,
@@ -60,6 +64,19 @@ pub const NODES: Part = Part {
 /// All parts, the one that everybody needs first.
 pub const PARTS: &[Part] = &[
     NODES,
+    Part {
+        name: "scale-sets",
+        purpose: "nodes in scale sets in Uniform orchestration mode, as AKS makes them by default",
+        actions: &[
+            action("Microsoft.Compute/virtualMachineScaleSets/virtualMachines/read", On::Instance),
+            action("Microsoft.Compute/virtualMachineScaleSets/virtualMachines/write", On::Instance),
+            action(
+                "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/networkInterfaces/read",
+                On::InstanceNic,
+            ),
+            action("Microsoft.Compute/locations/operations/read", On::Group),
+        ],
+    },
     Part {
         name: "security-groups",
         purpose: "nodes' NICs with a network security group of their own, or in application security groups",
@@ -123,6 +140,18 @@ pub struct Definition {
     data_actions: [&'static str; 0],
     not_data_actions: [&'static str; 0],
     assignable_scopes: Vec<String>,
+}
+
+impl Action {
+    /// Whether it is for NICs of instances of Uniform scale sets only, or never for them; `None` if it is for every NIC.
+    pub fn is_for_instances(&self) -> Option<bool> {
+        match self.on {
+            On::Instance | On::InstanceNic => Some(true),
+            On::Machine | On::Nic => Some(false),
+            On::Group => Some(self.name.starts_with("Microsoft.Compute/")),
+            On::Network | On::Referenced(_) => None,
+        }
+    }
 }
 
 impl Definition {

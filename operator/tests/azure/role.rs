@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use vnetpool_azure_sim::{Access, Grant, LogEntry};
-use vnetpool_operator::azure::role::{Action, NODES, On, PARTS};
-use vnetpool_operator::azure::{Error, Freshness, Priority, vnet_of};
+use vnetpool_azure_sim::{Access, Grant, LogEntry, NewInstance, NewScaleSet};
+use vnetpool_operator::azure::role::{Action, NODES, On, PARTS, part};
+use vnetpool_operator::azure::{Error, Freshness, Priority, VmId, vnet_of};
 
 use crate::simulated::{World, change};
 
@@ -38,9 +38,18 @@ pub fn assert_listed(log: &[LogEntry]) {
     }
 }
 
-/// Everything the client does, for a node whose NIC refers to one of each.
+/// Everything the client does, for a node whose NIC refers to one of each, and for an instance of a Uniform scale set.
 async fn everything(world: &World) -> Result<(), Error> {
-    let nic = world.azure.primary_nic(&world.vm, Priority::NewNode).await?;
+    let instance = world.sim.machine("pool_0").unwrap();
+    let instance = format!("azure://{}", instance["id"].as_str().unwrap());
+    for vm in [&world.vm, &VmId::from_provider_id(&instance)?] {
+        on(world, vm).await?;
+    }
+    Ok(())
+}
+
+async fn on(world: &World, vm: &VmId) -> Result<(), Error> {
+    let nic = world.azure.primary_nic(vm, Priority::NewNode).await?;
     let subnet = world.azure.nic(&nic, Freshness::Fresh, Priority::NewNode).await?.subnet.clone();
     world.azure.network(&subnet, Priority::NewNode).await?;
     world.azure.free(&vnet_of(&subnet)?, Priority::GiveBack).await?;
@@ -92,6 +101,8 @@ async fn well_connected() -> World {
         "networkSecurityGroup": id("networkSecurityGroups/n"), "ipConfigurations": [primary],
     } });
     world.sim.patch_nic("node-1-nic", &patch).await.unwrap();
+    world.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() }).unwrap();
+    world.sim.add_instance("pool", NewInstance::default()).await.unwrap();
     world.sim.clear_log();
     world
 }
@@ -109,7 +120,8 @@ async fn the_role_is_enough_and_each_action_of_it_is_used_or_a_join() {
     grant(&world, actions());
     everything(&world).await.unwrap();
     let used: BTreeSet<String> = world.arm_log().iter().map(action_of).collect();
-    let calls = NODES.actions.iter().filter(|action| !matches!(action.on, On::Referenced(_)));
+    let calls = [&NODES, part("scale-sets").unwrap()].into_iter().flat_map(|part| part.actions);
+    let calls = calls.filter(|action| !matches!(action.on, On::Referenced(_)));
     let listed: BTreeSet<String> = calls.map(|action| action.name.to_owned()).collect();
     assert_eq!(used, listed);
 }

@@ -221,7 +221,7 @@ async fn a_vms_nic_is_the_one_marked_primary_or_else_the_first() {
             .next(answer(200, json!({ "properties": { "networkProfile": { "networkInterfaces": nics } } })));
         let found = script.azure().primary_nic(&vm, Priority::NewNode).await;
         assert_eq!(found.as_ref().ok().map(ResourceId::name), expected);
-        assert_eq!(script.heard()[0].uri.query(), Some("api-version=2024-07-01"));
+        assert_eq!(script.heard()[0].uri.query(), Some("api-version=2025-04-01"));
     }
 }
 

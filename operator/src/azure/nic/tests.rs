@@ -43,6 +43,10 @@ fn change(reserve: &[&str], release: &[&str]) -> Change {
     Change { reserve: names(reserve), release: names(release), ..Change::default() }
 }
 
+fn edit(document: &Value, change: &Change) -> Result<Value, Error> {
+    super::edit(document, change, Form::Nic)
+}
+
 fn names(document: &Value) -> Vec<&str> {
     ip_configurations(document).unwrap().iter().map(name).collect()
 }

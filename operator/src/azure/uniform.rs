@@ -1,0 +1,286 @@
+//! NICs of a Uniform scale set's instances: read as NICs, written through their instance.
+//!
+//! Azure refuses every write to such a NIC ("The operation 'write' on resource type
+//! 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed"), so ipConfigurations are added to and
+//! taken from the instance's model, which tells no addresses and lets none be chosen. What became of them is read from
+//! the NIC.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::cache::{Known, parse};
+use super::nic::{self, Form};
+use super::operation::Operation;
+use super::transport::{Answer, Call};
+use super::{
+    Azure, COMPUTE_API, Change, Error, Kind, Nic, Priority, ProvisioningState, ResourceId, UNSETTLED, call,
+};
+
+/// The one version in which the network provider shows these NICs.
+pub(super) const NIC_API: &str = "2018-10-01";
+
+/// An instance's model, ready to be edited and sent back.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    etag: String,
+    /// As it came: parsed JSON would take several times the memory.
+    body: Vec<u8>,
+}
+
+impl Model {
+    pub(super) fn read(instance: &ResourceId, body: Vec<u8>) -> Result<Model, Error> {
+        let etag = parse(instance, &body)?["etag"].as_str().map(str::to_owned);
+        let etag = etag.ok_or_else(|| Error::Unexpected {
+            resource: instance.to_string(),
+            message: "it has no etag, without which it can't be written safely".to_owned(),
+        })?;
+        Ok(Model { etag, body })
+    }
+}
+
+/// Models that were read for something else, and that the write which mostly follows needn't read again. No longer than
+/// that: Compute's etags are small integers, and those of a machine that comes back under an old id start anew. A machine
+/// takes minutes to go and to come.
+#[derive(Debug, Default)]
+pub(super) struct Models(Mutex<HashMap<String, (Instant, Model)>>);
+
+const KEPT: Duration = Duration::from_secs(60);
+
+impl Models {
+    pub(super) fn keep(&self, instance: &ResourceId, model: Model) {
+        let mut all = self.all();
+        all.retain(|_, (read, _)| read.elapsed() < KEPT);
+        all.insert(instance.key(), (Instant::now(), model));
+    }
+
+    fn take(&self, instance: &ResourceId) -> Option<Model> {
+        self.all().remove(&instance.key()).filter(|(read, _)| read.elapsed() < KEPT).map(|(_, model)| model)
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, (Instant, Model)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Azure {
+    /// [`Azure::update`] of an instance's NIC. `known` is what is known of the NIC, under its lock.
+    pub(super) async fn update_through(
+        &self,
+        instance: &ResourceId,
+        id: &ResourceId,
+        known: &mut Known,
+        change: &Change,
+        priority: Priority,
+    ) -> Result<Arc<Nic>, Error> {
+        let mut call = call(Kind::Write, priority, instance);
+        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        let before = known.nic();
+        known.forget();
+        let reading = Call { kind: Kind::Read, ..call.clone() };
+        let model = match self.models.take(instance) {
+            Some(model) => model,
+            None => Model::read(instance, self.ask(&reading, instance, COMPUTE_API).await?.body)?,
+        };
+        let value = parse(instance, &model.body)?;
+        if !matches!(
+            ProvisioningState::read(&value["properties"]),
+            ProvisioningState::Succeeded | ProvisioningState::Failed
+        ) {
+            // Azure would end the operation under way, ours or somebody else's, in favour of this one.
+            return Err(Error::Busy {
+                resource: instance.to_string(),
+                message: "an operation on it is still under way".to_owned(),
+                retry_after: UNSETTLED,
+            });
+        }
+        call.region = value["location"].as_str().map(str::to_owned);
+        let body = edit(&value, id.name(), change)
+            .map_err(|source| Error::Nic { resource: id.to_string(), source })?;
+        let Some(body) = body else {
+            let document = self.read_nic(&reading, id).await?;
+            return Ok(self.nics.learn(known, document));
+        };
+        let url = self.url(instance, COMPUTE_API);
+        let sent = Some(body.to_string().into_bytes());
+        let accepted = match self.transport.send(&call, url.clone(), Some(&model.etag), sent).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if let Some(before) = before.filter(|_| error.left_all_as_it_was()) {
+                    known.learn(before);
+                }
+                return Err(error);
+            }
+        };
+        let started = Instant::now();
+        if let Some(operation) = Operation::of(&accepted, &url, &call)? {
+            operation.finish(&self.transport, &call, &url, &self.tracking).await?;
+        }
+        let nic = self.nics.learn(known, self.read_nic(&reading, id).await?);
+        info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
+        Ok(nic)
+    }
+
+    async fn ask(&self, call: &Call, id: &ResourceId, api_version: &str) -> Result<Answer, Error> {
+        self.transport.send(call, self.url(id, api_version), None, None).await
+    }
+}
+
+/// The NIC that an instance's model marks as primary, or its first if it marks none.
+pub(super) fn primary_nic(model: &Value) -> Option<&str> {
+    let nics = model["properties"]["networkProfile"]["networkInterfaces"].as_array()?;
+    let ids = || nics.iter().filter_map(|nic| nic["id"].as_str());
+    let primary = configurations(model)?.iter().find(|one| one["properties"]["primary"] == true);
+    let named = |id: &&str| {
+        let name = primary.and_then(|one| one["name"].as_str());
+        id.rsplit('/').next().zip(name).is_some_and(|(own, name)| own.eq_ignore_ascii_case(name))
+    };
+    ids().find(named).or_else(|| ids().next())
+}
+
+fn configurations(model: &Value) -> Option<&Vec<Value>> {
+    model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"].as_array()
+}
+
+/// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do.
+///
+/// No more than is needed: what is left out of a PUT of an instance stays (recorded), and sending the image's reference
+/// back would take the right to read images of Microsoft's (AKS#1819). The list of NICs is replaced as a whole, so it
+/// goes back as it came. The hardware profile is sent because the cloud provider, which writes instances likewise, sends
+/// it.
+fn edit(model: &Value, nic: &str, change: &Change) -> Result<Option<Value>, nic::Error> {
+    let lacks = |what| nic::Error::Lacks { what };
+    let all = configurations(model)
+        .ok_or(lacks("properties.networkProfileConfiguration.networkInterfaceConfigurations"))?;
+    let is_it = |one: &Value| one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(nic));
+    let index = all.iter().position(is_it).ok_or(lacks("the NIC's configuration"))?;
+    let after = nic::edit(&all[index], change, Form::Instance)?;
+    if after == all[index] {
+        return Ok(None);
+    }
+    let mut body = unchanged(model);
+    body["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"][index] =
+        named_primary(after);
+    Ok(Some(body))
+}
+
+/// The body of a write that changes nothing.
+pub(super) fn unchanged(model: &Value) -> Value {
+    let mut body = json!({
+        "location": model["location"],
+        "properties": { "networkProfileConfiguration": model["properties"]["networkProfileConfiguration"] },
+    });
+    if model["properties"]["hardwareProfile"].is_object() {
+        body["properties"]["hardwareProfile"] = model["properties"]["hardwareProfile"].clone();
+    }
+    body
+}
+
+/// The only ipConfiguration of a NIC needn't say that it is the primary one, as in recordings; of several one must.
+fn named_primary(mut configuration: Value) -> Value {
+    if let Some(all) = configuration["properties"]["ipConfigurations"].as_array_mut() {
+        let is_named = all.iter().any(|one| one["properties"]["primary"] == true);
+        if let Some(first) = all.first_mut().filter(|_| !is_named) {
+            first["properties"]["primary"] = json!(true);
+        }
+    }
+    configuration
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> Value {
+        let subnet =
+            "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/v/subnets/s";
+        let nic = |name: &str, primary: bool| {
+            json!({ "name": name, "properties": {
+                "primary": primary,
+                "enableAcceleratedNetworking": true,
+                "networkSecurityGroup": { "id": "/nsg" },
+                "aFieldOfTheFuture": [1, null],
+                "ipConfigurations": [
+                    { "name": "ipconfig1", "properties": {
+                        "subnet": { "id": subnet },
+                        "loadBalancerBackendAddressPools": [{ "id": "/lb/2" }, { "id": "/lb/1" }],
+                        "applicationSecurityGroups": [{ "id": "/asg" }],
+                    } },
+                ],
+            } })
+        };
+        json!({
+            "etag": "\"7\"",
+            "location": "westeurope",
+            "properties": {
+                "hardwareProfile": { "vmSize": "Standard_D4s_v5" },
+                "storageProfile": { "imageReference": { "id": "/galleries/g" } },
+                "networkProfile": { "networkInterfaces": [{ "id": "/x/second" }, { "id": "/x/First" }] },
+                "networkProfileConfiguration": {
+                    "networkInterfaceConfigurations": [nic("second", false), nic("first", true)] },
+            },
+        })
+    }
+
+    fn change(reserve: &[&str], release: &[&str]) -> Change {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Change { reserve: names(reserve), release: names(release), ..Change::default() }
+    }
+
+    #[test]
+    fn the_primary_nic_is_the_one_whose_configuration_says_so() {
+        assert_eq!(primary_nic(&model()), Some("/x/First"));
+    }
+
+    #[test]
+    fn only_what_is_needed_is_sent_and_the_rest_of_the_list_goes_back_as_it_came() {
+        let body = edit(&model(), "FIRST", &change(&["vnp-1"], &[])).unwrap().unwrap();
+        assert_eq!(body.as_object().unwrap().keys().collect::<Vec<_>>(), ["location", "properties"]);
+        let properties = body["properties"].as_object().unwrap();
+        assert_eq!(properties.keys().collect::<Vec<_>>(), ["hardwareProfile", "networkProfileConfiguration"]);
+        let list = configurations(&body).unwrap();
+        assert_eq!(list[0], configurations(&model()).unwrap()[0]);
+        let mut expected = configurations(&model()).unwrap()[1].clone();
+        let all = expected["properties"]["ipConfigurations"].as_array_mut().unwrap();
+        // Of several one has to be the primary one.
+        all[0]["properties"]["primary"] = json!(true);
+        let subnet = all[0]["properties"]["subnet"].clone();
+        all.push(json!({ "name": "vnp-1", "properties": {
+            "subnet": subnet,
+            "privateIPAddressVersion": "IPv4",
+            "primary": false,
+            "applicationSecurityGroups": [{ "id": "/asg" }],
+        } }));
+        assert_eq!(list[1], expected);
+    }
+
+    #[test]
+    fn what_is_done_already_needs_no_write() {
+        assert_eq!(edit(&model(), "first", &change(&[], &["vnp-1"])), Ok(None));
+    }
+
+    #[test]
+    fn a_block_or_a_chosen_address_is_nothing_an_instance_can_have() {
+        let block = Change { blocks: true, ..change(&["vnp-1"], &[]) };
+        assert!(matches!(edit(&model(), "first", &block), Err(nic::Error::NotOnInstance { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_is_used_once_and_not_for_long() {
+        let id: ResourceId =
+            "/subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0"
+                .parse()
+                .unwrap();
+        let model = Model::read(&id, model().to_string().into_bytes()).unwrap();
+        let models = Models::default();
+        models.keep(&id, model.clone());
+        assert!(models.take(&id).is_some() && models.take(&id).is_none());
+        models.keep(&id, model);
+        tokio::time::advance(KEPT).await;
+        assert!(models.take(&id).is_none());
+    }
+}
