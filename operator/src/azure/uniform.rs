@@ -146,7 +146,7 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
     model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"].as_array()
 }
 
-/// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do.
+/// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing to repair.
 ///
 /// No more than is needed: what is left out of a PUT of an instance stays (recorded), and sending the image's reference
 /// back would take the right to read images of Microsoft's (AKS#1819). The list of NICs is replaced as a whole, so it
@@ -159,7 +159,7 @@ fn edit(model: &Value, nic: &str, change: &Change) -> Result<Option<Value>, nic:
     let is_it = |one: &Value| one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(nic));
     let index = all.iter().position(is_it).ok_or(lacks("the NIC's configuration"))?;
     let after = nic::edit(&all[index], change, Form::Instance)?;
-    if after == all[index] {
+    if after == all[index] && !change.repair {
         return Ok(None);
     }
     let mut body = unchanged(model);
@@ -261,6 +261,8 @@ mod tests {
     #[test]
     fn what_is_done_already_needs_no_write() {
         assert_eq!(edit(&model(), "first", &change(&[], &["vnp-1"])), Ok(None));
+        let repair = Change { repair: true, ..Change::default() };
+        assert!(edit(&model(), "first", &repair).unwrap().is_some(), "Azure gave the last write up half-way");
     }
 
     #[test]
