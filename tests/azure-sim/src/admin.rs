@@ -45,6 +45,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/vms/{name}/upgrade", post(upgrade))
         .route("/internet", post(internet))
         .route("/premises", post(premises))
+        .route("/names", put(names))
         .route("/log", get(log).delete(clear_log))
         .route("/state", get(state))
         .route("/settings", patch(settings))
@@ -115,6 +116,14 @@ async fn internet(
 ) -> Result<Json<Value>, Error> {
     azure.join_internet(&netns, address, service.as_deref()).await?;
     Ok(done())
+}
+
+async fn names(
+    State(azure): Azured,
+    Json(names): Json<std::collections::BTreeMap<String, Ipv4Addr>>,
+) -> Json<Value> {
+    azure.set_names(names);
+    done()
 }
 
 async fn premises(State(azure): Azured, Json(premises): Json<Premises>) -> Result<Json<Value>, Error> {

@@ -3,6 +3,7 @@
 mod compute;
 mod deployment;
 mod network;
+mod peering;
 mod resource;
 mod scale_set;
 mod usages;

@@ -1,18 +1,20 @@
 //! Simulated Azure as a whole: the world behind a lock, faults, the log, the network; and what its admin may do to it.
 
 mod machine;
+mod outside;
 mod scale_set;
 
-use crate::fabric::{Fabric, probing};
+use crate::fabric::Fabric;
 use crate::fault::{Ending, Fault, Faults, Standing};
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::topology::{self, Network, mac};
-use crate::world::{Config, Gateway, World, new_etag};
+use crate::topology::{Network, mac};
+use crate::world::{Config, World, new_etag};
 use crate::{arm, entra, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
+pub use outside::Premises;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -102,17 +104,6 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 pub struct Peering {
     pub name: String,
-    pub prefixes: Vec<Ipv4Net>,
-}
-
-/// A network on premises to reach through a VNet's gateway: `POST /premises`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Premises {
-    /// The network namespace of its one host.
-    pub netns: String,
-    pub address: Ipv4Addr,
-    pub vnet: String,
     pub prefixes: Vec<Ipv4Net>,
 }
 
@@ -240,29 +231,6 @@ impl Azure {
         }
     }
 
-    /// Looks at the members of load balancers. Never returns.
-    pub(crate) async fn keep_watch(&self) {
-        loop {
-            let (asked, pause) = {
-                let world = lock(&self.world);
-                let pause = Duration::try_from_secs_f64(world.config.probe_seconds).unwrap_or_default();
-                (topology::probes(&world), pause.max(Duration::from_millis(50)))
-            };
-            let mut looks = tokio::task::JoinSet::new();
-            for (probe, threshold) in asked {
-                looks.spawn(async move {
-                    let up = probing::look(&probe).await;
-                    (probe, threshold, up)
-                });
-            }
-            let answers = looks.join_all().await;
-            if lock(&self.world).health.learn(&answers) {
-                self.follow().await;
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
     async fn follow(&self) {
         self.started.notify_one();
         if let Err(error) = self.program().await {
@@ -331,50 +299,6 @@ impl Azure {
                 fabric.unplug(&nic.to_lowercase()).await.map_err(Error::Network)?;
             }
         }
-        self.program().await
-    }
-
-    /// Joins a namespace as a host of the internet, maybe as one of an Azure service such as `Microsoft.Storage`.
-    ///
-    /// # Errors
-    /// Without a fabric, or when the namespace is missing.
-    pub async fn join_internet(
-        &self,
-        netns: &str,
-        address: Ipv4Addr,
-        service: Option<&str>,
-    ) -> Result<(), Error> {
-        let Some(fabric) = &self.fabric else {
-            return Err(Error::Conflict(
-                "the simulator runs without a network: start it with --fabric".into(),
-            ));
-        };
-        fabric.lock().await.join_internet(netns, address).await.map_err(Error::Network)?;
-        if let Some(service) = service {
-            lock(&self.world).services.insert(address, service.to_owned());
-        }
-        self.program().await
-    }
-
-    /// Gives a VNet a gateway to a network on premises, which has these prefixes and a namespace for its one host.
-    ///
-    /// # Errors
-    /// Without a fabric, or when the VNet or the namespace is missing.
-    pub async fn join_premises(&self, premises: &Premises) -> Result<(), Error> {
-        let Premises { netns, address, vnet, prefixes } = premises;
-        let Some(fabric) = &self.fabric else {
-            return Err(Error::Conflict(
-                "the simulator runs without a network: start it with --fabric".into(),
-            ));
-        };
-        let key = {
-            let world = lock(&self.world);
-            let wanted = format!("/{VNETS}/{vnet}").to_lowercase();
-            let key = world.vnets.keys().find(|key| key.ends_with(&wanted)).cloned();
-            key.ok_or_else(|| Error::NotFound(format!("VNet {vnet}")))?
-        };
-        fabric.lock().await.join_premises(netns, *address, &key).await.map_err(Error::Network)?;
-        lock(&self.world).gateways.insert(key, Gateway { prefixes: prefixes.clone() });
         self.program().await
     }
 

@@ -14,6 +14,7 @@ mod admin;
 mod arm;
 mod attachment;
 mod azure;
+mod dns;
 mod entra;
 mod fabric;
 mod fault;

@@ -2,6 +2,7 @@
 
 use crate::admin;
 use crate::azure::Azure;
+use crate::dns;
 use crate::fabric::{self, Fabric};
 use crate::http::{self, Service};
 use crate::proxy::Proxy;
@@ -11,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::task::JoinSet;
 
 /// A simulator that answers as long as it exists. What its admin may do are the methods of [`Azure`].
@@ -69,6 +70,17 @@ impl Sim {
                 .with_context(|| format!("listening on {address}:80"))?;
             sim.serve(listener, service);
         }
+        let resolver = (fabric::WIRE_SERVER, 53);
+        let datagrams = UdpSocket::bind(resolver).await.context("listening at the resolver's address")?;
+        let streams = TcpListener::bind(resolver).await.context("listening at the resolver's address")?;
+        let (one, other) = (sim.azure.clone(), sim.azure.clone());
+        sim.tasks.spawn(async move {
+            let ended =
+                tokio::try_join!(dns::serve_datagrams(datagrams, one), dns::serve_streams(streams, other));
+            if let Err(error) = ended {
+                tracing::error!("{error}");
+            }
+        });
         Ok(sim)
     }
 

@@ -1,5 +1,6 @@
 //! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always an argument.
 
+mod attached;
 mod scale_set;
 
 use crate::attachment;
@@ -136,6 +137,8 @@ pub(crate) struct World {
     pub(crate) scale_sets: BTreeMap<String, ScaleSet>,
     /// Hosts of the internet that belong to an Azure service, such as `Microsoft.Storage`.
     pub(crate) services: BTreeMap<Ipv4Addr, String>,
+    /// Records of private zones, by full name in lower case.
+    pub(crate) names: BTreeMap<String, Ipv4Addr>,
     pub(crate) health: Health,
     pub(crate) deployments: BTreeMap<String, Value>,
     /// By operation id.
@@ -158,6 +161,7 @@ impl World {
             gateways: BTreeMap::new(),
             scale_sets: BTreeMap::new(),
             services: BTreeMap::new(),
+            names: BTreeMap::new(),
             health: Health::default(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
@@ -434,76 +438,6 @@ impl World {
             }
         }
         Some(freed)
-    }
-
-    /// A resource by kind and id, whatever the letter case.
-    pub(crate) fn resource(&self, kind: Kind, id: &str) -> Option<&Value> {
-        self.resources.get(&id.to_lowercase()).filter(|(own, _)| *own == kind).map(|(_, document)| document)
-    }
-
-    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Value> {
-        self.resources.values().filter(move |(own, _)| *own == kind).map(|(_, document)| document)
-    }
-
-    /// The ipConfigurations of all NICs.
-    pub(crate) fn ip_configurations(&self) -> impl Iterator<Item = &Value> {
-        self.nics.values().flat_map(|nic| nic::ip_configurations(&nic.document))
-    }
-
-    /// The load balancer that has a backend pool.
-    pub(crate) fn balancer_of(&self, pool: &str) -> Option<&Value> {
-        let mut balancers = self.of_kind(Kind::LoadBalancer);
-        balancers.find(|balancer| {
-            resource::list(balancer, "backendAddressPools").iter().any(|own| has_id(own, pool))
-        })
-    }
-
-    /// The address a frontend of a load balancer has in its subnet.
-    pub(crate) fn frontend_address(&self, id: &str) -> Option<Ipv4Addr> {
-        let balancers = self.of_kind(Kind::LoadBalancer);
-        let mut frontends =
-            balancers.flat_map(|balancer| resource::list(balancer, "frontendIPConfigurations"));
-        nic::address(frontends.find(|frontend| has_id(frontend, id))?).map(|block| block.addr())
-    }
-
-    /// A route table takes one write at a time (kubernetes#88151); a newer write to anything else supersedes the older.
-    pub(crate) fn check_idle(&self, kind: Kind, id: &str, now: Instant) -> Result<(), Reply> {
-        let mut running = self.operations.values().filter(|operation| operation.is_in_progress());
-        match running.find(|operation| operation.resource.eq_ignore_ascii_case(id)) {
-            Some(operation) if kind == Kind::RouteTable => {
-                let message = format!(
-                    "Operation {} ({}) is updating resource {id}. The call can be retried in {} seconds.",
-                    operation.effect.name(),
-                    operation.id,
-                    (operation.ends - now).as_secs() + 1
-                );
-                Err(Reply::retryable("RetryableErrorDueToAnotherOperation", message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives an address to every public address that is due one: a static one when its write has ended, a dynamic one with
-    /// its first use.
-    pub(crate) fn give_public_addresses(&mut self) {
-        let is_due = |document: &Value| {
-            let properties = &document["properties"];
-            let is_static = properties["publicIPAllocationMethod"] == json!("Static");
-            let id = document["id"].as_str().unwrap_or_default();
-            properties["provisioningState"] == json!("Succeeded")
-                && !properties["ipAddress"].is_string()
-                && (is_static || attachment::user(self, Kind::PublicAddress, id).is_some())
-        };
-        let due: Vec<String> = self
-            .of_kind(Kind::PublicAddress)
-            .filter(|document| is_due(document))
-            .filter_map(|document| document["id"].as_str().map(str::to_lowercase))
-            .collect();
-        for key in due {
-            let Some((_, mut document)) = self.resources.get(&key).cloned() else { continue };
-            attachment::give_public_address(self, &mut document);
-            self.resources.insert(key, (Kind::PublicAddress, document));
-        }
     }
 
     /// The VM whose primary address this is: the metadata service answers to no other address.

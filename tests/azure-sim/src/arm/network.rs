@@ -1,6 +1,6 @@
 //! Microsoft.Network: network interfaces, virtual networks, subnets; the rest is in `resource`.
 
-use super::{Call, not_allowed, not_found, resource, unknown_type};
+use super::{Call, not_allowed, not_found, peering, resource, unknown_type};
 use crate::attachment;
 use crate::nic;
 use crate::operation::{Effect, Operation, retry_after};
@@ -53,6 +53,10 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
             let vnet = known_vnet(world, call)?;
             let subnets: Vec<Value> = vnet::subnets(vnet).iter().map(|s| shown_subnet(world, s)).collect();
             Ok(Reply::new(200, json!({ "value": subnets })))
+        }
+        ("GET" | "PUT" | "DELETE", ["virtualnetworks", _, "virtualnetworkpeerings", _]) => {
+            let vnet = known_vnet(world, call)?["id"].as_str().unwrap_or_default().to_owned();
+            peering::answer(world, call, &vnet)
         }
         ("GET", ["virtualnetworks", _, "virtualnetworkpeerings"]) => {
             let vnet = known_vnet(world, call)?;

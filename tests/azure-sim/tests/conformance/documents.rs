@@ -98,6 +98,10 @@ pub(crate) fn every_kind_of_answer_validates(folder: &Path) -> Result<(), Failed
     for code in [
         "AuthenticationFailed",
         "AuthorizationFailed",
+        "DnsRecordInUse",
+        "InUseNetworkSecurityGroupCannotBeDeleted",
+        "InUseRouteTableCannotBeDeleted",
+        "InvalidResourceReference",
         "IpConfigDeleteNotSupported",
         "LinkedAuthorizationFailed",
         "MissingApiVersionParameter",
@@ -110,10 +114,15 @@ pub(crate) fn every_kind_of_answer_validates(folder: &Path) -> Result<(), Failed
         "PrivateIPAddressIsAllocated",
         "PrivateIPAddressMissing",
         "PrivateIPAddressNotInSubnet",
+        "PublicIPAddressCannotBeDeleted",
+        "PublicIPAddressInUse",
         "ResourceGroupNotFound",
         "ResourceNotFound",
+        "RetryableError",
+        "RouteConflict",
         "SubnetIsFull",
         "SubscriptionRequestsThrottled",
+        "VnetAddressSpacesOverlap",
     ] {
         if !codes.contains_key(code) {
             wrong.push(format!("the story meets no {code}"));
@@ -246,6 +255,8 @@ async fn story() -> Vec<LogEntry> {
     client.put(&unplugged, &free_nic()).await;
     client.send("DELETE", &unplugged, &[], None).await.unwrap();
 
+    beside_nics(&client, &network, &nic, &held).await;
+
     // And one request too many.
     sim.set(&Settings { limits: Some(true), ..Settings::default() }).unwrap();
     while client.get(&nic).await.code() != "SubscriptionRequestsThrottled" {}
@@ -290,6 +301,93 @@ async fn scale_set_story(sim: &Sim, client: &Client) {
     client.send("DELETE", &path, &[], None).await.unwrap();
     client.put(&path, &body).await;
     client.send("DELETE", &format!("{set}?{compute}"), &[], None).await.unwrap();
+}
+
+/// Route tables, security groups, public addresses, load balancers, peerings: each written, used, read, refused, deleted.
+async fn beside_nics(client: &Client, network: &str, nic: &str, held: &Value) {
+    let at = |resource: &str| format!("{network}/{resource}?api-version=2024-03-01");
+    let id = |resource: &str| json!({ "id": format!("{network}/{resource}") });
+    let with = |properties: Value| json!({ "location": "westeurope", "properties": properties });
+    let standard = |properties: Value| json!({ "location": "westeurope", "sku": { "name": "Standard" }, "properties": properties });
+    let route = |name: &str, prefix: &str| {
+        json!({ "name": name, "properties": { "addressPrefix": prefix, "nextHopType": "VirtualAppliance",
+            "nextHopIpAddress": "10.240.0.9" } })
+    };
+    let table = at("routeTables/t");
+    client.put(&table, &with(json!({ "routes": [route("a", "10.1.0.0/24")] }))).await;
+    client.put(&at("routeTables/t/routes/b"), &route("b", "10.1.1.0/24")).await;
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    client.put(&at("routeTables/t/routes/b"), &route("b", "10.1.1.0/24")).await;
+    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    client.put(&at("routeTables/t/routes/c"), &route("c", "10.1.0.0/24")).await;
+    client.get(&at("routeTables/t/routes/b")).await;
+    client.get(&at("routeTables/t/routes")).await;
+    client.send("DELETE", &at("routeTables/t/routes/b"), &[], None).await.unwrap();
+    client.put(&at("networkSecurityGroups/g"), &with(json!({}))).await;
+    client.put(&at("applicationSecurityGroups/web"), &with(json!({}))).await;
+    let subnet = with(json!({ "addressPrefix": "10.240.32.0/28", "routeTable": id("routeTables/t"),
+        "networkSecurityGroup": id("networkSecurityGroups/g") }));
+    client.put(&at("virtualNetworks/vnet/subnets/steered"), &subnet).await;
+    let lost = with(json!({ "addressPrefix": "10.240.33.0/28", "routeTable": id("routeTables/lost") }));
+    client.put(&at("virtualNetworks/vnet/subnets/lost"), &lost).await;
+    client.get(&table).await;
+    client.send("DELETE", &table, &[], None).await.unwrap();
+    client.send("DELETE", &at("networkSecurityGroups/g"), &[], None).await.unwrap();
+    let labelled =
+        json!({ "publicIPAllocationMethod": "Static", "dnsSettings": { "domainNameLabel": "shop" } });
+    for name in ["front", "one"] {
+        client.put(&at(&format!("publicIPAddresses/{name}")), &standard(labelled.clone())).await;
+    }
+    client
+        .put(&at("publicIPAddresses/one"), &standard(json!({ "publicIPAllocationMethod": "Static" })))
+        .await;
+    let balancer = json!({
+        "frontendIPConfigurations": [
+            { "name": "out", "properties": { "publicIPAddress": id("publicIPAddresses/front") } },
+            { "name": "in", "properties": { "subnet": id("virtualNetworks/vnet/subnets/nodes") } },
+        ],
+        "backendAddressPools": [{ "name": "pool" }, { "name": "outbound" }],
+        "probes": [{ "name": "probe", "properties": { "protocol": "Tcp", "port": 80 } }],
+        "loadBalancingRules": [{ "name": "web", "properties": { "protocol": "Tcp", "frontendPort": 80, "backendPort": 80,
+            "frontendIPConfiguration": id("loadBalancers/lb/frontendIPConfigurations/in"),
+            "backendAddressPool": id("loadBalancers/lb/backendAddressPools/pool"),
+            "probe": id("loadBalancers/lb/probes/probe") } }],
+        "outboundRules": [{ "name": "all", "properties": { "protocol": "All",
+            "frontendIPConfigurations": [id("loadBalancers/lb/frontendIPConfigurations/out")],
+            "backendAddressPool": id("loadBalancers/lb/backendAddressPools/outbound") } }],
+    });
+    client.put(&at("loadBalancers/lb"), &standard(balancer)).await;
+    let mut attached = held.clone();
+    let configurations = attached["properties"]["ipConfigurations"].as_array_mut().unwrap();
+    configurations.push(json!({ "name": "vnp-attached", "properties": {} }));
+    let last = configurations.len() - 1;
+    let mut attach = async |field: &str, value: Value| {
+        attached["properties"]["ipConfigurations"][last]["properties"][field] = value;
+        client.put(nic, &attached).await;
+    };
+    attach("publicIPAddress", id("publicIPAddresses/lost")).await;
+    attach("publicIPAddress", id("publicIPAddresses/front")).await;
+    attach("publicIPAddress", id("publicIPAddresses/one")).await;
+    attach("loadBalancerBackendAddressPools", json!([id("loadBalancers/lb/backendAddressPools/outbound")]))
+        .await;
+    attach("loadBalancerBackendAddressPools", json!([id("loadBalancers/lb/backendAddressPools/pool")])).await;
+    for resource in ["loadBalancers/lb", "loadBalancers/lb/backendAddressPools/pool", "publicIPAddresses/one"]
+    {
+        client.get(&at(resource)).await;
+        client.send("DELETE", &at(resource), &[], None).await.unwrap();
+    }
+    client.put(nic, held).await;
+    client.send("DELETE", &at("publicIPAddresses/one"), &[], None).await.unwrap();
+    let far = with(json!({ "addressSpace": { "addressPrefixes": ["10.60.0.0/16"] } }));
+    client.put(&at("virtualNetworks/far"), &far).await;
+    for (from, to) in [("vnet", "far"), ("far", "vnet"), ("vnet", "vnet"), ("vnet", "lost")] {
+        let peering =
+            json!({ "properties": { "remoteVirtualNetwork": id(&format!("virtualNetworks/{to}")) } });
+        client.put(&at(&format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}")), &peering).await;
+    }
+    client.get(&at("virtualNetworks/vnet/virtualNetworkPeerings/far")).await;
+    client.send("DELETE", &at("virtualNetworks/far/virtualNetworkPeerings/vnet"), &[], None).await.unwrap();
+    client.get(&at("virtualNetworks/vnet")).await;
 }
 
 fn free_nic() -> Value {

@@ -1,13 +1,15 @@
 //! What a machine does: this binary, started again inside a network namespace.
 
+use simple_dns::rdata::RData;
+use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, TYPE};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// Where the machines listen.
 const PORT: u16 = 9000;
 
-/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, `serve PORT`, `fetch FROM TO PORT`, or `http METHOD PATH` with the body on standard
+/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, `serve PORT`, `fetch FROM TO PORT`, `resolve FROM NAME`, or `http METHOD PATH` with the body on standard
 /// input.
 pub(crate) fn run(arguments: &[String]) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -21,6 +23,7 @@ pub(crate) fn run(arguments: &[String]) {
         ["reach", from, to] => reach(from.parse().unwrap(), to.parse().unwrap()),
         ["serve", port] => serve(port.parse().unwrap()),
         ["fetch", from, to, port] => fetch(from, &format!("{to}:{port}")),
+        ["resolve", from, name] => resolve(from, name),
         ["http", method, path] => http(method, path),
         other => panic!("no such probe: {other:?}"),
     }
@@ -65,6 +68,31 @@ fn fetch(from: &str, to: &str) {
     let output =
         std::process::Command::new("curl").args(timeout).arg(format!("http://{to}/")).output().unwrap();
     print!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Asks the resolver for an address and prints what it says.
+fn resolve(from: &str, name: &str) {
+    let resolver = ("168.63.129.16", 53);
+    let mut query = Packet::new_query(7);
+    let name = Name::new(name).unwrap();
+    query.questions.push(Question::new(name, QTYPE::TYPE(TYPE::A), QCLASS::CLASS(CLASS::IN), false));
+    let query = query.build_bytes_vec().unwrap();
+    let socket = UdpSocket::bind((from, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket.send_to(&query, resolver).unwrap();
+    let mut buffer = [0; 1500];
+    let Ok(length) = socket.recv(&mut buffer) else { return print!("no answer") };
+    let mut stream = TcpStream::connect(resolver).unwrap();
+    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).unwrap();
+    stream.write_all(&query).unwrap();
+    let mut over_tcp = vec![0; 2 + length];
+    stream.read_exact(&mut over_tcp).unwrap();
+    assert_eq!(buffer[..length], over_tcp[2..]);
+    let reply = Packet::parse(&buffer[..length]).unwrap();
+    match reply.answers.first().map(|answer| &answer.rdata) {
+        Some(RData::A(address)) => print!("{}", Ipv4Addr::from(address.address)),
+        _ => print!("{:?}", reply.rcode()),
+    }
 }
 
 /// One request to ARM; prints the body of the answer.

@@ -251,6 +251,20 @@ impl Stage {
         assert_eq!(answer["properties"]["provisioningState"], "Updating", "{answer}");
     }
 
+    /// A write to a machine's NIC that is over when this returns.
+    pub(crate) fn put_nic_now(&self, machine: &str, nic: &Value) {
+        self.quicken();
+        let answer = self.arm(machine, "PUT", Some(nic));
+        assert!(answer["error"].is_null(), "{answer}");
+        self.wait_for_write(machine);
+    }
+
+    /// What the resolver says of a name, over UDP and over TCP, which must be the same.
+    pub(crate) fn resolve(&self, machine: &str, from: &str, name: &str) -> String {
+        let output = self.probe(machine, &["resolve", from, name]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     pub(crate) fn wait_for_write(&self, machine: &str) {
         let deadline = Instant::now() + PATIENCE;
         while self.get_nic(machine)["properties"]["provisioningState"] != "Succeeded" {

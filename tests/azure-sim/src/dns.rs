@@ -1,0 +1,85 @@
+//! What the resolver at 168.63.129.16 answers: private zones, the machines' own names, public addresses with a label. Only
+//! addresses (A); of a name it doesn't know it says so. The answers are pure, the sockets are at the end.
+
+use crate::azure::Azure;
+use crate::nic;
+use crate::resource::Kind;
+use crate::world::World;
+use simple_dns::rdata::{A, RData};
+use simple_dns::{CLASS, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
+
+/// How long a resolver may remember.
+const TTL: u32 = 10;
+
+/// The answer to one message; nothing to what isn't a question.
+pub(crate) fn answer(world: &World, message: &[u8]) -> Option<Vec<u8>> {
+    let question = Packet::parse(message).ok()?;
+    let asked = question.questions.first()?.clone();
+    let name = asked.qname.to_string().to_lowercase();
+    let known = address(world, name.trim_end_matches('.'));
+    let mut reply = question.into_reply();
+    reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::RECURSION_DESIRED);
+    match known {
+        None => *reply.rcode_mut() = RCODE::NameError,
+        Some(address) if matches!(asked.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY) => {
+            let data = RData::A(A { address: address.into() });
+            reply.answers.push(ResourceRecord::new(asked.qname, CLASS::IN, TTL, data));
+        }
+        Some(_) => {}
+    }
+    reply.build_bytes_vec().ok()
+}
+
+fn address(world: &World, name: &str) -> Option<Ipv4Addr> {
+    let of_machine = || {
+        world.nics.values().find_map(|nic| {
+            let suffix =
+                nic.document.pointer("/properties/dnsSettings/internalDomainNameSuffix")?.as_str()?;
+            let machine = nic::vm_id(&nic.document)?.rsplit('/').next()?;
+            let is_it = name.eq_ignore_ascii_case(&format!("{machine}.{suffix}"));
+            is_it.then(|| nic::primary(&nic.document).and_then(nic::address))?.map(|block| block.addr())
+        })
+    };
+    let of_label = || {
+        world.of_kind(Kind::PublicAddress).map(|address| &address["properties"]).find_map(|properties| {
+            let is_it = properties["dnsSettings"]["fqdn"].as_str()?.eq_ignore_ascii_case(name);
+            is_it.then(|| properties["ipAddress"].as_str()?.parse().ok())?
+        })
+    };
+    world.names.get(name).copied().or_else(of_machine).or_else(of_label)
+}
+
+/// Answers over UDP until the task is aborted.
+pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io::Result<()> {
+    let mut buffer = [0; 1500];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        if let Some(reply) = azure.resolve(&buffer[..length]) {
+            // The asker may be gone again.
+            drop(socket.send_to(&reply, from).await);
+        }
+    }
+}
+
+/// Answers over TCP, each message with its length before it, until the task is aborted.
+pub(crate) async fn serve_streams(listener: TcpListener, azure: Arc<Azure>) -> io::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        let azure = azure.clone();
+        tokio::spawn(async move {
+            while let Ok(length) = stream.read_u16().await {
+                let mut message = vec![0; usize::from(length)];
+                stream.read_exact(&mut message).await?;
+                let Some(reply) = azure.resolve(&message) else { break };
+                stream.write_u16(u16::try_from(reply.len()).unwrap_or(u16::MAX)).await?;
+                stream.write_all(&reply).await?;
+            }
+            io::Result::Ok(())
+        });
+    }
+}
