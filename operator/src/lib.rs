@@ -25,13 +25,14 @@ mod node;
 pub mod planner;
 mod pool;
 pub mod preflight;
+mod shortage;
 pub mod telemetry;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -48,7 +49,8 @@ use cluster::{Caller, Calls, Cluster};
 use events::Events;
 use leader::{Candidate, Lost};
 use metrics::Metrics;
-use network::{Networks, News};
+use network::{Free, Networks, News};
+use shortage::Shortages;
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
@@ -117,9 +119,12 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let (cluster, caller, calls, watches) = Cluster::watch(&client);
     let networks = Arc::new(Networks::new(azure.clone()));
     spawn(&mut tasks, "watches", watches);
-    spawn(&mut tasks, "networks", refresh(networks.clone(), cluster.clone(), caller));
+    let shortages = Arc::new(Mutex::new(Shortages::default()));
+    let news = refresh(networks.clone(), cluster.clone(), caller.clone(), shortages.clone());
+    spawn(&mut tasks, "networks", news);
     let events = Events::new(client.clone(), &config.identity);
-    let ctx = Arc::new(node::Context::new(client, azure, cluster, networks, events, metrics));
+    let ctx =
+        Arc::new(node::Context::new(client, azure, cluster, networks, events, metrics, (caller, shortages)));
 
     let outcome = {
         let mut control = pin!(control(ctx, calls, stopped));
@@ -163,14 +168,28 @@ async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
 }
 
 /// Has the nodes of a subnet looked at again when the network around it has changed, and its pools when it has become fuller
-/// or emptier.
-async fn refresh(networks: Arc<Networks>, cluster: Cluster, caller: Caller) {
+/// or emptier. One that had run out is tried again when there seems to be room in it.
+async fn refresh(
+    networks: Arc<Networks>,
+    cluster: Cluster,
+    caller: Caller,
+    shortages: Arc<Mutex<Shortages>>,
+) {
     let in_use = || {
         let allocations = cluster.allocations().state();
         let subnets = allocations.iter().flat_map(|one| one.spec.interfaces.iter().map(|nic| &nic.subnet.id));
         subnets.filter_map(|id| id.parse().ok()).collect()
     };
     let changed = |subnet: &azure::ResourceId, news: News| {
+        let has_room = || {
+            let free = networks.subnet(subnet).map(|subnet| subnet.free);
+            matches!(free, Some(Free::Told(count)) if count > 0)
+        };
+        if news == News::Network || has_room() {
+            let mut shortages = shortages.lock().unwrap_or_else(PoisonError::into_inner);
+            let calls = shortages.try_now(&subnet.as_str().to_ascii_lowercase(), None, Instant::now());
+            calls.iter().for_each(|node| caller.allocation(node));
+        }
         let mut pools = BTreeSet::new();
         for allocation in cluster.allocations().state() {
             let mut subnets = allocation.spec.interfaces.iter().map(|interface| &interface.subnet.id);

@@ -7,6 +7,7 @@
 pub mod admit;
 mod apply;
 mod facts;
+mod growth;
 mod memory;
 mod observe;
 mod recheck;
@@ -14,7 +15,7 @@ mod report;
 mod setback;
 mod vacate;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -29,11 +30,12 @@ use vnetpool_crds::NodeIPAllocation;
 
 use crate::Stop;
 use crate::azure::{self, Azure};
-use crate::cluster::Cluster;
+use crate::cluster::{Caller, Cluster};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
 use crate::planner::{self, Plan};
+use crate::shortage::Shortages;
 use memory::{Memories, Memory};
 use observe::{Obstacle, Seen};
 use setback::{Setback, Stage};
@@ -46,6 +48,10 @@ pub struct Context {
     pub networks: Arc<Networks>,
     pub events: Events,
     pub metrics: Arc<Metrics>,
+    /// Has nodes looked at again.
+    caller: Caller,
+    /// Subnets that have run out of addresses.
+    shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
     started: Instant,
     memories: Memories,
@@ -59,6 +65,7 @@ impl Context {
         networks: Arc<Networks>,
         events: Events,
         metrics: Arc<Metrics>,
+        (caller, shortages): (Caller, Arc<Mutex<Shortages>>),
     ) -> Context {
         Context {
             client,
@@ -67,6 +74,8 @@ impl Context {
             networks,
             events,
             metrics,
+            caller,
+            shortages,
             started: Instant::now(),
             memories: Memories::default(),
         }
@@ -250,12 +259,13 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
     (round.seen, round.plan) = (None, None);
     let now = Instant::now();
     let seen = observe::observe(ctx, &round.allocation, node, memory, now).await.map_err(Error::Find)?;
-    let Some(seen) = seen else { return Ok(()) };
+    let Some(mut seen) = seen else { return Ok(()) };
     let plan = planner::plan(&seen.observed);
+    let plan = growth::limited(ctx, &round.allocation, &mut seen, plan, memory, now);
     memory.note(&plan, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
-        Stage::Write { .. } => plan.grows || plan.releases || plan.repairs,
+        Stage::Write => plan.grows || plan.releases || plan.repairs,
     });
     (round.seen, round.plan) = (Some(seen), Some(plan));
     Ok(())
@@ -305,7 +315,8 @@ fn wait(
     let unsettled = round.seen.as_ref().is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED);
     // While the last write was under way, more may have come to do.
     let at_once = round.wants_write().then_some(Duration::ZERO);
-    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again];
+    let turn = round.seen.as_ref().and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now));
+    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again, turn];
     sooner.into_iter().flatten().fold(next_look, Duration::min)
 }
 

@@ -18,6 +18,7 @@ mod networks;
 mod operations;
 mod operator;
 mod refused;
+mod shortage;
 mod stage;
 
 use anyhow::Result;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         networks::TESTS,
         operations::TESTS,
         refused::TESTS,
+        shortage::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -15,7 +15,7 @@ use vnetpool_crds::names;
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use super::{Context, Error};
+use super::{Context, Error, growth};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
@@ -48,11 +48,12 @@ pub async fn write_nic(
         seen.observed.held.iter().filter(|one| change.release.contains(&one.name)).cloned().collect();
     let result = ctx.azure.update(&id, &change, plan.priority).await;
     let now = Instant::now();
+    growth::written(ctx, &node.name_any(), seen, plan, &released, result.as_ref().map(|_| ()));
     match result {
         Ok(nic) => {
             ctx.metrics.nic_written("ok");
             memory.nic_known = Some(now);
-            memory.setback = memory.setback.take().and_then(|setback| setback.after_success(now));
+            memory.setback = None;
             let (held, reserved) = (count(&nic.ip_configurations), plan.change.reserve * grain);
             info!(reserved, released = count(&released), held, nic = %id, "NIC written");
             let about = [node.object_ref(&()), allocation.object_ref(&())];
@@ -66,8 +67,7 @@ pub async fn write_nic(
         }
         Err(error) => {
             ctx.metrics.nic_written(error.reason());
-            let stage = Stage::Write { reserve: plan.change.reserve };
-            memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
+            memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Write, &error, now));
             Err(error)
         }
     }

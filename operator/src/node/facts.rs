@@ -137,7 +137,7 @@ fn reserved(facts: &Facts, found: bool) -> Says {
     // A re-check of a NIC that failed is no news while the node has what it needs.
     let matters = |setback: &&Setback| {
         setback.needs_change
-            || matches!(setback.stage, Stage::Write { .. })
+            || matches!(setback.stage, Stage::Write)
             || facts.plan.is_none_or(|plan| plan.grows)
     };
     if let Some(setback) = facts.setback.filter(matters) {
@@ -166,7 +166,7 @@ fn reserved(facts: &Facts, found: bool) -> Says {
 
 /// A subnet may have many free addresses and yet no block of them.
 fn of_blocks(facts: &Facts, setback: &Setback) -> &'static str {
-    if setback.growth_only && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
+    if setback.in_subnet && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
         " In mode Prefix 16 free addresses in a row are needed, the first a multiple of 16: single addresses in use scattered          over the subnet leave none. Use a subnet for the pool alone, or mode Address."
     } else {
         ""

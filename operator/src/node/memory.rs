@@ -1,14 +1,17 @@
 //! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests, nothing more.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
+use super::growth;
 use super::setback::Setback;
 use crate::planner::Plan;
+use crate::shortage::Said;
 
 /// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at once.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Memory {
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
+    /// What an operator before this one has found of the subnet, until it has been looked into.
+    pub recalled: Option<Said>,
     /// UID and generation of the pool that served the node when last looked.
     pool: Option<(Option<String>, Option<i64>)>,
     /// Since when the agent lags behind `spec`.
@@ -54,6 +59,7 @@ impl Memory {
             growth_since: None,
             release_since: None,
             setback: None,
+            recalled: growth::recalled(allocation),
             pool: None,
             behind_since: None,
             reported: None,
@@ -105,12 +111,18 @@ impl Memory {
 
     /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it may be the change
     /// that was waited for, and whoever made it is looking.
-    pub fn served_by(&mut self, pool: Option<&NodeIPPool>, now: Instant) {
+    /// Gives a number that stands for that edit.
+    pub fn served_by(&mut self, pool: Option<&NodeIPPool>, now: Instant) -> Option<u64> {
         let pool = pool.map(|pool| (pool.uid(), pool.metadata.generation));
-        let is_edited = std::mem::replace(&mut self.pool, pool.clone()) != pool;
-        if let Some(setback) = self.setback.as_mut().filter(|setback| is_edited && setback.needs_change) {
+        let before = std::mem::replace(&mut self.pool, pool.clone());
+        if before == pool {
+            return None;
+        }
+        if let Some(setback) = self.setback.as_mut().filter(|setback| setback.needs_change) {
             setback.until = setback.until.min(now);
         }
+        // The first pool that is seen is no edit.
+        before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))
     }
 
     /// Starts and stops the clocks that the planner asks for.
@@ -241,7 +253,7 @@ mod tests {
         memory.served_by(Some(&pool(1)), now);
         let denied =
             crate::azure::Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
-        memory.setback = Some(Setback::after(None, Stage::Write { reserve: 4 }, &denied, now));
+        memory.setback = Some(Setback::after(None, Stage::Write, &denied, now));
         let holds = |memory: &Memory| memory.setback.as_ref().unwrap().holds(now);
         memory.served_by(Some(&pool(1)), now);
         assert!(holds(&memory));

@@ -10,6 +10,7 @@ use tracing::warn;
 use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
 use vnetpool_crds::{NodeIPPool, condition, names};
 
+use super::growth;
 use super::memory::Memory;
 use super::{Context, recheck};
 use crate::azure::{
@@ -37,6 +38,8 @@ pub struct Seen {
     pub is_read: bool,
     /// A write to the NIC is under way that isn't ours.
     pub is_unsettled: bool,
+    /// When to look again because the subnet holds growth back; `None` if it doesn't, or the node will be called.
+    pub turn: Option<Instant>,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
 }
@@ -60,8 +63,10 @@ pub async fn observe(
     now: Instant,
 ) -> Result<Option<Seen>, azure::Error> {
     let pool = ctx.cluster.pool_of(node);
-    memory.served_by(pool.as_deref(), now);
     let spec = &allocation.spec;
+    if let Some(edit) = memory.served_by(pool.as_deref(), now) {
+        growth::edited(ctx, spec, edit, now);
+    }
     let mut observed = from_cluster(ctx, allocation, node, memory, now);
     let vm = match VmId::from_provider_id(kept::provider_id(node)) {
         Ok(vm) => vm,
@@ -77,11 +82,7 @@ pub async fn observe(
     let is_new = spec.interfaces.is_empty()
         || Some(&spec.node_uid) != node.metadata.uid.as_ref()
         || spec.boot_id != kept::boot_id(node);
-    let holding = memory.setback.as_ref().filter(|setback| setback.holds(now));
-    if let Some(setback) = holding {
-        observed.may_reserve = 0;
-        observed.may_write = setback.growth_only;
-    }
+    observed.may_write = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
     if (is_new || memory.must_read) && !observed.may_write {
         return Ok(None);
     }
@@ -140,6 +141,7 @@ pub async fn observe(
         observed,
         is_read: nic.is_some(),
         is_unsettled,
+        turn: None,
     }))
 }
 
@@ -153,6 +155,7 @@ impl Seen {
             observed,
             is_read: false,
             is_unsettled: false,
+            turn: None,
             left: vec![],
         }
     }
@@ -184,7 +187,7 @@ fn from_cluster(
         bound_still_for: since(bound_changed).unwrap_or(Duration::MAX),
         growth_wanted_for: since(memory.growth_since).unwrap_or_default(),
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
-        may_reserve: memory.setback.as_ref().map_or(u32::MAX, |setback| setback.may_reserve),
+        may_reserve: u32::MAX,
         may_write: true,
     }
 }

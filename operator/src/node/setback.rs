@@ -11,8 +11,8 @@ use crate::azure::{Error, Remedy};
 pub enum Stage {
     /// Finding the node's VM and NIC and reading them.
     Find,
-    /// Writing the NIC, with so many addresses to reserve.
-    Write { reserve: u32 },
+    /// Writing the NIC.
+    Write,
 }
 
 /// An error that still counts.
@@ -27,10 +27,9 @@ pub struct Setback {
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
-    /// What it takes to get on is in the subnet, so it holds back growth but no release: that may even help.
-    pub growth_only: bool,
-    /// How many to reserve at most next time: a write that asks for more than the subnet has gets nothing at all.
-    pub may_reserve: u32,
+    /// What it takes to get on is in the subnet. When the node may grow is then decided for all of that subnet's nodes, see
+    /// [`crate::shortage`]; nothing else is held up.
+    pub in_subnet: bool,
     /// How often in a row.
     strikes: u32,
 }
@@ -47,21 +46,16 @@ impl Setback {
         let reason = error.reason();
         let strikes = last.filter(|last| last.reason == reason).map_or(0, |last| last.strikes + 1);
         let doubled = |wait: Duration, longest| (wait * 2_u32.pow(strikes.min(6))).min(longest).max(wait);
-        let full = matches!(error, Error::SubnetFull { .. });
-        let may_reserve = match stage {
-            Stage::Write { reserve } if full => (reserve / 2).max(1),
-            Stage::Write { .. } | Stage::Find => last.map_or(u32::MAX, |last| last.may_reserve),
-        };
-        let tries_less = matches!(stage, Stage::Write { reserve } if full && reserve > 1);
+        let in_subnet = matches!(error, Error::SubnetFull { .. });
         let (wait, needs_change) = match error.remedy() {
             // Azure names no time for an operation that it gave up; what keeps failing is tried ever less often.
             Remedy::RetryAfter(wait) if matches!(error, Error::Failed { .. }) => {
                 (doubled(wait, LONGEST), false)
             }
             Remedy::RetryAfter(wait) => (wait, false),
-            Remedy::WaitForChange { .. } if tries_less => (AT_ONCE, true),
             // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be quick.
             Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
+            Remedy::WaitForChange { .. } if in_subnet => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
@@ -72,21 +66,9 @@ impl Setback {
             until: now + wait,
             needs_change,
             is_gone: matches!(error, Error::NotFound { .. }),
-            growth_only: full,
-            may_reserve,
+            in_subnet,
             strikes,
         }
-    }
-
-    /// What is left of it after a write that succeeded: nothing, unless that was a smaller one than is wanted. Then the
-    /// next may be twice as large.
-    pub fn after_success(self, now: Instant) -> Option<Setback> {
-        (self.may_reserve != u32::MAX).then(|| Setback {
-            until: now,
-            may_reserve: self.may_reserve.saturating_mul(2),
-            strikes: 0,
-            ..self
-        })
     }
 
     pub fn holds(&self, now: Instant) -> bool {
@@ -109,11 +91,11 @@ mod tests {
     #[test]
     fn a_denied_node_waits_longer_each_time_but_not_forever() {
         let now = Instant::now();
-        let mut setback = Setback::after(None, Stage::Write { reserve: 8 }, &denied(), now);
+        let mut setback = Setback::after(None, Stage::Write, &denied(), now);
         let first = setback.until - now;
-        assert!(setback.needs_change && !setback.growth_only);
+        assert!(setback.needs_change && !setback.in_subnet);
         for _ in 0..20 {
-            setback = Setback::after(Some(&setback), Stage::Write { reserve: 8 }, &denied(), now);
+            setback = Setback::after(Some(&setback), Stage::Write, &denied(), now);
         }
         assert!(setback.until - now > first);
         assert_eq!(setback.until - now, LONGEST);
@@ -135,30 +117,19 @@ mod tests {
     }
 
     #[test]
-    fn a_full_subnet_is_asked_for_half_until_it_has_none_at_all() {
+    fn a_full_subnet_is_said_and_holds_nothing_up_here() {
         let now = Instant::now();
-        let mut asked = vec![];
-        let mut setback: Option<Setback> = None;
-        loop {
-            let reserve = 10.min(setback.as_ref().map_or(u32::MAX, |last| last.may_reserve));
-            asked.push(reserve);
-            let next = Setback::after(setback.as_ref(), Stage::Write { reserve }, &full(), now);
-            assert!(next.growth_only && next.needs_change);
-            if next.until - now > AT_ONCE {
-                break;
-            }
-            setback = Some(next);
-        }
-        assert_eq!(asked, [10, 5, 2, 1]);
+        let setback = Setback::after(None, Stage::Write, &full(), now);
+        assert!(setback.in_subnet && setback.needs_change && !setback.holds(now));
     }
 
     #[test]
-    fn a_smaller_write_that_succeeds_is_followed_by_a_larger_one() {
+    fn what_azure_keeps_giving_up_is_tried_ever_less_often() {
         let now = Instant::now();
-        let setback = Setback::after(None, Stage::Write { reserve: 10 }, &full(), now);
-        assert_eq!(setback.may_reserve, 5);
-        let next = setback.after_success(now).unwrap();
-        assert_eq!((next.may_reserve, next.holds(now)), (10, false));
-        assert_eq!(Setback::after(None, Stage::Find, &denied(), now).after_success(now), None);
+        let failed = Error::Failed { resource: "r".into(), code: "c".into(), message: "m".into() };
+        let first = Setback::after(None, Stage::Write, &failed, now);
+        let second = Setback::after(Some(&first), Stage::Write, &failed, now);
+        assert!(!first.needs_change && first.holds(now));
+        assert_eq!(second.until - now, 2 * (first.until - now));
     }
 }

@@ -7,7 +7,7 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::memory::Memory;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Next, apply, report};
+use super::{Context, Error, Next, apply, growth, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
@@ -48,6 +48,7 @@ pub(super) async fn vacate(
     }
     memory.setback = None;
     let Some(vm) = in_use else {
+        growth::gone(ctx, allocation);
         apply::delete(ctx, allocation).await?;
         return Ok(Next::Gone);
     };

@@ -63,6 +63,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         observed,
         is_read: true,
         is_unsettled: false,
+        turn: None,
         left: vec![],
     };
     Story { allocation, seen: Some(seen), setback: None, behind_for: Duration::ZERO }
@@ -110,7 +111,7 @@ fn full_subnet() -> Error {
 
 #[test]
 fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
-    let mut story = story(0, 4, 255, json!({})).failed(Stage::Write { reserve: 1 }, full_subnet());
+    let mut story = story(0, 4, 255, json!({})).failed(Stage::Write, full_subnet());
     assert!(!story.says(RESERVED).1.contains("in a row"));
     story.seen.as_mut().unwrap().observed.grain = 16;
     let (reserved, message) = story.says(RESERVED);
@@ -135,7 +136,7 @@ fn a_node_that_grows_is_not_ready_yet() {
 
 #[test]
 fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
-    let story = story(8, 40, 255, json!({"assigned": 8})).failed(Stage::Write { reserve: 40 }, denied());
+    let story = story(8, 40, 255, json!({"assigned": 8})).failed(Stage::Write, denied());
     let (reserved, message) = story.says(RESERVED);
     assert_eq!(reserved, "False PermissionDenied");
     assert!(message.contains("networkInterfaces/write") && message.contains("Grant"));
@@ -145,8 +146,7 @@ fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
 
 #[test]
 fn a_node_with_a_free_address_is_not_full_whatever_azure_says() {
-    let story = story(8, 4, 255, json!({"assigned": 4, "free": 4}))
-        .failed(Stage::Write { reserve: 4 }, full_subnet());
+    let story = story(8, 4, 255, json!({"assigned": 4, "free": 4})).failed(Stage::Write, full_subnet());
     assert_eq!(story.says(RESERVED).0, "False SubnetFull");
     assert_eq!(story.says(FULL).0, "False NotFull");
 }
@@ -224,7 +224,7 @@ fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
 
 #[test]
 fn an_error_makes_one_event_however_often_it_is_said_again() {
-    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write { reserve: 1 }, full_subnet());
+    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, full_subnet());
     let next = story.conditions();
     let events = turned(&[], &next, story.setback.as_ref());
     assert_eq!(events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["SubnetFull"]);
@@ -235,7 +235,7 @@ fn an_error_makes_one_event_however_often_it_is_said_again() {
 fn an_error_that_passes_by_itself_makes_no_event() {
     let busy =
         Error::Busy { resource: "/nic".into(), message: "busy".into(), retry_after: Duration::from_secs(9) };
-    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write { reserve: 1 }, busy);
+    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, busy);
     assert_eq!(story.says(RESERVED).0, "False ResourceBusy");
     assert!(turned(&[], &story.conditions(), story.setback.as_ref()).is_empty());
 }

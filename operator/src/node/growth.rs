@@ -1,0 +1,155 @@
+//! A pass's part in a shortage: asks for its turn before it grows, and tells what came of it.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
+
+use kube::ResourceExt;
+use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
+use vnetpool_crds::condition;
+use vnetpool_crds::pool::Mode;
+
+use super::Context;
+use super::memory::Memory;
+use super::observe::Seen;
+use super::setback::{Setback, Stage};
+use crate::azure::{Error, IpConfiguration};
+use crate::planner::{self, Plan, addresses};
+use crate::shortage::{Calls, Said, Shortages, Source, Turn, Want};
+
+/// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by itself.
+pub fn limited(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    seen: &mut Seen,
+    plan: Plan,
+    memory: &mut Memory,
+    now: Instant,
+) -> Plan {
+    let node = allocation.name_any();
+    let source = source(seen).filter(|_| plan.change.reserve > 0);
+    let Some(source) = source else {
+        // One that waits for the end of a burst keeps its place.
+        if !plan.grows || !seen.observed.may_write {
+            ctx.call(lock(ctx).content(&node));
+        }
+        return plan;
+    };
+    let (turn, calls, said) = {
+        let mut shortages = lock(ctx);
+        if let Some(said) = memory.recalled.take() {
+            shortages.recall(&source, said, now);
+        }
+        let (turn, calls) = shortages.ask(&source, &node, want(seen, &plan), now);
+        (turn, calls, shortages.said(&source).cloned())
+    };
+    ctx.call(calls);
+    seen.observed.may_reserve = match turn {
+        Turn::Free => return plan,
+        Turn::Now(units) => units,
+        Turn::Later { at } => {
+            let Said { subnet, message } = said.unwrap_or_default();
+            let resource = seen.nic.as_ref().map(|nic| nic.id.clone()).unwrap_or_default();
+            let error = Error::SubnetFull { subnet, resource, message };
+            memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Write, &error, now));
+            seen.turn = at;
+            0
+        }
+    };
+    planner::plan(&seen.observed)
+}
+
+/// What a NIC write that has ended means for the other nodes of its subnet. `released` are those it took off the NIC.
+pub fn written(
+    ctx: &Context,
+    node: &str,
+    seen: &Seen,
+    plan: &Plan,
+    released: &[IpConfiguration],
+    result: Result<(), &Error>,
+) {
+    let (Some(source), now) = (source(seen), Instant::now()) else { return };
+    let asked = plan.change.reserve;
+    match result {
+        Ok(()) => {
+            if asked > 0 {
+                ctx.call(lock(ctx).granted(&source, node, asked, now));
+            }
+            let released = released.iter().map(|one| addresses(one, source.grain));
+            freed(ctx, &source.subnet, released);
+        }
+        Err(Error::SubnetFull { subnet, message, .. }) => {
+            let said = Said { subnet: subnet.clone(), message: message.clone() };
+            ctx.call(lock(ctx).refused(&source, (node, want(seen, plan)), asked, said, now));
+        }
+        Err(_) if asked > 0 => ctx.call(lock(ctx).missed(&source, node)),
+        Err(_) => {}
+    }
+}
+
+/// All that an object stands for has gone back, with its NIC or before it; its node asks for no more.
+pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
+    ctx.call(lock(ctx).content(&allocation.name_any()));
+    for nic in &allocation.spec.interfaces {
+        let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
+        freed(ctx, &key(&nic.subnet.id), sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len())));
+    }
+}
+
+/// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it counts once.
+pub fn edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
+    for nic in &spec.interfaces {
+        ctx.call(lock(ctx).try_now(&key(&nic.subnet.id), Some(cause), now));
+    }
+}
+
+/// What an operator before this one has left written of a shortage.
+pub fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
+    let conditions = &allocation.status.as_ref()?.conditions;
+    condition::find(conditions, condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
+    let subnet = allocation.spec.interfaces.first()?.subnet.id.rsplit('/').next()?.to_owned();
+    Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
+}
+
+/// Ranges of so many addresses each have gone back to a subnet.
+fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
+    let block = Mode::Prefix.grain();
+    let (mut single, mut blocks) = (0, 0);
+    for size in sizes {
+        (single, blocks) = (single + size, blocks + u32::from(size >= block));
+    }
+    for (grain, count) in [(1, single), (block, blocks)] {
+        if count > 0 {
+            let source = Source { subnet: subnet.to_owned(), grain };
+            ctx.call(lock(ctx).released(&source, count));
+        }
+    }
+}
+
+fn source(seen: &Seen) -> Option<Source> {
+    let subnet = key(&seen.nic.as_ref()?.subnet.id);
+    Some(Source { subnet, grain: seen.observed.grain })
+}
+
+/// As [`Source`] has it.
+pub fn key(subnet: &str) -> String {
+    subnet.to_ascii_lowercase()
+}
+
+fn want(seen: &Seen, plan: &Plan) -> Want {
+    Want {
+        pods: seen.observed.demand.pods(),
+        held: plan.kept,
+        wanted: plan.wanted,
+        units: plan.change.reserve,
+    }
+}
+
+fn lock(ctx: &Context) -> MutexGuard<'_, Shortages> {
+    ctx.shortages.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    fn call(&self, nodes: Calls) {
+        nodes.iter().for_each(|node| self.caller.allocation(node));
+    }
+}
