@@ -56,6 +56,10 @@ pub struct NodeIPAllocationSpec {
     /// How the addresses are reserved.
     #[serde(default)]
     pub mode: Mode,
+    /// In mode `Route`, the route table that leads to the node's range. What is reserved is then a route of it rather than an
+    /// ipConfiguration of the NIC.
+    #[serde(default, rename = "routeTableID", skip_serializing_if = "Option::is_none")]
+    pub route_table_id: Option<String>,
     /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the difference.
     #[serde(default)]
     pub target: u32,
@@ -83,7 +87,7 @@ pub struct Interface {
     pub primary_address: String,
     /// The subnet all addresses of the NIC are in.
     pub subnet: Subnet,
-    /// What is reserved for pods: only what Azure reports as `Succeeded`.
+    /// What is reserved for pods: only what Azure reports as `Succeeded`. In mode `Route`, the one route to the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub ip_configurations: Vec<IpConfiguration>,
@@ -105,9 +109,9 @@ pub struct Subnet {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IpConfiguration {
-    /// Name of the ipConfiguration on the NIC.
+    /// Name of the ipConfiguration on the NIC, or of the route in mode `Route`.
     pub name: String,
-    /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`.
+    /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`, or all of a node's: `10.244.3.0/24`.
     pub address: String,
     /// UID of the only pod that may have the address: something in Azure is attached to it, is about to be, or is not known to
     /// be gone yet. `others`: somebody else than Vnetpool has attached something, and no pod gets it.

@@ -51,6 +51,8 @@ use std::collections::BTreeMap;
         .message("sizing.maximum is above 255, and in mode Address a NIC takes no more pod addresses: lower it, or use mode Prefix"),
     validation = Rule::new("self.mode != 'Prefix' || self.sizing.maximum >= 16")
         .message("sizing.maximum is below 16, which in mode Prefix is one block: raise it, or use mode Address"),
+    validation = Rule::new("(self.mode == 'Route') == has(self.route)")
+        .message("mode Route needs route (podCIDR, routeTableID), and no other mode takes it: add or remove the one or the other"),
 )]
 pub struct NodeIPPoolSpec {
     /// The nodes this pool is for, by label. Empty or absent: every node.
@@ -63,6 +65,7 @@ pub struct NodeIPPoolSpec {
 
     /// How addresses are reserved. `Address`, the default: one ipConfiguration of the NIC per pod address. `Prefix`: blocks of
     /// 16 (a /28 each), of which one takes one of the NIC's 256 ipConfigurations; the subnet needs whole aligned blocks free.
+    /// `Route`: none of the NIC's; each node gets a part of a pod CIDR outside the VNet, and a route to it (see `route`).
     /// It can't be changed: make another pool with a higher weight instead.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
@@ -78,7 +81,14 @@ pub struct NodeIPPoolSpec {
         .message("subnetID must be the whole resource id of a subnet: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/virtualNetworks/VNET/subnets/SUBNET"))]
     pub subnet_id: Option<String>,
 
-    /// How many addresses each node holds.
+    /// For mode `Route`, and only for it: where pods' addresses come from and which route table leads to them. It can't be
+    /// changed: make another pool with a higher weight instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("route can't be changed, since pods use its addresses; make another pool with a higher weight and let the nodes move to it"))]
+    pub route: Option<PodRoute>,
+
+    /// How many addresses each node holds. Not used in mode `Route`, where a node always has all of its range.
     #[serde(default)]
     pub sizing: Sizing,
 
@@ -111,17 +121,42 @@ pub enum Mode {
     Address,
     /// One ipConfiguration of the NIC per block of 16 pod addresses.
     Prefix,
+    /// One route per node, for its part of a pod CIDR.
+    Route,
 }
 
-impl Mode {
-    /// How many pod addresses one reservation brings.
-    pub fn grain(self) -> u32 {
-        match self {
-            Mode::Address => 1,
-            // The only size Azure has for a block of IPv4 addresses on a NIC: /28.
-            Mode::Prefix => 16,
-        }
-    }
+/// How many addresses a block has. The only size Azure knows for IPv4 on a NIC: /28.
+pub const BLOCK: u32 = 16;
+
+/// Pod addresses from a range of their own, outside the VNet, which user-defined routes lead to the nodes.
+///
+/// Vnetpool keeps these routes itself: it puts back what somebody removes, removes those of nodes that are gone, and touches
+/// no other. It turns on IP forwarding on the nodes' NICs. What lies beyond the VNet has no route to these addresses, so peered
+/// and on-premises networks see the node's.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!isCIDR(self.podCIDR) || cidr(self.podCIDR).prefixLength() <= self.nodePrefixLength")
+    .message("route.nodePrefixLength is smaller than the prefix length of route.podCIDR: not even one node's range fits in it"))]
+pub struct PodRoute {
+    /// The range all nodes' ranges are parts of, such as `10.244.0.0/16`. It must not overlap the VNet, its peerings or another
+    /// pool's; the pool's condition `Valid` says if it does.
+    #[serde(rename = "podCIDR")]
+    #[schemars(length(max = 18))]
+    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).masked() == cidr(self) && cidr(self).prefixLength() >= 8")
+        .message("route.podCIDR takes an IPv4 range such as 10.244.0.0/16, with no bits set after the prefix, /8 at the largest"))]
+    pub pod_cidr: String,
+    /// The prefix length of one node's range: 24 brings 256 addresses, and a podCIDR of /16 then does for 256 nodes.
+    #[serde(default = "twenty_four")]
+    #[schemars(range(min = 23, max = 28))]
+    pub node_prefix_length: u32,
+    /// The Azure resource id of the route table. It must be the one of the nodes' subnet; other subnets whose machines are to
+    /// reach pods need it, too. Azure takes 400 routes in one.
+    #[serde(rename = "routeTableID")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(
+        "self.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/routeTables/[^/]+$')")
+        .message("route.routeTableID must be the whole resource id of a route table: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/routeTables/NAME"))]
+    pub route_table_id: String,
 }
 
 /// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an address or
@@ -292,6 +327,18 @@ impl NodeIPPool {
 }
 
 impl NodeIPPoolSpec {
+    /// How many pod addresses one reservation brings.
+    pub fn grain(&self) -> u32 {
+        match (self.mode, &self.route) {
+            (Mode::Address, _) => 1,
+            (Mode::Prefix, _) => BLOCK,
+            (Mode::Route, Some(route)) => {
+                1_u32.checked_shl(32_u32.saturating_sub(route.node_prefix_length)).unwrap_or(1)
+            }
+            (Mode::Route, None) => 1,
+        }
+    }
+
     /// The selector in a form that can be matched.
     ///
     /// # Errors
@@ -308,6 +355,10 @@ fn seconds(n: u64) -> Duration {
 // The defaults, one function each because serde and the schema want them so.
 fn eight() -> u32 {
     8
+}
+
+fn twenty_four() -> u32 {
+    24
 }
 
 fn four() -> u32 {

@@ -158,6 +158,7 @@ mod tests {
             boot_id: String::new(),
             pool: "default".into(),
             mode: Default::default(),
+            route_table_id: None,
             target: 8,
             cooldown: Duration::from_secs(30).into(),
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),

@@ -145,6 +145,7 @@ impl Instance {
                 pool: "none".to_owned(),
                 mode: Default::default(),
                 // Nobody asks for anything back.
+                route_table_id: None,
                 target: u32::MAX,
                 cooldown: settings.cooldown,
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),

@@ -10,7 +10,7 @@ use vnetpool_plugin::ledger::{Entry, Supply};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error(
-        "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) and blocks of 16 (a.b.c.d/28) only: upgrade it"
+        "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) and blocks from /23 to /28 only: upgrade it"
     )]
     Address { name: String, address: String },
 }
@@ -31,7 +31,7 @@ pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
 }
 
 /// An entry for each address, all of them usable: those of a block are not a network of their own, with an address for
-/// the network and one for broadcasts.
+/// the network and one for broadcasts. Nor is a node's whole range in mode Route: no link has it.
 fn entries(configuration: &IpConfiguration) -> Result<Vec<Entry>, Invalid> {
     let IpConfiguration { name, address, attached_to, backend_pools: _, public_address: _ } = configuration;
     let range = address.parse::<Ipv4Net>().ok().filter(|range| is_whole(*range));
@@ -44,7 +44,7 @@ fn entries(configuration: &IpConfiguration) -> Result<Vec<Entry>, Invalid> {
 
 /// Whether it is a range of a size there is, with no bits set behind its prefix.
 fn is_whole(range: Ipv4Net) -> bool {
-    matches!(range.prefix_len(), 28 | 32) && range == range.trunc()
+    matches!(range.prefix_len(), 23..=28 | 32) && range == range.trunc()
 }
 
 #[cfg(test)]
@@ -68,6 +68,7 @@ mod tests {
                 boot_id: "boot".into(),
                 pool: "default".into(),
                 mode: Default::default(),
+                route_table_id: None,
                 target: 8,
                 cooldown: Duration::from_secs(30).into(),
                 snat_exclusions: vec![],
@@ -108,7 +109,9 @@ mod tests {
 
     #[test]
     fn a_range_of_another_size_or_nonsense_is_refused_by_name() {
-        for address in ["10.240.0.16/29", "10.240.0.17/28", "10.240.0.5", "fd00::1/128", "here"] {
+        for address in
+            ["10.240.0.16/29", "10.240.0.17/28", "10.240.0.0/22", "10.240.0.5", "fd00::1/128", "here"]
+        {
             let error = supply(&object(&[("vnp-1", "10.240.0.5/32"), ("vnp-2", address)])).unwrap_err();
             assert_eq!(error, Invalid::Address { name: "vnp-2".into(), address: address.into() });
         }

@@ -15,6 +15,8 @@ mod nic;
 mod operation;
 mod permission;
 pub mod role;
+mod route_table;
+mod routes;
 mod token;
 mod transport;
 mod uniform;
@@ -35,11 +37,13 @@ pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
 pub use permission::{Need, Permissions};
+pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
 pub use usages::Free;
 
 use cache::{Document, Documents, Read, Slots};
 use network::VirtualNetwork;
 use operation::{Operation, Tracking};
+use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
 
@@ -99,6 +103,7 @@ pub struct Azure {
     tracking: Tracking,
     /// When each was last read, and what came of it.
     networks: Slots<Option<(Instant, Result<VirtualNetwork, Error>)>>,
+    tables: Tables,
 }
 
 impl Azure {
@@ -110,6 +115,7 @@ impl Azure {
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
+            tables: Tables::default(),
         })
     }
 

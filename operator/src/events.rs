@@ -45,6 +45,20 @@ pub fn released(count: u32, held: u32, nic: &str) -> Event {
     )
 }
 
+/// A field of the NIC that isn't ours was changed.
+pub fn forwarding(nic: &str) -> Event {
+    let note = format!(
+        "turned on enableIPForwarding of {nic}, without which Azure delivers no packet for an address of a pod CIDR; it stays \
+         on when the node leaves mode Route"
+    );
+    event(EventType::Normal, "ForwardingEnabled", "Reserve", note)
+}
+
+pub fn mended(table: &str) -> Event {
+    let note = format!("put the node's route in {table} right, which somebody else had changed or removed");
+    event(EventType::Warning, "RouteMended", "Reserve", note)
+}
+
 /// Something doesn't get on until somebody changes something. `reason` is the condition's, too.
 pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
     event(EventType::Warning, reason, action, message.to_owned())

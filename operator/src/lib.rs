@@ -23,6 +23,7 @@ mod metrics;
 mod network;
 mod node;
 pub mod planner;
+mod pod_cidr;
 mod pool;
 pub mod preflight;
 mod shortage;
@@ -123,11 +124,18 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let news = refresh(networks.clone(), cluster.clone(), caller.clone(), shortages.clone());
     spawn(&mut tasks, "networks", news);
     let events = Events::new(client.clone(), &config.identity);
-    let ctx =
-        Arc::new(node::Context::new(client, azure, cluster, networks, events, metrics, (caller, shortages)));
+    let ctx = Arc::new(node::Context::new(
+        client,
+        azure,
+        cluster,
+        networks,
+        events,
+        metrics,
+        (caller.clone(), shortages),
+    ));
 
     let outcome = {
-        let mut control = pin!(control(ctx, calls, stopped));
+        let mut control = pin!(control(ctx, caller, calls, stopped));
         tokio::select! {
             lost = leadership.keep() => Err(lost.into()),
             error = ended(&mut tasks) => Err(error),
@@ -155,16 +163,22 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 }
 
 /// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
+async fn control(ctx: Arc<node::Context>, caller: Caller, calls: Calls, stop: Stop) {
     if !ctx.cluster.ready().await {
         return;
     }
     info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
-    futures::join!(
-        node::run(ctx.clone(), calls.allocations, stop.clone()),
-        node::admit::run(ctx.clone(), calls.nodes, stop.clone()),
-        pool::run(ctx, calls.pools, stop),
-    );
+    let controllers = async {
+        futures::join!(
+            node::run(ctx.clone(), calls.allocations, stop.clone()),
+            node::admit::run(ctx.clone(), calls.nodes, stop.clone()),
+            pool::run(ctx.clone(), calls.pools, stop),
+        )
+    };
+    tokio::select! {
+        _ = controllers => {}
+        () = node::route::watch(&ctx.azure, &ctx.cluster, |node| caller.allocation(node)) => {}
+    }
 }
 
 /// Has the nodes of a subnet looked at again when the network around it has changed, and its pools when it has become fuller
@@ -196,10 +210,10 @@ async fn refresh(
             if !subnets.any(|id| id.eq_ignore_ascii_case(subnet.as_str())) {
                 continue;
             }
-            match news {
-                News::Network => caller.allocation(&allocation.name_any()),
-                News::Free => drop(pools.insert(allocation.spec.pool.clone())),
+            if news == News::Network {
+                caller.allocation(&allocation.name_any());
             }
+            pools.insert(allocation.spec.pool.clone());
         }
         pools.iter().for_each(|pool| caller.pool(pool));
     };

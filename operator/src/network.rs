@@ -156,6 +156,18 @@ impl Networks {
         std::mem::replace(&mut known.free, free.clone()) != *free
     }
 
+    /// The networks around those of these subnets that are known here.
+    pub fn known_among<'a>(&self, subnets: impl Iterator<Item = &'a str>) -> Vec<Network> {
+        let known = self.lock();
+        let mut networks: Vec<Network> = subnets
+            .filter_map(|id| known.get(&id.parse().ok()?))
+            .map(|known| (*known.network).clone())
+            .collect();
+        networks.sort_by(|a, b| a.id.as_str().cmp(b.id.as_str()));
+        networks.dedup();
+        networks
+    }
+
     fn keep(&self, subnet: &ResourceId, network: Arc<Network>) {
         let mut known = self.lock();
         let free = known.remove(subnet).map(|known| known.free).unwrap_or_default();

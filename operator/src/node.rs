@@ -12,6 +12,7 @@ mod memory;
 mod observe;
 mod recheck;
 mod report;
+pub mod route;
 mod setback;
 mod vacate;
 
@@ -226,8 +227,8 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
     }
     let mut outcome = Ok(());
     if round.wants_write() {
-        // `spec` names the NIC before anything is reserved on it: whoever comes after us finds it there.
-        if round.allocation.spec.interfaces.is_empty() {
+        // `spec` names the NIC, or the route table, before anything is reserved in it: whoever comes after us finds it there.
+        if round.names_less_than_is_written() {
             publish(ctx, round, node, memory).await?;
         }
         report::writing(ctx, round, node, memory).await?;
@@ -249,6 +250,13 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
 }
 
 impl Round {
+    fn names_less_than_is_written(&self) -> bool {
+        let spec = &self.allocation.spec;
+        let routed = self.seen.as_ref().and_then(|seen| seen.routed.as_ref());
+        let table = routed.map(|routed| routed.table.to_string());
+        spec.interfaces.is_empty() || spec.route_table_id != table
+    }
+
     fn wants_write(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
@@ -274,6 +282,9 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
 async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
     let Some(nic) = &seen.nic else { return Ok(()) };
+    if seen.routed.is_some() {
+        return route::write(ctx, round, node, memory).await.map_err(Error::Write);
+    }
     apply::write_nic(ctx, &round.allocation, node, nic, seen, plan, memory).await.map_err(Error::Write)
 }
 

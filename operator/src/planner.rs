@@ -48,6 +48,10 @@ pub struct Observed {
     pub may_reserve: u32,
     /// False while an error holds every write back.
     pub may_write: bool,
+    /// The NIC must let packets of other addresses through, and doesn't.
+    pub forwarding_lacks: bool,
+    /// The node's route isn't there any more, or doesn't lead to it.
+    pub route_is_wrong: bool,
 }
 
 /// What to do next for one node: at most one NIC write, then one patch.
@@ -88,11 +92,15 @@ pub struct Change {
     pub release: Vec<String>,
     /// Azure gave the last write up half-way: the same once more brings what is on the NIC to its end.
     pub repair: bool,
+    /// Have the NIC let packets of other addresses through.
+    pub forward: bool,
+    /// Put the node's route right.
+    pub mend: bool,
 }
 
 impl Change {
     pub fn is_empty(&self) -> bool {
-        self.reserve == 0 && self.release.is_empty() && !self.repair
+        *self == Change::default()
     }
 }
 
@@ -131,6 +139,8 @@ pub fn plan(observed: &Observed) -> Plan {
             reserve: if grow_now { reserve } else { 0 },
             release: if release_now { release } else { vec![] },
             repair: repairs,
+            forward: observed.forwarding_lacks,
+            mend: observed.route_is_wrong,
         }
     } else {
         Change::default()
@@ -164,7 +174,10 @@ fn burst_to_last(observed: &Observed) -> Duration {
 }
 
 fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
-    if change.reserve == 0 && !change.repair {
+    if change.mend || change.forward {
+        // Pods have these addresses already, and nobody reaches them.
+        Priority::WaitingPods
+    } else if change.reserve == 0 && !change.repair {
         Priority::GiveBack
     } else if change.repair || demand.pods() > kept {
         Priority::WaitingPods

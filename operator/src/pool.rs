@@ -25,6 +25,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 use crate::Stop;
 use crate::events;
 use crate::node::Context;
+use crate::pod_cidr;
 
 /// A pool's status is written no more often than this: every pod on any of its nodes changes the sums.
 const PACE: Duration = Duration::from_secs(1);
@@ -63,7 +64,11 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     }
     let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
-    let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), Timestamp::now());
+    let pools = ctx.cluster.pools().state();
+    let subnets = served.iter().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str());
+    let networks: Vec<_> = ctx.networks.known_among(subnets);
+    let conflict = pod_cidr::conflict(&pool, pools.iter().map(Arc::as_ref), &networks);
+    let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);
     forecast::tell(&pool, &mut next, known, Timestamp::now());
     ctx.metrics.pool(&name, &next);
@@ -110,10 +115,11 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
     Ok(())
 }
 
-/// The status of a pool that serves these nodes. Pure.
+/// The status of a pool that serves these nodes, and whose pod CIDR has this `conflict`. Pure.
 fn roll_up<'a>(
     pool: &NodeIPPool,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+    conflict: Option<String>,
     now: Timestamp,
 ) -> NodeIPPoolStatus {
     let before = pool.status.clone().unwrap_or_default();
@@ -151,9 +157,10 @@ fn roll_up<'a>(
     short.sort();
 
     let generation = pool.metadata.generation;
-    let valid = match pool.spec.selector() {
-        Ok(_) => (true, "Valid", String::new()),
-        Err(error) => (
+    let valid = match (pool.spec.selector(), conflict) {
+        (Ok(_), None) => (true, "Valid", String::new()),
+        (Ok(_), Some(conflict)) => (false, pod_cidr::OVERLAP, conflict),
+        (Err(error), _) => (
             false,
             "SelectorInvalid",
             format!(
@@ -230,7 +237,7 @@ mod tests {
     }
 
     fn rolled(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
-        roll_up(pool, nodes.iter(), Timestamp::UNIX_EPOCH)
+        roll_up(pool, nodes.iter(), None, Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -267,7 +274,7 @@ mod tests {
     fn a_status_that_differs_only_in_time_is_not_written() {
         let nodes = [node("a", "s", 8, "Ready")];
         let first = rolled(&pool(json!({})), &nodes);
-        let later = roll_up(&pool(json!({})), nodes.iter(), Timestamp::from_second(60).unwrap());
+        let later = roll_up(&pool(json!({})), nodes.iter(), None, Timestamp::from_second(60).unwrap());
         assert!(says_the_same(&first, &later));
         assert!(!says_the_same(&first, &rolled(&pool(json!({})), &[])));
     }

@@ -39,6 +39,7 @@ fn main() {
     let mut trials = on_the_server![
         pools::an_empty_spec_gets_the_documented_defaults,
         pools::a_mode_can_not_be_changed,
+        pools::a_pod_cidr_in_use_can_not_be_changed,
         pools::an_unknown_field_is_refused_by_its_name,
         pools::every_example_applies,
         chart::the_hook_brings_older_definitions_up_to_date,

@@ -48,7 +48,33 @@ pub const REFUSED: &[Case] = &[
     ),
     case("a batch of nothing", "sizing: { batch: 0 }", "should be greater than or equal to 1"),
     case("a negative warm", "sizing: { warm: -1 }", "should be greater than or equal to 0"),
-    case("a mode that is none", "mode: Overlay", "supported values: \"Address\", \"Prefix\""),
+    case("a mode that is none", "mode: Overlay", "supported values: \"Address\", \"Prefix\", \"Route\""),
+    case("routes without a range", "mode: Route", "mode Route needs route (podCIDR, routeTableID)"),
+    case(
+        "a range in a mode without routes",
+        "{ mode: Address, route: { podCIDR: 10.244.0.0/16, routeTableID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t } }",
+        "and no other mode takes it",
+    ),
+    case(
+        "a pod CIDR with host bits",
+        "{ mode: Route, route: { podCIDR: 10.244.1.0/16, routeTableID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t } }",
+        "route.podCIDR takes an IPv4 range such as 10.244.0.0/16",
+    ),
+    case(
+        "a node's range larger than the pod CIDR",
+        "{ mode: Route, route: { podCIDR: 10.244.0.0/25, routeTableID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t } }",
+        "not even one node's range fits in it",
+    ),
+    case(
+        "a node's range beyond any kubelet",
+        "{ mode: Route, route: { podCIDR: 10.244.0.0/16, nodePrefixLength: 22, routeTableID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t } }",
+        "should be greater than or equal to 23",
+    ),
+    case(
+        "a route table by its mere name",
+        "{ mode: Route, route: { podCIDR: 10.244.0.0/16, routeTableID: pods } }",
+        "route.routeTableID must be the whole resource id of a route table",
+    ),
     case(
         "a subnet by its mere name",
         "subnetID: nodes",
@@ -163,6 +189,17 @@ pub fn a_mode_can_not_be_changed(plane: &ControlPlane) -> Result<()> {
     let message =
         plane.refusal(User::Administrator, &["apply", "-f", "-"], &pool("settled", "mode: Prefix")?)?;
     ensure!(message.contains("mode can't be changed; make another pool with a higher weight"), "{message}");
+    Ok(())
+}
+
+pub fn a_pod_cidr_in_use_can_not_be_changed(plane: &ControlPlane) -> Result<()> {
+    let routed = |cidr: &str| {
+        let table = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t";
+        pool("routed", &format!("{{ mode: Route, route: {{ podCIDR: {cidr}, routeTableID: {table} }} }}"))
+    };
+    plane.apply(&routed("10.244.0.0/16")?)?;
+    let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &routed("10.245.0.0/16")?)?;
+    ensure!(message.contains("route can't be changed, since pods use its addresses"), "{message}");
     Ok(())
 }
 

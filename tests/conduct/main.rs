@@ -18,6 +18,7 @@ mod networks;
 mod operations;
 mod operator;
 mod refused;
+mod routes;
 mod shortage;
 mod stage;
 
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         networks::TESTS,
         operations::TESTS,
         refused::TESTS,
+        routes::TESTS,
         shortage::TESTS,
     ]
     .into_iter()

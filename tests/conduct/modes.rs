@@ -1,4 +1,4 @@
-//! What differs by the mode of a pool: what is reserved, where, and how it goes back.
+//! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};

@@ -125,7 +125,14 @@ impl<'a> Stage<'a> {
 
     /// A Node of a VM, wherever that came from, with an agent.
     pub async fn join(&self, name: &str, provider_id: &str) -> Result<()> {
-        let node = json!({ "metadata": { "name": name }, "spec": { "providerID": provider_id } });
+        self.join_labelled(name, provider_id, &[]).await
+    }
+
+    /// The same with labels.
+    pub async fn join_labelled(&self, name: &str, provider_id: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let labels: std::collections::BTreeMap<_, _> = labels.iter().copied().collect();
+        let node =
+            json!({ "metadata": { "name": name, "labels": labels }, "spec": { "providerID": provider_id } });
         let api = Api::<Node>::all(self.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
         self.boot(name, "boot-1").await
@@ -228,6 +235,44 @@ impl<'a> Stage<'a> {
             (seen.spec.addresses() == count).then(|| seen.clone())
         })
         .await
+    }
+
+    /// Has Azure do something beside the operator, as its owner: PUTs a resource of the group, such as
+    /// `Microsoft.Network/routeTables/pods`, and gives its id.
+    pub async fn put(&self, resource: &str, body: Value) -> Result<String> {
+        let Config { subscription, resource_group, .. } = Config::default();
+        let id =
+            format!("/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/{resource}");
+        let mut body = body;
+        body["location"] = json!("westeurope");
+        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
+        let answer = reqwest::Client::new().put(url).bearer_auth("owner").json(&body).send().await?;
+        ensure!(answer.status().is_success(), "{resource}: {}", answer.text().await?);
+        Ok(id)
+    }
+
+    /// What Azure has under an id.
+    pub async fn get(&self, id: &str) -> Result<Value> {
+        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
+        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
+    }
+
+    pub async fn node_pool(&self, name: &str) -> Result<NodeIPPool> {
+        Ok(Api::all(self.client.clone()).get(name).await?)
+    }
+
+    /// A person deletes the pool.
+    pub async fn delete_pool(&self, name: &str) -> Result<()> {
+        let api = Api::<NodeIPPool>::all(self.client.clone());
+        api.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// The Node goes, whatever its VM does.
+    pub async fn delete_node(&self, name: &str) -> Result<()> {
+        let api = Api::<Node>::all(self.client.clone());
+        api.delete(name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
     }
 
     /// Names of ours on the NIC of a node's VM, as Azure holds them.

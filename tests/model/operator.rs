@@ -212,6 +212,8 @@ impl Operator<'_> {
             release_wanted_for: LONG,
             may_reserve: u32::MAX,
             may_write: true,
+            forwarding_lacks: false,
+            route_is_wrong: false,
         })
     }
 

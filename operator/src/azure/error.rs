@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::nic;
+use super::{nic, route_table};
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
 /// runs the cluster: it is meant for conditions and Events.
@@ -90,6 +90,8 @@ pub enum Error {
     ResourceId { text: String },
     #[error("{resource}: {source}")]
     Nic { resource: String, source: nic::Error },
+    #[error("route table {table}: {source}")]
+    Routes { table: String, source: route_table::Refusal },
     #[error("Azure's answer about {resource} makes no sense: {message}")]
     Unexpected { resource: String, message: String },
     #[error("Azure refused a call about {resource} with HTTP {status}, {code}: {message}")]
@@ -147,6 +149,7 @@ impl Error {
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
             | Error::Nic { .. }
+            | Error::Routes { .. }
             | Error::Unexpected { .. }
             | Error::Arm { .. }
             | Error::Config { .. } => wait(PERSON),
@@ -175,6 +178,7 @@ impl Error {
             Error::ProviderId { .. } => "ProviderIDUnusable",
             Error::ResourceId { .. } => "ResourceIDMalformed",
             Error::Nic { .. } | Error::Unexpected { .. } => "UnexpectedAnswer",
+            Error::Routes { source, .. } => source.reason(),
             Error::Arm { .. } => "AzureRefused",
             Error::Config { .. } => "ConfigurationUnusable",
         }
@@ -197,6 +201,7 @@ impl Error {
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
             | Error::Nic { .. }
+            | Error::Routes { .. }
             | Error::Config { .. } => true,
             Error::Arm { status, .. } => (400..500).contains(status),
             Error::Stale { .. }

@@ -22,6 +22,8 @@ pub struct Network {
     pub peered: Vec<Ipv4Net>,
     /// The subnet's own prefixes.
     pub subnet: Vec<Ipv4Net>,
+    /// The route table that the subnet's packets go by, if it has one.
+    pub route_table: Option<ResourceId>,
 }
 
 /// What is kept of a virtual network. Azure's answer names every ipConfiguration in it, tens of thousands.
@@ -30,7 +32,7 @@ pub(super) struct VirtualNetwork {
     address_space: Vec<Ipv4Net>,
     peered: Vec<Ipv4Net>,
     /// By name in lower case.
-    subnets: HashMap<String, Vec<Ipv4Net>>,
+    subnets: HashMap<String, (Vec<Ipv4Net>, Option<ResourceId>)>,
 }
 
 impl VirtualNetwork {
@@ -51,7 +53,8 @@ impl VirtualNetwork {
                     let own = one.properties.unwrap_or_default();
                     // Azure uses either the one field or the other.
                     let all = own.address_prefixes.into_iter().chain(own.address_prefix);
-                    Some((one.name?.to_ascii_lowercase(), ipv4(all)))
+                    let table = own.route_table.and_then(|table| table.resource.id?.parse().ok());
+                    Some((one.name?.to_ascii_lowercase(), (ipv4(all), table)))
                 })
                 .collect(),
         }
@@ -61,11 +64,12 @@ impl VirtualNetwork {
     pub(super) fn around(&self, subnet: &ResourceId) -> Result<Network, Error> {
         let id = vnet_of(subnet)?;
         match self.subnets.get(&subnet.name().to_ascii_lowercase()) {
-            Some(own) => Ok(Network {
+            Some((own, table)) => Ok(Network {
                 id,
                 address_space: self.address_space.clone(),
                 peered: self.peered.clone(),
                 subnet: own.clone(),
+                route_table: table.clone(),
             }),
             None => Err(Error::NotFound {
                 resource: subnet.to_string(),

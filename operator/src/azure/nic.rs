@@ -31,6 +31,8 @@ pub struct Nic {
     pub state: ProvisioningState,
     /// Ours only, in Azure's order.
     pub ip_configurations: Vec<IpConfiguration>,
+    /// Whether Azure lets packets through that are from or for other addresses than its own: `enableIPForwarding`.
+    pub forwards: bool,
     /// How many of the NIC's 256 slots others take, the primary ipConfiguration included.
     pub foreign: u32,
 }
@@ -86,6 +88,8 @@ pub struct Change {
     pub attach: BTreeMap<String, Attached>,
     /// Write even if there is nothing to add or remove: Azure takes up again what an operation that failed has left.
     pub repair: bool,
+    /// Turns `enableIPForwarding` on, which belongs to the whole NIC. Nothing turns it off: somebody else may need it, too.
+    pub forward: bool,
 }
 
 /// Why a NIC's document can't be read or changed.
@@ -124,6 +128,7 @@ impl Nic {
                 .ok_or(Error::Lacks { what: "an IPv4 address of the primary ipConfiguration" })?,
             subnet: subnet(primary)?.parse().map_err(|_| Error::Lacks { what: "a well-formed subnet id" })?,
             state: ProvisioningState::read(properties),
+            forwards: properties["enableIPForwarding"] == true,
             foreign: (all.len() - ours.len()) as u32,
             ip_configurations: ours,
         })
@@ -258,6 +263,9 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
     }
     let mut edited = document.clone();
     edited["properties"]["ipConfigurations"] = Value::Array(next);
+    if change.forward {
+        edited["properties"]["enableIPForwarding"] = json!(true);
+    }
     Ok(edited)
 }
 

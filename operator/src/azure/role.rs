@@ -36,6 +36,8 @@ pub enum On {
     Group,
     /// The virtual network.
     Network,
+    /// The route table of a pool of mode Route.
+    RouteTable,
     /// Whatever the NIC refers to: ARM asks whoever writes a NIC for `join` on each, though the reference stays as it
     /// was. This property of the NIC, or of its ipConfigurations, names them.
     Referenced(&'static str),
@@ -114,6 +116,14 @@ pub const PARTS: &[Part] = &[
         )],
     },
     Part {
+        name: "route-tables",
+        purpose: "pools of mode Route: keep the nodes' routes",
+        actions: &[
+            action("Microsoft.Network/routeTables/read", On::RouteTable),
+            action("Microsoft.Network/routeTables/write", On::RouteTable),
+        ],
+    },
+    Part {
         name: "public-addresses",
         purpose: "nodes with a public address",
         actions: &[action(
@@ -149,7 +159,7 @@ impl Action {
             On::Instance | On::InstanceNic => Some(true),
             On::Machine | On::Nic => Some(false),
             On::Group => Some(self.name.starts_with("Microsoft.Compute/")),
-            On::Network | On::Referenced(_) => None,
+            On::Network | On::RouteTable | On::Referenced(_) => None,
         }
     }
 }

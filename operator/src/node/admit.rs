@@ -48,6 +48,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             boot_id: String::new(),
             pool: pool.name_any(),
             mode: pool.spec.mode,
+            route_table_id: None,
             target: 0,
             cooldown: pool.spec.cooldown,
             snat_exclusions: vec![],

@@ -11,6 +11,7 @@ use tracing::info;
 use uuid::Uuid;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::names;
+use vnetpool_crds::pool::Mode;
 
 use super::memory::Memory;
 use super::observe::Seen;
@@ -38,7 +39,7 @@ pub async fn write_nic(
     let change = azure::Change {
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
         release: plan.change.release.clone(),
-        blocks: seen.observed.grain > 1,
+        blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
         repair: plan.change.repair,
         ..Default::default()
     };
@@ -88,6 +89,7 @@ pub fn spec(before: &NodeIPAllocationSpec, node: &Node, seen: &Seen, plan: &Plan
         boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
         pool: pool.map_or_else(|| before.pool.clone(), |pool| pool.name_any()),
         mode: pool.map_or(before.mode, |pool| pool.spec.mode),
+        route_table_id: seen.routed.as_ref().map(|routed| routed.table.to_string()),
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
         snat_exclusions: seen.snat_exclusions.clone(),

@@ -182,6 +182,13 @@ fn lacks(facts: &Facts, plan: &Plan) -> u32 {
 fn limit(facts: &Facts, plan: &Plan) -> String {
     let Some(seen) = facts.seen else { return String::new() };
     let maximum = seen.observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
+    if seen.routed.is_some() {
+        return format!(
+            "a node's range has {maximum} addresses with the route.nodePrefixLength of NodeIPPool {}. Lower the kubelet's \
+             maxPods, use more nodes, or a pool with larger ranges.",
+            facts.allocation.spec.pool
+        );
+    }
     if seen.observed.slots.saturating_mul(seen.observed.grain) < maximum {
         format!(
             "Azure takes 256 ipConfigurations on a NIC, others use {} of this one's. Lower the kubelet's maxPods or use more \

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition;
-use vnetpool_crds::pool::Mode;
+use vnetpool_crds::pool::BLOCK;
 
 use super::Context;
 use super::memory::Memory;
@@ -89,6 +89,9 @@ pub fn written(
 /// All that an object stands for has gone back, with its NIC or before it; its node asks for no more.
 pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
     ctx.call(lock(ctx).content(&allocation.name_any()));
+    if allocation.spec.route_table_id.is_some() {
+        return;
+    }
     for nic in &allocation.spec.interfaces {
         let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
         freed(ctx, &key(&nic.subnet.id), sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len())));
@@ -112,12 +115,11 @@ pub fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
 
 /// Ranges of so many addresses each have gone back to a subnet.
 fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
-    let block = Mode::Prefix.grain();
     let (mut single, mut blocks) = (0, 0);
     for size in sizes {
-        (single, blocks) = (single + size, blocks + u32::from(size >= block));
+        (single, blocks) = (single + size, blocks + u32::from(size >= BLOCK));
     }
-    for (grain, count) in [(1, single), (block, blocks)] {
+    for (grain, count) in [(1, single), (BLOCK, blocks)] {
         if count > 0 {
             let source = Source { subnet: subnet.to_owned(), grain };
             ctx.call(lock(ctx).released(&source, count));
@@ -126,6 +128,10 @@ fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
 }
 
 fn source(seen: &Seen) -> Option<Source> {
+    // What a route brings is none of the subnet's.
+    if seen.routed.is_some() {
+        return None;
+    }
     let subnet = key(&seen.nic.as_ref()?.subnet.id);
     Some(Source { subnet, grain: seen.observed.grain })
 }

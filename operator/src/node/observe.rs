@@ -1,5 +1,6 @@
 //! All reads of a reconcile: the stores and, where it must be, Azure.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use tracing::warn;
 use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
+use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition, names};
 
 use super::growth;
 use super::memory::Memory;
+use super::route::{self, Routed};
 use super::{Context, recheck};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
@@ -33,6 +36,8 @@ pub struct Seen {
     /// Why the node is to hold no addresses, though there was no error.
     pub obstacle: Option<Obstacle>,
     pub snat_exclusions: Vec<String>,
+    /// Where the addresses are, if not on the NIC.
+    pub routed: Option<Routed>,
     pub observed: Observed,
     /// This process has read the NIC; otherwise all is as `spec` mirrors it.
     pub is_read: bool,
@@ -125,21 +130,47 @@ pub async fn observe(
         }
     };
 
-    let obstacle = obstacle(pool.as_deref(), &interface, node)?;
-    // Without a pool nobody says how long to wait, and nobody wants the addresses.
-    observed.release_after =
-        pool.as_ref().map_or(Duration::ZERO, |pool| pool.spec.sizing.release_after.into());
-    observed.sizing = pool.as_ref().filter(|_| obstacle.is_none()).map(|pool| pool.spec.sizing.clone());
-    observed.grain = pool.as_ref().map_or(spec.mode, |pool| pool.spec.mode).grain();
-    let (subnet, snat_exclusions) = around(ctx, spec, &interface, pool.as_deref()).await?;
+    let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let is_read = nic.is_some();
+    let routed =
+        route::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, priority).await?;
+    let network = network(ctx, spec, &interface).await?;
+    let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network.as_deref())?;
+    if let Some(pool) = pool.as_ref() {
+        let is_routed = pool.spec.mode == Mode::Route;
+        observed.grain = pool.spec.grain();
+        observed.forwarding_lacks =
+            is_routed && obstacle.is_none() && nic.as_ref().is_some_and(|nic| !nic.forwards);
+        observed.sizing = obstacle
+            .is_none()
+            .then(|| if is_routed { route::sizing(pool) } else { pool.spec.sizing.clone() });
+    }
+    observed.route_is_wrong &= obstacle.is_none();
+    // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
+    let is_moving = matches!(obstacle, Some(Obstacle::Interface { reason: MOVING, .. }));
+    observed.release_after = pool
+        .as_ref()
+        .filter(|_| !is_moving)
+        .map_or(Duration::ZERO, |pool| pool.spec.sizing.release_after.into());
+    let (subnet, snat_exclusions) = match &network {
+        Some(network) => {
+            let prefixes = network.subnet.iter().map(ToString::to_string).collect();
+            (
+                Subnet { prefixes, ..interface.subnet.clone() },
+                exclusions(network, pool.as_deref(), routed.as_ref()),
+            )
+        }
+        None => (known_subnet(spec, &interface.subnet), spec.snat_exclusions.clone()),
+    };
     Ok(Some(Seen {
+        routed,
         left: left(spec, &interface.id.parse()?),
         pool,
         nic: Some(allocation::Interface { subnet, ..interface }),
         obstacle,
         snat_exclusions,
         observed,
-        is_read: nic.is_some(),
+        is_read,
         is_unsettled,
         turn: None,
     }))
@@ -152,6 +183,7 @@ impl Seen {
             nic: None,
             obstacle: Some(obstacle),
             snat_exclusions: vec![],
+            routed: None,
             observed,
             is_read: false,
             is_unsettled: false,
@@ -189,6 +221,8 @@ fn from_cluster(
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
         may_reserve: u32::MAX,
         may_write: true,
+        forwarding_lacks: false,
+        route_is_wrong: false,
     }
 }
 
@@ -257,11 +291,45 @@ fn left(spec: &allocation::NodeIPAllocationSpec, current: &ResourceId) -> Vec<Re
 }
 
 fn obstacle(
+    ctx: &Context,
     pool: Option<&NodeIPPool>,
     interface: &allocation::Interface,
     node: &Node,
+    routed: Option<&Routed>,
+    network: Option<&Network>,
 ) -> Result<Option<Obstacle>, azure::Error> {
     let Some(pool) = pool else { return Ok(Some(Obstacle::NoPool)) };
+    if let Some(mismatch) = mismatch(pool, interface, node)? {
+        return Ok(Some(mismatch));
+    }
+    let unfit = match &pool.spec.route {
+        Some(pod_route) => route::obstacle(ctx, pool, pod_route, node, network)?,
+        None => None,
+    };
+    // What the node holds is of another kind than the pool's: it goes first.
+    let is_moving = routed.map_or(pool.spec.mode == Mode::Route, |routed| routed.claim.is_none());
+    Ok(unfit.or_else(|| is_moving.then(|| moving(pool, node))))
+}
+
+/// The reason of a node that has to give back what it has before its pool can serve it.
+const MOVING: &str = "Moving";
+
+fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
+    let message = format!(
+        "node {} still has pods with addresses of its former pool's mode or range. It gets none of NodeIPPool {} before the \
+         last of these is given back: drain it.",
+        node.name_any(),
+        pool.name_any(),
+    );
+    Obstacle::Interface { reason: MOVING, message }
+}
+
+/// The pool is for another subnet than the NIC's.
+fn mismatch(
+    pool: &NodeIPPool,
+    interface: &allocation::Interface,
+    node: &Node,
+) -> Result<Option<Obstacle>, azure::Error> {
     let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
     if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
         return Ok(None);
@@ -276,39 +344,46 @@ fn obstacle(
     Ok(Some(Obstacle::Interface { reason: "SubnetMismatch", message }))
 }
 
-/// The NIC's subnet with its prefixes, and what sees a pod under its own address.
+/// The network around the NIC. `None`: it can't be read now, but what `spec` says of it stays good.
 ///
 /// # Errors
-/// When the network can't be read and nothing is known of it from before: without it, a pod's packets to the VNet would
-/// be translated, so its node must wait.
-async fn around(
+/// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so its node must wait.
+async fn network(
     ctx: &Context,
     spec: &allocation::NodeIPAllocationSpec,
     interface: &allocation::Interface,
-    pool: Option<&NodeIPPool>,
-) -> Result<(Subnet, Vec<String>), azure::Error> {
+) -> Result<Option<Arc<Network>>, azure::Error> {
     let id: ResourceId = interface.subnet.id.parse()?;
     match ctx.networks.around(&id).await {
-        Ok(network) => {
-            let prefixes = network.subnet.iter().map(ToString::to_string).collect();
-            Ok((Subnet { id: id.to_string(), prefixes }, exclusions(&network, pool)))
+        Ok(network) => Ok(Some(network)),
+        Err(error) if spec.interfaces.iter().any(|one| is_same(&one.subnet, &interface.subnet)) => {
+            warn!(subnet = %id, reason = error.reason(), %error, "virtual network not read, its known prefixes stay");
+            Ok(None)
         }
-        Err(error) => {
-            match spec.interfaces.iter().find(|one| one.subnet.id.eq_ignore_ascii_case(id.as_str())) {
-                Some(known) => {
-                    warn!(subnet = %id, reason = error.reason(), %error, "virtual network not read, its known prefixes stay");
-                    Ok((known.subnet.clone(), spec.snat_exclusions.clone()))
-                }
-                None => Err(error),
-            }
-        }
+        Err(error) => Err(error),
     }
 }
 
-fn exclusions(network: &Network, pool: Option<&NodeIPPool>) -> Vec<String> {
+/// The subnet as `spec` has it.
+fn known_subnet(spec: &allocation::NodeIPAllocationSpec, subnet: &Subnet) -> Subnet {
+    let known = spec.interfaces.iter().find(|one| is_same(&one.subnet, subnet));
+    known.map_or_else(|| subnet.clone(), |known| known.subnet.clone())
+}
+
+fn is_same(one: &Subnet, other: &Subnet) -> bool {
+    one.id.eq_ignore_ascii_case(&other.id)
+}
+
+/// What sees a pod under its own address: the VNet, what it peers with, and what the pool names. To addresses of a route table
+/// peered networks have no way back; other nodes' pods have.
+fn exclusions(network: &Network, pool: Option<&NodeIPPool>, routed: Option<&Routed>) -> Vec<String> {
     let named = pool.into_iter().flat_map(|pool| &pool.spec.snat.non_masquerade_cidrs);
     let mut ranges: Vec<ipnet::Ipv4Net> = named.filter_map(|range| range.parse().ok()).collect();
-    ranges.extend(network.address_space.iter().chain(&network.peered));
+    ranges.extend(&network.address_space);
+    match routed {
+        Some(routed) => ranges.extend(routed.within),
+        None => ranges.extend(&network.peered),
+    }
     ranges.sort();
     ranges.dedup();
     ranges.iter().map(ToString::to_string).collect()
@@ -367,10 +442,9 @@ mod tests {
             ..Default::default()
         };
         let same = pool(json!({"subnetID": SUBNET}));
-        assert_eq!(obstacle(Some(&same), &interface, &node("b")).unwrap(), None);
+        assert_eq!(mismatch(&same, &interface, &node("b")).unwrap(), None);
         let other = pool(json!({"subnetID": SUBNET.replace("subnets/a", "subnets/b")}));
-        let Some(Obstacle::Interface { reason, message }) =
-            obstacle(Some(&other), &interface, &node("b")).unwrap()
+        let Some(Obstacle::Interface { reason, message }) = mismatch(&other, &interface, &node("b")).unwrap()
         else {
             panic!("no obstacle");
         };
@@ -388,8 +462,27 @@ mod tests {
             address_space: nets(&["10.240.0.0/16"]),
             peered: nets(&["10.3.0.0/16"]),
             subnet: nets(&["10.240.0.0/20"]),
+            route_table: None,
         };
         let pool = pool(json!({"snat": {"nonMasqueradeCIDRs": ["192.168.0.0/16", "10.3.0.0/16"]}}));
-        assert_eq!(exclusions(&network, Some(&pool)), ["10.3.0.0/16", "10.240.0.0/16", "192.168.0.0/16"]);
+        assert_eq!(
+            exclusions(&network, Some(&pool), None),
+            ["10.3.0.0/16", "10.240.0.0/16", "192.168.0.0/16"]
+        );
+    }
+
+    #[test]
+    fn what_has_no_route_to_a_pod_cidr_sees_the_nodes_address() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let vnet: ResourceId = SUBNET.parse::<ResourceId>().unwrap().parent().unwrap();
+        let network = Network {
+            address_space: nets(&["10.240.0.0/16"]),
+            peered: nets(&["10.3.0.0/16"]),
+            subnet: vec![],
+            route_table: None,
+            id: vnet.clone(),
+        };
+        let routed = Routed { table: vnet, within: "10.244.0.0/16".parse().ok(), claim: None };
+        assert_eq!(exclusions(&network, None, Some(&routed)), ["10.240.0.0/16", "10.244.0.0/16"]);
     }
 }

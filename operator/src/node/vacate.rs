@@ -7,7 +7,7 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::memory::Memory;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Next, apply, growth, report};
+use super::{Context, Error, Next, apply, growth, report, route};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
@@ -38,13 +38,13 @@ pub(super) async fn vacate(
         };
         match settled {
             Ok(vm) => in_use = in_use.or(vm),
-            Err(error) => {
-                memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
-                let message = format!("Node {} is gone, but: {error}", allocation.name_any());
-                report::vacant(ctx, allocation, error.reason(), message).await?;
-                return Err(Error::Find(error));
-            }
+            Err(error) => return refused(ctx, allocation, memory, error, now).await,
         }
+    }
+    if in_use.is_none()
+        && let Err(error) = route::leave(ctx, allocation).await
+    {
+        return refused(ctx, allocation, memory, error, now).await;
     }
     memory.setback = None;
     let Some(vm) = in_use else {
@@ -59,6 +59,19 @@ pub(super) async fn vacate(
     );
     report::vacant(ctx, allocation, "NodeGone", message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
+}
+
+async fn refused(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &mut Memory,
+    error: azure::Error,
+    now: Instant,
+) -> Result<Next, Error> {
+    memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
+    let message = format!("Node {} is gone, but: {error}", allocation.name_any());
+    report::vacant(ctx, allocation, error.reason(), message).await?;
+    Err(Error::Find(error))
 }
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours. Gives the VM that still has it, and with it what is

@@ -47,6 +47,8 @@ fn observed(held: u32, bound: u32) -> Observed {
         release_wanted_for: Duration::ZERO,
         may_reserve: u32::MAX,
         may_write: true,
+        forwarding_lacks: false,
+        route_is_wrong: false,
     }
 }
 
@@ -216,6 +218,15 @@ fn a_node_that_came_from_another_pool_trades_single_addresses_for_blocks() {
 }
 
 #[test]
+fn a_route_that_is_wrong_is_put_right_at_once_though_nothing_is_to_be_reserved() {
+    let wrong = Observed { route_is_wrong: true, ..observed(16, 0) };
+    let mending = plan(&wrong);
+    assert_eq!(mending.change, Change { mend: true, ..Change::default() });
+    assert_eq!(mending.priority, Priority::WaitingPods);
+    assert!(plan(&Observed { may_write: false, ..wrong }).change.is_empty());
+}
+
+#[test]
 fn a_block_is_published_as_a_range() {
     let published = plan(&Observed { grain: 16, held: blocks(1..2), ..observed(0, 0) }).publish;
     assert_eq!(published[0].address, "10.0.0.16/28");
@@ -255,6 +266,8 @@ prop_compose! {
             release_wanted_for: Duration::from_millis(waited),
             may_reserve,
             may_write,
+            forwarding_lacks: false,
+            route_is_wrong: false,
         }
     }
 }

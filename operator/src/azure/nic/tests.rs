@@ -121,6 +121,16 @@ fn a_reserved_block_is_one_ip_configuration_with_a_prefix_length_and_no_address(
 }
 
 #[test]
+fn turning_forwarding_on_changes_that_field_and_nothing_else() {
+    let before = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true)]);
+    let edited = edit(&before, &Change { forward: true, ..Change::default() }).unwrap();
+    let mut expected = before.clone();
+    expected["properties"]["enableIPForwarding"] = json!(true);
+    assert_eq!(edited, expected);
+    assert!(!read(&before).unwrap().forwards && read(&edited).unwrap().forwards);
+}
+
+#[test]
 fn a_reserved_address_is_dynamic_and_in_the_subnet_and_groups_of_the_first() {
     let mut first = ip_configuration("ipconfig1", "10.240.0.4", true);
     first["properties"]["applicationSecurityGroups"] = json!([{ "id": "/asg" }]);

@@ -54,12 +54,15 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         release_wanted_for: Duration::ZERO,
         may_reserve: u32::MAX,
         may_write: true,
+        forwarding_lacks: false,
+        route_is_wrong: false,
     };
     let seen = Seen {
         pool: Some(Arc::new(NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap()))),
         nic: Some(Interface { id: "/nic".into(), ..Default::default() }),
         obstacle: None,
         snat_exclusions: vec![],
+        routed: None,
         observed,
         is_read: true,
         is_unsettled: false,

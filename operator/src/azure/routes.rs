@@ -1,0 +1,210 @@
+//! Writes to route tables: one writer a table, which takes along what all nodes want of it by then.
+//!
+//! A table takes one write at a time, and each takes seconds. Who comes while one is under way leaves its change and waits; the
+//! next to get the table's lock carries out all that has gathered. So a hundred new nodes cost two writes or three.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::cache::Slots;
+use super::nic::ProvisioningState;
+use super::operation::Operation;
+use super::route_table::{self, Change, RouteTable};
+use super::transport::{Answer, Call};
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, UNSETTLED, call};
+
+/// What has been read of a table is good for this long: whoever acts on it acts with its ETag.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// What is known of each table, and what nodes want of it.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    known: Slots<Option<Document>>,
+    wanted: Mutex<HashMap<String, Vec<Wanted>>>,
+}
+
+/// A table's document, ready to be edited and sent back.
+#[derive(Clone, Debug)]
+struct Document {
+    table: Arc<RouteTable>,
+    etag: String,
+    value: Value,
+    read: Instant,
+}
+
+/// A change that waits, and whom to tell what became of it.
+#[derive(Debug)]
+struct Wanted {
+    change: Change,
+    priority: Priority,
+    answer: oneshot::Sender<Result<Arc<RouteTable>, Error>>,
+}
+
+impl Tables {
+    fn add(&self, id: &ResourceId, wanted: Wanted) {
+        self.lock().entry(id.key()).or_default().push(wanted);
+    }
+
+    fn take(&self, id: &ResourceId) -> Vec<Wanted> {
+        self.lock().remove(&id.key()).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Wanted>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Azure {
+    /// A route table, no older than a minute.
+    pub async fn route_table(&self, id: &ResourceId, priority: Priority) -> Result<Arc<RouteTable>, Error> {
+        let slot = self.tables.known.slot(id);
+        let mut known = slot.lock().await;
+        let document = self.known_table(id, known.take(), priority).await?;
+        let table = document.table.clone();
+        *known = Some(document);
+        Ok(table)
+    }
+
+    /// A route table as last read, however long ago; `None` if it never was, or is being read or written now.
+    pub fn known_route_table(&self, id: &ResourceId) -> Option<Arc<RouteTable>> {
+        let slot = self.tables.known.slot(id);
+        let known = slot.try_lock().ok()?;
+        known.as_ref().map(|document| document.table.clone())
+    }
+
+    /// Carries out a change in a route table, together with those of others, and gives the table as it is then. Without a write
+    /// if nothing is to be done.
+    ///
+    /// # Errors
+    /// [`Error::Routes`] if the table can't take it, which concerns nobody else; otherwise Azure's, for all that were to be
+    /// written together. After those from which it doesn't follow that the table is as it was, it is read anew.
+    pub async fn change_routes(
+        &self,
+        id: &ResourceId,
+        change: Change,
+        priority: Priority,
+    ) -> Result<Arc<RouteTable>, Error> {
+        let (answer, mut outcome) = oneshot::channel();
+        self.tables.add(id, Wanted { change, priority, answer });
+        let slot = self.tables.known.slot(id);
+        let mut known = slot.lock().await;
+        match outcome.try_recv() {
+            Ok(outcome) => return outcome,
+            // Nobody has taken it along yet.
+            Err(oneshot::error::TryRecvError::Empty) => {}
+            Err(oneshot::error::TryRecvError::Closed) => {
+                return Err(Error::OutcomeUnknown {
+                    resource: id.to_string(),
+                    message: "whoever was writing it has been stopped".to_owned(),
+                });
+            }
+        }
+        let all = self.tables.take(id);
+        let changes: Vec<Change> = all.iter().map(|one| one.change.clone()).collect();
+        let priority = all.iter().map(|one| one.priority).min().unwrap_or(priority);
+        let written = self.write_table(id, &mut known, &changes, priority).await;
+        for (index, Wanted { answer, .. }) in all.into_iter().enumerate() {
+            let outcome = match &written {
+                Ok((table, outcomes)) => match &outcomes[index] {
+                    Ok(()) => Ok(table.clone()),
+                    Err(source) => Err(Error::Routes { table: id.to_string(), source: source.clone() }),
+                },
+                Err(error) => Err(error.clone()),
+            };
+            // Who doesn't wait any more needs no answer.
+            let _ = answer.send(outcome);
+        }
+        outcome.try_recv().unwrap_or_else(|_| {
+            Err(Error::Unexpected { resource: id.to_string(), message: "a change got no answer".to_owned() })
+        })
+    }
+
+    async fn known_table(
+        &self,
+        id: &ResourceId,
+        known: Option<Document>,
+        priority: Priority,
+    ) -> Result<Document, Error> {
+        match known {
+            Some(document) if document.read.elapsed() < KEPT => Ok(document),
+            _ => self.read_table(id, &call(Kind::Read, priority, id)).await,
+        }
+    }
+
+    async fn read_table(&self, id: &ResourceId, call: &Call) -> Result<Document, Error> {
+        let answer = self.transport.send(call, self.url(id, NETWORK_API), None, None).await?;
+        document(id, answer)
+    }
+
+    /// One write for all `changes`; gives what became of each.
+    async fn write_table(
+        &self,
+        id: &ResourceId,
+        known: &mut Option<Document>,
+        changes: &[Change],
+        priority: Priority,
+    ) -> Result<(Arc<RouteTable>, Vec<Result<(), route_table::Refusal>>), Error> {
+        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        let begun = Instant::now();
+        let mut before = self.known_table(id, known.take(), priority).await?;
+        let (mut after, mut outcomes) = route_table::edit(&before.value, changes);
+        if outcomes.iter().any(Result::is_err) && before.read < begun {
+            // What was known may be what is in the way no more.
+            before = self.read_table(id, &call(Kind::Read, priority, id)).await?;
+            (after, outcomes) = route_table::edit(&before.value, changes);
+        }
+        if after == before.value {
+            let table = before.table.clone();
+            *known = Some(before);
+            return Ok((table, outcomes));
+        }
+        if before.table.state == ProvisioningState::Updating {
+            return Err(Error::Busy {
+                resource: id.to_string(),
+                message: "an operation on it is still under way".to_owned(),
+                retry_after: UNSETTLED,
+            });
+        }
+        let mut call = call(Kind::Write, priority, id);
+        call.region = Some(before.table.location.clone()).filter(|region| !region.is_empty());
+        let (started, url) = (Instant::now(), self.url(id, NETWORK_API));
+        let body = after.to_string().into_bytes();
+        let accepted = match self.transport.send(&call, url.clone(), Some(&before.etag), Some(body)).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if error.left_all_as_it_was() {
+                    *known = Some(before);
+                }
+                return Err(error);
+            }
+        };
+        let document = match Operation::of(&accepted, &url, &call)? {
+            Some(operation) => {
+                operation.finish(&self.transport, &call, &url, &self.tracking).await?;
+                self.read_table(id, &Call { kind: Kind::Read, ..call }).await?
+            }
+            None => document(id, accepted)?,
+        };
+        let (nodes, routes) = (changes.len(), document.table.routes.len());
+        info!(table = %id, nodes, routes, took = ?started.elapsed(), "route table written");
+        let table = document.table.clone();
+        *known = Some(document);
+        Ok((table, outcomes))
+    }
+}
+
+fn document(id: &ResourceId, answer: Answer) -> Result<Document, Error> {
+    let unexpected = |message: String| Error::Unexpected { resource: id.to_string(), message };
+    let value: Value = serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
+    let etag = value["etag"].as_str();
+    let etag = etag
+        .ok_or_else(|| unexpected("it has no etag, without which it can't be written safely".to_owned()))?
+        .to_owned();
+    Ok(Document { table: Arc::new(RouteTable::read(&value)), etag, value, read: Instant::now() })
+}

@@ -1,0 +1,280 @@
+//! Mode Route: what a node holds is one route of a table, and its addresses are that route's range.
+//!
+//! The range is first written into the table and then into `spec`. From then on `spec` says what the node has: its pods use
+//! the range whatever becomes of the route, so one that somebody removes is put back, under the same name and with the same
+//! range, and no other node gets that range meanwhile.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Resource, ResourceExt};
+use tokio::time::sleep;
+use tracing::{info, warn};
+use vnetpool_crds::allocation::NodeIPAllocation;
+use vnetpool_crds::pool::{PodRoute, Sizing};
+use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
+
+use super::memory::Memory;
+use super::observe::{Obstacle, Seen};
+use super::setback::{Setback, Stage};
+use super::{Context, Round};
+use crate::azure::{
+    self, Azure, Claim, IpConfiguration, Network, Priority, ProvisioningState, ResourceId, RouteChange,
+    RouteTable, route_name,
+};
+use crate::cluster::Cluster;
+use crate::events;
+use crate::planner::{Observed, Plan};
+use crate::pod_cidr;
+
+/// Where a node's addresses are, if they aren't on its NIC.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    pub table: ResourceId,
+    /// Where the node's range is from; its range itself once its pool is another one.
+    pub within: Option<Ipv4Net>,
+    /// What to ask the table for; `None` while the node is to have no route, or no more.
+    pub claim: Option<Claim>,
+}
+
+/// Takes a look at the node's route, in Azure's table if `is_read`, otherwise as `spec` mirrors it and [`watch`] has seen it; `observed` then holds that
+/// instead of what is on the NIC. `None`: the node's addresses are on its NIC, and still are if its pool is of mode Route by now.
+pub async fn observe(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    pool: Option<&NodeIPPool>,
+    primary: Ipv4Addr,
+    is_read: bool,
+    observed: &mut Observed,
+    priority: Priority,
+) -> Result<Option<Routed>, azure::Error> {
+    let (spec, node) = (&allocation.spec, allocation.name_any());
+    let wanted = pool.and_then(|pool| pool.spec.route.as_ref());
+    let table: ResourceId = match (&spec.route_table_id, wanted) {
+        (Some(table), _) => table.parse()?,
+        (None, Some(route)) if observed.held.is_empty() => route.route_table_id.parse()?,
+        (None, _) => return Ok(None),
+    };
+    let published = published(spec).filter(|(name, _)| !observed.relinquished.contains(name));
+    let wanted = wanted.filter(|route| route.route_table_id.parse().is_ok_and(|id: ResourceId| id == table));
+    let fits = |(_, range): &(String, Ipv4Net)| {
+        wanted
+            .and_then(cidr)
+            .is_some_and(|(within, length)| within.contains(range) && range.prefix_len() == length)
+    };
+    let wanted = wanted.filter(|_| published.as_ref().is_none_or(fits));
+    let within =
+        wanted.and_then(cidr).map(|(within, _)| within).or(published.as_ref().map(|(_, range)| *range));
+
+    let known = match is_read {
+        true => Some(ctx.azure.route_table(&table, priority).await?),
+        false => ctx.azure.known_route_table(&table),
+    };
+    let own = known.as_ref().and_then(|known| match &published {
+        Some((name, _)) => known.routes.iter().find(|route| route.name == *name).cloned(),
+        None => known.of(&node, within, primary).cloned(),
+    });
+    let (name, range, state) = match (&own, &published) {
+        (Some(route), Some((name, range))) => (name.clone(), Some(*range), route.state.clone()),
+        (Some(route), None) => (route.name.clone(), route.range, route.state.clone()),
+        // Removed by somebody, or not looked at: the node has it all the same.
+        (None, Some((name, range))) => (name.clone(), Some(*range), ProvisioningState::Succeeded),
+        (None, None) if wanted.is_none() => {
+            // Nothing is left of an earlier pool.
+            return Ok(None);
+        }
+        (None, None) => (String::new(), None, ProvisioningState::Succeeded),
+    };
+    let held = (!name.is_empty()).then(|| IpConfiguration {
+        name: name.clone(),
+        address: range,
+        state,
+        attached: Default::default(),
+    });
+    let is_right = own.is_some_and(|own| own.range == range && own.next_hop == Some(primary));
+    observed.route_is_wrong = known.is_some() && held.is_some() && wanted.is_some() && !is_right;
+    observed.held = held.into_iter().collect();
+    observed.slots = 1;
+    let claim = wanted.and_then(cidr).map(|(within, length)| Claim {
+        name: route_name(&node, uuid::Uuid::new_v4().as_fields().0),
+        node,
+        held: range.map(|range| (name, range)),
+        within,
+        length,
+        next_hop: primary,
+        avoid: BTreeSet::new(),
+    });
+    Ok(Some(Routed { table, within, claim }))
+}
+
+/// A node always has the whole of its range.
+pub fn sizing(pool: &NodeIPPool) -> Sizing {
+    let grain = pool.spec.grain();
+    Sizing {
+        minimum: grain,
+        warm: 0,
+        maximum: grain,
+        batch: 1,
+        release_after: pool.spec.sizing.release_after,
+    }
+}
+
+/// Why the node can't have a route of the pool. `network` is the one around its NIC, if that could be read.
+pub fn obstacle(
+    ctx: &Context,
+    pool: &NodeIPPool,
+    route: &PodRoute,
+    node: &Node,
+    network: Option<&Network>,
+) -> Result<Option<Obstacle>, azure::Error> {
+    let pools = ctx.cluster.pools().state();
+    let conflict = pod_cidr::conflict(pool, pools.iter().map(AsRef::as_ref), network);
+    if let Some(message) = conflict {
+        return Ok(Some(Obstacle::Interface { reason: pod_cidr::OVERLAP, message }));
+    }
+    let table: ResourceId = route.route_table_id.parse()?;
+    let Some(network) = network.filter(|network| network.route_table.as_ref() != Some(&table)) else {
+        return Ok(None);
+    };
+    let has = network.route_table.as_ref().map_or("none".to_owned(), ToString::to_string);
+    let message = format!(
+        "NodeIPPool {} has its routes in {table}, but the route table of node {}'s subnet is {has}. Associate {table} with \
+         the subnet, or let the pool's nodeSelector leave this node out.",
+        pool.name_any(),
+        node.name_any(),
+    );
+    Ok(Some(Obstacle::Interface { reason: "RouteTableNotAssociated", message }))
+}
+
+/// Carries the plan's change out on the NIC's forwarding and in the route table. The caller has said so in the condition
+/// `Writing` before.
+///
+/// # Errors
+/// Azure's. What became of the table is then to be read again.
+pub async fn write(
+    ctx: &Context,
+    round: &Round,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), azure::Error> {
+    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
+    let result = carry_out(ctx, &round.allocation, node, seen, plan).await;
+    let now = Instant::now();
+    memory.setback = match &result {
+        Ok(()) => None,
+        Err(error) => Some(Setback::after(memory.setback.as_ref(), Stage::Write, error, now)),
+    };
+    result
+}
+
+async fn carry_out(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    seen: &Seen,
+    plan: &Plan,
+) -> Result<(), azure::Error> {
+    let (Some(routed), Some(nic)) = (&seen.routed, &seen.nic) else { return Ok(()) };
+    let about = [node.object_ref(&()), allocation.object_ref(&())];
+    if plan.change.forward {
+        let id: ResourceId = nic.id.parse()?;
+        let forward = azure::Change { forward: true, ..Default::default() };
+        ctx.azure.update(&id, &forward, plan.priority).await?;
+        info!(nic = %id, "IP forwarding turned on");
+        ctx.events.say(&about, &events::forwarding(id.name())).await;
+    }
+    let (table, grain) = (&routed.table, seen.observed.grain);
+    if !plan.change.release.is_empty() {
+        let release = RouteChange::Release { names: plan.change.release.clone() };
+        ctx.azure.change_routes(table, release, plan.priority).await?;
+        ctx.events.say(&about, &events::released(grain, 0, table.name())).await;
+    }
+    if let Some(claim) = routed.claim.as_ref().filter(|_| plan.change.reserve > 0 || plan.change.mend) {
+        let claim = Claim {
+            avoid: used_by_others(ctx, &claim.node),
+            held: claim.held.clone().filter(|(name, _)| !plan.change.release.contains(name)),
+            ..claim.clone()
+        };
+        ctx.azure.change_routes(table, RouteChange::Claim(claim), plan.priority).await?;
+        let event = if plan.change.mend {
+            events::mended(table.name())
+        } else {
+            events::reserved(grain, grain, table.name())
+        };
+        ctx.events.say(&about, &event).await;
+    }
+    Ok(())
+}
+
+/// Removes the routes of a node that is gone.
+pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), azure::Error> {
+    let spec = &allocation.spec;
+    let Some(table) = &spec.route_table_id else { return Ok(()) };
+    let next_hop = spec.interfaces.first().and_then(|nic| nic.primary_address.parse().ok());
+    let change = RouteChange::Leave {
+        node: allocation.name_any(),
+        names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
+        next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED),
+    };
+    match ctx.azure.change_routes(&table.parse()?, change, Priority::GiveBack).await {
+        Ok(_) | Err(azure::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// How often each table is looked at, a little less often than what is known of it is read anew.
+const LOOK_EVERY: Duration = Duration::from_secs(61);
+
+/// Looks at the tables in use, at once and then every minute, one read for all nodes of each, and calls those nodes whose route
+/// isn't as `spec` has it: somebody may have removed it. Never ends.
+pub async fn watch(azure: &Azure, cluster: &Cluster, call: impl Fn(&str)) {
+    loop {
+        let mut nodes: HashMap<ResourceId, Vec<Arc<NodeIPAllocation>>> = HashMap::new();
+        for node in cluster.allocations().state() {
+            if let Some(table) = node.spec.route_table_id.as_ref().and_then(|id| id.parse().ok()) {
+                nodes.entry(table).or_default().push(node);
+            }
+        }
+        for (table, nodes) in nodes {
+            match azure.route_table(&table, Priority::WarmRefill).await {
+                Ok(known) => {
+                    let wrong = nodes.iter().filter(|node| !is_as_published(&known, &node.spec));
+                    wrong.for_each(|node| call(&node.name_any()));
+                }
+                // A node that needs the table finds out by itself, and says so.
+                Err(error) => warn!(%table, reason = error.reason(), %error, "route table not read"),
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+fn is_as_published(table: &RouteTable, spec: &NodeIPAllocationSpec) -> bool {
+    let Some((name, range)) = published(spec) else { return true };
+    let next_hop = spec.interfaces.first().and_then(|nic| nic.primary_address.parse().ok());
+    let own = table.routes.iter().find(|route| route.name == name);
+    own.is_some_and(|route| route.range == Some(range) && route.next_hop == next_hop)
+}
+
+/// Ranges that pods of other nodes use, though their routes may be gone.
+fn used_by_others(ctx: &Context, node: &str) -> BTreeSet<Ipv4Net> {
+    let others = ctx.cluster.allocations().state();
+    let others = others.iter().filter(|other| other.name_any() != node);
+    others.filter_map(|other| published(&other.spec)).map(|(_, range)| range).collect()
+}
+
+/// The route as `spec` has it: its name and range.
+fn published(spec: &NodeIPAllocationSpec) -> Option<(String, Ipv4Net)> {
+    spec.route_table_id.as_ref()?;
+    let route = spec.ip_configurations().next()?;
+    Some((route.name.clone(), route.address.parse().ok()?))
+}
+
+/// The pod CIDR and the length of a node's part of it. The API server has checked them.
+fn cidr(route: &PodRoute) -> Option<(Ipv4Net, u8)> {
+    Some((route.pod_cidr.parse().ok()?, u8::try_from(route.node_prefix_length).ok()?))
+}

@@ -1,0 +1,285 @@
+//! Pools of mode Route: the operator keeps a route table, and others write to it, too.
+
+use crate::Test;
+use crate::stage::{Stage, find, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    each_node_gets_a_range_of_its_own_and_many_share_a_write,
+    the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses,
+    a_route_that_somebody_removes_is_put_back_with_the_same_range,
+    a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name,
+    a_full_route_table_is_said_and_used_again_when_there_is_room,
+    a_subnet_without_the_pools_route_table_is_named,
+    a_node_that_moves_between_modes_first_gives_back_what_it_has,
+    an_operator_that_dies_between_table_and_spec_leaves_no_second_range,
+];
+
+const NODES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
+
+/// A route of somebody else's.
+fn theirs() -> Value {
+    json!({ "name": "to-firewall", "properties": { "addressPrefix": "172.31.0.0/16", "nextHopType": "None" } })
+}
+
+/// The table `pods` with these routes, and the subnet `nodes` that goes by it. Gives the table's id.
+async fn table(stage: &Stage<'_>, routes: Value) -> Result<String> {
+    let id = stage
+        .put("Microsoft.Network/routeTables/pods", json!({ "properties": { "routes": routes } }))
+        .await?;
+    settled(stage, &id).await?;
+    let subnet = json!({ "properties": { "addressPrefix": "10.240.0.0/20", "routeTable": { "id": id } } });
+    let subnet = stage.put("Microsoft.Network/virtualNetworks/vnet/subnets/nodes", subnet).await?;
+    settled(stage, &subnet).await?;
+    Ok(id)
+}
+
+async fn settled(stage: &Stage<'_>, id: &str) -> Result<Value> {
+    for _ in 0..200 {
+        let seen = stage.get(id).await?;
+        if seen["properties"]["provisioningState"] == "Succeeded" {
+            return Ok(seen);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("{id} isn't settled within 10 s")
+}
+
+fn pool(table: &str, cidr: &str) -> Value {
+    json!({ "mode": "Route", "route": { "podCIDR": cidr, "routeTableID": table } })
+}
+
+/// A stage with the table and a pool of 10.244.0.0/16 that uses it.
+async fn stage(plane: &ControlPlane) -> Result<(Stage<'_>, String)> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let id = table(&stage, json!([theirs()])).await?;
+    stage.pool("default", pool(&id, "10.244.0.0/16")).await?;
+    stage.start().await?;
+    Ok((stage, id))
+}
+
+/// Name, range and next hop of each route.
+async fn routes(stage: &Stage<'_>, table: &str) -> Result<Vec<(String, String, String)>> {
+    let seen = settled(stage, table).await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = seen["properties"]["routes"].as_array().cloned().unwrap_or_default();
+    Ok(all
+        .iter()
+        .map(|one| {
+            let own = &one["properties"];
+            (text(&one["name"]), text(&own["addressPrefix"]), text(&own["nextHopIpAddress"]))
+        })
+        .collect())
+}
+
+/// The node's range as published.
+fn range(seen: &NodeIPAllocation) -> Option<String> {
+    seen.spec.ip_configurations().next().map(|one| one.address.clone())
+}
+
+async fn until_routed(stage: &Stage<'_>, node: &str) -> Result<NodeIPAllocation> {
+    stage.until_offers(node, 256).await?;
+    stage.until_says(node, READY, "Ready").await?;
+    stage.allocation(node).await
+}
+
+/// Waits until the table holds so many routes.
+async fn until_routes(stage: &Stage<'_>, table: &str, count: usize) -> Result<Vec<(String, String, String)>> {
+    let mut seen = vec![];
+    for _ in 0..600 {
+        seen = routes(stage, table).await?;
+        if seen.len() == count {
+            return Ok(seen);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("not {count} routes within 30 s: {seen:?}")
+}
+
+/// Waits until there is an Event about the node with this reason.
+async fn until_said(stage: &Stage<'_>, node: &str, reason: &str) -> Result<()> {
+    for _ in 0..200 {
+        if !stage.events(node, reason).await?.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("no Event {reason} about {node} within 10 s")
+}
+
+async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &ControlPlane) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.sim.clear_log();
+    futures::future::try_join_all(NODES.map(|node| stage.node(node, Some("nodes")))).await?;
+    let mut ranges = BTreeSet::new();
+    for node in NODES {
+        let seen = until_routed(&stage, node).await?;
+        let own = range(&seen).context("no range")?;
+        ensure!(own.starts_with("10.244.") && own.ends_with("/24"), "{own}");
+        ensure!(seen.spec.snat_exclusions == ["10.240.0.0/16", "10.244.0.0/16"], "{:?}", seen.spec);
+        let hop = &seen.spec.interfaces[0].primary_address;
+        let known = routes(&stage, &table).await?;
+        ensure!(known.iter().any(|(_, range, to)| *range == own && to == hop), "{own}: {known:?}");
+        ensure!(stage.nic(node)["properties"]["enableIPForwarding"] == true, "{node} doesn't forward");
+        ensure!(stage.held(node).is_empty(), "{node} has ipConfigurations as well");
+        until_said(&stage, node, "ForwardingEnabled").await?;
+        ranges.insert(own);
+    }
+    ensure!(ranges.len() == NODES.len(), "{ranges:?}");
+    let writes =
+        stage.asked().iter().filter(|one| one.method == "PUT" && one.path.contains("routeTables")).count();
+    ensure!(writes < NODES.len(), "{writes} writes for {} nodes", NODES.len());
+    stage.bind("n1", 30).await?;
+    let served =
+        |seen: &NodeIPAllocation| seen.status.as_ref().filter(|status| status.assigned == 30).map(drop);
+    stage.until("30 pods have addresses", "n1", served).await
+}
+
+async fn the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses(plane: &ControlPlane) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    for node in ["n1", "n2"] {
+        stage.node(node, Some("nodes")).await?;
+        until_routed(&stage, node).await?;
+    }
+    let kept = range(&stage.allocation("n2").await?).context("no range")?;
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    let left: Vec<String> =
+        until_routes(&stage, &table, 2).await?.into_iter().map(|(_, range, _)| range).collect();
+    ensure!(left == ["172.31.0.0/16".to_owned(), kept], "{left:?}");
+    Ok(())
+}
+
+async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.node("n1", Some("nodes")).await?;
+    until_routed(&stage, "n1").await?;
+    let before = routes(&stage, &table).await?;
+    stage.stop().await?;
+    stage
+        .put("Microsoft.Network/routeTables/pods", json!({ "properties": { "routes": [theirs()] } }))
+        .await?;
+    until_routes(&stage, &table, 1).await?;
+    // A new operator looks at the tables in use first of all, and every minute from then on.
+    stage.start().await?;
+    let after = until_routes(&stage, &table, 2).await?;
+    ensure!(before == after, "{before:?} then {after:?}");
+    until_said(&stage, "n1", "RouteMended").await
+}
+
+async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.node("n1", Some("nodes")).await?;
+    until_routed(&stage, "n1").await?;
+    for (name, cidr, theirs, weight) in
+        [("vnet", "10.240.128.0/17", "10.240.0.0/16", 1), ("twin", "10.244.64.0/18", "10.244.0.0/16", 2)]
+    {
+        let mut spec = pool(&table, cidr);
+        spec["weight"] = json!(weight);
+        spec["nodeSelector"] = json!({ "matchLabels": { "kubernetes.io/hostname": name } });
+        stage.pool(name, spec).await?;
+        let vm = stage
+            .sim
+            .add_vm(vnetpool_azure_sim::NewVm {
+                name: name.into(),
+                subnet: Some("nodes".into()),
+                ..Default::default()
+            })
+            .await?;
+        stage.join_labelled(name, &vm.provider_id, &[("kubernetes.io/hostname", name)]).await?;
+        let found = stage.until_says(name, INTERFACE_FOUND, "RangeOverlap").await?;
+        ensure!(found.message.contains(cidr) && found.message.contains(theirs), "{}", found.message);
+        let mut valid = None;
+        for _ in 0..200 {
+            let status = stage.node_pool(name).await?.status.unwrap_or_default();
+            valid = condition::find(&status.conditions, VALID).cloned();
+            if valid.as_ref().is_some_and(|valid| valid.status == "False") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let valid =
+            valid.filter(|valid| valid.status == "False").with_context(|| format!("{name} is valid"))?;
+        ensure!(valid.reason == "RangeOverlap" && valid.message.contains(theirs), "{valid:?}");
+    }
+    ensure!(routes(&stage, &table).await?.len() == 2, "a refused pool got a route");
+    Ok(())
+}
+
+async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let filler = |n: usize| {
+        json!({ "name": format!("r{n}"),
+        "properties": { "addressPrefix": format!("172.16.{}.{}/32", n / 256, n % 256), "nextHopType": "None" } })
+    };
+    let all: Vec<Value> = (0..400).map(filler).collect();
+    let id = table(&stage, json!(all)).await?;
+    stage.pool("default", pool(&id, "10.244.0.0/16")).await?;
+    stage.start().await?;
+    stage.node("n1", Some("nodes")).await?;
+    let reserved = stage.until_says("n1", RESERVED, "RouteTableFull").await?;
+    ensure!(reserved.message.contains("it has 400 routes"), "{}", reserved.message);
+    let some = json!({ "properties": { "routes": all[..399] } });
+    stage.put("Microsoft.Network/routeTables/pods", some).await?;
+    // A person that edits the pool needn't wait for the next try.
+    let mut again = pool(&id, "10.244.0.0/16");
+    again["cooldown"] = json!("29s");
+    stage.pool("default", again).await?;
+    until_routed(&stage, "n1").await.map(drop)
+}
+
+async fn a_subnet_without_the_pools_route_table_is_named(plane: &ControlPlane) -> Result<()> {
+    let (stage, _) = stage(plane).await?;
+    stage.node("n1", Some("small")).await?;
+    let found = stage.until_says("n1", INTERFACE_FOUND, "RouteTableNotAssociated").await?;
+    ensure!(found.message.contains("is none. Associate"), "{}", found.message);
+    ensure!(stage.allocation("n1").await?.spec.addresses() == 0, "offered all the same");
+    Ok(())
+}
+
+async fn a_node_that_moves_between_modes_first_gives_back_what_it_has(plane: &ControlPlane) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.node("n1", Some("nodes")).await?;
+    stage.bind("n1", 2).await?;
+    until_routed(&stage, "n1").await?;
+    let sizing = json!({ "minimum": 4, "warm": 0, "releaseAfter": "0s" });
+    stage.pool("single", json!({ "weight": 1, "sizing": sizing })).await?;
+    let found = stage.until_says("n1", INTERFACE_FOUND, "Moving").await?;
+    ensure!(found.message.contains("drain it"), "{}", found.message);
+    ensure!(routes(&stage, &table).await?.len() == 2, "its pods lost their route");
+    stage.unbind("n1", 2).await?;
+    stage.until_holds("n1", 4).await?;
+    until_routes(&stage, &table, 1).await?;
+    ensure!(stage.allocation("n1").await?.spec.route_table_id.is_none(), "the table is still named");
+    // And back.
+    stage.delete_pool("single").await?;
+    until_routed(&stage, "n1").await?;
+    ensure!(stage.held("n1").is_empty(), "still {:?}", stage.held("n1"));
+    Ok(())
+}
+
+async fn an_operator_that_dies_between_table_and_spec_leaves_no_second_range(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    let fault = stage.fault("PUT", "/routeTables/", Some(1), vnetpool_azure_sim::Effect::Hold);
+    stage.node("n1", Some("nodes")).await?;
+    let written = until_routes(&stage, &table, 2).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    let left = stage.allocation("n1").await?;
+    ensure!(left.spec.addresses() == 0, "published before it was known: {:?}", left.spec);
+    ensure!(find(&left, condition::WRITING).is_some_and(|one| one.status == "True"), "{left:?}");
+    stage.start().await?;
+    until_routed(&stage, "n1").await?;
+    ensure!(routes(&stage, &table).await? == written, "written again");
+    Ok(())
+}
