@@ -155,7 +155,9 @@ fn sandbox(address: Ipv4Addr) -> Sandbox {
 fn wire(node: &Namespace, pod: &Namespace, address: Ipv4Addr) {
     let identity = Identity { address, sandbox: sandbox(address), pod: Pod::default() };
     let path = pod.path();
-    node.inside(|| wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None).unwrap());
+    node.inside(|| {
+        wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None, Wiring::Routed).unwrap()
+    });
 }
 
 fn rules(direct: &[&str]) -> String {

@@ -19,7 +19,7 @@ use crate::{
         Pod, Proof, Sandbox,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
-    wiring::{self, Identity, Netns},
+    wiring::{self, Identity, Netns, Wiring, bridge},
 };
 
 use error::Error;
@@ -50,11 +50,14 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Verb::Add { sandbox, pod, netns, before } => {
             line.about(&sandbox, &pod);
             match duty {
-                Duty::Wire { mtu } => add(&store, &sandbox, &pod, &netns, mtu, &mut line).map(|address| {
-                    let macs = [wiring::HOST_MAC, wiring::pod_mac(address)];
-                    let gateway = wiring::GATEWAY;
-                    Answer::success(&Wired::new(version, before, &sandbox, address, gateway, macs, &netns))
-                }),
+                Duty::Wire { mtu, wiring } => add(&store, &sandbox, &pod, &netns, (mtu, wiring), &mut line)
+                    .map(|address| {
+                        let macs = [wiring::HOST_MAC, wiring::pod_mac(address)];
+                        let gateway = wiring::GATEWAY;
+                        Answer::success(&Wired::new(
+                            version, before, &sandbox, address, gateway, macs, &netns,
+                        ))
+                    }),
                 Duty::Lease { subnet, bridge } => {
                     lease::add(&store, &sandbox, &pod, &netns, subnet, bridge.as_deref(), &mut line)
                         .map(|(address, gateway)| Answer::success(&Leased::new(version, address, gateway)))
@@ -119,7 +122,7 @@ fn add(
     sandbox: &Sandbox,
     pod: &Pod,
     netns: &Path,
-    mtu: Option<u32>,
+    (mtu, wiring): (Option<u32>, Wiring),
     line: &mut Line,
 ) -> Result<Ipv4Addr, Error> {
     let netns = Netns::open(netns)?;
@@ -130,7 +133,7 @@ fn add(
     line.address(address);
     line.phase("ledger");
     let identity = Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
-    let wired = wiring::connect(&netns, &identity, mtu).map_err(Error::from);
+    let wired = wiring::connect(&netns, &identity, mtu, wiring).map_err(Error::from);
     line.phase("wiring");
     // The agent builds a ledger from what is wired once no verb runs, but it can't see us if our lock has gone.
     let wired = wired.and_then(|()| if lock.is_current() { Ok(()) } else { Err(Error::LockLost) });
@@ -153,7 +156,14 @@ fn del(store: &Store, sandbox: &Sandbox, line: &mut Line) -> Result<(), Error> {
 /// First nothing can be sent or received any more, then the address is free: in this order, whatever breaks off. Without
 /// a ledger there is nothing to free, and the agent will find nothing in use. Under the sandbox's lock.
 fn silence_and_free(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
-    wiring::disconnect(&sandbox.host_link())?;
+    let host_link = sandbox.host_link();
+    wiring::disconnect(&host_link)?;
+    // A port's route goes neither with it nor by itself, since it leads to the bridge: most nodes have none.
+    if bridge::is_there()
+        && let Some(address) = store.read().ok().and_then(|ledger| ledger.address_of(sandbox))
+    {
+        bridge::disconnect(address, &host_link)?;
+    }
     match store.with(|ledger, now| ledger.free(sandbox, now)) {
         Err(error) if error.needs_rebuild() => Ok(None),
         result => Ok(result?),

@@ -13,6 +13,7 @@
 //! that the agent can build a ledger from the kernel alone.
 
 mod addresses;
+pub mod bridge;
 mod events;
 mod inspect;
 mod netlink;
@@ -20,6 +21,8 @@ pub mod netns;
 mod restore;
 
 use std::{io, net::Ipv4Addr, os::fd::AsRawFd, path::PathBuf};
+
+use serde::Deserialize;
 
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -51,6 +54,12 @@ pub enum Error {
     InterfaceExists(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),
+    #[error("the node has no bridge vnpbridge for its pods yet")]
+    NoBridge,
+    #[error(
+        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's addresses"
+    )]
+    KernelTooOld(String),
     #[error("can't set {key} of {link}: {source}")]
     Sysctl { key: &'static str, link: String, source: io::Error },
 }
@@ -74,6 +83,10 @@ impl Error {
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
             }
+            Error::NoBridge => "the agent of the node makes it: the runtime tries again",
+            Error::KernelTooOld(_) => {
+                "upgrade the node to Linux 5.18 or newer, or set the pool's wiring to Routed"
+            }
             Error::Sysctl { .. } => "the plugin must run as root with a writable /proc/sys",
         }
     }
@@ -87,6 +100,16 @@ impl Error {
     }
 }
 
+/// How the host ends of pods are connected to the node. A pod sees no difference, and keeps the one it was wired with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Wiring {
+    /// Each is a link of its own, to which the node routes the pod's address.
+    #[default]
+    Routed,
+    /// They are ports of a bridge, to which the node routes all pods' addresses: see [`bridge`].
+    Bridge,
+}
+
 /// MAC of a pod's end: locally administered `0a:58`, then its address, as several container networks have it.
 pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
@@ -95,7 +118,7 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
 
 /// Wires the sandbox to its address. What an earlier ADD of this sandbox left is used if it is whole, else replaced.
 /// On failure some of the wiring may be there: [`disconnect`] silences it.
-pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>) -> Result<(), Error> {
+pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>, wiring: Wiring) -> Result<(), Error> {
     let host_link = identity.sandbox.host_link();
     let mut host = Netlink::open()?;
     match create_pair(&mut host, netns, identity, &host_link, mtu) {
@@ -115,14 +138,24 @@ pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>) -> Result<(
     // there stops us before there is a second one.
     disable_ipv6(&host_link)?;
     let link = index_of(&host_link)?;
-    let mut up = link_up(link);
-    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
-    let address = Destination::Host(identity.address);
-    host.apply([
-        Change::set_link("set up the host's end of the veth pair", up),
-        Change::new_route("add the node's route to the pod", link, address, None),
-    ])
-    .map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(identity.address) } else { error })?;
+    match wiring {
+        Wiring::Bridge => bridge::connect(&mut host, link, identity)?,
+        Wiring::Routed => {
+            let mut up = link_up(link);
+            up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+            let address = Destination::Host(identity.address);
+            let wired = host.apply([
+                Change::set_link("set up the host's end of the veth pair", up),
+                Change::new_route("add the node's route to the pod", link, address, None),
+            ]);
+            let is_taken = |error: &Error| error.is(Errno::EEXIST);
+            wired.map_err(
+                |error| {
+                    if is_taken(&error) { Error::AddressRouted(identity.address) } else { error }
+                },
+            )?;
+        }
+    }
 
     netns.inside(|| {
         let link = index_of(&identity.sandbox.ifname)?;

@@ -10,7 +10,10 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use super::{Error, PrevResult, Version, code};
-use crate::ledger::{Pod, Sandbox};
+use crate::{
+    ledger::{Pod, Sandbox},
+    wiring::Wiring,
+};
 
 /// Where the ledger is unless the configuration says otherwise.
 pub const STATE_DIR: &str = "/run/vnetpool";
@@ -60,7 +63,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Duty {
     /// An address and all of the wiring.
-    Wire { mtu: Option<u32> },
+    Wire { mtu: Option<u32>, wiring: Wiring },
     /// An address: delegated IPAM. `subnet` is the subnet that the addresses are of, for plugins that make pods its neighbours;
     /// `bridge` the bridge they are put behind.
     Lease { subnet: Option<Ipv4Net>, bridge: Option<String> },
@@ -116,6 +119,8 @@ struct Config {
     #[serde(rename = "type")]
     type_: Option<String>,
     mtu: Option<u32>,
+    #[serde(default)]
+    wiring: Wiring,
     state_dir: Option<PathBuf>,
     bridge: Option<String>,
     #[serde(default)]
@@ -155,7 +160,8 @@ impl Request {
     ) -> Result<Request, Error> {
         let command = env("CNI_COMMAND").unwrap_or_default();
         if command == "VERSION" && stdin.trim_ascii().is_empty() {
-            let (version, state_dir, duty) = (Version::default(), STATE_DIR.into(), Duty::Wire { mtu: None });
+            let (version, state_dir, duty) =
+                (Version::default(), STATE_DIR.into(), Duty::Wire { mtu: None, wiring: Wiring::default() });
             return Ok(Request { version, state_dir, duty, verb: Verb::Version });
         }
         let config: Config = serde_json::from_slice(stdin).map_err(|error| {
@@ -165,7 +171,7 @@ impl Request {
         let asked = config.cni_version.as_deref().unwrap_or("0.1.0"); // the specification's default
         let version = Version::parse(asked);
         let (duty, verb) = match (command.as_str(), version) {
-            ("VERSION", _) => Ok((Duty::Wire { mtu: None }, Verb::Version)),
+            ("VERSION", _) => Ok((Duty::Wire { mtu: None, wiring: Wiring::default() }, Verb::Version)),
             (_, None) => Err(unsupported(asked)),
             (command, Some(version)) => duty(program, &config)
                 .and_then(|duty| Ok((duty, parse_verb(command, version, &env, &config)?)))
@@ -187,7 +193,7 @@ fn duty(program: Program, config: &Config) -> Result<Duty, Error> {
             let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
             return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
         }
-        return Ok(Duty::Wire { mtu: config.mtu });
+        return Ok(Duty::Wire { mtu: config.mtu, wiring: config.wiring });
     }
     let subnet = match config.ipam.as_ref().and_then(|ipam| ipam.subnet.as_deref()) {
         None => None,
@@ -390,7 +396,7 @@ mod tests {
             netns: "/run/netns/pod".into(),
             before: PrevResult::default(),
         };
-        let duty = Duty::Wire { mtu: Some(1500) };
+        let duty = Duty::Wire { mtu: Some(1500), wiring: Wiring::Routed };
         assert_eq!(request, Request { version: Version::V1_1_0, state_dir: STATE_DIR.into(), duty, verb });
     }
 

@@ -10,8 +10,11 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
 };
 
+use nix::net::if_::if_nametoindex;
+
 use super::{
     Error, GATEWAY, HOST_MAC, Netns,
+    bridge::{self, BRIDGE},
     netlink::{Destination, Netlink},
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
@@ -128,16 +131,26 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
         RouteNetlinkMessage::NewLink(link) if is_ours(&link) => Some(link),
         _ => None,
     });
-    Ok(links
-        .map(|link| HostLink {
+    let bridge = bridge_index();
+    let bridged = bridge.and_then(|bridge| routes.remove(&bridge)).unwrap_or_default();
+    let host_link = |link: LinkMessage| {
+        let identity: Option<Identity> = alias_of(&link).and_then(|alias| alias.parse().ok());
+        let is_port = bridge.is_some() && master_of(&link) == bridge;
+        let behind = identity.as_ref().map(|identity| identity.address).filter(|_| is_port);
+        HostLink {
             name: name_of(&link).unwrap_or_default().to_owned(),
             index: link.header.index,
             up: is_up(&link),
             has_our_mac: mac_of(&link) == Some(&HOST_MAC),
-            identity: alias_of(&link).and_then(|alias| alias.parse().ok()),
-            routes: routes.remove(&link.header.index).unwrap_or_default(),
-        })
-        .collect())
+            identity,
+            // All ports' routes lead to the bridge: which is whose is known by the address.
+            routes: match behind {
+                Some(address) => bridged.iter().copied().filter(|&routed| routed == address).collect(),
+                None => routes.remove(&link.header.index).unwrap_or_default(),
+            },
+        }
+    };
+    Ok(links.map(host_link).collect())
 }
 
 /// Whether the node routes just this address to the link of this name.
@@ -165,11 +178,18 @@ pub fn damage(netns: &Netns, sandbox: &Sandbox, address: Ipv4Addr) -> Result<Vec
         Some(_) => {}
     }
     let host_index = host_end.as_ref().map(|link| link.header.index);
+    let master = host_end.as_ref().and_then(master_of);
+    let is_port = master.is_some() && master == bridge_index();
     let route = host.route_to(address)?;
+    let leads_to = if is_port { master } else { host_index };
     let is_routed =
-        route.is_some_and(|route| Destination::Host(address).is_of(&route) && link_of(&route) == host_index);
+        route.is_some_and(|route| Destination::Host(address).is_of(&route) && link_of(&route) == leads_to);
     if !is_routed {
-        damage.push(format!("the node doesn't route {address} to {host_link}"));
+        let to = if is_port { BRIDGE } else { &host_link };
+        damage.push(format!("the node doesn't route {address} to {to}"));
+    }
+    if let (true, Some(port)) = (is_port, host_index) {
+        damage.extend(bridge::damage(&mut host, port, address)?);
     }
 
     let ifname = &sandbox.ifname;
@@ -242,7 +262,7 @@ fn has_neighbour(netlink: &mut Netlink, link: u32) -> Result<bool, Error> {
 }
 
 /// The IPv4 routes of the main table.
-fn main_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
+pub(super) fn main_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     let routes = netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))?;
@@ -269,7 +289,7 @@ fn gateway_of(route: &RouteMessage) -> Option<Ipv4Addr> {
     })
 }
 
-fn host_address(route: &RouteMessage) -> Option<Ipv4Addr> {
+pub(super) fn host_address(route: &RouteMessage) -> Option<Ipv4Addr> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
         _ => None,
@@ -279,6 +299,18 @@ fn host_address(route: &RouteMessage) -> Option<Ipv4Addr> {
 
 pub(super) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
+}
+
+/// The link that this one is a port of.
+pub(super) fn master_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })
+}
+
+pub(super) fn bridge_index() -> Option<u32> {
+    if_nametoindex(BRIDGE).ok()
 }
 
 /// A veth named as [`Sandbox::host_link`] names them.

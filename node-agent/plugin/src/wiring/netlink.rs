@@ -42,6 +42,11 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewLink(message) }
     }
 
+    /// A change of a link that exists by the message that makes links, which takes the settings of a port, too.
+    pub(super) fn change_link(what: &'static str, message: LinkMessage) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::NewLink(message) }
+    }
+
     pub(super) fn set_link(what: &'static str, message: LinkMessage) -> Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::SetLink(message) }
     }
@@ -108,6 +113,20 @@ impl Change {
         Change { what, flags: 0, message }
     }
 
+    /// An entry of any family of neighbours; `is_exclusive` if there must be none yet.
+    pub(super) fn new_neighbour_message(
+        what: &'static str,
+        message: NeighbourMessage,
+        is_exclusive: bool,
+    ) -> Change {
+        let flags = NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE };
+        Change { what, flags, message: RouteNetlinkMessage::NewNeighbour(message) }
+    }
+
+    pub(super) fn delete_neighbour(what: &'static str, message: NeighbourMessage) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelNeighbour(message) }
+    }
+
     /// A neighbour that is never asked for.
     pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
         let mut message = NeighbourMessage::default();
@@ -118,11 +137,7 @@ impl Change {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
             NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
         ];
-        Change {
-            what,
-            flags: NLM_F_CREATE | NLM_F_REPLACE,
-            message: RouteNetlinkMessage::NewNeighbour(message),
-        }
+        Change::new_neighbour_message(what, message, false)
     }
 }
 

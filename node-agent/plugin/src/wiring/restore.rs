@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::{
     Error, HOST_MAC, Identity,
-    inspect::{alias_of, is_up, link_of, mac_of},
+    inspect::{alias_of, bridge_index, is_up, link_of, mac_of, master_of},
     link_up,
     netlink::{Change, Destination, Netlink},
 };
@@ -55,6 +55,8 @@ pub fn restore(identity: &Identity) -> Result<Vec<Damage>, Error> {
         damage.push(Damage::Down);
     }
     let to = Destination::Host(identity.address);
+    // A port's route leads to the bridge.
+    let index = master_of(&link).filter(|&master| bridge_index() == Some(master)).unwrap_or(index);
     let route = Change::new_route("restore the node's route to the pod", index, to, None);
     match netlink.apply([route]) {
         Ok(()) => damage.push(Damage::Route),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy takes only `#[test]` functions for tests, not what they share
 
+mod bridge;
 mod chain;
 mod crashes;
 mod hazards;

@@ -76,6 +76,13 @@ impl Drop for Namespace {
     }
 }
 
+/// Runs `bridge fdb` with these arguments in this namespace.
+pub fn bridge_fdb(netns: &Namespace, arguments: &str) {
+    let mut command = Command::new("bridge");
+    command.arg("fdb").args(arguments.split(' '));
+    assert!(netns.inside(|| command.status().unwrap().success()), "bridge fdb {arguments}");
+}
+
 fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));

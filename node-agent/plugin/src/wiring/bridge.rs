@@ -1,0 +1,218 @@
+//! The wiring `Bridge`: the host ends of a node's pods are ports of one bridge, which is their gateway; no link of the node's own is.
+//!
+//! ```text
+//!   pod's namespace                       node's namespace
+//!   eth0 10.1.2.3/32  ◀── veth pair ──▶ vnp0123456789a ─┐ port: isolated, locked to the pod's MAC
+//!   (inside as in the wiring `Routed`)                  vnpbridge  MAC 02:76:6e:70:00:01, no address
+//!                                                         10.1.2.3 dev vnpbridge, is at 0a:58:0a:01:02:03, permanently
+//! ```
+//!
+//! Pods reach each other by way of the gateway, too, never from port to port: the answers of a Service must come back through
+//! the node that translated the question, and what passes a node's rules must pass all of them. Nothing is learnt and nothing
+//! is flooded: which pod is behind which port is written down when it is wired. A port is locked to its pod's MAC, and that
+//! tells the address, so that a rule about all pods can drop what any of them sends under another's.
+
+use std::net::Ipv4Addr;
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
+    },
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+};
+use nix::{errno::Errno, net::if_::if_nametoindex};
+
+use super::{
+    Error, HOST_MAC, Identity, index_of,
+    inspect::{host_address, link_of, main_routes},
+    is_routed_to, link_up,
+    netlink::{Change, Destination, Netlink, link_named},
+    pod_mac,
+};
+
+/// The bridge's name, with the prefix of all links that lead to pods.
+pub const BRIDGE: &str = "vnpbridge";
+
+/// The first Linux in which a port can be locked.
+const LOCKING: (u32, u32) = (5, 18);
+
+/// Sees to the bridge: for the agent, before there is a configuration that asks for it. Returns whether it had to.
+pub fn ensure(mtu: u32) -> Result<bool, Error> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|error| Error::kernel("ask for its version", error))?;
+    if !is_new_enough(&release) {
+        return Err(Error::KernelTooOld(release.trim().to_owned()));
+    }
+    let mut netlink = Netlink::open()?;
+    let mut bridge = link_named(BRIDGE);
+    bridge.attributes.extend([
+        LinkAttribute::Address(HOST_MAC.to_vec()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(Vec::new())),
+        ]),
+    ]);
+    let is_new = match netlink.apply([Change::new_link("create the pods' bridge", bridge)]) {
+        Err(error) if error.is(Errno::EEXIST) => false,
+        result => result.map(|()| true)?,
+    };
+    super::disable_ipv6(BRIDGE)?;
+    let mut up = link_up(index_of(BRIDGE)?);
+    up.attributes.extend([LinkAttribute::Address(HOST_MAC.to_vec()), LinkAttribute::Mtu(mtu)]);
+    netlink.apply([Change::set_link("set up the pods' bridge", up)])?;
+    Ok(is_new)
+}
+
+/// Whether the node has the bridge; asks for one name only.
+pub fn is_there() -> bool {
+    if_nametoindex(BRIDGE).is_ok()
+}
+
+fn is_new_enough(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= LOCKING
+}
+
+/// Deletes the bridge, when no pod is left: for uninstalling. Ok if it is gone.
+pub fn remove() -> Result<(), Error> {
+    match Netlink::open()?.apply([Change::delete_link("delete the pods' bridge", link_named(BRIDGE))]) {
+        Err(error) if error.is(Errno::ENODEV) => Ok(()),
+        result => result,
+    }
+}
+
+/// Makes the new host end a port and leads the address there.
+pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Result<(), Error> {
+    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Err(Error::NoBridge) };
+    let address = identity.address;
+    let mut enslaved = LinkMessage::default();
+    enslaved.header.index = link;
+    enslaved.attributes =
+        vec![LinkAttribute::Controller(bridge), LinkAttribute::IfAlias(identity.to_string())];
+    let mut port = LinkMessage::default();
+    port.header.index = link;
+    port.attributes = vec![LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::Learning(false),
+            InfoBridgePort::UnicastFlood(false),
+            InfoBridgePort::MulticastFlood(false),
+            InfoBridgePort::BroadcastFlood(false),
+            InfoBridgePort::Isolated(true),
+            InfoBridgePort::Locked(true),
+        ])),
+    ])];
+    // Exclusively, so that an address that is in use behind another port is found before there is a second pod with it. The
+    // entry goes with its port; the bridge's route may be a dead pod's and is as good as a new one.
+    let wired = host.apply([
+        Change::set_link("put the host's end into the pods' bridge", enslaved),
+        Change::change_link("set the host's end up as a port", port),
+        Change::new_neighbour_message("tell the bridge the pod's MAC", port_entry(link, address), true),
+        Change::new_neighbour("tell the node the pod's MAC", bridge, address, pod_mac(address)),
+        Change::set_link("set up the host's end of the veth pair", link_up(link)),
+    ]);
+    wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;
+    let route =
+        Change::new_route("add the node's route to the pod", bridge, Destination::Host(address), None);
+    match host.apply([route]) {
+        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, BRIDGE)? {
+            true => Ok(()),
+            false => Err(Error::AddressRouted(address)),
+        },
+        result => result,
+    }
+}
+
+/// Leads the address nowhere any more. `host_link` is the port, if there is one still. Ok if nothing of it is there, as it is for
+/// a pod of the other wiring.
+pub fn disconnect(address: Ipv4Addr, host_link: &str) -> Result<(), Error> {
+    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(()) };
+    let mut netlink = Netlink::open()?;
+    let mut gone = |change| match netlink.apply([change]) {
+        Err(error) if error.is(Errno::ESRCH) || error.is(Errno::ENOENT) => Ok(()),
+        result => result,
+    };
+    gone(Change::delete_route("remove the node's route to the pod", bridge, Destination::Host(address)))?;
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = AddressFamily::Inet;
+    neighbour.header.ifindex = bridge;
+    neighbour.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    gone(Change::delete_neighbour("forget the pod's MAC", neighbour))?;
+    match if_nametoindex(host_link) {
+        Ok(link) => {
+            match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(link, address)))
+            {
+                // No port: a pod of the other wiring.
+                Err(error) if error.is(Errno::EINVAL) || error.is(Errno::EOPNOTSUPP) => Ok(()),
+                result => result,
+            }
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+/// The addresses that the node routes to the bridge, whether or not there is still a port behind it for each.
+pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
+    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(Vec::new()) };
+    let routes = main_routes(&mut Netlink::open()?)?;
+    Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
+}
+
+/// What is missing between bridge and port for this address, in sentences.
+pub(super) fn damage(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
+    let mut damage = Vec::new();
+    let bridge = index_of(BRIDGE)?;
+    let mac = NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec());
+    let mut has = |what, family, link: u32| -> Result<bool, Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family;
+        let entries = host.dump(what, &RouteNetlinkMessage::GetNeighbour(message))?;
+        Ok(entries.iter().any(|entry| match entry {
+            RouteNetlinkMessage::NewNeighbour(entry) => {
+                let is_static =
+                    [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state);
+                entry.header.ifindex == link && is_static && entry.attributes.contains(&mac)
+            }
+            _ => false,
+        }))
+    };
+    if !has("list the node's neighbours", AddressFamily::Inet, bridge)? {
+        damage.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
+    }
+    if !has("list the bridge's entries", AddressFamily::Bridge, port)? {
+        damage.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
+    }
+    Ok(damage)
+}
+
+/// The pod's MAC behind its port.
+fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = link;
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec())];
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_can_not_lock_ports_is_too_old() {
+        for (release, is_new) in [
+            ("5.15.0-1075-azure", false),
+            ("5.18.0", true),
+            ("6.1.0-18-cloud-amd64", true),
+            ("4.19", false),
+            ("", false),
+        ] {
+            assert_eq!(is_new_enough(release), is_new, "{release:?}");
+        }
+    }
+}
