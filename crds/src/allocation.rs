@@ -3,7 +3,7 @@
 //! `spec` is the operator's alone, `status` the agent's of that node alone, except that in `status.conditions` each side
 //! applies its own types under its own field manager (see [`crate::condition`]). So nobody ever reads, modifies and writes.
 
-use crate::pool::Mode;
+use crate::pool::{Mode, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -60,6 +60,9 @@ pub struct NodeIPAllocationSpec {
     /// ipConfiguration of the NIC.
     #[serde(default, rename = "routeTableID", skip_serializing_if = "Option::is_none")]
     pub route_table_id: Option<String>,
+    /// How new pods are connected to the node.
+    #[serde(default)]
+    pub wiring: Wiring,
     /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the difference.
     #[serde(default)]
     pub target: u32,

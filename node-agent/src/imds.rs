@@ -144,6 +144,7 @@ impl Instance {
                 boot_id: boot_id.to_owned(),
                 pool: "none".to_owned(),
                 mode: Default::default(),
+                wiring: Default::default(),
                 // Nobody asks for anything back.
                 route_table_id: None,
                 target: u32::MAX,

@@ -12,6 +12,8 @@ use std::{
 
 use serde_json::json;
 
+use vnetpool_crds::pool::Wiring;
+
 use crate::chain::Chain;
 
 /// The plugin's file name, which the configuration gives as its type.
@@ -33,8 +35,8 @@ pub enum Error {
 
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and `cniVersions` names
 /// both for those who know it, unless a plugin behind ours is too old for that.
-pub fn conflist(mtu: u32, chain: &Chain) -> String {
-    let ours = json!({ "type": PLUGIN, "mtu": mtu });
+pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> String {
+    let ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
     let others = chain.found.iter().map(|plugin| plugin.configuration());
     let versions: &[&str] = if chain.speaks_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
     let document = json!({
@@ -153,21 +155,24 @@ mod tests {
     fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() {
         let chain =
             Chain { found: vec![Chained::Portmap, Chained::Bandwidth], missing: vec![], speaks_1_1: false };
-        let document: serde_json::Value = serde_json::from_str(&conflist(1400, &chain)).unwrap();
+        let document: serde_json::Value =
+            serde_json::from_str(&conflist(1400, Wiring::Bridge, &chain)).unwrap();
         let types = |document: &serde_json::Value| -> Vec<String> {
             let plugins = document["plugins"].as_array().unwrap().iter();
             plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
         };
         assert_eq!(types(&document), ["vnetpool", "portmap", "bandwidth"]);
+        assert_eq!(document["plugins"][0]["wiring"], "Bridge");
         assert_eq!(document["plugins"][1]["capabilities"], json!({ "portMappings": true }));
         assert_eq!(document["plugins"][2]["capabilities"], json!({ "bandwidth": true }));
         assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
 
         let alone = Chain { speaks_1_1: true, ..Chain::default() };
-        let document: serde_json::Value = serde_json::from_str(&conflist(1400, &alone)).unwrap();
+        let document: serde_json::Value =
+            serde_json::from_str(&conflist(1400, Wiring::Routed, &alone)).unwrap();
         assert_eq!(document["cniVersion"], "1.0.0");
         assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
-        assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400 }]));
+        assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
     }
 
     #[test]

@@ -69,6 +69,7 @@ mod tests {
                 pool: "default".into(),
                 mode: Default::default(),
                 route_table_id: None,
+                wiring: Default::default(),
                 target: 8,
                 cooldown: Duration::from_secs(30).into(),
                 snat_exclusions: vec![],

@@ -11,7 +11,7 @@ use vnetpool_plugin::{
         Ledger, Millis, Occupant, Proof, Sandbox,
         file::{self, Store},
     },
-    wiring::{self, HostLink, netns},
+    wiring::{self, HostLink, bridge, netns},
 };
 
 /// How long something must look leaked before it is taken for leaked.
@@ -112,7 +112,13 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
     }
     match strangers(&ledger, &links).find(|occupant| occupant.sandbox == *sandbox) {
         Some(occupant) => Ok(store.with(|ledger, now| ledger.adopt(&occupant, now))?),
-        None => Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some()),
+        None => {
+            // A port's route stays behind when it goes.
+            if let Some(address) = ledger.address_of(sandbox) {
+                bridge::disconnect(address, &sandbox.host_link())?;
+            }
+            Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some())
+        }
     }
 }
 

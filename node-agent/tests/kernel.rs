@@ -29,7 +29,7 @@ use vnetpool_plugin::{
         Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
-    wiring::{self, Identity, Netns},
+    wiring::{self, Identity, Netns, Wiring, bridge},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -121,11 +121,15 @@ struct World {
     node: Namespace,
     vnet: Namespace,
     pod: Namespace,
-    _other_pod: Namespace,
+    other_pod: Namespace,
 }
 
 impl World {
     fn new() -> World {
+        World::wired(Wiring::Routed)
+    }
+
+    fn wired(wiring: Wiring) -> World {
         let [node, vnet, pod, other_pod] = [(); 4].map(|()| Namespace::new());
         node.run(&format!("ip link add eth0 type veth peer name port netns {}", vnet.path()));
         node.run(&format!("ip address add {NODE}/20 dev eth0"));
@@ -138,13 +142,16 @@ impl World {
         vnet.run("ip link set port up");
         for (pod, address) in [(&pod, POD), (&other_pod, OTHER_POD)] {
             vnet.run(&format!("ip route add {address}/32 via {NODE}"));
-            wire(&node, pod, address);
+            if wiring == Wiring::Bridge {
+                node.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
+            }
+            wire_by(wiring, &node, pod, address);
         }
         for address in [NEIGHBOUR, INTERNET, METADATA] {
             vnet.answer(address);
         }
         node.inside(|| sysctl::ensure(Path::new("/proc/sys/net"), ["eth0"].into_iter()).unwrap());
-        World { node, vnet, pod, _other_pod: other_pod }
+        World { node, vnet, pod, other_pod: other_pod }
     }
 }
 
@@ -153,10 +160,14 @@ fn sandbox(address: Ipv4Addr) -> Sandbox {
 }
 
 fn wire(node: &Namespace, pod: &Namespace, address: Ipv4Addr) {
+    wire_by(Wiring::Routed, node, pod, address);
+}
+
+fn wire_by(wiring: Wiring, node: &Namespace, pod: &Namespace, address: Ipv4Addr) {
     let identity = Identity { address, sandbox: sandbox(address), pod: Pod::default() };
     let path = pod.path();
     node.inside(|| {
-        wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None, Wiring::Routed).unwrap()
+        wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None, wiring).unwrap()
     });
 }
 
@@ -202,7 +213,45 @@ fn the_platform_sees_the_node_even_where_its_range_is_excluded() {
 
 #[test]
 fn a_pod_gets_nowhere_under_an_address_that_is_not_its_own() {
-    let world = World::new();
+    nowhere_under_an_alien_address(&World::new());
+}
+
+#[test]
+fn a_pod_behind_the_bridge_gets_nowhere_under_an_address_or_mac_that_is_not_its_own() {
+    let world = World::wired(Wiring::Bridge);
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    assert_eq!(world.pod.source_seen_by(NEIGHBOUR), POD);
+    assert_eq!(world.pod.source_seen_by(INTERNET), NODE);
+    nowhere_under_an_alien_address(&world);
+    // With the other pod's MAC as well, its packets would look right; its port doesn't let them in.
+    let mac = |address: Ipv4Addr| wiring::pod_mac(address).map(|byte| format!("{byte:02x}")).join(":");
+    let receiver = world.vnet.inside(|| UdpSocket::bind((NEIGHBOUR, PORT + 1)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    for (mac, source) in [(mac(OTHER_POD), OTHER_POD), (mac(POD), POD)] {
+        world.pod.run(&format!("ip link set eth0 address {mac}"));
+        let sender = world.pod.inside(|| UdpSocket::bind((source, 0)).unwrap());
+        sender.send_to(&[0], (NEIGHBOUR, PORT + 1)).unwrap();
+    }
+    let (_, seen) = receiver.recv_from(&mut [0]).unwrap();
+    assert_eq!(seen.ip(), IpAddr::from(POD));
+}
+
+#[test]
+fn pods_behind_the_bridge_reach_each_other_only_by_way_of_the_node() {
+    let world = World::wired(Wiring::Bridge);
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    world.other_pod.answer(OTHER_POD);
+    for _ in 0..3 {
+        // More than once: the node must not send the pod a redirect to its neighbour, which it can't reach by itself.
+        assert_eq!(world.pod.source_seen_by(OTHER_POD), POD);
+    }
+    let redirected = world.pod.run("ip route get 10.240.0.11");
+    assert!(redirected.contains("via 169.254.1.1"), "{redirected}");
+    world.pod.run("ip route add 10.240.0.11/32 dev eth0");
+    assert!(world.pod.connect(OTHER_POD).is_err(), "from port to port, past the node's rules");
+}
+
+fn nowhere_under_an_alien_address(world: &World) {
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     let receiver = world.vnet.inside(|| UdpSocket::bind((NEIGHBOUR, PORT)).unwrap());
     receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -302,6 +351,27 @@ fn leaked(node: &Namespace, store: &Store) -> Vec<Suspect> {
     let mut sweep = Sweep::default();
     sweep.look(&ledger, &links, 0);
     sweep.look(&ledger, &links, GRACE.as_millis() as Millis)
+}
+
+#[test]
+fn what_a_vanished_pod_leaves_on_the_bridge_goes_with_its_record() {
+    let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
+    let store = ledger(dir.path());
+    node.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
+    wire_by(Wiring::Bridge, &node, &pod, POD);
+    assert!(leaked(&node, &store).iter().all(|suspect| !format!("{suspect:?}").contains("pod-10")));
+    node.run(&format!("ip link delete {}", sandbox(POD).host_link()));
+    let occupants = node.inside(|| wiring::occupants().unwrap());
+    assert_eq!(
+        occupants.iter().map(|occupant| occupant.address).collect::<Vec<_>>(),
+        [POD],
+        "in doubt it is in use"
+    );
+    let record = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).host_link()) };
+    assert!(leaked(&node, &store).contains(&record));
+    assert!(node.inside(|| sweep::clear(&store, &record).unwrap()));
+    assert_eq!(node.inside(|| wiring::occupants().unwrap()), []);
+    assert_eq!(node.run("ip neighbour show dev vnpbridge"), "");
 }
 
 #[test]

@@ -20,7 +20,12 @@ mod netlink;
 pub mod netns;
 mod restore;
 
-use std::{io, net::Ipv4Addr, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -33,9 +38,12 @@ use netlink::{Change, Destination, Netlink, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
-pub use inspect::{HostLink, Identity, damage, host_links, is_routed_to};
+pub use inspect::{HostLink, Identity, damage, host_links, is_routed_to, occupants};
 pub use netns::Netns;
 pub use restore::{Damage, restore};
+
+/// The kernel's network settings, as a process outside containers sees them.
+const NET: &str = "/proc/sys/net";
 
 /// The next hop of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -136,7 +144,7 @@ pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>, wiring: Wir
     }
     // The node's side first: while it lacks the route, no pod answers to the address; and a route that is already
     // there stops us before there is a second one.
-    disable_ipv6(&host_link)?;
+    disable_ipv6(Path::new(NET), &host_link)?;
     let link = index_of(&host_link)?;
     match wiring {
         Wiring::Bridge => bridge::connect(&mut host, link, identity)?,
@@ -230,27 +238,37 @@ fn create_pair(
 
 /// Before the link is up: the node then has no IPv6 address towards the pod, and takes no router advertisement from it,
 /// with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without IPv6 is fine.
-fn disable_ipv6(link: &str) -> Result<(), Error> {
-    match set("ipv6/conf", link, "disable_ipv6", "1") {
+fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {
+    match set(net, "ipv6/conf", link, "disable_ipv6", "1") {
         Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
 }
 
 /// Sets a link's own value of one of the kernel's network settings.
-fn set(family: &str, link: &str, key: &'static str, value: &str) -> Result<(), Error> {
-    let path = format!("/proc/sys/net/{family}/{link}/{key}");
-    std::fs::write(path, value).map_err(|source| Error::Sysctl { key, link: link.to_owned(), source })
+fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> Result<(), Error> {
+    std::fs::write(net.join(family).join(link).join(key), value).map_err(|source| Error::Sysctl {
+        key,
+        link: link.to_owned(),
+        source,
+    })
 }
 
 /// Tells the node that an address is behind a bridge of another plugin, where the node's own subnet would be looked for on
 /// the NIC's link; and lets the bridge answer its pods' questions for all that isn't behind it, at once. Any number of times.
 pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     let link = index_of(bridge)?;
-    set("ipv4/conf", bridge, "proxy_arp", "1")?;
-    set("ipv4/neigh", bridge, "proxy_delay", "0")?;
+    set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
+    set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
+    let mut netlink = Netlink::open()?;
+    // A bridge has the lowest MAC of its ports until it's given one: what its pods have learnt would change with each of them.
+    let mac = netlink.link(bridge)?.as_ref().and_then(inspect::mac_of).map(<[u8]>::to_vec);
+    let mut kept = LinkMessage::default();
+    kept.header.index = link;
+    kept.attributes.extend(mac.map(LinkAttribute::Address));
+    netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
     let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
-    match Netlink::open()?.apply([route]) {
+    match netlink.apply([route]) {
         Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, bridge)? {
             true => Ok(()),
             false => Err(Error::AddressRouted(address)),

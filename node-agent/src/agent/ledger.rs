@@ -3,8 +3,8 @@
 use anyhow::Context;
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{
-    ledger::{Assignment, Entry, Ledger, Millis, Occupant, Supplied, Supply, file},
-    wiring::{self, HostLink},
+    ledger::{Assignment, Entry, Ledger, Millis, Supplied, Supply, file},
+    wiring,
 };
 
 use super::{Agent, Said, blocking};
@@ -137,8 +137,7 @@ impl Agent {
             if store.read().is_ok() {
                 return Ok(());
             }
-            let mut occupants: Vec<Occupant> =
-                wiring::host_links()?.iter().flat_map(HostLink::occupants).collect();
+            let mut occupants = wiring::occupants()?;
             occupants.extend(leased(&status, &boot_id));
             let now = file::now();
             let freed_at = if is_first && occupants.is_empty() { None } else { Some(now) };

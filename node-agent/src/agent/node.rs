@@ -2,7 +2,8 @@
 
 use std::{path::Path, sync::atomic::Ordering};
 
-use vnetpool_crds::{NodeIPAllocationSpec, condition};
+use vnetpool_crds::{NodeIPAllocationSpec, condition, pool::Wiring};
+use vnetpool_plugin::wiring::bridge;
 
 use super::{Agent, Said};
 use crate::{
@@ -56,6 +57,18 @@ impl Agent {
             Ok(_) => self.has_forwarded = true,
             Err(error) => return (said(false, "ForwardingOff", error.to_string()), None),
         }
+        // Before a configuration asks for it, and for the pods there are when none does any more.
+        if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first())
+            && (is_look || !bridge::is_there())
+        {
+            match bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("made the pods' bridge"),
+                Err(error) => {
+                    return (said(false, "BridgeMissing", format!("{error}: {}", error.remedy())), None);
+                }
+            }
+        }
         if is_look || !self.firewall.is_applied(&text) {
             match self.firewall.ensure(&text).await {
                 Ok(false) => {}
@@ -71,11 +84,16 @@ impl Agent {
     }
 
     /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look.
-    pub(super) async fn install(&mut self, uplink: Option<&Uplink>, is_look: bool) -> Option<Said> {
+    pub(super) async fn install(
+        &mut self,
+        uplink: Option<&Uplink>,
+        wiring: Wiring,
+        is_look: bool,
+    ) -> Option<Said> {
         let is_ready = self.metrics.ready.load(Ordering::Relaxed);
         let uplink = uplink.filter(|_| is_look || !is_ready)?;
         let chain = self.chained.at(&self.config.chain, &self.config.cni_bin_dir).await;
-        let installed = self.put_in_place(uplink, &chain);
+        let installed = self.put_in_place(uplink, wiring, &chain);
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
         let (is_true, reason, message) =
             installed.unwrap_or_else(|error| (false, "NotInstalled", error.to_string()));
@@ -85,13 +103,14 @@ impl Agent {
     fn put_in_place(
         &self,
         uplink: &Uplink,
+        wiring: Wiring,
         chain: &Chain,
     ) -> Result<(bool, &'static str, String), install::Error> {
         let (bin_dir, conf_dir) = (&self.config.cni_bin_dir, &self.config.cni_conf_dir);
         let plugin = install::plugin(&self.config.plugin, bin_dir)?;
         let configuration = match self.config.ipam_only {
             true => install::no_configuration(conf_dir)?,
-            false => install::configuration(&install::conflist(uplink.mtu, chain), conf_dir)?,
+            false => install::configuration(&install::conflist(uplink.mtu, wiring, chain), conf_dir)?,
         };
         if plugin || configuration {
             tracing::info!(plugin, configuration, "changed CNI files");

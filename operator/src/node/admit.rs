@@ -49,6 +49,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             pool: pool.name_any(),
             mode: pool.spec.mode,
             route_table_id: None,
+            wiring: pool.spec.wiring,
             target: 0,
             cooldown: pool.spec.cooldown,
             snat_exclusions: vec![],

@@ -90,6 +90,7 @@ pub fn spec(before: &NodeIPAllocationSpec, node: &Node, seen: &Seen, plan: &Plan
         pool: pool.map_or_else(|| before.pool.clone(), |pool| pool.name_any()),
         mode: pool.map_or(before.mode, |pool| pool.spec.mode),
         route_table_id: seen.routed.as_ref().map(|routed| routed.table.to_string()),
+        wiring: pool.map_or(before.wiring, |pool| pool.spec.wiring),
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
         snat_exclusions: seen.snat_exclusions.clone(),

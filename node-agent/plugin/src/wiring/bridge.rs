@@ -12,7 +12,7 @@
 //! is flooded: which pod is behind which port is written down when it is wired. A port is locked to its pod's MAC, and that
 //! tells the address, so that a rule about all pods can drop what any of them sends under another's.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -38,7 +38,9 @@ pub const BRIDGE: &str = "vnpbridge";
 const LOCKING: (u32, u32) = (5, 18);
 
 /// Sees to the bridge: for the agent, before there is a configuration that asks for it. Returns whether it had to.
-pub fn ensure(mtu: u32) -> Result<bool, Error> {
+///
+/// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
+pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(|error| Error::kernel("ask for its version", error))?;
     if !is_new_enough(&release) {
@@ -58,7 +60,7 @@ pub fn ensure(mtu: u32) -> Result<bool, Error> {
         Err(error) if error.is(Errno::EEXIST) => false,
         result => result.map(|()| true)?,
     };
-    super::disable_ipv6(BRIDGE)?;
+    super::disable_ipv6(net, BRIDGE)?;
     let mut up = link_up(index_of(BRIDGE)?);
     up.attributes.extend([LinkAttribute::Address(HOST_MAC.to_vec()), LinkAttribute::Mtu(mtu)]);
     netlink.apply([Change::set_link("set up the pods' bridge", up)])?;

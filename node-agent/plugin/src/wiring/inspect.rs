@@ -116,6 +116,20 @@ impl HostLink {
     }
 }
 
+/// All addresses in use on the node, by what is wired: behind each host link, and those routed to the bridge that no port
+/// accounts for.
+pub fn occupants() -> Result<Vec<Occupant>, Error> {
+    let mut occupants: Vec<Occupant> = host_links()?.iter().flat_map(HostLink::occupants).collect();
+    for address in bridge::addresses()? {
+        if !occupants.iter().any(|occupant| occupant.address == address) {
+            let sandbox = Sandbox { container_id: String::new(), ifname: address.to_string() };
+            let proof = Proof::Link(BRIDGE.to_owned());
+            occupants.push(Occupant { sandbox, pod: Pod::default(), address, proof });
+        }
+    }
+    Ok(occupants)
+}
+
 /// All host links of ours in the current network namespace, from one dump of the links and one of the routes. For the
 /// agent: its cost grows with the pods.
 pub fn host_links() -> Result<Vec<HostLink>, Error> {

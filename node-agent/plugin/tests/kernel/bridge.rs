@@ -27,8 +27,8 @@ fn stage(addresses: u8) -> (Node, Namespace) {
     for pod in 1..=addresses {
         vm.ip(&format!("route add 10.240.1.{pod}/32 via {NODE}")); // as Azure delivers a NIC's addresses
     }
-    assert!(node.netns.inside(|| bridge::ensure(1500).unwrap()));
-    assert!(!node.netns.inside(|| bridge::ensure(1500).unwrap()), "it is there");
+    assert!(node.netns.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap()));
+    assert!(!node.netns.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap()), "it is there");
     (node, vm)
 }
 

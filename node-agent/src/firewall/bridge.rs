@@ -1,0 +1,40 @@
+//! The part of the table for pods behind the bridge: to the rules they all come in by the same link.
+//!
+//! What tells them apart is the MAC: each port is locked to its pod's, and that ends in the pod's address. So nobody's state is needed to
+//! see whether a packet's source is its sender's: the last four bytes of the one are compared with the four of the other,
+//! by looking both up in a set of all pairs of equal bytes, since nftables compares a field with constants only.
+
+use std::fmt::Write;
+
+use vnetpool_plugin::wiring::bridge::BRIDGE;
+
+/// Bits from the start of the frame to the last four bytes of its source MAC.
+const MAC: u32 = 64;
+/// Bits from the start of the IPv4 header to its source address.
+const SOURCE: u32 = 96;
+
+/// What goes into the guard's chain.
+pub(super) fn guard() -> String {
+    format!("\t\tiifname \"{BRIDGE}\" jump port\n")
+}
+
+/// What goes beside it.
+///
+/// The last chain keeps the node from telling pods that they could reach each other without it, as it would since they are
+/// all behind one link: the ports are isolated from each other.
+pub(super) fn sets_and_chains() -> String {
+    let pairs: Vec<String> = (0..=255).map(|byte| format!("{byte:#04x} . {byte:#04x}")).collect();
+    let mut text = format!(
+        "\tset equal {{\n\t\ttypeof @ll,{MAC},8 . @nh,{SOURCE},8\n\t\telements = {{ {} }}\n\t}}\n\tchain port {{\n",
+        pairs.join(", ")
+    );
+    for byte in 0..4 {
+        let (mac, source) = (MAC + 8 * byte, SOURCE + 8 * byte);
+        let _ = writeln!(text, "\t\tmeta protocol ip @ll,{mac},8 . @nh,{source},8 != @equal counter drop");
+    }
+    let _ = write!(
+        text,
+        "\t}}\n\tchain redirects {{\n\t\ttype filter hook output priority filter; policy accept;\n\t\toifname \"{BRIDGE}\" icmp type redirect drop\n\t}}\n"
+    );
+    text
+}
