@@ -229,6 +229,9 @@ fn a_pod_behind_the_bridge_gets_nowhere_under_an_address_or_mac_that_is_not_its_
     receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     for (mac, source) in [(mac(OTHER_POD), OTHER_POD), (mac(POD), POD)] {
         world.pod.run(&format!("ip link set eth0 address {mac}"));
+        // The kernel forgets a link's neighbours with its MAC.
+        let host = wiring::HOST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        world.pod.run(&format!("ip neighbour replace 169.254.1.1 lladdr {host} dev eth0 nud permanent"));
         let sender = world.pod.inside(|| UdpSocket::bind((source, 0)).unwrap());
         sender.send_to(&[0], (NEIGHBOUR, PORT + 1)).unwrap();
     }
