@@ -151,7 +151,7 @@ impl World {
             vnet.answer(address);
         }
         node.inside(|| sysctl::ensure(Path::new("/proc/sys/net"), ["eth0"].into_iter()).unwrap());
-        World { node, vnet, pod, other_pod: other_pod }
+        World { node, vnet, pod, other_pod }
     }
 }
 
