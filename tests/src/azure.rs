@@ -66,6 +66,14 @@ impl Azure {
         Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 
+    /// An operation of the simulator's admin API (its README lists them), and what it answered.
+    ///
+    /// # Errors
+    /// When the method is none or the simulator refuses.
+    pub async fn admin(&self, method: &str, path: &str, body: Value) -> Result<Value> {
+        self.call(method.parse()?, path, Some(body)).await
+    }
+
     /// Every NIC by its id in lower case.
     pub async fn nics(&self) -> Result<BTreeMap<String, Nic>> {
         let state = self.call(reqwest::Method::GET, "/state", None).await?;

@@ -1,0 +1,95 @@
+//! Paths out of the cluster: the VNet, its peers, premises, the internet and the platform.
+
+use crate::place::{Seen, arm, id};
+use crate::{PREMISES, World};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// How long a pool's change takes to reach the rules of each node, at most.
+const SOON: Duration = Duration::from_secs(20);
+/// A VNet is looked at once a minute; then a node's rules follow.
+const NEXT_LOOK: Duration = Duration::from_secs(70);
+
+pub async fn a_pod_and_a_vm_of_the_vnet_reach_each_other_under_their_own_addresses(
+    world: &World,
+) -> Result<()> {
+    for index in [0, 1] {
+        let pod = world.pod(index)?;
+        let seen = pod.seen_by(&world.vm.address).await?;
+        ensure!(seen == Seen::new(&pod.address, &world.vm.address), "the VM sees {seen:?}");
+        let seen = world.vm.seen_by(&pod.address).await?;
+        ensure!(seen == Seen::new(&world.vm.address, &pod.address), "the pod sees {seen:?}");
+    }
+    Ok(())
+}
+
+pub async fn premises_behind_the_gateway_see_the_pods_own_address(world: &World) -> Result<()> {
+    let pod = world.pod(0)?;
+    pod.is_seen_as(&pod.address, PREMISES, SOON).await?;
+    let seen = world.premises.place.seen_by(&pod.address).await?;
+    ensure!(seen == Seen::new(PREMISES, &pod.address), "the pod sees {seen:?}");
+    Ok(())
+}
+
+pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: &World) -> Result<()> {
+    world.cluster.azure.admin("PUT", "/names", json!({ "db.corp.example": "10.240.0.99" })).await?;
+    for index in [0, 1] {
+        let (pod, node) = (world.pod(index)?, world.node(index)?);
+        let seen = pod.seen_by(&world.internet.address).await?;
+        ensure!(seen == Seen::new(&node.address, &world.internet.address), "the internet sees {seen:?}");
+        // The resolver answers primary addresses only.
+        let answer = pod.resolve("db.corp.example").await?;
+        ensure!(answer == "10.240.0.99", "the resolver says {answer:?}");
+        // So does the metadata service, which tells each caller which machine it is.
+        let url = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-02-01&format=text";
+        let name = pod.run("curl", &["-sS", "--max-time", "3", "-H", "metadata: true", url]).await?;
+        ensure!(name == world.pods[index].node, "the metadata service takes the pod for {name}");
+        let log = world.cluster.azure.raw_log().await?;
+        let asked = |entry: &&serde_json::Value| entry["path"] == "/metadata/instance/compute/name";
+        let last = log.as_array().into_iter().flatten().rfind(asked).map(|entry| entry["caller"].clone());
+        ensure!(last == Some(json!(node.address)), "the metadata service was called by {last:?}");
+    }
+    Ok(())
+}
+
+/// Peers the nodes' VNet with another, both ways.
+async fn peer(world: &World, with: &str) -> Result<()> {
+    for (from, to) in [("vnet", with), (with, "vnet")] {
+        let peering = json!({ "properties": { "remoteVirtualNetwork": { "id": id(&format!("virtualNetworks/{to}")) } } });
+        let resource = format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}");
+        arm(&world.cluster, "PUT", &resource, peering).await?;
+    }
+    Ok(())
+}
+
+pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow(
+    world: &World,
+) -> Result<()> {
+    let (one, two) = (world.pod(0)?, world.pod(1)?);
+    let far = &world.far.place.address;
+    ensure!(one.seen_by(far).await.is_err(), "{far} is reached without a peering");
+    peer(world, "far").await?;
+    for pod in [&one, &two] {
+        pod.is_seen_as(&pod.address, far, NEXT_LOOK).await?;
+        let seen = world.far.place.seen_by(&pod.address).await?;
+        ensure!(seen == Seen::new(far, &pod.address), "the pod sees {seen:?}");
+    }
+    // A second one, while connections of every kind go on.
+    let mut flows = Vec::new();
+    for pod in [&one, &two] {
+        flows.push(pod.flow_to(far).await?);
+        flows.push(pod.flow_to(PREMISES).await?);
+    }
+    let farther = &world.farther.place.address;
+    let begun = Instant::now();
+    peer(world, "farther").await?;
+    for pod in [&one, &two] {
+        pod.is_seen_as(&pod.address, farther, NEXT_LOOK).await?;
+    }
+    println!("the rules of both nodes followed {:.1} s after the peering", begun.elapsed().as_secs_f64());
+    for flow in &mut flows {
+        flow.goes_on().await?;
+    }
+    Ok(())
+}

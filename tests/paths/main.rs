@@ -1,0 +1,134 @@
+//! Every path a pod's packets take, observed at the far end: one real cluster in simulated Azure, with the network around it that
+//! each path needs. The chapters come one after the other.
+
+mod beyond;
+mod inside;
+mod place;
+mod policy;
+mod probe;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use place::{Machine, Place, arm};
+use serde_json::json;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::workload::ProbePod;
+
+/// The cluster, and what the test has put around it.
+pub struct World {
+    pub cluster: Cluster,
+    /// One pod on each of two nodes.
+    pub pods: [ProbePod; 2],
+    /// A VM in the nodes' VNet.
+    pub vm: Place,
+    pub internet: Place,
+    /// A VM in a VNet of its own, 10.60.0.0/16, which is not peered yet.
+    pub far: Machine,
+    /// Another, 10.61.0.0/16.
+    pub farther: Machine,
+    /// The host of the network on premises, 192.168.0.0/16.
+    pub premises: Machine,
+    /// A host of the storage service.
+    pub storage: Machine,
+    /// A VM in the nodes' VNet, in the subnet `small`, that forwards what others send.
+    pub appliance: Machine,
+}
+
+pub const STORAGE: &str = "203.0.113.20";
+pub const PREMISES: &str = "192.168.0.10";
+
+impl World {
+    async fn make() -> Result<Self> {
+        let cluster = Cluster::up(&root().join("target/cluster/paths"), 2, 1).await?;
+        cluster.install().await?;
+        cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
+        for (vnet, space) in [("far", "10.60.0.0/16"), ("farther", "10.61.0.0/16")] {
+            let body = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
+                "subnets": [{ "name": vnet, "properties": { "addressPrefix": space } }] } });
+            arm(&cluster, "PUT", &format!("virtualNetworks/{vnet}"), body).await?;
+        }
+        let far = Machine::vm(&cluster, "far", json!({ "vnet": "far", "subnet": "far" })).await?;
+        let farther =
+            Machine::vm(&cluster, "farther", json!({ "vnet": "farther", "subnet": "farther" })).await?;
+        let appliance = Machine::vm(&cluster, "appliance", json!({ "subnet": "small" })).await?;
+        let premises = Machine::new("premises", PREMISES)?;
+        let network = json!({ "netns": premises.netns(), "address": PREMISES, "vnet": "vnet",
+            "prefixes": ["192.168.0.0/16"] });
+        cluster.azure.admin("POST", "/premises", network).await?;
+        let storage = Machine::new("storage", STORAGE)?;
+        let host = json!({ "netns": storage.netns(), "address": STORAGE, "service": "Microsoft.Storage" });
+        cluster.azure.admin("POST", "/internet", host).await?;
+        cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["192.168.0.0/16"] } })).await?;
+        cluster.deploy("one", 1, Some("node-1")).await?;
+        cluster.deploy("two", 1, Some("node-2")).await?;
+        let within = Duration::from_secs(120);
+        let (one, two) =
+            tokio::try_join!(cluster.running("one", 1, within), cluster.running("two", 1, within))?;
+        let pods = [one, two].map(|pods| pods.into_iter().next());
+        let [Some(one), Some(two)] = pods else { anyhow::bail!("the probes don't run") };
+        ensure!(one.node != two.node);
+        let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
+        let internet = Place::host(&cluster.state.internet);
+        Ok(Self { pods: [one, two], vm, internet, far, farther, premises, storage, appliance, cluster })
+    }
+
+    /// Where a pod's processes are.
+    pub fn pod(&self, index: usize) -> Result<Place> {
+        Place::pod(&self.pods[index])
+    }
+
+    /// The node of a pod.
+    pub fn node(&self, index: usize) -> Result<Place> {
+        Ok(Place::host(&self.cluster.host(&self.pods[index].node)?))
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == "probe") {
+        return probe::run(&arguments[2..]);
+    }
+    let runtime = Arc::new(Runtime::new()?);
+    // Made once, also when that fails: the other chapters would fail in the same way, only later.
+    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
+    macro_rules! chapters {
+        ($($chapter:path),* $(,)?) => { vec![$({
+            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
+            Trial::test(stringify!($chapter).replace(' ', ""), move || {
+                let chapter = async {
+                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
+                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
+                };
+                runtime.block_on(chapter).map_err(|error| {
+                    // Now, not when all is over: what comes after may take long.
+                    eprintln!("{error:#}");
+                    Failed::from(format!("{error:#}"))
+                })
+            })
+        }),*] };
+    }
+    let chapters = chapters![
+        inside::pods_reach_each_other_on_a_node_and_across_under_their_own_addresses,
+        inside::a_pod_and_its_own_node_reach_each_other,
+        inside::a_pod_on_the_nodes_own_network_and_a_pod_reach_each_other,
+        inside::the_kubelet_probes_a_pod_at_its_address,
+        beyond::a_pod_and_a_vm_of_the_vnet_reach_each_other_under_their_own_addresses,
+        beyond::premises_behind_the_gateway_see_the_pods_own_address,
+        beyond::the_internet_and_the_platform_see_the_nodes_primary_address,
+        beyond::a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow,
+        policy::a_security_group_acts_on_the_addresses_of_pods,
+        policy::a_route_table_steers_a_pods_packets_through_an_appliance_and_back,
+        policy::a_service_endpoint_sees_the_nodes_primary_or_the_pod_where_its_prefix_is_not_translated,
+        inside::flows_and_new_pods_go_on_while_the_agent_is_down,
+    ];
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let conclusion = libtest_mimic::run(&arguments, chapters);
+    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
+    drop(world);
+    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,241 @@
+//! Places to look from: pods, nodes and machines, each a network namespace; and what is seen of a caller at the far end.
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use vnetpool_tests::cluster::{Cluster, Host, tool};
+use vnetpool_tests::eventually;
+use vnetpool_tests::workload::{PORT, ProbePod};
+
+/// A network namespace to run things in.
+#[derive(Clone, Debug)]
+pub struct Place {
+    netns: PathBuf,
+    pub address: String,
+}
+
+/// What the far end saw of a connection.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Seen {
+    pub source: String,
+    /// The destination.
+    pub local: String,
+}
+
+impl Seen {
+    pub fn new(source: impl ToString, local: impl ToString) -> Self {
+        Self { source: source.to_string(), local: local.to_string() }
+    }
+}
+
+impl Place {
+    pub fn host(host: &Host) -> Self {
+        let netns = PathBuf::from("/run/netns").join(&host.netns);
+        Self { netns, address: host.address.clone() }
+    }
+
+    /// # Errors
+    /// When no process has the pod's address.
+    pub fn pod(pod: &ProbePod) -> Result<Self> {
+        let address = pod.address.to_string();
+        let processes = std::fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+        let is_in_pod = |process: &PathBuf| {
+            let program = std::fs::read_link(process.join("exe")).unwrap_or_default();
+            let table = std::fs::read_to_string(process.join("net/fib_trie")).unwrap_or_default();
+            // The node's own network has a route to the address; only the pod's has it as its own.
+            let lines: Vec<&str> = table.lines().map(str::trim).collect();
+            let own = format!("|-- {address}");
+            program.file_name().is_some_and(|name| name == "probe")
+                && lines.windows(2).any(|pair| pair[0] == own && pair[1] == "/32 host LOCAL")
+        };
+        let process = { processes }.find(is_in_pod);
+        let process = process.with_context(|| format!("no process of {} with {address}", pod.name))?;
+        Ok(Self { netns: process.join("ns/net"), address })
+    }
+
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.netns.display())).arg(program);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// A command's standard output.
+    pub async fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = self.command(program).args(arguments).output().await?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {arguments:?}: {}: {complaint}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// What the probe at `address` sees when it is called from here.
+    pub async fn seen_by(&self, address: impl std::fmt::Display) -> Result<Seen> {
+        self.seen_at(address, PORT).await
+    }
+
+    pub async fn seen_at(&self, address: impl std::fmt::Display, port: u16) -> Result<Seen> {
+        let url = format!("http://{address}:{port}/whoami");
+        let answer = self.run("curl", &["-sS", "--max-time", "3", &url]).await?;
+        serde_json::from_str(&answer).with_context(|| format!("the probe at {url} said {answer:?}"))
+    }
+
+    /// Waits until the probe at `address` sees a caller from here as `source`, at its own address.
+    pub async fn is_seen_as(
+        &self,
+        source: &str,
+        address: impl std::fmt::Display,
+        within: Duration,
+    ) -> Result<()> {
+        let wanted = Seen::new(source, &address);
+        eventually(&format!("{} seen as {source} by {address}", self.address), within, || async {
+            let seen = self.seen_by(&address).await?;
+            ensure!(seen == wanted, "it sees {seen:?}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// This program again, as a probe inside.
+    pub fn probe(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.command(std::env::current_exe()?);
+        command.arg("probe").args(arguments);
+        Ok(command)
+    }
+
+    /// What the resolver answers to a name.
+    pub async fn resolve(&self, name: &str) -> Result<String> {
+        let output = self.probe(&["resolve", name])?.output().await?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Opens a connection to an echo at `address` and keeps it busy.
+    pub async fn flow_to(&self, address: &str) -> Result<Flow> {
+        let mut process = self.probe(&["flow", address])?.stdout(Stdio::piped()).spawn()?;
+        let output = process.stdout.take().context("no output")?;
+        let mut lines = BufReader::new(output).lines();
+        let source = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
+        let source = source.with_context(|| format!("no connection to {address}"))??;
+        Ok(Flow {
+            source: source.with_context(|| format!("no connection to {address}"))?,
+            lines,
+            _process: process,
+        })
+    }
+}
+
+/// A connection that sends something every 50 ms and gets it back.
+pub struct Flow {
+    /// Our address as the far end saw it when the connection began.
+    pub source: String,
+    lines: Lines<BufReader<ChildStdout>>,
+    _process: Child,
+}
+
+impl Flow {
+    /// Reads what has come back so far, and then waits for more of it.
+    ///
+    /// # Errors
+    /// When the connection broke or hangs.
+    pub async fn goes_on(&mut self) -> Result<()> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
+        loop {
+            let line = tokio::time::timeout(Duration::from_secs(10), self.lines.next_line()).await;
+            let line = line.context("the flow hangs")??.context("the flow broke")?;
+            // Each line carries the time at which it was sent.
+            if line.trim().parse::<u128>()? > now {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A namespace of the test's own with a probe serving in it. Both go when it is dropped.
+pub struct Machine {
+    pub place: Place,
+    name: String,
+    _servers: Vec<Child>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("ip").args(["netns", "delete", &self.name]).output());
+    }
+}
+
+impl Machine {
+    /// A namespace that nothing is plugged into yet.
+    pub fn new(name: &str, address: &str) -> Result<Self> {
+        let name = format!("paths-{name}");
+        // What a run that was killed has left.
+        drop(std::process::Command::new("ip").args(["netns", "delete", &name]).output());
+        let made = std::process::Command::new("ip").args(["netns", "add", &name]).output()?;
+        ensure!(made.status.success(), "ip netns add {name}: {}", String::from_utf8_lossy(&made.stderr));
+        let place = Place { netns: PathBuf::from("/run/netns").join(&name), address: address.to_owned() };
+        let listen = format!(":{PORT}");
+        let serve = place.command(tool("probe")).args(["serve", "--listen", &listen]).spawn()?;
+        let echo = place.probe(&["echo"])?.spawn()?;
+        Ok(Self { place, name, _servers: vec![serve, echo] })
+    }
+
+    /// A plain VM; `more` are fields of the simulator's `POST /vms`.
+    pub async fn vm(cluster: &Cluster, name: &str, more: Value) -> Result<Self> {
+        let mut machine = Self::new(name, "")?;
+        let mut new = more;
+        new["name"] = json!(name);
+        new["netns"] = json!(machine.name);
+        let made = cluster.azure.admin("POST", "/vms", new).await?;
+        machine.place.address = made["address"].as_str().context("a VM without an address")?.to_owned();
+        Ok(machine)
+    }
+
+    pub fn netns(&self) -> &str {
+        &self.name
+    }
+}
+
+/// The id of a resource of `Microsoft.Network`, such as `routeTables/steer`.
+pub fn id(resource: &str) -> String {
+    format!(
+        "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/{resource}"
+    )
+}
+
+/// A request to ARM as its administrator, and for a PUT the end of the write.
+pub async fn arm(cluster: &Cluster, method: &str, resource: &str, mut body: Value) -> Result<Value> {
+    let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
+    let url = format!("{}{}?api-version=2024-03-01", cluster.state.arm_endpoint, id(resource));
+    let call = async |method: &str, body: &str| -> Result<Value> {
+        let token = "authorization: Bearer test";
+        let json = "content-type: application/json";
+        let arguments = ["-sS", "--max-time", "10", "-X", method, "-H", token, "-H", json, "-d", body, &url];
+        let answer = vm.run("curl", &arguments).await?;
+        let answer = if answer.is_empty() { Value::Null } else { serde_json::from_str(&answer)? };
+        ensure!(answer["error"].is_null(), "{method} {resource}: {answer}");
+        Ok(answer)
+    };
+    if method == "PUT" {
+        body["location"] = json!("westeurope");
+    }
+    let answer = call(method, &body.to_string()).await?;
+    if method != "PUT" {
+        return Ok(answer);
+    }
+    eventually(&format!("the write of {resource}"), Duration::from_secs(20), || async {
+        let now = call("GET", "").await?;
+        Ok((now["properties"]["provisioningState"] == "Succeeded").then_some(now))
+    })
+    .await
+}
+
+/// Gives a subnet another set of properties beside its prefix.
+pub async fn put_subnet(cluster: &Cluster, subnet: &str, mut properties: Value) -> Result<()> {
+    let resource = format!("virtualNetworks/{subnet}");
+    let known = arm(cluster, "GET", &resource, json!({})).await?;
+    properties["addressPrefix"] = known["properties"]["addressPrefix"].clone();
+    arm(cluster, "PUT", &resource, json!({ "properties": properties })).await.map(drop)
+}

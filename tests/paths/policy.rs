@@ -1,0 +1,98 @@
+//! What the network's owner decides: security groups, route tables, service endpoints, all of them for addresses of pods.
+
+use crate::place::{Place, Seen, arm, id, put_subnet};
+use crate::{STORAGE, World};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const NODES: &str = "vnet/subnets/nodes";
+const SOON: Duration = Duration::from_secs(20);
+
+fn deny(name: &str, priority: u32, from: &str, to: &str) -> Value {
+    json!({ "name": name, "properties": { "priority": priority, "direction": "Inbound", "access": "Deny", "protocol": "*",
+        "sourceAddressPrefix": from, "sourcePortRange": "*", "destinationAddressPrefix": to,
+        "destinationPortRange": "*" } })
+}
+
+pub async fn a_security_group_acts_on_the_addresses_of_pods(world: &World) -> Result<()> {
+    let (one, two) = (world.pod(0)?, world.pod(1)?);
+    let vm = &world.vm.address;
+    let rules = [deny("by-source", 100, &one.address, vm), deny("by-destination", 110, vm, &two.address)];
+    let group = json!({ "properties": { "securityRules": rules } });
+    arm(&world.cluster, "PUT", "networkSecurityGroups/pods", group).await?;
+    let guarded = json!({ "networkSecurityGroup": { "id": id("networkSecurityGroups/pods") } });
+    put_subnet(&world.cluster, NODES, guarded).await?;
+    ensure!(one.seen_by(vm).await.is_err(), "a pod that is denied as a source arrives");
+    ensure!(
+        world.vm.seen_by(&two.address).await.is_err(),
+        "a pod that is denied as a destination is reached"
+    );
+    // The other one of each, and the node's own address, pass.
+    let seen = two.seen_by(vm).await?;
+    ensure!(seen == Seen::new(&two.address, vm), "the VM sees {seen:?}");
+    let seen = world.vm.seen_by(&one.address).await?;
+    ensure!(seen == Seen::new(vm, &one.address), "the pod sees {seen:?}");
+    let seen = world.node(0)?.seen_by(vm).await?;
+    ensure!(seen == Seen::new(&world.node(0)?.address, vm), "the VM sees the node as {seen:?}");
+    put_subnet(&world.cluster, NODES, json!({})).await
+}
+
+/// How many packets a machine has forwarded.
+async fn forwarded(place: &Place) -> Result<u64> {
+    let table = place.run("cat", &["/proc/net/snmp"]).await?;
+    let mut lines = table.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split_whitespace());
+    let (mut names, mut values) = (lines.next().context("no names")?, lines.next().context("no values")?);
+    let column = names.position(|name| name == "ForwDatagrams").context("no column")?;
+    Ok(values.nth(column).context("no value")?.parse()?)
+}
+
+pub async fn a_route_table_steers_a_pods_packets_through_an_appliance_and_back(world: &World) -> Result<()> {
+    let appliance = &world.appliance.place;
+    for setting in ["ip_forward=1", "conf.all.send_redirects=0", "conf.eth0.send_redirects=0"] {
+        appliance.run("sysctl", &["-q", "-w", &format!("net.ipv4.{setting}")]).await?;
+    }
+    let forwards = json!({ "properties": { "enableIPForwarding": true } });
+    world.cluster.azure.admin("PATCH", "/nics/appliance-nic", forwards).await?;
+    let (pod, far) = (world.pod(0)?, &world.far.place);
+    let through = |to: &str| {
+        let hop = json!({ "addressPrefix": to, "nextHopType": "VirtualAppliance",
+            "nextHopIpAddress": appliance.address });
+        json!({ "properties": { "routes": [{ "name": "through", "properties": hop }] } })
+    };
+    arm(&world.cluster, "PUT", "routeTables/there", through("10.60.0.0/16")).await?;
+    arm(&world.cluster, "PUT", "routeTables/back", through("10.240.0.0/20")).await?;
+    let steered = |table: &str| json!({ "routeTable": { "id": id(&format!("routeTables/{table}")) } });
+    put_subnet(&world.cluster, NODES, steered("there")).await?;
+    let before = forwarded(appliance).await?;
+    let seen = pod.seen_by(&far.address).await?;
+    ensure!(seen == Seen::new(&pod.address, &far.address), "the far end sees {seen:?}");
+    let one_way = forwarded(appliance).await? - before;
+    ensure!(one_way > 0, "the appliance saw nothing on the way there");
+    put_subnet(&world.cluster, "far/subnets/far", steered("back")).await?;
+    let before = forwarded(appliance).await?;
+    let seen = pod.seen_by(&far.address).await?;
+    ensure!(seen == Seen::new(&pod.address, &far.address), "the far end sees {seen:?}");
+    let both_ways = forwarded(appliance).await? - before;
+    ensure!(both_ways > one_way, "{both_ways} packets both ways, {one_way} one way");
+    appliance.run("sysctl", &["-q", "-w", "net.ipv4.ip_forward=0"]).await?;
+    ensure!(pod.seen_by(&far.address).await.is_err(), "there is a way around the appliance");
+    put_subnet(&world.cluster, "far/subnets/far", json!({})).await?;
+    put_subnet(&world.cluster, NODES, json!({})).await
+}
+
+pub async fn a_service_endpoint_sees_the_nodes_primary_or_the_pod_where_its_prefix_is_not_translated(
+    world: &World,
+) -> Result<()> {
+    let (pod, node) = (world.pod(0)?, world.node(0)?);
+    // Without an endpoint the service is a host of the internet, which sees a public address.
+    pod.is_seen_as("203.0.113.127", STORAGE, SOON).await?;
+    put_subnet(&world.cluster, NODES, json!({ "serviceEndpoints": [{ "service": "Microsoft.Storage" }] }))
+        .await?;
+    pod.is_seen_as(&node.address, STORAGE, SOON).await?;
+    let ranges = ["192.168.0.0/16".to_owned(), format!("{STORAGE}/32")];
+    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ranges } })).await?;
+    pod.is_seen_as(&pod.address, STORAGE, SOON).await?;
+    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["192.168.0.0/16"] } })).await?;
+    put_subnet(&world.cluster, NODES, json!({})).await
+}

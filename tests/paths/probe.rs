@@ -1,0 +1,74 @@
+//! What this program does when it is started again inside a namespace.
+
+use anyhow::{Context, Result, bail};
+use simple_dns::rdata::RData;
+use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, TYPE};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where the echo listens.
+const PORT: u16 = 9000;
+
+/// `echo`, `flow ADDRESS` or `resolve NAME`.
+pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["echo"] => echo()?,
+        ["flow", address] => flow(address)?,
+        ["resolve", name] => resolve(name)?,
+        other => bail!("no such probe: {other:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells each caller its address, then sends back every line it sends.
+fn echo() -> Result<()> {
+    for stream in TcpListener::bind(("0.0.0.0", PORT))?.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || -> Result<()> {
+            writeln!(stream, "{}", stream.peer_addr()?.ip())?;
+            for line in BufReader::new(stream.try_clone()?).lines() {
+                writeln!(stream, "{}", line?)?;
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+/// Prints who the echo says we are, then what comes back of the time, sent every 50 ms.
+fn flow(address: &str) -> Result<()> {
+    let mut stream = TcpStream::connect((address, PORT))?;
+    stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    println!("{}", lines.next().context("no greeting")??);
+    loop {
+        writeln!(stream, "{}", SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+        println!("{}", lines.next().context("the echo hung up")??);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asks Azure's resolver for an address and prints what it says.
+fn resolve(name: &str) -> Result<()> {
+    let mut query = Packet::new_query(7);
+    query.questions.push(Question::new(
+        Name::new(name)?,
+        QTYPE::TYPE(TYPE::A),
+        QCLASS::CLASS(CLASS::IN),
+        false,
+    ));
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    socket.send_to(&query.build_bytes_vec()?, ("168.63.129.16", 53))?;
+    let mut buffer = [0; 1500];
+    let length = socket.recv(&mut buffer)?;
+    let reply = Packet::parse(&buffer[..length])?;
+    match reply.answers.first().map(|answer| &answer.rdata) {
+        Some(RData::A(address)) => println!("{}", Ipv4Addr::from(address.address)),
+        _ => println!("{:?}", reply.rcode()),
+    }
+    Ok(())
+}
