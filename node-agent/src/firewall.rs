@@ -104,7 +104,7 @@ impl Rules {
                 ranges.join(", ")
             );
         }
-        text.push_str(&bridge::sets_and_chains());
+        text.push_str(&bridge::set_and_chain());
         if !self.public.is_empty() {
             let addresses: Vec<String> = self.public.iter().map(Ipv4Addr::to_string).collect();
             let addresses = addresses.join(", ");
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn the_table_reads_as_it_should() {
         let rules = Rules::new(&spec(&["10.240.0.0/16", "fd00::/64", "192.168.0.0/24"]), eth0).unwrap();
-        let rendered = rules.render().replace(&bridge::sets_and_chains(), "");
+        let rendered = rules.render().replace(&bridge::set_and_chain(), "");
         assert_eq!(
             rendered,
             r#"table inet vnetpool

@@ -19,10 +19,7 @@ pub(super) fn guard() -> String {
 }
 
 /// What goes beside it.
-///
-/// The last chain keeps the node from telling pods that they could reach each other without it, as it would since they are
-/// all behind one link: the ports are isolated from each other.
-pub(super) fn sets_and_chains() -> String {
+pub(super) fn set_and_chain() -> String {
     let pairs: Vec<String> = (0..=255).map(|byte| format!("{byte:#04x} . {byte:#04x}")).collect();
     let mut text = format!(
         "\tset equal {{\n\t\ttypeof @ll,{MAC},8 . @nh,{SOURCE},8\n\t\telements = {{ {} }}\n\t}}\n\tchain port {{\n",
@@ -32,9 +29,6 @@ pub(super) fn sets_and_chains() -> String {
         let (mac, source) = (MAC + 8 * byte, SOURCE + 8 * byte);
         let _ = writeln!(text, "\t\tmeta protocol ip @ll,{mac},8 . @nh,{source},8 != @equal counter drop");
     }
-    let _ = write!(
-        text,
-        "\t}}\n\tchain redirects {{\n\t\ttype filter hook output priority filter; policy accept;\n\t\toifname \"{BRIDGE}\" icmp type redirect drop\n\t}}\n"
-    );
+    text.push_str("\t}\n");
     text
 }

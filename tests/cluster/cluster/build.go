@@ -16,6 +16,7 @@ const (
 	kubernetesVersion = "v1.36.3" // go.mod's
 	helmVersion       = "v3.22.0" // helm/go.mod's
 	cnitoolVersion    = "v1.3.0"  // cnitool/go.mod's
+	containerdVersion = "v2.4.2"  // containerd/go.mod's
 )
 
 // The names under which the one Kubernetes binary is called.
@@ -29,6 +30,7 @@ type program struct {
 	pack    string // its package
 	ldflags string
 	static  bool
+	tags    string
 	inputs  []string // all it depends on; empty: ask the Go command, which is quick for a small program
 }
 
@@ -47,6 +49,22 @@ var programs = []program{
 	{
 		name: "cnitool", label: "cnitool " + cnitoolVersion, folder: "cnitool", pack: "github.com/containernetworking/cni/cnitool", static: true,
 		inputs: []string{"cnitool/go.mod", "cnitool/go.sum"},
+	},
+	{
+		name: "containerd-2", label: "containerd " + containerdVersion + " (about 2 minutes the first time)", folder: "containerd",
+		pack: "github.com/containerd/containerd/v2/cmd/containerd", static: true, tags: "no_btrfs,no_devmapper,no_zfs",
+		ldflags: "-X github.com/containerd/containerd/v2/version.Version=" + containerdVersion,
+		inputs:  []string{"containerd/go.mod", "containerd/go.sum"},
+	},
+	{
+		// Of the same release: it can't use Debian's.
+		name: "containerd-2-shim", label: "containerd's shim " + containerdVersion, folder: "containerd",
+		pack: "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", static: true,
+		inputs: []string{"containerd/go.mod", "containerd/go.sum"},
+	},
+	{
+		name: "cri", label: "cri", folder: "containerd", pack: "./cri", static: true,
+		inputs: []string{"containerd/go.mod", "containerd/go.sum", "containerd/cri/main.go"},
 	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
@@ -98,7 +116,7 @@ func (p program) build(ctx context.Context, root repo) error {
 		progress("building %s", p.label)
 		defer heartbeat("still building " + p.name)()
 	}
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w "+p.ldflags, "-o", root.bin(p.name), p.pack)
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", "-s -w "+p.ldflags, "-o", root.bin(p.name), p.pack)
 	command.Dir = root.source(p.folder)
 	command.Env = os.Environ()
 	if p.static {
@@ -114,7 +132,7 @@ func (p program) build(ctx context.Context, root repo) error {
 // stamp is a digest of everything that goes into a program.
 func (p program) stamp(root repo) (string, error) {
 	digest := sha256.New()
-	fmt.Fprintln(digest, runtime.Version(), p.ldflags, p.static)
+	fmt.Fprintln(digest, runtime.Version(), p.ldflags+p.tags, p.static)
 	for _, input := range p.inputs {
 		file, err := os.Open(root.source(input))
 		if err != nil {

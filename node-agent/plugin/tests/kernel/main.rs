@@ -4,6 +4,7 @@
 
 mod bridge;
 mod chain;
+mod containerd;
 mod crashes;
 mod hazards;
 mod node;
