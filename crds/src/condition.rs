@@ -30,6 +30,8 @@ pub const FULL: &str = "Full";
 /// Operator, on a `NodeIPAllocation`: the pods that ask for load balancers' backend pools or a public address have them. No part
 /// of [`READY`]: it concerns those pods, not the node.
 pub const ATTACHED: &str = "Attached";
+/// Operator, on a `NodeIPAllocation`, and only while it runs with `--dry-run`: what it would do to the node's NIC.
+pub const DRY_RUN: &str = "DryRun";
 /// Agent: the node's ledger has been supplied from `spec` in this boot.
 pub const SUPPLIED: &str = "Supplied";
 /// Agent: forwarding is on and the nftables table `inet vnetpool` is in place.

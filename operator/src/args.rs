@@ -32,6 +32,9 @@ pub struct Args {
     /// subscription.
     #[arg(long, env = "VNETPOOL_BUDGET_PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(5..=100))]
     budget_percent: u8,
+    /// Plan, and say in conditions and Events what would be done, but write nothing to Azure.
+    #[arg(long, env = "VNETPOOL_DRY_RUN")]
+    dry_run: bool,
     /// The namespace of the Lease by which replicas agree on who leads.
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
@@ -113,11 +116,28 @@ impl Args {
     /// # Errors
     /// When the environment doesn't tell how to sign in to Azure.
     pub fn config(self) -> Result<Config, azure::Error> {
-        let Args { command: _, cloud, arm_endpoint, budget_percent, namespace, admin_address, log_format: _ } =
-            self;
+        let Args {
+            command,
+            cloud,
+            arm_endpoint,
+            budget_percent,
+            dry_run,
+            namespace,
+            admin_address,
+            log_format: _,
+        } = self;
+        // The preflight tries a write that can't take effect; a dry run is a way to operate.
+        let dry_run = dry_run && command.is_none();
         let credential = Credential::from_env(|name| std::env::var(name).ok())?;
         Ok(Config {
-            azure: azure::Config { cloud, endpoint: arm_endpoint, imds: None, credential, budget_percent },
+            azure: azure::Config {
+                cloud,
+                endpoint: arm_endpoint,
+                imds: None,
+                credential,
+                budget_percent,
+                dry_run,
+            },
             namespace,
             // A replica that starts again must not take itself for the one before. The host's name wouldn't tell people
             // which pod it is, on the host network.

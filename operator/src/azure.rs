@@ -69,6 +69,8 @@ pub struct Config {
     pub credential: Credential,
     /// How much of Azure's request limits is ours, from 1 to 100; the rest is left to the subscription's other clients.
     pub budget_percent: u8,
+    /// Every write fails as [`Error::DryRun`] instead of being sent.
+    pub dry_run: bool,
 }
 
 /// Whether what was last read will do.
@@ -122,6 +124,11 @@ impl Azure {
     /// Has `observer` called after each request, from the task that made it. Only the first observer counts.
     pub fn on_request(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
         self.transport.observe(observer);
+    }
+
+    /// Whether no write is ever sent.
+    pub fn is_dry_run(&self) -> bool {
+        self.transport.is_dry_run()
     }
 
     /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority wait.

@@ -64,6 +64,11 @@ pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
     event(EventType::Warning, reason, action, message.to_owned())
 }
 
+/// Something would be done, were this not a dry run.
+pub fn dry_run(message: &str) -> Event {
+    event(EventType::Normal, "DryRun", "Plan", message.to_owned())
+}
+
 pub fn full(message: &str) -> Event {
     event(EventType::Warning, "Full", "Reserve", message.to_owned())
 }

@@ -35,7 +35,7 @@ use crate::cluster::{Caller, Cluster};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
-use crate::planner::{self, Plan};
+use crate::planner::{self, Plan, Rehearsal};
 use crate::shortage::Shortages;
 use memory::{Memories, Memory};
 use observe::{Obstacle, Seen};
@@ -127,6 +127,8 @@ pub struct Round {
     allocation: Arc<NodeIPAllocation>,
     seen: Option<Seen>,
     plan: Option<Plan>,
+    /// What would be done, in a dry run.
+    rehearsal: Option<Rehearsal>,
 }
 
 /// Runs until `stop`; then passes under way are finished.
@@ -195,7 +197,7 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         apply::replace(ctx, &allocation).await?;
         return Ok(Next::Gone);
     }
-    let mut round = Round { allocation, seen: None, plan: None };
+    let mut round = Round { allocation, seen: None, plan: None, rehearsal: None };
     let outcome = serve(ctx, &mut round, &node, memory).await;
     match &outcome {
         Ok(()) | Err(Error::Write(_)) => {}
@@ -221,7 +223,8 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
 async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     look(ctx, round, node, memory).await?;
     // A plan made from what `spec` mirrors is made again from the NIC itself before anything is written.
-    if round.wants_write() && !round.seen.as_ref().is_some_and(|seen| seen.is_read) {
+    let is_mirrored = round.seen.as_ref().is_some_and(|seen| !seen.is_read);
+    if is_mirrored && (round.wants_write() || round.rehearses()) {
         memory.must_read = true;
         look(ctx, round, node, memory).await?;
     }
@@ -260,11 +263,15 @@ impl Round {
     fn wants_write(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
+
+    fn rehearses(&self) -> bool {
+        self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty())
+    }
 }
 
 /// Observes and plans. `seen` and `plan` stay `None` while an error holds the look back.
 async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    (round.seen, round.plan) = (None, None);
+    (round.seen, round.plan, round.rehearsal) = (None, None, None);
     let now = Instant::now();
     let seen = observe::observe(ctx, &round.allocation, node, memory, now).await.map_err(Error::Find)?;
     let Some(mut seen) = seen else { return Ok(()) };
@@ -275,7 +282,13 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
         Stage::Find => setback.holds(now),
         Stage::Write => plan.grows || plan.releases || plan.repairs,
     });
-    (round.seen, round.plan) = (Some(seen), Some(plan));
+    let (plan, rehearsal) = if ctx.azure.is_dry_run() {
+        let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
+        (plan, Some(rehearsal))
+    } else {
+        (plan, None)
+    };
+    (round.seen, round.plan, round.rehearsal) = (Some(seen), Some(plan), rehearsal);
     Ok(())
 }
 

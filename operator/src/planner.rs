@@ -1,6 +1,7 @@
 //! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place that does. Pure.
 
 pub mod attachments;
+mod rehearsal;
 pub mod sizing;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use vnetpool_crds::allocation;
 use vnetpool_crds::pool::Sizing;
 
 use crate::azure::{IpConfiguration, Priority, ProvisioningState};
+pub use rehearsal::Rehearsal;
 pub use sizing::Demand;
 
 /// A burst of pods counts as over when the scheduler has bound none for this long.

@@ -99,7 +99,7 @@ fn program(name: &str) -> PathBuf {
 
 /// A flag that was renamed would otherwise show as a crash loop in a cluster.
 pub fn the_programs_know_the_flags_they_are_given() -> Result<()> {
-    let everything = ["--set", "azure.armEndpoint=http://198.51.100.10"];
+    let everything = ["--set", "azure.armEndpoint=http://198.51.100.10,operator.dryRun=true"];
     for (template, program) in [
         ("operator/deployment.yaml", "vnetpool-operator"),
         ("crds/job.yaml", "vnetpool-operator"),

@@ -87,6 +87,7 @@ impl<'a> Stage<'a> {
                 imds: Some(self.sim.arm_url().parse()?),
                 credential: Credential::ManagedIdentity { client_id: None },
                 budget_percent: 80,
+                dry_run: false,
             },
             namespace: NAMESPACE.into(),
             identity: format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed)),

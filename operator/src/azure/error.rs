@@ -96,6 +96,11 @@ pub enum Error {
     Unexpected { resource: String, message: String },
     #[error("Azure refused a call about {resource} with HTTP {status}, {code}: {message}")]
     Arm { resource: String, status: u16, code: String, message: String },
+    #[error(
+        "dry run: {resource} would be written now; nothing was sent to Azure. Start the operator without --dry-run to have it \
+         done"
+    )]
+    DryRun { resource: String },
     #[error("the operator's Azure configuration can't be used: {message}")]
     Config { message: String },
 }
@@ -152,6 +157,7 @@ impl Error {
             | Error::Routes { .. }
             | Error::Unexpected { .. }
             | Error::Arm { .. }
+            | Error::DryRun { .. }
             | Error::Config { .. } => wait(PERSON),
         }
     }
@@ -180,6 +186,7 @@ impl Error {
             Error::Nic { .. } | Error::Unexpected { .. } => "UnexpectedAnswer",
             Error::Routes { source, .. } => source.reason(),
             Error::Arm { .. } => "AzureRefused",
+            Error::DryRun { .. } => "DryRun",
             Error::Config { .. } => "ConfigurationUnusable",
         }
     }
@@ -202,6 +209,7 @@ impl Error {
             | Error::ResourceId { .. }
             | Error::Nic { .. }
             | Error::Routes { .. }
+            | Error::DryRun { .. }
             | Error::Config { .. } => true,
             Error::Arm { status, .. } => (400..500).contains(status),
             Error::Stale { .. }

@@ -32,6 +32,8 @@ struct Inner {
     cloud: Cloud,
     tokens: Tokens,
     gate: Gate,
+    /// Nothing but reads goes out.
+    dry_run: bool,
     observer: OnceLock<Observer>,
 }
 
@@ -77,6 +79,7 @@ impl Transport {
             cloud: config.cloud,
             tokens: Tokens::new(sign_in, format!("{}/.default", config.cloud.arm()))?,
             gate: Gate::new(config.budget_percent),
+            dry_run: config.dry_run,
             observer: OnceLock::new(),
         })))
     }
@@ -87,6 +90,10 @@ impl Transport {
 
     pub(super) fn observe(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
         let _ = self.0.observer.set(Box::new(observer));
+    }
+
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.0.dry_run
     }
 
     /// How the limits stand, and how many requests of each priority wait for their turn.
@@ -104,6 +111,9 @@ impl Transport {
         body: Option<Vec<u8>>,
     ) -> Result<Answer, Error> {
         self.trust(call, &url)?;
+        if self.0.dry_run && call.kind == Kind::Write {
+            return Err(Error::DryRun { resource: call.resource.clone() });
+        }
         let lane = call.lane(&url);
         let waited = self.0.gate.pass(&lane, call.priority).await;
         if waited > LONG_WAIT {
@@ -318,6 +328,7 @@ mod tests {
             imds: None,
             credential: Credential::ManagedIdentity { client_id: None },
             budget_percent: 80,
+            dry_run: false,
         })
         .unwrap()
     }

@@ -39,6 +39,7 @@ impl World {
                 imds: Some(sim.arm_url().parse().unwrap()),
                 credential: Credential::ManagedIdentity { client_id: None },
                 budget_percent: 80,
+                dry_run: false,
             })
             .unwrap(),
         );

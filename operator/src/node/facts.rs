@@ -9,13 +9,13 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, AGENT_REPORTING, BY_AGENT, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SURPLUS,
-    WRITING,
+    self, AGENT_REPORTING, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED,
+    SURPLUS, WRITING,
 };
 
 use super::observe::{Obstacle, Seen};
 use super::setback::{Setback, Stage};
-use crate::planner::Plan;
+use crate::planner::{Plan, Rehearsal};
 use crate::{azure, events};
 
 /// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a word.
@@ -30,6 +30,9 @@ pub struct Facts<'a> {
     /// `None` while an error keeps us from looking.
     pub seen: Option<&'a Seen>,
     pub plan: Option<&'a Plan>,
+    pub dry_run: bool,
+    /// In a dry run, what would be done.
+    pub rehearsal: Option<&'a Rehearsal>,
     pub setback: Option<&'a Setback>,
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
@@ -92,6 +95,11 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if let Some(tracked) = &facts.tracked {
         set(OPERATIONS_TRACKED, operations_tracked(tracked));
     }
+    if let Some(rehearsal) = facts.rehearsal {
+        set(DRY_RUN, dry_run(facts, rehearsal));
+    } else if !facts.dry_run {
+        next.retain(|one| one.type_ != DRY_RUN);
+    }
     next
 }
 
@@ -149,6 +157,14 @@ fn reserved(facts: &Facts, found: bool) -> Says {
     if plan.repairs {
         let message = "Azure gave up the last write to the NIC; Vnetpool writes it again";
         return says(false, "Repairing", message);
+    }
+    if plan.grows && facts.dry_run {
+        let more = plan.wanted - plan.kept;
+        return says(
+            false,
+            "DryRun",
+            format!("dry run: {more} more addresses are wanted, and none is reserved"),
+        );
     }
     if plan.grows {
         let more = plan.wanted - plan.kept;
@@ -282,6 +298,16 @@ fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Says {
     }
 }
 
+fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Says {
+    if rehearsal.is_empty() {
+        return says(true, NOTHING_TO_DO, "dry run: there is nothing to do");
+    }
+    let nic = facts.seen.and_then(|seen| seen.nic.as_ref()).map_or("the node's NIC", |nic| &nic.id);
+    says(true, "WouldWrite", format!("dry run: would {rehearsal} on {nic}; nothing is written to Azure"))
+}
+
+const NOTHING_TO_DO: &str = "NothingToDo";
+
 fn surplus(plan: &Plan) -> Says {
     if plan.surplus {
         // Without counts: each would be news.
@@ -329,7 +355,7 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
         (!same).then_some(now)
     };
     let is_passing = |reason: &str| {
-        matches!(reason, "Pending" | "Reserving" | "Repairing" | "NoInterface" | "MaximumReached")
+        matches!(reason, "Pending" | "Reserving" | "DryRun" | "Repairing" | "NoInterface" | "MaximumReached")
     };
     let mut events = vec![];
     if let Some(now) = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason)) {
@@ -341,6 +367,11 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     }
     if let Some(now) = news(OPERATIONS_TRACKED, "False") {
         events.push(events::stuck(&now.reason, "Track", &now.message));
+    }
+    let would = condition::find(next, DRY_RUN).filter(|now| now.reason != NOTHING_TO_DO);
+    let said = condition::find(before, DRY_RUN).map(|was| was.message.as_str());
+    if let Some(now) = would.filter(|now| Some(now.message.as_str()) != said) {
+        events.push(events::dry_run(&now.message));
     }
     if let Some(now) = news(FULL, "True") {
         events.push(events::full(&now.message));

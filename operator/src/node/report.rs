@@ -42,6 +42,8 @@ pub async fn report(
             boot_id: kept::boot_id(node),
             seen: round.seen.as_ref(),
             plan: round.plan.as_ref(),
+            dry_run: ctx.azure.is_dry_run(),
+            rehearsal: round.rehearsal.as_ref(),
             setback: memory.setback.as_ref(),
             writing: memory.writing,
             tracked: tracked(ctx, &round.allocation),

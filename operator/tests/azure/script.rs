@@ -88,14 +88,18 @@ impl Drop for Script {
 }
 
 pub fn client(arm: &str, imds: &str) -> Azure {
-    Azure::new(&Config {
+    Azure::new(&config(arm, imds)).unwrap()
+}
+
+pub fn config(arm: &str, imds: &str) -> Config {
+    Config {
         cloud: Cloud::Public,
         endpoint: Some(arm.parse().unwrap()),
         imds: Some(imds.parse().unwrap()),
         credential: Credential::ManagedIdentity { client_id: None },
         budget_percent: 80,
-    })
-    .unwrap()
+        dry_run: false,
+    }
 }
 
 async fn play(

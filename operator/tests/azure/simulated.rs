@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Peering, Sim};
 use vnetpool_operator::azure::{
-    Azure, Change, Error, Freshness, Nic, Priority, ProvisioningState, Remedy, ResourceId, VmId,
+    Azure, Change, Config as AzureConfig, Error, Freshness, Nic, Priority, ProvisioningState, Remedy,
+    ResourceId, VmId,
 };
 
-use crate::script::client;
+use crate::script::{client, config};
 
 /// One VM and its NIC in an Azure of its own.
 pub struct World {
@@ -336,6 +337,21 @@ async fn each_request_is_paid_from_the_budget_once_polls_included() {
     let network: u64 = spent("network").iter().map(|(_, _, spent)| spent).sum();
     assert_eq!(network, log.len() as u64 - 1);
     assert!(spent("network").contains(&(true, "westeurope".to_owned(), 1)), "{accounts:?}");
+}
+
+#[tokio::test]
+async fn in_a_dry_run_no_write_leaves_whoever_asks_for_it() {
+    let world = World::start("nodes", 1.0).await;
+    let azure =
+        Azure::new(&AzureConfig { dry_run: true, ..config(world.sim.arm_url(), world.sim.arm_url()) })
+            .unwrap();
+    let error = azure.update(&world.nic, &change(&["vnp-1"], &[]), Priority::WaitingPods).await.unwrap_err();
+    assert_eq!(error.reason(), "DryRun");
+    assert!(error.to_string().contains(world.nic.as_str()), "{error}");
+    assert_eq!(world.asked(), ["GET"]);
+    // What was read is still good.
+    azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!(world.asked(), ["GET"]);
 }
 
 #[tokio::test]

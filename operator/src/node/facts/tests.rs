@@ -19,6 +19,7 @@ struct Story {
     allocation: NodeIPAllocation,
     seen: Option<Seen>,
     setback: Option<Setback>,
+    dry_run: bool,
     behind_for: Duration,
 }
 
@@ -69,7 +70,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         turn: None,
         left: vec![],
     };
-    Story { allocation, seen: Some(seen), setback: None, behind_for: Duration::ZERO }
+    Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for: Duration::ZERO }
 }
 
 impl Story {
@@ -79,11 +80,17 @@ impl Story {
 
     fn conditions(&self) -> Vec<Condition> {
         let plan = self.seen.as_ref().map(|seen| planner::plan(&seen.observed));
+        let (plan, rehearsal) = match plan.filter(|_| self.dry_run).map(|plan| plan.rehearse(1)) {
+            Some((plan, rehearsal)) => (Some(plan), Some(rehearsal)),
+            None => (self.seen.as_ref().map(|seen| planner::plan(&seen.observed)), None),
+        };
         let facts = Facts {
             allocation: &self.allocation,
             boot_id: "b",
             seen: self.seen.as_ref(),
             plan: plan.as_ref(),
+            dry_run: self.dry_run,
+            rehearsal: rehearsal.as_ref(),
             setback: self.setback.as_ref(),
             writing: false,
             tracked: None,
@@ -241,4 +248,40 @@ fn an_error_that_passes_by_itself_makes_no_event() {
     let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, busy);
     assert_eq!(story.says(RESERVED).0, "False ResourceBusy");
     assert!(turned(&[], &story.conditions(), story.setback.as_ref()).is_empty());
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_once_and_again_when_that_changes() {
+    let dry = |bound| Story { dry_run: true, ..story(0, bound, 255, json!({})) };
+    let (status, message) = dry(0).says(DRY_RUN);
+    assert_eq!(status, "True WouldWrite");
+    assert!(message.contains("would reserve 8 addresses on /nic"), "{message}");
+    assert_eq!(dry(0).says(RESERVED).0, "False DryRun");
+    let (first, next) = (dry(0).conditions(), dry(9).conditions());
+    let said = |before: &[Condition], next: &[Condition]| {
+        let events = turned(before, next, None);
+        events.iter().map(|event| event.note.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(said(&[], &first), [message]);
+    assert!(said(&first, &first).is_empty());
+    assert!(said(&first, &next)[0].contains("would reserve 20 addresses"));
+}
+
+#[test]
+fn a_dry_run_with_nothing_to_do_says_so_without_an_event() {
+    let dry = Story { dry_run: true, ..story(8, 0, 255, json!({"free": 8})) };
+    assert_eq!(dry.says(DRY_RUN).0, "True NothingToDo");
+    assert_eq!(dry.says(RESERVED).0, "True Reserved");
+    assert!(turned(&[], &dry.conditions(), None).is_empty());
+}
+
+#[test]
+fn after_a_dry_run_nothing_of_it_is_left() {
+    let rehearsed = json!([{"type": "DryRun", "status": "True", "reason": "WouldWrite", "message": "",
+        "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
+    let story = story(8, 0, 255, json!({"conditions": rehearsed}));
+    assert_eq!(condition::find(&story.conditions(), DRY_RUN), None);
+    // While it lasts, and Azure can't be looked at, what was said stands.
+    let blind = Story { dry_run: true, seen: None, ..story };
+    assert!(condition::find(&blind.conditions(), DRY_RUN).is_some());
 }

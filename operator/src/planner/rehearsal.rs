@@ -1,0 +1,122 @@
+//! What a dry run makes of a plan: it says what would be done, and nothing is done. Pure.
+
+use std::fmt;
+
+use super::{Change, Plan};
+
+/// What would be done to a node's NIC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rehearsal {
+    /// Addresses.
+    pub reserve: u32,
+    /// Names of ipConfigurations.
+    pub release: Vec<String>,
+    /// A write that Azure gave up would be sent once more.
+    pub repair: bool,
+    /// The NIC would be made to let packets of other addresses through.
+    pub forward: bool,
+    /// The node's route would be put right.
+    pub mend: bool,
+    /// Addresses that the agent would be asked to give up, to be released then.
+    pub give_back: u32,
+}
+
+impl Plan {
+    /// The plan without anything that has an effect, and what that would have been. `grain` as in
+    /// [`super::Observed::grain`].
+    ///
+    /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
+    /// would take it off the NIC and bring another.
+    pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
+        let Change { reserve, release, repair, forward, mend } = self.change;
+        let rehearsal = Rehearsal {
+            reserve: reserve.saturating_mul(grain),
+            release,
+            repair,
+            forward,
+            mend,
+            give_back: self.kept.saturating_sub(self.target),
+        };
+        let plan = Plan { target: self.target.max(self.kept), change: Change::default(), ..self };
+        (plan, rehearsal)
+    }
+}
+
+impl Rehearsal {
+    pub fn is_empty(&self) -> bool {
+        *self == Rehearsal::default()
+    }
+}
+
+impl fmt::Display for Rehearsal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rehearsal { reserve, release, repair, forward, mend, give_back } = self;
+        let mut said = vec![];
+        if *reserve > 0 {
+            said.push(format!("reserve {reserve} addresses"));
+        }
+        if !release.is_empty() {
+            said.push(format!("release {}", release.join(", ")));
+        }
+        if *repair {
+            said.push("repeat the last write, which Azure gave up".to_owned());
+        }
+        if *forward {
+            said.push("turn IP forwarding on".to_owned());
+        }
+        if *mend {
+            said.push("put the node's route right".to_owned());
+        }
+        if *give_back > 0 {
+            said.push(format!("have {give_back} addresses given back"));
+        }
+        f.write_str(&said.join(" and "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::Priority;
+
+    fn plan(target: u32, kept: u32, change: Change) -> Plan {
+        Plan {
+            target,
+            asked: target,
+            wanted: target,
+            change,
+            priority: Priority::WarmRefill,
+            publish: vec![],
+            kept,
+            surplus: target < kept,
+            grows: target > kept,
+            releases: false,
+            repairs: false,
+            requeue: None,
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_rehearsed_plan_reaches_azure_and_all_of_it_is_told() {
+        let change =
+            Change { reserve: 2, release: vec!["vnp-1".into()], repair: true, forward: true, mend: true };
+        let (plan, rehearsal) = plan(40, 8, change).rehearse(16);
+        assert!(plan.change.is_empty());
+        assert_eq!(plan.target, 40);
+        let said = "reserve 32 addresses and release vnp-1 and repeat the last write, which Azure gave up and turn IP \
+                    forwarding on and put the node's route right";
+        assert_eq!(rehearsal.to_string(), said);
+    }
+
+    #[test]
+    fn no_agent_is_asked_to_give_anything_up() {
+        let (plan, rehearsal) = plan(4, 12, Change::default()).rehearse(1);
+        assert_eq!(plan.target, 12);
+        assert_eq!(rehearsal.to_string(), "have 8 addresses given back");
+    }
+
+    #[test]
+    fn a_node_that_has_what_it_needs_has_nothing_to_rehearse() {
+        assert!(plan(8, 8, Change::default()).rehearse(1).1.is_empty());
+    }
+}
