@@ -10,9 +10,13 @@
 //! threads (`--test-threads`), each with an API server of its own, which they hand on.
 
 mod agent;
+mod budget;
 mod concurrency;
+mod dry_run;
+mod finding;
 mod identity;
 mod lost;
+mod metrics;
 mod modes;
 mod networks;
 mod operations;
@@ -21,6 +25,7 @@ mod refused;
 mod routes;
 mod shortage;
 mod stage;
+mod subnets;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -61,7 +66,10 @@ fn main() -> ExitCode {
         Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let trials = [
+        budget::TESTS,
         concurrency::TESTS,
+        dry_run::TESTS,
+        finding::TESTS,
         identity::TESTS,
         lost::TESTS,
         modes::TESTS,
@@ -70,6 +78,7 @@ fn main() -> ExitCode {
         refused::TESTS,
         routes::TESTS,
         shortage::TESTS,
+        subnets::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -80,7 +80,12 @@ impl<'a> Stage<'a> {
 
     /// Starts the operator, with the rights the chart gives it.
     pub async fn start(&self) -> Result<()> {
-        let config = vnetpool_operator::Config {
+        self.start_with(|_| {}).await
+    }
+
+    /// Starts it with another configuration than the usual.
+    pub async fn start_with(&self, change: impl FnOnce(&mut vnetpool_operator::Config)) -> Result<()> {
+        let mut config = vnetpool_operator::Config {
             azure: azure::Config {
                 cloud: Cloud::Public,
                 endpoint: Some(self.arm.parse()?),
@@ -93,6 +98,7 @@ impl<'a> Stage<'a> {
             identity: format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed)),
             admin: Some(self.admin),
         };
+        change(&mut config);
         *lock(&self.operator) = Some(Operator::start(config, self.plane.config(User::Operator).await?)?);
         Ok(())
     }
