@@ -21,7 +21,9 @@ impl Metrics {
             match Metrics::scrape(stage).await {
                 Ok(metrics) if shows(&metrics) => return Ok(metrics),
                 Ok(metrics) if tokio::time::Instant::now() > deadline => bail!("{what}: {}", metrics.0),
-                Err(error) if tokio::time::Instant::now() > deadline => return Err(error).context(what.to_owned()),
+                Err(error) if tokio::time::Instant::now() > deadline => {
+                    return Err(error).context(what.to_owned());
+                }
                 Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -32,7 +34,8 @@ impl Metrics {
         let of_family = |line: &&str| {
             line.strip_prefix(family).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
         };
-        let lines = self.0.lines().filter(of_family).filter(|line| labels.iter().all(|label| line.contains(label)));
+        let lines =
+            self.0.lines().filter(of_family).filter(|line| labels.iter().all(|label| line.contains(label)));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 

@@ -104,10 +104,13 @@ async fn without_permission_to_count_nothing_but_the_forecast_is_missing(plane: 
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     stage.until_says("n1", condition::READY, "Ready").await?;
-    let status = until(&stage, "it is said", |status| says(status, "Unknown", "PermissionDenied")).await?;
+    let said = |status: &NodeIPPoolStatus| {
+        says(status, "Unknown", "PermissionDenied")
+            && condition::is_true(&status.conditions, condition::READY)
+    };
+    let status = until(&stage, "it is said, and all else is well", said).await?;
     let message = condition::find(&status.conditions, SUBNET_EXHAUSTING).map(|one| one.message.clone());
     ensure!(message.is_some_and(|message| message.contains(action)), "{:?}", status.conditions);
-    ensure!(condition::is_true(&status.conditions, condition::READY), "{:?}", status.conditions);
     let subnet = status.subnets.first().context("no subnet")?;
     ensure!((subnet.size, subnet.free) == (Some(4091), None), "{subnet:?}");
     Ok(())

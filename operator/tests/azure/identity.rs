@@ -178,8 +178,15 @@ fn managed(sim: &Sim, client_id: Option<&str>) -> Azure {
     let url = sim.arm_url().parse::<reqwest::Url>().unwrap();
     let credential = Credential::ManagedIdentity { client_id: client_id.map(str::to_owned) };
     let (endpoint, imds) = (Some(url.clone()), Some(url));
-    Azure::new(&azure::Config { cloud: Cloud::Public, endpoint, imds, credential, budget_percent: 80 })
-        .unwrap()
+    Azure::new(&azure::Config {
+        cloud: Cloud::Public,
+        endpoint,
+        imds,
+        credential,
+        budget_percent: 80,
+        dry_run: false,
+    })
+    .unwrap()
 }
 
 fn tokens_asked(sim: &Sim) -> Vec<LogEntry> {
