@@ -194,8 +194,7 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
     };
     memory.vacant_since = None;
     if allocation.metadata.deletion_timestamp.is_some() {
-        apply::replace(ctx, &allocation).await?;
-        return Ok(Next::Gone);
+        return vacate::replace(ctx, &allocation, memory).await;
     }
     let mut round = Round { allocation, seen: None, plan: None, rehearsal: None };
     let outcome = serve(ctx, &mut round, &node, memory).await;
@@ -280,7 +279,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
     memory.note(&plan, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
-        Stage::Write => plan.grows || plan.releases || plan.repairs,
+        Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs,
     });
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);

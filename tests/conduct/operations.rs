@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = crate::tests![
     polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_instead,
     a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
     writes_that_are_complete_when_answered_are_published_at_once,
+    an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic,
 ];
 
 async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it(
@@ -113,4 +114,37 @@ async fn writes_that_are_complete_when_answered_are_published_at_once(plane: &Co
     let methods: Vec<_> = asked.iter().map(|one| one.method.as_str()).collect();
     ensure!(methods == ["GET", "PUT"], "{methods:?}");
     Ok(())
+}
+
+async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 4).await?;
+    stage.until_holds("n1", 4).await?;
+    // A release on its way that outlives its operator, and somebody who deletes the object meanwhile.
+    let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
+    stage.unbind("n1", 3).await?;
+    let under_way = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
+    stage.until("the release is on its way", "n1", under_way).await?;
+    stage.kill().await?;
+    let before = stage.allocation("n1").await?;
+    stage.delete_allocation("n1").await?;
+    stage.sim.clear_log();
+    stage.start().await?;
+    stage
+        .until("the object is made again", "n1", |seen| {
+            (seen.metadata.uid != before.metadata.uid).then_some(())
+        })
+        .await?;
+    ensure!(stage.held("n1").len() == 1, "the list went before what was on it: {:?}", stage.held("n1"));
+    stage.sim.lift_fault(fault)?;
+    stage.until_holds("n1", 1).await?;
+    let late = |_: &_| (stage.writes("n1").len() == 2).then_some(());
+    stage.until("the old release arrives", "n1", late).await?;
+    let answers: Vec<u16> = stage.writes("n1").iter().map(|write| write.status).collect();
+    ensure!(answers == [200, 412], "{answers:?}");
+    stage.until_holds("n1", 1).await
 }

@@ -4,10 +4,15 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vnetpool_crds::condition::RESERVED;
+use vnetpool_azure_sim::Effect;
+use vnetpool_crds::condition::{INTERFACE_FOUND, RESERVED, SURPLUS};
 use vnetpool_tests::control_plane::ControlPlane;
 
-pub const TESTS: &[Test] = crate::tests![a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited];
+pub const TESTS: &[Test] = crate::tests![
+    a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,
+    whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried,
+    a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus,
+];
 
 async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
     plane: &ControlPlane,
@@ -30,4 +35,98 @@ async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
     stage.sim.deny(vec![]);
     stage.pool("default", json!({ "sizing": { "minimum": 6, "warm": 0, "batch": 1 } })).await?;
     stage.until_holds("n1", 6).await
+}
+
+async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let refusals = [
+        (
+            "locked",
+            409,
+            "ScopeLocked",
+            "ResourceLocked",
+            "Remove the lock on /subscriptions/S/resourceGroups/vnetpool",
+            "The scope '/subscriptions/S/nic' cannot perform write operation because following scope(s) are locked: \
+             '/subscriptions/S/resourceGroups/vnetpool'. Please remove the lock and try again.",
+        ),
+        (
+            "policed",
+            403,
+            "RequestDisallowedByPolicy",
+            "PolicyForbidden",
+            "no-secondaries",
+            "Resource 'nic' was disallowed by policy. Policy identifiers: 'no-secondaries'.",
+        ),
+        (
+            "limited",
+            400,
+            "PrivateIPAddressLimitReached",
+            "QuotaExceeded",
+            "Have it raised",
+            "Cannot create more than 65536 private IP addresses for this virtual network.",
+        ),
+        (
+            "wrong",
+            400,
+            "PrivateIPAddressMissing",
+            "AzureRefused",
+            "PrivateIPAddressMissing",
+            "Private IP address is required when privateIPAllocationMethod is Static in IP configuration /vnp-1.",
+        ),
+    ];
+    let stage =
+        Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0, "batch": 1 } })).await?;
+    for (node, status, code, _, _, message) in refusals {
+        let body = json!({ "error": { "code": code, "message": message } });
+        let effect = Effect::Status { status, body, headers: Default::default() };
+        stage.fault("PUT", &format!("/{node}-nic"), None, effect);
+        stage.node(node, None).await?;
+    }
+    let mut since = vec![];
+    for (node, _, _, reason, names, _) in refusals {
+        let says = stage.until_says(node, RESERVED, reason).await?;
+        ensure!(
+            says.message.contains(names) && says.message.contains(&format!("{node}-nic")),
+            "{}",
+            says.message
+        );
+        since.push((says.last_transition_time.clone(), stage.writes(node).len()));
+    }
+    // Each edit of the pool is a reason to try again at once; nothing else is for two minutes.
+    for minimum in [5, 6, 7] {
+        stage.pool("default", json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } })).await?;
+        for (node, ..) in refusals {
+            let tried = |_: &_| (stage.writes(node).len() == minimum - 3).then_some(());
+            stage.until(&format!("{node} is tried for {minimum}"), node, tried).await?;
+        }
+    }
+    for ((node, _, _, reason, ..), (since, writes)) in refusals.into_iter().zip(since) {
+        ensure!(writes == 1, "{node}: {writes} writes at first");
+        let says = stage.until_says(node, RESERVED, reason).await?;
+        ensure!(says.last_transition_time == since, "{node}: the condition has turned: {says:?}");
+        let about = stage.events(node, reason).await?;
+        ensure!(about.len() == 2 && about.iter().all(|(_, times)| *times == 1), "{node}: {about:?}");
+        ensure!(stage.writes(node).len() == 4, "{node}: {} writes", stage.writes(node).len());
+    }
+    Ok(())
+}
+
+async fn a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 4, "warm": 0, "batch": 1, "releaseAfter": "1h" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let other = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
+                 virtualNetworks/vnet/subnets/small";
+    stage.pool("default", json!({ "sizing": sizing, "subnetID": other })).await?;
+    stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    stage.until_says("n1", SURPLUS, "MoreThanWanted").await?;
+    let seen = stage.allocation("n1").await?;
+    ensure!(seen.spec.target == 4, "the node is asked for all of it: {:?}", seen.spec);
+    // Corrected in time, nothing has been lost.
+    stage.pool("default", json!({ "sizing": sizing })).await?;
+    stage.until_says("n1", SURPLUS, "AsWanted").await?;
+    ensure!(stage.writes("n1").len() == 1, "{:?}", stage.writes("n1"));
+    stage.until_holds("n1", 4).await
 }

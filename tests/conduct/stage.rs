@@ -192,6 +192,12 @@ impl<'a> Stage<'a> {
         Ok(Api::all(self.client.clone()).get(node).await?)
     }
 
+    /// Deletes a node's NodeIPAllocation, as a person might; it goes when the operator lets it.
+    pub async fn delete_allocation(&self, node: &str) -> Result<()> {
+        Api::<NodeIPAllocation>::all(self.client.clone()).delete(node, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     /// Waits until a node's NodeIPAllocation shows something, and gives that.
     pub async fn until<T>(
         &self,

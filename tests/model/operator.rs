@@ -26,18 +26,33 @@ impl Operator<'_> {
     pub fn look(&mut self, watched: &Object) {
         let allocation = self.newest(watched);
         if allocation.deleted {
-            // `apply::replace`: the finalizer goes, and the object with it, its status included.
-            if self.world.api.current().is_some_and(|current| current.uid == allocation.uid) {
-                self.world.api.exists = false;
+            // `vacate::replace`: what the node has given up leaves the NIC while there is still a list of it.
+            let document = self.world.azure.read();
+            let is_held = |name: &u8| document.held.iter().any(|one| one.name == *name);
+            let mut release = allocation.status.relinquished.clone();
+            release.retain(is_held);
+            let is_current = self.world.api.current().is_some_and(|current| current.uid == allocation.uid);
+            if release.is_empty() || !is_current || self.broken == Broken::ForgetsReleasesUnderWay {
+                return self.let_go(allocation);
             }
-            let boot = if self.broken == Broken::AcceptsOtherBoot { allocation.spec.boot } else { 0 };
-            let process = self.process();
-            process.step = Step::Recreating { spec: Spec { boot, ..allocation.spec } };
-            process.memory = None;
+            self.process().document = None;
+            self.world.azure.puts.push(Put { by: Some(self.index), document, reserve: vec![], release });
+            self.process().step = Step::Releasing { allocation };
             return;
         }
         let look = self.observe_and_plan(&allocation);
         self.process().step = Step::Looked { allocation, look, may_write: true };
+    }
+
+    /// The finalizer goes, and the object with it, its status included.
+    fn let_go(&mut self, allocation: Object) {
+        if self.world.api.current().is_some_and(|current| current.uid == allocation.uid) {
+            self.world.api.exists = false;
+        }
+        let boot = if self.broken == Broken::AcceptsOtherBoot { allocation.spec.boot } else { 0 };
+        let process = self.process();
+        process.step = Step::Recreating { spec: Spec { boot, ..allocation.spec } };
+        process.memory = None;
     }
 
     /// Goes on from a look: to the NIC write, if one was planned, else to the end of the pass.
@@ -72,12 +87,17 @@ impl Operator<'_> {
     /// Azure's answer: the NIC after the write, or nothing to go by.
     pub fn answered(&mut self, answer: Option<Document>) {
         let process = self.process();
-        if let Step::Writing { allocation } = std::mem::take(&mut process.step) {
-            process.document = answer;
-            process.step = Step::Answered { allocation };
-            if let (Some(_), Some(memory)) = (&process.document, &mut process.memory) {
-                memory.nic_known = true;
+        match std::mem::take(&mut process.step) {
+            Step::Writing { allocation } => {
+                process.document = answer;
+                process.step = Step::Answered { allocation };
+                if let (Some(_), Some(memory)) = (&process.document, &mut process.memory) {
+                    memory.nic_known = true;
+                }
             }
+            // Without an answer the pass ends, and the next begins with another look at the NIC.
+            Step::Releasing { allocation } if answer.is_some() => self.let_go(allocation),
+            _ => {}
         }
     }
 

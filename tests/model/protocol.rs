@@ -204,8 +204,10 @@ impl Model for Protocol {
                         actions.push(Action::GoOn(index));
                     }
                 }
-                Step::Writing { .. } if faults.lost_answers > 0 => actions.push(Action::LoseAnswer(index)),
-                Step::Writing { .. } => {}
+                Step::Writing { .. } | Step::Releasing { .. } if faults.lost_answers > 0 => {
+                    actions.push(Action::LoseAnswer(index));
+                }
+                Step::Writing { .. } | Step::Releasing { .. } => {}
                 Step::Answered { .. } => {
                     actions.extend(views.clone().map(|view| Action::LookAgain(index, view)))
                 }

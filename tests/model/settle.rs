@@ -81,7 +81,7 @@ fn step(protocol: &Protocol, world: &mut World) {
         Some(Step::Idle) if !world.api.exists => Action::Admit(1),
         Some(Step::Idle) => Action::Look(1, last),
         // Every write has been handled, so a process that waits is no more than an answer away.
-        Some(Step::Writing { .. }) | None => return,
+        Some(Step::Writing { .. } | Step::Releasing { .. }) | None => return,
     };
     protocol.act(world, &action);
 }

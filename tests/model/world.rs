@@ -135,6 +135,8 @@ pub enum Step {
     Writing { allocation: Object },
     /// Has the answer, or knows that none will come.
     Answered { allocation: Object },
+    /// Waits for the answer to the write that takes off the NIC what a deleted object says was given up.
+    Releasing { allocation: Object },
     /// Has let a deleted object go and is about to make it again.
     Recreating { spec: Spec },
 }
@@ -331,6 +333,7 @@ impl World {
             match &mut process.step {
                 Step::Looked { allocation, .. }
                 | Step::Writing { allocation }
+                | Step::Releasing { allocation }
                 | Step::Answered { allocation } => {
                     version(&mut allocation.version);
                 }

@@ -66,7 +66,8 @@ pub enum Error {
     )]
     Busy { resource: String, message: String, retry_after: Duration },
     #[error(
-        "{resource} doesn't exist in Azure, or the operator's identity may not see it. Azure says: {message}"
+        "{resource} doesn't exist in Azure, or the operator's identity may not see it. Delete the Node if its VM is gone, or grant \
+         the identity's role read access there. Azure says: {message}"
     )]
     NotFound { resource: String, message: String },
     #[error("Azure didn't answer about {resource} ({message}); nothing was changed, Vnetpool goes on in {}", seconds(*retry_after))]
@@ -94,7 +95,10 @@ pub enum Error {
     Routes { table: String, source: route_table::Refusal },
     #[error("Azure's answer about {resource} makes no sense: {message}")]
     Unexpected { resource: String, message: String },
-    #[error("Azure refused a call about {resource} with HTTP {status}, {code}: {message}")]
+    #[error(
+        "Azure refused a call about {resource} with HTTP {status}, {code}. Change what it objects to; Vnetpool tries again, ever \
+         less often, and at once when the NodeIPPool is edited. Azure says: {message}"
+    )]
     Arm { resource: String, status: u16, code: String, message: String },
     #[error(
         "dry run: {resource} would be written now; nothing was sent to Azure. Start the operator without --dry-run to have it \
@@ -234,6 +238,9 @@ pub(super) struct ArmError {
     code: String,
     #[serde(deserialize_with = "or_default")]
     message: String,
+    /// What of the request it is about.
+    #[serde(deserialize_with = "or_default")]
+    target: String,
     #[serde(deserialize_with = "or_default")]
     details: Vec<ArmError>,
 }
@@ -352,6 +359,11 @@ pub(super) fn classify(
     if message.contains("marked for deletion") {
         return Error::Busy { resource, retry_after: retry(BUSY), message };
     }
+    // Of a scale set, an instance that isn't there any more is a parameter out of range.
+    if error.find(&["InvalidParameter"]).is_some_and(|wrong| wrong.target.eq_ignore_ascii_case("instanceId"))
+    {
+        return Error::NotFound { resource, message };
+    }
     match status {
         Some(401) => Error::Credential { message: format!("ARM refused its token: {message}") },
         Some(404) => Error::NotFound { resource, message },
@@ -416,5 +428,7 @@ fn seconds_in(message: &str) -> Option<Duration> {
     before.rsplit(' ').next()?.trim_matches('\'').parse().ok().map(Duration::from_secs)
 }
 
+#[cfg(test)]
+mod table;
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,8 @@ pub async fn write_nic(
         }
         Err(error) => {
             ctx.metrics.nic_written(error.reason());
-            memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Write, &error, now));
+            let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
+            memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
             Err(error)
         }
     }
@@ -174,6 +175,12 @@ pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), 
     drop_finalizer(ctx, allocation).await?;
     info!("object deleted: nothing of ours is left in Azure");
     Ok(())
+}
+
+/// Whether the object is still there and no other in its place, as the API server itself has it.
+pub async fn is_there(ctx: &Context, allocation: &NodeIPAllocation) -> Result<bool, Error> {
+    let found = allocations(ctx).get_opt(&allocation.name_any()).await.map_err(Error::Delete)?;
+    Ok(found.is_some_and(|found| found.uid() == allocation.uid()))
 }
 
 async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {

@@ -144,9 +144,7 @@ fn reserved(facts: &Facts, found: bool) -> Says {
     }
     // A re-check of a NIC that failed is no news while the node has what it needs.
     let matters = |setback: &&Setback| {
-        setback.needs_change
-            || matches!(setback.stage, Stage::Write)
-            || facts.plan.is_none_or(|plan| plan.grows)
+        setback.needs_change || setback.stage != Stage::Find || facts.plan.is_none_or(|plan| plan.grows)
     };
     if let Some(setback) = facts.setback.filter(matters) {
         return says(false, setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));

@@ -13,6 +13,8 @@ pub enum Stage {
     Find,
     /// Writing the NIC.
     Write,
+    /// Writing it once more, because Azure gave the last write up.
+    Repair,
 }
 
 /// An error that still counts.
@@ -55,7 +57,7 @@ impl Setback {
             Remedy::RetryAfter(wait) => (wait, false),
             // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be quick.
             Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
-            Remedy::WaitForChange { .. } if in_subnet => (Duration::ZERO, true),
+            Remedy::WaitForChange { .. } if in_subnet && stage == Stage::Write => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
@@ -121,6 +123,12 @@ mod tests {
         let now = Instant::now();
         let setback = Setback::after(None, Stage::Write, &full(), now);
         assert!(setback.in_subnet && setback.needs_change && !setback.holds(now));
+    }
+
+    #[test]
+    fn a_repair_that_a_full_subnet_refuses_takes_no_turns_and_waits_here() {
+        let now = Instant::now();
+        assert!(Setback::after(None, Stage::Repair, &full(), now).holds(now));
     }
 
     #[test]

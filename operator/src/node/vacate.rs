@@ -1,4 +1,5 @@
-//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure.
+//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And one that was deleted
+//! although its Node lives.
 
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,56 @@ async fn refused(
     let message = format!("Node {} is gone, but: {error}", allocation.name_any());
     report::vacant(ctx, allocation, error.reason(), message).await?;
     Err(Error::Find(error))
+}
+
+/// An object that somebody deleted while its Node lives: let go, and made again. First what its node has given up leaves the NIC. The
+/// list of it goes with the object, and a node that then lost its ledger, too, could hand out an address whose release is
+/// still on its way to Azure.
+pub(super) async fn replace(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &mut Memory,
+) -> Result<Next, Error> {
+    let now = Instant::now();
+    if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
+        return Ok(Next::After(setback.until - now));
+    }
+    let released = release_relinquished(ctx, allocation).await;
+    if let Err(Error::Find(error) | Error::Write(error)) = &released {
+        memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, now));
+        let message = format!(
+            "somebody deleted this object, but its Node lives; it is made again once the addresses that the node has given up are \
+             off the NIC, but: {error}"
+        );
+        report::vacant(ctx, allocation, error.reason(), message).await?;
+    }
+    released?;
+    apply::replace(ctx, allocation).await?;
+    Ok(Next::Gone)
+}
+
+/// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If it hasn't, the ETag of
+/// ours makes it fail. Then the object is looked at, uncached: what an object that has gone by now says was given up may be in use
+/// again. Whoever lets it go between that look and our write has written the NIC, so that ours fails.
+async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+    let release: Vec<String> =
+        allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();
+    if release.is_empty() {
+        return Ok(());
+    }
+    for interface in &allocation.spec.interfaces {
+        let id = interface.id.parse().map_err(Error::Find)?;
+        match ctx.azure.nic(&id, Freshness::Fresh, Priority::GiveBack).await {
+            Err(AzureError::NotFound { .. }) => continue,
+            nic => drop(nic.map_err(Error::Find)?),
+        }
+        if !apply::is_there(ctx, allocation).await? {
+            return Ok(());
+        }
+        let change = Change { release: release.clone(), ..Change::default() };
+        ctx.azure.update(&id, &change, Priority::GiveBack).await.map_err(Error::Write)?;
+    }
+    Ok(())
 }
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours. Gives the VM that still has it, and with it what is

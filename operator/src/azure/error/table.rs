@@ -1,0 +1,217 @@
+//! Every refusal of Azure's that is known, as Azure words it, and what becomes of it: one row each.
+//!
+//! The bodies are those of recorded traffic, of Microsoft's documentation and of public issues, with their ids shortened.
+
+use serde_json::json;
+
+use super::*;
+
+const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";
+const RULE: &str = "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs";
+
+/// What is done about it.
+#[derive(Debug, PartialEq)]
+enum Conduct {
+    Retry(Duration),
+    ReadAgain,
+    /// A condition, an Event, slow retries.
+    Tell,
+}
+
+use Conduct::{ReadAgain, Retry, Tell};
+
+struct Row {
+    what: &'static str,
+    /// `None`: an operation that ended so.
+    status: Option<u16>,
+    retry_after: Option<u64>,
+    error: Value,
+    reason: &'static str,
+    conduct: Conduct,
+    /// What a person must find in its text, besides the resource.
+    names: &'static [&'static str],
+}
+
+fn error(code: &str, message: &str) -> Value {
+    json!({ "code": code, "message": message })
+}
+
+/// The network provider's way: the telling code is in the details.
+fn detailed(code: &str, message: &str, detail: &str, words: &str) -> Value {
+    json!({ "code": code, "message": message, "details": [{ "code": detail, "message": words }] })
+}
+
+fn seconds(count: u64) -> Conduct {
+    Retry(Duration::from_secs(count))
+}
+
+fn row(
+    what: &'static str,
+    status: impl Into<Option<u16>>,
+    error: Value,
+    (reason, conduct): (&'static str, Conduct),
+    names: &'static [&'static str],
+) -> Row {
+    Row { what, status: status.into(), retry_after: None, error, reason, conduct, names }
+}
+
+#[rustfmt::skip]
+fn rows() -> Vec<Row> {
+    let retryable = |detail, words| detailed("RetryableError", "A retryable error occurred.", detail, words);
+    let mut rows = vec![
+        row("etag mismatch", 412,
+            detailed("PreconditionFailed", "Precondition failed.", "PreconditionFailedEtagMismatch",
+                "Etag provided in if-match header W/\"a\" does not match etag W/\"b\" of resource /subscriptions/S in NRP data store."),
+            ("Stale", ReadAgain), &["changed by somebody else"]),
+        row("etag mismatch of Compute", 412,
+            error("PreconditionFailed", "Etag provided in if-match header \"x\" does not match etag \"1\" of resource."),
+            ("Stale", ReadAgain), &["changed by somebody else"]),
+        row("another operation holds the resource", 429,
+            retryable("RetryableErrorDueToAnotherOperation",
+                "Operation PutSubnetOperation (2c1a) is updating resource /subscriptions/S/s. The call can be retried in 14 seconds."),
+            ("ResourceBusy", seconds(14)), &["busy with another operation", "14 s"]),
+        row("a referenced resource is still updating", 429,
+            retryable("ReferencedResourceNotProvisioned",
+                "Cannot proceed with operation because resource X used by resource Y is not in Succeeded state. Resource is in Updating \
+                 state and the last operation that updated/is updating the resource is PutSubnetOperation."),
+            ("ResourceBusy", Retry(BUSY)), &["resource X used by resource Y"]),
+        row("the network provider throttles one operation", 429,
+            retryable("RetryableErrorDueToTooManyCallsToThisOperation",
+                "The operation PutNicOperation exceeded throttling limit of 100 calls within last 5 minutes."),
+            ("Throttled", Retry(THROTTLED)), &["100 calls within last 5 minutes", "request limits"]),
+        Row { retry_after: Some(17), ..row("ARM throttles", 429,
+            error("SubscriptionRequestsThrottled", "Number of write requests for subscription 'S' exceeded the limit."),
+            ("Throttled", seconds(17)), &["17 s", "request limits"]) },
+        Row { retry_after: Some(5), ..row("ARM throttles, under its other code", 429,
+            error("TooManyRequests", "The request is being throttled."),
+            ("Throttled", seconds(5)), &["5 s"]) },
+        row("Compute throttles", 429,
+            json!({ "code": "OperationNotAllowed", "message": "The server rejected the request because too many requests have been received for this subscription.",
+                "details": [{ "code": "TooManyRequests", "target": "HighCostGetVMScaleSet3Min",
+                    "message": "{\"operationGroup\":\"HighCostGetVMScaleSet3Min\",\"startTime\":\"2022-10-01\",\"allowedRequestCount\":720}" }] }),
+            ("Throttled", Retry(THROTTLED)), &["HighCostGetVMScaleSet3Min"]),
+        row("another operation on the virtual network", 409,
+            error("AnotherOperationInProgress", "Another operation on this or dependent resource is in progress."),
+            ("ResourceBusy", Retry(BUSY)), &["Another operation"]),
+        row("a concurrent write to Compute", 409,
+            error("Conflict", "The request failed due to conflict with a concurrent request."),
+            ("ResourceBusy", Retry(BUSY)), &["concurrent request"]),
+        row("a VM operation replaced by a newer one", None,
+            error("OperationPreempted", "Operation execution has been preempted by a more recent operation."),
+            ("Superseded", ReadAgain), &["preempted", "what else writes"]),
+        row("a NIC operation superseded by a newer one", None,
+            detailed("Canceled", "Operation was canceled.", "CanceledAndSupersededDueToAnotherOperation",
+                "Operation PutNicOperation (a) was canceled and superseded by operation PutNicOperation (b)."),
+            ("Superseded", ReadAgain), &["superseded by operation", "what else writes"]),
+        row("an operation that failed", None,
+            error("NetworkingInternalOperationError", "An unexpected error occurred."),
+            ("OperationFailed", Retry(FAILED)), &["NetworkingInternalOperationError", "writes it again"]),
+        row("subnet exhausted", 400,
+            error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
+            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)", "for 5 IP addresses", "Free addresses in it, lower minimum"]),
+        row("subnet exhausted, found out by the operation", None,
+            error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
+            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)"]),
+        row("a static address taken", 400,
+            error("PrivateIPAddressIsAllocated", "IP configuration /subscriptions/S/vnp-1 is using the private IP address 10.240.0.9 which \
+                is already allocated to resource /subscriptions/S/other."),
+            ("AddressTaken", ReadAgain), &["10.240.0.9", "/subscriptions/S/other"]),
+        row("a static address outside the subnet", 400,
+            error("PrivateIPAddressNotInSubnet", "Private static IP address 10.9.0.1 does not belong to the range of subnet prefix 10.240.0.0/20."),
+            ("AzureRefused", Tell), &["PrivateIPAddressNotInSubnet", "10.9.0.1", "Change what it objects to"]),
+        row("a static address that Azure keeps", 400,
+            error("PrivateIPAddressInReservedRange", "Private static IP address 10.240.0.1 falls within reserved IP range of subnet prefix 10.240.0.0/20."),
+            ("AzureRefused", Tell), &["PrivateIPAddressInReservedRange", "10.240.0.1"]),
+        row("static without an address", 400,
+            error("PrivateIPAddressMissing", "Private IP address is required when privateIPAllocationMethod is Static in IP configuration /subscriptions/S/vnp-1."),
+            ("AzureRefused", Tell), &["PrivateIPAddressMissing"]),
+        row("the primary removed or renamed", 400,
+            error("IpConfigDeleteNotSupported", "IP Configuration ipconfig1 cannot be deleted. Deletion and renaming of primary IP Configuration is not supported"),
+            ("AzureRefused", Tell), &["IpConfigDeleteNotSupported", "ipconfig1"]),
+        row("a secondary in a pool with an outbound rule", 400,
+            error(RULE, "OutboundRule /subscriptions/S/r cannot be used with Backend Address Pool /subscriptions/S/p that contains Secondary IPConfig."),
+            ("AzureRefused", Tell), &[RULE, "Secondary IPConfig"]),
+        row("the VM is being deleted", None,
+            error("OperationNotAllowed", "Operation 'startTenantUpdate' is not allowed on VM 'x' since the VM is marked for deletion. You can only retry the Delete operation."),
+            ("ResourceBusy", Retry(BUSY)), &["marked for deletion"]),
+        row("not found, says the gateway", 404,
+            error("ResourceNotFound", "The Resource 'Microsoft.Network/networkInterfaces/n-nic' under resource group 'MC_g' was not found."),
+            ("ResourceNotFound", Tell), &["Delete the Node", "was not found"]),
+        row("the resource group is not found", 404,
+            error("ResourceGroupNotFound", "Resource group 'MC_g' could not be found."),
+            ("ResourceNotFound", Tell), &["'MC_g' could not be found"]),
+        row("not found, says the provider", 404,
+            json!({ "code": "NotFound", "message": "Resource /subscriptions/S/nic not found.", "details": [] }),
+            ("ResourceNotFound", Tell), &["Delete the Node"]),
+        row("a scale set's instance that is gone", 400,
+            json!({ "code": "InvalidParameter", "message": "The provided instanceId 7 is not an active Virtual Machine Scale Set VM instanceId.", "target": "instanceId" }),
+            ("ResourceNotFound", Tell), &["instanceId 7"]),
+        row("a write to a scale set's own NIC", 400,
+            error("OperationNotAllowed", "The operation 'write' on resource type 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed."),
+            ("AzureRefused", Tell), &["is disallowed", "Change what it objects to"]),
+        row("too many ipConfigurations, whatever the code", 400,
+            error("NetworkInterfaceCannotHaveMoreIpConfigurations", "At most 256 IP configurations are allowed."),
+            ("AzureRefused", Tell), &["256"]),
+        row("a missing permission", 403,
+            error("AuthorizationFailed", "The client 'c' with object id 'o' does not have authorization to perform action \
+                'Microsoft.Network/networkInterfaces/write' over scope '/subscriptions/S/resourceGroups/MC_g/nic' or the scope is invalid."),
+            ("PermissionDenied", Tell), &["Microsoft.Network/networkInterfaces/write", "/subscriptions/S/resourceGroups/MC_g/nic", "Grant its role"]),
+        row("a missing permission on something linked", 403,
+            error("LinkedAuthorizationFailed", "The client 'c' with object id 'o' has permission to perform action \
+                'Microsoft.Network/networkInterfaces/write' on scope '/subscriptions/S/nic'; however, it does not have permission to \
+                perform action(s) 'Microsoft.Network/virtualNetworks/subnets/join/action' on the linked scope(s) '/subscriptions/S/subnet' \
+                (respectively) or the linked scope(s) are invalid."),
+            ("PermissionDenied", Tell), &["do Microsoft.Network/virtualNetworks/subnets/join/action on /subscriptions/S/subnet", "Grant its role"]),
+        row("a lock", 409,
+            error("ScopeLocked", "The scope '/subscriptions/S/nic' cannot perform write operation because following scope(s) are locked: \
+                '/subscriptions/S/resourceGroups/MC_g'. Please remove the lock and try again."),
+            ("ResourceLocked", Tell), &["Remove the lock on /subscriptions/S/resourceGroups/MC_g"]),
+        row("a policy", 403,
+            error("RequestDisallowedByPolicy", "Resource 'n-nic' was disallowed by policy. Policy identifiers: 'no-secondaries'."),
+            ("PolicyForbidden", Tell), &["no-secondaries", "Exempt it, or change the policy"]),
+        row("a quota", 400,
+            error("PrivateIPAddressLimitReached", "Cannot create more than 65536 private IP addresses for this virtual network."),
+            ("QuotaExceeded", Tell), &["65536", "Have it raised, or lower"]),
+        row("a server error", 500, error("InternalServerError", "An error occurred."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
+        row("a gateway that gives up", 504, error("GatewayTimeout", "The gateway did not receive a response."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
+    ];
+    // Seen with either status.
+    rows.extend([400, 409].map(|status| row("a scale set's VM is being deleted", status,
+        error("OperationNotAllowed", "The operation 'Put on Virtual Machine Scale Set VM Instance' is not allowed on Virtual Machine Scale Set 'v' since it is marked for deletion."),
+        ("ResourceBusy", Retry(BUSY)), &["marked for deletion"])));
+    rows
+}
+
+#[test]
+fn every_refusal_of_azures_has_its_reason_its_remedy_and_its_words() {
+    for Row { what, status, retry_after, error, reason, conduct, names } in rows() {
+        let body = json!({ "error": error }).to_string();
+        let wait = retry_after.map(Duration::from_secs);
+        let error = classify(status, &ArmError::of_body(body.as_bytes()), wait, NIC, Effect::Write);
+        let text = error.to_string();
+        assert_eq!(error.reason(), reason, "{what}: {text}");
+        let does = match error.remedy() {
+            Remedy::RetryAfter(wait) => Retry(wait),
+            Remedy::ReadAgain => ReadAgain,
+            Remedy::WaitForChange { reason: told, retry } => {
+                assert_eq!(told, reason, "{what}");
+                assert!(retry >= Duration::from_secs(60), "{what}: tried again after {retry:?}");
+                Tell
+            }
+        };
+        assert_eq!(does, conduct, "{what}: {text}");
+        for name in names {
+            assert!(text.contains(name), "{what}: nothing of {name:?} in {text:?}");
+        }
+        // A missing permission may be on something else than what is written, and is named instead.
+        assert!(text.contains(NIC) || reason == "PermissionDenied", "{what}: which NIC? {text}");
+        // Where a person has to act, no sentence is lost to the 1 KiB that an Event takes.
+        assert!(conduct != Tell || text.len() < 1000, "{what}: {} bytes", text.len());
+        // What was refused has changed nothing; what was lost may have.
+        let refused =
+            status.is_some_and(|status| (400..500).contains(&status) && ![404, 412].contains(&status));
+        if refused && reason != "ResourceNotFound" {
+            assert!(error.left_all_as_it_was(), "{what}");
+        }
+    }
+}
