@@ -5,6 +5,7 @@ use crate::{STORAGE, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
+use vnetpool_tests::eventually;
 
 const NODES: &str = "vnet/subnets/nodes";
 const SOON: Duration = Duration::from_secs(20);
@@ -95,4 +96,55 @@ pub async fn a_service_endpoint_sees_the_nodes_primary_or_the_pod_where_its_pref
     pod.is_seen_as(&pod.address, STORAGE, SOON).await?;
     world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["192.168.0.0/16"] } })).await?;
     put_subnet(&world.cluster, NODES, json!({})).await
+}
+
+/// Puts every ipConfiguration of a node's NIC into these groups, as the NIC's owner would.
+async fn group(world: &World, nic: &str, groups: &Value) -> Result<()> {
+    let resource = format!("networkInterfaces/{nic}");
+    // The operator may write at the same time; its ipConfigurations come in one by one.
+    eventually(&format!("{nic} in {groups}"), SOON, || async {
+        let mut body = arm(&world.cluster, "GET", &resource, json!({})).await?;
+        for configuration in body["properties"]["ipConfigurations"].as_array_mut().context("no NIC")? {
+            configuration["properties"]["applicationSecurityGroups"] = groups.clone();
+        }
+        arm(&world.cluster, "PUT", &resource, body).await.map(Some)
+    })
+    .await
+    .map(drop)
+}
+
+pub async fn a_pod_is_in_the_application_security_groups_of_its_nodes_nic(world: &World) -> Result<()> {
+    let (one, two) = (world.pod(0)?, world.pod(1)?);
+    let vm = &world.vm.address;
+    arm(&world.cluster, "PUT", "applicationSecurityGroups/web", json!({})).await?;
+    let web = json!([{ "id": id("applicationSecurityGroups/web") }]);
+    let mut rule = deny("of-the-group", 100, "*", vm);
+    rule["properties"]["sourceApplicationSecurityGroups"] = web.clone();
+    rule["properties"].as_object_mut().context("no rule")?.remove("sourceAddressPrefix");
+    arm(
+        &world.cluster,
+        "PUT",
+        "networkSecurityGroups/pods",
+        json!({ "properties": { "securityRules": [rule] } }),
+    )
+    .await?;
+    let guarded = json!({ "networkSecurityGroup": { "id": id("networkSecurityGroups/pods") } });
+    put_subnet(&world.cluster, NODES, guarded).await?;
+    ensure!(one.seen_by(vm).await.is_ok(), "a pod is denied before its NIC is in the group");
+    group(world, "node-1-nic", &web).await?;
+    ensure!(one.seen_by(vm).await.is_err(), "a pod whose NIC is in the group isn't denied");
+    ensure!(two.seen_by(vm).await.is_ok(), "a pod of another NIC is denied");
+    // What is reserved later is in the same groups: Azure takes one set a NIC.
+    world.cluster.patch_pool(json!({ "sizing": { "minimum": 24 } })).await?;
+    eventually("24 addresses on node-1, all in the group", Duration::from_secs(60), || async {
+        let nic = arm(&world.cluster, "GET", "networkInterfaces/node-1-nic", json!({})).await?;
+        let all = nic["properties"]["ipConfigurations"].as_array().context("no NIC")?;
+        ensure!(all.len() > 24, "{} ipConfigurations", all.len());
+        let is_in = |one: &Value| one["properties"]["applicationSecurityGroups"] == web;
+        ensure!(all.iter().all(is_in), "not all are in the group");
+        Ok(Some(()))
+    })
+    .await?;
+    put_subnet(&world.cluster, NODES, json!({})).await?;
+    group(world, "node-1-nic", &json!([])).await
 }
