@@ -49,6 +49,7 @@ pub const REFUSED: &[Case] = &[
     case("a batch of nothing", "sizing: { batch: 0 }", "should be greater than or equal to 1"),
     case("a negative warm", "sizing: { warm: -1 }", "should be greater than or equal to 0"),
     case("a mode that is none", "mode: Overlay", "supported values: \"Address\", \"Prefix\", \"Route\""),
+    case("a wiring that is none", "wiring: Macvlan", "supported values: \"Routed\", \"Bridge\""),
     case("routes without a range", "mode: Route", "mode Route needs route (podCIDR, routeTableID)"),
     case(
         "a range in a mode without routes",
