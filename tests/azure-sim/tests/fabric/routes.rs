@@ -83,11 +83,12 @@ fn a_default_route_replaces_the_internet(stage: &mut Stage) {
 /// The way of kubenet: a range of pods behind each node.
 fn a_range_routed_to_a_node(stage: &mut Stage) {
     stage.add_vm("c", &json!({ "subnet": "small" }));
-    stage.admin("PATCH", "/nics/c-nic", &json!({ "properties": { "enableIPForwarding": true } }));
     stage.ip("c", "address add 10.244.1.5/32 dev lo");
     let mut c = stage.listen("c");
     stage.send("a", "10.240.0.4", "10.244.1.5", "no route");
     steer(stage, &[route("pods-of-c", "10.244.1.0/24", "VirtualAppliance", Some("10.240.16.4"))]);
+    stage.send("a", "10.240.0.4", "10.244.1.5", "to a NIC that doesn't forward");
+    stage.admin("PATCH", "/nics/c-nic", &json!({ "properties": { "enableIPForwarding": true } }));
     stage.send("a", "10.240.0.4", "10.244.1.5", "routed");
     c.next_is("routed from 10.240.0.4 to 10.244.1.5");
     let mut a = stage.listen("a");
