@@ -52,7 +52,8 @@ cluster-build:
 	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build
 
 # The images' root file systems. They start from scratch: our programs are static. Of Debian there is only nft, whose
-# language for rules is the one stable interface to nftables, with the libraries it loads.
+# language for rules is the one stable interface to nftables, and the older iptables, whose tables nft doesn't see; with the
+# libraries they load.
 images-root: setup
 	cargo build --profile $(PROFILE) $(if $(filter dev,$(PROFILE)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
 	cargo build --profile plugin --package vnetpool-plugin
@@ -60,7 +61,10 @@ images-root: setup
 	install -D -t $(IMAGES).new/operator $(OUT)/vnetpool-operator
 	install -D -t $(IMAGES).new/node-agent $(OUT)/vnetpool-node-agent $(TARGET)/plugin/vnetpool
 	cp --parents --dereference /usr/sbin/nft $$(ldd /usr/sbin/nft | grep -o '/[^ ]*') $(IMAGES).new/node-agent
+	cp --parents --dereference --recursive /usr/sbin/iptables-legacy /usr/lib/x86_64-linux-gnu/xtables \
+		$$(ldd /usr/sbin/iptables-legacy | grep -o '/[^ ]*') $(IMAGES).new/node-agent
 	chroot $(IMAGES).new/node-agent /usr/sbin/nft --version
+	chroot $(IMAGES).new/node-agent /usr/sbin/iptables-legacy --version
 	rm -rf $(IMAGES)
 	mv $(IMAGES).new $(IMAGES)
 

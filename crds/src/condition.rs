@@ -45,6 +45,9 @@ pub const ASSIGNMENTS_BACKED: &str = "AssignmentsBacked";
 pub const UNDISTURBED: &str = "Undisturbed";
 /// The types on a `NodeIPAllocation` that its agent applies; all others there are the operator's.
 pub const BY_AGENT: [&str; 5] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED, UNDISTURBED];
+/// Operator, on a `NodeIPPool`: every node it selects can be served. False names nodes that run Windows, for which there is no
+/// agent: they are left alone, whatever serves the pods on them.
+pub const NODES_SUPPORTED: &str = "NodesSupported";
 /// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
 pub const VALID: &str = "Valid";
 /// Operator, on a `NodeIPPool`: a forecast. True while in one of the pool's subnets fewer addresses are free than

@@ -172,7 +172,9 @@ impl Agent {
 
     /// One pass; returns when to make the next one at the latest.
     async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Instant> {
-        let is_look = Instant::now() >= self.next_look;
+        // Before there was an object, not everything could be looked at.
+        let is_first = object.is_some() && self.generation.is_none();
+        let is_look = is_first || Instant::now() >= self.next_look;
         if is_look {
             self.next_look = Instant::now() + LOOK_EVERY;
             self.looked = Some(Instant::now());
@@ -202,6 +204,8 @@ impl Agent {
         }
         let Some(taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
         let mut said = taken.said;
+        let way_out =
+            rules.as_ref().and_then(|(_, uplink)| uplink.as_ref()).map(|uplink| uplink.name.clone());
         if let Some((rules, uplink)) = rules {
             if taken.ledger.had_first_address() && rules.is_true {
                 let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
@@ -212,6 +216,9 @@ impl Agent {
         if is_look {
             self.sweep(&taken.ledger).await;
             self.restore(&taken.ledger).await;
+            if let Some(uplink) = way_out {
+                self.let_through(&taken.ledger, &uplink).await;
+            }
         }
         said.push(self.say_undisturbed());
         self.metrics.set_counts(taken.ledger.counts(taken.at));

@@ -116,6 +116,10 @@ pub struct Config {
     /// whose own /proc/sys is read-only.
     #[arg(long, global = true, env = "SYSCTL_NET_DIR", default_value = "/proc/sys/net")]
     pub sysctl_net_dir: PathBuf,
+    /// Put rules before those of other firewalls on the node (docker's, ufw's, firewalld's) that drop what pods send or
+    /// receive. Without it they are only named in the condition `Undisturbed`.
+    #[arg(long, global = true, env = "OPEN_FORWARD")]
+    pub open_forward: bool,
     /// Where to serve /healthz, /readyz and /metrics. The agent is on the host network, so by default only the node itself
     /// (the kubelet's probes) can reach it.
     #[arg(long, global = true, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:9471")]
@@ -157,7 +161,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             anyhow::ensure!(!name.is_empty(), "--node-name (or NODE_NAME) must name this node");
             Source::Cluster { client: client().await.context("can't configure the Kubernetes client")?, name }
         }
-        From::Imds => Source::Metadata { settings: config.imds.clone(), boot_id: config.boot_id()? },
+        From::Imds => Source::Metadata {
+            settings: config.imds.clone(),
+            boot_id: config.boot_id()?,
+            state_dir: config.state_dir.clone(),
+        },
     };
     let metrics = Metrics::default();
     let admin = admin::serve(config.admin_address, metrics.clone());

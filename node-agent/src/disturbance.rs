@@ -2,8 +2,9 @@
 //! [`take_off`], which act.
 //!
 //! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing that isn't
-//! ours is changed, with two exceptions, which are told in the condition `Undisturbed`: an address that Azure reserves for
-//! pods is taken off the node's own links, and IP forwarding is turned on again.
+//! ours is changed, with three exceptions, which are told in the condition `Undisturbed`: an address that Azure reserves for
+//! pods is taken off the node's own links, IP forwarding is turned on again, and, only if asked for, pods are let through
+//! somebody's firewall.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +29,8 @@ const TOLD_FOR: Duration = Duration::from_secs(3600);
 pub enum Kind {
     /// An address for pods on a link of the node.
     Address,
+    /// Somebody's firewall that drops what pods send or receive.
+    Firewall,
     /// Forwarding turned off.
     Forwarding,
     /// A pod's host link set down.
@@ -43,6 +46,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Kind::Address => "address",
+            Kind::Firewall => "firewall",
             Kind::Forwarding => "forwarding",
             Kind::Link => "link",
             Kind::Mac => "mac",
@@ -57,6 +61,10 @@ impl Kind {
                 "took a pods' address off a link of the node",
                 "keep cloud-init (datasource: {Azure: {apply_network_config_for_secondary_ips: false}}), cloud-netconfig \
                  (CLOUD_NETCONFIG_MANAGE=no) and nm-cloud-setup from configuring secondary addresses",
+            ),
+            Kind::Firewall => (
+                "put rules before somebody's firewall that accept what pods send and receive",
+                "as asked for (--open-forward)",
             ),
             Kind::Forwarding => {
                 ("turned IP forwarding on", "find who turns it off, in /etc/sysctl.d for instance")

@@ -241,6 +241,16 @@ table inet vnetpool {
     }
 
     #[test]
+    fn no_rule_names_a_link_but_the_uplink_and_those_of_pods() {
+        // With accelerated networking a virtual function stands beside eth0, and may be revoked at any time.
+        let text = Rules::new(&spec(&["10.240.0.0/16"]), eth0).unwrap().render();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let named = words.windows(2).filter(|pair| matches!(pair[0], "iifname" | "oifname" | "iif" | "oif"));
+        let links: BTreeSet<&str> = named.map(|pair| pair[1]).filter(|word| word.starts_with('"')).collect();
+        assert_eq!(links, BTreeSet::from(["\"eth0\"", "\"vnp*\""]));
+    }
+
+    #[test]
     fn the_order_and_overlap_of_ranges_change_nothing() {
         let a = Rules::new(&spec(&["10.1.0.0/16", "10.1.2.0/24", "10.0.0.0/16"]), eth0).unwrap();
         let b = Rules::new(&spec(&["10.0.0.0/16", "10.1.0.1/16"]), eth0).unwrap();

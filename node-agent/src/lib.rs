@@ -22,6 +22,7 @@ pub mod chain;
 pub mod cleanup;
 pub mod disturbance;
 pub mod firewall;
+pub mod forward;
 pub mod imds;
 pub mod install;
 pub mod metrics;

@@ -1,7 +1,7 @@
 //! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or, on a VM of no
 //! cluster, the instance metadata service and a file.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
@@ -39,6 +39,7 @@ pub enum Source {
     Metadata {
         settings: Settings,
         boot_id: String,
+        state_dir: PathBuf,
     },
 }
 
@@ -49,7 +50,7 @@ impl Source {
             Source::Cluster { client, name } => {
                 watches::object(Api::all(client.clone()), name.clone(), objects).await
             }
-            Source::Metadata { settings, boot_id } => {
+            Source::Metadata { settings, boot_id, .. } => {
                 let mut retry = FIRST_RETRY;
                 loop {
                     match instance(settings, boot_id).await {
@@ -77,15 +78,19 @@ impl Source {
         }
     }
 
-    /// The object as it is now. What a watch brings may be older than what the node has done since; of the metadata service
-    /// nothing has been done since, so what was heard last will do.
+    /// The object as it is now, with the status reported last. What a watch brings may be older than what the node has done
+    /// since; the metadata service knows nothing of what the node does, so what it said last will do.
     pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
         match self {
             Source::Cluster { client, name } => {
                 let api = Api::<NodeIPAllocation>::all(client.clone());
                 read(api.get_opt(name)).await.with_context(|| format!("can't read NodeIPAllocation {name}"))
             }
-            Source::Metadata { .. } => Ok(objects.borrow().as_deref().cloned()),
+            Source::Metadata { state_dir, .. } => {
+                let Some(mut object) = objects.borrow().as_deref().cloned() else { return Ok(None) };
+                object.status = local::read(state_dir)?;
+                Ok(Some(object))
+            }
         }
     }
 

@@ -26,6 +26,8 @@ use tokio::sync::watch;
 use tracing::warn;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
+use crate::pool::windows;
+
 use crate::demand::{self, Demand};
 use changes::Changes;
 
@@ -84,7 +86,7 @@ impl Cluster {
 
         let everything = watcher::Config::default();
         let mut changes = Changes::new(kept::node_digest);
-        let call = caller.clone();
+        let (call, view) = (caller.clone(), cluster.clone());
         let nodes = follow(
             Api::all(client.clone()),
             everything.clone(),
@@ -92,6 +94,7 @@ impl Cluster {
             Some(node_writer),
             move |event| {
                 changes.apply(event).iter().for_each(|name| call.node(name));
+                view.pools_about(event).iter().for_each(|pool| call.pool(pool));
             },
         );
 
@@ -179,7 +182,7 @@ impl Cluster {
 
     /// The pool that serves a Node. Windows nodes have none: there is no agent for them.
     pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
-        if node.labels().get("kubernetes.io/os").is_some_and(|os| os == "windows") {
+        if windows::runs_windows(node) {
             return None;
         }
         let pools = self.pools.state();
@@ -195,6 +198,18 @@ impl Cluster {
     /// Drops what is kept of a Node that is gone.
     pub fn forget(&self, node: &str) {
         lock(&self.demand).forget(node);
+    }
+
+    /// The pools that name this Node though it has no object: it runs Windows. After a list these may be any.
+    fn pools_about(&self, event: &Event<Node>) -> Vec<String> {
+        let is_about = |pool: &NodeIPPool| match event {
+            Event::Apply(node) | Event::Delete(node) => {
+                windows::runs_windows(node) && windows::selects(pool, node)
+            }
+            Event::InitDone => true,
+            Event::Init | Event::InitApply(_) => false,
+        };
+        self.pools.state().iter().filter(|pool| is_about(pool)).map(|pool| pool.name_any()).collect()
     }
 
     /// The nodes that a pool's change may concern: those it serves, and those it may serve from now on.

@@ -1,6 +1,7 @@
 //! The pool controller: is the pool sound, and how do its nodes stand?
 
 mod forecast;
+pub mod windows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +72,8 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);
     forecast::tell(&pool, &mut next, known, Timestamp::now());
+    let nodes = ctx.cluster.nodes().state_filter(windows::runs_windows);
+    windows::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());

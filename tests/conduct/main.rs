@@ -26,6 +26,7 @@ mod routes;
 mod shortage;
 mod stage;
 mod subnets;
+mod windows;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         identity::TESTS,
         lost::TESTS,
         modes::TESTS,
+        windows::TESTS,
         networks::TESTS,
         operations::TESTS,
         refused::TESTS,

@@ -1,16 +1,285 @@
 //! What else lives on a node, and what the agent does about it: seen by what arrives.
 
-use crate::stage::{OTHER, Stage, eventually, seen};
+use crate::stage::{Agent, INTERNET, OTHER, Stage, VM1, eventually, inside, seen};
 use anyhow::Result;
-use std::net::IpAddr;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
+/// A container on vm1 with an address, and the agent that watches over it.
+struct Wired {
+    agent: Agent,
+    container: File,
+    pid: u32,
+    address: Ipv4Addr,
+}
+
+impl Wired {
+    fn up(stage: &mut Stage) -> Result<Wired> {
+        stage.boot("vm1", 4)?;
+        let agent = stage.start_agent("vm1", &[])?;
+        let (pid, container) = stage.bare("vm1")?;
+        let address = stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
+        let wired = Wired { agent, container, pid, address };
+        assert!(wired.holds(stage), "before anything has happened");
+        Ok(wired)
+    }
+
+    /// Whether packets go both ways, under the addresses they should.
+    fn holds(&self, stage: &Stage) -> bool {
+        let is = |seen: Result<IpAddr>, expected: Ipv4Addr| seen.is_ok_and(|seen| seen == expected);
+        is(self.reached(stage), OTHER)
+            && is(seen(&self.container, OTHER), self.address)
+            && is(seen(&self.container, INTERNET), VM1)
+    }
+
+    /// What the container sees of a VM's call.
+    fn reached(&self, stage: &Stage) -> Result<IpAddr> {
+        seen(&stage.machine("other"), self.address)
+    }
+
+    /// The name of the container's link on the node.
+    fn link(&self, stage: &Stage) -> String {
+        let route = stage.sh("vm1", &format!("ip route get {}", self.address));
+        route.split(' ').skip_while(|word| *word != "dev").nth(1).unwrap().to_owned()
+    }
+}
+
+/// What the condition `Undisturbed` says.
+fn undisturbed(stage: &Stage) -> String {
+    let shown = stage.call_agent("vm1", &["status"]).unwrap_or_default();
+    shown.lines().find(|line| line.starts_with("Undisturbed: ")).unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn eventually_says(stage: &Stage, what: &str) {
+    eventually(&format!("Undisturbed says {what:?}: {}", undisturbed(stage)), || {
+        undisturbed(stage).contains(what)
+    });
+}
+
+/// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and cloud-netconfig's and
+/// nm-cloud-setup's: `ADDRESS/PREFIX` of the subnet on eth0.
 pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut Stage) -> Result<()> {
-    stage.boot("vm1", 2)?;
-    let _agent = stage.start_agent("vm1", &[])?;
-    let (pid, container) = stage.bare("vm1")?;
-    let address = stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
-    stage.sh("vm1", &format!("ip address add {address}/24 dev eth0"));
-    eventually("the container is reached again", || seen(&stage.machine("other"), address).is_ok());
-    assert_eq!(seen(&container, OTHER)?, IpAddr::from(address));
+    let wired = Wired::up(stage)?;
+    let address = wired.address;
+    // First without anybody who puts it right: the node answers in the container's place.
+    wired.agent.stop();
+    for held in ["10.240.0.7", "10.240.0.8", "10.240.0.9", "10.240.0.10"] {
+        stage.sh("vm1", &format!("ip address add {held}/20 dev eth0"));
+    }
+    let path = stage.sh("vm1", &format!("ip route get {address}"));
+    assert!(path.starts_with("local"), "{path}");
+    let agent = stage.start_agent("vm1", &[])?;
+    let wired = Wired { agent, ..wired };
+    eventually("the container is reached again", || wired.holds(stage));
+    let left = stage.sh("vm1", "ip -brief -4 address show dev eth0");
+    let left: Vec<&str> = left.split_whitespace().skip(2).collect();
+    assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
+    eventually_says(stage, "True (Repaired): took a pods' address off a link of the node, 4 times so far");
+    assert!(undisturbed(stage).contains("apply_network_config_for_secondary_ips: false"));
+    // cloud-netconfig comes again every minute: each time is an event, not the next look's business.
+    stage.sh("vm1", &format!("ip address add {address}/20 dev eth0"));
+    eventually_says(stage, &format!("5 times so far, the last was {address}/20 on eth0"));
+    assert!(wired.holds(stage));
     Ok(())
+}
+
+/// What cloud-init writes for systemd-networkd when a NIC has several addresses, and a file that takes every link for networkd's.
+const NETWORKD: [(&str, &str); 2] = [
+    (
+        "10-netplan-eth0.network",
+        "[Match]\nName=eth0\n[Network]\nLinkLocalAddressing=no\nAddress=10.240.0.4/20\nAddress=10.240.0.7/20\n\
+         Address=10.240.0.8/20\nAddress=10.240.0.9/20\nAddress=10.240.0.10/20\nGateway=10.240.0.1\n",
+    ),
+    ("20-all.network", "[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\n"),
+];
+
+/// The real systemd-networkd, which puts the addresses on eth0 and manages the containers' links, too.
+pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
+    stage: &mut Stage,
+) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    stage.sh("vm1", "mkdir -p /run/systemd/network");
+    for (name, text) in NETWORKD {
+        let file = stage.folder().join(name);
+        fs::write(&file, text)?;
+        stage.sh("vm1", &format!("cp {} /run/systemd/network/", file.display()));
+    }
+    // Without udev: networkd goes without it where /sys can't be written to.
+    stage.sh("vm1", "mount -o remount,bind,ro /sys");
+    stage.start_daemon("vm1", "/lib/systemd/systemd-networkd")?;
+    eventually_says(stage, "took a pods' address off a link of the node, 4 times so far");
+    eventually("the container is reached", || wired.holds(stage));
+    let (pid, container) = stage.bare("vm1")?;
+    let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
+    let wired = Wired { container, pid, address, ..wired };
+    eventually("a container that came while networkd runs is reached", || wired.holds(stage));
+    Ok(())
+}
+
+/// The change that systemd-networkd makes to links it manages (`ManageForeignRoutes`), and NetworkManager when it activates one.
+pub fn a_route_that_somebody_removes_is_restored_and_said(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    let address = wired.address;
+    for count in 1..=2 {
+        stage.sh("vm1", &format!("ip route delete {address}/32"));
+        eventually("the container is reached again", || wired.holds(stage));
+        eventually_says(
+            stage,
+            &format!("restored the route to a pod, {count} times so far, the last was {address}"),
+        );
+    }
+    let link = wired.link(stage);
+    stage.sh("vm1", &format!("ip link set {link} down"));
+    eventually("the link is up again", || wired.holds(stage));
+    eventually_says(stage, "set a pod's link up, 1 times so far");
+    Ok(())
+}
+
+/// The change of udev's that a random MAC would invite (`MACAddressPolicy=persistent`).
+pub fn a_mac_that_somebody_rewrites_is_restored_and_said(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    let link = wired.link(stage);
+    stage.sh("vm1", &format!("ip link set {link} address 02:00:00:00:00:01"));
+    eventually("the container is reached again", || wired.holds(stage));
+    eventually_says(
+        stage,
+        &format!("restored the MAC of a pod's link, 1 times so far, the last was {}", wired.address),
+    );
+    Ok(())
+}
+
+/// Sets a variable below /proc/sys/net of vm1.
+fn sysctl(stage: &Stage, key: &str, value: &str) -> Result<()> {
+    let path = Path::new("/proc/sys/net").join(key);
+    Ok(inside(&stage.machine("vm1"), || fs::write(path, value))?)
+}
+
+pub fn forwarding_that_somebody_turns_off_is_turned_on_and_said(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    sysctl(stage, "ipv4/ip_forward", "0")?;
+    eventually("packets are forwarded again", || wired.holds(stage));
+    eventually_says(stage, "turned IP forwarding on");
+    sysctl(stage, "ipv4/conf/eth0/forwarding", "0")?;
+    eventually("packets of one link are forwarded again", || wired.holds(stage));
+    eventually_says(stage, "the last was ipv4/conf/eth0/forwarding");
+    sysctl(stage, &format!("ipv4/conf/{}/forwarding", wired.link(stage)), "0")?;
+    eventually("packets of the pod are forwarded again", || wired.holds(stage));
+    Ok(())
+}
+
+/// Every packet of a pod's leaves by the link by which its answer comes, so the strict check finds nothing to drop.
+pub fn a_strict_reverse_path_filter_drops_nothing_of_a_pods(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    for link in ["all", "default", "eth0", &wired.link(stage)] {
+        sysctl(stage, &format!("ipv4/conf/{link}/rp_filter"), "1")?;
+    }
+    assert!(wired.holds(stage));
+    let (pid, container) = stage.bare("vm1")?;
+    let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
+    let wired = Wired { container, pid, address, ..wired };
+    assert!(wired.holds(stage), "a container that came after the filter");
+    Ok(())
+}
+
+pub fn a_new_mtu_of_the_nodes_is_the_next_containers(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    let mtu = |stage: &Stage, pid: u32| {
+        stage.sh("vm1", &format!("nsenter --net=/proc/{pid}/ns/net ip link show eth0"))
+    };
+    assert!(mtu(stage, wired.pid).contains("mtu 1500"));
+    stage.sh("vm1", "ip link set eth0 mtu 1400");
+    eventually("the configuration has the new MTU", || {
+        stage.sh("vm1", "cat /etc/cni/net.d/10-vnetpool.conflist").contains("\"mtu\": 1400")
+    });
+    let (pid, container) = stage.bare("vm1")?;
+    let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
+    assert!(mtu(stage, pid).contains("mtu 1400"));
+    let wired = Wired { container, pid, address, ..wired };
+    assert!(wired.holds(stage));
+    Ok(())
+}
+
+/// Plays a firewall: each command in turn on vm1, before the agent starts.
+fn firewall(stage: &mut Stage, commands: &[&str], chain: &str) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    wired.agent.stop();
+    for command in commands {
+        stage.sh("vm1", command);
+    }
+    let agent = stage.start_agent("vm1", &[])?;
+    let wired = Wired { agent, ..wired };
+    eventually_says(stage, &format!("False (InTheWay): {chain} drops what pods send or receive"));
+    assert!(!wired.holds(stage), "nobody asked for it to be opened");
+    wired.agent.stop();
+    let agent = stage.start_agent("vm1", &["--open-forward"])?;
+    let wired = Wired { agent, ..wired };
+    eventually("pods are let through", || wired.holds(stage));
+    eventually_says(stage, "True (Repaired): put rules before somebody's firewall");
+    assert!(undisturbed(stage).contains(chain), "{}", undisturbed(stage));
+    // What was put in goes again with the rest of ours, and nothing else.
+    wired.agent.stop();
+    stage.call_agent("vm1", &["detach", "--container", "web"])?;
+    stage.call_agent("vm1", &["cleanup"])?;
+    let left = stage.sh("vm1", "nft list ruleset") + &stage.sh("vm1", "iptables-legacy-save");
+    assert!(!left.contains("vnp") && !left.contains("vnetpool"), "{left}");
+    Ok(())
+}
+
+/// As ufw has it, and dockerd.
+pub fn an_iptables_policy_that_drops_is_named_and_opened_only_if_asked_for(stage: &mut Stage) -> Result<()> {
+    let established = "iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+    let icmp = "iptables -A FORWARD -p icmp -j ACCEPT";
+    firewall(stage, &["iptables -P FORWARD DROP", established, icmp], "chain FORWARD of table ip filter")
+}
+
+pub fn a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_asked_for(
+    stage: &mut Stage,
+) -> Result<()> {
+    firewall(stage, &["iptables-legacy -P FORWARD DROP"], "chain FORWARD of iptables-legacy's table filter")
+}
+
+/// As firewalld has it: a policy to accept, and a last rule that rejects what nothing before it knows.
+pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for(
+    stage: &mut Stage,
+) -> Result<()> {
+    let commands = [
+        "nft add table inet firewalld",
+        "nft add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; policy accept ; }",
+        "nft add chain inet firewalld filter_FORWARD_POLICIES",
+        "nft add rule inet firewalld filter_FORWARD ct state { established, related } accept",
+        "nft add rule inet firewalld filter_FORWARD iifname lo accept",
+        "nft add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES",
+        "nft add rule inet firewalld filter_FORWARD_POLICIES reject with icmpx admin-prohibited",
+    ];
+    firewall(stage, &commands, "chain filter_FORWARD of table inet firewalld")
+}
+
+/// Between two looks, half a minute apart, nothing happens that nothing calls for.
+pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    let wakes = || -> Result<u64> {
+        let mut sum = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", wired.agent.pid()))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+            sum +=
+                line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or_default();
+        }
+        Ok(sum)
+    };
+    // Whatever the start still brings is over once it sleeps for five seconds.
+    let (deadline, mut before) = (Instant::now() + Duration::from_secs(60), wakes()?);
+    loop {
+        thread::sleep(Duration::from_secs(5));
+        let now = wakes()?;
+        if now == before {
+            return Ok(());
+        }
+        assert!(Instant::now() < deadline, "the agent never sleeps for five seconds: {before} then {now}");
+        before = now;
+    }
 }

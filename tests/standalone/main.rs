@@ -23,7 +23,18 @@ fn main() {
         runtimes::a_namespace_given_an_address_by_cnitool_keeps_every_path,
         supply::an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container,
         supply::containers_start_while_the_agent_is_down,
+        runtimes::a_container_of_docker_is_attached_and_every_path_holds,
         hazards::an_address_that_somebody_puts_on_eth0_is_taken_off_and_said,
+        hazards::systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off,
+        hazards::a_route_that_somebody_removes_is_restored_and_said,
+        hazards::a_mac_that_somebody_rewrites_is_restored_and_said,
+        hazards::forwarding_that_somebody_turns_off_is_turned_on_and_said,
+        hazards::a_strict_reverse_path_filter_drops_nothing_of_a_pods,
+        hazards::a_new_mtu_of_the_nodes_is_the_next_containers,
+        hazards::an_iptables_policy_that_drops_is_named_and_opened_only_if_asked_for,
+        hazards::a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_asked_for,
+        hazards::a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for,
+        hazards::an_idle_agent_sleeps,
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

@@ -1,12 +1,13 @@
 //! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
 
 use crate::stage::{
-    INTERNET, OTHER, Stage, VM1, address_in, cnitool_program, eventually, metadata_name, namespace_of,
-    probe_program, reaches_wire_server, run, seen,
+    INTERNET, OTHER, Stage, VM1, address_in, cnitool_program, eventually, metadata_name, probe_program,
+    reaches_wire_server, run, seen,
 };
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 
 /// Every path of a container on vm1 that answers on its address: VMs, its own node, a container beside it and one on another
 /// node see it under its own address; the internet and the platform under the node's.
@@ -83,7 +84,7 @@ pub fn a_container_of_podman_gets_an_address_and_every_path_holds(stage: &mut St
         &format!("podman run --detach --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --name web --network vnetpool --rootfs {rootfs} /probe serve --listen :8080"),
     );
     let pid: u32 = stage.sh("vm1", "podman inspect --format {{.State.Pid}} web").trim().parse()?;
-    let container = namespace_of(pid)?;
+    let container = stage.namespace_of("vm1", pid)?;
     let shown = stage.call_agent("vm1", &["status"])?;
     let line = shown.lines().find(|line| line.contains(id.trim())).context(shown.clone())?;
     let address: Ipv4Addr = line.split(' ').next().unwrap_or_default().parse()?;
@@ -113,5 +114,37 @@ pub fn a_namespace_given_an_address_by_cnitool_keeps_every_path(stage: &mut Stag
     every_path_holds(stage, &container, address)?;
     cnitool(stage, "del")?;
     assert!(seen(&stage.machine("other"), address).is_err(), "deleted, and still reached");
+    Ok(())
+}
+
+pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage) -> Result<()> {
+    let rootfs = rootfs(stage)?;
+    let archive = stage.folder().join("rootfs.tar");
+    run(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&archive).arg("."))?;
+    stage.boot("vm1", 4)?;
+    // Nothing on this machine may lower its score, and a plain folder works on any disk.
+    stage.start_daemon("vm1", "/usr/sbin/dockerd --oom-score-adjust 0 --storage-driver vfs")?;
+    eventually("dockerd answers", || {
+        stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap().status.success()
+    });
+    let agent = stage.start_agent("vm1", &[])?;
+    stage.sh("vm1", &format!("/usr/bin/docker import {} probe", archive.display()));
+    let run = "/usr/bin/docker run --detach --network none --name web probe /probe serve --listen :8080";
+    let id = stage.sh("vm1", run).trim().to_owned();
+    let pid = stage.sh("vm1", "/usr/bin/docker inspect --format {{.State.Pid}} web").trim().to_owned();
+    let address = stage.attach("vm1", &["--container", &id, "--pid", &pid])?;
+    let container = stage.namespace_of("vm1", pid.parse()?)?;
+    // dockerd sets the policy of the forward chain to drop when it is the one who turns forwarding on: the agent names that, and
+    // opens the chain only if told to.
+    let says = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
+    let named =
+        "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";
+    eventually("docker's chain is named", || says(stage, named));
+    assert!(seen(&container, OTHER).is_err());
+    agent.stop();
+    let _agent = stage.start_agent("vm1", &["--open-forward"])?;
+    eventually("docker's chain is open", || seen(&container, OTHER).is_ok());
+    every_path_holds(stage, &container, address)?;
+    stage.sh("vm1", "/usr/bin/docker rm --force web");
     Ok(())
 }

@@ -5,8 +5,8 @@
 //!   vm2 (10.240.0.5) ──┤ fabric: ARM, metadata service, network ── internet (203.0.113.10)
 //!   other (10.240.0.6) ┘
 //! ```
-//! A machine is a network namespace. A VM that runs the agent has a mount namespace, too, in which `/run`, `/etc/cni`,
-//! `/opt/cni` and `/var/lib` are its own.
+//! A machine is a network namespace. A VM that runs the agent has processes of its own, too, which all end with their number
+//! one, and mounts: `/run`, `/etc/cni`, `/opt/cni` and `/var/lib` are its own.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -38,7 +38,7 @@ const MACHINES: [&str; 5] = ["fabric", "vm1", "vm2", "other", "internet"];
 /// Process number one of a VM that has its own folders: what there is of a disk, and a shell that holds it.
 const BOOT: &str = r#"set -e
 mount --make-rprivate /
-mkdir -p /run
+mount -t proc none /proc
 mount -t tmpfs -o mode=755 none /run
 for folder in /etc/cni /opt/cni /var/lib /etc/containers /etc/docker; do
   [ -d $folder ] || continue
@@ -56,12 +56,17 @@ pub struct Stage {
     name: String,
     folder: tempfile::TempDir,
     processes: Vec<Child>,
-    /// VMs with folders of their own, and their process number one.
+    /// VMs that were booted, and their process number one.
     booted: Vec<(String, u32)>,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        if thread::panicking() {
+            for (vm, _) in &self.booted {
+                eprintln!("the agent on {vm}:\n{}", self.read_log(&format!("agent-{vm}")));
+            }
+        }
         // The last first: what runs in a machine before what holds it.
         for mut process in self.processes.drain(..).rev() {
             drop(process.kill());
@@ -140,19 +145,21 @@ impl Stage {
             probe.arg(stage.net(machine)).arg(probe_program()?).args(["serve", "--listen", ":8080"]);
             stage.processes.push(probe.spawn()?);
         }
+        for machine in ["vm1", "other", "internet"] {
+            eventually("a machine answers", || is_answering(&stage.machine(machine)));
+        }
         Ok(stage)
     }
 
-    /// Starts a program that prints a line when it is up.
-    fn start(&mut self, mut command: Command, what: &str) -> Result<u32> {
+    /// Starts a program that prints a line when it is up; gives that line.
+    fn start(&mut self, mut command: Command, what: &str) -> Result<String> {
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let output = process.stdout.take().context("no output")?;
-        let pid = process.id();
         self.processes.push(process);
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         ensure!(!line.is_empty(), "{what} ended: {}", self.read_log(what));
-        Ok(pid)
+        Ok(line.trim().to_owned())
     }
 
     pub fn netns(&self, machine: &str) -> String {
@@ -180,18 +187,40 @@ impl Stage {
     pub fn boot(&mut self, vm: &str, addresses: usize) -> Result<()> {
         self.give(vm, addresses)?;
         let mut holder = Command::new("nsenter");
-        holder.arg(self.net(vm)).args(["unshare", "--mount", "sh", "-c", BOOT]);
+        holder.arg(self.net(vm));
+        holder.args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BOOT]);
         holder.stderr(File::create(self.log(vm))?);
-        let pid = self.start(holder, vm)?;
-        self.booted.push((vm.to_owned(), pid));
+        self.start(holder, vm)?;
+        let holder = self.processes.last().context("no process")?.id();
+        self.booted.push((vm.to_owned(), child_of(holder)?));
+        Ok(())
+    }
+
+    fn first_process(&self, vm: &str) -> u32 {
+        self.booted.iter().find(|(known, _)| known == vm).map_or(0, |(_, pid)| *pid)
+    }
+
+    /// The network namespace of a process on a VM that was booted, by its number there.
+    pub fn namespace_of(&self, vm: &str, pid: u32) -> Result<File> {
+        let path = format!("/proc/{}/root/proc/{pid}/ns/net", self.first_process(vm));
+        File::open(&path).context(path)
+    }
+
+    /// Runs a program on a VM that was booted for as long as the VM lives.
+    pub fn start_daemon(&mut self, vm: &str, words: &str) -> Result<()> {
+        let mut words = words.split(' ');
+        let name = words.next().unwrap_or_default();
+        let log = File::create(self.log(name.rsplit('/').next().unwrap_or_default()))?;
+        let mut daemon = self.on(vm, name);
+        self.processes.push(daemon.args(words).stdout(log.try_clone()?).stderr(log).spawn()?);
         Ok(())
     }
 
     /// A program on a VM that was booted.
     pub fn on(&self, vm: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let pid = self.booted.iter().find(|(known, _)| known == vm).map_or(0, |(_, pid)| *pid);
         let mut command = Command::new("nsenter");
-        command.arg(format!("--target={pid}")).args(["--net", "--mount", "--"]).arg(program);
+        let target = format!("--target={}", self.first_process(vm));
+        command.arg(target).args(["--net", "--mount", "--pid", "--"]).arg(program);
         command.stdin(Stdio::null());
         command
     }
@@ -209,7 +238,8 @@ impl Stage {
         agent.args(["run", "--source", "imds", "--log-format", "text", "--plugin"]).arg(plugin_program()?);
         let log = format!("agent-{vm}");
         let process = agent.args(flags).stderr(File::create(self.log(&log))?).spawn()?;
-        let agent = Agent(process);
+        let pid = child_of(process.id())?;
+        let agent = Agent { process, pid };
         let deadline = Instant::now() + PATIENCE;
         while self.on(vm, "test").args(["-e", "/etc/cni/net.d/10-vnetpool.conflist"]).status()?.code()
             != Some(0)
@@ -275,38 +305,62 @@ impl Stage {
         File::open(Path::new("/run/netns").join(self.netns(machine))).unwrap()
     }
 
-    /// A new namespace that stands for a container without a runtime, with a server in it.
+    /// A new namespace that stands for a container without a runtime, with a server in it; and the server's number on the VM.
     pub fn bare(&mut self, vm: &str) -> Result<(u32, File)> {
         let mut process = self.on(vm, "unshare");
         process
-            .args(["--net", "sh", "-c", "echo up; exec \"$0\" serve --listen :8080"])
+            .args(["--net", "sh", "-c", "ip link set lo up; echo $$; exec \"$0\" serve --listen :8080"])
             .arg(probe_program()?);
-        let pid = self.start(process, vm)?;
-        Ok((pid, namespace_of(pid)?))
+        let pid = self.start(process, vm)?.parse()?;
+        let netns = self.namespace_of(vm, pid)?;
+        eventually("a container answers", || is_answering(&netns));
+        Ok((pid, netns))
     }
 }
 
 /// An agent at work; ends when dropped.
-pub struct Agent(Child);
+pub struct Agent {
+    /// nsenter, which waits for the agent.
+    process: Child,
+    pid: u32,
+}
 
 impl Agent {
     /// As SIGTERM has it.
     pub fn stop(mut self) {
-        drop(Command::new("kill").arg(self.0.id().to_string()).status());
-        drop(self.0.wait());
+        self.end("-TERM");
+    }
+
+    /// Its number outside its VM.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn end(&mut self, signal: &str) {
+        if matches!(self.process.try_wait(), Ok(None)) {
+            drop(Command::new("kill").args([signal, &self.pid.to_string()]).status());
+            drop(self.process.wait());
+        }
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        self.end("-KILL");
     }
 }
 
-/// The network namespace of a process.
-pub fn namespace_of(pid: u32) -> Result<File> {
-    File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid}"))
+/// The process that this one has started, as soon as it has.
+fn child_of(pid: u32) -> Result<u32> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        if let Some(child) = children.split_whitespace().next() {
+            return Ok(child.parse()?);
+        }
+        ensure!(Instant::now() < deadline, "process {pid} has started none");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The one address in a result of CNI.
@@ -325,6 +379,11 @@ pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
         });
         entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Whether the server in a network namespace is up.
+fn is_answering(netns: &File) -> bool {
+    inside(netns, || TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok())
 }
 
 /// The body of an answer 200.

@@ -11,6 +11,7 @@ use vnetpool_plugin::{
 use super::{Agent, Said, blocking};
 use crate::{
     disturbance::{self, Kind},
+    forward::{self, Packet},
     sysctl,
 };
 
@@ -61,6 +62,34 @@ impl Agent {
                     self.disturbances.stands(format!("can't restore the way to {pod}: {error}"))
                 }
                 Err(error) => tracing::warn!(%error, "can't restore the way to a pod"),
+            }
+        }
+    }
+
+    /// Looks for firewalls that drop what pods send or receive, and opens them if that was asked for.
+    pub(super) async fn let_through(&mut self, ledger: &Ledger, uplink: &str) {
+        let Some(pod) = ledger.records().first().map(|record| record.entry.address) else { return };
+        let link = "vnp00000000000";
+        let packets = [
+            Packet { from_link: link, to_link: uplink, source: Some(pod), destination: None },
+            Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
+        ];
+        let bases = match forward::nft::dropping(&packets).await {
+            Ok(bases) => bases,
+            Err(error) => return tracing::warn!(%error, "can't look at the node's firewalls"),
+        };
+        for base in bases {
+            if !self.config.open_forward {
+                self.disturbances.stands(format!(
+                    "{base} drops what pods send or receive: accept there what comes in by links vnp* and what goes out by \
+                     them (docker: in DOCKER-USER), or have the agent do so (nodeAgent.openForward of the chart, \
+                     --open-forward)"
+                ));
+                continue;
+            }
+            match forward::nft::open(&base).await {
+                Ok(()) => self.repaired(Kind::Firewall, base.to_string()),
+                Err(error) => self.disturbances.stands(format!("{base} drops pods' packets: {error}")),
             }
         }
     }

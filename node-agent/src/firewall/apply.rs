@@ -62,7 +62,7 @@ async fn list() -> io::Result<Option<String>> {
 }
 
 /// Runs nft. The inner error is what it said on standard error when it failed.
-async fn nft(args: &[&str], stdin: &str) -> io::Result<Result<String, String>> {
+pub(crate) async fn nft(args: &[&str], stdin: &str) -> io::Result<Result<String, String>> {
     let mut child = Command::new("nft")
         .args(args)
         .stdin(Stdio::piped())

@@ -1,0 +1,186 @@
+//! Looks at the chains at the kernel's forward hook, and opens them to pods where that was asked for.
+//!
+//! One chain at a time, as the packets are led: a table of kube-proxy's can have megabytes of maps.
+
+use std::{io, path::Path};
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use super::{Chain, Chains, Packet, is_dropped};
+use crate::firewall::apply::nft;
+
+/// Chains looked at in a table, at most: what is beyond is not understood.
+const CHAINS: usize = 64;
+/// What our rules in other people's chains carry.
+const COMMENT: &str = "vnetpool";
+/// The tables that the older iptables has in this network namespace.
+const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("can't run {0}: {1}")]
+    Run(&'static str, #[source] io::Error),
+    #[error("{0} fails: {1}")]
+    Failed(&'static str, String),
+    #[error("what nft prints can't be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+}
+
+/// A chain that the kernel calls for each packet the node forwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    family: String,
+    table: String,
+    pub chain: String,
+    /// Of the older iptables, whose tables nft doesn't see.
+    is_legacy: bool,
+}
+
+impl std::fmt::Display for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Base { family, table, chain, is_legacy } = self;
+        match is_legacy {
+            true => write!(f, "chain {chain} of iptables-legacy's table {table}"),
+            false => write!(f, "chain {chain} of table {family} {table}"),
+        }
+    }
+}
+
+/// The chains of others that are certain to drop one of these packets.
+pub async fn dropping(packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
+    let mut dropping = Vec::new();
+    for (base, drops) in bases().await? {
+        let chains = chains(&base, drops).await?;
+        if packets.iter().any(|packet| is_dropped(&chains, &base.chain, packet)) {
+            dropping.push(base);
+        }
+    }
+    match legacy().await {
+        Ok(base) => dropping.extend(base),
+        // Rare by now: what is known of the others must not hang on it.
+        Err(error) => tracing::warn!(%error, "can't look at the tables of the older iptables"),
+    }
+    Ok(dropping)
+}
+
+/// Puts two rules of ours before all others of the chain: what comes from a pod's link and what goes to one is accepted.
+pub async fn open(base: &Base) -> Result<(), Error> {
+    let Base { family, table, chain, is_legacy } = base;
+    if *is_legacy {
+        for link in ["-i", "-o"] {
+            let rule = ["-I", chain, link, "vnp+", "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+            iptables_legacy(&rule).await?;
+        }
+        return Ok(());
+    }
+    let rule = |link: &str| {
+        format!("insert rule {family} {table} {chain} {link} \"vnp*\" counter accept comment \"{COMMENT}\"\n")
+    };
+    let text = rule("iifname") + &rule("oifname");
+    run(&["-f", "-"], &text).await.map(drop)
+}
+
+/// Takes out what [`open`] put in, wherever it is.
+pub async fn close() -> Result<(), Error> {
+    for (Base { family, table, chain, .. }, _) in bases().await? {
+        for rule in rules(&family, &table, &chain).await?.iter().filter(|rule| rule["comment"] == COMMENT) {
+            let handle = &rule["handle"];
+            run(&["-f", "-"], &format!("delete rule {family} {table} {chain} handle {handle}\n")).await?;
+        }
+    }
+    if has_legacy() {
+        for link in ["-i", "-o"] {
+            let rule = ["-D", "FORWARD", link, "vnp+", "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+            // Fails when there is none, and that is fine.
+            while iptables_legacy(&rule).await.is_ok() {}
+        }
+    }
+    Ok(())
+}
+
+/// The IPv4 chains at the forward hook, and whether their policy is to drop.
+async fn bases() -> Result<Vec<(Base, bool)>, Error> {
+    let listed = list(&["-j", "list", "chains"]).await?;
+    let bases = listed.iter().filter_map(|object| {
+        let chain = object.get("chain").filter(|chain| chain["hook"] == "forward")?;
+        let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
+        let base =
+            Base { family: text("family"), table: text("table"), chain: text("name"), is_legacy: false };
+        let is_theirs = matches!(base.family.as_str(), "ip" | "inet") && base.table != "vnetpool";
+        is_theirs.then_some((base, chain["policy"] == "drop"))
+    });
+    Ok(bases.collect())
+}
+
+/// A base chain and all that it leads to.
+async fn chains(base: &Base, drops: bool) -> Result<Chains, Error> {
+    let mut chains = Chains::new();
+    let mut wanted = vec![base.chain.clone()];
+    while let Some(name) = wanted.pop() {
+        if chains.contains_key(&name) || chains.len() == CHAINS {
+            continue;
+        }
+        let mut chain = Chain { drops: drops && name == base.chain, rules: Vec::new() };
+        for rule in rules(&base.family, &base.table, &name).await? {
+            let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
+            let targets = expressions.iter().filter_map(|one| {
+                let leads = one.get("jump").or_else(|| one.get("goto"))?;
+                leads["target"].as_str().map(str::to_owned)
+            });
+            wanted.extend(targets);
+            chain.rules.push(expressions);
+        }
+        chains.insert(name, chain);
+    }
+    Ok(chains)
+}
+
+async fn rules(family: &str, table: &str, chain: &str) -> Result<Vec<Value>, Error> {
+    let listed = list(&["-j", "--stateless", "list", "chain", family, table, chain]).await?;
+    Ok(listed.into_iter().filter_map(|mut object| object.get_mut("rule").map(Value::take)).collect())
+}
+
+async fn list(args: &[&str]) -> Result<Vec<Value>, Error> {
+    let mut document: Value = serde_json::from_str(&run(args, "").await?)?;
+    match document["nftables"].take() {
+        Value::Array(objects) => Ok(objects),
+        _ => Ok(Vec::new()),
+    }
+}
+
+async fn run(args: &[&str], stdin: &str) -> Result<String, Error> {
+    let printed = nft(args, stdin).await.map_err(|error| Error::Run("nft", error))?;
+    printed.map_err(|error| Error::Failed("nft", error))
+}
+
+fn has_legacy() -> bool {
+    let tables = std::fs::read_to_string(Path::new(LEGACY_TABLES)).unwrap_or_default();
+    tables.lines().any(|table| table == "filter")
+}
+
+/// The forward chain of the older iptables, if it drops and no rule in it speaks of pods' links or lets all through.
+async fn legacy() -> Result<Option<Base>, Error> {
+    if !has_legacy() {
+        return Ok(None);
+    }
+    let rules = iptables_legacy(&["-S", "FORWARD"]).await?;
+    let drops = rules.lines().any(|rule| rule == "-P FORWARD DROP");
+    let is_open = rules.lines().any(|rule| rule.contains(" vnp") || rule == "-A FORWARD -j ACCEPT");
+    Ok((drops && !is_open).then(|| Base {
+        family: "ip".to_owned(),
+        table: "filter".to_owned(),
+        chain: "FORWARD".to_owned(),
+        is_legacy: true,
+    }))
+}
+
+async fn iptables_legacy(args: &[&str]) -> Result<String, Error> {
+    let name = "iptables-legacy";
+    let output = Command::new(name).args(["--wait", "5"]).args(args).kill_on_drop(true).output().await;
+    let output = output.map_err(|error| Error::Run(name, error))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(Error::Failed(name, String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
