@@ -14,6 +14,7 @@ mod network;
 mod nic;
 mod operation;
 mod permission;
+mod public_address;
 pub mod role;
 mod route_table;
 mod routes;
@@ -37,6 +38,7 @@ pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
 pub use permission::{Need, Permissions};
+pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
 pub use usages::Free;
 

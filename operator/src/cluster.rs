@@ -29,6 +29,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use crate::pool::windows;
 
 use crate::demand::{self, Demand};
+use crate::planner::attachments::Wish;
 use changes::Changes;
 
 /// The operator's view of the cluster: no older than its watches.
@@ -193,6 +194,11 @@ impl Cluster {
     /// Pods bound to a node that need an address, and since when they are these.
     pub fn bound(&self, node: &str) -> (u32, Option<Instant>) {
         lock(&self.demand).bound(node)
+    }
+
+    /// What the node's pods ask to have attached to their addresses, by UID.
+    pub fn wishes(&self, node: &str) -> HashMap<String, Wish> {
+        lock(&self.demand).wishes(node)
     }
 
     /// Drops what is kept of a Node that is gone.

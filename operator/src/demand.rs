@@ -1,12 +1,18 @@
-//! Which pods of each node need an address, kept from the watch on Pods. Pure: `now` is an argument.
+//! Which pods of each node need an address, and what they ask to have attached to it, kept from the watch on Pods. Pure: `now`
+//! is an argument.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use kube::runtime::watcher::Event;
+use vnetpool_crds::names;
 
-/// Pods by node, as UIDs only: what a cluster of 5,000 nodes needs of its pods fits in some ten megabytes.
+use crate::planner::attachments::Wish;
+
+/// Pods by node, as UIDs only, but for the few that ask for attachments: what a cluster of 5,000 nodes needs of its pods fits in
+/// some ten megabytes.
 ///
 /// No question about one node is answered by a scan over all pods.
 #[derive(Debug, Default)]
@@ -22,6 +28,8 @@ pub struct Demand {
 struct Bound {
     pods: HashSet<String>,
     changed: Instant,
+    /// What pods ask for, by UID; those that ask for nothing are left out.
+    wishes: HashMap<String, Wish>,
 }
 
 impl Demand {
@@ -58,6 +66,11 @@ impl Demand {
         self.nodes.get(node).map_or((0, None), |bound| (bound.pods.len() as u32, Some(bound.changed)))
     }
 
+    /// What the node's pods ask to have attached to their addresses, by UID.
+    pub fn wishes(&self, node: &str) -> HashMap<String, Wish> {
+        self.nodes.get(node).map(|bound| bound.wishes.clone()).unwrap_or_default()
+    }
+
     fn see(&mut self, pod: &Pod, needs: bool, now: Instant) -> Vec<String> {
         let (Some(uid), Some(node)) =
             (&pod.metadata.uid, pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()))
@@ -67,24 +80,40 @@ impl Demand {
         match (needs, self.pods.contains_key(uid)) {
             (true, false) => {
                 self.pods.insert(uid.clone(), node.clone());
-                let bound = self
-                    .nodes
-                    .entry(node.clone())
-                    .or_insert_with(|| Bound { pods: HashSet::new(), changed: now });
+                let bound = self.nodes.entry(node.clone()).or_insert_with(|| Bound {
+                    pods: HashSet::new(),
+                    changed: now,
+                    wishes: HashMap::new(),
+                });
                 bound.pods.insert(uid.clone());
+                bound.wishes.extend(wish(pod).map(|wish| (uid.clone(), wish)));
                 bound.changed = now;
                 vec![node.clone()]
             }
             (false, true) => self.leave(uid, now).into_iter().collect(),
-            // A pod never moves to another node.
-            (true, true) | (false, false) => vec![],
+            // A pod never moves to another node, but it may ask for something else.
+            (true, true) => self.ask(uid, node, wish(pod)),
+            (false, false) => vec![],
         }
+    }
+
+    fn ask(&mut self, uid: &str, node: &str, wish: Option<Wish>) -> Vec<String> {
+        let Some(bound) = self.nodes.get_mut(node).filter(|bound| bound.wishes.get(uid) != wish.as_ref())
+        else {
+            return vec![];
+        };
+        match wish {
+            Some(wish) => bound.wishes.insert(uid.to_owned(), wish),
+            None => bound.wishes.remove(uid),
+        };
+        vec![node.to_owned()]
     }
 
     fn leave(&mut self, uid: &str, now: Instant) -> Option<String> {
         let node = self.pods.remove(uid)?;
         if let Some(bound) = self.nodes.get_mut(&node) {
             bound.pods.remove(uid);
+            bound.wishes.remove(uid);
             bound.changed = now;
         }
         Some(node)
@@ -105,6 +134,19 @@ fn needs_address(pod: &Pod) -> bool {
     !host_network && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// What the pod's annotations ask for; none if there are none of ours.
+fn wish(pod: &Pod) -> Option<Wish> {
+    let annotation = |name: &str| pod.annotations().get(name).cloned();
+    let wish = Wish {
+        pod: format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
+        backend_pools: annotation(names::BACKEND_POOLS),
+        public_address: annotation(names::PUBLIC_ADDRESS),
+        dns_label: annotation(names::DNS_LABEL),
+    };
+    let Wish { pod: _, backend_pools, public_address, dns_label } = &wish;
+    [backend_pools, public_address, dns_label].iter().any(|one| one.is_some()).then_some(wish)
+}
+
 /// Leaves of a pod what [`Demand`] looks at, before it is stored or queued anywhere.
 pub fn strip(pod: &mut Pod) {
     pod.metadata = kube::api::ObjectMeta {
@@ -112,6 +154,12 @@ pub fn strip(pod: &mut Pod) {
         namespace: pod.metadata.namespace.take(),
         uid: pod.metadata.uid.take(),
         resource_version: pod.metadata.resource_version.take(),
+        annotations: pod.metadata.annotations.take().map(|mut all| {
+            all.retain(|name, _| {
+                [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL].contains(&name.as_str())
+            });
+            all
+        }),
         ..Default::default()
     };
     pod.spec = pod.spec.take().map(|spec| k8s_openapi::api::core::v1::PodSpec {
@@ -180,6 +228,26 @@ mod tests {
         demand.apply(&Event::InitApply(pod("b", "m")), now);
         assert_eq!(demand.apply(&Event::InitDone, now), ["n"]);
         assert_eq!((demand.bound("n").0, demand.bound("m").0), (0, 1));
+    }
+
+    #[test]
+    fn a_pod_that_comes_to_ask_for_something_else_calls_its_node() {
+        let asks = |pools: Option<&str>| {
+            let mut pod = pod("a", "n");
+            pod.metadata.annotations =
+                pools.map(|pools| [(names::BACKEND_POOLS.to_owned(), pools.to_owned())].into());
+            strip(&mut pod);
+            Event::Apply(pod)
+        };
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        demand.apply(&asks(None), now);
+        assert!(demand.wishes("n").is_empty());
+        assert_eq!(demand.apply(&asks(Some("web")), now), ["n"]);
+        assert_eq!(demand.wishes("n")["a"].backend_pools.as_deref(), Some("web"));
+        assert!(demand.apply(&asks(Some("web")), now).is_empty());
+        assert_eq!(demand.bound("n"), (1, Some(now)), "nothing was bound, so no burst goes on");
+        demand.apply(&Event::Delete(pod("a", "n")), now);
+        assert!(demand.wishes("n").is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on our own kind.
 
+use crate::azure::Attached;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -67,6 +68,20 @@ pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
 /// Something would be done, were this not a dry run.
 pub fn dry_run(message: &str) -> Event {
     event(EventType::Normal, "DryRun", "Plan", message.to_owned())
+}
+
+/// On a pod.
+pub fn attached(attached: &Attached) -> Event {
+    let pools = attached.backend_pools.iter().map(|pool| format!("backend pool {pool}"));
+    let all: Vec<String> = pools
+        .chain(attached.public_address.iter().map(|public| format!("public address {public}")))
+        .collect();
+    event(
+        EventType::Normal,
+        "Attached",
+        "Attach",
+        format!("attached to the pod's address: {}", all.join(", ")),
+    )
 }
 
 pub fn full(message: &str) -> Event {

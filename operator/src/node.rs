@@ -6,6 +6,7 @@
 
 pub mod admit;
 mod apply;
+mod attach;
 mod facts;
 mod growth;
 mod memory;
@@ -35,7 +36,7 @@ use crate::cluster::{Caller, Cluster};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
-use crate::planner::{self, Plan, Rehearsal};
+use crate::planner::{self, Plan, Rehearsal, attachments};
 use crate::shortage::Shortages;
 use memory::{Memories, Memory};
 use observe::{Obstacle, Seen};
@@ -129,6 +130,7 @@ pub struct Round {
     plan: Option<Plan>,
     /// What would be done, in a dry run.
     rehearsal: Option<Rehearsal>,
+    attachments: Option<attachments::Plan>,
 }
 
 /// Runs until `stop`; then passes under way are finished.
@@ -196,7 +198,7 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
-    let mut round = Round { allocation, seen: None, plan: None, rehearsal: None };
+    let mut round = Round { allocation, seen: None, plan: None, rehearsal: None, attachments: None };
     let outcome = serve(ctx, &mut round, &node, memory).await;
     match &outcome {
         Ok(()) | Err(Error::Write(_)) => {}
@@ -223,7 +225,7 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
     look(ctx, round, node, memory).await?;
     // A plan made from what `spec` mirrors is made again from the NIC itself before anything is written.
     let is_mirrored = round.seen.as_ref().is_some_and(|seen| !seen.is_read);
-    if is_mirrored && (round.wants_write() || round.rehearses()) {
+    if is_mirrored && (round.wants_write() || round.wants_attachments() || round.rehearses()) {
         memory.must_read = true;
         look(ctx, round, node, memory).await?;
     }
@@ -235,20 +237,31 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
         }
         report::writing(ctx, round, node, memory).await?;
         outcome = write(ctx, round, node, memory).await;
-        // Whatever became of the write, what the NIC holds now is published. First the version, then the look, then the
-        // publication at that version: the other way round a leader that was paused in between would put its old look at
-        // the NIC into the version of its successor, and names that have left the NIC since would come back.
-        if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
-            round.allocation = memory.newest(watched);
-        }
-        if let Err(error) = look(ctx, round, node, memory).await {
-            memory.must_read = true;
+        // Whatever became of the write, what the NIC holds now is published.
+        if let Err(error) = look_anew(ctx, round, node, memory).await {
             return outcome.and(Err(error));
         }
     }
     settle_left(ctx, round, node).await?;
     publish(ctx, round, node, memory).await?;
-    outcome
+    outcome?;
+    if attach::step(ctx, round, node, memory).await? {
+        look_anew(ctx, round, node, memory).await?;
+        publish(ctx, round, node, memory).await?;
+    }
+    Ok(())
+}
+
+/// Looks once more after a write. First the version, then the look, then the publication at that version: the other way
+/// round a leader that was paused in between would put its old look at the NIC into the version of its successor, and names
+/// that have left the NIC since would come back.
+async fn look_anew(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
+        round.allocation = memory.newest(watched);
+    }
+    let result = look(ctx, round, node, memory).await;
+    memory.must_read |= result.is_err();
+    result
 }
 
 impl Round {
@@ -266,11 +279,15 @@ impl Round {
     fn rehearses(&self) -> bool {
         self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty())
     }
+
+    fn wants_attachments(&self) -> bool {
+        self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+    }
 }
 
 /// Observes and plans. `seen` and `plan` stay `None` while an error holds the look back.
 async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    (round.seen, round.plan, round.rehearsal) = (None, None, None);
+    (round.seen, round.plan, round.rehearsal, round.attachments) = (None, None, None, None);
     let now = Instant::now();
     let seen = observe::observe(ctx, &round.allocation, node, memory, now).await.map_err(Error::Find)?;
     let Some(mut seen) = seen else { return Ok(()) };
@@ -281,6 +298,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
         Stage::Find => setback.holds(now),
         Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs,
     });
+    round.attachments = Some(attach::plan(ctx, &round.allocation, node, &seen, memory, now));
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         (plan, Some(rehearsal))
@@ -302,7 +320,8 @@ async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -
 
 async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
-    let spec = apply::spec(&round.allocation.spec, node, seen, plan);
+    let marks = round.attachments.as_ref().map(|plan| &plan.marks);
+    let spec = apply::spec(&round.allocation.spec, node, seen, plan, marks);
     round.allocation = apply::publish(ctx, round.allocation.clone(), spec, memory).await?;
     Ok(())
 }
@@ -311,7 +330,7 @@ async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Mem
 /// them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
     for nic in round.seen.iter().flat_map(|seen| &seen.left) {
-        if let Some(vm) = vacate::settle(ctx, nic).await.map_err(Error::Find)? {
+        if let Some(vm) = vacate::end(ctx, nic, &round.allocation).await.map_err(Error::Find)? {
             report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str()).await;
         }
     }
@@ -337,9 +356,11 @@ fn wait(
         memory.setback.as_ref().filter(|setback| setback.holds(now)).map(|setback| setback.until - now);
     let unsettled = round.seen.as_ref().is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED);
     // While the last write was under way, more may have come to do.
-    let at_once = round.wants_write().then_some(Duration::ZERO);
+    let attaches = round.wants_attachments() && !memory.attaching.holds(now);
+    let at_once = (round.wants_write() || attaches).then_some(Duration::ZERO);
     let turn = round.seen.as_ref().and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now));
-    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, say_again, turn];
+    let refused = memory.attaching.wait(now);
+    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, refused, say_again, turn];
     sooner.into_iter().flatten().fold(next_look, Duration::min)
 }
 

@@ -38,6 +38,8 @@ pub struct Observed {
     pub release_after: Duration,
     /// Names the agent has given up for good.
     pub relinquished: BTreeSet<String>,
+    /// Names that `spec` shows.
+    pub shown: BTreeSet<String>,
     /// How long more has been held than wanted; `None` if it wasn't when last looked.
     pub surplus_for: Option<Duration>,
     /// How long no pod has been bound to the node, nor taken from it.
@@ -160,7 +162,7 @@ pub fn plan(observed: &Observed) -> Plan {
         priority: priority(demand, kept, &change),
         repairs,
         change,
-        publish: published(held),
+        publish: published(held, &observed.shown),
         kept,
         surplus,
         grows,
@@ -191,11 +193,12 @@ fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
 }
 
 /// What the NIC holds and Azure has finished: only such an address gets its packets. A relinquished one is shown until
-/// it has left the NIC, and only then forgotten by the agent.
-fn published(held: &[IpConfiguration]) -> Vec<allocation::IpConfiguration> {
+/// it has left the NIC, and only then forgotten by the agent. One that is shown stays so while Azure works on it: its pod has
+/// it, and whom it is kept for is written nowhere else.
+fn published(held: &[IpConfiguration], shown: &BTreeSet<String>) -> Vec<allocation::IpConfiguration> {
     let mut ready: Vec<_> = held
         .iter()
-        .filter(|one| one.state == ProvisioningState::Succeeded)
+        .filter(|one| one.state == ProvisioningState::Succeeded || shown.contains(&one.name))
         .filter_map(|one| Some((one.address?, one)))
         .collect();
     ready.sort_by_key(|(address, one)| (*address, one.name.clone()));

@@ -14,9 +14,6 @@ use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_node_agent::supply::supply;
 use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, Sandbox, Supplied};
 
-/// More than any test binds to a node.
-const MOST_PODS: usize = 512;
-
 /// All agents. Ends with the runtime.
 #[derive(Clone, Default)]
 pub struct Agents {
@@ -27,8 +24,8 @@ pub struct Agents {
 struct Agent {
     client: Client,
     boot: String,
-    /// How many pods there are to serve.
-    pods: usize,
+    /// Whom there is to serve.
+    pods: Vec<Pod>,
     ledger: Option<Ledger>,
     /// Whatever is freed has cooled when the agent looks next.
     now: Millis,
@@ -45,14 +42,14 @@ impl Agents {
 
     /// An agent that has just started on a node, without a ledger.
     pub fn join(&self, node: &str, boot: &str, client: Client) {
-        let pods = self.lock().get(node).map_or(0, |agent| agent.pods);
+        let pods = self.lock().get(node).map(|agent| agent.pods.clone()).unwrap_or_default();
         let agent = Agent { client, boot: boot.into(), pods, ledger: None, now: 0, reported: None };
         self.lock().insert(node.into(), agent);
         self.news.notify_one();
     }
 
-    /// From now on the node has so many pods.
-    pub fn serve(&self, node: &str, pods: usize) {
+    /// From now on the node has these pods.
+    pub fn serve(&self, node: &str, pods: Vec<Pod>) {
         self.change(node, |agent| agent.pods = pods);
     }
 
@@ -116,17 +113,30 @@ impl Agent {
             return None;
         }
         self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
-        let sandbox = |pod: usize| Sandbox { container_id: pod.to_string(), ifname: "eth0".into() };
-        for pod in self.pods..MOST_PODS {
-            ledger.free(&sandbox(pod), self.now);
+        let left: Vec<Sandbox> = ledger
+            .assignments()
+            .filter(|(_, one)| !self.pods.contains(&one.pod))
+            .map(|(_, one)| one.sandbox.clone())
+            .collect();
+        for sandbox in left {
+            ledger.free(&sandbox, self.now);
         }
         self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
-        for pod in 0..self.pods {
-            ledger.assign(&sandbox(pod), &Pod::default(), self.now);
+        for pod in &self.pods {
+            let sandbox = Sandbox { container_id: pod.uid.clone(), ifname: "eth0".into() };
+            ledger.assign(&sandbox, pod, self.now);
         }
         ledger.relinquish(object.spec.target, self.now);
         let Counts { held, assigned, cooling, free, waiting, .. } = ledger.counts(self.now);
         let relinquished: Vec<&str> = ledger.relinquished().collect();
+        let assignments: Vec<Value> = ledger
+            .assignments()
+            .map(|(entry, one)| {
+                let sandbox = format!("{}/{}", one.sandbox.container_id, one.sandbox.ifname);
+                let pod = format!("{}/{}", one.pod.namespace, one.pod.name);
+                json!({ "address": entry.address, "pod": pod, "podUID": one.pod.uid, "sandbox": sandbox })
+            })
+            .collect();
         Some(json!({
             "observedGeneration": object.metadata.generation,
             "bootID": self.boot,
@@ -136,6 +146,7 @@ impl Agent {
             "cooling": cooling,
             "waiting": waiting,
             "relinquished": relinquished,
+            "assignments": assignments,
         }))
     }
 }

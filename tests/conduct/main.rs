@@ -10,6 +10,7 @@
 //! threads (`--test-threads`), each with an API server of its own, which they hand on.
 
 mod agent;
+mod attachments;
 mod budget;
 mod concurrency;
 mod dry_run;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
     };
     let trials = [
+        attachments::TESTS,
         budget::TESTS,
         concurrency::TESTS,
         dry_run::TESTS,

@@ -17,6 +17,7 @@ use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 use vnetpool_operator::azure::{self, Cloud, Credential};
+use vnetpool_plugin::ledger;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 
 /// How long anything is waited for: a write here takes a second or two.
@@ -159,15 +160,35 @@ impl<'a> Stage<'a> {
 
     /// Puts so many more pods on a node.
     pub async fn bind(&self, node: &str, count: usize) -> Result<()> {
-        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         for _ in 0..count {
-            let name = format!("pod-{}", self.pods.fetch_add(1, Ordering::Relaxed));
-            let pod = json!({ "metadata": { "name": name },
-                "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } });
-            api.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+            self.make_pod(node, json!({})).await?;
         }
-        self.agents.serve(node, self.pods_on(node).await?.len());
+        self.agents.serve(node, self.pods_on(node).await?);
         Ok(())
+    }
+
+    /// Puts one pod with these annotations on a node, and gives its name.
+    pub async fn pod(&self, node: &str, annotations: Value) -> Result<String> {
+        let name = self.make_pod(node, annotations).await?;
+        self.agents.serve(node, self.pods_on(node).await?);
+        Ok(name)
+    }
+
+    /// Takes that pod from its node.
+    pub async fn remove(&self, node: &str, pod: &str) -> Result<()> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        api.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+        self.agents.serve(node, self.pods_on(node).await?);
+        Ok(())
+    }
+
+    async fn make_pod(&self, node: &str, annotations: Value) -> Result<String> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        let name = format!("pod-{}", self.pods.fetch_add(1, Ordering::Relaxed));
+        let pod = json!({ "metadata": { "name": name, "annotations": annotations },
+            "spec": { "nodeName": node, "containers": [{ "name": "c", "image": "i" }] } });
+        api.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        Ok(name)
     }
 
     /// Takes so many pods from a node.
@@ -176,16 +197,21 @@ impl<'a> Stage<'a> {
         let pods = self.pods_on(node).await?;
         ensure!(pods.len() >= count, "{node} has {} pods", pods.len());
         for pod in &pods[..count] {
-            api.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+            api.delete(&pod.name, &DeleteParams::default().grace_period(0)).await?;
         }
-        self.agents.serve(node, pods.len() - count);
+        self.agents.serve(node, pods[count..].to_vec());
         Ok(())
     }
 
-    async fn pods_on(&self, node: &str) -> Result<Vec<String>> {
+    async fn pods_on(&self, node: &str) -> Result<Vec<ledger::Pod>> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        Ok(api.list(&on_node).await?.iter().map(ResourceExt::name_any).collect())
+        let pod = |pod: &Pod| ledger::Pod {
+            namespace: PODS.into(),
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+        };
+        Ok(api.list(&on_node).await?.iter().map(pod).collect())
     }
 
     pub async fn allocation(&self, node: &str) -> Result<NodeIPAllocation> {
@@ -301,6 +327,22 @@ impl<'a> Stage<'a> {
     /// The whole document of the NIC of a node's VM.
     pub fn nic(&self, node: &str) -> Value {
         self.sim.nic(&format!("{node}-nic")).unwrap_or_default()
+    }
+
+    /// Whether a resource is there.
+    pub async fn exists(&self, id: &str) -> Result<bool> {
+        Ok(self.get(id).await?["id"].is_string())
+    }
+
+    /// Waits until a node's NodeIPAllocation is gone.
+    pub async fn until_gone(&self, node: &str) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let api = Api::<NodeIPAllocation>::all(self.client.clone());
+        while let Some(seen) = api.get_opt(node).await? {
+            ensure!(tokio::time::Instant::now() < deadline, "{node} is still there: {:?}", seen.status);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// What ARM was asked since the log was cleared, oldest first.

@@ -226,6 +226,7 @@ impl Operator<'_> {
             grain: 1,
             release_after: Duration::ZERO,
             relinquished,
+            shown: Default::default(),
             surplus_for: Some(LONG),
             bound_still_for: LONG,
             growth_wanted_for: LONG,

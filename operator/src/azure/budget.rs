@@ -56,6 +56,7 @@ impl Priority {
 pub enum Kind {
     Read,
     Write,
+    Delete,
     /// Asking how a long-running operation gets on; ARM meters it as a read.
     Poll,
 }
@@ -65,12 +66,13 @@ impl Kind {
         match self {
             Kind::Read => "read",
             Kind::Write => "write",
+            Kind::Delete => "delete",
             Kind::Poll => "poll",
         }
     }
 
     fn writes(self) -> bool {
-        self == Kind::Write
+        matches!(self, Kind::Write | Kind::Delete)
     }
 }
 

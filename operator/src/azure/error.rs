@@ -81,6 +81,8 @@ pub enum Error {
          often. If this lasts, ask Azure's support about that operation. Azure says: {message}"
     )]
     Failed { resource: String, code: String, message: String },
+    #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
+    Unattachable { resource: String, remedy: &'static str, message: String },
     #[error("the operator can't sign in to Azure: {message}")]
     Credential { message: String },
     #[error("providerID {provider_id:?}: {cause}; {remedy}")]
@@ -155,6 +157,7 @@ impl Error {
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
             | Error::NotFound { .. }
+            | Error::Unattachable { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
             | Error::Nic { .. }
@@ -184,6 +187,7 @@ impl Error {
             Error::Unavailable { .. } => "AzureUnavailable",
             Error::OutcomeUnknown { .. } => "OutcomeUnknown",
             Error::Failed { .. } => "OperationFailed",
+            Error::Unattachable { .. } => "NotAttachable",
             Error::Credential { .. } => "CredentialRefused",
             Error::ProviderId { .. } => "ProviderIDUnusable",
             Error::ResourceId { .. } => "ResourceIDMalformed",
@@ -208,6 +212,7 @@ impl Error {
             | Error::PolicyForbidden { .. }
             | Error::Busy { .. }
             | Error::Unavailable { .. }
+            | Error::Unattachable { .. }
             | Error::Credential { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
@@ -341,6 +346,9 @@ pub(super) fn classify(
     if error.has(&["RequestDisallowedByPolicy"]) {
         return Error::PolicyForbidden { resource, message };
     }
+    if let Some((_, remedy)) = UNATTACHABLE.iter().find(|(code, _)| error.has(&[code])) {
+        return Error::Unattachable { resource, remedy, message };
+    }
     // Reported under either code; the words are the same.
     if let Some((_, by)) = message.split_once("because of the deny assignment") {
         let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
@@ -389,6 +397,28 @@ pub(super) fn classify(
         None => Error::Failed { resource, code: error.code.clone(), message },
     }
 }
+
+/// What Azure doesn't attach to a secondary ipConfiguration, by its code, and the remedy. The first is of terraform-provider-azurerm
+/// issue 9084; the others are Azure's common codes, and those that no source names fall under [`Error::Arm`].
+const UNATTACHABLE: &[(&str, &str)] = &[
+    (
+        "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs",
+        "The backend pool has an outbound rule, which takes primary addresses only: give the pods a backend pool without one.",
+    ),
+    (
+        "DnsRecordInUse",
+        "Another public address in this region has that name: choose another vnetpool.io/dns-label.",
+    ),
+    ("PublicIPAddressInUse", "Something else uses the public address: detach it there."),
+    (
+        "PublicIPCountLimitReached",
+        "The subscription's public addresses are used up in this region: have the quota raised, or let fewer pods ask for one.",
+    ),
+    (
+        "InvalidResourceReference",
+        "What is to be attached doesn't exist: correct the id in the NodeIPPool's attachments, or make it in Azure.",
+    ),
+];
 
 /// What stands between the first `before` and the next `after`.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {

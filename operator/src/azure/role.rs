@@ -95,7 +95,7 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "load-balancers",
-        purpose: "nodes behind a load balancer, as those of AKS are",
+        purpose: "nodes behind a load balancer, as those of AKS are, and pools with attachments.backendPools",
         actions: &[
             action(
                 "Microsoft.Network/loadBalancers/backendAddressPools/join/action",
@@ -125,11 +125,20 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "public-addresses",
-        purpose: "nodes with a public address",
+        purpose: "nodes and pods with a public address",
         actions: &[action(
             "Microsoft.Network/publicIPAddresses/join/action",
             On::Referenced("publicIPAddress"),
         )],
+    },
+    Part {
+        name: "pods-public-addresses",
+        purpose: "pools that let pods have public addresses (attachments.publicAddresses)",
+        actions: &[
+            action("Microsoft.Network/publicIPAddresses/read", On::Group),
+            action("Microsoft.Network/publicIPAddresses/write", On::Group),
+            action("Microsoft.Network/publicIPAddresses/delete", On::Group),
+        ],
     },
 ];
 

@@ -111,7 +111,7 @@ impl Transport {
         body: Option<Vec<u8>>,
     ) -> Result<Answer, Error> {
         self.trust(call, &url)?;
-        if self.0.dry_run && call.kind == Kind::Write {
+        if self.0.dry_run && call.effect() == Effect::Write {
             return Err(Error::DryRun { resource: call.resource.clone() });
         }
         let lane = call.lane(&url);
@@ -175,7 +175,7 @@ impl Transport {
 
     /// Lets the budget learn, and turns everything but a success into an error.
     fn judge(&self, call: &Call, lane: &Lane, answer: Answer) -> Result<Answer, Error> {
-        let writes = call.kind == Kind::Write;
+        let writes = call.effect() == Effect::Write;
         if (200..300).contains(&answer.status) {
             self.0.gate.learn(lane, &Lesson::of(&answer.headers, writes, None));
             return Ok(answer);
@@ -230,13 +230,14 @@ impl Call {
         match self.kind {
             Kind::Read | Kind::Poll => Method::GET,
             Kind::Write => Method::PUT,
+            Kind::Delete => Method::DELETE,
         }
     }
 
     fn effect(&self) -> Effect {
         match self.kind {
             Kind::Read | Kind::Poll => Effect::None,
-            Kind::Write => Effect::Write,
+            Kind::Write | Kind::Delete => Effect::Write,
         }
     }
 

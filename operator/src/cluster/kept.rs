@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo};
 use kube::api::ObjectMeta;
-use vnetpool_crds::allocation::NodeIPAllocationStatus;
+use vnetpool_crds::allocation::{Assignment, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 /// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit.
@@ -34,12 +34,18 @@ pub fn strip_node(node: &mut Node) {
     });
 }
 
-/// Leaves out the longest parts, which only people read.
+/// Leaves out the longest parts, which only people read, and of each assignment all but who has the address.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     allocation.metadata.annotations = None;
     if let Some(status) = &mut allocation.status {
-        status.assignments.clear();
+        for one in &mut status.assignments {
+            *one = Assignment {
+                address: std::mem::take(&mut one.address),
+                pod_uid: std::mem::take(&mut one.pod_uid),
+                ..Assignment::default()
+            };
+        }
     }
 }
 
@@ -59,7 +65,7 @@ pub fn node_digest(node: &Node) -> u64 {
     ))
 }
 
-/// Everything the agent says but who has which address, and nothing the operator itself says in `status`.
+/// Everything the agent says, and nothing the operator itself says in `status`.
 pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     let NodeIPAllocationStatus {
         observed_generation,
@@ -70,7 +76,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         free,
         waiting,
         relinquished,
-        assignments: _,
+        assignments,
         conditions,
     } = allocation.status.clone().unwrap_or_default();
     let theirs: Vec<_> = conditions
@@ -78,7 +84,9 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         .filter(|one| condition::BY_AGENT.contains(&one.type_.as_str()))
         .map(|one| (one.type_, one.status, one.reason, one.message))
         .collect();
+    let assignments: Vec<_> = assignments.into_iter().map(|one| (one.address, one.pod_uid)).collect();
     digest((
+        assignments,
         (
             &allocation.metadata.uid,
             allocation.metadata.generation,

@@ -1,5 +1,6 @@
 //! All writes of a reconcile but its conditions: the NIC, then `spec`; the taint; and the end of the object.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use super::{Context, Error, growth};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
+use crate::planner::attachments::Mark;
 use crate::planner::{Plan, addresses};
 
 /// Carries the plan's change out on the NIC. The caller has said so in the condition `Writing` before.
@@ -81,9 +83,22 @@ fn new_name() -> String {
 }
 
 /// What `spec` should say. What isn't known now stays as it was.
-pub fn spec(before: &NodeIPAllocationSpec, node: &Node, seen: &Seen, plan: &Plan) -> NodeIPAllocationSpec {
+pub fn spec(
+    before: &NodeIPAllocationSpec,
+    node: &Node,
+    seen: &Seen,
+    plan: &Plan,
+    marks: Option<&BTreeMap<String, Mark>>,
+) -> NodeIPAllocationSpec {
     let pool = seen.pool.as_ref();
-    let interface = seen.nic.clone().map(|nic| Interface { ip_configurations: plan.publish.clone(), ..nic });
+    let mut ip_configurations = plan.publish.clone();
+    for one in &mut ip_configurations {
+        if let Some(mark) = marks.and_then(|marks| marks.get(&one.name)) {
+            one.attached_to = Some(mark.attached_to.clone());
+            one.public_address.clone_from(&mark.public_address);
+        }
+    }
+    let interface = seen.nic.clone().map(|nic| Interface { ip_configurations, ..nic });
     NodeIPAllocationSpec {
         node_uid: node.metadata.uid.clone().unwrap_or_default(),
         // Only a NIC that was read in this boot vouches for it.

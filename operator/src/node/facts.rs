@@ -9,8 +9,8 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, AGENT_REPORTING, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED,
-    SURPLUS, WRITING,
+    self, AGENT_REPORTING, ATTACHED, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY,
+    RESERVED, SURPLUS, WRITING,
 };
 
 use super::observe::{Obstacle, Seen};
@@ -37,6 +37,8 @@ pub struct Facts<'a> {
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
+    /// What there is to say of attachments.
+    pub attached: Option<Says>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
 }
@@ -95,18 +97,24 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if let Some(tracked) = &facts.tracked {
         set(OPERATIONS_TRACKED, operations_tracked(tracked));
     }
+    if let Some(attached) = &facts.attached {
+        set(ATTACHED, attached.clone());
+    }
     if let Some(rehearsal) = facts.rehearsal {
         set(DRY_RUN, dry_run(facts, rehearsal));
     } else if !facts.dry_run {
         next.retain(|one| one.type_ != DRY_RUN);
     }
+    if facts.attached.is_none() && facts.plan.is_some() {
+        next.retain(|one| one.type_ != ATTACHED);
+    }
     next
 }
 
 /// Status, reason, message.
-type Says = (bool, String, String);
+pub type Says = (bool, String, String);
 
-fn says(status: bool, reason: &str, message: impl Into<String>) -> Says {
+pub fn says(status: bool, reason: &str, message: impl Into<String>) -> Says {
     (status, reason.into(), message.into())
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
+use super::attach::Attaching;
 use super::growth;
 use super::setback::Setback;
 use crate::planner::Plan;
@@ -43,6 +44,7 @@ pub struct Memory {
     pub vacant_since: Option<Instant>,
     /// Errors of the API server in a row.
     pub api_errors: u32,
+    pub attaching: Attaching,
 }
 
 impl Memory {
@@ -65,6 +67,7 @@ impl Memory {
             reported: None,
             vacant_since: None,
             api_errors: 0,
+            attaching: Attaching::default(),
         }
     }
 

@@ -210,6 +210,7 @@ fn from_cluster(
         slots: 0,
         grain: 1,
         release_after: Duration::ZERO,
+        shown: allocation.spec.ip_configurations().map(|one| one.name.clone()).collect(),
         relinquished: allocation
             .status
             .iter()

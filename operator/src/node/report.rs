@@ -15,7 +15,7 @@ use vnetpool_crds::names;
 
 use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
-use super::{Context, Error, Round, apply};
+use super::{Context, Error, Round, apply, attach};
 use crate::cluster::kept;
 use crate::{azure, events};
 
@@ -47,6 +47,7 @@ pub async fn report(
             setback: memory.setback.as_ref(),
             writing: memory.writing,
             tracked: tracked(ctx, &round.allocation),
+            attached: round.attachments.as_ref().and_then(|plan| attach::attached(plan, &memory.attaching)),
             behind_for: memory
                 .behind_since
                 .map(|since| now.saturating_duration_since(since))

@@ -34,7 +34,7 @@ pub(super) async fn vacate(
     let mut in_use = None;
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
-            Ok(nic) => settle(ctx, &nic).await,
+            Ok(nic) => end(ctx, &nic, allocation).await,
             Err(error) => Err(error),
         };
         match settled {
@@ -125,9 +125,28 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
     Ok(())
 }
 
-/// Sees to it that a NIC no Node uses any more holds nothing of ours. Gives the VM that still has it, and with it what is
-/// ours, if there is one.
-pub(super) async fn settle(ctx: &Context, id: &ResourceId) -> Result<Option<ResourceId>, azure::Error> {
+/// Sees to it that a NIC no Node uses any more holds nothing of ours, and that the public addresses made for its pods are
+/// deleted. Gives the VM that still has it, and with it what is ours, if there is one.
+pub(super) async fn end(
+    ctx: &Context,
+    nic: &ResourceId,
+    allocation: &NodeIPAllocation,
+) -> Result<Option<ResourceId>, azure::Error> {
+    let in_use = settle(ctx, nic).await?;
+    if in_use.is_none() {
+        let interfaces = allocation.spec.interfaces.iter();
+        let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
+        for public in
+            interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
+        {
+            ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await?;
+        }
+    }
+    Ok(in_use)
+}
+
+/// The NIC's part of it.
+async fn settle(ctx: &Context, id: &ResourceId) -> Result<Option<ResourceId>, azure::Error> {
     let nic = match ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await {
         Err(AzureError::NotFound { .. }) => return Ok(None),
         nic => nic?,

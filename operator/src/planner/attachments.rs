@@ -144,15 +144,14 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
         }
         let holder = entry.address.and_then(|address| facts.has.get(&address.addr())).map(String::as_str);
         let Some(mark) = facts.marks.get(&entry.name).filter(|mark| mark.attached_to != names::OTHERS) else {
-            // What nobody of ours has attached would bring the next pod with this address somebody else's packets.
             if !attached.is_empty() {
-                if !attached.other {
+                let owner = owner(attached, holder, facts.offered);
+                if owner.is_none() && !attached.other {
                     plan.foreign.extend(entry.address.map(|address| address.addr()));
                 }
-                plan.marks.insert(
-                    entry.name.clone(),
-                    Mark { attached_to: names::OTHERS.into(), public_address: None },
-                );
+                let public_address = owner.as_ref().and(attached.public_address.clone()).map(announced);
+                let attached_to = owner.unwrap_or_else(|| names::OTHERS.into());
+                plan.marks.insert(entry.name.clone(), Mark { attached_to, public_address });
             } else if let Some((uid, grant)) = holder.and_then(|uid| Some((uid, grants.get(uid)?)))
                 && claimed.insert(uid)
             {
@@ -231,6 +230,22 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
         Some(Step::Attach(attach)).filter(|step| *step != Step::Attach(vec![]))
     };
     plan
+}
+
+/// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration failed for a while, say,
+/// so that `spec` didn't show it). None if it isn't all of a sort that Vnetpool attaches: somebody else has, so the
+/// next pod with this address would get that one's packets, and it isn't ours to take off.
+fn owner(attached: &Attached, holder: Option<&str>, offered: &Attachments) -> Option<String> {
+    let is_offered =
+        |id: &ResourceId| offered.backend_pools.iter().any(|pool| pool.id.eq_ignore_ascii_case(id.as_str()));
+    if attached.other || !attached.backend_pools.iter().all(is_offered) {
+        return None;
+    }
+    match &attached.public_address {
+        Some(id) => id.name().strip_prefix(names::IP_CONFIGURATION_PREFIX).map(str::to_owned),
+        // No pod has the UID "unknown", so it is taken off.
+        None => Some(holder.unwrap_or("unknown").to_owned()),
+    }
 }
 
 /// One of which only the id is known.

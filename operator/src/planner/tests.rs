@@ -41,6 +41,7 @@ fn observed(held: u32, bound: u32) -> Observed {
         grain: 1,
         release_after: Duration::from_secs(300),
         relinquished: BTreeSet::new(),
+        shown: BTreeSet::new(),
         surplus_for: None,
         bound_still_for: LONG,
         growth_wanted_for: Duration::ZERO,
@@ -260,6 +261,7 @@ prop_compose! {
             grain,
             release_after: Duration::from_secs(300),
             relinquished,
+            shown: BTreeSet::new(),
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
             growth_wanted_for: Duration::from_millis(grown),
@@ -270,6 +272,16 @@ prop_compose! {
             route_is_wrong: false,
         }
     }
+}
+
+#[test]
+fn an_address_that_azure_works_on_is_shown_only_if_it_was() {
+    let mut observed = observed(2, 0);
+    observed.held[0].state = ProvisioningState::Updating;
+    observed.held[1].state = ProvisioningState::Updating;
+    observed.shown = [name(1)].into();
+    let shown: Vec<String> = plan(&observed).publish.into_iter().map(|one| one.name).collect();
+    assert_eq!(shown, [name(1)]);
 }
 
 /// The NIC after the plan's write, as Azure would hold it.

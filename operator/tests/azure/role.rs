@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Access, Grant, LogEntry, NewInstance, NewScaleSet};
 use vnetpool_operator::azure::role::{Action, NODES, On, PARTS, part};
-use vnetpool_operator::azure::{Error, Freshness, Priority, VmId, vnet_of};
+use vnetpool_operator::azure::{Error, Freshness, NewPublicAddress, Priority, VmId, vnet_of};
 
 use crate::simulated::{World, change};
 
@@ -54,7 +54,12 @@ async fn on(world: &World, vm: &VmId) -> Result<(), Error> {
     world.azure.network(&subnet, Priority::NewNode).await?;
     world.azure.free(&vnet_of(&subnet)?, Priority::GiveBack).await?;
     world.azure.update(&nic, &change(&["vnp-1"], &[]), Priority::WarmRefill).await?;
-    world.azure.update(&nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await.map(drop)
+    world.azure.update(&nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await?;
+    let public = format!("{}/providers/Microsoft.Network/publicIPAddresses/vnp-pod", nic.group()).parse()?;
+    let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "default/pod".into() };
+    world.azure.make_public_address(&public, &new, Priority::WaitingPods).await?;
+    world.azure.public_address(&public, Priority::WarmRefill).await?;
+    world.azure.delete_public_address(&public, Priority::GiveBack).await
 }
 
 /// A node's NIC with everything that a NIC may refer to.
@@ -120,7 +125,8 @@ async fn the_role_is_enough_and_each_action_of_it_is_used_or_a_join() {
     grant(&world, actions());
     everything(&world).await.unwrap();
     let used: BTreeSet<String> = world.arm_log().iter().map(action_of).collect();
-    let calls = [&NODES, part("scale-sets").unwrap()].into_iter().flat_map(|part| part.actions);
+    let parts = [&NODES, part("scale-sets").unwrap(), part("pods-public-addresses").unwrap()];
+    let calls = parts.into_iter().flat_map(|part| part.actions);
     let calls = calls.filter(|action| !matches!(action.on, On::Referenced(_)));
     let listed: BTreeSet<String> = calls.map(|action| action.name.to_owned()).collect();
     assert_eq!(used, listed);

@@ -69,7 +69,7 @@ impl Meter {
             Meter::Compute { writes: false, .. } => a_minute(15_000.0, 5_000.0),
             Meter::Compute { writes: true, .. } => a_minute(1_500.0, 500.0),
             Meter::Resource { kind: Kind::Read, .. } => a_minute(36.0, 12.0),
-            Meter::Resource { kind: Kind::Write, .. } => a_minute(12.0, 4.0),
+            Meter::Resource { kind: Kind::Write | Kind::Delete, .. } => a_minute(12.0, 4.0),
             Meter::Resource { kind: Kind::Poll, .. } => a_minute(45.0, 15.0),
         }
     }

@@ -49,6 +49,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         grain: 1,
         release_after: Duration::from_secs(300),
         relinquished: Default::default(),
+        shown: Default::default(),
         surplus_for: None,
         bound_still_for: Duration::MAX,
         growth_wanted_for: Duration::ZERO,
@@ -94,6 +95,7 @@ impl Story {
             setback: self.setback.as_ref(),
             writing: false,
             tracked: None,
+            attached: None,
             behind_for: self.behind_for,
         };
         conditions(&facts, NOW)

@@ -231,13 +231,26 @@ fn a_changed_dns_label_is_carried_over() {
 #[test]
 fn what_somebody_else_attached_bars_the_address_and_is_left_alone() {
     let mut world = world(1);
-    world.held[0].attached.backend_pools.insert(POOL.parse().unwrap());
+    world.held[0].attached.backend_pools.insert(POOL.replace("web", "theirs").parse().unwrap());
     let plan = world.plan();
     assert_eq!((plan.marks["vnp-1"].attached_to.as_str(), plan.step), (names::OTHERS, None));
     assert_eq!(plan.foreign, [address(1)]);
     world.publish();
     world.held[0].attached = Attached::default();
     assert!(world.plan().marks.is_empty());
+}
+
+#[test]
+fn what_vnetpool_attached_is_known_again_without_its_mark() {
+    let mut kept = world(1).wants_public("a").with("a", 1);
+    kept.settle();
+    kept.marks.clear();
+    kept.settle();
+    assert_eq!((kept.plan().attached, kept.marks["vnp-1"].attached_to.as_str()), (1, "a"));
+    let mut left = world(1);
+    left.held[0].attached.backend_pools.insert(POOL.parse().unwrap());
+    left.settle();
+    assert!(left.held[0].attached.is_empty() && left.marks.is_empty());
 }
 
 #[test]

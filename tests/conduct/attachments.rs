@@ -1,0 +1,240 @@
+//! Backend pools of load balancers and public addresses on pods' own addresses: attached when pods ask, detached when they go.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use vnetpool_azure_sim::Effect;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::allocation::IpConfiguration;
+use vnetpool_crds::condition::ATTACHED;
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it,
+    a_public_address_with_a_dns_label_comes_and_goes_with_its_pod,
+    a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached,
+    a_public_address_goes_with_its_node,
+    a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
+    a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure,
+    an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
+];
+
+const NETWORK: &str =
+    "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
+const SUBNET: &str = "/virtualNetworks/vnet/subnets/nodes";
+
+fn backend_pool(name: &str) -> String {
+    format!("{NETWORK}/loadBalancers/{name}/backendAddressPools/pods")
+}
+
+/// An internal load balancer with a backend pool `pods`.
+async fn balancer(stage: &Stage<'_>, name: &str, outbound_rules: Value) -> Result<()> {
+    let body = json!({ "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [{ "name": "front", "properties": { "subnet": { "id": format!("{NETWORK}{SUBNET}") } } }],
+        "backendAddressPools": [{ "name": "pods" }],
+        "outboundRules": outbound_rules,
+    }});
+    stage.put(&format!("Microsoft.Network/loadBalancers/{name}"), body).await.map(drop)
+}
+
+/// Nodes hold four addresses; pods may ask for the backend pools `web` and `out` and for public addresses.
+fn pool() -> Value {
+    json!({
+        "sizing": { "minimum": 4, "warm": 0, "maximum": 4, "batch": 1 },
+        "cooldown": "0s",
+        "attachments": {
+            "publicAddresses": true,
+            "backendPools": [{ "name": "web", "id": backend_pool("web") }, { "name": "out", "id": backend_pool("out") }],
+        },
+    })
+}
+
+/// The ipConfiguration kept for one pod.
+fn kept(seen: &NodeIPAllocation) -> Option<IpConfiguration> {
+    seen.spec.ip_configurations().find(|one| one.attached_to.is_some()).cloned()
+}
+
+/// What Azure has attached to one of our ipConfigurations.
+fn attached(stage: &Stage<'_>, node: &str, name: &str) -> Result<Value> {
+    let nic = stage.nic(node);
+    let all = nic["properties"]["ipConfigurations"].as_array().context("no ipConfigurations")?;
+    let one = all.iter().find(|one| one["name"] == name).context("the ipConfiguration is gone")?;
+    let properties = &one["properties"];
+    Ok(json!([properties["loadBalancerBackendAddressPools"][0]["id"], properties["publicIPAddress"]["id"]]))
+}
+
+async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    stage.pool("default", pool()).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let pod = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([backend_pool("web"), null]), "{entry:?}");
+    ensure!(entry.backend_pools == [backend_pool("web")], "{entry:?}");
+    let said = stage.events(&pod, "Attached").await?;
+    ensure!(said == [("Pod".to_owned(), 1)], "{said:?}");
+
+    // Azure takes its time: the pod is gone, but packets for its load balancer still come to its address.
+    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    stage.remove("n1", &pod).await?;
+    stage.bind("n1", 4).await?;
+    stage.until("one pod waits", "n1", |seen| (seen.status.as_ref()?.waiting == 1).then_some(())).await?;
+    let waiting = stage.allocation("n1").await?;
+    let status = waiting.status.clone().context("no status")?;
+    let address = entry.address.trim_end_matches("/32");
+    ensure!(
+        status.assignments.iter().all(|one| one.address != address),
+        "{address} was handed out: {status:?}"
+    );
+    ensure!(kept(&waiting).is_some(), "the address is kept for nobody though it is in a backend pool");
+    stage.sim.lift_fault(fault)?;
+    stage
+        .until("all pods are served", "n1", |seen| (seen.status.as_ref()?.assigned == 4).then_some(()))
+        .await?;
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([null, null]), "still attached");
+    ensure!(kept(&stage.allocation("n1").await?).is_none(), "still kept");
+    Ok(())
+}
+
+async fn a_public_address_with_a_dns_label_comes_and_goes_with_its_pod(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let annotations = json!({ "vnetpool.io/public-address": "true", "vnetpool.io/dns-label": "shop" });
+    let pod = stage.pod("n1", annotations).await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.clone().context("no public address")?;
+    ensure!(public.address.is_some(), "{public:?}");
+    ensure!(public.dns_name.as_deref() == Some("shop.westeurope.cloudapp.azure.com"), "{public:?}");
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([null, public.id]), "{entry:?}");
+    ensure!(stage.exists(&public.id).await?, "{public:?} isn't there");
+
+    stage.remove("n1", &pod).await?;
+    stage.until("nothing is kept", "n1", |seen| kept(seen).is_none().then_some(())).await?;
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([null, null]), "still attached");
+    ensure!(!stage.exists(&public.id).await?, "{public:?} costs money still");
+    Ok(())
+}
+
+async fn a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let held = stage.until("the NIC is being written", "n1", |seen| {
+        let is_held = stage.sim.faults().iter().any(|fault| fault.hits > 0);
+        kept(seen).filter(|_| is_held)?.public_address
+    });
+    let public = held.await?;
+    ensure!(stage.exists(&public.id).await?, "{public:?} isn't there");
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    stage.remove("n1", &pod).await?;
+    stage.start().await?;
+    stage.until("nothing is kept", "n1", |seen| kept(seen).is_none().then_some(())).await?;
+    ensure!(!stage.exists(&public.id).await?, "{public:?} is forgotten");
+    Ok(())
+}
+
+async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    stage.node("n1", None).await?;
+    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.context("no public address")?;
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    stage.until_gone("n1").await?;
+    ensure!(!stage.exists(&public.id).await?, "{public:?} is forgotten");
+    Ok(())
+}
+
+async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    let front = format!("{NETWORK}/loadBalancers/out/frontendIPConfigurations/front");
+    let rule = json!({ "name": "rule", "properties": { "protocol": "All", "backendAddressPool": { "id": backend_pool("out") },
+        "frontendIPConfigurations": [{ "id": front }] } });
+    balancer(&stage, "out", json!([rule])).await?;
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    stage.pool("default", spec).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let refused = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?;
+    let says = stage.until_says("n1", ATTACHED, "NotAttachable").await?;
+    for part in [refused.as_str(), "outbound rule", "give the pods a backend pool without one"] {
+        ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
+    }
+    // Neither another pod's wish nor the node's need of addresses waits for a person.
+    let served = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
+    stage.bind("n1", 4).await?;
+    stage.until_holds("n1", 6).await?;
+    let in_web = |seen: &NodeIPAllocation| {
+        seen.spec.ip_configurations().any(|one| one.backend_pools == [backend_pool("web")]).then_some(())
+    };
+    stage.until("the other pod is attached", "n1", in_web).await?;
+    let said = (stage.events(&refused, "NotAttachable").await?, stage.events(&served, "Attached").await?);
+    let once = vec![("Pod".to_owned(), 1)];
+    ensure!(said == (once.clone(), once), "{said:?}");
+    let tried = stage.writes("n1").iter().filter(|one| one.status == 400).count();
+    ensure!(tried == 1, "tried {tried} times");
+    Ok(())
+}
+
+async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.sim.clear_log();
+    stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
+    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let says = stage
+        .until("both wishes are answered", "n1", |seen| {
+            crate::stage::find(seen, ATTACHED).filter(|one| one.message.matches("Pod default/").count() == 2)
+        })
+        .await?;
+    for part in ["NotToBeHad", "attachments.backendPools", "attachments.publicAddresses"] {
+        ensure!(says.message.contains(part) || says.reason == part, "{part:?} isn't in {says:?}");
+    }
+    ensure!(stage.writes("n1").is_empty(), "{:?}", stage.writes("n1"));
+    Ok(())
+}
+
+async fn an_address_that_somebody_else_attached_something_to_goes_to_no_pod(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "theirs", json!([])).await?;
+    stage.pool("default", pool()).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let mut all = stage.nic("n1")["properties"]["ipConfigurations"].clone();
+    let name = all[1]["name"].as_str().context("no name")?.to_owned();
+    all[1]["properties"]["loadBalancerBackendAddressPools"] = json!([{ "id": backend_pool("theirs") }]);
+    stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
+    // The next look at the NIC tells; a new boot has it looked at.
+    stage.boot("n1", "boot-2").await?;
+    let says = stage.until_says("n1", ATTACHED, "AttachedByOthers").await?;
+    ensure!(says.message.contains("detached in Azure"), "{}", says.message);
+    stage.bind("n1", 4).await?;
+    stage.until("one pod waits", "n1", |seen| (seen.status.as_ref()?.waiting == 1).then_some(())).await?;
+    ensure!(attached(&stage, "n1", &name)? == json!([backend_pool("theirs"), null]), "taken off");
+    Ok(())
+}
