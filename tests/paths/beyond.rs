@@ -1,10 +1,10 @@
 //! Paths out of the cluster: the VNet, its peers, premises, the internet and the platform.
 
-use crate::place::{Seen, arm, id};
 use crate::{PREMISES, World};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
+use vnetpool_tests::place::{Seen, arm, id};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 const SOON: Duration = Duration::from_secs(20);

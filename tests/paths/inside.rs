@@ -1,11 +1,11 @@
 //! Paths inside of the cluster: pods, their nodes, the kubelet; and what goes on without the agent.
 
 use crate::World;
-use crate::place::{Place, Seen};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

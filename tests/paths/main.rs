@@ -3,13 +3,11 @@
 
 mod beyond;
 mod inside;
-mod place;
 mod policy;
 mod probe;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use place::{Machine, Place, arm};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +15,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::place::{Machine, Place, arm};
 use vnetpool_tests::workload::ProbePod;
 
 /// The cluster, and what the test has put around it.

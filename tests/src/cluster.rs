@@ -60,9 +60,17 @@ impl Cluster {
     /// # Errors
     /// When the tool fails; whatever was up is taken down again.
     pub async fn up(dir: &Path, nodes: u32, vms: u32) -> Result<Self> {
-        let (nodes, vms) = (nodes.to_string(), vms.to_string());
-        let dir_arg = dir.to_string_lossy();
-        run(&tool("cluster"), &["up", "--dir", &dir_arg, "--nodes", &nodes, "--vms", &vms]).await?;
+        Self::up_with(dir, nodes, vms, "iptables").await
+    }
+
+    /// The same with kube-proxy in this mode, `iptables` or `nftables`.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub async fn up_with(dir: &Path, nodes: u32, vms: u32, proxy_mode: &str) -> Result<Self> {
+        let (nodes, vms, dir_arg) = (nodes.to_string(), vms.to_string(), dir.to_string_lossy());
+        let sizes = ["--nodes", &nodes, "--vms", &vms, "--proxy-mode", proxy_mode];
+        run(&tool("cluster"), &[&["up", "--dir", &dir_arg], &sizes[..]].concat()).await?;
         Self::attach(dir).await
     }
 

@@ -7,6 +7,7 @@
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
+//!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
@@ -14,6 +15,7 @@ pub mod azure;
 pub mod cluster;
 pub mod control_plane;
 pub mod node;
+pub mod place;
 pub mod story;
 pub mod workload;
 

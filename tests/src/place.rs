@@ -1,5 +1,8 @@
 //! Places to look from: pods, nodes and machines, each a network namespace; and what is seen of a caller at the far end.
 
+use crate::cluster::{Cluster, Host, tool};
+use crate::eventually;
+use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -8,9 +11,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use vnetpool_tests::cluster::{Cluster, Host, tool};
-use vnetpool_tests::eventually;
-use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// A network namespace to run things in.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ impl Place {
         .await
     }
 
-    /// This program again, as a probe inside.
+    /// This program again, as a probe inside: a test that calls this answers the argument `probe`.
     pub fn probe(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command(std::env::current_exe()?);
         command.arg("probe").args(arguments);

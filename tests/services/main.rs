@@ -1,0 +1,150 @@
+//! Services by the real kube-proxy, in both of its modes that Linux nodes use: observed at the far end, on
+//! one cluster for each mode.
+
+mod balanced;
+mod inside;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
+use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::workload::{PORT, ProbePod};
+
+const MODES: [&str; 2] = ["iptables", "nftables"];
+/// How long kube-proxy takes to follow, at most.
+const SOON: Duration = Duration::from_secs(20);
+/// The port of every Service here.
+const SERVED: u16 = 80;
+
+/// A cluster with kube-proxy in one mode.
+pub struct World {
+    mode: &'static str,
+    pub cluster: Cluster,
+    /// What most Services lead to, on node-1; then a client beside it and one on node-2.
+    pub web: ProbePod,
+    pub near: ProbePod,
+    pub away: ProbePod,
+    /// The node of `web`, and the other, which has no endpoint.
+    pub nodes: [Place; 2],
+    /// A VM in the nodes' VNet.
+    pub vm: Place,
+}
+
+impl World {
+    async fn make(mode: &'static str) -> Result<Self> {
+        let dir = root().join("target/cluster/services");
+        let cluster = Cluster::up_with(&dir, 2, 1, mode).await?;
+        cluster.install().await?;
+        let quick = json!({ "write_seconds": 1, "probe_seconds": 0.5, "limits": false });
+        cluster.azure.admin("PATCH", "/settings", quick).await?;
+        let probes = [("web", "node-1"), ("near", "node-1"), ("away", "node-2")];
+        for (name, node) in probes {
+            cluster.deploy(name, 1, Some(node)).await?;
+        }
+        let one = async |name: &str| -> Result<ProbePod> {
+            let pods = cluster.running(name, 1, Duration::from_secs(120)).await?;
+            pods.into_iter().next().context("no pod")
+        };
+        let (web, near, away) = (one("web").await?, one("near").await?, one("away").await?);
+        let nodes = [Place::host(&cluster.host("node-1")?), Place::host(&cluster.host("node-2")?)];
+        let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
+        Ok(Self { mode, web, near, away, nodes, vm, cluster })
+    }
+
+    /// Makes or changes a Service for the pods with the label `app`; gives it as the API server has it.
+    pub async fn serve(&self, name: &str, app: &str, more: Value) -> Result<Value> {
+        let mut spec =
+            json!({ "selector": { "app": app }, "ports": [{ "port": SERVED, "targetPort": PORT }] });
+        if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+            spec.extend(more);
+        }
+        let service = json!({ "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": name, "namespace": "default" }, "spec": spec });
+        self.cluster.apply(&service.to_string()).await?;
+        Ok(serde_json::from_str(&self.cluster.kubectl(&["get", "service", name, "-o", "json"]).await?)?)
+    }
+
+    pub async fn unserve(&self, name: &str) -> Result<()> {
+        self.cluster.kubectl(&["delete", "service", name]).await.map(drop)
+    }
+}
+
+/// Waits until what is called at `address` sees this.
+pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -> Result<()> {
+    eventually(&format!("{wanted:?} when {} calls {address}:{port}", from.address), SOON, || async {
+        let seen = from.seen_at(address, port).await?;
+        anyhow::ensure!(seen == *wanted, "it sees {seen:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Waits until nothing at all answers at `address`, not even a refusal.
+pub async fn until_dropped(from: &Place, address: &str, port: u16) -> Result<()> {
+    eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
+        let seen = from.seen_at(address, port).await;
+        let Err(error) = seen else { anyhow::bail!("it answers: {seen:?}") };
+        // What curl says when the time is up.
+        anyhow::ensure!(format!("{error:#}").contains("(28)"), "{error:#}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// The mode of a cluster, and the cluster unless it could not be made.
+type Made = (&'static str, Result<World, String>);
+
+fn main() -> Result<ExitCode> {
+    let runtime = Arc::new(Runtime::new()?);
+    // There is one cluster at a time: the first chapter of a mode takes that of the other down. Made once, also when that
+    // fails: the other chapters would fail in the same way, only later.
+    let world: Arc<Mutex<Option<Made>>> = Arc::default();
+    let mut trials = vec![];
+    macro_rules! chapters {
+        ($mode:ident, $($chapter:path),* $(,)?) => { $({
+            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
+            let name = stringify!($chapter).replace(' ', "");
+            let name = format!("{}::{}", $mode, name.rsplit("::").next().unwrap_or_default());
+            trials.push(Trial::test(name, move || {
+                let chapter = async {
+                    let mut world = world.lock().await;
+                    if world.as_ref().is_none_or(|(mode, _)| *mode != $mode) {
+                        *world = None;
+                        *world = Some(($mode, World::make($mode).await.map_err(|error| format!("{error:#}"))));
+                    }
+                    let (_, made) = world.as_ref().context("no world")?;
+                    $chapter(made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
+                };
+                runtime.block_on(chapter).map_err(|error| {
+                    // Now, not when all is over: what comes after may take long.
+                    eprintln!("{error:#}");
+                    Failed::from(format!("{error:#}"))
+                })
+            }));
+        })* };
+    }
+    for mode in MODES {
+        chapters![
+            mode,
+            inside::kube_proxy_runs_in_the_mode_that_is_meant,
+            inside::a_cluster_ip_leads_to_a_pod_that_sees_its_callers_own_address,
+            inside::a_pod_reaches_itself_through_its_own_service,
+            inside::an_affinity_keeps_a_client_with_one_pod,
+            inside::a_headless_service_names_the_pods_addresses_and_a_vm_reaches_them,
+            balanced::a_node_port_leads_from_any_node_or_keeps_the_clients_address,
+            balanced::a_load_balancer_leads_from_any_node_or_keeps_the_clients_address,
+        ];
+    }
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
+    drop(world);
+    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
