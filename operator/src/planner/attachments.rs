@@ -185,6 +185,10 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
             other: attached.other,
         };
         let known = public.as_ref().and_then(|id| facts.public.get(id)).and_then(Option::as_ref);
+        // One that isn't in `spec` before it is made would be forgotten by whoever dies in between.
+        let is_announced = public.is_none()
+            || public.as_ref().map(ResourceId::as_str)
+                == mark.public_address.as_ref().map(|one| one.id.as_str());
         let is_named = known.is_none_or(|known| label(known) == grant.dns_label.as_deref());
         if *attached == target && is_named {
             if public.is_some() && known.is_none() {
@@ -192,7 +196,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
             } else {
                 done.insert(uid);
             }
-        } else if facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) {
+        } else if facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced {
             attach.push(Attach {
                 name: entry.name.clone(),
                 uid: uid.to_owned(),

@@ -211,6 +211,16 @@ fn a_public_address_is_in_the_mark_before_it_is_made_and_until_it_is_deleted() {
 }
 
 #[test]
+fn a_public_address_asked_for_later_is_announced_before_it_is_made() {
+    let mut world = world(1).wants_web("a").with("a", 1);
+    world.publish();
+    world = world.wants_public("a");
+    assert_eq!(world.plan().step, None);
+    world.publish();
+    assert!(matches!(world.plan().step, Some(Step::Attach(_))));
+}
+
+#[test]
 fn a_new_operator_asks_once_what_an_attached_public_address_is() {
     let mut world = world(1).wants_public("a").with("a", 1);
     world.settle();
