@@ -72,7 +72,11 @@ pub struct NodeIPAllocationSpec {
     #[serde(default, rename = "snatExclusions", skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub snat_exclusions: Vec<String>,
-    /// The NICs the addresses are on.
+    /// How many ipConfigurations the VM has on other NICs than the one its pool uses: Azure counts all of a VM's together.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub elsewhere: u32,
+    /// The NIC the addresses are on and, if that is a secondary one, the VM's primary NIC, through which pods reach Azure's own
+    /// services on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub interfaces: Vec<Interface>,
@@ -86,6 +90,9 @@ pub struct Interface {
     pub id: String,
     /// Its hardware address as Linux shows it, like `00:0d:3a:e5:1c:c0`: how the agent finds the link.
     pub mac: String,
+    /// Whether it is another NIC than the VM's primary one: then what its pods send is steered to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secondary: bool,
     /// The NIC's primary address: what destinations outside the VNet see.
     pub primary_address: String,
     /// The subnet all addresses of the NIC are in.
@@ -214,6 +221,11 @@ pub struct Assignment {
 }
 
 impl NodeIPAllocationSpec {
+    /// The NIC that the pool uses.
+    pub fn serving(&self) -> Option<&Interface> {
+        self.interfaces.iter().find(|nic| nic.secondary).or(self.interfaces.first())
+    }
+
     /// How many addresses are reserved in all.
     pub fn addresses(&self) -> u32 {
         self.ip_configurations().map(IpConfiguration::count).sum()
@@ -223,6 +235,10 @@ impl NodeIPAllocationSpec {
     pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
     }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 #[cfg(test)]

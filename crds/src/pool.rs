@@ -79,7 +79,8 @@ pub struct NodeIPPoolSpec {
     pub wiring: Wiring,
 
     /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them. Default: the subnet
-    /// of the node's primary NIC. A node whose primary NIC is in another subnet gets no addresses, and a condition says so.
+    /// of the node's primary NIC. A node without a NIC in it gets no addresses, and a condition says so. What its pods send leaves
+    /// by the NIC their addresses are on.
     #[serde(default, rename = "subnetID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = Rule::new(

@@ -27,6 +27,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     firewall::apply::remove().await?;
     wiring::bridge::remove()?;
     forward::nft::close().await?;
+    wiring::steer::unsteer()?;
     gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
 }
 

@@ -124,6 +124,7 @@ impl Instance {
         let interface = Interface {
             id: format!("the VM's primary NIC, {mac}"),
             mac,
+            secondary: false,
             primary_address: own,
             subnet: Subnet {
                 id: "the VM's subnet".to_owned(),
@@ -147,6 +148,7 @@ impl Instance {
                 wiring: Default::default(),
                 // Nobody asks for anything back.
                 route_table_id: None,
+                elsewhere: 0,
                 target: u32::MAX,
                 cooldown: settings.cooldown,
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),

@@ -29,7 +29,7 @@ use vnetpool_plugin::{
         Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
-    wiring::{self, Identity, Netns, Wiring, bridge},
+    wiring::{self, Identity, Netns, Wiring, bridge, steer},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -515,4 +515,56 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
     assert!(node.inside(|| sweep::clear(&store, &suspects[0]).unwrap()));
     assert_eq!(store.read().unwrap().address_of(&sandbox(OTHER_POD)), None);
     assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}
+
+/// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of its subnet. The VNet
+/// takes nothing of that subnet from the first NIC.
+#[test]
+fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
+    const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
+    const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 20);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);
+    let (world, far_pod) = (World::new(), Namespace::new());
+    let World { node, vnet, .. } = &world;
+    node.run(&format!(
+        "ip link add eth1 address 00:0d:3a:00:00:02 type veth peer name port1 netns {}",
+        vnet.path()
+    ));
+    vnet.run(&format!("ip address add {GATEWAY}/24 dev port1"));
+    vnet.run("ip link set port1 up");
+    vnet.run(&format!("ip neighbour add {SECOND} lladdr 00:0d:3a:00:00:02 dev port1"));
+    vnet.run(&format!("ip route add {FAR_POD}/32 via {SECOND} dev port1"));
+    vnet.answer(GATEWAY);
+    vnet.run("nft add table ip azure");
+    vnet.run("nft add chain ip azure guard { type filter hook prerouting priority raw ; }");
+    vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
+    node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
+    node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
+    wire(node, &far_pod, FAR_POD);
+    let uplinks =
+        [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });
+    let direct = vec!["10.240.0.0/16".parse().unwrap()];
+    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default() }.render();
+    ensure(node, &mut Firewall::default(), &rules);
+    let steer = || steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth1", GATEWAY).unwrap();
+    node.inside(steer);
+    assert_eq!(far_pod.source_seen_by(GATEWAY), FAR_POD);
+    assert_eq!(far_pod.source_seen_by(NEIGHBOUR), FAR_POD);
+    assert_eq!(far_pod.source_seen_by(INTERNET), SECOND);
+    assert_eq!(far_pod.source_seen_by(METADATA), NODE);
+    // On the node itself, both ways; and the first NIC's pods go on as before.
+    world.pod.answer(POD);
+    far_pod.answer(FAR_POD);
+    assert_eq!(far_pod.source_seen_by(POD), FAR_POD);
+    assert_eq!(world.pod.source_seen_by(FAR_POD), POD);
+    assert_eq!(vnet.source_seen_by(FAR_POD), GATEWAY);
+    assert_eq!(world.pod.source_seen_by(INTERNET), NODE);
+    // Once more changes nothing, and nothing of it stays.
+    let before = node.run("ip rule list");
+    node.inside(steer);
+    assert_eq!(node.run("ip rule list"), before);
+    node.inside(|| steer::unsteer().unwrap());
+    node.inside(|| steer::unsteer().unwrap());
+    assert!(!node.run("ip rule list").contains("10.240.32.0"));
+    assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
 }

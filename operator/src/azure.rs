@@ -140,8 +140,14 @@ impl Azure {
 
     /// The NIC that a VM marks as primary, or its first if it marks none: a role without
     /// the right to read the mark hides it.
-    #[instrument(skip_all, fields(vm = %vm))]
     pub async fn primary_nic(&self, vm: &VmId, priority: Priority) -> Result<ResourceId, Error> {
+        let mut all = self.nics(vm, priority).await?;
+        Ok(all.swap_remove(0))
+    }
+
+    /// The NICs of a VM, one at least, the primary one first. Of an instance of a Uniform scale set the primary one only.
+    #[instrument(skip_all, fields(vm = %vm))]
+    pub async fn nics(&self, vm: &VmId, priority: Priority) -> Result<Vec<ResourceId>, Error> {
         let call = call(Kind::Read, priority, vm.resource());
         let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
         let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
@@ -151,16 +157,17 @@ impl Azure {
             let nic = uniform::primary_nic(&document)
                 .ok_or_else(|| unexpected("the instance has no network interface".to_owned()))?;
             self.models.keep(vm.resource(), Model::read(vm.resource(), answer.body)?);
-            return nic.parse();
+            return Ok(vec![nic.parse()?]);
         }
         let nics = document["properties"]["networkProfile"]["networkInterfaces"].as_array();
-        let nics = nics.map(Vec::as_slice).unwrap_or_default();
-        nics.iter()
-            .find(|nic| nic["properties"]["primary"] == true)
-            .or(nics.first())
-            .and_then(|nic| nic["id"].as_str())
-            .ok_or_else(|| unexpected("the VM has no network interface".to_owned()))?
-            .parse()
+        let mut nics: Vec<&Value> = nics.into_iter().flatten().collect();
+        nics.sort_by_key(|nic| nic["properties"]["primary"] != true);
+        let ids: Vec<ResourceId> =
+            nics.iter().filter_map(|nic| nic["id"].as_str()).map(str::parse).collect::<Result<_, _>>()?;
+        if ids.is_empty() {
+            return Err(unexpected("the VM has no network interface".to_owned()));
+        }
+        Ok(ids)
     }
 
     /// A NIC as Azure holds it. Waits for a write of ours to that NIC that is under way.

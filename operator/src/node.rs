@@ -9,6 +9,7 @@ mod apply;
 mod attach;
 mod facts;
 mod growth;
+mod interfaces;
 mod memory;
 mod observe;
 mod recheck;
@@ -266,10 +267,12 @@ async fn look_anew(ctx: &Context, round: &mut Round, node: &Node, memory: &mut M
 
 impl Round {
     fn names_less_than_is_written(&self) -> bool {
-        let spec = &self.allocation.spec;
-        let routed = self.seen.as_ref().and_then(|seen| seen.routed.as_ref());
-        let table = routed.map(|routed| routed.table.to_string());
-        spec.interfaces.is_empty() || spec.route_table_id != table
+        let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
+        let table = seen.and_then(|seen| seen.routed.as_ref()).map(|routed| routed.table.to_string());
+        let nic = seen.and_then(|seen| seen.nic.as_ref());
+        let is_named =
+            spec.serving().zip(nic).is_some_and(|(named, nic)| named.id.eq_ignore_ascii_case(&nic.id));
+        !is_named || spec.route_table_id != table
     }
 
     fn wants_write(&self) -> bool {

@@ -20,6 +20,7 @@ mod lost;
 mod metrics;
 mod modes;
 mod networks;
+mod nics;
 mod operations;
 mod operator;
 mod refused;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         modes::TESTS,
         windows::TESTS,
         networks::TESTS,
+        nics::TESTS,
         operations::TESTS,
         refused::TESTS,
         routes::TESTS,

@@ -296,6 +296,19 @@ impl<'a> Stage<'a> {
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
     }
 
+    pub async fn get_vm(&self, id: &str) -> Result<Value> {
+        let url = format!("{}{id}?api-version=2024-07-01", self.sim.arm_url());
+        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
+    }
+
+    /// Changes a VM, as its owner.
+    pub async fn put_vm(&self, id: &str, body: Value) -> Result<()> {
+        let url = format!("{}{id}?api-version=2024-07-01", self.sim.arm_url());
+        let answer = reqwest::Client::new().put(url).bearer_auth("owner").json(&body).send().await?;
+        ensure!(answer.status().is_success(), "{id}: {}", answer.text().await?);
+        Ok(())
+    }
+
     pub async fn node_pool(&self, name: &str) -> Result<NodeIPPool> {
         Ok(Api::all(self.client.clone()).get(name).await?)
     }

@@ -19,6 +19,7 @@ mod inspect;
 mod netlink;
 pub mod netns;
 mod restore;
+pub mod steer;
 
 use std::{
     io,

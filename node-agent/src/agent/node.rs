@@ -1,11 +1,13 @@
 //! The agent's stages that concern the node as a whole: its rules and its CNI files.
 
-use std::{path::Path, sync::atomic::Ordering};
+use std::{net::Ipv4Addr, path::Path, sync::atomic::Ordering};
 
+use anyhow::Context;
+use ipnet::Ipv4Net;
 use vnetpool_crds::{NodeIPAllocationSpec, condition, pool::Wiring};
-use vnetpool_plugin::wiring::bridge;
+use vnetpool_plugin::wiring::{bridge, steer};
 
-use super::{Agent, Said};
+use super::{Agent, Said, blocking};
 use crate::{
     chain::{Chain, Missing},
     disturbance::Kind,
@@ -69,6 +71,10 @@ impl Agent {
                 }
             }
         }
+        let steered = match steer(spec, name_of).await {
+            Ok(steered) => steered,
+            Err(error) => return (said(false, "NotSteered", format!("{error:#}")), None),
+        };
         if is_look || !self.firewall.is_applied(&text) {
             match self.firewall.ensure(&text).await {
                 Ok(false) => {}
@@ -79,7 +85,7 @@ impl Agent {
                 Err(error) => return (said(false, "TableRefused", error.to_string()), None),
             }
         }
-        let message = "forwarding is on and table inet vnetpool is in place".to_owned();
+        let message = format!("forwarding is on and table inet vnetpool is in place{steered}");
         (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
     }
 
@@ -137,4 +143,28 @@ impl Agent {
             None => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
         })
     }
+}
+
+/// Has what pods of a secondary NIC send leave by it; with one NIC, nothing is steered. Says so.
+async fn steer(
+    spec: &NodeIPAllocationSpec,
+    name_of: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<String> {
+    let Some(nic) = spec.interfaces.iter().find(|nic| nic.secondary) else {
+        blocking(steer::unsteer).await??;
+        return Ok(String::new());
+    };
+    let link = name_of(&nic.mac).context("the secondary NIC has no link")?;
+    let primary: Ipv4Addr = nic.primary_address.parse().context("the secondary NIC's primary address")?;
+    let prefixes: Vec<Ipv4Net> = nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok()).collect();
+    let own = prefixes.iter().find(|range| range.contains(&primary));
+    let own = own.with_context(|| format!("no prefix of subnet {} has {primary}", nic.subnet.id))?;
+    // Azure's gateway is the first address of a subnet's prefix.
+    let gateway = own.hosts().next().with_context(|| format!("{own} has no gateway"))?;
+    let ranges = nic.ip_configurations.iter().filter(|_| spec.route_table_id.is_some());
+    let ranges = ranges.filter_map(|one| one.address.parse().ok());
+    let sources: Vec<Ipv4Net> = prefixes.iter().copied().chain(ranges).collect();
+    let told = format!("; what pods send leaves by {link}");
+    blocking(move || steer::steer(&sources, &link, gateway)).await??;
+    Ok(told)
 }

@@ -53,6 +53,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             target: 0,
             cooldown: pool.spec.cooldown,
             snat_exclusions: vec![],
+            elsewhere: 0,
             interfaces: vec![],
         },
     );

@@ -110,7 +110,8 @@ pub fn spec(
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
         snat_exclusions: seen.snat_exclusions.clone(),
-        interfaces: interface.into_iter().collect(),
+        elsewhere: seen.elsewhere,
+        interfaces: interface.into_iter().chain(seen.primary_nic.clone()).collect(),
     }
 }
 
@@ -156,6 +157,7 @@ async fn apply(
 fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     let mut spec = spec.clone();
     spec.snat_exclusions.sort();
+    spec.interfaces.sort_by(|a, b| a.id.cmp(&b.id));
     for interface in &mut spec.interfaces {
         interface.subnet.prefixes.sort();
         interface.ip_configurations.sort_by(|a, b| a.name.cmp(&b.name));

@@ -119,7 +119,7 @@ pub fn says(status: bool, reason: &str, message: impl Into<String>) -> Says {
 }
 
 fn interface_found(facts: &Facts) -> Says {
-    let published = facts.allocation.spec.interfaces.first();
+    let published = facts.allocation.spec.serving();
     if let Some(Seen { obstacle: Some(Obstacle::Interface { reason, message }), .. }) = facts.seen {
         return says(false, reason, message);
     }

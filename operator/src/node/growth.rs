@@ -109,7 +109,7 @@ pub fn edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Insta
 pub fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
     let conditions = &allocation.status.as_ref()?.conditions;
     condition::find(conditions, condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
-    let subnet = allocation.spec.interfaces.first()?.subnet.id.rsplit('/').next()?.to_owned();
+    let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
     Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
 }
 

@@ -11,6 +11,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 use super::attach::Attaching;
 use super::growth;
 use super::setback::Setback;
+use crate::azure::ResourceId;
 use crate::planner::Plan;
 use crate::shortage::Said;
 
@@ -29,6 +30,8 @@ pub struct Memory {
     pub must_read: bool,
     /// A write is under way, or its outcome isn't known: the condition `Writing`.
     pub writing: bool,
+    /// The subnet for which the VM had no NIC when it was last asked.
+    pub chosen: Option<ResourceId>,
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
@@ -58,6 +61,7 @@ impl Memory {
             nic_known: None,
             must_read: writing,
             writing,
+            chosen: None,
             growth_since: None,
             release_since: None,
             setback: None,

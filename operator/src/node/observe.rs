@@ -13,6 +13,7 @@ use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition, names};
 
 use super::growth;
+use super::interfaces;
 use super::memory::Memory;
 use super::route::{self, Routed};
 use super::{Context, recheck};
@@ -33,6 +34,10 @@ pub struct Seen {
     pub pool: Option<Arc<NodeIPPool>>,
     /// The NIC, its ipConfigurations left out.
     pub nic: Option<allocation::Interface>,
+    /// The VM's primary NIC, if that is another one.
+    pub primary_nic: Option<allocation::Interface>,
+    /// How many ipConfigurations the VM has on other NICs.
+    pub elsewhere: u32,
     /// Why the node is to hold no addresses, though there was no error.
     pub obstacle: Option<Obstacle>,
     pub snat_exclusions: Vec<String>,
@@ -95,18 +100,23 @@ pub async fn observe(
     let is_due = recheck::is_due(&node.name_any(), known, now) && observed.may_write;
 
     let priority = read_priority(&observed.demand, spec.addresses(), is_new);
-    let nic = if is_new || memory.must_read || is_due {
-        let id = if is_new {
-            ctx.azure.primary_nic(&vm, priority).await?
-        } else {
-            spec.interfaces[0].id.parse()?
-        };
-        let nic = ctx.azure.nic(&id, Freshness::Fresh, priority).await?;
+    let choice = interfaces::Wanted { pool: pool.as_deref(), spec, is_new };
+    let mut elsewhere = spec.elsewhere;
+    let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
+    let mut own_nics = vec![];
+    let nic = if choice.must_choose(memory) && observed.may_write {
+        let chosen = interfaces::choose(ctx, &vm, &choice, memory, priority).await?;
+        memory.nic_known = Some(Instant::now());
+        memory.must_read = false;
+        (elsewhere, primary, own_nics) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
+        Some(chosen.serving)
+    } else if memory.must_read || is_due {
+        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, priority).await?;
         memory.nic_known = Some(Instant::now());
         memory.must_read = false;
         Some(nic)
     } else if memory.nic_known.is_some() {
-        Some(ctx.azure.nic(&spec.interfaces[0].id.parse()?, Freshness::Cached, priority).await?)
+        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, priority).await?)
     } else {
         None
     };
@@ -120,15 +130,19 @@ pub async fn observe(
     let interface = match &nic {
         Some(nic) => {
             observed.held = nic.ip_configurations.clone();
-            observed.slots = NIC_SLOTS.saturating_sub(nic.foreign);
+            observed.slots = NIC_SLOTS.saturating_sub(nic.foreign).saturating_sub(elsewhere);
             interface(nic)
         }
         None => {
-            observed.held = mirrored(&spec.interfaces[0]);
-            observed.slots = NIC_SLOTS - 1;
-            allocation::Interface { ip_configurations: vec![], ..spec.interfaces[0].clone() }
+            let known = spec.serving().cloned().unwrap_or_default();
+            observed.held = mirrored(&known);
+            observed.slots = (NIC_SLOTS - 1).saturating_sub(elsewhere);
+            allocation::Interface { ip_configurations: vec![], ..known }
         }
     };
+    // Of two NICs, the one that isn't primary is used for its pool; a single one is primary.
+    let primary_nic = primary.filter(|nic| !nic.id.eq_ignore_ascii_case(&interface.id));
+    let interface = allocation::Interface { secondary: primary_nic.is_some(), ..interface };
 
     let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let is_read = nic.is_some();
@@ -164,7 +178,12 @@ pub async fn observe(
     };
     Ok(Some(Seen {
         routed,
-        left: left(spec, &interface.id.parse()?),
+        left: left(spec, &interface.id.parse()?, &own_nics),
+        primary_nic: match primary_nic {
+            Some(nic) => Some(around_primary(ctx, spec, nic).await?),
+            None => None,
+        },
+        elsewhere,
         pool,
         nic: Some(allocation::Interface { subnet, ..interface }),
         obstacle,
@@ -188,6 +207,8 @@ impl Seen {
             is_read: false,
             is_unsettled: false,
             turn: None,
+            primary_nic: None,
+            elsewhere: 0,
             left: vec![],
         }
     }
@@ -261,6 +282,7 @@ fn interface(nic: &Nic) -> allocation::Interface {
     allocation::Interface {
         id: nic.id.to_string(),
         mac: nic.mac.clone().unwrap_or_default(),
+        secondary: false,
         primary_address: nic.primary.to_string(),
         subnet: Subnet { id: nic.subnet.to_string(), prefixes: vec![] },
         ip_configurations: vec![],
@@ -287,8 +309,35 @@ fn mirrored(interface: &allocation::Interface) -> Vec<IpConfiguration> {
     held.collect()
 }
 
-fn left(spec: &allocation::NodeIPAllocationSpec, current: &ResourceId) -> Vec<ResourceId> {
-    spec.interfaces.iter().filter_map(|one| one.id.parse().ok()).filter(|id| id != current).collect()
+/// NICs of `spec` that aren't the VM's any more; `own_nics` are those it is known to have.
+fn left(
+    spec: &allocation::NodeIPAllocationSpec,
+    current: &ResourceId,
+    own_nics: &[ResourceId],
+) -> Vec<ResourceId> {
+    let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
+    if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }
+}
+
+/// The id of the NIC that the pool uses.
+fn serving(spec: &allocation::NodeIPAllocationSpec) -> Result<ResourceId, azure::Error> {
+    spec.serving().map(|nic| nic.id.as_str()).unwrap_or_default().parse()
+}
+
+/// The primary NIC with its subnet's prefixes.
+async fn around_primary(
+    ctx: &Context,
+    spec: &allocation::NodeIPAllocationSpec,
+    nic: allocation::Interface,
+) -> Result<allocation::Interface, azure::Error> {
+    let subnet = match network(ctx, spec, &nic).await? {
+        Some(network) => {
+            let prefixes = network.subnet.iter().map(ToString::to_string).collect();
+            Subnet { prefixes, ..nic.subnet.clone() }
+        }
+        None => known_subnet(spec, &nic.subnet),
+    };
+    Ok(allocation::Interface { subnet, secondary: false, ip_configurations: vec![], ..nic })
 }
 
 fn obstacle(
@@ -336,8 +385,8 @@ fn mismatch(
         return Ok(None);
     }
     let message = format!(
-        "the primary NIC of node {} is in subnet {}, but NodeIPPool {} takes its addresses from {wanted}. Let the pool's \
-         nodeSelector leave this node out, or change its subnetID.",
+        "the NIC that node {} uses is in subnet {}, but NodeIPPool {} takes its addresses from {wanted}. Give the VM a NIC \
+         there, drain the node if it has one, let the pool's nodeSelector leave this node out, or change its subnetID.",
         node.name_any(),
         interface.subnet.id,
         pool.name_any(),

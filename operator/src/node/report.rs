@@ -66,7 +66,7 @@ pub async fn report(
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {
-    ctx.azure.tracked(&allocation.spec.interfaces.first()?.id.parse().ok()?)
+    ctx.azure.tracked(&allocation.spec.serving()?.id.parse().ok()?)
 }
 
 /// Says that a write begins, with what is known before it.

@@ -214,7 +214,7 @@ async fn carry_out(
 pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), azure::Error> {
     let spec = &allocation.spec;
     let Some(table) = &spec.route_table_id else { return Ok(()) };
-    let next_hop = spec.interfaces.first().and_then(|nic| nic.primary_address.parse().ok());
+    let next_hop = spec.serving().and_then(|nic| nic.primary_address.parse().ok());
     let change = RouteChange::Leave {
         node: allocation.name_any(),
         names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
@@ -255,7 +255,7 @@ pub async fn watch(azure: &Azure, cluster: &Cluster, call: impl Fn(&str)) {
 
 fn is_as_published(table: &RouteTable, spec: &NodeIPAllocationSpec) -> bool {
     let Some((name, range)) = published(spec) else { return true };
-    let next_hop = spec.interfaces.first().and_then(|nic| nic.primary_address.parse().ok());
+    let next_hop = spec.serving().and_then(|nic| nic.primary_address.parse().ok());
     let own = table.routes.iter().find(|route| route.name == name);
     own.is_some_and(|route| route.range == Some(range) && route.next_hop == next_hop)
 }

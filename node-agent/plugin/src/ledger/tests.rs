@@ -366,19 +366,18 @@ fn a_block_is_not_given_back_if_less_than_the_target_would_be_left() {
 #[test]
 fn new_pods_go_into_the_fullest_block_so_that_the_others_become_free() {
     let mut ledger = holding_blocks();
-    for number in 0..6 {
+    for number in 0..8 {
         assign(&mut ledger, number, START);
     }
-    for number in 0..3 {
+    // First three of the second block come back, then one of the first.
+    for number in 4..7 {
         ledger.free(&sandbox(number), START);
     }
-    // One address of the first block is in use and two of the second.
-    let cooled = START + COOLDOWN;
-    let octet = |address: Option<Ipv4Addr>| address.unwrap().octets()[3];
-    assert!(octet(assign(&mut ledger, 6, cooled)) >= 32);
-    assert!(octet(assign(&mut ledger, 7, cooled)) >= 32);
-    ledger.free(&sandbox(3), cooled);
-    assert_eq!(ledger.relinquish(4, cooled + COOLDOWN), ["vnp-a"]);
+    ledger.free(&sandbox(0), START + 1);
+    let cooled = START + 1 + COOLDOWN;
+    assert_eq!(assign(&mut ledger, 8, cooled), Some(address(16)));
+    ledger.free(&sandbox(7), cooled);
+    assert_eq!(ledger.relinquish(4, cooled + COOLDOWN), ["vnp-b"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{io, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
@@ -15,12 +16,15 @@ use netlink_packet_route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
     },
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 use super::Error;
 
+/// The table that everybody uses.
+pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 /// What the kernel fills at most in one datagram of a dump.
@@ -127,6 +131,42 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelNeighbour(message) }
     }
 
+    pub(super) fn new_rule(what: &'static str, rule: &Rule) -> Change {
+        let message = RouteNetlinkMessage::NewRule(rule.message());
+        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
+    }
+
+    pub(super) fn delete_rule(what: &'static str, rule: &Rule) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelRule(rule.message()) }
+    }
+
+    /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link.
+    pub(super) fn set_default_route(what: &'static str, table: u8, link: u32, gateway: Ipv4Addr) -> Change {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: AddressFamily::Inet,
+            table,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::Universe,
+            kind: RouteType::Unicast,
+            flags: RouteFlags::Onlink,
+            ..RouteHeader::default()
+        };
+        message.attributes =
+            vec![RouteAttribute::Oif(link), RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
+        Change { what, flags: NLM_F_CREATE | NLM_F_REPLACE, message: RouteNetlinkMessage::NewRoute(message) }
+    }
+
+    pub(super) fn delete_default_route(what: &'static str, table: u8) -> Change {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = table;
+        message.header.scope = RouteScope::NoWhere;
+        message.header.kind = RouteType::Unspec;
+        message.header.protocol = RouteProtocol::Unspec;
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(message) }
+    }
+
     /// A neighbour that is never asked for.
     pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
         let mut message = NeighbourMessage::default();
@@ -138,6 +178,32 @@ impl Change {
             NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
         ];
         Change::new_neighbour_message(what, message, false)
+    }
+}
+
+/// A routing rule by source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub priority: u32,
+    pub source: Ipv4Net,
+    pub table: u8,
+    /// Only routes to single addresses count.
+    pub only_hosts: bool,
+}
+
+impl Rule {
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.src_len = self.source.prefix_len();
+        message.header.table = self.table;
+        message.header.action = RuleAction::ToTable;
+        message.attributes =
+            vec![RuleAttribute::Source(self.source.network().into()), RuleAttribute::Priority(self.priority)];
+        if self.only_hosts {
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(31));
+        }
+        message
     }
 }
 

@@ -65,6 +65,8 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         obstacle: None,
         snat_exclusions: vec![],
         routed: None,
+        primary_nic: None,
+        elsewhere: 0,
         observed,
         is_read: true,
         is_unsettled: false,

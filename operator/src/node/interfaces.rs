@@ -1,0 +1,122 @@
+//! Which of a VM's NICs serves its node's pool.
+
+use std::sync::Arc;
+
+use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
+
+use super::Context;
+use super::memory::Memory;
+use crate::azure::{self, Freshness, Nic, Priority, ResourceId, VmId};
+
+/// What the choice depends on.
+pub struct Wanted<'a> {
+    pub pool: Option<&'a NodeIPPool>,
+    pub spec: &'a NodeIPAllocationSpec,
+    /// The VM may have other NICs than `spec` says: it can get one only while it is off.
+    pub is_new: bool,
+}
+
+/// A VM's NICs.
+pub struct Chosen {
+    pub serving: Arc<Nic>,
+    pub primary: Arc<Nic>,
+    pub all: Vec<ResourceId>,
+    /// How many ipConfigurations are on the others.
+    pub elsewhere: u32,
+}
+
+impl Wanted<'_> {
+    /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is asked once.
+    pub fn must_choose(&self, memory: &Memory) -> bool {
+        let Some(serving) = self.spec.serving() else { return true };
+        let wanted = self.subnet();
+        let current: Option<ResourceId> = serving.subnet.id.parse().ok();
+        let is_elsewhere = wanted.is_some() && wanted != current;
+        self.is_new || (is_elsewhere && serving.ip_configurations.is_empty() && memory.chosen != wanted)
+    }
+
+    fn subnet(&self) -> Option<ResourceId> {
+        self.pool?.spec.subnet_id.as_ref()?.parse().ok()
+    }
+}
+
+/// Reads the VM and each of its NICs once, and chooses.
+pub async fn choose(
+    ctx: &Context,
+    vm: &VmId,
+    wanted: &Wanted<'_>,
+    memory: &mut Memory,
+    priority: Priority,
+) -> Result<Chosen, azure::Error> {
+    let all = ctx.azure.nics(vm, priority).await?;
+    let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, priority));
+    let nics = futures::future::try_join_all(reads).await?;
+    let index = pick(&nics, wanted.subnet().as_ref());
+    // One that has been found needs no note: `spec` will name it.
+    memory.chosen = wanted.subnet().filter(|wanted| nics[index].subnet != *wanted);
+    let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
+    let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
+    let (serving, primary) = (nics[index].clone(), nics[0].clone());
+    Ok(Chosen { serving, primary, all, elsewhere })
+}
+
+/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds addresses of ours serves until its
+/// pods are gone: nothing would bring theirs to the other.
+fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>) -> usize {
+    let is_wanted = |nic: &Arc<Nic>| wanted.is_some_and(|wanted| nic.subnet == *wanted);
+    let holding = |nic: &Arc<Nic>| !nic.ip_configurations.is_empty();
+    nics.iter()
+        .position(|nic| holding(nic) && is_wanted(nic))
+        .or_else(|| nics.iter().position(holding))
+        .or_else(|| nics.iter().position(is_wanted))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::{IpConfiguration, ProvisioningState};
+
+    fn nic(subnet: &str, held: usize) -> Arc<Nic> {
+        let vnet = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+        let one = IpConfiguration {
+            name: "vnp-1".into(),
+            address: None,
+            state: ProvisioningState::Succeeded,
+            attached: Default::default(),
+        };
+        Arc::new(Nic {
+            id: format!(
+                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/{subnet}"
+            )
+            .parse()
+            .unwrap(),
+            location: "l".into(),
+            mac: None,
+            vm: None,
+            primary: [10, 0, 0, 4].into(),
+            subnet: format!("{vnet}/subnets/{subnet}").parse().unwrap(),
+            state: ProvisioningState::Succeeded,
+            forwards: false,
+            ip_configurations: vec![one; held],
+            foreign: 1,
+        })
+    }
+
+    #[test]
+    fn the_nic_in_the_pools_subnet_serves_and_without_one_the_primary() {
+        let nics = [nic("a", 0), nic("b", 0), nic("c", 0)];
+        assert_eq!(pick(&nics, Some(&nics[2].subnet)), 2);
+        let upper: ResourceId = nics[1].subnet.to_string().to_uppercase().parse().unwrap();
+        assert_eq!(pick(&nics, Some(&upper)), 1);
+        assert_eq!(pick(&nics, Some(&nic("d", 0).subnet)), 0);
+        assert_eq!(pick(&nics, None), 0);
+    }
+
+    #[test]
+    fn a_nic_that_still_holds_addresses_serves_until_they_are_gone() {
+        let nics = [nic("a", 0), nic("b", 2)];
+        assert_eq!(pick(&nics, Some(&nics[0].subnet)), 1);
+        assert_eq!(pick(&nics, None), 1);
+    }
+}

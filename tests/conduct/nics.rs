@@ -1,0 +1,98 @@
+//! VMs with several NICs: the pool's subnet decides which one serves, and Azure counts them all together.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use vnetpool_azure_sim::NewVm;
+use vnetpool_crds::condition::INTERFACE_FOUND;
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once,
+    the_limit_of_a_vm_counts_what_its_other_nics_hold,
+    a_node_goes_over_to_another_nic_when_the_first_is_empty,
+];
+
+fn subnet(name: &str) -> String {
+    format!(
+        "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/virtualNetworks/vnet/subnets/{name}"
+    )
+}
+
+/// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others` ipConfigurations of
+/// somebody else's besides its own; and its Node.
+async fn node(stage: &Stage<'_>, name: &str, first: &str, second: &str, others: usize) -> Result<()> {
+    let new = NewVm { name: name.into(), subnet: Some(first.into()), ..NewVm::default() };
+    let vm = stage.sim.add_vm(new).await?;
+    let configuration = |index: usize| {
+        json!({ "name": format!("ipconfig{index}"),
+            "properties": { "primary": index == 0, "subnet": { "id": subnet(second) } } })
+    };
+    let all: Vec<Value> = (0..=others).map(configuration).collect();
+    let nic = format!("Microsoft.Network/networkInterfaces/{name}-second");
+    let nic = stage.put(&nic, json!({ "properties": { "ipConfigurations": all } })).await?;
+    let mut document = stage.get_vm(&vm.vm_id).await?;
+    let nics = document["properties"]["networkProfile"]["networkInterfaces"].as_array_mut();
+    nics.context("no NICs")?.push(json!({ "id": nic, "properties": { "primary": false } }));
+    stage.put_vm(&vm.vm_id, document).await?;
+    stage.join(name, &vm.provider_id).await
+}
+
+fn second(stage: &Stage, name: &str) -> usize {
+    let nic = stage.sim.nic(&format!("{name}-second")).unwrap_or_default();
+    let all = nic["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
+    all.iter().filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("vnp-"))).count()
+}
+
+async fn a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    // In another case than Azure's own.
+    let wanted = subnet("small").replace("vnetpool", "VNETPOOL").replace("small", "Small");
+    stage.pool("default", json!({ "subnetID": wanted, "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.sim.clear_log();
+    stage.start().await?;
+    let seen = stage.until_offers("n1", 4).await?;
+    ensure!(second(&stage, "n1") == 4 && stage.held("n1").is_empty(), "on the wrong NIC");
+    let serving = seen.spec.serving().context("no NIC")?;
+    ensure!(serving.secondary && serving.id.ends_with("n1-second"), "{:?}", seen.spec);
+    let primary = seen.spec.interfaces.iter().find(|nic| !nic.secondary).context("no primary NIC")?;
+    ensure!(primary.id.ends_with("n1-nic") && !primary.subnet.prefixes.is_empty(), "{primary:?}");
+    let reads =
+        |end: &str| stage.asked().iter().filter(|one| one.method == "GET" && one.path.ends_with(end)).count();
+    ensure!(reads("/virtualMachines/n1") == 1 && reads("/n1-nic") == 1, "{:?}", stage.asked());
+    // Before and after the write.
+    ensure!(reads("/n1-second") == 2, "{:?}", stage.asked());
+    Ok(())
+}
+
+async fn the_limit_of_a_vm_counts_what_its_other_nics_hold(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 255, "warm": 0 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    // 1 + 200 on the second NIC and 1 on the first leave 54 of 256.
+    node(&stage, "n1", "nodes", "nodes", 200).await?;
+    stage.until_offers("n1", 54).await?;
+    ensure!(stage.held("n1").len() == 54, "{}", stage.held("n1").len());
+    Ok(())
+}
+
+async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.bind("n1", 1).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.pool("second", json!({ "weight": 1, "subnetID": subnet("small"), "sizing": sizing })).await?;
+    let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    ensure!(found.message.contains("drain the node"), "{}", found.message);
+    ensure!(!stage.held("n1").is_empty(), "its pod lost its address");
+    stage.unbind("n1", 1).await?;
+    let moved = stage.until("the second NIC serves", "n1", |seen| {
+        let serving = seen.spec.serving()?;
+        (serving.secondary && serving.ip_configurations.len() == 2).then_some(())
+    });
+    moved.await?;
+    ensure!(stage.held("n1").is_empty() && second(&stage, "n1") == 2, "both hold addresses");
+    Ok(())
+}
