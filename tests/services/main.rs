@@ -1,6 +1,7 @@
-//! Services by the real kube-proxy, in both of its modes that Linux nodes use: observed at the far end, on
-//! one cluster for each mode.
+//! Services by the real kube-proxy, in both of its modes that Linux nodes use, and what comes straight to pods from Azure: observed at
+//! the far end, on one cluster for each mode.
 
+mod attached;
 mod balanced;
 mod inside;
 
@@ -35,6 +36,7 @@ pub struct World {
     pub nodes: [Place; 2],
     /// A VM in the nodes' VNet.
     pub vm: Place,
+    pub internet: Place,
 }
 
 impl World {
@@ -55,7 +57,8 @@ impl World {
         let (web, near, away) = (one("web").await?, one("near").await?, one("away").await?);
         let nodes = [Place::host(&cluster.host("node-1")?), Place::host(&cluster.host("node-2")?)];
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
-        Ok(Self { mode, web, near, away, nodes, vm, cluster })
+        let internet = Place::host(&cluster.state.internet);
+        Ok(Self { mode, web, near, away, nodes, vm, internet, cluster })
     }
 
     /// Makes or changes a Service for the pods with the label `app`; gives it as the API server has it.
@@ -73,6 +76,19 @@ impl World {
 
     pub async fn unserve(&self, name: &str) -> Result<()> {
         self.cluster.kubectl(&["delete", "service", name]).await.map(drop)
+    }
+
+    /// Starts a pod of its own with these annotations, and waits until it runs.
+    pub async fn pod(&self, name: &str, node: &str, annotations: Value) -> Result<ProbePod> {
+        let metadata = json!({ "name": name, "namespace": "default", "labels": { "app": name }, "annotations": annotations });
+        let container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
+            "args": ["serve", "--listen", format!(":{PORT}")] });
+        let spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
+            "nodeSelector": { "kubernetes.io/hostname": node }, "containers": [container] });
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
+        self.cluster.apply(&pod.to_string()).await?;
+        let running = self.cluster.running(name, 1, Duration::from_secs(60)).await?;
+        running.into_iter().next().context("no pod")
     }
 }
 
@@ -140,6 +156,8 @@ fn main() -> Result<ExitCode> {
             inside::a_headless_service_names_the_pods_addresses_and_a_vm_reaches_them,
             balanced::a_node_port_leads_from_any_node_or_keeps_the_clients_address,
             balanced::a_load_balancer_leads_from_any_node_or_keeps_the_clients_address,
+            attached::a_pod_straight_behind_a_load_balancer_sees_its_client,
+            attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it,
         ];
     }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
