@@ -194,6 +194,8 @@ impl Shortages {
         for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.subnet == subnet) {
             if cause.is_none() || shortage.cause != cause {
                 shortage.cause = cause;
+                // What refusals have told is of before.
+                shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
                 shortage.wait = PROBE;
                 calls.extend(shortage.front());

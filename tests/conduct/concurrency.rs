@@ -17,6 +17,10 @@ const NETWORK: &str =
 
 /// Everything that others may have on a NIC, in an order that nobody would choose.
 async fn somebody_elses_settings(stage: &Stage<'_>, owner: &str) -> Result<()> {
+    for (balancer, pool) in [("z", "b"), ("a", "a")] {
+        let body = json!({ "sku": { "name": "Standard" }, "properties": { "backendAddressPools": [{ "name": pool }] } });
+        stage.put(&format!("Microsoft.Network/loadBalancers/{balancer}"), body).await?;
+    }
     let primary = stage.nic("n1")["properties"]["ipConfigurations"][0].clone();
     let pool = |kind: &str, name: &str| json!({ "id": format!("{NETWORK}/{kind}/{name}") });
     let mut first = primary.clone();

@@ -139,20 +139,23 @@ impl<'a> Stage<'a> {
     /// The same with labels.
     pub async fn join_labelled(&self, name: &str, provider_id: &str, labels: &[(&str, &str)]) -> Result<()> {
         let labels: std::collections::BTreeMap<_, _> = labels.iter().copied().collect();
-        let node =
-            json!({ "metadata": { "name": name, "labels": labels }, "spec": { "providerID": provider_id } });
+        // With its status, as the kubelet does it: a Node without a boot would be read again when it has one.
+        let node = json!({ "metadata": { "name": name, "labels": labels }, "spec": { "providerID": provider_id },
+            "status": node_status(FIRST_BOOT) });
         let api = Api::<Node>::all(self.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
-        self.boot(name, "boot-1").await
+        self.start_agent(name, FIRST_BOOT).await
     }
 
     /// The node (re)boots: what its agent knew is lost, its pods are not.
     pub async fn boot(&self, node: &str, boot: &str) -> Result<()> {
-        let info = json!({ "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
-            "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "" });
-        let status = json!({ "status": { "nodeInfo": info, "allocatable": { "pods": "250" } } });
+        let status = json!({ "status": node_status(boot) });
         let api = Api::<Node>::all(self.client.clone());
         api.patch_status(node, &PatchParams::default(), &Patch::Merge(status)).await?;
+        self.start_agent(node, boot).await
+    }
+
+    async fn start_agent(&self, node: &str, boot: &str) -> Result<()> {
         let agent = self.plane.config(User::Agent(node)).await?;
         self.agents.join(node, boot, Client::try_from(agent)?);
         Ok(())
@@ -387,6 +390,15 @@ impl<'a> Stage<'a> {
             .map(|event| (event.involved_object.kind.clone().unwrap_or_default(), times(&event)))
             .collect())
     }
+}
+
+const FIRST_BOOT: &str = "boot-1";
+
+/// A Node's status as the kubelet of that boot reports it.
+fn node_status(boot: &str) -> Value {
+    let info = json!({ "bootID": boot, "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
+        "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "" });
+    json!({ "nodeInfo": info, "allocatable": { "pods": "250" } })
 }
 
 /// A condition of an object, if it has it.

@@ -197,6 +197,21 @@ fn an_edited_pool_has_its_subnet_tried_once_for_all_its_nodes() {
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Later { at: Some(now + PROBE) });
 }
 
+/// Seen with a node whose write was on its way when others left the subnet.
+#[test]
+fn room_that_is_made_while_a_write_is_under_way_is_not_forgotten() {
+    let now = Instant::now();
+    let mut all = Shortages::default();
+    refused(&mut all, "a", want(3, 0, 0), 3, now);
+    assert_eq!(ask(&mut all, "a", want(3, 0, 0), now), Turn::Now(1));
+    all.granted(&source(), "a", 1, now);
+    // As far as the refusal tells there is one left.
+    assert_eq!(ask(&mut all, "a", want(3, 1, 0), now), Turn::Now(1));
+    all.try_now("/subnets/s", Some(7), now);
+    all.granted(&source(), "a", 1, now);
+    assert_eq!(ask(&mut all, "a", want(3, 2, 0), now), Turn::Free);
+}
+
 #[test]
 fn after_a_restart_one_node_asks_and_not_all_of_them() {
     let now = Instant::now();
