@@ -24,6 +24,9 @@ pub const WRITING: &str = "Writing";
 pub const OPERATIONS_TRACKED: &str = "OperationsTracked";
 /// Operator, on a `NodeIPAllocation`: more addresses are held than wanted. Its transition time starts `releaseAfter`.
 pub const SURPLUS: &str = "Surplus";
+/// Operator, on a `NodeIPAllocation`, where the pool's `adopt` asks for it: others' ipConfigurations are gone from the NIC. False
+/// while pods may use them.
+pub const ADOPTED: &str = "Adopted";
 /// Operator, on a `NodeIPAllocation`: all addresses are taken and no more can be had; the node carries the taint
 /// [`crate::names::FULL_TAINT`] as long.
 pub const FULL: &str = "Full";

@@ -109,6 +109,13 @@ pub struct NodeIPPoolSpec {
     #[serde(default)]
     pub snat: Snat,
 
+    /// What becomes of ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left on the nodes' NICs.
+    /// `Nothing`, the default: they stay, and take room among the NIC's 256. `Secondaries`: they are removed from a node's NIC once every
+    /// pod of the node has an address of Vnetpool's, and so room is made for its own. Never the primary one, nor one with
+    /// anything attached. It can't be undone: whoever still uses such an address loses it.
+    #[serde(default)]
+    pub adopt: Adopt,
+
     /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by default.
     #[serde(default, skip_serializing_if = "Attachments::is_empty")]
     pub attachments: Attachments,
@@ -118,6 +125,16 @@ pub struct NodeIPPoolSpec {
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "ten")]
     pub subnet_exhausting_percent: u32,
+}
+
+/// What of others' is taken off the nodes' NICs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Adopt {
+    /// Nothing: it isn't Vnetpool's.
+    #[default]
+    Nothing,
+    /// The secondary ipConfigurations with nothing attached, where no pod can be using them.
+    Secondaries,
 }
 
 /// How addresses are reserved in Azure.

@@ -36,7 +36,9 @@ pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
-pub use nic::{Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, ProvisioningState};
+pub use nic::{
+    Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, Others, ProvisioningState,
+};
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};

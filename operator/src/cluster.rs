@@ -6,7 +6,7 @@
 mod changes;
 pub mod kept;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -199,6 +199,11 @@ impl Cluster {
     /// What the node's pods ask to have attached to their addresses, by UID.
     pub fn wishes(&self, node: &str) -> HashMap<String, Wish> {
         lock(&self.demand).wishes(node)
+    }
+
+    /// The UIDs of these pods.
+    pub fn bound_pods(&self, node: &str) -> HashSet<String> {
+        lock(&self.demand).pods(node)
     }
 
     /// Drops what is kept of a Node that is gone.

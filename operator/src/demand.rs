@@ -61,6 +61,11 @@ impl Demand {
         }
     }
 
+    /// The UIDs of the pods bound to the node that need an address.
+    pub fn pods(&self, node: &str) -> HashSet<String> {
+        self.nodes.get(node).map(|bound| bound.pods.clone()).unwrap_or_default()
+    }
+
     /// Pods bound to the node that need an address, and since when they are these.
     pub fn bound(&self, node: &str) -> (u32, Option<Instant>) {
         self.nodes.get(node).map_or((0, None), |bound| (bound.pods.len() as u32, Some(bound.changed)))

@@ -60,6 +60,20 @@ pub fn mended(table: &str) -> Event {
     event(EventType::Warning, "RouteMended", "Reserve", note)
 }
 
+/// What others had made is gone from a NIC, as the pool asked for.
+pub fn adopted(names: &[String], nic: &str) -> Event {
+    event(
+        EventType::Normal,
+        "OthersRemoved",
+        "Adopt",
+        format!(
+            "removed {} ipConfigurations that others had made from {nic}: {}",
+            names.len(),
+            names.join(", ")
+        ),
+    )
+}
+
 /// Something doesn't get on until somebody changes something. `reason` is the condition's, too.
 pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
     event(EventType::Warning, reason, action, message.to_owned())

@@ -5,6 +5,7 @@
 //! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
 
 pub mod admit;
+mod adopt;
 mod apply;
 mod attach;
 mod facts;

@@ -40,6 +40,8 @@ pub struct Observed {
     pub relinquished: BTreeSet<String>,
     /// Names that `spec` shows.
     pub shown: BTreeSet<String>,
+    /// Names of others' ipConfigurations that are to leave the NIC.
+    pub adopt: Vec<String>,
     /// How long more has been held than wanted; `None` if it wasn't when last looked.
     pub surplus_for: Option<Duration>,
     /// How long no pod has been bound to the node, nor taken from it.
@@ -94,6 +96,8 @@ pub struct Change {
     pub reserve: u32,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
+    /// Names of others' ipConfigurations to remove.
+    pub adopt: Vec<String>,
     /// Azure gave the last write up half-way: the same once more brings what is on the NIC to its end.
     pub repair: bool,
     /// Have the NIC let packets of other addresses through.
@@ -142,6 +146,7 @@ pub fn plan(observed: &Observed) -> Plan {
         Change {
             reserve: if grow_now { reserve } else { 0 },
             release: if release_now { release } else { vec![] },
+            adopt: observed.adopt.clone(),
             repair: repairs,
             forward: observed.forwarding_lacks,
             mend: observed.route_is_wrong,

@@ -48,6 +48,7 @@ pub const REFUSED: &[Case] = &[
     ),
     case("a batch of nothing", "sizing: { batch: 0 }", "should be greater than or equal to 1"),
     case("a negative warm", "sizing: { warm: -1 }", "should be greater than or equal to 0"),
+    case("an adoption of everything", "adopt: All", "supported values: \"Nothing\", \"Secondaries\""),
     case("a mode that is none", "mode: Overlay", "supported values: \"Address\", \"Prefix\", \"Route\""),
     case("a wiring that is none", "wiring: Macvlan", "supported values: \"Routed\", \"Bridge\""),
     case("routes without a range", "mode: Route", "mode Route needs route (podCIDR, routeTableID)"),
@@ -126,6 +127,7 @@ pub const REFUSED: &[Case] = &[
 ];
 
 pub const ACCEPTED: &[Case] = &[
+    case("a pool that takes over", "adopt: Secondaries", ""),
     case("no forecast", "subnetExhaustingPercent: 0", ""),
     case("a pool that holds nothing in reserve", "sizing: { minimum: 0, warm: 0, batch: 1 }", ""),
     case("a minimum equal to the maximum", "sizing: { minimum: 20, maximum: 20 }", ""),
@@ -175,7 +177,7 @@ pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Resul
     let spec: Value =
         serde_json::from_str(&plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.spec}"])?)?;
     let sizing = json!({ "minimum": 8, "warm": 8, "maximum": 255, "batch": 4, "releaseAfter": "300s" });
-    let expected = json!({ "weight": 0, "mode": "Address", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10 });
+    let expected = json!({ "weight": 0, "mode": "Address", "adopt": "Nothing", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10 });
     ensure!(spec == expected, "{spec}");
 
     plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;

@@ -18,6 +18,7 @@ mod finding;
 mod identity;
 mod lost;
 mod metrics;
+mod migrations;
 mod modes;
 mod networks;
 mod nics;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         finding::TESTS,
         identity::TESTS,
         lost::TESTS,
+        migrations::TESTS,
         modes::TESTS,
         windows::TESTS,
         networks::TESTS,

@@ -35,6 +35,17 @@ pub struct Nic {
     pub forwards: bool,
     /// How many of the NIC's 256 slots others take, the primary ipConfiguration included.
     pub foreign: u32,
+    /// What others hold besides the primary one.
+    pub others: Others,
+}
+
+/// Secondary ipConfigurations that somebody else made, such as another network plugin, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// A private IPv4 address and nothing else.
+    pub idle: Vec<String>,
+    /// With something attached, or of another kind.
+    pub attached: Vec<String>,
 }
 
 /// One of our address slots on a NIC.
@@ -84,6 +95,8 @@ pub struct Change {
     pub blocks: bool,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
+    /// Names of ipConfigurations of others' to remove, of [`Others::idle`] only.
+    pub adopt: Vec<String>,
     /// What is to be attached to ipConfigurations, by name, in place of the backend pools and the public address they have.
     pub attach: BTreeMap<String, Attached>,
     /// Write even if there is nothing to add or remove: Azure takes up again what an operation that failed has left.
@@ -131,6 +144,7 @@ impl Nic {
             forwards: properties["enableIPForwarding"] == true,
             foreign: (all.len() - ours.len()) as u32,
             ip_configurations: ours,
+            others: Others::read(all),
         })
     }
 
@@ -195,6 +209,17 @@ impl Attached {
     }
 }
 
+impl Others {
+    fn read(all: &[Value]) -> Others {
+        // Of a NIC that marks none, the first is the primary one.
+        let primary = all.iter().find(|one| is_primary(one)).or(all.first()).map(name);
+        let others = all.iter().filter(|one| !is_ours(one) && Some(name(one)) != primary);
+        let (idle, attached) = others.partition::<Vec<_>, _>(|one| is_idle(one));
+        let names = |all: Vec<&Value>| all.into_iter().map(|one| name(one).to_owned()).collect();
+        Others { idle: names(idle), attached: names(attached) }
+    }
+}
+
 impl ProvisioningState {
     pub(super) fn read(properties: &Value) -> ProvisioningState {
         match properties["provisioningState"].as_str().unwrap_or_default() {
@@ -242,10 +267,16 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
     if let Some(name) = named.into_iter().find(|name| !name.starts_with(NAME_PREFIX)) {
         return Err(Error::NotOurs { name: name.clone() });
     }
+    let idle = Others::read(all).idle;
+    let adopt: HashSet<&str> = change.adopt.iter().map(String::as_str).collect();
     let mut next = Vec::with_capacity(all.len() + change.reserve.len());
     let mut present = HashSet::new();
     for one in all {
-        if !release.contains(name(one)) {
+        if adopt.contains(name(one)) {
+            if !idle.iter().any(|idle| idle == name(one)) {
+                return Err(Error::NotOurs { name: name(one).to_owned() });
+            }
+        } else if !release.contains(name(one)) {
             present.insert(name(one));
             let mut one = one.clone();
             if let Some(attached) = change.attach.get(name(&one)) {
@@ -306,6 +337,15 @@ fn name(one: &Value) -> &str {
 
 fn is_ours(one: &Value) -> bool {
     name(one).starts_with(NAME_PREFIX) && !is_primary(one)
+}
+
+/// Whether it is no more than a private IPv4 address.
+fn is_idle(one: &Value) -> bool {
+    let properties = &one["properties"];
+    !name(one).is_empty()
+        && !is_primary(one)
+        && properties["privateIPAddressVersion"] != "IPv6"
+        && Attached::read(properties).is_empty()
 }
 
 fn is_primary(one: &Value) -> bool {

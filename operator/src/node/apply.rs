@@ -42,6 +42,7 @@ pub async fn write_nic(
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
         release: plan.change.release.clone(),
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
+        adopt: plan.change.adopt.clone(),
         repair: plan.change.repair,
         ..Default::default()
     };
@@ -65,6 +66,9 @@ pub async fn write_nic(
             }
             if !change.release.is_empty() {
                 ctx.events.say(&about, &events::released(count(&released), held, id.name())).await;
+            }
+            if !change.adopt.is_empty() {
+                ctx.events.say(&about, &events::adopted(&change.adopt, id.name())).await;
             }
             Ok(())
         }

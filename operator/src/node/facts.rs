@@ -9,10 +9,11 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, AGENT_REPORTING, ATTACHED, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED, READY,
-    RESERVED, SURPLUS, WRITING,
+    self, ADOPTED, AGENT_REPORTING, ATTACHED, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED,
+    READY, RESERVED, SURPLUS, WRITING,
 };
 
+use super::adopt::Adoption;
 use super::observe::{Obstacle, Seen};
 use super::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
@@ -94,6 +95,15 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
         set(SURPLUS, surplus(plan));
     }
     set(FULL, full(facts));
+    if let Some(seen) = facts.seen.filter(|seen| seen.is_read) {
+        match &seen.adoption {
+            Some(adoption) => set(ADOPTED, adopted(adoption)),
+            None => next.retain(|one| one.type_ != ADOPTED),
+        }
+    }
+    let mut set = |type_: &str, (status, reason, message): Says| {
+        condition::set(&mut next, condition::new(type_, status, &reason, message, generation, now));
+    };
     if let Some(tracked) = &facts.tracked {
         set(OPERATIONS_TRACKED, operations_tracked(tracked));
     }
@@ -313,6 +323,30 @@ fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Says {
 }
 
 const NOTHING_TO_DO: &str = "NothingToDo";
+
+fn adopted(adoption: &Adoption) -> Says {
+    let Adoption { ready, pods, left, attached } = adoption;
+    if !ready.is_empty() {
+        return says(
+            false,
+            "Adopting",
+            format!("{left} ipConfigurations that others made are being removed"),
+        );
+    }
+    if *left > 0 {
+        let message = format!(
+            "{left} ipConfigurations that others made stay on the NIC until each pod of the node has an address of Vnetpool's; \
+             {pods} have none. Restart pods that another network plugin has wired."
+        );
+        return says(false, "PodsOfOthers", message);
+    }
+    if attached.is_empty() {
+        return says(true, "Adopted", "nobody else has an address for pods on the NIC");
+    }
+    let message =
+        format!("what others made is gone but {}: something is attached to these", attached.join(", "));
+    says(true, "Adopted", message)
+}
 
 fn surplus(plan: &Plan) -> Says {
     if plan.surplus {

@@ -12,6 +12,7 @@ use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
 use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition, names};
 
+use super::adopt::{self, Adoption};
 use super::growth;
 use super::interfaces;
 use super::memory::Memory;
@@ -50,6 +51,8 @@ pub struct Seen {
     pub is_unsettled: bool,
     /// When to look again because the subnet holds growth back; `None` if it doesn't, or the node will be called.
     pub turn: Option<Instant>,
+    /// What is to become of others' ipConfigurations, if the pool cares.
+    pub adoption: Option<Adoption>,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
 }
@@ -159,6 +162,11 @@ pub async fn observe(
             .is_none()
             .then(|| if is_routed { route::sizing(pool) } else { pool.spec.sizing.clone() });
     }
+    let mut adoption = None;
+    if let (Some(pool), Some(nic), None) = (&pool, &nic, &obstacle) {
+        adoption = adopt::adoption(ctx, pool.spec.adopt, allocation, kept::boot_id(node), nic).await;
+        observed.adopt = adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect();
+    }
     observed.route_is_wrong &= obstacle.is_none();
     // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
     let is_moving = matches!(obstacle, Some(Obstacle::Interface { reason: MOVING, .. }));
@@ -192,6 +200,7 @@ pub async fn observe(
         is_read,
         is_unsettled,
         turn: None,
+        adoption,
     }))
 }
 
@@ -209,6 +218,7 @@ impl Seen {
             turn: None,
             primary_nic: None,
             elsewhere: 0,
+            adoption: None,
             left: vec![],
         }
     }
@@ -237,6 +247,7 @@ fn from_cluster(
             .iter()
             .flat_map(|status| status.relinquished.iter().cloned())
             .collect(),
+        adopt: vec![],
         surplus_for: surplus_for(allocation, Timestamp::now()),
         bound_still_for: since(bound_changed).unwrap_or(Duration::MAX),
         growth_wanted_for: since(memory.growth_since).unwrap_or_default(),

@@ -42,6 +42,7 @@ fn observed(held: u32, bound: u32) -> Observed {
         release_after: Duration::from_secs(300),
         relinquished: BTreeSet::new(),
         shown: BTreeSet::new(),
+        adopt: vec![],
         surplus_for: None,
         bound_still_for: LONG,
         growth_wanted_for: Duration::ZERO,
@@ -262,6 +263,7 @@ prop_compose! {
             release_after: Duration::from_secs(300),
             relinquished,
             shown: BTreeSet::new(),
+            adopt: vec![],
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
             growth_wanted_for: Duration::from_millis(grown),
@@ -282,6 +284,15 @@ fn an_address_that_azure_works_on_is_shown_only_if_it_was() {
     observed.shown = [name(1)].into();
     let shown: Vec<String> = plan(&observed).publish.into_iter().map(|one| one.name).collect();
     assert_eq!(shown, [name(1)]);
+}
+
+#[test]
+fn what_is_to_be_adopted_costs_a_write_of_the_lowest_priority_and_none_while_writes_are_held_back() {
+    let idle = Observed { adopt: vec!["ipconfig2".into()], ..observed(16, 0) };
+    let now = plan(&idle);
+    assert_eq!((&now.change.adopt, now.priority), (&idle.adopt, Priority::GiveBack));
+    assert!(!now.change.is_empty());
+    assert!(plan(&Observed { may_write: false, ..idle }).change.is_empty());
 }
 
 /// The NIC after the plan's write, as Azure would hold it.

@@ -310,3 +310,34 @@ fn what_others_attached_is_seen_and_left_alone() {
         Err(Error::NotOurs { name: "ipconfig1".into() })
     );
 }
+
+#[test]
+fn what_others_made_goes_only_by_name_and_only_if_nothing_is_attached() {
+    let subnet = json!({ "id": "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/a" });
+    let one = |name: &str, primary: bool, more: Value| {
+        let mut properties = json!({ "primary": primary, "privateIPAddress": "10.0.0.9", "subnet": subnet });
+        properties.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "name": name, "properties": properties })
+    };
+    let before = document(vec![
+        one("ipconfig1", true, json!({})),
+        one("ipconfig2", false, json!({})),
+        one("Cilium-x", false, json!({ "loadBalancerBackendAddressPools": [] })),
+        one("balanced", false, json!({ "loadBalancerBackendAddressPools": [{ "id": "/b" }] })),
+        one("v6", false, json!({ "privateIPAddressVersion": "IPv6" })),
+        one("vnp-1", false, json!({})),
+    ]);
+    let nic = read(&before).unwrap();
+    assert_eq!(nic.others.idle, ["ipconfig2", "Cilium-x"]);
+    assert_eq!(nic.others.attached, ["balanced", "v6"]);
+    let adopt = |names: &[&str]| {
+        let adopt = names.iter().map(|&name| name.to_owned()).collect();
+        edit(&before, &Change { adopt, reserve: vec!["vnp-2".into()], ..Change::default() })
+    };
+    let after = adopt(&["ipconfig2", "Cilium-x"]).unwrap();
+    assert_eq!(names(&after), ["ipconfig1", "balanced", "v6", "vnp-1", "vnp-2"]);
+    for not_to_be_had in ["ipconfig1", "balanced", "v6", "vnp-1"] {
+        let error = adopt(&[not_to_be_had]).unwrap_err();
+        assert_eq!(error, Error::NotOurs { name: not_to_be_had.into() });
+    }
+}

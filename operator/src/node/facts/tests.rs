@@ -50,6 +50,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         release_after: Duration::from_secs(300),
         relinquished: Default::default(),
         shown: Default::default(),
+        adopt: vec![],
         surplus_for: None,
         bound_still_for: Duration::MAX,
         growth_wanted_for: Duration::ZERO,
@@ -71,6 +72,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         is_read: true,
         is_unsettled: false,
         turn: None,
+        adoption: None,
         left: vec![],
     };
     Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for: Duration::ZERO }
