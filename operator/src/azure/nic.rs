@@ -345,7 +345,10 @@ fn is_idle(one: &Value) -> bool {
     !name(one).is_empty()
         && !is_primary(one)
         && properties["privateIPAddressVersion"] != "IPv6"
-        && Attached::read(properties).is_empty()
+        && OTHERS.iter().chain(&["loadBalancerBackendAddressPools", "publicIPAddress"]).all(|field| {
+            let attached = &properties[*field];
+            attached.is_null() || attached.as_array().is_some_and(Vec::is_empty)
+        })
 }
 
 fn is_primary(one: &Value) -> bool {
