@@ -11,6 +11,8 @@ pub struct Rehearsal {
     pub reserve: u32,
     /// Names of ipConfigurations.
     pub release: Vec<String>,
+    /// Names of others' ipConfigurations that would be removed.
+    pub adopt: Vec<String>,
     /// A write that Azure gave up would be sent once more.
     pub repair: bool,
     /// The NIC would be made to let packets of other addresses through.
@@ -28,10 +30,11 @@ impl Plan {
     /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
     /// would take it off the NIC and bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
-        let Change { reserve, release, repair, forward, mend } = self.change;
+        let Change { reserve, release, adopt, repair, forward, mend } = self.change;
         let rehearsal = Rehearsal {
             reserve: reserve.saturating_mul(grain),
             release,
+            adopt,
             repair,
             forward,
             mend,
@@ -50,13 +53,16 @@ impl Rehearsal {
 
 impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Rehearsal { reserve, release, repair, forward, mend, give_back } = self;
+        let Rehearsal { reserve, release, adopt, repair, forward, mend, give_back } = self;
         let mut said = vec![];
         if *reserve > 0 {
             said.push(format!("reserve {reserve} addresses"));
         }
         if !release.is_empty() {
             said.push(format!("release {}", release.join(", ")));
+        }
+        if !adopt.is_empty() {
+            said.push(format!("remove {}, which others made,", adopt.join(", ")));
         }
         if *repair {
             said.push("repeat the last write, which Azure gave up".to_owned());
@@ -98,13 +104,19 @@ mod tests {
 
     #[test]
     fn nothing_of_a_rehearsed_plan_reaches_azure_and_all_of_it_is_told() {
-        let change =
-            Change { reserve: 2, release: vec!["vnp-1".into()], repair: true, forward: true, mend: true };
+        let change = Change {
+            reserve: 2,
+            release: vec!["vnp-1".into()],
+            adopt: vec!["ipconfig2".into()],
+            repair: true,
+            forward: true,
+            mend: true,
+        };
         let (plan, rehearsal) = plan(40, 8, change).rehearse(16);
         assert!(plan.change.is_empty());
         assert_eq!(plan.target, 40);
-        let said = "reserve 32 addresses and release vnp-1 and repeat the last write, which Azure gave up and turn IP \
-                    forwarding on and put the node's route right";
+        let said = "reserve 32 addresses and release vnp-1 and remove ipconfig2, which others made, and repeat the last write, \
+                    which Azure gave up and turn IP forwarding on and put the node's route right";
         assert_eq!(rehearsal.to_string(), said);
     }
 
