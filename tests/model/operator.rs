@@ -225,6 +225,7 @@ impl Operator<'_> {
             slots: 255,
             grain: 1,
             release_after: Duration::ZERO,
+            adopt: vec![],
             relinquished,
             shown: Default::default(),
             surplus_for: Some(LONG),
