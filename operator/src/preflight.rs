@@ -100,7 +100,7 @@ fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
             (On::Machine | On::Instance | On::Nic | On::InstanceNic | On::Group, _) => group.to_owned(),
             (On::Network, Some(subnet)) => subnet.parent()?.to_string(),
             (On::Referenced(_), Some(subnet)) => subnet.to_string(),
-            (On::RouteTable, _) | (On::Network | On::Referenced(_), None) => return None,
+            (On::RouteTable | On::PodAddress, _) | (On::Network | On::Referenced(_), None) => return None,
         };
         Some(Need { scope, action: action.name })
     };

@@ -179,7 +179,7 @@ fn needs(nic: &ResourceId, document: &Value) -> Vec<Need> {
             On::Nic | On::InstanceNic => need(nic.to_string()),
             On::Instance => instance.iter().for_each(|instance| need(instance.to_string())),
             On::Group => need(nic.group()),
-            On::Machine | On::RouteTable => {}
+            On::Machine | On::RouteTable | On::PodAddress => {}
             On::Network => references(document, "subnet")
                 .iter()
                 .filter_map(|subnet| Some(subnet.parse::<ResourceId>().ok()?.parent()?.to_string()))

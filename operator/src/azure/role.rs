@@ -38,6 +38,8 @@ pub enum On {
     Network,
     /// The route table of a pool of mode Route.
     RouteTable,
+    /// A pod's public address, in the NIC's resource group, where a pool lets pods have one: no node needs it by itself.
+    PodAddress,
     /// Whatever the NIC refers to: ARM asks whoever writes a NIC for `join` on each, though the reference stays as it
     /// was. This property of the NIC, or of its ipConfigurations, names them.
     Referenced(&'static str),
@@ -135,9 +137,9 @@ pub const PARTS: &[Part] = &[
         name: "pods-public-addresses",
         purpose: "pools that let pods have public addresses (attachments.publicAddresses)",
         actions: &[
-            action("Microsoft.Network/publicIPAddresses/read", On::Group),
-            action("Microsoft.Network/publicIPAddresses/write", On::Group),
-            action("Microsoft.Network/publicIPAddresses/delete", On::Group),
+            action("Microsoft.Network/publicIPAddresses/read", On::PodAddress),
+            action("Microsoft.Network/publicIPAddresses/write", On::PodAddress),
+            action("Microsoft.Network/publicIPAddresses/delete", On::PodAddress),
         ],
     },
 ];
@@ -168,7 +170,7 @@ impl Action {
             On::Instance | On::InstanceNic => Some(true),
             On::Machine | On::Nic => Some(false),
             On::Group => Some(self.name.starts_with("Microsoft.Compute/")),
-            On::Network | On::RouteTable | On::Referenced(_) => None,
+            On::Network | On::RouteTable | On::PodAddress | On::Referenced(_) => None,
         }
     }
 }
