@@ -100,6 +100,7 @@ mod tests {
             forwards: false,
             ip_configurations: vec![one; held],
             foreign: 1,
+            others: Default::default(),
         })
     }
 
