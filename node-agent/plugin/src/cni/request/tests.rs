@@ -1,0 +1,150 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+/// The environment of an ADD, with these changes.
+fn parse(changes: &[(&str, &str)], config: &Value) -> Result<Request, Error> {
+    let env = |name: &str| {
+        let changed = changes.iter().find(|(changed, _)| *changed == name).map(|(_, value)| *value);
+        let value = changed.or(match name {
+            "CNI_COMMAND" => Some("ADD"),
+            "CNI_CONTAINERID" => Some("4f1c_a.b-c"),
+            "CNI_NETNS" => Some("/run/netns/pod"),
+            "CNI_IFNAME" => Some("eth0"),
+            _ => None,
+        });
+        value.map(str::to_owned)
+    };
+    Request::parse(Program::Network, env, config.to_string().as_bytes())
+}
+
+fn config() -> Value {
+    json!({ "cniVersion": "1.1.0", "name": "vnetpool", "type": "vnetpool" })
+}
+
+#[test]
+fn an_add_is_understood() {
+    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=uid;OTHER=x";
+    let mut config = config();
+    config["mtu"] = 1500.into();
+    let request = parse(&[("CNI_ARGS", args)], &config).unwrap();
+    let verb = Verb::Add {
+        sandbox: Sandbox { container_id: "4f1c_a.b-c".to_owned(), ifname: "eth0".to_owned() },
+        pod: Pod { namespace: "default".to_owned(), name: "web-0".to_owned(), uid: "uid".to_owned() },
+        netns: "/run/netns/pod".into(),
+        before: PrevResult::default(),
+    };
+    let duty = Duty::Wire { mtu: Some(1500), wiring: Wiring::Routed };
+    assert_eq!(request, Request { version: Version::V1_1_0, state_dir: STATE_DIR.into(), duty, verb });
+}
+
+#[test]
+fn what_the_environment_must_not_hold_is_named() {
+    let long = "x".repeat(CONTAINER_ID_SIZE + 1);
+    for (name, value) in [
+        ("CNI_COMMAND", ""),
+        ("CNI_COMMAND", "add"),
+        ("CNI_CONTAINERID", ""),
+        ("CNI_CONTAINERID", "-starts-badly"),
+        ("CNI_CONTAINERID", "has/slash"),
+        ("CNI_CONTAINERID", long.as_str()),
+        ("CNI_IFNAME", ""),
+        ("CNI_IFNAME", ".."),
+        ("CNI_IFNAME", "has blank"),
+        ("CNI_IFNAME", "has/slash"),
+        ("CNI_IFNAME", "longer-than-15-b"),
+        ("CNI_NETNS", ""),
+        ("CNI_ARGS", "K8S_POD_NAME"),
+        ("CNI_ARGS", "K8S_POD_NAME=two words"),
+    ] {
+        let error = parse(&[(name, value)], &config()).unwrap_err();
+        assert_eq!(error.code, code::INVALID_ENVIRONMENT, "{name}={value}");
+        assert!(error.msg.contains(name) && !error.details.is_empty(), "{error:?}");
+        assert_eq!(error.version, Version::V1_1_0);
+    }
+}
+
+#[test]
+fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
+    for (version, command) in
+        [("0.2.0", "ADD"), ("2.0.0", "ADD"), ("0.3.1", "CHECK"), ("1.0.0", "STATUS"), ("1.0.0", "GC")]
+    {
+        let mut config = config();
+        config["cniVersion"] = version.into();
+        let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
+        assert_eq!(error.code, code::INCOMPATIBLE_VERSION, "{command} {version}");
+    }
+}
+
+#[test]
+fn a_configuration_without_what_a_verb_needs_is_refused() {
+    for (command, key, value) in [
+        ("ADD", "name", Value::Null),
+        ("ADD", "mtu", json!(20)),
+        ("CHECK", "prevResult", Value::Null),
+        ("CHECK", "prevResult", json!({ "ips": [{ "address": "fd00::1/64" }] })),
+        ("ADD", "prevResult", json!({ "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/pod" }] })),
+    ] {
+        let mut config = config();
+        config[key] = value;
+        let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
+        assert_eq!(error.code, code::INVALID_CONFIG, "{command} {key}");
+        assert!(error.msg.contains(key) && !error.details.is_empty(), "{error:?}");
+    }
+    let undecodable = Request::parse(Program::Network, |_| Some("ADD".to_owned()), b"{").unwrap_err();
+    assert_eq!(undecodable.code, code::UNDECODABLE);
+}
+
+#[test]
+fn version_is_answered_whatever_the_configuration() {
+    for input in [&b""[..], b"{\"cniVersion\":\"0.2.0\"}", b"{\"cniVersion\":\"1.0.0\"}"] {
+        let request = Request::parse(Program::Network, |_| Some("VERSION".to_owned()), input).unwrap();
+        assert_eq!(request.verb, Verb::Version);
+    }
+    let answer = serde_json::to_value(crate::cni::Versions::new(Version::V1_0_0)).unwrap();
+    let versions = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    assert_eq!(answer, json!({ "cniVersion": "1.0.0", "supportedVersions": versions }));
+}
+
+fn parse_ipam(config: &Value) -> Result<Request, Error> {
+    let env = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".to_owned());
+    Request::parse(Program::Ipam, env, config.to_string().as_bytes())
+}
+
+#[test]
+fn called_as_ipam_it_reads_the_delegating_plugins_configuration() {
+    assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool-ipam")), Program::Ipam);
+    assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool")), Program::Network);
+    let mut config = config();
+    config["type"] = "bridge".into();
+    config["mtu"] = 1.into(); // the other plugin's matter
+    config["ipam"] = json!({ "type": "vnetpool-ipam", "subnet": "10.240.0.0/20", "stateDir": "/elsewhere" });
+    let request = parse_ipam(&config).unwrap();
+    let subnet = Some("10.240.0.0/20".parse().unwrap());
+    assert_eq!(request.duty, Duty::Lease { subnet, bridge: Some("cni0".to_owned()) });
+    assert_eq!(request.state_dir, Path::new("/elsewhere"));
+
+    config["type"] = "cilium-cni".into();
+    config["ipam"] = json!({ "type": "vnetpool-ipam" });
+    assert_eq!(parse_ipam(&config).unwrap().duty, Duty::Lease { subnet: None, bridge: None });
+}
+
+#[test]
+fn a_delegating_plugin_that_would_break_the_nodes_own_routes_is_refused() {
+    for key in ["isGateway", "isDefaultGateway"] {
+        let mut config = config();
+        config["type"] = "bridge".into();
+        config[key] = true.into();
+        let error = parse_ipam(&config).unwrap_err();
+        assert!(error.code == code::INVALID_CONFIG && error.msg.contains("isGateway"), "{error:?}");
+    }
+    for subnet in ["10.240.0.0", "10.240.0.0/30", "fd00::/64"] {
+        let mut config = config();
+        config["ipam"] = json!({ "subnet": subnet });
+        config["type"] = "ptp".into();
+        let error = parse_ipam(&config).unwrap_err();
+        assert!(error.code == code::INVALID_CONFIG && error.msg.contains(subnet), "{error:?}");
+        config["ipam"] = json!({});
+        assert!(parse_ipam(&config).unwrap_err().msg.contains("ipam.subnet is missing"));
+    }
+}
