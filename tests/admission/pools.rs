@@ -177,7 +177,8 @@ pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Resul
     let spec: Value =
         serde_json::from_str(&plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.spec}"])?)?;
     let sizing = json!({ "minimum": 8, "warm": 8, "maximum": 255, "batch": 4, "releaseAfter": "300s" });
-    let expected = json!({ "weight": 0, "mode": "Address", "adopt": "Nothing", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10 });
+    let expected = json!({ "weight": 0, "mode": "Address", "adopt": "Nothing", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10,
+        "wiring": "Routed" });
     ensure!(spec == expected, "{spec}");
 
     plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;
@@ -198,7 +199,10 @@ pub fn a_mode_can_not_be_changed(plane: &ControlPlane) -> Result<()> {
 pub fn a_pod_cidr_in_use_can_not_be_changed(plane: &ControlPlane) -> Result<()> {
     let routed = |cidr: &str| {
         let table = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t";
-        pool("routed", &format!("{{ mode: Route, route: {{ podCIDR: {cidr}, routeTableID: {table} }} }}"))
+        pool(
+            "routed-in-use",
+            &format!("{{ mode: Route, route: {{ podCIDR: {cidr}, routeTableID: {table} }} }}"),
+        )
     };
     plane.apply(&routed("10.244.0.0/16")?)?;
     let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &routed("10.245.0.0/16")?)?;
