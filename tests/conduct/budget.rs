@@ -141,18 +141,21 @@ async fn the_budget_its_spend_and_who_waits_are_metrics(plane: &ControlPlane) ->
     let throttled = Effect::Status {
         status: 429,
         body: json!({ "error": { "code": "SubscriptionRequestsThrottled", "message": "slow down" } }),
-        headers: BTreeMap::from([("retry-after".into(), "4".into())]),
+        headers: BTreeMap::from([("retry-after".into(), "15".into())]),
     };
     stage.fault("PUT", "/networkInterfaces/", Some(1), throttled);
     stage.start_with(|config| config.azure.budget_percent = 50).await?;
-    stage.node("n1", None).await?;
-    stage.node("n2", None).await?;
     let (arm, write) = (r#"limit="arm""#, r#"kind="write""#);
-    let closed = |metrics: &Metrics| {
-        metrics.sum("vnetpool_operator_arm_budget_closed_seconds", &[arm, write]) > 0.0
-            && metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="new_node""#]) >= 1.0
+    let closed =
+        |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_budget_closed_seconds", &[arm, write]) > 0.0;
+    let waits = |metrics: &Metrics| {
+        closed(metrics) && metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="new_node""#]) >= 1.0
     };
-    let metrics = Metrics::until(&stage, "writes are closed and a node waits", closed).await?;
+    // One after the other: the write of a second node that came at the same time would be through before the answer.
+    stage.node("n1", None).await?;
+    Metrics::until(&stage, "writes are closed", closed).await?;
+    stage.node("n2", None).await?;
+    let metrics = Metrics::until(&stage, "a node waits meanwhile", waits).await?;
     for family in [
         "vnetpool_operator_arm_requests",
         "vnetpool_operator_arm_budget_capacity",
