@@ -37,6 +37,16 @@ pub fn reserved(count: u32, held: u32, nic: &str) -> Event {
     )
 }
 
+/// Somebody, an upgrade of a scale set's model perhaps, had taken addresses off the NIC that pods use.
+pub fn restored(count: u32, nic: &str) -> Event {
+    event(
+        EventType::Warning,
+        "AddressesRestored",
+        "Restore",
+        format!("{count} addresses in use had left {nic} without Vnetpool's doing; they are back on it"),
+    )
+}
+
 pub fn released(count: u32, held: u32, nic: &str) -> Event {
     event(
         EventType::Normal,

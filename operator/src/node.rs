@@ -8,6 +8,7 @@ pub mod admit;
 mod adopt;
 mod apply;
 mod attach;
+mod drift;
 mod facts;
 mod growth;
 mod interfaces;
@@ -334,7 +335,7 @@ async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Mem
 /// them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
     for nic in round.seen.iter().flat_map(|seen| &seen.left) {
-        if let Some(vm) = vacate::end(ctx, nic, &round.allocation).await.map_err(Error::Find)? {
+        if let Some(vm) = vacate::end(ctx, nic, None, &round.allocation).await.map_err(Error::Find)? {
             report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str()).await;
         }
     }

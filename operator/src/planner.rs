@@ -7,6 +7,7 @@ pub mod sizing;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use vnetpool_crds::allocation;
 use vnetpool_crds::pool::Sizing;
 
@@ -30,6 +31,8 @@ pub struct Observed {
     pub demand: Demand,
     /// Our ipConfigurations on the NIC.
     pub held: Vec<IpConfiguration>,
+    /// What pods use though it has left the NIC, and may be asked for again: addresses, or the blocks they are in.
+    pub lost: BTreeSet<Ipv4Net>,
     /// How many ipConfigurations of ours the NIC can take: Azure's limit less what others have on it.
     pub slots: u32,
     /// How many addresses a new ipConfiguration brings: 1, or 16 if it is a block.
@@ -94,6 +97,8 @@ pub struct Plan {
 pub struct Change {
     /// How many ipConfigurations to add, of [`Observed::grain`] addresses each.
     pub reserve: u32,
+    /// Addresses or blocks to ask for by themselves: pods use them.
+    pub restore: Vec<Ipv4Net>,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
     /// Names of others' ipConfigurations to remove.
@@ -131,7 +136,14 @@ pub fn plan(observed: &Observed) -> Plan {
 
     let grows = wanted > kept;
     let releases = !release.is_empty();
-    let reserve = wanted.saturating_sub(kept).div_ceil((*grain).max(1)).min(observed.may_reserve);
+    // What pods use goes first and waits for no burst, within the slots there are.
+    let restore: Vec<Ipv4Net> = match sizing {
+        Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
+        None => vec![],
+    };
+    let restored = (restore.len() as u32).saturating_mul(*grain);
+    let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
+    let reserve = reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32);
     let burst_to_last = burst_to_last(observed);
     // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take the release along.
     let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
@@ -145,6 +157,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let change = if observed.may_write {
         Change {
             reserve: if grow_now { reserve } else { 0 },
+            restore,
             release: if release_now { release } else { vec![] },
             adopt: observed.adopt.clone(),
             repair: repairs,
@@ -183,12 +196,13 @@ fn burst_to_last(observed: &Observed) -> Duration {
 }
 
 fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
+    let mends = change.repair || !change.restore.is_empty();
     if change.mend || change.forward {
         // Pods have these addresses already, and nobody reaches them.
         Priority::WaitingPods
-    } else if change.reserve == 0 && !change.repair {
+    } else if change.reserve == 0 && !mends {
         Priority::GiveBack
-    } else if change.repair || demand.pods() > kept {
+    } else if mends || demand.pods() > kept {
         Priority::WaitingPods
     } else if kept == 0 {
         Priority::NewNode

@@ -127,7 +127,14 @@ impl Agent {
             ledger.assign(&sandbox, pod, self.now);
         }
         ledger.relinquish(object.spec.target, self.now);
-        let Counts { held, assigned, cooling, free, waiting, .. } = ledger.counts(self.now);
+        let Counts { held, assigned, cooling, free, waiting, vanished, .. } = ledger.counts(self.now);
+        let assignments = ledger.assignments().map(|(entry, one)| {
+            json!({ "address": entry.address, "sandbox": format!("{}/{}", one.sandbox.container_id, one.sandbox.ifname) })
+        });
+        let assignments: Vec<Value> = assignments.collect();
+        let backed = json!({ "type": "AssignmentsBacked", "lastTransitionTime": "2026-01-01T00:00:00Z", "message": "",
+            "status": if vanished == 0 { "True" } else { "False" },
+            "reason": if vanished == 0 { "Backed" } else { "AddressVanished" } });
         let relinquished: Vec<&str> = ledger.relinquished().collect();
         let assignments: Vec<Value> = ledger
             .assignments()
@@ -141,7 +148,9 @@ impl Agent {
             "observedGeneration": object.metadata.generation,
             "bootID": self.boot,
             "held": held,
-            "assigned": assigned,
+            "assigned": assigned - vanished,
+            "assignments": assignments,
+            "conditions": [backed],
             "free": free,
             "cooling": cooling,
             "waiting": waiting,

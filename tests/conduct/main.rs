@@ -17,6 +17,7 @@ mod dry_run;
 mod finding;
 mod identity;
 mod lost;
+mod machines;
 mod metrics;
 mod migrations;
 mod modes;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         finding::TESTS,
         identity::TESTS,
         lost::TESTS,
+        machines::TESTS,
         migrations::TESTS,
         modes::TESTS,
         windows::TESTS,

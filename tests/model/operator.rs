@@ -222,6 +222,7 @@ impl Operator<'_> {
             }),
             demand: Demand { bound, assigned, ..Demand::default() },
             held: held.collect(),
+            lost: BTreeSet::new(),
             slots: 255,
             grain: 1,
             release_after: Duration::ZERO,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -197,6 +198,19 @@ impl Error {
             Error::DryRun { .. } => "DryRun",
             Error::Config { .. } => "ConfigurationUnusable",
         }
+    }
+
+    /// Which of the addresses asked for belong to somebody else: those that Azure names, or all if it names none.
+    pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
+        let Error::AddressTaken { message, .. } = self else { return vec![] };
+        let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
+        let named = |one: &&Ipv4Net| {
+            words().any(|word| {
+                word.parse() == Ok(**one) || word.parse() == Ok(one.addr()) && one.prefix_len() == 32
+            })
+        };
+        let named: Vec<Ipv4Net> = asked.iter().filter(named).copied().collect();
+        if named.is_empty() { asked.to_vec() } else { named }
     }
 
     /// Whether a NIC is certainly as it was before the write that was answered with this.

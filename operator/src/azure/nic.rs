@@ -93,6 +93,8 @@ pub struct Change {
     pub reserve: Vec<String>,
     /// Whether each of them is to be a block of 16 addresses rather than one.
     pub blocks: bool,
+    /// ipConfigurations to add by name, each with an address or a block of its own.
+    pub restore: BTreeMap<String, Ipv4Net>,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
     /// Names of ipConfigurations of others' to remove, of [`Others::idle`] only.
@@ -247,6 +249,8 @@ impl Form {
     fn allows(self, change: &Change) -> Result<(), Error> {
         let what = if change.blocks && !change.reserve.is_empty() {
             "blocks of addresses"
+        } else if !change.restore.is_empty() {
+            "choice of addresses"
         } else if change.attach.values().any(|attached| attached.public_address.is_some()) {
             "public addresses of Vnetpool's"
         } else {
@@ -257,13 +261,14 @@ impl Form {
 }
 
 /// The document to send for `change`. Everything that isn't ours stays, value by value and in its order; new
-/// ipConfigurations come last, in the order of `change.reserve`.
+/// ipConfigurations come last: those with an address of their own, then those of `change.reserve` in its order.
 pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Value, Error> {
     form.allows(change)?;
     let all = ip_configurations(document)?;
     let first = &all.first().ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
     let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
     let named = change.reserve.iter().chain(&change.release).chain(change.attach.keys());
+    let named = named.chain(change.restore.keys());
     if let Some(name) = named.into_iter().find(|name| !name.starts_with(NAME_PREFIX)) {
         return Err(Error::NotOurs { name: name.clone() });
     }
@@ -285,6 +290,16 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
             next.push(one);
         } else if is_primary(one) {
             return Err(Error::Primary { name: name(one).to_owned() });
+        }
+    }
+    for (name, address) in &change.restore {
+        if !release.contains(name.as_str()) && present.insert(name) {
+            let mut one = reserved(name, first, address.prefix_len() < 32, form)?;
+            let text =
+                if address.prefix_len() < 32 { address.to_string() } else { address.addr().to_string() };
+            one["properties"]["privateIPAllocationMethod"] = json!("Static");
+            one["properties"]["privateIPAddress"] = json!(text);
+            next.push(one);
         }
     }
     for name in &change.reserve {

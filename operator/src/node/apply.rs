@@ -40,6 +40,7 @@ pub async fn write_nic(
     let id: ResourceId = nic.id.parse()?;
     let change = azure::Change {
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
+        restore: plan.change.restore.iter().map(|address| (new_name(), *address)).collect(),
         release: plan.change.release.clone(),
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
         adopt: plan.change.adopt.clone(),
@@ -58,9 +59,13 @@ pub async fn write_nic(
             ctx.metrics.nic_written("ok");
             memory.nic_known = Some(now);
             memory.setback = None;
+            let restored = plan.change.restore.len() as u32 * grain;
             let (held, reserved) = (count(&nic.ip_configurations), plan.change.reserve * grain);
             info!(reserved, released = count(&released), held, nic = %id, "NIC written");
             let about = [node.object_ref(&()), allocation.object_ref(&())];
+            if restored > 0 {
+                ctx.events.say(&about, &events::restored(restored, id.name())).await;
+            }
             if !change.reserve.is_empty() {
                 ctx.events.say(&about, &events::reserved(reserved, held, id.name())).await;
             }
@@ -74,6 +79,7 @@ pub async fn write_nic(
         }
         Err(error) => {
             ctx.metrics.nic_written(error.reason());
+            memory.taken.extend(error.taken(&plan.change.restore));
             let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
             memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
             Err(error)

@@ -1,10 +1,11 @@
 //! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests, nothing more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
@@ -32,6 +33,10 @@ pub struct Memory {
     pub writing: bool,
     /// The subnet for which the VM had no NIC when it was last asked.
     pub chosen: Option<ResourceId>,
+    /// Addresses that left the NIC under their pods and belong to somebody else by now: not asked for again.
+    pub taken: BTreeSet<Ipv4Net>,
+    /// When last looked, pods used what had left the NIC.
+    pub has_lost: bool,
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
@@ -62,6 +67,8 @@ impl Memory {
             must_read: writing,
             writing,
             chosen: None,
+            taken: BTreeSet::new(),
+            has_lost: false,
             growth_since: None,
             release_since: None,
             setback: None,

@@ -1,5 +1,6 @@
 //! All reads of a reconcile: the stores and, where it must be, Azure.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::growth;
 use super::interfaces;
 use super::memory::Memory;
 use super::route::{self, Routed};
-use super::{Context, recheck};
+use super::{Context, drift, recheck};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
 };
@@ -167,6 +168,10 @@ pub async fn observe(
         adoption = adopt::adoption(ctx, pool.spec.adopt, allocation, kept::boot_id(node), nic).await;
         observed.adopt = adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect();
     }
+    if let Some(nic) = nic.as_deref().filter(|nic| nic.id.instance().is_none() && routed.is_none()) {
+        observed.lost = drift::lost(ctx, allocation, node, nic, observed.grain, memory).await;
+        memory.has_lost = !observed.lost.is_empty();
+    }
     observed.route_is_wrong &= obstacle.is_none();
     // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
     let is_moving = matches!(obstacle, Some(Obstacle::Interface { reason: MOVING, .. }));
@@ -238,6 +243,7 @@ fn from_cluster(
         sizing: None,
         demand: demand(allocation, node, bound),
         held: vec![],
+        lost: BTreeSet::new(),
         slots: 0,
         grain: 1,
         release_after: Duration::ZERO,
@@ -391,6 +397,16 @@ fn mismatch(
     interface: &allocation::Interface,
     node: &Node,
 ) -> Result<Option<Obstacle>, azure::Error> {
+    if pool.spec.mode == Mode::Prefix && interface.id.parse::<ResourceId>()?.instance().is_some() {
+        let message = format!(
+            "node {} is an instance of a Uniform scale set, for which Azure has no blocks of addresses, but NodeIPPool {} is \
+             of mode {:?}. Let the pool's nodeSelector leave this node out, or give it a pool of mode Address.",
+            node.name_any(),
+            pool.name_any(),
+            pool.spec.mode,
+        );
+        return Ok(Some(Obstacle::Interface { reason: "ModeUnavailable", message }));
+    }
     let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
     if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
         return Ok(None);

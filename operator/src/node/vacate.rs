@@ -34,7 +34,7 @@ pub(super) async fn vacate(
     let mut in_use = None;
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
-            Ok(nic) => end(ctx, &nic, allocation).await,
+            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation).await,
             Err(error) => Err(error),
         };
         match settled {
@@ -126,13 +126,15 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
 }
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours, and that the public addresses made for its pods are
-/// deleted. Gives the VM that still has it, and with it what is ours, if there is one.
+/// deleted. Gives the VM that still has it, and with it what is ours, if there is one. With another hardware address than `mac` and
+/// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone.
 pub(super) async fn end(
     ctx: &Context,
     nic: &ResourceId,
+    mac: Option<&str>,
     allocation: &NodeIPAllocation,
 ) -> Result<Option<ResourceId>, azure::Error> {
-    let in_use = settle(ctx, nic).await?;
+    let in_use = settle(ctx, nic, mac).await?;
     if in_use.is_none() {
         let interfaces = allocation.spec.interfaces.iter();
         let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
@@ -146,11 +148,19 @@ pub(super) async fn end(
 }
 
 /// The NIC's part of it.
-async fn settle(ctx: &Context, id: &ResourceId) -> Result<Option<ResourceId>, azure::Error> {
+async fn settle(
+    ctx: &Context,
+    id: &ResourceId,
+    mac: Option<&str>,
+) -> Result<Option<ResourceId>, azure::Error> {
     let nic = match ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await {
         Err(AzureError::NotFound { .. }) => return Ok(None),
         nic => nic?,
     };
+    let is_another = mac.is_some_and(|mac| nic.mac.as_deref().is_some_and(|now| now != mac));
+    if is_another && nic.ip_configurations.is_empty() {
+        return Ok(None);
+    }
     if nic.vm.is_some() {
         return Ok(nic.vm.clone());
     }

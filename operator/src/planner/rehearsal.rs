@@ -30,9 +30,9 @@ impl Plan {
     /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
     /// would take it off the NIC and bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
-        let Change { reserve, release, adopt, repair, forward, mend } = self.change;
+        let Change { reserve, restore, release, adopt, repair, forward, mend } = self.change;
         let rehearsal = Rehearsal {
-            reserve: reserve.saturating_mul(grain),
+            reserve: reserve.saturating_add(restore.len() as u32).saturating_mul(grain),
             release,
             adopt,
             repair,
@@ -106,6 +106,7 @@ mod tests {
     fn nothing_of_a_rehearsed_plan_reaches_azure_and_all_of_it_is_told() {
         let change = Change {
             reserve: 2,
+            restore: vec![],
             release: vec!["vnp-1".into()],
             adopt: vec!["ipconfig2".into()],
             repair: true,

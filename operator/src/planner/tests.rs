@@ -37,6 +37,7 @@ fn observed(held: u32, bound: u32) -> Observed {
         sizing: Some(Sizing { minimum: 8, warm: 8, maximum: 255, batch: 4, ..Sizing::default() }),
         demand: Demand { bound, ..Demand::default() },
         held: ours(0..held),
+        lost: BTreeSet::new(),
         slots: 255,
         grain: 1,
         release_after: Duration::from_secs(300),
@@ -58,6 +59,22 @@ fn observed(held: u32, bound: u32) -> Observed {
 fn a_new_node_gets_its_minimum_before_its_warm_refill() {
     let plan = plan(&observed(0, 0));
     assert_eq!((plan.target, plan.change.reserve, plan.priority), (8, 8, Priority::NewNode));
+}
+
+#[test]
+fn what_pods_use_is_asked_for_again_at_once_and_before_anything_else() {
+    let lost: BTreeSet<_> = ["10.240.0.7/32", "10.240.0.9/32"].map(|one| one.parse().unwrap()).into();
+    let wiped = Observed { lost: lost.clone(), bound_still_for: Duration::ZERO, ..observed(0, 2) };
+    let first = plan(&wiped);
+    assert_eq!((first.change.restore, first.change.reserve), (Vec::from_iter(lost.clone()), 0));
+    assert_eq!(first.priority, Priority::WaitingPods);
+    // When the burst is over, the rest goes into the same write, and is less by what is restored.
+    let over = plan(&Observed { bound_still_for: STILL, ..wiped.clone() });
+    assert_eq!((over.change.restore.len(), over.change.reserve), (2, over.wanted - 2));
+    // No more than the NIC takes, and nothing while nothing may be written, or where nobody wants addresses any more.
+    assert_eq!(plan(&Observed { slots: 1, ..wiped.clone() }).change.restore.len(), 1);
+    assert!(plan(&Observed { may_write: false, ..wiped.clone() }).change.is_empty());
+    assert!(plan(&Observed { sizing: None, ..wiped }).change.is_empty());
 }
 
 #[test]
@@ -258,6 +275,7 @@ prop_compose! {
             }),
             demand: Demand { bound, assigned, waiting, cooling, pods_allowed },
             held: if grain == 1 { ours(0..held) } else { blocks(0..held / 8) },
+            lost: BTreeSet::new(),
             slots,
             grain,
             release_after: Duration::from_secs(300),

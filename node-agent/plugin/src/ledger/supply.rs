@@ -73,7 +73,8 @@ impl Ledger {
     }
 
     /// Takes over the spec: new entries become free; a relinquished one that is gone is forgotten; any other that is
-    /// gone is withdrawn if free and kept under its pod if assigned; one that comes back is as it was.
+    /// gone is withdrawn if free and kept under its pod if assigned; one that comes back is as it was. So is an address
+    /// under its pod that comes back under another name: this node has it again, and nobody else's can it be.
     pub fn supply(&mut self, supply: &Supply) -> Supplied {
         let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
         if *object == self.object && *generation < self.generation {
@@ -94,8 +95,10 @@ impl Ledger {
             }
         }
         for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
-            match self.records.iter_mut().find(|record| is_same(entry, &record.entry)) {
-                Some(record) => record.come_back(entry),
+            let known = self.records.iter().position(|record| is_same(entry, &record.entry));
+            let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
+            match known.or_else(under_its_pod) {
+                Some(index) => self.records[index].come_back(entry),
                 None => self
                     .records
                     .push(Record { entry: entry.clone(), state: State::Free { since: self.freed_at } }),
@@ -180,6 +183,12 @@ impl Ledger {
 }
 
 impl Record {
+    /// A pod uses this address though the spec had it no more.
+    fn waits_for(&self, address: Ipv4Addr) -> bool {
+        self.entry.address == address
+            && matches!(&self.state, State::Assigned(assignment) if assignment.vanished)
+    }
+
     /// The spec no longer has this entry, and it was not relinquished.
     fn vanish(&mut self) {
         match &mut self.state {

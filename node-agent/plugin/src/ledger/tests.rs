@@ -212,6 +212,22 @@ fn an_assigned_entry_that_comes_back_is_a_normal_one_again() {
 }
 
 #[test]
+fn an_address_in_use_that_comes_back_under_another_name_is_its_pods_again_and_nobody_elses() {
+    let mut ledger = holding(&[1]);
+    assert_eq!(assign(&mut ledger, 1, START), Some(address(1)));
+    ledger.supply(&supply(2, &[]));
+    let again = Entry { name: "vnp-9".to_owned(), ..entry(1) };
+    ledger.supply(&Supply { entries: vec![again.clone()], ..supply(3, &[]) });
+    assert_eq!(ledger.counts(START), Counts { held: 1, assigned: 1, ..Counts::default() });
+    assert_eq!(assign(&mut ledger, 2, START), None);
+    // Given back by its pod it goes on under the new name, after its cooldown.
+    ledger.free(&sandbox(1), START);
+    assert_eq!(ledger.counts(START), Counts { held: 1, cooling: 1, waiting: 1, ..Counts::default() });
+    assert_eq!(ledger.records()[0].entry, again);
+    assert_eq!(assign(&mut ledger, 2, START + COOLDOWN), Some(address(1)));
+}
+
+#[test]
 fn a_vanished_entry_is_no_surplus() {
     let mut ledger = holding(&[1, 2, 3]);
     assign(&mut ledger, 7, START);

@@ -252,3 +252,17 @@ fn a_deny_assignment_is_not_a_missing_permission_and_names_the_lockdown_of_aks()
         assert!(error.left_all_as_it_was());
     }
 }
+
+#[test]
+fn an_address_that_is_taken_is_told_from_the_others_asked_for() {
+    let asked: Vec<Ipv4Net> =
+        ["10.0.0.5/32", "10.0.0.50/32", "10.0.0.16/28"].map(|one| one.parse().unwrap()).into();
+    let taken =
+        |message: &str| Error::AddressTaken { resource: "nic".into(), message: message.into() }.taken(&asked);
+    let words = "IP configuration /a/ipConfigurations/vnp-1 is using the private IP address 10.0.0.5 which is already \
+                 allocated to resource /b/ipConfigurations/ipconfig1.";
+    assert_eq!(taken(words), asked[..1]);
+    assert_eq!(taken(&words.replace("10.0.0.5", "10.0.0.16/28")), asked[2..]);
+    assert_eq!(taken("somebody has one of them"), asked);
+    assert_eq!(Error::Stale { resource: "nic".into() }.taken(&asked), []);
+}

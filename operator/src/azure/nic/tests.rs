@@ -131,6 +131,26 @@ fn turning_forwarding_on_changes_that_field_and_nothing_else() {
 }
 
 #[test]
+fn a_restored_address_is_asked_for_by_itself_and_before_azure_chooses_others() {
+    let before = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true)]);
+    let restore = [("vnp-2", "10.240.0.9/32"), ("vnp-3", "10.240.0.16/28")];
+    let restore = restore.map(|(name, address)| (name.to_owned(), address.parse().unwrap())).into();
+    let after = edit(&before, &Change { restore, ..change(&["vnp-1"], &[]) }).unwrap();
+    assert_eq!(names(&after), ["ipconfig1", "vnp-2", "vnp-3", "vnp-1"]);
+    let said =
+        |index: usize, field: &str| ip_configurations(&after).unwrap()[index]["properties"][field].clone();
+    for (index, address) in [(1, "10.240.0.9"), (2, "10.240.0.16/28")] {
+        assert_eq!(said(index, "privateIPAllocationMethod"), "Static");
+        assert_eq!(said(index, "privateIPAddress"), address);
+    }
+    assert_eq!(
+        (said(1, "privateIPAddressPrefixLength"), said(2, "privateIPAddressPrefixLength")),
+        (Value::Null, json!(28))
+    );
+    assert_eq!(said(3, "privateIPAllocationMethod"), "Dynamic");
+}
+
+#[test]
 fn a_reserved_address_is_dynamic_and_in_the_subnet_and_groups_of_the_first() {
     let mut first = ip_configuration("ipconfig1", "10.240.0.4", true);
     first["properties"]["applicationSecurityGroups"] = json!([{ "id": "/asg" }]);

@@ -45,6 +45,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         sizing: Some(sizing),
         demand: Demand { bound, ..Demand::default() },
         held: held.collect(),
+        lost: Default::default(),
         slots: 255,
         grain: 1,
         release_after: Duration::from_secs(300),

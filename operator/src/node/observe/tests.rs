@@ -87,3 +87,21 @@ fn what_has_no_route_to_a_pod_cidr_sees_the_nodes_address() {
     let routed = Routed { table: vnet, within: "10.244.0.0/16".parse().ok(), claim: None };
     assert_eq!(exclusions(&network, None, Some(&routed)), ["10.240.0.0/16", "10.244.0.0/16"]);
 }
+
+#[test]
+fn a_pool_of_blocks_gives_an_instance_of_a_uniform_scale_set_nothing_and_says_why() {
+    let instance = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0";
+    let interface = |id: &str| allocation::Interface {
+        id: id.into(),
+        subnet: Subnet { id: SUBNET.into(), prefixes: vec![] },
+        ..Default::default()
+    };
+    let on_instance = interface(&format!("{instance}/networkInterfaces/primary"));
+    let ordinary = interface(&SUBNET.replace("virtualNetworks/v/subnets/a", "networkInterfaces/n"));
+    let blocks = pool(json!({"mode": "Prefix"}));
+    let addresses = pool(json!({}));
+    assert_eq!(mismatch(&blocks, &ordinary, &node("b")).unwrap(), None);
+    assert_eq!(mismatch(&addresses, &on_instance, &node("b")).unwrap(), None);
+    let found = mismatch(&blocks, &on_instance, &node("b")).unwrap();
+    assert!(matches!(found, Some(Obstacle::Interface { reason: "ModeUnavailable", .. })), "{found:?}");
+}

@@ -1,0 +1,290 @@
+//! Scale sets and other machines: reimaged, upgraded, scaled in, coming back under old ids, losing their Nodes.
+
+use crate::Test;
+use crate::stage::{Stage, find, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use vnetpool_azure_sim::{LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
+use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else,
+    an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
+    an_instance_of_a_uniform_scale_set_serves_its_pods,
+    a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good,
+    a_reimaged_instance_gets_new_addresses_when_it_boots,
+    an_instance_that_is_scaled_in_leaves_nothing_behind,
+    an_instance_id_that_comes_back_is_another_machine,
+    a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive,
+    a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
+    a_nic_left_without_its_vm_gives_everything_back,
+];
+
+fn sizing() -> Value {
+    json!({ "sizing": { "minimum": 0, "warm": 1, "batch": 1 } })
+}
+
+/// The node of the instance `pool_0`, whose name is made of the set's prefix and the instance's id.
+const NODE: &str = "pool000000";
+
+async fn instance(stage: &Stage<'_>) -> Result<VmInfo> {
+    Ok(stage.sim.add_instance("pool", NewInstance { instance_id: Some(0), ..NewInstance::default() }).await?)
+}
+
+/// A scale set with one instance and its Node.
+async fn uniform<'a>(plane: &'a ControlPlane) -> Result<(Stage<'a>, VmInfo)> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
+    let vm = instance(&stage).await?;
+    stage.join(NODE, &vm.provider_id).await?;
+    Ok((stage, vm))
+}
+
+/// What ARM holds of ours on any NIC, by id in lower case: address by name.
+fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
+    let state = stage.sim.state();
+    let nics = state["nics"].as_array().into_iter().flatten();
+    let found = nics.filter(|one| one["id"].as_str().is_some_and(|id| id.eq_ignore_ascii_case(nic)));
+    let all = found.flat_map(|one| one["ip_configurations"].as_array().into_iter().flatten());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let ours = all.filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("vnp-")));
+    ours.map(|one| (text(&one["name"]), text(&one["address"]))).collect()
+}
+
+fn assigned(seen: &NodeIPAllocation) -> BTreeSet<String> {
+    let status = seen.status.as_ref();
+    status.into_iter().flat_map(|status| &status.assignments).map(|one| one.address.clone()).collect()
+}
+
+fn is_backed(seen: &NodeIPAllocation) -> bool {
+    find(seen, condition::ASSIGNMENTS_BACKED).is_some_and(|one| one.status == "True")
+}
+
+/// Waits until so many pods have addresses that the NIC holds, and gives their addresses.
+async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<BTreeSet<String>> {
+    let served = |seen: &NodeIPAllocation| {
+        let spec: BTreeSet<String> =
+            seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
+        let assigned = assigned(seen);
+        (assigned.len() == pods && assigned.is_subset(&spec) && is_backed(seen)).then_some(assigned)
+    };
+    stage.until(&format!("{pods} pods have addresses"), node, served).await
+}
+
+/// Everything but the primary ipConfiguration goes, as by somebody else's write.
+async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
+    let primary = stage.nic(node)["properties"]["ipConfigurations"][0].clone();
+    stage
+        .sim
+        .patch_nic(&format!("{node}-nic"), &json!({ "properties": { "ipConfigurations": [primary] } }))
+        .await?;
+    stage.sim.clear_log();
+    Ok(())
+}
+
+/// The addresses that a write asks for by themselves, the node's own left out.
+fn asked_for(write: &LogEntry) -> BTreeSet<String> {
+    let all = write.request.as_ref().and_then(|body| body["properties"]["ipConfigurations"].as_array());
+    let statics = all.into_iter().flatten().map(|one| &one["properties"]);
+    statics
+        .filter(|one| one["privateIPAllocationMethod"] == "Static")
+        .filter_map(|one| one["privateIPAddress"].as_str().map(str::to_owned))
+        .collect()
+}
+
+async fn addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    wipe(&stage, "n1").await?;
+    // Growth meets the other's write, and with it what that has done.
+    stage.bind("n1", 2).await?;
+    let after = until_served(&stage, "n1", 5).await?;
+    ensure!(after.is_superset(&before), "{before:?} became {after:?}");
+    let writes: Vec<LogEntry> = stage.writes("n1").into_iter().filter(|one| one.status < 300).collect();
+    let first = writes.first().context("nothing was written")?;
+    ensure!(asked_for(first) == before, "the first write asks for {:?}", asked_for(first));
+    ensure!(!stage.events("n1", "AddressesRestored").await?.is_empty(), "no Event says so");
+    Ok(())
+}
+
+async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    wipe(&stage, "n1").await?;
+    let stranger = stage.sim.add_vm(NewVm { name: "stranger".into(), ..NewVm::default() }).await?;
+    let lost = stranger.address.to_string();
+    ensure!(before.contains(&lost), "{lost} is none of {before:?}");
+    stage.bind("n1", 1).await?;
+    let (missing, before) = (lost.clone(), before);
+    let rest = move |seen: &NodeIPAllocation| {
+        let spec: BTreeSet<String> =
+            seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
+        let restored = before.iter().filter(|one| **one != missing).all(|one| spec.contains(one));
+        let agent = find(seen, condition::AGENT_REPORTING)?;
+        let settled = find(seen, condition::RESERVED)?.status == "True";
+        (restored && !spec.contains(&missing) && spec.len() >= 4 && settled).then_some(agent)
+    };
+    let said = stage.until("the others are back", "n1", rest).await?;
+    ensure!((said.status.as_str(), said.reason.as_str()) == ("False", "AddressVanished"), "{said:?}");
+    let tries = stage.writes("n1").into_iter().filter(|one| asked_for(one).contains(&lost)).count();
+    ensure!(tries == 1, "{lost} was asked for {tries} times");
+    Ok(())
+}
+
+async fn an_instance_of_a_uniform_scale_set_serves_its_pods(plane: &ControlPlane) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    stage.bind(NODE, 3).await?;
+    until_served(&stage, NODE, 3).await?;
+    stage.until_offers(NODE, 4).await?;
+    ensure!(held(&stage, &vm.nic_id).len() == 4);
+    let asked = stage.asked();
+    let to_instance = asked.iter().filter(|one| one.method == "PUT");
+    for write in to_instance {
+        ensure!(write.path.eq_ignore_ascii_case(&vm.vm_id), "{} was written", write.path);
+        ensure!(
+            write.if_match.is_some()
+                && write.request.as_ref().is_some_and(|body| body["properties"]["storageProfile"].is_null())
+        );
+    }
+    stage.unbind(NODE, 3).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" }, "cooldown": "0s" })).await?;
+    stage.until_offers(NODE, 0).await?;
+    ensure!(held(&stage, &vm.nic_id).is_empty());
+    Ok(())
+}
+
+async fn a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good(plane: &ControlPlane) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    stage.bind(NODE, 3).await?;
+    let before = until_served(&stage, NODE, 3).await?;
+    stage.until_offers(NODE, 4).await?;
+    stage.sim.upgrade_instance("pool_0").await?;
+    let stranger = stage.sim.add_vm(NewVm { name: "stranger".into(), ..NewVm::default() }).await?;
+    let lost = stranger.address.to_string();
+    ensure!(before.contains(&lost), "{lost} is none of {before:?}");
+    stage.bind(NODE, 1).await?;
+    let made_good = |seen: &NodeIPAllocation| {
+        let spec: BTreeSet<String> =
+            seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
+        let agent = find(seen, condition::AGENT_REPORTING)?;
+        let settled = find(seen, condition::RESERVED)?.status == "True";
+        let on_nic: BTreeSet<String> = held(&stage, &vm.nic_id).into_values().collect();
+        (settled && spec.len() >= 4 && spec == on_nic && agent.reason == "AddressVanished").then_some(spec)
+    };
+    let spec = stage.until("the instance holds enough again", NODE, made_good).await?;
+    ensure!(!spec.contains(&lost));
+    // No address can be asked for here, but Azure gives the lowest free ones: those in use are their pods' again.
+    let back: BTreeSet<&String> = before.iter().filter(|one| **one != lost).collect();
+    ensure!(back.iter().all(|one| spec.contains(*one)), "{back:?} are not in {spec:?}");
+    // The pod that lost its own ends, and all is well.
+    stage.unbind(NODE, 4).await?;
+    stage.until("nothing is unbacked", NODE, |seen| is_backed(seen).then_some(())).await
+}
+
+async fn a_reimaged_instance_gets_new_addresses_when_it_boots(plane: &ControlPlane) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    stage.bind(NODE, 2).await?;
+    until_served(&stage, NODE, 2).await?;
+    stage.until_offers(NODE, 3).await?;
+    let names: BTreeSet<String> = held(&stage, &vm.nic_id).into_keys().collect();
+    stage.sim.upgrade_instance("pool_0").await?;
+    stage.boot(NODE, "boot-2").await?;
+    until_served(&stage, NODE, 2).await?;
+    let after: BTreeSet<String> = held(&stage, &vm.nic_id).into_keys().collect();
+    ensure!(after.len() >= 3 && after.is_disjoint(&names), "{after:?}");
+    Ok(())
+}
+
+async fn an_instance_that_is_scaled_in_leaves_nothing_behind(plane: &ControlPlane) -> Result<()> {
+    let (stage, _) = uniform(plane).await?;
+    stage.bind(NODE, 1).await?;
+    stage.until_offers(NODE, 2).await?;
+    stage.sim.delete_vm("pool_0", false).await?;
+    stage.leave(NODE).await?;
+    stage.until_gone(NODE).await
+}
+
+async fn an_instance_id_that_comes_back_is_another_machine(plane: &ControlPlane) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    stage.bind(NODE, 2).await?;
+    let shown = stage.until_offers(NODE, 3).await?;
+    stage.sim.delete_vm("pool_0", false).await?;
+    let again = instance(&stage).await?;
+    ensure!(again.provider_id == vm.provider_id && again.mac != vm.mac);
+    stage.leave(NODE).await?;
+    stage.join(NODE, &again.provider_id).await?;
+    let is_new = |seen: &NodeIPAllocation| {
+        let nic = seen.spec.interfaces.first().filter(|nic| nic.mac == again.mac)?;
+        (!nic.ip_configurations.is_empty()).then(|| seen.clone())
+    };
+    let now = stage.until("the new machine is served", NODE, is_new).await?;
+    ensure!(now.spec.node_uid != shown.spec.node_uid);
+    let names = |seen: &NodeIPAllocation| {
+        seen.spec.ip_configurations().map(|one| one.name.clone()).collect::<BTreeSet<_>>()
+    };
+    ensure!(names(&now).is_disjoint(&names(&shown)), "a name was used twice");
+    Ok(())
+}
+
+async fn a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _) = uniform(plane).await?;
+    stage.bind(NODE, 1).await?;
+    stage.until_offers(NODE, 2).await?;
+    stage.sim.delete_vm("pool_0", false).await?;
+    instance(&stage).await?;
+    stage.leave(NODE).await?;
+    stage.until_gone(NODE).await
+}
+
+async fn a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over(
+    plane: &ControlPlane,
+) -> Result<()> {
+    for node in ["n1", NODE] {
+        let (stage, vm) = uniform(plane).await?;
+        let vm = if node == NODE { vm } else { stage.node(node, None).await? };
+        stage.bind(node, 2).await?;
+        until_served(&stage, node, 2).await?;
+        stage.until_offers(node, 3).await?;
+        let before = held(&stage, &vm.nic_id);
+        let uid = stage.allocation(node).await?.spec.node_uid;
+        stage.leave(node).await?;
+        stage.until_says(node, condition::READY, "NodeGone").await?;
+        ensure!(held(&stage, &vm.nic_id) == before);
+        stage.join(node, &vm.provider_id).await?;
+        let adopted = |seen: &NodeIPAllocation| (seen.spec.node_uid != uid).then_some(());
+        stage.until("the new Node has it", node, adopted).await?;
+        until_served(&stage, node, 2).await?;
+        let after = held(&stage, &vm.nic_id);
+        ensure!(
+            before.iter().all(|(name, address)| after.get(name) == Some(address)),
+            "{before:?} became {after:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 1).await?;
+    stage.until_offers("n1", 2).await?;
+    stage.sim.delete_vm("n1", true).await?;
+    stage.leave("n1").await?;
+    stage.until_gone("n1").await?;
+    ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
+    Ok(())
+}
