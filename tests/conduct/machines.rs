@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = crate::tests![
     an_instance_id_that_comes_back_is_another_machine,
     a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive,
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
+    a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_nic_left_without_its_vm_gives_everything_back,
 ];
 
@@ -109,7 +110,8 @@ async fn addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_a
     ensure!(after.is_superset(&before), "{before:?} became {after:?}");
     let writes: Vec<LogEntry> = stage.writes("n1").into_iter().filter(|one| one.status < 300).collect();
     let first = writes.first().context("nothing was written")?;
-    ensure!(asked_for(first) == before, "the first write asks for {:?}", asked_for(first));
+    // One of the pods that came after it may have got the address that was warm before.
+    ensure!(asked_for(first).is_superset(&before), "the first write asks for {:?}", asked_for(first));
     ensure!(!stage.events("n1", "AddressesRestored").await?.is_empty(), "no Event says so");
     Ok(())
 }
@@ -132,12 +134,11 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
         let spec: BTreeSet<String> =
             seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
         let restored = before.iter().filter(|one| **one != missing).all(|one| spec.contains(one));
-        let agent = find(seen, condition::AGENT_REPORTING)?;
+        let is_named = find(seen, condition::AGENT_REPORTING)?.reason == "AddressVanished";
         let settled = find(seen, condition::RESERVED)?.status == "True";
-        (restored && !spec.contains(&missing) && spec.len() >= 4 && settled).then_some(agent)
+        (restored && !spec.contains(&missing) && spec.len() >= 4 && settled && is_named).then_some(())
     };
-    let said = stage.until("the others are back", "n1", rest).await?;
-    ensure!((said.status.as_str(), said.reason.as_str()) == ("False", "AddressVanished"), "{said:?}");
+    stage.until("the others are back, and one is said to be lost", "n1", rest).await?;
     let tries = stage.writes("n1").into_iter().filter(|one| asked_for(one).contains(&lost)).count();
     ensure!(tries == 1, "{lost} was asked for {tries} times");
     Ok(())
@@ -201,6 +202,13 @@ async fn a_reimaged_instance_gets_new_addresses_when_it_boots(plane: &ControlPla
     let names: BTreeSet<String> = held(&stage, &vm.nic_id).into_keys().collect();
     stage.sim.upgrade_instance("pool_0").await?;
     stage.boot(NODE, "boot-2").await?;
+    let booted = |seen: &NodeIPAllocation| {
+        (seen.spec.boot_id == "boot-2"
+            && seen.spec.addresses() >= 3
+            && seen.status.as_ref()?.boot_id == "boot-2")
+            .then_some(())
+    };
+    stage.until("the new boot has addresses", NODE, booted).await?;
     until_served(&stage, NODE, 2).await?;
     let after: BTreeSet<String> = held(&stage, &vm.nic_id).into_keys().collect();
     ensure!(after.len() >= 3 && after.is_disjoint(&names), "{after:?}");
@@ -253,27 +261,35 @@ async fn a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive(
 async fn a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over(
     plane: &ControlPlane,
 ) -> Result<()> {
-    for node in ["n1", NODE] {
-        let (stage, vm) = uniform(plane).await?;
-        let vm = if node == NODE { vm } else { stage.node(node, None).await? };
-        stage.bind(node, 2).await?;
-        until_served(&stage, node, 2).await?;
-        stage.until_offers(node, 3).await?;
-        let before = held(&stage, &vm.nic_id);
-        let uid = stage.allocation(node).await?.spec.node_uid;
-        stage.leave(node).await?;
-        stage.until_says(node, condition::READY, "NodeGone").await?;
-        ensure!(held(&stage, &vm.nic_id) == before);
-        stage.join(node, &vm.provider_id).await?;
-        let adopted = |seen: &NodeIPAllocation| (seen.spec.node_uid != uid).then_some(());
-        stage.until("the new Node has it", node, adopted).await?;
-        until_served(&stage, node, 2).await?;
-        let after = held(&stage, &vm.nic_id);
-        ensure!(
-            before.iter().all(|(name, address)| after.get(name) == Some(address)),
-            "{before:?} became {after:?}"
-        );
-    }
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    replace_the_node(&stage, "n1", &vm).await
+}
+
+async fn a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    replace_the_node(&stage, NODE, &vm).await
+}
+
+/// The Node object goes while its machine runs, and another takes its place.
+async fn replace_the_node(stage: &Stage<'_>, node: &str, vm: &VmInfo) -> Result<()> {
+    stage.bind(node, 2).await?;
+    until_served(stage, node, 2).await?;
+    stage.until_offers(node, 3).await?;
+    let before = held(stage, &vm.nic_id);
+    let uid = stage.allocation(node).await?.spec.node_uid;
+    stage.leave(node).await?;
+    stage.until_says(node, condition::READY, "NodeGone").await?;
+    ensure!(held(stage, &vm.nic_id) == before);
+    stage.join(node, &vm.provider_id).await?;
+    let adopted = |seen: &NodeIPAllocation| (seen.spec.node_uid != uid).then_some(());
+    stage.until("the new Node has it", node, adopted).await?;
+    until_served(stage, node, 2).await?;
+    let after = held(stage, &vm.nic_id);
+    let kept = before.iter().all(|(name, address)| after.get(name) == Some(address));
+    ensure!(kept, "{before:?} became {after:?}");
     Ok(())
 }
 
