@@ -128,10 +128,6 @@ impl Agent {
         }
         ledger.relinquish(object.spec.target, self.now);
         let Counts { held, assigned, cooling, free, waiting, vanished, .. } = ledger.counts(self.now);
-        let assignments = ledger.assignments().map(|(entry, one)| {
-            json!({ "address": entry.address, "sandbox": format!("{}/{}", one.sandbox.container_id, one.sandbox.ifname) })
-        });
-        let assignments: Vec<Value> = assignments.collect();
         let backed = json!({ "type": "AssignmentsBacked", "lastTransitionTime": "2026-01-01T00:00:00Z", "message": "",
             "status": if vanished == 0 { "True" } else { "False" },
             "reason": if vanished == 0 { "Backed" } else { "AddressVanished" } });
@@ -155,7 +151,6 @@ impl Agent {
             "cooling": cooling,
             "waiting": waiting,
             "relinquished": relinquished,
-            "assignments": assignments,
         }))
     }
 }

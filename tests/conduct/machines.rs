@@ -220,7 +220,7 @@ async fn an_instance_that_is_scaled_in_leaves_nothing_behind(plane: &ControlPlan
     stage.bind(NODE, 1).await?;
     stage.until_offers(NODE, 2).await?;
     stage.sim.delete_vm("pool_0", false).await?;
-    stage.leave(NODE).await?;
+    stage.delete_node(NODE).await?;
     stage.until_gone(NODE).await
 }
 
@@ -231,7 +231,7 @@ async fn an_instance_id_that_comes_back_is_another_machine(plane: &ControlPlane)
     stage.sim.delete_vm("pool_0", false).await?;
     let again = instance(&stage).await?;
     ensure!(again.provider_id == vm.provider_id && again.mac != vm.mac);
-    stage.leave(NODE).await?;
+    stage.delete_node(NODE).await?;
     stage.join(NODE, &again.provider_id).await?;
     let is_new = |seen: &NodeIPAllocation| {
         let nic = seen.spec.interfaces.first().filter(|nic| nic.mac == again.mac)?;
@@ -254,7 +254,7 @@ async fn a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive(
     stage.until_offers(NODE, 2).await?;
     stage.sim.delete_vm("pool_0", false).await?;
     instance(&stage).await?;
-    stage.leave(NODE).await?;
+    stage.delete_node(NODE).await?;
     stage.until_gone(NODE).await
 }
 
@@ -280,7 +280,7 @@ async fn replace_the_node(stage: &Stage<'_>, node: &str, vm: &VmInfo) -> Result<
     stage.until_offers(node, 3).await?;
     let before = held(stage, &vm.nic_id);
     let uid = stage.allocation(node).await?.spec.node_uid;
-    stage.leave(node).await?;
+    stage.delete_node(node).await?;
     stage.until_says(node, condition::READY, "NodeGone").await?;
     ensure!(held(stage, &vm.nic_id) == before);
     stage.join(node, &vm.provider_id).await?;
@@ -299,7 +299,7 @@ async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -
     stage.bind("n1", 1).await?;
     stage.until_offers("n1", 2).await?;
     stage.sim.delete_vm("n1", true).await?;
-    stage.leave("n1").await?;
+    stage.delete_node("n1").await?;
     stage.until_gone("n1").await?;
     ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
     Ok(())
