@@ -48,7 +48,8 @@ pub async fn a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it(wo
     world.cluster.patch_pool(json!({ "attachments": { "publicAddresses": true } })).await?;
     let pod = world.pod("public", "node-2", json!({ "vnetpool.io/public-address": "true" })).await?;
     let range = format!("{}/32", pod.address);
-    let public = eventually("the pod's public address", SOON, || async {
+    // Azure makes the public address, then writes the NIC: ten seconds each.
+    let public = eventually("the pod's public address", 3 * SOON, || async {
         let allocation = world.cluster.allocation("node-2").await?;
         let entry = allocation.spec.ip_configurations().find(|one| one.address == range).cloned();
         Ok(entry.context("the pod's address isn't the node's")?.public_address.and_then(|one| one.address))
