@@ -202,7 +202,7 @@ impl Stage {
 
     /// The network namespace of a process on a VM that was booted, by its number there.
     pub fn namespace_of(&self, vm: &str, pid: u32) -> Result<File> {
-        let path = format!("/proc/{}/root/proc/{pid}/ns/net", self.first_process(vm));
+        let path = format!("/proc/{}/{}/proc/{pid}/ns/net", self.first_process(vm), "root");
         File::open(&path).context(path)
     }
 

@@ -208,19 +208,31 @@ impl Fabric {
         Ok(())
     }
 
-    /// Joins a namespace as a host of the internet, which knows no address of a VNet but those it is called from.
-    pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
-        let device = self.link(netns, "net", "").await?;
+    /// Makes `eth0` of a host that knows no address but its own and sends everything to `gateway`. Gives the end here.
+    async fn host(
+        &mut self,
+        netns: &str,
+        kind: &str,
+        address: Ipv4Addr,
+        gateway: Ipv4Addr,
+    ) -> anyhow::Result<String> {
+        let device = self.link(netns, kind, "").await?;
         nft(&rules::guard(&device, "of_host")).await?;
         ip_in(
             netns,
             &format!(
                 "link set lo up\naddress add {address}/32 dev eth0\nlink set eth0 up\n\
-                 route add {INTERNET_GATEWAY} dev eth0\nroute add default via {INTERNET_GATEWAY} dev eth0\n"
+                 route add {gateway} dev eth0\nroute add default via {gateway} dev eth0\n"
             ),
         )
         .await?;
-        ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await
+        ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await?;
+        Ok(device)
+    }
+
+    /// Joins a namespace as a host of the internet, which knows no address of a VNet but those it is called from.
+    pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
+        self.host(netns, "net", address, INTERNET_GATEWAY).await.map(drop)
     }
 
     /// Joins a namespace as a host behind a virtual network's gateway. It knows no address but its own and sends everything
@@ -231,17 +243,7 @@ impl Fabric {
         address: Ipv4Addr,
         vnet: &str,
     ) -> anyhow::Result<()> {
-        let device = self.link(netns, "gw", "").await?;
-        nft(&rules::guard(&device, "of_host")).await?;
-        ip_in(
-            netns,
-            &format!(
-                "link set lo up\naddress add {address}/32 dev eth0\nlink set eth0 up\n\
-                 route add {PREMISES_GATEWAY} dev eth0\nroute add default via {PREMISES_GATEWAY} dev eth0\n"
-            ),
-        )
-        .await?;
-        ip(&format!("link set {device} up\nroute replace {address}/32 dev {device}\n")).await?;
+        let device = self.host(netns, "gw", address, PREMISES_GATEWAY).await?;
         self.gateways.insert(vnet.to_owned(), device);
         Ok(())
     }

@@ -78,7 +78,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         let children = format!("/proc/{0}/task/{0}/children", process.id());
         let first = || fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned);
         eventually("unshare has started it", || first().is_some());
-        let socket = format!("/proc/{}/root/run/containerd/containerd.sock", first().unwrap()).into();
+        let socket = format!("/proc/{}/{}/run/containerd/containerd.sock", first().unwrap(), "root").into();
         let containerd = Containerd { process, socket, _dir: dir };
         eventually("containerd serves", || containerd.ask(&["status"]).is_ok());
         containerd
