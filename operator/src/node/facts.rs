@@ -199,7 +199,8 @@ fn reserved(facts: &Facts, found: bool) -> Says {
 /// A subnet may have many free addresses and yet no block of them.
 fn of_blocks(facts: &Facts, setback: &Setback) -> &'static str {
     if setback.in_subnet && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
-        " In mode Prefix 16 free addresses in a row are needed, the first a multiple of 16: single addresses in use scattered          over the subnet leave none. Use a subnet for the pool alone, or mode Address."
+        " In mode Prefix 16 free addresses in a row are needed, the first a multiple of 16: single addresses in use \
+         scattered over the subnet leave none. Use a subnet for the pool alone, or mode Address."
     } else {
         ""
     }

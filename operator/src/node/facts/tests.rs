@@ -134,6 +134,7 @@ fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
     let (reserved, message) = story.says(RESERVED);
     assert_eq!(reserved, "False SubnetFull");
     assert!(message.contains("16 free addresses in a row") && message.contains("mode Address"), "{message}");
+    assert!(!message.contains("  "), "{message}");
 }
 
 #[test]
