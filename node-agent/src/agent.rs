@@ -10,6 +10,7 @@ mod undisturbed;
 use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use anyhow::Context;
+use ipnet::Ipv4Net;
 use k8s_openapi::jiff::Timestamp;
 use tokio::{
     sync::{Mutex, Notify, watch},
@@ -59,6 +60,8 @@ pub struct Agent {
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     firewall: Firewall,
+    /// The node's own ranges, closed to what no pod has.
+    closed: Vec<Ipv4Net>,
     /// Whether this process has seen to forwarding.
     has_forwarded: bool,
     sweep: Sweep,
@@ -96,6 +99,7 @@ impl Agent {
             generation: None,
             has_seen_ledger: false,
             firewall: Firewall::default(),
+            closed: Vec::new(),
             has_forwarded: false,
             sweep: Sweep::default(),
             chained: chain::Look::default(),

@@ -28,6 +28,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     wiring::bridge::remove()?;
     forward::nft::close().await?;
     wiring::steer::unsteer()?;
+    wiring::range::close(&[])?;
     gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
 }
 

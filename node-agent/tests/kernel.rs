@@ -29,7 +29,7 @@ use vnetpool_plugin::{
         Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
-    wiring::{self, Identity, Netns, Wiring, bridge, steer},
+    wiring::{self, Identity, Netns, Wiring, bridge, range, steer},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -567,4 +567,54 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     node.inside(|| steer::unsteer().unwrap());
     assert!(!node.run("ip rule list").contains("10.240.32.0"));
     assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
+}
+
+/// How often a first packet to an address that no pod has comes to the node, and what its sender is told.
+fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::ErrorKind) {
+    node.run("nft add table ip count");
+    node.run("nft add chain ip count seen { type filter hook prerouting priority raw ; }");
+    node.run(&format!("nft add rule ip count seen ip daddr {free} tcp flags syn counter"));
+    let told = from.connect(free).unwrap_err().kind();
+    let seen = node.run("nft list chain ip count seen");
+    node.run("nft delete table ip count");
+    let packets = seen.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    (packets.and_then(|packets| packets.parse().ok()).unwrap(), told)
+}
+
+/// As in mode Route: the VNet sends a whole range to the node, whatever its destination is, and the node's default route leads back.
+#[test]
+fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() {
+    const RANGED: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 7);
+    const FREE: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 99);
+    let (world, ranged) = (World::new(), Namespace::new());
+    let World { node, vnet, .. } = &world;
+    vnet.run("sysctl -q -w net.ipv4.ip_forward=1");
+    vnet.run(&format!("ip route add 10.244.3.0/24 via {NODE}"));
+    wire(node, &ranged, RANGED);
+    ranged.answer(RANGED);
+    // Not from the VNet itself, for a router drops what has a source of its own; nor from who asks again below: what the node
+    // says to one sender by ICMP is limited.
+    let (packets, _) = visits(node, &world.other_pod, FREE);
+    assert!(packets > 20, "it should go to and fro until its TTL ends, and came {packets} times");
+
+    let range = ["10.244.3.0/24".parse().unwrap()];
+    let close = |ranges: &[ipnet::Ipv4Net]| node.inside(|| range::close(ranges).unwrap());
+    close(&range);
+    // Once more changes nothing.
+    close(&range);
+    for (who, from) in [("a VM", vnet), ("another pod", &world.pod), ("one of the range", &ranged)] {
+        assert_eq!(visits(node, from, FREE), (1, std::io::ErrorKind::HostUnreachable), "{who}");
+    }
+    assert_eq!(vnet.source_seen_by(RANGED), NEIGHBOUR);
+    assert_eq!(ranged.source_seen_by(NEIGHBOUR), RANGED);
+    // Where all that the range's pods send goes by the table of a secondary NIC, too.
+    node.inside(|| steer::steer(&range, "eth0", NEIGHBOUR).unwrap());
+    assert_eq!(visits(node, &ranged, FREE), (1, std::io::ErrorKind::HostUnreachable), "steered");
+    node.inside(|| steer::unsteer().unwrap());
+
+    // Somebody else's route stays when the range is the node's no longer.
+    node.run("ip route add unreachable 10.250.0.0/24");
+    close(&[]);
+    let routes = node.run("ip route list table all");
+    assert!(!routes.contains("10.244.3.0/24") && routes.contains("unreachable 10.250.0.0/24"), "{routes}");
 }

@@ -18,6 +18,7 @@ mod events;
 mod inspect;
 mod netlink;
 pub mod netns;
+pub mod range;
 mod restore;
 pub mod steer;
 

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path, sync::atomic::Ordering};
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use vnetpool_crds::{NodeIPAllocationSpec, condition, pool::Wiring};
-use vnetpool_plugin::wiring::{bridge, steer};
+use vnetpool_plugin::wiring::{bridge, range, steer};
 
 use super::{Agent, Said, blocking};
 use crate::{
@@ -85,6 +85,17 @@ impl Agent {
                 Err(error) => return (said(false, "TableRefused", error.to_string()), None),
             }
         }
+        let ranges = own_ranges(spec);
+        if is_look || self.closed != ranges {
+            let close = ranges.clone();
+            match blocking(move || range::close(&close)).await {
+                Ok(Ok(())) => self.closed = ranges,
+                Ok(Err(error)) => {
+                    return (said(false, "RangeOpen", format!("{error}: {}", error.remedy())), None);
+                }
+                Err(error) => return (said(false, "RangeOpen", format!("{error:#}")), None),
+            }
+        }
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}");
         (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
     }
@@ -145,6 +156,12 @@ impl Agent {
     }
 }
 
+/// What Azure routes to the node as a whole, which only mode `Route` has.
+fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
+    let ranges = spec.ip_configurations().filter(|_| spec.route_table_id.is_some());
+    ranges.filter_map(|one| one.address.parse().ok()).collect()
+}
+
 /// Has what pods of a secondary NIC send leave by it; with one NIC, nothing is steered. Says so.
 async fn steer(
     spec: &NodeIPAllocationSpec,
@@ -161,9 +178,7 @@ async fn steer(
     let own = own.with_context(|| format!("no prefix of subnet {} has {primary}", nic.subnet.id))?;
     // Azure's gateway is the first address of a subnet's prefix.
     let gateway = own.hosts().next().with_context(|| format!("{own} has no gateway"))?;
-    let ranges = nic.ip_configurations.iter().filter(|_| spec.route_table_id.is_some());
-    let ranges = ranges.filter_map(|one| one.address.parse().ok());
-    let sources: Vec<Ipv4Net> = prefixes.iter().copied().chain(ranges).collect();
+    let sources: Vec<Ipv4Net> = prefixes.iter().copied().chain(own_ranges(spec)).collect();
     let told = format!("; what pods send leaves by {link}");
     blocking(move || steer::steer(&sources, &link, gateway)).await??;
     Ok(told)

@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use super::Error;
+use super::{Error, range::PROTOCOL};
 
 /// The table that everybody uses.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
@@ -167,6 +167,16 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(message) }
     }
 
+    /// A route that ends on the node what is sent to the range, and tells its sender.
+    pub(super) fn new_unreachable(what: &'static str, range: Ipv4Net) -> Change {
+        let message = RouteNetlinkMessage::NewRoute(unreachable(range));
+        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
+    }
+
+    pub(super) fn delete_unreachable(what: &'static str, range: Ipv4Net) -> Change {
+        Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(unreachable(range)) }
+    }
+
     /// A neighbour that is never asked for.
     pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
         let mut message = NeighbourMessage::default();
@@ -179,6 +189,21 @@ impl Change {
         ];
         Change::new_neighbour_message(what, message, false)
     }
+}
+
+fn unreachable(range: Ipv4Net) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: AddressFamily::Inet,
+        destination_prefix_length: range.prefix_len(),
+        table: MAIN,
+        protocol: PROTOCOL,
+        scope: RouteScope::Universe,
+        kind: RouteType::Unreachable,
+        ..RouteHeader::default()
+    };
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(range.network()))];
+    message
 }
 
 /// A routing rule by source.

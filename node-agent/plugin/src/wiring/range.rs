@@ -1,0 +1,57 @@
+//! Has a packet to a free address of the node's own range (mode `Route`) end on the node.
+//!
+//! Azure routes the whole range to the node. A pod's address has its host route; for any other the node would fall back to its
+//! default route, Azure would send the packet here again, and so on until its TTL ends.
+//!
+//! ```text
+//!   unreachable 10.244.3.0/24 proto 176              answered by ICMP at once
+//! ```
+//! One in the main table is enough: a rule that leaves out all but host routes, as `steer`'s, heeds it all the same.
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use nix::errno::Errno;
+
+use super::{
+    Error,
+    inspect::main_routes,
+    netlink::{Change, Netlink},
+};
+
+/// By it we know our own routes again; `rt_protos` of iproute2 gives it to nobody.
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(176);
+
+/// Has what is sent to these ranges end here unless a pod has the address, and to no other range. Any number of times; none for a
+/// node that has no range. Lists all routes, so its cost grows with the pods.
+pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    let found: Vec<Ipv4Net> = main_routes(&mut netlink)?.iter().filter_map(closed).collect();
+    for range in ranges.iter().filter(|range| !found.contains(range)) {
+        let change = Change::new_unreachable("close the node's range to what no pod has", *range);
+        match netlink.apply([change]) {
+            // Somebody leads the range elsewhere, and knows why.
+            Err(error) if error.is(Errno::EEXIST) => {}
+            result => result?,
+        }
+    }
+    for range in found.iter().filter(|range| !ranges.contains(range)) {
+        let change = Change::delete_unreachable("open a range that was the node's", *range);
+        match netlink.apply([change]) {
+            Err(error) if error.is(Errno::ESRCH) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// The range that this route closes, if it is one of ours.
+fn closed(route: &RouteMessage) -> Option<Ipv4Net> {
+    let header = &route.header;
+    let is_ours = header.kind == RouteType::Unreachable && header.protocol == PROTOCOL;
+    let network = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(network)) => Some(*network),
+        _ => None,
+    });
+    let range = Ipv4Net::new(network?, header.destination_prefix_length).ok()?;
+    is_ours.then_some(range)
+}
