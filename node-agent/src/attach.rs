@@ -18,6 +18,10 @@ use vnetpool_plugin::{
 
 use crate::install;
 
+/// The network that these containers are of. Not the one of the runtimes that speak CNI: their GC would free the addresses of
+/// containers they have never heard of.
+const NETWORK: &str = "vnetpool-attached";
+
 /// Which container.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Container {
@@ -76,7 +80,7 @@ fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyh
     io::stdout().write_all(&stdout).context("can't print the result")
 }
 
-/// What a runtime would give the plugin: the network's name and version, and the first plugin of the list, which is ours.
+/// What a runtime would give the plugin: a network's name, the list's version and its first plugin, which is ours.
 fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let text = fs::read(conflist).with_context(|| {
         format!("can't read {}; the agent writes it when the node has its first address", conflist.display())
@@ -84,8 +88,25 @@ fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let list: Value =
         serde_json::from_slice(&text).with_context(|| format!("can't read {}", conflist.display()))?;
     let mut configuration = list["plugins"][0].clone();
-    for key in ["name", "cniVersion"] {
-        configuration[key] = list[key].clone();
-    }
+    configuration["cniVersion"] = list["cniVersion"].clone();
+    configuration["name"] = NETWORK.into();
     Ok(configuration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::Chain;
+
+    #[test]
+    fn attached_containers_are_of_a_network_that_no_runtime_collects_garbage_of() {
+        let conf_dir = tempfile::tempdir().unwrap();
+        let conflist = conf_dir.path().join(install::CONFLIST);
+        fs::write(&conflist, install::conflist(1400, Default::default(), &Chain::default())).unwrap();
+        let list: Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
+        let ours = configuration(&conflist).unwrap();
+        assert_ne!(ours["name"], list["name"]);
+        assert_eq!((&ours["type"], &ours["mtu"]), (&"vnetpool".into(), &1400.into()));
+        assert_eq!(ours["cniVersion"], list["cniVersion"]);
+    }
 }

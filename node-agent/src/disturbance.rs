@@ -14,12 +14,11 @@ use std::{
 };
 
 use vnetpool_plugin::{
-    ledger::{
-        Ledger, Millis,
-        file::{self, Store},
-    },
+    ledger::{Ledger, Millis, file::Store},
     wiring::{self, Damage, HostLink, Identity, LinkAddress},
 };
+
+use crate::error::Error;
 
 /// How long what was put right is told.
 const TOLD_FOR: Duration = Duration::from_secs(3600);
@@ -181,22 +180,11 @@ pub fn damaged(ledger: &Ledger, links: &[HostLink]) -> Vec<Identity> {
 
 /// Restores a sandbox's host end, if that is still due: not while a verb is at work on it, nor after its DEL.
 pub fn restore(store: &Store, identity: &Identity) -> Result<Vec<Damage>, Error> {
-    let _lock = match store.lock_sandbox(&identity.sandbox, Duration::ZERO) {
-        Err(file::Error::Busy(..)) => return Ok(Vec::new()),
-        lock => lock?,
-    };
+    let Some(_lock) = store.try_lock_sandbox(&identity.sandbox)? else { return Ok(Vec::new()) };
     if store.read()?.address_of(&identity.sandbox) != Some(identity.address) {
         return Ok(Vec::new());
     }
     Ok(wiring::restore(identity)?)
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Ledger(#[from] file::Error),
-    #[error(transparent)]
-    Wiring(#[from] wiring::Error),
 }
 
 #[cfg(test)]

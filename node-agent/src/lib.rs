@@ -21,6 +21,7 @@ pub mod attach;
 pub mod chain;
 pub mod cleanup;
 pub mod disturbance;
+pub mod error;
 pub mod firewall;
 pub mod forward;
 pub mod imds;

@@ -130,7 +130,7 @@ fn whole_second(time: Timestamp, ago: Duration) -> Option<Timestamp> {
 mod tests {
     use super::*;
     use std::net::Ipv4Addr;
-    use vnetpool_plugin::ledger::{Entry, Pod, Sandbox, Supply};
+    use vnetpool_plugin::ledger::{Claim, Entry, Pod, Sandbox, Supply};
 
     fn supply(names: &[u8]) -> Supply {
         let entry = |&n: &u8| Entry {
@@ -189,7 +189,8 @@ mod tests {
     fn what_other_plugins_wired_is_known_from_the_status_when_the_ledger_is_lost() {
         let mut ledger = ledger(&[9, 10, 11]);
         let proof = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: Some(4) };
-        ledger.assign_to(&sandbox("a"), &pod("a"), proof, 0);
+        let (sandbox_a, pod_a) = (sandbox("a"), pod("a"));
+        ledger.assign_to(Claim { sandbox: &sandbox_a, pod: &pod_a, network: "leased", proof: &proof }, 0);
         ledger.assign(&sandbox("b"), &pod("b"), 0);
         let status = compose(&report(ledger, 0), None);
         assert_eq!(status.assignments[0].netns.as_deref(), Some("/run/netns/cni-1"));

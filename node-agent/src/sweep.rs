@@ -7,23 +7,14 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use vnetpool_plugin::{
-    ledger::{
-        Ledger, Millis, Occupant, Proof, Sandbox,
-        file::{self, Store},
-    },
+    ledger::{Ledger, Millis, Occupant, Proof, Sandbox, file::Store},
     wiring::{self, HostLink, bridge, netns},
 };
 
+use crate::error::Error;
+
 /// How long something must look leaked before it is taken for leaked.
 pub const GRACE: Duration = Duration::from_secs(60);
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Ledger(#[from] file::Error),
-    #[error(transparent)]
-    Wiring(#[from] wiring::Error),
-}
 
 /// Something that looks leaked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,10 +93,7 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
         // By index: an ADD may have made a new link under this name in the meantime.
         Suspect::Link { index, .. } => return Ok(wiring::delete_host_link(*index).map(|()| true)?),
     };
-    let _lock = match store.lock_sandbox(sandbox, Duration::ZERO) {
-        Err(file::Error::Busy(..)) => return Ok(false),
-        lock => lock?,
-    };
+    let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(false) };
     let (ledger, links) = (store.read()?, wiring::host_links()?);
     if !suspects(&ledger, &links).contains(suspect) {
         return Ok(false);

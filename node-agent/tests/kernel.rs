@@ -26,7 +26,7 @@ use vnetpool_node_agent::{
 };
 use vnetpool_plugin::{
     ledger::{
-        Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
+        Claim, Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
     wiring::{self, Identity, Netns, Wiring, bridge, range, steer},
@@ -489,8 +489,9 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
     let assign = |address, proof: &Proof| {
         store
             .with(|ledger, now| {
-                ledger.free(&sandbox(address), now);
-                ledger.assign_to(&sandbox(address), &Pod::default(), proof.clone(), now)
+                let (sandbox, pod) = (sandbox(address), Pod::default());
+                ledger.free(&sandbox, now);
+                ledger.assign_to(Claim { sandbox: &sandbox, pod: &pod, network: "leased", proof }, now)
             })
             .unwrap()
     };

@@ -106,6 +106,9 @@ pub enum State {
 pub struct Assignment {
     pub sandbox: Sandbox,
     pub pod: Pod,
+    /// The name of the CNI network whose ADD asked for it. Empty if nobody remembers: what is wired doesn't tell, nor did the
+    /// release before.
+    pub network: String,
     pub since: Millis,
     pub proof: Proof,
     /// The entry has gone from the spec while the pod was using it.
@@ -122,11 +125,22 @@ pub enum Proof {
     Namespace { path: String, inode: Option<u64> },
 }
 
+/// What an ADD says of itself when it asks for an address.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub sandbox: &'a Sandbox,
+    pub pod: &'a Pod,
+    /// The name of its CNI network.
+    pub network: &'a str,
+    pub proof: &'a Proof,
+}
+
 /// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
     pub sandbox: Sandbox,
     pub pod: Pod,
+    pub network: String,
     pub since: Millis,
     pub proof: Proof,
 }
@@ -179,16 +193,18 @@ impl Ledger {
     /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
     /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
     pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
-        self.assign_to(sandbox, pod, Proof::Link(sandbox.host_link()), now)
+        let proof = &Proof::Link(sandbox.host_link());
+        self.assign_to(Claim { sandbox, pod, network: "", proof }, now)
     }
 
-    /// The same for a sandbox that is seen to live by `proof`.
-    pub fn assign_to(&mut self, sandbox: &Sandbox, pod: &Pod, proof: Proof, now: Millis) -> Assign {
+    /// The same for a sandbox that is seen to live by `proof`, of a network by its name.
+    pub fn assign_to(&mut self, Claim { sandbox, pod, network, proof }: Claim<'_>, now: Millis) -> Assign {
         if let Some(address) = self.address_of(sandbox) {
             return Assign::Assigned(address);
         }
         if !self.is_waiting(sandbox) {
-            self.waiting.push(Waiter { sandbox: sandbox.clone(), pod: pod.clone(), since: now, proof });
+            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
+            self.waiting.push(Waiter { sandbox, pod, network: network.to_owned(), since: now, proof });
         }
         self.serve(now);
         match self.address_of(sandbox) {
@@ -222,8 +238,8 @@ impl Ledger {
         for waiter in std::mem::take(&mut self.waiting) {
             match self.next_for(&waiter.pod.uid, now) {
                 Some(index) => {
-                    let Waiter { sandbox, pod, since: _, proof } = waiter;
-                    let assignment = Assignment { sandbox, pod, since: now, proof, vanished: false };
+                    let Waiter { sandbox, pod, network, since: _, proof } = waiter;
+                    let assignment = Assignment { sandbox, pod, network, since: now, proof, vanished: false };
                     self.records[index].state = State::Assigned(assignment);
                 }
                 None => still.push(waiter),

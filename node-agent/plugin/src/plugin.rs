@@ -16,7 +16,7 @@ use std::{
 use crate::{
     cni::{self, Duty, Leased, Program, Request, Verb, Versions, Wired, code},
     ledger::{
-        Pod, Proof, Sandbox,
+        Assignment, Claim, Proof, Sandbox,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
     wiring::{self, Identity, Netns, Wiring, bridge},
@@ -43,23 +43,29 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Ok(request) => request,
         Err(error) => return Answer::failure(&error),
     };
-    let Request { version, state_dir, duty, verb } = request;
+    let Request { version, state_dir, network, duty, verb } = request;
     let mut line = Line::new(verb.name());
     let store = Store::at(state_dir);
     let done = match verb {
         Verb::Add { sandbox, pod, netns, before } => {
             line.about(&sandbox, &pod);
+            let proof = match duty {
+                Duty::Wire { .. } => Proof::Link(sandbox.host_link()),
+                Duty::Lease { .. } => lease::proof(&netns),
+            };
+            let claim = Claim { sandbox: &sandbox, pod: &pod, network: &network, proof: &proof };
             match duty {
-                Duty::Wire { mtu, wiring } => add(&store, &sandbox, &pod, &netns, (mtu, wiring), &mut line)
-                    .map(|address| {
+                Duty::Wire { mtu, wiring } => {
+                    add(&store, claim, &netns, (mtu, wiring), &mut line).map(|address| {
                         let macs = [wiring::HOST_MAC, wiring::pod_mac(address)];
                         let gateway = wiring::GATEWAY;
                         Answer::success(&Wired::new(
                             version, before, &sandbox, address, gateway, macs, &netns,
                         ))
-                    }),
+                    })
+                }
                 Duty::Lease { subnet, bridge } => {
-                    lease::add(&store, &sandbox, &pod, &netns, subnet, bridge.as_deref(), &mut line)
+                    lease::add(&store, claim, &netns, subnet, bridge.as_deref(), &mut line)
                         .map(|(address, gateway)| Answer::success(&Leased::new(version, address, gateway)))
                 }
             }
@@ -89,7 +95,7 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
                 Duty::Wire { .. } => silence_and_free(&store, sandbox).map(drop),
                 Duty::Lease { bridge, .. } => lease::free(&store, sandbox, bridge.as_deref()).map(drop),
             };
-            gc(&store, &duty, &valid, collect).map(|()| Answer::EMPTY)
+            gc(&store, &network, &duty, &valid, collect).map(|()| Answer::EMPTY)
         }
         Verb::Version => Ok(Answer::success(&Versions::new(version))),
     };
@@ -119,17 +125,16 @@ impl Answer {
 /// Gives the sandbox an address and wires it. A second ADD gives the same again.
 fn add(
     store: &Store,
-    sandbox: &Sandbox,
-    pod: &Pod,
+    claim: Claim<'_>,
     netns: &Path,
     (mtu, wiring): (Option<u32>, Wiring),
     line: &mut Line,
 ) -> Result<Ipv4Addr, Error> {
+    let Claim { sandbox, pod, .. } = claim;
     let netns = Netns::open(netns)?;
     let lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
     line.phase("lock");
-    let proof = Proof::Link(sandbox.host_link());
-    let address = wait::address(store, sandbox, pod, &proof, ADDRESS_WAIT)?;
+    let address = wait::address(store, claim, ADDRESS_WAIT)?;
     line.address(address);
     line.phase("ledger");
     let identity = Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
@@ -213,11 +218,14 @@ fn status(store: &Store) -> Result<(), Error> {
     if is_new { Err(Error::NotReady(reason)) } else { Ok(()) }
 }
 
-/// Frees the addresses of the sandboxes that the runtime no longer knows: each under its own lock, silenced first, and
-/// only if it had its address before this GC began. One that a verb is working on is left alone, and so are those that were
-/// served under our other name: they aren't of this network. Goes on past errors.
+/// Frees the addresses of this network's sandboxes that the runtime no longer knows: each under its own lock, silenced first, and
+/// only if it had its address before this GC began. One that a verb is working on is left alone, and so is one whose network
+/// nobody remembers: another network's runtime may know it well, and the agent frees it when its proof of life is gone. So are
+/// those that were served under our other name, in case their network's configuration has changed since: this one couldn't
+/// silence them. Goes on past errors.
 fn gc(
     store: &Store,
+    network: &str,
     duty: &Duty,
     valid: &HashSet<Sandbox>,
     free: impl Fn(&Sandbox) -> Result<(), Error>,
@@ -227,22 +235,18 @@ fn gc(
         Err(error) if error.needs_rebuild() => return Ok(()),
         result => result?,
     };
-    let is_of_this = |proof: &Proof| {
-        matches!(
-            (duty, proof),
+    let is_of_this = |assignment: &Assignment| {
+        let is_served_alike = matches!(
+            (duty, &assignment.proof),
             (Duty::Wire { .. }, Proof::Link(_)) | (Duty::Lease { .. }, Proof::Namespace { .. })
-        )
+        );
+        assignment.network == network && is_served_alike
     };
     let assignments = ledger.assignments().map(|(_, assignment)| assignment);
-    let garbage = assignments.filter(|assignment| is_of_this(&assignment.proof)).filter(|assignment| {
-        // One without a container is an address found in use by we know not whom: the agent's matter.
-        !assignment.sandbox.container_id.is_empty() && !valid.contains(&assignment.sandbox)
-    });
+    let garbage =
+        assignments.filter(|assignment| is_of_this(assignment) && !valid.contains(&assignment.sandbox));
     let collect = |sandbox: &Sandbox| -> Result<(), Error> {
-        let _lock = match store.lock_sandbox(sandbox, Duration::ZERO) {
-            Err(file::Error::Busy(..)) => return Ok(()),
-            result => result?,
-        };
+        let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(()) };
         let ledger = store.read()?;
         let is_old = |since| since <= started;
         if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {

@@ -55,6 +55,8 @@ pub struct Request {
     pub version: Version,
     /// `stateDir`, for tests; else [`STATE_DIR`].
     pub state_dir: PathBuf,
+    /// The name of the network; empty for VERSION.
+    pub network: String,
     pub duty: Duty,
     pub verb: Verb,
 }
@@ -160,9 +162,9 @@ impl Request {
     ) -> Result<Request, Error> {
         let command = env("CNI_COMMAND").unwrap_or_default();
         if command == "VERSION" && stdin.trim_ascii().is_empty() {
-            let (version, state_dir, duty) =
-                (Version::default(), STATE_DIR.into(), Duty::Wire { mtu: None, wiring: Wiring::default() });
-            return Ok(Request { version, state_dir, duty, verb: Verb::Version });
+            let duty = Duty::Wire { mtu: None, wiring: Wiring::default() };
+            let (version, state_dir, network) = (Version::default(), STATE_DIR.into(), String::new());
+            return Ok(Request { version, state_dir, network, duty, verb: Verb::Version });
         }
         let config: Config = serde_json::from_slice(stdin).map_err(|error| {
             let msg = format!("the configuration on standard input can't be decoded: {error}");
@@ -183,7 +185,8 @@ impl Request {
             Program::Ipam => ipam_dir,
         };
         let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
-        Ok(Request { version: version.unwrap_or_default(), state_dir, duty, verb })
+        let (version, network) = (version.unwrap_or_default(), config.name.unwrap_or_default());
+        Ok(Request { version, state_dir, network, duty, verb })
     }
 }
 

@@ -157,6 +157,14 @@ impl Store {
         self.lock(Range::of(sandbox), wait).map(SandboxLock)
     }
 
+    /// The sandbox's lock if it is to be had now; None while a verb runs on it.
+    pub fn try_lock_sandbox(&self, sandbox: &Sandbox) -> Result<Option<SandboxLock>, Error> {
+        match self.lock_sandbox(sandbox, Duration::ZERO) {
+            Err(Error::Busy(..)) => Ok(None),
+            lock => lock.map(Some),
+        }
+    }
+
     /// Whether a verb runs on this sandbox. When that can't be told, the answer is yes.
     pub fn is_held(&self, sandbox: &Sandbox) -> bool {
         let test = || -> io::Result<bool> {

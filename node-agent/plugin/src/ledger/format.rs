@@ -8,11 +8,11 @@
 //! cooldown 30000 -                                    and when new entries count as freed
 //! had-first-address yes
 //! free vnp-00c1 10.1.2.3 - 81023                       name, address, attached to, freed at
-//! assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c… eth0 <uid> default web-0 -
+//! assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c… eth0 <uid> default web-0 - vnetpool    the last is its network
 //! assigned vnp-00c5 10.1.2.9 - 90733 /run/netns/cni-1#4026532 81ab… eth0 - - - -    by its namespace, not by a host link
 //! withdrawn vnp-00c3 10.1.2.5 - -
 //! relinquished vnp-00c4
-//! waiting 95002 77aa… eth0 <uid> default web-1
+//! waiting 95002 77aa… eth0 <uid> default web-1 vnetpool
 //! end
 //! ```
 //!
@@ -70,7 +70,7 @@ impl Ledger {
             match state {
                 State::Free { since } => out.line("free").entry(entry).time(*since),
                 State::Withdrawn { since } => out.line("withdrawn").entry(entry).time(*since),
-                State::Assigned(Assignment { sandbox, pod, since, proof, vanished }) => {
+                State::Assigned(Assignment { sandbox, pod, network, since, proof, vanished }) => {
                     let vanished = if *vanished { "vanished" } else { "" };
                     out.line("assigned")
                         .entry(entry)
@@ -79,17 +79,19 @@ impl Ledger {
                         .sandbox(sandbox)
                         .pod(pod)
                         .text(vanished)
+                        .last(network)
                 }
             };
         }
         for name in relinquished {
             out.line("relinquished").text(name);
         }
-        for Waiter { sandbox, pod, since, proof } in waiting {
+        for Waiter { sandbox, pod, network, since, proof } in waiting {
             let line = out.line("waiting").number(since).sandbox(sandbox).pod(pod);
             if version > 1 {
                 line.proof(proof);
             }
+            line.last(network);
         }
         out.line("end");
         out.0.push('\n');
@@ -145,7 +147,8 @@ impl Ledger {
                     let (since, proof) = (words.number()?, words.proof()?);
                     let (sandbox, pod) = (words.sandbox()?, words.pod()?);
                     let vanished = words.word()? == "vanished";
-                    let state = State::Assigned(Assignment { sandbox, pod, since, proof, vanished });
+                    let network = words.last()?;
+                    let state = State::Assigned(Assignment { sandbox, pod, network, since, proof, vanished });
                     ledger.records.push(Record { entry, state });
                 }
                 "relinquished" => ledger.relinquished.push(words.text()?),
@@ -156,7 +159,8 @@ impl Ledger {
                         1 => Proof::Link(sandbox.host_link()),
                         _ => words.proof()?,
                     };
-                    ledger.waiting.push(Waiter { sandbox, pod, since, proof });
+                    let network = words.last()?;
+                    ledger.waiting.push(Waiter { sandbox, pod, network, since, proof });
                 }
                 // Its absence tells a text that was cut off, which would lack records.
                 "end" => return Ok(ledger),
@@ -188,6 +192,11 @@ impl Writer {
             text.bytes().for_each(|byte| self.0.push_str(&format!("%{byte:02X}")));
         }
         self
+    }
+
+    /// A word that came to a line later than the format's version: left out if empty, as by those who don't know it.
+    fn last(&mut self, text: &str) -> &mut Writer {
+        if text.is_empty() { self } else { self.text(text) }
     }
 
     fn number(&mut self, number: impl fmt::Display) -> &mut Writer {
@@ -259,6 +268,11 @@ impl<'a> Words<'a> {
         let bytes: Option<Vec<u8>> =
             word.split('%').skip(1).map(|hex| u8::from_str_radix(hex, 16).ok()).collect();
         bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(Malformed::Line(self.line))
+    }
+
+    /// A word that may be missing, which says as much as an empty one.
+    fn last(&mut self) -> Result<String, Malformed> {
+        if self.rest.is_none() { Ok(String::new()) } else { self.text() }
     }
 
     fn number<T: FromStr>(&mut self) -> Result<T, Malformed> {
@@ -345,10 +359,37 @@ end
         assert_eq!(Ledger::from_text(VERSION_1).unwrap().to_text().lines().next(), Some("ledger 1"));
     }
 
+    /// The networks are a release younger than the version they stand in, which is why they may be missing.
+    fn with_networks(text: &str) -> String {
+        let add = |line: &str| match line.split(' ').next() {
+            Some("assigned" | "waiting") => format!("{line} vnetpool\n"),
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(add).collect()
+    }
+
+    #[test]
+    fn the_network_stands_behind_the_words_that_the_release_before_knows() {
+        let version_2 = VERSION_1.replacen("ledger 1", "ledger 2", 1);
+        let version_2 = version_2.replacen(" vnp0123456789a ", " /run/netns/cni-1 ", 1);
+        let version_2 = version_2.replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1);
+        for text in [with_networks(VERSION_1), with_networks(&version_2)] {
+            let ledger = Ledger::from_text(&text).unwrap();
+            let networks = ledger.assignments().map(|(_, assignment)| &assignment.network);
+            assert!(
+                networks.chain(ledger.waiting().iter().map(|waiter| &waiter.network)).eq(["vnetpool"; 3])
+            );
+            assert_eq!(ledger.to_text(), text);
+        }
+        let before = Ledger::from_text(VERSION_1).unwrap();
+        assert!(before.assignments().all(|(_, assignment)| assignment.network.is_empty()));
+    }
+
     #[test]
     fn words_that_a_later_release_adds_to_a_line_are_no_matter() {
-        let later: String = VERSION_1.lines().map(|line| format!("{line} new words\n")).collect();
-        assert_eq!(Ledger::from_text(&later).unwrap().to_text(), VERSION_1);
+        let now = with_networks(VERSION_1);
+        let later: String = now.lines().map(|line| format!("{line} new words\n")).collect();
+        assert_eq!(Ledger::from_text(&later).unwrap().to_text(), now);
     }
 
     #[test]

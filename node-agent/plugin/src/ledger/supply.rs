@@ -168,7 +168,7 @@ impl Ledger {
         self.cancel(sandbox);
         let assignment = |vanished| {
             let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
-            State::Assigned(Assignment { sandbox, pod, since: now, proof, vanished })
+            State::Assigned(Assignment { sandbox, pod, network: String::new(), since: now, proof, vanished })
         };
         match self.records.iter_mut().find(|record| record.entry.address == *address) {
             Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),

@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use super::{ADDRESS_WAIT, Error, Line, lock_and_cancel, recorded, wait};
 use crate::{
     ledger::{
-        Pod, Proof, Sandbox,
+        Claim, Proof, Sandbox,
         file::{LOCK_WAIT, Store},
     },
     wiring::{self, Netns},
@@ -24,23 +24,26 @@ fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()) + 3)
 }
 
+/// By what a sandbox lives that another plugin wires.
+pub(super) fn proof(netns: &Path) -> Proof {
+    let inode = netns.metadata().ok().map(|metadata| metadata.ino());
+    Proof::Namespace { path: netns.to_string_lossy().into_owned(), inode }
+}
+
 /// An address for the sandbox, with the prefix length and the gateway of `subnet`, or alone if there is none given. A second ADD
 /// gives the same again.
 pub(super) fn add(
     store: &Store,
-    sandbox: &Sandbox,
-    pod: &Pod,
+    claim: Claim<'_>,
     netns: &Path,
     subnet: Option<Ipv4Net>,
     bridge: Option<&str>,
     line: &mut Line,
 ) -> Result<(Ipv4Net, Option<Ipv4Addr>), Error> {
     Netns::open(netns)?;
-    let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
+    let _lock = store.lock_sandbox(claim.sandbox, LOCK_WAIT)?;
     line.phase("lock");
-    let inode = netns.metadata().ok().map(|metadata| metadata.ino());
-    let proof = Proof::Namespace { path: netns.to_string_lossy().into_owned(), inode };
-    let address = wait::address(store, sandbox, pod, &proof, ADDRESS_WAIT)?;
+    let address = wait::address(store, claim, ADDRESS_WAIT)?;
     line.address(address);
     line.phase("ledger");
     let routed = match (subnet, bridge) {
@@ -50,7 +53,7 @@ pub(super) fn add(
     };
     line.phase("route");
     if let Err(error) = routed {
-        return Err(error.and(free(store, sandbox, bridge).err()));
+        return Err(error.and(free(store, claim.sandbox, bridge).err()));
     }
     Ok(match subnet {
         Some(subnet) => {

@@ -70,6 +70,24 @@ fn the_reference_runtime_is_told_the_status_and_collects_garbage() {
 }
 
 #[test]
+fn the_garbage_of_one_network_is_collected_and_a_pod_of_its_neighbour_lives_on() {
+    let node = Node::holding(2);
+    let plugin = ours(&node);
+    // cnitool has no list of its own to send, so the configuration has it: none of this network's sandboxes is valid.
+    let mut collecting = plugin.clone();
+    collecting["cni.dev/valid-attachments"] = json!([]);
+    let (runtime, a, b) = (Runtime::new(node, "1.1.0", json!([collecting])), Pod::new("a"), Pod::new("b"));
+    runtime.configure_other("1.1.0", json!([plugin]));
+    runtime.run("add", &a.netns).succeeds();
+    runtime.run_other("add", &b.netns).succeeds();
+    runtime.run("gc", &a.netns).succeeds();
+    assert_eq!(runtime.node.ledger().counts(file::now()).free, 1);
+    runtime.run_other("check", &b.netns).succeeds();
+    runtime.run_other("del", &b.netns).succeeds();
+    assert_eq!(runtime.node.ledger().counts(file::now()).free, 2);
+}
+
+#[test]
 fn plugins_before_and_after_ours_in_a_chain_keep_what_they_did() {
     let node = Node::holding(1);
     let plugin = ours(&node);

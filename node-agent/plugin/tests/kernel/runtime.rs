@@ -48,18 +48,35 @@ impl Runtime {
     }
 
     pub fn configure(&self, version: &str, plugins: Value) {
-        let list = serde_json::json!({ "cniVersion": version, "name": self.name, "plugins": plugins });
-        fs::write(self.configurations.path().join("10-test.conflist"), list.to_string()).unwrap();
+        self.write_network(&self.name, version, plugins);
+    }
+
+    /// Makes a second network in the same node.
+    pub fn configure_other(&self, version: &str, plugins: Value) {
+        self.write_network(&self.other(), version, plugins);
+    }
+
+    fn write_network(&self, name: &str, version: &str, plugins: Value) {
+        let list = serde_json::json!({ "cniVersion": version, "name": name, "plugins": plugins });
+        fs::write(self.configurations.path().join(format!("{name}.conflist")), list.to_string()).unwrap();
+    }
+
+    fn other(&self) -> String {
+        format!("{}-other", self.name)
+    }
+
+    pub fn call(&self, verb: &str, netns: &Path, capabilities: Value) -> Answer {
+        self.call_network(verb, &self.name, netns, capabilities)
     }
 
     /// Runs `cnitool VERB NETWORK NETNS` in the node. `capabilities` is what a runtime would put into `runtimeConfig`. cnitool
     /// derives the container's id from the namespace's path.
-    pub fn call(&self, verb: &str, netns: &Path, capabilities: Value) -> Answer {
+    fn call_network(&self, verb: &str, network: &str, netns: &Path, capabilities: Value) -> Answer {
         let cnitool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cluster/bin/cnitool");
         assert!(cnitool.exists(), "{} is missing: run `make cluster-build`", cnitool.display());
         let mut command = Command::new(cnitool);
         command
-            .args([verb, &self.name])
+            .args([verb, network])
             .arg(netns)
             .env_clear()
             .env("PATH", &self.path)
@@ -77,6 +94,10 @@ impl Runtime {
     pub fn run(&self, verb: &str, netns: &Namespace) -> Answer {
         self.call(verb, &netns.path(), Value::Null)
     }
+
+    pub fn run_other(&self, verb: &str, netns: &Namespace) -> Answer {
+        self.call_network(verb, &self.other(), &netns.path(), Value::Null)
+    }
 }
 
 impl Drop for Runtime {
@@ -85,7 +106,7 @@ impl Drop for Runtime {
             file.file_name()
                 .to_string_lossy()
                 .strip_prefix(&self.name)
-                .is_some_and(|rest| rest.starts_with("-cnitool-"))
+                .is_some_and(|rest| rest.starts_with("-cnitool-") || rest.starts_with("-other-cnitool-"))
         };
         for file in fs::read_dir(CACHE).into_iter().flatten().flatten().filter(is_ours) {
             let _ = fs::remove_file(file.path());

@@ -200,6 +200,36 @@ fn gc_frees_what_the_runtime_no_longer_knows() {
 }
 
 #[test]
+fn gc_collects_what_is_of_its_own_network_and_leaves_alone_what_may_be_of_another() {
+    let (node, ours, others) = (Node::holding(3), Pod::new("a"), Pod::new("b"));
+    let of = |network: &str| {
+        let mut config = node.config();
+        config["cniVersion"] = "1.1.0".into();
+        config["name"] = network.into();
+        config
+    };
+    node.add(&ours).succeeds();
+    let kept = node.run("ADD", &others.id, &others.netns.path(), &of("other")).address();
+    // As the release before wrote it, or the agent after it had lost the ledger.
+    let unknown = Pod::new("c");
+    node.store.with(|ledger, now| ledger.assign(&unknown.sandbox(), &Default::default(), now)).unwrap();
+
+    let collect = |network: &str| {
+        let mut config = of(network);
+        config["cni.dev/valid-attachments"] = json!([]);
+        node.run("GC", "", Path::new(""), &config).succeeds();
+    };
+    collect("vnetpool");
+    assert_eq!(node.ledger().address_of(&ours.sandbox()), None);
+    node.check(&others, kept).succeeds();
+    collect("other");
+    assert_eq!(node.ledger().address_of(&others.sandbox()), None);
+    assert!(node.ledger().address_of(&unknown.sandbox()).is_some(), "nobody knows whose it is");
+    node.del(&unknown).succeeds();
+    assert_eq!(node.ledger().counts(file::now()).free, 3);
+}
+
+#[test]
 fn gc_leaves_a_sandbox_alone_that_a_verb_is_working_on() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();

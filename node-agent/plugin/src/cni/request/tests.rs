@@ -35,7 +35,8 @@ fn an_add_is_understood() {
         before: PrevResult::default(),
     };
     let duty = Duty::Wire { mtu: Some(1500), wiring: Wiring::Routed };
-    assert_eq!(request, Request { version: Version::V1_1_0, state_dir: STATE_DIR.into(), duty, verb });
+    let (version, state_dir, network) = (Version::V1_1_0, STATE_DIR.into(), "vnetpool".to_owned());
+    assert_eq!(request, Request { version, state_dir, network, duty, verb });
 }
 
 #[test]
