@@ -1,6 +1,6 @@
 //! The admin API: HTTP and JSON over a Unix socket, one route per operation of [`Azure`].
 
-use crate::azure::{Azure, Error, NewInstance, NewScaleSet, NewVm, Peering, Premises, Settings};
+use crate::azure::{Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Settings};
 use crate::fault::Fault;
 use crate::permission::Access;
 use axum::extract::{Path, Query, State};
@@ -39,6 +39,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
     let router = Router::new()
         .route("/vms", post(add_vm))
         .route("/vms/{name}", delete(delete_vm))
+        .route("/vms/{name}/nics", post(add_nic))
         .route("/vms/{name}/replug", post(replug))
         .route("/scalesets", post(add_scale_set))
         .route("/scalesets/{name}/instances", post(add_instance))
@@ -76,6 +77,14 @@ async fn delete_vm(
 ) -> Result<Json<Value>, Error> {
     azure.delete_vm(&name, keep_nic).await?;
     Ok(done())
+}
+
+async fn add_nic(
+    State(azure): Azured,
+    Path(name): Path<String>,
+    Json(new): Json<NewNic>,
+) -> Result<impl IntoResponse, Error> {
+    Ok(Json(azure.add_nic(&name, &new).await?))
 }
 
 async fn replug(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+pub use machine::NewNic;
 use machine::{add_vm, vm_key};
 pub use scale_set::{NewInstance, NewScaleSet};
 

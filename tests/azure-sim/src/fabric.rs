@@ -3,6 +3,7 @@
 //! ```text
 //!   VM's namespace            this namespace
 //!   eth0 (NIC's MAC) ──veth── vm1  12:34:56:78:9a:bc   answers each ARP request, for any address
+//!   eth1, and so on: one link for each NIC
 //!                              │ netdev ingress: right MAC, source held by the NIC
 //!                              │ its subnet's routing table: straight on, to an appliance, or nowhere
 //!                              │ main routing table: a /32 route for each address that a NIC holds
@@ -43,6 +44,8 @@ const DEFAULT_OUTBOUND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 127);
 /// The next hop of a network on premises, and the range it is from, which leads nowhere else.
 const PREMISES_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PREMISES_LINKS: &str = "192.0.2.0/24";
+/// What a machine calls its first NIC.
+const FIRST: &str = "eth0";
 /// The first number of a place's own routing table.
 const FIRST_TABLE: u32 = 1000;
 
@@ -50,6 +53,8 @@ const FIRST_TABLE: u32 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plug {
     pub(crate) netns: String,
+    /// The link's name in there: `eth0` for a machine's first NIC, `eth1` for the next.
+    pub(crate) interface: String,
     pub(crate) mac: String,
     /// The primary address, with the subnet's prefix length.
     pub(crate) address: Ipv4Net,
@@ -154,29 +159,33 @@ impl Fabric {
         Ok(())
     }
 
-    /// Makes `eth0` in the machine's namespace and the link to it.
+    /// Makes a NIC's interface in the machine's namespace and the link to it. Only the first gets routes: "Azure does not assign a
+    /// default gateway to additional network interfaces" ("Create and manage multiple NICs"), and the platform's own come with the
+    /// first one's lease (DHCP option 121).
     async fn plug(&mut self, plug: &Plug) -> anyhow::Result<Port> {
-        let Plug { netns, mac, address, gateway, .. } = plug;
-        let device = self.link(netns, "vm", &format!("address {mac}")).await?;
+        let Plug { netns, interface, mac, address, gateway, .. } = plug;
+        let device = self.link(netns, interface, "vm", &format!("address {mac}")).await?;
         nft(&rules::guard(&device, "of_vm")).await?;
-        ip_in(
-            netns,
-            &format!(
-                "link set lo up\naddress add {address} dev eth0\nlink set eth0 up\nroute add default via {gateway} dev eth0\n"
-            ),
-        )
-        .await?;
+        let mut batch =
+            format!("link set lo up\naddress add {address} dev {interface}\nlink set {interface} up\n");
+        if interface == FIRST {
+            for target in ["default".to_owned(), IMDS.to_string(), WIRE_SERVER.to_string()] {
+                batch += &format!("route add {target} via {gateway} dev {interface}\n");
+            }
+        }
+        ip_in(netns, &batch).await?;
         let primary = address.addr();
         // The neighbour is permanent: Azure hands frames to the NIC and asks nobody in the machine.
         ip(&format!(
             "link set {device} up\nneighbour replace {primary} lladdr {mac} dev {device} nud permanent\n"
         ))
         .await?;
-        Ok(Port { device, netns: netns.clone(), mac: mac.clone(), primary })
+        let (netns, interface, mac) = (netns.clone(), interface.clone(), mac.clone());
+        Ok(Port { device, netns, interface, mac, primary })
     }
 
-    /// A pair of devices between this namespace and `eth0` of another. Gives the name of the end here.
-    async fn link(&mut self, netns: &str, kind: &str, peer: &str) -> anyhow::Result<String> {
+    /// A pair of devices between this namespace and an interface of another. Gives the name of the end here.
+    async fn link(&mut self, netns: &str, interface: &str, kind: &str, peer: &str) -> anyhow::Result<String> {
         let known = Path::new("/var/run/netns").join(netns);
         ensure!(
             known.exists(),
@@ -185,7 +194,7 @@ impl Fabric {
         self.devices += 1;
         let device = format!("{kind}{}", self.devices);
         ip(&format!(
-            "link add {device} address {FABRIC_MAC} mtu 1500 type veth peer name eth0 netns {netns} mtu 1500 {peer}\n"
+            "link add {device} address {FABRIC_MAC} mtu 1500 type veth peer name {interface} netns {netns} mtu 1500 {peer}\n"
         ))
         .await?;
         // Answer ARP requests at once; the default holds first packets back by up to 0.8 s.
@@ -216,7 +225,7 @@ impl Fabric {
         address: Ipv4Addr,
         gateway: Ipv4Addr,
     ) -> anyhow::Result<String> {
-        let device = self.link(netns, kind, "").await?;
+        let device = self.link(netns, FIRST, kind, "").await?;
         nft(&rules::guard(&device, "of_host")).await?;
         ip_in(
             netns,

@@ -11,6 +11,7 @@ mod security;
 use crate::fabric::Plug;
 use crate::nic;
 use crate::resource::{Kind, list};
+use crate::vm;
 use crate::vnet;
 use crate::world::{Gateway, Nic, World, has_id};
 pub(crate) use exposure::{Balanced, Distribution, Exposure, Probe, Service, probes};
@@ -67,12 +68,15 @@ impl Network {
 /// A NIC whose machine stands in a namespace.
 fn plug(world: &World, nic: &Nic) -> Option<Plug> {
     let vm = world.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?;
+    let id = nic.document["id"].as_str().unwrap_or_default();
+    let place = vm::nic_ids(&vm.document).iter().position(|known| known.eq_ignore_ascii_case(id));
     let primary = nic::primary(&nic.document)?;
     let address = nic::address(primary)?.addr();
     let subnet = world.subnet_document(primary["properties"]["subnet"]["id"].as_str()?)?;
     let prefix = vnet::prefixes(subnet).into_iter().find(|prefix| prefix.contains(&address))?;
     Some(Plug {
         netns: vm.netns.clone()?,
+        interface: format!("eth{}", place.unwrap_or_default()),
         mac: mac(&nic.document)?,
         address: Ipv4Net::new(address, prefix.prefix_len()).ok()?,
         gateway: gateway(prefix),

@@ -38,7 +38,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 `
 
 // kubeletConfig is a kubelet's configuration. Evictions and image collection are off: the nodes share one disk and
-// one memory, and their pressure says nothing about the node.
+// one memory, and their pressure says nothing about the node. maxPods leaves room for 250 pods beside those of the node's own network.
 func kubeletConfig(node Node) map[string]any {
 	return object{
 		"apiVersion":                    "kubelet.config.k8s.io/v1beta1",
@@ -57,7 +57,7 @@ func kubeletConfig(node Node) map[string]any {
 		"localStorageCapacityIsolation": false,
 		"evictionHard":                  object{},
 		"imageGCHighThresholdPercent":   100,
-		"maxPods":                       250,
+		"maxPods":                       256,
 		"resolvConf":                    "/etc/kubernetes/resolv.conf",
 		"volumePluginDir":               "/var/lib/kubelet/volume-plugins",
 	}

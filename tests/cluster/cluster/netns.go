@@ -65,16 +65,17 @@ func deleteNetns(name string) error {
 	return nil
 }
 
-// unplug removes eth0 from a namespace, and so its peer in the fabric, at once: the kernel takes its time with namespaces.
+// unplug removes eth0, eth1 and so on from a namespace, and so their peers in the fabric, at once: the kernel takes its time with
+// namespaces.
 func unplug(name string) error {
 	err := inNetns(name, func() error {
-		if _, err := os.Stat("/proc/sys/net/ipv4/conf/eth0"); err != nil {
-			return nil
+		links, err := filepath.Glob("/proc/sys/net/ipv4/conf/eth[0-9]*")
+		for _, link := range links {
+			if output, err := exec.Command("ip", "link", "delete", filepath.Base(link)).CombinedOutput(); err != nil {
+				return fmt.Errorf("unplug %s: %w: %s", name, err, output)
+			}
 		}
-		if output, err := exec.Command("ip", "link", "delete", "eth0").CombinedOutput(); err != nil {
-			return fmt.Errorf("unplug %s: %w: %s", name, err, output)
-		}
-		return nil
+		return err
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

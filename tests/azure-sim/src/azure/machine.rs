@@ -1,12 +1,65 @@
 //! Machines for the admin: found by name, made with a NIC, described.
 
-use super::{Error, NICS, NewVm, VmInfo, now};
+use super::{Azure, Error, NICS, NewVm, VmInfo, lock, now};
 use crate::topology::{gateway, mac};
 use crate::world::{Vm, World, group_document};
 use crate::{nic, vm, vnet};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 const VMS: &str = "Microsoft.Compute/virtualMachines";
+
+/// One more NIC for a VM: `POST /vms/{name}/nics`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNic {
+    /// A subnet's name; without it, the first there is.
+    pub subnet: Option<String>,
+}
+
+impl Azure {
+    /// Attaches one more NIC, `<vm>-nic-<place>`, with one dynamic address, as Azure does to a VM that is deallocated; with a fabric,
+    /// the machine's namespace has its interface when this returns.
+    ///
+    /// # Errors
+    /// When there is no such VM, or the subnet is unknown or full.
+    pub async fn add_nic(&self, vm: &str, new: &NewNic) -> Result<VmInfo, Error> {
+        let info = {
+            let mut world = lock(&self.world);
+            world.advance(now());
+            let key = vm_key(&world, vm)?;
+            let document = &world.vms[&key].document;
+            let (vm_id, mut nics) =
+                (document["id"].as_str().unwrap_or_default().to_owned(), vm::nic_ids(document));
+            let name = format!("{vm}-nic-{}", nics.len());
+            let group = world.config.resource_group.clone();
+            let id = world.resource_id(&group, NICS, &name);
+            let subnet = subnet_named(&world, None, new.subnet.as_deref())?;
+            put_nic(&mut world, &id, &name, &subnet)?;
+            nics.push(id.clone());
+            if let Some(vm) = world.vms.get_mut(&key) {
+                let of =
+                    |id: &String| json!({ "id": id, "properties": { "primary": nics.first() == Some(id) } });
+                vm.document["properties"]["networkProfile"]["networkInterfaces"] =
+                    nics.iter().map(of).collect();
+            }
+            world.attach(&vm_id, &nics);
+            vm_info(&world, &key, &id.to_lowercase())?
+        };
+        self.program().await?;
+        Ok(info)
+    }
+}
+
+/// A NIC with one dynamic address in the subnet.
+fn put_nic(world: &mut World, id: &str, name: &str, subnet: &str) -> Result<(), Error> {
+    let body = json!({ "location": world.config.location, "properties": { "ipConfigurations": [{
+        "name": "ipconfig1",
+        "properties": { "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet } },
+    }] } });
+    world.put_nic((id, name), body, None, now())?;
+    Ok(())
+}
 
 pub(super) fn vm_key(world: &World, name: &str) -> Result<String, Error> {
     let named = |vm: &Vm| vm.document["name"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(name));
@@ -24,13 +77,9 @@ pub(super) fn add_vm(world: &mut World, new: &NewVm) -> Result<VmInfo, Error> {
     let subnet_id = subnet_named(world, vnet.as_deref(), subnet.as_deref())?;
     let location = world.config.location.clone();
     let (nic_name, nic_id) = (format!("{name}-nic"), world.resource_id(&group, NICS, &format!("{name}-nic")));
-    let body = json!({ "location": location, "properties": { "ipConfigurations": [{
-        "name": "ipconfig1",
-        "properties": { "primary": true, "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet_id } },
-    }] } });
     // A NIC that was kept when its VM went is taken again.
     if !world.nics.contains_key(&nic_id.to_lowercase()) {
-        world.put_nic((&nic_id, &nic_name), body, None, now())?;
+        put_nic(world, &nic_id, &nic_name, &subnet_id)?;
     }
     let request = vm::request(name, &location, &nic_id);
     let mut document = vm::replace(&vm_id, name, None, request, 1, "Succeeded");

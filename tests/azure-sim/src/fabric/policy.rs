@@ -6,7 +6,7 @@
 mod exposure;
 
 use super::rules::Port as Link;
-use super::{ARM, PLATFORM_ADDRESSES, WIRE_SERVER};
+use super::{ARM, FIRST, PLATFORM_ADDRESSES, WIRE_SERVER};
 use crate::topology::{Addresses, Network, Port, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
@@ -15,6 +15,8 @@ use std::net::Ipv4Addr;
 /// The script for a network whose NICs are linked like this.
 pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> String {
     let primaries: BTreeSet<Ipv4Addr> = links.values().map(|link| link.primary).collect();
+    // "Metadata calls must be made from the primary IP address assigned to the primary network card of the VM."
+    let firsts = links.values().filter(|link| link.interface == FIRST).map(|link| link.primary).collect();
     let mut chains = String::new();
     let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
     for (nic, guards) in &network.security.0 {
@@ -45,7 +47,7 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
         "table inet azure\n\
          delete table inet azure\n\
          table inet azure {{\n\
-         {primary}{space}{closed}{chains}{exposed_chains}  \
+         {primary}{first}{space}{closed}{chains}{exposed_chains}  \
            chain steer {{\n    type filter hook prerouting priority mangle; policy accept;\n    \
              ct direction original ct mark != 0 meta mark set ct mark\n{steer}  }}\n  \
            chain arriving {{\n    type nat hook prerouting priority dstnat; policy accept;\n{arriving}  }}\n  \
@@ -57,6 +59,7 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
              iifname \"lo\" accept\n    \
              ct state established,related accept\n    \
              iifname \"vm*\" ip saddr != @primary drop\n    \
+             iifname \"vm*\" ip daddr {{ {platform} }} ip saddr != @first drop\n    \
              iifname \"vm*\" ip daddr {ARM} jump outbound\n    \
              iifname \"net*\" ip daddr != {ARM} drop\n    \
              iifname \"gw*\" drop\n  }}\n  \
@@ -76,6 +79,7 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Strin
              iifname \"net*\" oifname \"vm*\" ip daddr @primary accept\n    \
              iifname \"net*\" oifname \"net*\" accept\n  }}\n}}\n",
         primary = set("primary", "", &primaries),
+        first = set("first", "", &firsts),
         closed = set("closed", "", &network.exposure.closed),
         exposed_chains = exposed.chains,
         steer = exposed.steer,

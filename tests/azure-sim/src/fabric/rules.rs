@@ -47,6 +47,7 @@ pub(super) fn unguard(device: &str) -> String {
 pub(super) struct Port {
     pub(super) device: String,
     pub(super) netns: String,
+    pub(super) interface: String,
     pub(super) mac: String,
     pub(super) primary: Ipv4Addr,
 }
@@ -54,7 +55,8 @@ pub(super) struct Port {
 impl Port {
     /// Whether the link is still the one the NIC needs.
     pub(super) fn fits(&self, plug: &Plug) -> bool {
-        self.netns == plug.netns && self.mac == plug.mac && self.primary == plug.address.addr()
+        let is_there = self.netns == plug.netns && self.interface == plug.interface;
+        is_there && self.mac == plug.mac && self.primary == plug.address.addr()
     }
 }
 
@@ -212,11 +214,13 @@ mod tests {
         let port = Port {
             device: "vm1".into(),
             netns: "n".into(),
+            interface: "eth0".into(),
             mac: "00:0d:3a:00:00:01".into(),
             primary: Ipv4Addr::new(10, 0, 0, 4),
         };
         let plug = Plug {
             netns: "n".into(),
+            interface: "eth0".into(),
             mac: port.mac.clone(),
             address: "10.0.0.4/24".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 0, 0, 1),
