@@ -33,6 +33,10 @@ pub const FULL: &str = "Full";
 /// Operator, on a `NodeIPAllocation`: the pods that ask for load balancers' backend pools or a public address have them. No part
 /// of [`READY`]: it concerns those pods, not the node.
 pub const ATTACHED: &str = "Attached";
+/// Operator, on a `NodeIPAllocation`: no address is held by the sandbox of a pod that is gone. False names those that have been for
+/// more than a minute; they stay theirs, since whatever is in the sandbox may still use them. No part of [`READY`]. Absent
+/// until there was one.
+pub const SANDBOXES_ENDED: &str = "SandboxesEnded";
 /// Operator, on a `NodeIPAllocation`, and only while it runs with `--dry-run`: what it would do to the node's NIC.
 pub const DRY_RUN: &str = "DryRun";
 /// Agent: the node's ledger has been supplied from `spec` in this boot.

@@ -41,7 +41,7 @@ impl Demand {
                 vec![]
             }
             Event::InitApply(pod) => {
-                if let (Some(listed), Some(uid)) = (&mut self.listed, &pod.metadata.uid) {
+                if let (Some(listed), Some(uid)) = (&mut self.listed, uid(pod)) {
                     listed.insert(uid.clone());
                 }
                 self.see(pod, needs_address(pod), now)
@@ -77,8 +77,7 @@ impl Demand {
     }
 
     fn see(&mut self, pod: &Pod, needs: bool, now: Instant) -> Vec<String> {
-        let (Some(uid), Some(node)) =
-            (&pod.metadata.uid, pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()))
+        let (Some(uid), Some(node)) = (uid(pod), pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()))
         else {
             return vec![];
         };
@@ -132,6 +131,15 @@ impl Demand {
     }
 }
 
+/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The UID under which the node knows the pod. A static pod has one that the kubelet made of its manifest; the API server has
+/// a mirror of it, with a UID of its own that nobody on the node has heard of.
+fn uid(pod: &Pod) -> Option<&String> {
+    pod.annotations().get(MIRROR).or(pod.metadata.uid.as_ref())
+}
+
 /// A pod on the host network has the node's address, and one that ran to its end has none any more.
 fn needs_address(pod: &Pod) -> bool {
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
@@ -161,7 +169,8 @@ pub fn strip(pod: &mut Pod) {
         resource_version: pod.metadata.resource_version.take(),
         annotations: pod.metadata.annotations.take().map(|mut all| {
             all.retain(|name, _| {
-                [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL].contains(&name.as_str())
+                [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL, MIRROR]
+                    .contains(&name.as_str())
             });
             all
         }),
@@ -253,6 +262,20 @@ mod tests {
         assert_eq!(demand.bound("n"), (1, Some(now)), "nothing was bound, so no burst goes on");
         demand.apply(&Event::Delete(pod("a", "n")), now);
         assert!(demand.wishes("n").is_empty());
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_the_uid_that_its_node_gives_it() {
+        let mut mirror = pod("of-the-mirror", "n");
+        mirror.metadata.annotations = Some([(MIRROR.to_owned(), "of-the-manifest".to_owned())].into());
+        strip(&mut mirror);
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        demand.apply(&Event::Init, now);
+        demand.apply(&Event::InitApply(mirror.clone()), now);
+        demand.apply(&Event::InitDone, now);
+        assert_eq!(demand.pods("n"), HashSet::from(["of-the-manifest".to_owned()]));
+        demand.apply(&Event::Delete(mirror), now);
+        assert!(demand.pods("n").is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod growth;
 mod interfaces;
 mod memory;
 mod observe;
+mod outlived;
 mod recheck;
 mod report;
 pub mod route;

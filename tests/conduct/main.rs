@@ -25,6 +25,7 @@ mod networks;
 mod nics;
 mod operations;
 mod operator;
+mod outlived;
 mod refused;
 mod routes;
 mod shortage;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         networks::TESTS,
         nics::TESTS,
         operations::TESTS,
+        outlived::TESTS,
         refused::TESTS,
         routes::TESTS,
         shortage::TESTS,

@@ -185,6 +185,20 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Takes that pod out of the cluster while its node goes on with it. Gives its UID.
+    pub async fn orphan(&self, pod: &str) -> Result<String> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        let uid = api.get(pod).await?.uid().unwrap_or_default();
+        api.delete(pod, &DeleteParams::default().grace_period(0)).await?;
+        Ok(uid)
+    }
+
+    /// The node ends the sandboxes of the pods that are no more.
+    pub async fn tidy(&self, node: &str) -> Result<()> {
+        self.agents.serve(node, self.pods_on(node).await?);
+        Ok(())
+    }
+
     async fn make_pod(&self, node: &str, annotations: Value) -> Result<String> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let name = format!("pod-{}", self.pods.fetch_add(1, Ordering::Relaxed));

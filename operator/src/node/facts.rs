@@ -10,7 +10,7 @@ use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
     self, ADOPTED, AGENT_REPORTING, ATTACHED, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED,
-    READY, RESERVED, SURPLUS, WRITING,
+    READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
 };
 
 use super::adopt::Adoption;
@@ -40,6 +40,8 @@ pub struct Facts<'a> {
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
     /// What there is to say of attachments.
     pub attached: Option<Says>,
+    /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
+    pub outlived: Option<Says>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
 }
@@ -109,6 +111,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     }
     if let Some(attached) = &facts.attached {
         set(ATTACHED, attached.clone());
+    }
+    if let Some(outlived) = &facts.outlived {
+        set(SANDBOXES_ENDED, outlived.clone());
     }
     if let Some(rehearsal) = facts.rehearsal {
         set(DRY_RUN, dry_run(facts, rehearsal));
@@ -408,6 +413,9 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     }
     if let Some(now) = news(OPERATIONS_TRACKED, "False") {
         events.push(events::stuck(&now.reason, "Track", &now.message));
+    }
+    if let Some(now) = news(SANDBOXES_ENDED, "False") {
+        events.push(events::stuck(&now.reason, "Look", &now.message));
     }
     let would = condition::find(next, DRY_RUN).filter(|now| now.reason != NOTHING_TO_DO);
     let said = condition::find(before, DRY_RUN).map(|was| was.message.as_str());

@@ -11,6 +11,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
 use super::attach::Attaching;
 use super::growth;
+use super::outlived::Outlived;
 use super::setback::Setback;
 use crate::azure::ResourceId;
 use crate::planner::Plan;
@@ -53,6 +54,7 @@ pub struct Memory {
     /// Errors of the API server in a row.
     pub api_errors: u32,
     pub attaching: Attaching,
+    pub outlived: Outlived,
 }
 
 impl Memory {
@@ -79,6 +81,7 @@ impl Memory {
             vacant_since: None,
             api_errors: 0,
             attaching: Attaching::default(),
+            outlived: Outlived::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use vnetpool_crds::names;
 
 use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
-use super::{Context, Error, Round, apply, attach};
+use super::{Context, Error, Round, apply, attach, outlived};
 use crate::cluster::kept;
 use crate::{azure, events};
 
@@ -36,6 +36,7 @@ pub async fn report(
     } else {
         memory.behind_since.get_or_insert(now);
     }
+    let (outlived, look) = outlived::outlived(ctx, &round.allocation, node, memory, now).await?;
     let next = {
         let facts = Facts {
             allocation: &round.allocation,
@@ -48,6 +49,7 @@ pub async fn report(
             writing: memory.writing,
             tracked: tracked(ctx, &round.allocation),
             attached: round.attachments.as_ref().and_then(|plan| attach::attached(plan, &memory.attaching)),
+            outlived,
             behind_for: memory
                 .behind_since
                 .map(|since| now.saturating_duration_since(since))
@@ -62,7 +64,7 @@ pub async fn report(
     let pause = say(ctx, round, node, memory, next, now).await?;
     let full = condition::is_true(conditions(&round.allocation), FULL);
     apply::taint(ctx, node, full).await?;
-    Ok([grace, pause].into_iter().flatten().min())
+    Ok([grace, pause, look].into_iter().flatten().min())
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {

@@ -101,6 +101,7 @@ impl Story {
             writing: false,
             tracked: None,
             attached: None,
+            outlived: None,
             behind_for: self.behind_for,
         };
         conditions(&facts, NOW)

@@ -1,0 +1,220 @@
+//! Sandboxes that outlive their pods: the API server has the pod no more, or it has run to its end, and the node still reports
+//! an address as its own. Found and told, never ended: an address in doubt is in use. The decision is pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, ResourceExt};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::allocation::Assignment;
+use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
+
+use super::facts::{Says, says};
+use super::memory::Memory;
+use super::report::conditions;
+use super::{Context, Error};
+use crate::cluster::kept;
+
+/// How long a pod's end may take, and the agent's report of it.
+const GRACE: Duration = Duration::from_secs(60);
+/// So many are named; a node that ends no sandbox at all has more than fit.
+const NAMED: usize = 10;
+
+/// An address and the UID of the pod that is gone.
+type Suspect = (String, String);
+
+/// What this process remembers of a node's.
+#[derive(Clone, Debug, Default)]
+pub struct Outlived {
+    since: BTreeMap<Suspect, Instant>,
+    /// What was told last, and about whom.
+    told: Option<(BTreeSet<Suspect>, String)>,
+}
+
+/// What there is to say.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// These have been for longer than [`GRACE`].
+    Due(BTreeSet<Suspect>),
+    /// There is none, or none of those that were told.
+    Ended,
+    /// None has been for long enough to tell.
+    Early,
+}
+
+impl Outlived {
+    /// Compares what the node reports with the UIDs of its pods that need an address. Gives what there is to say, and in how
+    /// long there may be more.
+    fn look(
+        &mut self,
+        assignments: &[Assignment],
+        pods: &HashSet<String>,
+        now: Instant,
+    ) -> (Look, Option<Duration>) {
+        // A sandbox without a pod's UID is of another runtime's making, or nobody remembers whose it is.
+        let is_suspect = |one: &&Assignment| !one.pod_uid.is_empty() && !pods.contains(&one.pod_uid);
+        let suspects = assignments.iter().filter(is_suspect);
+        let known = std::mem::take(&mut self.since);
+        self.since = suspects
+            .map(|one| (one.address.clone(), one.pod_uid.clone()))
+            .map(|suspect| {
+                let since = known.get(&suspect).copied().unwrap_or(now);
+                (suspect, since)
+            })
+            .collect();
+        let left = |since: Instant| GRACE.saturating_sub(now.saturating_duration_since(since));
+        let due = self.since.iter().filter(|&(_, &since)| left(since).is_zero());
+        let due: BTreeSet<Suspect> = due.map(|(suspect, _)| suspect.clone()).collect();
+        let next = self.since.values().map(|&since| left(since)).filter(|left| !left.is_zero()).min();
+        let look = match due.is_empty() {
+            false => Look::Due(due),
+            true if self.since.is_empty() || self.told.is_some() => Look::Ended,
+            true => Look::Early,
+        };
+        (look, next)
+    }
+}
+
+/// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole when there are
+/// others to name than before: of an assignment, only address and UID are kept in memory.
+pub async fn outlived(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<(Option<Says>, Option<Duration>), Error> {
+    let name = allocation.name_any();
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
+    let assignments = status.map(|status| status.assignments.as_slice()).unwrap_or_default();
+    let (look, next) = memory.outlived.look(assignments, &ctx.cluster.bound_pods(&name), now);
+    let due = match look {
+        Look::Due(due) => due,
+        Look::Early => return Ok((None, next)),
+        Look::Ended => {
+            memory.outlived.told = None;
+            let was_said = condition::find(conditions(allocation), SANDBOXES_ENDED).is_some();
+            let ended = || says(true, "Ended", "no address is held by the sandbox of a pod that is gone");
+            return Ok((was_said.then(ended), next));
+        }
+    };
+    let told = memory.outlived.told.take().filter(|(whom, _)| *whom == due);
+    let message = match told {
+        Some((_, message)) => message,
+        None => {
+            let whole = Api::<NodeIPAllocation>::all(ctx.client.clone()).get(&name).await;
+            let status = whole.map_err(Error::Report)?.status.unwrap_or_default();
+            message(&name, &due, &status.assignments)
+        }
+    };
+    memory.outlived.told = Some((due, message.clone()));
+    Ok((Some(says(false, "SandboxLeft", message)), next))
+}
+
+/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no more is named by
+/// its UID.
+fn message(node: &str, due: &BTreeSet<Suspect>, assignments: &[Assignment]) -> String {
+    let name = |(address, uid): &Suspect| {
+        let one = assignments.iter().find(|one| one.address == *address && one.pod_uid == *uid);
+        let pod = one.map(|one| one.pod.as_str()).filter(|pod| !pod.is_empty());
+        let sandbox = one.and_then(|one| one.sandbox.split_once('/')).map(|(id, _)| id);
+        match (pod, sandbox) {
+            (Some(pod), Some(sandbox)) => format!("{address} of pod {pod} (sandbox {sandbox})"),
+            _ => format!("{address} of the pod with UID {uid}"),
+        }
+    };
+    let mut named: Vec<String> = due.iter().take(NAMED).map(name).collect();
+    if due.len() > NAMED {
+        named.push(format!("{} more", due.len() - NAMED));
+    }
+    format!(
+        "node {node} reports addresses in use by pods that have ended or are no more: {}. They stay in use as long as their \
+         sandboxes are there. If crictl pods shows them on the node, end them there (crictl stopp SANDBOX, then crictl rmp \
+         SANDBOX); if not, look whether the agent on the node still runs and reports.",
+        named.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(address: &str, uid: &str) -> Assignment {
+        Assignment {
+            address: address.into(),
+            pod: format!("default/{uid}"),
+            pod_uid: uid.into(),
+            sandbox: format!("sandbox-{uid}/eth0"),
+            ..Assignment::default()
+        }
+    }
+
+    fn pods(uids: &[&str]) -> HashSet<String> {
+        uids.iter().map(|&uid| uid.to_owned()).collect()
+    }
+
+    fn due(all: &[(&str, &str)]) -> Look {
+        Look::Due(all.iter().map(|&(address, uid)| (address.to_owned(), uid.to_owned())).collect())
+    }
+
+    #[test]
+    fn a_sandbox_is_told_when_it_has_outlived_its_pod_by_the_grace_time_and_not_before() {
+        let (mut outlived, start) = (Outlived::default(), Instant::now());
+        let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
+        assert_eq!(outlived.look(&node, &pods(&["a", "b"]), start), (Look::Ended, None));
+        assert_eq!(outlived.look(&node, &pods(&["a"]), start), (Look::Early, Some(GRACE)));
+        let early = start + GRACE - Duration::from_secs(1);
+        let a_second = Some(Duration::from_secs(1));
+        assert_eq!(outlived.look(&node, &pods(&["a"]), early), (Look::Early, a_second));
+        assert_eq!(outlived.look(&node, &pods(&["a"]), start + GRACE), (due(&[("10.0.0.6", "b")]), None));
+        assert_eq!(outlived.look(&node[..1], &pods(&["a"]), start + GRACE), (Look::Ended, None));
+    }
+
+    #[test]
+    fn a_pod_seen_in_between_starts_the_grace_time_anew() {
+        let (mut outlived, start) = (Outlived::default(), Instant::now());
+        let node = [assigned("10.0.0.5", "a")];
+        outlived.look(&node, &pods(&[]), start);
+        outlived.look(&node, &pods(&["a"]), start + GRACE / 2);
+        assert_eq!(outlived.look(&node, &pods(&[]), start + GRACE), (Look::Early, Some(GRACE)));
+    }
+
+    #[test]
+    fn a_sandbox_of_which_nobody_knows_the_pod_is_none() {
+        let (mut outlived, start) = (Outlived::default(), Instant::now());
+        let node = [assigned("10.0.0.5", "")];
+        outlived.look(&node, &pods(&[]), start);
+        assert_eq!(outlived.look(&node, &pods(&[]), start + GRACE), (Look::Ended, None));
+    }
+
+    #[test]
+    fn an_operator_that_has_just_started_leaves_what_was_said_until_it_can_tell() {
+        let (mut outlived, start) = (Outlived::default(), Instant::now());
+        let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
+        assert_eq!(outlived.look(&node, &pods(&["b"]), start).0, Look::Early);
+        assert_eq!(outlived.look(&node, &pods(&["b"]), start + GRACE).0, due(&[("10.0.0.5", "a")]));
+        // Once told, its end is told, though another may be next.
+        outlived.told = Some(Default::default());
+        assert_eq!(outlived.look(&node[1..], &pods(&[]), start + GRACE).0, Look::Ended);
+    }
+
+    #[test]
+    fn the_message_names_node_pod_address_sandbox_and_remedy_and_has_an_end() {
+        let node: Vec<Assignment> =
+            (0..12).map(|n| assigned(&format!("10.0.0.{}", n + 10), &format!("web-{n}"))).collect();
+        let due: BTreeSet<Suspect> =
+            node.iter().map(|one| (one.address.clone(), one.pod_uid.clone())).collect();
+        let text = message("n1", &due, &node[1..]);
+        for part in [
+            "node n1",
+            "10.0.0.10 of the pod with UID web-0",
+            "10.0.0.11 of pod default/web-1 (sandbox sandbox-web-1)",
+            "2 more",
+            "crictl stopp",
+        ] {
+            assert!(text.contains(part), "{part} isn't in {text}");
+        }
+        assert!(!text.contains("web-11"), "{text}");
+    }
+}
