@@ -8,7 +8,10 @@ use std::time::Duration;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen};
 
-fn cluster_ip(service: &Value) -> Result<String> {
+/// Where the probe of a pod on the node's network listens: the node's other ports are others'.
+const ON_HOST: u16 = 18080;
+
+pub fn cluster_ip(service: &Value) -> Result<String> {
     service["spec"]["clusterIP"].as_str().map(str::to_owned).context("a Service without an address")
 }
 
@@ -23,10 +26,29 @@ pub async fn kube_proxy_runs_in_the_mode_that_is_meant(world: &World) -> Result<
 
 pub async fn a_cluster_ip_leads_to_a_pod_that_sees_its_callers_own_address(world: &World) -> Result<()> {
     let address = cluster_ip(&world.serve("web", "web", json!({})).await?)?;
-    // A pod on the same node and on another; each node itself, which is what a pod on the node's own network is.
+    // A pod on the same node and on another; each node itself.
     let callers = [Place::pod(&world.near)?, Place::pod(&world.away)?];
     for caller in callers.iter().chain(&world.nodes) {
         until_seen(caller, &address, SERVED, &Seen::new(&caller.address, world.web.address)).await?;
+    }
+    world.unserve("web").await
+}
+
+pub async fn a_pod_on_the_nodes_network_reaches_a_cluster_ip_under_the_nodes_address(
+    world: &World,
+) -> Result<()> {
+    let address = cluster_ip(&world.serve("web", "web", json!({})).await?)?;
+    let on_host = json!({ "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet" });
+    for (node, name) in world.nodes.iter().zip(["node-1", "node-2"]) {
+        let pod = world.pod_with("on-host", name, ON_HOST, json!({}), on_host.clone()).await?;
+        ensure!(pod.address.to_string() == node.address, "the pod has {} of its own", pod.address);
+        // By the Service's name, too: such a pod may ask the cluster's DNS.
+        for target in [format!("{address}:{SERVED}"), format!("web:{SERVED}")] {
+            let dials = world.cluster.dial_via(&format!("{}:{ON_HOST}", node.address), &[target]).await?;
+            let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
+            ensure!(seen == [&node.address], "{dials:?}");
+        }
+        world.cluster.kubectl(&["delete", "pod", "on-host", "--wait"]).await?;
     }
     world.unserve("web").await
 }

@@ -3,7 +3,9 @@
 
 mod attached;
 mod balanced;
+mod ingress;
 mod inside;
+mod names;
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -46,6 +48,7 @@ impl World {
         cluster.install().await?;
         let quick = json!({ "write_seconds": 1, "probe_seconds": 0.5, "limits": false });
         cluster.azure.admin("PATCH", "/settings", quick).await?;
+        names::bring_coredns(&cluster).await?;
         let probes = [("web", "node-1"), ("near", "node-1"), ("away", "node-2")];
         for (name, node) in probes {
             cluster.deploy(name, 1, Some(node)).await?;
@@ -80,11 +83,26 @@ impl World {
 
     /// Starts a pod of its own with these annotations, and waits until it runs.
     pub async fn pod(&self, name: &str, node: &str, annotations: Value) -> Result<ProbePod> {
+        self.pod_with(name, node, PORT, annotations, json!({})).await
+    }
+
+    /// The same with a probe at another port, and with more in its specification.
+    pub async fn pod_with(
+        &self,
+        name: &str,
+        node: &str,
+        port: u16,
+        annotations: Value,
+        more: Value,
+    ) -> Result<ProbePod> {
         let metadata = json!({ "name": name, "namespace": "default", "labels": { "app": name }, "annotations": annotations });
         let container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-            "args": ["serve", "--listen", format!(":{PORT}")] });
-        let spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
+            "args": ["serve", "--listen", format!(":{port}")] });
+        let mut spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
             "nodeSelector": { "kubernetes.io/hostname": node }, "containers": [container] });
+        if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+            spec.extend(more);
+        }
         let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
         self.cluster.apply(&pod.to_string()).await?;
         let running = self.cluster.running(name, 1, Duration::from_secs(60)).await?;
@@ -151,9 +169,14 @@ fn main() -> Result<ExitCode> {
             mode,
             inside::kube_proxy_runs_in_the_mode_that_is_meant,
             inside::a_cluster_ip_leads_to_a_pod_that_sees_its_callers_own_address,
+            inside::a_pod_on_the_nodes_network_reaches_a_cluster_ip_under_the_nodes_address,
             inside::a_pod_reaches_itself_through_its_own_service,
             inside::an_affinity_keeps_a_client_with_one_pod,
             inside::a_headless_service_names_the_pods_addresses_and_a_vm_reaches_them,
+            names::a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_the_nodes_primary_address,
+            names::a_service_is_called_by_its_name,
+            names::a_headless_service_gives_names_to_its_pods_that_lead_to_their_own_addresses,
+            ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
             balanced::a_node_port_leads_from_any_node_or_keeps_the_clients_address,
             balanced::a_load_balancer_leads_from_any_node_or_keeps_the_clients_address,
             attached::a_pod_straight_behind_a_load_balancer_sees_its_client,

@@ -122,6 +122,14 @@ impl Cluster {
         .await
     }
 
+    /// Brings an image that `cluster images` has made on request onto every node.
+    pub async fn load(&self, image: &str) -> Result<()> {
+        let archive = root().join(format!("target/cluster/images/on-request/{image}.tar"));
+        let mut load = Command::new(tool("cluster"));
+        load.args(["load", "--dir"]).arg(&self.dir).arg(archive);
+        self.output(load).await.map(drop)
+    }
+
     /// Runs kubectl and gives what it printed.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         let mut kubectl = Command::new(tool("kubectl"));

@@ -98,8 +98,13 @@ impl Cluster {
 
     /// Has a pod dial addresses: the request goes in from a plain VM, as any client of the VNet would send it.
     pub async fn dial_from_pod(&self, pod: &ProbePod, targets: &[String]) -> Result<Vec<Dial>> {
+        self.dial_via(&target(pod.address), targets).await
+    }
+
+    /// Has the probe at `via` dial `address:port` or `name:port`, as it resolves names where it is.
+    pub async fn dial_via(&self, via: &str, targets: &[String]) -> Result<Vec<Dial>> {
         let vm = &self.state.vms.first().context("no plain VM")?.name;
-        self.probe(vm, &["--via", &target(pod.address)], targets).await
+        self.probe(vm, &["--via", via], targets).await
     }
 
     /// Dials addresses from a machine itself.

@@ -47,6 +47,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/internet", post(internet))
         .route("/premises", post(premises))
         .route("/names", put(names))
+        .route("/questions", get(questions))
         .route("/log", get(log).delete(clear_log))
         .route("/state", get(state))
         .route("/settings", patch(settings))
@@ -133,6 +134,10 @@ async fn names(
 ) -> Json<Value> {
     azure.set_names(names);
     done()
+}
+
+async fn questions(State(azure): Azured) -> impl IntoResponse {
+    Json(azure.questions())
 }
 
 async fn premises(State(azure): Azured, Json(premises): Json<Premises>) -> Result<Json<Value>, Error> {

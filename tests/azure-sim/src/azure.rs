@@ -14,7 +14,7 @@ use crate::topology::{Network, mac};
 use crate::world::{Config, World, new_etag};
 use crate::{arm, entra, imds, nic, vm, vnet};
 use ipnet::Ipv4Net;
-pub use outside::Premises;
+pub use outside::{Premises, Question};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -118,6 +118,7 @@ struct Log {
 pub struct Azure {
     world: Mutex<World>,
     log: Mutex<Log>,
+    questions: Mutex<Vec<Question>>,
     pub(crate) faults: Faults,
     fabric: Option<tokio::sync::Mutex<Fabric>>,
     /// An operation may have started.
@@ -141,6 +142,7 @@ impl Azure {
         Self {
             world: Mutex::new(World::new(config)),
             log: Mutex::default(),
+            questions: Mutex::default(),
             faults: Faults::default(),
             fabric: fabric.map(tokio::sync::Mutex::new),
             started: Notify::new(),

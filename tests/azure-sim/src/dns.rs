@@ -16,12 +16,12 @@ use tokio::net::{TcpListener, UdpSocket};
 /// How long a resolver may remember.
 const TTL: u32 = 10;
 
-/// The answer to one message; nothing to what isn't a question.
-pub(crate) fn answer(world: &World, message: &[u8]) -> Option<Vec<u8>> {
+/// The name one message asks for and the answer; nothing to what isn't a question.
+pub(crate) fn answer(world: &World, message: &[u8]) -> Option<(String, Vec<u8>)> {
     let question = Packet::parse(message).ok()?;
     let asked = question.questions.first()?.clone();
-    let name = asked.qname.to_string().to_lowercase();
-    let known = address(world, name.trim_end_matches('.'));
+    let name = asked.qname.to_string().to_lowercase().trim_end_matches('.').to_owned();
+    let known = address(world, &name);
     let mut reply = question.into_reply();
     reply.set_flags(PacketFlag::RECURSION_AVAILABLE | PacketFlag::RECURSION_DESIRED);
     match known {
@@ -32,7 +32,7 @@ pub(crate) fn answer(world: &World, message: &[u8]) -> Option<Vec<u8>> {
         }
         Some(_) => {}
     }
-    reply.build_bytes_vec().ok()
+    Some((name, reply.build_bytes_vec().ok()?))
 }
 
 fn address(world: &World, name: &str) -> Option<Ipv4Addr> {
@@ -59,7 +59,7 @@ pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io:
     let mut buffer = [0; 1500];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
-        if let Some(reply) = azure.resolve(&buffer[..length]) {
+        if let Some(reply) = azure.resolve(&buffer[..length], from.ip()) {
             // The asker may be gone again.
             drop(socket.send_to(&reply, from).await);
         }
@@ -69,13 +69,13 @@ pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io:
 /// Answers over TCP, each message with its length before it, until the task is aborted.
 pub(crate) async fn serve_streams(listener: TcpListener, azure: Arc<Azure>) -> io::Result<()> {
     loop {
-        let (mut stream, _) = listener.accept().await?;
+        let (mut stream, from) = listener.accept().await?;
         let azure = azure.clone();
         tokio::spawn(async move {
             while let Ok(length) = stream.read_u16().await {
                 let mut message = vec![0; usize::from(length)];
                 stream.read_exact(&mut message).await?;
-                let Some(reply) = azure.resolve(&message) else { break };
+                let Some(reply) = azure.resolve(&message, from.ip()) else { break };
                 stream.write_u16(u16::try_from(reply.len()).unwrap_or(u16::MAX)).await?;
                 stream.write_all(&reply).await?;
             }

@@ -41,7 +41,9 @@ mod vm;
 mod vnet;
 mod world;
 
-pub use azure::{Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Settings, VmInfo};
+pub use azure::{
+    Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Question, Settings, VmInfo,
+};
 pub use entra::Application;
 pub use fault::{Effect, Ending, Fault, Standing};
 pub use log::LogEntry;

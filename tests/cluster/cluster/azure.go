@@ -17,6 +17,7 @@ const (
 	fabricNetns     = "vnp-fabric"
 	armEndpoint     = "http://198.51.100.10"
 	internetAddress = "203.0.113.10"
+	resolverAddress = "168.63.129.16" // Azure's, for machines
 )
 
 // virtualMachine is the answer to POST /vms.

@@ -17,6 +17,7 @@ const (
 	helmVersion       = "v3.22.0" // helm/go.mod's
 	cnitoolVersion    = "v1.3.0"  // cnitool/go.mod's
 	containerdVersion = "v2.4.2"  // containerd/go.mod's
+	corednsVersion    = "v1.15.0" // coredns/go.mod's
 )
 
 // The names under which the one Kubernetes binary is called.
@@ -65,6 +66,10 @@ var programs = []program{
 	{
 		name: "cri", label: "cri", folder: "containerd", pack: "./cri", static: true,
 		inputs: []string{"containerd/go.mod", "containerd/go.sum", "containerd/cri/main.go"},
+	},
+	{
+		name: "coredns", label: "CoreDNS " + corednsVersion + " (about a minute the first time)", folder: "coredns", pack: ".", static: true,
+		inputs: []string{"coredns/go.mod", "coredns/go.sum", "coredns/main.go"},
 	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},

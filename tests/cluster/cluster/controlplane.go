@@ -16,7 +16,8 @@ import (
 const (
 	controlPlaneNetns = "vnp-control-plane"
 	serviceRange      = "172.30.0.0/16"
-	serviceAddress    = "172.30.0.1" // of the Service kubernetes: the range's first
+	serviceAddress    = "172.30.0.1"  // of the Service kubernetes: the range's first
+	clusterDNSAddress = "172.30.0.10" // what pods are told to ask; a test that needs names brings CoreDNS there
 )
 
 // place is where a control plane runs and how it is reached.

@@ -59,6 +59,8 @@ func kubeletConfig(node Node) map[string]any {
 		"imageGCHighThresholdPercent":   100,
 		"maxPods":                       256,
 		"resolvConf":                    "/etc/kubernetes/resolv.conf",
+		"clusterDNS":                    []string{clusterDNSAddress},
+		"clusterDomain":                 "cluster.local",
 		"volumePluginDir":               "/var/lib/kubelet/volume-plugins",
 	}
 }
@@ -90,7 +92,7 @@ func (c *Cluster) writeDisk(node Node, state State) error {
 		"containerd/config.toml":    []byte(containerdConfig),
 		"containerd/base-spec.json": spec,
 		"kubernetes/kubelet.yaml":   kubelet,
-		"kubernetes/resolv.conf":    nil,
+		"kubernetes/resolv.conf":    []byte("nameserver " + resolverAddress + "\n"),
 		"kubernetes/pki/ca.crt":     ca.bundle,
 	} {
 		if err := writeFile(c.etc(node.Name, path), content, 0o644); err != nil {

@@ -10,8 +10,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -20,7 +22,7 @@ import (
 )
 
 const usage = `usage:
-  probe serve --listen :8080           answer GET /whoami and POST /dial
+  probe serve --listen :8080           answer GET /whoami, GET /resolve?name=NAME and POST /dial
   probe dial --timeout 2s TARGET...    ask each target (ip:port) who we are, and print what came of each
   probe dial --via IP:PORT TARGET...   have another probe do so
   probe pause                          wait for a signal; reap orphans
@@ -31,8 +33,15 @@ const atOnce = 64
 
 // identity is the answer of GET /whoami.
 type identity struct {
-	Source string `json:"source"` // the caller's address as seen here
-	Local  string `json:"local"`
+	Source       string `json:"source"` // the caller's address as seen here
+	Local        string `json:"local"`
+	ForwardedFor string `json:"forwarded_for,omitempty"` // whom a proxy names as its caller
+}
+
+// resolution is the answer of GET /resolve.
+type resolution struct {
+	Addresses []netip.Addr `json:"addresses"`
+	Error     string       `json:"error,omitempty"`
 }
 
 // dialRequest is the body of POST /dial.
@@ -94,7 +103,16 @@ func handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, r *http.Request) {
 		local := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String())})
+		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String()), ForwardedFor: strings.Join(r.Header.Values("X-Forwarded-For"), ", ")})
+	})
+	mux.HandleFunc("GET /resolve", func(w http.ResponseWriter, r *http.Request) {
+		// By Go's own resolver, for this program is static: the servers and search domains of /etc/resolv.conf.
+		addresses, err := net.DefaultResolver.LookupNetIP(r.Context(), "ip4", r.URL.Query().Get("name"))
+		answer := resolution{Addresses: addresses}
+		if err != nil {
+			answer.Error = err.Error()
+		}
+		reply(w, answer)
 	})
 	mux.HandleFunc("POST /dial", func(w http.ResponseWriter, r *http.Request) {
 		request := dialRequest{TimeoutMS: 2000}

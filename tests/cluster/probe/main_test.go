@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -31,5 +33,38 @@ func TestOutcomesComeInTheOrderOfTheTargetsAndOneFailureStopsNoOther(t *testing.
 	}
 	if outcomes[1].Target != targets[1] || !outcomes[1].OK {
 		t.Errorf("the open port: %+v", outcomes[1])
+	}
+}
+
+func TestACallerIsToldWhoseProxyItIs(t *testing.T) {
+	server := httptest.NewServer(handler())
+	defer server.Close()
+	request, err := http.NewRequest(http.MethodGet, server.URL+"/whoami", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("X-Forwarded-For", "10.240.0.9")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var seen identity
+	if err := json.NewDecoder(response.Body).Decode(&seen); err != nil || seen != (identity{"127.0.0.1", "127.0.0.1", "10.240.0.9"}) {
+		t.Errorf("%+v, %v", seen, err)
+	}
+}
+
+func TestANameIsResolvedOrSaidToBeUnknown(t *testing.T) {
+	for name, resolves := range map[string]bool{"localhost": true, "no%20name": false} {
+		recorder := httptest.NewRecorder()
+		handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/resolve?name="+name, nil))
+		var answer resolution
+		if err := json.NewDecoder(recorder.Body).Decode(&answer); err != nil {
+			t.Fatal(err)
+		}
+		if (len(answer.Addresses) > 0) != resolves || (answer.Error == "") != resolves {
+			t.Errorf("%s: %+v", name, answer)
+		}
 	}
 }

@@ -5,9 +5,9 @@ use crate::fabric::{Fabric, probing};
 use crate::topology;
 use crate::world::Gateway;
 use ipnet::Ipv4Net;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// A network on premises to reach through a VNet's gateway: `POST /premises`.
@@ -19,6 +19,13 @@ pub struct Premises {
     pub address: Ipv4Addr,
     pub vnet: String,
     pub prefixes: Vec<Ipv4Net>,
+}
+
+/// What the resolver was asked: `GET /questions`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Question {
+    pub name: String,
+    pub from: IpAddr,
 }
 
 impl Azure {
@@ -71,9 +78,17 @@ impl Azure {
         lock(&self.world).names = lower.collect();
     }
 
-    /// Answers a DNS message.
-    pub(crate) fn resolve(&self, message: &[u8]) -> Option<Vec<u8>> {
-        crate::dns::answer(&lock(&self.world), message)
+    /// Answers a DNS message, and records who asked.
+    pub(crate) fn resolve(&self, message: &[u8], from: IpAddr) -> Option<Vec<u8>> {
+        let (name, reply) = crate::dns::answer(&lock(&self.world), message)?;
+        lock(&self.questions).push(Question { name, from });
+        Some(reply)
+    }
+
+    /// Every question to the resolver so far, oldest first.
+    #[must_use]
+    pub fn questions(&self) -> Vec<Question> {
+        lock(&self.questions).clone()
     }
 
     /// Looks at the members of load balancers. Never returns.

@@ -1,0 +1,132 @@
+//! Names, by the real CoreDNS: it watches the cluster's Services and asks Azure's resolver for everything else.
+
+use crate::inside::cluster_ip;
+use crate::{SERVED, SOON, World};
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use vnetpool_tests::cluster::Cluster;
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::workload::{PORT, ProbePod, target};
+
+/// Deploys CoreDNS as clusters have it, and waits until it serves.
+pub async fn bring_coredns(cluster: &Cluster) -> Result<()> {
+    cluster.load("coredns").await?;
+    cluster.apply(include_str!("coredns.yaml")).await?;
+    let rollout = ["rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=120s"];
+    cluster.kubectl(&rollout).await.map(drop)
+}
+
+/// The node that CoreDNS runs on.
+async fn asking_node(world: &World) -> Result<String> {
+    let pods = ["get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns", "--output=json"];
+    let pods: Value = serde_json::from_str(&world.cluster.kubectl(&pods).await?)?;
+    let node = pods["items"][0]["spec"]["nodeName"].as_str().context("no pod of CoreDNS")?;
+    Ok(world.cluster.host(node)?.address)
+}
+
+/// What a name leads to, as a process in the pod resolves it: by the pod's own resolv.conf.
+async fn resolved(world: &World, pod: &ProbePod, name: &str) -> Result<BTreeSet<Ipv4Addr>> {
+    #[derive(Deserialize)]
+    struct Resolution {
+        addresses: Option<BTreeSet<Ipv4Addr>>,
+        #[serde(default)]
+        error: String,
+    }
+    let url = format!("http://{}/resolve?name={name}", target(pod.address));
+    let answer = world.vm.run("curl", &["-sS", "--max-time", "10", &url]).await?;
+    let Resolution { addresses, error } = serde_json::from_str(&answer).context(answer)?;
+    ensure!(error.is_empty(), "{name} in {}: {error}", pod.name);
+    Ok(addresses.unwrap_or_default())
+}
+
+/// Waits until a name leads there: changes reach CoreDNS and its cache within seconds.
+async fn until_resolved(
+    world: &World,
+    pod: &ProbePod,
+    name: &str,
+    wanted: impl IntoIterator<Item = Ipv4Addr>,
+) -> Result<()> {
+    let wanted: BTreeSet<_> = wanted.into_iter().collect();
+    eventually(&format!("{name} in {} leads to {wanted:?}", pod.name), SOON, || async {
+        let found = resolved(world, pod, name).await?;
+        ensure!(found == wanted, "it leads to {found:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Has a pod call a name; the far end has to see the pod's own address.
+async fn calls(world: &World, pod: &ProbePod, name: &str, port: u16) -> Result<()> {
+    let dials = world.cluster.dial_from_pod(pod, &[format!("{name}:{port}")]).await?;
+    let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
+    ensure!(seen == [&pod.address.to_string()], "{dials:?}");
+    Ok(())
+}
+
+pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_the_nodes_primary_address(
+    world: &World,
+) -> Result<()> {
+    let address: Ipv4Addr = world.vm.address.parse()?;
+    // A name for each: what CoreDNS has cached it doesn't ask for again.
+    let names = ["db.corp.example", "queue.corp.example"];
+    let zone = json!({ names[0]: address, names[1]: address });
+    world.cluster.azure.admin("PUT", "/names", zone).await?;
+    let asker = asking_node(world).await?;
+    for (name, pod) in names.iter().zip([&world.near, &world.away]) {
+        until_resolved(world, pod, name, [address]).await?;
+        calls(world, pod, name, PORT).await?;
+        let questions = world.cluster.azure.admin("GET", "/questions", json!({})).await?;
+        let questions = questions.as_array().context("no questions")?;
+        let from =
+            questions.iter().filter(|one| one["name"] == **name).filter_map(|one| one["from"].as_str());
+        let from: BTreeSet<_> = from.collect();
+        ensure!(from == BTreeSet::from([&*asker]), "{name} was asked for by {from:?}, not by {asker}");
+    }
+    Ok(())
+}
+
+pub async fn a_service_is_called_by_its_name(world: &World) -> Result<()> {
+    let address: Ipv4Addr = cluster_ip(&world.serve("web", "web", json!({})).await?)?.parse()?;
+    for pod in [&world.near, &world.away] {
+        for name in ["web", "web.default.svc.cluster.local"] {
+            until_resolved(world, pod, name, [address]).await?;
+            calls(world, pod, name, SERVED).await?;
+        }
+    }
+    world.unserve("web").await
+}
+
+pub async fn a_headless_service_gives_names_to_its_pods_that_lead_to_their_own_addresses(
+    world: &World,
+) -> Result<()> {
+    world.serve("set", "set", json!({ "clusterIP": "None" })).await?;
+    let container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
+        "args": ["serve", "--listen", format!(":{PORT}")] });
+    let spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "containers": [container] });
+    let set = json!({ "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": { "name": "set", "namespace": "default" },
+        "spec": { "serviceName": "set", "replicas": 2, "podManagementPolicy": "Parallel",
+            "selector": { "matchLabels": { "app": "set" } },
+            "template": { "metadata": { "labels": { "app": "set" } }, "spec": spec } } });
+    world.cluster.apply(&set.to_string()).await?;
+    let pods = world.cluster.running("set", 2, 3 * SOON).await?;
+    until_resolved(world, &world.near, "set", pods.iter().map(|pod| pod.address)).await?;
+    for pod in &pods {
+        let name = format!("{}.set", pod.name);
+        until_resolved(world, &world.near, &name, [pod.address]).await?;
+        calls(world, &world.near, &name, PORT).await?;
+        let seen = Place::pod(&world.near)?.seen_by(pod.address).await?;
+        ensure!(seen == Seen::new(world.near.address, pod.address), "{name} sees {seen:?}");
+    }
+    // The last one goes first, and its name with it.
+    world.cluster.kubectl(&["scale", "statefulset", "set", "--replicas=1"]).await?;
+    let first = pods.iter().find(|pod| pod.name == "set-0").context("no first pod")?;
+    until_resolved(world, &world.near, "set", [first.address]).await?;
+    world.cluster.kubectl(&["delete", "statefulset", "set"]).await?;
+    world.cluster.no_pods("set").await?;
+    world.unserve("set").await
+}
