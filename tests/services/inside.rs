@@ -44,9 +44,14 @@ pub async fn a_pod_on_the_nodes_network_reaches_a_cluster_ip_under_the_nodes_add
         ensure!(pod.address.to_string() == node.address, "the pod has {} of its own", pod.address);
         // By the Service's name, too: such a pod may ask the cluster's DNS.
         for target in [format!("{address}:{SERVED}"), format!("web:{SERVED}")] {
-            let dials = world.cluster.dial_via(&format!("{}:{ON_HOST}", node.address), &[target]).await?;
-            let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
-            ensure!(seen == [&node.address], "{dials:?}");
+            let via = format!("{}:{ON_HOST}", node.address);
+            eventually(&format!("a call of {target} by a pod on the network of {name}"), SOON, || async {
+                let dials = world.cluster.dial_via(&via, std::slice::from_ref(&target)).await?;
+                let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
+                ensure!(seen == [&node.address], "{dials:?}");
+                Ok(Some(()))
+            })
+            .await?;
         }
         world.cluster.kubectl(&["delete", "pod", "on-host", "--wait"]).await?;
     }

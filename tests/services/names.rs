@@ -59,12 +59,15 @@ async fn until_resolved(
     .await
 }
 
-/// Has a pod call a name; the far end has to see the pod's own address.
+/// Waits until a pod's call of a name comes through; the far end has to see the pod's own address.
 async fn calls(world: &World, pod: &ProbePod, name: &str, port: u16) -> Result<()> {
-    let dials = world.cluster.dial_from_pod(pod, &[format!("{name}:{port}")]).await?;
-    let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
-    ensure!(seen == [&pod.address.to_string()], "{dials:?}");
-    Ok(())
+    eventually(&format!("a call of {name}:{port} by {}", pod.name), SOON, || async {
+        let dials = world.cluster.dial_from_pod(pod, &[format!("{name}:{port}")]).await?;
+        let seen: Vec<_> = dials.iter().map(|dial| &dial.source_seen_by_target).collect();
+        ensure!(seen == [&pod.address.to_string()], "{dials:?}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_the_nodes_primary_address(
