@@ -1,7 +1,7 @@
 //! Names, by the real CoreDNS: it watches the cluster's Services and asks Azure's resolver for everything else.
 
 use crate::inside::cluster_ip;
-use crate::{SERVED, SOON, World};
+use crate::{SERVED, SOON, World, until_dropped};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -75,20 +75,39 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
 ) -> Result<()> {
     let address: Ipv4Addr = world.vm.address.parse()?;
     // A name for each: what CoreDNS has cached it doesn't ask for again.
-    let names = ["db.corp.example", "queue.corp.example"];
-    let zone = json!({ names[0]: address, names[1]: address });
-    world.cluster.azure.admin("PUT", "/names", zone).await?;
+    let names = ["db.corp.example", "queue.corp.example", "late.corp.example"];
+    let zone: serde_json::Map<_, _> =
+        names.map(|name| (name.to_owned(), json!(address))).into_iter().collect();
+    world.cluster.azure.admin("PUT", "/names", zone.into()).await?;
     let asker = asking_node(world).await?;
-    for (name, pod) in names.iter().zip([&world.near, &world.away]) {
-        until_resolved(world, pod, name, [address]).await?;
-        calls(world, pod, name, PORT).await?;
-        let questions = world.cluster.azure.admin("GET", "/questions", json!({})).await?;
-        let questions = questions.as_array().context("no questions")?;
-        let from =
-            questions.iter().filter(|one| one["name"] == **name).filter_map(|one| one["from"].as_str());
-        let from: BTreeSet<_> = from.collect();
-        ensure!(from == BTreeSet::from([&*asker]), "{name} was asked for by {from:?}, not by {asker}");
+    let [first, second, last] = names;
+    for (name, pod) in [(first, &world.near), (second, &world.away)] {
+        is_asked_for(world, pod, name, address, &asker).await?;
     }
+    // Azure answers no other address, so this holds even if nothing else that leaves is to be translated.
+    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["0.0.0.0/0"] } })).await?;
+    for pod in [&world.near, &world.away] {
+        until_dropped(&Place::pod(pod)?, &world.internet.address, PORT).await?;
+    }
+    is_asked_for(world, &world.near, last, address, &asker).await?;
+    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": null } })).await
+}
+
+/// A name leads to an address that is called there, and Azure's resolver is asked for it by one address only.
+async fn is_asked_for(
+    world: &World,
+    pod: &ProbePod,
+    name: &str,
+    address: Ipv4Addr,
+    asker: &str,
+) -> Result<()> {
+    until_resolved(world, pod, name, [address]).await?;
+    calls(world, pod, name, PORT).await?;
+    let questions = world.cluster.azure.admin("GET", "/questions", json!({})).await?;
+    let questions = questions.as_array().context("no questions")?;
+    let from = questions.iter().filter(|one| one["name"] == name).filter_map(|one| one["from"].as_str());
+    let from: BTreeSet<_> = from.collect();
+    ensure!(from == BTreeSet::from([asker]), "{name} was asked for by {from:?}, not by {asker}");
     Ok(())
 }
 
