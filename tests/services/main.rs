@@ -141,7 +141,7 @@ fn main() -> Result<ExitCode> {
     // fails: the other chapters would fail in the same way, only later.
     let world: Arc<Mutex<Option<Made>>> = Arc::default();
     let mut trials = vec![];
-    macro_rules! chapters {
+    macro_rules! tests {
         ($mode:expr, $($chapter:path),* $(,)?) => { $({
             let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
             let name = stringify!($chapter).replace(' ', "");
@@ -165,7 +165,7 @@ fn main() -> Result<ExitCode> {
         })* };
     }
     for mode in MODES {
-        chapters![
+        tests![
             mode,
             inside::kube_proxy_runs_in_the_mode_that_is_meant,
             inside::a_cluster_ip_leads_to_a_pod_that_sees_its_callers_own_address,
@@ -182,8 +182,9 @@ fn main() -> Result<ExitCode> {
             attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it,
         ];
     }
-    // No Service is on these ways, so kube-proxy's mode is nothing to them: on the last cluster.
-    chapters!["nftables", ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them];
+    // No Service is on this way, so kube-proxy's mode is nothing to it.
+    let [_, last] = MODES;
+    tests![last, ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,];
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
