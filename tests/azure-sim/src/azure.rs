@@ -3,6 +3,7 @@
 mod machine;
 mod outside;
 mod scale_set;
+mod settings;
 
 use crate::fabric::Fabric;
 use crate::fault::{Ending, Fault, Faults, Standing};
@@ -21,12 +22,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 pub use machine::NewNic;
 use machine::{add_vm, vm_key};
 pub use scale_set::{NewInstance, NewScaleSet};
+pub use settings::Settings;
 
 const NICS: &str = "Microsoft.Network/networkInterfaces";
 const VNETS: &str = "Microsoft.Network/virtualNetworks";
@@ -88,16 +90,6 @@ pub struct VmInfo {
     pub gateway: Ipv4Addr,
     /// `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
-}
-
-/// What can be changed while it runs: `PATCH /settings`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    pub write_seconds: Option<f64>,
-    pub synchronous: Option<bool>,
-    pub probe_seconds: Option<f64>,
-    pub limits: Option<bool>,
 }
 
 /// A peering to set on a VNet.
@@ -353,23 +345,6 @@ impl Azure {
         world.advance(now());
         let wanted = format!("/{NICS}/{name}").to_lowercase();
         world.nics.iter().find(|(key, _)| key.ends_with(&wanted)).map(|(_, nic)| nic.document.clone())
-    }
-
-    /// # Errors
-    /// When `write_seconds` is not a time.
-    pub fn set(&self, settings: &Settings) -> Result<(), Error> {
-        let Settings { write_seconds, probe_seconds, synchronous, limits } = settings;
-        for seconds in [write_seconds, probe_seconds].into_iter().flatten() {
-            if Duration::try_from_secs_f64(*seconds).is_err() {
-                return Err(Error::Conflict(format!("{seconds} is not a number of seconds from 0")));
-            }
-        }
-        let mut world = lock(&self.world);
-        world.config.probe_seconds = probe_seconds.unwrap_or(world.config.probe_seconds);
-        world.config.write_seconds = write_seconds.unwrap_or(world.config.write_seconds);
-        world.config.synchronous = synchronous.unwrap_or(world.config.synchronous);
-        world.config.limits = limits.unwrap_or(world.config.limits);
-        Ok(())
     }
 
     /// Orders a fault and gives its id.

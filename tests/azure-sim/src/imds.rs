@@ -5,10 +5,11 @@ use crate::nic;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::vnet;
-use crate::world::{Nic, Vm, World};
+use crate::world::{Nic, Vm, World, has_id};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 /// Newest first, as the error for an unknown version lists them.
@@ -108,7 +109,15 @@ fn token(world: &mut World, request: &Request) -> Reply {
 }
 
 fn instance(world: &World, vm: &Vm, nic: &Nic, path: &[&str], request: &Request) -> Reply {
-    let all = json!({ "compute": compute(world, vm), "network": { "interface": [interface(world, nic)] } });
+    // The one that asks first; the service promises no order.
+    let (own, id) = (nic.document["id"].as_str().unwrap_or_default(), nic::vm_id(&nic.document));
+    let others = world
+        .nics
+        .values()
+        .filter(|other| nic::vm_id(&other.document) == id && !has_id(&other.document, own));
+    let interfaces: Vec<Value> =
+        std::iter::once(nic).chain(others).map(|nic| interface(world, nic)).collect();
+    let all = json!({ "compute": compute(world, vm), "network": { "interface": interfaces } });
     let mut place = &all;
     for step in path {
         let next = match place {
@@ -172,11 +181,14 @@ fn compute(world: &World, vm: &Vm) -> Value {
 }
 
 fn interface(world: &World, nic: &Nic) -> Value {
-    let held = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
-    let addresses: Vec<Value> = held
-        .filter(|block| nic.live.contains(&block.addr()))
-        .map(|block| json!({ "privateIpAddress": block.addr(), "publicIpAddress": "" }))
-        .collect();
+    let told = world.told.as_ref().map(|told| told.get(nic.document["id"].as_str().unwrap_or_default()));
+    let addresses: Vec<Value> = match told {
+        Some(told) => told.cloned().unwrap_or_default(),
+        None => addresses(nic),
+    }
+    .iter()
+    .map(|address| json!({ "privateIpAddress": address, "publicIpAddress": "" }))
+    .collect();
     let mac = nic.document["properties"]["macAddress"].as_str().unwrap_or_default().replace('-', "");
     let subnets: Vec<Value> = prefixes(world, nic)
         .iter()
@@ -187,6 +199,18 @@ fn interface(world: &World, nic: &Nic) -> Value {
         "ipv6": { "ipAddress": [] },
         "macAddress": mac,
     })
+}
+
+/// What the service tells of a NIC once it knows: the first of a block, the primary address before others.
+fn addresses(nic: &Nic) -> Vec<Ipv4Addr> {
+    let held = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
+    held.map(|block| block.addr()).filter(|address| nic.live.contains(address)).collect()
+}
+
+/// What the service tells of all NICs now, by id.
+pub(crate) fn told(world: &World) -> BTreeMap<String, Vec<Ipv4Addr>> {
+    let id = |nic: &Nic| nic.document["id"].as_str().unwrap_or_default().to_owned();
+    world.nics.values().map(|nic| (id(nic), addresses(nic))).collect()
 }
 
 fn prefixes(world: &World, nic: &Nic) -> Vec<Ipv4Net> {

@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) limits: Limits,
     /// Tokens that were given out.
     pub(crate) tokens: BTreeMap<String, Token>,
+    /// While the metadata service lags behind: the addresses it goes on telling, by NIC.
+    pub(crate) told: Option<BTreeMap<String, Vec<Ipv4Addr>>>,
     macs: u32,
 }
 
@@ -167,6 +169,7 @@ impl World {
             operations: BTreeMap::new(),
             limits: Limits::default(),
             tokens: BTreeMap::new(),
+            told: None,
             macs: 0,
         };
         let Config { resource_group, location, vnets, .. } = config;
