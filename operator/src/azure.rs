@@ -36,6 +36,8 @@ pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Remedy};
 pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
+#[cfg(test)]
+pub use nic::tests::sample_nic;
 pub use nic::{
     Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, Others, ProvisioningState,
 };

@@ -378,4 +378,4 @@ fn mac(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

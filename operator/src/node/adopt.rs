@@ -1,13 +1,11 @@
 //! What other network plugins have left on a NIC, and when it may go: the pool must say so, and every pod of the node must have an
-//! address of ours. The decision is pure.
+//! address of ours. Pure.
 
 use std::collections::HashSet;
 
-use kube::{Api, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 
-use super::Context;
 use crate::azure::Nic;
 
 /// What becomes of others' ipConfigurations on a NIC.
@@ -23,22 +21,13 @@ pub struct Adoption {
     pub attached: Vec<String>,
 }
 
-/// `bound` are the UIDs of the node's pods that need an address, `assigned` of those that have one of ours.
-fn decide(nic: &Nic, bound: &HashSet<String>, assigned: &HashSet<String>) -> Adoption {
-    let pods = bound.difference(assigned).count();
-    Adoption {
-        ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
-        pods,
-        left: nic.others.idle.len(),
-        attached: nic.others.attached.clone(),
-    }
-}
-
-/// `None` unless the pool asks for it. Reads the node's assignments from the API server, only if there is something to remove:
-/// what is kept of them in memory are counts.
-pub async fn adoption(
-    ctx: &Context,
+/// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address, `boot_id` is the node's boot.
+///
+/// What we know of assignments may be some seconds old. That does no harm: a pod that has had an address of ours was wired by our
+/// plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
+pub fn adoption(
     adopt: Adopt,
+    bound: &HashSet<String>,
     allocation: &NodeIPAllocation,
     boot_id: &str,
     nic: &Nic,
@@ -46,52 +35,61 @@ pub async fn adoption(
     if adopt == Adopt::Nothing {
         return None;
     }
-    let bound = ctx.cluster.bound_pods(&allocation.name_any());
-    let mut assigned = HashSet::new();
-    if !nic.others.idle.is_empty() && !bound.is_empty() {
-        let api = Api::<NodeIPAllocation>::all(ctx.client.clone());
-        let now = api.get(&allocation.name_any()).await.ok();
-        let status = now.and_then(|now| now.status).filter(|status| status.boot_id == boot_id);
-        assigned.extend(status.into_iter().flat_map(|status| status.assignments).map(|one| one.pod_uid));
-    }
-    Some(decide(nic, &bound, &assigned))
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == boot_id);
+    let assigned: HashSet<&String> =
+        status.into_iter().flat_map(|status| &status.assignments).map(|one| &one.pod_uid).collect();
+    let pods = bound.iter().filter(|uid| !assigned.contains(uid)).count();
+    Some(Adoption {
+        ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
+        pods,
+        left: nic.others.idle.len(),
+        attached: nic.others.attached.clone(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::azure::{Others, ProvisioningState};
+    use serde_json::json;
 
-    fn uids(all: &[&str]) -> HashSet<String> {
-        all.iter().map(|&uid| uid.to_owned()).collect()
+    use super::*;
+    use crate::azure::Others;
+    use crate::azure::sample_nic;
+
+    fn decide(bound: &[&str], assigned: &[&str], boot_id: &str) -> Adoption {
+        let nic = Nic {
+            others: Others { idle: vec!["ipconfig2".into()], attached: vec!["ipconfig3".into()] },
+            ..sample_nic(&[])
+        };
+        let bound = bound.iter().map(|&uid| uid.to_owned()).collect();
+        let assignments: Vec<_> = assigned
+            .iter()
+            .enumerate()
+            .map(|(n, uid)| json!({"address": format!("10.0.0.{}", n + 5), "podUID": uid, "sandbox": "s"}))
+            .collect();
+        let allocation: NodeIPAllocation = serde_json::from_value(json!({
+            "metadata": {"name": "n"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+            "status": {"bootID": "b1", "assignments": assignments},
+        }))
+        .unwrap();
+        assert_eq!(adoption(Adopt::Nothing, &bound, &allocation, boot_id, &nic), None);
+        adoption(Adopt::Secondaries, &bound, &allocation, boot_id, &nic).unwrap()
     }
 
     #[test]
     fn nothing_is_adopted_while_a_pod_has_no_address_of_ours_however_many_are_assigned() {
-        let nic = Nic {
-            id: "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/n"
-                .parse()
-                .unwrap(),
-            location: String::new(),
-            mac: None,
-            vm: None,
-            primary: [10, 0, 0, 4].into(),
-            subnet:
-                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/a"
-                    .parse()
-                    .unwrap(),
-            state: ProvisioningState::Succeeded,
-            ip_configurations: vec![],
-            foreign: 3,
-            forwards: false,
-            others: Others { idle: vec!["ipconfig2".into()], attached: vec!["ipconfig3".into()] },
-        };
         // The ledger may still have an entry of a pod that is gone.
-        let waits = decide(&nic, &uids(&["a", "b"]), &uids(&["a", "gone"]));
+        let waits = decide(&["a", "b"], &["a", "gone"], "b1");
         assert_eq!((waits.ready.len(), waits.pods, waits.left), (0, 1, 1));
-        let ready = decide(&nic, &uids(&["a", "b"]), &uids(&["a", "b", "gone"]));
+        let ready = decide(&["a", "b"], &["a", "b", "gone"], "b1");
         assert_eq!(ready.ready, ["ipconfig2"]);
         assert_eq!(ready.attached, ["ipconfig3"]);
-        assert_eq!(decide(&nic, &uids(&[]), &uids(&[])).ready, ["ipconfig2"]);
+        assert_eq!(decide(&[], &[], "b1").ready, ["ipconfig2"]);
+    }
+
+    #[test]
+    fn what_pods_had_before_the_node_booted_does_not_count() {
+        assert_eq!(decide(&["a"], &["a"], "b1").pods, 0);
+        assert_eq!(decide(&["a"], &["a"], "b2").pods, 1);
     }
 }

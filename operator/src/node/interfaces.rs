@@ -75,48 +75,30 @@ fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::{IpConfiguration, ProvisioningState};
+    use crate::azure::sample_nic;
 
-    fn nic(subnet: &str, held: usize) -> Arc<Nic> {
-        let vnet = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
-        let one = IpConfiguration {
-            name: "vnp-1".into(),
-            address: None,
-            state: ProvisioningState::Succeeded,
-            attached: Default::default(),
-        };
+    fn nic(subnet: &str, held: &[(&str, &str)]) -> Arc<Nic> {
+        let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
         Arc::new(Nic {
-            id: format!(
-                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/{subnet}"
-            )
-            .parse()
-            .unwrap(),
-            location: "l".into(),
-            mac: None,
-            vm: None,
-            primary: [10, 0, 0, 4].into(),
-            subnet: format!("{vnet}/subnets/{subnet}").parse().unwrap(),
-            state: ProvisioningState::Succeeded,
-            forwards: false,
-            ip_configurations: vec![one; held],
-            foreign: 1,
-            others: Default::default(),
+            id: format!("{network}/networkInterfaces/{subnet}").parse().unwrap(),
+            subnet: format!("{network}/virtualNetworks/v/subnets/{subnet}").parse().unwrap(),
+            ..sample_nic(held)
         })
     }
 
     #[test]
     fn the_nic_in_the_pools_subnet_serves_and_without_one_the_primary() {
-        let nics = [nic("a", 0), nic("b", 0), nic("c", 0)];
+        let nics = [nic("a", &[]), nic("b", &[]), nic("c", &[])];
         assert_eq!(pick(&nics, Some(&nics[2].subnet)), 2);
         let upper: ResourceId = nics[1].subnet.to_string().to_uppercase().parse().unwrap();
         assert_eq!(pick(&nics, Some(&upper)), 1);
-        assert_eq!(pick(&nics, Some(&nic("d", 0).subnet)), 0);
+        assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet)), 0);
         assert_eq!(pick(&nics, None), 0);
     }
 
     #[test]
     fn a_nic_that_still_holds_addresses_serves_until_they_are_gone() {
-        let nics = [nic("a", 0), nic("b", 2)];
+        let nics = [nic("a", &[]), nic("b", &[("vnp-1", "10.0.0.5/32")])];
         assert_eq!(pick(&nics, Some(&nics[0].subnet)), 1);
         assert_eq!(pick(&nics, None), 1);
     }

@@ -55,6 +55,22 @@ fn read(document: &Value) -> Result<Nic, Error> {
     Nic::read(&ID.parse().unwrap(), document)
 }
 
+/// A NIC with these of ours, for tests to which the rest of it doesn't matter.
+pub fn sample_nic(held: &[(&str, &str)]) -> Nic {
+    let primary = ip_configuration("ipconfig1", "10.0.0.4", true);
+    let mut nic = read(&document(vec![primary])).unwrap();
+    nic.ip_configurations = held
+        .iter()
+        .map(|(name, address)| IpConfiguration {
+            name: (*name).into(),
+            address: Some(address.parse().unwrap()),
+            state: ProvisioningState::Succeeded,
+            attached: Attached::default(),
+        })
+        .collect();
+    nic
+}
+
 #[test]
 fn a_nic_says_what_is_ours_and_how_many_slots_are_not() {
     let nic = read(&document(vec![
