@@ -188,6 +188,12 @@ pub struct NodeIPAllocationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub relinquished: Vec<String>,
+    /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed and lists no longer:
+    /// a hint that something else than the operator has taken them off the NIC, which the operator then reads. Only single
+    /// addresses are looked for, since the service lists no blocks and no routes; empty where it can't be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub unlisted: Vec<String>,
     /// Which pod has which address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]

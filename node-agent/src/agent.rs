@@ -7,7 +7,10 @@ mod ledger;
 mod node;
 mod undisturbed;
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering,
+    time::Duration,
+};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -69,6 +72,8 @@ pub struct Agent {
     disturbances: Disturbances,
     /// The links that pods get out by, for the watch of the kernel.
     uplinks: watch::Sender<Uplinks>,
+    /// Names of what the metadata service no longer lists.
+    unlisted: watch::Sender<BTreeSet<String>>,
     /// When everything was looked at last, and when to do so again.
     looked: Option<Instant>,
     next_look: Instant,
@@ -105,6 +110,7 @@ impl Agent {
             chained: chain::Look::default(),
             disturbances: Disturbances::default(),
             uplinks: watch::Sender::default(),
+            unlisted: watch::Sender::default(),
             looked: None,
             next_look: Instant::now(),
             gate: Arc::default(),
@@ -128,13 +134,14 @@ impl Agent {
             result = source.follow(self.objects.clone()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
+            result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
         }
     }
 
     async fn work(mut self, changed: &Notify, disturbed: &Notify) -> anyhow::Result<()> {
-        let mut objects = self.objects.subscribe();
+        let (mut objects, mut unlisted) = (self.objects.subscribe(), self.unlisted.subscribe());
         let mut retry = FIRST_RETRY;
         loop {
             let object = objects.borrow_and_update().clone();
@@ -163,6 +170,7 @@ impl Agent {
             };
             tokio::select! {
                 result = objects.changed() => result?,
+                result = unlisted.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
                 () = disturbed.notified() => {
                     sleep(DEBOUNCE).await;
@@ -235,7 +243,12 @@ impl Agent {
         let cooled = taken.ledger.next_ready(taken.at).map(|ready| {
             Instant::now() + Duration::from_millis(ready.saturating_sub(taken.at)).max(COOLED_EVERY)
         });
+        let is_held = |name: &&String| {
+            object.is_some_and(|object| object.spec.ip_configurations().any(|one| one.name == **name))
+        };
+        let unlisted = self.unlisted.borrow().iter().filter(is_held).cloned().collect();
         self.reports.send_replace(Some(Report {
+            unlisted,
             conditions: conditions.collect(),
             generation: taken.generation,
             at: taken.at,

@@ -1,5 +1,5 @@
 //! Azure's instance metadata service as the source of a node's addresses, for a VM that belongs to no cluster: what it answers, as
-//! a NodeIPAllocation. Pure; [`client`] asks it.
+//! a NodeIPAllocation. Pure; [`client`] asks it. In a cluster it only gives hints: see [`listing`].
 //!
 //! Everything behind the source is the same as in a cluster. What an operator knows and this service doesn't:
 //!
@@ -13,6 +13,7 @@
 //! - **The VNet.** Only the subnet's ranges are told; others that are to see containers' own addresses are given by hand.
 
 pub mod client;
+pub mod listing;
 
 use std::net::Ipv4Addr;
 
@@ -50,8 +51,9 @@ struct Compute {
     vm_id: String,
 }
 
+/// An answer to `/metadata/instance/network`: the VM's NICs.
 #[derive(Clone, Debug, Deserialize)]
-struct Network {
+pub struct Network {
     interface: Vec<Nic>,
 }
 
@@ -96,6 +98,13 @@ pub enum Invalid {
     Unreadable(String),
 }
 
+impl Nic {
+    /// Its addresses, the empty ones included.
+    fn listed(&self) -> impl Iterator<Item = &str> {
+        self.ipv4.ip_address.iter().map(|one| one.private_ip_address.as_str())
+    }
+}
+
 impl Instance {
     /// The VM's name in Azure.
     pub fn name(&self) -> &str {
@@ -112,14 +121,13 @@ impl Instance {
         moment: i64,
     ) -> Result<NodeIPAllocation, Invalid> {
         let own = seen_as.to_string();
-        let holds = |nic: &&Nic| nic.ipv4.ip_address.iter().any(|one| one.private_ip_address == own);
+        let holds = |nic: &&Nic| nic.listed().any(|address| address == own);
         let nic = self.network.interface.iter().find(holds).ok_or(Invalid::Unlisted(seen_as))?;
-        let listed = || nic.ipv4.ip_address.iter().map(|one| one.private_ip_address.as_str());
         let mac = hardware_address(&nic.mac_address)?;
-        if let Some(first) = listed().next().filter(|first| *first != own) {
+        if let Some(first) = nic.listed().next().filter(|first| *first != own) {
             return Err(Invalid::Ambiguous { seen_as, first: first.to_owned(), mac });
         }
-        let secondary = listed().skip(1).filter(|address| !address.is_empty());
+        let secondary = nic.listed().skip(1).filter(|address| !address.is_empty());
         let ranges = nic.ipv4.subnet.iter().map(|Range { address, prefix }| format!("{address}/{prefix}"));
         let interface = Interface {
             id: format!("the VM's primary NIC, {mac}"),

@@ -4,7 +4,7 @@
 pub mod local;
 pub mod publish;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -23,18 +23,23 @@ pub struct Report {
     pub time: Timestamp,
     /// The generation of the spec in the ledger; None if the spec seen last isn't in it.
     pub generation: Option<i64>,
+    /// Names of what the metadata service no longer lists.
+    pub unlisted: BTreeSet<String>,
     /// The agent's conditions.
     pub conditions: Vec<Condition>,
 }
 
 /// The agent's part of the status, given the status published last: what says the same keeps its times.
 pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
-    let Report { ledger, at, time, generation, conditions } = report;
+    let Report { ledger, at, time, generation, unlisted, conditions } = report;
     let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn: _ } =
         ledger.counts(*at);
 
     let mut relinquished: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
     relinquished.sort();
+
+    // What the node itself has given up is on its way off the NIC: that it isn't listed is no news.
+    let unlisted = unlisted.iter().filter(|name| !relinquished.contains(name)).cloned().collect();
 
     let mut assigned_now: Vec<_> = ledger.assignments().collect();
     assigned_now.sort_by_key(|(entry, _)| entry.address);
@@ -75,6 +80,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         free,
         waiting,
         relinquished,
+        unlisted,
         assignments,
         conditions: merged,
     }
@@ -105,9 +111,13 @@ pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
 /// Whether the published status already says what the agent has to say, so that there is nothing to write.
 pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAllocationStatus>) -> bool {
     let without_conditions = |status: &NodeIPAllocationStatus| {
-        let mut relinquished = status.relinquished.clone();
-        relinquished.sort();
-        NodeIPAllocationStatus { conditions: vec![], relinquished, ..status.clone() }
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort();
+            names
+        };
+        let (relinquished, unlisted) = (sorted(&status.relinquished), sorted(&status.unlisted));
+        NodeIPAllocationStatus { conditions: vec![], relinquished, unlisted, ..status.clone() }
     };
     published.is_some_and(|published| {
         without_conditions(status) == without_conditions(published)
@@ -163,7 +173,14 @@ mod tests {
     fn report(ledger: Ledger, at: Millis) -> Report {
         let time = Timestamp::from_millisecond(1_000_000_000_000 + at as i64).unwrap();
         let supplied = condition::new(condition::SUPPLIED, true, "Supplied", "", Some(1), time);
-        Report { ledger, at, time, generation: Some(1), conditions: vec![supplied] }
+        Report {
+            ledger,
+            at,
+            time,
+            generation: Some(1),
+            unlisted: BTreeSet::new(),
+            conditions: vec![supplied],
+        }
     }
 
     #[test]
@@ -212,6 +229,19 @@ mod tests {
         let status = compose(&report(ledger, 0), None);
         assert_eq!((status.held, status.free), (1, 1));
         assert_eq!(status.relinquished, ["vnp-10", "vnp-9"]);
+    }
+
+    #[test]
+    fn what_is_no_longer_listed_is_reported_but_not_what_the_node_has_given_up() {
+        let mut ledger = ledger(&[9, 10]);
+        ledger.relinquish(1, 0);
+        let given_up: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
+        let both = ["vnp-9", "vnp-10"].map(str::to_owned);
+        let told = Report { unlisted: both.clone().into(), ..report(ledger, 0) };
+        let status = compose(&told, None);
+        let rest: Vec<String> = both.into_iter().filter(|name| !given_up.contains(name)).collect();
+        assert_eq!(status.unlisted, rest);
+        assert!(!is_published(&status, Some(&NodeIPAllocationStatus { unlisted: vec![], ..status.clone() })));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or, on a VM of no
 //! cluster, the instance metadata service and a file.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
@@ -14,7 +14,7 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
 use crate::{
-    imds::{self, Settings, client},
+    imds::{self, Settings, client, listing},
     report::{local, publish::Publisher},
     watch as watches,
 };
@@ -107,6 +107,19 @@ impl Source {
         }
     }
 
+    /// Keeps `unlisted` at the names of what may have left the node's NIC, as far as the node itself can know. On a VM of no cluster
+    /// the metadata service is what counts, and there is nothing to compare it with.
+    pub async fn look_out(
+        &self,
+        objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+        unlisted: watch::Sender<BTreeSet<String>>,
+    ) -> anyhow::Result<()> {
+        match self {
+            Source::Cluster { .. } => listing::watch(objects, unlisted).await,
+            Source::Metadata { .. } => std::future::pending().await,
+        }
+    }
+
     /// Reports until the process ends.
     pub async fn report(&self, publisher: Publisher) -> anyhow::Result<()> {
         match self {
@@ -119,7 +132,7 @@ impl Source {
 /// One answer, as an object whose version is the moment.
 async fn instance(settings: &Settings, boot_id: &str) -> anyhow::Result<NodeIPAllocation> {
     let moment = i64::try_from(file::now())?;
-    let (instance, seen_as) = client::ask().await?;
+    let (instance, seen_as) = client::instance().await?;
     let object: Result<_, imds::Invalid> = instance.allocation(seen_as, settings, boot_id, moment);
     Ok(object?)
 }

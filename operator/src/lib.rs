@@ -32,7 +32,7 @@ pub mod telemetry;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -46,12 +46,10 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use azure::Azure;
-use cluster::{Caller, Calls, Cluster};
-use events::Events;
+use cluster::{Calls, Cluster};
 use leader::{Candidate, Lost};
 use metrics::Metrics;
-use network::{Free, Networks, News};
-use shortage::Shortages;
+use network::{Free, News};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
@@ -118,24 +116,12 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
     let (cluster, caller, calls, watches) = Cluster::watch(&client);
-    let networks = Arc::new(Networks::new(azure.clone()));
     spawn(&mut tasks, "watches", watches);
-    let shortages = Arc::new(Mutex::new(Shortages::default()));
-    let news = refresh(networks.clone(), cluster.clone(), caller.clone(), shortages.clone());
-    spawn(&mut tasks, "networks", news);
-    let events = Events::new(client.clone(), &config.identity);
-    let ctx = Arc::new(node::Context::new(
-        client,
-        azure,
-        cluster,
-        networks,
-        events,
-        metrics,
-        (caller.clone(), shortages),
-    ));
+    let ctx = Arc::new(node::Context::new(client, &config.identity, azure, metrics, (cluster, caller)));
+    spawn(&mut tasks, "networks", refresh(ctx.clone()));
 
     let outcome = {
-        let mut control = pin!(control(ctx, caller, calls, stopped));
+        let mut control = pin!(control(ctx, calls, stopped));
         tokio::select! {
             lost = leadership.keep() => Err(lost.into()),
             error = ended(&mut tasks) => Err(error),
@@ -163,7 +149,7 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 }
 
 /// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<node::Context>, caller: Caller, calls: Calls, stop: Stop) {
+async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
     if !ctx.cluster.ready().await {
         return;
     }
@@ -177,18 +163,14 @@ async fn control(ctx: Arc<node::Context>, caller: Caller, calls: Calls, stop: St
     };
     tokio::select! {
         _ = controllers => {}
-        () = node::route::watch(&ctx.azure, &ctx.cluster, |node| caller.allocation(node)) => {}
+        () = node::route::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
     }
 }
 
 /// Has the nodes of a subnet looked at again when the network around it has changed, and its pools when it has become fuller
 /// or emptier. One that had run out is tried again when there seems to be room in it.
-async fn refresh(
-    networks: Arc<Networks>,
-    cluster: Cluster,
-    caller: Caller,
-    shortages: Arc<Mutex<Shortages>>,
-) {
+async fn refresh(ctx: Arc<node::Context>) {
+    let node::Context { networks, cluster, caller, shortages, .. } = &*ctx;
     let in_use = || {
         let allocations = cluster.allocations().state();
         let subnets = allocations.iter().flat_map(|one| one.spec.interfaces.iter().map(|nic| &nic.subnet.id));

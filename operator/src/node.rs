@@ -11,6 +11,7 @@ mod attach;
 mod drift;
 mod facts;
 mod growth;
+mod hint;
 mod interfaces;
 mod memory;
 mod observe;
@@ -55,35 +56,34 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     /// Has nodes looked at again.
-    caller: Caller,
+    pub caller: Caller,
     /// Subnets that have run out of addresses.
-    shortages: Arc<Mutex<Shortages>>,
+    pub shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
     started: Instant,
     memories: Memories,
 }
 
 impl Context {
+    /// As of the moment this process begins to lead; `identity` is whose Events it publishes.
     pub fn new(
         client: Client,
+        identity: &str,
         azure: Arc<Azure>,
-        cluster: Cluster,
-        networks: Arc<Networks>,
-        events: Events,
         metrics: Arc<Metrics>,
-        (caller, shortages): (Caller, Arc<Mutex<Shortages>>),
+        (cluster, caller): (Cluster, Caller),
     ) -> Context {
         Context {
+            networks: Arc::new(Networks::new(azure.clone())),
+            events: Events::new(client.clone(), identity),
+            shortages: Arc::default(),
+            started: Instant::now(),
+            memories: Memories::default(),
             client,
             azure,
             cluster,
-            networks,
-            events,
             metrics,
             caller,
-            shortages,
-            started: Instant::now(),
-            memories: Memories::default(),
         }
     }
 }
@@ -366,7 +366,10 @@ fn wait(
     let at_once = (round.wants_write() || attaches).then_some(Duration::ZERO);
     let turn = round.seen.as_ref().and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now));
     let refused = memory.attaching.wait(now);
-    let sooner = [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, refused, say_again, turn];
+    // One that is due and wasn't answered is held back by an error, which has a time of its own.
+    let hint = memory.hints.due(&round.allocation, now).filter(|wait| !wait.is_zero());
+    let sooner =
+        [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, refused, say_again, turn, hint];
     sooner.into_iter().flatten().fold(next_look, Duration::min)
 }
 

@@ -15,6 +15,7 @@ pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
         ("nodeippool.spec.subnetExhaustingPercent", "SubnetExhausting"),
         ("nodeipallocation.spec.interfaces.ipConfigurations.name", "Name of the ipConfiguration"),
         ("nodeipallocation.status.relinquished", "given up for good"),
+        ("nodeipallocation.status.unlisted", "lists no longer"),
         ("nodeipallocation.status.assignments.pod", "namespace/name"),
     ] {
         let text = plane.kubectl(&["explain", field])?;

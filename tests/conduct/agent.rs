@@ -7,10 +7,12 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_node_agent::imds::{Network, listing::Listing};
 use vnetpool_node_agent::supply::supply;
 use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, Sandbox, Supplied};
 
@@ -30,6 +32,7 @@ struct Agent {
     /// Whatever is freed has cooled when the agent looks next.
     now: Millis,
     reported: Option<(String, Value)>,
+    listing: Listing,
 }
 
 impl Agents {
@@ -43,7 +46,15 @@ impl Agents {
     /// An agent that has just started on a node, without a ledger.
     pub fn join(&self, node: &str, boot: &str, client: Client) {
         let pods = self.lock().get(node).map(|agent| agent.pods.clone()).unwrap_or_default();
-        let agent = Agent { client, boot: boot.into(), pods, ledger: None, now: 0, reported: None };
+        let agent = Agent {
+            client,
+            boot: boot.into(),
+            pods,
+            ledger: None,
+            now: 0,
+            reported: None,
+            listing: Listing::default(),
+        };
         self.lock().insert(node.into(), agent);
         self.news.notify_one();
     }
@@ -51,6 +62,16 @@ impl Agents {
     /// From now on the node has these pods.
     pub fn serve(&self, node: &str, pods: Vec<Pod>) {
         self.change(node, |agent| agent.pods = pods);
+    }
+
+    /// The node's agent looks once at what the metadata service lists of the NIC in `spec`, and reports what is missing.
+    pub fn look(&self, node: &str, nic: &Interface, answer: &Network) {
+        self.change(node, |agent| agent.listing.look(nic, answer));
+    }
+
+    /// What it has missed by now.
+    pub fn unlisted(&self, node: &str) -> BTreeSet<String> {
+        self.lock().get(node).map(|agent| agent.listing.unlisted()).unwrap_or_default()
     }
 
     fn change(&self, node: &str, change: impl FnOnce(&mut Agent)) {
@@ -151,6 +172,7 @@ impl Agent {
             "cooling": cooling,
             "waiting": waiting,
             "relinquished": relinquished,
+            "unlisted": self.listing.unlisted(),
         }))
     }
 }

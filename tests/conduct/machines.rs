@@ -23,19 +23,19 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_left_without_its_vm_gives_everything_back,
 ];
 
-fn sizing() -> Value {
+pub fn sizing() -> Value {
     json!({ "sizing": { "minimum": 0, "warm": 1, "batch": 1 } })
 }
 
 /// The node of the instance `pool_0`, whose name is made of the set's prefix and the instance's id.
-const NODE: &str = "pool000000";
+pub const NODE: &str = "pool000000";
 
 async fn instance(stage: &Stage<'_>) -> Result<VmInfo> {
     Ok(stage.sim.add_instance("pool", NewInstance { instance_id: Some(0), ..NewInstance::default() }).await?)
 }
 
 /// A scale set with one instance and its Node.
-async fn uniform<'a>(plane: &'a ControlPlane) -> Result<(Stage<'a>, VmInfo)> {
+pub async fn uniform<'a>(plane: &'a ControlPlane) -> Result<(Stage<'a>, VmInfo)> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
     let vm = instance(&stage).await?;
@@ -44,7 +44,7 @@ async fn uniform<'a>(plane: &'a ControlPlane) -> Result<(Stage<'a>, VmInfo)> {
 }
 
 /// What ARM holds of ours on any NIC, by id in lower case: address by name.
-fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
+pub fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
     let state = stage.sim.state();
     let nics = state["nics"].as_array().into_iter().flatten();
     let found = nics.filter(|one| one["id"].as_str().is_some_and(|id| id.eq_ignore_ascii_case(nic)));
@@ -59,12 +59,12 @@ fn assigned(seen: &NodeIPAllocation) -> BTreeSet<String> {
     status.into_iter().flat_map(|status| &status.assignments).map(|one| one.address.clone()).collect()
 }
 
-fn is_backed(seen: &NodeIPAllocation) -> bool {
+pub fn is_backed(seen: &NodeIPAllocation) -> bool {
     find(seen, condition::ASSIGNMENTS_BACKED).is_some_and(|one| one.status == "True")
 }
 
 /// Waits until so many pods have addresses that the NIC holds, and gives their addresses.
-async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<BTreeSet<String>> {
+pub async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<BTreeSet<String>> {
     let served = |seen: &NodeIPAllocation| {
         let spec: BTreeSet<String> =
             seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
@@ -75,7 +75,7 @@ async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<BTre
 }
 
 /// Everything but the primary ipConfiguration goes, as by somebody else's write.
-async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
+pub async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
     let primary = stage.nic(node)["properties"]["ipConfigurations"][0].clone();
     stage
         .sim

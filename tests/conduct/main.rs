@@ -26,6 +26,7 @@ mod nics;
 mod operations;
 mod operator;
 mod outlived;
+mod quiet;
 mod refused;
 mod routes;
 mod shortage;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         nics::TESTS,
         operations::TESTS,
         outlived::TESTS,
+        quiet::TESTS,
         refused::TESTS,
         routes::TESTS,
         shortage::TESTS,

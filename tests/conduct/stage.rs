@@ -241,6 +241,17 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// The node's agent looks so many times at what the metadata service lists.
+    pub async fn look(&self, node: &str, times: usize) -> Result<()> {
+        for _ in 0..times {
+            let url = format!("{}/metadata/instance/network?api-version=2021-02-01", self.sim.arm_url());
+            let answer = reqwest::Client::new().get(url).header("Metadata", "true").send().await?;
+            let spec = self.allocation(node).await?.spec;
+            self.agents.look(node, spec.serving().context("no NIC")?, &answer.json().await?);
+        }
+        Ok(())
+    }
+
     /// Waits until a node's NodeIPAllocation shows something, and gives that.
     pub async fn until<T>(
         &self,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
 mod hazards;
+mod listing;
 mod runtimes;
 mod stage;
 mod supply;
@@ -35,6 +36,8 @@ fn main() {
         hazards::a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_asked_for,
         hazards::a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for,
         hazards::an_idle_agent_sleeps,
+        listing::what_somebody_takes_off_a_nic_is_missed_within_a_minute,
+        listing::a_node_whose_metadata_service_is_closed_goes_on_without_a_word,
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

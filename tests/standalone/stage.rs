@@ -262,7 +262,7 @@ impl Stage {
     }
 
     /// The NIC as ARM has it.
-    fn nic(&self, vm: &str) -> Result<Value> {
+    pub fn nic(&self, vm: &str) -> Result<Value> {
         let path = format!(
             "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
              networkInterfaces/{vm}-nic?api-version=2024-03-01"
@@ -285,7 +285,8 @@ impl Stage {
         Ok(())
     }
 
-    fn admin(&self, method: &str, path: &str, body: &Value) -> Result<()> {
+    /// Asks the simulator's admin; gives the body of the answer.
+    pub fn admin(&self, method: &str, path: &str, body: &Value) -> Result<String> {
         let body = body.to_string();
         let mut stream = UnixStream::connect(self.folder.path().join("admin"))?;
         let length = body.len();
@@ -297,7 +298,7 @@ impl Stage {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         ensure!(answer.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
-        Ok(())
+        Ok(answer.split_once("\r\n\r\n").context("half an answer")?.1.to_owned())
     }
 
     /// A machine's network namespace.

@@ -76,6 +76,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         free,
         waiting,
         relinquished,
+        unlisted,
         assignments,
         conditions,
     } = allocation.status.clone().unwrap_or_default();
@@ -92,7 +93,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
             allocation.metadata.generation,
             allocation.metadata.deletion_timestamp.is_some(),
         ),
-        (observed_generation, boot_id, held, assigned, cooling, free, waiting, relinquished),
+        (observed_generation, boot_id, held, assigned, cooling, free, waiting, relinquished, unlisted),
         theirs,
     ))
 }

@@ -11,6 +11,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
 use super::attach::Attaching;
 use super::growth;
+use super::hint::Hints;
 use super::outlived::Outlived;
 use super::setback::Setback;
 use crate::azure::ResourceId;
@@ -36,8 +37,7 @@ pub struct Memory {
     pub chosen: Option<ResourceId>,
     /// Addresses that left the NIC under their pods and belong to somebody else by now: not asked for again.
     pub taken: BTreeSet<Ipv4Net>,
-    /// When last looked, pods used what had left the NIC.
-    pub has_lost: bool,
+    pub hints: Hints,
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
@@ -70,7 +70,7 @@ impl Memory {
             writing,
             chosen: None,
             taken: BTreeSet::new(),
-            has_lost: false,
+            hints: Hints::default(),
             growth_since: None,
             release_since: None,
             setback: None,

@@ -101,9 +101,15 @@ pub async fn observe(
         return Ok(None);
     }
     let known = memory.nic_known.unwrap_or(ctx.started);
-    let is_due = recheck::is_due(&node.name_any(), known, now) && observed.may_write;
+    memory.hints.note(allocation);
+    let is_hinted = memory.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
+    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && observed.may_write;
 
-    let priority = read_priority(&observed.demand, spec.addresses(), is_new);
+    let priority = match is_hinted {
+        // Pods may have these addresses, and nobody reaches them.
+        true => Priority::WaitingPods,
+        false => read_priority(&observed.demand, spec.addresses(), is_new),
+    };
     let choice = interfaces::Wanted { pool: pool.as_deref(), spec, is_new };
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
@@ -118,6 +124,7 @@ pub async fn observe(
         let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, priority).await?;
         memory.nic_known = Some(Instant::now());
         memory.must_read = false;
+        memory.hints.answered(allocation, now);
         Some(nic)
     } else if memory.nic_known.is_some() {
         Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, priority).await?)
@@ -165,12 +172,12 @@ pub async fn observe(
     }
     let mut adoption = None;
     if let (Some(pool), Some(nic), None) = (&pool, &nic, &obstacle) {
-        adoption = adopt::adoption(ctx, pool.spec.adopt, allocation, kept::boot_id(node), nic).await;
+        let bound = ctx.cluster.bound_pods(&node.name_any());
+        adoption = adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), nic);
         observed.adopt = adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect();
     }
-    if let Some(nic) = nic.as_deref().filter(|nic| nic.id.instance().is_none() && routed.is_none()) {
-        observed.lost = drift::lost(ctx, allocation, node, nic, observed.grain, memory).await;
-        memory.has_lost = !observed.lost.is_empty();
+    if let Some(nic) = nic.as_deref().filter(|_| routed.is_none()) {
+        observed.lost = drift::lost(allocation, kept::boot_id(node), nic, observed.grain, &memory.taken);
     }
     observed.route_is_wrong &= obstacle.is_none();
     // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.

@@ -1,0 +1,216 @@
+//! Which of a node's addresses the instance metadata service no longer lists: somebody else than the operator may have taken them
+//! off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch`] asks.
+//!
+//! The service is local to the VM and free, so every node can look once a minute, where reading thousands of NICs would use
+//! Azure's limits up. But it is a hint and no more. How long a change takes to show there isn't published, so an address
+//! that was never listed proves nothing, and one answer may be a bad one. What it says is told to the operator, who reads the NIC.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use tokio::{sync::watch, time::sleep};
+use vnetpool_crds::{NodeIPAllocation, allocation::Interface};
+
+use super::{Network, client, hardware_address};
+
+/// Between two looks, at least, and up to one and a half times as long: many nodes that lose addresses at one moment must not all
+/// come to the operator at another.
+const LOOK_EVERY: Duration = Duration::from_secs(40);
+/// Before what is missed for the first time is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// So many looks in a row must miss what was listed.
+const MISSES: u32 = 2;
+
+/// What the service has listed of a NIC since this process started.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By the reservation's name, how many looks in a row have missed it since it was listed.
+    missed: BTreeMap<String, u32>,
+}
+
+impl Listing {
+    /// Takes in one answer, given the NIC as `spec` has it. An answer that lacks the NIC or its primary address, which the service
+    /// sees us ask from, isn't to be believed and changes nothing.
+    pub fn look(&mut self, nic: &Interface, answer: &Network) {
+        let has_mac = |one: &&super::Nic| {
+            hardware_address(&one.mac_address).is_ok_and(|mac| mac.eq_ignore_ascii_case(&nic.mac))
+        };
+        let Some(told) = answer.interface.iter().find(has_mac) else { return };
+        let listed: BTreeSet<&str> = told.listed().collect();
+        if !listed.contains(nic.primary_address.as_str()) {
+            return;
+        }
+        let held: BTreeMap<&str, Ipv4Addr> = singles(nic).collect();
+        self.missed.retain(|name, _| held.contains_key(name.as_str()));
+        for (name, address) in held {
+            if listed.contains(address.to_string().as_str()) {
+                self.missed.insert(name.to_owned(), 0);
+            } else if let Some(missed) = self.missed.get_mut(name) {
+                *missed = missed.saturating_add(1);
+            }
+        }
+    }
+
+    /// The names of what was listed and isn't any more.
+    pub fn unlisted(&self) -> BTreeSet<String> {
+        self.missed.iter().filter(|(_, missed)| **missed >= MISSES).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether the next look will tell whether something is missing.
+    fn is_in_doubt(&self) -> bool {
+        self.missed.values().any(|missed| (1..MISSES).contains(missed))
+    }
+}
+
+/// The reservations that the service would list one by one: it shows neither blocks nor routes.
+fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
+    nic.ip_configurations.iter().filter_map(|one| {
+        let range: Ipv4Net = one.address.parse().ok()?;
+        (range.prefix_len() == 32).then(|| (one.name.as_str(), range.addr()))
+    })
+}
+
+/// Looks about once a minute for as long as the node holds single addresses, and keeps `unlisted` at what is missing. Where the
+/// service doesn't answer, because a node's administrator has closed it, for one, that is no news: nothing depends on it.
+pub async fn watch(
+    mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+    unlisted: watch::Sender<BTreeSet<String>>,
+) -> anyhow::Result<()> {
+    let mut listing = Listing::default();
+    for count in 0_u64.. {
+        let has_singles = |object: &Option<Arc<NodeIPAllocation>>| {
+            let nic = object.as_ref().and_then(|object| object.spec.serving());
+            nic.is_some_and(|nic| singles(nic).next().is_some())
+        };
+        objects.wait_for(has_singles).await?;
+        let answer = client::network().await;
+        // As it is now that there is an answer: what came while it was asked for may well not be in it, and wasn't listed before.
+        let object = objects.borrow().clone();
+        let Some(object) = object else { continue };
+        match (answer, object.spec.serving()) {
+            (Ok(answer), Some(nic)) => listing.look(nic, &answer),
+            (Err(error), _) => tracing::debug!(error = format!("{error:#}"), "not looked for lost addresses"),
+            (Ok(_), None) => {}
+        }
+        let missing = listing.unlisted();
+        unlisted.send_if_modified(|told| std::mem::replace(told, missing.clone()) != missing);
+        let pause = if listing.is_in_doubt() { LOOK_AGAIN } else { pause(&object.spec.node_uid, count) };
+        sleep(pause).await;
+    }
+    Ok(())
+}
+
+/// Differs by node and from look to look.
+fn pause(node_uid: &str, count: u64) -> Duration {
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((node_uid, count));
+    LOOK_EVERY + Duration::from_millis(hash % (LOOK_EVERY / 2).as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use vnetpool_crds::allocation::IpConfiguration;
+
+    fn nic(held: &[(&str, &str)]) -> Interface {
+        let one = |(name, address): &(&str, &str)| IpConfiguration {
+            name: (*name).to_owned(),
+            address: (*address).to_owned(),
+            ..IpConfiguration::default()
+        };
+        Interface {
+            mac: "00:0d:3a:e5:1c:c0".into(),
+            primary_address: "10.240.0.4".into(),
+            ip_configurations: held.iter().map(one).collect(),
+            ..Interface::default()
+        }
+    }
+
+    fn answer_of(mac: &str, addresses: &[&str]) -> Network {
+        let listed: Vec<Value> =
+            addresses.iter().map(|address| json!({ "privateIpAddress": address })).collect();
+        let other = json!({ "ipv4": { "ipAddress": [{ "privateIpAddress": "10.240.1.4" }], "subnet": [] },
+            "macAddress": "000D3AE51CC9" });
+        let asked = json!({ "ipv4": { "ipAddress": listed, "subnet": [] }, "macAddress": mac });
+        serde_json::from_value(json!({ "interface": [other, asked] })).unwrap()
+    }
+
+    fn answer(addresses: &[&str]) -> Network {
+        answer_of("000D3AE51CC0", &[&["10.240.0.4"], addresses].concat())
+    }
+
+    fn names(listing: &Listing) -> Vec<String> {
+        listing.unlisted().into_iter().collect()
+    }
+
+    const TWO: [(&str, &str); 2] = [("vnp-1", "10.240.0.5/32"), ("vnp-2", "10.240.0.6/32")];
+
+    #[test]
+    fn what_was_listed_and_is_missed_twice_in_a_row_is_told_until_it_is_listed_again() {
+        let (mut listing, nic) = (Listing::default(), nic(&TWO));
+        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        listing.look(&nic, &answer(&["10.240.0.5"]));
+        assert_eq!((names(&listing), listing.is_in_doubt()), (vec![], true));
+        listing.look(&nic, &answer(&["10.240.0.5"]));
+        assert_eq!((names(&listing), listing.is_in_doubt()), (vec!["vnp-2".to_owned()], false));
+        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        assert_eq!(names(&listing), Vec::<String>::new());
+        listing.look(&nic, &answer(&["10.240.0.5"]));
+        assert_eq!(names(&listing), Vec::<String>::new(), "looks in a row count");
+    }
+
+    #[test]
+    fn what_was_never_listed_proves_nothing_however_long_it_takes() {
+        let (mut listing, nic) = (Listing::default(), nic(&TWO));
+        for _ in 0..10 {
+            listing.look(&nic, &answer(&["10.240.0.5"]));
+        }
+        assert_eq!(names(&listing), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_address_that_comes_back_under_another_name_is_as_if_never_listed() {
+        let mut listing = Listing::default();
+        listing.look(&nic(&TWO), &answer(&["10.240.0.5", "10.240.0.6"]));
+        let restored = nic(&[("vnp-1", "10.240.0.5/32"), ("vnp-3", "10.240.0.6/32")]);
+        for _ in 0..3 {
+            listing.look(&restored, &answer(&["10.240.0.5"]));
+        }
+        assert_eq!(names(&listing), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_answer_without_the_nic_or_its_own_address_is_not_believed() {
+        let (mut listing, nic) = (Listing::default(), nic(&TWO));
+        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        for _ in 0..3 {
+            listing.look(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
+            listing.look(&nic, &answer_of("000D3AE51CC0", &[]));
+        }
+        assert_eq!((names(&listing), listing.is_in_doubt()), (vec![], false));
+    }
+
+    #[test]
+    fn blocks_and_routes_are_not_looked_for() {
+        let mut listing = Listing::default();
+        let blocks = nic(&[("vnp-1", "10.240.0.16/28"), ("vnp-2", "10.244.3.0/24")]);
+        listing.look(&blocks, &answer(&["10.240.0.16", "10.244.3.0"]));
+        listing.look(&blocks, &answer(&[]));
+        listing.look(&blocks, &answer(&[]));
+        assert_eq!(names(&listing), Vec::<String>::new());
+    }
+
+    #[test]
+    fn nodes_look_about_once_a_minute_and_not_in_step() {
+        let pauses: BTreeSet<Duration> =
+            (0..20).flat_map(|count| ["a", "b"].map(|node| pause(node, count))).collect();
+        assert_eq!(pauses.len(), 40);
+        assert!(pauses.iter().all(|pause| *pause >= LOOK_EVERY && *pause < LOOK_EVERY * 3 / 2));
+    }
+}

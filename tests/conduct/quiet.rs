@@ -1,0 +1,144 @@
+//! Addresses that leave the NIC of a node to which nothing else happens: what its own metadata service tells of it, and what the
+//! operator makes of that. The re-check of hours plays no part in what takes seconds here.
+
+use crate::Test;
+use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served, wipe};
+use crate::metrics::Metrics;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use std::collections::BTreeSet;
+use vnetpool_azure_sim::{Config, Settings};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_recheck,
+    a_quiet_instance_that_a_model_upgrade_wipes_is_made_good_without_the_recheck,
+    a_metadata_service_that_lags_behind_raises_no_hint,
+    a_hint_that_azure_contradicts_costs_one_read,
+];
+
+/// A node with three pods whose addresses the metadata service has listed.
+async fn listed(plane: &ControlPlane) -> Result<(Stage<'_>, BTreeSet<String>)> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let addresses = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.look("n1", 1).await?;
+    Ok((stage, addresses))
+}
+
+fn lag(stage: &Stage<'_>, lags: bool) -> Result<()> {
+    Ok(stage.sim.set(&Settings { metadata_lags: Some(lags), ..Settings::default() })?)
+}
+
+/// What Azure was asked about the NIC of `n1`.
+fn asked(stage: &Stage<'_>) -> Vec<String> {
+    let about = stage.asked().into_iter().filter(|one| one.path.to_lowercase().ends_with("/n1-nic"));
+    about.map(|one| one.method).collect()
+}
+
+fn names(seen: &NodeIPAllocation) -> BTreeSet<String> {
+    seen.spec.ip_configurations().map(|one| one.name.clone()).collect()
+}
+
+async fn a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_recheck(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, before) = listed(plane).await?;
+    let wiped = names(&stage.allocation("n1").await?);
+    wipe(&stage, "n1").await?;
+    stage.look("n1", 1).await?;
+    ensure!(stage.agents.unlisted("n1").is_empty(), "one look isn't enough");
+    stage.look("n1", 1).await?;
+    let is_anew = |seen: &NodeIPAllocation| {
+        let names = names(seen);
+        (names.len() == 4 && names.is_disjoint(&wiped)).then_some(())
+    };
+    stage.until("all are reserved anew", "n1", is_anew).await?;
+    ensure!(until_served(&stage, "n1", 3).await? == before);
+    stage.until_holds("n1", 4).await?;
+    ensure!(asked(&stage) == ["GET", "PUT", "GET"], "{:?}", asked(&stage));
+    ensure!(!stage.events("n1", "AddressesRestored").await?.is_empty(), "no Event says so");
+    // The hint is about names, and these are gone.
+    stage.look("n1", 1).await?;
+    let is_quiet = |seen: &NodeIPAllocation| seen.status.as_ref()?.unlisted.is_empty().then_some(());
+    stage.until("nothing is hinted at", "n1", is_quiet).await
+}
+
+async fn a_quiet_instance_that_a_model_upgrade_wipes_is_made_good_without_the_recheck(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    stage.bind(NODE, 3).await?;
+    until_served(&stage, NODE, 3).await?;
+    stage.until_offers(NODE, 4).await?;
+    stage.look(NODE, 1).await?;
+    let wiped = names(&stage.allocation(NODE).await?);
+    stage.sim.upgrade_instance("pool_0").await?;
+    stage.look(NODE, 2).await?;
+    let made_good = |seen: &NodeIPAllocation| {
+        let (names, on_nic) = (names(seen), held(&stage, &vm.nic_id).into_keys().collect::<BTreeSet<_>>());
+        (names.len() >= 4 && names == on_nic && names.is_disjoint(&wiped) && is_backed(seen)).then_some(())
+    };
+    stage.until("the instance holds enough again, and each pod's address", NODE, made_good).await
+}
+
+async fn a_metadata_service_that_lags_behind_raises_no_hint(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, Config { limits: false, ..quick() }, sizing()).await?;
+    stage.node("n1", None).await?;
+    lag(&stage, true)?;
+    stage.bind("n1", 3).await?;
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.look("n1", 10).await?;
+    ensure!(stage.agents.unlisted("n1").is_empty(), "what was never listed proves nothing");
+    lag(&stage, false)?;
+    stage.look("n1", 1).await?;
+    // Nor does it know of a loss at once; when it does, all is well soon.
+    lag(&stage, true)?;
+    let wiped = names(&stage.allocation("n1").await?);
+    wipe(&stage, "n1").await?;
+    stage.look("n1", 10).await?;
+    ensure!(stage.agents.unlisted("n1").is_empty() && asked(&stage).is_empty(), "{:?}", asked(&stage));
+    lag(&stage, false)?;
+    stage.look("n1", 2).await?;
+    let is_anew = |seen: &NodeIPAllocation| names(seen).is_disjoint(&wiped).then_some(());
+    stage.until("all are reserved anew", "n1", is_anew).await?;
+    ensure!(until_served(&stage, "n1", 3).await? == before);
+    Ok(())
+}
+
+async fn a_hint_that_azure_contradicts_costs_one_read(plane: &ControlPlane) -> Result<()> {
+    let (stage, _) = listed(plane).await?;
+    // The service is left with what a NIC held for a moment.
+    let document = stage.nic("n1");
+    wipe(&stage, "n1").await?;
+    lag(&stage, true)?;
+    stage.sim.patch_nic("n1-nic", &document).await?;
+    stage.sim.clear_log();
+    stage.look("n1", 2).await?;
+    let is_hinted =
+        |seen: &NodeIPAllocation| (seen.status.as_ref()?.unlisted.len() == 4).then(|| names(seen));
+    let names = stage.until("the agent hints at what isn't listed", "n1", is_hinted).await?;
+    ensure!(names == stage.held("n1"), "nothing is lost");
+    let passes = |metrics: &Metrics| {
+        metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#, r#"outcome="ok""#])
+    };
+    for round in 0..3 {
+        let before = passes(&Metrics::scrape(&stage).await?);
+        stage.look("n1", 1).await?;
+        let label = Patch::Merge(json!({ "metadata": { "labels": { "round": round.to_string() } } }));
+        let api = Api::<Node>::all(stage.client.clone());
+        api.patch("n1", &PatchParams::default(), &label).await.context("no label")?;
+        let one_more = |metrics: &Metrics| passes(metrics) > before;
+        Metrics::until(&stage, "the node was looked at", one_more).await?;
+    }
+    ensure!(asked(&stage) == ["GET"], "{:?}", asked(&stage));
+    Ok(())
+}
