@@ -67,8 +67,17 @@ fn bridged_pods_reach_each_other_the_node_and_the_vnet_under_their_own_addresses
     reach_each_other((&a.netns, address_a), (&vm, VM));
 
     let ports = node.netns.ip("-d link show type veth");
-    assert_eq!(ports.matches("master vnpbridge").count(), 2, "{ports}");
-    assert_eq!(ports.matches("isolated on").count(), 2, "{ports}");
+    for setting in [
+        "master vnpbridge",
+        "isolated on",
+        "locked on",
+        "learning off",
+        " flood off",
+        "mcast_flood off",
+        "bcast_flood off",
+    ] {
+        assert_eq!(ports.matches(setting).count(), 2, "{setting}: {ports}");
+    }
     assert!(!node.netns.ip("link show eth0").contains("master"), "the node's own link is no port");
     assert!(node.netns.ip("address show dev vnpbridge").lines().all(|line| !line.contains("inet")));
     node.check(&a, address_a).succeeds();

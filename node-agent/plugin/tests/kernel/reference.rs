@@ -129,6 +129,7 @@ fn two_leased_pods(version: &str, plugin: impl Fn(&Node) -> Value) {
     let node = &runtime.node;
     let ip = added_a.document["ips"][0]["address"].as_str().unwrap();
     assert_eq!(ip, format!("{address_a}/20"), "with the subnet's prefix length");
+    assert_eq!(added_a.document["ips"][0]["gateway"], "10.240.0.3", "the node routes by the first itself");
     let proofs: Vec<Proof> =
         node.ledger().assignments().map(|(_, assignment)| assignment.proof.clone()).collect();
     let of = |pod: &Pod| {

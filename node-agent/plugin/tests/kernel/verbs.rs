@@ -123,13 +123,24 @@ fn the_answer_is_in_the_version_asked_for() {
 fn check_catches_each_kind_of_damage() {
     let node = Node::holding(1);
     let host_link = Pod::new("a").sandbox().host_link();
-    let damages: [(&str, bool, String); 9] = [
-        ("host's end", true, format!("link set {host_link} down")),
-        ("host's end", true, format!("link delete {host_link}")),
+    let damages: [(&str, bool, String); 11] = [
+        ("host's end vnp", true, format!("link set {host_link} down")),
+        ("is missing", true, format!("link delete {host_link}")),
         ("MAC", true, format!("link set {host_link} address 02:00:00:00:00:01")),
         ("doesn't route", true, "route delete 10.240.1.1/32".to_owned()),
         ("eth0 is down", false, "link set eth0 down".to_owned()),
-        ("lacks the address", false, "address replace 10.240.1.1/24 dev eth0".to_owned()),
+        (
+            "lacks the address",
+            false,
+            "address delete 10.240.1.1/32 dev eth0; address replace 10.240.1.1/24 dev eth0".to_owned(),
+        ),
+        ("has no interface eth0", false, "link set eth0 down; link set eth0 name other".to_owned()),
+        (
+            "is not the other end",
+            false,
+            "link set eth0 down; link set eth0 name other; link add eth0 type veth peer name stranger"
+                .to_owned(),
+        ),
         ("route to 169.254.1.1", false, "route delete 169.254.1.1/32".to_owned()),
         ("default route", false, "route delete default".to_owned()),
         (
@@ -142,11 +153,8 @@ fn check_catches_each_kind_of_damage() {
         let pod = Pod::new("a");
         let address = node.add(&pod).address();
         node.check(&pod, address).succeeds();
-        if finding == "lacks the address" {
-            pod.netns.ip("address delete 10.240.1.1/32 dev eth0");
-        }
         let namespace = if is_on_node { &node.netns } else { &pod.netns };
-        namespace.ip(&damage);
+        damage.split("; ").for_each(|one| drop(namespace.ip(one)));
         let checked = node.check(&pod, address);
         assert_eq!(checked.code(), 101, "{damage}");
         assert!(checked.message().contains(finding), "{damage}: {}", checked.message());

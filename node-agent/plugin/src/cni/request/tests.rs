@@ -67,13 +67,19 @@ fn what_the_environment_must_not_hold_is_named() {
 
 #[test]
 fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
-    for (version, command) in
-        [("0.2.0", "ADD"), ("2.0.0", "ADD"), ("0.3.1", "CHECK"), ("1.0.0", "STATUS"), ("1.0.0", "GC")]
-    {
+    let all = "0.3.1, 0.4.0, 1.0.0, 1.1.0";
+    for (version, command, remedy) in [
+        ("0.2.0", "ADD", all),
+        ("2.0.0", "ADD", all),
+        ("0.3.1", "CHECK", "0.4.0"),
+        ("1.0.0", "STATUS", "1.1.0"),
+        ("1.0.0", "GC", "1.1.0"),
+    ] {
         let mut config = config();
         config["cniVersion"] = version.into();
         let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
         assert_eq!(error.code, code::INCOMPATIBLE_VERSION, "{command} {version}");
+        assert!(error.msg.contains(version) && error.details.contains(remedy), "{error:?}");
     }
 }
 
