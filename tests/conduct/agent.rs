@@ -2,12 +2,14 @@
 //! addresses of it, and gives up what it is asked to, under its own identity.
 
 use anyhow::Result;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vnetpool_crds::allocation::Interface;
@@ -20,8 +22,15 @@ use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, Sandbox, Supplied};
 #[derive(Clone, Default)]
 pub struct Agents {
     nodes: Arc<Mutex<BTreeMap<String, Agent>>>,
+    /// Nodes to look at though their object hasn't changed.
+    touched: Arc<Mutex<BTreeSet<String>>>,
     news: Arc<Notify>,
+    /// How many reports they have sent in all.
+    pub reports: Arc<AtomicUsize>,
 }
+
+/// So many events are taken in at once, and so many agents report at a time.
+const AT_ONCE: usize = 64;
 
 struct Agent {
     client: Client,
@@ -56,6 +65,7 @@ impl Agents {
             listing: Listing::default(),
         };
         self.lock().insert(node.into(), agent);
+        self.touch(node);
         self.news.notify_one();
     }
 
@@ -78,31 +88,53 @@ impl Agents {
         if let Some(agent) = self.lock().get_mut(node) {
             change(agent);
         }
+        self.touch(node);
         self.news.notify_one();
     }
 
     async fn work(self, client: Client) {
         let mut objects = BTreeMap::new();
-        let mut events = watcher(Api::<NodeIPAllocation>::all(client), watcher::Config::default()).boxed();
+        // Without the backoff, a watch that fails at once because the runtime ends would keep it from ending.
+        let events =
+            watcher(Api::<NodeIPAllocation>::all(client), watcher::Config::default()).default_backoff();
+        let mut events = events.ready_chunks(AT_ONCE).boxed();
         loop {
+            let mut concerned = BTreeSet::new();
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(Event::Apply(object) | Event::InitApply(object))) => drop(objects.insert(object.name_any(), object)),
-                    Some(Ok(Event::Delete(object))) => drop(objects.remove(&object.name_any())),
-                    Some(Ok(Event::Init | Event::InitDone) | Err(_)) => {}
-                    None => return,
+                some = events.next() => for event in some.into_iter().flatten() {
+                    match event {
+                        Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                            concerned.insert(object.name_any());
+                            objects.insert(object.name_any(), object);
+                        }
+                        Ok(Event::Delete(object)) => drop(objects.remove(&object.name_any())),
+                        Ok(Event::Init | Event::InitDone) | Err(_) => {}
+                    }
                 },
                 () = self.news.notified() => {}
             }
-            for (name, object) in &objects {
-                if let Some((client, status)) = self.report(name, object)
-                    && publish(client, object, &status).await.is_err()
-                {
-                    // The object is gone or another by now: the watch tells.
-                    self.change(name, |agent| agent.reported = None);
-                }
-            }
+            concerned.append(&mut self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+            let news = concerned.iter().filter_map(|name| {
+                let object = objects.get(name)?;
+                Some((object, self.report(name, object)?))
+            });
+            let news: Vec<_> = news.collect();
+            self.reports.fetch_add(news.len(), Ordering::Relaxed);
+            let publishing =
+                stream::iter(news).for_each_concurrent(AT_ONCE, async |(object, (client, status))| {
+                    if publish(client, object, &status).await.is_err() {
+                        // The object is gone or another by now: the watch tells. Else it is tried again at the next occasion.
+                        let name = object.name_any();
+                        self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
+                        self.touch(&name);
+                    }
+                });
+            publishing.await;
         }
+    }
+
+    fn touch(&self, node: &str) {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(node.into());
     }
 
     /// What the agent has to say about this version of its object, if it is news.

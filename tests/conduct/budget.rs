@@ -62,9 +62,9 @@ async fn each_request_that_azure_sees_is_on_the_operators_account(plane: &Contro
     Ok(())
 }
 
-const NODES: usize = 24;
+const NODES: usize = 80;
 /// Per cent: so that so few nodes are a rush.
-const SHARE: u8 = 15;
+const SHARE: u8 = 40;
 
 async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, Config { write_seconds: 1.0, ..Config::default() }).await?;

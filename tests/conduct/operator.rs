@@ -2,9 +2,26 @@
 
 use anyhow::{Result, anyhow};
 use kube::Client;
+use reqwest::Url;
+use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use vnetpool_operator::Config;
+use vnetpool_operator::azure::{self, Cloud, Credential};
+use vnetpool_tests::control_plane::NAMESPACE;
+
+/// The usual configuration: ARM is at `arm`, the metadata service at `imds`, its own metrics at `admin`.
+pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Config {
+    let azure = azure::Config {
+        cloud: Cloud::Public,
+        endpoint: Some(arm),
+        imds: Some(imds),
+        credential: Credential::ManagedIdentity { client_id: None },
+        budget_percent: 80,
+        dry_run: false,
+    };
+    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin) }
+}
 
 /// How it ends.
 #[derive(Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and eyes on all of it.
 
 use crate::agent::Agents;
-use crate::operator::{End, Operator};
+use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
-use vnetpool_operator::azure::{self, Cloud, Credential};
 use vnetpool_plugin::ledger;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 
@@ -86,22 +85,15 @@ impl<'a> Stage<'a> {
 
     /// Starts it with another configuration than the usual.
     pub async fn start_with(&self, change: impl FnOnce(&mut vnetpool_operator::Config)) -> Result<()> {
-        let mut config = vnetpool_operator::Config {
-            azure: azure::Config {
-                cloud: Cloud::Public,
-                endpoint: Some(self.arm.parse()?),
-                imds: Some(self.sim.arm_url().parse()?),
-                credential: Credential::ManagedIdentity { client_id: None },
-                budget_percent: 80,
-                dry_run: false,
-            },
-            namespace: NAMESPACE.into(),
-            identity: format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed)),
-            admin: Some(self.admin),
-        };
+        let mut config =
+            operator::config(self.arm.parse()?, self.sim.arm_url().parse()?, self.admin, self.new_identity());
         change(&mut config);
         *lock(&self.operator) = Some(Operator::start(config, self.plane.config(User::Operator).await?)?);
         Ok(())
+    }
+
+    fn new_identity(&self) -> String {
+        format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The operator ends as by SIGTERM.

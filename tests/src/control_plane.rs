@@ -85,13 +85,7 @@ impl ControlPlane {
     /// # Errors
     /// When the kubeconfig can't be used.
     pub async fn config(&self, user: User<'_>) -> Result<kube::Config> {
-        // reqwest and kube want a default; a second call only says that there is one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
-        let mut config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        config.headers = user.headers()?;
-        Ok(config)
+        user.config(&self.kubeconfig).await
     }
 
     /// What kubectl printed, or what it complained of.
@@ -148,6 +142,20 @@ const GROUPS: [&str; 2] = ["system:serviceaccounts", "system:authenticated"];
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 impl User<'_> {
+    /// How a client with an administrator's kubeconfig asks in this user's name.
+    ///
+    /// # Errors
+    /// When the kubeconfig can't be used.
+    pub async fn config(self, kubeconfig: &Path) -> Result<kube::Config> {
+        // reqwest and kube want a default; a second call only says that there is one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        let mut config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        config.headers = self.headers()?;
+        Ok(config)
+    }
+
     /// None: the administrator asks in nobody else's name.
     fn account(self) -> Option<String> {
         let name = match self {
