@@ -138,7 +138,7 @@ impl Azure {
     }
 
     /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority wait.
-    pub fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+    pub fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
         self.transport.accounts()
     }
 
@@ -318,7 +318,7 @@ impl Azure {
         let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
             Some(operation) => {
                 operation.finish(&self.transport, call, &self.url(id, NETWORK_API), &self.tracking).await?;
-                self.read_document(&Call { kind: Kind::Read, ..call.clone() }, id).await?
+                self.read_document(&call.following(Kind::Read), id).await?
             }
             None => Document::read(id, accepted.body)?,
         };

@@ -3,7 +3,7 @@
 mod forecast;
 pub mod windows;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,8 +66,10 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
     let pools = ctx.cluster.pools().state();
-    let subnets = served.iter().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str());
-    let networks: Vec<_> = ctx.networks.known_among(subnets);
+    // A thousand nodes are in one subnet or a few.
+    let subnets: BTreeSet<&str> =
+        served.iter().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str()).collect();
+    let networks = ctx.networks.known_among(subnets.into_iter());
     let conflict = pod_cidr::conflict(&pool, pools.iter().map(Arc::as_ref), &networks);
     let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);

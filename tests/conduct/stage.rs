@@ -92,7 +92,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn new_identity(&self) -> String {
+    /// Tells one start of an operator from the others.
+    pub fn new_identity(&self) -> String {
         format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed))
     }
 

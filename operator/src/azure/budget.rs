@@ -2,7 +2,8 @@
 //!
 //! Every request to ARM is paid here, once and before it is sent: each page of a list, each poll. Whoever is short of
 //! what waits for an address goes first; but of ten calls one goes to whoever has waited longest, whatever it is for,
-//! so that a rush of pods on some nodes never shuts the others out.
+//! so that a rush of pods on some nodes never shuts the others out. What has begun comes to its end before more begins:
+//! in a rush, nodes are served one after the other and not all of them by halves.
 
 pub(super) mod gate;
 pub(super) mod lesson;
@@ -17,6 +18,9 @@ use meter::{Level, Meter};
 /// Why a call is made, highest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
+    /// A write has begun. Whatever it was for, what it reserves is of no use before its end is known, and nothing else can
+    /// be done for its node: pods that have come meanwhile would wait as long as the least of its calls.
+    UnderWay,
     /// Pods wait for an address.
     WaitingPods,
     /// A node has none yet.
@@ -28,11 +32,17 @@ pub enum Priority {
 }
 
 impl Priority {
-    pub const ALL: [Priority; 4] =
-        [Priority::WaitingPods, Priority::NewNode, Priority::WarmRefill, Priority::GiveBack];
+    pub const ALL: [Priority; 5] = [
+        Priority::UnderWay,
+        Priority::WaitingPods,
+        Priority::NewNode,
+        Priority::WarmRefill,
+        Priority::GiveBack,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Priority::UnderWay => "under_way",
             Priority::WaitingPods => "waiting_pods",
             Priority::NewNode => "new_node",
             Priority::WarmRefill => "warm_refill",
@@ -43,7 +53,7 @@ impl Priority {
     /// The part of our share that calls of this priority leave to those above.
     fn leaves(self) -> f64 {
         match self {
-            Priority::WaitingPods => 0.0,
+            Priority::UnderWay | Priority::WaitingPods => 0.0,
             Priority::NewNode => 0.1,
             Priority::WarmRefill => 0.25,
             Priority::GiveBack => 0.5,
@@ -97,6 +107,13 @@ pub(super) struct Lane {
     pub resource: String,
 }
 
+impl Lane {
+    /// A VM is read to find its NIC; all else follows that.
+    fn is_first_step(&self) -> bool {
+        self.provider == Provider::Compute && self.kind == Kind::Read
+    }
+}
+
 /// The meters, what is left of each, and who waits.
 pub(super) struct Budget {
     /// The part of Azure's limits that is ours.
@@ -112,9 +129,12 @@ pub(super) struct Budget {
 /// One call's place in the queue; later calls have greater ones.
 pub(super) type Ticket = u64;
 
+/// Who goes before whom: by priority, then whoever knows its NIC already, then whoever asked first.
+type Place = (Priority, bool, Ticket);
+
 #[derive(Default)]
 struct Queue {
-    waiting: BTreeMap<(Priority, Ticket), Vec<Meter>>,
+    waiting: BTreeMap<Place, Vec<Meter>>,
     /// How often since its last turn the longest wait has been passed by later calls.
     overtaken: u32,
 }
@@ -157,7 +177,7 @@ impl Budget {
     pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
         let queue = self.queues.entry((lane.subscription.clone(), lane.kind.writes())).or_default();
-        queue.waiting.insert((priority, self.last), meter::of(lane));
+        queue.waiting.insert((priority, lane.is_first_step(), self.last), meter::of(lane));
         self.last
     }
 
@@ -179,20 +199,22 @@ impl Budget {
 
     fn serve(&mut self, queue: &mut Queue, now: Instant, granted: &mut Vec<Ticket>) -> Option<Instant> {
         let mut again: Option<Instant> = None;
-        let order: Vec<(Priority, Ticket)> = queue.waiting.keys().copied().collect();
+        // When nobody can have the turn, nobody can later at the same moment.
+        let mut gives_turns = true;
+        let order: Vec<Place> = queue.waiting.keys().copied().collect();
         for place in order {
-            if queue.overtaken >= TURN
-                && let Some(longest) = self.take_turn(queue, now)
-            {
-                granted.push(longest);
+            if gives_turns && queue.overtaken >= TURN {
+                let longest = self.take_turn(queue, now);
+                gives_turns = longest.is_some();
+                granted.extend(longest);
             }
             let Some(meters) = queue.waiting.get(&place) else { continue };
             match self.draw(meters, place.0, now) {
                 Ok(()) => {
                     queue.waiting.remove(&place);
-                    let overtakes = queue.waiting.keys().any(|(_, ticket)| *ticket < place.1);
+                    let overtakes = queue.waiting.keys().any(|(.., ticket)| *ticket < place.2);
                     queue.overtaken = if overtakes { queue.overtaken + 1 } else { 0 };
-                    granted.push(place.1);
+                    granted.push(place.2);
                 }
                 Err(Shut { ready, for_all }) => {
                     again = Some(again.map_or(ready, |again| again.min(ready)));
@@ -207,16 +229,16 @@ impl Budget {
 
     /// The longest wait that could end now, ended whatever its priority.
     fn take_turn(&mut self, queue: &mut Queue, now: Instant) -> Option<Ticket> {
-        let mut oldest: Vec<(Ticket, Priority)> =
-            queue.waiting.keys().map(|(priority, ticket)| (*ticket, *priority)).collect();
-        oldest.sort_unstable();
-        let (ticket, priority) = oldest.into_iter().find(|(ticket, priority)| {
-            let meters = &queue.waiting[&(*priority, *ticket)];
+        let mut oldest: Vec<Place> = queue.waiting.keys().copied().collect();
+        oldest.sort_unstable_by_key(|(.., ticket)| *ticket);
+        let can_go = |place: &Place| {
+            let meters = &queue.waiting[place];
             self.draw(meters, Priority::WaitingPods, now).is_ok()
-        })?;
-        queue.waiting.remove(&(priority, ticket));
+        };
+        let place = oldest.into_iter().find(can_go)?;
+        queue.waiting.remove(&place);
         queue.overtaken = 0;
-        Some(ticket)
+        Some(place.2)
     }
 
     /// Takes one call's worth from each meter, or says when that will be possible.
@@ -269,9 +291,9 @@ impl Budget {
     }
 
     /// How many calls of each priority wait.
-    pub(super) fn waiting(&self) -> [(Priority, usize); 4] {
+    pub(super) fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
         let places = || self.queues.values().flat_map(|queue| queue.waiting.keys());
-        Priority::ALL.map(|priority| (priority, places().filter(|(one, _)| *one == priority).count()))
+        Priority::ALL.map(|priority| (priority, places().filter(|(one, ..)| *one == priority).count()))
     }
 
     /// The meter's level as of `now`.

@@ -62,7 +62,7 @@ impl Operation {
         })
     }
 
-    /// Waits until it has ended. `call` is the write's own: polls are counted as polls, with its priority.
+    /// Waits until it has ended. `call` is the write's own.
     ///
     /// A poll that fails for want of an answer, or because Azure is busy, says nothing about the operation:
     /// it is tried again. One that is refused says as little: then the resource at `resource` is read instead until it is
@@ -89,7 +89,7 @@ impl Operation {
             tokio::time::sleep(self.wait).await;
             let follows_operation = self.url != *resource;
             let kind = if follows_operation { Kind::Poll } else { Kind::Read };
-            let poll = Call { kind, ..call.clone() };
+            let poll = call.following(kind);
             match transport.send(&poll, self.url.clone(), None, None).await {
                 Ok(answer) => {
                     if follows_operation {

@@ -44,7 +44,7 @@ impl Azure {
         let document = match Operation::of(&answer, &url, &call)? {
             Some(operation) => {
                 operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-                self.read_public_address(&Call { kind: Kind::Read, ..call }, url).await?
+                self.read_public_address(&call.following(Kind::Read), url).await?
             }
             None => answer.body,
         };

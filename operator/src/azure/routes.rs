@@ -187,7 +187,7 @@ impl Azure {
         let document = match Operation::of(&accepted, &url, &call)? {
             Some(operation) => {
                 operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-                self.read_table(id, &Call { kind: Kind::Read, ..call }).await?
+                self.read_table(id, &call.following(Kind::Read)).await?
             }
             None => document(id, accepted)?,
         };

@@ -97,7 +97,7 @@ impl Transport {
     }
 
     /// How the limits stand, and how many requests of each priority wait for their turn.
-    pub(super) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+    pub(super) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
         self.0.gate.accounts()
     }
 
@@ -224,6 +224,11 @@ impl Call {
     /// A call on its own, about the resource, or the scope, of that id.
     pub(super) fn about(kind: Kind, priority: Priority, id: &str) -> Call {
         Call { kind, priority, resource: id.to_owned(), region: None, correlation: Uuid::new_v4() }
+    }
+
+    /// What has to be asked after this call, a write, until its outcome is known.
+    pub(super) fn following(&self, kind: Kind) -> Call {
+        Call { kind, priority: Priority::UnderWay, ..self.clone() }
     }
 
     fn method(&self) -> Method {

@@ -120,7 +120,7 @@ impl Azure {
         if let Some(operation) = Operation::of(&accepted, &url, &call)? {
             operation.finish(&self.transport, &call, &url, &self.tracking).await?;
         }
-        let nic = self.nics.learn(known, self.read_nic(&reading, id).await?);
+        let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
         Ok(nic)
     }

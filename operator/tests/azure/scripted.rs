@@ -240,6 +240,34 @@ async fn each_request_is_reported_to_the_observer() {
     assert_eq!(told.iter().collect::<Vec<_>>(), [(Kind::Read, Some(200)), (Kind::Write, Some(412))]);
 }
 
+/// Else the poll of a give-back would wait for a rush on other nodes to end, and with it pods that have come to its own.
+#[tokio::test]
+async fn what_follows_a_write_waits_for_nobody_whatever_the_write_was_for() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &["vnp-1"])))
+        .next(
+            answer(200, nic("W/\"2\"", "Updating", &[]))
+                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
+                .with("retry-after", "1"),
+        )
+        .next(answer(200, json!({ "status": "Succeeded" })))
+        .next(answer(200, nic("W/\"3\"", "Succeeded", &[])));
+    let azure = script.azure();
+    let (tell, told) = std::sync::mpsc::channel();
+    azure.on_request(move |record| tell.send((record.kind, record.priority)).unwrap());
+    let release = Change { release: vec!["vnp-1".into()], ..Change::default() };
+    azure.update(&id(), &release, Priority::GiveBack).await.unwrap();
+    drop(azure);
+    let expected = [
+        (Kind::Read, Priority::GiveBack),
+        (Kind::Write, Priority::GiveBack),
+        (Kind::Poll, Priority::UnderWay),
+        (Kind::Read, Priority::UnderWay),
+    ];
+    assert_eq!(told.iter().collect::<Vec<_>>(), expected);
+}
+
 #[tokio::test]
 async fn a_nic_that_azure_has_not_finished_with_is_not_written() {
     let script = Script::start().await;

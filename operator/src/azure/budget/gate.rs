@@ -59,7 +59,7 @@ impl Gate {
     }
 
     /// How the limits stand, and how many calls of each priority wait.
-    pub(in crate::azure) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); 4]) {
+    pub(in crate::azure) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
         let mut state = self.0.lock();
         (state.budget.accounts(now()), state.budget.waiting())
     }
