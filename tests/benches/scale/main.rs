@@ -8,10 +8,11 @@
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 
 #[path = "../../conduct/agent.rs"]
+#[allow(dead_code)] // the tests need more of it, here and below
 mod agent;
 mod cost;
 #[path = "../../conduct/metrics.rs"]
-#[allow(dead_code)] // the tests need more of it, here and below
+#[allow(dead_code)]
 mod metrics;
 #[path = "../../conduct/operator.rs"]
 #[allow(dead_code)]
