@@ -171,20 +171,24 @@ pub fn take_off(
     addresses.iter().map(take).collect()
 }
 
-/// The sandboxes whose host end isn't as ADD left it though the ledger has them: a stranger's is not ours to restore.
-pub fn damaged(ledger: &Ledger, links: &[HostLink]) -> Vec<Identity> {
-    let known = |identity: &Identity| ledger.address_of(&identity.sandbox) == Some(identity.address);
+/// The host ends that aren't as ADD left them though the ledger has their sandboxes: a stranger's is not ours to restore.
+pub fn damaged<'a>(
+    ledger: &Ledger,
+    links: &'a [HostLink],
+) -> impl Iterator<Item = (&'a HostLink, &'a Identity)> {
     let damaged = links.iter().filter(|link| link.is_damaged());
-    damaged.filter_map(|link| link.identity.clone()).filter(known).collect()
+    let identified = damaged.filter_map(|link| Some((link, link.identity.as_ref()?)));
+    identified.filter(|(_, identity)| ledger.address_of(&identity.sandbox) == Some(identity.address))
 }
 
 /// Restores a sandbox's host end, if that is still due: not while a verb is at work on it, nor after its DEL.
-pub fn restore(store: &Store, identity: &Identity) -> Result<Vec<Damage>, Error> {
+pub fn restore(store: &Store, link: &HostLink) -> Result<Vec<Damage>, Error> {
+    let Some(identity) = &link.identity else { return Ok(Vec::new()) };
     let Some(_lock) = store.try_lock_sandbox(&identity.sandbox)? else { return Ok(Vec::new()) };
     if store.read()?.address_of(&identity.sandbox) != Some(identity.address) {
         return Ok(Vec::new());
     }
-    Ok(wiring::restore(identity)?)
+    Ok(wiring::restore(link)?)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use vnetpool_plugin::{
-    ledger::{Ledger, Millis, Occupant, Proof, Sandbox, file::Store},
+    ledger::{Assignment, Ledger, Millis, Occupant, Proof, Sandbox, file::Store},
     wiring::{self, HostLink, bridge, netns},
 };
 
@@ -62,11 +62,11 @@ impl Suspect {
 }
 
 fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
-    let is_alive = |proof: &Proof| match proof {
-        Proof::Link(name) => links.iter().any(|link| link.name == *name && !link.is_silenced()),
+    let is_alive = |Assignment { sandbox, proof, .. }: &Assignment| match proof {
+        Proof::Link(name) => links.iter().any(|link| is_of(link, sandbox, name)),
         Proof::Namespace { path, inode } => !netns::is_gone(Path::new(netns::DIR), path, *inode),
     };
-    let dead = ledger.assignments().filter(|(_, assignment)| !is_alive(&assignment.proof));
+    let dead = ledger.assignments().filter(|(_, assignment)| !is_alive(assignment));
     let records = dead.map(|(_, assignment)| Suspect::Record {
         sandbox: assignment.sandbox.clone(),
         proof: assignment.proof.clone(),
@@ -75,6 +75,12 @@ fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
     let silenced = silenced.map(|link| Suspect::Link { name: link.name.clone(), index: link.index });
     let strangers = strangers(ledger, links).map(|occupant| Suspect::Stranger(occupant.sandbox));
     records.chain(silenced).chain(strangers).collect()
+}
+
+/// Whether a link shows that a sandbox lives: it says so, or it is used, has the name that the sandbox's was given, and says nothing.
+fn is_of(link: &HostLink, sandbox: &Sandbox, name: &str) -> bool {
+    let says_so = || link.occupants().iter().any(|occupant| occupant.sandbox == *sandbox);
+    says_so() || (link.identity.is_none() && !link.is_silenced() && link.name == name)
 }
 
 fn strangers(ledger: &Ledger, links: &[HostLink]) -> impl Iterator<Item = Occupant> {
@@ -102,8 +108,9 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
         Some(occupant) => Ok(store.with(|ledger, now| ledger.adopt(&occupant, now))?),
         None => {
             // A port's route stays behind when it goes.
-            if let Some(address) = ledger.address_of(sandbox) {
-                bridge::disconnect(address, &sandbox.host_link())?;
+            let assigned = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox);
+            if let Some((entry, assignment)) = assigned {
+                bridge::disconnect(entry.address, wiring::disconnect(sandbox, &assignment.pod)?)?;
             }
             Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some())
         }
@@ -147,7 +154,7 @@ mod tests {
 
     fn wired() -> HostLink {
         let identity = Identity { address: ADDRESS, sandbox: sandbox(), pod: Pod::default() };
-        let name = sandbox().host_link();
+        let name = sandbox().host_link(&Pod::default());
         HostLink {
             name,
             index: 7,
@@ -163,7 +170,7 @@ mod tests {
     }
 
     fn record() -> Suspect {
-        Suspect::Record { sandbox: sandbox(), proof: Proof::Link(sandbox().host_link()) }
+        Suspect::Record { sandbox: sandbox(), proof: Proof::Link(sandbox().host_link(&Pod::default())) }
     }
 
     #[test]
@@ -195,13 +202,31 @@ mod tests {
 
     #[test]
     fn a_record_whose_link_was_silenced_is_leaked_and_so_is_the_link() {
-        let link = Suspect::Link { name: sandbox().host_link(), index: 7 };
+        let link = Suspect::Link { name: wired().name, index: 7 };
         assert_eq!(suspects(&assigned(), &[silenced()]), [record(), link]);
     }
 
     #[test]
     fn a_link_that_is_down_but_still_says_who_it_is_of_proves_life() {
         assert_eq!(suspects(&assigned(), &[HostLink { up: false, ..wired() }]), []);
+    }
+
+    #[test]
+    fn a_newer_sandbox_of_the_pod_under_the_same_name_proves_no_life() {
+        let newer = Sandbox { container_id: "c2".into(), ifname: "eth0".into() };
+        let identity =
+            Identity { address: Ipv4Addr::new(10, 240, 0, 6), sandbox: newer, pod: Pod::default() };
+        let link = HostLink { routes: vec![identity.address], identity: Some(identity), ..wired() };
+        assert!(suspects(&assigned(), std::slice::from_ref(&link)).contains(&record()));
+        // And the older's, wherever it has been moved, does.
+        let moved = HostLink { name: "vnp00000000001".into(), ..wired() };
+        assert!(!suspects(&assigned(), &[link, moved]).contains(&record()));
+    }
+
+    #[test]
+    fn a_link_in_use_that_does_not_say_whose_proves_the_life_of_the_one_it_was_made_for() {
+        let silent = HostLink { identity: None, routes: vec![], ..wired() };
+        assert_eq!(suspects(&assigned(), &[silent]), []);
     }
 
     #[test]

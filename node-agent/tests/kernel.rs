@@ -365,14 +365,14 @@ fn what_a_vanished_pod_leaves_on_the_bridge_goes_with_its_record() {
     node.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
     wire_by(Wiring::Bridge, &node, &pod, POD);
     assert!(leaked(&node, &store).iter().all(|suspect| !format!("{suspect:?}").contains("pod-10")));
-    node.run(&format!("ip link delete {}", sandbox(POD).host_link()));
+    node.run(&format!("ip link delete {}", sandbox(POD).spare_link()));
     let occupants = node.inside(|| wiring::occupants().unwrap());
     assert_eq!(
         occupants.iter().map(|occupant| occupant.address).collect::<Vec<_>>(),
         [POD],
         "in doubt it is in use"
     );
-    let record = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).host_link()) };
+    let record = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).spare_link()) };
     assert!(leaked(&node, &store).contains(&record));
     assert!(node.inside(|| sweep::clear(&store, &record).unwrap()));
     assert_eq!(node.inside(|| wiring::occupants().unwrap()), []);
@@ -387,7 +387,10 @@ fn a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it() {
     let suspects = leaked(&node, &store);
     assert_eq!(
         suspects,
-        [Suspect::Record { sandbox: sandbox(OTHER_POD), proof: Proof::Link(sandbox(OTHER_POD).host_link()) }]
+        [Suspect::Record {
+            sandbox: sandbox(OTHER_POD),
+            proof: Proof::Link(sandbox(OTHER_POD).spare_link())
+        }]
     );
     let clear = || node.inside(|| sweep::clear(&store, &suspects[0]).unwrap());
 
@@ -403,7 +406,7 @@ fn a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it() {
 fn a_suspicion_that_no_longer_holds_is_dropped() {
     let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
     let store = ledger(dir.path());
-    let suspect = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).host_link()) };
+    let suspect = Suspect::Record { sandbox: sandbox(POD), proof: Proof::Link(sandbox(POD).spare_link()) };
     assert!(leaked(&node, &store).contains(&suspect));
     wire(&node, &pod, POD);
     assert!(!node.inside(|| sweep::clear(&store, &suspect).unwrap()));
@@ -417,13 +420,13 @@ fn a_link_that_outlives_its_pod_is_deleted_after_its_record_was_freed() {
     let store = ledger(dir.path());
     wire(&node, &pod, POD);
     wire(&node, &other_pod, OTHER_POD);
-    node.inside(|| wiring::disconnect(&sandbox(POD).host_link()).unwrap());
+    node.inside(|| wiring::disconnect(&sandbox(POD), &Pod::default()).unwrap());
     for suspect in leaked(&node, &store) {
         assert!(node.inside(|| sweep::clear(&store, &suspect).unwrap()), "{suspect:?}");
     }
     let left: Vec<String> =
         node.inside(|| wiring::host_links().unwrap()).into_iter().map(|link| link.name).collect();
-    assert_eq!(left, [sandbox(OTHER_POD).host_link()]);
+    assert_eq!(left, [sandbox(OTHER_POD).spare_link()]);
     assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), None);
 }
 
@@ -433,7 +436,7 @@ fn a_link_made_anew_under_an_old_name_is_not_deleted() {
         (tempfile::tempdir().unwrap(), Namespace::new(), [(); 2].map(|()| Namespace::new()));
     let store = ledger(dir.path());
     wire(&node, &pod, POD);
-    node.inside(|| wiring::disconnect(&sandbox(POD).host_link()).unwrap());
+    node.inside(|| wiring::disconnect(&sandbox(POD), &Pod::default()).unwrap());
     let is_link = |suspect: &Suspect| matches!(suspect, Suspect::Link { .. });
     let silenced = leaked(&node, &store).into_iter().find(is_link).unwrap();
     wire(&node, &pod_again, POD);

@@ -188,7 +188,7 @@ impl World {
     fn occupant(&self, pod: usize) -> Option<Occupant> {
         let address = Ipv4Addr::new(10, 0, 0, self.node.wired[pod]?);
         let sandbox = sandbox(pod);
-        let proof = Proof::Link(sandbox.host_link());
+        let proof = Proof::Link(sandbox.spare_link());
         Some(Occupant { sandbox, pod: Pod::default(), address, proof })
     }
 }

@@ -32,6 +32,9 @@ pub use supply::{Occupant, Supplied, Supply};
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;
 
+/// The interface by which Kubernetes knows a pod; further ones that it may have are no workload to an engine of NetworkPolicy.
+const POD_IFNAME: &str = "eth0";
+
 /// The key of an assignment: one interface of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -43,8 +46,23 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The name of the host's end of this sandbox's veth pair: `vnp` and 11 hex digits, 14 of the 15 bytes a name has.
-    pub fn host_link(&self) -> String {
+    /// The name that ADD gives the host's end of this sandbox's veth pair: `vnp` and 11 hex digits, 14 of the 15 bytes a name has.
+    ///
+    /// Engines of NetworkPolicy find a pod's link by its name only: the prefix they are told and the first digits of the SHA-1
+    /// of `namespace.name`, as Calico's `VethNameForWorkload` has it and other cloud networks' plugins do. It is one name for all
+    /// sandboxes that a pod of this name ever has, so a newer one may find the older's link there: see [`Sandbox::spare_link`].
+    pub fn host_link(&self, pod: &Pod) -> String {
+        if pod.name.is_empty() || self.ifname != POD_IFNAME {
+            return self.spare_link();
+        }
+        let digest = sha1_smol::Sha1::from([&pod.namespace, ".", &pod.name].concat()).digest().bytes();
+        let digits: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        format!("vnp{}", &digits[..11])
+    }
+
+    /// A name that is this sandbox's alone: of the link of one that isn't known to be a pod's, and of one whose link had to make room.
+    /// Earlier builds named all links so.
+    pub fn spare_link(&self) -> String {
         format!("vnp{:011x}", self.digest() & ((1 << 44) - 1))
     }
 
@@ -118,7 +136,8 @@ pub struct Assignment {
 /// By what to see whether a sandbox lives. What can't be looked at lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {
-    /// The host's end of the sandbox's veth pair, by name: our wiring. It ends with the sandbox's network namespace.
+    /// The host's end of the sandbox's veth pair: our wiring. It ends with the sandbox's network namespace. By the name that ADD gave
+    /// it; it says itself whose it is, and its name may have changed since.
     Link(String),
     /// The file of the sandbox's network namespace and, if it is known, the namespace's inode: another plugin did the wiring
     /// and asked for the address only (delegated IPAM). Inodes come again, but not behind the same path.
@@ -193,7 +212,7 @@ impl Ledger {
     /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
     /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
     pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
-        let proof = &Proof::Link(sandbox.host_link());
+        let proof = &Proof::Link(sandbox.host_link(pod));
         self.assign_to(Claim { sandbox, pod, network: "", proof }, now)
     }
 

@@ -16,7 +16,7 @@ use std::{
 use crate::{
     cni::{self, Duty, Leased, Program, Request, Verb, Versions, Wired, code},
     ledger::{
-        Assignment, Claim, Proof, Sandbox,
+        Assignment, Claim, Pod, Proof, Sandbox,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
     wiring::{self, Identity, Netns, Wiring, bridge},
@@ -50,18 +50,17 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Verb::Add { sandbox, pod, netns, before } => {
             line.about(&sandbox, &pod);
             let proof = match duty {
-                Duty::Wire { .. } => Proof::Link(sandbox.host_link()),
+                Duty::Wire { .. } => Proof::Link(sandbox.host_link(&pod)),
                 Duty::Lease { .. } => lease::proof(&netns),
             };
             let claim = Claim { sandbox: &sandbox, pod: &pod, network: &network, proof: &proof };
             match duty {
                 Duty::Wire { mtu, wiring } => {
-                    add(&store, claim, &netns, (mtu, wiring), &mut line).map(|address| {
-                        let macs = [wiring::HOST_MAC, wiring::pod_mac(address)];
+                    add(&store, claim, &netns, (mtu, wiring), &mut line).map(|(address, host_link)| {
+                        let host = (host_link.as_str(), wiring::HOST_MAC);
+                        let ends = [host, (sandbox.ifname.as_str(), wiring::pod_mac(address))];
                         let gateway = wiring::GATEWAY;
-                        Answer::success(&Wired::new(
-                            version, before, &sandbox, address, gateway, macs, &netns,
-                        ))
+                        Answer::success(&Wired::new(version, before, ends, address, gateway, &netns))
                     })
                 }
                 Duty::Lease { subnet, bridge } => {
@@ -73,7 +72,7 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Verb::Del { sandbox, pod } => {
             line.about(&sandbox, &pod);
             match duty {
-                Duty::Wire { .. } => del(&store, &sandbox, &mut line).map(|()| Answer::EMPTY),
+                Duty::Wire { .. } => del(&store, &sandbox, &pod, &mut line).map(|()| Answer::EMPTY),
                 Duty::Lease { bridge, .. } => {
                     lease::del(&store, &sandbox, bridge.as_deref(), &mut line).map(|()| Answer::EMPTY)
                 }
@@ -82,7 +81,7 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Verb::Check { sandbox, pod, netns, expected } => {
             line.about(&sandbox, &pod);
             match duty {
-                Duty::Wire { .. } => check(&store, &sandbox, &netns, &expected).map(|()| Answer::EMPTY),
+                Duty::Wire { .. } => check(&store, &sandbox, &pod, &netns, &expected).map(|()| Answer::EMPTY),
                 Duty::Lease { bridge, .. } => {
                     lease::check(&store, &sandbox, bridge.as_deref(), &expected).map(|()| Answer::EMPTY)
                 }
@@ -91,8 +90,8 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
         Verb::Status => status(&store).map(|()| Answer::EMPTY),
         Verb::Gc { valid: None } => Ok(Answer::EMPTY),
         Verb::Gc { valid: Some(valid) } => {
-            let collect = |sandbox: &Sandbox| match &duty {
-                Duty::Wire { .. } => silence_and_free(&store, sandbox).map(drop),
+            let collect = |sandbox: &Sandbox, pod: &Pod| match &duty {
+                Duty::Wire { .. } => silence_and_free(&store, sandbox, pod).map(drop),
                 Duty::Lease { bridge, .. } => lease::free(&store, sandbox, bridge.as_deref()).map(drop),
             };
             gc(&store, &network, &duty, &valid, collect).map(|()| Answer::EMPTY)
@@ -122,14 +121,14 @@ impl Answer {
     }
 }
 
-/// Gives the sandbox an address and wires it. A second ADD gives the same again.
+/// Gives the sandbox an address and wires it; returns the name of the host's end, too. A second ADD gives the same again.
 fn add(
     store: &Store,
     claim: Claim<'_>,
     netns: &Path,
     (mtu, wiring): (Option<u32>, Wiring),
     line: &mut Line,
-) -> Result<Ipv4Addr, Error> {
+) -> Result<(Ipv4Addr, String), Error> {
     let Claim { sandbox, pod, .. } = claim;
     let netns = Netns::open(netns)?;
     let lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
@@ -141,18 +140,19 @@ fn add(
     let wired = wiring::connect(&netns, &identity, mtu, wiring).map_err(Error::from);
     line.phase("wiring");
     // The agent builds a ledger from what is wired once no verb runs, but it can't see us if our lock has gone.
-    let wired = wired.and_then(|()| if lock.is_current() { Ok(()) } else { Err(Error::LockLost) });
+    let wired =
+        wired.and_then(|host_link| if lock.is_current() { Ok(host_link) } else { Err(Error::LockLost) });
     match wired {
-        Ok(()) => Ok(address),
-        Err(error) => Err(error.and(silence_and_free(store, sandbox).err())),
+        Ok(host_link) => Ok((address, host_link)),
+        Err(error) => Err(error.and(silence_and_free(store, sandbox, pod).err())),
     }
 }
 
 /// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any number of times.
-fn del(store: &Store, sandbox: &Sandbox, line: &mut Line) -> Result<(), Error> {
+fn del(store: &Store, sandbox: &Sandbox, pod: &Pod, line: &mut Line) -> Result<(), Error> {
     let _lock = lock_and_cancel(store, sandbox)?;
     line.phase("lock");
-    let freed = silence_and_free(store, sandbox)?;
+    let freed = silence_and_free(store, sandbox, &known(store, sandbox, pod))?;
     line.phase("silence and free");
     freed.into_iter().for_each(|address| line.address(address));
     Ok(())
@@ -160,19 +160,28 @@ fn del(store: &Store, sandbox: &Sandbox, line: &mut Line) -> Result<(), Error> {
 
 /// First nothing can be sent or received any more, then the address is free: in this order, whatever breaks off. Without
 /// a ledger there is nothing to free, and the agent will find nothing in use. Under the sandbox's lock.
-fn silence_and_free(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
-    let host_link = sandbox.host_link();
-    wiring::disconnect(&host_link)?;
+fn silence_and_free(store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error> {
+    let link = wiring::disconnect(sandbox, pod)?;
     // A port's route goes neither with it nor by itself, since it leads to the bridge: most nodes have none.
     if bridge::is_there()
         && let Some(address) = store.read().ok().and_then(|ledger| ledger.address_of(sandbox))
     {
-        bridge::disconnect(address, &host_link)?;
+        bridge::disconnect(address, link)?;
     }
     match store.with(|ledger, now| ledger.free(sandbox, now)) {
         Err(error) if error.needs_rebuild() => Ok(None),
         result => Ok(result?),
     }
+}
+
+/// The sandbox's pod: as the runtime says or, since it needn't say it again, as it said it to ADD.
+fn known(store: &Store, sandbox: &Sandbox, told: &Pod) -> Pod {
+    let recorded = || {
+        let ledger = store.read().ok()?;
+        let (_, found) = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox)?;
+        Some(found.pod.clone())
+    };
+    Some(told).filter(|told| !told.name.is_empty()).cloned().or_else(recorded).unwrap_or_default()
 }
 
 /// The sandbox's lock, for a DEL: an ADD that holds it while it waits for an address is made to give up.
@@ -192,10 +201,17 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
 }
 
 /// Compares what is there with what ADD left; repairs nothing.
-fn check(store: &Store, sandbox: &Sandbox, netns: &Path, expected: &[Ipv4Addr]) -> Result<(), Error> {
+fn check(
+    store: &Store,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    netns: &Path,
+    expected: &[Ipv4Addr],
+) -> Result<(), Error> {
     let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
     let address = recorded(store, sandbox, expected)?;
-    let damage = wiring::damage(&Netns::open(netns)?, sandbox, address)?;
+    let identity = Identity { address, sandbox: sandbox.clone(), pod: known(store, sandbox, pod) };
+    let damage = wiring::damage(&Netns::open(netns)?, &identity)?;
     if damage.is_empty() { Ok(()) } else { Err(Error::Damaged(damage)) }
 }
 
@@ -228,7 +244,7 @@ fn gc(
     network: &str,
     duty: &Duty,
     valid: &HashSet<Sandbox>,
-    free: impl Fn(&Sandbox) -> Result<(), Error>,
+    free: impl Fn(&Sandbox, &Pod) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let started = file::now();
     let ledger = match store.read() {
@@ -245,16 +261,16 @@ fn gc(
     let assignments = ledger.assignments().map(|(_, assignment)| assignment);
     let garbage =
         assignments.filter(|assignment| is_of_this(assignment) && !valid.contains(&assignment.sandbox));
-    let collect = |sandbox: &Sandbox| -> Result<(), Error> {
+    let collect = |Assignment { sandbox, pod, .. }: &Assignment| -> Result<(), Error> {
         let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(()) };
         let ledger = store.read()?;
         let is_old = |since| since <= started;
         if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {
-            free(sandbox)?;
+            free(sandbox, pod)?;
         }
         Ok(())
     };
-    let mut errors = garbage.filter_map(|assignment| collect(&assignment.sandbox).err());
+    let mut errors = garbage.filter_map(|assignment| collect(assignment).err());
     match errors.next() {
         Some(first) => Err(first.and(errors)),
         None => Ok(()),

@@ -15,6 +15,7 @@
 mod addresses;
 pub mod bridge;
 mod events;
+mod host_end;
 mod inspect;
 mod netlink;
 pub mod netns;
@@ -36,7 +37,9 @@ use netlink_packet_route::link::{
 };
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
-use netlink::{Change, Destination, Netlink, link_named};
+use crate::ledger::{Pod, Sandbox};
+
+use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
@@ -62,6 +65,8 @@ pub enum Error {
     Netns { path: PathBuf, source: io::Error },
     #[error("the pod's network namespace already has an interface {0} that is not of this sandbox")]
     InterfaceExists(String),
+    #[error("the link {0} is still of another sandbox of this pod")]
+    NameTaken(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),
     #[error("the node has no bridge vnpbridge for its pods yet")]
@@ -89,6 +94,9 @@ impl Error {
             }
             Error::InterfaceExists(_) => {
                 "something else made it: put vnetpool before the plugins that change the pod's interface, or delete the pod"
+            }
+            Error::NameTaken(_) => {
+                "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it wait"
             }
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
@@ -126,20 +134,35 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Wires the sandbox to its address. What an earlier ADD of this sandbox left is used if it is whole, else replaced.
-/// On failure some of the wiring may be there: [`disconnect`] silences it.
-pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>, wiring: Wiring) -> Result<(), Error> {
-    let host_link = identity.sandbox.host_link();
+/// Wires the sandbox to its address; returns the name of the host's end. What an earlier ADD of this sandbox left is used if it is
+/// whole, else replaced; an older sandbox of the pod keeps its wiring. On failure some of the wiring may be there:
+/// [`disconnect`] silences it.
+pub fn connect(
+    netns: &Netns,
+    identity: &Identity,
+    mtu: Option<u32>,
+    wiring: Wiring,
+) -> Result<String, Error> {
+    let Identity { address: _, sandbox, pod } = identity;
+    let host_link = sandbox.host_link(pod);
     let mut host = Netlink::open()?;
     match create_pair(&mut host, netns, identity, &host_link, mtu) {
         Err(error) if error.is(Errno::EEXIST) => {
-            if damage(netns, &identity.sandbox, identity.address)?.is_empty() {
-                return Ok(());
+            let earlier = host_end::find(&mut host, sandbox, pod)?;
+            if let Some(link) = &earlier
+                && damage(netns, identity)?.is_empty()
+            {
+                return Ok(inspect::name_of(link).unwrap_or_default().to_owned());
             }
-            delete_link(&mut host, link_named(&host_link))?;
+            // A container that is started anew may have another namespace than when it was silenced.
+            let unfinished = host_end::behind(&mut host, netns, &sandbox.ifname)?;
+            for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
+                delete_link(&mut host, link_indexed(index))?;
+            }
+            host_end::make_room(&mut host, &host_link, pod)?;
             create_pair(&mut host, netns, identity, &host_link, mtu).map_err(|error| {
                 let is_taken = error.is(Errno::EEXIST);
-                if is_taken { Error::InterfaceExists(identity.sandbox.ifname.clone()) } else { error }
+                if is_taken { Error::InterfaceExists(sandbox.ifname.clone()) } else { error }
             })?;
         }
         result => result?,
@@ -176,28 +199,29 @@ pub fn connect(netns: &Netns, identity: &Identity, mtu: Option<u32>, wiring: Wir
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
             Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
         ])
-    })
+    })?;
+    Ok(host_link)
 }
 
-/// Silences the sandbox behind a host link: takes the link down, which takes its routes with it, so no other
-/// sandbox's; and clears the identity on it, so that it no longer counts as holding an address. The link itself stays:
-/// deleting it costs about 20 ms, and it goes with the pod's namespace. Ok if the link is gone.
-pub fn disconnect(host_link: &str) -> Result<(), Error> {
-    let mut down = link_named(host_link);
+/// Silences a sandbox: takes its link down, which takes its routes with it, so no other sandbox's; and has the link say that it no
+/// longer holds an address. The link itself stays: deleting it costs about 20 ms, and it goes with the pod's namespace.
+/// Returns the link's index; None if it is gone.
+pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
+    let mut host = Netlink::open()?;
+    let Some(link) = host_end::find(&mut host, sandbox, pod)? else { return Ok(None) };
+    let mut down = link_indexed(link.header.index);
     down.header.change_mask = LinkFlags::Up;
-    down.attributes.push(LinkAttribute::IfAlias(String::new()));
-    match Netlink::open()?.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
-        Err(error) if error.is(Errno::ENODEV) => Ok(()),
-        result => result,
+    down.attributes.push(LinkAttribute::IfAlias(host_end::silenced(sandbox)));
+    match host.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
+        Err(error) if error.is(Errno::ENODEV) => Ok(None),
+        result => result.map(|()| Some(link.header.index)),
     }
 }
 
 /// Deletes a host link and with it the pod's end; takes about 20 ms. Ok if the link is gone. By its index, because an ADD may
 /// have put another link in its place under the same name since it was seen.
 pub fn delete_host_link(index: u32) -> Result<(), Error> {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    delete_link(&mut Netlink::open()?, link)
+    delete_link(&mut Netlink::open()?, link_indexed(index))
 }
 
 fn delete_link(netlink: &mut Netlink, link: LinkMessage) -> Result<(), Error> {
@@ -264,9 +288,8 @@ pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
     let mut netlink = Netlink::open()?;
     // A bridge has the lowest MAC of its ports until it's given one: what its pods have learnt would change with each of them.
-    let mac = netlink.link(bridge)?.as_ref().and_then(inspect::mac_of).map(<[u8]>::to_vec);
-    let mut kept = LinkMessage::default();
-    kept.header.index = link;
+    let mac = netlink.link(link_named(bridge))?.as_ref().and_then(inspect::mac_of).map(<[u8]>::to_vec);
+    let mut kept = link_indexed(link);
     kept.attributes.extend(mac.map(LinkAttribute::Address));
     netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
     let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
@@ -290,8 +313,7 @@ pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error>
 }
 
 fn link_up(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
+    let mut message = link_indexed(index);
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message

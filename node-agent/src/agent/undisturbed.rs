@@ -52,9 +52,9 @@ impl Agent {
             Ok(changed) => changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what)),
             Err(error) => self.disturbances.stands(error.to_string()),
         }
-        for identity in disturbance::damaged(ledger, &links) {
-            let (store, pod) = (self.store.clone(), identity.address);
-            match blocking(move || disturbance::restore(&store, &identity)).await {
+        for (link, identity) in disturbance::damaged(ledger, &links) {
+            let (store, link, pod) = (self.store.clone(), link.clone(), identity.address);
+            match blocking(move || disturbance::restore(&store, &link)).await {
                 Ok(Ok(damage)) => {
                     damage.into_iter().for_each(|damage| self.repaired(damage.into(), pod.to_string()));
                 }

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Version;
-use crate::ledger::Sandbox;
 
 /// The result of the plugins before this one in a chain, or of the whole ADD for a CHECK. It is of the same version as the
 /// configuration; what we don't know in it is handed on as it came.
@@ -43,21 +42,21 @@ impl PrevResult {
 pub struct Wired(Map<String, Value>);
 
 impl Wired {
-    /// What we did, behind what the plugins before us did. The MACs are those of the host's end and of the pod's.
+    /// What we did, behind what the plugins before us did. `ends` are the names and MACs of the host's end and of the pod's.
     pub fn new(
         version: Version,
         before: PrevResult,
-        sandbox: &Sandbox,
+        ends: [(&str, [u8; 6]); 2],
         address: Ipv4Addr,
         gateway: Ipv4Addr,
-        macs: [[u8; 6]; 2],
         netns: &Path,
     ) -> Wired {
-        let [host_mac, pod_mac] = macs.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        let [(host_link, host_mac), (ifname, pod_mac)] = ends;
         let mut result = before;
         let index = result.list("interfaces").len() + 1; // the second of ours
-        let host = json!({ "name": sandbox.host_link(), "mac": host_mac });
-        let pod = json!({ "name": sandbox.ifname, "mac": pod_mac, "sandbox": netns });
+        let host = json!({ "name": host_link, "mac": text(host_mac) });
+        let pod = json!({ "name": ifname, "mac": text(pod_mac), "sandbox": netns });
         result.append("interfaces", [host, pod]);
         let mut ip = ip(version, Ipv4Net::from(address), Some(gateway));
         ip["interface"] = index.into();
@@ -132,23 +131,14 @@ mod tests {
         }))
         .unwrap();
         assert!(before.has_interface("dummy0") && !before.has_interface("eth0"));
-        let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
         let (address, gateway) = (Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(169, 254, 1, 1));
-        let macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
-        let wired = Wired::new(
-            Version::V1_0_0,
-            before,
-            &sandbox,
-            address,
-            gateway,
-            macs,
-            Path::new("/run/netns/pod"),
-        );
+        let ends = [("vnp0123456789a", [2, 0, 0, 0, 0, 1]), ("eth0", [2, 0, 0, 0, 0, 2])];
+        let wired = Wired::new(Version::V1_0_0, before, ends, address, gateway, Path::new("/run/netns/pod"));
         let expected = json!({
             "cniVersion": "1.0.0",
             "interfaces": [
                 { "name": "dummy0", "sandbox": "/run/netns/pod", "new": "word" },
-                { "name": sandbox.host_link(), "mac": "02:00:00:00:00:01" },
+                { "name": "vnp0123456789a", "mac": "02:00:00:00:00:01" },
                 { "name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": "/run/netns/pod" },
             ],
             "ips": [

@@ -156,7 +156,7 @@ impl Ledger {
                     let since = words.number()?;
                     let (sandbox, pod) = (words.sandbox()?, words.pod()?);
                     let proof = match version {
-                        1 => Proof::Link(sandbox.host_link()),
+                        1 => Proof::Link(sandbox.host_link(&pod)),
                         _ => words.proof()?,
                     };
                     let network = words.last()?;

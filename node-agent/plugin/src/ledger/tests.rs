@@ -44,7 +44,7 @@ fn pod(number: u8) -> Pod {
 }
 
 fn occupant(number: u8, address: Ipv4Addr) -> Occupant {
-    let proof = Proof::Link(sandbox(number).host_link());
+    let proof = Proof::Link(sandbox(number).host_link(&pod(number)));
     Occupant { sandbox: sandbox(number), pod: pod(number), address, proof }
 }
 
@@ -327,8 +327,23 @@ fn an_address_or_sandbox_that_is_assigned_is_not_adopted() {
 fn link_names_and_lock_offsets_stay_the_same_in_every_release() {
     let sandbox = Sandbox { container_id: "0123456789abcdef".repeat(4), ifname: "eth0".to_owned() };
     assert_eq!(sandbox.digest(), PINNED_DIGEST);
-    assert_eq!(sandbox.host_link(), format!("vnp{:011x}", PINNED_DIGEST & 0xfff_ffff_ffff));
-    assert_eq!(sandbox.host_link().len(), 14);
+    assert_eq!(sandbox.spare_link(), format!("vnp{:011x}", PINNED_DIGEST & 0xfff_ffff_ffff));
+    assert_eq!(sandbox.spare_link().len(), 14);
+}
+
+#[test]
+fn a_pods_link_has_the_name_that_calico_gives_it() {
+    let sandbox = Sandbox { container_id: "0123".to_owned(), ifname: "eth0".to_owned() };
+    let pod = |namespace: &str, name: &str| Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: String::new(),
+    };
+    // printf default.web-0 | sha1sum
+    assert_eq!(sandbox.host_link(&pod("default", "web-0")), "vnp0d7763386da");
+    let second = Sandbox { ifname: "net1".to_owned(), ..sandbox.clone() };
+    assert_eq!(second.host_link(&pod("default", "web-0")), second.spare_link(), "eth0 only");
+    assert_eq!(sandbox.host_link(&pod("", "")), sandbox.spare_link(), "not known to be a pod's");
 }
 
 /// Of the sandbox in the test above, as the first release computed it.

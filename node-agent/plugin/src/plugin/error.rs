@@ -50,7 +50,7 @@ impl Error {
             | Error::Watch { .. }
             | Error::LockLost => code::TRY_AGAIN_LATER,
             Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
-            Error::Wiring(wiring::Error::NoBridge) => code::TRY_AGAIN_LATER,
+            Error::Wiring(wiring::Error::NoBridge | wiring::Error::NameTaken(_)) => code::TRY_AGAIN_LATER,
             Error::Wiring(_) => code::WIRING,
             Error::OtherSubnet { .. } => code::INVALID_CONFIG,
             Error::OtherAddress { .. } | Error::Damaged(_) => code::DAMAGED,
@@ -122,6 +122,7 @@ mod tests {
             wiring::Error::Netns { path: "/run/netns/a".into(), source: io() },
             wiring::Error::InterfaceExists("eth0".into()),
             wiring::Error::NoBridge,
+            wiring::Error::NameTaken(link()),
             wiring::Error::KernelTooOld("5.15".into()),
             wiring::Error::AddressRouted(address),
             wiring::Error::Sysctl { key: "disable_ipv6", link: link(), source: io() },

@@ -119,7 +119,7 @@ mod tests {
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
         let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
-        let (pod, proof) = (Pod::default(), Proof::Link(sandbox.host_link()));
+        let (pod, proof) = (Pod::default(), Proof::Link(sandbox.spare_link()));
         let claim = Claim { sandbox: &sandbox, pod: &pod, network: "vnetpool", proof: &proof };
         let refused = address(&store, claim, Duration::from_millis(50));
         assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");

@@ -128,9 +128,9 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
     }
 }
 
-/// Leads the address nowhere any more. `host_link` is the port, if there is one still. Ok if nothing of it is there, as it is for
-/// a pod of the other wiring.
-pub fn disconnect(address: Ipv4Addr, host_link: &str) -> Result<(), Error> {
+/// Leads the address nowhere any more. `port` is the index of its pod's link, if there is one still. Ok if nothing of it is there, as
+/// it is for a pod of the other wiring.
+pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(()) };
     let mut netlink = Netlink::open()?;
     let mut gone = |change| match netlink.apply([change]) {
@@ -143,16 +143,13 @@ pub fn disconnect(address: Ipv4Addr, host_link: &str) -> Result<(), Error> {
     neighbour.header.ifindex = bridge;
     neighbour.attributes = vec![NeighbourAttribute::Destination(address.into())];
     gone(Change::delete_neighbour("forget the pod's MAC", neighbour))?;
-    match if_nametoindex(host_link) {
-        Ok(link) => {
-            match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(link, address)))
-            {
-                // No port: a pod of the other wiring.
-                Err(error) if error.is(Errno::EINVAL) || error.is(Errno::EOPNOTSUPP) => Ok(()),
-                result => result,
-            }
+    let Some(port) = port else { return Ok(()) };
+    match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(port, address))) {
+        // No port: a pod of the other wiring, or gone by now.
+        Err(error) if [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENODEV].iter().any(|&no| error.is(no)) => {
+            Ok(())
         }
-        Err(_) => Ok(()),
+        result => result,
     }
 }
 

@@ -15,7 +15,8 @@ use nix::net::if_::if_nametoindex;
 use super::{
     Error, GATEWAY, HOST_MAC, Netns,
     bridge::{self, BRIDGE},
-    netlink::{Destination, Netlink},
+    host_end,
+    netlink::{Destination, Netlink, link_named},
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
 
@@ -170,19 +171,21 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
 /// Whether the node routes just this address to the link of this name.
 pub fn is_routed_to(address: Ipv4Addr, link: &str) -> Result<bool, Error> {
     let mut host = Netlink::open()?;
-    let index = host.link(link)?.map(|link| link.header.index);
+    let index = host.link(link_named(link))?.map(|link| link.header.index);
     let route = host.route_to(address)?;
     let is_to = |route: RouteMessage| Destination::Host(address).is_of(&route) && link_of(&route) == index;
     Ok(index.is_some() && route.is_some_and(is_to))
 }
 
 /// What is wrong with the sandbox's wiring, in sentences; empty if it is whole. Repairs nothing.
-pub fn damage(netns: &Netns, sandbox: &Sandbox, address: Ipv4Addr) -> Result<Vec<String>, Error> {
-    let host_link = sandbox.host_link();
+pub fn damage(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> {
+    let &Identity { address, ref sandbox, ref pod } = identity;
     let mut damage = Vec::new();
 
     let mut host = Netlink::open()?;
-    let host_end = host.link(&host_link)?;
+    let host_end = host_end::find(&mut host, sandbox, pod)?;
+    let named = host_end.as_ref().and_then(name_of).map(str::to_owned);
+    let host_link = named.unwrap_or_else(|| sandbox.host_link(pod));
     match &host_end {
         None => damage.push(format!("the host's end {host_link} is missing")),
         Some(link) if !is_up(link) => damage.push(format!("the host's end {host_link} is down")),
@@ -209,7 +212,7 @@ pub fn damage(netns: &Netns, sandbox: &Sandbox, address: Ipv4Addr) -> Result<Vec
     let ifname = &sandbox.ifname;
     netns.inside(|| {
         let mut pod = Netlink::open()?;
-        let Some(pod_end) = pod.link(ifname)? else {
+        let Some(pod_end) = pod.link(link_named(ifname))? else {
             damage.push(format!("the pod has no interface {ifname}"));
             return Ok(());
         };
@@ -328,7 +331,7 @@ pub(super) fn bridge_index() -> Option<u32> {
 }
 
 /// A veth named as [`Sandbox::host_link`] names them.
-fn is_ours(link: &LinkMessage) -> bool {
+pub(super) fn is_ours(link: &LinkMessage) -> bool {
     let is_veth = link.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Veth)),
         _ => false,
@@ -360,7 +363,7 @@ pub(super) fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
 }
 
 /// The index of a veth's other end, in whatever namespace that is.
-fn peer_of(link: &LinkMessage) -> Option<u32> {
+pub(super) fn peer_of(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,

@@ -264,6 +264,13 @@ pub(super) fn link_named(name: &str) -> LinkMessage {
     message
 }
 
+/// A message that means a link by its index, whatever its name is by then.
+pub(super) fn link_indexed(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
 /// A socket that acts in the network namespace in which it was opened.
 #[derive(Debug)]
 pub(super) struct Netlink {
@@ -310,9 +317,9 @@ impl Netlink {
         failure
     }
 
-    /// The link of this name, if there is one.
-    pub(super) fn link(&mut self, name: &str) -> Result<Option<LinkMessage>, Error> {
-        match self.get("look up a link", RouteNetlinkMessage::GetLink(link_named(name))) {
+    /// The link that is meant, if there is one.
+    pub(super) fn link(&mut self, meant: LinkMessage) -> Result<Option<LinkMessage>, Error> {
+        match self.get("look up a link", RouteNetlinkMessage::GetLink(meant)) {
             Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
             Ok(_) => Ok(None),
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),

@@ -6,10 +6,10 @@ use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
 use super::{
-    Error, HOST_MAC, Identity,
+    Error, HOST_MAC, HostLink,
     inspect::{alias_of, bridge_index, is_up, link_of, mac_of, master_of},
     link_up,
-    netlink::{Change, Destination, Netlink},
+    netlink::{Change, Destination, Netlink, link_indexed},
 };
 
 /// What was not as ADD left it.
@@ -33,13 +33,14 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Makes the host's end of this sandbox what [`connect`](super::connect) made it, and returns what it was not. Under the sandbox's
-/// lock: a link without this very identity belongs to nobody, or to a later ADD, and is left alone.
+/// Makes this host end what [`connect`](super::connect) made it, and returns what it was not. Under its sandbox's lock: a link
+/// that no longer says what it said belongs to nobody, or to a later ADD, and is left alone.
 ///
 /// Asks for single objects only, so its cost doesn't grow with the node's pods.
-pub fn restore(identity: &Identity) -> Result<Vec<Damage>, Error> {
+pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
+    let Some(identity) = &damaged.identity else { return Ok(Vec::new()) };
     let mut netlink = Netlink::open()?;
-    let Some(link) = netlink.link(&identity.sandbox.host_link())? else { return Ok(Vec::new()) };
+    let Some(link) = netlink.link(link_indexed(damaged.index))? else { return Ok(Vec::new()) };
     if alias_of(&link).and_then(|alias| alias.parse().ok()).as_ref() != Some(identity) {
         return Ok(Vec::new());
     }

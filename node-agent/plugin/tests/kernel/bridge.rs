@@ -95,7 +95,7 @@ fn del_leaves_nothing_of_a_bridged_pod_and_its_address_works_again_at_once() {
     assert_eq!(traces(&node), "");
     assert_eq!(run(&node, "ADD", &b, &config).address(), address);
     reach_each_other((&b.netns, address), (&vm, VM));
-    let Pod { id, netns } = b;
+    let Pod { id, netns, .. } = b;
     netns.delete();
     node.run("DEL", &id, Path::new(""), &config).succeeds();
     assert_eq!(traces(&node), "");
@@ -131,7 +131,7 @@ fn pods_keep_the_wiring_they_were_started_with_and_reach_those_of_the_other() {
 #[test]
 fn check_catches_what_is_missing_between_bridge_and_pod() {
     let (node, _vm) = stage(1);
-    let link = Pod::new("a").sandbox().host_link();
+    let link = Pod::new("a").host_link();
     for (finding, damage) in [
         ("doesn't know the pod's MAC", format!("fdb delete 0a:58:0a:f0:01:01 dev {link} master")),
         ("permanent neighbour", "neighbour delete 10.240.1.1 dev vnpbridge".to_owned()),

@@ -19,7 +19,7 @@ fn live_addresses<'a>(node: &Node, pods: &'a [Pod]) -> BTreeMap<String, &'a str>
     for pod in pods {
         let addresses = pod.netns.ip("-4 -o address show scope global");
         for address in addresses.split_whitespace().filter_map(|word| word.strip_suffix("/32")) {
-            if routes.contains(&format!("{address} dev {}", pod.sandbox().host_link())) {
+            if routes.contains(&format!("{address} dev {}", pod.host_link())) {
                 let other = live.insert(address.to_owned(), pod.id.as_str());
                 assert_eq!(other, None, "{address} is on two pods, {} is one of them", pod.id);
             }

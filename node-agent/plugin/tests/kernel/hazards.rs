@@ -14,14 +14,14 @@ use std::{
 use crate::node::{Namespace, Node, Pod};
 use crate::wiring::connect;
 use vnetpool_plugin::wiring::{
-    Damage, Events, Heard, HostLink, Identity, Uplinks, addresses, host_links, remove_address, restore,
+    Damage, Events, Heard, HostLink, Uplinks, addresses, host_links, remove_address, restore,
 };
 
 const SYSCTL: &str = "/proc/sys/net";
 
-fn identity(node: &Node, pod: &Pod) -> Identity {
+fn link_of(node: &Node, pod: &Pod) -> HostLink {
     let links: Vec<HostLink> = node.netns.inside(|| host_links().unwrap());
-    links.into_iter().find(|link| link.name == pod.sandbox().host_link()).unwrap().identity.unwrap()
+    links.into_iter().find(|link| link.name == pod.host_link()).unwrap()
 }
 
 #[test]
@@ -29,19 +29,19 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
     let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
     let address = node.add(&pod).address();
     let other_address = node.add(&other).address();
-    let (link, identity) = (pod.sandbox().host_link(), identity(&node, &pod));
+    let (link, wired) = (pod.host_link(), link_of(&node, &pod));
     for (offence, expected) in [
         (format!("route delete {address}/32"), vec![Damage::Route]),
         (format!("link set {link} address 02:00:00:00:00:01"), vec![Damage::Mac]),
         (format!("link set {link} down"), vec![Damage::Down, Damage::Route]),
     ] {
-        assert_eq!(node.netns.inside(|| restore(&identity).unwrap()), [], "nothing is wrong yet");
+        assert_eq!(node.netns.inside(|| restore(&wired).unwrap()), [], "nothing is wrong yet");
         node.netns.ip(&offence);
         let damaged: Vec<_> =
             node.netns.inside(|| host_links().unwrap()).into_iter().filter(HostLink::is_damaged).collect();
         assert_eq!(damaged.len(), 1, "{offence}");
-        assert_eq!(damaged[0].identity.as_ref(), Some(&identity), "{offence}");
-        assert_eq!(node.netns.inside(|| restore(&identity).unwrap()), expected, "{offence}");
+        assert_eq!(damaged[0].identity, wired.identity, "{offence}");
+        assert_eq!(node.netns.inside(|| restore(&wired).unwrap()), expected, "{offence}");
         node.check(&pod, address).succeeds();
         assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
     }
@@ -51,7 +51,7 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
 fn a_sandbox_that_was_deleted_or_is_another_now_is_not_restored() {
     let (node, pod) = (Node::holding(2), Pod::new("a"));
     let address = node.add(&pod).address();
-    let first = identity(&node, &pod);
+    let first = link_of(&node, &pod);
     node.del(&pod).succeeds();
     assert_eq!(node.netns.inside(|| restore(&first).unwrap()), []);
     assert!(!node.netns.ip("route show").contains(&address.to_string()));
@@ -65,10 +65,10 @@ fn a_sandbox_that_was_deleted_or_is_another_now_is_not_restored() {
 fn a_route_that_somebody_led_elsewhere_is_named_and_not_fought_over() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let address = node.add(&pod).address();
-    let identity = identity(&node, &pod);
+    let wired = link_of(&node, &pod);
     node.netns.ip(&format!("route delete {address}/32"));
     node.netns.ip(&format!("route add {address}/32 dev lo proto static"));
-    let error = node.netns.inside(|| restore(&identity)).unwrap_err();
+    let error = node.netns.inside(|| restore(&wired)).unwrap_err();
     assert!(error.to_string().contains(&format!("already routes {address} elsewhere")), "{error}");
 }
 
@@ -78,7 +78,7 @@ fn the_links_mac_is_one_that_udev_leaves_alone() {
     node.add(&pod).succeeds();
     // udev's MACAddressPolicy=persistent changes a MAC that the kernel chose (1) and leaves one that was set (3), see
     // systemd.link(5) and net_setup_link. `ip -details` shows neither: sysfs does, of the namespace that mounted it.
-    let link = pod.sandbox().host_link();
+    let link = pod.host_link();
     let script = format!("mount -t sysfs none /sys && cat /sys/class/net/{link}/addr_assign_type");
     let output = node.netns.inside(|| {
         std::process::Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap()
@@ -174,7 +174,7 @@ fn each_offence_is_an_event_for_the_agent() {
     forward("1");
     node.netns.ip("rule add priority 100 to 10.9.9.9 lookup 100");
     let address = node.add(&pod).address();
-    let link = pod.sandbox().host_link();
+    let link = pod.host_link();
     let ear = Ear::of(&node.netns);
     let offences: [(&str, &dyn Fn()); 7] = [
         ("a route", &|| drop(node.netns.ip(&format!("route delete {address}/32")))),

@@ -7,6 +7,7 @@ mod chain;
 mod containerd;
 mod crashes;
 mod hazards;
+mod names;
 mod node;
 mod reference;
 mod runtime;

@@ -18,7 +18,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use vnetpool_plugin::ledger::{
-    Entry, Ledger, Sandbox, Supply,
+    self, Entry, Ledger, Sandbox, Supply,
     file::{self, Store},
 };
 
@@ -93,16 +93,35 @@ fn ip(arguments: &str) -> String {
 #[derive(Debug)]
 pub struct Pod {
     pub id: String,
+    /// The pod's own, which all its sandboxes share.
+    pub name: String,
     pub netns: Namespace,
 }
 
 impl Pod {
     pub fn new(id: &str) -> Pod {
-        Pod { id: id.to_owned(), netns: Namespace::new() }
+        Pod::named(id, id)
+    }
+
+    pub fn named(id: &str, name: &str) -> Pod {
+        Pod { id: id.to_owned(), name: name.to_owned(), netns: Namespace::new() }
     }
 
     pub fn sandbox(&self) -> Sandbox {
         Sandbox { container_id: self.id.clone(), ifname: "eth0".to_owned() }
+    }
+
+    /// What a runtime tells of it.
+    pub fn told(&self) -> ledger::Pod {
+        ledger::Pod {
+            namespace: "default".to_owned(),
+            name: self.name.clone(),
+            uid: format!("uid-{}", self.id),
+        }
+    }
+
+    pub fn host_link(&self) -> String {
+        self.sandbox().host_link(&self.told())
     }
 }
 
@@ -191,8 +210,13 @@ impl Node {
         json!({ "cniVersion": "1.0.0", "name": "vnetpool", "type": "vnetpool", "stateDir": self.dir.path() })
     }
 
-    /// Starts the plugin inside the node.
+    /// Starts the plugin inside the node, for the first sandbox of a pod.
     pub fn start(&self, verb: &str, id: &str, netns: &Path, config: &Value) -> Child {
+        self.start_of(verb, id, id, netns, config)
+    }
+
+    /// Starts the plugin inside the node for the sandbox `id` of the pod `name`.
+    fn start_of(&self, verb: &str, id: &str, name: &str, netns: &Path, config: &Value) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnetpool"));
         command
             .env_clear()
@@ -203,7 +227,7 @@ impl Node {
             .env("CNI_PATH", "/opt/cni/bin")
             .env(
                 "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={id};K8S_POD_UID=uid-{id}"),
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID=uid-{id}"),
             )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -218,7 +242,7 @@ impl Node {
     }
 
     pub fn start_add(&self, pod: &Pod) -> Child {
-        self.start("ADD", &pod.id, &pod.netns.path(), &self.config())
+        self.start_of("ADD", &pod.id, &pod.name, &pod.netns.path(), &self.config())
     }
 
     pub fn add(&self, pod: &Pod) -> Answer {
@@ -226,7 +250,7 @@ impl Node {
     }
 
     pub fn del(&self, pod: &Pod) -> Answer {
-        self.run("DEL", &pod.id, &pod.netns.path(), &self.config())
+        finish(self.start_of("DEL", &pod.id, &pod.name, &pod.netns.path(), &self.config()))
     }
 
     /// CHECK with the address that ADD returned.
@@ -234,7 +258,7 @@ impl Node {
         let mut config = self.config();
         config["prevResult"] =
             json!({ "cniVersion": "1.0.0", "ips": [{ "address": format!("{address}/32") }] });
-        self.run("CHECK", &pod.id, &pod.netns.path(), &config)
+        finish(self.start_of("CHECK", &pod.id, &pod.name, &pod.netns.path(), &config))
     }
 }
 

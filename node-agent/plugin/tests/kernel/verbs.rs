@@ -42,7 +42,7 @@ fn del_is_idempotent_and_a_later_add_with_the_same_id_works() {
 fn del_works_without_the_namespace() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let Pod { id, netns } = pod;
+    let Pod { id, netns, .. } = pod;
     netns.delete();
     node.run("DEL", &id, Path::new(""), &node.config()).succeeds();
     assert_eq!(node.ledger().counts(file::now()).assigned, 0);
@@ -109,7 +109,7 @@ fn the_answer_is_in_the_version_asked_for() {
         assert_eq!(document["ips"][0]["gateway"], "169.254.1.1");
         assert_eq!(document["ips"][0]["interface"], 1);
         assert_eq!(document["routes"], json!([{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }]));
-        assert_eq!(document["interfaces"][0]["name"], pod.sandbox().host_link());
+        assert_eq!(document["interfaces"][0]["name"], pod.host_link());
         assert_eq!(document["interfaces"][1]["name"], "eth0");
         assert_eq!(document["interfaces"][1]["sandbox"], json!(pod.netns.path()));
         let [_, b, c, d] = address.octets();
@@ -122,7 +122,7 @@ fn the_answer_is_in_the_version_asked_for() {
 #[test]
 fn check_catches_each_kind_of_damage() {
     let node = Node::holding(1);
-    let host_link = Pod::new("a").sandbox().host_link();
+    let host_link = Pod::new("a").host_link();
     let damages: [(&str, bool, String); 11] = [
         ("host's end vnp", true, format!("link set {host_link} down")),
         ("is missing", true, format!("link delete {host_link}")),
@@ -292,7 +292,7 @@ fn twenty_adds_at_once_get_twenty_addresses() {
 fn each_call_is_a_line_in_the_log() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let address = node.add(&pod).address();
-    node.add(&Pod { id: "-".to_owned(), netns: pod.netns }).code();
+    node.add(&Pod { id: "-".to_owned(), ..pod }).code();
     let log = fs::read_to_string(node.dir.path().join("plugin.log")).unwrap();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["verb"], "ADD");

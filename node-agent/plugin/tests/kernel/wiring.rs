@@ -53,14 +53,14 @@ fn the_mtu_of_the_configuration_is_on_both_ends() {
     config["mtu"] = 1400.into();
     node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
     assert!(pod.netns.ip("link show eth0").contains("mtu 1400"));
-    assert!(node.netns.ip(&format!("link show {}", pod.sandbox().host_link())).contains("mtu 1400"));
+    assert!(node.netns.ip(&format!("link show {}", pod.host_link())).contains("mtu 1400"));
 }
 
 #[test]
 fn the_pair_has_one_queue_each_way_and_a_fixed_mac() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let link = node.netns.ip(&format!("-d link show {}", pod.sandbox().host_link()));
+    let link = node.netns.ip(&format!("-d link show {}", pod.host_link()));
     assert!(link.contains("numtxqueues 1 numrxqueues 1"), "{link}");
     let mac = HOST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     assert!(link.contains(&mac), "{link}");
@@ -70,7 +70,7 @@ fn the_pair_has_one_queue_each_way_and_a_fixed_mac() {
 fn a_pod_can_not_divert_the_node_by_router_advertisements() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let link = pod.sandbox().host_link();
+    let link = pod.host_link();
     assert_eq!(
         node.netns.ip(&format!("-6 address show dev {link}")),
         "",
@@ -108,7 +108,7 @@ fn the_host_links_tell_who_has_which_address() {
     let links = links_of(&node);
     let [link] = &links[..] else { panic!("{links:?}") };
     assert!(link.up);
-    assert_eq!((link.name.clone(), link.routes.clone()), (pod.sandbox().host_link(), vec![address]));
+    assert_eq!((link.name.clone(), link.routes.clone()), (pod.host_link(), vec![address]));
     let identity = link.identity.clone().unwrap();
     assert_eq!((identity.address, identity.sandbox), (address, pod.sandbox()));
     assert_eq!((identity.pod.namespace.as_str(), identity.pod.uid.as_str()), ("default", "uid-a"));
@@ -150,14 +150,14 @@ fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
 fn a_leaked_link_is_silenced_and_deleted() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let name = pod.sandbox().host_link();
+    let (sandbox, told) = (pod.sandbox(), pod.told());
     node.netns.inside(|| {
-        disconnect(&name).unwrap();
-        disconnect(&name).unwrap();
+        disconnect(&sandbox, &told).unwrap();
+        disconnect(&sandbox, &told).unwrap();
         let index = host_links().unwrap()[0].index;
         delete_host_link(index).unwrap();
         delete_host_link(index).unwrap();
-        disconnect(&name).unwrap();
+        assert_eq!(disconnect(&sandbox, &told).unwrap(), None);
     });
     assert_eq!(links_of(&node), []);
 }
