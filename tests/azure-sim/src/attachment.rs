@@ -1,6 +1,8 @@
 //! What refers to what: rules for references between NICs, subnets, public addresses, load balancers, route tables and security
 //! groups, and the back references that a GET shows.
 
+mod groups;
+
 use crate::nic;
 use crate::reply::Reply;
 use crate::resource::{Kind, list};
@@ -216,12 +218,8 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
                 refuse_secondary(configuration, pool, id(rule))?;
             }
         }
-        for group in list(configuration, "applicationSecurityGroups").iter().map(id) {
-            if world.resource(Kind::ApplicationSecurityGroup, group).is_none() {
-                return Err(missing(group, own));
-            }
-        }
     }
+    groups::check(world, nic)?;
     match text(nic, "/properties/networkSecurityGroup/id") {
         Some(group) if world.resource(Kind::SecurityGroup, group).is_none() => Err(missing(group, id(nic))),
         _ => Ok(()),

@@ -148,13 +148,22 @@ impl Put<'_> {
                 );
                 return Err(refusal("IpConfigurationsOnSameNicCannotUseDifferentSubnets", message));
             }
-            let groups = |c: &Value| c["properties"]["applicationSecurityGroups"].as_array().cloned();
-            if groups(configuration).unwrap_or_default() != groups(&configurations[0]).unwrap_or_default() {
+            // Code and words: Azure/azure-cli#21551.
+            let groups = |c: &Value| crate::resource::list(c, "applicationSecurityGroups").to_vec();
+            if groups(configuration) != groups(&configurations[0]) {
+                let names = |c: &Value| {
+                    let ids = groups(c);
+                    let ids: Vec<&str> = ids.iter().filter_map(|group| group["id"].as_str()).collect();
+                    format!("IPConfiguration {} references ASG(s) {}", self.child(c), ids.join(", "))
+                };
                 let message = format!(
-                    "All IP configurations of network interface {} must have the same application security groups.",
-                    self.id
+                    "All IPConfigurations on a Network Interface should reference the same set of Application Security Groups. \
+                     {}, whereas {}.",
+                    names(&configurations[0]),
+                    names(configuration)
                 );
-                return Err(refusal("ApplicationSecurityGroupsNotSameOnIpConfigurations", message));
+                let code = "AllIpConfigurationsOnANicMustBelongToTheSameApplicationSecurityGroups";
+                return Err(refusal(code, message));
             }
         }
         let Some(subnet) = subnets(&id) else {

@@ -363,3 +363,30 @@ async fn the_log_has_bodies_and_the_etag_that_was_asked_for() {
     );
     assert_eq!(write.caller, "127.0.0.1");
 }
+
+#[tokio::test]
+async fn application_security_groups_are_of_the_nics_region_and_all_members_of_one_network() {
+    let scene = Scene::with_writes_of(0.0).await;
+    let network = scene.nic.split("/networkInterfaces/").next().unwrap().to_owned();
+    for (name, location) in [("here", "westeurope"), ("elsewhere", "northeurope")] {
+        let path = format!("{network}/applicationSecurityGroups/{name}?api-version=2024-03-01");
+        let made = scene.client.put(&path, &json!({ "location": location, "properties": {} })).await;
+        assert_eq!(made.status, 201, "{made:?}");
+    }
+    let space = json!({ "addressPrefixes": ["10.60.0.0/16"] });
+    let far = json!({ "location": "westeurope", "properties": { "addressSpace": space,
+        "subnets": [{ "name": "far", "properties": { "addressPrefix": "10.60.0.0/24" } }] } });
+    scene.client.put(&format!("{network}/virtualNetworks/far?api-version=2024-03-01"), &far).await;
+    let vm = NewVm { name: "b".into(), vnet: Some("far".into()), ..NewVm::default() };
+    let far = format!("{}?api-version=2024-03-01", scene.sim.add_vm(vm).await.unwrap().nic_id);
+    let join = async |nic: &str, group: &str| {
+        let mut body = scene.client.get(nic).await.body;
+        body["properties"]["ipConfigurations"][0]["properties"]["applicationSecurityGroups"] =
+            json!([{ "id": format!("{network}/applicationSecurityGroups/{group}") }]);
+        scene.client.put(nic, &body).await
+    };
+    assert_eq!(join(&scene.nic, "elsewhere").await.code(), "InvalidResourceReference");
+    assert_eq!(join(&scene.nic, "here").await.status, 200);
+    let refused = join(&far, "here").await;
+    assert_eq!(refused.code(), "NetworkInterfacesOfApplicationSecurityGroupMustBeInSameVnet");
+}

@@ -141,7 +141,7 @@ fn all_ip_configurations_are_in_one_subnet_and_in_the_same_security_groups() {
     assert_eq!(code, "IpConfigurationsOnSameNicCannotUseDifferentSubnets");
     let grouped = json!({ "applicationSecurityGroups": [{ "id": "/asg" }] });
     let code = refused(put(None, nic(&[("a", grouped)])));
-    assert_eq!(code, "ApplicationSecurityGroupsNotSameOnIpConfigurations");
+    assert_eq!(code, "AllIpConfigurationsOnANicMustBelongToTheSameApplicationSecurityGroups");
 }
 
 #[test]
