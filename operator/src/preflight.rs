@@ -8,13 +8,15 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use crate::azure::role::{NODES, On};
+use vnetpool_crds::{NodeIPPool, NodeIPPoolSpec};
+
+use crate::azure::role::{NODES, On, PARTS};
 use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
 
 /// What to test for.
 #[derive(Clone, Debug)]
 pub enum Subject {
-    /// The nodes of the cluster: one for each resource group and AKS node pool, since those of a group and pool are alike.
+    /// The pools of the cluster and its nodes: one for each resource group and AKS node pool, since those of a group and pool are alike.
     Nodes,
     /// Nodes that may not exist yet, in this resource group; and the subnet they are to be in.
     Group { id: String, subnet: Option<ResourceId> },
@@ -63,7 +65,8 @@ pub async fn run(
             }
         }
         Subject::Nodes => {
-            for (node, vm) in representatives(client().await?).await? {
+            let client = client().await?;
+            for (node, vm) in representatives(client.clone()).await? {
                 report.looked_at.push(format!("node {node}"));
                 let findings = asked.node(&vm).await.with_context(|| format!("node {node}, {vm}"))?;
                 findings.into_iter().for_each(|finding| report.add(finding));
@@ -73,6 +76,13 @@ pub async fn run(
                 "the cluster has no node with a providerID of an Azure virtual machine. Name --subscription and \
                  --resource-group to test without nodes."
             );
+            for pool in pools(client).await? {
+                let needs = of_pool(&pool.spec);
+                if !needs.is_empty() {
+                    report.looked_at.push(format!("NodeIPPool {}", pool.name_any()));
+                }
+                asked.roles(needs).await?.into_iter().for_each(|finding| report.add(finding));
+            }
         }
     }
     Ok(report)
@@ -91,6 +101,30 @@ async fn representatives(client: Client) -> anyhow::Result<Vec<(String, VmId)>> 
         kinds.entry((vm.resource().group().to_ascii_lowercase(), pool)).or_insert((node.name_any(), vm));
     }
     Ok(kinds.into_values().collect())
+}
+
+/// None before the operator is installed.
+async fn pools(client: Client) -> anyhow::Result<Vec<NodeIPPool>> {
+    match Api::<NodeIPPool>::all(client).list(&ListParams::default()).await {
+        Ok(pools) => Ok(pools.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(vec![]),
+        Err(error) => Err(error).context("listing NodeIPPools"),
+    }
+}
+
+/// What it takes to have NICs refer to what a pool names, which they may not do yet.
+fn of_pool(spec: &NodeIPPoolSpec) -> Vec<Need> {
+    let groups = spec.application_security_groups.iter().flat_map(|groups| &groups.ids);
+    let backend_pools = spec.attachments.backend_pools.iter().map(|pool| &pool.id);
+    let needs = |scope: &String, property| {
+        let actions = PARTS.iter().flat_map(|part| part.actions);
+        let joins = actions.filter(|action| action.on == On::Referenced(property));
+        joins.map(|action| Need { scope: scope.clone(), action: action.name }).collect::<Vec<_>>()
+    };
+    groups
+        .flat_map(|id| needs(id, "applicationSecurityGroups"))
+        .chain(backend_pools.flat_map(|id| needs(id, "loadBalancerBackendAddressPools")))
+        .collect()
 }
 
 /// What can be said of nodes that don't exist: what their NICs will refer to isn't known.

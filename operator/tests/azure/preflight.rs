@@ -2,7 +2,7 @@
 
 use axum::Json;
 use serde_json::{Value, json};
-use vnetpool_azure_sim::{Access, DenyAssignment, Grant, Lock, LockLevel};
+use vnetpool_azure_sim::{Access, DenyAssignment, Grant, Lock, LockLevel, NewInstance, NewScaleSet};
 use vnetpool_operator::azure::role::{NODES, PARTS};
 use vnetpool_operator::preflight::{self, Report, Subject};
 
@@ -10,14 +10,22 @@ use crate::simulated::World;
 
 const PERMISSIONS: &str = "Microsoft.Authorization/permissions/read";
 
-/// An API server that knows Nodes, and a client of it.
-async fn cluster(nodes: Value) -> anyhow::Result<kube::Client> {
-    let app = axum::Router::new().route(
-        "/api/v1/nodes",
-        axum::routing::get(move || async move {
-            Json(json!({ "kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": nodes }))
-        }),
-    );
+/// An API server that knows Nodes and, if there are any, NodeIPPools, and a client of it.
+async fn cluster(nodes: Value, pools: Option<Value>) -> anyhow::Result<kube::Client> {
+    let list = |kind: &str, version: &str, items: Value| {
+        let list =
+            json!({ "kind": format!("{kind}List"), "apiVersion": version, "metadata": {}, "items": items });
+        axum::routing::get(move || async move { Json(list) })
+    };
+    let mut app = axum::Router::new().route("/api/v1/nodes", list("Node", "v1", nodes));
+    if let Some(pools) = pools {
+        let route = list("NodeIPPool", "vnetpool.io/v1alpha1", pools);
+        app = app.route("/apis/vnetpool.io/v1alpha1/nodeippools", route);
+    }
+    // As the API server itself says that there is no such kind.
+    let unknown = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
+        "message": "the server could not find the requested resource" });
+    let app = app.fallback(move || async move { (axum::http::StatusCode::NOT_FOUND, Json(unknown)) });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?).parse()?;
     // Ends with the test's runtime.
@@ -35,7 +43,7 @@ async fn of_nodes(world: &World) -> Report {
         node("node-2", &format!("azure://{}2", world.vm), "a"),
         node("elsewhere", "aws:///eu-west-1a/i-0abc", "b"),
     ]);
-    preflight::run(&world.azure, Subject::Nodes, async || cluster(nodes).await).await.unwrap()
+    preflight::run(&world.azure, Subject::Nodes, async || cluster(nodes, None).await).await.unwrap()
 }
 
 async fn of_group(world: &World) -> Report {
@@ -158,4 +166,90 @@ async fn preflight_finds_a_lock_and_a_deny_assignment_that_no_role_shows() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn preflight_asks_for_what_pools_name() {
+    let world = World::start("nodes", 0.2).await;
+    let network = format!("{}/providers/Microsoft.Network", world.nic.group());
+    let (group, balanced) = (
+        format!("{network}/applicationSecurityGroups/web"),
+        format!("{network}/loadBalancers/l/backendAddressPools/b"),
+    );
+    let pool = json!({ "metadata": { "name": "web" }, "spec": {
+        "applicationSecurityGroups": { "ids": [group] },
+        "attachments": { "backendPools": [{ "name": "b", "id": balanced }] },
+    } });
+    let report = async || {
+        let nodes = json!([node("node-1", &format!("azure://{}", world.vm), "a")]);
+        let client = async || cluster(nodes, Some(json!([pool]))).await;
+        preflight::run(&world.azure, Subject::Nodes, client).await.unwrap()
+    };
+    for (action, scope) in [
+        ("Microsoft.Network/applicationSecurityGroups/joinIpConfiguration/action", group.as_str()),
+        ("Microsoft.Network/loadBalancers/backendAddressPools/join/action", balanced.as_str()),
+    ] {
+        grant(&world, &[]);
+        let granted = report().await.to_string();
+        assert!(
+            line(&granted, action).starts_with("granted") && granted.contains("NodeIPPool web"),
+            "{granted}"
+        );
+        grant(&world, &[action]);
+        let lacking = report().await.to_string();
+        assert!(line(&lacking, action).starts_with("MISSING"), "{lacking}");
+        assert!(line(&lacking, action).ends_with(scope), "{lacking}");
+    }
+}
+
+/// A Uniform scale set's instance as the only node.
+async fn of_instance(world: &World) -> Report {
+    let instance = world.sim.machine("pool_0").unwrap();
+    let provider_id = format!("azure://{}", instance["id"].as_str().unwrap());
+    let client = async || cluster(json!([node("pool000000", &provider_id, "a")]), None).await;
+    preflight::run(&world.azure, Subject::Nodes, client).await.unwrap()
+}
+
+#[tokio::test]
+async fn preflight_tests_what_an_instance_of_a_uniform_scale_set_needs_and_no_more() {
+    let world = World::start("nodes", 0.2).await;
+    world.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() }).unwrap();
+    world
+        .sim
+        .add_instance("pool", NewInstance { instance_id: Some(0), ..NewInstance::default() })
+        .await
+        .unwrap();
+    let sets = "Microsoft.Compute/virtualMachineScaleSets/virtualMachines";
+    let own = [
+        format!("{sets}/read"),
+        format!("{sets}/write"),
+        format!("{sets}/networkInterfaces/read"),
+        "Microsoft.Compute/locations/operations/read".to_owned(),
+    ];
+    grant(&world, &[]);
+    let before = world.sim.state();
+    let report = of_instance(&world).await;
+    assert_eq!(report.lacks(), 0, "{report}");
+    let text = report.to_string();
+    assert!(own.iter().all(|action| line(&text, action).starts_with("granted")), "{text}");
+    // What is for machines and NICs that are written by themselves isn't asked for.
+    for other in ["Microsoft.Compute/virtualMachines/read", "Microsoft.Network/networkInterfaces/write"] {
+        assert!(!text.contains(other), "{text}");
+    }
+    assert_eq!(world.sim.state(), before);
+    for action in &own {
+        grant(&world, &[action]);
+        let report = of_instance(&world).await;
+        assert_eq!(report.lacks(), 1, "without {action}:\n{report}");
+        assert!(line(&report.to_string(), action).starts_with("MISSING"), "{report}");
+    }
+    // Permissions that can't be read are tried: a write to the instance that no etag of its fits.
+    grant(&world, &[PERMISSIONS]);
+    let text = of_instance(&world).await.to_string();
+    assert!(line(&text, &own[1]).starts_with("granted"), "{text}");
+    grant(&world, &[PERMISSIONS, &own[1]]);
+    let report = of_instance(&world).await;
+    assert_eq!(report.lacks(), 1, "{report}");
+    assert!(line(&report.to_string(), &own[1]).starts_with("MISSING"), "{report}");
+    assert_eq!(world.sim.state(), before);
 }
