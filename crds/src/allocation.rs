@@ -97,6 +97,11 @@ pub struct Interface {
     pub primary_address: String,
     /// The subnet all addresses of the NIC are in.
     pub subnet: Subnet,
+    /// Azure resource ids of the application security groups that Vnetpool has put the NIC into, for its pool. They stand here before
+    /// that is done and until it is undone: only these are ever taken off again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub application_security_groups: Vec<String>,
     /// What is reserved for pods: only what Azure reports as `Succeeded`. In mode `Route`, the one route to the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

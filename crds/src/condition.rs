@@ -37,6 +37,9 @@ pub const ATTACHED: &str = "Attached";
 /// more than a minute; they stay theirs, since whatever is in the sandbox may still use them. No part of [`READY`]. Absent
 /// until there was one.
 pub const SANDBOXES_ENDED: &str = "SandboxesEnded";
+/// Operator, on a `NodeIPAllocation`, where the pool has `applicationSecurityGroups`: the NIC is in them. No part of [`READY`]: pods
+/// have addresses, but other security rules than they should.
+pub const APPLICATION_SECURITY_GROUPS: &str = "ApplicationSecurityGroups";
 /// Operator, on a `NodeIPAllocation`, and only while it runs with `--dry-run`: what it would do to the node's NIC.
 pub const DRY_RUN: &str = "DryRun";
 /// Agent: the node's ledger has been supplied from `spec` in this boot.

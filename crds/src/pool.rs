@@ -53,6 +53,8 @@ use std::collections::BTreeMap;
         .message("sizing.maximum is below 16, which in mode Prefix is one block: raise it, or use mode Address"),
     validation = Rule::new("(self.mode == 'Route') == has(self.route)")
         .message("mode Route needs route (podCIDR, routeTableID), and no other mode takes it: add or remove the one or the other"),
+    validation = Rule::new("self.mode != 'Route' || !has(self.applicationSecurityGroups)")
+        .message("mode Route takes no applicationSecurityGroups, since Azure puts ipConfigurations into them and pods of a route have none: remove them, or use mode Address or Prefix"),
 )]
 pub struct NodeIPPoolSpec {
     /// The nodes this pool is for, by label. Empty or absent: every node.
@@ -119,6 +121,11 @@ pub struct NodeIPPoolSpec {
     /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by default.
     #[serde(default, skip_serializing_if = "Attachments::is_empty")]
     pub attachments: Attachments,
+
+    /// The application security groups that pods are to be in, besides those that others have put their NIC into. Default: no more
+    /// than those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application_security_groups: Option<ApplicationSecurityGroups>,
 
     /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets than this
     /// percentage of its size, and False again when a quarter more than that are free. 0: never.
@@ -289,6 +296,27 @@ pub struct BackendPool {
         "self.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/loadBalancers/[^/]+/backendAddressPools/[^/]+$')")
         .message("attachments.backendPools.id must be the whole resource id of a backend pool: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/loadBalancers/LOADBALANCER/backendAddressPools/POOL"))]
     pub id: String,
+}
+
+/// Application security groups for pods. Azure has one set of them for all addresses of a NIC, so these hold for the whole NIC:
+/// for each pod of the node, and on the VM's primary NIC for what the node itself sends and gets.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationSecurityGroups {
+    /// Their Azure resource ids: 1 to 20, each once. Azure wants them in the region of the nodes, and all that is in one group in one
+    /// virtual network.
+    #[schemars(length(min = 1, max = 20), inner(length(max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Set,
+        validation = Rule::new(
+        "self.all(id, id.matches('(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.Network/applicationSecurityGroups/[^/]+$'))")
+        .message("applicationSecurityGroups.ids takes whole resource ids of application security groups: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/applicationSecurityGroups/NAME"),
+        validation = Rule::new("self.all(id, self.exists_one(other, other.lowerAscii() == id.lowerAscii()))")
+        .message("applicationSecurityGroups.ids names a group twice, for Azure's ids are the same in any letter case: remove one"))]
+    pub ids: Vec<String>,
+    /// Whether they are set on a node's primary NIC, too. Otherwise, the default, only on a NIC of the pods' own: a secondary one,
+    /// which `subnetID` chooses.
+    #[serde(default, rename = "onSharedNIC")]
+    pub on_shared_nic: bool,
 }
 
 /// The sums over the nodes this pool serves. Written by the operator.

@@ -172,6 +172,7 @@ mod tests {
             interfaces: vec![Interface {
                 id: "nic".into(),
                 mac: "00:0d:3a:e5:1c:c0".into(),
+                application_security_groups: vec![],
                 secondary: false,
                 primary_address: "10.240.0.4".into(),
                 subnet: Subnet { id: "subnet".into(), prefixes: vec!["10.240.0.0/20".into()] },

@@ -132,6 +132,7 @@ impl Instance {
         let interface = Interface {
             id: format!("the VM's primary NIC, {mac}"),
             mac,
+            application_security_groups: vec![],
             secondary: false,
             primary_address: own,
             subnet: Subnet {

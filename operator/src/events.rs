@@ -1,6 +1,6 @@
 //! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on our own kind.
 
-use crate::azure::Attached;
+use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -68,6 +68,16 @@ pub fn forwarding(nic: &str) -> Event {
 pub fn mended(table: &str) -> Event {
     let note = format!("put the node's route in {table} right, which somebody else had changed or removed");
     event(EventType::Warning, "RouteMended", "Reserve", note)
+}
+
+/// A NIC has joined and left application security groups, as its pool asks for.
+pub fn regrouped(join: &[ResourceId], leave: &[ResourceId], nic: &str) -> Event {
+    let names = |groups: &[ResourceId]| groups.iter().map(ResourceId::name).collect::<Vec<_>>().join(", ");
+    let said = [("joined", join), ("left", leave)];
+    let said = said.iter().filter(|(_, groups)| !groups.is_empty());
+    let said: Vec<String> = said.map(|(does, groups)| format!("has {does} {}", names(groups))).collect();
+    let note = format!("{nic} {}: application security groups of its pool's", said.join(" and "));
+    event(EventType::Normal, "SecurityGroupsChanged", "Join", note)
 }
 
 /// What others had made is gone from a NIC, as the pool asked for.

@@ -10,6 +10,7 @@ mod apply;
 mod attach;
 mod drift;
 mod facts;
+mod groups;
 mod growth;
 mod hint;
 mod interfaces;
@@ -235,7 +236,8 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
     }
     let mut outcome = Ok(());
     if round.wants_write() {
-        // `spec` names the NIC, or the route table, before anything is reserved in it: whoever comes after us finds it there.
+        // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before it joins them: whoever
+        // comes after us finds it there.
         if round.names_less_than_is_written() {
             publish(ctx, round, node, memory).await?;
         }
@@ -275,7 +277,11 @@ impl Round {
         let nic = seen.and_then(|seen| seen.nic.as_ref());
         let is_named =
             spec.serving().zip(nic).is_some_and(|(named, nic)| named.id.eq_ignore_ascii_case(&nic.id));
-        !is_named || spec.route_table_id != table
+        let named = spec.serving().map(|named| &named.application_security_groups);
+        let joins_more = nic.is_some_and(|nic| {
+            nic.application_security_groups.iter().any(|id| !named.is_some_and(|named| named.contains(id)))
+        });
+        !is_named || joins_more || spec.route_table_id != table
     }
 
     fn wants_write(&self) -> bool {
@@ -302,7 +308,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
     memory.note(&plan, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
-        Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs,
+        Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
     });
     round.attachments = Some(attach::plan(ctx, &round.allocation, node, &seen, memory, now));
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
@@ -346,7 +352,8 @@ async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Er
 /// No pool serves the node any more, and it has given back everything.
 fn is_done_with(round: &Round) -> bool {
     let no_pool = round.seen.as_ref().is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
-    let holds_nothing = round.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases);
+    let holds_nothing =
+        round.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
     no_pool && holds_nothing
 }
 
@@ -366,10 +373,12 @@ fn wait(
     let at_once = (round.wants_write() || attaches).then_some(Duration::ZERO);
     let turn = round.seen.as_ref().and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now));
     let refused = memory.attaching.wait(now);
+    let ungrouped = memory.grouping.as_ref().filter(|setback| setback.holds(now));
+    let ungrouped = ungrouped.map(|setback| setback.until - now);
     // One that is due and wasn't answered is held back by an error, which has a time of its own.
     let hint = memory.hints.due(&round.allocation, now).filter(|wait| !wait.is_zero());
-    let sooner =
-        [plan.and_then(|plan| plan.requeue), setback, unsettled, at_once, refused, say_again, turn, hint];
+    let plan = plan.and_then(|plan| plan.requeue);
+    let sooner = [plan, setback, unsettled, at_once, refused, ungrouped, say_again, turn, hint];
     sooner.into_iter().flatten().fold(next_look, Duration::min)
 }
 

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use vnetpool_crds::allocation;
 use vnetpool_crds::pool::Sizing;
 
-use crate::azure::{IpConfiguration, Priority, ProvisioningState};
+use crate::azure::{IpConfiguration, Priority, ProvisioningState, ResourceId};
 pub use rehearsal::Rehearsal;
 pub use sizing::Demand;
 
@@ -45,6 +45,10 @@ pub struct Observed {
     pub shown: BTreeSet<String>,
     /// Names of others' ipConfigurations that are to leave the NIC.
     pub adopt: Vec<String>,
+    /// Application security groups that the NIC lacks.
+    pub join: Vec<ResourceId>,
+    /// Application security groups that the NIC is in by our doing and isn't to be in any more.
+    pub leave: Vec<ResourceId>,
     /// How long more has been held than wanted; `None` if it wasn't when last looked.
     pub surplus_for: Option<Duration>,
     /// How long no pod has been bound to the node, nor taken from it.
@@ -88,6 +92,8 @@ pub struct Plan {
     pub releases: bool,
     /// Some of what is held doesn't work, because Azure gave a write up.
     pub repairs: bool,
+    /// Application security groups are to be joined or left, now or with a write that is due later.
+    pub regroups: bool,
     /// When the plan should be made anew though nothing has changed.
     pub requeue: Option<Duration>,
 }
@@ -103,6 +109,10 @@ pub struct Change {
     pub release: Vec<String>,
     /// Names of others' ipConfigurations to remove.
     pub adopt: Vec<String>,
+    /// Application security groups to put the NIC into.
+    pub join: Vec<ResourceId>,
+    /// Application security groups to take the NIC out of.
+    pub leave: Vec<ResourceId>,
     /// Azure gave the last write up half-way: the same once more brings what is on the NIC to its end.
     pub repair: bool,
     /// Have the NIC let packets of other addresses through.
@@ -154,12 +164,19 @@ pub fn plan(observed: &Observed) -> Plan {
     let grow_now = reserve > 0 && burst_to_last.is_zero();
     let repairs = held.iter().any(|one| one.state == ProvisioningState::Failed);
     let release_now = releases && (grow_now || repairs || release_to_wait.is_zero());
+    // A write begun in the middle of a burst would keep its pods waiting. And where no pool has a say any more, the groups go with
+    // the last address: a pod that is still there keeps the rules it was started under.
+    let regroup_now = (reserve == 0 || grow_now)
+        && (sizing.is_some() || (keeping.is_empty() && (!releases || release_now)));
+    let regroup = |groups: &[ResourceId]| if regroup_now { groups.to_vec() } else { vec![] };
     let change = if observed.may_write {
         Change {
             reserve: if grow_now { reserve } else { 0 },
             restore,
             release: if release_now { release } else { vec![] },
             adopt: observed.adopt.clone(),
+            join: regroup(&observed.join),
+            leave: regroup(&observed.leave),
             repair: repairs,
             forward: observed.forwarding_lacks,
             mend: observed.route_is_wrong,
@@ -179,6 +196,7 @@ pub fn plan(observed: &Observed) -> Plan {
         wanted,
         priority: priority(demand, kept, &change),
         repairs,
+        regroups: !observed.join.is_empty() || !observed.leave.is_empty(),
         change,
         publish: published(held, &observed.shown),
         kept,
@@ -201,7 +219,7 @@ fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
         // Pods have these addresses already, and nobody reaches them.
         Priority::WaitingPods
     } else if change.reserve == 0 && !mends {
-        Priority::GiveBack
+        if change.join.is_empty() { Priority::GiveBack } else { Priority::WarmRefill }
     } else if mends || demand.pods() > kept {
         Priority::WaitingPods
     } else if kept == 0 {

@@ -120,6 +120,36 @@ pub const REFUSED: &[Case] = &[
         "attachments.backendPools.name takes lower-case letters, digits and dashes",
     ),
     case(
+        "a security group by its mere name",
+        "applicationSecurityGroups: { ids: [web] }",
+        "applicationSecurityGroups.ids takes whole resource ids of application security groups",
+    ),
+    case(
+        "a network security group instead of an application's",
+        "applicationSecurityGroups: { ids: [/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkSecurityGroups/web] }",
+        "applicationSecurityGroups.ids takes whole resource ids of application security groups",
+    ),
+    case(
+        "a security group twice, in another letter case",
+        "applicationSecurityGroups: { ids: [/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web, /subscriptions/s/resourceGroups/G/providers/Microsoft.Network/applicationSecurityGroups/Web] }",
+        "applicationSecurityGroups.ids names a group twice",
+    ),
+    case(
+        "no security group at all",
+        "applicationSecurityGroups: { ids: [] }",
+        "should have at least 1 items",
+    ),
+    case(
+        "security groups without ids",
+        "applicationSecurityGroups: { onSharedNIC: true }",
+        "ids: Required value",
+    ),
+    case(
+        "security groups for pods of a route",
+        "{ mode: Route, route: { podCIDR: 10.244.0.0/16, routeTableID: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/routeTables/t }, applicationSecurityGroups: { ids: [/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web] } }",
+        "mode Route takes no applicationSecurityGroups",
+    ),
+    case(
         "two backend pools of one name",
         "attachments: { backendPools: [{ name: a, id: x }, { name: a, id: y }] }",
         "Duplicate value",
@@ -149,6 +179,11 @@ pub const ACCEPTED: &[Case] = &[
     case(
         "a backend pool and public addresses",
         "attachments: { publicAddresses: true, backendPools: [{ name: web, id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/p }] }",
+        "",
+    ),
+    case(
+        "security groups in whatever letter case Azure uses",
+        "applicationSecurityGroups: { onSharedNIC: true, ids: [/subscriptions/s/resourcegroups/g/providers/microsoft.network/applicationSecurityGroups/web, /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/api] }",
         "",
     ),
     case(

@@ -15,6 +15,7 @@ mod budget;
 mod concurrency;
 mod dry_run;
 mod finding;
+mod groups;
 mod identity;
 mod lost;
 mod machines;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         concurrency::TESTS,
         dry_run::TESTS,
         finding::TESTS,
+        groups::TESTS,
         identity::TESTS,
         lost::TESTS,
         machines::TESTS,

@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_goes_over_to_another_nic_when_the_first_is_empty,
 ];
 
-fn subnet(name: &str) -> String {
+pub(crate) fn subnet(name: &str) -> String {
     format!(
         "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/virtualNetworks/vnet/subnets/{name}"
     )
@@ -22,7 +22,13 @@ fn subnet(name: &str) -> String {
 
 /// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others` ipConfigurations of
 /// somebody else's besides its own; and its Node.
-async fn node(stage: &Stage<'_>, name: &str, first: &str, second: &str, others: usize) -> Result<()> {
+pub(crate) async fn node(
+    stage: &Stage<'_>,
+    name: &str,
+    first: &str,
+    second: &str,
+    others: usize,
+) -> Result<()> {
     let new = NewVm { name: name.into(), subnet: Some(first.into()), ..NewVm::default() };
     let vm = stage.sim.add_vm(new).await?;
     let configuration = |index: usize| {

@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = crate::tests![
     the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses,
     a_route_that_somebody_removes_is_put_back_with_the_same_range,
     a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name,
+    a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted,
     a_full_route_table_is_said_and_used_again_when_there_is_room,
     a_subnet_without_the_pools_route_table_is_named,
     a_node_that_moves_between_modes_first_gives_back_what_it_has,
@@ -40,7 +41,7 @@ async fn table(stage: &Stage<'_>, routes: Value) -> Result<String> {
     Ok(id)
 }
 
-async fn settled(stage: &Stage<'_>, id: &str) -> Result<Value> {
+pub(crate) async fn settled(stage: &Stage<'_>, id: &str) -> Result<Value> {
     for _ in 0..200 {
         let seen = stage.get(id).await?;
         if seen["properties"]["provisioningState"] == "Succeeded" {
@@ -212,6 +213,35 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
     }
     ensure!(routes(&stage, &table).await?.len() == 2, "a refused pool got a route");
     Ok(())
+}
+
+async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    let mut twin = pool(&table, "10.244.64.0/18");
+    (twin["weight"], twin["nodeSelector"]) = (json!(1), json!({ "matchLabels": { "range": "twin" } }));
+    stage.pool("twin", twin).await?;
+    let new =
+        vnetpool_azure_sim::NewVm { name: "n1".into(), subnet: Some("nodes".into()), ..Default::default() };
+    let vm = stage.sim.add_vm(new).await?;
+    stage.join_labelled("n1", &vm.provider_id, &[("range", "twin")]).await?;
+    stage.until_says("n1", INTERFACE_FOUND, "RangeOverlap").await?;
+    let valid = async |expected: &str| {
+        for _ in 0..200 {
+            let status = stage.node_pool("twin").await?.status.unwrap_or_default();
+            if condition::find(&status.conditions, VALID).is_some_and(|valid| valid.status == expected) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::bail!("Valid of the pool twin isn't {expected} within 10 s")
+    };
+    valid("False").await?;
+    stage.delete_pool("default").await?;
+    let routed = until_routed(&stage, "n1").await?;
+    ensure!(range(&routed).is_some_and(|range| range.starts_with("10.244.")), "{:?}", routed.spec);
+    valid("True").await
 }
 
 async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &ControlPlane) -> Result<()> {

@@ -317,6 +317,12 @@ impl<'a> Stage<'a> {
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
     }
 
+    /// The NIC of an instance of a Uniform scale set, which the network provider shows in a version of its own.
+    pub async fn get_instance_nic(&self, id: &str) -> Result<Value> {
+        let url = format!("{}{id}?api-version=2018-10-01", self.sim.arm_url());
+        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
+    }
+
     pub async fn get_vm(&self, id: &str) -> Result<Value> {
         let url = format!("{}{id}?api-version=2024-07-01", self.sim.arm_url());
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)

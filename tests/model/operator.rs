@@ -236,6 +236,8 @@ impl Operator<'_> {
             may_reserve: u32::MAX,
             may_write: true,
             forwarding_lacks: false,
+            join: vec![],
+            leave: vec![],
             route_is_wrong: false,
         })
     }

@@ -430,7 +430,7 @@ const UNATTACHABLE: &[(&str, &str)] = &[
     ),
     (
         "InvalidResourceReference",
-        "What is to be attached doesn't exist: correct the id in the NodeIPPool's attachments, or make it in Azure.",
+        "What is referred to doesn't exist: correct the id in the NodeIPPool's attachments or applicationSecurityGroups, or make it in Azure.",
     ),
 ];
 

@@ -3,6 +3,8 @@
 //! A NIC write replaces the whole NIC, so a document is edited as JSON and everything that isn't ours goes
 //! back as it came: a typed model would drop what it doesn't know.
 
+mod groups;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -33,6 +35,8 @@ pub struct Nic {
     pub ip_configurations: Vec<IpConfiguration>,
     /// Whether Azure lets packets through that are from or for other addresses than its own: `enableIPForwarding`.
     pub forwards: bool,
+    /// The application security groups of all its addresses, as its first ipConfiguration names them: Azure has one set a NIC.
+    pub groups: Vec<ResourceId>,
     /// How many of the NIC's 256 slots others take, the primary ipConfiguration included.
     pub foreign: u32,
     /// What others hold besides the primary one.
@@ -101,6 +105,10 @@ pub struct Change {
     pub adopt: Vec<String>,
     /// What is to be attached to ipConfigurations, by name, in place of the backend pools and the public address they have.
     pub attach: BTreeMap<String, Attached>,
+    /// Application security groups to put all ipConfigurations into, others' too: Azure takes one set a NIC.
+    pub join: Vec<ResourceId>,
+    /// Application security groups to take all ipConfigurations out of.
+    pub leave: Vec<ResourceId>,
     /// Write even if there is nothing to add or remove: Azure takes up again what an operation that failed has left.
     pub repair: bool,
     /// Turns `enableIPForwarding` on, which belongs to the whole NIC. Nothing turns it off: somebody else may need it, too.
@@ -144,6 +152,7 @@ impl Nic {
             subnet: subnet(primary)?.parse().map_err(|_| Error::Lacks { what: "a well-formed subnet id" })?,
             state: ProvisioningState::read(properties),
             forwards: properties["enableIPForwarding"] == true,
+            groups: groups::read(all),
             foreign: (all.len() - ours.len()) as u32,
             ip_configurations: ours,
             others: Others::read(all),
@@ -307,6 +316,7 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
             next.push(reserved(name, first, change.blocks, form)?);
         }
     }
+    groups::write(&mut next, &change.join, &change.leave);
     let mut edited = document.clone();
     edited["properties"]["ipConfigurations"] = Value::Array(next);
     if change.forward {

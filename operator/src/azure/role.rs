@@ -83,7 +83,8 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "security-groups",
-        purpose: "nodes' NICs with a network security group of their own, or in application security groups",
+        purpose: "nodes' NICs with a network security group of their own, or in application security groups, and pools with \
+                  applicationSecurityGroups",
         actions: &[
             action(
                 "Microsoft.Network/networkSecurityGroups/join/action",

@@ -17,7 +17,7 @@ use vnetpool_crds::pool::Mode;
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, growth};
+use super::{Context, Error, groups, growth};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
@@ -44,6 +44,8 @@ pub async fn write_nic(
         release: plan.change.release.clone(),
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
         adopt: plan.change.adopt.clone(),
+        join: plan.change.join.clone(),
+        leave: plan.change.leave.clone(),
         repair: plan.change.repair,
         ..Default::default()
     };
@@ -75,11 +77,26 @@ pub async fn write_nic(
             if !change.adopt.is_empty() {
                 ctx.events.say(&about, &events::adopted(&change.adopt, id.name())).await;
             }
+            if !change.join.is_empty() || !change.leave.is_empty() {
+                ctx.events.say(&about, &events::regrouped(&change.join, &change.leave, id.name())).await;
+            }
+            if !change.join.iter().all(|group| nic.groups.contains(group)) {
+                // Written once more at once it would show them no sooner.
+                let error = azure::Error::Unexpected {
+                    resource: id.to_string(),
+                    message: "it doesn't show application security groups that it has joined".to_owned(),
+                };
+                memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
+            }
             Ok(())
         }
         Err(error) => {
             ctx.metrics.nic_written(error.reason());
             memory.taken.extend(error.taken(&plan.change.restore));
+            if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
+                memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
+                return Err(error);
+            }
             let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
             memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
             Err(error)

@@ -9,11 +9,12 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, ADOPTED, AGENT_REPORTING, ATTACHED, BY_AGENT, DRY_RUN, FULL, INTERFACE_FOUND, OPERATIONS_TRACKED,
-    READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
+    self, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, BY_AGENT, DRY_RUN, FULL,
+    INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
 };
 
 use super::adopt::Adoption;
+use super::groups;
 use super::observe::{Obstacle, Seen};
 use super::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
@@ -38,6 +39,8 @@ pub struct Facts<'a> {
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
+    /// What there is to say of application security groups.
+    pub grouped: Option<Says>,
     /// What there is to say of attachments.
     pub attached: Option<Says>,
     /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
@@ -115,6 +118,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if let Some(outlived) = &facts.outlived {
         set(SANDBOXES_ENDED, outlived.clone());
     }
+    if let Some(grouped) = &facts.grouped {
+        set(APPLICATION_SECURITY_GROUPS, grouped.clone());
+    }
     if let Some(rehearsal) = facts.rehearsal {
         set(DRY_RUN, dry_run(facts, rehearsal));
     } else if !facts.dry_run {
@@ -122,6 +128,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     }
     if facts.attached.is_none() && facts.plan.is_some() {
         next.retain(|one| one.type_ != ATTACHED);
+    }
+    if facts.grouped.is_none() && facts.plan.is_some() {
+        next.retain(|one| one.type_ != APPLICATION_SECURITY_GROUPS);
     }
     next
 }
@@ -416,6 +425,11 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     }
     if let Some(now) = news(SANDBOXES_ENDED, "False") {
         events.push(events::stuck(&now.reason, "Look", &now.message));
+    }
+    if let Some(now) =
+        news(APPLICATION_SECURITY_GROUPS, "False").filter(|now| !groups::is_passing(&now.reason))
+    {
+        events.push(events::stuck(&now.reason, "Join", &now.message));
     }
     let would = condition::find(next, DRY_RUN).filter(|now| now.reason != NOTHING_TO_DO);
     let said = condition::find(before, DRY_RUN).map(|was| was.message.as_str());

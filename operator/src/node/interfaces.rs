@@ -32,7 +32,14 @@ impl Wanted<'_> {
         let wanted = self.subnet();
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
-        self.is_new || (is_elsewhere && serving.ip_configurations.is_empty() && memory.chosen != wanted)
+        let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
+        self.is_new || (is_elsewhere && is_empty && memory.chosen != wanted)
+    }
+
+    /// The NIC that is in application security groups by our doing.
+    fn grouped(&self) -> Option<ResourceId> {
+        let serving = self.spec.serving().filter(|nic| !nic.application_security_groups.is_empty());
+        serving?.id.parse().ok()
     }
 
     fn subnet(&self) -> Option<ResourceId> {
@@ -51,7 +58,7 @@ pub async fn choose(
     let all = ctx.azure.nics(vm, priority).await?;
     let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, priority));
     let nics = futures::future::try_join_all(reads).await?;
-    let index = pick(&nics, wanted.subnet().as_ref());
+    let index = pick(&nics, wanted.subnet().as_ref(), wanted.grouped().as_ref());
     // One that has been found needs no note: `spec` will name it.
     memory.chosen = wanted.subnet().filter(|wanted| nics[index].subnet != *wanted);
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
@@ -60,11 +67,11 @@ pub async fn choose(
     Ok(Chosen { serving, primary, all, elsewhere })
 }
 
-/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds addresses of ours serves until its
-/// pods are gone: nothing would bring theirs to the other.
-fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>) -> usize {
+/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours serves until that
+/// is gone: nothing would bring its pods' addresses to the other, or take its groups off.
+fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>, grouped: Option<&ResourceId>) -> usize {
     let is_wanted = |nic: &Arc<Nic>| wanted.is_some_and(|wanted| nic.subnet == *wanted);
-    let holding = |nic: &Arc<Nic>| !nic.ip_configurations.is_empty();
+    let holding = |nic: &Arc<Nic>| !nic.ip_configurations.is_empty() || grouped == Some(&nic.id);
     nics.iter()
         .position(|nic| holding(nic) && is_wanted(nic))
         .or_else(|| nics.iter().position(holding))
@@ -89,17 +96,20 @@ mod tests {
     #[test]
     fn the_nic_in_the_pools_subnet_serves_and_without_one_the_primary() {
         let nics = [nic("a", &[]), nic("b", &[]), nic("c", &[])];
-        assert_eq!(pick(&nics, Some(&nics[2].subnet)), 2);
+        assert_eq!(pick(&nics, Some(&nics[2].subnet), None), 2);
         let upper: ResourceId = nics[1].subnet.to_string().to_uppercase().parse().unwrap();
-        assert_eq!(pick(&nics, Some(&upper)), 1);
-        assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet)), 0);
-        assert_eq!(pick(&nics, None), 0);
+        assert_eq!(pick(&nics, Some(&upper), None), 1);
+        assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet), None), 0);
+        assert_eq!(pick(&nics, None, None), 0);
     }
 
     #[test]
     fn a_nic_that_still_holds_addresses_serves_until_they_are_gone() {
         let nics = [nic("a", &[]), nic("b", &[("vnp-1", "10.0.0.5/32")])];
-        assert_eq!(pick(&nics, Some(&nics[0].subnet)), 1);
-        assert_eq!(pick(&nics, None), 1);
+        assert_eq!(pick(&nics, Some(&nics[0].subnet), None), 1);
+        assert_eq!(pick(&nics, None, None), 1);
+        // Nor does one that has no more than groups to lose.
+        let nics = [nic("a", &[]), nic("b", &[])];
+        assert_eq!(pick(&nics, Some(&nics[1].subnet), Some(&nics[0].id)), 0);
     }
 }

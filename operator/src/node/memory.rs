@@ -41,6 +41,8 @@ pub struct Memory {
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
+    /// Azure has refused the pool's application security groups.
+    pub grouping: Option<Setback>,
     /// What an operator before this one has found of the subnet, until it has been looked into.
     pub recalled: Option<Said>,
     /// UID and generation of the pool that served the node when last looked.
@@ -74,6 +76,7 @@ impl Memory {
             growth_since: None,
             release_since: None,
             setback: None,
+            grouping: None,
             recalled: growth::recalled(allocation),
             pool: None,
             behind_since: None,
@@ -135,8 +138,10 @@ impl Memory {
         if before == pool {
             return None;
         }
-        if let Some(setback) = self.setback.as_mut().filter(|setback| setback.needs_change) {
-            setback.until = setback.until.min(now);
+        for setback in [&mut self.setback, &mut self.grouping].into_iter().flatten() {
+            if setback.needs_change {
+                setback.until = setback.until.min(now);
+            }
         }
         // The first pool that is seen is no edit.
         before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))

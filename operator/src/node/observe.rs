@@ -14,6 +14,7 @@ use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition, names};
 
 use super::adopt::{self, Adoption};
+use super::groups::{self, Grouping};
 use super::growth;
 use super::interfaces;
 use super::memory::Memory;
@@ -54,6 +55,8 @@ pub struct Seen {
     pub turn: Option<Instant>,
     /// What is to become of others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
+    /// What is to become of the NIC's application security groups.
+    pub grouping: Grouping,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
 }
@@ -179,6 +182,18 @@ pub async fn observe(
     if let Some(nic) = nic.as_deref().filter(|_| routed.is_none()) {
         observed.lost = drift::lost(allocation, kept::boot_id(node), nic, observed.grain, &memory.taken);
     }
+    let grouping = groups::decide(&groups::Facts {
+        pool: pool.as_deref().filter(|_| obstacle.is_none()),
+        allocation,
+        nic: nic.as_deref(),
+        is_shared: !interface.secondary,
+        is_dry_run: ctx.azure.is_dry_run(),
+    });
+    memory.grouping = memory.grouping.take().filter(|_| !grouping.lacks.is_empty());
+    if memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now)) {
+        observed.join.clone_from(&grouping.lacks);
+    }
+    observed.leave.clone_from(&grouping.leave);
     observed.route_is_wrong &= obstacle.is_none();
     // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
     let is_moving = matches!(obstacle, Some(Obstacle::Interface { reason: MOVING, .. }));
@@ -205,7 +220,11 @@ pub async fn observe(
         },
         elsewhere,
         pool,
-        nic: Some(allocation::Interface { subnet, ..interface }),
+        nic: Some(allocation::Interface {
+            subnet,
+            application_security_groups: grouping.ours.iter().map(ToString::to_string).collect(),
+            ..interface
+        }),
         obstacle,
         snat_exclusions,
         observed,
@@ -213,6 +232,7 @@ pub async fn observe(
         is_unsettled,
         turn: None,
         adoption,
+        grouping,
     }))
 }
 
@@ -231,6 +251,7 @@ impl Seen {
             primary_nic: None,
             elsewhere: 0,
             adoption: None,
+            grouping: Grouping::default(),
             left: vec![],
         }
     }
@@ -267,6 +288,8 @@ fn from_cluster(
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
         may_reserve: u32::MAX,
         may_write: true,
+        join: vec![],
+        leave: vec![],
         forwarding_lacks: false,
         route_is_wrong: false,
     }
@@ -309,6 +332,7 @@ fn interface(nic: &Nic) -> allocation::Interface {
         secondary: false,
         primary_address: nic.primary.to_string(),
         subnet: Subnet { id: nic.subnet.to_string(), prefixes: vec![] },
+        application_security_groups: vec![],
         ip_configurations: vec![],
     }
 }

@@ -15,7 +15,7 @@ use vnetpool_crds::names;
 
 use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
-use super::{Context, Error, Round, apply, attach, outlived};
+use super::{Context, Error, Round, apply, attach, groups, outlived};
 use crate::cluster::kept;
 use crate::{azure, events};
 
@@ -48,6 +48,11 @@ pub async fn report(
             setback: memory.setback.as_ref(),
             writing: memory.writing,
             tracked: tracked(ctx, &round.allocation),
+            grouped: round.seen.as_ref().and_then(|seen| {
+                let pool = seen.pool.as_ref().map(|pool| pool.name_any());
+                let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
+                groups::grouped(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
+            }),
             attached: round.attachments.as_ref().and_then(|plan| attach::attached(plan, &memory.attaching)),
             outlived,
             behind_for: memory

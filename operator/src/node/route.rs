@@ -28,7 +28,7 @@ use crate::azure::{
 };
 use crate::cluster::Cluster;
 use crate::events;
-use crate::planner::{Observed, Plan};
+use crate::planner::{Change, Observed, Plan};
 use crate::pod_cidr;
 
 /// Where a node's addresses are, if they aren't on its NIC.
@@ -180,12 +180,18 @@ async fn carry_out(
 ) -> Result<(), azure::Error> {
     let (Some(routed), Some(nic)) = (&seen.routed, &seen.nic) else { return Ok(()) };
     let about = [node.object_ref(&()), allocation.object_ref(&())];
-    if plan.change.forward {
+    let Change { forward, leave, .. } = &plan.change;
+    if *forward || !leave.is_empty() {
         let id: ResourceId = nic.id.parse()?;
-        let forward = azure::Change { forward: true, ..Default::default() };
-        ctx.azure.update(&id, &forward, plan.priority).await?;
-        info!(nic = %id, "IP forwarding turned on");
-        ctx.events.say(&about, &events::forwarding(id.name())).await;
+        let change = azure::Change { forward: *forward, leave: leave.clone(), ..Default::default() };
+        ctx.azure.update(&id, &change, plan.priority).await?;
+        if *forward {
+            info!(nic = %id, "IP forwarding turned on");
+            ctx.events.say(&about, &events::forwarding(id.name())).await;
+        }
+        if !leave.is_empty() {
+            ctx.events.say(&about, &events::regrouped(&[], leave, id.name())).await;
+        }
     }
     let (table, grain) = (&routed.table, seen.observed.grain);
     if !plan.change.release.is_empty() {

@@ -125,7 +125,7 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
     Ok(())
 }
 
-/// Sees to it that a NIC no Node uses any more holds nothing of ours, and that the public addresses made for its pods are
+/// Sees to it that a NIC no Node uses any more holds nothing of ours and is in no group by our doing, and that the public addresses made for its pods are
 /// deleted. Gives the VM that still has it, and with it what is ours, if there is one. With another hardware address than `mac` and
 /// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone.
 pub(super) async fn end(
@@ -134,10 +134,12 @@ pub(super) async fn end(
     mac: Option<&str>,
     allocation: &NodeIPAllocation,
 ) -> Result<Option<ResourceId>, azure::Error> {
-    let in_use = settle(ctx, nic, mac).await?;
+    let interfaces = allocation.spec.interfaces.iter();
+    let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
+    let groups = interface.clone().flat_map(|one| &one.application_security_groups);
+    let groups = groups.filter_map(|id| id.parse().ok()).collect();
+    let in_use = settle(ctx, nic, mac, groups).await?;
     if in_use.is_none() {
-        let interfaces = allocation.spec.interfaces.iter();
-        let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
         for public in
             interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
         {
@@ -152,6 +154,7 @@ async fn settle(
     ctx: &Context,
     id: &ResourceId,
     mac: Option<&str>,
+    groups: Vec<ResourceId>,
 ) -> Result<Option<ResourceId>, azure::Error> {
     let nic = match ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await {
         Err(AzureError::NotFound { .. }) => return Ok(None),
@@ -165,7 +168,8 @@ async fn settle(
         return Ok(nic.vm.clone());
     }
     let release = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
-    ctx.azure.update(id, &Change { release, ..Change::default() }, Priority::GiveBack).await?;
+    let change = Change { release, leave: groups, ..Change::default() };
+    ctx.azure.update(id, &change, Priority::GiveBack).await?;
     ctx.azure.forget(id);
     Ok(None)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Change, Plan};
+use crate::azure::ResourceId;
 
 /// What would be done to a node's NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub struct Rehearsal {
     pub release: Vec<String>,
     /// Names of others' ipConfigurations that would be removed.
     pub adopt: Vec<String>,
+    /// Application security groups that the NIC would be put into.
+    pub join: Vec<ResourceId>,
+    /// Application security groups that it would be taken out of.
+    pub leave: Vec<ResourceId>,
     /// A write that Azure gave up would be sent once more.
     pub repair: bool,
     /// The NIC would be made to let packets of other addresses through.
@@ -30,11 +35,13 @@ impl Plan {
     /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
     /// would take it off the NIC and bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
-        let Change { reserve, restore, release, adopt, repair, forward, mend } = self.change;
+        let Change { reserve, restore, release, adopt, join, leave, repair, forward, mend } = self.change;
         let rehearsal = Rehearsal {
             reserve: reserve.saturating_add(restore.len() as u32).saturating_mul(grain),
             release,
             adopt,
+            join,
+            leave,
             repair,
             forward,
             mend,
@@ -53,7 +60,7 @@ impl Rehearsal {
 
 impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Rehearsal { reserve, release, adopt, repair, forward, mend, give_back } = self;
+        let Rehearsal { reserve, release, adopt, join, leave, repair, forward, mend, give_back } = self;
         let mut said = vec![];
         if *reserve > 0 {
             said.push(format!("reserve {reserve} addresses"));
@@ -63,6 +70,13 @@ impl fmt::Display for Rehearsal {
         }
         if !adopt.is_empty() {
             said.push(format!("remove {}, which others made,", adopt.join(", ")));
+        }
+        let names =
+            |groups: &[ResourceId]| groups.iter().map(ResourceId::name).collect::<Vec<_>>().join(", ");
+        for (groups, does) in [(join, "put it into"), (leave, "take it out of")] {
+            if !groups.is_empty() {
+                said.push(format!("{does} the application security groups {}", names(groups)));
+            }
         }
         if *repair {
             said.push("repeat the last write, which Azure gave up".to_owned());
@@ -98,8 +112,14 @@ mod tests {
             grows: target > kept,
             releases: false,
             repairs: false,
+            regroups: false,
             requeue: None,
         }
+    }
+
+    fn group(name: &str) -> ResourceId {
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups";
+        format!("{id}/{name}").parse().unwrap()
     }
 
     #[test]
@@ -109,6 +129,8 @@ mod tests {
             restore: vec![],
             release: vec!["vnp-1".into()],
             adopt: vec!["ipconfig2".into()],
+            join: vec![group("web"), group("api")],
+            leave: vec![group("old")],
             repair: true,
             forward: true,
             mend: true,
@@ -116,8 +138,9 @@ mod tests {
         let (plan, rehearsal) = plan(40, 8, change).rehearse(16);
         assert!(plan.change.is_empty());
         assert_eq!(plan.target, 40);
-        let said = "reserve 32 addresses and release vnp-1 and remove ipconfig2, which others made, and repeat the last write, \
-                    which Azure gave up and turn IP forwarding on and put the node's route right";
+        let said = "reserve 32 addresses and release vnp-1 and remove ipconfig2, which others made, and put it into the \
+                    application security groups web, api and take it out of the application security groups old and repeat \
+                    the last write, which Azure gave up and turn IP forwarding on and put the node's route right";
         assert_eq!(rehearsal.to_string(), said);
     }
 

@@ -51,6 +51,8 @@ fn observed(held: u32, bound: u32) -> Observed {
         may_reserve: u32::MAX,
         may_write: true,
         forwarding_lacks: false,
+        join: vec![],
+        leave: vec![],
         route_is_wrong: false,
     }
 }
@@ -289,6 +291,8 @@ prop_compose! {
             may_reserve,
             may_write,
             forwarding_lacks: false,
+join: vec![],
+leave: vec![],
             route_is_wrong: false,
         }
     }
@@ -311,6 +315,39 @@ fn what_is_to_be_adopted_costs_a_write_of_the_lowest_priority_and_none_while_wri
     assert_eq!((&now.change.adopt, now.priority), (&idle.adopt, Priority::GiveBack));
     assert!(!now.change.is_empty());
     assert!(plan(&Observed { may_write: false, ..idle }).change.is_empty());
+}
+
+fn group() -> ResourceId {
+    "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web"
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn groups_are_joined_with_what_is_reserved_and_keep_no_burst_waiting() {
+    let new = Observed { join: vec![group()], ..observed(0, 0) };
+    let first = plan(&new);
+    assert_eq!((first.change.reserve, first.change.join), (8, vec![group()]));
+    let burst = Observed { join: vec![group()], bound_still_for: Duration::ZERO, ..observed(8, 30) };
+    let waits = plan(&burst);
+    assert!(waits.change.is_empty() && waits.regroups && waits.requeue.is_some(), "{waits:?}");
+    // Where nothing can be reserved nothing is waited for.
+    let full = plan(&Observed { may_reserve: 0, ..burst });
+    assert_eq!((full.change.join, full.priority), (vec![group()], Priority::WarmRefill));
+}
+
+#[test]
+fn without_a_pool_the_groups_go_with_the_last_address_and_with_a_pool_at_once() {
+    let left = Observed { leave: vec![group()], ..observed(16, 0) };
+    assert_eq!(plan(&left).change.leave, [group()]);
+    let mut vacated = Observed { sizing: None, release_after: Duration::ZERO, ..left };
+    vacated.relinquished = (0..15).map(name).collect();
+    vacated.release_wanted_for = LONG;
+    let some = plan(&vacated);
+    assert_eq!((some.change.release.len(), some.change.leave.len(), some.regroups), (15, 0, true));
+    vacated.relinquished.insert(name(15));
+    let all = plan(&vacated);
+    assert_eq!((all.change.release.len(), all.change.leave), (16, vec![group()]));
 }
 
 /// The NIC after the plan's write, as Azure would hold it.

@@ -59,6 +59,8 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         may_reserve: u32::MAX,
         may_write: true,
         forwarding_lacks: false,
+        join: vec![],
+        leave: vec![],
         route_is_wrong: false,
     };
     let seen = Seen {
@@ -74,6 +76,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         is_unsettled: false,
         turn: None,
         adoption: None,
+        grouping: Default::default(),
         left: vec![],
     };
     Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for: Duration::ZERO }
@@ -100,6 +103,7 @@ impl Story {
             setback: self.setback.as_ref(),
             writing: false,
             tracked: None,
+            grouped: None,
             attached: None,
             outlived: None,
             behind_for: self.behind_for,

@@ -1,0 +1,294 @@
+//! The application security groups that a pool wants its pods in: which the NIC is to join and leave, and what is said of it. Pure.
+//!
+//! Azure has one set for a whole NIC, so ours are added to those that others have put the NIC into, and only what `spec` names as
+//! ours is ever taken off: a group that was there before stays when the pool doesn't name it any more.
+
+use vnetpool_crds::allocation::Interface;
+use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+
+use super::facts::{Says, says};
+use super::setback::Setback;
+use crate::azure::{self, Nic, Remedy, ResourceId};
+
+/// Everything the decision may depend on.
+pub struct Facts<'a> {
+    /// The pool that serves the node on this NIC.
+    pub pool: Option<&'a NodeIPPool>,
+    pub allocation: &'a NodeIPAllocation,
+    /// `None`: it is as `spec` has it.
+    pub nic: Option<&'a Nic>,
+    /// It is the VM's primary NIC, by which the node itself sends, too.
+    pub is_shared: bool,
+    /// Nothing is about to be joined.
+    pub is_dry_run: bool,
+}
+
+/// What becomes of a NIC's application security groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grouping {
+    /// The pool's, as far as the NIC isn't in them.
+    pub lacks: Vec<ResourceId>,
+    /// Ours that the NIC is in and isn't to be in any more.
+    pub leave: Vec<ResourceId>,
+    /// What `spec` is to name as ours: before the NIC joins them, until it has left them.
+    pub ours: Vec<ResourceId>,
+    /// How many the pool names, for this NIC.
+    wanted: usize,
+    /// The pool names some, but not for a NIC that is the node's own, too.
+    is_withheld: bool,
+}
+
+pub fn decide(facts: &Facts) -> Grouping {
+    let Facts { pool, allocation, nic, is_shared, is_dry_run } = *facts;
+    let named = pool.and_then(|pool| pool.spec.application_security_groups.as_ref());
+    let allowed = named.filter(|named| named.on_shared_nic || !is_shared);
+    let wanted: Vec<ResourceId> = ids(allowed.map(|named| named.ids.as_slice()).unwrap_or_default());
+    let same = |known: &&Interface| nic.is_none_or(|nic| known.id.eq_ignore_ascii_case(nic.id.as_str()));
+    let known = allocation.spec.serving().filter(same);
+    let recorded = ids(known.map(|known| known.application_security_groups.as_slice()).unwrap_or_default());
+    let joined = match nic {
+        Some(nic) => nic.groups.as_slice(),
+        None if vouches(allocation) => &recorded,
+        None => &[],
+    };
+    let lacks: Vec<ResourceId> = wanted.iter().filter(|id| !joined.contains(id)).cloned().collect();
+    let has = |id: &ResourceId| nic.is_none_or(|nic| nic.groups.contains(id));
+    let leave = recorded.iter().filter(|id| has(id) && !wanted.contains(id)).cloned().collect();
+    // While somebody's write is under way, what the NIC will be in isn't known.
+    let is_settled = nic.is_none_or(Nic::is_settled);
+    let still_ours = recorded.iter().filter(|id| !is_settled || has(id) || wanted.contains(id));
+    let announced = lacks.iter().filter(|id| !is_dry_run && !recorded.contains(id));
+    let ours = still_ours.chain(announced).cloned().collect();
+    Grouping { lacks, leave, ours, wanted: wanted.len(), is_withheld: named.is_some() && allowed.is_none() }
+}
+
+/// The ids as our kind names them; the API server has checked them.
+fn ids(all: &[String]) -> Vec<ResourceId> {
+    all.iter().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// Whether the operator before this one has seen the NIC in the groups that `spec` names, and `spec` is still the same. Without that
+/// they may only have been announced.
+fn vouches(allocation: &NodeIPAllocation) -> bool {
+    let conditions = allocation.status.as_ref().map(|status| status.conditions.as_slice());
+    condition::find(conditions.unwrap_or_default(), APPLICATION_SECURITY_GROUPS).is_some_and(|said| {
+        said.status == "True" && said.observed_generation == allocation.metadata.generation
+    })
+}
+
+/// Whether the groups may be why Azure has refused a write that was to join them. They are then left out of the next one, so that the
+/// node gets its addresses all the same.
+pub fn may_be_refused(error: &azure::Error) -> bool {
+    let is_elsewhere = matches!(
+        error,
+        azure::Error::SubnetFull { .. } | azure::Error::Credential { .. } | azure::Error::NotFound { .. }
+    );
+    matches!(error.remedy(), Remedy::WaitForChange { .. }) && !is_elsewhere
+}
+
+/// The condition; none where the pool names no groups and nothing is left of any.
+pub fn grouped(
+    grouping: &Grouping,
+    nic: &str,
+    pool: Option<&str>,
+    setback: Option<&Setback>,
+    dry_run: bool,
+) -> Option<Says> {
+    let Grouping { lacks, leave, ours: _, wanted, is_withheld } = grouping;
+    let of_pool = format!("of NodeIPPool {}", pool.unwrap_or_default());
+    if *is_withheld {
+        let message = format!(
+            "{nic} is in no application security group {of_pool}: it is the VM's primary one, and Azure has one set of them a NIC, so \
+             they would hold for what the node itself sends and gets, too. Set applicationSecurityGroups.onSharedNIC if that is \
+             right, or give the VM a second NIC and the pool its subnetID."
+        );
+        return Some(says(false, SHARED, message));
+    }
+    if !lacks.is_empty() {
+        return Some(match setback {
+            Some(setback) => says(
+                false,
+                setback.reason,
+                format!("{nic} is not in the application security groups {of_pool}: {}", setback.message),
+            ),
+            None if dry_run => {
+                says(false, "DryRun", format!("dry run: {nic} joins no application security group"))
+            }
+            None => says(
+                false,
+                JOINING,
+                format!("{nic} is about to join {} application security groups {of_pool}", lacks.len()),
+            ),
+        });
+    }
+    if !leave.is_empty() {
+        let message = format!(
+            "{nic} is about to leave {} application security groups that its pool doesn't name any more, or its former pool did; \
+             without a pool it leaves them with its last pod address",
+            leave.len()
+        );
+        return Some(says(false, LEAVING, message));
+    }
+    (*wanted > 0).then(|| {
+        says(true, "Joined", format!("{nic} is in the {wanted} application security groups {of_pool}"))
+    })
+}
+
+const SHARED: &str = "SharedNIC";
+const JOINING: &str = "Joining";
+const LEAVING: &str = "Leaving";
+
+/// Whether this reason passes without anybody's doing.
+pub fn is_passing(reason: &str) -> bool {
+    [JOINING, LEAVING, "DryRun"].contains(&reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::azure::{ProvisioningState, sample_nic};
+
+    const NIC: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/n";
+
+    fn group(name: &str) -> String {
+        format!(
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/{name}"
+        )
+    }
+
+    fn pool(names: &[&str], on_shared_nic: bool) -> NodeIPPool {
+        let ids: Vec<String> = names.iter().map(|name| group(name)).collect();
+        let spec: Value = match names {
+            [] => json!({}),
+            _ => json!({ "applicationSecurityGroups": { "ids": ids, "onSharedNIC": on_shared_nic } }),
+        };
+        NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
+    }
+
+    /// With these groups as ours, and the condition of an earlier generation or of this one.
+    fn allocation(ours: &[&str], said: Option<i64>) -> NodeIPAllocation {
+        let ids: Vec<String> = ours.iter().map(|name| group(name)).collect();
+        let conditions: Vec<Value> = said
+            .iter()
+            .map(|generation| {
+                json!({ "type": "ApplicationSecurityGroups", "status": "True", "reason": "Joined", "message": "",
+                    "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z" })
+            })
+            .collect();
+        serde_json::from_value(json!({
+            "metadata": { "name": "n", "generation": 2 },
+            "spec": { "nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [
+                { "id": NIC, "mac": "", "primaryAddress": "10.0.0.4", "subnet": { "id": "s" }, "applicationSecurityGroups": ids } ] },
+            "status": { "conditions": conditions },
+        }))
+        .unwrap()
+    }
+
+    fn nic(groups: &[&str]) -> Nic {
+        let groups = groups.iter().map(|name| group(name).parse().unwrap()).collect();
+        Nic { id: NIC.parse().unwrap(), groups, ..sample_nic(&[]) }
+    }
+
+    /// What is joined, left and recorded, by name.
+    fn outcome(pool: &NodeIPPool, ours: &[&str], nic: Option<&Nic>, is_shared: bool) -> [Vec<String>; 3] {
+        let allocation = allocation(ours, None);
+        let facts = Facts { pool: Some(pool), allocation: &allocation, nic, is_shared, is_dry_run: false };
+        let Grouping { lacks, leave, ours, .. } = decide(&facts);
+        [lacks, leave, ours].map(|all| all.iter().map(|id| id.name().to_owned()).collect())
+    }
+
+    fn names(all: [&[&str]; 3]) -> [Vec<String>; 3] {
+        all.map(|all| all.iter().map(|&name| name.to_owned()).collect())
+    }
+
+    #[test]
+    fn groups_are_recorded_before_they_are_joined_and_until_they_are_left() {
+        let (web, none) = (pool(&["Web"], false), pool(&[], false));
+        assert_eq!(outcome(&web, &[], Some(&nic(&[])), false), names([&["Web"], &[], &["Web"]]));
+        assert_eq!(outcome(&web, &["web"], Some(&nic(&["web"])), false), names([&[], &[], &["web"]]));
+        assert_eq!(outcome(&none, &["web"], Some(&nic(&["web"])), false), names([&[], &["web"], &["web"]]));
+        assert_eq!(outcome(&none, &["web"], Some(&nic(&[])), false), names([&[], &[], &[]]));
+    }
+
+    #[test]
+    fn a_group_that_was_there_before_us_is_not_ours_and_stays() {
+        let nic = nic(&["web", "theirs"]);
+        assert_eq!(outcome(&pool(&["web"], false), &[], Some(&nic), false), names([&[], &[], &[]]));
+        assert_eq!(outcome(&pool(&[], false), &[], Some(&nic), false), names([&[], &[], &[]]));
+    }
+
+    #[test]
+    fn what_is_under_way_on_the_nic_makes_nobody_forget_what_is_ours() {
+        let busy = Nic { state: ProvisioningState::Updating, ..nic(&[]) };
+        assert_eq!(outcome(&pool(&[], false), &["web"], Some(&busy), false), names([&[], &[], &["web"]]));
+    }
+
+    #[test]
+    fn another_nic_takes_over_no_record() {
+        let mut other = nic(&["web"]);
+        other.id = NIC.replace("/n", "/other").parse().unwrap();
+        assert_eq!(outcome(&pool(&["web"], false), &["web"], Some(&other), false), names([&[], &[], &[]]));
+    }
+
+    #[test]
+    fn a_nic_that_the_node_itself_uses_joins_only_if_the_pool_says_so() {
+        let (withheld, allowed) = (pool(&["web"], false), pool(&["web"], true));
+        assert_eq!(outcome(&withheld, &[], Some(&nic(&[])), true), names([&[], &[], &[]]));
+        assert_eq!(outcome(&allowed, &[], Some(&nic(&[])), true), names([&["web"], &[], &["web"]]));
+        // Whoever takes it back takes the groups off.
+        assert_eq!(outcome(&withheld, &["web"], Some(&nic(&["web"])), true)[1], ["web"]);
+        let allocation = allocation(&[], None);
+        let facts = Facts {
+            pool: Some(&withheld),
+            allocation: &allocation,
+            nic: None,
+            is_shared: true,
+            is_dry_run: false,
+        };
+        let (status, reason, message) = grouped(&decide(&facts), NIC, Some("p"), None, false).unwrap();
+        assert_eq!((status, reason.as_str()), (false, "SharedNIC"));
+        for part in [NIC, "NodeIPPool p", "onSharedNIC", "subnetID"] {
+            assert!(message.contains(part), "{part} isn't in {message}");
+        }
+    }
+
+    #[test]
+    fn a_new_operator_believes_what_was_seen_and_not_what_was_only_announced() {
+        let (wanted, none) = (pool(&["web"], false), pool(&[], false));
+        let decided = |pool: &NodeIPPool, said| {
+            let allocation = allocation(&["web"], said);
+            let facts = Facts {
+                pool: Some(pool),
+                allocation: &allocation,
+                nic: None,
+                is_shared: false,
+                is_dry_run: false,
+            };
+            let Grouping { lacks, leave, .. } = decide(&facts);
+            (lacks.len(), leave.len())
+        };
+        assert_eq!(decided(&wanted, Some(2)), (0, 0));
+        assert_eq!(decided(&wanted, None), (1, 0));
+        assert_eq!(decided(&wanted, Some(1)), (1, 0), "said of an older spec");
+        assert_eq!(decided(&none, Some(2)), (0, 1));
+    }
+
+    #[test]
+    fn a_dry_run_announces_nothing() {
+        let (wanted, allocation) = (pool(&["web"], false), allocation(&[], None));
+        let nic = nic(&[]);
+        let facts = Facts {
+            pool: Some(&wanted),
+            allocation: &allocation,
+            nic: Some(&nic),
+            is_shared: false,
+            is_dry_run: true,
+        };
+        let grouping = decide(&facts);
+        assert_eq!((grouping.lacks.len(), grouping.ours.len()), (1, 0));
+        assert_eq!(grouped(&grouping, NIC, Some("p"), None, true).unwrap().1, "DryRun");
+    }
+}
