@@ -115,6 +115,42 @@ async fn a_workload_identity_signs_in_with_its_service_accounts_token() {
 }
 
 #[tokio::test]
+async fn an_entra_that_is_in_trouble_is_unavailable_and_refuses_nobody() {
+    let abroad = Abroad::start().await;
+    let config = Config::default();
+    let file = abroad.path("token");
+    std::fs::write(&file, &config.application.trusted_token).unwrap();
+    let principal = principal(&config.application.client_secret, &config);
+    let workload = [principal[0], principal[1], ("AZURE_FEDERATED_TOKEN_FILE", &*file)];
+    for status in [408, 429, 500, 503, 504] {
+        for identity in [&principal, &workload] {
+            let body = json!({ "error": "temporarily_unavailable", "error_description": "AADSTS90033: Come back later." });
+            let effect = Effect::Status { status, body, headers: [].into() };
+            let path_contains = Some("/oauth2/v2.0/token".into());
+            let fault = abroad.sim.order_fault(Fault { method: None, path_contains, count: None, effect });
+            let output = abroad.preflight(PUBLIC, identity).await;
+            assert_eq!(output.status.code(), Some(1));
+            let said = said(&output);
+            assert!(said.contains("Azure didn't answer about the operator's sign-in"), "{status}: {said}");
+            assert!(!said.contains("Check AZURE_CLIENT_ID"), "{status}: {said}");
+            abroad.sim.lift_fault(fault).unwrap();
+            // It wasn't the identity.
+            let output = abroad.preflight(PUBLIC, identity).await;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    let cut = Fault {
+        method: None,
+        path_contains: Some("/oauth2/v2.0/token".into()),
+        count: None,
+        effect: Effect::CutBody,
+    };
+    abroad.sim.order_fault(cut);
+    let said = said(&abroad.preflight(PUBLIC, &principal).await);
+    assert!(said.contains("Azure didn't answer about the operator's sign-in"), "{said}");
+}
+
+#[tokio::test]
 async fn each_cloud_has_an_authority_an_arm_and_an_audience_of_its_own() {
     let table = [
         (PUBLIC, "login.microsoftonline.com", "management.azure.com"),
