@@ -14,6 +14,7 @@ use std::time::Instant;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::SelectorExt;
 use kube::runtime::reflector::store;
@@ -26,10 +27,10 @@ use tokio::sync::watch;
 use tracing::warn;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::pool::windows;
-
 use crate::demand::{self, Demand};
 use crate::planner::attachments::Wish;
+use crate::pod_cidr;
+use crate::pool::windows;
 use changes::Changes;
 
 /// The operator's view of the cluster: no older than its watches.
@@ -122,12 +123,22 @@ impl Cluster {
         );
 
         let mut changes = Changes::new(kept::pool_digest);
+        let mut pod_cidrs = HashMap::new();
         let (call, view) = (caller.clone(), cluster.clone());
         let pools =
             follow(Api::all(client.clone()), everything, kept::strip_pool, Some(pool_writer), move |event| {
                 for name in changes.apply(event) {
-                    call.pool(&name);
-                    view.nodes_about(&name).iter().for_each(|node| call.node(node));
+                    let now = view.pools.get(&ObjectRef::new(&name)).and_then(|pool| pod_cidr::cidr(&pool));
+                    let before = match now {
+                        Some(range) => pod_cidrs.insert(name.clone(), range),
+                        None => pod_cidrs.remove(&name),
+                    };
+                    // One that is gone, or made anew, may have been in the way of others.
+                    let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
+                    for pool in others.iter().chain([&name]) {
+                        call.pool(pool);
+                        view.nodes_about(pool).iter().for_each(|node| call.node(node));
+                    }
                 }
             });
 
@@ -221,6 +232,11 @@ impl Cluster {
             Event::Init | Event::InitApply(_) => false,
         };
         self.pools.state().iter().filter(|pool| is_about(pool)).map(|pool| pool.name_any()).collect()
+    }
+
+    /// The other pools of mode Route whose range overlaps this one.
+    fn pools_overlapping(&self, range: Ipv4Net, name: &str) -> Vec<String> {
+        pod_cidr::overlapping(range, name, self.pools.state().iter().map(Arc::as_ref))
     }
 
     /// The nodes that a pool's change may concern: those it serves, and those it may serve from now on.

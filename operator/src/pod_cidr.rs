@@ -37,7 +37,20 @@ pub fn conflict<'a>(
     ))
 }
 
-fn cidr(pool: &NodeIPPool) -> Option<Ipv4Net> {
+/// The other pools whose pod CIDR overlaps this range: what becomes of its pool decides about them.
+pub fn overlapping<'a>(
+    range: Ipv4Net,
+    name: &str,
+    pools: impl IntoIterator<Item = &'a NodeIPPool>,
+) -> Vec<String> {
+    let others = pools.into_iter().filter(|other| other.name_any() != name);
+    let overlap =
+        others.filter(|other| cidr(other).is_some_and(|own| own.contains(&range) || range.contains(&own)));
+    overlap.map(ResourceExt::name_any).collect()
+}
+
+/// Where the pool's pods' addresses are from, if not from the VNet.
+pub fn cidr(pool: &NodeIPPool) -> Option<Ipv4Net> {
     pool.spec.route.as_ref()?.pod_cidr.parse().ok()
 }
 
@@ -85,5 +98,7 @@ mod tests {
         assert_eq!(conflict(&old, &all, []), None);
         assert!(conflict(&new, &all, []).unwrap().contains("podCIDR of NodeIPPool old"));
         assert_eq!(conflict(&new, &[pool("far", 0, "10.245.0.0/16")], []), None);
+        let waiting = |pool: &NodeIPPool| overlapping(cidr(pool).unwrap(), &pool.name_any(), &all);
+        assert_eq!((waiting(&old), waiting(&new)), (vec!["new".to_owned()], vec!["old".to_owned()]));
     }
 }
