@@ -4,7 +4,6 @@
 mod beyond;
 mod inside;
 mod policy;
-mod probe;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -16,6 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, arm};
+use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
 
 /// The cluster, and what the test has put around it.

@@ -137,6 +137,18 @@ impl Cluster {
         self.output(kubectl).await
     }
 
+    /// Runs the lines of a shell script with our kubectl and helm, as somebody would who administers the cluster.
+    ///
+    /// # Errors
+    /// When one of its commands fails.
+    pub async fn shell(&self, script: &str) -> Result<String> {
+        let mut shell = Command::new("bash");
+        let inherited = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{inherited}", root().join("target/cluster/bin").display());
+        shell.args(["-euxc", script]).env("PATH", path);
+        self.output(shell).await
+    }
+
     /// Applies a manifest by `kubectl apply`, with its strict validation.
     pub async fn apply(&self, manifest: &str) -> Result<String> {
         let mut kubectl = Command::new(tool("kubectl"));

@@ -8,6 +8,7 @@
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
 //!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
+//!   probe     what a test program does when it is started again inside a place
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
@@ -16,6 +17,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod node;
 pub mod place;
+pub mod probe;
 pub mod story;
 pub mod workload;
 

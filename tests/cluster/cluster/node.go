@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -125,7 +126,11 @@ func (c *Cluster) bootNode(ctx context.Context, node Node) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		if err := init.await(ctx, "containerd of "+node.Name, 30*time.Second, func() error {
-			_, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", node.PID, containerdSocket))
+			// The socket's file is there before anybody listens.
+			connection, err := net.Dial("unix", fmt.Sprintf("/proc/%d/root%s", node.PID, containerdSocket))
+			if err == nil {
+				connection.Close()
+			}
 			return err
 		}); err != nil {
 			return fmt.Errorf("%w\n%s", err, tail(c.log(node.Name+".containerd")))

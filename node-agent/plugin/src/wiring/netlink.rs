@@ -21,10 +21,13 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use super::{Error, range::PROTOCOL};
+use super::Error;
 
 /// The table that everybody uses.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
+/// By it one knows the agent's routes and rules, all but those to pods: `ip route flush table all proto 176` takes them off.
+/// `rt_protos` of iproute2 gives it to nobody.
+pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 /// What the kernel fills at most in one datagram of a dump.
@@ -132,7 +135,9 @@ impl Change {
     }
 
     pub(super) fn new_rule(what: &'static str, rule: &Rule) -> Change {
-        let message = RouteNetlinkMessage::NewRule(rule.message());
+        let mut message = rule.message();
+        message.attributes.push(RuleAttribute::Protocol(OURS));
+        let message = RouteNetlinkMessage::NewRule(message);
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
     }
 
@@ -146,7 +151,7 @@ impl Change {
         message.header = RouteHeader {
             address_family: AddressFamily::Inet,
             table,
-            protocol: RouteProtocol::Static,
+            protocol: OURS,
             scope: RouteScope::Universe,
             kind: RouteType::Unicast,
             flags: RouteFlags::Onlink,
@@ -197,7 +202,7 @@ fn unreachable(range: Ipv4Net) -> RouteMessage {
         address_family: AddressFamily::Inet,
         destination_prefix_length: range.prefix_len(),
         table: MAIN,
-        protocol: PROTOCOL,
+        protocol: OURS,
         scope: RouteScope::Universe,
         kind: RouteType::Unreachable,
         ..RouteHeader::default()

@@ -9,17 +9,14 @@
 //! One in the main table is enough: a rule that leaves out all but host routes, as `steer`'s, heeds it all the same.
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use nix::errno::Errno;
 
 use super::{
     Error,
     inspect::main_routes,
-    netlink::{Change, Netlink},
+    netlink::{Change, Netlink, OURS},
 };
-
-/// By it we know our own routes again; `rt_protos` of iproute2 gives it to nobody.
-pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(176);
 
 /// Has what is sent to these ranges end here unless a pod has the address, and to no other range. Any number of times; none for a
 /// node that has no range. Lists all routes, so its cost grows with the pods.
@@ -47,7 +44,7 @@ pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
 /// The range that this route closes, if it is one of ours.
 fn closed(route: &RouteMessage) -> Option<Ipv4Net> {
     let header = &route.header;
-    let is_ours = header.kind == RouteType::Unreachable && header.protocol == PROTOCOL;
+    let is_ours = header.kind == RouteType::Unreachable && header.protocol == OURS;
     let network = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(network)) => Some(*network),
         _ => None,

@@ -1,22 +1,30 @@
-//! What this program does when it is started again inside a namespace.
+//! What a test program does when it is started again inside a namespace: the argument `probe` says so.
 
 use anyhow::{Context, Result, bail};
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, TYPE};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where the echo listens.
 const PORT: u16 = 9000;
 
-/// `echo`, `flow ADDRESS` or `resolve NAME`.
+/// Where the drain listens.
+const DRAIN: u16 = 9001;
+
+/// `echo`, `flow ADDRESS`, `drain`, `pour ADDRESS MEGABYTES` or `resolve NAME`.
+///
+/// # Errors
+/// When there is no such probe, or it ends before its time.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["echo"] => echo()?,
         ["flow", address] => flow(address)?,
+        ["drain"] => drain()?,
+        ["pour", address, megabytes] => pour(address, megabytes.parse()?)?,
         ["resolve", name] => resolve(name)?,
         other => bail!("no such probe: {other:?}"),
     }
@@ -49,6 +57,29 @@ fn flow(address: &str) -> Result<()> {
         println!("{}", lines.next().context("the echo hung up")??);
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Reads what callers send, all of it, and then hangs up.
+fn drain() -> Result<()> {
+    for stream in TcpListener::bind(("0.0.0.0", DRAIN))?.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+    }
+    Ok(())
+}
+
+/// Sends so much to a drain and prints how many seconds passed until all was read.
+fn pour(address: &str, megabytes: u32) -> Result<()> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect((address, DRAIN))?;
+    let megabyte = vec![0; 1_000_000];
+    for _ in 0..megabytes {
+        stream.write_all(&megabyte)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    std::io::copy(&mut stream, &mut std::io::sink())?;
+    println!("{}", begun.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// Asks Azure's resolver for an address and prints what it says.

@@ -1,0 +1,66 @@
+//! Several NICs: a pool with `subnetID` has its pods on the node's NIC in that subnet.
+
+use crate::{MOVES, World};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen, id};
+
+/// Values of `rp_filter`; a new node of the test cluster has the second.
+const STRICT: u32 = 1;
+const LOOSE: u32 = 2;
+
+/// node-3's first NIC holds nothing of ours any more, its second, `eth1`, the pods' addresses. Simulated Azure drops what leaves by a NIC that
+/// doesn't hold its source; so that a far end sees the pod's own address shows by which NIC it came.
+pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters(
+    world: &World,
+) -> Result<()> {
+    let cluster = &world.cluster;
+    let node = world.node("node-3")?;
+    filter_reverse_paths(&node, STRICT).await?;
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let subnet = id("virtualNetworks/vnet/subnets/small");
+    let spec = json!({ "subnetID": subnet, "cooldown": "1s", "sizing": sizing });
+    world.pool("second", 3, &["node-3"], spec).await?;
+    let first = cluster.host("node-3")?.nic_id;
+    eventually("the second NIC serves alone", MOVES, || async {
+        let nics = cluster.azure.nics().await?;
+        let of = |id: &str| nics.get(&id.to_lowercase()).map(|nic| nic.pod_addresses().len());
+        let second = of(&id("networkInterfaces/node-3-nic-1")).context("no second NIC")?;
+        let held = (of(&first), second);
+        ensure!(held == (Some(0), 2), "the NICs hold {held:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    let pods = world.start("second", "node-3", 2).await?;
+    for pod in &pods {
+        let pod = Place::pod(pod)?;
+        ensure!(pod.address.starts_with("10.240.16."), "{} isn't of the second NIC's subnet", pod.address);
+        // Both ways: a VM in the first NIC's subnet, and one in a peered VNet.
+        for end in [&world.vm, &world.far.place] {
+            let seen = pod.seen_by(&end.address).await?;
+            ensure!(seen == Seen::new(&pod.address, &end.address), "{} sees {seen:?}", end.address);
+            let seen = end.seen_by(&pod.address).await?;
+            ensure!(seen == Seen::new(&end.address, &pod.address), "the pod sees {seen:?}");
+        }
+        let seen = pod.seen_by(&world.internet.address).await?;
+        ensure!(seen == Seen::new(&world.second, &world.internet.address), "the internet sees {seen:?}");
+        let seen = node.seen_by(&pod.address).await?;
+        ensure!(seen.local == pod.address, "the node doesn't reach its pod: {seen:?}");
+        // Only the first NIC's primary address is answered.
+        let url = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-02-01&format=text";
+        let name = pod.run("curl", &["-sS", "--max-time", "3", "-H", "metadata: true", url]).await?;
+        ensure!(name == "node-3", "the metadata service takes the pod for {name}");
+    }
+    let pairs = cluster.all_pairs(&pods).await?;
+    ensure!(pairs.total == 2 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
+    cluster.undeploy("second").await?;
+    filter_reverse_paths(&node, LOOSE).await
+}
+
+async fn filter_reverse_paths(node: &Place, how: u32) -> Result<()> {
+    for link in ["all", "eth0", "eth1"] {
+        node.run("sysctl", &["-q", "-w", &format!("net.ipv4.conf.{link}.rp_filter={how}")]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The uninstall, as README tells it: its commands are read from there. Afterwards the cluster and its nodes are as they were before.
+
+use crate::World;
+use anyhow::{Context, Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::eventually;
+
+/// The nodes that are there from the beginning to the end. By then one has had a pool of mode `Route` and as many pods as it can, the other a
+/// bridge, host ports and pods on its second NIC.
+const NODES: [&str; 2] = ["node-1", "node-3"];
+
+/// How to see one side of a node.
+const ASPECTS: [(&str, &str); 8] = [
+    ("links", "ip -br link | awk '{ print $1, $2, $3 }'"),
+    ("addresses", "ip -o -4 address | awk '{ print $2, $4 }'"),
+    ("routes", "ip route list table all"),
+    ("rules", "ip rule list"),
+    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as README says.
+    ("nftables", "nft list tables | grep -Ev ' ip6? (nat|filter|mangle|raw)$' || true"),
+    (
+        "iptables",
+        "for save in iptables-nft-save iptables-legacy-save; do $save | grep '^[:-]' | grep -Ev 'KUBE-|CNI-HOSTPORT-' | sed 's/ \\[.*//'; done || true",
+    ),
+    ("settings", "sysctl -a --pattern '^net[.]ipv[46][.](ip_forward|conf[.](all|default|lo|eth0|eth1)[.])'"),
+    (
+        "files",
+        "find /etc/cni /opt/cni /run /var/lib/cni -maxdepth 3 -not -path '/run/containerd*' -not -path '/run/netns*' -not -path '/var/lib/cni/results'",
+    ),
+];
+/// What of the cluster's objects to compare, and those that others make meanwhile.
+const KINDS: &str = "crds,clusterroles,clusterrolebindings,roles,rolebindings,validatingadmissionpolicies,\
+    validatingadmissionpolicybindings,priorityclasses,namespaces,serviceaccounts,configmaps,secrets,daemonsets,deployments,jobs,\
+    services,poddisruptionbudgets,leases";
+
+/// A cluster and its nodes, line by line.
+#[derive(Debug)]
+pub struct Look(BTreeMap<String, BTreeSet<String>>);
+
+impl Look {
+    pub async fn at(cluster: &Cluster) -> Result<Self> {
+        let mut sides = BTreeMap::new();
+        let mut add =
+            |side: String, text: String| sides.insert(side, text.lines().map(str::to_owned).collect());
+        for node in NODES {
+            // kube-proxy changes the node, too, once.
+            eventually(&format!("kube-proxy on {node}"), Duration::from_secs(60), || async {
+                let rules = cluster.run_on(node, &["iptables-save"]).await?;
+                Ok(rules.contains("KUBE-SERVICES").then_some(()))
+            })
+            .await?;
+            for (aspect, script) in ASPECTS {
+                add(format!("{aspect} of {node}"), cluster.run_on(node, &["bash", "-c", script]).await?);
+            }
+            let marks = "jsonpath={.metadata.labels}{\"\\n\"}{.spec.taints[?(@.key!=\"node.kubernetes.io/not-ready\")]}";
+            add(format!("marks of {node}"), cluster.kubectl(&["get", "node", node, "-o", marks]).await?);
+        }
+        add("objects".into(), cluster.kubectl(&["get", KINDS, "-A", "-o", "name"]).await?);
+        Ok(Self(sides))
+    }
+
+    /// What is in one look and not in the other.
+    fn difference(&self, other: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (side, then) in &self.0 {
+            let now = other.0.get(side).cloned().unwrap_or_default();
+            lines.extend(then.difference(&now).map(|line| format!("gone from the {side}: {line}")));
+            lines.extend(now.difference(then).map(|line| format!("new among the {side}: {line}")));
+        }
+        lines
+    }
+}
+
+/// The commands of README's section, the cluster's and each node's.
+fn commands() -> Result<[String; 2]> {
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let section = readme.split("## Uninstall it").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let blocks: Vec<String> = section
+        .context("README has no section \"Uninstall it\"")?
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|block| block.split("```").next().map(str::to_owned))
+        .collect();
+    blocks.try_into().map_err(|blocks| anyhow::anyhow!("two blocks of commands, not {blocks:?}"))
+}
+
+pub async fn nothing_stays_after_the_uninstall_that_the_readme_tells(world: &World) -> Result<()> {
+    let cluster = &world.cluster;
+    let [of_cluster, of_node] = commands()?;
+    let begun = Instant::now();
+    cluster.shell(&of_cluster).await?;
+    println!("uninstalled after {:.1} s", begun.elapsed().as_secs_f64());
+    for node in NODES {
+        cluster.run_on(node, &["bash", "-euc", &of_node]).await?;
+    }
+    // What README leaves to whoever knows what else is on the node.
+    const FORWARDING: &str = "sysctl -w net.ipv4.ip_forward=0";
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    ensure!(readme.contains(FORWARDING), "README doesn't tell {FORWARDING}");
+    for node in NODES {
+        cluster.run_on(node, &["bash", "-euc", FORWARDING]).await?;
+    }
+    let nics = cluster.azure.nics().await?;
+    let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);
+    let held: Vec<_> = ours.map(|one| &one.address).collect();
+    ensure!(held.is_empty(), "the NICs still hold {held:?}");
+    let left = eventually("the cluster as it was", Duration::from_secs(30), || async {
+        let left = world.before.difference(&Look::at(cluster).await?);
+        ensure!(left.is_empty(), "\n{}", left.join("\n"));
+        Ok(Some(()))
+    });
+    left.await
+}

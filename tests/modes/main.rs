@@ -1,0 +1,154 @@
+//! The ways of reserving and of wiring, and the end of it all, by packets under the real kubelet: one real cluster in simulated Azure,
+//! whose nodes go from pool to pool. The chapters come one after the other, and each leaves nodes that the next can use.
+
+mod blocks;
+mod full;
+mod interfaces;
+mod leaving;
+mod ranges;
+mod wired;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::place::{Machine, Place, arm, id, put_subnet};
+use vnetpool_tests::probe;
+use vnetpool_tests::workload::ProbePod;
+
+/// How long a pod takes to run whose address is there, at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at most.
+const MOVES: Duration = Duration::from_secs(120);
+const PREMISES: &str = "192.168.0.10";
+
+/// The cluster, and what the test has put around it.
+pub struct World {
+    pub cluster: Cluster,
+    /// A VM in the nodes' subnet.
+    pub vm: Place,
+    pub internet: Place,
+    /// A VM in a peered VNet, 10.60.0.0/16.
+    pub far: Machine,
+    /// The host of the network on premises, 192.168.0.0/16.
+    pub premises: Machine,
+    /// The address of node-3's second NIC, `eth1`, which is in the subnet `small`.
+    pub second: String,
+    /// The cluster and two of its nodes before anything of ours was there.
+    pub before: leaving::Look,
+}
+
+impl World {
+    async fn make() -> Result<Self> {
+        let cluster = Cluster::up(&root().join("target/cluster/modes"), 3, 1).await?;
+        let quick = json!({ "write_seconds": 1, "limits": false });
+        cluster.azure.admin("PATCH", "/settings", quick).await?;
+        let nic = cluster.azure.admin("POST", "/vms/node-3/nics", json!({ "subnet": "small" })).await?;
+        let second = nic["address"].as_str().context("a NIC without an address")?.to_owned();
+        let (far, premises) = outside(&cluster).await?;
+        // Before the operator looks, which it does once a minute.
+        arm(&cluster, "PUT", ranges::TABLE, json!({ "properties": {} })).await?;
+        let table = json!({ "routeTable": { "id": id(ranges::TABLE) } });
+        put_subnet(&cluster, "vnet/subnets/nodes", table).await?;
+        let before = leaving::Look::at(&cluster).await?;
+        cluster.install().await?;
+        let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+        cluster.patch_pool(json!({ "cooldown": "1s", "sizing": sizing })).await?;
+        let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
+        let internet = Place::host(&cluster.state.internet);
+        Ok(Self { cluster, vm, internet, far, premises, second, before })
+    }
+
+    /// Makes a pool for these nodes, which outweighs those made before.
+    pub async fn pool(&self, name: &str, weight: u32, nodes: &[&str], mut spec: Value) -> Result<()> {
+        spec["weight"] = json!(weight);
+        spec["nodeSelector"] = json!({ "matchExpressions": [
+            { "key": "kubernetes.io/hostname", "operator": "In", "values": nodes }] });
+        let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool",
+            "metadata": { "name": name }, "spec": spec });
+        self.cluster.apply(&pool.to_string()).await.map(drop)
+    }
+
+    /// A deployment of so many probes on a node, as soon as they run.
+    pub async fn start(&self, name: &str, node: &str, count: u32) -> Result<Vec<ProbePod>> {
+        self.cluster.deploy(name, count, Some(node)).await?;
+        self.cluster.running(name, count as usize, PATIENCE).await
+    }
+
+    pub fn node(&self, name: &str) -> Result<Place> {
+        Ok(Place::host(&self.cluster.host(name)?))
+    }
+}
+
+/// A peered VNet and a network on premises, with a machine in each.
+async fn outside(cluster: &Cluster) -> Result<(Machine, Machine)> {
+    let space = "10.60.0.0/16";
+    let far = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
+        "subnets": [{ "name": "far", "properties": { "addressPrefix": space } }] } });
+    arm(cluster, "PUT", "virtualNetworks/far", far).await?;
+    for (from, to) in [("vnet", "far"), ("far", "vnet")] {
+        let remote = json!({ "id": id(&format!("virtualNetworks/{to}")) });
+        let resource = format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}");
+        arm(cluster, "PUT", &resource, json!({ "properties": { "remoteVirtualNetwork": remote } })).await?;
+    }
+    let far = Machine::vm(cluster, "far", json!({ "vnet": "far", "subnet": "far" })).await?;
+    let premises = Machine::new("premises", PREMISES)?;
+    let network = json!({ "netns": premises.netns(), "address": PREMISES, "vnet": "vnet",
+        "prefixes": ["192.168.0.0/16"] });
+    cluster.azure.admin("POST", "/premises", network).await?;
+    Ok((far, premises))
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == "probe") {
+        return probe::run(&arguments[2..]);
+    }
+    let runtime = Arc::new(Runtime::new()?);
+    // Made once, also when that fails: the other chapters would fail in the same way, only later.
+    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
+    macro_rules! chapters {
+        ($($chapter:path),* $(,)?) => { vec![$({
+            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
+            Trial::test(stringify!($chapter).replace(' ', ""), move || {
+                let chapter = async {
+                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
+                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
+                };
+                let begun = std::time::Instant::now();
+                let outcome = runtime.block_on(chapter);
+                println!("{:.1} s", begun.elapsed().as_secs_f64());
+                outcome.map_err(|error| {
+                    // Now, not when all is over: what comes after may take long.
+                    eprintln!("{error:#}");
+                    Failed::from(format!("{error:#}"))
+                })
+            })
+        }),*] };
+    }
+    let chapters = chapters![
+        full::a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool,
+        blocks::pods_of_a_block_have_its_addresses_and_keep_every_path,
+        blocks::a_block_goes_back_to_azure_when_no_pod_has_an_address_of_it,
+        wired::a_host_port_leads_to_a_routed_pod,
+        wired::new_pods_are_behind_the_bridge_and_old_ones_reach_them,
+        wired::a_host_port_leads_to_a_pod_behind_the_bridge,
+        wired::the_bandwidth_annotation_limits_its_pod_and_no_other,
+        interfaces::what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters,
+        ranges::pods_of_a_range_reach_each_other_by_the_route_table,
+        ranges::the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node,
+        ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
+        ranges::a_node_that_goes_loses_its_route,
+        leaving::nothing_stays_after_the_uninstall_that_the_readme_tells,
+    ];
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let conclusion = libtest_mimic::run(&arguments, chapters);
+    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
+    drop(world);
+    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,115 @@
+//! Mode `Route`: pods of a pod CIDR, which the VNet reaches by a route table only.
+
+use crate::{MOVES, PATIENCE, World};
+use anyhow::{Context, Result, ensure};
+use ipnet::Ipv4Net;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen, arm, id};
+use vnetpool_tests::workload::ProbePod;
+
+/// The table of the nodes' subnet.
+pub const TABLE: &str = "routeTables/pods";
+const NODES: [&str; 2] = ["node-1", "node-2"];
+
+/// The table's routes: the range by its next hop.
+async fn routes(world: &World) -> Result<BTreeMap<String, Ipv4Net>> {
+    let table = arm(&world.cluster, "GET", TABLE, json!({})).await?;
+    let routes = table["properties"]["routes"].as_array().context("no routes")?;
+    let route = |one: &Value| {
+        let own = &one["properties"];
+        Some((own["nextHopIpAddress"].as_str()?.to_owned(), own["addressPrefix"].as_str()?.parse().ok()?))
+    };
+    Ok(routes.iter().filter_map(route).collect())
+}
+
+async fn pod(world: &World, node: &str) -> Result<ProbePod> {
+    let pods = world.cluster.running(&format!("ranged-{node}"), 1, PATIENCE).await?;
+    pods.into_iter().next().context("no pod")
+}
+
+/// The nodes come from pools of other modes, and give back what they hold first.
+pub async fn pods_of_a_range_reach_each_other_by_the_route_table(world: &World) -> Result<()> {
+    let cluster = &world.cluster;
+    for name in ["stay", "come"] {
+        cluster.no_pods(name).await?;
+    }
+    let route = json!({ "podCIDR": "10.244.0.0/16", "nodePrefixLength": 24, "routeTableID": id(TABLE) });
+    let spec = json!({ "mode": "Route", "route": route, "cooldown": "1s" });
+    world.pool("ranges", 4, &NODES, spec).await?;
+    for node in NODES {
+        let address = world.node(node)?.address;
+        let range = eventually(&format!("a route to {node}"), MOVES, || async {
+            Ok(routes(world).await?.get(&address).copied())
+        })
+        .await?;
+        let pods = world.start(&format!("ranged-{node}"), node, 1).await?;
+        ensure!(range.contains(&pods[0].address), "{} isn't of {range}", pods[0].address);
+        let nic = cluster.azure.nic(&cluster.host(node)?.nic_id).await?;
+        ensure!(nic.pod_addresses().is_empty(), "the NIC of {node} holds {:?}", nic.pod_addresses());
+    }
+    let (one, two) = (pod(world, NODES[0]).await?, pod(world, NODES[1]).await?);
+    for (from, to) in [(&one, &two), (&two, &one)] {
+        let seen = Place::pod(from)?.seen_by(to.address).await?;
+        ensure!(seen == Seen::new(from.address, to.address), "{} sees {seen:?}", to.address);
+    }
+    Ok(())
+}
+
+pub async fn the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node(world: &World) -> Result<()> {
+    for name in NODES {
+        let (pod, node) = (Place::pod(&pod(world, name).await?)?, world.node(name)?);
+        // Its subnet has the table.
+        let seen = pod.seen_by(&world.vm.address).await?;
+        ensure!(seen == Seen::new(&pod.address, &world.vm.address), "the VM sees {seen:?}");
+        let seen = world.vm.seen_by(&pod.address).await?;
+        ensure!(seen == Seen::new(&world.vm.address, &pod.address), "the pod sees the VM as {seen:?}");
+        for end in [&world.far.place, &world.premises.place, &world.internet] {
+            let seen = pod.seen_by(&end.address).await?;
+            ensure!(seen == Seen::new(&node.address, &end.address), "{} sees {seen:?}", end.address);
+        }
+    }
+    Ok(())
+}
+
+pub async fn what_is_sent_to_a_free_address_of_a_range_ends_on_its_node(world: &World) -> Result<()> {
+    let (one, two) = (pod(world, NODES[0]).await?, Place::pod(&pod(world, NODES[1]).await?)?);
+    let range = Ipv4Net::new(one.address, 24)?.trunc();
+    let free = range.hosts().find(|address| *address != one.address).context("no free address")?;
+    let own = Place::pod(&one)?;
+    for from in [&world.vm, &two, &own] {
+        let told = refusal(from, free).await?;
+        ensure!(told.contains("No route to host"), "{} is told {told:?} of {free}", from.address);
+    }
+    Ok(())
+}
+
+/// What a caller of an address that nobody has is told.
+async fn refusal(from: &Place, address: Ipv4Addr) -> Result<String> {
+    let call = format!("exec 3<>/dev/tcp/{address}/8080");
+    let output = from.command("timeout").args(["8", "bash", "-c", &call]).output().await?;
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+pub async fn a_node_that_goes_loses_its_route(world: &World) -> Result<()> {
+    let [stays, goes] = NODES.map(|node| world.node(node));
+    let (stays, goes) = (stays?.address, goes?.address);
+    ensure!(routes(world).await?.len() == 2, "{:?}", routes(world).await?);
+    world.cluster.node("delete", NODES[1]).await?;
+    eventually("the route of a node that is gone", Duration::from_secs(60), || async {
+        let left = routes(world).await?;
+        ensure!(left.contains_key(&stays) && !left.contains_key(&goes), "{left:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    for node in NODES {
+        world.cluster.kubectl(&["delete", "deployment", &format!("ranged-{node}")]).await?;
+    }
+    // Nobody ends the pod of a node that is gone but for a controller that comes by from time to time.
+    let orphans = format!("app=ranged-{}", NODES[1]);
+    world.cluster.kubectl(&["delete", "pods", "-l", &orphans, "--force", "--grace-period=0"]).await?;
+    world.cluster.no_pods(&format!("ranged-{}", NODES[0])).await
+}

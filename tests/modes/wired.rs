@@ -1,0 +1,120 @@
+//! Wirings beside each other, and what the plugins behind ours do.
+
+use crate::{PATIENCE, World};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+use vnetpool_crds::condition;
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::workload::{PORT, ProbePod};
+
+/// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1 bits.
+const BURST: u32 = 537;
+
+/// Has the agents of node-2 and node-3 wire new pods so.
+async fn wire(world: &World, wiring: &str) -> Result<()> {
+    let patch = json!({ "spec": { "wiring": wiring } }).to_string();
+    world.cluster.kubectl(&["patch", "nodeippool", "blocks", "--type=merge", "-p", &patch]).await?;
+    for node in ["node-2", "node-3"] {
+        let configuration = world.cluster.host(node)?.path("/etc/cni/net.d/10-vnetpool.conflist");
+        let wanted = format!("\"{wiring}\"");
+        eventually(&format!("{node} wires by {wiring}"), Duration::from_secs(90), || async {
+            Ok(std::fs::read_to_string(&configuration)?.contains(&wanted).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// The pods of `two` are routed, those made here are behind the bridges of both nodes.
+pub async fn new_pods_are_behind_the_bridge_and_old_ones_reach_them(world: &World) -> Result<()> {
+    let mut all = world.cluster.running("two", 2, PATIENCE).await?;
+    wire(world, "Bridge").await?;
+    for (name, node) in [("bridged-2", "node-2"), ("bridged-3", "node-3")] {
+        all.extend(world.start(name, node, 2).await?);
+        let ports = world.node(node)?.run("ip", &["-o", "link", "show", "master", "vnpbridge"]).await?;
+        ensure!(ports.lines().count() == 2, "two pods are behind the bridge of {node}, and it has {ports:?}");
+        let eth0 = world.node(node)?.run("ip", &["-o", "link", "show", "eth0"]).await?;
+        ensure!(!eth0.contains("master"), "eth0 is a port: {eth0}");
+    }
+    let pairs = world.cluster.all_pairs(&all).await?;
+    ensure!(pairs.total == 30 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
+    for pod in all.iter().filter(|pod| pod.name.starts_with("bridged")) {
+        let (place, node) = (Place::pod(pod)?, world.node(&pod.node)?);
+        let seen = place.seen_by(&world.internet.address).await?;
+        ensure!(seen == Seen::new(&node.address, &world.internet.address), "the internet sees {seen:?}");
+        let seen = node.seen_by(&place.address).await?;
+        ensure!(seen == Seen::new(&node.address, &place.address), "the pod sees its node as {seen:?}");
+    }
+    world.cluster.undeploy("bridged-3").await
+}
+
+/// One probe with more fields for its pod's metadata and its container's port.
+async fn probe(world: &World, name: &str, node: &str, annotations: Value, ports: Value) -> Result<ProbePod> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "namespace": "default", "labels": { "app": name }, "annotations": annotations },
+        "spec": {
+            "terminationGracePeriodSeconds": 1, "nodeName": node, "automountServiceAccountToken": false,
+            "containers": [{ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
+                "args": ["serve", "--listen", format!(":{PORT}")], "ports": ports }],
+        },
+    });
+    world.cluster.apply(&pod.to_string()).await?;
+    let pods = world.cluster.running(name, 1, PATIENCE).await?;
+    pods.into_iter().next().context("no pod")
+}
+
+pub async fn a_host_port_leads_to_a_routed_pod(world: &World) -> Result<()> {
+    a_host_port_leads_to_its_pod(world, "routed-port").await
+}
+
+pub async fn a_host_port_leads_to_a_pod_behind_the_bridge(world: &World) -> Result<()> {
+    a_host_port_leads_to_its_pod(world, "bridged-port").await
+}
+
+async fn a_host_port_leads_to_its_pod(world: &World, name: &str) -> Result<()> {
+    const HOST_PORT: u16 = 8188;
+    let said = world.cluster.allocation("node-3").await?.status.context("no status")?.conditions;
+    let chained = condition::find(&said, condition::CNI_INSTALLED).context("no condition")?;
+    ensure!(chained.reason == "Installed", "{}", chained.message);
+    let ports = json!([{ "containerPort": PORT, "hostPort": HOST_PORT }]);
+    let pod = probe(world, name, "node-3", json!({}), ports).await?;
+    let node = world.node("node-3")?;
+    for from in [&world.vm, &world.node("node-2")?] {
+        let seen = from.seen_at(&node.address, HOST_PORT).await?;
+        ensure!(seen == Seen::new(&from.address, pod.address), "the pod sees {seen:?}");
+    }
+    world.cluster.kubectl(&["delete", "pod", name]).await?;
+    ensure!(world.vm.seen_at(&node.address, HOST_PORT).await.is_err(), "the port outlives its pod");
+    Ok(())
+}
+
+pub async fn the_bandwidth_annotation_limits_its_pod_and_no_other(world: &World) -> Result<()> {
+    const MORE: u32 = 60;
+    /// Megabytes a second.
+    const RATE: u32 = 20;
+    let limit = json!({ "kubernetes.io/ingress-bandwidth": format!("{}M", RATE * 8) });
+    let limited = probe(world, "limited", "node-2", limit, json!([])).await?;
+    let free = probe(world, "free", "node-2", json!({}), json!([])).await?;
+    let mut took = Vec::new();
+    for pod in [&limited, &free] {
+        let _drain = Place::pod(pod)?.probe(&["drain"])?.spawn()?;
+        let (address, megabytes) = (pod.address.to_string(), (BURST + MORE).to_string());
+        let seconds = eventually("the drain", PATIENCE, || async {
+            let output = world.vm.probe(&["pour", &address, &megabytes])?.output().await?;
+            let told = String::from_utf8_lossy(&output.stderr);
+            Ok(Some(String::from_utf8(output.stdout)?.trim().parse::<f64>().context(told.into_owned())?))
+        });
+        took.push(seconds.await?);
+    }
+    println!("{} MB took {took:.1?} s, limited and not", BURST + MORE);
+    let least = f64::from(MORE / RATE) * 0.9;
+    ensure!(took[0] > least && took[1] < took[0], "no limit of {RATE} MB/s: {took:?}");
+    world.cluster.kubectl(&["delete", "pod", "limited", "free"]).await?;
+    for name in ["two", "bridged-2"] {
+        world.cluster.undeploy(name).await?;
+    }
+    Ok(())
+}
