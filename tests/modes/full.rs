@@ -51,8 +51,8 @@ impl Seen {
     }
 }
 
-/// 255 addresses for 250 pods, half of which are then replaced by others at once: all but five of those have to wait for the addresses
-/// of the old to cool.
+/// 255 addresses for 250 pods, half of which are then replaced by others at once: five of those find an address that is free, the rest live on
+/// what the old ones leave. How fast they come is the scheduler's and the kubelet's business, which count pods that end.
 pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool(
     world: &World,
 ) -> Result<()> {
@@ -86,7 +86,7 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     println!(
         "half of them replaced after {seconds:.1} s; at most {cooling} addresses cooled and {waiting} pods waited"
     );
-    ensure!(cooling > 5 && waiting > 0, "no pod had to wait for an address");
+    ensure!(cooling > 20, "only {cooling} addresses cooled while new pods came");
     cluster.addresses_are_held(&[stay.clone(), come.clone()].concat()).await?;
     are_all_different(&stay, &come)?;
 
