@@ -56,7 +56,11 @@ impl Look {
             let marks = "jsonpath={.metadata.labels}{\"\\n\"}{.spec.taints[?(@.key!=\"node.kubernetes.io/not-ready\")]}";
             add(format!("marks of {node}"), cluster.kubectl(&["get", "node", node, "-o", marks]).await?);
         }
-        add("objects".into(), cluster.kubectl(&["get", KINDS, "-A", "-o", "name"]).await?);
+        let objects = cluster.kubectl(&["get", KINDS, "-A", "-o", "name"]).await?;
+        // The kubelets' go with their nodes.
+        let objects: Vec<_> =
+            objects.lines().filter(|name| !name.contains("lease.coordination.k8s.io/node-")).collect();
+        add("objects".into(), objects.join("\n"));
         Ok(Self(sides))
     }
 
