@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeSet;
 use vnetpool_tests::eventually;
+use vnetpool_tests::place::Place;
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// What a pod saw of a call that came through a proxy.
@@ -18,9 +19,9 @@ pub struct Forwarded {
     pub forwarded_for: String,
 }
 
-/// Calls a page from the VM.
-pub async fn called(world: &World, url: &str) -> Result<Forwarded> {
-    let answer = world.vm.run("curl", &["-sS", "--max-time", "3", url]).await?;
+/// Calls a probe's page.
+pub async fn called(from: &Place, url: &str) -> Result<Forwarded> {
+    let answer = from.run("curl", &["-sS", "--max-time", "3", url]).await?;
     serde_json::from_str(&answer).with_context(|| format!("{url} said {answer:?}"))
 }
 
@@ -31,7 +32,7 @@ async fn until_reached(world: &World, ingress: &ProbePod, pods: &[ProbePod]) -> 
     eventually(&format!("{wanted:?} reached through the ingress"), 2 * SOON, || async {
         let mut reached = BTreeSet::new();
         for _ in 0..4 * wanted.len() {
-            let Forwarded { source, local, forwarded_for } = called(world, &url).await?;
+            let Forwarded { source, local, forwarded_for } = called(&world.vm, &url).await?;
             ensure!(source == ingress.address.to_string(), "the pod is called by {source}");
             ensure!(forwarded_for == world.vm.address, "the pod is called in the name of {forwarded_for}");
             reached.insert(local);

@@ -3,6 +3,7 @@
 
 mod attached;
 mod balanced;
+mod gateway;
 mod ingress;
 mod inside;
 mod names;
@@ -182,9 +183,13 @@ fn main() -> Result<ExitCode> {
             attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it,
         ];
     }
-    // No Service is on this way, so kube-proxy's mode is nothing to it.
+    // No Service is on these ways, so kube-proxy's mode is nothing to them.
     let [_, last] = MODES;
-    tests![last, ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,];
+    tests![
+        last,
+        ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
+        gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses,
+    ];
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.

@@ -3,6 +3,7 @@
 
 mod groups;
 
+use crate::application_gateway;
 use crate::nic;
 use crate::reply::Reply;
 use crate::resource::{Kind, list};
@@ -18,12 +19,12 @@ const MAX_ROUTES: usize = 400;
 /// Where simulated Azure takes its public addresses from: a documentation range (RFC 5737), half of the simulated internet.
 pub(crate) const PUBLIC: (Ipv4Addr, u32) = (Ipv4Addr::new(203, 0, 113, 128), 120);
 
-fn refusal(code: &str, message: String) -> Reply {
+pub(crate) fn refusal(code: &str, message: String) -> Reply {
     Reply::nrp(400, code, message, json!([]))
 }
 
 /// A reference to something that isn't there.
-fn missing(what: &str, by: &str) -> Reply {
+pub(crate) fn missing(what: &str, by: &str) -> Reply {
     let message = format!(
         "Resource {what} referenced by resource {by} was not found. Please make sure that the referenced resource exists, \
          and that both resources are in the same region."
@@ -36,7 +37,7 @@ fn text<'a>(document: &'a Value, pointer: &str) -> Option<&'a str> {
     document.pointer(pointer).and_then(Value::as_str)
 }
 
-fn id(document: &Value) -> &str {
+pub(crate) fn id(document: &Value) -> &str {
     document["id"].as_str().unwrap_or_default()
 }
 
@@ -52,6 +53,10 @@ pub(crate) fn check(world: &World, kind: Kind, document: &Value) -> Result<(), R
                 check_public_address(world, id(address), id(document))?;
             }
             Ok(())
+        }
+        Kind::ApplicationGateway => {
+            check_frontends(world, document)?;
+            application_gateway::check(world, document)
         }
         Kind::ApplicationSecurityGroup => Ok(()),
     }
@@ -139,8 +144,9 @@ fn check_public_address(world: &World, address: &str, by: &str) -> Result<(), Re
     }
 }
 
-fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
-    for frontend in list(balancer, "frontendIPConfigurations") {
+/// Each frontend has a public address that is free, or a subnet.
+fn check_frontends(world: &World, resource: &Value) -> Result<(), Reply> {
+    for frontend in list(resource, "frontendIPConfigurations") {
         match (text(frontend, "/properties/publicIPAddress/id"), text(frontend, "/properties/subnet/id")) {
             (Some(address), _) => check_public_address(world, address, id(frontend))?,
             (None, Some(subnet)) if world.subnet_document(subnet).is_none() => {
@@ -156,6 +162,11 @@ fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
             }
         }
     }
+    Ok(())
+}
+
+fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
+    check_frontends(world, balancer)?;
     for children in ["loadBalancingRules", "outboundRules", "inboundNatRules"] {
         for rule in list(balancer, children) {
             for reference in ["frontendIPConfiguration", "backendAddressPool", "probe"] {
@@ -244,17 +255,17 @@ const SUBNET_PARTS: [(&str, Kind); 3] = [
     ("natGateway", Kind::NatGateway),
 ];
 
-/// Gives each frontend of a load balancer in a subnet its address: the one asked for, the one it has, the lowest free.
+/// Gives each frontend of a load balancer or an application gateway in a subnet its address: the one asked for, the one it has, the lowest free.
 pub(crate) fn allocate(world: &World, kind: Kind, document: &mut Value) -> Result<(), Reply> {
     match kind {
-        Kind::LoadBalancer => {
-            let balancer = id(document).to_owned();
+        Kind::LoadBalancer | Kind::ApplicationGateway => {
+            let owner = id(document).to_owned();
             let frontends = document["properties"]["frontendIPConfigurations"].as_array_mut();
             for frontend in frontends.into_iter().flatten() {
                 let Some(subnet) = text(frontend, "/properties/subnet/id").map(str::to_owned) else {
                     continue;
                 };
-                let Some(mut subnet) = world.subnet(&subnet, &balancer.to_lowercase()) else { continue };
+                let Some(mut subnet) = world.subnet(&subnet, &owner.to_lowercase()) else { continue };
                 let asked = text(frontend, "/properties/privateIPAddress")
                     .and_then(|text| text.parse::<Ipv4Addr>().ok());
                 let is_static = frontend["properties"]["privateIPAllocationMethod"] == json!("Static");
@@ -321,10 +332,7 @@ pub(crate) fn user(world: &World, kind: Kind, wanted: &str) -> Option<String> {
             world.ip_configurations().find(has).and_then(owned)
         }
         Kind::PublicAddress => {
-            let frontends = world
-                .of_kind(Kind::LoadBalancer)
-                .flat_map(|balancer| list(balancer, "frontendIPConfigurations"));
-            let mut users = world.ip_configurations().chain(frontends);
+            let mut users = world.ip_configurations().chain(world.frontends());
             let gateways = || {
                 let mut gateways = world.of_kind(Kind::NatGateway);
                 gateways.find(|gateway| {
@@ -338,6 +346,7 @@ pub(crate) fn user(world: &World, kind: Kind, wanted: &str) -> Option<String> {
             let has = |c: &&Value| pools(c).any(|pool| pool.to_lowercase().starts_with(&inside));
             world.ip_configurations().find(has).and_then(owned)
         }
+        Kind::ApplicationGateway => None,
     }
 }
 
@@ -369,6 +378,11 @@ pub(crate) fn in_use(kind: Kind, resource: &str, user: &str) -> Reply {
         Kind::ApplicationSecurityGroup => (
             "InUseApplicationSecurityGroupCannotBeDeleted",
             format!("Application security group {resource} is in use by {user} and cannot be deleted."),
+        ),
+        // Nothing here refers to one.
+        Kind::ApplicationGateway => (
+            "ApplicationGatewayInUse",
+            format!("Application gateway {resource} is in use by {user} and cannot be deleted."),
         ),
         Kind::LoadBalancer => (
             "LoadBalancerInUseByNetworkInterfaces",
@@ -427,7 +441,7 @@ pub(crate) fn shown(world: &World, kind: Kind, document: &Value) -> Value {
                 refer(pool, "loadBalancingRules", rules);
             }
         }
-        Kind::ApplicationSecurityGroup | Kind::NatGateway => {}
+        Kind::ApplicationSecurityGroup | Kind::NatGateway | Kind::ApplicationGateway => {}
     }
     shown
 }

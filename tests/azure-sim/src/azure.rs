@@ -238,7 +238,7 @@ impl Azure {
         let Some(fabric) = &self.fabric else { return Ok(()) };
         let mut fabric = fabric.lock().await;
         let network = Network::of(&lock(&self.world));
-        fabric.program(&network).await.map_err(Error::Network)
+        fabric.program(network).await.map_err(Error::Network)
     }
 
     /// Makes a running VM with a NIC that has one dynamic address.

@@ -13,6 +13,7 @@
 //! is rendered by `policy` and replaced when it differs.
 
 mod command;
+mod gateway;
 mod policy;
 pub(crate) mod probing;
 mod rules;
@@ -20,6 +21,8 @@ mod rules;
 use crate::topology::Network;
 use anyhow::{Context, ensure};
 use command::{ip, ip_in, nft};
+pub(crate) use gateway::Exit;
+use gateway::Proxy;
 use ipnet::Ipv4Net;
 use rules::{Port, Rules};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +55,7 @@ const FIRST_TABLE: u32 = 1000;
 /// A NIC of a machine that stands in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plug {
+    /// By name, or by path. Of an application gateway, which the fabric gives one, nothing.
     pub(crate) netns: String,
     /// The link's name in there: `eth0` for a machine's first NIC, `eth1` for the next.
     pub(crate) interface: String,
@@ -73,6 +77,8 @@ pub(crate) struct Fabric {
     ports: BTreeMap<String, Port>,
     /// The links to networks on premises, by virtual network.
     gateways: BTreeMap<String, String>,
+    /// The application gateways by id.
+    proxies: BTreeMap<String, Proxy>,
     /// The number of each place's routing table; never used for another.
     tables: BTreeMap<String, u32>,
     programmed: Rules,
@@ -113,6 +119,7 @@ impl Fabric {
         Ok(Self {
             ports: BTreeMap::new(),
             gateways: BTreeMap::new(),
+            proxies: BTreeMap::new(),
             tables: BTreeMap::new(),
             programmed: Rules::default(),
             policy: String::new(),
@@ -121,8 +128,9 @@ impl Fabric {
     }
 
     /// Plugs, unplugs, routes and filters until the network is what the world says.
-    pub(crate) async fn program(&mut self, network: &Network) -> anyhow::Result<()> {
-        let plugs = &network.plugs;
+    pub(crate) async fn program(&mut self, mut network: Network) -> anyhow::Result<()> {
+        self.house(&mut network)?;
+        let (network, plugs) = (&network, &network.plugs);
         let is_wired = |nic: &String, port: &Port| plugs.get(nic).is_some_and(|plug| port.fits(plug));
         let stale: Vec<String> = self
             .ports
@@ -156,7 +164,31 @@ impl Fabric {
             tracing::warn!("{error:#}");
         }
         self.programmed = rules;
+        for (id, gateway) in &network.gateways {
+            if let Some(proxy) = self.proxies.get_mut(id) {
+                proxy.follow(gateway).await?;
+            }
+        }
         Ok(())
+    }
+
+    /// Gives each application gateway a namespace of its own. Those of gateways that are gone go.
+    fn house(&mut self, network: &mut Network) -> anyhow::Result<()> {
+        self.proxies.retain(|id, _| network.gateways.contains_key(id));
+        for (id, gateway) in &network.gateways {
+            if !self.proxies.contains_key(id) {
+                self.proxies.insert(id.clone(), Proxy::new(gateway.instance)?);
+            }
+            if let (Some(plug), Some(proxy)) = (network.plugs.get_mut(id), self.proxies.get(id)) {
+                plug.netns = proxy.netns();
+            }
+        }
+        Ok(())
+    }
+
+    /// The ways from application gateways to their backends, by the gateways' ids.
+    pub(crate) fn exits(&self) -> BTreeMap<String, Exit> {
+        self.proxies.iter().map(|(id, proxy)| (id.clone(), proxy.exit())).collect()
     }
 
     /// Makes a NIC's interface in the machine's namespace and the link to it. Only the first gets routes: "Azure does not assign a
@@ -186,7 +218,7 @@ impl Fabric {
 
     /// A pair of devices between this namespace and an interface of another. Gives the name of the end here.
     async fn link(&mut self, netns: &str, interface: &str, kind: &str, peer: &str) -> anyhow::Result<String> {
-        let known = Path::new("/var/run/netns").join(netns);
+        let known = command::place(netns);
         ensure!(
             known.exists(),
             "there is no network namespace {netns}: make it with `ip netns add {netns}` first"

@@ -11,6 +11,7 @@
 //! in the comments; what nobody could find out is marked as such there.
 
 mod admin;
+mod application_gateway;
 mod arm;
 mod attachment;
 mod azure;

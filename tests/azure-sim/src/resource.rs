@@ -1,5 +1,5 @@
 //! Network resources that are a document and nothing else: what a PUT makes of a route table, a security group, a public
-//! address, a load balancer or a NAT gateway. Pure. What they do to packets is read from the documents by the fabric.
+//! address, a load balancer, a NAT gateway or an application gateway. Pure. What they do to packets is read from the documents by the fabric.
 
 use crate::nic::{default, remove};
 use serde_json::{Value, json};
@@ -13,16 +13,18 @@ pub(crate) enum Kind {
     PublicAddress,
     LoadBalancer,
     NatGateway,
+    ApplicationGateway,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::RouteTable,
         Self::SecurityGroup,
         Self::ApplicationSecurityGroup,
         Self::PublicAddress,
         Self::LoadBalancer,
         Self::NatGateway,
+        Self::ApplicationGateway,
     ];
 
     /// The kind a lower-case path segment names.
@@ -43,6 +45,7 @@ impl Kind {
             Self::PublicAddress => "Microsoft.Network/publicIPAddresses",
             Self::LoadBalancer => "Microsoft.Network/loadBalancers",
             Self::NatGateway => "Microsoft.Network/natGateways",
+            Self::ApplicationGateway => "Microsoft.Network/applicationGateways",
         }
     }
 
@@ -59,6 +62,9 @@ impl Kind {
             Self::PublicAddress => ("PutPublicIpAddressOperation", "DeletePublicIpAddressOperation"),
             Self::LoadBalancer => ("PutLoadBalancerOperation", "DeleteLoadBalancerOperation"),
             Self::NatGateway => ("PutNatGatewayOperation", "DeleteNatGatewayOperation"),
+            Self::ApplicationGateway => {
+                ("PutApplicationGatewayOperation", "DeleteApplicationGatewayOperation")
+            }
         }
     }
 
@@ -75,6 +81,16 @@ impl Kind {
                 "inboundNatRules",
                 "outboundRules",
                 "inboundNatPools",
+            ],
+            Self::ApplicationGateway => &[
+                "gatewayIPConfigurations",
+                "frontendIPConfigurations",
+                "frontendPorts",
+                "probes",
+                "backendAddressPools",
+                "backendHttpSettingsCollection",
+                "httpListeners",
+                "requestRoutingRules",
             ],
             Self::ApplicationSecurityGroup | Self::PublicAddress | Self::NatGateway => &[],
         }
@@ -142,6 +158,7 @@ impl Put<'_> {
                 default(properties, "idleTimeoutInMinutes", json!(4));
                 default(properties, "type", json!("Public"));
             }
+            Kind::ApplicationGateway => properties["operationalState"] = json!("Running"),
             Kind::LoadBalancer | Kind::ApplicationSecurityGroup => {}
         }
         if matches!(kind, Kind::PublicAddress | Kind::LoadBalancer | Kind::NatGateway) {
@@ -182,6 +199,9 @@ pub(crate) fn child(kind: Kind, parent: &str, list: &str, name: &str, mut body: 
             }
         }
         "frontendIPConfigurations" => default(properties, "privateIPAllocationMethod", json!("Dynamic")),
+        "backendAddressPools" if kind == Kind::ApplicationGateway => {
+            default(properties, "backendAddresses", json!([]))
+        }
         "backendAddressPools" => default(properties, "loadBalancerBackendAddresses", json!([])),
         _ => {}
     }
@@ -216,7 +236,7 @@ fn name_in_dns(public_address: &mut Value) {
 }
 
 /// Fields that refer to another resource; of what a client sends there only the id is kept.
-const REFERENCES: [&str; 9] = [
+const REFERENCES: [&str; 12] = [
     "publicIPAddress",
     "subnet",
     "networkSecurityGroup",
@@ -225,6 +245,9 @@ const REFERENCES: [&str; 9] = [
     "frontendIPConfiguration",
     "backendAddressPool",
     "probe",
+    "httpListener",
+    "backendHttpSettings",
+    "frontendPort",
     "virtualNetwork",
 ];
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The documents that describe what the simulator serves, below `specification/`.
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/networkInterface.json",
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/virtualNetwork.json",
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/routeTable.json",
@@ -21,6 +21,7 @@ const DOCUMENTS: [&str; 13] = [
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/publicIpAddress.json",
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/loadBalancer.json",
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/natGateway.json",
+    "network/resource-manager/Microsoft.Network/stable/2024-03-01/applicationGateway.json",
     "network/resource-manager/Microsoft.Network/stable/2024-03-01/vmssNetworkInterface.json",
     "compute/resource-manager/Microsoft.Compute/ComputeRP/stable/2024-07-01/virtualMachine.json",
     "compute/resource-manager/Microsoft.Compute/ComputeRP/stable/2024-07-01/virtualMachineScaleSet.json",

@@ -8,6 +8,7 @@
 mod exposure;
 mod security;
 
+use crate::application_gateway::{self, Gateway as ApplicationGateway};
 use crate::fabric::Plug;
 use crate::nic;
 use crate::resource::{Kind, list};
@@ -43,12 +44,22 @@ pub(crate) struct Network {
     pub(crate) routes: BTreeMap<String, BTreeMap<Ipv4Net, Hop>>,
     pub(crate) security: Security,
     pub(crate) exposure: Exposure,
+    pub(crate) gateways: BTreeMap<String, ApplicationGateway>,
 }
 
 impl Network {
     pub(crate) fn of(world: &World) -> Self {
-        let plugs: BTreeMap<String, Plug> =
+        let mut plugs: BTreeMap<String, Plug> =
             world.nics.iter().filter_map(|(key, nic)| Some((key.clone(), plug(world, nic)?))).collect();
+        let mut gateways = BTreeMap::new();
+        for (key, document) in application_gateway::at_work(world) {
+            if let Some(gateway) = application_gateway::gateway(world, &key, document)
+                && let Some(plug) = gateway_plug(world, document, &gateway)
+            {
+                plugs.insert(key.clone(), plug);
+                gateways.insert(key, gateway);
+            }
+        }
         let mut routes = BTreeMap::new();
         for (key, vnet) in &world.vnets {
             for subnet in vnet::subnets(vnet) {
@@ -61,7 +72,7 @@ impl Network {
         }
         let space = world.vnets.values().flat_map(vnet::address_space).collect();
         let security = Security::of(world, &plugs);
-        Self { plugs, space, routes, security, exposure: Exposure::of(world) }
+        Self { plugs, space, routes, security, exposure: Exposure::of(world), gateways }
     }
 }
 
@@ -83,6 +94,26 @@ fn plug(world: &World, nic: &Nic) -> Option<Plug> {
         subnet: subnet["id"].as_str()?.to_lowercase(),
         forwards: nic.document["properties"]["enableIPForwarding"] == json!(true),
         live: nic.live.iter().copied().collect::<BTreeSet<_>>(),
+    })
+}
+
+/// The link of an application gateway.
+fn gateway_plug(world: &World, document: &Value, gateway: &ApplicationGateway) -> Option<Plug> {
+    let ApplicationGateway { instance, frontends, .. } = gateway;
+    let subnet = world.subnet_document(application_gateway::subnet(document)?)?;
+    let prefix = vnet::prefixes(subnet).into_iter().find(|prefix| prefix.contains(instance))?;
+    let [_, b, c, d] = instance.octets();
+    Some(Plug {
+        // The fabric makes it.
+        netns: String::new(),
+        interface: "eth0".into(),
+        // 00-22-48 is another prefix of Microsoft's: no NIC's here.
+        mac: format!("00:22:48:{b:02x}:{c:02x}:{d:02x}"),
+        address: Ipv4Net::new(*instance, prefix.prefix_len()).ok()?,
+        gateway: self::gateway(prefix),
+        subnet: subnet["id"].as_str()?.to_lowercase(),
+        forwards: false,
+        live: frontends.iter().copied().chain([*instance]).collect(),
     })
 }
 

@@ -137,6 +137,8 @@ pub(crate) struct World {
     pub(crate) scale_sets: BTreeMap<String, ScaleSet>,
     /// Hosts of the internet that belong to an Azure service, such as `Microsoft.Storage`.
     pub(crate) services: BTreeMap<Ipv4Addr, String>,
+    /// The addresses from which application gateways call, by the gateways' ids.
+    pub(crate) instances: BTreeMap<String, Ipv4Addr>,
     /// Records of private zones, by full name in lower case.
     pub(crate) names: BTreeMap<String, Ipv4Addr>,
     pub(crate) health: Health,
@@ -163,6 +165,7 @@ impl World {
             gateways: BTreeMap::new(),
             scale_sets: BTreeMap::new(),
             services: BTreeMap::new(),
+            instances: BTreeMap::new(),
             names: BTreeMap::new(),
             health: Health::default(),
             deployments: BTreeMap::new(),
@@ -291,7 +294,10 @@ impl World {
                 }
                 self.give_public_addresses();
             }
-            Effect::RemoveResource(_) => drop(self.resources.remove(resource)),
+            Effect::RemoveResource(_) => {
+                self.resources.remove(resource);
+                self.give_instance_addresses();
+            }
             Effect::FinishScaleSet => {
                 if let Some(set) = self.scale_sets.get_mut(resource) {
                     set.document["properties"]["provisioningState"] = json!("Succeeded");
@@ -388,9 +394,13 @@ impl World {
                 }
             }
         }
+        let prefixes = vnet::prefixes(document);
+        let instances =
+            self.instances.iter().filter(|(_, own)| prefixes.iter().any(|prefix| prefix.contains(*own)));
+        taken.extend(instances.map(|(gateway, address)| ((*address).into(), gateway.clone())));
         Some(Subnet {
             id: document["id"].as_str()?.to_owned(),
-            prefixes: vnet::prefixes(document),
+            prefixes,
             state: document["properties"]["provisioningState"].as_str()?.to_owned(),
             taken,
         })

@@ -244,9 +244,10 @@ fn put_vnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
 /// The first ipConfiguration in any of these subnets; a used subnet can't be deleted.
 fn user_of(world: &World, subnet: &str) -> Option<String> {
     let all = world.nics.values().flat_map(|nic| nic::ip_configurations(&nic.document));
-    let balancers = world.of_kind(ResourceKind::LoadBalancer);
-    let frontends = balancers.flat_map(|balancer| children(balancer, "frontendIPConfigurations"));
-    let mut inside = all.chain(frontends).filter(|c| has_id(&c["properties"]["subnet"], subnet));
+    let gateways = world.of_kind(ResourceKind::ApplicationGateway);
+    let gateways = gateways.flat_map(|gateway| children(gateway, "gatewayIPConfigurations"));
+    let mut inside =
+        all.chain(world.frontends()).chain(gateways).filter(|c| has_id(&c["properties"]["subnet"], subnet));
     inside.find_map(|c| c["id"].as_str().map(str::to_owned))
 }
 

@@ -1,4 +1,4 @@
-//! Route tables, security groups, public addresses, load balancers and NAT gateways: one way of serving them all. The answers
+//! Route tables, security groups, public addresses, load balancers and gateways: one way of serving them all. The answers
 //! follow the recordings of the same names: 201 or 200 with an operation, 202 for a deletion, `etag` in the header of a GET.
 
 use super::network::{announce, check_etag, child_not_found, tagged};
@@ -93,6 +93,7 @@ fn store(world: &mut World, kind: Kind, id: &str, mut document: Value) -> Result
     attachment::allocate(world, kind, &mut document)?;
     world.resources.insert(id.to_lowercase(), (kind, document));
     world.give_public_addresses();
+    world.give_instance_addresses();
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A network on premises to reach through a VNet's gateway: `POST /premises`.
@@ -99,10 +100,15 @@ impl Azure {
                 let pause = Duration::try_from_secs_f64(world.config.probe_seconds).unwrap_or_default();
                 (topology::probes(&world), pause.max(Duration::from_millis(50)))
             };
+            let exits = Arc::new(match &self.fabric {
+                Some(fabric) => fabric.lock().await.exits(),
+                None => BTreeMap::new(),
+            });
             let mut looks = tokio::task::JoinSet::new();
             for (probe, threshold) in asked {
+                let exits = exits.clone();
                 looks.spawn(async move {
-                    let up = probing::look(&probe).await;
+                    let up = probing::look(&probe, &exits).await;
                     (probe, threshold, up)
                 });
             }

@@ -1,6 +1,7 @@
 //! `ip` and `nft`, fed with a batch over standard input.
 
 use anyhow::{Context, ensure};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -10,9 +11,16 @@ pub(super) async fn ip(batch: &str) -> anyhow::Result<()> {
     run("ip", &["-force", "-batch", "-"], batch).await
 }
 
-/// Runs `ip` commands in the named namespace.
+/// The file of a namespace, which is given by name or by path.
+pub(super) fn place(netns: &str) -> PathBuf {
+    Path::new("/var/run/netns").join(netns)
+}
+
+/// Runs `ip` commands in another namespace.
 pub(super) async fn ip_in(netns: &str, batch: &str) -> anyhow::Result<()> {
-    run("ip", &["-netns", netns, "-force", "-batch", "-"], batch).await
+    // `ip -netns` takes names only.
+    let enter = format!("--net={}", place(netns).display());
+    run("nsenter", &[&enter, "ip", "-force", "-batch", "-"], batch).await
 }
 
 /// Applies an nftables script as one transaction.

@@ -1,7 +1,9 @@
-//! One look of a health probe, from the address that Azure's probes come from.
+//! One look of a health probe, from the address that Azure's probes come from: the platform's, or an application gateway's own.
 
-use super::WIRE_SERVER;
+use super::{Exit, WIRE_SERVER};
 use crate::topology::Probe;
+use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,19 +13,27 @@ use tokio::time::timeout;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether the member answers.
-pub(crate) async fn look(probe: &Probe) -> bool {
-    timeout(PATIENCE, ask(probe)).await.is_ok_and(|answer| answer.unwrap_or(false))
+/// Whether the member answers. `exits` are the ways out of application gateways.
+pub(crate) async fn look(probe: &Probe, exits: &BTreeMap<String, Exit>) -> bool {
+    timeout(PATIENCE, ask(probe, exits)).await.is_ok_and(|answer| answer.unwrap_or(false))
 }
 
-async fn ask(Probe { address, port, page }: &Probe) -> std::io::Result<bool> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((WIRE_SERVER, 0)))?;
+async fn ask(probe: &Probe, exits: &BTreeMap<String, Exit>) -> io::Result<bool> {
+    let Probe { address, port, page, gateway } = probe;
+    let socket = match gateway {
+        Some(gateway) => exits.get(gateway).ok_or(io::ErrorKind::NotConnected)?.socket()?,
+        None => {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::from((WIRE_SERVER, 0)))?;
+            socket
+        }
+    };
     let mut stream = socket.connect(SocketAddr::from((*address, *port))).await?;
     let Some(page) = page else { return Ok(true) };
     let request = format!("GET {page} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut start = [0; 12];
     stream.read_exact(&mut start).await?;
-    Ok(start.ends_with(b" 200"))
+    // A gateway takes 200 to 399 for an answer, a load balancer 200 alone (both documentations on health probes).
+    Ok(start.ends_with(b" 200") || gateway.is_some() && matches!(start, [.., b'2' | b'3', _, _]))
 }

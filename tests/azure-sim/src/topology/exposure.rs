@@ -1,5 +1,6 @@
 //! Public addresses, load balancers and service endpoints: how packets meet addresses that no NIC holds.
 
+use crate::application_gateway;
 use crate::resource::{Kind, list};
 use crate::vnet;
 use crate::world::{World, has_id};
@@ -14,6 +15,8 @@ pub(crate) struct Probe {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
     pub(crate) page: Option<String>,
+    /// The application gateway that asks, by its id in lower case; otherwise the platform does.
+    pub(crate) gateway: Option<String>,
 }
 
 /// How a load balancer chooses among its members.
@@ -60,16 +63,17 @@ impl Exposure {
     pub(super) fn of(world: &World) -> Self {
         let addresses = || world.of_kind(Kind::PublicAddress);
         let standard = addresses().filter(|address| address["sku"]["name"] == json!("Standard"));
+        let known = |id: &str| public(world.resource(Kind::PublicAddress, id)?);
+        let of_nics = world.nics.values().flat_map(|nic| &nic.attached);
+        let of_nics = of_nics.filter_map(|(private, id)| Some((*private, known(id)?)));
+        let of_gateways: BTreeMap<_, _> = application_gateway::public_frontends(world)
+            .filter_map(|(instance, id)| Some((instance, known(id)?)))
+            .collect();
+        // What a gateway is called under is open without a group.
+        let open: BTreeSet<Ipv4Addr> = of_gateways.values().copied().collect();
         Self {
-            public: world
-                .nics
-                .values()
-                .flat_map(|nic| &nic.attached)
-                .filter_map(|(private, id)| {
-                    Some((*private, public(world.resource(Kind::PublicAddress, id)?)?))
-                })
-                .collect(),
-            closed: standard.filter_map(public).collect(),
+            public: of_nics.chain(of_gateways).collect(),
+            closed: standard.filter_map(public).filter(|address| !open.contains(address)).collect(),
             balanced: rules(world).filter_map(|(balancer, rule)| balanced(world, balancer, rule)).collect(),
             services: world.services.iter().map(|(host, name)| service(world, *host, name)).collect(),
         }
@@ -141,7 +145,12 @@ fn asked(probe: &Value, address: Ipv4Addr) -> Probe {
     let is_page =
         properties["protocol"].as_str().is_some_and(|protocol| !protocol.eq_ignore_ascii_case("Tcp"));
     let page = properties["requestPath"].as_str().unwrap_or("/").to_owned();
-    Probe { address, port: number(&properties["port"]).unwrap_or_default(), page: is_page.then_some(page) }
+    Probe {
+        address,
+        port: number(&properties["port"]).unwrap_or_default(),
+        page: is_page.then_some(page),
+        gateway: None,
+    }
 }
 
 /// Every probe of every member, with how many answers alike change its state.
@@ -156,7 +165,7 @@ pub(crate) fn probes(world: &World) -> BTreeMap<Probe, u32> {
             members.iter().map(|member| (asked(&probe, *member), threshold)).collect::<Vec<_>>()
         })
     };
-    rules(world).flat_map(of_rule).collect()
+    rules(world).flat_map(of_rule).chain(application_gateway::probes(world)).collect()
 }
 
 fn service(world: &World, host: Ipv4Addr, name: &str) -> Service {

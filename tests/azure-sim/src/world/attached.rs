@@ -1,6 +1,7 @@
 //! Route tables, public addresses, load balancers and their like in the world: finding them, and what they get with time.
 
 use super::{World, has_id};
+use crate::application_gateway;
 use crate::attachment;
 use crate::nic;
 use crate::reply::Reply;
@@ -32,12 +33,36 @@ impl World {
         })
     }
 
-    /// The address a frontend of a load balancer has in its subnet.
+    /// The frontends of all load balancers and application gateways.
+    pub(crate) fn frontends(&self) -> impl Iterator<Item = &Value> {
+        let owners = self.of_kind(Kind::LoadBalancer).chain(self.of_kind(Kind::ApplicationGateway));
+        owners.flat_map(|owner| resource::list(owner, "frontendIPConfigurations"))
+    }
+
+    /// The address a frontend has in its subnet.
     pub(crate) fn frontend_address(&self, id: &str) -> Option<Ipv4Addr> {
-        let balancers = self.of_kind(Kind::LoadBalancer);
-        let mut frontends =
-            balancers.flat_map(|balancer| resource::list(balancer, "frontendIPConfigurations"));
-        nic::address(frontends.find(|frontend| has_id(frontend, id))?).map(|block| block.addr())
+        let frontend = self.frontends().find(|frontend| has_id(frontend, id))?;
+        nic::address(frontend).map(|block| block.addr())
+    }
+
+    /// Gives the instance of each new application gateway the lowest free address of its subnet, and takes back those of
+    /// gateways that are gone. No document shows them.
+    pub(crate) fn give_instance_addresses(&mut self) {
+        let mut instances = std::mem::take(&mut self.instances);
+        instances.retain(|key, _| self.resources.contains_key(key));
+        self.instances = instances;
+        let gateways: Vec<(String, String)> = self
+            .of_kind(Kind::ApplicationGateway)
+            .filter_map(|gateway| Some((gateway["id"].as_str()?, application_gateway::subnet(gateway)?)))
+            .map(|(id, subnet)| (id.to_lowercase(), subnet.to_owned()))
+            .collect();
+        for (key, subnet) in gateways {
+            if !self.instances.contains_key(&key)
+                && let Some(free) = self.subnet(&subnet, "").and_then(|subnet| subnet.lowest_free(32))
+            {
+                self.instances.insert(key, free.addr());
+            }
+        }
     }
 
     /// A route table takes one write at a time (kubernetes#88151); a newer write to anything else supersedes the older.

@@ -1,6 +1,7 @@
 //! Bodies against the official OpenAPI documents.
 
 use crate::client::{Client, path_of};
+use crate::gateways;
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -96,11 +97,13 @@ pub(crate) fn every_kind_of_answer_validates(folder: &Path) -> Result<(), Failed
     }
     println!("{} exchanges: {coverage:?}; errors among them: {codes:?}", log.len());
     for code in [
+        "ApplicationGatewaySubnetCannotHaveOtherResources",
         "AuthenticationFailed",
         "AuthorizationFailed",
         "DnsRecordInUse",
         "InUseNetworkSecurityGroupCannotBeDeleted",
         "InUseRouteTableCannotBeDeleted",
+        "InUseSubnetCannotBeDeleted",
         "InvalidResourceReference",
         "IpConfigDeleteNotSupported",
         "LinkedAuthorizationFailed",
@@ -256,6 +259,7 @@ async fn story() -> Vec<LogEntry> {
     client.send("DELETE", &unplugged, &[], None).await.unwrap();
 
     beside_nics(&client, &network, &nic, &held).await;
+    gateways::story(&client, &network).await;
 
     // And one request too many.
     sim.set(&Settings { limits: Some(true), ..Settings::default() }).unwrap();

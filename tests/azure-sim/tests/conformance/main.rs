@@ -6,6 +6,7 @@
 #[path = "../client.rs"]
 mod client;
 mod documents;
+mod gateways;
 mod replay;
 
 use libtest_mimic::{Arguments, Failed, Trial};

@@ -31,7 +31,7 @@ fn open(stage: &Stage) {
 }
 
 /// A static public address of the Standard SKU; gives the address.
-fn public_address(stage: &Stage, name: &str) -> String {
+pub(crate) fn public_address(stage: &Stage, name: &str) -> String {
     let body =
         json!({ "sku": { "name": "Standard" }, "properties": { "publicIPAllocationMethod": "Static" } });
     let made = stage.put(&format!("publicIPAddresses/{name}"), &body);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
 mod exposure;
+mod gateways;
 mod interfaces;
 mod neighbours;
 mod probe;
@@ -33,6 +34,7 @@ fn main() {
     ];
     trials.extend(routes::trials());
     trials.extend(exposure::trials());
+    trials.extend(gateways::trials());
     trials.extend(interfaces::trials());
     trials.extend(neighbours::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -132,6 +132,11 @@ impl Stage {
         }
     }
 
+    /// Has ARM delete a resource of `Microsoft.Network`.
+    pub(crate) fn delete(&self, resource: &str) {
+        self.request("b", "DELETE", &Self::id(resource), None);
+    }
+
     /// Gives a subnet of the VNet `vnet` another set of properties beside its prefix.
     pub(crate) fn put_subnet(&self, name: &str, properties: &Value) {
         let resource = format!("virtualNetworks/vnet/subnets/{name}");
@@ -283,7 +288,7 @@ impl Stage {
         let body = body.map(Value::to_string).unwrap_or_default();
         process.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
         let output = process.wait_with_output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap()
+        if output.stdout.is_empty() { Value::Null } else { serde_json::from_slice(&output.stdout).unwrap() }
     }
 
     /// A request to the admin API, which has to succeed.

@@ -1,0 +1,165 @@
+//! Application gateways: what may be in their documents, and what the documents mean to packets. Pure. The proxy itself is the
+//! fabric's.
+//!
+//! Simpler than Azure: HTTP only, basic rules only, one instance, and a probe's threshold counts for good answers, too. Of the
+//! error codes only that of a missing reference is known; the rules are of "Application Gateway infrastructure configuration".
+
+use crate::attachment::{id, missing, refusal};
+use crate::reply::Reply;
+use crate::resource::{Kind, list};
+use crate::topology::Probe;
+use crate::world::{World, has_id};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// A gateway at work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gateway {
+    /// Where its own calls come from.
+    pub(crate) instance: Ipv4Addr,
+    /// The private addresses it is called at.
+    pub(crate) frontends: BTreeSet<Ipv4Addr>,
+    /// Where it listens, and who takes what comes in there.
+    pub(crate) listeners: BTreeMap<SocketAddrV4, Vec<SocketAddrV4>>,
+}
+
+/// The references of each kind of child, and the children they lead to.
+const REFERENCES: [(&str, &str, &str); 6] = [
+    ("httpListeners", "frontendIPConfiguration", "frontendIPConfigurations"),
+    ("httpListeners", "frontendPort", "frontendPorts"),
+    ("requestRoutingRules", "httpListener", "httpListeners"),
+    ("requestRoutingRules", "backendAddressPool", "backendAddressPools"),
+    ("requestRoutingRules", "backendHttpSettings", "backendHttpSettingsCollection"),
+    ("backendHttpSettingsCollection", "probe", "probes"),
+];
+
+/// Whether a document may be stored as it is.
+pub(crate) fn check(world: &World, gateway: &Value) -> Result<(), Reply> {
+    let Some(subnet) = subnet(gateway) else {
+        let message = format!("Application gateway {} has no gateway IP configuration.", id(gateway));
+        return Err(refusal("ApplicationGatewayMustHaveGatewayIpConfiguration", message));
+    };
+    if world.subnet_document(subnet).is_none() {
+        return Err(missing(subnet, id(gateway)));
+    }
+    // "No other resource is allowed" in its subnet.
+    if let Some(other) = world.ip_configurations().find(|one| has_id(&one["properties"]["subnet"], subnet)) {
+        let message = format!(
+            "Subnet {subnet} cannot be used for application gateway {}: {} is in it.",
+            id(gateway),
+            id(other)
+        );
+        return Err(refusal("ApplicationGatewaySubnetCannotHaveOtherResources", message));
+    }
+    for (children, field, wanted) in REFERENCES {
+        for child in list(gateway, children) {
+            let reference = child["properties"][field]["id"].as_str();
+            if let Some(reference) =
+                reference.filter(|one| !list(gateway, wanted).iter().any(|c| has_id(c, one)))
+            {
+                return Err(missing(reference, id(child)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The id of the subnet it stands in.
+pub(crate) fn subnet(gateway: &Value) -> Option<&str> {
+    list(gateway, "gatewayIPConfigurations").first()?["properties"]["subnet"]["id"].as_str()
+}
+
+/// Every gateway whose making has ended, by its id in lower case, with its document.
+pub(crate) fn at_work(world: &World) -> impl Iterator<Item = (String, &Value)> {
+    let ready = world.of_kind(Kind::ApplicationGateway);
+    let ready = ready.filter(|gateway| gateway["properties"]["provisioningState"] == "Succeeded");
+    ready.map(|gateway| (id(gateway).to_lowercase(), gateway))
+}
+
+/// What a gateway does; nothing as long as its instance has no address.
+pub(crate) fn gateway(world: &World, key: &str, document: &Value) -> Option<Gateway> {
+    let instance = *world.instances.get(key)?;
+    let frontends = list(document, "frontendIPConfigurations").iter().filter_map(private_address).collect();
+    let listeners = rules(document, key).filter_map(|rule| {
+        let frontend = part(
+            document,
+            "frontendIPConfigurations",
+            &rule.listener["properties"]["frontendIPConfiguration"],
+        )?;
+        let port = part(document, "frontendPorts", &rule.listener["properties"]["frontendPort"])?;
+        // Called under a public address, it is its instance that gets the packets.
+        let address = private_address(frontend).unwrap_or(instance);
+        let healthy = rule.backends.iter().filter(|(_, probe)| world.health.is_up(probe));
+        Some((
+            SocketAddrV4::new(address, number(&port["properties"]["port"])?),
+            healthy.map(|(backend, _)| *backend).collect(),
+        ))
+    });
+    Some(Gateway { instance, frontends, listeners: listeners.collect() })
+}
+
+/// The public addresses that lead to gateways, each with the instance's address and the resource's id.
+pub(crate) fn public_frontends(world: &World) -> impl Iterator<Item = (Ipv4Addr, &str)> {
+    at_work(world).flat_map(|(key, gateway)| {
+        let instance = world.instances.get(&key).copied();
+        let frontends = list(gateway, "frontendIPConfigurations").iter();
+        frontends
+            .filter_map(move |one| Some((instance?, one["properties"]["publicIPAddress"]["id"].as_str()?)))
+    })
+}
+
+/// What gateways ask their backends, each with how many answers alike change its state.
+pub(crate) fn probes(world: &World) -> Vec<(Probe, u32)> {
+    let all = at_work(world).flat_map(|(key, gateway)| {
+        rules(gateway, &key)
+            .flat_map(|rule| {
+                let threshold = rule.threshold;
+                rule.backends.into_iter().map(move |(_, probe)| (probe, threshold))
+            })
+            .collect::<Vec<_>>()
+    });
+    all.collect()
+}
+
+/// A routing rule with what it leads to.
+struct Rule<'a> {
+    listener: &'a Value,
+    backends: Vec<(SocketAddrV4, Probe)>,
+    threshold: u32,
+}
+
+fn rules<'a>(gateway: &'a Value, key: &'a str) -> impl Iterator<Item = Rule<'a>> {
+    list(gateway, "requestRoutingRules").iter().filter_map(move |rule| {
+        let properties = &rule["properties"];
+        let listener = part(gateway, "httpListeners", &properties["httpListener"])?;
+        let pool = part(gateway, "backendAddressPools", &properties["backendAddressPool"])?;
+        let settings = part(gateway, "backendHttpSettingsCollection", &properties["backendHttpSettings"])?;
+        let port = number(&settings["properties"]["port"])?;
+        // Without one of its own, `/` is asked, and three answers change the state ("Application Gateway health probes overview").
+        let probe =
+            part(gateway, "probes", &settings["properties"]["probe"]).map(|probe| &probe["properties"]);
+        let page = probe.and_then(|probe| probe["path"].as_str()).unwrap_or("/");
+        let threshold = probe.and_then(|probe| number(&probe["unhealthyThreshold"])).unwrap_or(3);
+        let backend = |address: &Value| {
+            let address = address["ipAddress"].as_str()?.parse().ok()?;
+            let probe = Probe { address, port, page: Some(page.to_owned()), gateway: Some(key.to_owned()) };
+            Some((SocketAddrV4::new(address, port), probe))
+        };
+        let backends = list(pool, "backendAddresses").iter().filter_map(backend).collect();
+        Some(Rule { listener, backends, threshold: u32::from(threshold.max(1)) })
+    })
+}
+
+fn part<'a>(gateway: &'a Value, children: &str, reference: &Value) -> Option<&'a Value> {
+    let wanted = reference["id"].as_str()?;
+    list(gateway, children).iter().find(|child| has_id(child, wanted))
+}
+
+fn private_address(frontend: &Value) -> Option<Ipv4Addr> {
+    frontend["properties"]["privateIPAddress"].as_str()?.parse().ok()
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok()
+}
