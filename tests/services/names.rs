@@ -90,14 +90,19 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
     }
     // Azure answers no other address, so this holds even if nothing else that leaves is to be translated.
     world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["0.0.0.0/0"] } })).await?;
-    for pod in [&world.near, &world.away] {
-        until_dropped(&Place::pod(pod)?, &world.internet.address, PORT).await?;
-    }
-    // One that starts anew: flows that were translated before go on as they are.
-    rollout(&world.cluster, "restart").await?;
-    rollout(&world.cluster, "status").await?;
-    is_asked_for(world, &world.near, last, address, &asking_node(world).await?).await?;
-    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": null } })).await
+    let untranslated = async {
+        for pod in [&world.near, &world.away] {
+            until_dropped(&Place::pod(pod)?, &world.internet.address, PORT).await?;
+        }
+        // One that starts anew: flows that were translated before go on as they are.
+        rollout(&world.cluster, "restart").await?;
+        rollout(&world.cluster, "status").await?;
+        is_asked_for(world, &world.near, last, address, &asking_node(world).await?).await
+    };
+    let outcome = untranslated.await;
+    // Also after a failure: other tests need the internet.
+    world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": null } })).await?;
+    outcome
 }
 
 /// A name leads to an address that is called there, and Azure's resolver is asked for it by one address only.
