@@ -168,6 +168,17 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_no_longer_listed_is_news() {
+        let with = |unlisted: &[&str]| -> NodeIPAllocation {
+            serde_json::from_value(json!({
+                "metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}, "status": {"unlisted": unlisted}
+            }))
+            .unwrap()
+        };
+        assert_ne!(allocation_digest(&with(&[])), allocation_digest(&with(&["vnp-1"])));
+    }
+
+    #[test]
     fn our_own_conditions_are_no_news_but_the_agents_are() {
         let with = |type_: &str, counts: u32| -> NodeIPAllocation {
             serde_json::from_value(json!({

@@ -139,7 +139,8 @@ async fn what_others_set_on_an_instance_survives_our_writes_value_by_value_and_i
         );
         let list = list.unwrap().as_array_mut().unwrap();
         list.retain(|one| !one["name"].as_str().unwrap().starts_with("vnp-"));
-        assert_eq!(nics(&after), nics(&before));
+        // As text: fields stay in their order, too.
+        assert_eq!(nics(&after).to_string(), nics(&before).to_string());
         for part in ["storageProfile", "osProfile", "hardwareProfile", "vmId"] {
             assert_eq!(after["properties"][part], before["properties"][part], "{part}");
         }
@@ -197,6 +198,7 @@ async fn an_instance_marked_for_deletion_is_not_written() {
         let error = pool.update(&["vnp-1"], &[]).await.unwrap_err();
         assert!(matches!(error, Error::Busy { .. }), "{error}");
     }
+    assert_eq!(pool.asked().iter().filter(|asked| *asked == "PUT 0").count(), 1);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {
         let nic = pool.azure.nic(&pool.nic, Freshness::Fresh, Priority::GiveBack).await;
@@ -243,13 +245,20 @@ async fn the_id_of_an_instance_works_in_any_letter_case() {
     let change = Change { reserve: vec!["vnp-1".into()], ..Change::default() };
     let held = pool.azure.update(&shouted, &change, Priority::WaitingPods).await.unwrap();
     assert_eq!(held.ip_configurations.len(), 1);
+    // Whatever its case, it is the same NIC, known by now.
+    let asked = pool.asked();
+    let known = pool.azure.nic(&nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
+    assert_eq!((&known.id, known.ip_configurations.len()), (&nic, 1));
+    assert_eq!(pool.asked(), asked);
 }
 
 #[tokio::test]
 async fn throttling_of_one_instance_holds_up_no_other() {
     let pool = Pool::start().await;
     let other = pool.sim.add_instance("pool", NewInstance::default()).await.unwrap();
-    let body = json!({ "error": { "code": "OperationNotAllowed", "message": "too many",
+    let words =
+        "The server rejected the request because too many requests have been received for this resource.";
+    let body = json!({ "error": { "code": "OperationNotAllowed", "message": words,
         "details": [{ "code": "TooManyRequests", "target": "PutVM", "message": "Retry after 60 seconds." }] } });
     let headers = [("retry-after".to_owned(), "60".to_owned())].into();
     pool.sim.order_fault(Fault {
@@ -261,6 +270,8 @@ async fn throttling_of_one_instance_holds_up_no_other() {
     let error = pool.update(&["vnp-1"], &[]).await.unwrap_err();
     assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(60)), "{error}");
     let change = Change { reserve: vec!["vnp-1".into()], ..Change::default() };
-    let update = pool.azure.update(&other.nic_id.parse().unwrap(), &change, Priority::WaitingPods).await;
+    let other = other.nic_id.parse().unwrap();
+    let update = pool.azure.update(&other, &change, Priority::WaitingPods);
+    let update = tokio::time::timeout(Duration::from_secs(20), update).await.expect("the other waits, too");
     assert_eq!(update.unwrap().ip_configurations.len(), 1);
 }
