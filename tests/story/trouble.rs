@@ -12,6 +12,7 @@ use std::time::Duration;
 use vnetpool_crds::{condition, names};
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
+use vnetpool_tests::place::arm;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -87,6 +88,37 @@ pub async fn a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean(
     cluster.undeploy("after").await?;
     cluster.undeploy("lasting").await?;
     cluster.settled_on("node-2", MINIMUM, Duration::from_secs(180)).await
+}
+
+/// Nothing happens to the node: no pod comes or goes, and it doesn't boot. Its agent notices.
+pub async fn a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes(cluster: &Cluster) -> Result<()> {
+    cluster.deploy("quiet", 3, Some("node-3")).await?;
+    let pods = cluster.running("quiet", 3, Duration::from_secs(120)).await?;
+    let (host, before) = (cluster.host("node-3")?, cluster.azure.now().await?);
+    eventually("a look of the agent at its metadata service", SOON, || async {
+        let log = cluster.azure.raw_log().await?;
+        let looks = log.as_array().into_iter().flatten().filter(|one| {
+            one["path"] == "/metadata/instance/network" && one["caller"].as_str() == Some(&host.address)
+        });
+        let mut after = looks.filter(|one| one["seq"].as_u64() > Some(before));
+        Ok(after.next().map(drop))
+    })
+    .await?;
+    let name = host.nic_id.rsplit('/').next().unwrap_or_default();
+    let nic = arm(cluster, "GET", &format!("networkInterfaces/{name}"), json!({})).await?;
+    let primary = json!([nic["properties"]["ipConfigurations"][0]]);
+    let wiped = json!({ "properties": { "ipConfigurations": primary } });
+    cluster.azure.admin("PATCH", &format!("/nics/{name}"), wiped).await?;
+    ensure!(cluster.addresses_are_held(&pods).await.is_err(), "the NIC still holds the pods' addresses");
+    eventually("the pods' addresses on the NIC again", Duration::from_secs(150), || async {
+        cluster.addresses_are_held(&pods).await?;
+        let pairs = cluster.all_pairs(&pods).await?;
+        ensure!(pairs.failures.is_empty(), "{:?}", pairs.failures);
+        Ok(Some(()))
+    })
+    .await?;
+    cluster.undeploy("quiet").await?;
+    cluster.settled_on("node-3", MINIMUM, Duration::from_secs(180)).await
 }
 
 pub async fn a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_write(
