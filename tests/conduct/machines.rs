@@ -182,7 +182,10 @@ async fn a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good(plane: &Co
         let agent = find(seen, condition::AGENT_REPORTING)?;
         let settled = find(seen, condition::RESERVED)?.status == "True";
         let on_nic: BTreeSet<String> = held(&stage, &vm.nic_id).into_values().collect();
-        (settled && spec.len() >= 4 && spec == on_nic && agent.reason == "AddressVanished").then_some(spec)
+        // The fourth pod and those whose addresses are back.
+        let served = seen.status.as_ref()?.assigned == 3;
+        (settled && served && spec.len() >= 4 && spec == on_nic && agent.reason == "AddressVanished")
+            .then_some(spec)
     };
     let spec = stage.until("the instance holds enough again", NODE, made_good).await?;
     ensure!(!spec.contains(&lost));
