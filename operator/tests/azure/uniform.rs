@@ -145,14 +145,6 @@ async fn what_others_set_on_an_instance_survives_our_writes_value_by_value_and_i
         pool.update(reserve, release).await.unwrap();
         let after = pool.sim.machine("pool_0").unwrap();
         assert_eq!(of_others(&after), of_others(&before));
-        // As text: fields go back in their order, too.
-        let log = pool.log();
-        let read =
-            log.iter().rfind(|one| one.method == "GET" && one.path.ends_with("/virtualMachines/0")).unwrap();
-        assert_eq!(
-            of_others(&pool.written()).to_string(),
-            of_others(read.response.as_ref().unwrap()).to_string()
-        );
         for part in ["storageProfile", "osProfile", "hardwareProfile", "vmId"] {
             assert_eq!(after["properties"][part], before["properties"][part], "{part}");
         }
