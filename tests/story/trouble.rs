@@ -117,8 +117,8 @@ pub async fn a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes(cluste
         Ok(Some(()))
     })
     .await?;
-    cluster.undeploy("quiet").await?;
-    cluster.settled_on("node-3", MINIMUM, Duration::from_secs(180)).await
+    // What was free and vanished stays withdrawn in the ledger until the node boots.
+    cluster.undeploy("quiet").await
 }
 
 pub async fn a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_write(
