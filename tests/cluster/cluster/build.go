@@ -18,6 +18,7 @@ const (
 	cnitoolVersion    = "v1.3.0"  // cnitool/go.mod's
 	containerdVersion = "v2.4.2"  // containerd/go.mod's
 	corednsVersion    = "v1.15.0" // coredns/go.mod's
+	felixVersion      = "v3.28.5" // Calico's; felix/go.mod has it by its commit
 )
 
 // The names under which the one Kubernetes binary is called.
@@ -70,6 +71,12 @@ var programs = []program{
 	{
 		name: "coredns", label: "CoreDNS " + corednsVersion + " (about a minute the first time)", folder: "coredns", pack: ".", static: true,
 		inputs: []string{"coredns/go.mod", "coredns/go.sum", "coredns/main.go"},
+	},
+	{
+		name: "calico-felix", label: "Calico's Felix " + felixVersion + " (about 3 minutes the first time)", folder: "felix",
+		pack: "github.com/projectcalico/calico/felix/cmd/calico-felix", static: true,
+		ldflags: "-X github.com/projectcalico/calico/felix/buildinfo.GitVersion=" + felixVersion,
+		inputs:  []string{"felix/go.mod", "felix/go.sum"},
 	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},

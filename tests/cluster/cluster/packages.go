@@ -11,7 +11,7 @@ import (
 )
 
 var packages = []string{
-	"conntrack", "containerd", "containernetworking-plugins", "docker.io", "haproxy", "iproute2", "iptables", "nftables", "podman", "runc", "systemd",
+	"conntrack", "containerd", "containernetworking-plugins", "docker.io", "haproxy", "iproute2", "ipset", "iptables", "nftables", "podman", "runc", "systemd",
 }
 
 // Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).

@@ -1,0 +1,212 @@
+//! The paths with an engine's rules in place, allowed and denied.
+
+use crate::{SOON, World, until_dropped, until_reached, until_seen};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+use vnetpool_plugin::ledger::{Pod, Sandbox};
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::workload::{PORT, ProbePod};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The port of the Service.
+const SERVED: u16 = 80;
+
+/// The name of the link of the pod in the namespace `default`.
+fn link_of(pod: &ProbePod) -> String {
+    let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
+    sandbox.host_link(&Pod { namespace: "default".to_owned(), name: pod.name.clone(), uid: String::new() })
+}
+
+/// Callers with the label `app`.
+fn pods(app: &str) -> Value {
+    json!({ "podSelector": { "matchLabels": { "app": app } } })
+}
+
+fn block(address: &str) -> Value {
+    json!({ "ipBlock": { "cidr": format!("{address}/32") } })
+}
+
+pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()> {
+    for (pod, node) in [(&world.web, "node-1"), (&world.near, "node-1"), (&world.away, "node-2")] {
+        // A chain for what goes to the workload behind this link, and it is there.
+        let (chain, link) = (format!("-g cali-tw-{}", link_of(pod)), link_of(pod));
+        eventually(&format!("Felix's chain for {}", pod.name), SOON, || async {
+            Ok(world.rules(node).await?.contains(&chain).then_some(()))
+        })
+        .await?;
+        let links = world.cluster.run_on(node, &["ip", "-o", "link", "show", &link]).await?;
+        ensure!(links.contains(&format!(" default {}", pod.name)), "{link}: {links}");
+    }
+    Ok(())
+}
+
+pub async fn with_an_engine_and_without_a_policy_every_path_is_as_ever(world: &World) -> Result<()> {
+    let (web, near, away) = (Place::pod(&world.web)?, Place::pod(&world.near)?, Place::pod(&world.away)?);
+    for (from, to) in [(&near, &web), (&web, &near), (&away, &web), (&web, &away)] {
+        until_reached(from, &to.address).await?;
+    }
+    for place in [&world.nodes[0], &world.nodes[1], &world.vm] {
+        until_reached(place, &web.address).await?;
+    }
+    until_reached(&web, &world.vm.address).await?;
+    beyond(world, &web).await?;
+    // The node's own server.
+    let probe = vnetpool_tests::cluster::tool("probe");
+    let _server = world.nodes[0].command(probe).args(["serve", "--listen", ":8088"]).spawn()?;
+    let node = &world.nodes[0].address;
+    until_seen(&web, node, 8088, &Seen::new(&web.address, node)).await
+}
+
+/// The internet and the platform see the node's primary address, and answer.
+async fn beyond(world: &World, pod: &Place) -> Result<()> {
+    let internet = &world.internet.address;
+    let node = &world.nodes[0].address;
+    until_seen(pod, internet, PORT, &Seen::new(node, internet)).await?;
+    let url = "http://169.254.169.254/metadata/instance?api-version=2021-02-01";
+    let metadata = pod.run("curl", &["-sS", "--max-time", "3", "-H", "Metadata: true", url]).await?;
+    ensure!(metadata.contains(node), "the metadata service says {metadata}");
+    Ok(())
+}
+
+pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_else_does(
+    world: &World,
+) -> Result<()> {
+    let (web, near, away) = (&world.web.address, Place::pod(&world.near)?, Place::pod(&world.away)?);
+    let rule = |from: Value| json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] });
+    world.rule("web", rule(json!([pods("near")]))).await?;
+    until_dropped(&away, web, PORT).await?;
+    until_dropped(&world.vm, web, PORT).await?;
+    until_dropped(&world.nodes[1], web, PORT).await?;
+    until_reached(&near, web).await?;
+    // What the pod itself calls is no matter of ingress, and answers come.
+    until_reached(&Place::pod(&world.web)?, &world.vm.address).await?;
+    beyond(world, &Place::pod(&world.web)?).await?;
+    // The other way about: a pod of another node, and a VM by its address.
+    world.rule("web", rule(json!([pods("away"), block(&world.vm.address)]))).await?;
+    until_dropped(&near, web, PORT).await?;
+    until_reached(&away, web).await?;
+    until_reached(&world.vm, web).await?;
+    world.unrule("web").await?;
+    until_reached(&near, web).await
+}
+
+pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: &World) -> Result<()> {
+    let near = Place::pod(&world.near)?;
+    let (web, away, internet) = (&world.web.address, &world.away.address, &world.internet.address);
+    let rule = |to: Value| json!({ "policyTypes": ["Egress"], "egress": [{ "to": to }] });
+    world.rule("near", rule(json!([pods("away"), block(internet)]))).await?;
+    until_dropped(&near, web, PORT).await?;
+    until_dropped(&near, &world.vm.address, PORT).await?;
+    until_reached(&near, away).await?;
+    until_seen(&near, internet, PORT, &Seen::new(&world.nodes[0].address, internet)).await?;
+    // Calls of others are no matter of egress.
+    until_reached(&world.vm, &near.address).await?;
+    world.rule("near", rule(json!([pods("web"), block(&world.vm.address)]))).await?;
+    until_dropped(&near, away, PORT).await?;
+    until_dropped(&near, internet, PORT).await?;
+    until_reached(&near, web).await?;
+    until_reached(&near, &world.vm.address).await?;
+    world.unrule("near").await
+}
+
+pub async fn a_policy_holds_for_calls_by_way_of_a_service(world: &World) -> Result<()> {
+    let spec = json!({ "selector": { "app": "web" }, "ports": [{ "port": SERVED, "targetPort": PORT }] });
+    let service = json!({ "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
+    world.cluster.apply(&service.to_string()).await?;
+    let made = world.cluster.kubectl(&["get", "service", "web", "-o", "json"]).await?;
+    let made: Value = serde_json::from_str(&made)?;
+    let address = made["spec"]["clusterIP"].as_str().context("a Service without an address")?;
+    let (near, away) = (Place::pod(&world.near)?, Place::pod(&world.away)?);
+    for caller in [&near, &away] {
+        until_seen(caller, address, SERVED, &Seen::new(&caller.address, world.web.address)).await?;
+    }
+    let from = json!([pods("away")]);
+    world.rule("web", json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] })).await?;
+    until_dropped(&near, address, SERVED).await?;
+    until_seen(&away, address, SERVED, &Seen::new(&away.address, world.web.address)).await?;
+    world.unrule("web").await?;
+    world.cluster.kubectl(&["delete", "service", "web"]).await.map(drop)
+}
+
+/// A StatefulSet of one probe on node-1, with more fields for its container.
+async fn stateful(world: &World, name: &str, grace: u32, more: Value) -> Result<ProbePod> {
+    let labels = json!({ "app": name });
+    let mut container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
+        "args": ["serve", "--listen", format!(":{PORT}")] });
+    if let (Value::Object(container), Value::Object(more)) = (&mut container, more) {
+        container.extend(more);
+    }
+    let spec = json!({ "terminationGracePeriodSeconds": grace, "automountServiceAccountToken": false,
+        "nodeSelector": { "kubernetes.io/hostname": "node-1" }, "containers": [container] });
+    let set = json!({ "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": { "replicas": 1, "serviceName": name, "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": spec } } });
+    world.cluster.apply(&set.to_string()).await?;
+    let running = world.cluster.running(name, 1, PATIENCE).await?;
+    running.into_iter().next().context("no pod")
+}
+
+pub async fn the_kubelet_probes_a_pod_that_a_policy_closes(world: &World) -> Result<()> {
+    world.rule("probed", json!({ "policyTypes": ["Ingress", "Egress"] })).await?;
+    let http = json!({ "httpGet": { "path": "/whoami", "port": PORT }, "periodSeconds": 1 });
+    // Ready means that its probe was answered.
+    let probed = stateful(world, "probed", 1, json!({ "readinessProbe": http })).await?;
+    let pod = Place::pod(&probed)?;
+    until_dropped(&world.vm, probed.address, PORT).await?;
+    until_dropped(&pod, &world.vm.address, PORT).await?;
+    until_reached(&world.nodes[0], probed.address).await?;
+    world.cluster.kubectl(&["delete", "statefulset", "probed"]).await?;
+    world.cluster.no_pods("probed").await?;
+    world.unrule("probed").await
+}
+
+pub async fn a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_force(
+    world: &World,
+) -> Result<()> {
+    let from = json!([pods("near")]);
+    world.rule("kept", json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] })).await?;
+    let first = stateful(world, "kept", 30, json!({})).await?;
+    let near = Place::pod(&world.near)?;
+    until_reached(&near, first.address).await?;
+    world.cluster.kubectl(&["delete", "pod", "kept-0", "--force", "--grace-period=0"]).await?;
+    let second = eventually("another pod of that name", PATIENCE, || async {
+        let running = world.cluster.running("kept", 1, Duration::from_secs(1)).await?;
+        Ok(running.into_iter().next().filter(|pod| pod.address != first.address))
+    })
+    .await?;
+    until_reached(&near, second.address).await?;
+    until_dropped(&world.vm, second.address, PORT).await?;
+    world.cluster.kubectl(&["delete", "statefulset", "kept"]).await?;
+    world.cluster.no_pods("kept").await?;
+    world.unrule("kept").await
+}
+
+pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -> Result<()> {
+    // Something for the agent to put right: then it looks at everything.
+    let route = format!("{}/32", world.web.address);
+    world.cluster.run_on("node-1", &["ip", "route", "delete", &route]).await?;
+    until_reached(&Place::pod(&world.near)?, world.web.address).await?;
+    let told = eventually("the agent tells of it", PATIENCE, || async {
+        let status = world.cluster.allocation("node-1").await?.status.context("no status")?;
+        let mut conditions = status.conditions.into_iter().filter(|one| one.type_ == "Undisturbed");
+        Ok(conditions.next().filter(|one| one.message.contains("restored the route")))
+    })
+    .await?;
+    ensure!(told.status == "True", "{}", told.message);
+    // It was the only route, and nothing else but what a node starts without.
+    let metrics = ["curl", "-sS", "http://127.0.0.1:9471/metrics"];
+    for (node, routes) in [("node-1", 1), ("node-2", 0)] {
+        let metrics = world.cluster.run_on(node, &metrics).await?;
+        let repairs = metrics.lines().filter(|line| line.starts_with("vnetpool_agent_repairs_total{"));
+        let others = repairs.filter(|line| !line.contains("\"forwarding\"") && !line.ends_with(" 0"));
+        let others: Vec<&str> = others.collect();
+        let expected =
+            (routes > 0).then(|| format!("vnetpool_agent_repairs_total{{kind=\"route\"}} {routes}"));
+        ensure!(others == Vec::from_iter(expected.as_deref()), "{node}: {others:?}");
+    }
+    Ok(())
+}
