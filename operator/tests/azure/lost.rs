@@ -103,7 +103,9 @@ async fn a_write_that_is_never_answered_times_out_with_its_outcome_unknown() {
         tokio::time::advance(Duration::from_secs(120)).await;
         tokio::time::resume();
     };
-    let (outcome, ()) = tokio::join!(write, hours);
+    let both = async { tokio::join!(write, hours) };
+    // With half a minute to spare after those two.
+    let (outcome, ()) = tokio::time::timeout(Duration::from_secs(150), both).await.unwrap();
     let error = outcome.unwrap_err();
     assert!(
         matches!(&error, Error::OutcomeUnknown { message, .. } if message.contains("timed out")),
@@ -121,4 +123,8 @@ async fn an_azure_whose_name_can_not_be_resolved_is_unavailable_and_nothing_was_
     let error = azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("dns error"), "{error}");
+    // Nor is the outcome of a write unknown that has found nobody.
+    let public = format!("{}/providers/Microsoft.Network/publicIPAddresses/vnp-pod", id().group());
+    let error = azure.delete_public_address(&public.parse().unwrap(), Priority::GiveBack).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
 }
