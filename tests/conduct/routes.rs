@@ -1,11 +1,12 @@
 //! Pools of mode Route: the operator keeps a route table, and others write to it, too.
 
 use crate::Test;
+use crate::metrics::Metrics;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -215,6 +216,26 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
     Ok(())
 }
 
+/// Waits until no node has been looked at for longer than news about counts are held back, which is 10 s: what follows then
+/// is no late effect of what was before.
+async fn until_quiet(stage: &Stage<'_>) -> Result<()> {
+    let passes = async || {
+        let metrics = Metrics::scrape(stage).await?;
+        anyhow::Ok(metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#]))
+    };
+    let (deadline, mut since, mut last) =
+        (Instant::now() + Duration::from_secs(60), Instant::now(), passes().await?);
+    while since.elapsed() < Duration::from_secs(11) {
+        ensure!(Instant::now() < deadline, "nodes are looked at all the time");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = passes().await?;
+        if now != last {
+            (since, last) = (Instant::now(), now);
+        }
+    }
+    Ok(())
+}
+
 async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -238,6 +259,7 @@ async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
         anyhow::bail!("Valid of the pool twin isn't {expected} within 10 s")
     };
     valid("False").await?;
+    until_quiet(&stage).await?;
     stage.delete_pool("default").await?;
     let routed = until_routed(&stage, "n1").await?;
     ensure!(range(&routed).is_some_and(|range| range.starts_with("10.244.")), "{:?}", routed.spec);
