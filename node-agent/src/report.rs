@@ -86,6 +86,21 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     }
 }
 
+/// The agent's part of the status while it is about to build a ledger: as it was, but for a condition that is never the same
+/// twice, so that applying it makes a new version of the object.
+pub fn building(
+    published: Option<&NodeIPAllocationStatus>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> NodeIPAllocationStatus {
+    let message = format!("the node has no ledger; one is being built since {now}");
+    let mut status = published.cloned().unwrap_or_default();
+    status.conditions = ours(&status);
+    let supplied = condition::new(condition::SUPPLIED, false, "Building", message, generation, now);
+    condition::set(&mut status.conditions, supplied);
+    status
+}
+
 /// The sandboxes that other plugins wired, as this status told of them in the boot `boot_id`. Nothing else on the node
 /// remembers them once the ledger is lost. Their namespaces' inodes aren't told, so those are gone only with their files.
 pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
@@ -200,6 +215,30 @@ mod tests {
         assert_eq!(status.assignments[0].pod, "default/b");
         assert_eq!(status.assignments[0].sandbox, "b/eth0");
         assert_eq!(status.assignments[0].since, Some(Time(Timestamp::from_second(1_000_000_005).unwrap())));
+    }
+
+    #[test]
+    fn what_announces_a_new_ledger_keeps_what_the_last_one_gave_up_and_is_never_the_same_twice() {
+        let published = NodeIPAllocationStatus {
+            relinquished: vec!["vnp-9".into()],
+            conditions: vec![condition::new(
+                condition::READY,
+                true,
+                "Ready",
+                "",
+                None,
+                Timestamp::UNIX_EPOCH,
+            )],
+            ..compose(&report(ledger(&[10]), 0), None)
+        };
+        let [first, second] = [1, 2].map(|nanosecond| {
+            building(Some(&published), Some(1), Timestamp::new(1_000_000_000, nanosecond).unwrap())
+        });
+        assert_ne!(first, second);
+        assert_eq!((&first.relinquished, first.held), (&published.relinquished, published.held));
+        // The operator's conditions aren't ours to say.
+        assert!(condition::find(&first.conditions, condition::READY).is_none());
+        assert!(!condition::is_true(&first.conditions, condition::SUPPLIED));
     }
 
     #[test]

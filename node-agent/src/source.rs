@@ -15,7 +15,10 @@ use vnetpool_plugin::ledger::file;
 
 use crate::{
     imds::{self, Settings, client, listing},
-    report::{local, publish::Publisher},
+    report::{
+        local,
+        publish::{self, Publisher},
+    },
     watch as watches,
 };
 
@@ -94,6 +97,17 @@ impl Source {
         }
     }
 
+    /// Says that a ledger is about to be built from this object, and gives it as it is then, see [`publish::announce`].
+    pub async fn announce(&self, object: NodeIPAllocation) -> anyhow::Result<NodeIPAllocation> {
+        match self {
+            Source::Cluster { client, name } => publish::announce(&Api::all(client.clone()), &object)
+                .await
+                .with_context(|| format!("can't announce a new ledger in NodeIPAllocation {name}")),
+            // Reports go to a file, one after the other.
+            Source::Metadata { .. } => Ok(object),
+        }
+    }
+
     /// Whether a spec for this UID is for this node: the UID of our Node, which gets a new one when it is deleted and registers
     /// itself anew. The metadata service speaks of no other VM than the one that asks.
     pub async fn node_uid(&self, spec: &str) -> anyhow::Result<Option<String>> {
@@ -123,7 +137,7 @@ impl Source {
     /// Reports until the process ends.
     pub async fn report(&self, publisher: Publisher) -> anyhow::Result<()> {
         match self {
-            Source::Cluster { client, name } => publisher.run(Api::all(client.clone()), name).await,
+            Source::Cluster { client, .. } => publisher.run(Api::all(client.clone())).await,
             Source::Metadata { .. } => local::write(publisher).await,
         }
     }

@@ -2,12 +2,18 @@
 
 use crate::Test;
 use crate::stage::{Stage, quick};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect};
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_node_agent::report::publish;
+use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
+    no_report_lands_that_was_made_before_a_new_ledger_was_announced,
     a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives,
     a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_again,
 ];
@@ -103,5 +109,24 @@ async fn a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_ag
     stage.until_holds("n1", 4).await?;
     survived(&before, &stage.nic("n1"))?;
     ensure!(stage.writes("n1").len() == 2, "{:?}", stage.writes("n1"));
+    Ok(())
+}
+
+/// However long the API server held it back: what it says was given up, the new ledger may have free.
+async fn no_report_lands_that_was_made_before_a_new_ledger_was_announced(plane: &ControlPlane) -> Result<()> {
+    let stage =
+        Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 2 } })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let api = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Agent("n1")).await?)?);
+    let announced = eventually("a new ledger is announced", Duration::from_secs(30), || async {
+        let before = api.get("n1").await?;
+        // The operator or the other agent may be writing at this moment: then it is a conflict here, too.
+        Ok(publish::announce(&api, &before).await.ok().map(|after| (before, after)))
+    });
+    let (before, after) = announced.await?;
+    ensure!(before.resource_version() != after.resource_version(), "the object wasn't written");
+    let error = publish::announce(&api, &before).await.err().context("a report of before has landed")?;
+    ensure!(matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 409), "{error}");
     Ok(())
 }

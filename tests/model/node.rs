@@ -25,7 +25,7 @@ impl World {
         let supply = self.supply(object, broken);
         let Some(book) = &mut self.node.ledger else { return };
         if book.with(|ledger| ledger.supply(&supply)) != Supplied::Applied {
-            return self.report(object.uid, &[]);
+            return self.report(object.uid, &[], broken);
         }
         let (target, relinquished) = (object.spec.target, object.status.relinquished.clone());
         let has_surplus = book.read().counts(NOW).held > target;
@@ -43,16 +43,16 @@ impl World {
             let would = book.read().clone().relinquish(seen.target, NOW);
             if would.iter().any(|name| !seen.relinquished.contains(&number(name))) {
                 self.given_up.extend(would.iter().map(|name| number(name)));
-                return self.report(seen.object, &would);
+                return self.report(seen.object, &would, broken);
             }
         }
         let names = book.with(|ledger| ledger.relinquish(seen.target, NOW));
         self.given_up.extend(names.iter().map(|name| number(name)));
-        self.report(seen.object, &[]);
+        self.report(seen.object, &[], broken);
     }
 
     /// Has the ledger's state, and `announced` besides, ready to be sent unless it is published.
-    fn report(&mut self, object: u8, announced: &[String]) {
+    fn report(&mut self, object: u8, announced: &[String], broken: Broken) {
         let Some(book) = &self.node.ledger else { return };
         let ledger = book.read();
         let counts = ledger.counts(NOW);
@@ -60,7 +60,8 @@ impl World {
             ledger.relinquished().chain(announced.iter().map(String::as_str)).map(number).collect();
         names.sort();
         let assigned = counts.assigned - counts.vanished;
-        let report = Report { uid: object, boot: self.node.boot, assigned, relinquished: names };
+        let version = Some(self.node.latest).filter(|_| broken != Broken::ReportsOnAnyVersion);
+        let report = Report { uid: object, boot: self.node.boot, assigned, relinquished: names, version };
         let is_published = self.api.current().is_some_and(|object| {
             let status = &object.status;
             (object.uid, status.boot, status.assigned) == (report.uid, report.boot, report.assigned)
@@ -69,8 +70,12 @@ impl World {
         self.node.report = Some(report).filter(|_| !is_published);
     }
 
-    /// The agent's status write lands; in an object that has been made anew since, it doesn't.
+    /// The agent's status write lands; in an object that has been made anew or written since, it doesn't.
     pub fn land(&mut self, report: &Report) {
+        let current = self.api.current().map(|object| object.version);
+        if report.version.is_some() && report.version != current {
+            return;
+        }
         self.api.write(|object| {
             if object.uid == report.uid {
                 object.status.boot = report.boot;
@@ -80,10 +85,14 @@ impl World {
         });
     }
 
-    /// First half of building a ledger: the object, read uncached. From here on no report of before is sent.
-    pub fn agent_reads(&mut self) {
+    /// First half of building a ledger: the object, read uncached and written, so that no report of before lands on it. From
+    /// here on none is sent.
+    pub fn agent_reads(&mut self, broken: Broken) {
         self.node.report = None;
         self.node.supplied = None;
+        if broken != Broken::BuildsUnannounced {
+            self.api.write(|object| object.status.ledgers += 1);
+        }
         self.node.read = self.api.current().cloned();
     }
 

@@ -106,7 +106,7 @@ impl Protocol {
                 world.agent_supplies(&object, broken);
             }
             Action::AgentRelinquishes => world.agent_relinquishes(broken),
-            Action::AgentReads => world.agent_reads(),
+            Action::AgentReads => world.agent_reads(broken),
             Action::AgentRebuilds => world.agent_rebuilds(broken),
             Action::Report => {
                 if let Some(report) = world.node.report.take() {

@@ -100,6 +100,8 @@ pub struct Status {
     pub boot: u8,
     pub assigned: u32,
     pub relinquished: Vec<u8>,
+    /// Counts the ledgers that were about to be built.
+    pub ledgers: u8,
     /// The operator's condition.
     pub writing: bool,
 }
@@ -186,6 +188,8 @@ pub struct Report {
     pub boot: u8,
     pub assigned: u32,
     pub relinquished: Vec<u8>,
+    /// The only version it may land on.
+    pub version: Option<u8>,
 }
 
 /// A ledger that can be hashed: by all that it shows of itself, computed once a change.
@@ -323,6 +327,8 @@ impl World {
         self.api.history.iter_mut().for_each(|object| version(&mut object.version));
         self.node.read.iter_mut().for_each(|object| version(&mut object.version));
         version(&mut self.node.latest);
+        let reports = self.node.report.iter_mut().chain(&mut self.node.late);
+        reports.flat_map(|report| &mut report.version).for_each(&mut *version);
         for process in self.operators.iter_mut().flatten() {
             process.document.iter_mut().for_each(|document| etag(&mut document.etag));
             process

@@ -68,9 +68,21 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::up`].
     pub async fn up_with(dir: &Path, nodes: u32, vms: u32, proxy_mode: &str) -> Result<Self> {
+        Self::bring_up(dir, nodes, vms, &["--proxy-mode", proxy_mode]).await
+    }
+
+    /// The same in the network that an ARM template makes, instead of the simulator's own.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub async fn up_in(template: &Path, dir: &Path, nodes: u32, vms: u32) -> Result<Self> {
+        Self::bring_up(dir, nodes, vms, &["--template", &template.to_string_lossy()]).await
+    }
+
+    async fn bring_up(dir: &Path, nodes: u32, vms: u32, more: &[&str]) -> Result<Self> {
         let (nodes, vms, dir_arg) = (nodes.to_string(), vms.to_string(), dir.to_string_lossy());
-        let sizes = ["--nodes", &nodes, "--vms", &vms, "--proxy-mode", proxy_mode];
-        run(&tool("cluster"), &[&["up", "--dir", &dir_arg], &sizes[..]].concat()).await?;
+        let sizes = ["up", "--dir", &dir_arg, "--nodes", &nodes, "--vms", &vms];
+        run(&tool("cluster"), &[&sizes[..], more].concat()).await?;
         Self::attach(dir).await
     }
 

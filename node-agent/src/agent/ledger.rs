@@ -123,11 +123,13 @@ impl Agent {
         let name = &self.config.node_name;
         let object = self.source.read(&self.objects).await?;
         let object = object.with_context(|| format!("NodeIPAllocation {name} is gone"))?;
-        self.latest = self.latest.max(version(&object));
         let supply = match self.meaning(&object).await? {
             Meaning::Ours(supply) => supply,
             Meaning::Refused { message, .. } => anyhow::bail!(message),
         };
+        // Nor does one land that is still on its way.
+        let object = self.source.announce(object).await?;
+        self.latest = self.latest.max(version(&object));
         let status = object.status.unwrap_or_default();
         let is_first = is_first && !self.has_seen_ledger && status.boot_id != self.boot_id;
         let (store, boot_id) = (self.store.clone(), self.boot_id.clone());

@@ -3,8 +3,9 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Resource,
+    Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
@@ -12,9 +13,9 @@ use tokio::{
     sync::{Mutex, watch},
     time::{sleep, timeout},
 };
-use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
-use super::{Report, compose, is_published};
+use super::{Report, building, compose, is_published};
 use crate::{metrics::Metrics, watch::version};
 
 /// Between two writes: a burst of pods costs two a second, and the last state always gets out.
@@ -39,11 +40,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// Ends only when the agent does.
-    pub async fn run(mut self, api: Api<NodeIPAllocation>, name: &str) -> anyhow::Result<()> {
+    pub async fn run(mut self, api: Api<NodeIPAllocation>) -> anyhow::Result<()> {
         let mut written = None;
         let mut retry = BETWEEN_WRITES;
         loop {
-            match self.publish(&api, name, &mut written).await {
+            match self.publish(&api, &mut written).await {
                 Ok(has_written) => {
                     retry = BETWEEN_WRITES;
                     if has_written {
@@ -54,6 +55,11 @@ impl Publisher {
                         changed = self.objects.changed() => changed?,
                     }
                 }
+                // Somebody has written the object since it was seen: what they wrote comes by the watch.
+                Err(error) if is_conflict(&error) => tokio::select! {
+                    changed = self.objects.changed() => changed?,
+                    () = sleep(BETWEEN_WRITES) => {}
+                },
                 Err(error) => {
                     tracing::warn!(
                         error = format!("{error:#}"),
@@ -66,12 +72,11 @@ impl Publisher {
         }
     }
 
-    /// Writes the newest report unless it is published. `written` is the object as the last write left it, which may be
+    /// Writes the newest report unless it is published, and only onto the version it was made from. `written` is the object as the last write left it, which may be
     /// newer than what the watch has brought.
     async fn publish(
         &mut self,
         api: &Api<NodeIPAllocation>,
-        name: &str,
         written: &mut Option<NodeIPAllocation>,
     ) -> anyhow::Result<bool> {
         let _gate = self.gate.lock().await;
@@ -85,19 +90,46 @@ impl Publisher {
         if is_published(&status, published) {
             return Ok(false);
         }
-        let patch = Patch::Apply(json!({
-            "apiVersion": NodeIPAllocation::api_version(&()),
-            "kind": NodeIPAllocation::kind(&()),
-            // So that a report about this object is never taken for one about its successor.
-            "metadata": { "uid": newest.metadata.uid },
-            "status": status,
-        }));
-        let params = PatchParams::apply(names::AGENT).force();
-        let write = api.patch_status(name, &params, &patch);
-        let result = timeout(WRITE_TIMEOUT, write).await.context("the API server doesn't answer");
-        let result = result.and_then(|result| Ok(result?));
-        self.metrics.count_report(result.is_ok());
+        let result = apply(api, newest, &status).await;
+        if !result.as_ref().is_err_and(is_conflict) {
+            self.metrics.count_report(result.is_ok());
+        }
         *written = Some(result?);
         Ok(true)
     }
+}
+
+/// Writes into the object, as it was read just now, that a ledger is about to be built, and gives it as it is then. No report
+/// made before lands any more, however late it arrives: what it says was given up, the new ledger may have free.
+///
+/// # Errors
+/// A conflict if somebody has written the object since it was read.
+pub async fn announce(
+    api: &Api<NodeIPAllocation>,
+    object: &NodeIPAllocation,
+) -> anyhow::Result<NodeIPAllocation> {
+    let status = building(object.status.as_ref(), object.metadata.generation, Timestamp::now());
+    apply(api, object, &status).await
+}
+
+/// Applies the agent's part of the status, to exactly this version of the object and to none made anew.
+async fn apply(
+    api: &Api<NodeIPAllocation>,
+    object: &NodeIPAllocation,
+    status: &NodeIPAllocationStatus,
+) -> anyhow::Result<NodeIPAllocation> {
+    let metadata = &object.metadata;
+    let patch = Patch::Apply(json!({
+        "apiVersion": NodeIPAllocation::api_version(&()),
+        "kind": NodeIPAllocation::kind(&()),
+        "metadata": { "uid": metadata.uid, "resourceVersion": metadata.resource_version },
+        "status": status,
+    }));
+    let params = PatchParams::apply(names::AGENT).force();
+    let write = async { api.patch_status(&object.name_any(), &params, &patch).await };
+    Ok(timeout(WRITE_TIMEOUT, write).await.context("the API server doesn't answer")??)
+}
+
+fn is_conflict(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 409)
 }

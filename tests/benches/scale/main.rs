@@ -32,13 +32,13 @@ use stage::Stage;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, NewVm, Sim, VnetConfig};
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_crds::condition;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 
 /// So many pods come to one node at once.
 const BURST: usize = 30;
 /// No phase takes longer.
-const PATIENCE: Duration = Duration::from_secs(1800);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// Nothing happens for so long.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -147,8 +147,10 @@ async fn neighbours(stage: &Stage<'_>, subscriptions: usize) -> Result<Vec<Sim>>
 async fn burst(stage: &Stage<'_>, node: &str) -> Result<f64> {
     let began = Instant::now();
     stage.bind(node, BURST).await?;
-    let is_served = |seen: &NodeIPAllocation| (seen.spec.addresses() as usize >= BURST).then_some(());
-    stage.until("the burst is served", node, is_served).await?;
+    until(stage, "the burst is served", async || {
+        Ok(stage.allocation(node).await?.spec.addresses() as usize >= BURST)
+    })
+    .await?;
     Ok(began.elapsed().as_secs_f64())
 }
 
