@@ -1,9 +1,6 @@
 //! A real cluster in the network that `examples/new-vnet` makes: pods have addresses of its subnet, all of it works for them, and
 //! foreign machines in the same subnet take part of it. The chapters come one after the other.
 
-#[path = "../paths/probe.rs"]
-mod probe;
-
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
@@ -15,9 +12,9 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use vnetpool_tests::cluster::{Cluster, root};
-use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Machine, Place, Seen, arm};
 use vnetpool_tests::workload::ProbePod;
+use vnetpool_tests::{eventually, probe};
 
 /// The template's subnet for nodes, without its last two numbers.
 const NODES: [u8; 2] = [10, 224];
