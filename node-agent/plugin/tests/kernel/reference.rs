@@ -92,8 +92,15 @@ fn plugins_before_and_after_ours_in_a_chain_keep_what_they_did() {
     let node = Node::holding(1);
     let plugin = ours(&node);
     let tuning = json!({ "type": "tuning", "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" } });
-    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([plugin, tuning])), Pod::new("a"));
-    let address = runtime.run("add", &pod.netns).address();
+    let loopback = json!({ "type": "loopback" });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([loopback, plugin, tuning])), Pod::new("a"));
+    let result = runtime.run("add", &pod.netns).document;
+    let own = result["ips"].as_array().unwrap().last().unwrap();
+    let of_loopback = &result["ips"][0];
+    assert_eq!(of_loopback["address"], "127.0.0.1/8", "{result}");
+    let interface = |ip: &Value| &result["interfaces"][ip["interface"].as_u64().unwrap() as usize]["name"];
+    assert_eq!((interface(of_loopback), interface(own)), (&"lo".into(), &"eth0".into()), "{result}");
+    let address = own["address"].as_str().and_then(|own| own.strip_suffix("/32")).unwrap().parse().unwrap();
     let tuned = pod.netns.inside(|| fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/arp_filter").unwrap());
     assert_eq!(tuned.trim(), "1");
     runtime.run("check", &pod.netns).succeeds();
