@@ -4,26 +4,40 @@ use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::warn;
 
-/// Says things about objects. A message that can't be delivered is logged and given up: an Event changes nothing.
+/// Says things about objects. Nobody waits for it: a pod may be waiting for what comes next.
 pub struct Events {
-    recorder: Recorder,
+    queue: UnboundedSender<(Vec<ObjectReference>, Event)>,
 }
 
 impl Events {
-    /// `instance` tells replicas apart.
-    pub fn new(client: Client, instance: &str) -> Events {
+    /// And what delivers them, in the order in which they were said; it ends when all are delivered and nobody can say more. A
+    /// message that can't be delivered is logged and given up: an Event changes nothing. `instance` tells replicas apart.
+    pub fn new(client: Client, instance: &str) -> (Events, impl Future<Output = ()> + Send + use<>) {
         let reporter =
             Reporter { controller: vnetpool_crds::names::OPERATOR.into(), instance: Some(instance.into()) };
-        Events { recorder: Recorder::new(client, reporter) }
+        let recorder = Recorder::new(client, reporter);
+        let (queue, mut said) = mpsc::unbounded_channel::<(Vec<ObjectReference>, Event)>();
+        let deliver = async move {
+            while let Some((about, event)) = said.recv().await {
+                publish(&recorder, &about, &event).await;
+            }
+        };
+        (Events { queue }, deliver)
     }
 
-    pub async fn say(&self, about: &[ObjectReference], event: &Event) {
-        for object in about {
-            if let Err(error) = self.recorder.publish(event, object).await {
-                warn!(object = object.name, reason = event.reason, %error, "Event not published");
-            }
+    pub fn say(&self, about: &[ObjectReference], event: Event) {
+        // Fails only when the operator is ending.
+        let _ = self.queue.send((about.to_vec(), event));
+    }
+}
+
+async fn publish(recorder: &Recorder, about: &[ObjectReference], event: &Event) {
+    for object in about {
+        if let Err(error) = recorder.publish(event, object).await {
+            warn!(object = object.name, reason = event.reason, %error, "Event not published");
         }
     }
 }

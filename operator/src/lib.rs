@@ -47,6 +47,7 @@ use tracing::{info, warn};
 
 use azure::Azure;
 use cluster::{Calls, Cluster};
+use events::Events;
 use leader::{Candidate, Lost};
 use metrics::Metrics;
 use network::{Free, News};
@@ -55,6 +56,8 @@ use network::{Free, News};
 const LEASE: &str = "vnetpool-operator";
 /// How long passes under way may take to end when the process is asked to: a NIC write takes about ten seconds.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long Events that were said may take to be published after that.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// All there is to configure.
 #[derive(Clone, Debug)]
@@ -117,7 +120,11 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
     let (cluster, caller, calls, watches) = Cluster::watch(&client);
     spawn(&mut tasks, "watches", watches);
-    let ctx = Arc::new(node::Context::new(client, &config.identity, azure, metrics, (cluster, caller)));
+    let (events, deliver) = Events::new(client.clone(), &config.identity);
+    // By itself, for it may end: after everybody who has something to say.
+    let mut delivery = JoinSet::new();
+    delivery.spawn(deliver);
+    let ctx = Arc::new(node::Context::new(client, events, azure, metrics, (cluster, caller)));
     spawn(&mut tasks, "networks", refresh(ctx.clone()));
 
     let outcome = {
@@ -144,6 +151,9 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     tasks.shutdown().await;
     if outcome.is_ok() {
         leadership.release().await;
+        if timeout(LAST_WORDS, delivery.join_next()).await.is_err() {
+            warn!("some Events were not published");
+        }
     }
     outcome
 }

@@ -66,21 +66,21 @@ pub struct Context {
 }
 
 impl Context {
-    /// As of the moment this process begins to lead; `identity` is whose Events it publishes.
+    /// As of the moment this process begins to lead.
     pub fn new(
         client: Client,
-        identity: &str,
+        events: Events,
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, caller): (Cluster, Caller),
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
-            events: Events::new(client.clone(), identity),
             shortages: Arc::default(),
             started: Instant::now(),
             memories: Memories::default(),
             client,
+            events,
             azure,
             cluster,
             metrics,
@@ -343,7 +343,7 @@ async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Mem
 async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
     for nic in round.seen.iter().flat_map(|seen| &seen.left) {
         if let Some(vm) = vacate::end(ctx, nic, None, &round.allocation).await.map_err(Error::Find)? {
-            report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str()).await;
+            report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str());
         }
     }
     Ok(())

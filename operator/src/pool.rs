@@ -86,11 +86,11 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     result?;
     if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
         let event = events::stuck(&invalid.reason, "Validate", &invalid.message);
-        ctx.events.say(&[pool.object_ref(&())], &event).await;
+        ctx.events.say(&[pool.object_ref(&())], event);
     }
     if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
         let event = events::stuck(SUBNET_EXHAUSTING, "Forecast", &short.message);
-        ctx.events.say(&[pool.object_ref(&())], &event).await;
+        ctx.events.say(&[pool.object_ref(&())], event);
     }
     Ok(Action::await_change())
 }

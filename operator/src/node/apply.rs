@@ -66,19 +66,19 @@ pub async fn write_nic(
             info!(reserved, released = count(&released), held, nic = %id, "NIC written");
             let about = [node.object_ref(&()), allocation.object_ref(&())];
             if restored > 0 {
-                ctx.events.say(&about, &events::restored(restored, id.name())).await;
+                ctx.events.say(&about, events::restored(restored, id.name()));
             }
             if !change.reserve.is_empty() {
-                ctx.events.say(&about, &events::reserved(reserved, held, id.name())).await;
+                ctx.events.say(&about, events::reserved(reserved, held, id.name()));
             }
             if !change.release.is_empty() {
-                ctx.events.say(&about, &events::released(count(&released), held, id.name())).await;
+                ctx.events.say(&about, events::released(count(&released), held, id.name()));
             }
             if !change.adopt.is_empty() {
-                ctx.events.say(&about, &events::adopted(&change.adopt, id.name())).await;
+                ctx.events.say(&about, events::adopted(&change.adopt, id.name()));
             }
             if !change.join.is_empty() || !change.leave.is_empty() {
-                ctx.events.say(&about, &events::regrouped(&change.join, &change.leave, id.name())).await;
+                ctx.events.say(&about, events::regrouped(&change.join, &change.leave, id.name()));
             }
             if !change.join.iter().all(|group| nic.groups.contains(group)) {
                 // Written once more at once it would show them no sooner.

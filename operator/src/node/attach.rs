@@ -199,7 +199,7 @@ async fn attach_all(ctx: &Context, nic: &ResourceId, attach: Vec<Attach>, memory
     for one in attach {
         match make(ctx, nic, &one, memory).await {
             Ok(()) => ready.push(one),
-            Err(error) => refuse(ctx, &[one], &error, memory).await,
+            Err(error) => refuse(ctx, &[one], &error, memory),
         }
     }
     if ready.is_empty() {
@@ -213,10 +213,10 @@ async fn attach_all(ctx: &Context, nic: &ResourceId, attach: Vec<Attach>, memory
             memory.attaching.batch = memory.attaching.batch.saturating_mul(2);
             for one in &ready {
                 memory.attaching.refused.remove(&one.uid);
-                ctx.events.say(&[about(&one.pod, &one.uid)], &events::attached(&one.attached)).await;
+                ctx.events.say(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
         }
-        Err(error) => refuse(ctx, &ready, &error, memory).await,
+        Err(error) => refuse(ctx, &ready, &error, memory),
     }
 }
 
@@ -237,7 +237,7 @@ async fn make(
 }
 
 /// What an error means to those it was about. Of several, one may have been the cause, so fewer are tried next time.
-async fn refuse(ctx: &Context, attach: &[Attach], error: &azure::Error, memory: &mut Memory) {
+fn refuse(ctx: &Context, attach: &[Attach], error: &azure::Error, memory: &mut Memory) {
     let attaching = &mut memory.attaching;
     if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));
@@ -252,7 +252,7 @@ async fn refuse(ctx: &Context, attach: &[Attach], error: &azure::Error, memory: 
     let setback = setback(last, error);
     if is_news {
         let event = events::stuck(setback.reason, "Attach", &setback.message);
-        ctx.events.say(&[about(&one.pod, &one.uid)], &event).await;
+        ctx.events.say(&[about(&one.pod, &one.uid)], event);
     }
     memory.attaching.refused.insert(one.uid.clone(), (one.pod.clone(), setback));
 }

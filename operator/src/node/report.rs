@@ -110,7 +110,7 @@ async fn say(
     memory.reported = Some(now);
     let about = [node.object_ref(&()), round.allocation.object_ref(&())];
     for event in facts::turned(&before, &next, memory.setback.as_ref()) {
-        ctx.events.say(&about, &event).await;
+        ctx.events.say(&about, event);
     }
     Ok(None)
 }
@@ -154,9 +154,9 @@ async fn apply_conditions(
 }
 
 /// The interfaces' NIC was left to another VM: said once, because `spec` forgets it right after.
-pub async fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
+pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
     let about = [node.object_ref(&()), allocation.object_ref(&())];
-    ctx.events.say(&about, &events::left_behind(nic, vm)).await;
+    ctx.events.say(&about, events::left_behind(nic, vm));
 }
 
 pub fn conditions(allocation: &NodeIPAllocation) -> &[Condition] {

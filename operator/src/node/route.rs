@@ -187,17 +187,17 @@ async fn carry_out(
         ctx.azure.update(&id, &change, plan.priority).await?;
         if *forward {
             info!(nic = %id, "IP forwarding turned on");
-            ctx.events.say(&about, &events::forwarding(id.name())).await;
+            ctx.events.say(&about, events::forwarding(id.name()));
         }
         if !leave.is_empty() {
-            ctx.events.say(&about, &events::regrouped(&[], leave, id.name())).await;
+            ctx.events.say(&about, events::regrouped(&[], leave, id.name()));
         }
     }
     let (table, grain) = (&routed.table, seen.observed.grain);
     if !plan.change.release.is_empty() {
         let release = RouteChange::Release { names: plan.change.release.clone() };
         ctx.azure.change_routes(table, release, plan.priority).await?;
-        ctx.events.say(&about, &events::released(grain, 0, table.name())).await;
+        ctx.events.say(&about, events::released(grain, 0, table.name()));
     }
     if let Some(claim) = routed.claim.as_ref().filter(|_| plan.change.reserve > 0 || plan.change.mend) {
         let claim = Claim {
@@ -211,7 +211,7 @@ async fn carry_out(
         } else {
             events::reserved(grain, grain, table.name())
         };
-        ctx.events.say(&about, &event).await;
+        ctx.events.say(&about, event);
     }
     Ok(())
 }
