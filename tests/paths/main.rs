@@ -124,6 +124,7 @@ fn main() -> Result<ExitCode> {
         policy::a_route_table_steers_a_pods_packets_through_an_appliance_and_back,
         policy::a_service_endpoint_sees_the_nodes_primary_or_the_pod_where_its_prefix_is_not_translated,
         policy::a_pod_is_in_the_application_security_groups_of_its_nodes_nic,
+        policy::a_pool_puts_its_pods_into_its_application_security_groups,
         inside::flows_and_new_pods_go_on_while_the_agent_is_down,
     ];
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };

@@ -148,3 +148,28 @@ pub async fn a_pod_is_in_the_application_security_groups_of_its_nodes_nic(world:
     put_subnet(&world.cluster, NODES, json!({})).await?;
     group(world, "node-1-nic", &json!([])).await
 }
+
+pub async fn a_pool_puts_its_pods_into_its_application_security_groups(world: &World) -> Result<()> {
+    let (one, two) = (world.pod(0)?, world.pod(1)?);
+    let vm = &world.vm.address;
+    arm(&world.cluster, "PUT", "applicationSecurityGroups/pods", json!({})).await?;
+    let pods = json!([{ "id": id("applicationSecurityGroups/pods") }]);
+    let mut rule = deny("of-the-pool", 100, "*", vm);
+    rule["properties"]["sourceApplicationSecurityGroups"] = pods;
+    rule["properties"].as_object_mut().context("no rule")?.remove("sourceAddressPrefix");
+    let rules = json!({ "properties": { "securityRules": [rule] } });
+    arm(&world.cluster, "PUT", "networkSecurityGroups/pods", rules).await?;
+    let guarded = json!({ "networkSecurityGroup": { "id": id("networkSecurityGroups/pods") } });
+    put_subnet(&world.cluster, NODES, guarded).await?;
+    ensure!(one.seen_by(vm).await.is_ok(), "a pod is denied before its pool has groups");
+    let groups = json!({ "ids": [id("applicationSecurityGroups/pods")], "onSharedNIC": true });
+    for (groups, denied) in [(groups, true), (Value::Null, false)] {
+        world.cluster.patch_pool(json!({ "applicationSecurityGroups": groups })).await?;
+        eventually("both pods are treated as their pool says", Duration::from_secs(60), || async {
+            let both = [one.seen_by(vm).await.is_err(), two.seen_by(vm).await.is_err()];
+            Ok((both == [denied; 2]).then_some(()))
+        })
+        .await?;
+    }
+    put_subnet(&world.cluster, NODES, json!({})).await
+}
