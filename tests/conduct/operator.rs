@@ -62,9 +62,14 @@ impl Operator {
         Ok(Operator { thread: Some(thread), term: Some(term), kill: Some(kill) })
     }
 
-    /// Whether it has ended without being told to.
-    pub fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    /// Why it has ended without being told to, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        let thread = self.thread.take_if(|thread| thread.is_finished())?;
+        Some(match thread.join() {
+            Ok(Ok(())) => "without a word".to_owned(),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "it panicked".to_owned(),
+        })
     }
 
     /// Waits until it has.

@@ -57,7 +57,8 @@ impl<'a> Stage<'a> {
     pub async fn empty(plane: &'a ControlPlane, azure: Config) -> Result<Self> {
         let client = Client::try_from(plane.config(User::Administrator).await?)?;
         sweep(&client).await?;
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        // Not 127.0.0.1: whoever calls from there might be given the port before the operator listens.
+        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
         let agents = Agents::start(client.clone());
         let sim = Sim::start(azure).await?;
         let arm = sim.arm_url().to_owned();
@@ -258,8 +259,8 @@ impl<'a> Stage<'a> {
             if let Some(shown) = seen.as_ref().ok().and_then(&look) {
                 return Ok(shown);
             }
-            if lock(&self.operator).as_ref().is_some_and(|operator| operator.has_ended()) {
-                bail!("{what}: the operator has ended by itself");
+            if let Some(why) = lock(&self.operator).as_mut().and_then(Operator::ended) {
+                bail!("{what}: the operator has ended by itself: {why}");
             }
             if tokio::time::Instant::now() > deadline {
                 let seen = seen.map_or_else(
