@@ -72,8 +72,8 @@ impl Publisher {
         }
     }
 
-    /// Writes the newest report unless it is published, and only onto the version it was made from. `written` is the object as the last write left it, which may be
-    /// newer than what the watch has brought.
+    /// Writes the newest report unless it is published, and only onto the version it was made from. `written` is the object as the
+    /// last write left it, which may be newer than what the watch has brought.
     async fn publish(
         &mut self,
         api: &Api<NodeIPAllocation>,
