@@ -109,6 +109,8 @@ async fn a_write_that_azure_gives_up_is_made_again_until_its_addresses_work(
 async fn writes_that_are_complete_when_answered_are_published_at_once(plane: &ControlPlane) -> Result<()> {
     let azure = Config { synchronous: true, ..Config::default() };
     let stage = Stage::set(plane, azure, json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    // An agent that reports at the very moment of the publication has the NIC read once more.
+    stage.fault("PUT", "/networkInterfaces/", None, Effect::Delay { ms: 1000 });
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let asked: Vec<_> =
