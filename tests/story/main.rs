@@ -65,13 +65,14 @@ fn main() -> Result<ExitCode> {
     let on_machines_of_their_own = part![
         trouble::a_wiped_or_broken_state_folder_heals_without_a_doubled_address,
         trouble::a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean,
-        trouble::a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes,
         trouble::a_node_without_an_azure_provider_id_is_told_what_is_missing,
         trouble::a_nic_that_is_gone_is_named_with_the_remedy,
         trouble::a_full_subnet_is_named_and_hurts_no_other_node,
         trouble::a_refused_write_names_the_missing_action_and_hurts_no_other_node,
     ];
     let mut end = part![
+        // By itself: a node that grows beside it may get the addresses that were wiped off.
+        trouble::a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes,
         trouble::a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more,
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
