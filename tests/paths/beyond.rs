@@ -14,12 +14,15 @@ const NEXT_LOOK: Duration = Duration::from_secs(70);
 pub async fn a_pod_and_a_vm_of_the_vnet_reach_each_other_under_their_own_addresses(
     world: &World,
 ) -> Result<()> {
-    for index in [0, 1] {
-        let pod = world.pod(index)?;
-        let seen = pod.seen_by(&world.vm.address).await?;
-        ensure!(seen == Seen::new(&pod.address, &world.vm.address), "the VM sees {seen:?}");
-        let seen = world.vm.seen_by(&pod.address).await?;
-        ensure!(seen == Seen::new(&world.vm.address, &pod.address), "the pod sees {seen:?}");
+    // One in the nodes' subnet and one in another.
+    for vm in [&world.vm, &world.appliance.place] {
+        for index in [0, 1] {
+            let pod = world.pod(index)?;
+            let seen = pod.seen_by(&vm.address).await?;
+            ensure!(seen == Seen::new(&pod.address, &vm.address), "the VM sees {seen:?}");
+            let seen = vm.seen_by(&pod.address).await?;
+            ensure!(seen == Seen::new(&vm.address, &pod.address), "the pod sees {seen:?}");
+        }
     }
     Ok(())
 }
