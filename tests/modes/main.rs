@@ -9,13 +9,10 @@ mod ranges;
 mod wired;
 
 use anyhow::{Context, Result};
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, arm, id, put_subnet};
 use vnetpool_tests::probe;
@@ -105,33 +102,11 @@ async fn outside(cluster: &Cluster) -> Result<(Machine, Machine)> {
 }
 
 fn main() -> Result<ExitCode> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == "probe") {
-        return probe::run(&arguments[2..]);
+    if let Some(probe) = probe::asked_for() {
+        return probe;
     }
-    let runtime = Arc::new(Runtime::new()?);
-    // Made once, also when that fails: the other chapters would fail in the same way, only later.
-    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
-    macro_rules! chapters {
-        ($($chapter:path),* $(,)?) => { vec![$({
-            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
-            Trial::test(stringify!($chapter).replace(' ', ""), move || {
-                let chapter = async {
-                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
-                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
-                };
-                let begun = std::time::Instant::now();
-                let outcome = runtime.block_on(chapter);
-                println!("{:.1} s", begun.elapsed().as_secs_f64());
-                outcome.map_err(|error| {
-                    // Now, not when all is over: what comes after may take long.
-                    eprintln!("{error:#}");
-                    Failed::from(format!("{error:#}"))
-                })
-            })
-        }),*] };
-    }
-    let chapters = chapters![
+    chapters![
+        World::make;
         full::a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool,
         blocks::pods_of_a_block_have_its_addresses_and_keep_every_path,
         blocks::a_block_goes_back_to_azure_when_no_pod_has_an_address_of_it,
@@ -145,10 +120,5 @@ fn main() -> Result<ExitCode> {
         ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
         ranges::a_node_that_goes_loses_its_route,
         leaving::nothing_stays_after_the_uninstall_that_the_readme_tells,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let conclusion = libtest_mimic::run(&arguments, chapters);
-    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
-    drop(world);
-    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    ]
 }

@@ -2,15 +2,12 @@
 //! foreign machines in the same subnet take part of it. The chapters come one after the other.
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, Seen, arm};
 use vnetpool_tests::workload::ProbePod;
@@ -150,34 +147,14 @@ async fn foreign_machines_take_addresses_of_the_same_subnet_and_keep_them(world:
 }
 
 fn main() -> Result<ExitCode> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == "probe") {
-        return probe::run(&arguments[2..]);
+    if let Some(probe) = probe::asked_for() {
+        return probe;
     }
-    let runtime = Arc::new(Runtime::new()?);
-    // Made once, also when that fails: the other chapters would fail in the same way, only later.
-    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
-    macro_rules! chapters {
-        ($($chapter:ident),* $(,)?) => { vec![$({
-            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
-            Trial::test(stringify!($chapter), move || {
-                let chapter = async {
-                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
-                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
-                };
-                runtime.block_on(chapter).map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        }),*] };
-    }
-    let chapters = chapters![
+    chapters![
+        World::make;
         pods_have_addresses_of_the_templates_subnet_and_reach_each_other,
         a_machine_in_the_templates_other_subnet_and_a_pod_see_each_others_own_addresses,
         the_templates_security_group_and_route_table_act_on_pods,
         foreign_machines_take_addresses_of_the_same_subnet_and_keep_them,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let conclusion = libtest_mimic::run(&arguments, chapters);
-    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
-    drop(world);
-    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    ]
 }

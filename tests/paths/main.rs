@@ -6,13 +6,10 @@ mod inside;
 mod policy;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::json;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, arm};
 use vnetpool_tests::probe;
@@ -88,30 +85,11 @@ impl World {
 }
 
 fn main() -> Result<ExitCode> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == "probe") {
-        return probe::run(&arguments[2..]);
+    if let Some(probe) = probe::asked_for() {
+        return probe;
     }
-    let runtime = Arc::new(Runtime::new()?);
-    // Made once, also when that fails: the other chapters would fail in the same way, only later.
-    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
-    macro_rules! chapters {
-        ($($chapter:path),* $(,)?) => { vec![$({
-            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
-            Trial::test(stringify!($chapter).replace(' ', ""), move || {
-                let chapter = async {
-                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
-                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
-                };
-                runtime.block_on(chapter).map_err(|error| {
-                    // Now, not when all is over: what comes after may take long.
-                    eprintln!("{error:#}");
-                    Failed::from(format!("{error:#}"))
-                })
-            })
-        }),*] };
-    }
-    let chapters = chapters![
+    chapters![
+        World::make;
         inside::pods_reach_each_other_on_a_node_and_across_under_their_own_addresses,
         inside::a_pod_and_its_own_node_reach_each_other,
         inside::a_pod_on_the_nodes_own_network_and_a_pod_reach_each_other,
@@ -126,10 +104,5 @@ fn main() -> Result<ExitCode> {
         policy::a_pod_is_in_the_application_security_groups_of_its_nodes_nic,
         policy::a_pool_puts_its_pods_into_its_application_security_groups,
         inside::flows_and_new_pods_go_on_while_the_agent_is_down,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let conclusion = libtest_mimic::run(&arguments, chapters);
-    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
-    drop(world);
-    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    ]
 }

@@ -1,12 +1,12 @@
 //! The paths with an engine's rules in place, allowed and denied.
 
-use crate::{SOON, World, until_dropped, until_reached, until_seen};
+use crate::{SOON, World, until_reached};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_plugin::ledger::{Pod, Sandbox};
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,18 +4,14 @@
 mod chapters;
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::{Child, Command};
-use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
 use vnetpool_tests::cluster::{Cluster, root, tool};
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::{Place, Seen, until_seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// How long Felix and kube-proxy take to follow, at most.
@@ -126,54 +122,14 @@ async fn engine(cluster: &Cluster, dir: &Path, node: &str) -> Result<Child> {
     Ok(felix)
 }
 
-/// Waits until what is called at `address` sees this.
-pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -> Result<()> {
-    eventually(&format!("{wanted:?} when {} calls {address}:{port}", from.address), SOON, || async {
-        let seen = from.seen_at(address, port).await?;
-        ensure!(seen == *wanted, "it sees {seen:?}");
-        Ok(Some(()))
-    })
-    .await
-}
-
 /// Waits until the probe at `address` sees the caller under the caller's own address.
 pub async fn until_reached(from: &Place, address: impl std::fmt::Display) -> Result<()> {
     until_seen(from, &address.to_string(), PORT, &Seen::new(&from.address, &address)).await
 }
 
-/// Waits until nothing at all answers at `address`, not even a refusal.
-pub async fn until_dropped(from: &Place, address: impl std::fmt::Display, port: u16) -> Result<()> {
-    eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
-        let seen = from.seen_at(&address, port).await;
-        let Err(error) = seen else { anyhow::bail!("it answers: {seen:?}") };
-        // What curl says when the time is up.
-        ensure!(format!("{error:#}").contains("(28)"), "{error:#}");
-        Ok(Some(()))
-    })
-    .await
-}
-
 fn main() -> Result<ExitCode> {
-    let runtime = Arc::new(Runtime::new()?);
-    // Made once, also when that fails: the other chapters would fail in the same way, only later.
-    let world: Arc<OnceCell<Result<World, String>>> = Arc::default();
-    macro_rules! chapters {
-        ($($chapter:path),* $(,)?) => { vec![$({
-            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
-            Trial::test(stringify!($chapter).replace(' ', ""), move || {
-                let chapter = async {
-                    let made = world.get_or_init(|| async { World::make().await.map_err(|e| format!("{e:#}")) });
-                    $chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
-                };
-                runtime.block_on(chapter).map_err(|error| {
-                    // Now, not when all is over: what comes after may take long.
-                    eprintln!("{error:#}");
-                    Failed::from(format!("{error:#}"))
-                })
-            })
-        }),*] };
-    }
-    let chapters = chapters![
+    vnetpool_tests::chapters![
+        World::make;
         chapters::the_engine_finds_the_link_of_every_pod,
         chapters::with_an_engine_and_without_a_policy_every_path_is_as_ever,
         chapters::what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_else_does,
@@ -182,10 +138,5 @@ fn main() -> Result<ExitCode> {
         chapters::the_kubelet_probes_a_pod_that_a_policy_closes,
         chapters::a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_force,
         chapters::the_engine_and_the_agent_do_not_disturb_each_other,
-    ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let conclusion = libtest_mimic::run(&arguments, chapters);
-    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
-    drop(world);
-    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    ]
 }

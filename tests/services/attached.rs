@@ -1,10 +1,10 @@
 //! What comes straight to pods from Azure: a load balancer with pods in its backend pool, a public address of a pod's own.
 
-use crate::{SERVED, SOON, World, until_dropped, until_seen};
+use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result};
 use serde_json::json;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen, arm, id, put_subnet};
+use vnetpool_tests::place::{Place, Seen, arm, id, put_subnet, until_dropped, until_seen};
 use vnetpool_tests::workload::PORT;
 
 /// The frontend of the load balancer before the pods.

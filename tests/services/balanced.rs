@@ -1,12 +1,12 @@
 //! Services as machines outside of the cluster call them: by a node's port, and by an Azure load balancer in front of the nodes.
 
-use crate::{SERVED, SOON, World, until_dropped, until_seen};
+use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Seen, arm, id};
+use vnetpool_tests::place::{Seen, arm, id, until_dropped, until_seen};
 
 /// The frontend of the load balancer before the nodes.
 const FRONTEND: &str = "10.240.15.200";

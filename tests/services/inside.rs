@@ -1,12 +1,12 @@
 //! Services as pods, nodes and VMs call them by the Service's own address, or by those of its pods.
 
-use crate::{SERVED, SOON, World, until_seen};
+use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::{Place, Seen, until_seen};
 
 /// Where the probe of a pod on the node's network listens: the node's other ports are others'.
 const ON_HOST: u16 = 18080;

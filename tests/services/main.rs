@@ -17,8 +17,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use vnetpool_tests::cluster::{Cluster, root};
-use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::Place;
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 const MODES: [&str; 2] = ["iptables", "nftables"];
@@ -109,28 +108,6 @@ impl World {
         let running = self.cluster.running(name, 1, Duration::from_secs(60)).await?;
         running.into_iter().next().context("no pod")
     }
-}
-
-/// Waits until what is called at `address` sees this.
-pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -> Result<()> {
-    eventually(&format!("{wanted:?} when {} calls {address}:{port}", from.address), SOON, || async {
-        let seen = from.seen_at(address, port).await?;
-        anyhow::ensure!(seen == *wanted, "it sees {seen:?}");
-        Ok(Some(()))
-    })
-    .await
-}
-
-/// Waits until nothing at all answers at `address`, not even a refusal.
-pub async fn until_dropped(from: &Place, address: &str, port: u16) -> Result<()> {
-    eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
-        let seen = from.seen_at(address, port).await;
-        let Err(error) = seen else { anyhow::bail!("it answers: {seen:?}") };
-        // What curl says when the time is up.
-        anyhow::ensure!(format!("{error:#}").contains("(28)"), "{error:#}");
-        Ok(Some(()))
-    })
-    .await
 }
 
 /// The mode of a cluster, and the cluster unless it could not be made.

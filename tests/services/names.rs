@@ -1,7 +1,7 @@
 //! Names, by the real CoreDNS: it watches the cluster's Services and asks Azure's resolver for everything else.
 
 use crate::inside::cluster_ip;
-use crate::{SERVED, SOON, World, until_dropped};
+use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::{Place, Seen, until_dropped};
 use vnetpool_tests::workload::{PORT, ProbePod, target};
 
 /// Deploys CoreDNS as clusters have it, and waits until it serves.

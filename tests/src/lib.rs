@@ -9,10 +9,12 @@
 //!   node      a node's inside: processes, ledger
 //!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
 //!   probe     what a test program does when it is started again inside a place
+//!   chapters  tests that come one after the other on one world
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
 pub mod azure;
+pub mod chapters;
 pub mod cluster;
 pub mod control_plane;
 pub mod node;

@@ -12,6 +12,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+/// How long what steers packets takes to follow a change, at most.
+const SOON: Duration = Duration::from_secs(20);
+
 /// A network namespace to run things in.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -238,4 +241,26 @@ pub async fn put_subnet(cluster: &Cluster, subnet: &str, mut properties: Value) 
     let known = arm(cluster, "GET", &resource, json!({})).await?;
     properties["addressPrefix"] = known["properties"]["addressPrefix"].clone();
     arm(cluster, "PUT", &resource, json!({ "properties": properties })).await.map(drop)
+}
+
+/// Waits until what is called at `address` sees this.
+pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -> Result<()> {
+    eventually(&format!("{wanted:?} when {} calls {address}:{port}", from.address), SOON, || async {
+        let seen = from.seen_at(address, port).await?;
+        ensure!(seen == *wanted, "it sees {seen:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Waits until nothing at all answers at `address`, not even a refusal.
+pub async fn until_dropped(from: &Place, address: impl std::fmt::Display, port: u16) -> Result<()> {
+    eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
+        let seen = from.seen_at(&address, port).await;
+        let Err(error) = seen else { anyhow::bail!("it answers: {seen:?}") };
+        // What curl says when the time is up.
+        ensure!(format!("{error:#}").contains("(28)"), "{error:#}");
+        Ok(Some(()))
+    })
+    .await
 }
