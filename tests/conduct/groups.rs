@@ -7,11 +7,13 @@ use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use vnetpool_azure_sim::{Access, Effect, Grant, NewInstance, NewScaleSet, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{APPLICATION_SECURITY_GROUPS as GROUPS, DRY_RUN, READY, RESERVED, WRITING};
 use vnetpool_operator::azure::role::PARTS;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_leaves_only_those,
@@ -190,14 +192,11 @@ async fn a_node_that_goes_over_to_another_nic_takes_its_groups_along(plane: &Con
 
 /// Waits until there is an Event with this reason about the node and one about its object, and sees that there is no more.
 async fn said_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
-    let mut said = vec![];
-    for _ in 0..200 {
-        said = stage.events("n1", reason).await?;
-        if said.len() >= 2 {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let mut said = eventually(&format!("both Events {reason}"), Duration::from_secs(10), || async {
+        let said = stage.events("n1", reason).await?;
+        Ok((said.len() >= 2).then_some(said))
+    })
+    .await?;
     said.sort();
     ensure!(said == [("Node".to_owned(), 1), ("NodeIPAllocation".to_owned(), 1)], "{said:?}");
     Ok(())

@@ -4,12 +4,14 @@ use crate::Test;
 use crate::metrics::Metrics;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     each_node_gets_a_range_of_its_own_and_many_share_a_write,
@@ -23,6 +25,8 @@ pub const TESTS: &[Test] = crate::tests![
     an_operator_that_dies_between_table_and_spec_leaves_no_second_range,
 ];
 
+/// Nothing here takes longer.
+const SOON: Duration = Duration::from_secs(30);
 const NODES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
 
 /// A route of somebody else's.
@@ -42,15 +46,13 @@ async fn table(stage: &Stage<'_>, routes: Value) -> Result<String> {
     Ok(id)
 }
 
+/// A resource, once no write to it is under way.
 pub(crate) async fn settled(stage: &Stage<'_>, id: &str) -> Result<Value> {
-    for _ in 0..200 {
+    eventually(&format!("{id} settled"), SOON, || async {
         let seen = stage.get(id).await?;
-        if seen["properties"]["provisioningState"] == "Succeeded" {
-            return Ok(seen);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    anyhow::bail!("{id} isn't settled within 10 s")
+        Ok((seen["properties"]["provisioningState"] == "Succeeded").then_some(seen))
+    })
+    .await
 }
 
 fn pool(table: &str, cidr: &str) -> Value {
@@ -93,26 +95,29 @@ async fn until_routed(stage: &Stage<'_>, node: &str) -> Result<NodeIPAllocation>
 
 /// Waits until the table holds so many routes.
 async fn until_routes(stage: &Stage<'_>, table: &str, count: usize) -> Result<Vec<(String, String, String)>> {
-    let mut seen = vec![];
-    for _ in 0..600 {
-        seen = routes(stage, table).await?;
-        if seen.len() == count {
-            return Ok(seen);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    anyhow::bail!("not {count} routes within 30 s: {seen:?}")
+    eventually(&format!("{count} routes"), SOON, || async {
+        let seen = routes(stage, table).await?;
+        ensure!(seen.len() == count, "{seen:?}");
+        Ok(Some(seen))
+    })
+    .await
 }
 
 /// Waits until there is an Event about the node with this reason.
 async fn until_said(stage: &Stage<'_>, node: &str, reason: &str) -> Result<()> {
-    for _ in 0..200 {
-        if !stage.events(node, reason).await?.is_empty() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    anyhow::bail!("no Event {reason} about {node} within 10 s")
+    eventually(&format!("an Event {reason} about {node}"), SOON, || async {
+        Ok((!stage.events(node, reason).await?.is_empty()).then_some(()))
+    })
+    .await
+}
+
+/// Waits until a pool is valid, or isn't, and gives what says so.
+async fn until_valid(stage: &Stage<'_>, pool: &str, status: &str) -> Result<Condition> {
+    eventually(&format!("Valid of the pool {pool} is {status}"), SOON, || async {
+        let conditions = stage.node_pool(pool).await?.status.unwrap_or_default().conditions;
+        Ok(condition::find(&conditions, VALID).filter(|valid| valid.status == status).cloned())
+    })
+    .await
 }
 
 async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &ControlPlane) -> Result<()> {
@@ -199,17 +204,7 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
         stage.join_labelled(name, &vm.provider_id, &[("kubernetes.io/hostname", name)]).await?;
         let found = stage.until_says(name, INTERFACE_FOUND, "RangeOverlap").await?;
         ensure!(found.message.contains(cidr) && found.message.contains(theirs), "{}", found.message);
-        let mut valid = None;
-        for _ in 0..200 {
-            let status = stage.node_pool(name).await?.status.unwrap_or_default();
-            valid = condition::find(&status.conditions, VALID).cloned();
-            if valid.as_ref().is_some_and(|valid| valid.status == "False") {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let valid =
-            valid.filter(|valid| valid.status == "False").with_context(|| format!("{name} is valid"))?;
+        let valid = until_valid(&stage, name, "False").await?;
         ensure!(valid.reason == "RangeOverlap" && valid.message.contains(theirs), "{valid:?}");
     }
     ensure!(routes(&stage, &table).await?.len() == 2, "a refused pool got a route");
@@ -248,22 +243,12 @@ async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
     let vm = stage.sim.add_vm(new).await?;
     stage.join_labelled("n1", &vm.provider_id, &[("range", "twin")]).await?;
     stage.until_says("n1", INTERFACE_FOUND, "RangeOverlap").await?;
-    let valid = async |expected: &str| {
-        for _ in 0..200 {
-            let status = stage.node_pool("twin").await?.status.unwrap_or_default();
-            if condition::find(&status.conditions, VALID).is_some_and(|valid| valid.status == expected) {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        anyhow::bail!("Valid of the pool twin isn't {expected} within 10 s")
-    };
-    valid("False").await?;
+    until_valid(&stage, "twin", "False").await?;
     until_quiet(&stage).await?;
     stage.delete_pool("default").await?;
     let routed = until_routed(&stage, "n1").await?;
     ensure!(range(&routed).is_some_and(|range| range.starts_with("10.244.")), "{:?}", routed.spec);
-    valid("True").await
+    until_valid(&stage, "twin", "True").await.map(drop)
 }
 
 async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &ControlPlane) -> Result<()> {

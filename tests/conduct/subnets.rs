@@ -2,7 +2,7 @@
 
 use crate::Test;
 use crate::stage::{Stage, quick};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
@@ -12,6 +12,7 @@ use vnetpool_azure_sim::NewVm;
 use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free,
@@ -25,18 +26,14 @@ async fn until(
     shows: impl Fn(&NodeIPPoolStatus) -> bool,
 ) -> Result<NodeIPPoolStatus> {
     // The free addresses are counted once a minute.
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(80);
+    let within = Duration::from_secs(80);
     let api = Api::<NodeIPPool>::all(stage.client.clone());
-    loop {
+    eventually(what, within, || async {
         let status = api.get("default").await?.status.unwrap_or_default();
-        if shows(&status) {
-            return Ok(status);
-        }
-        if tokio::time::Instant::now() > deadline {
-            bail!("{what}: {}", json!(status));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        ensure!(shows(&status), "{}", json!(status));
+        Ok(Some(status))
+    })
+    .await
 }
 
 fn says(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vnetpool_azure_sim::Sim;
@@ -39,6 +40,19 @@ impl Client {
 
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
         self.send("PUT", path, &[], Some(body)).await.unwrap()
+    }
+
+    /// Polls until the operation of a write is over, and gives the last answer's body.
+    pub async fn outcome(&self, write: &Answer) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let body = self.get(path_of(&write.headers["azure-asyncoperation"])).await.body;
+            if body["status"] != "InProgress" {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "the operation doesn't end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// A request with a bearer token, unless `headers` say something else about `authorization`.

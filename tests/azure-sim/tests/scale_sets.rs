@@ -4,9 +4,8 @@
 
 mod client;
 
-use client::{Answer, Client, path_of};
+use client::{Answer, Client};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, NewInstance, NewScaleSet, Sim, VmInfo};
 
 const LIST: &str =
@@ -58,19 +57,6 @@ impl Scene {
     async fn put(&self, body: &Value) -> Answer {
         self.client.put(&self.model_path(), body).await
     }
-
-    /// Polls until the operation is over.
-    async fn outcome(&self, write: &Answer) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let body = self.client.get(path_of(&write.headers["azure-asyncoperation"])).await.body;
-            if body["status"] != "InProgress" {
-                return body;
-            }
-            assert!(Instant::now() < deadline, "the operation doesn't end");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
 }
 
 #[tokio::test]
@@ -96,7 +82,7 @@ async fn a_write_by_parts_replaces_the_list_and_keeps_the_rest() {
     let write = scene.put(&scene.body_with(&["vnp-1", "vnp-2"]).await).await;
     assert_eq!((write.status, &write.body["properties"]["provisioningState"]), (200, &json!("Updating")));
     assert_eq!(write.headers["etag"], "\"2\"");
-    assert_eq!(scene.outcome(&write).await["status"], "Succeeded");
+    assert_eq!(scene.client.outcome(&write).await["status"], "Succeeded");
     let held = scene.held().await;
     let expected = [("ipconfig1", "10.240.0.4"), ("vnp-1", "10.240.0.5"), ("vnp-2", "10.240.0.6")];
     assert_eq!(held, expected.map(|(name, address)| (name.to_owned(), address.to_owned())));
@@ -113,7 +99,7 @@ async fn a_write_by_parts_replaces_the_list_and_keeps_the_rest() {
     let body = json!({ "location": before["location"], "properties": {
         "networkProfileConfiguration": before["properties"]["networkProfileConfiguration"] } });
     let write = scene.put(&body).await;
-    scene.outcome(&write).await;
+    scene.client.outcome(&write).await;
     assert_eq!(scene.held().await.len(), 1);
 }
 
@@ -164,9 +150,9 @@ async fn a_newer_write_preempts_the_one_under_way() {
     let scene = Scene::with_writes_of(0.5).await;
     let older = scene.put(&scene.body_with(&["vnp-1"]).await).await;
     let newer = scene.put(&scene.body_with(&["vnp-2"]).await).await;
-    let ended = scene.outcome(&older).await;
+    let ended = scene.client.outcome(&older).await;
     assert_eq!((&ended["status"], &ended["error"]["code"]), (&json!("Failed"), &json!("OperationPreempted")));
-    assert_eq!(scene.outcome(&newer).await["status"], "Succeeded");
+    assert_eq!(scene.client.outcome(&newer).await["status"], "Succeeded");
 }
 
 #[tokio::test]
@@ -190,7 +176,7 @@ async fn an_instance_marked_for_deletion_takes_no_write_and_its_id_comes_back_as
     let refused = scene.put(&body).await;
     assert_eq!(refused.status, 409);
     assert!(refused.body["error"]["message"].as_str().unwrap().contains("marked for deletion"));
-    scene.outcome(&deletion).await;
+    scene.client.outcome(&deletion).await;
     assert_eq!(scene.model().await.status, 404);
     let again = NewInstance { instance_id: Some(0), ..NewInstance::default() };
     let vm = scene.sim.add_instance("pool", again).await.unwrap();

@@ -318,11 +318,12 @@ async fn beside_nics(client: &Client, network: &str, nic: &str, held: &Value) {
             "nextHopIpAddress": "10.240.0.9" } })
     };
     let table = at("routeTables/t");
-    client.put(&table, &with(json!({ "routes": [route("a", "10.1.0.0/24")] }))).await;
+    let made = client.put(&table, &with(json!({ "routes": [route("a", "10.1.0.0/24")] }))).await;
+    // While the table's own write is under way, and after.
     client.put(&at("routeTables/t/routes/b"), &route("b", "10.1.1.0/24")).await;
-    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
-    client.put(&at("routeTables/t/routes/b"), &route("b", "10.1.1.0/24")).await;
-    tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    client.outcome(&made).await;
+    let added = client.put(&at("routeTables/t/routes/b"), &route("b", "10.1.1.0/24")).await;
+    client.outcome(&added).await;
     client.put(&at("routeTables/t/routes/c"), &route("c", "10.1.0.0/24")).await;
     client.get(&at("routeTables/t/routes/b")).await;
     client.get(&at("routeTables/t/routes")).await;
