@@ -21,6 +21,7 @@ mod routes;
 mod token;
 mod transport;
 mod uniform;
+mod urgency;
 mod usages;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub use nic::{
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
+pub use urgency::Urgency;
 pub use usages::Free;
 
 use cache::{Document, Documents, Read, Slots};
@@ -151,8 +153,8 @@ impl Azure {
 
     /// The NICs of a VM, one at least, the primary one first. Of an instance of a Uniform scale set the primary one only.
     #[instrument(skip_all, fields(vm = %vm))]
-    pub async fn nics(&self, vm: &VmId, priority: Priority) -> Result<Vec<ResourceId>, Error> {
-        let call = call(Kind::Read, priority, vm.resource());
+    pub async fn nics(&self, vm: &VmId, urgency: impl Into<Urgency>) -> Result<Vec<ResourceId>, Error> {
+        let call = call(Kind::Read, urgency, vm.resource());
         let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
         let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
         let document: Value =
@@ -180,7 +182,7 @@ impl Azure {
         &self,
         id: &ResourceId,
         freshness: Freshness,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<Arc<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
         if let (Freshness::Cached, Some(nic)) = (freshness, known.nic().filter(|nic| nic.is_settled())) {
@@ -189,7 +191,7 @@ impl Azure {
         // Its region's limits are to be known to the budget, too.
         let region = known.nic().and_then(|nic| region(&nic));
         known.forget();
-        let read = self.read_nic(&Call { region, ..call(Kind::Read, priority, id) }, id).await?;
+        let read = self.read_nic(&Call { region, ..call(Kind::Read, urgency, id) }, id).await?;
         Ok(self.nics.learn(&mut known, read))
     }
 
@@ -204,13 +206,14 @@ impl Azure {
         &self,
         id: &ResourceId,
         change: &Change,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<Arc<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
+        let urgency = urgency.into();
         if let Some(instance) = id.instance() {
-            return self.update_through(&instance, id, &mut known, change, priority).await;
+            return self.update_through(&instance, id, &mut known, change, urgency).await;
         }
-        let mut call = call(Kind::Write, priority, id);
+        let mut call = call(Kind::Write, urgency, id);
         // While the write is under way nothing is known: whatever ends this early leaves it at that.
         let before = match known.take().filter(|document| document.nic.is_settled()) {
             Some(document) => document,
@@ -342,6 +345,6 @@ fn region(nic: &Nic) -> Option<String> {
     Some(nic.location.clone()).filter(|region| !region.is_empty())
 }
 
-fn call(kind: Kind, priority: Priority, resource: &ResourceId) -> Call {
-    Call::about(kind, priority, resource.as_str())
+fn call(kind: Kind, urgency: impl Into<Urgency>, resource: &ResourceId) -> Call {
+    Call::about(kind, urgency, resource.as_str())
 }

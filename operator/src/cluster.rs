@@ -56,6 +56,8 @@ pub struct Caller {
     nodes: UnboundedSender<ObjectRef<Node>>,
     allocations: UnboundedSender<ObjectRef<NodeIPAllocation>>,
     pools: UnboundedSender<ObjectRef<NodeIPPool>>,
+    /// By node, whoever wants to know at once that it is called.
+    heard: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
 // Nobody listens any more only while the process ends, so an error of `unbounded_send` is none.
@@ -67,6 +69,15 @@ impl Caller {
 
     pub fn allocation(&self, name: &str) {
         let _ = self.allocations.unbounded_send(ObjectRef::new(name));
+        let mut heard = lock(&self.heard);
+        if heard.get(name).is_some_and(|calls| calls.send(()).is_err()) {
+            heard.remove(name);
+        }
+    }
+
+    /// Tells when a node is called while its pass is under way: the controller lets one pass of it end before the next begins.
+    pub fn hear(&self, name: &str) -> watch::Receiver<()> {
+        lock(&self.heard).entry(name.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
     }
 
     pub fn pool(&self, name: &str) {
@@ -84,7 +95,8 @@ impl Cluster {
         let cluster = Cluster { nodes, allocations, pools, demand: Arc::default(), pods_listed };
         let ((node_tx, node_rx), (allocation_tx, allocation_rx), (pool_tx, pool_rx)) =
             (unbounded(), unbounded(), unbounded());
-        let caller = Caller { nodes: node_tx, allocations: allocation_tx, pools: pool_tx };
+        let caller =
+            Caller { nodes: node_tx, allocations: allocation_tx, pools: pool_tx, heard: Arc::default() };
 
         let everything = watcher::Config::default();
         let mut changes = Changes::new(kept::node_digest);

@@ -15,6 +15,7 @@ mod growth;
 mod hint;
 mod interfaces;
 mod memory;
+mod need;
 mod observe;
 mod outlived;
 mod recheck;
@@ -45,6 +46,7 @@ use crate::network::Networks;
 use crate::planner::{self, Plan, Rehearsal, attachments};
 use crate::shortage::Shortages;
 use memory::{Memories, Memory};
+use need::Need;
 use observe::{Obstacle, Seen};
 use setback::{Setback, Stage};
 
@@ -116,6 +118,11 @@ impl Error {
         }
     }
 
+    /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
+    fn is_outgrown(&self) -> bool {
+        matches!(self, Error::Find(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
+    }
+
     /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
     fn is_conflict(&self) -> bool {
         match self {
@@ -131,6 +138,7 @@ impl Error {
 pub struct Round {
     /// The newest version there is.
     allocation: Arc<NodeIPAllocation>,
+    need: Need,
     seen: Option<Seen>,
     plan: Option<Plan>,
     /// What would be done, in a dry run.
@@ -203,8 +211,15 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
-    let mut round = Round { allocation, seen: None, plan: None, rehearsal: None, attachments: None };
-    let outcome = serve(ctx, &mut round, &node, memory).await;
+    let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
+    let mut round = Round { allocation, need, seen: None, plan: None, rehearsal: None, attachments: None };
+    let outcome = loop {
+        match serve(ctx, &mut round, &node, memory).await {
+            // In this pass, because nothing may come after it: `Writing` is True by now.
+            Err(error) if error.is_outgrown() => catch_up(ctx, &mut round, memory),
+            outcome => break outcome,
+        }
+    };
     match &outcome {
         Ok(()) | Err(Error::Write(_)) => {}
         Err(Error::Find(error)) => {
@@ -243,6 +258,9 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
         }
         report::writing(ctx, round, node, memory).await?;
         outcome = write(ctx, round, node, memory).await;
+        if outcome.as_ref().is_err_and(Error::is_outgrown) {
+            return outcome;
+        }
         // Whatever became of the write, what the NIC holds now is published.
         if let Err(error) = look_anew(ctx, round, node, memory).await {
             return outcome.and(Err(error));
@@ -262,12 +280,17 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
 /// round a leader that was paused in between would put its old look at the NIC into the version of its successor, and names
 /// that have left the NIC since would come back.
 async fn look_anew(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
-        round.allocation = memory.newest(watched);
-    }
+    catch_up(ctx, round, memory);
     let result = look(ctx, round, node, memory).await;
     memory.must_read |= result.is_err();
     result
+}
+
+/// Goes on with the newest version of the object.
+fn catch_up(ctx: &Context, round: &mut Round, memory: &mut Memory) {
+    if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
+        round.allocation = memory.newest(watched);
+    }
 }
 
 impl Round {
@@ -301,7 +324,9 @@ impl Round {
 async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     (round.seen, round.plan, round.rehearsal, round.attachments) = (None, None, None, None);
     let now = Instant::now();
-    let seen = observe::observe(ctx, &round.allocation, node, memory, now).await.map_err(Error::Find)?;
+    round.need.note();
+    let seen = observe::observe(ctx, &round.allocation, node, &round.need, memory, now).await;
+    let seen = seen.map_err(Error::Find)?;
     let Some(mut seen) = seen else { return Ok(()) };
     let plan = planner::plan(&seen.observed);
     let plan = growth::limited(ctx, &round.allocation, &mut seen, plan, memory, now);
@@ -322,12 +347,12 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
 }
 
 async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
-    let Some(nic) = &seen.nic else { return Ok(()) };
-    if seen.routed.is_some() {
-        return route::write(ctx, round, node, memory).await.map_err(Error::Write);
-    }
-    apply::write_nic(ctx, &round.allocation, node, nic, seen, plan, memory).await.map_err(Error::Write)
+    let is_routed = round.seen.as_ref().is_some_and(|seen| seen.routed.is_some());
+    let written = match is_routed {
+        true => route::write(ctx, round, node, memory).await,
+        false => apply::write_nic(ctx, round, node, memory).await,
+    };
+    written.map_err(Error::Write)
 }
 
 async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {

@@ -154,7 +154,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let restored = (restore.len() as u32).saturating_mul(*grain);
     let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
     let reserve = reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32);
-    let burst_to_last = burst_to_last(observed);
+    let burst_to_last = burst_to_last(observed.bound_still_for, observed.growth_wanted_for);
     // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take the release along.
     let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
         COLLECT.saturating_sub(observed.release_wanted_for)
@@ -208,9 +208,8 @@ pub fn plan(observed: &Observed) -> Plan {
 }
 
 /// How much longer to wait for the scheduler to bind the rest of a burst: its pods then cost one NIC write, not a dozen.
-fn burst_to_last(observed: &Observed) -> Duration {
-    let until_still = STILL.saturating_sub(observed.bound_still_for);
-    until_still.min(BURST.saturating_sub(observed.growth_wanted_for))
+pub fn burst_to_last(bound_still_for: Duration, growth_wanted_for: Duration) -> Duration {
+    STILL.saturating_sub(bound_still_for).min(BURST.saturating_sub(growth_wanted_for))
 }
 
 fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {

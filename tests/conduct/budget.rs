@@ -2,18 +2,21 @@
 
 use crate::Test;
 use crate::metrics::Metrics;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeMap;
 use vnetpool_azure_sim::{Config, Effect, LogEntry, VnetConfig};
+use vnetpool_crds::condition;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     each_request_that_azure_sees_is_on_the_operators_account,
     an_outage_and_a_restart_of_many_nodes_stay_within_the_budget,
+    pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_in_one_write_with_it,
+    pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first,
     the_budget_its_spend_and_who_waits_are_metrics,
 ];
 
@@ -132,6 +135,96 @@ fn within_the_budget(log: &[LogEntry]) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// ARM wants to be left in peace for so long, and counts nothing left.
+fn used_up(seconds: u8, sort: &str) -> Effect {
+    let headers = [
+        ("retry-after".to_owned(), seconds.to_string()),
+        (format!("x-ms-ratelimit-remaining-subscription-{sort}"), "0".into()),
+    ];
+    Effect::Status {
+        status: 429,
+        body: json!({ "error": { "code": "SubscriptionRequestsThrottled", "message": "slow down" } }),
+        headers: headers.into(),
+    }
+}
+
+async fn pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_in_one_write_with_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let pool = |minimum: u8| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
+    stage.pool("default", pool(2)).await?;
+    stage.start_with(|config| config.azure.budget_percent = 10).await?;
+    let names = ["n0", "n1", "n2", "n3", "n4"];
+    for name in names {
+        stage.node(name, None).await?;
+    }
+    for name in names {
+        stage.until_holds(name, 2).await?;
+    }
+    // From here on there is one write a second for pods, and none for refills for six.
+    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(1, "writes"));
+    stage.bind("n0", 3).await?;
+    let waiting = |metrics: &Metrics, priority: &str| {
+        metrics.sum("vnetpool_operator_arm_waiting", &[&format!(r#"priority="{priority}""#)])
+    };
+    let closed =
+        |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]) == 1.0;
+    Metrics::until(&stage, "the writes are used up", closed).await?;
+    let (before, lost) = (stage.asked().len(), stage.writes("n4").len());
+    stage.pool("default", pool(3)).await?;
+    Metrics::until(&stage, "the refills wait", |metrics| waiting(metrics, "warm_refill") >= 4.0).await?;
+    let announced = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "True");
+    stage.until("a write is announced", "n4", announced).await?;
+
+    stage.bind("n4", 6).await?;
+    stage.until_holds("n4", 6).await?;
+    ensure!(stage.writes("n4").len() == lost + 1, "{:?}", stage.writes("n4"));
+    let others = names[1..4].iter().flat_map(|name| stage.writes(name)).count();
+    ensure!(others == 3, "no refill comes before the pods: {others} writes");
+    let asked: Vec<_> =
+        stage.asked().into_iter().skip(before).filter(|one| one.path.contains("n4-nic")).collect();
+    ensure!(asked[0].method == "PUT", "the NIC needn't be read for it: {asked:?}");
+
+    for name in ["n0", "n1", "n2", "n3"] {
+        stage.until_holds(name, 3).await?;
+    }
+    let paid = |metrics: &Metrics| {
+        let writes = stage.asked().iter().filter(|one| one.method == "PUT").count() as f64;
+        let labels = [r#"limit="arm""#, r#"kind="write""#];
+        metrics.sum("vnetpool_operator_arm_budget_spent_total", &labels) == writes
+    };
+    Metrics::until(&stage, "a place given up costs nothing", paid).await?;
+    Ok(())
+}
+
+async fn pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
+    stage.fault("GET", "/virtualMachines/", Some(1), used_up(12, "reads"));
+    stage.start_with(|config| config.azure.budget_percent = 10).await?;
+    stage.node("n0", None).await?;
+    let waiting = |metrics: &Metrics| {
+        ["waiting_pods", "new_node"].map(|priority| {
+            metrics.sum("vnetpool_operator_arm_waiting", &[&format!(r#"priority="{priority}""#)])
+        })
+    };
+    let closed =
+        |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]) == 1.0;
+    Metrics::until(&stage, "the reads are used up", closed).await?;
+    for name in ["n1", "n2", "n3"] {
+        stage.node(name, None).await?;
+    }
+    Metrics::until(&stage, "the nodes wait", |metrics| waiting(metrics) == [0.0, 3.0]).await?;
+    stage.bind("n3", 4).await?;
+    Metrics::until(&stage, "the one with pods goes first", |metrics| waiting(metrics) == [1.0, 2.0]).await?;
+    stage.until_holds("n3", 4).await?;
+    ensure!(stage.writes("n3").len() == 1, "{:?}", stage.writes("n3"));
     Ok(())
 }
 

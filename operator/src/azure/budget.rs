@@ -122,12 +122,15 @@ pub(super) struct Budget {
     /// When there are so many levels, those that are full are dropped: a full one is the same as none.
     tidy_at: usize,
     /// By ARM's own meter, which each call draws on: one subscription's reads or writes don't wait for others.
-    queues: BTreeMap<(String, bool), Queue>,
+    queues: BTreeMap<Line, Queue>,
     last: Ticket,
 }
 
 /// One call's place in the queue; later calls have greater ones.
 pub(super) type Ticket = u64;
+
+/// Of which queue: a subscription's reads or its writes.
+type Line = (String, bool);
 
 /// Who goes before whom: by priority, then whoever knows its NIC already, then whoever asked first.
 type Place = (Priority, bool, Ticket);
@@ -137,6 +140,14 @@ struct Queue {
     waiting: BTreeMap<Place, Vec<Meter>>,
     /// How often since its last turn the longest wait has been passed by later calls.
     overtaken: u32,
+}
+
+fn queue_of(lane: &Lane) -> Line {
+    (lane.subscription.clone(), lane.kind.writes())
+}
+
+fn place(lane: &Lane, priority: Priority, ticket: Ticket) -> Place {
+    (priority, lane.is_first_step(), ticket)
 }
 
 /// After so many calls that came later it is the turn of whoever has waited longest.
@@ -176,9 +187,15 @@ impl Budget {
     /// Takes a place in the queue. A later [`Budget::grant`] calls it.
     pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
-        let queue = self.queues.entry((lane.subscription.clone(), lane.kind.writes())).or_default();
-        queue.waiting.insert((priority, lane.is_first_step(), self.last), meter::of(lane));
+        let queue = self.queues.entry(queue_of(lane)).or_default();
+        queue.waiting.insert(place(lane, priority, self.last), meter::of(lane));
         self.last
+    }
+
+    /// Gives that place up: the call won't be made. False if it has been called: then it is paid.
+    pub(super) fn withdraw(&mut self, lane: &Lane, priority: Priority, ticket: Ticket) -> bool {
+        let queue = self.queues.get_mut(&queue_of(lane));
+        queue.is_some_and(|queue| queue.waiting.remove(&place(lane, priority, ticket)).is_some())
     }
 
     /// Who may go now, and when to ask again if somebody still waits. By priority and then in order of asking, but for

@@ -84,6 +84,11 @@ pub enum Error {
     Failed { resource: String, code: String, message: String },
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
+    #[error(
+        "what was about to be asked of {resource} waited for Azure's request limits, and pods that came meanwhile need more; \
+         nothing was sent, Vnetpool plans anew"
+    )]
+    Outgrown { resource: String },
     #[error("the operator can't sign in to Azure: {message}")]
     Credential { message: String },
     #[error("providerID {provider_id:?}: {cause}; {remedy}")]
@@ -149,6 +154,7 @@ impl Error {
             Error::Stale { .. }
             | Error::Superseded { .. }
             | Error::AddressTaken { .. }
+            | Error::Outgrown { .. }
             | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
             Error::SubnetFull { .. } => wait(FULL),
             Error::Credential { .. } => wait(SIGN_IN),
@@ -187,6 +193,7 @@ impl Error {
             Error::NotFound { .. } => "ResourceNotFound",
             Error::Unavailable { .. } => "AzureUnavailable",
             Error::OutcomeUnknown { .. } => "OutcomeUnknown",
+            Error::Outgrown { .. } => "Outgrown",
             Error::Failed { .. } => "OperationFailed",
             Error::Unattachable { .. } => "NotAttachable",
             Error::Credential { .. } => "CredentialRefused",
@@ -227,6 +234,7 @@ impl Error {
             | Error::Busy { .. }
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
+            | Error::Outgrown { .. }
             | Error::Credential { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }

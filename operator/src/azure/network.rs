@@ -6,7 +6,6 @@ use std::sync::Arc;
 use azure_core_legacy as legacy;
 use azure_mgmt_network::package_2024_03::{self as arm, models};
 use ipnet::{IpNet, Ipv4Net};
-use uuid::Uuid;
 
 use super::budget::{Kind, Priority};
 use super::transport::{Call, Transport};
@@ -93,13 +92,7 @@ pub(super) async fn read(
     vnet: &ResourceId,
     priority: Priority,
 ) -> Result<VirtualNetwork, Error> {
-    let call = Call {
-        kind: Kind::Read,
-        priority,
-        resource: vnet.to_string(),
-        region: None,
-        correlation: Uuid::new_v4(),
-    };
+    let call = Call::about(Kind::Read, priority, vnet.as_str());
     let below = Arc::new(Below { transport: transport.clone(), call });
     let client = arm::Client::builder(Arc::new(SignedBelow))
         .endpoint(transport.endpoint().clone())

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tracing::{info, instrument};
 
 use super::operation::Operation;
-use super::{Azure, Call, Error, Kind, NETWORK_API, Priority, ResourceId, call};
+use super::{Azure, Call, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +56,9 @@ impl Azure {
     pub async fn public_address(
         &self,
         id: &ResourceId,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<Option<PublicAddress>, Error> {
-        match self.read_public_address(&call(Kind::Read, priority, id), self.url(id, NETWORK_API)).await {
+        match self.read_public_address(&call(Kind::Read, urgency, id), self.url(id, NETWORK_API)).await {
             Ok(document) => read(id, &document).map(Some),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -67,8 +67,12 @@ impl Azure {
 
     /// Deletes a public address, if there is one. Azure refuses while something uses it.
     #[instrument(skip_all, fields(public_address = %id))]
-    pub async fn delete_public_address(&self, id: &ResourceId, priority: Priority) -> Result<(), Error> {
-        let call = call(Kind::Delete, priority, id);
+    pub async fn delete_public_address(
+        &self,
+        id: &ResourceId,
+        urgency: impl Into<Urgency>,
+    ) -> Result<(), Error> {
+        let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, NETWORK_API);
         let answer = match self.transport.send(&call, url.clone(), None, None).await {
             Err(Error::NotFound { .. }) => return Ok(()),

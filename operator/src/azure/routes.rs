@@ -17,7 +17,7 @@ use super::nic::ProvisioningState;
 use super::operation::Operation;
 use super::route_table::{self, Change, RouteTable};
 use super::transport::{Answer, Call};
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, UNSETTLED, call};
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, UNSETTLED, Urgency, call};
 
 /// What has been read of a table is good for this long: whoever acts on it acts with its ETag.
 const KEPT: Duration = Duration::from_secs(60);
@@ -62,10 +62,14 @@ impl Tables {
 
 impl Azure {
     /// A route table, no older than a minute.
-    pub async fn route_table(&self, id: &ResourceId, priority: Priority) -> Result<Arc<RouteTable>, Error> {
+    pub async fn route_table(
+        &self,
+        id: &ResourceId,
+        urgency: impl Into<Urgency>,
+    ) -> Result<Arc<RouteTable>, Error> {
         let slot = self.tables.known.slot(id);
         let mut known = slot.lock().await;
-        let document = self.known_table(id, known.take(), priority).await?;
+        let document = self.known_table(id, known.take(), urgency).await?;
         let table = document.table.clone();
         *known = Some(document);
         Ok(table)
@@ -129,11 +133,11 @@ impl Azure {
         &self,
         id: &ResourceId,
         known: Option<Document>,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<Document, Error> {
         match known {
             Some(document) if document.read.elapsed() < KEPT => Ok(document),
-            _ => self.read_table(id, &call(Kind::Read, priority, id)).await,
+            _ => self.read_table(id, &call(Kind::Read, urgency, id)).await,
         }
     }
 

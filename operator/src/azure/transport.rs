@@ -15,7 +15,7 @@ use super::budget::{Account, Kind, Lane, Lesson, Priority, Provider};
 use super::credential::{Cloud, SignIn, TokenHttp};
 use super::error::{ArmError, Effect, Error, classify};
 use super::token::Tokens;
-use super::{Config, RequestRecord};
+use super::{Config, RequestRecord, Urgency};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ type Observer = Box<dyn Fn(&RequestRecord) + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub kind: Kind,
-    pub priority: Priority,
+    pub urgency: Urgency,
     /// The id of the resource it is about, for errors and logs.
     pub resource: String,
     /// The resource's region, where it is known and the network provider's.
@@ -101,8 +101,8 @@ impl Transport {
         self.0.gate.accounts()
     }
 
-    /// Sends one request when the budget allows it. Never repeats it: whoever calls decides that, and pays
-    /// again. Gives the answer if it is a success, else our error.
+    /// Sends one request when the budget allows it, unless the call has been outgrown by then. Never repeats it: whoever calls
+    /// decides that, and pays again. Gives the answer if it is a success, else our error.
     pub(super) async fn send(
         &self,
         call: &Call,
@@ -115,7 +115,11 @@ impl Transport {
             return Err(Error::DryRun { resource: call.resource.clone() });
         }
         let lane = call.lane(&url);
-        let waited = self.0.gate.pass(&lane, call.priority).await;
+        let Urgency { priority, .. } = call.urgency;
+        // The last moment at which a call may be given up: from here on it may have taken effect.
+        let Some(waited) = self.0.gate.pass(&lane, priority, call.urgency.outgrown()).await else {
+            return Err(Error::Outgrown { resource: call.resource.clone() });
+        };
         if waited > LONG_WAIT {
             info!(
                 resource = call.resource,
@@ -147,7 +151,7 @@ impl Transport {
         };
         let record = RequestRecord {
             kind: call.kind,
-            priority: call.priority,
+            priority,
             status: outcome.as_ref().ok().map(|answer| answer.status),
             waited,
             took: started.elapsed(),
@@ -222,13 +226,19 @@ impl fmt::Debug for Transport {
 
 impl Call {
     /// A call on its own, about the resource, or the scope, of that id.
-    pub(super) fn about(kind: Kind, priority: Priority, id: &str) -> Call {
-        Call { kind, priority, resource: id.to_owned(), region: None, correlation: Uuid::new_v4() }
+    pub(super) fn about(kind: Kind, urgency: impl Into<Urgency>, id: &str) -> Call {
+        Call {
+            kind,
+            urgency: urgency.into(),
+            resource: id.to_owned(),
+            region: None,
+            correlation: Uuid::new_v4(),
+        }
     }
 
     /// What has to be asked after this call, a write, until its outcome is known.
     pub(super) fn following(&self, kind: Kind) -> Call {
-        Call { kind, priority: Priority::UnderWay, ..self.clone() }
+        Call { kind, urgency: Priority::UnderWay.into(), ..self.clone() }
     }
 
     fn method(&self) -> Method {
@@ -342,7 +352,7 @@ mod tests {
     fn call(kind: Kind) -> Call {
         Call {
             kind,
-            priority: Priority::WaitingPods,
+            urgency: Priority::WaitingPods.into(),
             resource: "nic".into(),
             region: Some("WestEurope".into()),
             correlation: Uuid::nil(),

@@ -18,7 +18,7 @@ use super::nic::{self, Form};
 use super::operation::Operation;
 use super::transport::{Answer, Call};
 use super::{
-    Azure, COMPUTE_API, Change, Error, Kind, Nic, Priority, ProvisioningState, ResourceId, UNSETTLED, call,
+    Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, UNSETTLED, Urgency, call,
 };
 
 /// The one version in which the network provider shows these NICs.
@@ -75,9 +75,9 @@ impl Azure {
         id: &ResourceId,
         known: &mut Known,
         change: &Change,
-        priority: Priority,
+        urgency: Urgency,
     ) -> Result<Arc<Nic>, Error> {
-        let mut call = call(Kind::Write, priority, instance);
+        let mut call = call(Kind::Write, urgency, instance);
         // While the write is under way nothing is known: whatever ends this early leaves it at that.
         let before = known.nic();
         known.forget();

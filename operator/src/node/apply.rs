@@ -17,7 +17,7 @@ use vnetpool_crds::pool::Mode;
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, groups, growth};
+use super::{Context, Error, Round, groups, growth};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
@@ -30,13 +30,12 @@ use crate::planner::{Plan, addresses};
 /// Azure's. What became of the NIC is then to be read again.
 pub async fn write_nic(
     ctx: &Context,
-    allocation: &NodeIPAllocation,
+    round: &Round,
     node: &Node,
-    nic: &Interface,
-    seen: &Seen,
-    plan: &Plan,
     memory: &mut Memory,
 ) -> Result<(), azure::Error> {
+    let Round { allocation, need, seen: Some(seen), plan: Some(plan), .. } = round else { return Ok(()) };
+    let Some(nic) = &seen.nic else { return Ok(()) };
     let id: ResourceId = nic.id.parse()?;
     let change = azure::Change {
         reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
@@ -53,7 +52,10 @@ pub async fn write_nic(
     let count = |all: &[azure::IpConfiguration]| all.iter().map(|one| addresses(one, grain)).sum::<u32>();
     let released: Vec<_> =
         seen.observed.held.iter().filter(|one| change.release.contains(&one.name)).cloned().collect();
-    let result = ctx.azure.update(&id, &change, plan.priority).await;
+    let result = ctx.azure.update(&id, &change, need.of_write(&seen.observed, plan.priority)).await;
+    if let Err(error @ azure::Error::Outgrown { .. }) = result {
+        return Err(error);
+    }
     let now = Instant::now();
     growth::written(ctx, &node.name_any(), seen, plan, &released, result.as_ref().map(|_| ()));
     match result {

@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
 use super::{Context, Error, Round, report};
-use crate::azure::{self, Attached, Change, NewPublicAddress, Priority, PublicAddress, ResourceId};
+use crate::azure::{self, Attached, Change, NewPublicAddress, Priority, PublicAddress, ResourceId, Urgency};
 use crate::cluster::kept;
 use crate::events;
 use crate::planner::attachments::{self, Attach, Facts, Mark, Plan, Step};
@@ -139,18 +139,22 @@ fn marks(allocation: &NodeIPAllocation) -> BTreeMap<String, Mark> {
 /// Carries out the plan's next step. Says whether anything may have changed. The caller has published the plan's marks.
 ///
 /// # Errors
-/// The API server's. Azure's are remembered: they end nothing but this step.
+/// The API server's, or that the step was outgrown while it waited. Azure's are remembered: they end nothing but this step.
 pub async fn step(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<bool, Error> {
     let Some((nic, step)) = next(round, memory, Instant::now()) else { return Ok(false) };
+    let urgency = |round: &Round, priority| match &round.seen {
+        Some(seen) => round.need.of_write(&seen.observed, priority),
+        None => priority.into(),
+    };
     let result = match step {
         Step::Detach(names) => {
             report::writing(ctx, round, node, memory).await?;
             let attach = names.into_iter().map(|name| (name, Attached::default())).collect();
             let change = Change { attach, ..Change::default() };
-            ctx.azure.update(&nic, &change, Priority::GiveBack).await.map(drop)
+            ctx.azure.update(&nic, &change, urgency(round, Priority::GiveBack)).await.map(drop)
         }
-        Step::Delete(ids) => delete(ctx, memory, ids).await,
-        Step::LookUp(ids) => look_up(ctx, memory, ids).await,
+        Step::Delete(ids) => delete(ctx, memory, ids, urgency(round, Priority::GiveBack)).await,
+        Step::LookUp(ids) => look_up(ctx, memory, ids, urgency(round, Priority::WarmRefill)).await,
         Step::Attach(attach) => {
             report::writing(ctx, round, node, memory).await?;
             attach_all(ctx, &nic, attach, memory).await;
@@ -160,6 +164,7 @@ pub async fn step(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Me
     let attaching = &mut memory.attaching;
     attaching.setback = match result {
         Ok(()) => None,
+        Err(error @ azure::Error::Outgrown { .. }) => return Err(Error::Write(error)),
         Err(error) => Some(setback(attaching.setback.as_ref(), &error)),
     };
     Ok(true)
@@ -173,17 +178,27 @@ fn next(round: &Round, memory: &Memory, now: Instant) -> Option<(ResourceId, Ste
     (!memory.attaching.holds(now)).then_some((nic, step))
 }
 
-async fn delete(ctx: &Context, memory: &mut Memory, ids: Vec<ResourceId>) -> Result<(), azure::Error> {
+async fn delete(
+    ctx: &Context,
+    memory: &mut Memory,
+    ids: Vec<ResourceId>,
+    urgency: Urgency,
+) -> Result<(), azure::Error> {
     for id in ids {
-        ctx.azure.delete_public_address(&id, Priority::GiveBack).await?;
+        ctx.azure.delete_public_address(&id, &urgency).await?;
         memory.attaching.public.insert(id, None);
     }
     Ok(())
 }
 
-async fn look_up(ctx: &Context, memory: &mut Memory, ids: Vec<ResourceId>) -> Result<(), azure::Error> {
+async fn look_up(
+    ctx: &Context,
+    memory: &mut Memory,
+    ids: Vec<ResourceId>,
+    urgency: Urgency,
+) -> Result<(), azure::Error> {
     for id in ids {
-        let found = ctx.azure.public_address(&id, Priority::WarmRefill).await?;
+        let found = ctx.azure.public_address(&id, &urgency).await?;
         memory.attaching.public.insert(id, found.map(shown));
     }
     Ok(())

@@ -6,7 +6,7 @@ use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
 use super::Context;
 use super::memory::Memory;
-use crate::azure::{self, Freshness, Nic, Priority, ResourceId, VmId};
+use crate::azure::{self, Freshness, Nic, ResourceId, Urgency, VmId};
 
 /// What the choice depends on.
 pub struct Wanted<'a> {
@@ -53,10 +53,10 @@ pub async fn choose(
     vm: &VmId,
     wanted: &Wanted<'_>,
     memory: &mut Memory,
-    priority: Priority,
+    urgency: &Urgency,
 ) -> Result<Chosen, azure::Error> {
-    let all = ctx.azure.nics(vm, priority).await?;
-    let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, priority));
+    let all = ctx.azure.nics(vm, urgency).await?;
+    let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, urgency));
     let nics = futures::future::try_join_all(reads).await?;
     let index = pick(&nics, wanted.subnet().as_ref(), wanted.grouped().as_ref());
     // One that has been found needs no note: `spec` will name it.

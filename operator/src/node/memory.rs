@@ -31,8 +31,10 @@ pub struct Memory {
     pub nic_known: Option<Instant>,
     /// The NIC may not be as we know it.
     pub must_read: bool,
-    /// A write is under way, or its outcome isn't known: the condition `Writing`.
+    /// A write is under way, or its outcome isn't known.
     pub writing: bool,
+    /// What we have said of that last: the condition `Writing`, which is no other leader's while we haven't taken it back.
+    said_writing: bool,
     /// The subnet for which the VM had no NIC when it was last asked.
     pub chosen: Option<ResourceId>,
     /// Addresses that left the NIC under their pods and belong to somebody else by now: not asked for again.
@@ -70,6 +72,7 @@ impl Memory {
             nic_known: None,
             must_read: writing,
             writing,
+            said_writing: writing,
             chosen: None,
             taken: BTreeSet::new(),
             hints: Hints::default(),
@@ -108,7 +111,8 @@ impl Memory {
             self.generation = seen.metadata.generation;
             self.must_read = true;
         }
-        if is_writing(seen) && !self.writing {
+        if is_writing(seen) && !self.said_writing {
+            self.said_writing = true;
             self.writing = true;
             self.must_read = true;
         }
@@ -117,6 +121,7 @@ impl Memory {
     /// Takes note of the API server's answer to conditions of ours. They are applied whatever the version, so what it shows
     /// of `spec` may be somebody else's.
     pub fn said(&mut self, answer: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
+        self.said_writing = is_writing(&answer);
         self.notice(&answer);
         self.latest = Some(answer.clone());
         answer
@@ -262,6 +267,22 @@ mod tests {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
         memory.newest(Arc::new(written(allocation("a", 10, 1))));
         assert!(memory.must_read && memory.writing);
+    }
+
+    #[test]
+    fn a_write_of_ours_that_has_ended_is_no_other_leaders_while_its_announcement_stands() {
+        let mut memory = Memories::default().take(&allocation("a", 9, 1));
+        memory.writing = true;
+        let announced = Arc::new(written(allocation("a", 10, 1)));
+        memory.said(announced.clone());
+        // It has ended, and what came of it couldn't be published: an agent reported in that moment.
+        memory.writing = false;
+        memory.newest(announced);
+        memory.newest(Arc::new(written(allocation("a", 11, 1))));
+        assert!(!memory.must_read && !memory.writing);
+        memory.said(allocation("a", 12, 1));
+        memory.newest(Arc::new(written(allocation("a", 13, 1))));
+        assert!(memory.must_read && memory.writing, "another's");
     }
 
     #[test]

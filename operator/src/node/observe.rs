@@ -18,13 +18,14 @@ use super::groups::{self, Grouping};
 use super::growth;
 use super::interfaces;
 use super::memory::Memory;
+use super::need::{self, Need};
 use super::route::{self, Routed};
 use super::{Context, drift, recheck};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
 };
 use crate::cluster::kept;
-use crate::planner::{Demand, Observed};
+use crate::planner::Observed;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 const NIC_SLOTS: u32 = 256;
@@ -76,6 +77,7 @@ pub async fn observe(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
+    need: &Need,
     memory: &mut Memory,
     now: Instant,
 ) -> Result<Option<Seen>, azure::Error> {
@@ -108,29 +110,29 @@ pub async fn observe(
     let is_hinted = memory.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
     let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && observed.may_write;
 
-    let priority = match is_hinted {
+    let urgency = match is_hinted {
         // Pods may have these addresses, and nobody reaches them.
-        true => Priority::WaitingPods,
-        false => read_priority(&observed.demand, spec.addresses(), is_new),
+        true => Priority::WaitingPods.into(),
+        false => need.of_read(allocation, &observed.demand, is_new),
     };
     let choice = interfaces::Wanted { pool: pool.as_deref(), spec, is_new };
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own_nics = vec![];
     let nic = if choice.must_choose(memory) && observed.may_write {
-        let chosen = interfaces::choose(ctx, &vm, &choice, memory, priority).await?;
+        let chosen = interfaces::choose(ctx, &vm, &choice, memory, &urgency).await?;
         memory.nic_known = Some(Instant::now());
         memory.must_read = false;
         (elsewhere, primary, own_nics) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
         Some(chosen.serving)
     } else if memory.must_read || is_due {
-        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, priority).await?;
+        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, &urgency).await?;
         memory.nic_known = Some(Instant::now());
         memory.must_read = false;
         memory.hints.answered(allocation, now);
         Some(nic)
     } else if memory.nic_known.is_some() {
-        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, priority).await?)
+        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, &urgency).await?)
     } else {
         None
     };
@@ -161,7 +163,7 @@ pub async fn observe(
     let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let is_read = nic.is_some();
     let routed =
-        route::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, priority).await?;
+        route::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, &urgency).await?;
     let network = network(ctx, spec, &interface).await?;
     let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network.as_deref())?;
     if let Some(pool) = pool.as_ref() {
@@ -269,7 +271,7 @@ fn from_cluster(
     let since = |start: Option<Instant>| start.map(|start| now.saturating_duration_since(start));
     Observed {
         sizing: None,
-        demand: demand(allocation, node, bound),
+        demand: need::demand(allocation, node, bound),
         held: vec![],
         lost: BTreeSet::new(),
         slots: 0,
@@ -295,29 +297,11 @@ fn from_cluster(
     }
 }
 
-/// The node's counts are of the boot they were reported from; after another there is nothing assigned yet.
-fn demand(allocation: &NodeIPAllocation, node: &Node, bound: u32) -> Demand {
-    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
-    let (assigned, waiting, cooling) =
-        status.map_or((0, 0, 0), |status| (status.assigned, status.waiting, status.cooling));
-    Demand { bound, assigned, waiting, cooling, pods_allowed: kept::pods_allowed(node) }
-}
-
 fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
     let conditions = &allocation.status.as_ref()?.conditions;
     let surplus =
         condition::find(conditions, condition::SURPLUS).filter(|surplus| surplus.status == "True")?;
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())
-}
-
-fn read_priority(demand: &Demand, published: u32, is_new: bool) -> Priority {
-    if demand.pods() > published {
-        Priority::WaitingPods
-    } else if is_new {
-        Priority::NewNode
-    } else {
-        Priority::GiveBack
-    }
 }
 
 fn is_unsettled(nic: &Nic) -> bool {

@@ -24,7 +24,7 @@ use super::setback::{Setback, Stage};
 use super::{Context, Round};
 use crate::azure::{
     self, Azure, Claim, IpConfiguration, Network, Priority, ProvisioningState, ResourceId, RouteChange,
-    RouteTable, route_name,
+    RouteTable, Urgency, route_name,
 };
 use crate::cluster::Cluster;
 use crate::events;
@@ -50,7 +50,7 @@ pub async fn observe(
     primary: Ipv4Addr,
     is_read: bool,
     observed: &mut Observed,
-    priority: Priority,
+    urgency: &Urgency,
 ) -> Result<Option<Routed>, azure::Error> {
     let (spec, node) = (&allocation.spec, allocation.name_any());
     let wanted = pool.and_then(|pool| pool.spec.route.as_ref());
@@ -71,7 +71,7 @@ pub async fn observe(
         wanted.and_then(cidr).map(|(within, _)| within).or(published.as_ref().map(|(_, range)| *range));
 
     let known = match is_read {
-        true => Some(ctx.azure.route_table(&table, priority).await?),
+        true => Some(ctx.azure.route_table(&table, urgency).await?),
         false => ctx.azure.known_route_table(&table),
     };
     let own = known.as_ref().and_then(|known| match &published {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::{Value, json};
 use vnetpool_operator::azure::{
-    Change, Error, Freshness, Kind, Priority, ProvisioningState, Remedy, ResourceId, VmId,
+    Change, Error, Freshness, Kind, Priority, ProvisioningState, Remedy, ResourceId, Urgency, VmId,
 };
 
 use crate::script::{Script, answer, client};
@@ -181,6 +181,49 @@ async fn typed_reads_are_not_retried_below_the_budget_either_and_keep_our_error(
     let heard = script.heard();
     assert_eq!(heard.len(), 1);
     assert_eq!(heard[0].headers["authorization"], "Bearer the-token");
+}
+
+#[tokio::test]
+async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_is_known_of_the_nic() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(429, arm_error("SubscriptionRequestsThrottled")).with("retry-after", 1));
+    let azure = script.azure();
+    azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+    // Writes are closed, and pods come meanwhile.
+    let outgrown = Urgency::until(Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(10)));
+    let error = azure.update(&id(), &reserve("vnp-1"), outgrown).await.unwrap_err();
+    assert!(matches!(error, Error::Outgrown { .. }), "{error}");
+    assert_eq!(script.heard().len(), 2);
+    let spent: u64 =
+        azure.accounts().0.iter().filter(|one| one.writes && one.limit == "arm").map(|one| one.spent).sum();
+    assert_eq!(spent, 1, "the refused one");
+
+    script.next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1", "vnp-2"])));
+    let both = Change { reserve: vec!["vnp-1".into(), "vnp-2".into()], ..Change::default() };
+    azure.update(&id(), &both, Priority::WaitingPods).await.unwrap();
+    let heard = script.heard();
+    assert_eq!(heard.iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET", "PUT", "PUT"]);
+    assert_eq!(heard[2].headers["if-match"], "W/\"1\"");
+}
+
+/// Its write may have taken effect.
+#[tokio::test]
+async fn a_write_that_is_outgrown_after_its_turn_is_followed_to_its_end() {
+    let script = Script::start().await;
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(
+            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
+                .with("retry-after", 1),
+        )
+        .next(answer(200, json!({ "status": "Succeeded" })))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    let outgrown = Urgency::until(Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(300)));
+    let written = script.azure().update(&id(), &reserve("vnp-1"), outgrown).await.unwrap();
+    assert_eq!(written.ip_configurations[0].state, ProvisioningState::Succeeded);
 }
 
 #[tokio::test]

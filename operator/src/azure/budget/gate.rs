@@ -32,25 +32,39 @@ impl Gate {
         Gate(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
-    /// Waits until a call of this lane may be made and counts it. Gives the time waited.
-    pub(in crate::azure) async fn pass(&self, lane: &Lane, priority: Priority) -> Duration {
+    /// Waits until a call of this lane may be made and counts it. Gives the time waited; or `None` if `outgrown` came first:
+    /// then the call isn't counted and must not be made.
+    pub(in crate::azure) async fn pass(
+        &self,
+        lane: &Lane,
+        priority: Priority,
+        outgrown: impl Future<Output = ()>,
+    ) -> Option<Duration> {
         let since = now();
-        let (call, called) = oneshot::channel();
-        {
-            let mut state = self.0.lock();
-            let ticket = state.budget.ask(lane, priority);
-            state.waiting.insert(ticket, call);
-            if state.porter {
-                // The porter looks once for all that ask in the meantime, not once for each.
-                self.0.changed.notify_one();
-            } else if state.call().is_some() {
-                state.porter = true;
-                tokio::spawn(self.clone().keep());
-            }
+        let (place, called) = self.queue(lane, priority);
+        tokio::select! {
+            biased;
+            // The sender lives in `waiting` until it is used, so an error can't happen but at the process's end.
+            _ = called => {}
+            // Who was called in this very moment goes.
+            () = outgrown => if place.leave() { return None },
         }
-        // The sender lives in `waiting` until it is used, so an error can't happen but at the process's end.
-        let _ = called.await;
-        now().duration_since(since)
+        Some(now().duration_since(since))
+    }
+
+    fn queue<'a>(&'a self, lane: &'a Lane, priority: Priority) -> (Waiter<'a>, oneshot::Receiver<()>) {
+        let (call, called) = oneshot::channel();
+        let mut state = self.0.lock();
+        let ticket = state.budget.ask(lane, priority);
+        state.waiting.insert(ticket, call);
+        if state.porter {
+            // The porter looks once for all that ask in the meantime, not once for each.
+            self.0.changed.notify_one();
+        } else if state.call().is_some() {
+            state.porter = true;
+            tokio::spawn(self.clone().keep());
+        }
+        (Waiter { gate: self, lane, priority, ticket }, called)
     }
 
     /// Takes in what an answer said about the limits.
@@ -83,6 +97,29 @@ impl Gate {
     }
 }
 
+/// One who waits, and leaves its place when dropped.
+struct Waiter<'a> {
+    gate: &'a Gate,
+    lane: &'a Lane,
+    priority: Priority,
+    ticket: Ticket,
+}
+
+impl Waiter<'_> {
+    /// False if it was called before.
+    fn leave(&self) -> bool {
+        let mut state = self.gate.0.lock();
+        state.waiting.remove(&self.ticket);
+        state.budget.withdraw(self.lane, self.priority, self.ticket)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock can panic half-way through a change.
@@ -91,8 +128,7 @@ impl Inner {
 }
 
 impl State {
-    /// Lets go who may, and gives when the next may. A caller that gave up waiting costs the budget one call,
-    /// which is on the safe side.
+    /// Lets go who may, and gives when the next may.
     fn call(&mut self) -> Option<Instant> {
         let (granted, again) = self.budget.grant(now());
         for ticket in granted {
@@ -111,6 +147,8 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use super::*;
 
     fn write() -> Lane {
@@ -127,7 +165,7 @@ mod tests {
     async fn drain(gate: &Gate) {
         let lane = write();
         for _ in 0..160 {
-            gate.pass(&lane, Priority::WaitingPods).await;
+            gate.pass(&lane, Priority::WaitingPods, pending()).await;
         }
     }
 
@@ -137,7 +175,7 @@ mod tests {
         let started = tokio::time::Instant::now();
         drain(&gate).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
-        let calls = (0..80).map(|_| gate.pass(&lane, Priority::WaitingPods));
+        let calls = (0..80).map(|_| gate.pass(&lane, Priority::WaitingPods, pending()));
         futures::future::join_all(calls).await;
         let took = started.elapsed().as_secs_f64();
         assert!((9.9..10.1).contains(&took), "80 calls at 8 a second took {took} s");
@@ -147,8 +185,10 @@ mod tests {
     async fn a_call_that_matters_more_overtakes() {
         let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
-        let (refill, pods) =
-            tokio::join!(gate.pass(&lane, Priority::WarmRefill), gate.pass(&lane, Priority::WaitingPods));
+        let (refill, pods) = tokio::join!(
+            gate.pass(&lane, Priority::WarmRefill, pending()),
+            gate.pass(&lane, Priority::WaitingPods, pending())
+        );
         assert!(pods < refill, "{pods:?} is not less than {refill:?}");
     }
 
@@ -156,17 +196,44 @@ mod tests {
     async fn a_closed_gate_opens_by_itself() {
         let (gate, lane) = (Gate::new(80), write());
         gate.learn(&lane, &Lesson::closed_by_arm(Duration::from_secs(42)));
-        let waited = gate.pass(&lane, Priority::WaitingPods).await;
+        let waited = gate.pass(&lane, Priority::WaitingPods, pending()).await.unwrap();
         assert_eq!(waited.as_secs(), 42);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_outgrown_leaves_its_place_and_costs_nothing() {
+        let (gate, lane) = (Gate::new(80), write());
+        drain(&gate).await;
+        let spent = || gate.accounts().0[0].spent;
+        let before = spent();
+        let refill = gate.pass(&lane, Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(1)));
+        let (refill, other) = tokio::join!(refill, gate.pass(&lane, Priority::WarmRefill, pending()));
+        assert_eq!(refill, None);
+        // 41 have to be there, at 8 a second: nobody else's wait has changed.
+        let took = other.unwrap().as_secs_f64();
+        assert!((5.1..5.2).contains(&took), "{took}");
+        assert_eq!((spent() - before, gate.0.lock().waiting.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_been_called_goes_though_it_is_outgrown_by_then() {
+        let (gate, lane) = (Gate::new(80), write());
+        assert!(gate.pass(&lane, Priority::WarmRefill, ready(())).await.is_some());
+        drain(&gate).await;
+        let (waiter, called) = gate.queue(&lane, Priority::WaitingPods);
+        called.await.unwrap();
+        assert!(!waiter.leave());
+        assert_eq!(gate.accounts().0[0].spent, 162);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_gave_up_waiting_does_not_stop_the_others() {
         let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
-        let impatient = gate.pass(&lane, Priority::WaitingPods);
+        let impatient = gate.pass(&lane, Priority::WaitingPods, pending());
         tokio::time::timeout(Duration::from_millis(1), impatient).await.unwrap_err();
-        gate.pass(&lane, Priority::WaitingPods).await;
+        gate.pass(&lane, Priority::WaitingPods, pending()).await;
         assert_eq!(gate.0.lock().waiting.len(), 0);
+        assert_eq!(gate.accounts().0[0].spent, 161);
     }
 }

@@ -338,6 +338,27 @@ fn what_has_begun_comes_to_its_end_before_more_begins() {
     assert_eq!(budget.grant(after(start, 60.0)).0, [poll, pods, read, find]);
 }
 
+#[test]
+fn a_place_given_up_costs_nothing_and_the_others_keep_theirs() {
+    let start = Instant::now();
+    let mut budget = budget();
+    burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
+    let first = budget.ask(&write(), Priority::WarmRefill);
+    let given_up = budget.ask(&write(), Priority::WarmRefill);
+    let last = budget.ask(&write(), Priority::WarmRefill);
+    assert!(budget.withdraw(&write(), Priority::WarmRefill, given_up));
+    let urgent = budget.ask(&write(), Priority::WaitingPods);
+    let spent = |budget: &mut Budget, now| budget.accounts(now)[0].spent;
+    let before = spent(&mut budget, start);
+    assert_eq!(budget.waiting().map(|(_, count)| count), [0, 1, 0, 2, 0]);
+    let later = after(start, 60.0);
+    assert_eq!(budget.grant(later), (vec![urgent, first, last], None));
+    assert_eq!(spent(&mut budget, later) - before, 3);
+    // One that has been called is paid.
+    assert!(!budget.withdraw(&write(), Priority::WarmRefill, first));
+    assert_eq!(spent(&mut budget, later) - before, 3);
+}
+
 /// A rush that the network provider holds up for minutes is looked through at each call of anybody.
 #[test]
 fn many_who_wait_for_a_provider_are_looked_through_once_and_not_once_for_each() {

@@ -23,13 +23,6 @@ fn pool(spec: serde_json::Value) -> NodeIPPool {
 }
 
 #[test]
-fn counts_from_before_the_boot_are_not_demand() {
-    let reported = allocation(json!({"bootID": "b1", "assigned": 5, "waiting": 2, "cooling": 1}));
-    assert_eq!(demand(&reported, &node("b1"), 3).pods(), 7);
-    assert_eq!(demand(&reported, &node("b2"), 3).pods(), 3);
-}
-
-#[test]
 fn a_surplus_lasts_since_its_condition_turned_true() {
     let surplus = |status: &str| {
         allocation(json!({"conditions": [{"type": "Surplus", "status": status, "reason": "R", "message": "",

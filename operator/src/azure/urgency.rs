@@ -1,0 +1,43 @@
+//! How urgent a call is, and for how long it is no more than that.
+
+use std::future::pending;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+
+use super::Priority;
+
+/// Why a call is made. Until its turn within Azure's limits has come, whoever it is for may come to need something more
+/// urgent: then it gives its place up and ends as [`super::Error::Outgrown`]. Nothing has been sent then, and nothing is paid.
+#[derive(Clone, Debug)]
+pub struct Urgency {
+    pub(super) priority: Priority,
+    outgrown: Option<Shared<BoxFuture<'static, ()>>>,
+}
+
+impl Urgency {
+    /// Of this priority, until `outgrown` ends.
+    pub fn until(priority: Priority, outgrown: impl Future<Output = ()> + Send + 'static) -> Urgency {
+        Urgency { priority, outgrown: Some(outgrown.boxed().shared()) }
+    }
+
+    /// Ends when the call is no longer urgent enough; never, if that can't be.
+    pub(super) async fn outgrown(&self) {
+        match &self.outgrown {
+            Some(outgrown) => outgrown.clone().await,
+            None => pending().await,
+        }
+    }
+}
+
+impl From<&Urgency> for Urgency {
+    fn from(urgency: &Urgency) -> Urgency {
+        urgency.clone()
+    }
+}
+
+impl From<Priority> for Urgency {
+    fn from(priority: Priority) -> Urgency {
+        Urgency { priority, outgrown: None }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a node needs, also while its pass waits for its turn at Azure: pods that come meanwhile may not wait as long as what
+//! their node wanted before them.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use vnetpool_crds::NodeIPAllocation;
+
+use crate::azure::{Priority, Urgency};
+use crate::cluster::{Caller, Cluster, kept};
+use crate::planner::{self, Demand, Observed};
+
+/// A node as the cluster has it, now and later.
+#[derive(Clone)]
+pub struct Need {
+    cluster: Cluster,
+    node: String,
+    /// Whatever concerns the node; the controller comes to that only when its pass has ended.
+    calls: watch::Receiver<()>,
+}
+
+impl Need {
+    pub fn of(cluster: &Cluster, caller: &Caller, node: &str) -> Need {
+        Need { cluster: cluster.clone(), node: node.to_owned(), calls: caller.hear(node) }
+    }
+
+    /// What is asked from here on is compared with what the node will need later than this.
+    pub fn note(&mut self) {
+        self.calls.mark_unchanged();
+    }
+
+    /// How urgent it is to read the NIC. More so as soon as there are more pods than addresses in `spec`.
+    pub fn of_read(&self, allocation: &NodeIPAllocation, demand: &Demand, is_new: bool) -> Urgency {
+        let published = allocation.spec.addresses();
+        if demand.pods() > published {
+            return Priority::WaitingPods.into();
+        }
+        let priority = if is_new { Priority::NewNode } else { Priority::GiveBack };
+        let mut need = self.clone();
+        Urgency::until(priority, async move {
+            loop {
+                need.called().await;
+                if need.demand().is_some_and(|(demand, _)| demand.pods() > published) {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// How urgent a write of this priority is, planned from `observed`. More so as soon as a plan made now would go before it and
+    /// take along all that has come: as ever, that waits for the end of a burst.
+    pub fn of_write(&self, observed: &Observed, priority: Priority) -> Urgency {
+        if priority <= Priority::WaitingPods {
+            return priority.into();
+        }
+        let (mut need, observed) = (self.clone(), observed.clone());
+        Urgency::until(priority, async move {
+            let mut since = None;
+            // The end of a burst calls nobody.
+            if observed.bound_still_for >= planner::STILL {
+                need.called().await;
+            }
+            loop {
+                let now = Instant::now();
+                let Some((demand, still_for)) = need.demand() else {
+                    need.called().await;
+                    continue;
+                };
+                let after_the_burst = Observed { demand, bound_still_for: Duration::MAX, ..observed.clone() };
+                if planner::plan(&after_the_burst).priority >= priority {
+                    since = None;
+                    need.called().await;
+                    continue;
+                }
+                let since = *since.get_or_insert(now);
+                let rest = planner::burst_to_last(still_for, now.duration_since(since));
+                if rest.is_zero() {
+                    return;
+                }
+                let _ = timeout(rest, need.called()).await;
+            }
+        })
+    }
+
+    /// What the node's pods need now, and how long these have been its pods; `None` if there is no such node any more.
+    fn demand(&self) -> Option<(Demand, Duration)> {
+        let (allocation, node) = (self.cluster.allocation(&self.node)?, self.cluster.node(&self.node)?);
+        let (bound, changed) = self.cluster.bound(&self.node);
+        let still_for = changed.map_or(Duration::MAX, |changed| changed.elapsed());
+        Some((demand(&allocation, &node, bound), still_for))
+    }
+
+    /// Waits until the node is called again.
+    async fn called(&mut self) {
+        // Nobody calls any more only while the process ends.
+        if self.calls.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// The node's counts are of the boot they were reported from; after another there is nothing assigned yet.
+pub fn demand(allocation: &NodeIPAllocation, node: &Node, bound: u32) -> Demand {
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
+    let (assigned, waiting, cooling) =
+        status.map_or((0, 0, 0), |status| (status.assigned, status.waiting, status.cooling));
+    Demand { bound, assigned, waiting, cooling, pods_allowed: kept::pods_allowed(node) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::NodeSystemInfo;
+    use serde_json::json;
+
+    #[test]
+    fn counts_from_before_the_boot_are_not_demand() {
+        let status = json!({"bootID": "b1", "assigned": 5, "waiting": 2, "cooling": 1});
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let reported =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec, "status": status}))
+                .unwrap();
+        let node = |boot: &str| {
+            let mut node = Node::default();
+            let info = NodeSystemInfo { boot_id: boot.into(), ..Default::default() };
+            node.status.get_or_insert_default().node_info = Some(info);
+            node
+        };
+        assert_eq!(demand(&reported, &node("b1"), 3).pods(), 7);
+        assert_eq!(demand(&reported, &node("b2"), 3).pods(), 3);
+    }
+}
