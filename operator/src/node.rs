@@ -17,11 +17,13 @@ mod interfaces;
 mod memory;
 mod need;
 mod observe;
+mod obstacle;
 mod outlived;
 mod recheck;
 mod report;
 pub mod route;
 mod setback;
+mod surroundings;
 mod vacate;
 
 use std::sync::{Arc, Mutex};
@@ -47,7 +49,8 @@ use crate::planner::{self, Plan, Rehearsal, attachments};
 use crate::shortage::Shortages;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::{Obstacle, Seen};
+use observe::Seen;
+use obstacle::Obstacle;
 use setback::{Setback, Stage};
 
 /// What every reconcile works with.

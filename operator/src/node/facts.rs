@@ -15,7 +15,8 @@ use vnetpool_crds::condition::{
 
 use super::adopt::Adoption;
 use super::groups;
-use super::observe::{Obstacle, Seen};
+use super::observe::Seen;
+use super::obstacle::Obstacle;
 use super::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
 use crate::{azure, events};

@@ -1,45 +1,88 @@
-//! Which of a VM's NICs serves its node's pool.
+//! The NIC that serves a node's pool: which of its VM's NICs that is, and what it holds, from Azure only where it must be.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
+use vnetpool_crds::{NodeIPPool, names};
 
 use super::Context;
 use super::memory::Memory;
-use crate::azure::{self, Freshness, Nic, ResourceId, Urgency, VmId};
+use crate::azure::{
+    self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
+};
+
+/// Azure's limit of ipConfigurations a NIC, the node's own included.
+const NIC_SLOTS: u32 = 256;
 
 /// What the choice depends on.
 pub struct Wanted<'a> {
     pub pool: Option<&'a NodeIPPool>,
-    pub spec: &'a NodeIPAllocationSpec,
+    pub allocation: &'a NodeIPAllocation,
+    pub occasion: Occasion,
+}
+
+/// Why Azure is to be asked, or not to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion {
     /// The VM may have other NICs than `spec` says: it can get one only while it is off.
     pub is_new: bool,
+    /// The node misses some of its addresses.
+    pub is_hinted: bool,
+    /// It is time to read the NIC though nothing has changed.
+    pub is_due: bool,
+    /// No error holds that back.
+    pub may_ask: bool,
+}
+
+/// The NIC that serves, as far as it had to be looked for.
+pub struct Found {
+    /// From Azure, now or not long ago; `None`: `spec` is believed.
+    pub nic: Option<Arc<Nic>>,
+    /// It for `spec`, its ipConfigurations left out.
+    pub serving: Interface,
+    /// The VM's primary NIC, if that is another one.
+    pub primary: Option<Interface>,
+    /// Our ipConfigurations on it.
+    pub held: Vec<IpConfiguration>,
+    /// How many of ours it can take.
+    pub slots: u32,
+    /// How many ipConfigurations the VM has on other NICs.
+    pub elsewhere: u32,
+    /// A write to it is under way that isn't ours.
+    pub is_unsettled: bool,
+    /// NICs in `spec` that aren't the node's any more.
+    pub left: Vec<ResourceId>,
 }
 
 /// A VM's NICs.
-pub struct Chosen {
-    pub serving: Arc<Nic>,
-    pub primary: Arc<Nic>,
-    pub all: Vec<ResourceId>,
+struct Chosen {
+    serving: Arc<Nic>,
+    primary: Arc<Nic>,
+    all: Vec<ResourceId>,
     /// How many ipConfigurations are on the others.
-    pub elsewhere: u32,
+    elsewhere: u32,
 }
 
 impl Wanted<'_> {
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is asked once.
-    pub fn must_choose(&self, memory: &Memory) -> bool {
-        let Some(serving) = self.spec.serving() else { return true };
+    fn must_choose(&self, memory: &Memory) -> bool {
+        let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
         let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
-        self.is_new || (is_elsewhere && is_empty && memory.chosen != wanted)
+        self.occasion.is_new || (is_elsewhere && is_empty && memory.chosen != wanted)
     }
 
     /// The NIC that is in application security groups by our doing.
     fn grouped(&self) -> Option<ResourceId> {
-        let serving = self.spec.serving().filter(|nic| !nic.application_security_groups.is_empty());
+        let serving = self.spec().serving().filter(|nic| !nic.application_security_groups.is_empty());
         serving?.id.parse().ok()
+    }
+
+    fn spec(&self) -> &NodeIPAllocationSpec {
+        &self.allocation.spec
     }
 
     fn subnet(&self) -> Option<ResourceId> {
@@ -47,8 +90,64 @@ impl Wanted<'_> {
     }
 }
 
+/// Finds the NIC. What is known of it from before is enough, unless there is a reason to ask Azure.
+pub async fn find(
+    ctx: &Context,
+    vm: &VmId,
+    wanted: &Wanted<'_>,
+    memory: &mut Memory,
+    urgency: &Urgency,
+) -> Result<Found, azure::Error> {
+    let spec = wanted.spec();
+    let mut elsewhere = spec.elsewhere;
+    let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
+    let mut own = vec![];
+    let nic = if wanted.must_choose(memory) && wanted.occasion.may_ask {
+        let chosen = choose(ctx, vm, wanted, memory, urgency).await?;
+        memory.nic_known = Some(Instant::now());
+        memory.must_read = false;
+        (elsewhere, primary, own) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
+        Some(chosen.serving)
+    } else if memory.must_read || wanted.occasion.is_due {
+        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, urgency).await?;
+        let now = Instant::now();
+        memory.nic_known = Some(now);
+        memory.must_read = false;
+        memory.hints.answered(wanted.allocation, now);
+        Some(nic)
+    } else if memory.nic_known.is_some() {
+        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?)
+    } else {
+        None
+    };
+    let is_unsettled = nic.as_deref().is_some_and(is_unsettled);
+    if is_unsettled {
+        memory.must_read = true;
+    } else if nic.is_some() {
+        memory.writing = false;
+    }
+    let known = || spec.serving().cloned().unwrap_or_default();
+    let (held, foreign, found) = match &nic {
+        Some(nic) => (nic.ip_configurations.clone(), nic.foreign, interface(nic)),
+        // The primary ipConfiguration at least.
+        None => (mirrored(&known()), 1, Interface { ip_configurations: vec![], ..known() }),
+    };
+    // Of two NICs, the one that isn't primary is used for its pool; a single one is primary.
+    let primary = primary.filter(|nic| !nic.id.eq_ignore_ascii_case(&found.id));
+    Ok(Found {
+        left: left(spec, &found.id.parse()?, &own),
+        serving: Interface { secondary: primary.is_some(), ..found },
+        slots: NIC_SLOTS.saturating_sub(foreign).saturating_sub(elsewhere),
+        nic,
+        primary,
+        held,
+        elsewhere,
+        is_unsettled,
+    })
+}
+
 /// Reads the VM and each of its NICs once, and chooses.
-pub async fn choose(
+async fn choose(
     ctx: &Context,
     vm: &VmId,
     wanted: &Wanted<'_>,
@@ -77,6 +176,54 @@ fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>, grouped: Option<&Resourc
         .or_else(|| nics.iter().position(holding))
         .or_else(|| nics.iter().position(is_wanted))
         .unwrap_or_default()
+}
+
+fn is_unsettled(nic: &Nic) -> bool {
+    nic.state == ProvisioningState::Updating
+        || nic.ip_configurations.iter().any(|one| one.state == ProvisioningState::Updating)
+}
+
+fn interface(nic: &Nic) -> Interface {
+    Interface {
+        id: nic.id.to_string(),
+        mac: nic.mac.clone().unwrap_or_default(),
+        secondary: false,
+        primary_address: nic.primary.to_string(),
+        subnet: Subnet { id: nic.subnet.to_string(), prefixes: vec![] },
+        application_security_groups: vec![],
+        ip_configurations: vec![],
+    }
+}
+
+/// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an operator that
+/// starts finds for nearly every node.
+fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
+    let held = interface.ip_configurations.iter().map(|one| IpConfiguration {
+        name: one.name.clone(),
+        address: one.address.parse().ok(),
+        state: ProvisioningState::Succeeded,
+        attached: Attached {
+            backend_pools: one.backend_pools.iter().filter_map(|id| id.parse().ok()).collect(),
+            public_address: one
+                .public_address
+                .as_ref()
+                .filter(|public| public.address.is_some())
+                .and_then(|public| public.id.parse().ok()),
+            other: one.attached_to.as_deref() == Some(names::OTHERS),
+        },
+    });
+    held.collect()
+}
+
+/// NICs of `spec` that aren't the VM's any more; `own_nics` are those it is known to have.
+fn left(spec: &NodeIPAllocationSpec, current: &ResourceId, own_nics: &[ResourceId]) -> Vec<ResourceId> {
+    let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
+    if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }
+}
+
+/// The id of the NIC that the pool uses.
+fn serving(spec: &NodeIPAllocationSpec) -> Result<ResourceId, azure::Error> {
+    spec.serving().map(|nic| nic.id.as_str()).unwrap_or_default().parse()
 }
 
 #[cfg(test)]

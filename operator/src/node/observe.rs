@@ -8,27 +8,23 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use tracing::warn;
-use vnetpool_crds::allocation::{self, NodeIPAllocation, Subnet};
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::pool::Mode;
-use vnetpool_crds::{NodeIPPool, condition, names};
+use vnetpool_crds::{NodeIPPool, condition};
 
 use super::adopt::{self, Adoption};
 use super::groups::{self, Grouping};
 use super::growth;
-use super::interfaces;
+use super::interfaces::{self, Occasion};
 use super::memory::Memory;
 use super::need::{self, Need};
+use super::obstacle::{Obstacle, obstacle};
 use super::route::{self, Routed};
-use super::{Context, drift, recheck};
-use crate::azure::{
-    self, Attached, Freshness, IpConfiguration, Network, Nic, Priority, ProvisioningState, ResourceId, VmId,
-};
+use super::{Context, drift, recheck, surroundings};
+use crate::azure::{self, Nic, Priority, ResourceId, VmId};
 use crate::cluster::kept;
 use crate::planner::Observed;
 
-/// Azure's limit of ipConfigurations a NIC, the node's own included.
-const NIC_SLOTS: u32 = 256;
 /// When to look again at a NIC that somebody, perhaps an operator that has ended, is writing.
 pub const UNSETTLED: Duration = Duration::from_secs(5);
 
@@ -37,9 +33,9 @@ pub const UNSETTLED: Duration = Duration::from_secs(5);
 pub struct Seen {
     pub pool: Option<Arc<NodeIPPool>>,
     /// The NIC, its ipConfigurations left out.
-    pub nic: Option<allocation::Interface>,
+    pub nic: Option<Interface>,
     /// The VM's primary NIC, if that is another one.
-    pub primary_nic: Option<allocation::Interface>,
+    pub primary_nic: Option<Interface>,
     /// How many ipConfigurations the VM has on other NICs.
     pub elsewhere: u32,
     /// Why the node is to hold no addresses, though there was no error.
@@ -60,16 +56,6 @@ pub struct Seen {
     pub grouping: Grouping,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Obstacle {
-    NoPool,
-    /// There is no NIC that could hold them.
-    Interface {
-        reason: &'static str,
-        message: String,
-    },
 }
 
 /// Looks at everything there is to know. `None`: Azure must be asked, but an error holds that back for now.
@@ -98,83 +84,28 @@ pub async fn observe(
         return Ok(Some(Seen::without_nic(None, Obstacle::NoPool, observed)));
     }
 
-    let is_new = spec.interfaces.is_empty()
-        || Some(&spec.node_uid) != node.metadata.uid.as_ref()
-        || spec.boot_id != kept::boot_id(node);
-    observed.may_write = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
-    if (is_new || memory.must_read) && !observed.may_write {
-        return Ok(None);
-    }
-    let known = memory.nic_known.unwrap_or(ctx.started);
-    memory.hints.note(allocation);
-    let is_hinted = memory.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
-    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && observed.may_write;
-
-    let urgency = match is_hinted {
+    let Some(occasion) = occasion(ctx, allocation, node, memory, now) else { return Ok(None) };
+    let urgency = match occasion.is_hinted {
         // Pods may have these addresses, and nobody reaches them.
         true => Priority::WaitingPods.into(),
-        false => need.of_read(allocation, &observed.demand, is_new),
+        false => need.of_read(allocation, &observed.demand, occasion.is_new),
     };
-    let choice = interfaces::Wanted { pool: pool.as_deref(), spec, is_new };
-    let mut elsewhere = spec.elsewhere;
-    let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
-    let mut own_nics = vec![];
-    let nic = if choice.must_choose(memory) && observed.may_write {
-        let chosen = interfaces::choose(ctx, &vm, &choice, memory, &urgency).await?;
-        memory.nic_known = Some(Instant::now());
-        memory.must_read = false;
-        (elsewhere, primary, own_nics) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
-        Some(chosen.serving)
-    } else if memory.must_read || is_due {
-        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, &urgency).await?;
-        memory.nic_known = Some(Instant::now());
-        memory.must_read = false;
-        memory.hints.answered(allocation, now);
-        Some(nic)
-    } else if memory.nic_known.is_some() {
-        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, &urgency).await?)
-    } else {
-        None
-    };
-    let is_unsettled = nic.as_deref().is_some_and(is_unsettled);
-    if is_unsettled {
-        memory.must_read = true;
-        observed.may_write = false;
-    } else if nic.is_some() {
-        memory.writing = false;
-    }
-    let interface = match &nic {
-        Some(nic) => {
-            observed.held = nic.ip_configurations.clone();
-            observed.slots = NIC_SLOTS.saturating_sub(nic.foreign).saturating_sub(elsewhere);
-            interface(nic)
-        }
-        None => {
-            let known = spec.serving().cloned().unwrap_or_default();
-            observed.held = mirrored(&known);
-            observed.slots = (NIC_SLOTS - 1).saturating_sub(elsewhere);
-            allocation::Interface { ip_configurations: vec![], ..known }
-        }
-    };
-    // Of two NICs, the one that isn't primary is used for its pool; a single one is primary.
-    let primary_nic = primary.filter(|nic| !nic.id.eq_ignore_ascii_case(&interface.id));
-    let interface = allocation::Interface { secondary: primary_nic.is_some(), ..interface };
+    let wanted = interfaces::Wanted { pool: pool.as_deref(), allocation, occasion };
+    let found = interfaces::find(ctx, &vm, &wanted, memory, &urgency).await?;
+    let (nic, interface) = (found.nic, found.serving);
+    observed.held = found.held;
+    observed.slots = found.slots;
+    observed.may_write = wanted.occasion.may_ask && !found.is_unsettled;
 
     let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let is_read = nic.is_some();
     let routed =
         route::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, &urgency).await?;
-    let network = network(ctx, spec, &interface).await?;
-    let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network.as_deref())?;
-    if let Some(pool) = pool.as_ref() {
-        let is_routed = pool.spec.mode == Mode::Route;
-        observed.grain = pool.spec.grain();
-        observed.forwarding_lacks =
-            is_routed && obstacle.is_none() && nic.as_ref().is_some_and(|nic| !nic.forwards);
-        observed.sizing = obstacle
-            .is_none()
-            .then(|| if is_routed { route::sizing(pool) } else { pool.spec.sizing.clone() });
-    }
+    let network = surroundings::around(ctx, spec, &interface.subnet).await?;
+    let network = network.as_deref();
+    let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network)?;
+    size(&mut observed, pool.as_deref(), nic.as_deref(), obstacle.as_ref());
+
     let mut adoption = None;
     if let (Some(pool), Some(nic), None) = (&pool, &nic, &obstacle) {
         let bound = ctx.cluster.bound_pods(&node.name_any());
@@ -196,46 +127,82 @@ pub async fn observe(
         observed.join.clone_from(&grouping.lacks);
     }
     observed.leave.clone_from(&grouping.leave);
-    observed.route_is_wrong &= obstacle.is_none();
-    // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
-    let is_moving = matches!(obstacle, Some(Obstacle::Interface { reason: MOVING, .. }));
-    observed.release_after = pool
-        .as_ref()
-        .filter(|_| !is_moving)
-        .map_or(Duration::ZERO, |pool| pool.spec.sizing.release_after.into());
-    let (subnet, snat_exclusions) = match &network {
-        Some(network) => {
-            let prefixes = network.subnet.iter().map(ToString::to_string).collect();
-            (
-                Subnet { prefixes, ..interface.subnet.clone() },
-                exclusions(network, pool.as_deref(), routed.as_ref()),
-            )
-        }
-        None => (known_subnet(spec, &interface.subnet), spec.snat_exclusions.clone()),
-    };
+
+    let snat_exclusions = network.map_or_else(
+        || spec.snat_exclusions.clone(),
+        |network| surroundings::exclusions(network, pool.as_deref(), routed.as_ref()),
+    );
+    let subnet = surroundings::subnet(network, spec, &interface.subnet);
+    let groups = grouping.ours.iter().map(ToString::to_string).collect();
     Ok(Some(Seen {
-        routed,
-        left: left(spec, &interface.id.parse()?, &own_nics),
-        primary_nic: match primary_nic {
-            Some(nic) => Some(around_primary(ctx, spec, nic).await?),
+        nic: Some(Interface { subnet, application_security_groups: groups, ..interface }),
+        primary_nic: match found.primary {
+            Some(nic) => Some(beside(ctx, spec, nic).await?),
             None => None,
         },
-        elsewhere,
+        elsewhere: found.elsewhere,
+        left: found.left,
+        is_unsettled: found.is_unsettled,
+        is_read,
         pool,
-        nic: Some(allocation::Interface {
-            subnet,
-            application_security_groups: grouping.ours.iter().map(ToString::to_string).collect(),
-            ..interface
-        }),
+        routed,
         obstacle,
         snat_exclusions,
         observed,
-        is_read,
-        is_unsettled,
-        turn: None,
         adoption,
         grouping,
+        turn: None,
     }))
+}
+
+/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that back.
+fn occasion(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    memory: &mut Memory,
+    now: Instant,
+) -> Option<Occasion> {
+    let spec = &allocation.spec;
+    let is_new = spec.interfaces.is_empty()
+        || Some(&spec.node_uid) != node.metadata.uid.as_ref()
+        || spec.boot_id != kept::boot_id(node);
+    let may_ask = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
+    if (is_new || memory.must_read) && !may_ask {
+        return None;
+    }
+    memory.hints.note(allocation);
+    let is_hinted = memory.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
+    let known = memory.nic_known.unwrap_or(ctx.started);
+    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && may_ask;
+    Some(Occasion { is_new, is_hinted, is_due, may_ask })
+}
+
+/// What the pool asks for, unless something is in the way.
+fn size(observed: &mut Observed, pool: Option<&NodeIPPool>, nic: Option<&Nic>, obstacle: Option<&Obstacle>) {
+    observed.route_is_wrong &= obstacle.is_none();
+    // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
+    let Some(pool) = pool else { return };
+    if !obstacle.is_some_and(Obstacle::is_moving) {
+        observed.release_after = pool.spec.sizing.release_after.into();
+    }
+    observed.grain = pool.spec.grain();
+    if obstacle.is_none() {
+        let is_routed = pool.spec.mode == Mode::Route;
+        observed.forwarding_lacks = is_routed && nic.is_some_and(|nic| !nic.forwards);
+        observed.sizing = Some(if is_routed { route::sizing(pool) } else { pool.spec.sizing.clone() });
+    }
+}
+
+/// The primary NIC beside the one that serves, for `spec`.
+async fn beside(
+    ctx: &Context,
+    spec: &NodeIPAllocationSpec,
+    nic: Interface,
+) -> Result<Interface, azure::Error> {
+    let network = surroundings::around(ctx, spec, &nic.subnet).await?;
+    let subnet = surroundings::subnet(network.as_deref(), spec, &nic.subnet);
+    Ok(Interface { subnet, secondary: false, ip_configurations: vec![], ..nic })
 }
 
 impl Seen {
@@ -304,182 +271,28 @@ fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())
 }
 
-fn is_unsettled(nic: &Nic) -> bool {
-    nic.state == ProvisioningState::Updating
-        || nic.ip_configurations.iter().any(|one| one.state == ProvisioningState::Updating)
-}
-
-fn interface(nic: &Nic) -> allocation::Interface {
-    allocation::Interface {
-        id: nic.id.to_string(),
-        mac: nic.mac.clone().unwrap_or_default(),
-        secondary: false,
-        primary_address: nic.primary.to_string(),
-        subnet: Subnet { id: nic.subnet.to_string(), prefixes: vec![] },
-        application_security_groups: vec![],
-        ip_configurations: vec![],
-    }
-}
-
-/// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an operator that
-/// starts finds for nearly every node.
-fn mirrored(interface: &allocation::Interface) -> Vec<IpConfiguration> {
-    let held = interface.ip_configurations.iter().map(|one| IpConfiguration {
-        name: one.name.clone(),
-        address: one.address.parse().ok(),
-        state: ProvisioningState::Succeeded,
-        attached: Attached {
-            backend_pools: one.backend_pools.iter().filter_map(|id| id.parse().ok()).collect(),
-            public_address: one
-                .public_address
-                .as_ref()
-                .filter(|public| public.address.is_some())
-                .and_then(|public| public.id.parse().ok()),
-            other: one.attached_to.as_deref() == Some(names::OTHERS),
-        },
-    });
-    held.collect()
-}
-
-/// NICs of `spec` that aren't the VM's any more; `own_nics` are those it is known to have.
-fn left(
-    spec: &allocation::NodeIPAllocationSpec,
-    current: &ResourceId,
-    own_nics: &[ResourceId],
-) -> Vec<ResourceId> {
-    let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
-    if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }
-}
-
-/// The id of the NIC that the pool uses.
-fn serving(spec: &allocation::NodeIPAllocationSpec) -> Result<ResourceId, azure::Error> {
-    spec.serving().map(|nic| nic.id.as_str()).unwrap_or_default().parse()
-}
-
-/// The primary NIC with its subnet's prefixes.
-async fn around_primary(
-    ctx: &Context,
-    spec: &allocation::NodeIPAllocationSpec,
-    nic: allocation::Interface,
-) -> Result<allocation::Interface, azure::Error> {
-    let subnet = match network(ctx, spec, &nic).await? {
-        Some(network) => {
-            let prefixes = network.subnet.iter().map(ToString::to_string).collect();
-            Subnet { prefixes, ..nic.subnet.clone() }
-        }
-        None => known_subnet(spec, &nic.subnet),
-    };
-    Ok(allocation::Interface { subnet, secondary: false, ip_configurations: vec![], ..nic })
-}
-
-fn obstacle(
-    ctx: &Context,
-    pool: Option<&NodeIPPool>,
-    interface: &allocation::Interface,
-    node: &Node,
-    routed: Option<&Routed>,
-    network: Option<&Network>,
-) -> Result<Option<Obstacle>, azure::Error> {
-    let Some(pool) = pool else { return Ok(Some(Obstacle::NoPool)) };
-    if let Some(mismatch) = mismatch(pool, interface, node)? {
-        return Ok(Some(mismatch));
-    }
-    let unfit = match &pool.spec.route {
-        Some(pod_route) => route::obstacle(ctx, pool, pod_route, node, network)?,
-        None => None,
-    };
-    // What the node holds is of another kind than the pool's: it goes first.
-    let is_moving = routed.map_or(pool.spec.mode == Mode::Route, |routed| routed.claim.is_none());
-    Ok(unfit.or_else(|| is_moving.then(|| moving(pool, node))))
-}
-
-/// The reason of a node that has to give back what it has before its pool can serve it.
-const MOVING: &str = "Moving";
-
-fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
-    let message = format!(
-        "node {} still has pods with addresses of its former pool's mode or range. It gets none of NodeIPPool {} before the \
-         last of these is given back: drain it.",
-        node.name_any(),
-        pool.name_any(),
-    );
-    Obstacle::Interface { reason: MOVING, message }
-}
-
-/// The pool is for another subnet than the NIC's.
-fn mismatch(
-    pool: &NodeIPPool,
-    interface: &allocation::Interface,
-    node: &Node,
-) -> Result<Option<Obstacle>, azure::Error> {
-    if pool.spec.mode == Mode::Prefix && interface.id.parse::<ResourceId>()?.instance().is_some() {
-        let message = format!(
-            "node {} is an instance of a Uniform scale set, for which Azure has no blocks of addresses, but NodeIPPool {} is \
-             of mode {:?}. Let the pool's nodeSelector leave this node out, or give it a pool of mode Address.",
-            node.name_any(),
-            pool.name_any(),
-            pool.spec.mode,
-        );
-        return Ok(Some(Obstacle::Interface { reason: "ModeUnavailable", message }));
-    }
-    let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
-    if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
-        return Ok(None);
-    }
-    let message = format!(
-        "the NIC that node {} uses is in subnet {}, but NodeIPPool {} takes its addresses from {wanted}. Give the VM a NIC \
-         there, drain the node if it has one, let the pool's nodeSelector leave this node out, or change its subnetID.",
-        node.name_any(),
-        interface.subnet.id,
-        pool.name_any(),
-    );
-    Ok(Some(Obstacle::Interface { reason: "SubnetMismatch", message }))
-}
-
-/// The network around the NIC. `None`: it can't be read now, but what `spec` says of it stays good.
-///
-/// # Errors
-/// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so its node must wait.
-async fn network(
-    ctx: &Context,
-    spec: &allocation::NodeIPAllocationSpec,
-    interface: &allocation::Interface,
-) -> Result<Option<Arc<Network>>, azure::Error> {
-    let id: ResourceId = interface.subnet.id.parse()?;
-    match ctx.networks.around(&id).await {
-        Ok(network) => Ok(Some(network)),
-        Err(error) if spec.interfaces.iter().any(|one| is_same(&one.subnet, &interface.subnet)) => {
-            warn!(subnet = %id, reason = error.reason(), %error, "virtual network not read, its known prefixes stay");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The subnet as `spec` has it.
-fn known_subnet(spec: &allocation::NodeIPAllocationSpec, subnet: &Subnet) -> Subnet {
-    let known = spec.interfaces.iter().find(|one| is_same(&one.subnet, subnet));
-    known.map_or_else(|| subnet.clone(), |known| known.subnet.clone())
-}
-
-fn is_same(one: &Subnet, other: &Subnet) -> bool {
-    one.id.eq_ignore_ascii_case(&other.id)
-}
-
-/// What sees a pod under its own address: the VNet, what it peers with, and what the pool names. To addresses of a route table
-/// peered networks have no way back; other nodes' pods have.
-fn exclusions(network: &Network, pool: Option<&NodeIPPool>, routed: Option<&Routed>) -> Vec<String> {
-    let named = pool.into_iter().flat_map(|pool| &pool.spec.snat.non_masquerade_cidrs);
-    let mut ranges: Vec<ipnet::Ipv4Net> = named.filter_map(|range| range.parse().ok()).collect();
-    ranges.extend(&network.address_space);
-    match routed {
-        Some(routed) => ranges.extend(routed.within),
-        None => ranges.extend(&network.peered),
-    }
-    ranges.sort();
-    ranges.dedup();
-    ranges.iter().map(ToString::to_string).collect()
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn allocation(status: serde_json::Value) -> NodeIPAllocation {
+        serde_json::from_value(json!({
+            "metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}, "status": status
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_surplus_lasts_since_its_condition_turned_true() {
+        let surplus = |status: &str| {
+            allocation(
+                json!({"conditions": [{"type": "Surplus", "status": status, "reason": "R", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]}),
+            )
+        };
+        let now = "2026-01-01T00:05:00Z".parse().unwrap();
+        assert_eq!(surplus_for(&surplus("True"), now), Some(Duration::from_secs(300)));
+        assert_eq!(surplus_for(&surplus("False"), now), None);
+    }
+}

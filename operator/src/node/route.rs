@@ -19,7 +19,8 @@ use vnetpool_crds::pool::{PodRoute, Sizing};
 use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
 use super::memory::Memory;
-use super::observe::{Obstacle, Seen};
+use super::observe::Seen;
+use super::obstacle::Obstacle;
 use super::setback::{Setback, Stage};
 use super::{Context, Round};
 use crate::azure::{

@@ -1,0 +1,142 @@
+//! Why a node is to hold no addresses though nothing has failed. Pure but for the pools it looks at.
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use vnetpool_crds::NodeIPPool;
+use vnetpool_crds::allocation::Interface;
+use vnetpool_crds::pool::Mode;
+
+use super::Context;
+use super::route::{self, Routed};
+use crate::azure::{self, Network, ResourceId};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    NoPool,
+    /// There is no NIC that could hold them.
+    Interface {
+        reason: &'static str,
+        message: String,
+    },
+}
+
+impl Obstacle {
+    /// The node gives back what it has at once: it is no surplus, its pool can't serve the node before.
+    pub fn is_moving(&self) -> bool {
+        matches!(self, Obstacle::Interface { reason: MOVING, .. })
+    }
+}
+
+/// What is in the way of a node with this NIC and, if its addresses are in a route table, of that.
+pub fn obstacle(
+    ctx: &Context,
+    pool: Option<&NodeIPPool>,
+    interface: &Interface,
+    node: &Node,
+    routed: Option<&Routed>,
+    network: Option<&Network>,
+) -> Result<Option<Obstacle>, azure::Error> {
+    let Some(pool) = pool else { return Ok(Some(Obstacle::NoPool)) };
+    if let Some(mismatch) = mismatch(pool, interface, node)? {
+        return Ok(Some(mismatch));
+    }
+    let unfit = match &pool.spec.route {
+        Some(pod_route) => route::obstacle(ctx, pool, pod_route, node, network)?,
+        None => None,
+    };
+    // What the node holds is of another kind than the pool's: it goes first.
+    let is_moving = routed.map_or(pool.spec.mode == Mode::Route, |routed| routed.claim.is_none());
+    Ok(unfit.or_else(|| is_moving.then(|| moving(pool, node))))
+}
+
+/// The reason of a node that has to give back what it has before its pool can serve it.
+const MOVING: &str = "Moving";
+
+fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
+    let message = format!(
+        "node {} still has pods with addresses of its former pool's mode or range. It gets none of NodeIPPool {} before the \
+         last of these is given back: drain it.",
+        node.name_any(),
+        pool.name_any(),
+    );
+    Obstacle::Interface { reason: MOVING, message }
+}
+
+/// The pool is for another subnet than the NIC's.
+fn mismatch(pool: &NodeIPPool, interface: &Interface, node: &Node) -> Result<Option<Obstacle>, azure::Error> {
+    if pool.spec.mode == Mode::Prefix && interface.id.parse::<ResourceId>()?.instance().is_some() {
+        let message = format!(
+            "node {} is an instance of a Uniform scale set, for which Azure has no blocks of addresses, but NodeIPPool {} is \
+             of mode {:?}. Let the pool's nodeSelector leave this node out, or give it a pool of mode Address.",
+            node.name_any(),
+            pool.name_any(),
+            pool.spec.mode,
+        );
+        return Ok(Some(Obstacle::Interface { reason: "ModeUnavailable", message }));
+    }
+    let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
+    if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
+        return Ok(None);
+    }
+    let message = format!(
+        "the NIC that node {} uses is in subnet {}, but NodeIPPool {} takes its addresses from {wanted}. Give the VM a NIC \
+         there, drain the node if it has one, let the pool's nodeSelector leave this node out, or change its subnetID.",
+        node.name_any(),
+        interface.subnet.id,
+        pool.name_any(),
+    );
+    Ok(Some(Obstacle::Interface { reason: "SubnetMismatch", message }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use vnetpool_crds::allocation::Subnet;
+
+    const SUBNET: &str =
+        "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/a";
+
+    fn node() -> Node {
+        Node::default()
+    }
+
+    fn pool(spec: serde_json::Value) -> NodeIPPool {
+        NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn a_pool_for_another_subnet_gives_the_node_nothing_and_says_which() {
+        let interface = Interface {
+            subnet: Subnet { id: SUBNET.to_uppercase(), prefixes: vec![] },
+            ..Default::default()
+        };
+        let same = pool(json!({"subnetID": SUBNET}));
+        assert_eq!(mismatch(&same, &interface, &node()).unwrap(), None);
+        let other = pool(json!({"subnetID": SUBNET.replace("subnets/a", "subnets/b")}));
+        let Some(Obstacle::Interface { reason, message }) = mismatch(&other, &interface, &node()).unwrap()
+        else {
+            panic!("no obstacle");
+        };
+        assert_eq!(reason, "SubnetMismatch");
+        assert!(message.contains("subnets/b") && message.contains("SUBNETS/A"));
+    }
+
+    #[test]
+    fn a_pool_of_blocks_gives_an_instance_of_a_uniform_scale_set_nothing_and_says_why() {
+        let instance = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0";
+        let interface = |id: &str| Interface {
+            id: id.into(),
+            subnet: Subnet { id: SUBNET.into(), prefixes: vec![] },
+            ..Default::default()
+        };
+        let on_instance = interface(&format!("{instance}/networkInterfaces/primary"));
+        let ordinary = interface(&SUBNET.replace("virtualNetworks/v/subnets/a", "networkInterfaces/n"));
+        let blocks = pool(json!({"mode": "Prefix"}));
+        let addresses = pool(json!({}));
+        assert_eq!(mismatch(&blocks, &ordinary, &node()).unwrap(), None);
+        assert_eq!(mismatch(&addresses, &on_instance, &node()).unwrap(), None);
+        let found = mismatch(&blocks, &on_instance, &node()).unwrap();
+        assert!(matches!(found, Some(Obstacle::Interface { reason: "ModeUnavailable", .. })), "{found:?}");
+    }
+}
