@@ -113,6 +113,7 @@ impl Cluster {
         );
 
         let mut changes = Changes::new(kept::allocation_digest);
+        let mut readiness = Changes::new(kept::readiness_digest);
         let mut served_by = HashMap::new();
         let (call, view) = (caller.clone(), cluster.clone());
         let allocations = follow(
@@ -121,6 +122,10 @@ impl Cluster {
             kept::strip_allocation,
             Some(allocation_writer),
             move |event| {
+                // What we say of a node is news to its pool only.
+                for name in readiness.apply(event) {
+                    view.allocation(&name).iter().for_each(|allocation| call.pool(&allocation.spec.pool));
+                }
                 for name in changes.apply(event) {
                     // Also its Node: one whose object is gone gets another.
                     call.node(&name);

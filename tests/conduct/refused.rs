@@ -4,14 +4,17 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
+use std::time::Duration;
 use vnetpool_azure_sim::Effect;
-use vnetpool_crds::condition::{INTERFACE_FOUND, RESERVED, SURPLUS};
+use vnetpool_crds::condition::{self, INTERFACE_FOUND, RESERVED, SURPLUS};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,
     whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried,
     a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus,
+    a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes,
 ];
 
 async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
@@ -35,6 +38,46 @@ async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
     stage.sim.deny(vec![]);
     stage.pool("default", json!({ "sizing": { "minimum": 6, "warm": 0, "batch": 1 } })).await?;
     stage.until_holds("n1", 6).await
+}
+
+async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let locked = Effect::Status {
+        status: 409,
+        body: json!({ "error": { "code": "ScopeLocked", "message": "locked" } }),
+        headers: Default::default(),
+    };
+    stage.fault("PUT", "/networkInterfaces/", Some(1), locked);
+    stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_says("n1", RESERVED, "ResourceLocked").await?;
+    // The next attempt is on its way for longer than pools wait between two looks, and meets something else.
+    stage.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
+    let hold = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
+    stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "releaseAfter": "1h" } })).await?;
+    let tells = |reason: &'static str| {
+        let (stage, what) = (&stage, format!("the pool tells {reason}"));
+        async move {
+            eventually(&what, Duration::from_secs(30), || async {
+                let pool = stage.node_pool("default").await?;
+                let status = pool.status.unwrap_or_default();
+                let ready =
+                    condition::find(&status.conditions, condition::READY).map(|one| one.message.clone());
+                let is_told = ready.is_some_and(|message| message.contains(&format!("n1 ({reason})")));
+                Ok((is_told && status.observed_generation == pool.metadata.generation).then_some(()))
+            })
+            .await
+        }
+    };
+    let is_held =
+        |_: &_| stage.sim.faults().iter().any(|fault| fault.id == hold && fault.hits == 1).then_some(());
+    stage.until("the next attempt is on its way", "n1", is_held).await?;
+    tells("ResourceLocked").await?;
+    stage.sim.lift_fault(hold)?;
+    tells("PermissionDenied").await
 }
 
 async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried(

@@ -98,6 +98,13 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     ))
 }
 
+/// What a pool tells of its nodes of what the operator says.
+pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
+    let conditions = allocation.status.iter().flat_map(|status| &status.conditions);
+    let ready = conditions.filter(|one| one.type_ == condition::READY);
+    digest(ready.map(|one| (&one.status, &one.reason)).collect::<Vec<_>>())
+}
+
 pub fn pool_digest(pool: &NodeIPPool) -> u64 {
     digest((&pool.metadata.uid, pool.metadata.generation, pool.metadata.deletion_timestamp.is_some()))
 }
