@@ -13,6 +13,8 @@ mod operations;
 mod preflight;
 #[path = "azure/role.rs"]
 mod role;
+#[path = "azure/routes.rs"]
+mod routes;
 #[path = "azure/script.rs"]
 mod script;
 #[path = "azure/scripted.rs"]

@@ -1,14 +1,17 @@
 //! Writes to route tables: one writer a table, which takes along what all nodes want of it by then.
 //!
 //! A table takes one write at a time, and each takes seconds. Who comes while one is under way leaves its change and waits; the
-//! next to get the table's lock carries out all that has gathered. So a hundred new nodes cost two writes or three.
+//! next to get the table's lock carries out all that has gathered. So a hundred new nodes cost two writes or three. While that
+//! write still waits for its turn within Azure's limits, whoever comes and is more urgent has all gathered anew.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::select_all;
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -26,7 +29,15 @@ const KEPT: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     known: Slots<Option<Document>>,
-    wanted: Mutex<HashMap<String, Vec<Wanted>>>,
+    wanted: Arc<Wants>,
+}
+
+/// What nodes want of each table.
+#[derive(Debug, Default)]
+struct Wants {
+    waiting: Mutex<HashMap<String, Vec<Wanted>>>,
+    /// Something has come, or become more urgent.
+    news: Notify,
 }
 
 /// A table's document, ready to be edited and sent back.
@@ -42,21 +53,49 @@ struct Document {
 #[derive(Debug)]
 struct Wanted {
     change: Change,
-    priority: Priority,
+    urgency: Urgency,
     answer: oneshot::Sender<Result<Arc<RouteTable>, Error>>,
 }
 
-impl Tables {
-    fn add(&self, id: &ResourceId, wanted: Wanted) {
-        self.lock().entry(id.key()).or_default().push(wanted);
+impl Wants {
+    fn add(&self, table: &str, wanted: Vec<Wanted>) {
+        self.lock().entry(table.to_owned()).or_default().extend(wanted);
+        self.news.notify_waiters();
     }
 
-    fn take(&self, id: &ResourceId) -> Vec<Wanted> {
-        self.lock().remove(&id.key()).unwrap_or_default()
+    fn take(&self, table: &str) -> Vec<Wanted> {
+        self.lock().remove(table).unwrap_or_default()
+    }
+
+    /// How urgent a write for all of these is, until one of them is outgrown or something more urgent waits.
+    fn urgency(self: &Arc<Self>, table: &str, all: &[Wanted]) -> Urgency {
+        let priority = all.iter().map(|one| one.urgency.priority).min().unwrap_or(Priority::GiveBack);
+        let (wants, table) = (self.clone(), table.to_owned());
+        let each = all.iter().map(|one| one.urgency.clone());
+        let each: Vec<_> = each.map(|one| async move { one.outgrown().await }.boxed()).collect();
+        Urgency::until(priority, async move {
+            tokio::select! {
+                _ = select_all(each) => {}
+                () = wants.more_urgent(&table, priority) => {}
+            }
+        })
+    }
+
+    async fn more_urgent(&self, table: &str, than: Priority) {
+        loop {
+            let news = self.news.notified();
+            let is = |one: &Wanted| {
+                one.urgency.priority < than || (than > Priority::WaitingPods && one.urgency.is_outgrown())
+            };
+            if self.lock().get(table).is_some_and(|all| all.iter().any(is)) {
+                return;
+            }
+            news.await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Wanted>>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -92,27 +131,47 @@ impl Azure {
         &self,
         id: &ResourceId,
         change: Change,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<Arc<RouteTable>, Error> {
+        let Tables { known, wanted } = &self.tables;
+        let (table, urgency) = (id.key(), urgency.into());
         let (answer, mut outcome) = oneshot::channel();
-        self.tables.add(id, Wanted { change, priority, answer });
-        let slot = self.tables.known.slot(id);
-        let mut known = slot.lock().await;
-        match outcome.try_recv() {
-            Ok(outcome) => return outcome,
-            // Nobody has taken it along yet.
-            Err(oneshot::error::TryRecvError::Empty) => {}
-            Err(oneshot::error::TryRecvError::Closed) => {
-                return Err(Error::OutcomeUnknown {
+        wanted.add(&table, vec![Wanted { change, urgency: urgency.clone(), answer }]);
+        let (slot, mut is_outgrown) = (known.slot(id), false);
+        loop {
+            let mut known = tokio::select! {
+                biased;
+                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(Error::OutcomeUnknown {
                     resource: id.to_string(),
                     message: "whoever was writing it has been stopped".to_owned(),
-                });
-            }
+                })),
+                // Nobody has taken it along yet.
+                known = slot.lock() => known,
+                () = urgency.outgrown(), if !is_outgrown => {
+                    is_outgrown = true;
+                    wanted.news.notify_waiters();
+                    continue;
+                }
+            };
+            self.write_for_all(id, &mut known, wanted.take(&table)).await;
         }
-        let all = self.tables.take(id);
+    }
+
+    /// One write for all of these, each of whom is told what became of it. If that was outgrown before its turn, nothing was sent:
+    /// only those are told whom it doesn't suit any more, and the others wait again.
+    async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
         let changes: Vec<Change> = all.iter().map(|one| one.change.clone()).collect();
-        let priority = all.iter().map(|one| one.priority).min().unwrap_or(priority);
-        let written = self.write_table(id, &mut known, &changes, priority).await;
+        let urgency = self.tables.wanted.urgency(&id.key(), &all);
+        let written = self.write_table(id, known, &changes, &urgency).await;
+        let all = match &written {
+            Err(Error::Outgrown { .. }) => {
+                let (outgrown, others): (Vec<_>, Vec<_>) =
+                    all.into_iter().partition(|one| one.urgency.is_outgrown());
+                self.tables.wanted.add(&id.key(), others);
+                outgrown
+            }
+            _ => all,
+        };
         for (index, Wanted { answer, .. }) in all.into_iter().enumerate() {
             let outcome = match &written {
                 Ok((table, outcomes)) => match &outcomes[index] {
@@ -124,9 +183,6 @@ impl Azure {
             // Who doesn't wait any more needs no answer.
             let _ = answer.send(outcome);
         }
-        outcome.try_recv().unwrap_or_else(|_| {
-            Err(Error::Unexpected { resource: id.to_string(), message: "a change got no answer".to_owned() })
-        })
     }
 
     async fn known_table(
@@ -152,15 +208,15 @@ impl Azure {
         id: &ResourceId,
         known: &mut Option<Document>,
         changes: &[Change],
-        priority: Priority,
+        urgency: &Urgency,
     ) -> Result<(Arc<RouteTable>, Vec<Result<(), route_table::Refusal>>), Error> {
         // While the write is under way nothing is known: whatever ends this early leaves it at that.
         let begun = Instant::now();
-        let mut before = self.known_table(id, known.take(), priority).await?;
+        let mut before = self.known_table(id, known.take(), urgency).await?;
         let (mut after, mut outcomes) = route_table::edit(&before.value, changes);
         if outcomes.iter().any(Result::is_err) && before.read < begun {
             // What was known may be what is in the way no more.
-            before = self.read_table(id, &call(Kind::Read, priority, id)).await?;
+            before = self.read_table(id, &call(Kind::Read, urgency, id)).await?;
             (after, outcomes) = route_table::edit(&before.value, changes);
         }
         if after == before.value {
@@ -175,7 +231,7 @@ impl Azure {
                 retry_after: UNSETTLED,
             });
         }
-        let mut call = call(Kind::Write, priority, id);
+        let mut call = call(Kind::Write, urgency, id);
         call.region = Some(before.table.location.clone()).filter(|region| !region.is_empty());
         let (started, url) = (Instant::now(), self.url(id, NETWORK_API));
         let body = after.to_string().into_bytes();

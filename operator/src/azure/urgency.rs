@@ -28,6 +28,11 @@ impl Urgency {
             None => pending().await,
         }
     }
+
+    /// Whether that has been noticed.
+    pub(super) fn is_outgrown(&self) -> bool {
+        self.outgrown.as_ref().is_some_and(|outgrown| outgrown.peek().is_some())
+    }
 }
 
 impl From<&Urgency> for Urgency {

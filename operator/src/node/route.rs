@@ -19,7 +19,6 @@ use vnetpool_crds::pool::{PodRoute, Sizing};
 use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
 use super::memory::Memory;
-use super::observe::Seen;
 use super::obstacle::Obstacle;
 use super::setback::{Setback, Stage};
 use super::{Context, Round};
@@ -29,7 +28,7 @@ use crate::azure::{
 };
 use crate::cluster::Cluster;
 use crate::events;
-use crate::planner::{Change, Observed, Plan};
+use crate::planner::{Change, Observed};
 use crate::pod_cidr;
 
 /// Where a node's addresses are, if they aren't on its NIC.
@@ -162,8 +161,10 @@ pub async fn write(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), azure::Error> {
-    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
-    let result = carry_out(ctx, &round.allocation, node, seen, plan).await;
+    let result = carry_out(ctx, round, node).await;
+    if let Err(azure::Error::Outgrown { .. }) = result {
+        return result;
+    }
     let now = Instant::now();
     memory.setback = match &result {
         Ok(()) => None,
@@ -172,20 +173,16 @@ pub async fn write(
     result
 }
 
-async fn carry_out(
-    ctx: &Context,
-    allocation: &NodeIPAllocation,
-    node: &Node,
-    seen: &Seen,
-    plan: &Plan,
-) -> Result<(), azure::Error> {
+async fn carry_out(ctx: &Context, round: &Round, node: &Node) -> Result<(), azure::Error> {
+    let Round { allocation, need, seen: Some(seen), plan: Some(plan), .. } = round else { return Ok(()) };
+    let urgency = need.of_write(&seen.observed, plan.priority);
     let (Some(routed), Some(nic)) = (&seen.routed, &seen.nic) else { return Ok(()) };
     let about = [node.object_ref(&()), allocation.object_ref(&())];
     let Change { forward, leave, .. } = &plan.change;
     if *forward || !leave.is_empty() {
         let id: ResourceId = nic.id.parse()?;
         let change = azure::Change { forward: *forward, leave: leave.clone(), ..Default::default() };
-        ctx.azure.update(&id, &change, plan.priority).await?;
+        ctx.azure.update(&id, &change, &urgency).await?;
         if *forward {
             info!(nic = %id, "IP forwarding turned on");
             ctx.events.say(&about, events::forwarding(id.name()));
@@ -197,7 +194,7 @@ async fn carry_out(
     let (table, grain) = (&routed.table, seen.observed.grain);
     if !plan.change.release.is_empty() {
         let release = RouteChange::Release { names: plan.change.release.clone() };
-        ctx.azure.change_routes(table, release, plan.priority).await?;
+        ctx.azure.change_routes(table, release, &urgency).await?;
         ctx.events.say(&about, events::released(grain, 0, table.name()));
     }
     if let Some(claim) = routed.claim.as_ref().filter(|_| plan.change.reserve > 0 || plan.change.mend) {
@@ -206,7 +203,7 @@ async fn carry_out(
             held: claim.held.clone().filter(|(name, _)| !plan.change.release.contains(name)),
             ..claim.clone()
         };
-        ctx.azure.change_routes(table, RouteChange::Claim(claim), plan.priority).await?;
+        ctx.azure.change_routes(table, RouteChange::Claim(claim), &urgency).await?;
         let event = if plan.change.mend {
             events::mended(table.name())
         } else {
