@@ -29,7 +29,7 @@ use vnetpool_plugin::{
         Claim, Entry, Ledger, Millis, Pod, Proof, Sandbox, Supply,
         file::{self, Store},
     },
-    wiring::{self, Identity, Netns, Wiring, bridge, range, steer},
+    wiring::{self, Identity, Netns, Wiring, bridge, netns, range, steer},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -519,6 +519,17 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
     assert!(node.inside(|| sweep::clear(&store, &suspects[0]).unwrap()));
     assert_eq!(store.read().unwrap().address_of(&sandbox(OTHER_POD)), None);
     assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+}
+
+#[test]
+fn a_namespace_that_can_not_be_looked_at_is_not_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let is_gone = |dir: &Path| netns::is_gone(dir, "/run/netns/pod", Some(1));
+    assert!(is_gone(dir.path()));
+    // A file that stands for one which is mounted on it where somebody else looks, as in another mount namespace.
+    File::create(dir.path().join("pod")).unwrap();
+    assert!(!is_gone(dir.path()));
+    assert!(!is_gone(&dir.path().join("not-there")), "the folder isn't there, so nothing can be told");
 }
 
 /// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of its subnet. The VNet

@@ -110,6 +110,9 @@ pub async fn flows_and_new_pods_go_on_while_the_agent_is_down(world: &World) -> 
     let late = world.cluster.running("late", 1, PATIENCE).await?;
     let late = Place::pod(late.first().context("no pod")?)?;
     late.is_seen_as(&late.address, &world.far.place.address, Duration::from_secs(10)).await?;
+    // What leaves the VNet is translated as ever.
+    let (node, internet) = (world.node(0)?.address, &world.internet.address);
+    late.is_seen_as(&node, internet, Duration::from_secs(10)).await?;
     flow.goes_on().await?;
     world.cluster.agent_back("node-1").await?;
     flow.goes_on().await?;

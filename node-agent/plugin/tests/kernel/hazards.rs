@@ -176,18 +176,24 @@ fn each_offence_is_an_event_for_the_agent() {
     let address = node.add(&pod).address();
     let link = pod.host_link();
     let ear = Ear::of(&node.netns);
-    let offences: [(&str, &dyn Fn()); 7] = [
-        ("a route", &|| drop(node.netns.ip(&format!("route delete {address}/32")))),
-        ("a rule", &|| drop(node.netns.ip("rule delete priority 100"))),
-        ("an address", &|| drop(node.netns.ip("address add 10.240.1.1/24 dev eth0"))),
-        ("a MAC", &|| drop(node.netns.ip(&format!("link set {link} address 02:00:00:00:00:01")))),
-        ("a link", &|| drop(node.netns.ip(&format!("link set {link} down")))),
-        ("the MTU", &|| drop(node.netns.ip("link set eth0 mtu 1400"))),
-        ("forwarding", &|| forward("0")),
+    let ip = |words: String| drop(node.netns.ip(&words));
+    type Deed<'a> = &'a dyn Fn();
+    // Each by itself: what the one before left wrong is put right again where that would be heard, too.
+    let offences: [(&str, Deed, Deed); 8] = [
+        ("a route", &|| ip(format!("route delete {address}/32")), &|| {}),
+        ("a rule", &|| ip("rule delete priority 100".into()), &|| {}),
+        ("an address", &|| ip("address add 10.240.1.1/24 dev eth0".into()), &|| {}),
+        ("a link", &|| ip(format!("link set {link} down")), &|| ip(format!("link set {link} up"))),
+        ("a MAC", &|| ip(format!("link set {link} address 02:00:00:00:00:01")), &|| {}),
+        ("forwarding", &|| forward("0"), &|| forward("1")),
+        ("the MTU", &|| ip("link set eth0 mtu 1400".into()), &|| ip("link set eth0 mtu 1500".into())),
+        ("the NIC's link", &|| ip("link delete eth0".into()), &|| {}),
     ];
-    for (what, commit) in offences {
+    for (what, commit, undo) in offences {
+        assert_eq!(ear.concerns(), 0, "before {what}");
         commit();
         assert_ne!(ear.concerns(), 0, "{what}");
+        undo();
     }
 }
 

@@ -98,10 +98,9 @@ impl Runtime {
     pub fn run_other(&self, verb: &str, netns: &Namespace) -> Answer {
         self.call_network(verb, &self.other(), &netns.path(), Value::Null)
     }
-}
 
-impl Drop for Runtime {
-    fn drop(&mut self) {
+    /// Has cnitool forget what it did in this test's networks.
+    pub fn forget(&self) {
         let is_ours = |file: &fs::DirEntry| {
             file.file_name()
                 .to_string_lossy()
@@ -111,5 +110,11 @@ impl Drop for Runtime {
         for file in fs::read_dir(CACHE).into_iter().flatten().flatten().filter(is_ours) {
             let _ = fs::remove_file(file.path());
         }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.forget();
     }
 }

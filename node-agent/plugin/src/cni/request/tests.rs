@@ -85,18 +85,23 @@ fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
 
 #[test]
 fn a_configuration_without_what_a_verb_needs_is_refused() {
-    for (command, key, value) in [
-        ("ADD", "name", Value::Null),
-        ("ADD", "mtu", json!(20)),
-        ("CHECK", "prevResult", Value::Null),
-        ("CHECK", "prevResult", json!({ "ips": [{ "address": "fd00::1/64" }] })),
-        ("ADD", "prevResult", json!({ "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/pod" }] })),
+    let ipv6 = json!({ "ips": [{ "address": "fd00::1/64" }] });
+    let made = json!({ "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/pod" }] });
+    for (command, key, value, what) in [
+        ("ADD", "name", Value::Null, "is missing"),
+        ("ADD", "mtu", json!(20), "is not within"),
+        ("CHECK", "prevResult", Value::Null, "without the key"),
+        ("CHECK", "prevResult", ipv6, "has no IPv4 address"),
+        ("ADD", "prevResult", made, "has made eth0"),
     ] {
         let mut config = config();
         config[key] = value;
         let error = parse(&[("CNI_COMMAND", command)], &config).unwrap_err();
         assert_eq!(error.code, code::INVALID_CONFIG, "{command} {key}");
-        assert!(error.msg.contains(key) && !error.details.is_empty(), "{error:?}");
+        assert!(
+            error.msg.contains(key) && error.msg.contains(what) && !error.details.is_empty(),
+            "{error:?}"
+        );
     }
     let undecodable = Request::parse(Program::Network, |_| Some("ADD".to_owned()), b"{").unwrap_err();
     assert_eq!(undecodable.code, code::UNDECODABLE);
