@@ -160,6 +160,10 @@ impl Azure {
     /// One write for all of these, each of whom is told what became of it. If that was outgrown before its turn, nothing was sent:
     /// only those are told whom it doesn't suit any more, and the others wait again.
     async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
+        // Whoever had the lock before has answered in the very moment in which it was given on.
+        if all.is_empty() {
+            return;
+        }
         let changes: Vec<Change> = all.iter().map(|one| one.change.clone()).collect();
         let urgency = self.tables.wanted.urgency(&id.key(), &all);
         let written = self.write_table(id, known, &changes, &urgency).await;
