@@ -1,8 +1,10 @@
 //! The metadata service as the source of a VM's addresses: what it adds, takes away and brings back.
 
-use crate::stage::{OTHER, Stage, eventually, seen};
+use crate::stage::{OTHER, PORT, Stage, eventually, inside, seen};
 use anyhow::Result;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
+use std::time::Duration;
 
 pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
     stage: &mut Stage,
@@ -45,7 +47,16 @@ pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
 
 pub fn containers_start_while_the_agent_is_down(stage: &mut Stage) -> Result<()> {
     stage.boot("vm1", 2)?;
-    stage.start_agent("vm1", &[])?.stop();
+    let agent = stage.start_agent("vm1", &[])?;
+    let (pid, before) = stage.bare("vm1")?;
+    let own = stage.attach("vm1", &["--container", "before", "--pid", &pid.to_string()])?;
+    let mut connection = inside(&before, || TcpStream::connect((OTHER, PORT)))?;
+    agent.stop();
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    connection.write_all(b"GET /whoami HTTP/1.1\r\nhost: other\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    assert!(answer.contains(&format!("\"{own}\"")), "{answer}");
     let (pid, container) = stage.bare("vm1")?;
     let address = stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
     assert_eq!(seen(&container, OTHER)?, IpAddr::from(address));
