@@ -33,11 +33,13 @@ use crate::pod_cidr;
 use crate::pool::windows;
 use changes::Changes;
 
-/// The operator's view of the cluster: no older than its watches.
+/// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own writes.
 #[derive(Clone)]
 pub struct Cluster {
     nodes: Store<Node>,
     allocations: Store<NodeIPAllocation>,
+    /// By name, what the API server has answered to writes of ours and the watch hasn't shown yet.
+    answers: Arc<Mutex<HashMap<String, Arc<NodeIPAllocation>>>>,
     pools: Store<NodeIPPool>,
     demand: Arc<Mutex<Demand>>,
     pods_listed: watch::Receiver<bool>,
@@ -92,7 +94,14 @@ impl Cluster {
         let (allocations, allocation_writer) = reflector::store();
         let (pools, pool_writer) = reflector::store();
         let (listed, pods_listed) = watch::channel(false);
-        let cluster = Cluster { nodes, allocations, pools, demand: Arc::default(), pods_listed };
+        let cluster = Cluster {
+            nodes,
+            allocations,
+            answers: Arc::default(),
+            pools,
+            demand: Arc::default(),
+            pods_listed,
+        };
         let ((node_tx, node_rx), (allocation_tx, allocation_rx), (pool_tx, pool_rx)) =
             (unbounded(), unbounded(), unbounded());
         let caller =
@@ -122,6 +131,7 @@ impl Cluster {
             kept::strip_allocation,
             Some(allocation_writer),
             move |event| {
+                view.catch_up(event);
                 // What we say of a node is news to its pool only.
                 for name in readiness.apply(event) {
                     view.allocation(&name).iter().for_each(|allocation| call.pool(&allocation.spec.pool));
@@ -206,7 +216,37 @@ impl Cluster {
     }
 
     pub fn allocation(&self, name: &str) -> Option<Arc<NodeIPAllocation>> {
-        self.allocations.get(&ObjectRef::new(name))
+        let watched = self.allocations.get(&ObjectRef::new(name))?;
+        let answer = lock(&self.answers).get(name).filter(|answer| is_newer(answer, &watched)).cloned();
+        Some(answer.unwrap_or(watched))
+    }
+
+    /// Takes in what the API server has answered to a write of ours.
+    pub fn answered(&self, answer: &Arc<NodeIPAllocation>) {
+        let name = answer.name_any();
+        let mut answers = lock(&self.answers);
+        // Looked at under the lock: an event that comes later finds the answer and drops it.
+        if self.allocations.get(&ObjectRef::new(&name)).is_some_and(|watched| is_newer(answer, &watched)) {
+            answers.insert(name, answer.clone());
+        }
+    }
+
+    /// Drops the answers that the watch has caught up with: what is kept twice would be as much again as the watch keeps.
+    fn catch_up(&self, event: &Event<NodeIPAllocation>) {
+        let mut answers = lock(&self.answers);
+        let is_ahead = |name: &str, answer: &Arc<NodeIPAllocation>| {
+            self.allocations.get(&ObjectRef::new(name)).is_some_and(|watched| is_newer(answer, &watched))
+        };
+        match event {
+            Event::Apply(object) | Event::Delete(object) => {
+                let name = object.name_any();
+                if answers.get(&name).is_some_and(|answer| !is_ahead(&name, answer)) {
+                    answers.remove(&name);
+                }
+            }
+            Event::InitDone => answers.retain(|name, answer| is_ahead(name, answer)),
+            Event::Init | Event::InitApply(_) => {}
+        }
     }
 
     /// The pool that serves a Node. Windows nodes have none: there is no agent for them.
@@ -295,7 +335,65 @@ async fn follow<K>(
     }
 }
 
+/// Whether it is a later version of the same object. Kubernetes lets clients compare an object's resourceVersions as numbers.
+fn is_newer(one: &NodeIPAllocation, other: &NodeIPAllocation) -> bool {
+    let version = |object: &NodeIPAllocation| -> u64 {
+        object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+    };
+    one.uid() == other.uid() && version(one) > version(other)
+}
+
 /// A panic elsewhere doesn't spoil plain data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn allocation(uid: &str, version: u64) -> NodeIPAllocation {
+        let metadata = json!({"name": "n", "uid": uid, "resourceVersion": version.to_string()});
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn an_answer_to_our_own_write_counts_until_the_watch_has_caught_up_and_is_kept_no_longer() {
+        let (allocations, mut writer) = reflector::store();
+        let cluster = Cluster {
+            nodes: reflector::store().0,
+            allocations,
+            answers: Arc::default(),
+            pools: reflector::store().0,
+            demand: Arc::default(),
+            pods_listed: watch::channel(true).1,
+        };
+        let mut watch = |event: Event<NodeIPAllocation>| {
+            writer.apply_watcher_event(&event);
+            cluster.catch_up(&event);
+        };
+        let seen = || cluster.allocation("n").and_then(|one| Some((one.uid()?, one.resource_version()?)));
+        let is = |uid: &str, version: &str| Some((uid.to_owned(), version.to_owned()));
+        let answer = |uid, version| cluster.answered(&Arc::new(allocation(uid, version)));
+
+        watch(Event::Apply(allocation("a", 9)));
+        answer("a", 11);
+        assert_eq!(seen(), is("a", "11"));
+        watch(Event::Apply(allocation("a", 10)));
+        assert_eq!(seen(), is("a", "11"));
+        watch(Event::Apply(allocation("a", 11)));
+        assert!(lock(&cluster.answers).is_empty());
+        // The watch may be quicker than the answer.
+        answer("a", 11);
+        assert!(lock(&cluster.answers).is_empty());
+        // An object made anew is another one.
+        answer("a", 12);
+        watch(Event::Apply(allocation("b", 13)));
+        assert_eq!((seen(), lock(&cluster.answers).len()), (is("b", "13"), 0));
+        answer("b", 14);
+        watch(Event::Delete(allocation("b", 15)));
+        assert_eq!((seen(), lock(&cluster.answers).len()), (None, 0));
+    }
 }

@@ -173,8 +173,9 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPAll
 async fn reconcile(watched: Arc<NodeIPAllocation>, ctx: Arc<Context>) -> Result<Action, Error> {
     let name = watched.name_any();
     let started = Instant::now();
-    let mut memory = ctx.memories.take(&watched);
-    let allocation = memory.newest(watched);
+    let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
+    let mut memory = ctx.memories.take(&allocation);
+    memory.notice(&allocation);
     let result = pass(&ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
@@ -291,8 +292,9 @@ async fn look_anew(ctx: &Context, round: &mut Round, node: &Node, memory: &mut M
 
 /// Goes on with the newest version of the object.
 fn catch_up(ctx: &Context, round: &mut Round, memory: &mut Memory) {
-    if let Some(watched) = ctx.cluster.allocation(&round.allocation.name_any()) {
-        round.allocation = memory.newest(watched);
+    if let Some(newest) = ctx.cluster.allocation(&round.allocation.name_any()) {
+        memory.notice(&newest);
+        round.allocation = newest;
     }
 }
 

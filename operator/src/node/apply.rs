@@ -160,7 +160,10 @@ pub async fn publish(
     let version = allocation.resource_version();
     let answer = apply(ctx, &allocation.name_any(), version, &spec).await.map_err(Error::Publish)?;
     info!(target = spec.target, held = spec.addresses(), "published");
-    Ok(memory.wrote(Arc::new(answer)))
+    let answer = Arc::new(answer);
+    ctx.cluster.answered(&answer);
+    memory.wrote(&answer);
+    Ok(answer)
 }
 
 /// Server-side apply: of an object that must be at `version`, or of a new one.

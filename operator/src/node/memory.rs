@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -23,8 +23,6 @@ use crate::shortage::Said;
 pub struct Memory {
     /// The object it is about: one made anew is a stranger.
     uid: Option<String>,
-    /// What the API server last answered us, until the watch has caught up with it.
-    latest: Option<Arc<NodeIPAllocation>>,
     /// The generation of `spec` as we last saw or wrote it; a later one is somebody else's work.
     generation: Option<i64>,
     /// When this process last read or wrote the NIC.
@@ -67,7 +65,6 @@ impl Memory {
         let writing = is_writing(allocation);
         Memory {
             uid: allocation.uid(),
-            latest: None,
             generation: allocation.metadata.generation,
             nic_known: None,
             must_read: writing,
@@ -91,22 +88,9 @@ impl Memory {
         }
     }
 
-    /// The newest version of the object there is, given the watch's.
-    pub fn newest(&mut self, watched: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
-        let newest = match self.latest.take() {
-            Some(latest) if version(&latest) > version(&watched) => {
-                self.latest = Some(latest.clone());
-                latest
-            }
-            _ => watched,
-        };
-        self.notice(&newest);
-        newest
-    }
-
     /// Looks for the hand of another: an old leader's or a person's `spec`, another leader's write. Either may have changed
     /// the NIC as well.
-    fn notice(&mut self, seen: &NodeIPAllocation) {
+    pub fn notice(&mut self, seen: &NodeIPAllocation) {
         if seen.metadata.generation > self.generation {
             self.generation = seen.metadata.generation;
             self.must_read = true;
@@ -120,18 +104,14 @@ impl Memory {
 
     /// Takes note of the API server's answer to conditions of ours. They are applied whatever the version, so what it shows
     /// of `spec` may be somebody else's.
-    pub fn said(&mut self, answer: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
-        self.said_writing = is_writing(&answer);
-        self.notice(&answer);
-        self.latest = Some(answer.clone());
-        answer
+    pub fn said(&mut self, answer: &NodeIPAllocation) {
+        self.said_writing = is_writing(answer);
+        self.notice(answer);
     }
 
     /// Takes note of the API server's answer to our writing `spec`.
-    pub fn wrote(&mut self, answer: Arc<NodeIPAllocation>) -> Arc<NodeIPAllocation> {
+    pub fn wrote(&mut self, answer: &NodeIPAllocation) {
         self.generation = answer.metadata.generation;
-        self.latest = Some(answer.clone());
-        answer
     }
 
     /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it may be the change
@@ -163,16 +143,6 @@ impl Memory {
 fn is_writing(allocation: &NodeIPAllocation) -> bool {
     let status = allocation.status.as_ref();
     status.is_some_and(|status| condition::is_true(&status.conditions, condition::WRITING))
-}
-
-/// Kubernetes lets clients compare the resourceVersions of one object as numbers.
-fn version(allocation: &NodeIPAllocation) -> u64 {
-    allocation
-        .metadata
-        .resource_version
-        .as_deref()
-        .and_then(|version| version.parse().ok())
-        .unwrap_or_default()
 }
 
 /// Of all nodes, by name.
@@ -218,16 +188,15 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn allocation(uid: &str, version: u64, generation: i64) -> Arc<NodeIPAllocation> {
+    fn allocation(uid: &str, version: u64, generation: i64) -> NodeIPAllocation {
         let object = json!({
             "metadata": {"name": "n", "uid": uid, "resourceVersion": version.to_string(), "generation": generation},
             "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
         });
-        Arc::new(serde_json::from_value(object).unwrap())
+        serde_json::from_value(object).unwrap()
     }
 
-    fn written(allocation: Arc<NodeIPAllocation>) -> NodeIPAllocation {
-        let mut object = (*allocation).clone();
+    fn written(mut object: NodeIPAllocation) -> NodeIPAllocation {
         let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
         let writing = condition::new(condition::WRITING, true, "Writing", "", None, now);
         object.status.get_or_insert_default().conditions.push(writing);
@@ -235,37 +204,27 @@ mod tests {
     }
 
     #[test]
-    fn our_own_write_counts_until_the_watch_has_caught_up() {
-        let memories = Memories::default();
-        let mut memory = memories.take(&allocation("a", 9, 1));
-        memory.wrote(allocation("a", 10, 2));
-        assert_eq!(version(&memory.newest(allocation("a", 9, 1))), 10);
-        assert_eq!(version(&memory.newest(allocation("a", 11, 2))), 11);
-        assert!(!memory.must_read);
-    }
-
-    #[test]
     fn a_spec_written_by_somebody_else_makes_us_read_the_nic() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
-        memory.newest(allocation("a", 10, 1));
+        memory.notice(&allocation("a", 10, 1));
         assert!(!memory.must_read);
-        memory.newest(allocation("a", 11, 2));
+        memory.notice(&allocation("a", 11, 2));
         assert!(memory.must_read);
     }
 
     #[test]
     fn a_spec_of_somebody_else_in_the_answer_to_our_conditions_makes_us_read_the_nic() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
-        memory.said(allocation("a", 10, 1));
+        memory.said(&allocation("a", 10, 1));
         assert!(!memory.must_read);
-        memory.said(allocation("a", 12, 2));
+        memory.said(&allocation("a", 12, 2));
         assert!(memory.must_read);
     }
 
     #[test]
     fn a_write_that_another_leader_began_makes_us_read_the_nic() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
-        memory.newest(Arc::new(written(allocation("a", 10, 1))));
+        memory.notice(&written(allocation("a", 10, 1)));
         assert!(memory.must_read && memory.writing);
     }
 
@@ -273,15 +232,15 @@ mod tests {
     fn a_write_of_ours_that_has_ended_is_no_other_leaders_while_its_announcement_stands() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
         memory.writing = true;
-        let announced = Arc::new(written(allocation("a", 10, 1)));
-        memory.said(announced.clone());
+        let announced = written(allocation("a", 10, 1));
+        memory.said(&announced);
         // It has ended, and what came of it couldn't be published: an agent reported in that moment.
         memory.writing = false;
-        memory.newest(announced);
-        memory.newest(Arc::new(written(allocation("a", 11, 1))));
+        memory.notice(&announced);
+        memory.notice(&written(allocation("a", 11, 1)));
         assert!(!memory.must_read && !memory.writing);
-        memory.said(allocation("a", 12, 1));
-        memory.newest(Arc::new(written(allocation("a", 13, 1))));
+        memory.said(&allocation("a", 12, 1));
+        memory.notice(&written(allocation("a", 13, 1)));
         assert!(memory.must_read && memory.writing, "another's");
     }
 

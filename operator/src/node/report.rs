@@ -106,7 +106,9 @@ async fn say(
             return Ok(Some(pause));
         }
     }
-    round.allocation = memory.said(Arc::new(apply_conditions(ctx, &round.allocation, &next).await?));
+    round.allocation = Arc::new(apply_conditions(ctx, &round.allocation, &next).await?);
+    ctx.cluster.answered(&round.allocation);
+    memory.said(&round.allocation);
     memory.reported = Some(now);
     let about = [node.object_ref(&()), round.allocation.object_ref(&())];
     for event in facts::turned(&before, &next, memory.setback.as_ref()) {
