@@ -555,6 +555,10 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
     node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
     node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
+    // An engine of NetworkPolicy, too, checks the way back of what pods send, with its mark on the packet: Calico's Felix in these words.
+    node.run("iptables-nft -t raw -A PREROUTING -i vnp+ -j MARK --set-xmark 0x40000/0x40000");
+    let strays = "-m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert";
+    node.run(&format!("iptables-nft -t raw -A PREROUTING {strays} -j DROP"));
     wire(node, &far_pod, FAR_POD);
     let uplinks =
         [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });

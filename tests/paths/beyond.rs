@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vnetpool_tests::place::{Seen, arm, id};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 /// A VNet is looked at once a minute; then a node's rules follow.
 const NEXT_LOOK: Duration = Duration::from_secs(70);
 
@@ -66,6 +66,17 @@ async fn peer(world: &World, with: &str) -> Result<()> {
     Ok(())
 }
 
+/// Each under its own address, as soon as the nodes' rules have followed.
+pub async fn a_peer_and_the_pods_reach_each_other(world: &World, within: Duration) -> Result<()> {
+    let far = &world.far.place;
+    for pod in [world.pod(0)?, world.pod(1)?] {
+        pod.is_seen_as(&pod.address, &far.address, within).await?;
+        let seen = far.seen_by(&pod.address).await?;
+        ensure!(seen == Seen::new(&far.address, &pod.address), "the pod sees {seen:?}");
+    }
+    Ok(())
+}
+
 pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow(
     world: &World,
 ) -> Result<()> {
@@ -73,11 +84,7 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
     let far = &world.far.place.address;
     ensure!(one.seen_by(far).await.is_err(), "{far} is reached without a peering");
     peer(world, "far").await?;
-    for pod in [&one, &two] {
-        pod.is_seen_as(&pod.address, far, NEXT_LOOK).await?;
-        let seen = world.far.place.seen_by(&pod.address).await?;
-        ensure!(seen == Seen::new(far, &pod.address), "the pod sees {seen:?}");
-    }
+    a_peer_and_the_pods_reach_each_other(world, NEXT_LOOK).await?;
     // A second one, while connections of every kind go on.
     let mut flows = Vec::new();
     for pod in [&one, &two] {

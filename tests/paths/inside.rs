@@ -63,8 +63,11 @@ fn one_probe(name: &str, node: &str, port: u16, pod: Value, container: Value) ->
     })
 }
 
+/// Where the probe on node-2's own network listens.
+pub const ON_HOST: u16 = 8089;
+
 pub async fn a_pod_on_the_nodes_own_network_and_a_pod_reach_each_other(world: &World) -> Result<()> {
-    let manifest = one_probe("hosted", "node-2", 8089, json!({ "hostNetwork": true }), json!({}));
+    let manifest = one_probe("hosted", "node-2", ON_HOST, json!({ "hostNetwork": true }), json!({}));
     world.cluster.apply(&manifest.to_string()).await?;
     let hosted = world.cluster.running("hosted", 1, PATIENCE).await?;
     let hosted = hosted.first().context("no pod")?;
@@ -78,7 +81,7 @@ pub async fn a_pod_on_the_nodes_own_network_and_a_pod_reach_each_other(world: &W
     // From another node and from the same one.
     for index in [0, 1] {
         let pod = world.pod(index)?;
-        let seen = pod.seen_at(&node.address, 8089).await?;
+        let seen = pod.seen_at(&node.address, ON_HOST).await?;
         ensure!(seen == Seen::new(&pod.address, &node.address), "it sees the pod as {seen:?}");
         let seen = node.seen_by(&pod.address).await?;
         ensure!(seen == Seen::new(&node.address, &pod.address), "the pod sees it as {seen:?}");

@@ -2,6 +2,7 @@
 //! each path needs. The chapters come one after the other.
 
 mod beyond;
+mod engine;
 mod inside;
 mod policy;
 
@@ -9,8 +10,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::{Machine, Place, arm};
 use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
@@ -33,6 +36,8 @@ pub struct World {
     pub storage: Machine,
     /// A VM in the nodes' VNet, in the subnet `small`, that forwards what others send.
     pub appliance: Machine,
+    /// Comes with the first chapter that asks for it, after those that show the paths without one.
+    engine: OnceCell<Engine>,
 }
 
 pub const STORAGE: &str = "203.0.113.20";
@@ -70,7 +75,13 @@ impl World {
         ensure!(one.node != two.node);
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);
-        Ok(Self { pods: [one, two], vm, internet, far, farther, premises, storage, appliance, cluster })
+        let (pods, engine) = ([one, two], OnceCell::new());
+        Ok(Self { pods, vm, internet, far, farther, premises, storage, appliance, engine, cluster })
+    }
+
+    /// Brings an engine of NetworkPolicy to the nodes, unless it is there.
+    pub async fn bring_engine(&self) -> Result<()> {
+        self.engine.get_or_try_init(|| Engine::bring(&self.cluster)).await.map(drop)
     }
 
     /// Where a pod's processes are.
@@ -104,5 +115,7 @@ fn main() -> Result<ExitCode> {
         policy::a_pod_is_in_the_application_security_groups_of_its_nodes_nic,
         policy::a_pool_puts_its_pods_into_its_application_security_groups,
         inside::flows_and_new_pods_go_on_while_the_agent_is_down,
+        engine::a_peer_and_premises_reach_the_pods_whose_policies_let_them_in_and_no_other,
+        engine::a_pod_on_the_nodes_own_network_reaches_the_pods_whose_policies_let_it_in_and_no_other,
     ]
 }

@@ -9,15 +9,19 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Seen, arm, id, until_dropped, until_seen};
 
 /// The frontend of the load balancer before the nodes.
-const FRONTEND: &str = "10.240.15.200";
+pub const FRONTEND: &str = "10.240.15.200";
 /// Where kube-proxy says that it is well.
 const HEALTH: u16 = 10256;
 
+/// The port that every node has for a Service.
+pub fn node_port(service: &Value) -> Result<u16> {
+    let port = service["spec"]["ports"][0]["nodePort"].as_u64().context("no node port")?;
+    Ok(port.try_into()?)
+}
+
 pub async fn a_node_port_leads_from_any_node_or_keeps_the_clients_address(world: &World) -> Result<()> {
     let policy = |policy: &str| json!({ "type": "NodePort", "externalTrafficPolicy": policy });
-    let service = world.serve("port", "web", policy("Cluster")).await?;
-    let port = service["spec"]["ports"][0]["nodePort"].as_u64().context("no node port")?;
-    let port = u16::try_from(port)?;
+    let port = node_port(&world.serve("port", "web", policy("Cluster")).await?)?;
     // Any node leads there; it comes from the node that was called, so that the answer goes back over it.
     for node in &world.nodes {
         let wanted = Seen::new(&node.address, world.web.address);
@@ -65,9 +69,14 @@ async fn join(world: &World, node: &str, pools: &Value) -> Result<()> {
     .map(drop)
 }
 
-pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(world: &World) -> Result<()> {
-    let policy = |policy: &str| json!({ "type": "LoadBalancer", "externalTrafficPolicy": policy });
-    let service = world.serve("front", "web", policy("Local")).await?;
+/// The kind of a Service behind a load balancer.
+fn behind(policy: &str) -> Value {
+    json!({ "type": "LoadBalancer", "externalTrafficPolicy": policy })
+}
+
+/// Makes a Service that keeps its clients' addresses, with a load balancer before it, and waits until the VM comes to its pod.
+pub async fn bring_front(world: &World) -> Result<()> {
+    let service = world.serve("front", "web", behind("Local")).await?;
     let health = service["spec"]["healthCheckNodePort"].as_u64().context("no port for health")?;
     write_load_balancer(world, u16::try_from(health)?).await?;
     for node in ["node-1", "node-2"] {
@@ -78,14 +87,26 @@ pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(wo
     world.cluster.kubectl(&patch).await?;
 
     let wanted = Seen::new(&world.vm.address, world.web.address);
-    until_seen(&world.vm, FRONTEND, SERVED, &wanted).await?;
+    until_seen(&world.vm, FRONTEND, SERVED, &wanted).await
+}
+
+pub async fn take_front_away(world: &World) -> Result<()> {
+    for node in ["node-1", "node-2"] {
+        join(world, node, &json!([])).await?;
+    }
+    world.unserve("front").await
+}
+
+pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(world: &World) -> Result<()> {
+    bring_front(world).await?;
+    let wanted = Seen::new(&world.vm.address, world.web.address);
     // Never by way of the node without an endpoint, which doesn't answer the probe.
     for _ in 0..8 {
         let seen = world.vm.seen_at(FRONTEND, SERVED).await?;
         ensure!(seen == wanted, "the pod sees {seen:?}");
     }
 
-    world.serve("front", "web", policy("Cluster")).await?;
+    world.serve("front", "web", behind("Cluster")).await?;
     write_load_balancer(world, HEALTH).await?;
     let mut sources = BTreeSet::new();
     let all: BTreeSet<_> = world.nodes.iter().map(|node| node.address.clone()).collect();
@@ -101,8 +122,5 @@ pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(wo
         }
     }
     ensure!(sources == all, "it came from {sources:?}");
-    for node in ["node-1", "node-2"] {
-        join(world, node, &json!([])).await?;
-    }
-    world.unserve("front").await
+    take_front_away(world).await
 }

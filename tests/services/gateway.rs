@@ -9,7 +9,7 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, arm, id};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
-const SUBNET: &str = "10.240.17.0/24";
+pub const SUBNET: &str = "10.240.17.0/24";
 /// What all of its addresses begin with.
 const WITHIN: &str = "10.240.17.";
 const FRONTEND: &str = "10.240.17.10";

@@ -43,7 +43,8 @@ async fn until_reached(world: &World, ingress: &ProbePod, pods: &[ProbePod]) -> 
     .await
 }
 
-pub async fn an_ingress_calls_pods_at_their_own_addresses_and_follows_them(world: &World) -> Result<()> {
+/// Brings the ingress and one pod for it to call, and waits until it does.
+pub async fn bring_ingress(world: &World) -> Result<ProbePod> {
     let cluster = &world.cluster;
     cluster.load("haproxy").await?;
     let named = json!([{ "name": "http", "port": PORT, "targetPort": PORT }]);
@@ -53,14 +54,28 @@ pub async fn an_ingress_calls_pods_at_their_own_addresses_and_follows_them(world
     cluster.apply(include_str!("ingress.yaml")).await?;
     let ingress = cluster.running("ingress", 1, SOON).await?.pop().context("no ingress")?;
     until_reached(world, &ingress, &first).await?;
-    // Pods that come are used, pods that go aren't.
-    cluster.scale("shop", 3).await?;
-    until_reached(world, &ingress, &cluster.running("shop", 3, SOON).await?).await?;
-    cluster.scale("shop", 1).await?;
-    until_reached(world, &ingress, &cluster.running("shop", 1, SOON).await?).await?;
-    for name in ["ingress", "shop"] {
-        cluster.undeploy(name).await?;
+    Ok(ingress)
+}
+
+/// Pods that come are used, pods that go aren't.
+pub async fn follows(world: &World, ingress: &ProbePod) -> Result<()> {
+    for pods in [3, 1] {
+        world.cluster.scale("shop", pods).await?;
+        until_reached(world, ingress, &world.cluster.running("shop", pods as usize, SOON).await?).await?;
     }
-    cluster.kubectl(&["delete", "configmap", "ingress"]).await?;
+    Ok(())
+}
+
+pub async fn take_ingress_away(world: &World) -> Result<()> {
+    for name in ["ingress", "shop"] {
+        world.cluster.undeploy(name).await?;
+    }
+    world.cluster.kubectl(&["delete", "configmap", "ingress"]).await?;
     world.unserve("shop").await
+}
+
+pub async fn an_ingress_calls_pods_at_their_own_addresses_and_follows_them(world: &World) -> Result<()> {
+    let ingress = bring_ingress(world).await?;
+    follows(world, &ingress).await?;
+    take_ingress_away(world).await
 }

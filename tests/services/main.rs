@@ -1,27 +1,27 @@
 //! Services by the real kube-proxy, in both of its modes that Linux nodes use, and what comes straight to pods from Azure: observed at
-//! the far end, on one cluster for each mode.
+//! the far end, on one cluster for each mode; and on a third with a real engine of NetworkPolicy on each node.
 
+mod admitted;
 mod attached;
 mod balanced;
 mod gateway;
 mod ingress;
 mod inside;
 mod names;
+mod policy;
 
 use anyhow::{Context, Result};
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
+use vnetpool_tests::chapters;
+use vnetpool_tests::chapters::Chapters;
 use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::Place;
 use vnetpool_tests::workload::{PORT, ProbePod};
 
-const MODES: [&str; 2] = ["iptables", "nftables"];
-/// How long kube-proxy takes to follow, at most.
+/// How long kube-proxy and an engine take to follow, at most.
 const SOON: Duration = Duration::from_secs(20);
 /// The port of every Service here.
 const SERVED: u16 = 80;
@@ -29,6 +29,8 @@ const SERVED: u16 = 80;
 /// A cluster with kube-proxy in one mode.
 pub struct World {
     mode: &'static str,
+    /// On each node of the world that has one.
+    _engine: Option<Engine>,
     pub cluster: Cluster,
     /// What most Services lead to, on node-1; then a client beside it and one on node-2.
     pub web: ProbePod,
@@ -61,7 +63,14 @@ impl World {
         let nodes = [Place::host(&cluster.host("node-1")?), Place::host(&cluster.host("node-2")?)];
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);
-        Ok(Self { mode, web, near, away, nodes, vm, internet, cluster })
+        Ok(Self { mode, _engine: None, web, near, away, nodes, vm, internet, cluster })
+    }
+
+    /// With an engine of NetworkPolicy. The one that can be had here doesn't know kube-proxy's nftables mode.
+    async fn make_with_engine() -> Result<Self> {
+        let mut world = Self::make("iptables").await?;
+        world._engine = Some(Engine::bring(&world.cluster).await?);
+        Ok(world)
     }
 
     /// Makes or changes a Service for the pods with the label `app`; gives it as the API server has it.
@@ -110,41 +119,11 @@ impl World {
     }
 }
 
-/// The mode of a cluster, and the cluster unless it could not be made.
-type Made = (&'static str, Result<World, String>);
-
 fn main() -> Result<ExitCode> {
-    let runtime = Arc::new(Runtime::new()?);
-    // There is one cluster at a time: the first chapter of a mode takes that of the other down. Made once, also when that
-    // fails: the other chapters would fail in the same way, only later.
-    let world: Arc<Mutex<Option<Made>>> = Arc::default();
-    let mut trials = vec![];
-    macro_rules! tests {
-        ($mode:expr, $($chapter:path),* $(,)?) => { $({
-            let (runtime, world) = (Arc::clone(&runtime), Arc::clone(&world));
-            let name = stringify!($chapter).replace(' ', "");
-            let name = format!("{}::{}", $mode, name.rsplit("::").next().unwrap_or_default());
-            trials.push(Trial::test(name, move || {
-                let chapter = async {
-                    let mut world = world.lock().await;
-                    if world.as_ref().is_none_or(|(mode, _)| *mode != $mode) {
-                        *world = None;
-                        *world = Some(($mode, World::make($mode).await.map_err(|error| format!("{error:#}"))));
-                    }
-                    let (_, made) = world.as_ref().context("no world")?;
-                    $chapter(made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
-                };
-                runtime.block_on(chapter).map_err(|error| {
-                    // Now, not when all is over: what comes after may take long.
-                    eprintln!("{error:#}");
-                    Failed::from(format!("{error:#}"))
-                })
-            }));
-        })* };
-    }
-    for mode in MODES {
-        tests![
-            mode,
+    let mut tests = Chapters::new()?;
+    for mode in ["iptables", "nftables"] {
+        chapters![
+            tests, mode, async move || World::make(mode).await;
             inside::kube_proxy_runs_in_the_mode_that_is_meant,
             inside::a_cluster_ip_leads_to_a_pod_that_sees_its_callers_own_address,
             inside::a_pod_on_the_nodes_network_reaches_a_cluster_ip_under_the_nodes_address,
@@ -161,15 +140,32 @@ fn main() -> Result<ExitCode> {
         ];
     }
     // No Service is on these ways, so kube-proxy's mode is nothing to them.
-    let [_, last] = MODES;
-    tests![
-        last,
+    chapters![
+        tests, "nftables", async || World::make("nftables").await;
         ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
         gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses,
     ];
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
-    drop(world);
-    Ok(if conclusion.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    chapters![
+        tests, "engine", World::make_with_engine;
+        policy::the_engine_finds_the_link_of_every_pod,
+        policy::with_an_engine_and_without_a_policy_every_path_is_as_ever,
+        policy::what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_else_does,
+        policy::what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does,
+        policy::the_kubelet_probes_a_pod_that_a_policy_closes,
+        policy::a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_force,
+        admitted::a_cluster_ip_leads_to_a_pod_whose_policy_lets_in_its_caller_and_to_no_other,
+        admitted::a_pod_on_the_nodes_network_reaches_a_cluster_ip_where_a_policy_lets_in_its_node,
+        admitted::a_pod_reaches_itself_through_its_own_service_only_where_its_policy_lets_it_in,
+        admitted::an_affinity_keeps_a_client_with_one_pod_where_a_policy_lets_it_in,
+        admitted::a_vm_reaches_the_pods_of_a_headless_service_where_a_policy_lets_it_in,
+        admitted::names_are_resolved_and_called_where_policies_let_the_questions_through,
+        admitted::a_node_port_leads_to_a_pod_whose_policy_lets_in_its_client_and_to_no_other,
+        admitted::a_load_balancer_leads_to_a_pod_whose_policy_lets_in_its_client_and_to_no_other,
+        admitted::a_pod_straight_behind_a_load_balancer_lets_in_its_client_and_the_probe,
+        admitted::a_pod_with_a_public_address_calls_and_is_called_as_its_policy_says,
+        admitted::an_ingress_calls_the_pods_that_let_it_in_and_no_other,
+        admitted::an_application_gateway_calls_the_pods_that_let_in_its_subnet,
+        policy::the_engine_and_the_agent_do_not_disturb_each_other,
+    ];
+    Ok(tests.run())
 }

@@ -24,12 +24,22 @@ async fn rollout(cluster: &Cluster, verb: &str) -> Result<()> {
     cluster.kubectl(&["rollout", verb, "deployment/coredns", "--namespace=kube-system"]).await.map(drop)
 }
 
-/// The node that CoreDNS runs on.
-async fn asking_node(world: &World) -> Result<String> {
+/// CoreDNS' pod as the API server has it.
+async fn coredns(world: &World) -> Result<Value> {
     let pods = ["get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns", "--output=json"];
-    let pods: Value = serde_json::from_str(&world.cluster.kubectl(&pods).await?)?;
-    let node = pods["items"][0]["spec"]["nodeName"].as_str().context("no pod of CoreDNS")?;
-    Ok(world.cluster.host(node)?.address)
+    let mut pods: Value = serde_json::from_str(&world.cluster.kubectl(&pods).await?)?;
+    Ok(pods["items"][0].take())
+}
+
+/// The address of the node that CoreDNS runs on.
+async fn asking_node(world: &World) -> Result<String> {
+    let node = coredns(world).await?["spec"]["nodeName"].as_str().map(str::to_owned);
+    Ok(world.cluster.host(&node.context("no pod of CoreDNS")?)?.address)
+}
+
+/// The address of its pod.
+pub async fn coredns_address(world: &World) -> Result<String> {
+    coredns(world).await?["status"]["podIP"].as_str().map(str::to_owned).context("no pod of CoreDNS")
 }
 
 /// What a name leads to, as a process in the pod resolves it: by the pod's own resolv.conf.

@@ -1,41 +1,56 @@
-//! Tests that come one after the other on one world, which the first of them makes.
+//! Tests that come one after the other, each on a world that the first of them makes.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 /// All of a program's tests; [`chapters`](crate::chapters!) makes them from a list.
 pub struct Chapters<W> {
     runtime: Arc<Runtime>,
-    /// Made once, also when that fails: the other chapters would fail in the same way, only later.
-    world: Arc<OnceCell<Result<W, String>>>,
+    /// There is one world at a time.
+    world: Arc<Mutex<Option<Made<W>>>>,
     trials: Vec<Trial>,
 }
 
-impl<W: Send + Sync + 'static> Chapters<W> {
+/// A world of this name. Made once, also when that fails: the other chapters would fail in the same way, only later.
+struct Made<W> {
+    name: Option<&'static str>,
+    outcome: Result<W, String>,
+}
+
+impl<W: Send + 'static> Chapters<W> {
     /// # Errors
     /// When no runtime can be had.
     pub fn new() -> Result<Self> {
         Ok(Self { runtime: Arc::new(Runtime::new()?), world: Arc::default(), trials: vec![] })
     }
 
-    /// `path` is how the chapter is named in the source.
+    /// `world` is the name of the chapter's world where there are several: one that is there under another name is taken down
+    /// before this one is made. `path` is how the chapter is named in the source.
     pub fn add(
         &mut self,
+        world: Option<&'static str>,
         path: &str,
         make: impl AsyncFn() -> Result<W> + Send + 'static,
         chapter: impl AsyncFn(&W) -> Result<()> + Send + 'static,
     ) {
-        let (runtime, world) = (Arc::clone(&self.runtime), Arc::clone(&self.world));
-        self.trials.push(Trial::test(path.replace(' ', ""), move || {
+        let (runtime, there) = (Arc::clone(&self.runtime), Arc::clone(&self.world));
+        let name = Vec::from_iter(world.into_iter().chain([path])).join("::");
+        self.trials.push(Trial::test(name.replace(' ', ""), move || {
             let begun = Instant::now();
             let outcome = runtime.block_on(async {
-                let made = world.get_or_init(|| async { make().await.map_err(|error| format!("{error:#}")) });
-                chapter(made.await.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
+                let mut there = there.lock().await;
+                if there.as_ref().is_none_or(|made| made.name != world) {
+                    *there = None;
+                    let outcome = make().await.map_err(|error| format!("{error:#}"));
+                    *there = Some(Made { name: world, outcome });
+                }
+                let made = there.as_ref().context("no world")?;
+                chapter(made.outcome.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
             });
             println!("{:.1} s", begun.elapsed().as_secs_f64());
             outcome.map_err(|error| {
@@ -57,11 +72,15 @@ impl<W: Send + Sync + 'static> Chapters<W> {
 }
 
 /// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes. Gives the exit code.
+/// With [`Chapters`] and the name of one of several worlds before that it only adds them.
 #[macro_export]
 macro_rules! chapters {
     ($make:path; $($chapter:path),* $(,)?) => {{
         let mut chapters = $crate::chapters::Chapters::new()?;
-        $(chapters.add(stringify!($chapter), $make, $chapter);)*
+        $(chapters.add(None, stringify!($chapter), $make, $chapter);)*
         Ok(chapters.run())
     }};
+    ($chapters:ident, $world:expr, $make:expr; $($chapter:path),* $(,)?) => {
+        $($chapters.add(Some($world), stringify!($chapter), $make, $chapter);)*
+    };
 }

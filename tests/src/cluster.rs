@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// A running cluster. Dropped, it is taken down, unless [`Cluster::keep`] was called.
 pub struct Cluster {
@@ -170,9 +170,23 @@ impl Cluster {
 
     /// Runs a command in the namespaces of a machine and gives what it printed.
     pub async fn run_on(&self, host: &str, command: &[&str]) -> Result<String> {
+        self.output(self.exec(host, command)).await
+    }
+
+    /// Starts a program in the namespaces of a machine; what it says goes to `logs/HOST.NAME.log` of the cluster's folder.
+    ///
+    /// # Errors
+    /// When its log can't be written or it can't be started.
+    pub fn start_on(&self, host: &str, name: &str, command: &[&str]) -> Result<Child> {
+        let log = std::fs::File::create(self.dir.join(format!("logs/{host}.{name}.log")))?;
+        let mut exec = self.exec(host, command);
+        Ok(exec.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?)
+    }
+
+    fn exec(&self, host: &str, command: &[&str]) -> Command {
         let mut exec = Command::new(tool("cluster"));
         exec.args(["exec", "--dir"]).arg(&self.dir).arg(host).arg("--").args(command);
-        self.output(exec).await
+        exec
     }
 
     /// Adds, deletes, stops, starts or reboots a node.

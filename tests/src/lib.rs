@@ -8,8 +8,9 @@
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
 //!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
+//!   engine    an engine of NetworkPolicy on the nodes, and policies for it
 //!   probe     what a test program does when it is started again inside a place
-//!   chapters  tests that come one after the other on one world
+//!   chapters  tests that come one after the other, each on a world
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
@@ -17,6 +18,7 @@ pub mod azure;
 pub mod chapters;
 pub mod cluster;
 pub mod control_plane;
+pub mod engine;
 pub mod node;
 pub mod place;
 pub mod probe;

@@ -1,17 +1,17 @@
-//! The paths with an engine's rules in place, allowed and denied.
+//! NetworkPolicy by a real engine, Calico's Felix: what it allows keeps its paths, what it denies doesn't pass.
 
-use crate::{SOON, World, until_reached};
+use crate::{SOON, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::time::Duration;
 use vnetpool_plugin::ledger::{Pod, Sandbox};
+use vnetpool_tests::engine::{block, lets_in, lets_out, pods};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The port of the Service.
-const SERVED: u16 = 80;
 
 /// The name of the link of the pod in the namespace `default`.
 fn link_of(pod: &ProbePod) -> String {
@@ -19,13 +19,9 @@ fn link_of(pod: &ProbePod) -> String {
     sandbox.host_link(&Pod { namespace: "default".to_owned(), name: pod.name.clone(), uid: String::new() })
 }
 
-/// Callers with the label `app`.
-fn pods(app: &str) -> Value {
-    json!({ "podSelector": { "matchLabels": { "app": app } } })
-}
-
-fn block(address: &str) -> Value {
-    json!({ "ipBlock": { "cidr": format!("{address}/32") } })
+/// Waits until the probe at `address` sees the caller under the caller's own address.
+pub async fn until_reached(from: &Place, address: impl Display) -> Result<()> {
+    until_seen(from, &address.to_string(), PORT, &Seen::new(&from.address, &address)).await
 }
 
 pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()> {
@@ -33,7 +29,7 @@ pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()>
         // A chain for what goes to the workload behind this link, and it is there.
         let (chain, link) = (format!("-g cali-tw-{}", link_of(pod)), link_of(pod));
         eventually(&format!("Felix's chain for {}", pod.name), SOON, || async {
-            Ok(world.rules(node).await?.contains(&chain).then_some(()))
+            Ok(world.cluster.run_on(node, &["iptables-nft-save"]).await?.contains(&chain).then_some(()))
         })
         .await?;
         let links = world.cluster.run_on(node, &["ip", "-o", "link", "show", &link]).await?;
@@ -74,8 +70,7 @@ pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_els
     world: &World,
 ) -> Result<()> {
     let (web, near, away) = (&world.web.address, Place::pod(&world.near)?, Place::pod(&world.away)?);
-    let rule = |from: Value| json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] });
-    world.rule("web", rule(json!([pods("near")]))).await?;
+    world.cluster.rule("web", lets_in([pods("near")])).await?;
     until_dropped(&away, web, PORT).await?;
     until_dropped(&world.vm, web, PORT).await?;
     until_dropped(&world.nodes[1], web, PORT).await?;
@@ -84,51 +79,30 @@ pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_els
     until_reached(&Place::pod(&world.web)?, &world.vm.address).await?;
     beyond(world, &Place::pod(&world.web)?).await?;
     // The other way about: a pod of another node, and a VM by its address.
-    world.rule("web", rule(json!([pods("away"), block(&world.vm.address)]))).await?;
+    world.cluster.rule("web", lets_in([pods("away"), block(&world.vm.address)])).await?;
     until_dropped(&near, web, PORT).await?;
     until_reached(&away, web).await?;
     until_reached(&world.vm, web).await?;
-    world.unrule("web").await?;
+    world.cluster.unrule("web").await?;
     until_reached(&near, web).await
 }
 
 pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: &World) -> Result<()> {
     let near = Place::pod(&world.near)?;
     let (web, away, internet) = (&world.web.address, &world.away.address, &world.internet.address);
-    let rule = |to: Value| json!({ "policyTypes": ["Egress"], "egress": [{ "to": to }] });
-    world.rule("near", rule(json!([pods("away"), block(internet)]))).await?;
+    world.cluster.rule("near", lets_out([pods("away"), block(internet)])).await?;
     until_dropped(&near, web, PORT).await?;
     until_dropped(&near, &world.vm.address, PORT).await?;
     until_reached(&near, away).await?;
     until_seen(&near, internet, PORT, &Seen::new(&world.nodes[0].address, internet)).await?;
     // Calls of others are no matter of egress.
     until_reached(&world.vm, &near.address).await?;
-    world.rule("near", rule(json!([pods("web"), block(&world.vm.address)]))).await?;
+    world.cluster.rule("near", lets_out([pods("web"), block(&world.vm.address)])).await?;
     until_dropped(&near, away, PORT).await?;
     until_dropped(&near, internet, PORT).await?;
     until_reached(&near, web).await?;
     until_reached(&near, &world.vm.address).await?;
-    world.unrule("near").await
-}
-
-pub async fn a_policy_holds_for_calls_by_way_of_a_service(world: &World) -> Result<()> {
-    let spec = json!({ "selector": { "app": "web" }, "ports": [{ "port": SERVED, "targetPort": PORT }] });
-    let service = json!({ "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": "web", "namespace": "default" }, "spec": spec });
-    world.cluster.apply(&service.to_string()).await?;
-    let made = world.cluster.kubectl(&["get", "service", "web", "-o", "json"]).await?;
-    let made: Value = serde_json::from_str(&made)?;
-    let address = made["spec"]["clusterIP"].as_str().context("a Service without an address")?;
-    let (near, away) = (Place::pod(&world.near)?, Place::pod(&world.away)?);
-    for caller in [&near, &away] {
-        until_seen(caller, address, SERVED, &Seen::new(&caller.address, world.web.address)).await?;
-    }
-    let from = json!([pods("away")]);
-    world.rule("web", json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] })).await?;
-    until_dropped(&near, address, SERVED).await?;
-    until_seen(&away, address, SERVED, &Seen::new(&away.address, world.web.address)).await?;
-    world.unrule("web").await?;
-    world.cluster.kubectl(&["delete", "service", "web"]).await.map(drop)
+    world.cluster.unrule("near").await
 }
 
 /// A StatefulSet of one probe on node-1, with more fields for its container.
@@ -151,7 +125,7 @@ async fn stateful(world: &World, name: &str, grace: u32, more: Value) -> Result<
 }
 
 pub async fn the_kubelet_probes_a_pod_that_a_policy_closes(world: &World) -> Result<()> {
-    world.rule("probed", json!({ "policyTypes": ["Ingress", "Egress"] })).await?;
+    world.cluster.rule("probed", json!({ "policyTypes": ["Ingress", "Egress"] })).await?;
     let http = json!({ "httpGet": { "path": "/whoami", "port": PORT }, "periodSeconds": 1 });
     // Ready means that its probe was answered.
     let probed = stateful(world, "probed", 1, json!({ "readinessProbe": http })).await?;
@@ -161,14 +135,13 @@ pub async fn the_kubelet_probes_a_pod_that_a_policy_closes(world: &World) -> Res
     until_reached(&world.nodes[0], probed.address).await?;
     world.cluster.kubectl(&["delete", "statefulset", "probed"]).await?;
     world.cluster.no_pods("probed").await?;
-    world.unrule("probed").await
+    world.cluster.unrule("probed").await
 }
 
 pub async fn a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_force(
     world: &World,
 ) -> Result<()> {
-    let from = json!([pods("near")]);
-    world.rule("kept", json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": from }] })).await?;
+    world.cluster.rule("kept", lets_in([pods("near")])).await?;
     let first = stateful(world, "kept", 30, json!({})).await?;
     let near = Place::pod(&world.near)?;
     until_reached(&near, first.address).await?;
@@ -182,7 +155,7 @@ pub async fn a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_for
     until_dropped(&world.vm, second.address, PORT).await?;
     world.cluster.kubectl(&["delete", "statefulset", "kept"]).await?;
     world.cluster.no_pods("kept").await?;
-    world.unrule("kept").await
+    world.cluster.unrule("kept").await
 }
 
 pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -> Result<()> {
