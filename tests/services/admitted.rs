@@ -100,16 +100,18 @@ async fn hold_coredns(world: &World) -> Result<()> {
 pub async fn names_are_resolved_and_called_where_policies_let_the_questions_through(
     world: &World,
 ) -> Result<()> {
-    hold_coredns(world).await?;
     let (vm, internet) = (block(&world.vm.address), block(&world.internet.address));
     let called = [dns(), pods("web"), pods("set"), vm.clone(), internet];
     // The VM has them ask and call.
     let policy = lets_through([vm], called);
     let web = Place::pod(&world.web)?;
-    hold(world, "near", policy.clone(), &world.near, &web).await?;
-    hold(world, "away", policy, &world.away, &web).await?;
-    hold(world, "web", lets_in([pods("near"), pods("away")]), &world.web, &world.vm).await?;
-    world.cluster.rule("set", lets_in([pods("near")])).await?;
+    tokio::try_join!(
+        hold_coredns(world),
+        hold(world, "near", policy.clone(), &world.near, &web),
+        hold(world, "away", policy, &world.away, &web),
+        hold(world, "web", lets_in([pods("near"), pods("away")]), &world.web, &world.vm),
+        world.cluster.rule("set", lets_in([pods("near")])),
+    )?;
     names::a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_the_nodes_primary_address(world)
         .await?;
     names::a_service_is_called_by_its_name(world).await?;
@@ -194,9 +196,11 @@ pub async fn an_ingress_calls_the_pods_that_let_it_in_and_no_other(world: &World
 }
 
 pub async fn an_application_gateway_calls_the_pods_that_let_in_its_subnet(world: &World) -> Result<()> {
-    for (app, pod) in [("near", &world.near), ("away", &world.away)] {
-        hold(world, app, lets_in([block(gateway::SUBNET)]), pod, &world.vm).await?;
-    }
+    let policy = || lets_in([block(gateway::SUBNET)]);
+    tokio::try_join!(
+        hold(world, "near", policy(), &world.near, &world.vm),
+        hold(world, "away", policy(), &world.away, &world.vm),
+    )?;
     gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses(world).await?;
     world.cluster.unrule("near").await?;
     world.cluster.unrule("away").await

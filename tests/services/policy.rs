@@ -71,10 +71,12 @@ pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_els
 ) -> Result<()> {
     let (web, near, away) = (&world.web.address, Place::pod(&world.near)?, Place::pod(&world.away)?);
     world.cluster.rule("web", lets_in([pods("near")])).await?;
-    until_dropped(&away, web, PORT).await?;
-    until_dropped(&world.vm, web, PORT).await?;
-    until_dropped(&world.nodes[1], web, PORT).await?;
-    until_reached(&near, web).await?;
+    tokio::try_join!(
+        until_dropped(&away, web, PORT),
+        until_dropped(&world.vm, web, PORT),
+        until_dropped(&world.nodes[1], web, PORT),
+        until_reached(&near, web),
+    )?;
     // What the pod itself calls is no matter of ingress, and answers come.
     until_reached(&Place::pod(&world.web)?, &world.vm.address).await?;
     beyond(world, &Place::pod(&world.web)?).await?;
@@ -91,16 +93,20 @@ pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: 
     let near = Place::pod(&world.near)?;
     let (web, away, internet) = (&world.web.address, &world.away.address, &world.internet.address);
     world.cluster.rule("near", lets_out([pods("away"), block(internet)])).await?;
-    until_dropped(&near, web, PORT).await?;
-    until_dropped(&near, &world.vm.address, PORT).await?;
-    until_reached(&near, away).await?;
+    tokio::try_join!(
+        until_dropped(&near, web, PORT),
+        until_dropped(&near, &world.vm.address, PORT),
+        until_reached(&near, away),
+    )?;
     until_seen(&near, internet, PORT, &Seen::new(&world.nodes[0].address, internet)).await?;
     // Calls of others are no matter of egress.
     until_reached(&world.vm, &near.address).await?;
     world.cluster.rule("near", lets_out([pods("web"), block(&world.vm.address)])).await?;
-    until_dropped(&near, away, PORT).await?;
-    until_dropped(&near, internet, PORT).await?;
-    until_reached(&near, web).await?;
+    tokio::try_join!(
+        until_dropped(&near, away, PORT),
+        until_dropped(&near, internet, PORT),
+        until_reached(&near, web),
+    )?;
     until_reached(&near, &world.vm.address).await?;
     world.cluster.unrule("near").await
 }
@@ -130,8 +136,10 @@ pub async fn the_kubelet_probes_a_pod_that_a_policy_closes(world: &World) -> Res
     // Ready means that its probe was answered.
     let probed = stateful(world, "probed", 1, json!({ "readinessProbe": http })).await?;
     let pod = Place::pod(&probed)?;
-    until_dropped(&world.vm, probed.address, PORT).await?;
-    until_dropped(&pod, &world.vm.address, PORT).await?;
+    tokio::try_join!(
+        until_dropped(&world.vm, probed.address, PORT),
+        until_dropped(&pod, &world.vm.address, PORT),
+    )?;
     until_reached(&world.nodes[0], probed.address).await?;
     world.cluster.kubectl(&["delete", "statefulset", "probed"]).await?;
     world.cluster.no_pods("probed").await?;
