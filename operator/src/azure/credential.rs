@@ -262,6 +262,31 @@ impl HttpClient for TokenHttp {
 mod tests {
     use super::*;
 
+    /// It answers the machine itself only, and no proxy may learn the machine's token.
+    #[tokio::test]
+    async fn the_metadata_service_is_asked_past_the_proxy_that_leads_to_entra() {
+        let sim = vnetpool_azure_sim::Sim::start(Default::default()).await.unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Nobody listens there.
+        let proxy = reqwest::Proxy::all("http://127.0.0.1:1").unwrap();
+        let entra = reqwest::Client::builder().proxy(proxy).build().unwrap();
+        let direct = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = TokenHttp::new(entra, direct, Some(sim.arm_url().parse().unwrap()));
+        let ask = async |url: String| {
+            let mut request = Request::new(url.parse().unwrap(), Method::Get);
+            request.insert_header("metadata", "true");
+            http.execute_request(&request).await
+        };
+        let token =
+            "metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://management.azure.com";
+        let answer = ask(format!("http://{IMDS}/{token}")).await.unwrap();
+        assert_eq!(u16::from(answer.status()), 200);
+        assert!(
+            ask(format!("{}/{token}", sim.arm_url())).await.is_err(),
+            "everything else goes by the proxy"
+        );
+    }
+
     fn from(variables: &[(&str, &str)]) -> Result<Credential, Error> {
         Credential::from_env(|name| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())

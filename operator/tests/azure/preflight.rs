@@ -252,4 +252,8 @@ async fn preflight_tests_what_an_instance_of_a_uniform_scale_set_needs_and_no_mo
     assert_eq!(report.lacks(), 1, "{report}");
     assert!(line(&report.to_string(), &own[1]).starts_with("MISSING"), "{report}");
     assert_eq!(world.sim.state(), before);
+    // No write got in, not even one that would have left all as it is.
+    let log = world.arm_log();
+    let mut writes = log.iter().filter(|entry| entry.method == "PUT").peekable();
+    assert!(writes.peek().is_some() && writes.all(|entry| [403, 412].contains(&entry.status)), "{log:?}");
 }
