@@ -240,3 +240,42 @@ fn say_backed(ledger: &Ledger) -> Said {
     );
     Said { type_, is_true: false, reason: "AddressVanished", message }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use vnetpool_plugin::ledger::{Pod, Sandbox};
+
+    fn supply(generation: i64, addresses: &[&str]) -> Supply {
+        let entry = |address: &&str| Entry {
+            name: format!("vnp-{address}"),
+            address: address.parse().unwrap(),
+            attached_to: None,
+        };
+        Supply {
+            object: "o".to_owned(),
+            generation,
+            node_uid: "n".to_owned(),
+            boot_id: "b".to_owned(),
+            cooldown: Duration::from_secs(30),
+            entries: addresses.iter().map(entry).collect(),
+        }
+    }
+
+    #[test]
+    fn each_pod_whose_address_is_lost_is_named_with_the_remedy_and_no_other() {
+        let mut ledger = Ledger::rebuild("b", &[], &[], &supply(1, &["10.0.0.5", "10.0.0.6"]), None, 0);
+        for name in ["web-0", "web-1"] {
+            let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), uid: name.to_owned() };
+            let sandbox = Sandbox { container_id: name.to_owned(), ifname: "eth0".to_owned() };
+            ledger.assign(&sandbox, &pod, 0);
+        }
+        assert_eq!(say_backed(&ledger).reason, "Backed");
+        ledger.supply(&supply(2, &["10.0.0.6"]));
+        let said = say_backed(&ledger);
+        assert_eq!((said.is_true, said.reason), (false, "AddressVanished"));
+        assert!(said.message.contains("10.0.0.5 of shop/web-0;"), "{}", said.message);
+        assert!(said.message.contains("delete them") && !said.message.contains("web-1"), "{}", said.message);
+    }
+}
