@@ -150,6 +150,14 @@ mod tests {
         let subnet = world.subnet_document(subnet).unwrap();
         assert_eq!(subnet["properties"]["addressPrefix"], "10.224.0.0/20");
         assert_eq!(subnet["properties"]["routeTable"]["id"], done["outputs"]["routeTableId"]["value"]);
+        let group = subnet["properties"]["networkSecurityGroup"]["id"].as_str().unwrap();
+        assert_eq!(
+            group,
+            format!(
+                "{}/providers/Microsoft.Network/networkSecurityGroups/vnetpool-nodes",
+                world.group_id("vnetpool")
+            )
+        );
         assert_eq!(subnet["properties"]["provisioningState"], "Succeeded");
         // Applied again, it changes nothing.
         assert_eq!(
