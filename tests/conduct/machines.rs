@@ -59,8 +59,11 @@ fn assigned(seen: &NodeIPAllocation) -> BTreeSet<String> {
     status.into_iter().flat_map(|status| &status.assignments).map(|one| one.address.clone()).collect()
 }
 
+/// As the agent says of what `spec` has now: what it said of before proves nothing.
 pub fn is_backed(seen: &NodeIPAllocation) -> bool {
-    find(seen, condition::ASSIGNMENTS_BACKED).is_some_and(|one| one.status == "True")
+    let taken_up = seen.status.as_ref().and_then(|status| status.observed_generation);
+    taken_up == seen.metadata.generation
+        && find(seen, condition::ASSIGNMENTS_BACKED).is_some_and(|one| one.status == "True")
 }
 
 /// Waits until so many pods have addresses that the NIC holds, and gives their addresses.

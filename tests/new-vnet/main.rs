@@ -81,8 +81,8 @@ async fn with(
     after["properties"][list].as_array_mut().context("no list")?.push(element);
     arm(&world.cluster, "PUT", resource, after).await?;
     let looked = look().await;
-    arm(&world.cluster, "PUT", resource, before).await?;
-    looked
+    let put_back = arm(&world.cluster, "PUT", resource, before).await.map(drop);
+    looked.and(put_back)
 }
 
 async fn the_templates_security_group_and_route_table_act_on_pods(world: &World) -> Result<()> {
