@@ -1,6 +1,7 @@
 //! Answers that don't come: what was reserved is found and used, never leaked.
 
 use crate::Test;
+use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -42,7 +43,7 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
     let status = |status| Effect::Status {
         status,
         body: json!({ "error": { "code": "InternalServerError", "message": "An error occurred." } }),
-        headers: Default::default(),
+        headers: [("retry-after".to_owned(), "1".to_owned())].into(),
     };
     let losses = [
         Effect::CutBeforeApply,
@@ -58,6 +59,9 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
         stage.fault("GET", "/operations/", Some(1), loss.clone());
         stage.node(&format!("n{index}"), None).await?;
     }
+    // One node's polls may meet several of them, and each that is cut costs it ten seconds.
+    let all_have_struck = |_: &Metrics| stage.sim.faults().iter().all(|fault| fault.hits > 0);
+    Metrics::until(&stage, "every loss has struck", all_have_struck).await?;
     for index in 0..losses.len() {
         stage.until_holds(&format!("n{index}"), 4).await?;
     }

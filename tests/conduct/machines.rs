@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_reimaged_instance_gets_new_addresses_when_it_boots,
     an_instance_that_is_scaled_in_leaves_nothing_behind,
     an_instance_id_that_comes_back_is_another_machine,
+    an_instance_id_that_comes_back_while_no_operator_looks_is_another_machine,
     a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive,
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
@@ -232,13 +233,32 @@ async fn an_instance_that_is_scaled_in_leaves_nothing_behind(plane: &ControlPlan
 
 async fn an_instance_id_that_comes_back_is_another_machine(plane: &ControlPlane) -> Result<()> {
     let (stage, vm) = uniform(plane).await?;
+    another_machine_is_served(&stage, &vm, false).await
+}
+
+/// Then nobody has seen that the Node was gone in between.
+async fn an_instance_id_that_comes_back_while_no_operator_looks_is_another_machine(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = uniform(plane).await?;
+    another_machine_is_served(&stage, &vm, true).await
+}
+
+/// The machine and its Node go, and others take their ids and names, perhaps while there is no operator.
+async fn another_machine_is_served(stage: &Stage<'_>, vm: &VmInfo, unseen: bool) -> Result<()> {
     stage.bind(NODE, 2).await?;
     let shown = stage.until_offers(NODE, 3).await?;
+    if unseen {
+        stage.kill().await?;
+    }
     stage.sim.delete_vm("pool_0", false).await?;
-    let again = instance(&stage).await?;
+    let again = instance(stage).await?;
     ensure!(again.provider_id == vm.provider_id && again.mac != vm.mac);
     stage.delete_node(NODE).await?;
     stage.join(NODE, &again.provider_id).await?;
+    if unseen {
+        stage.start().await?;
+    }
     let is_new = |seen: &NodeIPAllocation| {
         let nic = seen.spec.interfaces.first().filter(|nic| nic.mac == again.mac)?;
         (!nic.ip_configurations.is_empty()).then(|| seen.clone())
