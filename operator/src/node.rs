@@ -142,6 +142,8 @@ pub struct Round {
     /// The newest version there is.
     allocation: Arc<NodeIPAllocation>,
     need: Need,
+    /// When it was last looked: what held then has shaped the plan, though it may hold no more.
+    looked: Instant,
     seen: Option<Seen>,
     plan: Option<Plan>,
     /// What would be done, in a dry run.
@@ -216,7 +218,7 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         return vacate::replace(ctx, &allocation, memory).await;
     }
     let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
-    let mut round = Round { allocation, need, seen: None, plan: None, rehearsal: None, attachments: None };
+    let mut round = Round::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut round, &node, memory).await {
             // In this pass, because nothing may come after it: `Writing` is True by now.
@@ -239,9 +241,9 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
     }
     let say_again = report::report(ctx, &mut round, &node, memory).await?;
     outcome?;
-    let now = Instant::now();
-    let next_look = recheck::next_look(&node.name_any(), memory.nic_known.unwrap_or(ctx.started), now);
-    Ok(Next::After(wait(&round, memory, say_again, next_look, now)))
+    let next_look =
+        recheck::next_look(&node.name_any(), memory.nic_known.unwrap_or(ctx.started), round.looked);
+    Ok(Next::After(wait(&round, memory, say_again, next_look, Instant::now())))
 }
 
 /// Observe, plan, write, publish.
@@ -299,6 +301,11 @@ fn catch_up(ctx: &Context, round: &mut Round, memory: &mut Memory) {
 }
 
 impl Round {
+    fn of(allocation: Arc<NodeIPAllocation>, need: Need) -> Round {
+        let looked = Instant::now();
+        Round { allocation, need, looked, seen: None, plan: None, rehearsal: None, attachments: None }
+    }
+
     fn names_less_than_is_written(&self) -> bool {
         let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
         let table = seen.and_then(|seen| seen.routed.as_ref()).map(|routed| routed.table.to_string());
@@ -329,6 +336,7 @@ impl Round {
 async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     (round.seen, round.plan, round.rehearsal, round.attachments) = (None, None, None, None);
     let now = Instant::now();
+    round.looked = now;
     round.need.note();
     let seen = observe::observe(ctx, &round.allocation, node, &round.need, memory, now).await;
     let seen = seen.map_err(Error::Find)?;
@@ -387,6 +395,8 @@ fn is_done_with(round: &Round) -> bool {
     no_pool && holds_nothing
 }
 
+/// How long until the node is to be looked at again. All is asked as of the last look, and what has come due since then is due
+/// at once: an error that held writes back then and has run out since would be nobody's business otherwise.
 fn wait(
     round: &Round,
     memory: &Memory,
@@ -394,6 +404,8 @@ fn wait(
     next_look: Duration,
     now: Instant,
 ) -> Duration {
+    let since = now.saturating_duration_since(round.looked);
+    let now = round.looked;
     let plan = round.plan.as_ref();
     let setback =
         memory.setback.as_ref().filter(|setback| setback.holds(now)).map(|setback| setback.until - now);
@@ -409,7 +421,7 @@ fn wait(
     let hint = memory.hints.due(&round.allocation, now).filter(|wait| !wait.is_zero());
     let plan = plan.and_then(|plan| plan.requeue);
     let sooner = [plan, setback, unsettled, at_once, refused, ungrouped, say_again, turn, hint];
-    sooner.into_iter().flatten().fold(next_look, Duration::min)
+    sooner.into_iter().flatten().fold(next_look, Duration::min).saturating_sub(since)
 }
 
 /// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.
@@ -421,4 +433,31 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, ctx: Arc<Conte
         _ if error.is_conflict() => SOON,
         _ => Duration::from_secs(1) * 2_u32.pow(ctx.memories.api_errors(&name).min(6)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
+        let object = json!({
+            "metadata": {"name": "n", "uid": "a", "resourceVersion": "9"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+        });
+        let allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
+        let mut memory = Memories::default().take(&allocation);
+        // A cluster that nobody watches.
+        let url = "http://127.0.0.1:1".parse().unwrap();
+        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
+        let round = Round::of(allocation, Need::of(&cluster, &caller, "n"));
+        let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
+        memory.setback = Some(Setback::after(None, Stage::Write, &lost, round.looked));
+        let hour = Duration::from_secs(3600);
+        let wait = |after| wait(&round, &memory, None, hour, round.looked + Duration::from_millis(after));
+        // Half a second is how long it holds.
+        assert_eq!(wait(200), Duration::from_millis(300));
+        assert_eq!(wait(2000), Duration::ZERO);
+    }
 }
