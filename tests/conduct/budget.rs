@@ -129,9 +129,9 @@ fn within_the_budget(log: &[LogEntry]) -> Result<()> {
         }
         for (first, from) in times.iter().enumerate() {
             for (last, to) in times.iter().enumerate().skip(first) {
-                let (count, allowed) = ((last - first + 1) as f64, burst + rate * (to - from));
-                // Requests that were let through one after the other may arrive closer together.
-                ensure!(count <= allowed + 5.0, "{count} requests in {} s, write: {is_write}", to - from);
+                // Requests that were let through one after the other may arrive closer together, on a busy machine by that much.
+                let (count, allowed) = ((last - first + 1) as f64, burst + rate * (to - from + 1.5));
+                ensure!(count <= allowed, "{count} requests in {} s, write: {is_write}", to - from);
             }
         }
     }
