@@ -6,7 +6,7 @@ use vnetpool_azure_sim::{Effect, Ending, Settings};
 use vnetpool_operator::azure::{Change, Error, Freshness, Priority, ProvisioningState, Remedy};
 
 use crate::script::{Script, answer};
-use crate::scripted::{OPERATION, id, nic, reserve};
+use crate::scripted::{OPERATION, accepted, id, nic, reserve};
 use crate::simulated::{World, change, names};
 
 #[tokio::test]
@@ -18,11 +18,7 @@ async fn a_signed_address_of_kilobytes_is_used_byte_for_byte() {
     assert!(address.len() > 4096);
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(
-            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-                .with("azure-asyncoperation", format!("{}{address}", script.url))
-                .with("retry-after", 1),
-        )
+        .next(accepted(format!("{}{address}", script.url)))
         .next(answer(200, json!({ "status": "Succeeded" })))
         .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
     script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();

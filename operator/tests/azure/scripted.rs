@@ -8,7 +8,7 @@ use vnetpool_operator::azure::{
     Change, Error, Freshness, Kind, Priority, ProvisioningState, Remedy, ResourceId, Urgency, VmId,
 };
 
-use crate::script::{Script, answer, client};
+use crate::script::{Answer, Script, answer, client};
 
 const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
 pub const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
@@ -33,6 +33,13 @@ pub fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
         "location": "westeurope",
         "properties": { "provisioningState": state, "ipConfigurations": all },
     })
+}
+
+/// To the write that adds vnp-1: Azure takes its time over it, and tells of it at this URL.
+pub fn accepted(operation: String) -> Answer {
+    answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+        .with("azure-asyncoperation", operation)
+        .with("retry-after", 1)
 }
 
 pub fn reserve(name: &str) -> Change {
@@ -86,11 +93,7 @@ async fn an_operation_is_polled_at_the_url_and_the_pace_that_azure_gives() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(
-            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
-                .with("retry-after", 1),
-        )
+        .next(accepted(format!("{}{OPERATION}", script.url)))
         .next(answer(200, json!({ "status": "InProgress" })).with("retry-after", 2))
         .next(answer(200, json!({ "status": "Succeeded" })))
         .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
@@ -108,11 +111,7 @@ async fn polls_go_on_through_throttling_and_server_errors() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(
-            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
-                .with("retry-after", 1),
-        )
+        .next(accepted(format!("{}{OPERATION}", script.url)))
         .next(answer(429, arm_error("SubscriptionRequestsThrottled")).with("retry-after", 1))
         .next(answer(503, arm_error("ServiceUnavailable")).with("retry-after", 1))
         .next(answer(200, json!({ "status": "Succeeded" })))
@@ -127,9 +126,7 @@ async fn an_operation_that_fails_keeps_its_code_and_the_nic_is_read_anew() {
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
         .next(
-            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
-                .with("retry-after", 1),
+            accepted(format!("{}{OPERATION}", script.url)),
         )
         .next(answer(200, json!({ "status": "Failed", "error": { "code": "NetworkingInternalOperationError", "message": "words" } })));
     let azure = script.azure();
@@ -146,11 +143,9 @@ async fn an_operation_that_fails_keeps_its_code_and_the_nic_is_read_anew() {
 #[tokio::test]
 async fn an_operation_elsewhere_is_not_followed() {
     let (script, elsewhere) = (Script::start().await, Script::start().await);
-    script.next(answer(200, nic("W/\"1\"", "Succeeded", &[]))).next(
-        answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-            .with("azure-asyncoperation", format!("{}{OPERATION}", elsewhere.url))
-            .with("retry-after", 1),
-    );
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(accepted(format!("{}{OPERATION}", elsewhere.url)));
     let error = script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
     assert!(error.to_string().contains("isn't Azure Resource Manager"), "{error}");
     assert!(elsewhere.heard().is_empty());
@@ -214,11 +209,7 @@ async fn a_write_that_is_outgrown_after_its_turn_is_followed_to_its_end() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(
-            answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
-                .with("azure-asyncoperation", format!("{}{OPERATION}", script.url))
-                .with("retry-after", 1),
-        )
+        .next(accepted(format!("{}{OPERATION}", script.url)))
         .next(answer(200, json!({ "status": "Succeeded" })))
         .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
     let outgrown = Urgency::until(Priority::WarmRefill, std::future::ready(()));
