@@ -4,9 +4,8 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
-use vnetpool_azure_sim::{Application, Config, Effect, Fault, LogEntry, Proxy, Sim};
+use vnetpool_azure_sim::{Application, Config, Effect, Fault, LogEntry, Proxy, Sim, seclude};
 use vnetpool_operator::azure::{self, Azure, Cloud, Credential, Error, Freshness, Priority};
 
 use crate::simulated::World;
@@ -24,9 +23,7 @@ impl Abroad {
     /// In a network of the test's own thread, which leads nowhere: a program that took another identity than it is given would
     /// ask this machine's metadata service.
     async fn start() -> Abroad {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| panic!("this test needs root: {error}"));
-        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-        assert!(up.success());
+        seclude().unwrap();
         let sim = Sim::start(Config::default()).await.unwrap();
         let proxy = sim.open_proxy().await.unwrap();
         let folder = tempfile::tempdir().unwrap();

@@ -33,6 +33,7 @@ mod resource;
 mod scale_set;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod seclusion;
 mod sim;
 mod subnet;
 mod template;
@@ -50,5 +51,6 @@ pub use fault::{Effect, Ending, Fault, Standing};
 pub use log::LogEntry;
 pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};
 pub use proxy::Proxy;
+pub use seclusion::seclude;
 pub use sim::Sim;
 pub use world::{Config, VnetConfig};
