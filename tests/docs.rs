@@ -1,4 +1,4 @@
-//! The tables of `docs/` name tests as their proof: each of them must exist.
+//! The tables of `docs/` name tests as their proof, and places in the code as what these depend on: all of them must exist.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ fn every_row_of_the_tables_names_tests_that_exist() {
         let Ok(text) = std::fs::read_to_string(root().join(document)) else {
             panic!("{document} is missing");
         };
-        for (number, cell) in shown_by(&text) {
+        for (number, cell) in column(&text, "shown by") {
             let named = backticked(cell);
             assert!(!named.is_empty(), "{document}:{number}: the row names no test");
             for name in named {
@@ -32,7 +32,7 @@ fn every_row_of_the_tables_names_tests_that_exist() {
 #[test]
 fn a_row_without_an_existing_test_is_found() {
     let text = "| situation | shown by |\n|---|---|\n| a | `every_row_of_the_tables_names_tests_that_exist` |\n| b | `no_such` |\n";
-    let rows: Vec<_> = shown_by(text).into_iter().flat_map(|(_, cell)| backticked(cell)).collect();
+    let rows: Vec<_> = column(text, "shown by").into_iter().flat_map(|(_, cell)| backticked(cell)).collect();
     assert_eq!(rows, ["every_row_of_the_tables_names_tests_that_exist", "no_such"]);
     let tests = tests();
     assert!(tests.contains(rows[0]) && !tests.contains(rows[1]));
@@ -40,8 +40,78 @@ fn a_row_without_an_existing_test_is_found() {
     assert!(!tests.contains("backticked"));
 }
 
-/// Line number and cell of each row below a header that has a column "shown by".
-fn shown_by(text: &str) -> Vec<(usize, &str)> {
+#[test]
+fn every_place_in_the_code_that_the_tables_name_is_there() {
+    let mut sources = vec![];
+    visit(&root(), &mut |path, text| sources.push((path.to_owned(), text.to_owned())));
+    let has = |place: &Place| {
+        let mut texts = sources.iter().filter(|(path, _)| path.ends_with(place.file)).map(|(_, text)| text);
+        texts.any(|text| place.words().all(|word| words(text).any(|one| one == word)))
+    };
+    let mut found = 0;
+    for document in TABLES {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        for (number, cell) in column(&text, "switch") {
+            for place in places(cell) {
+                assert!(has(&place), "{document}:{number}: there is no {place:?}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 0, "no table names a place in the code");
+    for nowhere in
+        ["`words` in `docs.go.rs`", "`no such` in `crds/src/names.rs`", "`crds/src/names.rs::cats`"]
+    {
+        assert!(places(nowhere).iter().any(|place| !has(place)), "{nowhere}");
+    }
+}
+
+#[test]
+fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
+    let cell = "`no`; each `a.b` and `c` in `one/two.rs::d`, or `e`, `f` in `g.rs`; in `h.rs`";
+    let found: Vec<_> = places(cell).into_iter().map(|place| (place.file, place.names)).collect();
+    assert_eq!(found, [("one/two.rs", vec!["a.b", "c", "d"]), ("g.rs", vec!["e", "f"]), ("h.rs", vec![])]);
+}
+
+/// A file of ours, by the end of its path, and what is in it.
+#[derive(Debug)]
+struct Place<'a> {
+    file: &'a str,
+    names: Vec<&'a str>,
+}
+
+impl Place<'_> {
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().flat_map(|name| words(name))
+    }
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+}
+
+/// The places that a cell names: `file.rs`, `file.rs::name`, and `name` in either, or several names.
+fn places(cell: &str) -> Vec<Place<'_>> {
+    let (mut found, mut names) = (vec![], vec![]);
+    let mut parts = cell.split('`');
+    while let (Some(before), Some(named)) = (parts.next(), parts.next()) {
+        let (file, inside) = named.split_once("::").unwrap_or((named, ""));
+        let is_file = file.ends_with(".rs");
+        if !(before == " in " && is_file || !is_file && [" and ", ", "].contains(&before)) {
+            names.clear();
+        }
+        if is_file {
+            names.extend(Some(inside).filter(|inside| !inside.is_empty()));
+            found.push(Place { file, names: std::mem::take(&mut names) });
+        } else {
+            names.push(named);
+        }
+    }
+    found
+}
+
+/// Line number and cell of each row below a header that has a column of this name.
+fn column<'a>(text: &'a str, name: &str) -> Vec<(usize, &'a str)> {
     let (mut column, mut found) = (None, vec![]);
     for (index, line) in text.lines().enumerate() {
         if !line.starts_with('|') {
@@ -50,7 +120,7 @@ fn shown_by(text: &str) -> Vec<(usize, &str)> {
         }
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         match column {
-            None => column = cells.iter().position(|cell| cell.to_lowercase().starts_with("shown by")),
+            None => column = cells.iter().position(|cell| cell.to_lowercase().starts_with(name)),
             Some(_) if cells.iter().all(|cell| cell.starts_with("--")) => {}
             Some(column) => found.push((index + 1, cells.get(column).copied().unwrap_or_default())),
         }

@@ -60,8 +60,9 @@ use uniform::{Model, Models};
 /// one.
 const NETWORK_API: &str = "2025-05-01";
 const COMPUTE_API: &str = "2025-04-01";
-/// Address spaces and peerings change rarely, and many nodes share one virtual network.
-const NETWORK_KEPT: Duration = Duration::from_secs(60);
+/// For so long what was read of a virtual network will do: address spaces and peerings change rarely, and many nodes share one.
+/// A second less than the minute within which every node follows a change, for what the operator and the agents need then.
+pub const NETWORK_KEPT: Duration = Duration::from_secs(59);
 
 /// A write to a NIC that another operation is changing is put off by this; such operations take seconds.
 const UNSETTLED: Duration = Duration::from_secs(5);
@@ -263,7 +264,7 @@ impl Azure {
         self.nics.forget(id);
     }
 
-    /// A subnet and the virtual network around it, no older than a minute. So is an error, for all nodes of all its subnets
+    /// A subnet and the virtual network around it, no older than [`NETWORK_KEPT`]. So is an error, for all nodes of all its subnets
     /// would meet it, unless Azure lets us try again sooner.
     #[instrument(skip_all, fields(subnet = %subnet))]
     pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {

@@ -1,17 +1,15 @@
-//! The virtual networks around the nodes' subnets, and how full these are: once a minute for each VNet, not once a node.
+//! The virtual networks around the nodes' subnets, and how full these are: looked at once a minute for each VNet, not once a node.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::azure::{self, Azure, Error, Network, Priority, ResourceId};
-
-/// A little more than the minute for which [`Azure::network`] gives a network without asking Azure.
-const REFRESH: Duration = Duration::from_secs(61);
+use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId};
 
 /// What is known of each subnet in use.
 pub struct Networks {
@@ -23,6 +21,8 @@ pub struct Networks {
 
 struct Known {
     network: Arc<Network>,
+    /// When the virtual network was last looked at.
+    looked: Instant,
     free: Free,
 }
 
@@ -78,59 +78,92 @@ impl Networks {
     /// What a subnet has, if it is known here.
     pub fn subnet(&self, subnet: &ResourceId) -> Option<Subnet> {
         let known = self.lock();
-        let Known { network, free } = known.get(subnet)?;
+        let Known { network, free, .. } = known.get(subnet)?;
         Some(Subnet { size: size(network), free: free.clone() })
     }
 
-    /// Once a minute reads each network again and how full it is, and calls `changed` for each subnet of which that is news;
-    /// forgets subnets that aren't `in_use`. Never ends.
+    /// Reads each network again when what is known of it is [`NETWORK_KEPT`] old, and how full it is, and calls `changed` for
+    /// each subnet of which that is news; forgets subnets that aren't `in_use`. Never ends.
     pub async fn refresh(
         &self,
         in_use: impl Fn() -> HashSet<ResourceId>,
         changed: impl Fn(&ResourceId, News),
     ) {
-        let mut counted = Counts::new();
+        // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits for minutes.
+        tokio::join!(self.follow(in_use, &changed), self.count(&changed));
+    }
+
+    async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+        loop {
+            let wait = until_due(self.lock().values().map(|known| known.looked));
+            sleep(wait).await;
+            let in_use = in_use();
+            self.lock().retain(|subnet, _| in_use.contains(subnet));
+            let looks = self.due().into_values().map(|subnets| self.look(subnets, changed));
+            join_all(looks).await;
+        }
+    }
+
+    /// The subnets of each virtual network that is to be looked at again.
+    fn due(&self) -> HashMap<ResourceId, Vec<ResourceId>> {
+        let mut due = HashMap::<_, (_, Vec<_>)>::new();
+        for (subnet, known) in self.lock().iter() {
+            let (looked, subnets) = due.entry(known.network.id.clone()).or_insert((known.looked, vec![]));
+            *looked = known.looked.min(*looked);
+            subnets.push(subnet.clone());
+        }
+        due.retain(|_, (looked, _)| looked.elapsed() >= NETWORK_KEPT);
+        due.into_iter().map(|(vnet, (_, subnets))| (vnet, subnets)).collect()
+    }
+
+    async fn look(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+        for subnet in subnets {
+            // One request for all subnets of a virtual network.
+            match self.azure.network(&subnet, Priority::WarmRefill).await {
+                Ok(network) => {
+                    if self.keep(&subnet, Arc::new(network)) {
+                        info!(%subnet, "virtual network has changed");
+                        changed(&subnet, News::Network);
+                    }
+                }
+                Err(error) => {
+                    // What was read before stays good: a range that was the network's is rarely taken from it.
+                    warn!(%subnet, reason = error.reason(), %error, "virtual network not read");
+                    if let Some(known) = self.lock().get_mut(&subnet) {
+                        known.looked = Instant::now();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
+        let mut counts = Counts::new();
         loop {
             // How full a new subnet is isn't read on its first node's way to its addresses, but right after.
             tokio::select! {
                 () = self.arrived.notified() => {}
-                () = sleep(REFRESH) => {
-                    let in_use = in_use();
-                    self.lock().retain(|subnet, _| in_use.contains(subnet));
-                }
+                () = sleep(until_due(counts.values().map(|(at, _)| *at))) => {}
             }
-            self.look(&changed).await;
-            self.count(&mut counted, &changed).await;
+            self.count_due(&mut counts).await;
+            self.tell(&counts, changed);
         }
     }
 
-    async fn look(&self, changed: &impl Fn(&ResourceId, News)) {
-        for subnet in self.subnets() {
-            match self.azure.network(&subnet, Priority::WarmRefill).await {
-                Ok(network) if self.lock().get(&subnet).is_some_and(|known| *known.network == network) => {}
-                Ok(network) => {
-                    info!(%subnet, "virtual network has changed");
-                    self.keep(&subnet, Arc::new(network));
-                    changed(&subnet, News::Network);
-                }
-                // What was read before stays good: a range that was the network's is rarely taken from it.
-                Err(error) => warn!(%subnet, reason = error.reason(), %error, "virtual network not read"),
-            }
-        }
-    }
-
-    async fn count(&self, counts: &mut Counts, changed: &impl Fn(&ResourceId, News)) {
-        let subnets = self.subnets();
+    async fn count_due(&self, counts: &mut Counts) {
         let vnets: HashSet<ResourceId> =
-            subnets.iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
+            self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
         counts.retain(|vnet, _| vnets.contains(vnet));
         for vnet in vnets {
-            if counts.get(&vnet).is_none_or(|(last, _)| last.elapsed() >= REFRESH) {
+            if counts.get(&vnet).is_none_or(|(last, _)| last.elapsed() >= NETWORK_KEPT) {
                 let told = self.azure.free(&vnet, Priority::GiveBack).await;
                 counts.insert(vnet, (Instant::now(), told));
             }
         }
-        for subnet in subnets {
+    }
+
+    fn tell(&self, counts: &Counts, changed: &impl Fn(&ResourceId, News)) {
+        for subnet in self.subnets() {
             let told = azure::vnet_of(&subnet).ok().and_then(|vnet| counts.get(&vnet));
             let Some((_, told)) = told else { continue };
             let free = match told {
@@ -168,10 +201,14 @@ impl Networks {
         networks
     }
 
-    fn keep(&self, subnet: &ResourceId, network: Arc<Network>) {
-        let mut known = self.lock();
-        let free = known.remove(subnet).map(|known| known.free).unwrap_or_default();
-        known.insert(subnet.clone(), Known { network, free });
+    /// Keeps what was read just now, and gives whether that is another network than before.
+    fn keep(&self, subnet: &ResourceId, network: Arc<Network>) -> bool {
+        let mut all = self.lock();
+        let before = all.remove(subnet);
+        let is_news = before.as_ref().is_none_or(|known| known.network != network);
+        let free = before.map(|known| known.free).unwrap_or_default();
+        all.insert(subnet.clone(), Known { network, looked: Instant::now(), free });
+        is_news
     }
 
     fn subnets(&self) -> Vec<ResourceId> {
@@ -181,6 +218,12 @@ impl Networks {
     fn lock(&self) -> MutexGuard<'_, HashMap<ResourceId, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long until the first of what was done at these times is to be done again.
+fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
+    let oldest = times.min().unwrap_or_else(Instant::now);
+    NETWORK_KEPT.saturating_sub(oldest.elapsed())
 }
 
 /// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual Network FAQ").

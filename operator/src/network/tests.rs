@@ -1,3 +1,4 @@
+use serde_json::json;
 use vnetpool_azure_sim as sim;
 use vnetpool_azure_sim::Sim;
 
@@ -115,7 +116,7 @@ async fn each_vnet_is_looked_at_and_counted_once_a_minute_whatever_the_number_of
             let vm = sim::NewVm { name: name.0, subnet: Some(name.1.into()), ..Default::default() };
             world.sim.add_vm(vm).await.unwrap();
         }
-        pass(REFRESH).await;
+        pass(NETWORK_KEPT).await;
     }
     assert_eq!(world.asked(""), world.asked("/one") + world.asked("/two") + world.asked("/usages"));
 }
@@ -129,7 +130,7 @@ async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
     world.news.lock().unwrap().clear();
     let vm = sim::NewVm { name: "vm".into(), subnet: Some("a".into()), ..Default::default() };
     world.sim.add_vm(vm).await.unwrap();
-    pass(REFRESH).await;
+    pass(NETWORK_KEPT).await;
     world.until("counted again", |world| world.free("one", "a") == Some(Free::Told(10))).await;
     assert_eq!(*world.news.lock().unwrap(), [(subnet("one", "a"), News::Free)]);
 }
@@ -142,7 +143,7 @@ async fn what_no_node_uses_any_more_is_not_asked_for() {
     world.until("counted", |world| told(world) == both).await;
     world.in_use.lock().unwrap().retain(|one| *one == subnet("two", "c"));
     world.sim.clear_log();
-    pass(REFRESH).await;
+    pass(NETWORK_KEPT).await;
     world.until("the other is counted", |world| world.asked("/two/usages") == 1).await;
     assert_eq!((world.asked(""), world.asked("/two")), (2, 1));
     assert_eq!(world.networks.subnet(&subnet("one", "a")), None);
@@ -163,7 +164,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     assert_eq!(world.networks.around(&subnet("one", "a")).await.unwrap().subnet.len(), 1);
     // Not asked again before the minute is over; then granted, it is there.
     world.sim.deny(vec![]);
-    pass(REFRESH).await;
+    pass(NETWORK_KEPT).await;
     world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
 }
 
@@ -177,7 +178,7 @@ async fn a_vnet_that_may_not_be_read_is_tried_once_a_minute_and_not_for_each_nod
     }
     assert_eq!(world.asked("/one"), 1);
     world.sim.deny(vec![]);
-    pass(REFRESH).await;
+    pass(NETWORK_KEPT).await;
     world.networks.around(&subnet("one", "a")).await.unwrap();
 }
 
@@ -194,4 +195,31 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
     let spent =
         |limit: &str| accounts.iter().filter(|one| one.limit == limit).map(|one| one.spent).sum::<u64>();
     assert_eq!((spent("arm"), spent("network")), (world.asked("") as u64, world.asked("") as u64));
+}
+
+#[tokio::test]
+async fn a_network_is_looked_at_within_the_minute_though_its_count_gets_no_answer() {
+    let world = World::start(sim::Config::default()).await;
+    let fault = json!({ "path_contains": "/usages", "effect": { "kind": "hold_before" } });
+    world.sim.order_fault(serde_json::from_value(fault).unwrap());
+    let world = world.met().await;
+    let held = |world: &World| world.sim.faults()[0].hits;
+    world.until("the count is held", |world| held(world) == 1).await;
+    pass(NETWORK_KEPT).await;
+    world.until("both are looked at", |world| world.asked("/one") + world.asked("/two") == 4).await;
+    assert_eq!(held(&world), 1);
+}
+
+#[tokio::test]
+async fn a_subnet_that_is_new_does_not_put_off_the_look_at_its_network() {
+    let world = World::start(sim::Config::default()).await;
+    world.networks.around(&subnet("one", "a")).await.unwrap();
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+    let late = Duration::from_secs(9);
+    pass(NETWORK_KEPT - late).await;
+    world.networks.around(&subnet("one", "b")).await.unwrap();
+    world.until("counted", |world| world.free("one", "b") == Some(Free::Told(11))).await;
+    assert_eq!(world.asked("/one"), 1);
+    pass(late).await;
+    world.until("looked at again", |world| world.asked("/one") == 2).await;
 }
