@@ -1,24 +1,24 @@
 //! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
 
 use crate::stage::{
-    INTERNET, OTHER, Stage, VM1, address_in, cnitool_program, eventually, metadata_name, probe_program,
-    reaches_wire_server, run, seen,
+    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually, metadata_name,
+    probe_program, reaches_wire_server, run, seen,
 };
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
-/// Every path of a container on vm1 that answers on its address: VMs, its own node, a container beside it and one on another
-/// node see it under its own address; the internet and the platform under the node's.
+/// Every path of a container on vm1 that answers on its address: VMs, peered ones too, premises, its own node, a container
+/// beside it and one on another node see it under its own address; the internet and the platform under the node's.
 fn every_path_holds(stage: &mut Stage, container: &File, address: Ipv4Addr) -> Result<()> {
-    let (vm1, other) = (stage.machine("vm1"), stage.machine("other"));
     let own = IpAddr::from(address);
-    eventually("the container answers its node", || seen(&vm1, address).is_ok());
-    assert_eq!(seen(container, OTHER)?, own);
-    assert_eq!(seen(&other, address)?, IpAddr::from(OTHER));
-    assert_eq!(seen(container, VM1)?, own);
-    assert_eq!(seen(&vm1, address)?, IpAddr::from(VM1));
+    stage.surround()?;
+    eventually("the container answers its node", || seen(&stage.machine("vm1"), address).is_ok());
+    for (machine, its_address) in [("other", OTHER), ("vm1", VM1), ("peer", PEER), ("premises", PREMISES)] {
+        assert_eq!(seen(container, its_address)?, own, "as {machine} sees it");
+        assert_eq!(seen(&stage.machine(machine), address)?, IpAddr::from(its_address));
+    }
 
     let (pid, beside) = stage.bare("vm1")?;
     let beside_address = stage.attach("vm1", &["--container", "beside", "--pid", &pid.to_string()])?;

@@ -1,9 +1,10 @@
-//! Simulated Azure with two VMs that belong to no cluster, another VM and a host of the internet. All of it goes when it is dropped.
+//! Simulated Azure with two VMs that belong to no cluster, another VM and a host of the internet; if asked for, with a VM of a
+//! peered VNet and a host on premises. All of it goes when it is dropped.
 //!
 //! ```text
-//!   vm1 (10.240.0.4) ──┐
-//!   vm2 (10.240.0.5) ──┤ fabric: ARM, metadata service, network ── internet (203.0.113.10)
-//!   other (10.240.0.6) ┘
+//!   vm1 (10.240.0.4) ──┐                                           ┌── internet (203.0.113.10)
+//!   vm2 (10.240.0.5) ──┤ fabric: ARM, metadata service, network ───┤   peer (10.60.0.4)
+//!   other (10.240.0.6) ┘                                           └── premises (192.168.0.10)
 //! ```
 //! A machine is a network namespace. A VM that runs the agent has processes of its own, too, which all end with their number
 //! one, and mounts: `/run`, `/etc/cni`, `/opt/cni` and `/var/lib` are its own.
@@ -29,11 +30,15 @@ pub const PORT: u16 = 8080;
 pub const VM1: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 6);
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub const PEER: Ipv4Addr = Ipv4Addr::new(10, 60, 0, 4);
+pub const PREMISES: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 10);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 const VMS: [&str; 3] = ["vm1", "vm2", "other"];
-const MACHINES: [&str; 5] = ["fabric", "vm1", "vm2", "other", "internet"];
+const MACHINES: [&str; 7] = ["fabric", "vm1", "vm2", "other", "internet", "peer", "premises"];
+const GROUP: &str =
+    "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
 
 /// Process number one of a VM that has its own folders: what there is of a disk, and a shell that holds it.
 const BOOT: &str = r#"set -e
@@ -124,8 +129,8 @@ impl Stage {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("alone-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut stage = Stage { name, folder: tempfile::tempdir()?, processes: vec![], booted: vec![] };
-        for machine in MACHINES {
-            run(Command::new("ip").args(["netns", "add", &stage.netns(machine)]))?;
+        for machine in ["fabric", "vm1", "vm2", "other", "internet"] {
+            stage.add(machine)?;
         }
         let mut simulator = Command::new("nsenter");
         simulator
@@ -140,15 +145,46 @@ impl Stage {
         }
         let internet = json!({ "netns": stage.netns("internet"), "address": INTERNET });
         stage.admin("POST", "/internet", &internet)?;
-        for machine in ["vm1", "other", "internet"] {
-            let mut probe = Command::new("nsenter");
-            probe.arg(stage.net(machine)).arg(probe_program()?).args(["serve", "--listen", ":8080"]);
-            stage.processes.push(probe.spawn()?);
-        }
-        for machine in ["vm1", "other", "internet"] {
-            eventually("a machine answers", || is_answering(&stage.machine(machine)));
-        }
+        stage.serve(&["vm1", "other", "internet"])?;
         Ok(stage)
+    }
+
+    /// Peers the VNet with another that has a VM, and connects it with a network on premises.
+    pub fn surround(&mut self) -> Result<()> {
+        self.add("peer")?;
+        self.add("premises")?;
+        self.admin("PATCH", "/settings", &json!({ "write_seconds": 0 }))?;
+        let space = "10.60.0.0/16";
+        let subnet = json!({ "name": "far", "properties": { "addressPrefix": space } });
+        let far = json!({ "addressSpace": { "addressPrefixes": [space] }, "subnets": [subnet] });
+        self.make("virtualNetworks/far", &far)?;
+        for (from, to) in [("vnet", "far"), ("far", "vnet")] {
+            let remote = json!({ "remoteVirtualNetwork": { "id": format!("{GROUP}/virtualNetworks/{to}") } });
+            self.make(&format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}"), &remote)?;
+        }
+        let vm = json!({ "name": "peer", "netns": self.netns("peer"), "vnet": "far", "subnet": "far" });
+        self.admin("POST", "/vms", &vm)?;
+        let premises = json!({ "netns": self.netns("premises"), "address": PREMISES, "vnet": "vnet",
+            "prefixes": ["192.168.0.0/16"] });
+        self.admin("POST", "/premises", &premises)?;
+        self.serve(&["peer", "premises"])
+    }
+
+    fn add(&self, machine: &str) -> Result<()> {
+        run(Command::new("ip").args(["netns", "add", &self.netns(machine)])).map(drop)
+    }
+
+    /// Has these machines answer at [`PORT`].
+    fn serve(&mut self, machines: &[&str]) -> Result<()> {
+        for machine in machines {
+            let mut probe = Command::new("nsenter");
+            probe.arg(self.net(machine)).arg(probe_program()?).args(["serve", "--listen", ":8080"]);
+            self.processes.push(probe.spawn()?);
+        }
+        for machine in machines {
+            eventually("a machine answers", || is_answering(&self.machine(machine)));
+        }
+        Ok(())
     }
 
     /// Starts a program that prints a line when it is up; gives that line.
@@ -236,6 +272,7 @@ impl Stage {
     pub fn start_agent(&mut self, vm: &str, flags: &[&str]) -> Result<Agent> {
         let mut agent = self.on(vm, agent_program()?);
         agent.args(["run", "--source", "imds", "--log-format", "text", "--plugin"]).arg(plugin_program()?);
+        agent.args(["--snat-exclusions", "10.60.0.0/16,192.168.0.0/16"]);
         let log = format!("agent-{vm}");
         let process = agent.args(flags).stderr(File::create(self.log(&log))?).spawn()?;
         let pid = child_of(process.id())?;
@@ -261,15 +298,28 @@ impl Stage {
         address_in(&self.call_agent(vm, &[&["attach"], words].concat())?)
     }
 
+    /// What ARM answers about a resource of the group, asked from a VM.
+    fn arm(&self, method: &str, resource: &str, body: &Value) -> Result<Value> {
+        let path = format!("{GROUP}/{resource}?api-version=2024-03-01");
+        let headers = "authorization: Bearer test\r\ncontent-type: application/json\r\n";
+        let answer =
+            inside(&self.machine("vm1"), || ask((ARM, 80), method, &path, headers, &body.to_string()))?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+
+    /// Makes a resource, and waits until it is there.
+    fn make(&self, resource: &str, properties: &Value) -> Result<()> {
+        self.arm("PUT", resource, &json!({ "location": "westeurope", "properties": properties }))?;
+        eventually(resource, || {
+            let now = self.arm("GET", resource, &Value::Null).unwrap();
+            now["properties"]["provisioningState"] == "Succeeded"
+        });
+        Ok(())
+    }
+
     /// The NIC as ARM has it.
     pub fn nic(&self, vm: &str) -> Result<Value> {
-        let path = format!(
-            "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
-             networkInterfaces/{vm}-nic?api-version=2024-03-01"
-        );
-        let netns = File::open(Path::new("/run/netns").join(self.netns(vm)))?;
-        let answer = inside(&netns, || get((ARM, 80), &path, "authorization: Bearer test\r\n"))?;
-        Ok(serde_json::from_str(&answer)?)
+        self.arm("GET", &format!("networkInterfaces/{vm}-nic"), &Value::Null)
     }
 
     /// The VM's NIC holds just so many addresses beside its own; those it has stay, the last go first.
@@ -387,15 +437,29 @@ fn is_answering(netns: &File) -> bool {
     inside(netns, || TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok())
 }
 
-/// The body of an answer 200.
-fn get((address, port): (Ipv4Addr, u16), path: &str, headers: &str) -> Result<String> {
+/// The body of a good answer.
+fn ask(
+    (address, port): (Ipv4Addr, u16),
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n")?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{address}{path}: {answer}");
+    ensure!(answer.starts_with("HTTP/1.1 20"), "{address}{path}: {answer}");
     Ok(answer.split_once("\r\n\r\n").context("half an answer")?.1.to_owned())
+}
+
+fn get(server: (Ipv4Addr, u16), path: &str, headers: &str) -> Result<String> {
+    ask(server, "GET", path, headers, "")
 }
 
 /// The source that `to` sees when it is called from a namespace.
