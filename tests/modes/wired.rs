@@ -76,9 +76,13 @@ pub async fn a_host_port_leads_to_a_pod_behind_the_bridge(world: &World) -> Resu
 
 async fn a_host_port_leads_to_its_pod(world: &World, name: &str) -> Result<()> {
     const HOST_PORT: u16 = 8188;
-    let said = world.cluster.allocation("node-3").await?.status.context("no status")?.conditions;
-    let chained = condition::find(&said, condition::CNI_INSTALLED).context("no condition")?;
-    ensure!(chained.reason == "Installed", "{}", chained.message);
+    eventually("node-3 has the plugins to chain", PATIENCE, || async {
+        let said = world.cluster.allocation("node-3").await?.status.context("no status")?.conditions;
+        let chained = condition::find(&said, condition::CNI_INSTALLED).context("no condition")?;
+        ensure!(chained.reason == "Installed", "{}", chained.message);
+        Ok(Some(()))
+    })
+    .await?;
     let ports = json!([{ "containerPort": PORT, "hostPort": HOST_PORT }]);
     let pod = probe(world, name, "node-3", json!({}), ports).await?;
     let node = world.node("node-3")?;

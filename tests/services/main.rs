@@ -142,6 +142,7 @@ fn main() -> Result<ExitCode> {
     // No Service is on these ways, so kube-proxy's mode is nothing to them.
     chapters![
         tests, "nftables", async || World::make("nftables").await;
+        attached::a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the_internet,
         ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
         gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses,
     ];

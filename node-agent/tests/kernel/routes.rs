@@ -1,0 +1,114 @@
+//! What is routed otherwise than by the node's main table: a second NIC's pods, free addresses of a range.
+
+use std::net::Ipv4Addr;
+
+use vnetpool_node_agent::firewall::{Egress, Rules, apply::Firewall};
+use vnetpool_plugin::wiring::{range, steer};
+
+use crate::world::{INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, World, ensure, wire};
+
+/// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of its subnet. The VNet
+/// takes nothing of that subnet from the first NIC.
+#[test]
+fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
+    const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
+    const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 20);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);
+    let (world, far_pod) = (World::new(), Namespace::new());
+    let World { node, vnet, .. } = &world;
+    node.run(&format!(
+        "ip link add eth1 address 00:0d:3a:00:00:02 type veth peer name port1 netns {}",
+        vnet.path()
+    ));
+    vnet.run(&format!("ip address add {GATEWAY}/24 dev port1"));
+    vnet.run("ip link set port1 up");
+    vnet.run(&format!("ip neighbour add {SECOND} lladdr 00:0d:3a:00:00:02 dev port1"));
+    vnet.run(&format!("ip route add {FAR_POD}/32 via {SECOND} dev port1"));
+    vnet.answer(GATEWAY);
+    vnet.run("nft add table ip azure");
+    vnet.run("nft add chain ip azure guard { type filter hook prerouting priority raw ; }");
+    vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
+    node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
+    node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
+    // An engine of NetworkPolicy, too, checks the way back of what pods send, with its mark on the packet: Calico's Felix in these words.
+    node.run("iptables-nft -t raw -A PREROUTING -i vnp+ -j MARK --set-xmark 0x40000/0x40000");
+    let strays = "-m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert";
+    node.run(&format!("iptables-nft -t raw -A PREROUTING {strays} -j DROP"));
+    wire(node, &far_pod, FAR_POD);
+    let uplinks =
+        [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });
+    let direct = vec!["10.240.0.0/16".parse().unwrap()];
+    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default() }.render();
+    ensure(node, &mut Firewall::default(), &rules);
+    let steer = || steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth1", GATEWAY).unwrap();
+    node.inside(steer);
+    assert_eq!(far_pod.source_seen_by(GATEWAY), FAR_POD);
+    assert_eq!(far_pod.source_seen_by(NEIGHBOUR), FAR_POD);
+    assert_eq!(far_pod.source_seen_by(INTERNET), SECOND);
+    assert_eq!(far_pod.source_seen_by(METADATA), NODE);
+    // On the node itself, both ways; and the first NIC's pods go on as before.
+    world.pod.answer(POD);
+    far_pod.answer(FAR_POD);
+    assert_eq!(far_pod.source_seen_by(POD), FAR_POD);
+    assert_eq!(world.pod.source_seen_by(FAR_POD), POD);
+    assert_eq!(vnet.source_seen_by(FAR_POD), GATEWAY);
+    assert_eq!(world.pod.source_seen_by(INTERNET), NODE);
+    // Once more changes nothing, and nothing of it stays.
+    let before = node.run("ip rule list");
+    node.inside(steer);
+    assert_eq!(node.run("ip rule list"), before);
+    node.inside(|| steer::unsteer().unwrap());
+    node.inside(|| steer::unsteer().unwrap());
+    assert!(!node.run("ip rule list").contains("10.240.32.0"));
+    assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
+}
+
+/// How often a first packet to an address that no pod has comes to the node, and what its sender is told.
+fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::ErrorKind) {
+    node.run("nft add table ip count");
+    node.run("nft add chain ip count seen { type filter hook prerouting priority raw ; }");
+    node.run(&format!("nft add rule ip count seen ip daddr {free} tcp flags syn counter"));
+    let told = from.connect(free).unwrap_err().kind();
+    let seen = node.run("nft list chain ip count seen");
+    node.run("nft delete table ip count");
+    let packets = seen.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
+    (packets.and_then(|packets| packets.parse().ok()).unwrap(), told)
+}
+
+/// As in mode Route: the VNet sends a whole range to the node, whatever its destination is, and the node's default route leads back.
+#[test]
+fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() {
+    const RANGED: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 7);
+    const FREE: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 99);
+    let (world, ranged) = (World::new(), Namespace::new());
+    let World { node, vnet, .. } = &world;
+    vnet.run("sysctl -q -w net.ipv4.ip_forward=1");
+    vnet.run(&format!("ip route add 10.244.3.0/24 via {NODE}"));
+    wire(node, &ranged, RANGED);
+    ranged.answer(RANGED);
+    // Not from the VNet itself, for a router drops what has a source of its own; nor from who asks again below: what the node
+    // says to one sender by ICMP is limited.
+    let (packets, _) = visits(node, &world.other_pod, FREE);
+    assert!(packets > 20, "it should go to and fro until its TTL ends, and came {packets} times");
+
+    let range = ["10.244.3.0/24".parse().unwrap()];
+    let close = |ranges: &[ipnet::Ipv4Net]| node.inside(|| range::close(ranges).unwrap());
+    close(&range);
+    // Once more changes nothing.
+    close(&range);
+    for (who, from) in [("a VM", vnet), ("another pod", &world.pod), ("one of the range", &ranged)] {
+        assert_eq!(visits(node, from, FREE), (1, std::io::ErrorKind::HostUnreachable), "{who}");
+    }
+    assert_eq!(vnet.source_seen_by(RANGED), NEIGHBOUR);
+    assert_eq!(ranged.source_seen_by(NEIGHBOUR), RANGED);
+    // Where all that the range's pods send goes by the table of a secondary NIC, too.
+    node.inside(|| steer::steer(&range, "eth0", NEIGHBOUR).unwrap());
+    assert_eq!(visits(node, &ranged, FREE), (1, std::io::ErrorKind::HostUnreachable), "steered");
+    node.inside(|| steer::unsteer().unwrap());
+
+    // Somebody else's route stays when the range is the node's no longer.
+    node.run("ip route add unreachable 10.250.0.0/24");
+    close(&[]);
+    let routes = node.run("ip route list table all");
+    assert!(!routes.contains("10.244.3.0/24") && routes.contains("unreachable 10.250.0.0/24"), "{routes}");
+}
