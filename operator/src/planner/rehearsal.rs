@@ -8,24 +8,11 @@ use crate::azure::ResourceId;
 /// What would be done to a node's NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rehearsal {
-    /// Addresses.
-    pub reserve: u32,
-    /// Names of ipConfigurations.
-    pub release: Vec<String>,
-    /// Names of others' ipConfigurations that would be removed.
-    pub adopt: Vec<String>,
-    /// Application security groups that the NIC would be put into.
-    pub join: Vec<ResourceId>,
-    /// Application security groups that it would be taken out of.
-    pub leave: Vec<ResourceId>,
-    /// A write that Azure gave up would be sent once more.
-    pub repair: bool,
-    /// The NIC would be made to let packets of other addresses through.
-    pub forward: bool,
-    /// The node's route would be put right.
-    pub mend: bool,
-    /// Addresses that the agent would be asked to give up, to be released then.
-    pub give_back: u32,
+    change: Change,
+    /// How many addresses would be reserved.
+    reserve: u32,
+    /// How many addresses the agent would be asked to give up, to be released then.
+    give_back: u32,
 }
 
 impl Plan {
@@ -35,16 +22,10 @@ impl Plan {
     /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
     /// would take it off the NIC and bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
-        let Change { reserve, restore, release, adopt, join, leave, repair, forward, mend } = self.change;
+        let ip_configurations = self.change.reserve.saturating_add(self.change.restore.len() as u32);
         let rehearsal = Rehearsal {
-            reserve: reserve.saturating_add(restore.len() as u32).saturating_mul(grain),
-            release,
-            adopt,
-            join,
-            leave,
-            repair,
-            forward,
-            mend,
+            change: self.change,
+            reserve: ip_configurations.saturating_mul(grain),
             give_back: self.kept.saturating_sub(self.target),
         };
         let plan = Plan { target: self.target.max(self.kept), change: Change::default(), ..self };
@@ -60,7 +41,8 @@ impl Rehearsal {
 
 impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Rehearsal { reserve, release, adopt, join, leave, repair, forward, mend, give_back } = self;
+        let Rehearsal { change, reserve, give_back } = self;
+        let Change { reserve: _, restore: _, release, adopt, join, leave, repair, forward, mend } = change;
         let mut said = vec![];
         if *reserve > 0 {
             said.push(format!("reserve {reserve} addresses"));
