@@ -11,6 +11,9 @@ use tracing::{info, warn};
 
 use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId};
 
+/// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from then on.
+const URGENCY: Priority = Priority::WaitingPods;
+
 /// What is known of each subnet in use.
 pub struct Networks {
     azure: Arc<Azure>,
@@ -68,8 +71,7 @@ impl Networks {
         if let Some(known) = self.lock().get(subnet) {
             return Ok(known.network.clone());
         }
-        // All nodes of the subnet need it, so it is as urgent as the most urgent of them.
-        let network = Arc::new(self.azure.network(subnet, Priority::WaitingPods).await?);
+        let network = Arc::new(self.azure.network(subnet, URGENCY).await?);
         self.keep(subnet, network.clone());
         self.arrived.notify_one();
         Ok(network)
@@ -119,7 +121,7 @@ impl Networks {
     async fn look(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in subnets {
             // One request for all subnets of a virtual network.
-            match self.azure.network(&subnet, Priority::WarmRefill).await {
+            match self.azure.network(&subnet, URGENCY).await {
                 Ok(network) => {
                     if self.keep(&subnet, Arc::new(network)) {
                         info!(%subnet, "virtual network has changed");

@@ -223,3 +223,19 @@ async fn a_subnet_that_is_new_does_not_put_off_the_look_at_its_network() {
     pass(late).await;
     world.until("looked at again", |world| world.asked("/one") == 2).await;
 }
+
+#[tokio::test]
+async fn networks_are_looked_at_before_new_nodes_are_served_and_counted_when_nothing_else_waits() {
+    let world = World::start(sim::Config::default()).await;
+    let asked = Arc::new(Mutex::new(vec![]));
+    let seen = asked.clone();
+    world.azure.on_request(move |request| seen.lock().unwrap().push(request.priority));
+    let world = world.met().await;
+    world.until("both are counted", |_| asked.lock().unwrap().len() == 4).await;
+    asked.lock().unwrap().clear();
+    pass(NETWORK_KEPT).await;
+    world.until("both are looked at and counted again", |_| asked.lock().unwrap().len() == 4).await;
+    asked.lock().unwrap().sort_unstable();
+    let [look, count] = [Priority::WaitingPods, Priority::GiveBack];
+    assert_eq!(*asked.lock().unwrap(), [look, look, count, count]);
+}
