@@ -1,8 +1,9 @@
 //! The operator's metrics, as Prometheus would scrape them.
 
 use crate::stage::Stage;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, ensure};
 use std::time::Duration;
+use vnetpool_tests::eventually;
 
 /// One scrape.
 pub struct Metrics(String);
@@ -15,18 +16,13 @@ impl Metrics {
 
     /// Scrapes until something shows.
     pub async fn until(stage: &Stage<'_>, what: &str, shows: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-        loop {
+        eventually(what, Duration::from_secs(60), || async {
             // The endpoint may not be up yet.
-            match Metrics::scrape(stage).await {
-                Ok(metrics) if shows(&metrics) => return Ok(metrics),
-                Ok(metrics) if tokio::time::Instant::now() > deadline => bail!("{what}: {}", metrics.0),
-                Err(error) if tokio::time::Instant::now() > deadline => {
-                    return Err(error).context(what.to_owned());
-                }
-                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
+            let metrics = Metrics::scrape(stage).await?;
+            ensure!(shows(&metrics), "{}", metrics.0);
+            Ok(Some(metrics))
+        })
+        .await
     }
 
     /// The sum over all series of a family that have these labels, written as in the text: `kind="read"`.

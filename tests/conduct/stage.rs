@@ -18,6 +18,7 @@ use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 use vnetpool_plugin::ledger;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
+use vnetpool_tests::eventually;
 
 /// How long anything is waited for: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -377,13 +378,14 @@ impl<'a> Stage<'a> {
 
     /// Waits until a node's NodeIPAllocation is gone.
     pub async fn until_gone(&self, node: &str) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
         let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        while let Some(seen) = api.get_opt(node).await? {
-            ensure!(tokio::time::Instant::now() < deadline, "{node} is still there: {:?}", seen.status);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        eventually(&format!("{node} is gone"), PATIENCE, || async {
+            match api.get_opt(node).await? {
+                Some(seen) => bail!("it is there: {:?}", seen.status),
+                None => Ok(Some(())),
+            }
+        })
+        .await
     }
 
     /// What ARM was asked since the log was cleared, oldest first.

@@ -277,13 +277,10 @@ impl Stage {
         let process = agent.args(flags).stderr(File::create(self.log(&log))?).spawn()?;
         let pid = child_of(process.id())?;
         let agent = Agent { process, pid };
-        let deadline = Instant::now() + PATIENCE;
-        while self.on(vm, "test").args(["-e", "/etc/cni/net.d/10-vnetpool.conflist"]).status()?.code()
-            != Some(0)
-        {
-            ensure!(Instant::now() < deadline, "the agent isn't ready: {}", self.read_log(&log));
-            thread::sleep(Duration::from_millis(50));
-        }
+        let is_there = ["-e", "/etc/cni/net.d/10-vnetpool.conflist"];
+        eventually("the agent has installed its plugin", || {
+            self.on(vm, "test").args(is_there).status().is_ok_and(|status| status.success())
+        });
         Ok(agent)
     }
 
@@ -403,15 +400,9 @@ impl Drop for Agent {
 
 /// The process that this one has started, as soon as it has.
 fn child_of(pid: u32) -> Result<u32> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        if let Some(child) = children.split_whitespace().next() {
-            return Ok(child.parse()?);
-        }
-        ensure!(Instant::now() < deadline, "process {pid} has started none");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    eventually("a process has started another", || children().is_ok_and(|children| !children.is_empty()));
+    Ok(children()?.split_whitespace().next().context("no child")?.parse()?)
 }
 
 /// The one address in a result of CNI.

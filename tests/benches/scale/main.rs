@@ -21,7 +21,7 @@ mod operator;
 #[allow(dead_code)]
 mod stage;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cost::{Cost, Process};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, NewVm, Sim, VnetConfig};
 use vnetpool_crds::condition;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
+use vnetpool_tests::eventually;
 
 /// So many pods come to one node at once.
 const BURST: usize = 30;
@@ -160,15 +161,11 @@ async fn all_ready(stage: &Stage<'_>, nodes: usize) -> Result<bool> {
     Ok(status.nodes as usize == nodes && condition::is_true(&status.conditions, condition::READY))
 }
 
-async fn until(stage: &Stage<'_>, what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let began = Instant::now();
+async fn until(stage: &Stage<'_>, what: &str, is: impl AsyncFn() -> Result<bool>) -> Result<()> {
     // An endpoint may not be up yet.
-    while !is().await.unwrap_or(false) {
-        if began.elapsed() > PATIENCE {
-            let status = stage.node_pool("default").await?.status;
-            bail!("{what}: not within {} s: {status:?}", PATIENCE.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
+    let seen = eventually(what, PATIENCE, || async { Ok(is().await?.then_some(())) }).await;
+    if seen.is_err() {
+        println!("{:?}", stage.node_pool("default").await?.status);
     }
-    Ok(())
+    seen
 }
