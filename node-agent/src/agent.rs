@@ -19,7 +19,7 @@ use tokio::{
     sync::{Mutex, Notify, watch},
     time::{Instant, sleep, sleep_until},
 };
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_crds::{NodeIPAllocation, condition, pool::Wiring};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
@@ -69,6 +69,8 @@ pub struct Agent {
     has_forwarded: bool,
     sweep: Sweep,
     chained: chain::Look,
+    /// How the CNI configuration that is in place has pods wired.
+    installed: Option<Wiring>,
     disturbances: Disturbances,
     /// The links that pods get out by, for the watch of the kernel.
     uplinks: watch::Sender<Uplinks>,
@@ -108,6 +110,7 @@ impl Agent {
             has_forwarded: false,
             sweep: Sweep::default(),
             chained: chain::Look::default(),
+            installed: None,
             disturbances: Disturbances::default(),
             uplinks: watch::Sender::default(),
             unlisted: watch::Sender::default(),

@@ -3,8 +3,7 @@
 use crate::{PATIENCE, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::time::Duration;
-use vnetpool_crds::condition;
+use vnetpool_crds::{condition, pool::Wiring};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
@@ -12,17 +11,20 @@ use vnetpool_tests::workload::{PORT, ProbePod};
 /// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1 bits.
 const BURST: u32 = 537;
 
-/// Has the agents of node-2 and node-3 wire new pods so.
-async fn wire(world: &World, wiring: &str) -> Result<()> {
+/// Has the agents of node-2 and node-3 wire new pods so. An agent that says it has taken this up has it in the configuration.
+async fn wire(world: &World, wiring: Wiring) -> Result<()> {
     let patch = json!({ "spec": { "wiring": wiring } }).to_string();
     world.cluster.kubectl(&["patch", "nodeippool", "blocks", "--type=merge", "-p", &patch]).await?;
     for node in ["node-2", "node-3"] {
-        let configuration = world.cluster.host(node)?.path("/etc/cni/net.d/10-vnetpool.conflist");
-        let wanted = format!("\"{wiring}\"");
-        eventually(&format!("{node} wires by {wiring}"), Duration::from_secs(90), || async {
-            Ok(std::fs::read_to_string(&configuration)?.contains(&wanted).then_some(()))
+        eventually(&format!("the agent of {node} has taken it up"), PATIENCE, || async {
+            let seen = world.cluster.allocation(node).await?;
+            let observed = seen.status.and_then(|status| status.observed_generation);
+            Ok((seen.spec.wiring == wiring && observed == seen.metadata.generation).then_some(()))
         })
         .await?;
+        let configuration = world.cluster.host(node)?.path("/etc/cni/net.d/10-vnetpool.conflist");
+        let configuration = std::fs::read_to_string(&configuration)?;
+        ensure!(configuration.contains(&json!(wiring).to_string()), "{node} has {configuration}");
     }
     Ok(())
 }
@@ -30,7 +32,7 @@ async fn wire(world: &World, wiring: &str) -> Result<()> {
 /// The pods of `two` are routed, those made here are behind the bridges of both nodes.
 pub async fn new_pods_are_behind_the_bridge_and_old_ones_reach_them(world: &World) -> Result<()> {
     let mut all = world.cluster.running("two", 2, PATIENCE).await?;
-    wire(world, "Bridge").await?;
+    wire(world, Wiring::Bridge).await?;
     for (name, node) in [("bridged-2", "node-2"), ("bridged-3", "node-3")] {
         all.extend(world.start(name, node, 2).await?);
         let ports = world.node(node)?.run("ip", &["-o", "link", "show", "master", "vnpbridge"]).await?;

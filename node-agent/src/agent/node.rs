@@ -100,7 +100,8 @@ impl Agent {
         (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
     }
 
-    /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look.
+    /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look, and nothing else
+    /// is wanted than before.
     pub(super) async fn install(
         &mut self,
         uplink: Option<&Uplink>,
@@ -108,10 +109,11 @@ impl Agent {
         is_look: bool,
     ) -> Option<Said> {
         let is_ready = self.metrics.ready.load(Ordering::Relaxed);
-        let uplink = uplink.filter(|_| is_look || !is_ready)?;
+        let uplink = uplink.filter(|_| is_look || !is_ready || self.installed != Some(wiring))?;
         let chain = self.chained.at(&self.config.chain, &self.config.cni_bin_dir).await;
         let installed = self.put_in_place(uplink, wiring, &chain);
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
+        self.installed = installed.is_ok().then_some(wiring);
         let (is_true, reason, message) =
             installed.unwrap_or_else(|error| (false, "NotInstalled", error.to_string()));
         Some(Said { type_: condition::CNI_INSTALLED, is_true, reason, message })

@@ -244,7 +244,8 @@ pub async fn watch(azure: &Azure, cluster: &Cluster, call: impl Fn(&str)) {
             }
         }
         for (table, nodes) in nodes {
-            match azure.route_table(&table, Priority::WarmRefill).await {
+            // As urgent as mending a route is: pods that run are cut off without it.
+            match azure.route_table(&table, Priority::WaitingPods).await {
                 Ok(known) => {
                     let wrong = nodes.iter().filter(|node| !is_as_published(&known, &node.spec));
                     wrong.for_each(|node| call(&node.name_any()));
