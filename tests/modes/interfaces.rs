@@ -1,10 +1,10 @@
 //! Several NICs: a pool with `subnetID` has its pods on the node's NIC in that subnet.
 
-use crate::{MOVES, World};
+use crate::{MOVES, PATIENCE, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen, id};
+use vnetpool_tests::place::{Place, Seen, id, put_subnet};
 
 /// Values of `rp_filter`; a new node of the test cluster has the second.
 const STRICT: u32 = 1;
@@ -54,8 +54,23 @@ pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_pa
     }
     let pairs = cluster.all_pairs(&pods).await?;
     ensure!(pairs.total == 2 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
-    cluster.undeploy("second").await?;
-    filter_reverse_paths(&node, LOOSE).await
+    Ok(())
+}
+
+/// The pods of the chapter before, and the end of their pool's work.
+pub async fn a_service_endpoint_sees_the_primary_address_of_the_nic_that_pods_use(
+    world: &World,
+) -> Result<()> {
+    const SUBNET: &str = "vnet/subnets/small";
+    let storage = &world.storage.place.address;
+    let endpoint = json!({ "serviceEndpoints": [{ "service": "Microsoft.Storage" }] });
+    put_subnet(&world.cluster, SUBNET, endpoint).await?;
+    for pod in world.cluster.running("second", 2, PATIENCE).await? {
+        Place::pod(&pod)?.is_seen_as(&world.second, storage, PATIENCE).await?;
+    }
+    put_subnet(&world.cluster, SUBNET, json!({})).await?;
+    world.cluster.undeploy("second").await?;
+    filter_reverse_paths(&world.node("node-3")?, LOOSE).await
 }
 
 async fn filter_reverse_paths(node: &Place, how: u32) -> Result<()> {

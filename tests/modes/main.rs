@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at most.
 const MOVES: Duration = Duration::from_secs(120);
 const PREMISES: &str = "192.168.0.10";
+const STORAGE: &str = "203.0.113.20";
 
 /// The cluster, and what the test has put around it.
 pub struct World {
@@ -34,6 +35,8 @@ pub struct World {
     pub far: Machine,
     /// The host of the network on premises, 192.168.0.0/16.
     pub premises: Machine,
+    /// A host of the storage service.
+    pub storage: Machine,
     /// The address of node-3's second NIC, `eth1`, which is in the subnet `small`.
     pub second: String,
     /// The cluster and two of its nodes before anything of ours was there.
@@ -47,7 +50,7 @@ impl World {
         cluster.azure.admin("PATCH", "/settings", quick).await?;
         let nic = cluster.azure.admin("POST", "/vms/node-3/nics", json!({ "subnet": "small" })).await?;
         let second = nic["address"].as_str().context("a NIC without an address")?.to_owned();
-        let (far, premises) = outside(&cluster).await?;
+        let [far, premises, storage] = outside(&cluster).await?;
         // Before the operator looks, which it does once a minute.
         arm(&cluster, "PUT", ranges::TABLE, json!({ "properties": {} })).await?;
         let table = json!({ "routeTable": { "id": id(ranges::TABLE) } });
@@ -58,7 +61,7 @@ impl World {
         cluster.patch_pool(json!({ "cooldown": "1s", "sizing": sizing })).await?;
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);
-        Ok(Self { cluster, vm, internet, far, premises, second, before })
+        Ok(Self { cluster, vm, internet, far, premises, storage, second, before })
     }
 
     /// Makes a pool for these nodes, which outweighs those made before.
@@ -82,8 +85,8 @@ impl World {
     }
 }
 
-/// A peered VNet and a network on premises, with a machine in each.
-async fn outside(cluster: &Cluster) -> Result<(Machine, Machine)> {
+/// A peered VNet, a network on premises and the storage service, with a machine in each.
+async fn outside(cluster: &Cluster) -> Result<[Machine; 3]> {
     let space = "10.60.0.0/16";
     let far = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
         "subnets": [{ "name": "far", "properties": { "addressPrefix": space } }] } });
@@ -98,7 +101,10 @@ async fn outside(cluster: &Cluster) -> Result<(Machine, Machine)> {
     let network = json!({ "netns": premises.netns(), "address": PREMISES, "vnet": "vnet",
         "prefixes": ["192.168.0.0/16"] });
     cluster.azure.admin("POST", "/premises", network).await?;
-    Ok((far, premises))
+    let storage = Machine::new("storage", STORAGE)?;
+    let host = json!({ "netns": storage.netns(), "address": STORAGE, "service": "Microsoft.Storage" });
+    cluster.azure.admin("POST", "/internet", host).await?;
+    Ok([far, premises, storage])
 }
 
 fn main() -> Result<ExitCode> {
@@ -115,6 +121,7 @@ fn main() -> Result<ExitCode> {
         wired::a_host_port_leads_to_a_pod_behind_the_bridge,
         wired::the_bandwidth_annotation_limits_its_pod_and_no_other,
         interfaces::what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters,
+        interfaces::a_service_endpoint_sees_the_primary_address_of_the_nic_that_pods_use,
         ranges::pods_of_a_range_reach_each_other_by_the_route_table,
         ranges::the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node,
         ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
