@@ -24,11 +24,16 @@ async fn rollout(cluster: &Cluster, verb: &str) -> Result<()> {
     cluster.kubectl(&["rollout", verb, "deployment/coredns", "--namespace=kube-system"]).await.map(drop)
 }
 
-/// CoreDNS' pod as the API server has it.
+/// CoreDNS' pod as the API server has it, once the one that it replaced is gone: until then either may be asked.
 async fn coredns(world: &World) -> Result<Value> {
     let pods = ["get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns", "--output=json"];
-    let mut pods: Value = serde_json::from_str(&world.cluster.kubectl(&pods).await?)?;
-    Ok(pods["items"][0].take())
+    eventually("CoreDNS is one pod", 2 * SOON, || async {
+        let mut found: Value = serde_json::from_str(&world.cluster.kubectl(&pods).await?)?;
+        let found = found["items"].as_array_mut().context("no list")?;
+        ensure!(found.len() == 1, "there are {}", found.len());
+        Ok(found.pop())
+    })
+    .await
 }
 
 /// The address of the node that CoreDNS runs on.
