@@ -101,13 +101,13 @@ impl Networks {
             sleep(wait).await;
             let in_use = in_use();
             self.lock().retain(|subnet, _| in_use.contains(subnet));
-            let looks = self.due().into_values().map(|subnets| self.look(subnets, changed));
+            let looks = self.due().into_iter().map(|subnets| self.look(subnets, changed));
             join_all(looks).await;
         }
     }
 
     /// The subnets of each virtual network that is to be looked at again.
-    fn due(&self) -> HashMap<ResourceId, Vec<ResourceId>> {
+    fn due(&self) -> Vec<Vec<ResourceId>> {
         let mut due = HashMap::<_, (_, Vec<_>)>::new();
         for (subnet, known) in self.lock().iter() {
             let (looked, subnets) = due.entry(known.network.id.clone()).or_insert((known.looked, vec![]));
@@ -115,7 +115,7 @@ impl Networks {
             subnets.push(subnet.clone());
         }
         due.retain(|_, (looked, _)| looked.elapsed() >= NETWORK_KEPT);
-        due.into_iter().map(|(vnet, (_, subnets))| (vnet, subnets)).collect()
+        due.into_values().map(|(_, subnets)| subnets).collect()
     }
 
     async fn look(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
-use vnetpool_tests::place::{Machine, Place, arm, id, put_subnet};
+use vnetpool_tests::place::{Machine, Place, arm, id, peer, put_subnet};
 use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
 
@@ -22,8 +22,6 @@ use vnetpool_tests::workload::ProbePod;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at most.
 const MOVES: Duration = Duration::from_secs(120);
-const PREMISES: &str = "192.168.0.10";
-const STORAGE: &str = "203.0.113.20";
 
 /// The cluster, and what the test has put around it.
 pub struct World {
@@ -50,7 +48,10 @@ impl World {
         cluster.azure.admin("PATCH", "/settings", quick).await?;
         let nic = cluster.azure.admin("POST", "/vms/node-3/nics", json!({ "subnet": "small" })).await?;
         let second = nic["address"].as_str().context("a NIC without an address")?.to_owned();
-        let [far, premises, storage] = outside(&cluster).await?;
+        let far = Machine::far(&cluster, "far", "10.60.0.0/16").await?;
+        peer(&cluster, "far").await?;
+        let premises = Machine::premises(&cluster).await?;
+        let storage = Machine::storage(&cluster).await?;
         // Before the operator looks, which it does once a minute.
         arm(&cluster, "PUT", ranges::TABLE, json!({ "properties": {} })).await?;
         let table = json!({ "routeTable": { "id": id(ranges::TABLE) } });
@@ -83,28 +84,6 @@ impl World {
     pub fn node(&self, name: &str) -> Result<Place> {
         Ok(Place::host(&self.cluster.host(name)?))
     }
-}
-
-/// A peered VNet, a network on premises and the storage service, with a machine in each.
-async fn outside(cluster: &Cluster) -> Result<[Machine; 3]> {
-    let space = "10.60.0.0/16";
-    let far = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
-        "subnets": [{ "name": "far", "properties": { "addressPrefix": space } }] } });
-    arm(cluster, "PUT", "virtualNetworks/far", far).await?;
-    for (from, to) in [("vnet", "far"), ("far", "vnet")] {
-        let remote = json!({ "id": id(&format!("virtualNetworks/{to}")) });
-        let resource = format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}");
-        arm(cluster, "PUT", &resource, json!({ "properties": { "remoteVirtualNetwork": remote } })).await?;
-    }
-    let far = Machine::vm(cluster, "far", json!({ "vnet": "far", "subnet": "far" })).await?;
-    let premises = Machine::new("premises", PREMISES)?;
-    let network = json!({ "netns": premises.netns(), "address": PREMISES, "vnet": "vnet",
-        "prefixes": ["192.168.0.0/16"] });
-    cluster.azure.admin("POST", "/premises", network).await?;
-    let storage = Machine::new("storage", STORAGE)?;
-    let host = json!({ "netns": storage.netns(), "address": STORAGE, "service": "Microsoft.Storage" });
-    cluster.azure.admin("POST", "/internet", host).await?;
-    Ok([far, premises, storage])
 }
 
 fn main() -> Result<ExitCode> {

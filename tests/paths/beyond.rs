@@ -1,10 +1,10 @@
 //! Paths out of the cluster: the VNet, its peers, premises, the internet and the platform.
 
-use crate::{PREMISES, World};
+use crate::World;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
-use vnetpool_tests::place::{Seen, arm, id};
+use vnetpool_tests::place::{PREMISES, Seen, peer};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -56,16 +56,6 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
     Ok(())
 }
 
-/// Peers the nodes' VNet with another, both ways.
-async fn peer(world: &World, with: &str) -> Result<()> {
-    for (from, to) in [("vnet", with), (with, "vnet")] {
-        let peering = json!({ "properties": { "remoteVirtualNetwork": { "id": id(&format!("virtualNetworks/{to}")) } } });
-        let resource = format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}");
-        arm(&world.cluster, "PUT", &resource, peering).await?;
-    }
-    Ok(())
-}
-
 /// Each under its own address, as soon as the nodes' rules have followed.
 pub async fn a_peer_and_the_pods_reach_each_other(world: &World, within: Duration) -> Result<()> {
     let far = &world.far.place;
@@ -83,7 +73,7 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
     let (one, two) = (world.pod(0)?, world.pod(1)?);
     let far = &world.far.place.address;
     ensure!(one.seen_by(far).await.is_err(), "{far} is reached without a peering");
-    peer(world, "far").await?;
+    peer(&world.cluster, "far").await?;
     a_peer_and_the_pods_reach_each_other(world, NEXT_LOOK).await?;
     // A second one, while connections of every kind go on.
     let mut flows = Vec::new();
@@ -93,7 +83,7 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
     }
     let farther = &world.farther.place.address;
     let begun = Instant::now();
-    peer(world, "farther").await?;
+    peer(&world.cluster, "farther").await?;
     for pod in [&one, &two] {
         pod.is_seen_as(&pod.address, farther, NEXT_LOOK).await?;
     }

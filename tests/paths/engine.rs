@@ -1,11 +1,11 @@
 //! Paths once more with an engine of NetworkPolicy on each node: policies let in and out exactly what is on them, and then something else.
 
+use crate::World;
 use crate::beyond::{self, SOON};
 use crate::inside::{self, ON_HOST};
-use crate::{PREMISES, World};
 use anyhow::Result;
 use vnetpool_tests::engine::{block, lets_through};
-use vnetpool_tests::place::until_dropped;
+use vnetpool_tests::place::{PREMISES, until_dropped};
 use vnetpool_tests::workload::PORT;
 
 /// Lets both pods call these, and be called by them.

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::engine::Engine;
-use vnetpool_tests::place::{Machine, Place, arm};
+use vnetpool_tests::place::{Machine, Place};
 use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
 
@@ -40,30 +40,16 @@ pub struct World {
     engine: OnceCell<Engine>,
 }
 
-pub const STORAGE: &str = "203.0.113.20";
-pub const PREMISES: &str = "192.168.0.10";
-
 impl World {
     async fn make() -> Result<Self> {
         let cluster = Cluster::up(&root().join("target/cluster/paths"), 2, 1).await?;
         cluster.install().await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
-        for (vnet, space) in [("far", "10.60.0.0/16"), ("farther", "10.61.0.0/16")] {
-            let body = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
-                "subnets": [{ "name": vnet, "properties": { "addressPrefix": space } }] } });
-            arm(&cluster, "PUT", &format!("virtualNetworks/{vnet}"), body).await?;
-        }
-        let far = Machine::vm(&cluster, "far", json!({ "vnet": "far", "subnet": "far" })).await?;
-        let farther =
-            Machine::vm(&cluster, "farther", json!({ "vnet": "farther", "subnet": "farther" })).await?;
+        let far = Machine::far(&cluster, "far", "10.60.0.0/16").await?;
+        let farther = Machine::far(&cluster, "farther", "10.61.0.0/16").await?;
         let appliance = Machine::vm(&cluster, "appliance", json!({ "subnet": "small" })).await?;
-        let premises = Machine::new("premises", PREMISES)?;
-        let network = json!({ "netns": premises.netns(), "address": PREMISES, "vnet": "vnet",
-            "prefixes": ["192.168.0.0/16"] });
-        cluster.azure.admin("POST", "/premises", network).await?;
-        let storage = Machine::new("storage", STORAGE)?;
-        let host = json!({ "netns": storage.netns(), "address": STORAGE, "service": "Microsoft.Storage" });
-        cluster.azure.admin("POST", "/internet", host).await?;
+        let premises = Machine::premises(&cluster).await?;
+        let storage = Machine::storage(&cluster).await?;
         cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["192.168.0.0/16"] } })).await?;
         cluster.deploy("one", 1, Some("node-1")).await?;
         cluster.deploy("two", 1, Some("node-2")).await?;

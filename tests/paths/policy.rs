@@ -1,11 +1,11 @@
 //! What the network's owner decides: security groups, route tables, service endpoints, all of them for addresses of pods.
 
-use crate::{STORAGE, World};
+use crate::World;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen, arm, id, put_subnet};
+use vnetpool_tests::place::{Place, STORAGE, Seen, arm, id, put_subnet};
 
 const NODES: &str = "vnet/subnets/nodes";
 const SOON: Duration = Duration::from_secs(20);

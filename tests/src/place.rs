@@ -15,6 +15,9 @@ use tokio::process::{Child, ChildStdout, Command};
 /// How long what steers packets takes to follow a change, at most.
 const SOON: Duration = Duration::from_secs(20);
 
+pub const PREMISES: &str = "192.168.0.10";
+pub const STORAGE: &str = "203.0.113.20";
+
 /// A network namespace to run things in.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -196,9 +199,40 @@ impl Machine {
         Ok(machine)
     }
 
-    pub fn netns(&self) -> &str {
-        &self.name
+    /// A VM in a VNet of its own, both of this name.
+    pub async fn far(cluster: &Cluster, name: &str, space: &str) -> Result<Self> {
+        let vnet = json!({ "properties": { "addressSpace": { "addressPrefixes": [space] },
+            "subnets": [{ "name": name, "properties": { "addressPrefix": space } }] } });
+        arm(cluster, "PUT", &format!("virtualNetworks/{name}"), vnet).await?;
+        Self::vm(cluster, name, json!({ "vnet": name, "subnet": name })).await
     }
+
+    /// The host [`PREMISES`] of a network on premises, 192.168.0.0/16, which a gateway connects with the nodes' VNet.
+    pub async fn premises(cluster: &Cluster) -> Result<Self> {
+        let premises = Self::new("premises", PREMISES)?;
+        let network = json!({ "netns": premises.name, "address": PREMISES, "vnet": "vnet",
+            "prefixes": ["192.168.0.0/16"] });
+        cluster.azure.admin("POST", "/premises", network).await?;
+        Ok(premises)
+    }
+
+    /// The host [`STORAGE`] of the storage service.
+    pub async fn storage(cluster: &Cluster) -> Result<Self> {
+        let storage = Self::new("storage", STORAGE)?;
+        let host = json!({ "netns": storage.name, "address": STORAGE, "service": "Microsoft.Storage" });
+        cluster.azure.admin("POST", "/internet", host).await?;
+        Ok(storage)
+    }
+}
+
+/// Peers the nodes' VNet with another, both ways.
+pub async fn peer(cluster: &Cluster, with: &str) -> Result<()> {
+    for (from, to) in [("vnet", with), (with, "vnet")] {
+        let remote = json!({ "id": id(&format!("virtualNetworks/{to}")) });
+        let resource = format!("virtualNetworks/{from}/virtualNetworkPeerings/{to}");
+        arm(cluster, "PUT", &resource, json!({ "properties": { "remoteVirtualNetwork": remote } })).await?;
+    }
+    Ok(())
 }
 
 /// The id of a resource of `Microsoft.Network`, such as `routeTables/steer`.

@@ -129,8 +129,8 @@ impl Stage {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("alone-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut stage = Stage { name, folder: tempfile::tempdir()?, processes: vec![], booted: vec![] };
-        for machine in ["fabric", "vm1", "vm2", "other", "internet"] {
-            stage.add(machine)?;
+        for machine in MACHINES {
+            run(Command::new("ip").args(["netns", "add", &stage.netns(machine)]))?;
         }
         let mut simulator = Command::new("nsenter");
         simulator
@@ -151,8 +151,6 @@ impl Stage {
 
     /// Peers the VNet with another that has a VM, and connects it with a network on premises.
     pub fn surround(&mut self) -> Result<()> {
-        self.add("peer")?;
-        self.add("premises")?;
         self.admin("PATCH", "/settings", &json!({ "write_seconds": 0 }))?;
         let space = "10.60.0.0/16";
         let subnet = json!({ "name": "far", "properties": { "addressPrefix": space } });
@@ -168,10 +166,6 @@ impl Stage {
             "prefixes": ["192.168.0.0/16"] });
         self.admin("POST", "/premises", &premises)?;
         self.serve(&["peer", "premises"])
-    }
-
-    fn add(&self, machine: &str) -> Result<()> {
-        run(Command::new("ip").args(["netns", "add", &self.netns(machine)])).map(drop)
     }
 
     /// Has these machines answer at [`PORT`].

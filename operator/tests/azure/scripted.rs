@@ -125,9 +125,7 @@ async fn an_operation_that_fails_keeps_its_code_and_the_nic_is_read_anew() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(
-            accepted(format!("{}{OPERATION}", script.url)),
-        )
+        .next(accepted(format!("{}{OPERATION}", script.url)))
         .next(answer(200, json!({ "status": "Failed", "error": { "code": "NetworkingInternalOperationError", "message": "words" } })));
     let azure = script.azure();
     let error = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
