@@ -23,8 +23,8 @@ use vnetpool_crds::{NodeIPAllocation, condition, pool::Wiring};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
-    args::Config,
     chain,
+    config::Config,
     disturbance::Disturbances,
     firewall::apply::Firewall,
     metrics::Metrics,

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use anyhow::{Context, ensure};
 use vnetpool_plugin::{ledger::file::Store, wiring};
 
-use crate::{args::Config, firewall, forward, install};
+use crate::{config::Config, firewall, forward, install};
 
 /// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its network.
 /// IP forwarding stays on, since others on the node may have come to need it.

@@ -1,9 +1,86 @@
-//! The node agent's process: reads its flags and runs what they ask for.
+//! The node agent's process: reads its flags and runs the subcommand that they name.
 
+use std::io::{Write, stdout};
+
+use anyhow::Context;
+use axum::http::{HeaderValue, header::USER_AGENT};
 use clap::Parser;
-use vnetpool_node_agent::args::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use vnetpool_node_agent::{
+    admin,
+    agent::Agent,
+    args::{Args, Command, LogFormat},
+    attach, cleanup,
+    config::{Config, SourceKind},
+    metrics::Metrics,
+    report::local,
+    show,
+    source::Source,
+};
+use vnetpool_plugin::ledger::file::{self, Store};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    Args::parse().run().await
+    let Args { command, config, log_format } = Args::parse();
+    log(log_format);
+    match command.unwrap_or(Command::Run) {
+        Command::Run => serve(config).await,
+        Command::Cleanup => cleanup::run(&config).await,
+        Command::Status => status(&config),
+        Command::Attach { container, namespace } => {
+            attach::attach(&container, &namespace, &config.cni_conf_dir)
+        }
+        Command::Detach { container } => attach::detach(&container, &config.cni_conf_dir),
+    }
+}
+
+/// Runs until SIGTERM, which leaves the node as it is and its pods at work, or until a task can't go on.
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let source = match config.source {
+        SourceKind::Cluster => {
+            let name = config.node_name.clone();
+            anyhow::ensure!(!name.is_empty(), "--node-name (or NODE_NAME) must name this node");
+            Source::Cluster { client: client().await.context("can't configure the Kubernetes client")?, name }
+        }
+        SourceKind::Imds => Source::Metadata {
+            settings: config.imds.clone(),
+            boot_id: config.boot_id()?,
+            state_dir: config.state_dir.clone(),
+        },
+    };
+    let metrics = Metrics::default();
+    let admin = admin::serve(config.admin_address, metrics.clone());
+    let agent = Agent::new(config, source, metrics)?;
+    tokio::select! {
+        result = agent.run() => result,
+        result = admin => result,
+        _ = terminate.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+fn status(config: &Config) -> anyhow::Result<()> {
+    let ledger = Store::at(&config.state_dir).of_boot(config.boot_id()?).read()?;
+    let reported = local::read(&config.state_dir)?;
+    writeln!(stdout(), "{}", show::show(&ledger, file::now(), reported.as_ref()))?;
+    Ok(())
+}
+
+/// A client for the pod's service account or KUBECONFIG. Its User-Agent names the agent in the API server's logs.
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    let name = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
+    Ok(config.try_into()?)
+}
+
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+        LogFormat::Text => subscriber.init(),
+    }
 }
