@@ -3,9 +3,10 @@
 //! A pass is a list of stages. One that fails is told in a condition and doesn't stop the others; only without a ledger is
 //! there nothing to go on with. Everything is read anew in every pass: what an earlier one knew is never trusted.
 
-mod ledger;
-mod node;
-mod undisturbed;
+mod install;
+mod restore;
+mod rules;
+mod supply;
 
 use std::{
     collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering,
@@ -33,7 +34,7 @@ use crate::{
     sweep::Sweep,
     watch as watches,
 };
-use ledger::Meaning;
+use supply::Meaning;
 
 /// How long changes of the ledger are collected before a pass: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use anyhow::{Context, ensure};
 use vnetpool_plugin::{ledger::file::Store, wiring};
 
-use crate::{config::Config, firewall, forward, install};
+use crate::{config::Config, firewall, install, others_firewall};
 
 /// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its network.
 /// IP forwarding stays on, since others on the node may have come to need it.
@@ -26,7 +26,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     firewall::apply::remove().await?;
     wiring::bridge::remove()?;
-    forward::nft::close().await?;
+    others_firewall::nft::close().await?;
     wiring::steer::unsteer()?;
     wiring::range::close(&[])?;
     gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))

@@ -24,10 +24,11 @@ pub mod config;
 mod disturbance;
 mod error;
 pub mod firewall;
-mod forward;
+
 pub mod imds;
 mod install;
 pub mod metrics;
+mod others_firewall;
 pub mod report;
 pub mod show;
 pub mod source;

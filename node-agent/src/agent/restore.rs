@@ -11,7 +11,7 @@ use vnetpool_plugin::{
 use super::{Agent, Said, blocking};
 use crate::{
     disturbance::{self, Kind},
-    forward::{self, Packet},
+    others_firewall::{Packet, nft},
     sysctl,
 };
 
@@ -74,7 +74,7 @@ impl Agent {
             Packet { from_link: link, to_link: uplink, source: Some(pod), destination: None },
             Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
         ];
-        let bases = match forward::nft::dropping(&packets).await {
+        let bases = match nft::dropping(&packets).await {
             Ok(bases) => bases,
             Err(error) => return tracing::warn!(%error, "can't look at the node's firewalls"),
         };
@@ -87,7 +87,7 @@ impl Agent {
                 ));
                 continue;
             }
-            match forward::nft::open(&base).await {
+            match nft::open(&base).await {
                 Ok(()) => self.repaired(Kind::Firewall, base.to_string()),
                 Err(error) => self.disturbances.stands(format!("{base} drops pods' packets: {error}")),
             }
