@@ -18,3 +18,6 @@ pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
 pub const DNS_LABEL: &str = "vnetpool.io/dns-label";
 /// `attachedTo` of an ipConfiguration that somebody else has attached something to.
 pub const OTHERS: &str = "others";
+/// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC is gone for good, so
+/// that nothing of it is left in Azure: `true` lets the object go.
+pub const GONE: &str = "vnetpool.io/gone";

@@ -1,12 +1,17 @@
 //! What can go wrong with Azure as facts of our domain, and the one place that says what to do about each.
 
+mod arm_error;
+mod codes;
+
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::{nic, route_table};
+pub(super) use arm_error::ArmError;
+use codes::Class;
+pub use codes::Limit;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
 /// runs the cluster: it is meant for conditions and Events.
@@ -17,13 +22,7 @@ pub enum Error {
          uses up the subscription's request limits.",
         seconds(*retry_after)
     )]
-    Throttled {
-        resource: String,
-        message: String,
-        retry_after: Duration,
-        /// Whether a limit of the resource provider's (network, compute) is used up, rather than ARM's own.
-        by_provider: bool,
-    },
+    Throttled { resource: String, message: String, retry_after: Duration, limit: Limit },
     #[error(
         "subnet {subnet} has no free address for {resource}. Free addresses in it, lower minimum, warm or maximum of the \
          NodeIPPool, or give new nodes another subnet. Azure says: {message}"
@@ -33,6 +32,13 @@ pub enum Error {
         "an address asked for {resource} belongs to somebody else by now; Vnetpool reads again. Azure says: {message}"
     )]
     AddressTaken { resource: String, message: String },
+    #[error(
+        "an address asked for {resource} is being freed by Azure and can't be had yet; Vnetpool goes on without it and asks \
+         again in seconds. Azure says: {message}"
+    )]
+    AddressBeingFreed { resource: String, message: String },
+    #[error("the subscription of {resource} can't be used. {remedy} Azure says: {message}")]
+    SubscriptionUnusable { resource: String, remedy: &'static str, message: String },
     #[error(
         "Azure doesn't let the operator's identity do {action} on {scope}. Grant its role that action there (a new role \
          assignment takes minutes to work). Azure says: {message}"
@@ -71,6 +77,17 @@ pub enum Error {
          the identity's role read access there. Azure says: {message}"
     )]
     NotFound { resource: String, message: String },
+    #[error(
+        "Azure doesn't know the {scope} of {resource}. That may pass, so everything is kept as it is. If the {scope} is \
+         gone for good, say so with the annotation {}=true on the NodeIPAllocation. Azure says: {message}",
+        vnetpool_crds::names::GONE
+    )]
+    ScopeMissing { resource: String, scope: Scope, message: String },
+    #[error(
+        "Azure refuses a call about {resource} because of a conflict ({code}); Vnetpool tries again, ever less often. If this \
+         lasts, change what it objects to. Azure says: {message}"
+    )]
+    Conflict { resource: String, code: String, message: String },
     #[error("Azure didn't answer about {resource} ({message}); nothing was changed, Vnetpool goes on in {}", seconds(*retry_after))]
     Unavailable { resource: String, message: String, retry_after: Duration },
     #[error(
@@ -117,6 +134,22 @@ pub enum Error {
     Config { message: String },
 }
 
+/// What a resource is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Group,
+    Subscription,
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Scope::Group => "resource group",
+            Scope::Subscription => "subscription",
+        })
+    }
+}
+
 /// What to do about an [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
@@ -135,6 +168,7 @@ const THROTTLED: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(15);
 const UNAVAILABLE: Duration = Duration::from_secs(10);
 const FAILED: Duration = Duration::from_secs(5);
+const BEING_FREED: Duration = Duration::from_secs(5);
 /// A full subnet may empty by our own give-backs, the rest needs a person, and role assignments take minutes
 /// to work.
 const FULL: Duration = Duration::from_secs(60);
@@ -151,6 +185,8 @@ impl Error {
             | Error::Busy { retry_after, .. }
             | Error::Unavailable { retry_after, .. } => Remedy::RetryAfter(*retry_after),
             Error::Failed { .. } => Remedy::RetryAfter(FAILED),
+            Error::AddressBeingFreed { .. } => Remedy::RetryAfter(BEING_FREED),
+            Error::Conflict { .. } => Remedy::RetryAfter(BUSY),
             Error::Stale { .. }
             | Error::Superseded { .. }
             | Error::AddressTaken { .. }
@@ -163,7 +199,9 @@ impl Error {
             | Error::Locked { .. }
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
+            | Error::SubscriptionUnusable { .. }
             | Error::NotFound { .. }
+            | Error::ScopeMissing { .. }
             | Error::Unattachable { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId { .. }
@@ -182,6 +220,10 @@ impl Error {
             Error::Throttled { .. } => "Throttled",
             Error::SubnetFull { .. } => "SubnetFull",
             Error::AddressTaken { .. } => "AddressTaken",
+            Error::AddressBeingFreed { .. } => "AddressBeingFreed",
+            Error::SubscriptionUnusable { .. } => "SubscriptionUnusable",
+            Error::ScopeMissing { .. } => "ScopeMissing",
+            Error::Conflict { .. } => "ResourceConflict",
             Error::Denied { .. } => "PermissionDenied",
             Error::DenyAssignment { .. } => "DenyAssignment",
             Error::Locked { .. } => "ResourceLocked",
@@ -207,17 +249,17 @@ impl Error {
         }
     }
 
-    /// Which of the addresses asked for belong to somebody else: those that Azure names, or all if it names none.
+    /// Which of the addresses or blocks asked for belong to somebody else: those that Azure names, or all if it names
+    /// none. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressTaken { message, .. } = self else { return vec![] };
-        let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
-        let named = |one: &&Ipv4Net| {
-            words().any(|word| {
-                word.parse() == Ok(**one) || word.parse() == Ok(one.addr()) && one.prefix_len() == 32
-            })
-        };
-        let named: Vec<Ipv4Net> = asked.iter().filter(named).copied().collect();
-        if named.is_empty() { asked.to_vec() } else { named }
+        named_in(message, asked)
+    }
+
+    /// Which of the addresses or blocks asked for can't be had for a while, likewise.
+    pub fn being_freed(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
+        let Error::AddressBeingFreed { message, .. } = self else { return vec![] };
+        named_in(message, asked)
     }
 
     /// Whether a NIC is certainly as it was before the write that was answered with this.
@@ -226,11 +268,14 @@ impl Error {
             Error::Throttled { .. }
             | Error::SubnetFull { .. }
             | Error::AddressTaken { .. }
+            | Error::AddressBeingFreed { .. }
             | Error::Denied { .. }
             | Error::DenyAssignment { .. }
             | Error::Locked { .. }
             | Error::QuotaExceeded { .. }
             | Error::PolicyForbidden { .. }
+            | Error::SubscriptionUnusable { .. }
+            | Error::Conflict { .. }
             | Error::Busy { .. }
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
@@ -246,6 +291,7 @@ impl Error {
             Error::Stale { .. }
             | Error::Superseded { .. }
             | Error::NotFound { .. }
+            | Error::ScopeMissing { .. }
             | Error::OutcomeUnknown { .. }
             | Error::Failed { .. }
             | Error::Unexpected { .. } => false,
@@ -257,76 +303,6 @@ fn seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64().ceil())
 }
 
-/// ARM's error object; `details` carry the code that matters more often than the outermost does.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct ArmError {
-    #[serde(deserialize_with = "or_default")]
-    code: String,
-    #[serde(deserialize_with = "or_default")]
-    message: String,
-    /// What of the request it is about.
-    #[serde(deserialize_with = "or_default")]
-    target: String,
-    #[serde(deserialize_with = "or_default")]
-    details: Vec<ArmError>,
-}
-
-/// ARM sends `null` where it has nothing to say.
-fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
-    from: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
-}
-
-impl ArmError {
-    /// One of which nothing but the code is known.
-    pub(super) fn bare(code: &str) -> ArmError {
-        ArmError { code: code.to_owned(), ..ArmError::default() }
-    }
-
-    /// Of a body such as `{"error": {…}}`, or one that is the error object itself, or no JSON at all.
-    pub(super) fn of_body(body: &[u8]) -> ArmError {
-        let Ok(body) = serde_json::from_slice::<Value>(body) else {
-            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
-            return ArmError { message: text, ..ArmError::default() };
-        };
-        ArmError::of(body.get("error").unwrap_or(&body))
-    }
-
-    pub(super) fn of(error: &Value) -> ArmError {
-        ArmError::deserialize(error)
-            .unwrap_or_else(|_| ArmError { message: error.to_string(), ..ArmError::default() })
-    }
-
-    /// The error and its details, outermost first.
-    fn all(&self) -> Vec<&ArmError> {
-        let mut all = vec![self];
-        all.extend(self.details.iter().flat_map(|detail| detail.all()));
-        all
-    }
-
-    fn has(&self, codes: &[&str]) -> bool {
-        self.find(codes).is_some()
-    }
-
-    fn find(&self, codes: &[&str]) -> Option<&ArmError> {
-        self.all().into_iter().find(|error| codes.iter().any(|code| error.code.eq_ignore_ascii_case(code)))
-    }
-
-    /// Every message there is, in words only: NRP puts the telling one into the details.
-    fn words(&self) -> String {
-        let mut words: Vec<&str> = self
-            .all()
-            .iter()
-            .map(|error| error.message.trim())
-            .filter(|message| !message.is_empty())
-            .collect();
-        words.dedup();
-        if words.is_empty() { "no message".to_owned() } else { words.join(" ") }
-    }
-}
-
 /// Whether a call could have changed anything, for outcomes that can't be told from the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -335,8 +311,8 @@ pub(super) enum Effect {
 }
 
 /// Turns a refusal into our error. `status` is the HTTP status, or `None` for an operation that ended badly;
-/// `resource` is what the call was about; `retry_after` is the header of that name. The codes are
-/// those of recorded traffic, Microsoft's documentation and public issues.
+/// `resource` is the id of the resource that the call was about; `retry_after` is the header of that name.
+/// What a code means stands in the table of [`codes`].
 pub(super) fn classify(
     status: Option<u16>,
     error: &ArmError,
@@ -346,45 +322,11 @@ pub(super) fn classify(
 ) -> Error {
     let message = error.words();
     let resource = resource.to_owned();
-    let retry = |default| {
-        retry_after
-            .or_else(|| seconds_in(&message))
-            .unwrap_or(default)
-            .clamp(Duration::from_secs(1), LONGEST_WAIT)
-    };
-    if let Some(full) = error.find(&["SubnetIsFull"]) {
-        return Error::SubnetFull { subnet: subnet_in(&full.message), resource, message };
-    }
-    if error.has(&["PrivateIPAddressIsAllocated"]) {
-        return Error::AddressTaken { resource, message };
-    }
-    if error.has(&["CanceledAndSupersededDueToAnotherOperation", "OperationPreempted"]) {
-        return Error::Superseded { resource, message };
-    }
-    if error.has(&["ScopeLocked"]) {
-        let scope = quoted(&message).last().unwrap_or_else(|| resource.clone());
-        return Error::Locked { resource, scope, message };
-    }
-    if error.has(&["RequestDisallowedByPolicy"]) {
-        return Error::PolicyForbidden { resource, message };
-    }
-    if let Some((_, remedy)) = UNATTACHABLE.iter().find(|(code, _)| error.has(&[code])) {
-        return Error::Unattachable { resource, remedy, message };
-    }
-    // Reported under either code; the words are the same.
-    if let Some((_, by)) = message.split_once("because of the deny assignment") {
-        let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
-        let action = between(&message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
-        return Error::DenyAssignment { action, resource, name, message };
-    }
-    if error.has(&["AuthorizationFailed", "LinkedAuthorizationFailed", "DenyAssignmentAuthorizationFailed"]) {
-        let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
-        return Error::Denied { action, scope, message };
-    }
-    if error.all().iter().any(|error| {
-        ["QuotaExceeded", "LimitReached", "LimitExceeded"].iter().any(|tail| error.code.ends_with(tail))
-    }) {
-        return Error::QuotaExceeded { resource, message };
+    // "0 seconds" is no time to wait.
+    let stated = retry_after.or_else(|| seconds_in(&message)).filter(|wait| !wait.is_zero());
+    let retry = |default: Duration| stated.unwrap_or(default).min(LONGEST_WAIT);
+    if let Some(denied) = deny_assignment(&message, &resource) {
+        return denied;
     }
     if message.contains("marked for deletion") {
         return Error::Busy { resource, retry_after: retry(BUSY), message };
@@ -394,53 +336,65 @@ pub(super) fn classify(
     {
         return Error::NotFound { resource, message };
     }
-    match status {
-        Some(401) => Error::Credential { message: format!("ARM refused its token: {message}") },
-        Some(404) => Error::NotFound { resource, message },
-        Some(412) => Error::Stale { resource },
-        Some(409) => Error::Busy { resource, retry_after: retry(BUSY), message },
-        Some(429)
-            if error.has(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned"]) =>
-        {
-            Error::Busy { resource, retry_after: retry(BUSY), message }
+    let (class, telling) = codes::class(status, error);
+    match class {
+        Class::SubnetFull => {
+            let subnet = telling.map(|full| subnet_in(&full.message)).unwrap_or_default();
+            Error::SubnetFull { subnet, resource, message }
         }
-        Some(429) => Error::Throttled {
-            resource,
-            retry_after: retry(THROTTLED),
-            message,
-            // Compute's throttling goes by the code of anything it doesn't allow.
-            by_provider: error
-                .has(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"]),
-        },
-        Some(408 | 500..) if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
-        Some(408 | 500..) => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
-        Some(status) => Error::Arm { resource, status, code: error.code.clone(), message },
-        None if error.has(&["Canceled"]) => Error::Superseded { resource, message },
-        None => Error::Failed { resource, code: error.code.clone(), message },
+        Class::AddressTaken => Error::AddressTaken { resource, message },
+        Class::AddressBeingFreed => Error::AddressBeingFreed { resource, message },
+        Class::Superseded => Error::Superseded { resource, message },
+        Class::Locked => {
+            let scope = quoted(&message).last().unwrap_or_else(|| resource.clone());
+            Error::Locked { resource, scope, message }
+        }
+        Class::PolicyForbidden => Error::PolicyForbidden { resource, message },
+        Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },
+        Class::Denied => {
+            let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
+            Error::Denied { action, scope, message }
+        }
+        Class::SubscriptionUnusable(remedy) => Error::SubscriptionUnusable { resource, remedy, message },
+        Class::QuotaExceeded => Error::QuotaExceeded { resource, message },
+        Class::Busy => Error::Busy { resource, retry_after: retry(BUSY), message },
+        Class::Conflict => Error::Conflict { resource, code: error.code.clone(), message },
+        Class::NotFound => Error::NotFound { resource, message },
+        Class::GroupMissing => Error::ScopeMissing { resource, scope: Scope::Group, message },
+        Class::SubscriptionMissing => Error::ScopeMissing { resource, scope: Scope::Subscription, message },
+        Class::Throttled(limit) => {
+            Error::Throttled { resource, retry_after: retry(THROTTLED), message, limit }
+        }
+        Class::TokenRefused => Error::Credential { message: format!("ARM refused its token: {message}") },
+        Class::Stale => Error::Stale { resource },
+        Class::Unanswered if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
+        Class::Unanswered => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
+        Class::Refused => {
+            Error::Arm { resource, status: status.unwrap_or_default(), code: error.code.clone(), message }
+        }
+        Class::OperationFailed => Error::Failed { resource, code: error.code.clone(), message },
     }
 }
 
-/// What Azure doesn't attach to a secondary ipConfiguration, by its code, and the remedy. The first is of terraform-provider-azurerm
-/// issue 9084; the others are Azure's common codes, and those that no source names fall under [`Error::Arm`].
-const UNATTACHABLE: &[(&str, &str)] = &[
-    (
-        "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs",
-        "The backend pool has an outbound rule, which takes primary addresses only: give the pods a backend pool without one.",
-    ),
-    (
-        "DnsRecordInUse",
-        "Another public address in this region has that name: choose another vnetpool.io/dns-label.",
-    ),
-    ("PublicIPAddressInUse", "Something else uses the public address: detach it there."),
-    (
-        "PublicIPCountLimitReached",
-        "The subscription's public addresses are used up in this region: have the quota raised, or let fewer pods ask for one.",
-    ),
-    (
-        "InvalidResourceReference",
-        "What is referred to doesn't exist: correct the id in the NodeIPPool's attachments or applicationSecurityGroups, or make it in Azure.",
-    ),
-];
+/// Azure reports a deny assignment under the codes of a missing permission, too. The words are the same.
+fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
+    let (_, by) = message.split_once("because of the deny assignment")?;
+    let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
+    let action = between(message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
+    Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
+}
+
+/// Those of the addresses or blocks that a message names, by themselves or by an address in them; all, if it names none.
+fn named_in(message: &str, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
+    let is_named = |one: &&Ipv4Net| {
+        words().map(|word| word.trim_end_matches('.')).any(|word| {
+            word.parse() == Ok(**one) || word.parse::<Ipv4Addr>().is_ok_and(|address| one.contains(&address))
+        })
+    };
+    let named: Vec<Ipv4Net> = asked.iter().filter(is_named).copied().collect();
+    if named.is_empty() { asked.to_vec() } else { named }
+}
 
 /// What stands between the first `before` and the next `after`.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {

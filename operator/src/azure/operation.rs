@@ -113,9 +113,12 @@ impl Operation {
                     debug!(resource = call.resource, %error, "couldn't poll, trying again");
                     self.wait = pace(Some(retry_after));
                 }
-                Err(error @ (Error::Denied { .. } | Error::NotFound { .. } | Error::Arm { .. }))
-                    if follows_operation =>
-                {
+                Err(
+                    error @ (Error::Denied { .. }
+                    | Error::NotFound { .. }
+                    | Error::ScopeMissing { .. }
+                    | Error::Arm { .. }),
+                ) if follows_operation => {
                     warn!(resource = call.resource, %error, "can't follow the operation, reading the resource instead");
                     self.url = resource.clone();
                     self.wait = SHORTEST;

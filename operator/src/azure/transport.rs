@@ -187,12 +187,12 @@ impl Transport {
         let error = ArmError::of_body(&answer.body);
         let retry_after = retry_after(&answer.headers);
         let error = classify(Some(answer.status), &error, retry_after, &call.resource, call.effect());
-        if let Error::Throttled { retry_after, by_provider, .. } = &error {
+        if let Error::Throttled { retry_after, limit, .. } = &error {
             warn!(
                 resource = call.resource,
                 kind = call.kind.as_str(),
                 ?retry_after,
-                by_provider,
+                ?limit,
                 "throttled by Azure"
             );
         }

@@ -32,6 +32,8 @@ pub struct Setback {
     /// What it takes to get on is in the subnet. When the node may grow is then decided for all of that subnet's nodes, see
     /// [`crate::shortage`]; nothing else is held up.
     pub in_subnet: bool,
+    /// The reason of the error itself.
+    cause: &'static str,
     /// How often in a row.
     strikes: u32,
 }
@@ -39,17 +41,29 @@ pub struct Setback {
 /// The longest wait between two attempts that need somebody to change something first: a thousand such nodes must not use
 /// up the request limits of the others.
 const LONGEST: Duration = Duration::from_secs(600);
+/// The longest wait for a resource that is busy.
+const LONGEST_BUSY: Duration = Duration::from_secs(60);
+/// How often in a row a conflict of an unknown kind is met before somebody is told: for about two minutes.
+const LASTING: u32 = 3;
 /// Even "at once" leaves the others their turn.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 impl Setback {
     /// The only place where a [`Remedy`] turns into conduct. `last` is the setback that still counted before.
     pub fn after(last: Option<&Setback>, stage: Stage, error: &Error, now: Instant) -> Setback {
-        let reason = error.reason();
-        let strikes = last.filter(|last| last.reason == reason).map_or(0, |last| last.strikes + 1);
+        let cause = error.reason();
+        let strikes = last.filter(|last| last.cause == cause).map_or(0, |last| last.strikes + 1);
         let doubled = |wait: Duration, longest| (wait * 2_u32.pow(strikes.min(6))).min(longest).max(wait);
         let in_subnet = matches!(error, Error::SubnetFull { .. });
         let (wait, needs_change) = match error.remedy() {
+            // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an hour.
+            Remedy::RetryAfter(wait) if matches!(error, Error::Busy { .. }) => {
+                (doubled(wait, LONGEST_BUSY), false)
+            }
+            // It may pass like any other conflict. One that stays is for a person to end.
+            Remedy::RetryAfter(wait) if matches!(error, Error::Conflict { .. }) => {
+                (doubled(wait, LONGEST), strikes >= LASTING)
+            }
             // Azure names no time for an operation that it gave up; what keeps failing is tried ever less often.
             Remedy::RetryAfter(wait) if matches!(error, Error::Failed { .. }) => {
                 (doubled(wait, LONGEST), false)
@@ -61,9 +75,12 @@ impl Setback {
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
+        // A conflict that may pass by itself is told like any other; as one that lasts it is news.
+        let passes = matches!(error, Error::Conflict { .. }) && !needs_change;
         Setback {
             stage,
-            reason,
+            reason: if passes { "ResourceBusy" } else { cause },
+            cause,
             message: error.to_string(),
             until: now + wait,
             needs_change,
@@ -91,6 +108,34 @@ mod tests {
     }
 
     #[test]
+    fn a_conflict_that_lasts_is_told_and_tried_ever_less_often() {
+        let now = Instant::now();
+        let conflict = Error::Conflict { resource: "r".into(), code: "Novel".into(), message: "m".into() };
+        let mut setback = Setback::after(None, Stage::Write, &conflict, now);
+        let mut met = vec![(setback.until - now, setback.needs_change)];
+        for _ in 0..8 {
+            setback = Setback::after(Some(&setback), Stage::Write, &conflict, now);
+            met.push((setback.until - now, setback.needs_change));
+        }
+        let waits: Vec<u64> = met.iter().map(|(wait, _)| wait.as_secs()).collect();
+        assert_eq!(waits, [15, 30, 60, 120, 240, 480, 600, 600, 600]);
+        assert_eq!(met.iter().position(|(_, is_told)| *is_told), Some(3));
+        assert_eq!(setback.reason, "ResourceConflict");
+    }
+
+    #[test]
+    fn a_busy_resource_is_asked_for_once_a_minute_at_last_and_nobody_is_told() {
+        let now = Instant::now();
+        let busy =
+            Error::Busy { resource: "r".into(), message: "m".into(), retry_after: Duration::from_secs(15) };
+        let mut setback = Setback::after(None, Stage::Write, &busy, now);
+        for _ in 0..8 {
+            setback = Setback::after(Some(&setback), Stage::Write, &busy, now);
+        }
+        assert_eq!((setback.until - now, setback.needs_change), (Duration::from_secs(60), false));
+    }
+
+    #[test]
     fn a_denied_node_waits_longer_each_time_but_not_forever() {
         let now = Instant::now();
         let mut setback = Setback::after(None, Stage::Write, &denied(), now);
@@ -111,7 +156,7 @@ mod tests {
             resource: "r".into(),
             message: "m".into(),
             retry_after: wait,
-            by_provider: false,
+            limit: crate::azure::Limit::Arm,
         };
         let setback = Setback::after(None, Stage::Find, &error, now);
         assert_eq!((setback.until, setback.needs_change), (now + wait, false));

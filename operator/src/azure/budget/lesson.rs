@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 
 use super::meter::Meter;
-use crate::azure::error::Error;
+use crate::azure::error::{Error, Limit};
 
 /// What an answer said about the meters its call drew on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,14 +51,20 @@ impl Lesson {
             .flat_map(|(name, value)| counters(name, value, writes))
             .collect();
         match error {
-            Some(Error::Throttled { retry_after, by_provider, message, .. }) => Lesson {
+            // Other calls pass, and whoever made this one waits by itself.
+            Some(Error::Throttled { limit: Limit::Action, message, .. }) if !is_of_nics(message) => {
+                Lesson { counters, ..Lesson::default() }
+            }
+            Some(Error::Throttled { retry_after, limit, message, .. }) => Lesson {
                 counters,
                 closed_for: Some(*retry_after),
-                by: match by_provider {
-                    false => Throttler::Arm,
+                by: match limit {
+                    Limit::Arm => Throttler::Arm,
+                    // Nearly all calls to the network provider are about NICs, and all nodes make them.
+                    Limit::Action => Throttler::Provider,
                     // Compute's words; the other kind is "for this subscription".
-                    true if message.contains("for this resource") => Throttler::Resource,
-                    true => Throttler::Provider,
+                    Limit::Provider if message.contains("for this resource") => Throttler::Resource,
+                    Limit::Provider => Throttler::Provider,
                 },
             },
             _ => Lesson { counters, ..Lesson::default() },
@@ -86,6 +92,12 @@ impl Lesson {
             Meter::Resource { .. } => self.by == Throttler::Resource,
         }
     }
+}
+
+/// Whether the action that a limit concerns is one on NICs: "Number of requests for action
+/// 'Microsoft.Network/networkInterfaces/write' exceeded the limit …".
+fn is_of_nics(message: &str) -> bool {
+    message.contains("Microsoft.Network/networkInterfaces/")
 }
 
 /// The counters in one header, by the rest of its name, that count this sort of call.
@@ -155,9 +167,9 @@ mod tests {
         Meter::Resource { path: "vm".into(), kind: Kind::Read }
     }
 
-    fn throttled(message: &str, by_provider: bool) -> Error {
+    fn throttled(message: &str, limit: Limit) -> Error {
         let retry_after = Duration::from_secs(9);
-        Error::Throttled { resource: "r".into(), message: message.into(), retry_after, by_provider }
+        Error::Throttled { resource: "r".into(), message: message.into(), retry_after, limit }
     }
 
     #[test]
@@ -222,11 +234,28 @@ mod tests {
             assert_eq!(lesson.closed_for, Some(Duration::from_secs(9)));
             [arm(false), compute(), vm()].map(|meter| lesson.closes(&meter))
         };
-        assert_eq!(closed(&throttled("Number of requests for subscription", false)), [true, false, false]);
         assert_eq!(
-            closed(&throttled("too many requests … for this subscription.", true)),
+            closed(&throttled("Number of requests for subscription", Limit::Arm)),
+            [true, false, false]
+        );
+        assert_eq!(
+            closed(&throttled("too many requests … for this subscription.", Limit::Provider)),
             [false, true, false]
         );
-        assert_eq!(closed(&throttled("too many requests … for this resource.", true)), [false, false, true]);
+        assert_eq!(
+            closed(&throttled("too many requests … for this resource.", Limit::Provider)),
+            [false, false, true]
+        );
+    }
+
+    #[test]
+    fn a_limit_of_one_action_closes_nothing_but_what_every_node_calls() {
+        let lesson = |action: &str| {
+            let message = format!("Number of requests for action '{action}' exceeded the limit of '2000'");
+            Lesson::of(&HeaderMap::new(), false, Some(&throttled(&message, Limit::Action)))
+        };
+        assert_eq!(lesson("Microsoft.Network/virtualNetworks/read"), Lesson::default());
+        let nics = lesson("Microsoft.Network/networkInterfaces/read");
+        assert!(nics.closed_for.is_some() && !nics.closes(&arm(false)));
     }
 }

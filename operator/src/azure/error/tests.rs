@@ -1,6 +1,6 @@
 //! Azure's refusals, worded as in recorded traffic, its documentation and public issues.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -75,9 +75,9 @@ fn a_providers_throttling_is_told_from_arms() {
         "{\"...\"}",
         json!([{"code": "TooManyRequests", "target": "HighCostGet", "message": "m"}]),
     );
-    assert!(matches!(arm, Error::Throttled { by_provider: false, .. }), "{arm:?}");
+    assert!(matches!(arm, Error::Throttled { limit: Limit::Arm, .. }), "{arm:?}");
     for error in [provider, compute] {
-        assert!(matches!(error, Error::Throttled { by_provider: true, .. }), "{error:?}");
+        assert!(matches!(error, Error::Throttled { limit: Limit::Provider, .. }), "{error:?}");
     }
 }
 
@@ -197,7 +197,7 @@ fn what_is_not_there_is_not_found_in_either_of_azures_shapes() {
 
 #[test]
 fn every_other_refusal_keeps_its_code_and_leaves_the_nic_as_it_was() {
-    for code in ["IpConfigDeleteNotSupported", "PrivateIPAddressNotInSubnet", "InvalidParameter"] {
+    for code in ["IpConfigDeleteNotSupported", "PrivateIPAddressMissing", "InvalidParameter"] {
         let error = write(400, code, "words", json!(null));
         assert!(matches!(&error, Error::Arm { code: kept, status: 400, .. } if kept == code), "{error:?}");
         assert!(error.left_all_as_it_was());

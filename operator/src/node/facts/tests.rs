@@ -196,7 +196,7 @@ fn a_throttled_recheck_is_no_news_while_nothing_is_wanted() {
         resource: "/nic".into(),
         message: "slow".into(),
         retry_after: Duration::from_secs(9),
-        by_provider: false,
+        limit: azure::Limit::Arm,
     };
     let story = story(8, 0, 255, json!({})).failed(Stage::Find, throttled);
     assert_eq!(story.says(READY).0, "True Ready");
