@@ -173,7 +173,7 @@ async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
     };
     tokio::select! {
         _ = controllers => {}
-        () = node::route::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
+        () = node::backend::route_table::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
     }
 }
 

@@ -5,25 +5,15 @@
 //! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
 
 pub mod admit;
-mod adopt;
-mod apply;
-mod attach;
-mod drift;
-mod facts;
-mod groups;
+mod attachments;
+pub mod backend;
 mod growth;
-mod hint;
-mod interfaces;
 mod memory;
 mod need;
 mod observe;
-mod obstacle;
-mod outlived;
-mod recheck;
+mod publish;
 mod report;
-pub mod route;
 mod setback;
-mod surroundings;
 mod vacate;
 
 use std::sync::{Arc, Mutex};
@@ -45,12 +35,12 @@ use crate::cluster::{Caller, Cluster};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
-use crate::planner::{self, Plan, Rehearsal, attachments};
+use crate::planner::{self, Plan, Rehearsal};
 use crate::shortage::Shortages;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::Seen;
-use obstacle::Obstacle;
+use observe::obstacle::Obstacle;
+use observe::{Seen, recheck};
 use setback::{Setback, Stage};
 
 /// What every reconcile works with.
@@ -130,7 +120,7 @@ impl Error {
     fn is_conflict(&self) -> bool {
         match self {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
-                apply::is(error, 409)
+                publish::is(error, 409)
             }
             Error::Find(_) | Error::Write(_) => false,
         }
@@ -148,7 +138,7 @@ pub struct Round {
     plan: Option<Plan>,
     /// What would be done, in a dry run.
     rehearsal: Option<Rehearsal>,
-    attachments: Option<attachments::Plan>,
+    attachments: Option<planner::attachments::Plan>,
 }
 
 /// Runs until `stop`; then passes under way are finished.
@@ -235,8 +225,8 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         Err(_) => return outcome.map(|()| Next::Gone),
     }
     if is_done_with(&round) {
-        apply::taint(ctx, &node, false).await?;
-        apply::delete(ctx, &round.allocation).await?;
+        publish::taint(ctx, &node, false).await?;
+        publish::delete(ctx, &round.allocation).await?;
         return Ok(Next::Gone);
     }
     let say_again = report::report(ctx, &mut round, &node, memory).await?;
@@ -275,7 +265,7 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
     settle_left(ctx, round, node).await?;
     publish(ctx, round, node, memory).await?;
     outcome?;
-    if attach::step(ctx, round, node, memory).await? {
+    if attachments::step(ctx, round, node, memory).await? {
         look_anew(ctx, round, node, memory).await?;
         publish(ctx, round, node, memory).await?;
     }
@@ -348,7 +338,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
         Stage::Find => setback.holds(now),
         Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
     });
-    round.attachments = Some(attach::plan(ctx, &round.allocation, node, &seen, memory, now));
+    round.attachments = Some(attachments::plan(ctx, &round.allocation, node, &seen, memory, now));
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         (plan, Some(rehearsal))
@@ -362,8 +352,8 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
 async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let is_routed = round.seen.as_ref().is_some_and(|seen| seen.routed.is_some());
     let written = match is_routed {
-        true => route::write(ctx, round, node, memory).await,
-        false => apply::write_nic(ctx, round, node, memory).await,
+        true => backend::route_table::write(ctx, round, node, memory).await,
+        false => publish::write_nic(ctx, round, node, memory).await,
     };
     written.map_err(Error::Write)
 }
@@ -371,8 +361,8 @@ async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -
 async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
     let marks = round.attachments.as_ref().map(|plan| &plan.marks);
-    let spec = apply::spec(&round.allocation.spec, node, seen, plan, marks);
-    round.allocation = apply::publish(ctx, round.allocation.clone(), spec, memory).await?;
+    let spec = publish::spec(&round.allocation.spec, node, seen, plan, marks);
+    round.allocation = publish::publish(ctx, round.allocation.clone(), spec, memory).await?;
     Ok(())
 }
 

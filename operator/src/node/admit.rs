@@ -14,7 +14,7 @@ use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
 
-use super::{Context, apply};
+use super::{Context, publish};
 use crate::Stop;
 
 /// Runs until `stop`.
@@ -62,7 +62,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
     // Created, not applied: one that exists by now, unseen by the watch, must keep its content.
     match Api::all(ctx.client.clone()).create(&params, &first).await {
         Ok(_) => info!(node = name, pool = first.spec.pool, "Node admitted"),
-        Err(error) if apply::is(&error, 409) => {}
+        Err(error) if publish::is(&error, 409) => {}
         Err(error) => {
             ctx.metrics.reconciled("admit", "APIServer", started.elapsed());
             return Err(error);

@@ -9,10 +9,10 @@ use ipnet::Ipv4Net;
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
-use super::attach::Attaching;
+use super::attachments::Attaching;
 use super::growth;
-use super::hint::Hints;
-use super::outlived::Outlived;
+use super::observe::hint::Hints;
+use super::report::sandboxes::Outlived;
 use super::setback::Setback;
 use crate::azure::ResourceId;
 use crate::planner::Plan;

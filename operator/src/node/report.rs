@@ -1,5 +1,8 @@
 //! What a reconcile found and did → conditions, Events and the taint.
 
+pub mod conditions;
+pub mod sandboxes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,11 +16,12 @@ use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{self, BY_AGENT, FULL, READY};
 use vnetpool_crds::names;
 
-use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
-use super::{Context, Error, Round, apply, attach, groups, outlived};
+use super::observe::groups;
+use super::{Context, Error, Round, attachments, publish};
 use crate::cluster::kept;
 use crate::{azure, events};
+use conditions::{Facts, Lag};
 
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
@@ -30,13 +34,13 @@ pub async fn report(
     memory: &mut Memory,
 ) -> Result<Option<Duration>, Error> {
     let now = Instant::now();
-    let lag = facts::lag(&round.allocation, kept::boot_id(node));
+    let lag = conditions::lag(&round.allocation, kept::boot_id(node));
     if lag == Lag::None {
         memory.behind_since = None;
     } else {
         memory.behind_since.get_or_insert(now);
     }
-    let (outlived, look) = outlived::outlived(ctx, &round.allocation, node, memory, now).await?;
+    let (outlived, look) = sandboxes::outlived(ctx, &round.allocation, node, memory, now).await?;
     let next = {
         let facts = Facts {
             allocation: &round.allocation,
@@ -53,22 +57,25 @@ pub async fn report(
                 let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
                 groups::grouped(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
             }),
-            attached: round.attachments.as_ref().and_then(|plan| attach::attached(plan, &memory.attaching)),
+            attached: round
+                .attachments
+                .as_ref()
+                .and_then(|plan| attachments::attached(plan, &memory.attaching)),
             outlived,
             behind_for: memory
                 .behind_since
                 .map(|since| now.saturating_duration_since(since))
                 .unwrap_or_default(),
         };
-        facts::conditions(&facts, Timestamp::now())
+        conditions::conditions(&facts, Timestamp::now())
     };
     let grace = memory
         .behind_since
-        .map(|since| facts::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
+        .map(|since| conditions::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
         .filter(|rest| !rest.is_zero());
     let pause = say(ctx, round, node, memory, next, now).await?;
     let full = condition::is_true(conditions(&round.allocation), FULL);
-    apply::taint(ctx, node, full).await?;
+    publish::taint(ctx, node, full).await?;
     Ok([grace, pause, look].into_iter().flatten().min())
 }
 
@@ -111,7 +118,7 @@ async fn say(
     memory.said(&round.allocation);
     memory.reported = Some(now);
     let about = [node.object_ref(&()), round.allocation.object_ref(&())];
-    for event in facts::turned(&before, &next, memory.setback.as_ref()) {
+    for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
         ctx.events.say(&about, event);
     }
     Ok(None)

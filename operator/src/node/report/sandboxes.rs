@@ -10,11 +10,11 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::Assignment;
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 
-use super::facts::{Says, says};
-use super::memory::Memory;
-use super::report::conditions;
-use super::{Context, Error};
+use super::conditions;
+use super::conditions::{Says, says};
 use crate::cluster::kept;
+use crate::node::memory::Memory;
+use crate::node::{Context, Error};
 
 /// How long a pod's end may take, and the agent's report of it.
 const GRACE: Duration = Duration::from_secs(60);

@@ -7,9 +7,9 @@ use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use super::facts::{Says, says};
-use super::setback::Setback;
 use crate::azure::{self, Nic, Remedy, ResourceId};
+use crate::node::report::conditions::{Says, says};
+use crate::node::setback::Setback;
 
 /// Everything the decision may depend on.
 pub struct Facts<'a> {

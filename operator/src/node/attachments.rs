@@ -11,9 +11,9 @@ use vnetpool_crds::allocation::{self, NodeIPAllocation};
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
-use super::facts::{self, Lag, Says, says};
 use super::memory::Memory;
 use super::observe::Seen;
+use super::report::conditions::{self, Lag, Says, says};
 use super::setback::{Setback, Stage};
 use super::{Context, Error, Round, report};
 use crate::azure::{self, Attached, Change, NewPublicAddress, Priority, PublicAddress, ResourceId, Urgency};
@@ -88,7 +88,7 @@ pub fn plan(
             marks: &marks,
             wishes: &wishes,
             has: &has,
-            confirmed: facts::lag(allocation, kept::boot_id(node)) == Lag::None,
+            confirmed: conditions::lag(allocation, kept::boot_id(node)) == Lag::None,
             offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,

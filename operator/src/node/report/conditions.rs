@@ -13,11 +13,10 @@ use vnetpool_crds::condition::{
     INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
 };
 
-use super::adopt::Adoption;
-use super::groups;
-use super::observe::Seen;
-use super::obstacle::Obstacle;
-use super::setback::{Setback, Stage};
+use crate::node::observe::adopt::Adoption;
+use crate::node::observe::obstacle::Obstacle;
+use crate::node::observe::{Seen, groups};
+use crate::node::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
 use crate::{azure, events};
 

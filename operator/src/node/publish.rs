@@ -15,9 +15,9 @@ use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
 use super::memory::Memory;
-use super::observe::Seen;
+use super::observe::{Seen, groups};
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Round, groups, growth};
+use super::{Context, Error, Round, growth};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::events;
