@@ -22,11 +22,12 @@ use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition};
 
 use super::backend::route_table::{self, Routed};
+use super::growth;
 use super::memory::Memory;
 use super::need::{self, Need};
-use super::{Context, growth};
 use crate::azure::{self, Nic, Priority, ResourceId, VmId};
 use crate::cluster::kept;
+use crate::context::Context;
 use crate::planner::Observed;
 use adopt::Adoption;
 use groups::Grouping;
@@ -274,9 +275,8 @@ fn from_cluster(
 }
 
 fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
-    let conditions = &allocation.status.as_ref()?.conditions;
-    let surplus =
-        condition::find(conditions, condition::SURPLUS).filter(|surplus| surplus.status == "True")?;
+    let surplus = condition::find(allocation.conditions(), condition::SURPLUS)
+        .filter(|surplus| surplus.status == "True")?;
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())
 }
 

@@ -9,8 +9,9 @@ use vnetpool_crds::NodeIPAllocation;
 use super::backend::route_table;
 use super::memory::Memory;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Next, growth, publish, report};
+use super::{Error, Next, growth, publish, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
+use crate::context::Context;
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
 const SOONEST: Duration = Duration::from_secs(30);

@@ -23,11 +23,12 @@ use crate::azure::{
     RouteTable, Urgency, route_name,
 };
 use crate::cluster::Cluster;
+use crate::context::Context;
 use crate::events;
+use crate::node::Round;
 use crate::node::memory::Memory;
 use crate::node::observe::obstacle::Obstacle;
 use crate::node::setback::{Setback, Stage};
-use crate::node::{Context, Round};
 use crate::planner::{Change, Observed};
 use crate::pod_cidr;
 

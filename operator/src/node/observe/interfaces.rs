@@ -9,7 +9,7 @@ use vnetpool_crds::{NodeIPPool, names};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
-use crate::node::Context;
+use crate::context::Context;
 use crate::node::memory::Memory;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.

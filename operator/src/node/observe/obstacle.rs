@@ -7,7 +7,7 @@ use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
 
 use crate::azure::{self, Network, ResourceId};
-use crate::node::Context;
+use crate::context::Context;
 use crate::node::backend::route_table::{self, Routed};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
