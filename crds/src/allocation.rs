@@ -231,6 +231,13 @@ pub struct Assignment {
     pub since: Option<Time>,
 }
 
+impl NodeIPAllocation {
+    /// Of both sides; none before anybody has reported.
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+    }
+}
+
 impl NodeIPAllocationSpec {
     /// The NIC that the pool uses.
     pub fn serving(&self) -> Option<&Interface> {

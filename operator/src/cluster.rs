@@ -8,7 +8,7 @@ pub mod kept;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -28,6 +28,7 @@ use tracing::warn;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use crate::demand::{self, Demand};
+use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
 use crate::pool::windows;
@@ -341,11 +342,6 @@ fn is_newer(one: &NodeIPAllocation, other: &NodeIPAllocation) -> bool {
         object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
     };
     one.uid() == other.uid() && version(one) > version(other)
-}
-
-/// A panic elsewhere doesn't spoil plain data.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

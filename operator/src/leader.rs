@@ -14,6 +14,8 @@ use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
+use crate::api_server::{CONFLICT, NOT_FOUND, is_status};
+
 /// After this long without a renewal the next one may take over.
 pub const LEASE: Duration = Duration::from_secs(15);
 /// One small request to the API server each.
@@ -118,7 +120,7 @@ impl Candidate {
 fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error> {
     match answer {
         Ok(lease) => Ok(Some(lease)),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Err(error) if is_status(&error, CONFLICT) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -160,7 +162,7 @@ impl Leadership {
                 self.lease = lease;
                 Ok(None)
             }
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
+            Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
                 let found = leases.get_opt(name).await?;
                 let holder = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
                 match (found, holder) {

@@ -12,216 +12,26 @@
 //! `NodeIPAllocation.spec`.
 
 mod admin;
+mod api_server;
 pub mod args;
 pub mod azure;
 mod cluster;
+mod context;
 pub mod crds;
 mod demand;
 mod events;
 mod leader;
+mod lock;
 mod metrics;
 mod network;
 mod node;
+mod operate;
 pub mod planner;
 mod pod_cidr;
 mod pool;
 pub mod preflight;
 mod shortage;
 pub mod telemetry;
+mod verdict;
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
-
-use futures::FutureExt;
-use futures::channel::oneshot;
-use futures::future::{Map, Shared};
-use kube::Client;
-use kube::ResourceExt;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tracing::{info, warn};
-
-use azure::Azure;
-use cluster::{Calls, Cluster};
-use events::Events;
-use leader::{Candidate, Lost};
-use metrics::Metrics;
-use network::{Free, News};
-
-/// The Lease's name.
-const LEASE: &str = "vnetpool-operator";
-/// How long passes under way may take to end when the process is asked to: a NIC write takes about ten seconds.
-const DRAIN: Duration = Duration::from_secs(20);
-/// How long Events that were said may take to be published after that.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// All there is to configure.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub azure: azure::Config,
-    /// The namespace of the Lease.
-    pub namespace: String,
-    /// Tells replicas apart, and one start of a replica from the next.
-    pub identity: String,
-    /// Where to serve metrics and health; nowhere, if none.
-    pub admin: Option<SocketAddr>,
-}
-
-/// Why the operator ended without being asked to.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0}")]
-    Azure(#[from] azure::Error),
-    #[error("the admin endpoint can't be served on {address}: {source}")]
-    Admin { address: SocketAddr, source: std::io::Error },
-    #[error("no longer the leader: {0}")]
-    Lost(#[from] Lost),
-    #[error("a background task ended: {task}")]
-    Ended { task: &'static str },
-}
-
-/// Ends when the controllers are to take no more work.
-type Stop = Shared<Map<oneshot::Receiver<()>, fn(Result<(), oneshot::Canceled>)>>;
-
-/// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops at once.
-///
-/// # Errors
-/// When it can't go on; whoever called should end the process, for then another replica leads.
-pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>) -> Result<(), Error> {
-    let mut stop = pin!(stop);
-    let metrics = Arc::new(Metrics::default());
-    let azure = Arc::new(Azure::new(&config.azure)?);
-    metrics::observe(&metrics, &azure);
-    let (contact, ready) = watch::channel(false);
-    let mut tasks = JoinSet::new();
-    if let Some(address) = config.admin {
-        let serving = admin::serve(address, metrics.clone(), ready);
-        tasks.spawn(async move {
-            serving.await.map_or_else(
-                |source| Error::Admin { address, source },
-                |()| Error::Ended { task: "admin endpoint" },
-            )
-        });
-    }
-
-    let candidate = Candidate::new(client.clone(), &config.namespace, LEASE, config.identity.clone());
-    let mut leadership = tokio::select! {
-        leadership = candidate.acquire(|| { contact.send_replace(true); }) => leadership,
-        error = ended(&mut tasks) => return Err(error),
-        () = &mut stop => return Ok(()),
-    };
-    metrics.leading(true);
-
-    let (end, stopped) = oneshot::channel();
-    let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let (cluster, caller, calls, watches) = Cluster::watch(&client);
-    spawn(&mut tasks, "watches", watches);
-    let (events, deliver) = Events::new(client.clone(), &config.identity);
-    // By itself, for it may end: after everybody who has something to say.
-    let mut delivery = JoinSet::new();
-    delivery.spawn(deliver);
-    let ctx = Arc::new(node::Context::new(client, events, azure, metrics, (cluster, caller)));
-    spawn(&mut tasks, "networks", refresh(ctx.clone()));
-
-    let outcome = {
-        let mut control = pin!(control(ctx, calls, stopped));
-        tokio::select! {
-            lost = leadership.keep() => Err(lost.into()),
-            error = ended(&mut tasks) => Err(error),
-            () = &mut control => Err(Error::Ended { task: "controllers" }),
-            () = &mut stop => {
-                info!("asked to stop");
-                drop(end);
-                tokio::select! {
-                    lost = leadership.keep() => Err(lost.into()),
-                    drained = timeout(DRAIN, control) => {
-                        if drained.is_err() {
-                            warn!("passes under way are abandoned: the next leader reads their NICs");
-                        }
-                        Ok(())
-                    }
-                }
-            }
-        }
-    };
-    tasks.shutdown().await;
-    if outcome.is_ok() {
-        leadership.release().await;
-        if timeout(LAST_WORDS, delivery.join_next()).await.is_err() {
-            warn!("some Events were not published");
-        }
-    }
-    outcome
-}
-
-/// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<node::Context>, calls: Calls, stop: Stop) {
-    if !ctx.cluster.ready().await {
-        return;
-    }
-    info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
-    let controllers = async {
-        futures::join!(
-            node::run(ctx.clone(), calls.allocations, stop.clone()),
-            node::admit::run(ctx.clone(), calls.nodes, stop.clone()),
-            pool::run(ctx.clone(), calls.pools, stop),
-        )
-    };
-    tokio::select! {
-        _ = controllers => {}
-        () = node::route::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
-    }
-}
-
-/// Has the nodes of a subnet looked at again when the network around it has changed, and its pools when it has become fuller
-/// or emptier. One that had run out is tried again when there seems to be room in it.
-async fn refresh(ctx: Arc<node::Context>) {
-    let node::Context { networks, cluster, caller, shortages, .. } = &*ctx;
-    let in_use = || {
-        let allocations = cluster.allocations().state();
-        let subnets = allocations.iter().flat_map(|one| one.spec.interfaces.iter().map(|nic| &nic.subnet.id));
-        subnets.filter_map(|id| id.parse().ok()).collect()
-    };
-    let changed = |subnet: &azure::ResourceId, news: News| {
-        let has_room = || {
-            let free = networks.subnet(subnet).map(|subnet| subnet.free);
-            matches!(free, Some(Free::Told(count)) if count > 0)
-        };
-        if news == News::Network || has_room() {
-            let mut shortages = shortages.lock().unwrap_or_else(PoisonError::into_inner);
-            let calls = shortages.try_now(&subnet.as_str().to_ascii_lowercase(), None, Instant::now());
-            calls.iter().for_each(|node| caller.allocation(node));
-        }
-        let mut pools = BTreeSet::new();
-        for allocation in cluster.allocations().state() {
-            let mut subnets = allocation.spec.interfaces.iter().map(|interface| &interface.subnet.id);
-            if !subnets.any(|id| id.eq_ignore_ascii_case(subnet.as_str())) {
-                continue;
-            }
-            if news == News::Network {
-                caller.allocation(&allocation.name_any());
-            }
-            pools.insert(allocation.spec.pool.clone());
-        }
-        pools.iter().for_each(|pool| caller.pool(pool));
-    };
-    networks.refresh(in_use, changed).await;
-}
-
-/// A background task that must not end.
-fn spawn(tasks: &mut JoinSet<Error>, task: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-    tasks.spawn(work.map(move |()| Error::Ended { task }));
-}
-
-/// Waits for the first background task to end.
-async fn ended(tasks: &mut JoinSet<Error>) -> Error {
-    match tasks.join_next().await {
-        Some(Ok(error)) => error,
-        Some(Err(_)) => Error::Ended { task: "one that panicked" },
-        None => futures::future::pending().await,
-    }
-}
+pub use operate::{Config, Error, run};

@@ -4,7 +4,7 @@ mod budget;
 
 use std::fmt::Debug;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use vnetpool_crds::NodeIPPoolStatus;
 
 use crate::azure::{Azure, RequestRecord};
+use crate::lock::lock;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reconcile {
@@ -121,7 +122,7 @@ impl Metrics {
     /// Never for the text format's own sake; a `String` takes every write.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
-        text::encode(&mut out, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        text::encode(&mut out, &lock(&self.registry))?;
         Ok(out)
     }
 
@@ -176,7 +177,7 @@ fn states(status: &NodeIPPoolStatus) -> [(&'static str, u32); 4] {
 /// Where Azure's requests are counted, and how its limits stand.
 pub fn observe(metrics: &Arc<Metrics>, azure: &Arc<Azure>) {
     let accounts = Box::new(budget::Accounts(Arc::downgrade(azure)));
-    metrics.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(accounts);
+    lock(&metrics.registry).register_collector(accounts);
     let metrics = metrics.clone();
     azure.on_request(move |request| metrics.requested(request));
 }

@@ -1,7 +1,7 @@
 //! The virtual networks around the nodes' subnets, and how full these are: looked at once a minute for each VNet, not once a node.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId};
+use crate::lock::lock;
 
 /// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from then on.
 const URGENCY: Priority = Priority::WaitingPods;
@@ -218,7 +219,7 @@ impl Networks {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ResourceId, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

@@ -5,136 +5,45 @@
 //! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
 
 pub mod admit;
-mod adopt;
-mod apply;
-mod attach;
-mod drift;
-mod facts;
-mod groups;
+mod attachments;
+pub mod backend;
+mod error;
 mod growth;
-mod hint;
-mod interfaces;
+mod lag;
 mod memory;
 mod need;
 mod observe;
-mod obstacle;
-mod outlived;
-mod recheck;
+mod publish;
 mod report;
-pub mod route;
 mod setback;
-mod surroundings;
 mod vacate;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Client, ResourceExt};
 use tracing::{Instrument, debug, info_span, warn};
 use vnetpool_crds::NodeIPAllocation;
 
-use crate::Stop;
-use crate::azure::{self, Azure};
-use crate::cluster::{Caller, Cluster};
-use crate::events::Events;
-use crate::metrics::Metrics;
-use crate::network::Networks;
-use crate::planner::{self, Plan, Rehearsal, attachments};
-use crate::shortage::Shortages;
+use crate::context::{Context, Stop};
+use crate::planner::{self, Plan, Rehearsal};
+use error::Error;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::Seen;
-use obstacle::Obstacle;
+use observe::obstacle::Obstacle;
+use observe::{Seen, recheck};
 use setback::{Setback, Stage};
 
-/// What every reconcile works with.
-pub struct Context {
-    pub client: Client,
-    pub azure: Arc<Azure>,
-    pub cluster: Cluster,
-    pub networks: Arc<Networks>,
-    pub events: Events,
-    pub metrics: Arc<Metrics>,
-    /// Has nodes looked at again.
-    pub caller: Caller,
-    /// Subnets that have run out of addresses.
-    pub shortages: Arc<Mutex<Shortages>>,
-    /// When this process began to lead.
-    started: Instant,
+/// What the node controller works with.
+struct Nodes {
+    ctx: Arc<Context>,
     memories: Memories,
-}
-
-impl Context {
-    /// As of the moment this process begins to lead.
-    pub fn new(
-        client: Client,
-        events: Events,
-        azure: Arc<Azure>,
-        metrics: Arc<Metrics>,
-        (cluster, caller): (Cluster, Caller),
-    ) -> Context {
-        Context {
-            networks: Arc::new(Networks::new(azure.clone())),
-            shortages: Arc::default(),
-            started: Instant::now(),
-            memories: Memories::default(),
-            client,
-            events,
-            azure,
-            cluster,
-            metrics,
-            caller,
-        }
-    }
-}
-
-/// Why a reconcile ended early, by the stage that failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0}")]
-    Find(#[source] azure::Error),
-    #[error("{0}")]
-    Write(#[source] azure::Error),
-    #[error("spec not applied: {0}")]
-    Publish(#[source] kube::Error),
-    #[error("conditions not applied: {0}")]
-    Report(#[source] kube::Error),
-    #[error("object not removed: {0}")]
-    Delete(#[source] kube::Error),
-    #[error("taint not changed: {0}")]
-    Taint(#[source] kube::Error),
-}
-
-impl Error {
-    /// One of a fixed few, for metrics.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Error::Find(error) | Error::Write(error) => error.reason(),
-            _ if self.is_conflict() => "Conflict",
-            Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
-        }
-    }
-
-    /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
-    fn is_outgrown(&self) -> bool {
-        matches!(self, Error::Find(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
-    }
-
-    /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
-    fn is_conflict(&self) -> bool {
-        match self {
-            Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
-                apply::is(error, 409)
-            }
-            Error::Find(_) | Error::Write(_) => false,
-        }
-    }
 }
 
 /// One pass over a node: what it has found and done so far.
@@ -148,17 +57,18 @@ pub struct Round {
     plan: Option<Plan>,
     /// What would be done, in a dry run.
     rehearsal: Option<Rehearsal>,
-    attachments: Option<attachments::Plan>,
+    attachments: Option<planner::attachments::Plan>,
 }
 
 /// Runs until `stop`; then passes under way are finished.
 ///
 /// Concurrency is unbounded: a pass that waits for Azure costs nothing, and Azure's budget sets the pace.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
+    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::default() });
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
-        .run(reconcile, error_policy, ctx)
+        .run(reconcile, error_policy, nodes)
         .for_each(|result| async {
             match result {
                 // A Node or a pod calls for its object by name, before there is one.
@@ -172,13 +82,14 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPAll
         .await;
 }
 
-async fn reconcile(watched: Arc<NodeIPAllocation>, ctx: Arc<Context>) -> Result<Action, Error> {
+async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<Action, Error> {
+    let Nodes { ctx, memories } = &*nodes;
     let name = watched.name_any();
     let started = Instant::now();
     let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
-    let mut memory = ctx.memories.take(&allocation);
+    let mut memory = memories.take(&allocation);
     memory.notice(&allocation);
-    let result = pass(&ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
+    let result = pass(ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
         Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.api_errors = 0,
@@ -187,16 +98,16 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, ctx: Arc<Context>) -> Result<
     }
     match result {
         Ok(Next::Gone) => {
-            ctx.memories.forget(&name);
+            memories.forget(&name);
             ctx.cluster.forget(&name);
             Ok(Action::await_change())
         }
         Ok(Next::After(wait)) => {
-            ctx.memories.put(&name, memory);
+            memories.put(&name, memory);
             Ok(Action::requeue(wait))
         }
         Err(error) => {
-            ctx.memories.put(&name, memory);
+            memories.put(&name, memory);
             Err(error)
         }
     }
@@ -235,8 +146,8 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         Err(_) => return outcome.map(|()| Next::Gone),
     }
     if is_done_with(&round) {
-        apply::taint(ctx, &node, false).await?;
-        apply::delete(ctx, &round.allocation).await?;
+        publish::taint(ctx, &node, false).await?;
+        publish::delete(ctx, &round.allocation).await?;
         return Ok(Next::Gone);
     }
     let say_again = report::report(ctx, &mut round, &node, memory).await?;
@@ -275,7 +186,7 @@ async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memor
     settle_left(ctx, round, node).await?;
     publish(ctx, round, node, memory).await?;
     outcome?;
-    if attach::step(ctx, round, node, memory).await? {
+    if attachments::step(ctx, round, node, memory).await? {
         look_anew(ctx, round, node, memory).await?;
         publish(ctx, round, node, memory).await?;
     }
@@ -348,7 +259,7 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
         Stage::Find => setback.holds(now),
         Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
     });
-    round.attachments = Some(attach::plan(ctx, &round.allocation, node, &seen, memory, now));
+    round.attachments = Some(attachments::plan(ctx, &round.allocation, node, &seen, memory, now));
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         (plan, Some(rehearsal))
@@ -362,8 +273,8 @@ async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory
 async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let is_routed = round.seen.as_ref().is_some_and(|seen| seen.routed.is_some());
     let written = match is_routed {
-        true => route::write(ctx, round, node, memory).await,
-        false => apply::write_nic(ctx, round, node, memory).await,
+        true => backend::route_table::write(ctx, round, node, memory).await,
+        false => publish::write_nic(ctx, round, node, memory).await,
     };
     written.map_err(Error::Write)
 }
@@ -371,8 +282,8 @@ async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -
 async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
     let marks = round.attachments.as_ref().map(|plan| &plan.marks);
-    let spec = apply::spec(&round.allocation.spec, node, seen, plan, marks);
-    round.allocation = apply::publish(ctx, round.allocation.clone(), spec, memory).await?;
+    let spec = publish::spec(&round.allocation.spec, node, seen, plan, marks);
+    round.allocation = publish::publish(ctx, round.allocation.clone(), spec, memory).await?;
     Ok(())
 }
 
@@ -425,19 +336,23 @@ fn wait(
 }
 
 /// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.
-fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, ctx: Arc<Context>) -> Action {
+fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
+    let memories = &nodes.memories;
     const SOON: Duration = Duration::from_millis(100);
     let name = allocation.name_any();
     Action::requeue(match error {
-        Error::Find(_) | Error::Write(_) => ctx.memories.wait(&name, Instant::now()).unwrap_or(SOON),
+        Error::Find(_) | Error::Write(_) => memories.wait(&name, Instant::now()).unwrap_or(SOON),
         _ if error.is_conflict() => SOON,
-        _ => Duration::from_secs(1) * 2_u32.pow(ctx.memories.api_errors(&name).min(6)),
+        _ => Duration::from_secs(1) * 2_u32.pow(memories.api_errors(&name).min(6)),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure;
+    use crate::cluster::Cluster;
+    use kube::Client;
     use serde_json::json;
 
     #[tokio::test]

@@ -4,7 +4,7 @@ mod forecast;
 pub mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -23,10 +23,11 @@ use vnetpool_crds::condition::{self, READY, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
-use crate::Stop;
+use crate::context::{Context, Stop};
 use crate::events;
-use crate::node::Context;
+use crate::lock::lock;
 use crate::pod_cidr;
+use crate::verdict::{Verdict, name_some};
 
 /// A pool's status is written no more often than this: every pod on any of its nodes changes the sums.
 const PACE: Duration = Duration::from_secs(1);
@@ -98,7 +99,7 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
 impl Pools {
     /// How much longer to wait; none starts the wait anew.
     fn too_soon(&self, pool: &str, now: Instant) -> Option<Duration> {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = lock(&self.looked);
         let rest =
             looked.get(pool).map_or(Duration::ZERO, |last| PACE.saturating_sub(now.duration_since(*last)));
         if rest.is_zero() {
@@ -152,21 +153,19 @@ fn roll_up<'a>(
             usage.nodes += 1;
             usage.held += interface.ip_configurations.iter().map(IpConfiguration::count).sum::<u32>();
         }
-        let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        if !condition::is_true(conditions, READY) {
-            let reason = condition::find(conditions, READY).map_or("Pending", |ready| ready.reason.as_str());
+        if !condition::is_true(node.conditions(), READY) {
+            let reason =
+                condition::find(node.conditions(), READY).map_or("Pending", |ready| ready.reason.as_str());
             short.push((node.name_any(), reason.to_owned()));
         }
     }
     next.subnets = subnets.into_values().collect();
     short.sort();
 
-    let generation = pool.metadata.generation;
     let valid = match (pool.spec.selector(), conflict) {
-        (Ok(_), None) => (true, "Valid", String::new()),
-        (Ok(_), Some(conflict)) => (false, pod_cidr::OVERLAP, conflict),
-        (Err(error), _) => (
-            false,
+        (Ok(_), None) => Verdict::yes("Valid", ""),
+        (Ok(_), Some(conflict)) => Verdict::no(pod_cidr::OVERLAP, conflict),
+        (Err(error), _) => Verdict::no(
             "SelectorInvalid",
             format!(
                 "NodeIPPool {} serves no node: its nodeSelector can't be read ({error}). Use the operators In, NotIn, Exists \
@@ -175,30 +174,20 @@ fn roll_up<'a>(
             ),
         ),
     };
-    let ready = match (&valid, short.len()) {
-        ((false, reason, message), _) => (false, *reason, message.clone()),
-        (_, 0) if next.nodes == 0 => (true, "NoNodes", "no node is served by this pool".to_owned()),
-        (_, 0) => (true, "Ready", format!("all {} nodes are ready", next.nodes)),
-        (_, count) => (
-            false,
-            "NodesNotReady",
-            format!("{count} of {} nodes are not ready: {}", next.nodes, list(&short)),
-        ),
+    let ready = match short.len() {
+        _ if valid.is_false() => valid.clone(),
+        0 if next.nodes == 0 => Verdict::yes("NoNodes", "no node is served by this pool"),
+        0 => Verdict::yes("Ready", format!("all {} nodes are ready", next.nodes)),
+        count => {
+            let named = name_some(short.iter().map(|(name, reason)| format!("{name} ({reason})")), NAMED);
+            let message = format!("{count} of {} nodes are not ready: {named}", next.nodes);
+            Verdict::no("NodesNotReady", message)
+        }
     };
-    for (type_, (status, reason, message)) in [(VALID, valid), (READY, ready)] {
-        condition::set(&mut next.conditions, condition::new(type_, status, reason, message, generation, now));
+    for (type_, verdict) in [(VALID, valid), (READY, ready)] {
+        condition::set(&mut next.conditions, verdict.condition(type_, pool.metadata.generation, now));
     }
     next
-}
-
-/// The first few with the reason of each.
-fn list(short: &[(String, String)]) -> String {
-    let mut named: Vec<String> =
-        short.iter().take(NAMED).map(|(name, reason)| format!("{name} ({reason})")).collect();
-    if short.len() > NAMED {
-        named.push(format!("{} more", short.len() - NAMED));
-    }
-    named.join(", ")
 }
 
 /// Blind to the order of conditions and to their transition times.

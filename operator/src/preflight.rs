@@ -10,6 +10,7 @@ use kube::{Api, Client, ResourceExt};
 
 use vnetpool_crds::{NodeIPPool, NodeIPPoolSpec};
 
+use crate::api_server::{NOT_FOUND, is_status};
 use crate::azure::role::{NODES, On, PARTS};
 use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
 
@@ -107,7 +108,7 @@ async fn representatives(client: Client) -> anyhow::Result<Vec<(String, VmId)>> 
 async fn pools(client: Client) -> anyhow::Result<Vec<NodeIPPool>> {
     match Api::<NodeIPPool>::all(client).list(&ListParams::default()).await {
         Ok(pools) => Ok(pools.items),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(vec![]),
+        Err(error) if is_status(&error, NOT_FOUND) => Ok(vec![]),
         Err(error) => Err(error).context("listing NodeIPPools"),
     }
 }

@@ -100,8 +100,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
 
 /// What a pool tells of its nodes of what the operator says.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
-    let conditions = allocation.status.iter().flat_map(|status| &status.conditions);
-    let ready = conditions.filter(|one| one.type_ == condition::READY);
+    let ready = allocation.conditions().iter().filter(|one| one.type_ == condition::READY);
     digest(ready.map(|one| (&one.status, &one.reason)).collect::<Vec<_>>())
 }
 

@@ -14,8 +14,8 @@ use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
 
-use super::{Context, apply};
-use crate::Stop;
+use crate::api_server::{CONFLICT, is_status};
+use crate::context::{Context, Stop};
 
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
@@ -62,7 +62,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
     // Created, not applied: one that exists by now, unseen by the watch, must keep its content.
     match Api::all(ctx.client.clone()).create(&params, &first).await {
         Ok(_) => info!(node = name, pool = first.spec.pool, "Node admitted"),
-        Err(error) if apply::is(&error, 409) => {}
+        Err(error) if is_status(&error, CONFLICT) => {}
         Err(error) => {
             ctx.metrics.reconciled("admit", "APIServer", started.elapsed());
             return Err(error);

@@ -1,6 +1,5 @@
 //! A pass's part in a shortage: asks for its turn before it grows, and tells what came of it.
 
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use kube::ResourceExt;
@@ -8,13 +7,14 @@ use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition;
 use vnetpool_crds::pool::BLOCK;
 
-use super::Context;
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
 use crate::azure::{Error, IpConfiguration};
+use crate::context::Context;
+use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
-use crate::shortage::{Calls, Said, Shortages, Source, Turn, Want};
+use crate::shortage::{Said, Source, Turn, Want};
 
 /// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by itself.
 pub fn limited(
@@ -30,19 +30,19 @@ pub fn limited(
     let Some(source) = source else {
         // One that waits for the end of a burst keeps its place.
         if !plan.grows || !seen.observed.may_write {
-            ctx.call(lock(ctx).content(&node));
+            ctx.wake(&lock(&ctx.shortages).content(&node));
         }
         return plan;
     };
     let (turn, calls, said) = {
-        let mut shortages = lock(ctx);
+        let mut shortages = lock(&ctx.shortages);
         if let Some(said) = memory.recalled.take() {
             shortages.recall(&source, said, now);
         }
         let (turn, calls) = shortages.ask(&source, &node, want(seen, &plan), now);
         (turn, calls, shortages.said(&source).cloned())
     };
-    ctx.call(calls);
+    ctx.wake(&calls);
     seen.observed.may_reserve = match turn {
         Turn::Free => return plan,
         Turn::Now(units) => units,
@@ -72,23 +72,23 @@ pub fn written(
     match result {
         Ok(()) => {
             if asked > 0 {
-                ctx.call(lock(ctx).granted(&source, node, asked, now));
+                ctx.wake(&lock(&ctx.shortages).granted(&source, node, asked, now));
             }
             let released = released.iter().map(|one| addresses(one, source.grain));
             freed(ctx, &source.subnet, released);
         }
         Err(Error::SubnetFull { subnet, message, .. }) => {
             let said = Said { subnet: subnet.clone(), message: message.clone() };
-            ctx.call(lock(ctx).refused(&source, (node, want(seen, plan)), asked, said, now));
+            ctx.wake(&lock(&ctx.shortages).refused(&source, (node, want(seen, plan)), asked, said, now));
         }
-        Err(_) if asked > 0 => ctx.call(lock(ctx).missed(&source, node)),
+        Err(_) if asked > 0 => ctx.wake(&lock(&ctx.shortages).missed(&source, node)),
         Err(_) => {}
     }
 }
 
 /// All that an object stands for has gone back, with its NIC or before it; its node asks for no more.
 pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
-    ctx.call(lock(ctx).content(&allocation.name_any()));
+    ctx.wake(&lock(&ctx.shortages).content(&allocation.name_any()));
     if allocation.spec.route_table_id.is_some() {
         return;
     }
@@ -101,14 +101,13 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
 /// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it counts once.
 pub fn edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
     for nic in &spec.interfaces {
-        ctx.call(lock(ctx).try_now(&key(&nic.subnet.id), Some(cause), now));
+        ctx.wake(&lock(&ctx.shortages).try_now(&key(&nic.subnet.id), Some(cause), now));
     }
 }
 
 /// What an operator before this one has left written of a shortage.
 pub fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
-    let conditions = &allocation.status.as_ref()?.conditions;
-    condition::find(conditions, condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
+    condition::find(allocation.conditions(), condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
     let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
     Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
 }
@@ -122,7 +121,7 @@ fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
     for (grain, count) in [(1, single), (BLOCK, blocks)] {
         if count > 0 {
             let source = Source { subnet: subnet.to_owned(), grain };
-            ctx.call(lock(ctx).released(&source, count));
+            ctx.wake(&lock(&ctx.shortages).released(&source, count));
         }
     }
 }
@@ -147,15 +146,5 @@ fn want(seen: &Seen, plan: &Plan) -> Want {
         held: plan.kept,
         wanted: plan.wanted,
         units: plan.change.reserve,
-    }
-}
-
-fn lock(ctx: &Context) -> MutexGuard<'_, Shortages> {
-    ctx.shortages.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Context {
-    fn call(&self, nodes: Calls) {
-        nodes.iter().for_each(|node| self.caller.allocation(node));
     }
 }

@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
-use super::attach::Attaching;
+use super::attachments::Attaching;
 use super::growth;
-use super::hint::Hints;
-use super::outlived::Outlived;
+use super::observe::hint::Hints;
+use super::report::sandboxes::Outlived;
 use super::setback::Setback;
 use crate::azure::ResourceId;
+use crate::lock::lock;
 use crate::planner::Plan;
 use crate::shortage::Said;
 
@@ -141,8 +142,7 @@ impl Memory {
 }
 
 fn is_writing(allocation: &NodeIPAllocation) -> bool {
-    let status = allocation.status.as_ref();
-    status.is_some_and(|status| condition::is_true(&status.conditions, condition::WRITING))
+    condition::is_true(allocation.conditions(), condition::WRITING)
 }
 
 /// Of all nodes, by name.
@@ -178,7 +178,7 @@ impl Memories {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,5 +1,14 @@
 //! All reads of a reconcile: the stores and, where it must be, Azure.
 
+pub mod adopt;
+mod drift;
+pub mod groups;
+pub mod hint;
+mod interfaces;
+pub mod obstacle;
+pub mod recheck;
+mod surroundings;
+
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -12,18 +21,18 @@ use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpe
 use vnetpool_crds::pool::Mode;
 use vnetpool_crds::{NodeIPPool, condition};
 
-use super::adopt::{self, Adoption};
-use super::groups::{self, Grouping};
+use super::backend::route_table::{self, Routed};
 use super::growth;
-use super::interfaces::{self, Occasion};
 use super::memory::Memory;
 use super::need::{self, Need};
-use super::obstacle::{Obstacle, obstacle};
-use super::route::{self, Routed};
-use super::{Context, drift, recheck, surroundings};
 use crate::azure::{self, Nic, Priority, ResourceId, VmId};
 use crate::cluster::kept;
+use crate::context::Context;
 use crate::planner::Observed;
+use adopt::Adoption;
+use groups::Grouping;
+use interfaces::Occasion;
+use obstacle::{Obstacle, obstacle};
 
 /// When to look again at a NIC that somebody, perhaps an operator that has ended, is writing.
 pub const UNSETTLED: Duration = Duration::from_secs(5);
@@ -100,7 +109,8 @@ pub async fn observe(
     let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let is_read = nic.is_some();
     let routed =
-        route::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, &urgency).await?;
+        route_table::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, &urgency)
+            .await?;
     let network = surroundings::around(ctx, spec, &interface.subnet).await?;
     let network = network.as_deref();
     let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network)?;
@@ -190,7 +200,7 @@ fn size(observed: &mut Observed, pool: Option<&NodeIPPool>, nic: Option<&Nic>, o
     if obstacle.is_none() {
         let is_routed = pool.spec.mode == Mode::Route;
         observed.forwarding_lacks = is_routed && nic.is_some_and(|nic| !nic.forwards);
-        observed.sizing = Some(if is_routed { route::sizing(pool) } else { pool.spec.sizing.clone() });
+        observed.sizing = Some(if is_routed { route_table::sizing(pool) } else { pool.spec.sizing.clone() });
     }
 }
 
@@ -265,9 +275,8 @@ fn from_cluster(
 }
 
 fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
-    let conditions = &allocation.status.as_ref()?.conditions;
-    let surplus =
-        condition::find(conditions, condition::SURPLUS).filter(|surplus| surplus.status == "True")?;
+    let surplus = condition::find(allocation.conditions(), condition::SURPLUS)
+        .filter(|surplus| surplus.status == "True")?;
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())
 }
 

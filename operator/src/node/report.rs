@@ -1,5 +1,8 @@
 //! What a reconcile found and did → conditions, Events and the taint.
 
+pub mod conditions;
+pub mod sandboxes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,15 +12,18 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
-use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
+use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{self, BY_AGENT, FULL, READY};
 use vnetpool_crds::names;
 
-use super::facts::{self, Facts, Lag};
 use super::memory::Memory;
-use super::{Context, Error, Round, apply, attach, groups, outlived};
+use super::observe::groups;
+use super::{Error, Round, attachments, lag, publish};
 use crate::cluster::kept;
+use crate::context::Context;
 use crate::{azure, events};
+use conditions::Facts;
+use lag::Lag;
 
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
@@ -30,13 +36,13 @@ pub async fn report(
     memory: &mut Memory,
 ) -> Result<Option<Duration>, Error> {
     let now = Instant::now();
-    let lag = facts::lag(&round.allocation, kept::boot_id(node));
+    let lag = lag::lag(&round.allocation, kept::boot_id(node));
     if lag == Lag::None {
         memory.behind_since = None;
     } else {
         memory.behind_since.get_or_insert(now);
     }
-    let (outlived, look) = outlived::outlived(ctx, &round.allocation, node, memory, now).await?;
+    let (outlived, look) = sandboxes::condition(ctx, &round.allocation, node, memory, now).await?;
     let next = {
         let facts = Facts {
             allocation: &round.allocation,
@@ -51,24 +57,27 @@ pub async fn report(
             grouped: round.seen.as_ref().and_then(|seen| {
                 let pool = seen.pool.as_ref().map(|pool| pool.name_any());
                 let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
-                groups::grouped(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
+                groups::condition(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
             }),
-            attached: round.attachments.as_ref().and_then(|plan| attach::attached(plan, &memory.attaching)),
+            attached: round
+                .attachments
+                .as_ref()
+                .and_then(|plan| attachments::condition(plan, &memory.attaching)),
             outlived,
             behind_for: memory
                 .behind_since
                 .map(|since| now.saturating_duration_since(since))
                 .unwrap_or_default(),
         };
-        facts::conditions(&facts, Timestamp::now())
+        conditions::conditions(&facts, Timestamp::now())
     };
     let grace = memory
         .behind_since
-        .map(|since| facts::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
+        .map(|since| lag::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
         .filter(|rest| !rest.is_zero());
     let pause = say(ctx, round, node, memory, next, now).await?;
-    let full = condition::is_true(conditions(&round.allocation), FULL);
-    apply::taint(ctx, node, full).await?;
+    let full = condition::is_true(round.allocation.conditions(), FULL);
+    publish::taint(ctx, node, full).await?;
     Ok([grace, pause, look].into_iter().flatten().min())
 }
 
@@ -111,7 +120,7 @@ async fn say(
     memory.said(&round.allocation);
     memory.reported = Some(now);
     let about = [node.object_ref(&()), round.allocation.object_ref(&())];
-    for event in facts::turned(&before, &next, memory.setback.as_ref()) {
+    for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
         ctx.events.say(&about, event);
     }
     Ok(None)
@@ -161,16 +170,8 @@ pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, ni
     ctx.events.say(&about, events::left_behind(nic, vm));
 }
 
-pub fn conditions(allocation: &NodeIPAllocation) -> &[Condition] {
-    allocation
-        .status
-        .as_ref()
-        .map(|status: &NodeIPAllocationStatus| status.conditions.as_slice())
-        .unwrap_or_default()
-}
-
 fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
-    let all = conditions(allocation).iter();
+    let all = allocation.conditions().iter();
     all.filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect()
 }
 

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 
+use super::backend::route_table;
 use super::memory::Memory;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Next, apply, growth, report, route};
+use super::{Error, Next, growth, publish, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
+use crate::context::Context;
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
 const SOONEST: Duration = Duration::from_secs(30);
@@ -43,14 +45,14 @@ pub(super) async fn vacate(
         }
     }
     if in_use.is_none()
-        && let Err(error) = route::leave(ctx, allocation).await
+        && let Err(error) = route_table::leave(ctx, allocation).await
     {
         return refused(ctx, allocation, memory, error, now).await;
     }
     memory.setback = None;
     let Some(vm) = in_use else {
         growth::gone(ctx, allocation);
-        apply::delete(ctx, allocation).await?;
+        publish::delete(ctx, allocation).await?;
         return Ok(Next::Gone);
     };
     let message = format!(
@@ -97,7 +99,7 @@ pub(super) async fn replace(
         report::vacant(ctx, allocation, error.reason(), message).await?;
     }
     released?;
-    apply::replace(ctx, allocation).await?;
+    publish::replace(ctx, allocation).await?;
     Ok(Next::Gone)
 }
 
@@ -116,7 +118,7 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
             Err(AzureError::NotFound { .. }) => continue,
             nic => drop(nic.map_err(Error::Find)?),
         }
-        if !apply::is_there(ctx, allocation).await? {
+        if !publish::is_there(ctx, allocation).await? {
             return Ok(());
         }
         let change = Change { release: release.clone(), ..Change::default() };

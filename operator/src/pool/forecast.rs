@@ -8,6 +8,7 @@ use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use crate::network::{Free, Subnet};
+use crate::verdict::Verdict;
 
 /// Shows in the status what is known of its subnets, and what that promises.
 pub fn tell(
@@ -27,26 +28,22 @@ pub fn tell(
         frees.push(free);
     }
     let before = condition::find(&status.conditions, SUBNET_EXHAUSTING);
-    if let Some((turned, reason, message)) = forecast(pool, &status.subnets, &frees, before) {
-        let generation = pool.metadata.generation;
-        let next = Condition {
-            status: turned.into(),
-            ..condition::new(SUBNET_EXHAUSTING, false, reason, message, generation, now)
-        };
+    if let Some(verdict) = forecast(pool, &status.subnets, &frees, before) {
+        let next = verdict.condition(SUBNET_EXHAUSTING, pool.metadata.generation, now);
         condition::set(&mut status.conditions, next);
     }
 }
 
-/// Status, reason, message; `None` leaves what was said before.
+/// `None` leaves what was said before.
 fn forecast(
     pool: &NodeIPPool,
     subnets: &[SubnetUse],
     frees: &[Free],
     before: Option<&Condition>,
-) -> Option<(&'static str, &'static str, String)> {
+) -> Option<Verdict> {
     let percent = pool.spec.subnet_exhausting_percent;
     if percent == 0 {
-        return Some(("False", "Off", "subnetExhaustingPercent of this pool is 0".into()));
+        return Some(Verdict::no("Off", "subnetExhaustingPercent of this pool is 0"));
     }
     let was_exhausting = before.is_some_and(|before| before.status == "True");
     let short: Vec<String> = subnets
@@ -62,8 +59,7 @@ fn forecast(
         })
         .collect();
     if !short.is_empty() {
-        return Some((
-            "True",
+        return Some(Verdict::yes(
             "FewFree",
             format!(
                 "{}: less than the {percent} % of NodeIPPool {}. Free addresses there, lower minimum, warm or maximum of the \
@@ -87,16 +83,15 @@ fn forecast(
         Free::Pending | Free::Told(_) => None,
     });
     match unreadable {
-        Some((reason, message)) => Some(("Unknown", reason, message)),
+        Some((reason, message)) => Some(Verdict::unknown(reason, message)),
         // What was said stands until Azure has been asked, in a moment: else each start of the operator would turn it.
         None if frees.contains(&Free::Pending) && before.is_some() => None,
         None if frees.contains(&Free::Pending) => {
-            Some(("Unknown", "Pending", "Azure is about to be asked".into()))
+            Some(Verdict::unknown("Pending", "Azure is about to be asked"))
         }
-        None if subnets.is_empty() => Some(("False", "NoNodes", "no node is served by this pool".into())),
+        None if subnets.is_empty() => Some(Verdict::no("NoNodes", "no node is served by this pool")),
         // Without counts, each of which would be news: they are in status.subnets.
-        None => Some((
-            "False",
+        None => Some(Verdict::no(
             "EnoughFree",
             format!("each subnet has more than {percent} % of its addresses free"),
         )),

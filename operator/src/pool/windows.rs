@@ -8,6 +8,7 @@ use vnetpool_crds::condition::{self, NODES_SUPPORTED};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
+use crate::verdict::{Verdict, name_some};
 
 /// Whether a Node runs Windows. There is no agent for it, so nothing is reserved for it and nothing of it is changed.
 pub fn runs_windows(node: &Node) -> bool {
@@ -29,22 +30,18 @@ pub fn tell<'a>(
     let left_alone = nodes.filter(|node| runs_windows(node) && selects(pool, node));
     let mut names: Vec<String> = left_alone.map(|node| node.name_any()).collect();
     names.sort();
-    let (is_true, reason, message) = match names.len() {
-        0 => (true, "Supported", "no node that the pool selects runs Windows".to_owned()),
+    let verdict = match names.len() {
+        0 => Verdict::yes("Supported", "no node that the pool selects runs Windows"),
         count => {
-            let mut named = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-            if count > NAMED {
-                named += &format!(", {} more", count - NAMED);
-            }
+            let named = name_some(names.into_iter(), NAMED);
             let message = format!(
                 "{count} nodes run Windows and are left alone, since Vnetpool has no agent for it: {named}. Their pods need \
                  another network plugin; nodeSelector {{matchLabels: {{kubernetes.io/os: linux}}}} keeps them out of this pool."
             );
-            (false, "WindowsNodes", message)
+            Verdict::no("WindowsNodes", message)
         }
     };
-    let generation = pool.metadata.generation;
-    let next = condition::new(NODES_SUPPORTED, is_true, reason, message, generation, now);
+    let next = verdict.condition(NODES_SUPPORTED, pool.metadata.generation, now);
     condition::set(&mut status.conditions, next);
 }
 

@@ -11,15 +11,17 @@ use vnetpool_crds::allocation::{self, NodeIPAllocation};
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
-use super::facts::{self, Lag, Says, says};
+use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Round, report};
+use super::{Error, Round, report};
 use crate::azure::{self, Attached, Change, NewPublicAddress, Priority, PublicAddress, ResourceId, Urgency};
 use crate::cluster::kept;
+use crate::context::Context;
 use crate::events;
 use crate::planner::attachments::{self, Attach, Facts, Mark, Plan, Step};
+use crate::verdict::Verdict;
 
 /// So many pods are named in a message.
 const NAMED: usize = 3;
@@ -88,7 +90,7 @@ pub fn plan(
             marks: &marks,
             wishes: &wishes,
             has: &has,
-            confirmed: facts::lag(allocation, kept::boot_id(node)) == Lag::None,
+            confirmed: lag(allocation, kept::boot_id(node)) == Lag::None,
             offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
@@ -290,7 +292,7 @@ fn about(pod: &str, uid: &str) -> ObjectReference {
 }
 
 /// The condition `Attached`; none while nobody asks for anything.
-pub fn attached(plan: &Plan, attaching: &Attaching) -> Option<Says> {
+pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
     let some = |pods: Vec<String>| {
         let more = pods.len().saturating_sub(NAMED);
         let named = pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ");
@@ -299,16 +301,16 @@ pub fn attached(plan: &Plan, attaching: &Attaching) -> Option<Says> {
     let Plan { marks: _, step: _, invalid, attached, pending, foreign } = plan;
     if !invalid.is_empty() {
         let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
-        return Some(says(false, "NotToBeHad", some(pods)));
+        return Some(Verdict::no("NotToBeHad", some(pods)));
     }
     let mut refused: Vec<_> = attaching.refused.values().collect();
     refused.sort_by(|a, b| a.0.cmp(&b.0));
     if let Some((_, first)) = refused.first() {
         let pods = refused.iter().map(|(pod, setback)| format!("Pod {pod}: {}", setback.message)).collect();
-        return Some(says(false, first.reason, some(pods)));
+        return Some(Verdict::no(first.reason, some(pods)));
     }
     if let Some(setback) = &attaching.setback {
-        return Some(says(false, setback.reason, &setback.message));
+        return Some(Verdict::no(setback.reason, &setback.message));
     }
     if !foreign.is_empty() {
         let mut addresses: Vec<String> = foreign.iter().map(ToString::to_string).collect();
@@ -317,11 +319,11 @@ pub fn attached(plan: &Plan, attaching: &Attaching) -> Option<Says> {
             "somebody else than Vnetpool has attached something to {}: no further pod gets such an address until it is detached in Azure.",
             addresses.join(", ")
         );
-        return Some(says(false, "AttachedByOthers", message));
+        return Some(Verdict::no("AttachedByOthers", message));
     }
     match (pending, attached) {
         (0, 0) => None,
-        (0, pods) => Some(says(true, "Attached", format!("{pods} pods have what they ask for"))),
-        (pods, _) => Some(says(false, "Attaching", format!("{pods} pods are yet to get what they ask for"))),
+        (0, pods) => Some(Verdict::yes("Attached", format!("{pods} pods have what they ask for"))),
+        (pods, _) => Some(Verdict::no("Attaching", format!("{pods} pods are yet to get what they ask for"))),
     }
 }

@@ -13,16 +13,14 @@ use vnetpool_crds::condition::{
     INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
 };
 
-use super::adopt::Adoption;
-use super::groups;
-use super::observe::Seen;
-use super::obstacle::Obstacle;
-use super::setback::{Setback, Stage};
+use crate::node::lag::{AGENT_GRACE, Lag, lag, spec_generation};
+use crate::node::observe::adopt::Adoption;
+use crate::node::observe::obstacle::Obstacle;
+use crate::node::observe::{Seen, groups};
+use crate::node::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
+use crate::verdict::Verdict;
 use crate::{azure, events};
-
-/// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a word.
-pub const AGENT_GRACE: Duration = Duration::from_secs(30);
 
 /// What the conditions are made from.
 pub struct Facts<'a> {
@@ -41,55 +39,27 @@ pub struct Facts<'a> {
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
     /// What there is to say of application security groups.
-    pub grouped: Option<Says>,
+    pub grouped: Option<Verdict>,
     /// What there is to say of attachments.
-    pub attached: Option<Says>,
+    pub attached: Option<Verdict>,
     /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
-    pub outlived: Option<Says>,
+    pub outlived: Option<Verdict>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
 }
 
-/// How far the agent has got.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lag {
-    None,
-    /// Nothing was heard of it in this boot.
-    Silent,
-    /// It hasn't taken up the current `spec`.
-    Behind,
-}
-
-pub fn lag(allocation: &NodeIPAllocation, boot_id: &str) -> Lag {
-    match &allocation.status {
-        Some(status) if status.observed_generation.is_some() && status.boot_id == boot_id => {
-            if status.observed_generation >= spec_generation(allocation) { Lag::None } else { Lag::Behind }
-        }
-        _ => Lag::Silent,
-    }
-}
-
-/// A deletion counts as a generation of its own, which no agent can take up.
-fn spec_generation(allocation: &NodeIPAllocation) -> Option<i64> {
-    allocation
-        .metadata
-        .generation
-        .map(|generation| generation - i64::from(allocation.metadata.deletion_timestamp.is_some()))
-}
-
 /// All conditions of the operator's. Transition times go on from those the object has.
 pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
-    let before =
-        facts.allocation.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let before = facts.allocation.conditions();
     let mut next: Vec<Condition> =
         before.iter().filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect();
     let generation = facts.allocation.metadata.generation;
-    let mut set = |type_: &str, (status, reason, message): Says| {
-        condition::set(&mut next, condition::new(type_, status, &reason, message, generation, now));
+    let mut set = |type_: &str, verdict: Verdict| {
+        condition::set(&mut next, verdict.condition(type_, generation, now));
     };
 
     let found = interface_found(facts);
-    let reserved = reserved(facts, found.0);
+    let reserved = reserved(facts, !found.is_false());
     let agent = agent_reporting(facts, condition::is_true(before, AGENT_REPORTING));
     let ready = ready(facts, &[&found, &reserved, &agent]);
     set(INTERFACE_FOUND, found);
@@ -107,8 +77,8 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
             None => next.retain(|one| one.type_ != ADOPTED),
         }
     }
-    let mut set = |type_: &str, (status, reason, message): Says| {
-        condition::set(&mut next, condition::new(type_, status, &reason, message, generation, now));
+    let mut set = |type_: &str, verdict: Verdict| {
+        condition::set(&mut next, verdict.condition(type_, generation, now));
     };
     if let Some(tracked) = &facts.tracked {
         set(OPERATIONS_TRACKED, operations_tracked(tracked));
@@ -136,25 +106,18 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     next
 }
 
-/// Status, reason, message.
-pub type Says = (bool, String, String);
-
-pub fn says(status: bool, reason: &str, message: impl Into<String>) -> Says {
-    (status, reason.into(), message.into())
-}
-
-fn interface_found(facts: &Facts) -> Says {
+fn interface_found(facts: &Facts) -> Verdict {
     let published = facts.allocation.spec.serving();
     if let Some(Seen { obstacle: Some(Obstacle::Interface { reason, message }), .. }) = facts.seen {
-        return says(false, reason, message);
+        return Verdict::no(reason, message);
     }
     match (facts.setback, published) {
-        (Some(setback), _) if setback.is_gone => says(false, setback.reason, &setback.message),
-        (Some(setback), None) => says(false, setback.reason, &setback.message),
-        (_, Some(nic)) => says(true, "Found", format!("{} in {}", nic.id, nic.subnet.id)),
+        (Some(setback), _) if setback.is_gone => Verdict::no(setback.reason, &setback.message),
+        (Some(setback), None) => Verdict::no(setback.reason, &setback.message),
+        (_, Some(nic)) => Verdict::yes("Found", format!("{} in {}", nic.id, nic.subnet.id)),
         (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {
-            Some(Obstacle::NoPool) => says(false, "NoPool", no_pool(facts)),
-            _ => says(false, "Pending", "the node's VM is about to be looked up"),
+            Some(Obstacle::NoPool) => Verdict::no("NoPool", no_pool(facts)),
+            _ => Verdict::no("Pending", "the node's VM is about to be looked up"),
         },
     }
 }
@@ -167,48 +130,46 @@ fn no_pool(facts: &Facts) -> String {
     )
 }
 
-fn reserved(facts: &Facts, found: bool) -> Says {
+fn reserved(facts: &Facts, found: bool) -> Verdict {
     let obstacle = facts.seen.and_then(|seen| seen.obstacle.as_ref());
     if obstacle == Some(&Obstacle::NoPool) {
-        return says(false, "NoPool", no_pool(facts));
+        return Verdict::no("NoPool", no_pool(facts));
     }
     if !found {
-        return says(false, "NoInterface", "there is no NIC to reserve addresses on");
+        return Verdict::no("NoInterface", "there is no NIC to reserve addresses on");
     }
     // A re-check of a NIC that failed is no news while the node has what it needs.
     let matters = |setback: &&Setback| {
         setback.needs_change || setback.stage != Stage::Find || facts.plan.is_none_or(|plan| plan.grows)
     };
     if let Some(setback) = facts.setback.filter(matters) {
-        return says(false, setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));
+        return Verdict::no(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));
     }
     let Some(plan) = facts.plan else {
-        return says(false, "Pending", "the NIC is about to be read");
+        return Verdict::no("Pending", "the NIC is about to be read");
     };
     if plan.repairs {
         let message = "Azure gave up the last write to the NIC; Vnetpool writes it again";
-        return says(false, "Repairing", message);
+        return Verdict::no("Repairing", message);
     }
     if plan.grows && facts.dry_run {
         let more = plan.wanted - plan.kept;
-        return says(
-            false,
+        return Verdict::no(
             "DryRun",
             format!("dry run: {more} more addresses are wanted, and none is reserved"),
         );
     }
     if plan.grows {
         let more = plan.wanted - plan.kept;
-        return says(false, "Reserving", format!("{more} more addresses are being reserved"));
+        return Verdict::no("Reserving", format!("{more} more addresses are being reserved"));
     }
     if lacks(facts, plan) > 0 && plan.asked > plan.wanted {
-        return says(
-            false,
+        return Verdict::no(
             "MaximumReached",
             format!("{} pods lack an address: {}", lacks(facts, plan), limit(facts, plan)),
         );
     }
-    says(true, "Reserved", format!("the NIC holds {} addresses", plan.kept))
+    Verdict::yes("Reserved", format!("the NIC holds {} addresses", plan.kept))
 }
 
 /// A subnet may have many free addresses and yet no block of them.
@@ -251,21 +212,19 @@ fn limit(facts: &Facts, plan: &Plan) -> String {
     }
 }
 
-fn agent_reporting(facts: &Facts, was_reporting: bool) -> Says {
+fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
     let name = facts.allocation.name_any();
     let status = facts.allocation.status.clone().unwrap_or_default();
     let in_grace = was_reporting && facts.behind_for < AGENT_GRACE;
     match lag(facts.allocation, facts.boot_id) {
-        Lag::Silent if !in_grace => says(
-            false,
+        Lag::Silent if !in_grace => Verdict::no(
             "NotReported",
             format!(
                 "the agent on node {name} has not reported since the node booted. Look at its pod, vnetpool-node-agent, on \
                  that node."
             ),
         ),
-        Lag::Behind if !in_grace => says(
-            false,
+        Lag::Behind if !in_grace => Verdict::no(
             "Behind",
             format!(
                 "the agent on node {name} has taken up generation {} of this object, not {} yet. Look at its pod, \
@@ -275,8 +234,8 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Says {
             ),
         ),
         Lag::None | Lag::Silent | Lag::Behind => match wrong(&status) {
-            Some(wrong) => says(false, &wrong.reason, format!("{}: {}", wrong.type_, wrong.message)),
-            None => says(true, "Reporting", "the agent has taken up this object"),
+            Some(wrong) => Verdict::no(&wrong.reason, format!("{}: {}", wrong.type_, wrong.message)),
+            None => Verdict::yes("Reporting", "the agent has taken up this object"),
         },
     }
 }
@@ -289,7 +248,7 @@ fn wrong(status: &NodeIPAllocationStatus) -> Option<&Condition> {
         .find(|one| one.status == "False")
 }
 
-fn ready(facts: &Facts, parts: &[&Says]) -> Says {
+fn ready(facts: &Facts, parts: &[&Verdict]) -> Verdict {
     let status = facts.allocation.status.clone().unwrap_or_default();
     let held = facts.plan.map_or(facts.allocation.spec.addresses(), |plan| plan.kept);
     let counts = format!(
@@ -303,25 +262,24 @@ fn ready(facts: &Facts, parts: &[&Says]) -> Says {
         0 => String::new(),
         waiting => format!("; {waiting} pods wait for one"),
     };
-    match parts.iter().find(|(status, ..)| !status) {
-        Some((_, reason, message)) => (false, reason.clone(), format!("{message} ({counts}{waiting})")),
-        None => says(true, "Ready", format!("{counts}{waiting}")),
+    match parts.iter().find(|part| part.is_false()) {
+        Some(part) => Verdict::no(&part.reason, format!("{} ({counts}{waiting})", part.message)),
+        None => Verdict::yes("Ready", format!("{counts}{waiting}")),
     }
 }
 
-fn writing(facts: &Facts) -> Says {
+fn writing(facts: &Facts) -> Verdict {
     if facts.writing {
-        says(true, "Writing", "a write to the NIC is under way or its outcome isn't known")
+        Verdict::yes("Writing", "a write to the NIC is under way or its outcome isn't known")
     } else {
-        says(false, "Settled", "no write to the NIC is under way")
+        Verdict::no("Settled", "no write to the NIC is under way")
     }
 }
 
-fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Says {
+fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Verdict {
     match tracked {
-        Ok(()) => says(true, "Tracked", "writes to the NIC are followed to their end"),
-        Err(error) => says(
-            false,
+        Ok(()) => Verdict::yes("Tracked", "writes to the NIC are followed to their end"),
+        Err(error) => Verdict::no(
             error.reason(),
             format!(
                 "writes to the NIC work, but can't be followed, so the NIC is read until it shows their end: {error}"
@@ -330,21 +288,20 @@ fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Says {
     }
 }
 
-fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Says {
+fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Verdict {
     if rehearsal.is_empty() {
-        return says(true, NOTHING_TO_DO, "dry run: there is nothing to do");
+        return Verdict::yes(NOTHING_TO_DO, "dry run: there is nothing to do");
     }
     let nic = facts.seen.and_then(|seen| seen.nic.as_ref()).map_or("the node's NIC", |nic| &nic.id);
-    says(true, "WouldWrite", format!("dry run: would {rehearsal} on {nic}; nothing is written to Azure"))
+    Verdict::yes("WouldWrite", format!("dry run: would {rehearsal} on {nic}; nothing is written to Azure"))
 }
 
 const NOTHING_TO_DO: &str = "NothingToDo";
 
-fn adopted(adoption: &Adoption) -> Says {
+fn adopted(adoption: &Adoption) -> Verdict {
     let Adoption { ready, pods, left, attached } = adoption;
     if !ready.is_empty() {
-        return says(
-            false,
+        return Verdict::no(
             "Adopting",
             format!("{left} ipConfigurations that others made are being removed"),
         );
@@ -354,37 +311,38 @@ fn adopted(adoption: &Adoption) -> Says {
             "{left} ipConfigurations that others made stay on the NIC until each pod of the node has an address of Vnetpool's; \
              {pods} have none. Restart pods that another network plugin has wired."
         );
-        return says(false, "PodsOfOthers", message);
+        return Verdict::no("PodsOfOthers", message);
     }
     if attached.is_empty() {
-        return says(true, "Adopted", "nobody else has an address for pods on the NIC");
+        return Verdict::yes("Adopted", "nobody else has an address for pods on the NIC");
     }
     let message =
         format!("what others made is gone but {}: something is attached to these", attached.join(", "));
-    says(true, "Adopted", message)
+    Verdict::yes("Adopted", message)
 }
 
-fn surplus(plan: &Plan) -> Says {
+fn surplus(plan: &Plan) -> Verdict {
     if plan.surplus {
         // Without counts: each would be news.
-        says(
-            true,
+        Verdict::yes(
             "MoreThanWanted",
             "more addresses are held than wanted; they are given back after sizing.releaseAfter",
         )
     } else {
-        says(false, "AsWanted", "no more addresses are held than wanted")
+        Verdict::no("AsWanted", "no more addresses are held than wanted")
     }
 }
 
 /// Only a node whose NIC is known can be full: one that isn't Azure's may get its pods' addresses elsewhere.
-fn full(facts: &Facts) -> Says {
-    let none = || says(false, "NotFull", "there are addresses, or more can be had");
+fn full(facts: &Facts) -> Verdict {
+    let none = || Verdict::no("NotFull", "there are addresses, or more can be had");
     let (Some(seen), Some(plan)) = (facts.seen, facts.plan) else {
         // While we can't look, what was said last stands.
-        let before =
-            facts.allocation.status.as_ref().and_then(|status| condition::find(&status.conditions, FULL));
-        return before.map_or_else(none, |one| says(one.status == "True", &one.reason, &one.message));
+        let before = condition::find(facts.allocation.conditions(), FULL);
+        return before.map_or_else(none, |one| match one.status == "True" {
+            true => Verdict::yes(&one.reason, &one.message),
+            false => Verdict::no(&one.reason, &one.message),
+        });
     };
     let status = facts.allocation.status.as_ref().filter(|status| status.boot_id == facts.boot_id);
     let free = status.map_or(0, |status| status.free);
@@ -393,10 +351,10 @@ fn full(facts: &Facts) -> Says {
     }
     match facts.setback.filter(|setback| setback.needs_change) {
         Some(setback) if plan.grows => {
-            says(true, setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
+            Verdict::yes(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
         }
         None | Some(_) if !plan.grows && plan.asked > plan.wanted => {
-            says(true, "MaximumReached", limit(facts, plan))
+            Verdict::yes("MaximumReached", limit(facts, plan))
         }
         None | Some(_) => none(),
     }

@@ -10,11 +10,11 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::Assignment;
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 
-use super::facts::{Says, says};
-use super::memory::Memory;
-use super::report::conditions;
-use super::{Context, Error};
 use crate::cluster::kept;
+use crate::context::Context;
+use crate::node::Error;
+use crate::node::memory::Memory;
+use crate::verdict::{Verdict, name_some};
 
 /// How long a pod's end may take, and the agent's report of it.
 const GRACE: Duration = Duration::from_secs(60);
@@ -78,13 +78,13 @@ impl Outlived {
 
 /// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole when there are
 /// others to name than before: of an assignment, only address and UID are kept in memory.
-pub async fn outlived(
+pub async fn condition(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
     memory: &mut Memory,
     now: Instant,
-) -> Result<(Option<Says>, Option<Duration>), Error> {
+) -> Result<(Option<Verdict>, Option<Duration>), Error> {
     let name = allocation.name_any();
     let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
     let assignments = status.map(|status| status.assignments.as_slice()).unwrap_or_default();
@@ -94,8 +94,8 @@ pub async fn outlived(
         Look::Early => return Ok((None, next)),
         Look::Ended => {
             memory.outlived.told = None;
-            let was_said = condition::find(conditions(allocation), SANDBOXES_ENDED).is_some();
-            let ended = || says(true, "Ended", "no address is held by the sandbox of a pod that is gone");
+            let was_said = condition::find(allocation.conditions(), SANDBOXES_ENDED).is_some();
+            let ended = || Verdict::yes("Ended", "no address is held by the sandbox of a pod that is gone");
             return Ok((was_said.then(ended), next));
         }
     };
@@ -109,7 +109,7 @@ pub async fn outlived(
         }
     };
     memory.outlived.told = Some((due, message.clone()));
-    Ok((Some(says(false, "SandboxLeft", message)), next))
+    Ok((Some(Verdict::no("SandboxLeft", message)), next))
 }
 
 /// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no more is named by
@@ -124,15 +124,11 @@ fn message(node: &str, due: &BTreeSet<Suspect>, assignments: &[Assignment]) -> S
             _ => format!("{address} of the pod with UID {uid}"),
         }
     };
-    let mut named: Vec<String> = due.iter().take(NAMED).map(name).collect();
-    if due.len() > NAMED {
-        named.push(format!("{} more", due.len() - NAMED));
-    }
     format!(
         "node {node} reports addresses in use by pods that have ended or are no more: {}. They stay in use as long as their \
          sandboxes are there. If crictl pods shows them on the node, end them there (crictl stopp SANDBOX, then crictl rmp \
          SANDBOX); if not, look whether the agent on the node still runs and reports.",
-        named.join(", ")
+        name_some(due.iter().map(name), NAMED)
     )
 }
 

@@ -6,9 +6,9 @@ use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
 
-use super::Context;
-use super::route::{self, Routed};
 use crate::azure::{self, Network, ResourceId};
+use crate::context::Context;
+use crate::node::backend::route_table::{self, Routed};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -41,7 +41,7 @@ pub fn obstacle(
         return Ok(Some(mismatch));
     }
     let unfit = match &pool.spec.route {
-        Some(pod_route) => route::obstacle(ctx, pool, pod_route, node, network)?,
+        Some(pod_route) => route_table::obstacle(ctx, pool, pod_route, node, network)?,
         None => None,
     };
     // What the node holds is of another kind than the pool's: it goes first.

@@ -6,9 +6,9 @@ use tracing::warn;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::{NodeIPAllocationSpec, Subnet};
 
-use super::Context;
-use super::route::Routed;
 use crate::azure::{self, Network, ResourceId};
+use crate::context::Context;
+use crate::node::backend::route_table::Routed;
 
 /// The network around a NIC's subnet. `None`: it can't be read now, but what `spec` says of it stays good.
 ///

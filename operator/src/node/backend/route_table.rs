@@ -18,16 +18,17 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::pool::{PodRoute, Sizing};
 use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
-use super::memory::Memory;
-use super::obstacle::Obstacle;
-use super::setback::{Setback, Stage};
-use super::{Context, Round};
 use crate::azure::{
     self, Azure, Claim, IpConfiguration, Network, Priority, ProvisioningState, ResourceId, RouteChange,
     RouteTable, Urgency, route_name,
 };
 use crate::cluster::Cluster;
+use crate::context::Context;
 use crate::events;
+use crate::node::Round;
+use crate::node::memory::Memory;
+use crate::node::observe::obstacle::Obstacle;
+use crate::node::setback::{Setback, Stage};
 use crate::planner::{Change, Observed};
 use crate::pod_cidr;
 

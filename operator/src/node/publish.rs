@@ -15,11 +15,13 @@ use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
 use super::memory::Memory;
-use super::observe::Seen;
+use super::observe::{Seen, groups};
 use super::setback::{Setback, Stage};
-use super::{Context, Error, Round, groups, growth};
+use super::{Error, Round, growth};
+use crate::api_server::{NOT_FOUND, is_status};
 use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
+use crate::context::Context;
 use crate::events;
 use crate::planner::attachments::Mark;
 use crate::planner::{Plan, addresses};
@@ -217,7 +219,7 @@ pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), 
         let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
         match allocations(ctx).delete(&allocation.name_any(), &params).await {
             Ok(_) => {}
-            Err(error) if is(&error, 404) => return Ok(()),
+            Err(error) if is_status(&error, NOT_FOUND) => return Ok(()),
             Err(error) => return Err(Error::Delete(error)),
         }
     }
@@ -240,7 +242,7 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
     let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
     match api.patch(&found.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
-        Err(error) if is(&error, 404) => Ok(()),
+        Err(error) if is_status(&error, NOT_FOUND) => Ok(()),
         Err(error) => Err(Error::Delete(error)),
     }
 }
@@ -273,11 +275,6 @@ pub async fn taint(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> 
 
 fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
     Api::all(ctx.client.clone())
-}
-
-/// Whether the API server answered with this status.
-pub fn is(error: &kube::Error, code: u16) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use std::time::Instant;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
 use vnetpool_crds::{NodeIPPool, names};
 
-use super::Context;
-use super::memory::Memory;
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
+use crate::context::Context;
+use crate::node::memory::Memory;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 const NIC_SLOTS: u32 = 256;

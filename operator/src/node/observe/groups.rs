@@ -7,9 +7,9 @@ use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use super::facts::{Says, says};
-use super::setback::Setback;
 use crate::azure::{self, Nic, Remedy, ResourceId};
+use crate::node::setback::Setback;
+use crate::verdict::Verdict;
 
 /// Everything the decision may depend on.
 pub struct Facts<'a> {
@@ -71,8 +71,7 @@ fn ids(all: &[String]) -> Vec<ResourceId> {
 /// Whether the operator before this one has seen the NIC in the groups that `spec` names, and `spec` is still the same. Without that
 /// they may only have been announced.
 fn vouches(allocation: &NodeIPAllocation) -> bool {
-    let conditions = allocation.status.as_ref().map(|status| status.conditions.as_slice());
-    condition::find(conditions.unwrap_or_default(), APPLICATION_SECURITY_GROUPS).is_some_and(|said| {
+    condition::find(allocation.conditions(), APPLICATION_SECURITY_GROUPS).is_some_and(|said| {
         said.status == "True" && said.observed_generation == allocation.metadata.generation
     })
 }
@@ -88,13 +87,13 @@ pub fn may_be_refused(error: &azure::Error) -> bool {
 }
 
 /// The condition; none where the pool names no groups and nothing is left of any.
-pub fn grouped(
+pub fn condition(
     grouping: &Grouping,
     nic: &str,
     pool: Option<&str>,
     setback: Option<&Setback>,
     dry_run: bool,
-) -> Option<Says> {
+) -> Option<Verdict> {
     let Grouping { lacks, leave, ours: _, wanted, is_withheld } = grouping;
     let of_pool = format!("of NodeIPPool {}", pool.unwrap_or_default());
     if *is_withheld {
@@ -103,20 +102,18 @@ pub fn grouped(
              they would hold for what the node itself sends and gets, too. Set applicationSecurityGroups.onSharedNIC if that is \
              right, or give the VM a second NIC and the pool its subnetID."
         );
-        return Some(says(false, SHARED, message));
+        return Some(Verdict::no(SHARED, message));
     }
     if !lacks.is_empty() {
         return Some(match setback {
-            Some(setback) => says(
-                false,
+            Some(setback) => Verdict::no(
                 setback.reason,
                 format!("{nic} is not in the application security groups {of_pool}: {}", setback.message),
             ),
             None if dry_run => {
-                says(false, "DryRun", format!("dry run: {nic} joins no application security group"))
+                Verdict::no("DryRun", format!("dry run: {nic} joins no application security group"))
             }
-            None => says(
-                false,
+            None => Verdict::no(
                 JOINING,
                 format!("{nic} is about to join {} application security groups {of_pool}", lacks.len()),
             ),
@@ -128,10 +125,10 @@ pub fn grouped(
              without a pool it leaves them with its last pod address",
             leave.len()
         );
-        return Some(says(false, LEAVING, message));
+        return Some(Verdict::no(LEAVING, message));
     }
     (*wanted > 0).then(|| {
-        says(true, "Joined", format!("{nic} is in the {wanted} application security groups {of_pool}"))
+        Verdict::yes("Joined", format!("{nic} is in the {wanted} application security groups {of_pool}"))
     })
 }
 
@@ -248,10 +245,10 @@ mod tests {
             is_shared: true,
             is_dry_run: false,
         };
-        let (status, reason, message) = grouped(&decide(&facts), NIC, Some("p"), None, false).unwrap();
-        assert_eq!((status, reason.as_str()), (false, "SharedNIC"));
+        let verdict = condition(&decide(&facts), NIC, Some("p"), None, false).unwrap();
+        assert_eq!((verdict.holds, verdict.reason.as_str()), (Some(false), "SharedNIC"));
         for part in [NIC, "NodeIPPool p", "onSharedNIC", "subnetID"] {
-            assert!(message.contains(part), "{part} isn't in {message}");
+            assert!(verdict.message.contains(part), "{part} isn't in {}", verdict.message);
         }
     }
 
@@ -289,6 +286,6 @@ mod tests {
         };
         let grouping = decide(&facts);
         assert_eq!((grouping.lacks.len(), grouping.ours.len()), (1, 0));
-        assert_eq!(grouped(&grouping, NIC, Some("p"), None, true).unwrap().1, "DryRun");
+        assert_eq!(condition(&grouping, NIC, Some("p"), None, true).unwrap().reason, "DryRun");
     }
 }

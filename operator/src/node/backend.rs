@@ -1,0 +1,3 @@
+//! Where a node's addresses are.
+
+pub mod route_table;

@@ -1,0 +1,47 @@
+//! How a reconcile may fail.
+
+use crate::api_server::{CONFLICT, is_status};
+use crate::azure;
+
+/// Why a reconcile ended early, by the stage that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Find(#[source] azure::Error),
+    #[error("{0}")]
+    Write(#[source] azure::Error),
+    #[error("spec not applied: {0}")]
+    Publish(#[source] kube::Error),
+    #[error("conditions not applied: {0}")]
+    Report(#[source] kube::Error),
+    #[error("object not removed: {0}")]
+    Delete(#[source] kube::Error),
+    #[error("taint not changed: {0}")]
+    Taint(#[source] kube::Error),
+}
+
+impl Error {
+    /// One of a fixed few, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Find(error) | Error::Write(error) => error.reason(),
+            _ if self.is_conflict() => "Conflict",
+            Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
+        }
+    }
+
+    /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
+    pub fn is_outgrown(&self) -> bool {
+        matches!(self, Error::Find(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
+    }
+
+    /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
+                is_status(error, CONFLICT)
+            }
+            Error::Find(_) | Error::Write(_) => false,
+        }
+    }
+}
