@@ -164,6 +164,8 @@ impl IpConfiguration {
 }
 
 /// What the node does with what it holds. Written by the node's agent, except for the operator's condition types.
+///
+/// Each field has bounds: a node that somebody has taken over writes here, and everybody reads it. No NIC comes near them.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeIPAllocationStatus {
@@ -172,39 +174,49 @@ pub struct NodeIPAllocationStatus {
     pub observed_generation: Option<i64>,
     /// The boot of the node this report is from. `relinquished` is valid whatever the boot; the counts are of this one.
     #[serde(default, rename = "bootID")]
+    #[schemars(length(max = 128))]
     pub boot_id: String,
     /// Addresses the ledger has, relinquished ones left out: `assigned + cooling + free`.
     #[serde(default)]
+    #[schemars(range(max = 65536))]
     pub held: u32,
     /// Held addresses that a pod has.
     #[serde(default)]
+    #[schemars(range(max = 65536))]
     pub assigned: u32,
     /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with something attached in Azure.
     #[serde(default)]
+    #[schemars(range(max = 65536))]
     pub cooling: u32,
     /// Held addresses that a new pod could get at once.
     #[serde(default)]
+    #[schemars(range(max = 65536))]
     pub free: u32,
     /// Pods that wait for an address.
     #[serde(default)]
+    #[schemars(range(max = 65536))]
     pub waiting: u32,
     /// Names of the ipConfigurations that the node has given up for good: it never hands them out again, and the operator
     /// may remove them from the NIC.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub relinquished: Vec<String>,
     /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed and lists no longer:
     /// a hint that something else than the operator has taken them off the NIC, which the operator then reads. Only single
     /// addresses are looked for, since the service lists no blocks and no routes; empty where it can't be asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub unlisted: Vec<String>,
     /// Which pod has which address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    #[schemars(length(max = 4096))]
     pub assignments: Vec<Assignment>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 64))]
     pub conditions: Vec<Condition>,
 }
 
@@ -213,18 +225,23 @@ pub struct NodeIPAllocationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct Assignment {
     /// The address, like `10.240.0.17`.
+    #[schemars(length(max = 15))]
     pub address: String,
     /// The pod as `namespace/name`; empty where the runtime named none.
     #[serde(default)]
+    #[schemars(length(max = 320))]
     pub pod: String,
     /// The pod's UID; empty where the runtime told none.
     #[serde(default, rename = "podUID", skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 128))]
     pub pod_uid: String,
     /// The sandbox as `container id/interface`.
+    #[schemars(length(max = 512))]
     pub sandbox: String,
     /// The file of the sandbox's network namespace, where another plugin has wired the pod and only the address is ours
     /// (`vnetpool-ipam`). From it an agent that has lost the node's ledger learns of these, which no link of ours tells of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
     pub netns: Option<String>,
     /// When the sandbox got it; absent for one found on the kernel's word after the ledger was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -246,7 +263,7 @@ impl NodeIPAllocationSpec {
 
     /// How many addresses are reserved in all.
     pub fn addresses(&self) -> u32 {
-        self.ip_configurations().map(IpConfiguration::count).sum()
+        self.ip_configurations().map(IpConfiguration::count).fold(0, u32::saturating_add)
     }
 
     /// All reservations of all interfaces.

@@ -58,6 +58,9 @@ pub const BY_AGENT: [&str; 5] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNM
 /// Operator, on a `NodeIPPool`: every node it selects can be served. False names nodes that run Windows, for which there is no
 /// agent: they are left alone, whatever serves the pods on them.
 pub const NODES_SUPPORTED: &str = "NodesSupported";
+/// Operator, on a `NodeIPPool`: it can read all that decides about the pool's nodes. False names the objects that it can't read:
+/// their nodes keep what they have. Absent until there was one.
+pub const OBJECTS_READABLE: &str = "ObjectsReadable";
 /// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
 pub const VALID: &str = "Valid";
 /// Operator, on a `NodeIPPool`: a forecast. True while in one of the pool's subnets fewer addresses are free than

@@ -33,21 +33,103 @@ pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
     Ok([plain(NodeIPPool::crd())?, plain(NodeIPAllocation::crd())?])
 }
 
-/// Without Rust's integer formats: the API server knows only int32 and int64 and warns of others. The bounds say it all.
+/// In the API server's terms: it knows no format `uint32` and warns of it. Whatever the schema lets through must be readable, for
+/// one object that isn't is trouble for whoever watches them all. So each integer that has no narrower bounds gets those of
+/// its type, and a condition those that Kubernetes' documentation gives it.
 fn plain(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
-    fn strip(value: &mut Value) {
-        match value {
-            Value::Object(fields) => {
-                if fields.get("format").is_some_and(|format| format == "uint32") {
-                    fields.remove("format");
-                }
-                fields.values_mut().for_each(strip);
-            }
-            Value::Array(items) => items.iter_mut().for_each(strip),
-            _ => {}
+    let mut value = serde_json::to_value(definition)?;
+    bound(&mut value);
+    serde_json::from_value(value)
+}
+
+/// The largest integer that JSON readers agree on.
+const LARGEST: u64 = (1 << 53) - 1;
+
+fn bound(schema: &mut Value) {
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Array(items) => return items.iter_mut().for_each(bound),
+        _ => return,
+    };
+    let limits = match fields.get("format").and_then(Value::as_str) {
+        Some("uint32") => Some((0, u64::from(u32::MAX))),
+        Some("int32") => Some((i64::from(i32::MIN), u64::from(i32::MAX.unsigned_abs()))),
+        Some("int64") => Some((0, LARGEST)),
+        _ => None,
+    };
+    if let Some((least, most)) = limits {
+        fields.entry("minimum").or_insert(least.into());
+        fields.entry("maximum").or_insert(most.into());
+    }
+    if fields.get("format").is_some_and(|format| format == "uint32") {
+        fields.remove("format");
+    }
+    if let Some(condition) =
+        fields.get_mut("properties").filter(|fields| fields.get("lastTransitionTime").is_some())
+    {
+        for (field, most) in [("type", 316), ("status", 7), ("reason", 1024), ("message", 32768)] {
+            condition[field]["maxLength"] = most.into();
         }
     }
-    let mut value = serde_json::to_value(definition)?;
-    strip(&mut value);
-    serde_json::from_value(value)
+    fields.values_mut().for_each(bound);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each schema within one, by its path.
+    fn visit<'a>(path: &str, schema: &'a Value, seen: &mut Vec<(String, &'a Value)>) {
+        seen.push((path.to_owned(), schema));
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            visit(&format!("{path}.{name}"), field, seen);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if schema[inner].is_object() {
+                visit(&format!("{path}[]"), &schema[inner], seen);
+            }
+        }
+    }
+
+    fn schema(definition: &CustomResourceDefinition) -> Value {
+        let schema = definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref();
+        serde_json::to_value(schema.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_integer_has_bounds_that_its_type_can_hold() {
+        let mut integers = 0;
+        for definition in definitions().unwrap() {
+            let schema = schema(&definition);
+            let mut seen = vec![];
+            visit("", &schema, &mut seen);
+            for (path, schema) in seen.iter().filter(|(_, schema)| schema["type"] == "integer") {
+                let bounds = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+                let (Some(least), Some(most)) = bounds else { panic!("{path} has the bounds {bounds:?}") };
+                assert!(least >= f64::from(i32::MIN) && most <= LARGEST as f64, "{path}: {bounds:?}");
+                let is_wide = schema["format"] == "int64";
+                assert!(is_wide || most <= f64::from(u32::MAX), "{path}: {bounds:?}");
+                integers += 1;
+            }
+        }
+        assert!(integers > 20, "{integers}");
+    }
+
+    #[test]
+    fn whatever_an_agent_writes_has_an_end() {
+        let [_, allocations] = definitions().unwrap();
+        let schema = schema(&allocations);
+        let mut seen = vec![];
+        visit("status", &schema["properties"]["status"], &mut seen);
+        for (path, schema) in &seen {
+            let end = match schema["type"].as_str() {
+                Some("string") if schema["format"] == "date-time" => continue,
+                Some("string") => "maxLength",
+                Some("array") => "maxItems",
+                _ => continue,
+            };
+            assert!(schema[end].is_u64(), "{path} has no {end}: {schema}");
+        }
+        assert!(seen.len() > 20, "{}", seen.len());
+    }
 }

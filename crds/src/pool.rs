@@ -349,6 +349,7 @@ pub struct NodeIPPoolStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub subnets: Vec<SubnetUse>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }

@@ -10,6 +10,7 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::{Notify, oneshot, watch};
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::{
     ledger::file::LEDGER,
@@ -17,18 +18,27 @@ use vnetpool_plugin::{
 };
 
 /// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none. Goes on past
-/// errors, waiting longer each time.
+/// errors, waiting longer each time. One that can't be read is there all the same: what was read last goes on to hold, and so
+/// does the ledger.
 pub async fn object(
-    api: Api<NodeIPAllocation>,
+    api: Api<Reading<NodeIPAllocation>>,
     name: String,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
 ) -> anyhow::Result<()> {
     let mut events = pin!(watcher::watch_object(api, &name).default_backoff());
     while let Some(event) = events.next().await {
         match event {
-            Ok(object) => {
-                objects.send_replace(object.map(Arc::new));
+            Ok(None) => {
+                objects.send_replace(None);
             }
+            Ok(Some(Reading(Ok(object)))) => {
+                objects.send_replace(Some(Arc::new(object)));
+            }
+            Ok(Some(Reading(Err(unreadable)))) => tracing::warn!(
+                error = unreadable.error,
+                "can't read the node's NodeIPAllocation: going on with what is known; correct the field, or upgrade the agent if a \
+                 newer operator wrote it"
+            ),
             Err(error) => tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again"),
         }
     }

@@ -3,21 +3,22 @@
 //! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision looks at
 //! (a Node's heartbeat, a condition of our own) calls nobody.
 
+mod calls;
 mod changes;
+mod intake;
 pub mod kept;
+pub mod unreadable;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::core::SelectorExt;
-use kube::runtime::reflector::store;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
@@ -25,14 +26,16 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::warn;
+use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::demand::{self, Demand};
+use crate::demand::Demand;
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
 use crate::pool::windows;
-use changes::Changes;
+pub use calls::{Caller, Calls};
+use unreadable::Unknown;
 
 /// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own writes.
 #[derive(Clone)]
@@ -44,146 +47,55 @@ pub struct Cluster {
     pools: Store<NodeIPPool>,
     demand: Arc<Mutex<Demand>>,
     pods_listed: watch::Receiver<bool>,
-}
-
-/// Who is to be looked at again, for each controller.
-pub struct Calls {
-    pub nodes: UnboundedReceiver<ObjectRef<Node>>,
-    pub allocations: UnboundedReceiver<ObjectRef<NodeIPAllocation>>,
-    pub pools: UnboundedReceiver<ObjectRef<NodeIPPool>>,
-}
-
-/// The other end of [`Calls`].
-#[derive(Clone)]
-pub struct Caller {
-    nodes: UnboundedSender<ObjectRef<Node>>,
-    allocations: UnboundedSender<ObjectRef<NodeIPAllocation>>,
-    pools: UnboundedSender<ObjectRef<NodeIPPool>>,
-    /// By node, whoever wants to know at once that it is called.
-    heard: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
-}
-
-// Nobody listens any more only while the process ends, so an error of `unbounded_send` is none.
-impl Caller {
-    fn node(&self, name: &str) {
-        let _ = self.nodes.unbounded_send(ObjectRef::new(name));
-        self.allocation(name);
-    }
-
-    pub fn allocation(&self, name: &str) {
-        let _ = self.allocations.unbounded_send(ObjectRef::new(name));
-        let mut heard = lock(&self.heard);
-        if heard.get(name).is_some_and(|calls| calls.send(()).is_err()) {
-            heard.remove(name);
-        }
-    }
-
-    /// Tells when a node is called while its pass is under way: the controller lets one pass of it end before the next begins.
-    pub fn hear(&self, name: &str) -> watch::Receiver<()> {
-        lock(&self.heard).entry(name.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
-    }
-
-    pub fn pool(&self, name: &str) {
-        let _ = self.pools.unbounded_send(ObjectRef::new(name));
-    }
+    /// Objects that are there and can't be read.
+    unknown_nodes: Unknown,
+    unknown_allocations: Unknown,
+    unknown_pools: Unknown,
 }
 
 impl Cluster {
-    /// Starts to watch: gives the view, the calls, and the work itself, which never ends.
-    pub fn watch(client: &Client) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
-        let (nodes, node_writer) = reflector::store();
-        let (allocations, allocation_writer) = reflector::store();
-        let (pools, pool_writer) = reflector::store();
-        let (listed, pods_listed) = watch::channel(false);
-        let cluster = Cluster {
+    fn new(
+        nodes: Store<Node>,
+        allocations: Store<NodeIPAllocation>,
+        pools: Store<NodeIPPool>,
+        pods_listed: watch::Receiver<bool>,
+    ) -> Cluster {
+        Cluster {
             nodes,
             allocations,
             answers: Arc::default(),
             pools,
             demand: Arc::default(),
             pods_listed,
-        };
-        let ((node_tx, node_rx), (allocation_tx, allocation_rx), (pool_tx, pool_rx)) =
-            (unbounded(), unbounded(), unbounded());
-        let caller =
-            Caller { nodes: node_tx, allocations: allocation_tx, pools: pool_tx, heard: Arc::default() };
+            unknown_nodes: Unknown::default(),
+            unknown_allocations: Unknown::default(),
+            unknown_pools: Unknown::default(),
+        }
+    }
+
+    /// Starts to watch: gives the view, the calls, and the work itself, which never ends.
+    pub fn watch(client: &Client) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
+        let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
+            (reflector::store(), reflector::store(), reflector::store());
+        let (listed, pods_listed) = watch::channel(false);
+        let cluster = Cluster::new(nodes, allocations, pools, pods_listed);
+        let (caller, calls) = calls::channels();
+        let ends = || (cluster.clone(), caller.clone());
 
         let everything = watcher::Config::default();
-        let mut changes = Changes::new(kept::node_digest);
-        let (call, view) = (caller.clone(), cluster.clone());
-        let nodes = follow(
-            Api::all(client.clone()),
-            everything.clone(),
-            kept::strip_node,
-            Some(node_writer),
-            move |event| {
-                changes.apply(event).iter().for_each(|name| call.node(name));
-                view.pools_about(event).iter().for_each(|pool| call.pool(pool));
-            },
-        );
-
-        let mut changes = Changes::new(kept::allocation_digest);
-        let mut readiness = Changes::new(kept::readiness_digest);
-        let mut served_by = HashMap::new();
-        let (call, view) = (caller.clone(), cluster.clone());
-        let allocations = follow(
-            Api::all(client.clone()),
-            everything.clone(),
-            kept::strip_allocation,
-            Some(allocation_writer),
-            move |event| {
-                view.catch_up(event);
-                // What we say of a node is news to its pool only.
-                for name in readiness.apply(event) {
-                    view.allocation(&name).iter().for_each(|allocation| call.pool(&allocation.spec.pool));
-                }
-                for name in changes.apply(event) {
-                    // Also its Node: one whose object is gone gets another.
-                    call.node(&name);
-                    let now = view.allocation(&name).map(|allocation| allocation.spec.pool.clone());
-                    let before = match &now {
-                        Some(pool) => served_by.insert(name, pool.clone()),
-                        None => served_by.remove(&name),
-                    };
-                    [now, before].iter().flatten().for_each(|pool| call.pool(pool));
-                }
-            },
-        );
-
-        let mut changes = Changes::new(kept::pool_digest);
-        let mut pod_cidrs = HashMap::new();
-        let (call, view) = (caller.clone(), cluster.clone());
-        let pools =
-            follow(Api::all(client.clone()), everything, kept::strip_pool, Some(pool_writer), move |event| {
-                for name in changes.apply(event) {
-                    let now = view.pools.get(&ObjectRef::new(&name)).and_then(|pool| pod_cidr::cidr(&pool));
-                    let before = match now {
-                        Some(range) => pod_cidrs.insert(name.clone(), range),
-                        None => pod_cidrs.remove(&name),
-                    };
-                    // One that is gone, or made anew, may have been in the way of others.
-                    let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
-                    for pool in others.iter().chain([&name]) {
-                        call.pool(pool);
-                        view.nodes_about(pool).iter().for_each(|node| call.node(node));
-                    }
-                }
-            });
-
-        let (call, demand) = (caller.clone(), cluster.demand.clone());
         let bound = watcher::Config::default().fields("spec.nodeName!=");
-        let pods = follow(Api::all(client.clone()), bound, demand::strip, None, move |event: &Event<Pod>| {
-            let concerned = lock(&demand).apply(event, Instant::now());
-            concerned.iter().for_each(|node| call.allocation(node));
-            if matches!(event, Event::InitDone) {
-                listed.send_replace(true);
-            }
-        });
-
+        let ((view, call), config) = (ends(), everything.clone());
+        let nodes = follow(Api::all(client.clone()), config, intake::nodes(view, call, node_writer));
+        let ((view, call), config) = (ends(), everything.clone());
+        let allocations =
+            follow(Api::all(client.clone()), config, intake::allocations(view, call, allocation_writer));
+        let (view, call) = ends();
+        let pools = follow(Api::all(client.clone()), everything, intake::pools(view, call, pool_writer));
+        let (view, call) = ends();
+        let pods = follow(Api::all(client.clone()), bound, intake::pods(view, call, listed));
         let work = async move {
             futures::join!(nodes, allocations, pools, pods);
         };
-        let calls = Calls { nodes: node_rx, allocations: allocation_rx, pools: pool_rx };
         (cluster, caller, calls, work.boxed())
     }
 
@@ -260,6 +172,52 @@ impl Cluster {
         pools.into_iter().find(|pool| pool.name_any() == name)
     }
 
+    /// What can't be read and decides about this node: its allocation, its Node, the pool that its allocation names, or the one
+    /// that would serve it. As long as there is one, nothing is done for the node.
+    pub fn unreadable(&self, node: &str) -> Option<Arc<Unreadable>> {
+        let own = self.unknown_allocations.get(node).or_else(|| self.unknown_nodes.get(node));
+        own.or_else(|| self.unknown_pools.get(&self.allocation(node)?.spec.pool))
+            .or_else(|| self.unreadable_pool(&*self.node(node)?))
+    }
+
+    /// The pool that would serve a Node, if it can't be read.
+    fn unreadable_pool(&self, node: &Node) -> Option<Arc<Unreadable>> {
+        let unknown = self.unknown_pools.all();
+        if unknown.is_empty() || windows::runs_windows(node) {
+            return None;
+        }
+        let read = self.pools.state();
+        let claims: Vec<NodeIPPool> = unknown.iter().filter_map(|pool| unreadable::claim(pool)).collect();
+        let name =
+            NodeIPPool::serving(read.iter().map(Arc::as_ref).chain(&claims), node.labels())?.name_any();
+        unknown.into_iter().find(|pool| pool.name() == name)
+    }
+
+    /// What can't be read of the nodes that a pool serves, the pool itself left out.
+    pub fn unreadable_of(&self, pool: &str) -> Vec<Arc<Unreadable>> {
+        let all = self.unknown_allocations.all().into_iter().chain(self.unknown_nodes.all());
+        all.filter(|one| self.pool_named(&one.name()).as_deref() == Some(pool)).collect()
+    }
+
+    /// Whether a pool itself can't be read.
+    pub fn is_unreadable_pool(&self, name: &str) -> bool {
+        self.unknown_pools.get(name).is_some()
+    }
+
+    /// Ranges that allocations name which can't be read, without that of one node.
+    pub fn unreadable_ranges(&self, but: &str) -> Vec<Ipv4Net> {
+        let others = self.unknown_allocations.all().into_iter().filter(|one| one.name() != but);
+        others.flat_map(|one| unreadable::range_of(&one)).collect()
+    }
+
+    /// The pool that a node's allocation names or, if that isn't known, the one that serves its Node.
+    fn pool_named(&self, node: &str) -> Option<String> {
+        let unknown = self.unknown_allocations.get(node).and_then(|one| unreadable::pool_of(&one));
+        unknown
+            .or_else(|| Some(self.allocation(node)?.spec.pool.clone()))
+            .or_else(|| Some(self.pool_of(&*self.node(node)?)?.name_any()))
+    }
+
     /// Pods bound to a node that need an address, and since when they are these.
     pub fn bound(&self, node: &str) -> (u32, Option<Instant>) {
         lock(&self.demand).bound(node)
@@ -312,25 +270,18 @@ impl Cluster {
     }
 }
 
-/// Keeps `store` at what the API server has, stripped, and shows each event to `on`. Never ends: errors of the watch are
-/// logged and retried with the default backoff.
+/// Gives each event of a kind to `take`. Never ends: errors of the watch are logged and retried with the default backoff.
 async fn follow<K>(
-    api: Api<K>,
+    api: Api<Reading<K>>,
     config: watcher::Config,
-    strip: fn(&mut K),
-    store: Option<store::Writer<K>>,
-    mut on: impl FnMut(&Event<K>) + Send,
+    mut take: impl FnMut(Event<Reading<K>>) + Send,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let events = watcher(api, config).default_backoff().modify(strip);
-    let mut events = match store {
-        Some(store) => events.reflect(store).boxed(),
-        None => events.boxed(),
-    };
+    let mut events = watcher(api, config).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => on(&event),
+            Ok(event) => take(event),
             Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
         }
     }
@@ -358,14 +309,8 @@ mod tests {
     #[test]
     fn an_answer_to_our_own_write_counts_until_the_watch_has_caught_up_and_is_kept_no_longer() {
         let (allocations, mut writer) = reflector::store();
-        let cluster = Cluster {
-            nodes: reflector::store().0,
-            allocations,
-            answers: Arc::default(),
-            pools: reflector::store().0,
-            demand: Arc::default(),
-            pods_listed: watch::channel(true).1,
-        };
+        let (nodes, pools) = (reflector::store().0, reflector::store().0);
+        let cluster = Cluster::new(nodes, allocations, pools, watch::channel(true).1);
         let mut watch = |event: Event<NodeIPAllocation>| {
             writer.apply_watcher_event(&event);
             cluster.catch_up(&event);

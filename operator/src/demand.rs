@@ -4,9 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
+use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::names;
 
 use crate::planner::attachments::Wish;
@@ -160,8 +161,41 @@ fn wish(pod: &Pod) -> Option<Wish> {
     [backend_pools, public_address, dns_label].iter().any(|one| one.is_some()).then_some(wish)
 }
 
+/// Pods as [`Demand`] takes them, whatever comes. Of one that can't be read as a whole, the few fields that matter are looked at one
+/// by one, and one that isn't what it should be counts as absent: then the pod needs an address.
+pub fn read(event: Event<Reading<Pod>>) -> Event<Pod> {
+    let stripped = |Reading(pod): Reading<Pod>| {
+        let mut pod = pod.unwrap_or_else(|unreadable| in_parts(&unreadable));
+        strip(&mut pod);
+        pod
+    };
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(pod) => Event::InitApply(stripped(pod)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(pod) => Event::Apply(stripped(pod)),
+        Event::Delete(pod) => Event::Delete(stripped(pod)),
+    }
+}
+
+fn in_parts(pod: &Unreadable) -> Pod {
+    let (spec, status) = (&pod.content["spec"], &pod.content["status"]);
+    Pod {
+        metadata: pod.metadata.clone(),
+        spec: Some(PodSpec {
+            node_name: spec["nodeName"].as_str().map(str::to_owned),
+            host_network: spec["hostNetwork"].as_bool(),
+            ..PodSpec::default()
+        }),
+        status: Some(PodStatus {
+            phase: status["phase"].as_str().map(str::to_owned),
+            ..PodStatus::default()
+        }),
+    }
+}
+
 /// Leaves of a pod what [`Demand`] looks at, before it is stored or queued anywhere.
-pub fn strip(pod: &mut Pod) {
+fn strip(pod: &mut Pod) {
     pod.metadata = kube::api::ObjectMeta {
         name: pod.metadata.name.take(),
         namespace: pod.metadata.namespace.take(),
@@ -176,15 +210,12 @@ pub fn strip(pod: &mut Pod) {
         }),
         ..Default::default()
     };
-    pod.spec = pod.spec.take().map(|spec| k8s_openapi::api::core::v1::PodSpec {
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
         host_network: spec.host_network,
         ..Default::default()
     });
-    pod.status = pod
-        .status
-        .take()
-        .map(|status| k8s_openapi::api::core::v1::PodStatus { phase: status.phase, ..Default::default() });
+    pod.status = pod.status.take().map(|status| PodStatus { phase: status.phase, ..Default::default() });
 }
 
 #[cfg(test)]
@@ -286,5 +317,25 @@ mod tests {
         let mut stripped = pod("a", "n");
         strip(&mut stripped);
         assert_eq!(Demand::default().apply(&Event::Apply(stripped), Instant::now()), ["n"]);
+    }
+
+    #[test]
+    fn a_pod_that_can_not_be_read_as_a_whole_counts_by_what_can_be() {
+        let pod = |spec: serde_json::Value, status: serde_json::Value| -> Event<Reading<Pod>> {
+            let metadata = json!({"name": "a", "uid": "a", "annotations": {names::BACKEND_POOLS: "web"}});
+            Event::Apply(
+                serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status}))
+                    .unwrap(),
+            )
+        };
+        let mut demand = Demand::default();
+        let now = Instant::now();
+        let garbled =
+            pod(json!({"nodeName": "n", "containers": 7, "hostNetwork": "no"}), json!({"phase": 3}));
+        assert_eq!(demand.apply(&read(garbled), now), ["n"]);
+        assert_eq!(demand.wishes("n")["a"].backend_pools.as_deref(), Some("web"));
+        let ended = pod(json!({"nodeName": "n", "containers": 7}), json!({"phase": "Succeeded"}));
+        assert_eq!(demand.apply(&read(ended), now), ["n"]);
+        assert_eq!(demand.bound("n").0, 0);
     }
 }

@@ -86,6 +86,12 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let Nodes { ctx, memories } = &*nodes;
     let name = watched.name_any();
     let started = Instant::now();
+    if let Some(unreadable) = ctx.cluster.unreadable(&name) {
+        // Unknown isn't absent. The node is called when it can be read.
+        debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");
+        ctx.metrics.reconciled("node", "Unreadable", started.elapsed());
+        return Ok(Action::await_change());
+    }
     let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
     let mut memory = memories.take(&allocation);
     memory.notice(&allocation);

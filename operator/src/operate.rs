@@ -7,18 +7,21 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::channel::mpsc::UnboundedReceiver;
 use futures::channel::oneshot;
-use kube::Client;
+use futures::{FutureExt, StreamExt};
+use kube::{Client, Resource};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
+use vnetpool_apiserver::reading::Unreadable;
+use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{self, Azure};
-use crate::cluster::{Calls, Cluster};
+use crate::cluster::{Calls, Cluster, unreadable};
 use crate::context::{Context, Stop};
-use crate::events::Events;
+use crate::events::{self, Events};
 use crate::leader::{Candidate, Lost};
 use crate::metrics::{self, Metrics};
 use crate::{admin, node, pool};
@@ -132,16 +135,28 @@ async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
         return;
     }
     info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
+    let Calls { nodes, allocations, pools, unreadable } = calls;
     let controllers = async {
         futures::join!(
-            node::run(ctx.clone(), calls.allocations, stop.clone()),
-            node::admit::run(ctx.clone(), calls.nodes, stop.clone()),
-            pool::run(ctx.clone(), calls.pools, stop),
+            node::run(ctx.clone(), allocations, stop.clone()),
+            node::admit::run(ctx.clone(), nodes, stop.clone()),
+            pool::run(ctx.clone(), pools, stop),
         )
     };
     tokio::select! {
         _ = controllers => {}
+        () = tell(&ctx, unreadable) => {}
         () = node::backend::route_table::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
+    }
+}
+
+/// Says of each object that has turned out to be unreadable that it is, and about whom.
+async fn tell(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>) {
+    while let Some(object) = unreadable.next().await {
+        let node = ctx.cluster.node(&object.name()).filter(|_| object.kind == NodeIPAllocation::kind(&()));
+        let about = node.map(|node| node.object_ref(&())).into_iter().chain([object.object_ref()]);
+        let event = events::stuck("Unreadable", "Read", &unreadable::message(&object));
+        ctx.events.say(&about.collect::<Vec<_>>(), event);
     }
 }
 

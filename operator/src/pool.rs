@@ -18,11 +18,13 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
+use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
-use vnetpool_crds::condition::{self, READY, SUBNET_EXHAUSTING, VALID};
+use vnetpool_crds::condition::{self, OBJECTS_READABLE, READY, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
+use crate::cluster::unreadable;
 use crate::context::{Context, Stop};
 use crate::events;
 use crate::lock::lock;
@@ -64,6 +66,9 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     if let Some(rest) = pools.too_soon(&name, now) {
         return Ok(Action::requeue(rest));
     }
+    if ctx.cluster.is_unreadable_pool(&name) {
+        return Ok(Action::await_change());
+    }
     let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
     let pools = ctx.cluster.pools().state();
@@ -77,6 +82,7 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     forecast::tell(&pool, &mut next, known, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(windows::runs_windows);
     windows::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
+    tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
@@ -122,7 +128,7 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
 }
 
 /// The status of a pool that serves these nodes, and whose pod CIDR has this `conflict`. Pure.
-fn roll_up<'a>(
+pub(crate) fn roll_up<'a>(
     pool: &NodeIPPool,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
     conflict: Option<String>,
@@ -139,11 +145,11 @@ fn roll_up<'a>(
     for node in nodes {
         next.nodes += 1;
         if let Some(status) = &node.status {
-            next.held += status.held;
-            next.assigned += status.assigned;
-            next.free += status.free;
-            next.cooling += status.cooling;
-            next.waiting += status.waiting;
+            next.held = next.held.saturating_add(status.held);
+            next.assigned = next.assigned.saturating_add(status.assigned);
+            next.free = next.free.saturating_add(status.free);
+            next.cooling = next.cooling.saturating_add(status.cooling);
+            next.waiting = next.waiting.saturating_add(status.waiting);
         }
         for interface in &node.spec.interfaces {
             // Azure's ids differ in case from one answer to the next.
@@ -151,7 +157,8 @@ fn roll_up<'a>(
                 .entry(interface.subnet.id.to_lowercase())
                 .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
             usage.nodes += 1;
-            usage.held += interface.ip_configurations.iter().map(IpConfiguration::count).sum::<u32>();
+            let held = interface.ip_configurations.iter().map(IpConfiguration::count);
+            usage.held = held.fold(usage.held, u32::saturating_add);
         }
         if !condition::is_true(node.conditions(), READY) {
             let reason =
@@ -190,6 +197,29 @@ fn roll_up<'a>(
     next
 }
 
+/// Names in the status what can't be read of the pool's nodes. Says nothing as long as there was nothing to say.
+fn tell_unreadable(
+    pool: &NodeIPPool,
+    status: &mut NodeIPPoolStatus,
+    unreadable: &[Arc<Unreadable>],
+    now: Timestamp,
+) {
+    let verdict = match unreadable {
+        [] if condition::find(&status.conditions, OBJECTS_READABLE).is_none() => return,
+        [] => Verdict::yes("Readable", "all objects of the pool's nodes can be read"),
+        [first, others @ ..] => {
+            let mut message = unreadable::message(first);
+            if !others.is_empty() {
+                let names = others.iter().map(|one| format!("{} {}", one.kind, one.name()));
+                message += &format!(" Likewise unreadable: {}.", name_some(names, NAMED));
+            }
+            Verdict::no("Unreadable", message)
+        }
+    };
+    let condition = verdict.condition(OBJECTS_READABLE, pool.metadata.generation, now);
+    condition::set(&mut status.conditions, condition);
+}
+
 /// Blind to the order of conditions and to their transition times.
 fn says_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
     let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus { conditions: vec![], ..status.clone() };
@@ -210,6 +240,7 @@ fn turned_exhausting<'a>(before: &[Condition], next: &'a [Condition]) -> Option<
 mod tests {
     use super::*;
     use serde_json::Value;
+    use vnetpool_apiserver::reading::Reading;
 
     fn pool(spec: Value) -> NodeIPPool {
         NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
@@ -271,5 +302,27 @@ mod tests {
         let later = roll_up(&pool(json!({})), nodes.iter(), None, Timestamp::from_second(60).unwrap());
         assert!(says_the_same(&first, &later));
         assert!(!says_the_same(&first, &rolled(&pool(json!({})), &[])));
+    }
+
+    #[test]
+    fn a_pool_names_what_can_not_be_read_of_its_nodes_until_it_can_be() {
+        let unreadable = |name: &str| -> Arc<Unreadable> {
+            let object = json!({"metadata": {"name": name}, "spec": {"nodeUID": 1}});
+            let reading: Reading<NodeIPAllocation> = serde_json::from_value(object).unwrap();
+            Arc::new(reading.0.unwrap_err())
+        };
+        let (pool, now) = (pool(json!({})), Timestamp::UNIX_EPOCH);
+        let mut status = NodeIPPoolStatus::default();
+        tell_unreadable(&pool, &mut status, &[], now);
+        assert!(status.conditions.is_empty());
+        let many: Vec<_> = (0..8).map(|n| unreadable(&format!("n{n}"))).collect();
+        tell_unreadable(&pool, &mut status, &many, now);
+        let said = condition::find(&status.conditions, OBJECTS_READABLE).unwrap().clone();
+        assert_eq!(said.status, "False");
+        for part in ["NodeIPAllocation n0", "spec.nodeUID", "NodeIPAllocation n5, 2 more", "kubectl edit"] {
+            assert!(said.message.contains(part), "{}", said.message);
+        }
+        tell_unreadable(&pool, &mut status, &[], now);
+        assert!(condition::is_true(&status.conditions, OBJECTS_READABLE));
     }
 }

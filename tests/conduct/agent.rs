@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_node_agent::imds::{Network, listing::Listing};
@@ -95,19 +96,20 @@ impl Agents {
     async fn work(self, client: Client) {
         let mut objects = BTreeMap::new();
         // Without the backoff, a watch that fails at once because the runtime ends would keep it from ending.
-        let events =
-            watcher(Api::<NodeIPAllocation>::all(client), watcher::Config::default()).default_backoff();
+        let events = watcher(Api::<Reading<NodeIPAllocation>>::all(client), watcher::Config::default())
+            .default_backoff();
         let mut events = events.ready_chunks(AT_ONCE).boxed();
         loop {
             let mut concerned = BTreeSet::new();
             tokio::select! {
                 some = events.next() => for event in some.into_iter().flatten() {
                     match event {
-                        Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                        Ok(Event::Apply(Reading(Ok(object))) | Event::InitApply(Reading(Ok(object)))) => {
                             concerned.insert(object.name_any());
                             objects.insert(object.name_any(), object);
                         }
-                        Ok(Event::Delete(object)) => drop(objects.remove(&object.name_any())),
+                        // Its agent goes on with its ledger, and has no version to report onto.
+                        Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => drop(objects.remove(&object.name_any())),
                         Ok(Event::Init | Event::InitDone) | Err(_) => {}
                     }
                 },

@@ -33,6 +33,7 @@ mod routes;
 mod shortage;
 mod stage;
 mod subnets;
+mod unreadable;
 mod windows;
 
 use anyhow::Result;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         routes::TESTS,
         shortage::TESTS,
         subnets::TESTS,
+        unreadable::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -14,6 +14,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 use vnetpool_plugin::ledger;
@@ -213,6 +214,11 @@ impl<'a> Stage<'a> {
         }
         self.agents.serve(node, pods[count..].to_vec());
         Ok(())
+    }
+
+    /// How many pods there are on a node.
+    pub async fn pods_bound(&self, node: &str) -> Result<usize> {
+        Ok(self.pods_on(node).await?.len())
     }
 
     async fn pods_on(&self, node: &str) -> Result<Vec<ledger::Pod>> {
@@ -447,13 +453,14 @@ async fn sweep(client: &Client) -> Result<()> {
     }
     delete_all::<Pod>(Api::namespaced(client.clone(), PODS)).await?;
     delete_all::<Node>(Api::all(client.clone())).await?;
-    delete_all::<NodeIPPool>(Api::all(client.clone())).await?;
+    delete_all::<Reading<NodeIPPool>>(Api::all(client.clone())).await?;
     let allocations = Api::<NodeIPAllocation>::all(client.clone());
-    for allocation in allocations.list(&ListParams::default()).await? {
+    // By their metadata: one that can't be read goes, too.
+    for allocation in allocations.list_metadata(&ListParams::default()).await? {
         let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-        allocations.patch(&allocation.name_any(), &PatchParams::default(), &free).await?;
+        allocations.patch_metadata(&allocation.name_any(), &PatchParams::default(), &free).await?;
     }
-    delete_all(allocations).await?;
+    delete_all::<Reading<NodeIPAllocation>>(Api::all(client.clone())).await?;
     delete_all::<Lease>(Api::namespaced(client.clone(), NAMESPACE)).await?;
     delete_all::<Event>(Api::namespaced(client.clone(), PODS)).await
 }

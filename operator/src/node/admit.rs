@@ -34,7 +34,9 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, s
 
 async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::Error> {
     let name = node.name_any();
-    if ctx.cluster.allocation(&name).is_some() || node.metadata.deletion_timestamp.is_some() {
+    // One that can't be read is there, too.
+    let is_known = ctx.cluster.allocation(&name).is_some() || ctx.cluster.unreadable(&name).is_some();
+    if is_known || node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let (Some(pool), Some(uid)) = (ctx.cluster.pool_of(&node), node.uid()) else {

@@ -270,7 +270,8 @@ fn is_as_published(table: &RouteTable, spec: &NodeIPAllocationSpec) -> bool {
 fn used_by_others(ctx: &Context, node: &str) -> BTreeSet<Ipv4Net> {
     let others = ctx.cluster.allocations().state();
     let others = others.iter().filter(|other| other.name_any() != node);
-    others.filter_map(|other| published(&other.spec)).map(|(_, range)| range).collect()
+    let ranges = others.filter_map(|other| published(&other.spec)).map(|(_, range)| range);
+    ranges.chain(ctx.cluster.unreadable_ranges(node)).collect()
 }
 
 /// The route as `spec` has it: its name and range.

@@ -1,0 +1,3 @@
+//! How Vnetpool's programs speak with the API server.
+
+pub mod reading;

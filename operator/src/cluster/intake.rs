@@ -1,0 +1,344 @@
+//! What becomes of each event of a watch: the store has it, and whom it concerns is called.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
+use tokio::sync::watch;
+use vnetpool_apiserver::reading::Reading;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+
+use super::calls::Caller;
+use super::changes::Changes;
+use super::unreadable::{Sieve, Sifted, Unknown};
+use super::{Cluster, kept, lock};
+use crate::{demand, pod_cidr};
+
+/// Keeps the store of one kind at what the API server has, stripped.
+struct Intake<K: Resource<DynamicType = ()> + Clone + 'static> {
+    sieve: Sieve,
+    store: Store<K>,
+    writer: Writer<K>,
+    strip: fn(&mut K),
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Intake<K> {
+    fn new(unknown: &Unknown, store: &Store<K>, writer: Writer<K>, strip: fn(&mut K)) -> Self {
+        Intake { sieve: Sieve::new(unknown.clone()), store: store.clone(), writer, strip }
+    }
+
+    /// Stores what an event brings, and gives what there is to tell others.
+    fn take(&mut self, event: Event<Reading<K>>) -> Sifted<K> {
+        let Sifted { event, turned } = self.sieve.sift(event, |name| self.store.get(&ObjectRef::new(name)));
+        let event = event.map(|event| event.modify(self.strip));
+        event.iter().for_each(|event| self.writer.apply_watcher_event(event));
+        Sifted { event, turned }
+    }
+}
+
+pub fn nodes(view: Cluster, call: Caller, writer: Writer<Node>) -> impl FnMut(Event<Reading<Node>>) + Send {
+    let mut intake = Intake::new(&view.unknown_nodes, &view.nodes, writer, kept::strip_node);
+    let mut changes = Changes::new(kept::node_digest);
+    move |event| {
+        let Sifted { event, turned } = intake.take(event);
+        if let Some(event) = &event {
+            changes.apply(event).iter().for_each(|name| call.node(name));
+            view.pools_about(event).iter().for_each(|pool| call.pool(pool));
+        }
+        for name in turned {
+            call.unreadable(view.unknown_nodes.get(&name));
+            call.node(&name);
+            view.pool_named(&name).iter().for_each(|pool| call.pool(pool));
+        }
+    }
+}
+
+pub fn allocations(
+    view: Cluster,
+    call: Caller,
+    writer: Writer<NodeIPAllocation>,
+) -> impl FnMut(Event<Reading<NodeIPAllocation>>) + Send {
+    let mut intake =
+        Intake::new(&view.unknown_allocations, &view.allocations, writer, kept::strip_allocation);
+    let mut changes = Changes::new(kept::allocation_digest);
+    let mut readiness = Changes::new(kept::readiness_digest);
+    let mut served_by = HashMap::new();
+    move |event| {
+        let Sifted { event, turned } = intake.take(event);
+        if let Some(event) = &event {
+            view.catch_up(event);
+            // What we say of a node is news to its pool only.
+            for name in readiness.apply(event) {
+                view.allocation(&name).iter().for_each(|allocation| call.pool(&allocation.spec.pool));
+            }
+            for name in changes.apply(event) {
+                // Also its Node: one whose object is gone gets another.
+                call.node(&name);
+                let now = view.allocation(&name).map(|allocation| allocation.spec.pool.clone());
+                let before = match &now {
+                    Some(pool) => served_by.insert(name, pool.clone()),
+                    None => served_by.remove(&name),
+                };
+                [now, before].iter().flatten().for_each(|pool| call.pool(pool));
+            }
+        }
+        for name in turned {
+            call.unreadable(view.unknown_allocations.get(&name));
+            call.node(&name);
+            view.pool_named(&name).iter().for_each(|pool| call.pool(pool));
+        }
+    }
+}
+
+pub fn pools(
+    view: Cluster,
+    call: Caller,
+    writer: Writer<NodeIPPool>,
+) -> impl FnMut(Event<Reading<NodeIPPool>>) + Send {
+    let mut intake = Intake::new(&view.unknown_pools, &view.pools, writer, kept::strip_pool);
+    let mut changes = Changes::new(kept::pool_digest);
+    let mut pod_cidrs = HashMap::new();
+    move |event| {
+        let Sifted { event, turned } = intake.take(event);
+        for name in event.iter().flat_map(|event| changes.apply(event)) {
+            let now = view.pools.get(&ObjectRef::new(&name)).and_then(|pool| pod_cidr::cidr(&pool));
+            let before = match now {
+                Some(range) => pod_cidrs.insert(name.clone(), range),
+                None => pod_cidrs.remove(&name),
+            };
+            // One that is gone, or made anew, may have been in the way of others.
+            let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
+            for pool in others.iter().chain([&name]) {
+                call.pool(pool);
+                view.nodes_about(pool).iter().for_each(|node| call.node(node));
+            }
+        }
+        for name in turned {
+            call.unreadable(view.unknown_pools.get(&name));
+            call.pool(&name);
+            // Any node may be one that it is for, or was.
+            view.nodes.state().iter().for_each(|node| call.node(&node.name_any()));
+        }
+    }
+}
+
+/// Pods aren't stored; `listed` turns true once all were seen.
+pub fn pods(
+    view: Cluster,
+    call: Caller,
+    listed: watch::Sender<bool>,
+) -> impl FnMut(Event<Reading<Pod>>) + Send {
+    move |event| {
+        let event = demand::read(event);
+        let concerned = lock(&view.demand).apply(&event, Instant::now());
+        concerned.iter().for_each(|node| call.allocation(node));
+        if matches!(event, Event::InitDone) {
+            listed.send_replace(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{calls, unreadable};
+    use crate::planner::sizing::{Demand, wanted};
+    use kube::runtime::reflector;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+    use std::hint::black_box;
+
+    /// All of the four kinds as two nodes have them; whatever is read of an object is in it.
+    fn node(name: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "3", "labels": {"a": "b"}},
+            "spec": {"providerID": "azure:///x", "taints": [{"key": "vnetpool.io/full", "effect": "NoSchedule"}]},
+            "status": {"allocatable": {"pods": "110"}, "nodeInfo": {"bootID": "b", "kernelVersion": "", "architecture": "",
+                "containerRuntimeVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+                "operatingSystem": "", "osImage": "", "systemUUID": ""}}
+        })
+    }
+
+    fn allocation(name: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 2},
+            "spec": {"nodeUID": name, "bootID": "b", "pool": "p", "mode": "Route", "routeTableID": "t", "wiring": "Routed",
+                "target": 8, "cooldown": "30s", "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "interfaces": [{
+                    "id": "nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
+                    "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],
+                    "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
+                        "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
+            "status": {"observedGeneration": 2, "bootID": "b", "held": 8, "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
+                "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
+                "assignments": [{"address": "10.244.0.5", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n",
+                    "since": "2026-01-01T00:00:00Z"}],
+                "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",
+                    "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+        })
+    }
+
+    fn pool(name: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 1},
+            "spec": {"nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
+                "weight": 3, "mode": "Route", "wiring": "Bridge", "cooldown": "30s",
+                "route": {"podCIDR": "10.244.0.0/16", "nodePrefixLength": 24, "routeTableID": "t"},
+                "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"},
+                "snat": {"nonMasqueradeCIDRs": ["10.0.0.0/8"]},
+                "attachments": {"backendPools": [{"name": "web", "id": "i"}], "publicAddresses": true},
+                "applicationSecurityGroups": {"ids": ["g"], "onSharedNIC": true}},
+            "status": {"nodes": 1, "held": 8, "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}]}
+        })
+    }
+
+    fn pod(name: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": "d", "uid": name, "resourceVersion": "3",
+                "annotations": {"vnetpool.io/backend-pools": "web"}},
+            "spec": {"nodeName": "bad", "hostNetwork": false, "containers": []}, "status": {"phase": "Running"}
+        })
+    }
+
+    const KINDS: [fn(&str) -> Value; 4] = [node, allocation, pool, pod];
+
+    /// The place of each value in it but those that tell which object it is.
+    fn places(value: &Value, path: &str, all: &mut Vec<String>) {
+        if !["", "/metadata", "/metadata/name", "/metadata/uid"].contains(&path) {
+            all.push(path.to_owned());
+        }
+        match value {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, inner)| {
+                    places(inner, &format!("{path}/{}", name.replace('/', "~1")), all)
+                });
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(at, inner)| places(inner, &format!("{path}/{at}"), all));
+            }
+            _ => {}
+        }
+    }
+
+    fn garbage() -> Vec<Value> {
+        let values = r#"[null, true, -1, 5000000000, 4294967295, 1.5, 1e300, "", "1k", "Teleport", "0.0.0.0/0", "10.0.0.0/99", [], [null],
+            {}, {"a": 1}, [[]], "2026-99-99T00:00:00Z", "-9999999h"]"#;
+        serde_json::from_str(values).unwrap()
+    }
+
+    fn feed<K: DeserializeOwned + Resource<DynamicType = ()>>(
+        mut take: impl FnMut(Event<Reading<K>>),
+        of: fn(&str) -> Value,
+        bad: &Value,
+    ) {
+        let reading = |value: Value| -> Reading<K> { serde_json::from_value(value).unwrap() };
+        take(Event::Init);
+        take(Event::InitApply(reading(bad.clone())));
+        take(Event::InitApply(reading(of("good"))));
+        take(Event::InitDone);
+        take(Event::Apply(reading(of("bad"))));
+        take(Event::Apply(reading(bad.clone())));
+        take(Event::Init);
+        take(Event::InitApply(reading(bad.clone())));
+        take(Event::InitApply(reading(of("good"))));
+        take(Event::InitDone);
+    }
+
+    /// Has the operator meet a garbled object of one kind among good ones, and looks at what it makes of it.
+    fn meet(kind: usize, bad: Value) {
+        let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
+            (reflector::store(), reflector::store(), reflector::store());
+        let (listed, pods_listed) = watch::channel(false);
+        let view = Cluster::new(nodes, allocations, pools, pods_listed);
+        let (call, mut calls) = calls::channels();
+        let of = |each: usize| if each == kind { bad.clone() } else { KINDS[each]("bad") };
+        feed(super::nodes(view.clone(), call.clone(), node_writer), node, &of(0));
+        feed(super::allocations(view.clone(), call.clone(), allocation_writer), allocation, &of(1));
+        feed(super::pools(view.clone(), call.clone(), pool_writer), pool, &of(2));
+        feed(super::pods(view.clone(), call.clone(), listed), pod, &of(3));
+
+        assert!(view.node("good").is_some() && view.allocation("good").is_some());
+        assert!(view.pools.get(&ObjectRef::new("good")).is_some());
+        for name in ["good", "bad"] {
+            // The pool called bad may be the one that serves both.
+            assert!(kind == 2 || name == "bad" || view.unreadable(name).is_none());
+            let served_by = view.node(name).and_then(|node| view.pool_of(&node));
+            let status =
+                view.allocation(name).and_then(|allocation| allocation.status.clone()).unwrap_or_default();
+            let demand = Demand {
+                bound: view.bound(name).0,
+                assigned: status.assigned,
+                waiting: status.waiting,
+                cooling: status.cooling,
+                pods_allowed: view.node(name).and_then(|node| kept::pods_allowed(&node)),
+            };
+            served_by.iter().for_each(|pool| {
+                black_box(wanted(&pool.spec.sizing, &demand, pool.spec.grain(), 255));
+            });
+            view.allocation(name).iter().for_each(|allocation| {
+                black_box(allocation.spec.addresses());
+            });
+            let _ = (
+                view.bound_pods(name),
+                view.wishes(name),
+                view.unreadable_of(name),
+                view.unreadable_ranges(name),
+            );
+        }
+        let served = view.allocations.state();
+        let all = view.pools.state();
+        for pool in &all {
+            crate::pool::roll_up(
+                pool,
+                served.iter().map(AsRef::as_ref),
+                None,
+                k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+            );
+        }
+        // What was readable once is there, or is known to be unreadable: never absent.
+        assert!(kind != 0 || view.node("bad").is_some());
+        assert!(kind != 1 || view.allocation("bad").is_some());
+        while let Ok(unreadable) = calls.unreadable.try_recv() {
+            assert!(unreadable::message(&unreadable).contains(" bad "), "{unreadable:?}");
+        }
+    }
+
+    #[test]
+    fn garbage_in_any_one_field_costs_only_its_object() {
+        for (kind, of) in KINDS.iter().enumerate() {
+            let mut all = vec![];
+            places(&of("bad"), "", &mut all);
+            for (place, value) in
+                all.iter().flat_map(|place| garbage().into_iter().map(move |one| (place, one)))
+            {
+                let mut bad = of("bad");
+                *bad.pointer_mut(place).unwrap() = value;
+                meet(kind, bad);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_in_several_fields_costs_only_its_object(
+            kind in 0..KINDS.len(),
+            spoilt in proptest::collection::vec((any::<Index>(), any::<Index>()), 1..6),
+        ) {
+            let mut bad = KINDS[kind]("bad");
+            for (place, value) in spoilt {
+                let mut all = vec![];
+                places(&bad, "", &mut all);
+                let garbage = garbage();
+                if let Some(spot) = bad.pointer_mut(place.get(&all[..]).as_str()) {
+                    *spot = value.get(&garbage).clone();
+                }
+            }
+            meet(kind, bad);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Objects that can't be read, left from before the schema had bounds or by a newer release: each costs its own node only, and of
+//! that, nothing is written, replaced or released.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use std::time::Duration;
+use vnetpool_crds::condition::{self, OBJECTS_READABLE};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
+
+pub const TESTS: &[Test] = crate::tests![
+    an_allocation_that_can_not_be_read_costs_only_its_own_node,
+    a_pool_of_a_newer_release_leaves_its_nodes_what_they_have,
+];
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How soon others are served.
+const OTHERS: Duration = Duration::from_secs(2);
+
+async fn an_allocation_that_can_not_be_read_costs_only_its_own_node(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    for node in ["n1", "n2"] {
+        stage.node(node, None).await?;
+        stage.until_holds(node, 2).await?;
+    }
+    let object = Raw::<NodeIPAllocation>::of(&stage, "n1");
+    object
+        .store("/status/properties/held/maximum", json!({ "status": { "held": 5_000_000_000_u64 } }))
+        .await?;
+
+    // First while the operator runs, then for one that starts.
+    served_within(&stage, "n2", 3, OTHERS).await?;
+    stage.kill().await?;
+    stage.start().await?;
+    stage.sim.clear_log();
+    stage.bind("n1", 4).await?;
+    served_within(&stage, "n2", 4, PATIENCE).await?;
+    eventually("Node and pool name the object", PATIENCE, || async {
+        let pool = stage.node_pool("default").await?;
+        let status = pool.status.context("no status")?;
+        let said = condition::find(&status.conditions, OBJECTS_READABLE).context("not said")?;
+        ensure!(said.status == "False" && said.message.contains("NodeIPAllocation n1"), "{said:?}");
+        let events = stage.events("n1", "Unreadable").await?;
+        Ok(events.iter().any(|(kind, _)| kind == "Node").then_some(()))
+    })
+    .await?;
+    let writes = stage.writes("n1");
+    ensure!(writes.is_empty(), "the NIC of a node that nobody can judge was written: {writes:?}");
+    let spec = object.get().await?["spec"].clone();
+    let held = spec["interfaces"][0]["ipConfigurations"].as_array().map(Vec::len);
+    ensure!(held == Some(2) && stage.held("n1").len() == 2, "{spec}");
+
+    object.patch(json!({ "status": { "held": 2 } })).await?;
+    stage.until_holds("n1", 4).await
+}
+
+async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    let other =
+        json!({ "sizing": sizing, "weight": 1, "nodeSelector": { "matchLabels": { "of": "other" } } });
+    stage.pool("other", other).await?;
+    stage.node("n1", None).await?;
+    let vm = stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "n2".into(), ..Default::default() }).await?;
+    stage.join_labelled("n2", &vm.provider_id, &[("of", "other")]).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.until_holds("n2", 2).await?;
+    let pool = Raw::<NodeIPPool>::of(&stage, "default");
+    pool.store("/spec/properties/wiring/enum", json!({ "spec": { "wiring": "Teleport" } })).await?;
+
+    stage.kill().await?;
+    stage.start().await?;
+    stage.sim.clear_log();
+    stage.bind("n1", 4).await?;
+    stage.node("n3", None).await?;
+    served_within(&stage, "n2", 3, PATIENCE).await?;
+    eventually("the pool is named", PATIENCE, || async {
+        Ok((!stage.events("default", "Unreadable").await?.is_empty()).then_some(()))
+    })
+    .await?;
+    ensure!(stage.writes("n1").is_empty() && stage.held("n1").len() == 2, "{:?}", stage.asked());
+    ensure!(stage.allocation("n3").await.is_err(), "a node got a pool that nobody can judge");
+
+    pool.patch(json!({ "spec": { "wiring": "Routed" } })).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.until_holds("n3", 2).await
+}
+
+/// Binds as many pods as it takes for the node to want so many addresses, and waits for the write that brings them.
+async fn served_within(stage: &Stage<'_>, node: &str, count: usize, within: Duration) -> Result<()> {
+    let (held, bound) = (stage.held(node).len(), stage.pods_bound(node).await?);
+    stage.bind(node, count - bound).await?;
+    eventually(&format!("{node} holds more than {held}"), within, || async {
+        Ok((stage.held(node).len() > held).then_some(()))
+    })
+    .await?;
+    stage.until_holds(node, count).await
+}
+
+/// An object beside its type.
+struct Raw<'a, K> {
+    stage: &'a Stage<'a>,
+    name: &'static str,
+    kind: std::marker::PhantomData<K>,
+}
+
+impl<'a, K: kube::CustomResourceExt> Raw<'a, K> {
+    fn of(stage: &'a Stage<'a>, name: &'static str) -> Self {
+        Self { stage, name, kind: std::marker::PhantomData }
+    }
+
+    fn api(&self) -> Api<DynamicObject> {
+        let resource: ApiResource = K::api_resource();
+        Api::all_with(self.stage.client.clone(), &resource)
+    }
+
+    async fn get(&self) -> Result<Value> {
+        Ok(self.api().get(self.name).await?.data)
+    }
+
+    async fn patch(&self, content: Value) -> Result<()> {
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&content));
+        match content.get("status") {
+            Some(_) => self.api().patch_status(self.name, &params, &patch).await?,
+            None => self.api().patch(self.name, &params, &patch).await?,
+        };
+        Ok(())
+    }
+
+    /// Stores what the schema forbids, as if it had been there before: for a moment, the schema lacks the bound at `path`.
+    async fn store(&self, path: &str, content: Value) -> Result<()> {
+        let definitions = Api::<CustomResourceDefinition>::all(self.stage.client.clone());
+        let name = K::crd_name();
+        let given = definitions.get(name).await?;
+        let mut open = serde_json::to_value(&given)?;
+        let path = format!("/spec/versions/0/schema/openAPIV3Schema/properties{path}");
+        let (place, bound) = path.rsplit_once('/').context("no path")?;
+        let schema = open.pointer_mut(place).and_then(Value::as_object_mut).context("no such field")?;
+        // Without a bound there is nothing to take away.
+        schema.remove(bound);
+        let put = async |definition: &CustomResourceDefinition| {
+            let mut definition = definition.clone();
+            definition.metadata.resource_version = definitions.get(name).await?.metadata.resource_version;
+            definitions.replace(name, &PostParams::default(), &definition).await
+        };
+        put(&serde_json::from_value(open)?).await?;
+        let stored = eventually("the schema lets it through", PATIENCE, || async {
+            self.patch(content.clone()).await?;
+            Ok(Some(()))
+        })
+        .await;
+        put(&given).await?;
+        stored
+    }
+}
