@@ -85,6 +85,16 @@ impl Agent {
                 Err(error) => return (said(false, "TableRefused", error.to_string()), None),
             }
         }
+        if is_look {
+            match self.firewall.dropped().await {
+                Ok(dropped) => {
+                    dropped
+                        .into_iter()
+                        .for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
+                }
+                Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+            }
+        }
         let ranges = own_ranges(spec);
         if is_look || self.closed != ranges {
             let close = ranges.clone();

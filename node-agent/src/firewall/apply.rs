@@ -1,7 +1,8 @@
 //! Puts the table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{io, process::Stdio};
+use std::{collections::BTreeMap, io, process::Stdio};
 
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 #[derive(Debug, thiserror::Error)]
@@ -10,12 +11,16 @@ pub enum Error {
     Run(#[from] io::Error),
     #[error("nft refuses table inet vnetpool: {0}")]
     Refused(String),
+    #[error("what nft prints can't be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
 }
 
 /// The table in the kernel, as far as this process has put it there.
 #[derive(Debug, Default)]
 pub struct Firewall {
     applied: Option<Applied>,
+    /// What its counters said last, by name. A table that is put in place begins with none.
+    counted: BTreeMap<String, u64>,
 }
 
 #[derive(Debug)]
@@ -42,9 +47,28 @@ impl Firewall {
             return Ok(false);
         }
         self.applied = None;
+        self.counted.clear();
         nft(&["-f", "-"], text).await?.map_err(Error::Refused)?;
         self.applied = Some(Applied { text: text.to_owned(), listing: list().await? });
         Ok(true)
+    }
+
+    /// The packets that the table has dropped since this was asked last, by the name of its counter.
+    pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
+        let printed = nft(&["-j", "list", "counters", "table", "inet", "vnetpool"], "").await?;
+        let document: Value = serde_json::from_str(&printed.map_err(Error::Refused)?)?;
+        let listed = document["nftables"].as_array().into_iter().flatten();
+        let now: BTreeMap<String, u64> = listed
+            .filter_map(|one| {
+                let counter = one.get("counter")?;
+                Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+            })
+            .collect();
+        let before = |name: &String| self.counted.get(name).copied().unwrap_or_default();
+        let news =
+            now.iter().map(|(name, &count)| (name.clone(), count.saturating_sub(before(name)))).collect();
+        self.counted = now;
+        Ok(news)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{Egress, Rules, apply::Firewall};
 use vnetpool_plugin::wiring::{range, steer};
 
@@ -38,7 +39,8 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     let uplinks =
         [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });
     let direct = vec!["10.240.0.0/16".parse().unwrap()];
-    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default() }.render();
+    let metadata = MetadataAccess::All;
+    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default(), metadata }.render();
     ensure(node, &mut Firewall::default(), &rules);
     let steer = || steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth1", GATEWAY).unwrap();
     node.inside(steer);

@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
+use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::apply::{self, Firewall};
 use vnetpool_plugin::wiring::{self, Wiring};
 
 use crate::world::{
-    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure, rules,
+    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure,
+    rules, rules_with,
 };
 
 #[test]
@@ -30,7 +32,8 @@ fn what_comes_from_the_vnet_reaches_a_pod_untranslated() {
 #[test]
 fn the_platform_sees_the_node_even_where_its_range_is_excluded() {
     let world = World::new();
-    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16", "169.254.0.0/16"]));
+    let rules = rules_with(MetadataAccess::All, &["10.240.0.0/16", "169.254.0.0/16"]);
+    ensure(&world.node, &mut Firewall::default(), &rules);
     assert_eq!(world.pod.source_seen_by(METADATA), NODE);
 }
 
