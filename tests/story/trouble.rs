@@ -268,6 +268,25 @@ pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Resul
     Ok(())
 }
 
+/// As the chart has the agent: in a container whose root can't be written to.
+pub async fn a_policy_of_the_older_iptables_is_named_by_the_charts_agent(cluster: &Cluster) -> Result<()> {
+    cluster.deploy("walled", 1, Some("node-3")).await?;
+    cluster.running("walled", 1, SOON).await?;
+    cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "DROP"]).await?;
+    let told = eventually("a disturbance of node-3", SOON, || async {
+        let status = cluster.allocation("node-3").await?.status.unwrap_or_default();
+        let told = condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
+        ensure!(told.status == "False", "{told:?}");
+        Ok(Some(told.message.clone()))
+    })
+    .await;
+    // Whatever was said: the chapters that follow need the node.
+    cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "ACCEPT"]).await?;
+    let told = told?;
+    ensure!(told.contains("chain FORWARD of iptables-legacy's table filter drops"), "{told}");
+    cluster.undeploy("walled").await
+}
+
 async fn is_tainted(cluster: &Cluster, node: &str) -> Result<bool> {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     let taints = nodes.get(node).await?.spec.and_then(|spec| spec.taints).unwrap_or_default();
