@@ -9,10 +9,11 @@ use vnetpool_plugin::wiring::{bridge, range, steer};
 
 use super::{Agent, Said, blocking};
 use crate::{
-    chain::{Chain, Missing},
+    chain::{self, Chain, Missing},
     disturbance::Kind,
     firewall::Rules,
-    install, sysctl,
+    install::{self, Preceding},
+    sysctl,
     uplink::{self, Uplink},
 };
 
@@ -120,7 +121,9 @@ impl Agent {
     ) -> Option<Said> {
         let is_ready = self.metrics.ready.load(Ordering::Relaxed);
         let uplink = uplink.filter(|_| is_look || !is_ready || self.installed != Some(wiring))?;
-        let chain = self.chained.at(&self.config.chain, &self.config.cni_bin_dir).await;
+        let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
+        let others = chain::others(&found);
+        let chain = self.chained.at(&self.config.chain, others, &self.config.cni_bin_dir).await;
         let installed = self.put_in_place(uplink, wiring, &chain);
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
         self.installed = installed.is_ok().then_some(wiring);
@@ -151,20 +154,45 @@ impl Agent {
             );
             return Ok((true, "IPAMOnly", message));
         }
-        let used = format!("the runtime uses {}", install::CONFLIST);
-        Ok(match install::preceding(conf_dir)? {
-            Some(other) => {
-                let message = format!(
-                    "the runtime uses {} instead of {}, since it comes first by name: remove or rename it",
-                    conf_dir.join(other).display(),
-                    install::CONFLIST
-                );
-                (false, "OtherConfiguration", message)
-            }
-            None if chain.missing.is_empty() => (true, "Installed", used),
-            // Pods run all the same, so the node is as ready as without what is missing.
-            None => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
-        })
+        Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
+    }
+}
+
+/// What the condition `CNIInstalled` says of files that are in place.
+fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool, &'static str, String) {
+    let conflist = install::CONFLIST;
+    if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
+        let message = format!(
+            "the runtime uses {} instead of {conflist}, since it comes first by name: remove or rename it",
+            path.display()
+        );
+        return (false, "OtherConfiguration", message);
+    }
+    if !chain.others_missing.is_empty() {
+        let message = format!(
+            "no pod can start: {} stands behind Vnetpool's entry in {conflist} and is not in {}: install it again, or take \
+             its entry out",
+            chain.others_missing.join(" and "),
+            bin_dir.display()
+        );
+        return (false, "OthersPluginMissing", message);
+    }
+    let mut used = match &preceding {
+        Some(Preceding { path, .. }) => format!(
+            "the runtime uses {}, which has Vnetpool's plugin wire the pods; if it holds a copy of {conflist}, whoever has \
+             written it keeps that copy current",
+            path.display()
+        ),
+        None => format!("the runtime uses {conflist}"),
+    };
+    if !chain.others.is_empty() {
+        used = format!("{used}, with {} behind it, which others have put there", chain.others.join(" and "));
+    }
+    match (chain.missing.is_empty(), preceding) {
+        (true, None) => (true, "Installed", used),
+        (true, Some(_)) => (true, "Delegated", used),
+        // Pods run all the same, so the node is as ready as without what is missing.
+        (false, _) => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
     }
 }
 
@@ -194,4 +222,32 @@ async fn steer(
     let told = format!("; what pods send leaves by {link}");
     blocking(move || steer::steer(&sources, &link, gateway)).await??;
     Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_condition_tells_what_stands_before_and_behind_ours() {
+        let said = |chain: &Chain, preceding: Option<bool>| {
+            let path = "/etc/cni/net.d/00-multus.conf".into();
+            let preceding = preceding.map(|leads_to_ours| Preceding { path, leads_to_ours });
+            said_of(chain, preceding, Path::new("/opt/cni/bin"))
+        };
+        let alone = Chain::default();
+        assert_eq!((true, "Installed"), (said(&alone, None).0, said(&alone, None).1));
+        let (is_true, reason, message) = said(&alone, Some(true));
+        assert_eq!((is_true, reason), (true, "Delegated"), "{message}");
+        let (is_true, reason, message) = said(&alone, Some(false));
+        assert_eq!((is_true, reason), (false, "OtherConfiguration"), "{message}");
+        assert!(message.contains("/etc/cni/net.d/00-multus.conf"), "{message}");
+        let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
+        let (is_true, reason, message) = said(&mesh, None);
+        assert_eq!((is_true, reason), (true, "Installed"), "{message}");
+        assert!(message.contains("istio-cni behind it"), "{message}");
+        let (is_true, reason, message) = said(&Chain { others_missing: mesh.others.clone(), ..mesh }, None);
+        assert_eq!((is_true, reason), (false, "OthersPluginMissing"), "{message}");
+        assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
+    }
 }
