@@ -26,7 +26,7 @@ use crate::{
     args::Config,
     chain,
     disturbance::Disturbances,
-    firewall::apply::Firewall,
+    firewall::{self, apply::Firewall},
     metrics::Metrics,
     report::{Report, publish::Publisher},
     source::Source,
@@ -63,6 +63,7 @@ pub struct Agent {
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     firewall: Firewall,
+    arp: Firewall,
     /// The node's own ranges, closed to what no pod has.
     closed: Vec<Ipv4Net>,
     /// Whether this process has seen to forwarding.
@@ -106,6 +107,7 @@ impl Agent {
             generation: None,
             has_seen_ledger: false,
             firewall: Firewall::default(),
+            arp: Firewall::of("arp"),
             closed: Vec::new(),
             has_forwarded: false,
             sweep: Sweep::default(),
@@ -124,6 +126,8 @@ impl Agent {
 
     /// Runs until one of its tasks can't go on.
     pub async fn run(self) -> anyhow::Result<()> {
+        let dir = &self.config.state_dir;
+        self.store.make_private().with_context(|| format!("can't close {} to others", dir.display()))?;
         let (changed, disturbed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let publisher = Publisher {
             state_dir: self.config.state_dir.clone(),
@@ -137,6 +141,7 @@ impl Agent {
             result = source.follow(self.objects.clone()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
+            result = firewall::events::watch(disturbed.clone()) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,

@@ -1,4 +1,5 @@
-//! The node's nftables table `inet vnetpool`: what it must say, as text. [`apply`] puts it into the kernel.
+//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: what they must say, as text. [`apply`] puts them into the
+//! kernel, [`events`] hears when others change them.
 //!
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node routes back to
 //! that link, so no pod can send under another's address or the node's. **Platform**: pods reach no more of Azure's services on
@@ -8,6 +9,7 @@
 
 pub mod apply;
 mod bridge;
+pub mod events;
 
 use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 
@@ -24,6 +26,30 @@ const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
 /// Counters of what is dropped, by what the packet wanted.
 const COUNTERS: [&str; 4] = ["loopback", "metadata", "spoofed", "wire_server"];
+
+/// The transaction after which the family has no table `vnetpool`, whether it had one or not.
+fn no_table(family: &str) -> String {
+    format!("table {family} vnetpool\ndelete table {family} vnetpool\n")
+}
+
+/// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its table of neighbours,
+/// which all links share: made-up senders of one pod would fill it. Pods never need an answer, because their gateway is a
+/// permanent entry; their own answers, by which the node finds them, are no requests. Without a table where other plugins wire
+/// the pods, whose gateway may have to answer.
+pub fn arp(ipam_only: bool) -> String {
+    let mut text = no_table("arp");
+    if !ipam_only {
+        text.push_str(
+            "table arp vnetpool {\n\
+             \tchain guard {\n\
+             \t\ttype filter hook input priority filter; policy accept;\n\
+             \t\tiifname \"vnp*\" arp operation request counter drop\n\
+             \t}\n\
+             }\n",
+        );
+    }
+    text
+}
 
 /// What the table is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,11 +127,7 @@ impl Rules {
     /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it. Established
     /// connections keep their translation, since that is looked up in the connection table and not here.
     pub fn render(&self) -> String {
-        let mut text = String::from(
-            "table inet vnetpool\n\
-             delete table inet vnetpool\n\
-             table inet vnetpool {\n",
-        );
+        let mut text = no_table("inet") + "table inet vnetpool {\n";
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }

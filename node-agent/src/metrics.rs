@@ -76,7 +76,7 @@ impl Default for Metrics {
             rebuilds.clone(),
         );
         let rules = Counter::default();
-        registry.register("rules_applied", "Times the nftables table had to be put in place", rules.clone());
+        registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
         let (registry, ready) = (Arc::new(registry), Arc::default());
         Self {
             registry,

@@ -11,7 +11,7 @@ use super::{Agent, Said, blocking};
 use crate::{
     chain::{self, Chain, Missing},
     disturbance::Kind,
-    firewall::Rules,
+    firewall::{self, Rules, apply::Ensured},
     install::{self, Preceding},
     sysctl,
     uplink::{self, Uplink},
@@ -78,12 +78,20 @@ impl Agent {
         };
         if is_look || !self.firewall.is_applied(&text) {
             match self.firewall.ensure(&text).await {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::info!("put table inet vnetpool in place");
-                    self.metrics.rules.inc();
-                }
+                Ok(ensured) => self.tell_of("inet vnetpool", ensured),
                 Err(error) => return (said(false, "TableRefused", error.to_string()), None),
+            }
+        }
+        let text = firewall::arp(self.config.ipam_only);
+        let mut lacks = String::new();
+        if is_look || !self.arp.is_applied(&text) {
+            match self.arp.ensure(&text).await {
+                Ok(ensured) => self.tell_of("arp vnetpool", ensured),
+                Err(_) if self.config.ipam_only => {}
+                // Pods are as well connected without it.
+                Err(error) => {
+                    lacks = format!("; a pod can fill the node's table of neighbours, because {error}");
+                }
             }
         }
         if is_look {
@@ -107,8 +115,20 @@ impl Agent {
                 Err(error) => return (said(false, "RangeOpen", format!("{error:#}")), None),
             }
         }
-        let message = format!("forwarding is on and table inet vnetpool is in place{steered}");
+        let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
         (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
+    }
+
+    /// Notes what became of a table.
+    fn tell_of(&mut self, table: &str, ensured: Ensured) {
+        if ensured == Ensured::Standing {
+            return;
+        }
+        tracing::info!(table, "put a table of nftables in place");
+        self.metrics.rules.inc();
+        if ensured == Ensured::Restored {
+            self.repaired(Kind::Table, format!("table {table}"));
+        }
     }
 
     /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look, and nothing else

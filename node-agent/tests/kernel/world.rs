@@ -19,7 +19,10 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::{
-    firewall::{Egress, Rules, apply::Firewall},
+    firewall::{
+        Egress, Rules,
+        apply::{Ensured, Firewall},
+    },
     sysctl,
 };
 use vnetpool_plugin::{
@@ -187,7 +190,7 @@ pub fn rules_with(metadata: MetadataAccess, direct: &[&str]) -> String {
 
 /// Brings the rules into this namespace; says whether the kernel had to be changed.
 pub fn ensure(node: &Namespace, firewall: &mut Firewall, rules: &str) -> bool {
-    node.inside(|| block_on(firewall.ensure(rules)).unwrap())
+    node.inside(|| block_on(firewall.ensure(rules)).unwrap()) != Ensured::Standing
 }
 
 /// On this very thread, which is in a namespace.
