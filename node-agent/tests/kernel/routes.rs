@@ -65,6 +65,27 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
 }
 
+/// A site may have policy routing of its own at the priorities and in the table that we use.
+#[test]
+fn rules_and_routes_of_others_where_ours_would_be_stay() {
+    let world = World::new();
+    let node = &world.node;
+    node.run("ip rule add from 10.9.0.0/16 lookup 99 priority 7600");
+    node.run("ip rule add from 10.240.32.0/24 lookup 99 priority 7601");
+    node.run(&format!("ip route add default via {NEIGHBOUR} dev eth0 table 176"));
+    let look = || node.run("ip rule list") + &node.run("ip route list table 176");
+    let before = look();
+    node.inside(|| steer::unsteer().unwrap());
+    assert_eq!(look(), before);
+    // And beside them ours come and go.
+    node.run("ip route flush table 176");
+    let before = look();
+    node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", NEIGHBOUR).unwrap());
+    assert!(look().contains("suppress_prefixlength 31"), "{}", look());
+    node.inside(|| steer::unsteer().unwrap());
+    assert_eq!(look(), before);
+}
+
 /// How often a first packet to an address that no pod has comes to the node, and what its sender is told.
 fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::ErrorKind) {
     node.run("nft add table ip count");
