@@ -175,6 +175,8 @@ fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         // A node that loses power must not come back with an empty file under the final name.
         file.sync_all()?;
+        // Closed before the name leads to it: the kernel refuses to run a file that is open for writing.
+        drop(file);
         fs::rename(&new, target)
     };
     put().inspect_err(|_| {
