@@ -3,7 +3,7 @@
 //! `spec` is the operator's alone, `status` the agent's of that node alone, except that in `status.conditions` each side
 //! applies its own types under its own field manager (see [`crate::condition`]). So nobody ever reads, modifies and writes.
 
-use crate::pool::{Mode, Wiring};
+use crate::pool::{MetadataAccess, Mode, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -68,6 +68,9 @@ pub struct NodeIPAllocationSpec {
     pub target: u32,
     /// How long a freed address rests before another pod gets it.
     pub cooldown: Duration,
+    /// What pods reach of the instance metadata service.
+    #[serde(default)]
+    pub pod_metadata_access: MetadataAccess,
     /// Destinations that see a pod under its own address: the VNet's and its peerings' ranges, and those the pool names.
     #[serde(default, rename = "snatExclusions", skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]

@@ -111,6 +111,12 @@ pub struct NodeIPPoolSpec {
     #[serde(default)]
     pub snat: Snat,
 
+    /// What pods reach of the instance metadata service at 169.254.169.254, which gives every caller tokens of the node's
+    /// identities. `None`, the default: nothing. `All`: everything. Of Azure's other service, 168.63.129.16, pods reach the
+    /// DNS resolver only. Pods on the host network reach both in any case.
+    #[serde(default)]
+    pub pod_metadata_access: MetadataAccess,
+
     /// What becomes of ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left on the nodes' NICs.
     /// `Nothing`, the default: they stay, and take room among the NIC's 256. `Secondaries`: they are removed from a node's NIC once every
     /// pod of the node has an address of Vnetpool's, and so room is made for its own. Never the primary one, nor one with
@@ -132,6 +138,16 @@ pub struct NodeIPPoolSpec {
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "ten")]
     pub subnet_exhausting_percent: u32,
+}
+
+/// What pods reach of the instance metadata service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum MetadataAccess {
+    /// Nothing: the node drops what they send there.
+    #[default]
+    None,
+    /// Everything the service has, tokens of the node's identities included.
+    All,
 }
 
 /// What of others' is taken off the nodes' NICs.

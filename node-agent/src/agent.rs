@@ -27,7 +27,7 @@ use crate::{
     chain,
     config::Config,
     disturbance::Disturbances,
-    firewall::apply::Firewall,
+    firewall::{self, apply::Firewall},
     metrics::Metrics,
     report::{Report, publish::Publisher},
     source::Source,
@@ -64,6 +64,7 @@ pub struct Agent {
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     firewall: Firewall,
+    arp: Firewall,
     /// The node's own ranges, closed to what no pod has.
     closed: Vec<Ipv4Net>,
     /// Whether this process has seen to forwarding.
@@ -107,6 +108,7 @@ impl Agent {
             generation: None,
             has_seen_ledger: false,
             firewall: Firewall::default(),
+            arp: Firewall::of("arp"),
             closed: Vec::new(),
             has_forwarded: false,
             sweep: Sweep::default(),
@@ -125,6 +127,8 @@ impl Agent {
 
     /// Runs until one of its tasks can't go on.
     pub async fn run(self) -> anyhow::Result<()> {
+        let dir = &self.config.state_dir;
+        self.store.make_private().with_context(|| format!("can't close {} to others", dir.display()))?;
         let (changed, disturbed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let publisher = Publisher {
             state_dir: self.config.state_dir.clone(),
@@ -138,6 +142,7 @@ impl Agent {
             result = source.follow(self.objects.clone()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
+            result = firewall::events::watch(disturbed.clone()) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,

@@ -102,7 +102,8 @@ mod tests {
     fn attached_containers_are_of_a_network_that_no_runtime_collects_garbage_of() {
         let conf_dir = tempfile::tempdir().unwrap();
         let conflist = conf_dir.path().join(install::CONFLIST);
-        fs::write(&conflist, install::conflist(1400, Default::default(), &Chain::default())).unwrap();
+        fs::write(&conflist, install::conflist(1400, Default::default(), &Chain::default()).to_string())
+            .unwrap();
         let list: Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
         let ours = configuration(&conflist).unwrap();
         assert_ne!(ours["name"], list["name"]);

@@ -1,6 +1,7 @@
 //! The plugins behind ours in the node's configuration: which of those wanted are there, and which CNI they speak.
 //!
-//! They are upstream's and on the node already, or not: nothing of them is installed. A list of plugins is run in one version, so
+//! They are upstream's and on the node already, or not: nothing of them is installed. Meshes append an entry of their own to
+//! the configuration, and pods that start without it are outside the mesh: what others have put there stays. A list of plugins is run in one version, so
 //! it can be offered as 1.1.0, for STATUS and GC, only if each of them speaks that. What they speak they are asked, once for
 //! each file, since the older ones that distributions have don't.
 
@@ -15,6 +16,8 @@ use std::{
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+
+use crate::install::PLUGIN;
 
 /// A plugin only prints a line when asked for its versions.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -61,8 +64,52 @@ impl Chained {
 pub struct Chain {
     pub found: Vec<Chained>,
     pub missing: Vec<Chained>,
+    /// Plugins that others have chained behind ours.
+    pub others: Vec<String>,
+    /// Those of them that aren't on the node.
+    pub others_missing: Vec<String>,
     /// Whether all that were found speak CNI 1.1.0.
     pub speaks_1_1: bool,
+}
+
+/// The plugin that an entry of a configuration is of.
+fn type_of(entry: &Value) -> &str {
+    entry["type"].as_str().unwrap_or_default()
+}
+
+/// Whether entries of this plugin are ours to make.
+fn is_ours(plugin: &str) -> bool {
+    plugin == PLUGIN || Chained::value_variants().iter().any(|chained| chained.name() == plugin)
+}
+
+fn entries(configuration: &Value) -> &[Value] {
+    configuration["plugins"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The plugins in a configuration of ours that others have put there.
+pub fn others(found: &Value) -> Vec<String> {
+    let others = entries(found).iter().map(type_of).filter(|plugin| !is_ours(plugin));
+    others.map(str::to_owned).collect()
+}
+
+/// The configuration that is `wanted`, with what others have put into the one that was `found`, each entry in its place.
+pub fn merged(wanted: &Value, found: &Value) -> Value {
+    let mut ours: Vec<&Value> = entries(wanted).iter().collect();
+    let mut plugins: Vec<Value> = Vec::new();
+    // Where an entry of ours that wasn't there before belongs: behind the last of ours.
+    let mut end = 0;
+    for entry in entries(found) {
+        if !is_ours(type_of(entry)) {
+            plugins.push(entry.clone());
+        } else if let Some(at) = ours.iter().position(|one| type_of(one) == type_of(entry)) {
+            plugins.push(ours.remove(at).clone());
+            end = plugins.len();
+        }
+    }
+    plugins.splice(end..end, ours.into_iter().cloned());
+    let mut merged = wanted.clone();
+    merged["plugins"] = plugins.into();
+    merged
 }
 
 /// What is missing, why it matters, and what to do.
@@ -92,26 +139,39 @@ pub struct Look {
 }
 
 impl Look {
-    /// Looks for the plugins in this folder.
-    pub async fn at(&mut self, wanted: &[Chained], bin_dir: &Path) -> Chain {
+    /// Looks in this folder for the plugins that are wanted and for those of others.
+    pub async fn at(&mut self, wanted: &[Chained], others: Vec<String>, bin_dir: &Path) -> Chain {
         let mut chain = Chain { speaks_1_1: true, ..Chain::default() };
         for &plugin in wanted {
-            let path = bin_dir.join(plugin.name());
-            let Some(metadata) = fs::metadata(&path).ok().filter(fs::Metadata::is_file) else {
-                chain.missing.push(plugin);
-                continue;
-            };
-            chain.found.push(plugin);
-            let file = (metadata.modified().ok(), metadata.len());
-            let answer = match self.answers.get(&path) {
-                Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
-                _ => speaks_1_1(&path).await,
-            };
-            // One that couldn't be asked, while it is being installed for instance, is asked again with the next look.
-            self.answers.extend(answer.map(|answer| (path, (file.0, file.1, answer))));
-            chain.speaks_1_1 &= answer == Some(true);
+            match self.ask(&bin_dir.join(plugin.name())).await {
+                None => chain.missing.push(plugin),
+                Some(speaks_1_1) => {
+                    chain.found.push(plugin);
+                    chain.speaks_1_1 &= speaks_1_1;
+                }
+            }
+        }
+        for plugin in others {
+            match self.ask(&bin_dir.join(&plugin)).await {
+                None => chain.others_missing.push(plugin.clone()),
+                Some(speaks_1_1) => chain.speaks_1_1 &= speaks_1_1,
+            }
+            chain.others.push(plugin);
         }
         chain
+    }
+
+    /// Whether the plugin speaks CNI 1.1.0; None if it isn't there.
+    async fn ask(&mut self, path: &Path) -> Option<bool> {
+        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let file = (metadata.modified().ok(), metadata.len());
+        let answer = match self.answers.get(path) {
+            Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
+            _ => speaks_1_1(path).await,
+        };
+        // One that couldn't be asked, while it is being installed for instance, is asked again with the next look.
+        self.answers.extend(answer.map(|answer| (path.to_owned(), (file.0, file.1, answer))));
+        Some(answer == Some(true))
     }
 }
 
@@ -161,7 +221,7 @@ mod tests {
     async fn what_is_there_is_chained_and_what_is_not_is_named() {
         let dir = tempfile::tempdir().unwrap();
         install(dir.path(), Chained::Bandwidth, r#"["1.0.0","1.1.0"]"#);
-        let chain = Look::default().at(&BOTH, dir.path()).await;
+        let chain = Look::default().at(&BOTH, vec![], dir.path()).await;
         assert_eq!(chain.found, [Chained::Bandwidth]);
         let told = Missing(&chain.missing, dir.path()).to_string();
         assert!(told.contains("portmap not found in") && told.contains("hostPorts"), "{told}");
@@ -169,21 +229,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_others_have_chained_is_looked_for_and_asked_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mesh = || vec!["istio-cni".to_owned()];
+        let chain = Look::default().at(&[], mesh(), dir.path()).await;
+        assert_eq!((chain.others, chain.others_missing), (mesh(), mesh()));
+        fs::write(dir.path().join("istio-cni"), "no program").unwrap();
+        let chain = Look::default().at(&[], mesh(), dir.path()).await;
+        assert_eq!((chain.others, chain.others_missing), (mesh(), vec![]));
+        assert!(!chain.speaks_1_1, "one that can't be asked counts as old");
+    }
+
+    #[test]
+    fn what_others_have_put_into_the_configuration_stays_in_its_place() {
+        let entry = |plugin: &str, mtu: u32| json!({ "type": plugin, "mtu": mtu });
+        let document = |plugins: &[Value]| json!({ "name": "vnetpool", "plugins": plugins });
+        let types = |document: &Value| -> Vec<String> {
+            entries(document).iter().map(|entry| format!("{} {}", type_of(entry), entry["mtu"])).collect()
+        };
+        let (ours, portmap) = (|mtu| entry("vnetpool", mtu), |mtu| entry("portmap", mtu));
+        let (mesh, tuning) = (entry("linkerd-cni", 1), entry("tuning", 1));
+        let found = document(&[ours(1), tuning.clone(), portmap(1), mesh.clone()]);
+        let new = merged(&document(&[ours(2), portmap(2)]), &found);
+        assert_eq!(types(&new), ["vnetpool 2", "tuning 1", "portmap 2", "linkerd-cni 1"]);
+        let less = merged(&document(&[ours(2)]), &found);
+        assert_eq!(types(&less), ["vnetpool 2", "tuning 1", "linkerd-cni 1"]);
+        let more = merged(&document(&[ours(2), portmap(2)]), &document(&[ours(1), mesh]));
+        assert_eq!(types(&more), ["vnetpool 2", "portmap 2", "linkerd-cni 1"]);
+        let none = merged(&document(&[ours(2)]), &json!("nonsense"));
+        assert_eq!(types(&none), ["vnetpool 2"]);
+    }
+
+    #[tokio::test]
     async fn the_newest_version_is_offered_only_if_every_chained_plugin_speaks_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut look = Look::default();
-        assert!(look.at(&BOTH, dir.path()).await.speaks_1_1, "ours alone");
+        assert!(look.at(&BOTH, vec![], dir.path()).await.speaks_1_1, "ours alone");
         install(dir.path(), Chained::Portmap, r#"["0.4.0","1.0.0","1.1.0"]"#);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0"]"#);
-        assert!(!look.at(&BOTH, dir.path()).await.speaks_1_1);
+        assert!(!look.at(&BOTH, vec![], dir.path()).await.speaks_1_1);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0","1.1.0"]"#);
         // Another test's new process may hold the file open for a moment: then it can't be asked.
         let mut speaks = false;
         for _ in 0..1000 {
-            speaks = speaks || look.at(&BOTH, dir.path()).await.speaks_1_1;
+            speaks = speaks || look.at(&BOTH, vec![], dir.path()).await.speaks_1_1;
         }
         assert!(speaks, "another file is asked anew");
         fs::write(dir.path().join("portmap"), "no program").unwrap();
-        assert!(!look.at(&BOTH, dir.path()).await.speaks_1_1, "can't be asked");
+        assert!(!look.at(&BOTH, vec![], dir.path()).await.speaks_1_1, "can't be asked");
     }
 }

@@ -38,6 +38,8 @@ pub enum Kind {
     Mac,
     /// The node's route to a pod removed.
     Route,
+    /// Our nftables table changed or removed.
+    Table,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             Kind::Link => "link",
             Kind::Mac => "mac",
             Kind::Route => "route",
+            Kind::Table => "table",
         }
     }
 
@@ -73,6 +76,11 @@ impl Kind {
             Kind::Route => (
                 "restored the route to a pod",
                 "have network daemons leave links vnp* unmanaged, and foreign routes alone (ManageForeignRoutes=no)",
+            ),
+            Kind::Table => (
+                "put Vnetpool's nftables table back",
+                "have firewalls reload their own tables only (/etc/nftables.conf without `flush ruleset`, firewalld with \
+                 FlushAllOnReload=no); if all tables were flushed, restart pods with a hostPort, whose rules are portmap's",
             ),
         }
     }

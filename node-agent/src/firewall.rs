@@ -1,22 +1,55 @@
-//! The node's nftables table `inet vnetpool`: what it must say, as text. [`apply`] puts it into the kernel.
+//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: what they must say, as text. [`apply`] puts them into the
+//! kernel, [`events`] hears when others change them.
 //!
-//! Two duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node routes back to
-//! that link, so no pod can send under another's address or the node's. **SNAT**: Azure lets only a NIC's primary address
+//! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node routes back to
+//! that link, so no pod can send under another's address or the node's. **Platform**: pods reach no more of Azure's services on
+//! the host than they need, since these trust whoever calls from the machine. **SNAT**: Azure lets only a NIC's primary address
 //! out of the VNet, so what pods send to elsewhere leaves under that. Nothing of this is per pod: the rules change when
 //! the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 mod bridge;
+pub mod events;
 
 use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
-use vnetpool_crds::allocation::IpConfiguration;
+use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
 
-/// Azure's instance metadata service and its wire server (DNS, probes). They answer a NIC's primary address only, so they
-/// are translated for even if a range that holds them is excluded.
-const PLATFORM: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(169, 254, 169, 254)];
+/// Azure's wire server: DNS, the source of load balancers' probes, and what is to configure the machine, secrets included.
+const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// Azure's instance metadata service: what the machine is, and tokens of its identities.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// They answer a NIC's primary address only, so they are translated for even if a range that holds them is excluded.
+const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
+
+/// Counters of what is dropped, by what the packet wanted.
+const COUNTERS: [&str; 4] = ["loopback", "metadata", "spoofed", "wire_server"];
+
+/// The transaction after which the family has no table `vnetpool`, whether it had one or not.
+fn no_table(family: &str) -> String {
+    format!("table {family} vnetpool\ndelete table {family} vnetpool\n")
+}
+
+/// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its table of neighbours,
+/// which all links share: made-up senders of one pod would fill it. Pods never need an answer, because their gateway is a
+/// permanent entry; their own answers, by which the node finds them, are no requests. Without a table where other plugins wire
+/// the pods, whose gateway may have to answer.
+pub fn arp(ipam_only: bool) -> String {
+    let mut text = no_table("arp");
+    if !ipam_only {
+        text.push_str(
+            "table arp vnetpool {\n\
+             \tchain guard {\n\
+             \t\ttype filter hook input priority filter; policy accept;\n\
+             \t\tiifname \"vnp*\" arp operation request counter drop\n\
+             \t}\n\
+             }\n",
+        );
+    }
+    text
+}
 
 /// What the table is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +59,8 @@ pub struct Rules {
     pub direct: Vec<Ipv4Net>,
     /// Pod addresses with a public address of their own, under which Azure lets them out.
     pub public: BTreeSet<Ipv4Addr>,
+    /// What pods reach of the instance metadata service.
+    pub metadata: MetadataAccess,
 }
 
 /// A way out of the node.
@@ -85,17 +120,17 @@ impl Rules {
             direct.extend(range(exclusion)?);
         }
         uplinks.sort_by(|a, b| a.link.cmp(&b.link));
-        Ok(Rules { uplinks, direct: Ipv4Net::aggregate(&direct.into_iter().collect()), public })
+        let direct = Ipv4Net::aggregate(&direct.into_iter().collect());
+        Ok(Rules { uplinks, direct, public, metadata: spec.pod_metadata_access })
     }
 
     /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it. Established
     /// connections keep their translation, since that is looked up in the connection table and not here.
     pub fn render(&self) -> String {
-        let mut text = String::from(
-            "table inet vnetpool\n\
-             delete table inet vnetpool\n\
-             table inet vnetpool {\n",
-        );
+        let mut text = no_table("inet") + "table inet vnetpool {\n";
+        for counter in COUNTERS {
+            let _ = writeln!(text, "\tcounter {counter} {{}}");
+        }
         if !self.direct.is_empty() {
             let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
             let _ = write!(
@@ -115,12 +150,15 @@ impl Rules {
         text.push_str(
             "\tchain guard {\n\
              \t\ttype filter hook prerouting priority raw; policy accept;\n\
-             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter drop\n",
+             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter name \"spoofed\" drop\n",
         );
+        // The kernel drops these itself, unless `route_localnet` is on for the link, as portmap and Felix have it.
+        text.push_str("\t\tiifname \"vnp*\" ip daddr 127.0.0.0/8 counter name \"loopback\" drop\n");
         text.push_str(&bridge::guard());
+        text.push_str("\t}\n");
+        text.push_str(&self.platform());
         text.push_str(
-            "\t}\n\
-             \tchain egress {\n\
+            "\tchain egress {\n\
              \t\ttype nat hook postrouting priority srcnat; policy accept;\n",
         );
         let platform = PLATFORM.map(|address| address.to_string()).join(", ");
@@ -139,6 +177,29 @@ impl Rules {
         }
         text.push_str("\t}\n}\n");
         text
+    }
+
+    /// What pods may send to Azure's services. In the forward hook, where others' translations are done: what a proxy on the
+    /// node takes over doesn't come by here, and a Service that leads there does.
+    fn platform(&self) -> String {
+        let closed = match self.metadata {
+            MetadataAccess::None => &PLATFORM[..],
+            MetadataAccess::All => &[WIRE_SERVER],
+        };
+        let closed = closed.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
+        // Replies are pods' answers to load balancers' probes.
+        format!(
+            "\tchain restricted {{\n\
+             \t\tct direction reply accept\n\
+             \t\tip daddr {METADATA} counter name \"metadata\" drop\n\
+             \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept\n\
+             \t\tcounter name \"wire_server\" drop\n\
+             \t}}\n\
+             \tchain platform {{\n\
+             \t\ttype filter hook forward priority filter; policy accept;\n\
+             \t\tiifname \"vnp*\" ip daddr {{ {closed} }} jump restricted\n\
+             \t}}\n"
+        )
     }
 }
 
@@ -168,6 +229,7 @@ mod tests {
             elsewhere: 0,
             target: 8,
             cooldown: Duration::from_secs(30).into(),
+            pod_metadata_access: MetadataAccess::None,
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
             interfaces: vec![Interface {
                 id: "nic".into(),
@@ -194,6 +256,10 @@ mod tests {
             r#"table inet vnetpool
 delete table inet vnetpool
 table inet vnetpool {
+	counter loopback {}
+	counter metadata {}
+	counter spoofed {}
+	counter wire_server {}
 	set direct {
 		type ipv4_addr
 		flags interval
@@ -201,8 +267,19 @@ table inet vnetpool {
 	}
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname "vnp*" fib saddr . iif oif missing counter drop
+		iifname "vnp*" fib saddr . iif oif missing counter name "spoofed" drop
+		iifname "vnp*" ip daddr 127.0.0.0/8 counter name "loopback" drop
 		iifname "vnpbridge" jump port
+	}
+	chain restricted {
+		ct direction reply accept
+		ip daddr 169.254.169.254 counter name "metadata" drop
+		meta l4proto { tcp, udp } th dport 53 accept
+		counter name "wire_server" drop
+	}
+	chain platform {
+		type filter hook forward priority filter; policy accept;
+		iifname "vnp*" ip daddr { 168.63.129.16, 169.254.169.254 } jump restricted
 	}
 	chain egress {
 		type nat hook postrouting priority srcnat; policy accept;

@@ -17,12 +17,14 @@ pub mod listing;
 
 use std::net::Ipv4Addr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use vnetpool_crds::{
     NodeIPAllocation, NodeIPAllocationSpec,
     allocation::{Interface, IpConfiguration, Subnet},
+    pool::MetadataAccess,
 };
 
 /// What this source can't know and is told by flags.
@@ -35,6 +37,18 @@ pub struct Settings {
     /// other subnets, its peerings and on-premises networks can't be learnt from the metadata service.
     #[arg(long, global = true, env = "SNAT_EXCLUSIONS", value_delimiter = ',')]
     pub snat_exclusions: Vec<Ipv4Net>,
+    /// With --source imds: what containers reach of the instance metadata service, which gives every caller tokens of the VM's
+    /// identities. In a cluster the pool says so.
+    #[arg(long, global = true, env = "POD_METADATA_ACCESS", default_value = "All", value_parser = access())]
+    pub pod_metadata_access: MetadataAccess,
+}
+
+/// Reads the words that a pool has for it.
+fn access() -> impl TypedValueParser<Value = MetadataAccess> {
+    PossibleValuesParser::new(["All", "None"]).map(|word| match word.as_str() {
+        "All" => MetadataAccess::All,
+        _ => MetadataAccess::None,
+    })
 }
 
 /// The parts of an answer to `/metadata/instance` that matter here.
@@ -160,6 +174,7 @@ impl Instance {
                 elsewhere: 0,
                 target: u32::MAX,
                 cooldown: settings.cooldown,
+                pod_metadata_access: settings.pod_metadata_access,
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),
                 interfaces: vec![interface],
             },
@@ -217,6 +232,7 @@ mod tests {
         let settings = Settings {
             cooldown: Duration::from_secs(30).into(),
             snat_exclusions: vec!["10.0.0.0/8".parse().unwrap()],
+            pod_metadata_access: MetadataAccess::All,
         };
         instance.allocation(PRIMARY, &settings, "boot", 7)
     }

@@ -1,7 +1,7 @@
 //! The CNI files on the node: the plugin, and the configuration that makes the runtime use it.
 //!
 //! The runtime watches the configuration folder, and each event it heeds there takes a lock that blocks all pods' starts and
-//! stops: so the configuration is written outside, renamed in, and only when its bytes differ.
+//! stops: so the configuration is written outside, renamed in, and only when it says something else than it should.
 
 use std::{
     fs,
@@ -10,16 +10,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use vnetpool_crds::pool::Wiring;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, merged};
 
 /// The plugin's file name, which the configuration gives as its type.
 pub const PLUGIN: &str = "vnetpool";
 /// Its other name, under which it is the IPAM of other plugins.
 pub const IPAM: &str = "vnetpool-ipam";
+/// The network's name in the configuration.
+const NETWORK: &str = "vnetpool";
 /// Runtimes use the first configuration by name.
 pub const CONFLIST: &str = "10-vnetpool.conflist";
 
@@ -35,17 +37,16 @@ pub enum Error {
 
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and `cniVersions` names
 /// both for those who know it, unless a plugin behind ours is too old for that.
-pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> String {
+pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> Value {
     let ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
     let others = chain.found.iter().map(|plugin| plugin.configuration());
     let versions: &[&str] = if chain.speaks_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
-    let document = json!({
+    json!({
         "cniVersion": "1.0.0",
         "cniVersions": versions,
-        "name": "vnetpool",
+        "name": NETWORK,
         "plugins": std::iter::once(ours).chain(others).collect::<Vec<_>>(),
-    });
-    format!("{document:#}\n")
+    })
 }
 
 /// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always of the same
@@ -77,20 +78,28 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Puts the configuration in place. Returns whether it had to.
+/// Our configuration as it stands; None if there is none that can be read.
+pub fn found(conf_dir: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(conf_dir.join(CONFLIST)).ok()?).ok()
+}
+
+/// Puts the configuration in place, with what others have put into the one that stands. Returns whether it had to.
 ///
 /// By way of a second name in the folder: containerd ignores a file that appears there, whether made or renamed in, and reads
 /// its configuration anew when a name goes away. So it does that once, and then the file is complete.
-pub fn configuration(text: &str, conf_dir: &Path) -> Result<bool, Error> {
+pub fn configuration(wanted: &Value, conf_dir: &Path) -> Result<bool, Error> {
     let target = conf_dir.join(CONFLIST);
     let waypoint = conf_dir.join(format!(".{CONFLIST}.new"));
     let outside = conf_dir.parent().unwrap_or(conf_dir);
     let put = || {
         fs::create_dir_all(conf_dir)?;
-        if is_current(&target, text.as_bytes(), 0o644) {
+        let found = found(conf_dir);
+        let wanted = found.as_ref().map_or_else(|| wanted.clone(), |found| merged(wanted, found));
+        // Others may have written it with other blanks, or for fewer to read.
+        if found.as_ref() == Some(&wanted) {
             return Ok(false);
         }
-        replace(&waypoint, text.as_bytes(), 0o644, outside)?;
+        replace(&waypoint, format!("{wanted:#}\n").as_bytes(), 0o644, outside)?;
         fs::rename(&waypoint, &target)?;
         Ok(true)
     };
@@ -108,14 +117,42 @@ pub fn no_configuration(conf_dir: &Path) -> Result<bool, Error> {
 }
 
 /// The configuration that the runtime uses instead of ours because it sorts before it; None if ours is first.
-pub fn preceding(conf_dir: &Path) -> Result<Option<String>, Error> {
+pub fn preceding(conf_dir: &Path) -> Result<Option<Preceding>, Error> {
     let names = || -> io::Result<Vec<String>> {
         fs::read_dir(conf_dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     };
     let names = names().map_err(|error| Error::List(conf_dir.to_owned(), error))?;
     let is_configuration =
         |name: &String| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
-    Ok(names.into_iter().filter(|name| is_configuration(name) && name.as_str() < CONFLIST).min())
+    let first = names.into_iter().filter(|name| is_configuration(name) && name.as_str() < CONFLIST).min();
+    Ok(first.map(|name| {
+        let path = conf_dir.join(name);
+        let configuration = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let leads_to_ours = configuration.is_some_and(|configuration| leads_to_ours(&configuration));
+        Preceding { path, leads_to_ours }
+    }))
+}
+
+/// A configuration that comes before ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preceding {
+    pub path: PathBuf,
+    /// Whether pods are wired by our plugin all the same.
+    pub leads_to_ours: bool,
+}
+
+/// Whether a configuration, another plugin's by what it says, has pods wired by ours: by an entry of its own or by a network
+/// that it delegates to, as Multus does.
+pub fn leads_to_ours(configuration: &Value) -> bool {
+    let within = |key: &str| configuration[key].as_array().into_iter().flatten();
+    let names_ours = |key: &str| {
+        let named = configuration[key].as_str().unwrap_or_default();
+        named == NETWORK || named.rsplit('/').next() == Some(CONFLIST)
+    };
+    configuration["type"] == PLUGIN
+        || names_ours("clusterNetwork")
+        || within("plugins").any(leads_to_ours)
+        || within("delegates").any(|network| network["name"] == NETWORK || leads_to_ours(network))
 }
 
 /// Whether `target` holds just these bytes with this mode.
@@ -138,6 +175,8 @@ fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         // A node that loses power must not come back with an empty file under the final name.
         file.sync_all()?;
+        // Closed before the name leads to it: the kernel refuses to run a file that is open for writing.
+        drop(file);
         fs::rename(&new, target)
     };
     put().inspect_err(|_| {
@@ -153,10 +192,12 @@ mod tests {
 
     #[test]
     fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() {
-        let chain =
-            Chain { found: vec![Chained::Portmap, Chained::Bandwidth], missing: vec![], speaks_1_1: false };
-        let document: serde_json::Value =
-            serde_json::from_str(&conflist(1400, Wiring::Bridge, &chain)).unwrap();
+        let chain = Chain {
+            found: vec![Chained::Portmap, Chained::Bandwidth],
+            speaks_1_1: false,
+            ..Chain::default()
+        };
+        let document = conflist(1400, Wiring::Bridge, &chain);
         let types = |document: &serde_json::Value| -> Vec<String> {
             let plugins = document["plugins"].as_array().unwrap().iter();
             plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
@@ -170,8 +211,7 @@ mod tests {
         assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
 
         let alone = Chain { speaks_1_1: true, ..Chain::default() };
-        let document: serde_json::Value =
-            serde_json::from_str(&conflist(1400, Wiring::Routed, &alone)).unwrap();
+        let document = conflist(1400, Wiring::Routed, &alone);
         assert_eq!(document["cniVersion"], "1.0.0");
         assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
         assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
@@ -181,10 +221,11 @@ mod tests {
     fn a_configuration_is_replaced_only_when_it_differs() {
         let root = tempfile::tempdir().unwrap();
         let conf_dir = root.path().join("net.d");
-        assert!(configuration("one", &conf_dir).unwrap());
-        assert!(!configuration("one", &conf_dir).unwrap());
-        assert!(configuration("two", &conf_dir).unwrap());
-        assert_eq!(fs::read_to_string(conf_dir.join(CONFLIST)).unwrap(), "two");
+        let [one, two] = [1, 2].map(|mtu| conflist(mtu, Wiring::Routed, &Chain::default()));
+        assert!(configuration(&one, &conf_dir).unwrap());
+        assert!(!configuration(&one, &conf_dir).unwrap());
+        assert!(configuration(&two, &conf_dir).unwrap());
+        assert_eq!(found(&conf_dir), Some(two));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left beside it");
         assert_eq!(fs::read_dir(conf_dir).unwrap().count(), 1);
     }
@@ -198,12 +239,12 @@ mod tests {
         // What fsnotify makes Write, Rename and Remove of; containerd leaves Create and Chmod alone.
         let heeded = inotify::WatchMask::MODIFY | inotify::WatchMask::MOVED_FROM | inotify::WatchMask::DELETE;
         inotify.watches().add(&conf_dir, heeded).unwrap();
-        for text in ["one", "two"] {
-            configuration(text, &conf_dir).unwrap();
+        for mtu in [1, 2] {
+            configuration(&conflist(mtu, Wiring::Routed, &Chain::default()), &conf_dir).unwrap();
             let mut buffer = [0; 4096];
             let events =
                 inotify.read_events(&mut buffer).unwrap().map(|event| event.mask).collect::<Vec<_>>();
-            assert_eq!(events, [inotify::EventMask::MOVED_FROM], "{text}");
+            assert_eq!(events, [inotify::EventMask::MOVED_FROM], "{mtu}");
         }
     }
 
@@ -233,6 +274,96 @@ mod tests {
         assert_eq!(preceding(conf_dir.path()).unwrap(), None);
         touch("10-azure.conflist");
         touch("05-cilium.conf");
-        assert_eq!(preceding(conf_dir.path()).unwrap().as_deref(), Some("05-cilium.conf"));
+        let first = preceding(conf_dir.path()).unwrap().unwrap();
+        assert_eq!(first, Preceding { path: conf_dir.path().join("05-cilium.conf"), leads_to_ours: false });
+    }
+
+    #[test]
+    fn a_configuration_in_front_that_leads_to_ours_is_told_from_one_in_the_way() {
+        let conf_dir = tempfile::tempdir().unwrap();
+        let ours = conflist(1500, Wiring::Routed, &Chain::default());
+        let mut with_mesh = ours.clone();
+        with_mesh["name"] = json!("istio-cni");
+        with_mesh["plugins"].as_array_mut().unwrap().push(json!({ "type": "istio-cni" }));
+        let multus = |more: Value| {
+            let mut multus = json!({ "name": "multus-cni-network", "type": "multus" });
+            multus.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            multus
+        };
+        let cases = [
+            (with_mesh, true),
+            (multus(json!({ "delegates": [ours] })), true),
+            (json!({ "plugins": [multus(json!({ "delegates": [{ "name": "vnetpool" }] }))] }), true),
+            (multus(json!({ "clusterNetwork": "/host/etc/cni/net.d/10-vnetpool.conflist" })), true),
+            (multus(json!({ "clusterNetwork": "vnetpool" })), true),
+            (multus(json!({ "delegates": [{ "name": "cilium", "type": "cilium-cni" }] })), false),
+            (json!({ "name": "cilium", "plugins": [{ "type": "cilium-cni" }] }), false),
+            // Addresses by ours and the wiring by another is what ipam_only is for.
+            (
+                json!({ "name": "pods", "plugins": [{ "type": "bridge", "ipam": { "type": "vnetpool-ipam" } }] }),
+                false,
+            ),
+        ];
+        for (configuration, expected) in cases {
+            fs::write(conf_dir.path().join("00-first.conf"), configuration.to_string()).unwrap();
+            let first = preceding(conf_dir.path()).unwrap().unwrap();
+            assert_eq!(first.leads_to_ours, expected, "{configuration}");
+        }
+    }
+
+    /// As istio-cni's installer and linkerd's do: whenever the file changes and lacks the mesh's entry, it is put at the end.
+    #[test]
+    fn a_mesh_that_appends_its_entry_is_neither_fought_nor_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let conf_dir = root.path().join("net.d");
+        fs::create_dir(&conf_dir).unwrap();
+        let mut changes = inotify::Inotify::init().unwrap();
+        let changed = inotify::WatchMask::MOVED_TO | inotify::WatchMask::CLOSE_WRITE;
+        changes.watches().add(&conf_dir, changed).unwrap();
+        let installer = {
+            let conf_dir = conf_dir.clone();
+            std::thread::spawn(move || {
+                let mut without = 0;
+                loop {
+                    let mut buffer = [0; 4096];
+                    let events = changes.read_events_blocking(&mut buffer).unwrap();
+                    let names: Vec<_> =
+                        events.filter_map(|event| event.name.map(ToOwned::to_owned)).collect();
+                    if names.iter().any(|name| name == "stop") {
+                        return without;
+                    }
+                    let Some(mut document) = found(&conf_dir) else { continue };
+                    let plugins = document["plugins"].as_array_mut().unwrap();
+                    if plugins.iter().all(|entry| entry["type"] != "istio-cni") {
+                        without += 1;
+                        plugins.push(
+                            json!({ "type": "istio-cni", "kubernetes": { "cni_bin_dir": "/opt/cni/bin" } }),
+                        );
+                        let new = conf_dir.parent().unwrap().join("istio");
+                        fs::write(&new, document.to_string()).unwrap();
+                        fs::rename(&new, conf_dir.join(CONFLIST)).unwrap();
+                    }
+                }
+            })
+        };
+        let wanted = |mtu| conflist(mtu, Wiring::Routed, &Chain::default());
+        let has_mesh = || found(&conf_dir).is_some_and(|found| crate::chain::others(&found) == ["istio-cni"]);
+        assert!(configuration(&wanted(1500), &conf_dir).unwrap());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !has_mesh() {
+            assert!(std::time::Instant::now() < deadline, "{:?}", found(&conf_dir));
+            std::thread::yield_now();
+        }
+        for _ in 0..10 {
+            assert!(
+                !configuration(&wanted(1500), &conf_dir).unwrap(),
+                "a look rewrites what the mesh has made"
+            );
+        }
+        assert!(configuration(&wanted(1400), &conf_dir).unwrap());
+        assert!(has_mesh(), "a pod that starts now is outside the mesh");
+        assert_eq!(found(&conf_dir).unwrap()["plugins"][0]["mtu"], 1400);
+        fs::write(conf_dir.join("stop"), "").unwrap();
+        assert_eq!(installer.join().unwrap(), 1, "times that the mesh had to put itself back");
     }
 }

@@ -20,6 +20,11 @@ struct Outcome {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Target {
+    target: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
 }
@@ -34,6 +39,7 @@ pub struct Metrics {
     relinquished: Counter,
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
+    dropped: Family<Target, Counter>,
     /// Ledgers built because there was none to read.
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
@@ -59,6 +65,10 @@ impl Default for Metrics {
         let repairs = Family::default();
         let help = "What pods need and somebody else on the node had changed, put right";
         registry.register("repairs", help, repairs.clone());
+        let dropped = Family::default();
+        let help = "Packets of pods that the nftables table has dropped, by what they wanted: metadata, wire_server, \
+                    loopback (of the node), spoofed (a source address that isn't the pod's)";
+        registry.register("dropped_packets", help, dropped.clone());
         let rebuilds = Counter::default();
         registry.register(
             "ledger_rebuilds",
@@ -66,9 +76,21 @@ impl Default for Metrics {
             rebuilds.clone(),
         );
         let rules = Counter::default();
-        registry.register("rules_applied", "Times the nftables table had to be put in place", rules.clone());
+        registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
         let (registry, ready) = (Arc::new(registry), Arc::default());
-        Self { registry, addresses, waiting, reports, relinquished, sweeps, repairs, rebuilds, rules, ready }
+        Self {
+            registry,
+            addresses,
+            waiting,
+            reports,
+            relinquished,
+            sweeps,
+            repairs,
+            dropped,
+            rebuilds,
+            rules,
+            ready,
+        }
     }
 }
 
@@ -106,6 +128,11 @@ impl Metrics {
     /// `kind` is that of [`Kind::word`](crate::disturbance::Kind::word).
     pub fn count_repair(&self, kind: &'static str) {
         self.repairs.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// `target` is the name of a counter in the nftables table.
+    pub fn count_dropped(&self, target: String, packets: u64) {
+        self.dropped.get_or_create(&Target { target }).inc_by(packets);
     }
 
     /// In the text format of OpenMetrics.

@@ -73,6 +73,7 @@ mod tests {
                 elsewhere: 0,
                 target: 8,
                 cooldown: Duration::from_secs(30).into(),
+                pod_metadata_access: Default::default(),
                 snat_exclusions: vec![],
                 interfaces: vec![Interface { ip_configurations, ..Default::default() }],
             },

@@ -20,7 +20,7 @@ pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_pa
     filter_reverse_paths(&node, STRICT).await?;
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
     let subnet = id("virtualNetworks/vnet/subnets/small");
-    let spec = json!({ "subnetID": subnet, "cooldown": "1s", "sizing": sizing });
+    let spec = json!({ "subnetID": subnet, "cooldown": "1s", "sizing": sizing, "podMetadataAccess": "All" });
     world.pool("second", 3, &["node-3"], spec).await?;
     let first = cluster.host("node-3")?.nic_id;
     eventually("the second NIC serves alone", MOVES, || async {

@@ -4,7 +4,8 @@ use crate::World;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
-use vnetpool_tests::place::{PREMISES, Seen, peer};
+use vnetpool_tests::eventually;
+use vnetpool_tests::place::{PREMISES, Place, Seen, peer};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -44,16 +45,47 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
         // The resolver answers primary addresses only.
         let answer = pod.resolve("db.corp.example").await?;
         ensure!(answer == "10.240.0.99", "the resolver says {answer:?}");
-        // So does the metadata service, which tells each caller which machine it is.
+    }
+    Ok(())
+}
+
+/// What an attacker in a pod wants: a token of the node's identity, which by default is the operator's, and the machine's goal
+/// state.
+pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so(world: &World) -> Result<()> {
+    let token = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
+                 &resource=https://management.azure.com/";
+    let ask = async |place: &Place, url: &str| {
+        place.run("curl", &["-sS", "--fail", "--max-time", "3", "-H", "metadata: true", url]).await
+    };
+    let goal_state = "http://168.63.129.16/machine?comp=goalstate";
+    for index in [0, 1] {
+        let (pod, node) = (world.pod(index)?, world.node(index)?);
+        for url in [token, goal_state] {
+            ask(&node, url).await?;
+            let answer = ask(&pod, url).await;
+            let is_dropped =
+                answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
+            ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
+        }
+    }
+    world.cluster.patch_pool(json!({ "podMetadataAccess": "All" })).await?;
+    for index in [0, 1] {
+        let (pod, node) = (world.pod(index)?, world.node(index)?);
+        // The service tells each caller which machine it is.
         let url = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-02-01&format=text";
-        let name = pod.run("curl", &["-sS", "--max-time", "3", "-H", "metadata: true", url]).await?;
-        ensure!(name == world.pods[index].node, "the metadata service takes the pod for {name}");
+        eventually("the metadata service answers a pod", SOON, || async {
+            let name = ask(&pod, url).await?;
+            ensure!(name == world.pods[index].node, "the metadata service takes the pod for {name}");
+            Ok(Some(()))
+        })
+        .await?;
         let log = world.cluster.azure.raw_log().await?;
         let asked = |entry: &&serde_json::Value| entry["path"] == "/metadata/instance/compute/name";
         let last = log.as_array().into_iter().flatten().rfind(asked).map(|entry| entry["caller"].clone());
         ensure!(last == Some(json!(node.address)), "the metadata service was called by {last:?}");
+        ensure!(ask(&pod, goal_state).await.is_err(), "the pool says nothing of the goal state");
     }
-    Ok(())
+    world.cluster.patch_pool(json!({ "podMetadataAccess": "None" })).await
 }
 
 /// Each under its own address, as soon as the nodes' rules have followed.

@@ -264,6 +264,29 @@ pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for
     firewall(stage, &commands, "chain filter_FORWARD of table inet firewalld")
 }
 
+/// As `systemctl reload nftables` does with Debian's configuration, and firewalld's reload by default. A fight goes on for as long as
+/// the other fights, at one repair a second.
+pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> Result<()> {
+    let wired = Wired::up(stage)?;
+    let table = |stage: &Stage| stage.sh("vm1", "nft list tables").contains("inet vnetpool");
+    for count in 1..=3 {
+        stage.sh("vm1", "nft flush ruleset");
+        let flushed = Instant::now();
+        eventually("the table is back", || table(stage));
+        assert!(flushed.elapsed() < Duration::from_secs(2), "it took {:?}", flushed.elapsed());
+        eventually_says(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count));
+        assert!(wired.holds(stage));
+    }
+    // By somebody who leaves the table and takes a rule out.
+    stage.sh("vm1", "nft flush chain inet vnetpool egress");
+    eventually("the rule is back", || wired.holds(stage));
+    eventually_says(
+        stage,
+        "put Vnetpool's nftables table back, 7 times so far, the last was table inet vnetpool",
+    );
+    Ok(())
+}
+
 /// Between two looks, half a minute apart, nothing happens that nothing calls for.
 pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;

@@ -35,6 +35,7 @@ fn main() {
         hazards::an_iptables_policy_that_drops_is_named_and_opened_only_if_asked_for,
         hazards::a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_asked_for,
         hazards::a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for,
+        hazards::a_flushed_ruleset_is_back_within_a_second_and_said,
         hazards::an_idle_agent_sleeps,
         listing::what_somebody_takes_off_a_nic_is_missed_within_a_minute,
         listing::a_node_whose_metadata_service_is_closed_goes_on_without_a_word,

@@ -1,8 +1,8 @@
 //! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
 
 use crate::stage::{
-    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually, metadata_name,
-    probe_program, reaches_wire_server, run, seen,
+    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually,
+    is_answered_by_the_resolver, metadata_name, probe_program, run, seen,
 };
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ fn every_path_holds(stage: &mut Stage, container: &File, address: Ipv4Addr) -> R
 
     assert_eq!(seen(container, INTERNET)?, IpAddr::from(VM1));
     assert_eq!(metadata_name(container)?, "vm1", "the metadata service goes by the node's own address");
-    assert!(reaches_wire_server(container));
+    assert!(is_answered_by_the_resolver(container));
     Ok(())
 }
 

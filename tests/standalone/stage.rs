@@ -462,13 +462,16 @@ pub fn metadata_name(from: &File) -> Result<String> {
     inside(from, || get((METADATA, 80), path, "Metadata: true\r\n"))
 }
 
-/// Whether Azure's DNS and probe address answers here: to a datagram to a closed port, with a refusal.
-pub fn reaches_wire_server(from: &File) -> bool {
+/// A question for the address of the root, which has none.
+const QUESTION: &[u8] = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x01";
+
+/// Whether Azure's resolver answers here.
+pub fn is_answered_by_the_resolver(from: &File) -> bool {
     inside(from, || {
         let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
-        socket.connect((WIRE_SERVER, 1)).unwrap();
+        socket.connect((WIRE_SERVER, 53)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        socket.send(b"?").unwrap();
-        socket.recv(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+        socket.send(QUESTION).unwrap();
+        socket.recv(&mut [0; 512]).is_ok()
     })
 }

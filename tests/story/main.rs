@@ -73,6 +73,8 @@ fn main() -> Result<ExitCode> {
     let mut end = part![
         // By itself: a node that grows beside it may get the addresses that were wiped off.
         trouble::a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes,
+        trouble::the_plugin_is_put_into_a_folder_that_is_not_roots,
+        trouble::a_policy_of_the_older_iptables_is_named_by_the_charts_agent,
         trouble::a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more,
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,

@@ -268,6 +268,46 @@ pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Resul
     Ok(())
 }
 
+/// As the chart has the agent: in a container whose root can't be written to.
+pub async fn a_policy_of_the_older_iptables_is_named_by_the_charts_agent(cluster: &Cluster) -> Result<()> {
+    cluster.deploy("walled", 1, Some("node-3")).await?;
+    cluster.running("walled", 1, SOON).await?;
+    cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "DROP"]).await?;
+    let told = eventually("a disturbance of node-3", SOON, || async {
+        let status = cluster.allocation("node-3").await?.status.unwrap_or_default();
+        let told = condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
+        ensure!(told.status == "False", "{told:?}");
+        Ok(Some(told.message.clone()))
+    })
+    .await;
+    // Whatever was said: the chapters that follow need the node.
+    cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "ACCEPT"]).await?;
+    let told = told?;
+    ensure!(told.contains("chain FORWARD of iptables-legacy's table filter drops"), "{told}");
+    cluster.undeploy("walled").await
+}
+
+/// kubespray gives /opt/cni/bin to a user of its own.
+pub async fn the_plugin_is_put_into_a_folder_that_is_not_roots(cluster: &Cluster) -> Result<()> {
+    let folders = ["/opt/cni/bin", "/etc/cni", "/etc/cni/net.d"];
+    for folder in folders {
+        cluster.run_on("node-3", &["chown", "1000:0", folder]).await?;
+        cluster.run_on("node-3", &["chmod", "0755", folder]).await?;
+    }
+    cluster.run_on("node-3", &["rm", "/opt/cni/bin/vnetpool", "/etc/cni/net.d/10-vnetpool.conflist"]).await?;
+    let back = eventually("the plugin and the configuration on node-3", SOON, || async {
+        cluster.run_on("node-3", &["test", "-x", "/opt/cni/bin/vnetpool"]).await?;
+        cluster.run_on("node-3", &["test", "-e", "/etc/cni/net.d/10-vnetpool.conflist"]).await?;
+        Ok(Some(()))
+    })
+    .await;
+    for folder in folders {
+        cluster.run_on("node-3", &["chown", "0:0", folder]).await?;
+    }
+    back?;
+    cluster.nodes_ready().await
+}
+
 async fn is_tainted(cluster: &Cluster, node: &str) -> Result<bool> {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     let taints = nodes.get(node).await?.spec.and_then(|spec| spec.taints).unwrap_or_default();

@@ -1,13 +1,13 @@
 //! The agent's stage that installs the CNI files.
 
-use std::sync::atomic::Ordering;
+use std::{path::Path, sync::atomic::Ordering};
 
 use vnetpool_crds::{condition, pool::Wiring};
 
 use super::{Agent, Said};
 use crate::{
-    chain::{Chain, Missing},
-    install,
+    chain::{self, Chain, Missing},
+    install::{self, Preceding},
     uplink::Uplink,
 };
 
@@ -22,7 +22,9 @@ impl Agent {
     ) -> Option<Said> {
         let is_ready = self.metrics.ready.load(Ordering::Relaxed);
         let uplink = uplink.filter(|_| is_look || !is_ready || self.installed != Some(wiring))?;
-        let chain = self.chained.at(&self.config.chain, &self.config.cni_bin_dir).await;
+        let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
+        let others = chain::others(&found);
+        let chain = self.chained.at(&self.config.chain, others, &self.config.cni_bin_dir).await;
         let installed = self.put_in_place(uplink, wiring, &chain);
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
         self.installed = installed.is_ok().then_some(wiring);
@@ -53,19 +55,44 @@ impl Agent {
             );
             return Ok((true, "IPAMOnly", message));
         }
-        let used = format!("the runtime uses {}", install::CONFLIST);
-        Ok(match install::preceding(conf_dir)? {
-            Some(other) => {
-                let message = format!(
-                    "the runtime uses {} instead of {}, since it comes first by name: remove or rename it",
-                    conf_dir.join(other).display(),
-                    install::CONFLIST
-                );
-                (false, "OtherConfiguration", message)
-            }
-            None if chain.missing.is_empty() => (true, "Installed", used),
-            // Pods run all the same, so the node is as ready as without what is missing.
-            None => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
-        })
+        Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
+    }
+}
+
+/// What the condition `CNIInstalled` says of files that are in place.
+fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool, &'static str, String) {
+    let conflist = install::CONFLIST;
+    if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
+        let message = format!(
+            "the runtime uses {} instead of {conflist}, since it comes first by name: remove or rename it",
+            path.display()
+        );
+        return (false, "OtherConfiguration", message);
+    }
+    if !chain.others_missing.is_empty() {
+        let message = format!(
+            "no pod can start: {} stands behind Vnetpool's entry in {conflist} and is not in {}: install it again, or take \
+             its entry out",
+            chain.others_missing.join(" and "),
+            bin_dir.display()
+        );
+        return (false, "OthersPluginMissing", message);
+    }
+    let mut used = match &preceding {
+        Some(Preceding { path, .. }) => format!(
+            "the runtime uses {}, which has Vnetpool's plugin wire the pods; if it holds a copy of {conflist}, whoever has \
+             written it keeps that copy current",
+            path.display()
+        ),
+        None => format!("the runtime uses {conflist}"),
+    };
+    if !chain.others.is_empty() {
+        used = format!("{used}, with {} behind it, which others have put there", chain.others.join(" and "));
+    }
+    match (chain.missing.is_empty(), preceding) {
+        (true, None) => (true, "Installed", used),
+        (true, Some(_)) => (true, "Delegated", used),
+        // Pods run all the same, so the node is as ready as without what is missing.
+        (false, _) => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
     }
 }

@@ -74,10 +74,21 @@ impl Agent {
             Packet { from_link: link, to_link: uplink, source: Some(pod), destination: None },
             Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
         ];
-        let bases = match nft::dropping(&packets).await {
-            Ok(bases) => bases,
-            Err(error) => return tracing::warn!(%error, "can't look at the node's firewalls"),
-        };
+        let mut bases = Vec::new();
+        match nft::dropping(&packets).await {
+            Ok(dropping) => bases.extend(dropping),
+            Err(error) => self.disturbances.stands(format!(
+                "can't tell whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
+                 in the agent's container"
+            )),
+        }
+        match nft::legacy().await {
+            Ok(dropping) => bases.extend(dropping),
+            Err(error) => self.disturbances.stands(format!(
+                "can't tell whether iptables-legacy's table filter drops what pods send or receive: {error}: give the \
+                 agent the node's /run/xtables.lock to write to, and NET_RAW"
+            )),
+        }
         for base in bases {
             if !self.config.open_forward {
                 self.disturbances.stands(format!(

@@ -10,7 +10,7 @@ use vnetpool_plugin::wiring::{bridge, range, steer};
 use super::{Agent, Said, blocking};
 use crate::{
     disturbance::Kind,
-    firewall::Rules,
+    firewall::{self, Rules, apply::Ensured},
     sysctl,
     uplink::{self, Uplink},
 };
@@ -76,12 +76,30 @@ impl Agent {
         };
         if is_look || !self.firewall.is_applied(&text) {
             match self.firewall.ensure(&text).await {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::info!("put table inet vnetpool in place");
-                    self.metrics.rules.inc();
-                }
+                Ok(ensured) => self.tell_of("inet vnetpool", ensured),
                 Err(error) => return (said(false, "TableRefused", error.to_string()), None),
+            }
+        }
+        let text = firewall::arp(self.config.ipam_only);
+        let mut lacks = String::new();
+        if is_look || !self.arp.is_applied(&text) {
+            match self.arp.ensure(&text).await {
+                Ok(ensured) => self.tell_of("arp vnetpool", ensured),
+                Err(_) if self.config.ipam_only => {}
+                // Pods are as well connected without it.
+                Err(error) => {
+                    lacks = format!("; a pod can fill the node's table of neighbours, because {error}");
+                }
+            }
+        }
+        if is_look {
+            match self.firewall.dropped().await {
+                Ok(dropped) => {
+                    dropped
+                        .into_iter()
+                        .for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
+                }
+                Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
             }
         }
         let ranges = own_ranges(spec);
@@ -95,8 +113,20 @@ impl Agent {
                 Err(error) => return (said(false, "RangeOpen", format!("{error:#}")), None),
             }
         }
-        let message = format!("forwarding is on and table inet vnetpool is in place{steered}");
+        let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
         (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
+    }
+
+    /// Notes what became of a table.
+    fn tell_of(&mut self, table: &str, ensured: Ensured) {
+        if ensured == Ensured::Standing {
+            return;
+        }
+        tracing::info!(table, "put a table of nftables in place");
+        self.metrics.rules.inc();
+        if ensured == Ensured::Restored {
+            self.repaired(Kind::Table, format!("table {table}"));
+        }
     }
 }
 
@@ -126,4 +156,32 @@ async fn steer(
     let told = format!("; what pods send leaves by {link}");
     blocking(move || steer::steer(&sources, &link, gateway)).await??;
     Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_condition_tells_what_stands_before_and_behind_ours() {
+        let said = |chain: &Chain, preceding: Option<bool>| {
+            let path = "/etc/cni/net.d/00-multus.conf".into();
+            let preceding = preceding.map(|leads_to_ours| Preceding { path, leads_to_ours });
+            said_of(chain, preceding, Path::new("/opt/cni/bin"))
+        };
+        let alone = Chain::default();
+        assert_eq!((true, "Installed"), (said(&alone, None).0, said(&alone, None).1));
+        let (is_true, reason, message) = said(&alone, Some(true));
+        assert_eq!((is_true, reason), (true, "Delegated"), "{message}");
+        let (is_true, reason, message) = said(&alone, Some(false));
+        assert_eq!((is_true, reason), (false, "OtherConfiguration"), "{message}");
+        assert!(message.contains("/etc/cni/net.d/00-multus.conf"), "{message}");
+        let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
+        let (is_true, reason, message) = said(&mesh, None);
+        assert_eq!((is_true, reason), (true, "Installed"), "{message}");
+        assert!(message.contains("istio-cni behind it"), "{message}");
+        let (is_true, reason, message) = said(&Chain { others_missing: mesh.others.clone(), ..mesh }, None);
+        assert_eq!((is_true, reason), (false, "OthersPluginMissing"), "{message}");
+        assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
+    }
 }

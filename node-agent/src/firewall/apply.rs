@@ -1,21 +1,38 @@
-//! Puts the table into the kernel in one transaction, and only when it isn't there as it was put.
+//! Puts a table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{io, process::Stdio};
+use std::{collections::BTreeMap, io, process::Stdio};
 
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("can't run nft: {0}")]
     Run(#[from] io::Error),
-    #[error("nft refuses table inet vnetpool: {0}")]
-    Refused(String),
+    #[error("nft refuses table {0} vnetpool: {1}")]
+    Refused(&'static str, String),
+    #[error("what nft prints can't be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
 }
 
-/// The table in the kernel, as far as this process has put it there.
-#[derive(Debug, Default)]
+/// What became of a table that was to be in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// It stood as it was put.
+    Standing,
+    /// It was put in place, since something else is wanted than before.
+    Put,
+    /// It was put in place, since somebody had changed or removed it.
+    Restored,
+}
+
+/// The table `vnetpool` of a family in the kernel, as far as this process has put it there.
+#[derive(Debug)]
 pub struct Firewall {
+    family: &'static str,
     applied: Option<Applied>,
+    /// What its counters said last, by name. A table that is put in place begins with none.
+    counted: BTreeMap<String, u64>,
 }
 
 #[derive(Debug)]
@@ -26,39 +43,75 @@ struct Applied {
     listing: Option<String>,
 }
 
+impl Default for Firewall {
+    fn default() -> Self {
+        Firewall::of("inet")
+    }
+}
+
 impl Firewall {
+    /// The table of this family, of which nothing is known yet.
+    pub fn of(family: &'static str) -> Firewall {
+        Firewall { family, applied: None, counted: BTreeMap::new() }
+    }
+
     /// Whether this text was the last to be put in place, so far as we know without asking the kernel.
     pub fn is_applied(&self, text: &str) -> bool {
         self.applied.as_ref().is_some_and(|applied| applied.text == text)
     }
 
-    /// Puts `text`, a transaction from [`Rules::render`](super::Rules::render), in place unless the kernel still shows
-    /// what it showed after the last time. Returns whether it had to.
-    pub async fn ensure(&mut self, text: &str) -> Result<bool, Error> {
-        if let Some(applied) = &self.applied
-            && applied.text == text
-            && applied.listing == list().await?
-        {
-            return Ok(false);
-        }
+    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed after the last
+    /// time.
+    pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
+        let ensured = match &self.applied {
+            Some(applied) if applied.text == text => match applied.listing == list(self.family).await? {
+                true => return Ok(Ensured::Standing),
+                false => Ensured::Restored,
+            },
+            _ => Ensured::Put,
+        };
         self.applied = None;
-        nft(&["-f", "-"], text).await?.map_err(Error::Refused)?;
-        self.applied = Some(Applied { text: text.to_owned(), listing: list().await? });
-        Ok(true)
+        self.counted.clear();
+        nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        self.applied = Some(Applied { text: text.to_owned(), listing: list(self.family).await? });
+        Ok(ensured)
+    }
+
+    /// The packets that the table has dropped since this was asked last, by the name of its counter.
+    pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
+        let printed = nft(&["-j", "list", "counters", "table", self.family, "vnetpool"], "").await?;
+        let printed = printed.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        let document: Value = serde_json::from_str(&printed)?;
+        let listed = document["nftables"].as_array().into_iter().flatten();
+        let now: BTreeMap<String, u64> = listed
+            .filter_map(|one| {
+                let counter = one.get("counter")?;
+                Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+            })
+            .collect();
+        let before = |name: &String| self.counted.get(name).copied().unwrap_or_default();
+        let news =
+            now.iter().map(|(name, &count)| (name.clone(), count.saturating_sub(before(name)))).collect();
+        self.counted = now;
+        Ok(news)
     }
 }
 
-/// Removes the table; fine if there is none.
+/// Removes the tables; fine if there are none.
 pub async fn remove() -> Result<(), Error> {
-    nft(&["-f", "-"], "table inet vnetpool\ndelete table inet vnetpool\n")
-        .await?
-        .map_err(Error::Refused)
-        .map(|_| ())
+    for family in ["inet", "arp"] {
+        let removed = nft(&["-f", "-"], &super::no_table(family)).await?;
+        // A kernel without the family has no table of it.
+        if family == "inet" {
+            removed.map_err(|refusal| Error::Refused(family, refusal))?;
+        }
+    }
+    Ok(())
 }
 
 /// The table as the kernel has it, without counters; None if it has none.
-async fn list() -> io::Result<Option<String>> {
-    Ok(nft(&["--stateless", "list", "table", "inet", "vnetpool"], "").await?.ok())
+async fn list(family: &str) -> io::Result<Option<String>> {
+    Ok(nft(&["--stateless", "list", "table", family, "vnetpool"], "").await?.ok())
 }
 
 /// Runs nft. The inner error is what it said on standard error when it failed.

@@ -27,7 +27,10 @@ pub(super) fn set_and_chain() -> String {
     );
     for byte in 0..4 {
         let (mac, source) = (MAC + 8 * byte, SOURCE + 8 * byte);
-        let _ = writeln!(text, "\t\tmeta protocol ip @ll,{mac},8 . @nh,{source},8 != @equal counter drop");
+        let _ = writeln!(
+            text,
+            "\t\tmeta protocol ip @ll,{mac},8 . @nh,{source},8 != @equal counter name \"spoofed\" drop"
+        );
     }
     text.push_str("\t}\n");
     text

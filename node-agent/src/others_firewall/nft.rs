@@ -47,7 +47,7 @@ impl std::fmt::Display for Base {
     }
 }
 
-/// The chains of others that are certain to drop one of these packets.
+/// The chains of others that are certain to drop one of these packets, as far as nft sees them.
 pub async fn dropping(packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
     let mut dropping = Vec::new();
     for (base, drops) in bases().await? {
@@ -55,11 +55,6 @@ pub async fn dropping(packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
         if packets.iter().any(|packet| is_dropped(&chains, &base.chain, packet)) {
             dropping.push(base);
         }
-    }
-    match legacy().await {
-        Ok(base) => dropping.extend(base),
-        // Rare by now: what is known of the others must not hang on it.
-        Err(error) => tracing::warn!(%error, "can't look at the tables of the older iptables"),
     }
     Ok(dropping)
 }
@@ -160,7 +155,7 @@ fn has_legacy() -> bool {
 }
 
 /// The forward chain of the older iptables, if it drops and no rule in it speaks of pods' links or lets all through.
-async fn legacy() -> Result<Option<Base>, Error> {
+pub async fn legacy() -> Result<Option<Base>, Error> {
     if !has_legacy() {
         return Ok(None);
     }

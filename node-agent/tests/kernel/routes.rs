@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{Egress, Rules, apply::Firewall};
 use vnetpool_plugin::wiring::{range, steer};
 
@@ -38,7 +39,8 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     let uplinks =
         [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });
     let direct = vec!["10.240.0.0/16".parse().unwrap()];
-    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default() }.render();
+    let metadata = MetadataAccess::All;
+    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default(), metadata }.render();
     ensure(node, &mut Firewall::default(), &rules);
     let steer = || steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth1", GATEWAY).unwrap();
     node.inside(steer);
@@ -61,6 +63,27 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     node.inside(|| steer::unsteer().unwrap());
     assert!(!node.run("ip rule list").contains("10.240.32.0"));
     assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
+}
+
+/// A site may have policy routing of its own at the priorities and in the table that we use.
+#[test]
+fn rules_and_routes_of_others_where_ours_would_be_stay() {
+    let world = World::new();
+    let node = &world.node;
+    node.run("ip rule add from 10.9.0.0/16 lookup 99 priority 7600");
+    node.run("ip rule add from 10.240.32.0/24 lookup 99 priority 7601");
+    node.run(&format!("ip route add default via {NEIGHBOUR} dev eth0 table 176"));
+    let look = || node.run("ip rule list") + &node.run("ip route list table 176");
+    let before = look();
+    node.inside(|| steer::unsteer().unwrap());
+    assert_eq!(look(), before);
+    // And beside them ours come and go.
+    node.run("ip route flush table 176");
+    let before = look();
+    node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", NEIGHBOUR).unwrap());
+    assert!(look().contains("suppress_prefixlength 31"), "{}", look());
+    node.inside(|| steer::unsteer().unwrap());
+    assert_eq!(look(), before);
 }
 
 /// How often a first packet to an address that no pod has comes to the node, and what its sender is told.

@@ -1,13 +1,21 @@
 //! What the table translates and drops, and how it is kept.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use vnetpool_node_agent::firewall::apply::{self, Firewall};
+use vnetpool_crds::pool::MetadataAccess;
+use vnetpool_node_agent::firewall::{
+    self,
+    apply::{self, Ensured, Firewall},
+    events::Events,
+};
 use vnetpool_plugin::wiring::{self, Wiring};
 
 use crate::world::{
-    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure, rules,
+    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure,
+    rules, rules_with,
 };
 
 #[test]
@@ -30,7 +38,8 @@ fn what_comes_from_the_vnet_reaches_a_pod_untranslated() {
 #[test]
 fn the_platform_sees_the_node_even_where_its_range_is_excluded() {
     let world = World::new();
-    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16", "169.254.0.0/16"]));
+    let rules = rules_with(MetadataAccess::All, &["10.240.0.0/16", "169.254.0.0/16"]);
+    ensure(&world.node, &mut Firewall::default(), &rules);
     assert_eq!(world.pod.source_seen_by(METADATA), NODE);
 }
 
@@ -123,6 +132,104 @@ fn the_table_is_put_in_place_only_when_it_is_not_as_it_was_put() {
 }
 
 #[test]
+fn a_table_that_somebody_has_changed_is_told_from_one_that_is_to_be_another() {
+    let (node, mut firewall) = (Namespace::new(), Firewall::default());
+    let mut ensure = |rules: &str| node.inside(|| block_on(firewall.ensure(rules)).unwrap());
+    let (wanted, other) = (rules(&["10.240.0.0/16"]), rules(&[]));
+    assert_eq!(ensure(&wanted), Ensured::Put);
+    assert_eq!(ensure(&wanted), Ensured::Standing);
+    assert_eq!(ensure(&other), Ensured::Put);
+    node.run("nft flush ruleset");
+    assert_eq!(ensure(&other), Ensured::Restored);
+}
+
+#[test]
+fn changes_of_our_tables_are_heard_and_those_of_others_are_not() {
+    let node = Namespace::new();
+    let events = node.inside(|| Events::open().unwrap());
+    let (heard, hears) = mpsc::channel();
+    thread::spawn(move || while heard.send(events.wait().unwrap()).is_ok() {});
+    // How many datagrams of others come before one that concerns us.
+    let until_ours = || {
+        let next = || hears.recv_timeout(Duration::from_secs(10)).expect("nothing more is heard");
+        (0..).take_while(|_| !next()).count()
+    };
+    let many: String = (0..1000)
+        .map(|n| {
+            format!(
+                "add chain inet other service-{n}
+"
+            )
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("others.nft");
+    std::fs::write(
+        &file,
+        format!(
+            "add table inet other
+add table ip vnetpool-2
+{many}"
+        ),
+    )
+    .unwrap();
+    node.run(&format!("nft -f {}", file.display()));
+    ensure(&node, &mut Firewall::default(), &rules(&[]));
+    assert!(until_ours() > 0, "others' changes are taken for ours");
+    node.run("nft delete table inet other");
+    node.run("nft flush ruleset");
+    until_ours();
+}
+
+/// ARP makes one table of neighbours for all links, so what one pod fills no other can use.
+fn a_flood_of_arp_requests_makes_no_neighbours(wiring: Wiring) {
+    let world = World::wired(wiring);
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    ensure(&world.node, &mut Firewall::of("arp"), &firewall::arp(false));
+    world.node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
+    // On the link, so that the pod asks who has it.
+    world.pod.run(&format!("ip route add {NODE}/32 dev eth0"));
+    const SENDERS: u8 = 20;
+    for made_up in (1..=SENDERS).map(|last| Ipv4Addr::new(10, 240, 9, last)) {
+        world.pod.run(&format!("ip address add {made_up}/32 dev eth0"));
+        world.pod.run(&format!("ip neighbour flush to {NODE} dev eth0"));
+        let sender = world.pod.inside(|| UdpSocket::bind((made_up, 0)).unwrap());
+        sender.send_to(&[0], (NODE, PORT)).unwrap();
+    }
+    let seen = world.node.run("nft list table arp vnetpool");
+    let dropped = seen.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(dropped.parse::<u8>().unwrap() >= SENDERS, "{seen}");
+    let known = world.node.run("ip neighbour show");
+    assert!(!known.contains("10.240.9."), "{known}");
+    // Who is asked still answers.
+    world.pod.run(&format!("ip route delete {NODE}/32 dev eth0"));
+    world.node.run("ip neighbour flush all");
+    world.pod.answer(POD);
+    assert_eq!(world.node.source_seen_by(POD), NODE);
+}
+
+#[test]
+fn made_up_senders_of_a_pods_arp_requests_are_no_neighbours() {
+    a_flood_of_arp_requests_makes_no_neighbours(Wiring::Routed);
+}
+
+#[test]
+fn made_up_senders_of_arp_requests_behind_the_bridge_are_no_neighbours() {
+    a_flood_of_arp_requests_makes_no_neighbours(Wiring::Bridge);
+}
+
+/// The gateway of another plugin's pods may have to answer them.
+#[test]
+fn where_another_plugin_wires_the_pods_arp_is_left_alone() {
+    let node = Namespace::new();
+    let mut arp = Firewall::of("arp");
+    ensure(&node, &mut arp, &firewall::arp(false));
+    ensure(&node, &mut arp, &firewall::arp(true));
+    assert!(!node.run("nft list tables").contains("arp"));
+    assert!(!ensure(&node, &mut arp, &firewall::arp(true)));
+}
+
+#[test]
 fn nobody_elses_table_is_touched() {
     let node = Namespace::new();
     node.run("nft add table ip vnetpool");
@@ -132,6 +239,7 @@ fn nobody_elses_table_is_touched() {
     );
     let before = node.run("nft list ruleset");
     ensure(&node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    ensure(&node, &mut Firewall::of("arp"), &firewall::arp(false));
     node.inside(|| block_on(apply::remove()).unwrap());
     assert_eq!(node.run("nft list ruleset"), before);
 }
@@ -148,6 +256,6 @@ fn a_table_that_nft_refuses_leaves_the_one_in_place() {
     let before = node.run("nft list ruleset");
     let error = node
         .inside(|| block_on(firewall.ensure("table inet vnetpool\ndelete table inet vnetpool\nnonsense\n")));
-    assert!(matches!(error, Err(apply::Error::Refused(_))), "{error:?}");
+    assert!(matches!(error, Err(apply::Error::Refused(..))), "{error:?}");
     assert_eq!(node.run("nft list ruleset"), before);
 }

@@ -1,7 +1,8 @@
 //! A node with two pods in a VNet.
 //!
 //! ```text
-//!   pod ── vnp… ── node (10.240.0.4) ── eth0 ── vnet: 10.240.0.1, and 203.0.113.10 and 169.254.169.254 behind it
+//!   pod ── vnp… ── node (10.240.0.4) ── eth0 ── vnet: 10.240.0.1, and behind it 203.0.113.10,
+//!                                                      169.254.169.254 and 168.63.129.16
 //! ```
 
 use std::{
@@ -16,8 +17,12 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::{
-    firewall::{Egress, Rules, apply::Firewall},
+    firewall::{
+        Egress, Rules,
+        apply::{Ensured, Firewall},
+    },
     sysctl,
 };
 use vnetpool_plugin::{
@@ -31,6 +36,7 @@ pub const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 11);
 pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 1);
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 pub const PORT: u16 = 8080;
 
 /// A network namespace without a name: it ends with the last process and file that refer to it, however the test ends.
@@ -73,7 +79,11 @@ impl Namespace {
 
     /// Answers every connection to this address with the source address it sees.
     pub fn answer(&self, address: Ipv4Addr) {
-        let listener = self.inside(|| TcpListener::bind((address, PORT)).unwrap());
+        self.answer_at(address, PORT);
+    }
+
+    pub fn answer_at(&self, address: Ipv4Addr, port: u16) {
+        let listener = self.inside(|| TcpListener::bind((address, port)).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -90,8 +100,12 @@ impl Namespace {
     }
 
     pub fn connect(&self, to: Ipv4Addr) -> std::io::Result<TcpStream> {
+        self.connect_at(to, PORT)
+    }
+
+    pub fn connect_at(&self, to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
         let stream = self
-            .inside(|| TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), Duration::from_secs(2)))?;
+            .inside(|| TcpStream::connect_timeout(&SocketAddr::from((to, port)), Duration::from_secs(2)))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         Ok(stream)
     }
@@ -129,7 +143,7 @@ impl World {
         node.run("ip link set eth0 up");
         node.run(&format!("ip route add default via {NEIGHBOUR}"));
         vnet.run(&format!("ip address add {NEIGHBOUR}/20 dev port"));
-        for address in [INTERNET, METADATA] {
+        for address in [INTERNET, METADATA, WIRE_SERVER] {
             vnet.run(&format!("ip address add {address}/32 dev lo"));
         }
         vnet.run("ip link set port up");
@@ -140,7 +154,7 @@ impl World {
             }
             wire_by(wiring, &node, pod, address);
         }
-        for address in [NEIGHBOUR, INTERNET, METADATA] {
+        for address in [NEIGHBOUR, INTERNET, METADATA, WIRE_SERVER] {
             vnet.answer(address);
         }
         node.inside(|| sysctl::ensure(Path::new("/proc/sys/net"), ["eth0"].into_iter()).unwrap());
@@ -165,14 +179,18 @@ pub fn wire_by(wiring: Wiring, node: &Namespace, pod: &Namespace, address: Ipv4A
 }
 
 pub fn rules(direct: &[&str]) -> String {
+    rules_with(MetadataAccess::None, direct)
+}
+
+pub fn rules_with(metadata: MetadataAccess, direct: &[&str]) -> String {
     let direct = direct.iter().map(|range| range.parse().unwrap()).collect();
-    Rules { uplinks: vec![Egress { link: "eth0".into(), address: NODE }], direct, public: Default::default() }
-        .render()
+    let uplinks = vec![Egress { link: "eth0".into(), address: NODE }];
+    Rules { uplinks, direct, public: Default::default(), metadata }.render()
 }
 
 /// Brings the rules into this namespace; says whether the kernel had to be changed.
 pub fn ensure(node: &Namespace, firewall: &mut Firewall, rules: &str) -> bool {
-    node.inside(|| block_on(firewall.ensure(rules)).unwrap())
+    node.inside(|| block_on(firewall.ensure(rules)).unwrap()) != Ensured::Standing
 }
 
 /// On this very thread, which is in a namespace.

@@ -140,6 +140,7 @@ pub fn spec(
         wiring: pool.map_or(before.wiring, |pool| pool.spec.wiring),
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
+        pod_metadata_access: pool.map_or(before.pod_metadata_access, |pool| pool.spec.pod_metadata_access),
         snat_exclusions: seen.snat_exclusions.clone(),
         elsewhere: seen.elsewhere,
         interfaces: interface.into_iter().chain(seen.primary_nic.clone()).collect(),

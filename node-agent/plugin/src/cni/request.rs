@@ -175,8 +175,8 @@ impl Request {
         let (duty, verb) = match (command.as_str(), version) {
             ("VERSION", _) => Ok((Duty::Wire { mtu: None, wiring: Wiring::default() }, Verb::Version)),
             (_, None) => Err(unsupported(asked)),
-            (command, Some(version)) => duty(program, &config)
-                .and_then(|duty| Ok((duty, parse_verb(command, version, &env, &config)?)))
+            (command, Some(version)) => fits(program, command, &config)
+                .and_then(|()| Ok((duty(program, &config), parse_verb(command, version, &env, &config)?)))
                 .map_err(|error| Error { version, ..error }),
         }?;
         let ipam_dir = config.ipam.and_then(|ipam| ipam.state_dir);
@@ -190,43 +190,64 @@ impl Request {
     }
 }
 
-fn duty(program: Program, config: &Config) -> Result<Duty, Error> {
+/// What sandboxes get by this configuration, as far as it can be made out.
+fn duty(program: Program, config: &Config) -> Duty {
     if program == Program::Network {
-        if let Some(mtu) = config.mtu.filter(|mtu| !MTU.contains(mtu)) {
-            let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
-            return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
-        }
-        return Ok(Duty::Wire { mtu: config.mtu, wiring: config.wiring });
+        return Duty::Wire { mtu: config.mtu, wiring: config.wiring };
     }
-    let subnet = match config.ipam.as_ref().and_then(|ipam| ipam.subnet.as_deref()) {
-        None => None,
-        Some(text) => {
-            let parsed = text.parse::<Ipv4Net>().ok().filter(|subnet| subnet.prefix_len() <= LONGEST_PREFIX);
-            Some(parsed.ok_or_else(|| {
-                let remedy = "give the range of the node's Azure subnet, such as \"10.240.0.0/20\"";
-                invalid_config(
-                    format!("ipam.subnet {text:?} is not an IPv4 range of /{LONGEST_PREFIX} or larger"),
-                    remedy,
-                )
-            })?)
-        }
-    };
-    let is_bridge = config.type_.as_deref() == Some("bridge");
-    if is_bridge && (config.is_gateway || config.is_default_gateway) {
+    let bridge = config.is_of("bridge").then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
+    Duty::Lease { subnet: config.ipam_subnet().and_then(subnet), bridge }
+}
+
+/// The Azure subnet that a text names.
+fn subnet(text: &str) -> Option<Ipv4Net> {
+    text.parse::<Ipv4Net>().ok().filter(|subnet| subnet.prefix_len() <= LONGEST_PREFIX)
+}
+
+/// Whether sandboxes can be served by this configuration. That is no matter to verbs that take back, or look at, what an ADD has
+/// made, perhaps by an earlier configuration.
+fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
+    if matches!(command, "DEL" | "CHECK" | "GC") {
+        return Ok(());
+    }
+    if program == Program::Network {
+        let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
+        return match config.mtu.filter(|mtu| !MTU.contains(mtu)) {
+            Some(mtu) => Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy)),
+            None => Ok(()),
+        };
+    }
+    if let Some(text) = config.ipam_subnet().filter(|text| subnet(text).is_none()) {
+        let msg = format!("ipam.subnet {text:?} is not an IPv4 range of /{LONGEST_PREFIX} or larger");
+        return Err(invalid_config(
+            msg,
+            "give the range of the node's Azure subnet, such as \"10.240.0.0/20\"",
+        ));
+    }
+    if config.is_of("bridge") && (config.is_gateway || config.is_default_gateway) {
         return Err(invalid_config(
             "isGateway would give the bridge an address of the Azure subnet, and with it the node's route to the subnet",
             "take isGateway and isDefaultGateway out: the node answers its pods by proxy ARP",
         ));
     }
-    let makes_neighbours = is_bridge || config.type_.as_deref() == Some("ptp");
-    if makes_neighbours && subnet.is_none() {
+    let makes_neighbours = config.is_of("bridge") || config.is_of("ptp");
+    if makes_neighbours && config.ipam_subnet().is_none() {
         return Err(invalid_config(
             "ipam.subnet is missing: the plugins bridge and ptp need a gateway, and so the subnet it is of",
             "give the range of the node's Azure subnet, such as \"10.240.0.0/20\"",
         ));
     }
-    let bridge = is_bridge.then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
-    Ok(Duty::Lease { subnet, bridge })
+    Ok(())
+}
+
+impl Config {
+    fn is_of(&self, plugin: &str) -> bool {
+        self.type_.as_deref() == Some(plugin)
+    }
+
+    fn ipam_subnet(&self) -> Option<&str> {
+        self.ipam.as_ref()?.subnet.as_deref()
+    }
 }
 
 fn parse_verb(

@@ -7,8 +7,8 @@
 
 use std::{
     fs,
-    io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
     thread,
@@ -101,7 +101,7 @@ pub struct Quiet {
     _lock: Lock,
 }
 
-/// An open lock file; closing it releases the range locked through it.
+/// An open lock file, with the range locked through it.
 #[derive(Debug)]
 struct Lock {
     file: fs::File,
@@ -118,6 +118,12 @@ impl Store {
     /// plugins see.
     pub fn of_boot(self, boot_id: impl Into<String>) -> Store {
         Store { boot_id: Some(boot_id.into()), ..self }
+    }
+
+    /// Closes the folder to all but root, and makes it if need be.
+    pub fn make_private(&self) -> io::Result<()> {
+        make_private(&self.dir)?;
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
     }
 
     pub fn dir(&self) -> &Path {
@@ -200,7 +206,7 @@ impl Store {
             fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
         };
         open().or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => fs::create_dir_all(&self.dir).and_then(|()| open()),
+            io::ErrorKind::NotFound => make_private(&self.dir).and_then(|()| open()),
             _ => Err(error),
         })
     }
@@ -235,7 +241,28 @@ impl Store {
         if text.as_bytes() == before {
             return Ok(());
         }
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|error| Error::Io(path, error))
+        let write = || {
+            let made =
+                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            (&made).write_all(text.as_bytes())?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|error| Error::Io(path, error))
+    }
+}
+
+/// Makes the folder and those above it. What is in it names pods and rules who has which address: only root may look.
+fn make_private(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+impl Drop for Lock {
+    /// Not left to the file's end: a child that is being started has the file, too, until it runs its program.
+    fn drop(&mut self) {
+        let all = Range { start: 0, len: 0 };
+        let unlock = libc::flock { l_type: libc::F_UNLCK as i16, ..all.request() };
+        // Fails for nothing that is locked; and then the file's end remains.
+        let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&unlock));
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     io::Write,
     net::Ipv4Addr,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -93,7 +94,7 @@ impl Line {
         let mut bytes = serde_json::to_vec(&Entry { line: self, error })?;
         bytes.push(b'\n');
         let path = dir.join(LOG);
-        let mut file = fs::OpenOptions::new().append(true).create(true).open(&path)?;
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
         file.write_all(&bytes)?;
         if file.metadata()?.len() > SIZE {
             fs::rename(&path, dir.join(OLD_LOG))?;
@@ -104,6 +105,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -116,6 +119,14 @@ mod tests {
         assert!(fs::metadata(&old).unwrap().len() > SIZE);
         Line::new("GC").write(dir.path(), None);
         assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 1);
+    }
+
+    #[test]
+    fn only_root_reads_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        Line::new("GC").write(dir.path(), None);
+        let mode = fs::metadata(dir.path().join(LOG)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

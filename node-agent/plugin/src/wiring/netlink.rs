@@ -135,9 +135,7 @@ impl Change {
     }
 
     pub(super) fn new_rule(what: &'static str, rule: &Rule) -> Change {
-        let mut message = rule.message();
-        message.attributes.push(RuleAttribute::Protocol(OURS));
-        let message = RouteNetlinkMessage::NewRule(message);
+        let message = RouteNetlinkMessage::NewRule(rule.message());
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
     }
 
@@ -168,7 +166,7 @@ impl Change {
         message.header.table = table;
         message.header.scope = RouteScope::NoWhere;
         message.header.kind = RouteType::Unspec;
-        message.header.protocol = RouteProtocol::Unspec;
+        message.header.protocol = OURS;
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(message) }
     }
 
@@ -233,6 +231,8 @@ impl Rule {
         if self.only_hosts {
             message.attributes.push(RuleAttribute::SuppressPrefixLen(31));
         }
+        // Nobody else's is meant, not even the very same rule.
+        message.attributes.push(RuleAttribute::Protocol(OURS));
         message
     }
 }

@@ -17,12 +17,12 @@ use nix::errno::Errno;
 
 use super::{
     Error, index_of, link_up,
-    netlink::{Change, MAIN, Netlink, Rule},
+    netlink::{Change, MAIN, Netlink, OURS, Rule},
 };
 
 /// Of all routing tables, ours.
 const TABLE: u8 = 176;
-/// Before the main table's own rule (32766); nobody else's have these.
+/// Before the main table's own rule (32766). Others may use the same: ours are those with our protocol.
 const NEAR: u32 = 7600;
 const FAR: u32 = 7601;
 
@@ -70,7 +70,7 @@ fn remove(netlink: &mut Netlink, rule: &Rule) -> Result<(), Error> {
     }
 }
 
-/// The rules with our priorities.
+/// The rules that carry our protocol and priorities.
 fn ours(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
     let mut all = RuleMessage::default();
     all.header.family = AddressFamily::Inet;
@@ -86,15 +86,17 @@ fn ours(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
 
 fn read(message: &RuleMessage) -> Option<Rule> {
     let (mut priority, mut source, mut only_hosts) = (0, Ipv4Addr::UNSPECIFIED, false);
+    let mut is_ours = false;
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(found) => priority = *found,
             RuleAttribute::Source(std::net::IpAddr::V4(found)) => source = *found,
+            RuleAttribute::Protocol(found) => is_ours = *found == OURS,
             RuleAttribute::SuppressPrefixLen(length) => only_hosts = *length == 31,
             _ => {}
         }
     }
     let source = Ipv4Net::new(source, message.header.src_len).ok()?;
     let rule = Rule { priority, source, table: message.header.table, only_hosts };
-    matches!(priority, NEAR | FAR).then_some(rule)
+    (is_ours && matches!(priority, NEAR | FAR)).then_some(rule)
 }

@@ -107,6 +107,39 @@ fn a_configuration_without_what_a_verb_needs_is_refused() {
     assert_eq!(undecodable.code, code::UNDECODABLE);
 }
 
+/// By a later configuration, or one that somebody has broken: pods that run must still be able to go.
+#[test]
+fn what_keeps_an_add_from_working_keeps_no_sandbox_from_being_taken_back() {
+    let edits = [
+        (Program::Network, "mtu", json!(9)),
+        (Program::Ipam, "isGateway", json!(true)),
+        (Program::Ipam, "ipam", json!({ "subnet": "10.240.0.0" })),
+        (Program::Ipam, "ipam", json!({})),
+    ];
+    for (program, key, value) in edits {
+        let mut config = config();
+        config["type"] = "bridge".into();
+        config["prevResult"] = json!({ "ips": [{ "address": "10.240.0.9/32" }] });
+        config[key] = value;
+        for (command, is_refused) in
+            [("ADD", true), ("STATUS", true), ("DEL", false), ("CHECK", false), ("GC", false)]
+        {
+            let env = |name: &str| match name {
+                "CNI_COMMAND" => Some(command.to_owned()),
+                "CNI_CONTAINERID" => Some("a".to_owned()),
+                "CNI_NETNS" => Some("/run/netns/a".to_owned()),
+                "CNI_IFNAME" => Some("eth0".to_owned()),
+                _ => None,
+            };
+            let request = Request::parse(program, env, config.to_string().as_bytes());
+            assert_eq!(request.is_err(), is_refused, "{command} with {key}: {request:?}");
+            if let Ok(Request { duty: Duty::Lease { bridge, .. }, .. }) = request {
+                assert_eq!(bridge.as_deref(), Some("cni0"), "the route to the pod must go, too");
+            }
+        }
+    }
+}
+
 #[test]
 fn version_is_answered_whatever_the_configuration() {
     for input in [&b""[..], b"{\"cniVersion\":\"0.2.0\"}", b"{\"cniVersion\":\"1.0.0\"}"] {

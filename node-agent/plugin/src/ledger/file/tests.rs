@@ -49,6 +49,33 @@ fn is_busy<T: std::fmt::Debug>(result: Result<T, Error>) -> bool {
 }
 
 #[test]
+fn only_root_reads_what_is_in_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("vnetpool"));
+    store.quiesce().unwrap().create(&ledger(1)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(store.dir()), 0o700);
+    for file in [LEDGER, LOCK] {
+        assert_eq!(mode(&store.dir().join(file)), 0o600, "{file}");
+    }
+    // One that was made by somebody else, as by the kubelet for the agent's container.
+    fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    store.make_private().unwrap();
+    assert_eq!(mode(store.dir()), 0o700);
+}
+
+/// Between a child's start and its program it has all files of its parent.
+#[test]
+fn a_lock_ends_with_its_holder_although_a_child_still_has_the_file() {
+    let Folder { store, dir: _dir } = Folder::holding(0);
+    let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
+    let childs = held.0.file.try_clone().unwrap();
+    drop(held);
+    drop(store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap());
+    drop(childs);
+}
+
+#[test]
 fn a_sandbox_lock_excludes_that_sandbox_only_and_ends_with_its_holder() {
     let Folder { store, dir: _dir } = Folder::holding(0);
     let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();

@@ -1,0 +1,143 @@
+//! What pods reach of Azure's services on the host, and of the node's own loopback.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use tokio::{net::TcpSocket, time::timeout};
+use vnetpool_crds::pool::MetadataAccess;
+use vnetpool_node_agent::firewall::apply::Firewall;
+use vnetpool_plugin::wiring::Wiring;
+
+use crate::world::{
+    METADATA, NEIGHBOUR, NODE, Namespace, POD, PORT, WIRE_SERVER, World, ask, block_on, ensure, rules,
+    rules_with,
+};
+
+const DNS: u16 = 53;
+
+/// Whether a connection from here finds nobody: neither an answer nor a refusal.
+fn is_dropped(from: &Namespace, to: Ipv4Addr, port: u16) -> bool {
+    from.connect_at(to, port).is_err_and(|error| error.kind() == ErrorKind::TimedOut)
+}
+
+fn dropped(world: &World, firewall: &mut Firewall) -> BTreeMap<String, u64> {
+    world.node.inside(|| block_on(firewall.dropped()).unwrap()).into_iter().collect()
+}
+
+fn pods_reach_only_the_resolver(wiring: Wiring) {
+    let (world, mut firewall) = (World::wired(wiring), Firewall::default());
+    world.vnet.answer_at(WIRE_SERVER, DNS);
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    assert!(is_dropped(&world.pod, METADATA, PORT), "the metadata service");
+    assert!(is_dropped(&world.pod, WIRE_SERVER, PORT), "the wire server");
+    let counts = dropped(&world, &mut firewall);
+    assert!(counts["metadata"] > 0 && counts["wire_server"] > 0, "{counts:?}");
+    assert_eq!(counts["loopback"], 0, "{counts:?}");
+    assert!(dropped(&world, &mut firewall).values().all(|&count| count == 0), "counted twice");
+    assert!(!ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"])), "counting changes the table");
+
+    let mut resolver = world.pod.connect_at(WIRE_SERVER, DNS).unwrap();
+    assert_eq!(ask(&mut resolver), NODE);
+    let resolver = world.vnet.inside(|| UdpSocket::bind((WIRE_SERVER, DNS)).unwrap());
+    resolver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let client = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
+    client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.send_to(&[1], (WIRE_SERVER, DNS)).unwrap();
+    let (_, seen) = resolver.recv_from(&mut [0]).unwrap();
+    resolver.send_to(&[2], seen).unwrap();
+    assert_eq!(client.recv_from(&mut [0]).unwrap().1, SocketAddr::from((WIRE_SERVER, DNS)));
+
+    for platform in [METADATA, WIRE_SERVER] {
+        assert_eq!(world.node.source_seen_by(platform), NODE, "the node itself is free to ask");
+    }
+}
+
+#[test]
+fn pods_reach_neither_the_metadata_service_nor_the_wire_server_but_its_resolver() {
+    pods_reach_only_the_resolver(Wiring::Routed);
+}
+
+#[test]
+fn pods_behind_the_bridge_reach_neither_the_metadata_service_nor_the_wire_server_but_its_resolver() {
+    pods_reach_only_the_resolver(Wiring::Bridge);
+}
+
+#[test]
+fn pods_reach_the_metadata_service_where_the_pool_says_so() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    ensure(&world.node, &mut firewall, &rules_with(MetadataAccess::All, &["10.240.0.0/16"]));
+    let mut open = world.pod.connect(METADATA).unwrap();
+    assert_eq!(ask(&mut open), NODE);
+    assert!(is_dropped(&world.pod, WIRE_SERVER, PORT), "the wire server");
+    // Taken back, it holds for connections that are open, too.
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    open.write_all(&[0]).unwrap();
+    assert!(open.read_exact(&mut [0; 4]).is_err());
+}
+
+#[test]
+fn a_load_balancers_probe_is_answered() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    world.pod.answer(POD);
+    let probe = |from: Ipv4Addr| {
+        let connect = async move {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((from, 0).into())?;
+            timeout(Duration::from_secs(2), socket.connect((POD, PORT).into())).await?.map(drop)
+        };
+        world.vnet.inside(|| block_on(connect))
+    };
+    probe(WIRE_SERVER).unwrap();
+    probe(NEIGHBOUR).unwrap();
+}
+
+#[test]
+fn a_metadata_proxy_on_the_node_serves_pods() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    world.node.answer(NODE);
+    world.node.run("nft add table ip proxy");
+    world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
+    world.node.run(&format!("nft add rule ip proxy prerouting ip daddr {METADATA} dnat to {NODE}"));
+    assert_eq!(world.pod.source_seen_by(METADATA), POD);
+}
+
+/// What a Service whose endpoint is the metadata service would do.
+#[test]
+fn no_translation_of_others_leads_a_pod_to_the_metadata_service() {
+    let world = World::new();
+    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    world.node.run("nft add table ip proxy");
+    world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
+    world.node.run(&format!("nft add rule ip proxy prerouting ip daddr 10.96.0.9 dnat to {METADATA}"));
+    assert!(is_dropped(&world.pod, Ipv4Addr::new(10, 96, 0, 9), PORT));
+}
+
+/// With `route_localnet`, as portmap and Felix set it on pods' links.
+#[test]
+fn a_pod_reaches_nothing_on_the_nodes_loopback() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let links = world.node.run("ip -brief link show type veth");
+    let link = links.split(['@', '\n']).find(|word| word.starts_with("vnp")).unwrap().to_owned();
+    for link in ["all", &link] {
+        let setting = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
+        world.node.inside(|| std::fs::write(setting, "1").unwrap());
+    }
+    let listener = world.node.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).unwrap());
+    listener.set_nonblocking(true).unwrap();
+    for setting in ["route_localnet", "accept_local"] {
+        let setting = format!("/proc/sys/net/ipv4/conf/all/{setting}");
+        world.pod.inside(|| std::fs::write(setting, "1").unwrap());
+    }
+    // The pod gives its loopback away, and sends what goes there to the node.
+    world.pod.run("ip link set lo down");
+    world.pod.run("ip address flush dev lo");
+    world.pod.run("ip route add 127.0.0.1/32 via 169.254.1.1 dev eth0 onlink");
+    assert!(is_dropped(&world.pod, Ipv4Addr::LOCALHOST, PORT));
+    let counts = dropped(&world, &mut firewall);
+    assert!(counts["loopback"] > 0, "{counts:?}");
+}
