@@ -30,11 +30,13 @@ use serde_json::Value;
 /// # Errors
 /// Never, unless the types they are derived from can't be told in JSON.
 pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
-    Ok([plain(NodeIPPool::crd())?, plain(NodeIPAllocation::crd())?])
+    Ok([shipped(NodeIPPool::crd())?, shipped(NodeIPAllocation::crd())?])
 }
 
-/// Without Rust's integer formats: the API server knows only int32 and int64 and warns of others. The bounds say it all.
-fn plain(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
+/// Without Rust's integer formats, since the API server knows only int32 and int64 and warns of others: the bounds say it
+/// all. And kept by Argo CD, which would delete the definitions with its Application, and with them every pool and every
+/// record of what nodes hold.
+fn shipped(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -49,5 +51,6 @@ fn plain(definition: CustomResourceDefinition) -> serde_json::Result<CustomResou
     }
     let mut value = serde_json::to_value(definition)?;
     strip(&mut value);
+    value["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
     serde_json::from_value(value)
 }
