@@ -1,15 +1,23 @@
-# The two images for use: `docker build --target operator .` and `docker build --target node-agent .`
-FROM rust:1.95-bookworm AS build
+# The two images for use, for amd64: `docker build --platform linux/amd64 --target operator .`, and `--target node-agent`.
+#
+# Another BASE needs Rust, make and Debian 12's packages; name it by its digest to build from the same one again.
+ARG BASE=rust:1.95-bookworm
+FROM ${BASE} AS build
 WORKDIR /source
 COPY . .
+# The versions of Cargo.lock, or none: what follows finds the file as it must be.
+RUN cargo fetch --locked
 RUN make images-root PROFILE=release
 
+# The test cluster's images are made from what follows, too (tests/cluster/cluster/dockerfile.go). Both programs are on the
+# PATH, so that `kubectl exec` finds them by their names.
 FROM scratch AS operator
 COPY --from=build /source/target/images/operator /
+ENV PATH=/
 USER 65532:65532
 ENTRYPOINT ["/vnetpool-operator"]
 
 FROM scratch AS node-agent
 COPY --from=build /source/target/images/node-agent /
-ENV PATH=/usr/sbin
+ENV PATH=/usr/sbin:/
 ENTRYPOINT ["/vnetpool-node-agent"]

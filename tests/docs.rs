@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use vnetpool_tests::cluster::root;
+use vnetpool_tests::snippets::{self, Fate, GROUPS};
 
 /// The documents whose tables have a column "shown by".
 const TABLES: [&str; 2] = ["docs/azure.md", "docs/paths.md"];
@@ -71,6 +72,75 @@ fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
     let cell = "`no`; each `a.b` and `c` in `one/two.rs::d`, or `e`, `f` in `g.rs`; in `h.rs`";
     let found: Vec<_> = places(cell).into_iter().map(|place| (place.file, place.names)).collect();
     assert_eq!(found, [("one/two.rs", vec!["a.b", "c", "d"]), ("g.rs", vec!["e", "f"]), ("h.rs", vec![])]);
+}
+
+#[test]
+fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
+    let tests = tests();
+    let all = snippets::all().unwrap_or_else(|error| panic!("{error:#}"));
+    let mut reasons = vec![];
+    for snippet in &all {
+        match &snippet.fate {
+            Fate::Run(group) => {
+                let by = GROUPS.iter().find(|(name, _)| name == group).map(|(_, test)| *test);
+                let by = by.unwrap_or_else(|| panic!("{}: no test runs the group {group}", snippet.place));
+                assert!(tests.contains(by), "{}: there is no test {by}", snippet.place);
+            }
+            Fate::NotRun(reason) => reasons.push(format!("{}: {reason}", snippet.place)),
+        }
+    }
+    println!("{} of {} blocks are not run:\n{}", reasons.len(), all.len(), reasons.join("\n"));
+    for (group, _) in GROUPS {
+        assert!(snippets::of(group).is_ok(), "no block is of the group {group}");
+    }
+}
+
+#[test]
+fn the_readme_is_one_page() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(readme.lines().count() <= 80, "{} lines", readme.lines().count());
+    let long: Vec<_> = readme.lines().filter(|line| line.chars().count() > 110).collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn every_link_to_a_file_of_the_project_leads_to_one() {
+    let mut found = 0;
+    for document in snippets::documents().unwrap() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let folder = document.parent().unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or_default();
+            if !target.contains("://") && !file.is_empty() {
+                assert!(folder.join(file).exists(), "{}: there is no {file}", document.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 20, "only {found} links");
+}
+
+#[test]
+fn a_block_of_commands_without_a_marker_is_found() {
+    let marked =
+        "<!-- run: look -->\n\n```sh\nls a\nls b\n```\n\n```text\nNAME  B/C\na  b\n```\n\n```text\nC\n```\n";
+    let found = snippets::parse("a.md", marked).unwrap();
+    assert_eq!((found[0].place.as_str(), found[0].script.as_str()), ("a.md:3", "ls a\nls b\n"));
+    assert_eq!((found[0].fate.clone(), found[0].shell.as_str()), (Fate::Run("look".into()), "sh"));
+    assert_eq!((found.len(), found[0].headers()), (1, vec![vec!["NAME", "B/C"]]));
+    let not_run = "<!-- not run: needs Azure -->\n```bash\naz login\n```\n";
+    assert_eq!(snippets::parse("a.md", not_run).unwrap()[0].fate, Fate::NotRun("needs Azure".into()));
+    for (wrong, why) in [
+        ("```sh\nls\n```\n", "a.md:1: neither"),
+        ("<!-- run: look -->\nSomething else.\n```sh\nls\n```\n", "a.md:3: neither"),
+        ("<!-- not run: -->\n```sh\nls\n```\n", "a.md:2: neither"),
+        ("<!-- run: look -->\n```sh\nls\n```\n```sh\nls\n```\n", "a.md:5: neither"),
+        ("```\nls\n```\n", "a.md:1: the fence names no language"),
+        ("```text\nls\n", "a.md:1: the block doesn't end"),
+    ] {
+        let error = snippets::parse("a.md", wrong).unwrap_err().to_string();
+        assert!(error.starts_with(why), "{wrong}: {error}");
+    }
 }
 
 /// A file of ours, by the end of its path, and what is in it.

@@ -30,15 +30,19 @@ use serde_json::Value;
 /// # Errors
 /// Never, unless the types they are derived from can't be told in JSON.
 pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
-    Ok([plain(NodeIPPool::crd())?, plain(NodeIPAllocation::crd())?])
+    Ok([shipped(NodeIPPool::crd())?, shipped(NodeIPAllocation::crd())?])
 }
 
-/// In the API server's terms: it knows no format `uint32` and warns of it. Whatever the schema lets through must be readable, for
-/// one object that isn't is trouble for whoever watches them all. So each integer that has no narrower bounds gets those of
-/// its type, and a condition those that Kubernetes' documentation gives it.
-fn plain(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
+/// In the API server's terms: it knows no format `uint32` and warns of it. Whatever the schema lets through must be
+/// readable, for one object that isn't is trouble for whoever watches them all. So each integer that has no narrower
+/// bounds gets those of its type, and a condition those that Kubernetes' documentation gives it.
+///
+/// And kept by Argo CD, which would delete the definitions with its Application, and with them every pool and every
+/// record of what nodes hold.
+fn shipped(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
     let mut value = serde_json::to_value(definition)?;
     bound(&mut value);
+    value["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
     serde_json::from_value(value)
 }
 

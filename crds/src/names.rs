@@ -7,7 +7,10 @@ pub const AGENT: &str = "vnetpool-node-agent";
 /// Keeps a `NodeIPAllocation` until what its NIC holds of ours is accounted for.
 pub const FINALIZER: &str = "vnetpool.io/nic";
 /// `NoSchedule` taint of a node whose addresses are all taken and that can get no more for now.
-pub const FULL_TAINT: &str = "vnetpool.io/full";
+///
+/// The prefix is cluster-autoscaler's for taints that only reflect the moment. Under any other key the autoscaler would
+/// take the taint over into its template of a new node, believe that a new node is full, too, and add none.
+pub const FULL_TAINT: &str = "status-taint.cluster-autoscaler.kubernetes.io/vnetpool-full";
 /// Every ipConfiguration of ours on a NIC starts with this; what doesn't is never touched.
 pub const IP_CONFIGURATION_PREFIX: &str = "vnp-";
 /// Annotation of a pod: the load balancers' backend pools it joins, by the names its NodeIPPool gives them, separated by commas.
@@ -21,3 +24,15 @@ pub const OTHERS: &str = "others";
 /// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC is gone for good, so
 /// that nothing of it is left in Azure: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its `SanitizeTaints` leaves out what begins with this, whatever flags it was started with.
+    #[test]
+    fn cluster_autoscaler_leaves_the_full_taint_out_of_its_template_of_a_new_node() {
+        let name = FULL_TAINT.strip_prefix("status-taint.cluster-autoscaler.kubernetes.io/");
+        assert_eq!(name, Some("vnetpool-full"));
+    }
+}

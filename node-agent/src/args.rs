@@ -16,7 +16,7 @@ pub struct Args {
     #[command(flatten)]
     pub config: Config,
     /// How log lines look.
-    #[arg(long, global = true, env = "LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    #[arg(long, global = true, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
 }
 

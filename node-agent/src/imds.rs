@@ -31,15 +31,15 @@ use vnetpool_crds::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
     /// With --source imds: how long a freed address rests before another container gets it.
-    #[arg(long, global = true, env = "COOLDOWN", default_value = "30s")]
+    #[arg(long, global = true, env = "VNETPOOL_COOLDOWN", default_value = "30s")]
     pub cooldown: kube::core::Duration,
     /// With --source imds: ranges beyond the VM's subnet that see containers under their own addresses, since the VNet's
     /// other subnets, its peerings and on-premises networks can't be learnt from the metadata service.
-    #[arg(long, global = true, env = "SNAT_EXCLUSIONS", value_delimiter = ',')]
+    #[arg(long, global = true, env = "VNETPOOL_SNAT_EXCLUSIONS", value_delimiter = ',')]
     pub snat_exclusions: Vec<Ipv4Net>,
     /// With --source imds: what containers reach of the instance metadata service, which gives every caller tokens of the VM's
     /// identities. In a cluster the pool says so.
-    #[arg(long, global = true, env = "POD_METADATA_ACCESS", default_value = "All", value_parser = access())]
+    #[arg(long, global = true, env = "VNETPOOL_POD_METADATA_ACCESS", default_value = "All", value_parser = access())]
     pub pod_metadata_access: MetadataAccess,
 }
 

@@ -41,7 +41,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let source = match config.source {
         SourceKind::Cluster => {
             let name = config.node_name.clone();
-            anyhow::ensure!(!name.is_empty(), "--node-name (or NODE_NAME) must name this node");
+            anyhow::ensure!(!name.is_empty(), "--node-name (or VNETPOOL_NODE_NAME) must name this node");
             Source::Cluster { client: client().await.context("can't configure the Kubernetes client")?, name }
         }
         SourceKind::Imds => Source::Metadata {

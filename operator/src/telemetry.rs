@@ -1,4 +1,4 @@
-//! Log lines: one for each outcome, as text for people or JSON for machines.
+//! Log lines: one for each outcome, as text for people or JSON for machines. The node agent's lines have the same keys.
 
 use tracing_subscriber::EnvFilter;
 
@@ -16,6 +16,6 @@ pub fn init(format: LogFormat) {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
     }
 }

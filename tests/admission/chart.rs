@@ -97,33 +97,44 @@ fn program(name: &str) -> PathBuf {
     root().join("target/x86_64-unknown-linux-gnu/debug").join(name)
 }
 
-/// A flag that was renamed would otherwise show as a crash loop in a cluster.
-pub fn the_programs_know_the_flags_they_are_given() -> Result<()> {
-    let everything = ["--set", "azure.armEndpoint=http://198.51.100.10,operator.dryRun=true"];
-    for (template, program) in [
-        ("operator/deployment.yaml", "vnetpool-operator"),
-        ("crds/job.yaml", "vnetpool-operator"),
-        ("node-agent/daemonset.yaml", "vnetpool-node-agent"),
+/// What the chart has the container of a template know, by name; values from elsewhere are left out.
+fn environment(template: &str, args: &[&str]) -> Result<BTreeMap<String, Option<String>>> {
+    let container = object(template, args)?["spec"]["template"]["spec"]["containers"][0].clone();
+    let variables = container["env"].as_array().into_iter().flatten();
+    Ok(variables
+        .filter_map(|one| Some((one["name"].as_str()?.into(), one["value"].as_str().map(Into::into))))
+        .collect())
+}
+
+/// A setting that was renamed would otherwise go unheard in a cluster.
+pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
+    let everything = [
+        "--set",
+        "azure.armEndpoint=http://198.51.100.10,operator.dryRun=true,nodeAgent.openForward=true,nodeAgent.cni.ipamOnly=true",
+    ];
+    for (template, program, count) in [
+        ("operator/deployment.yaml", "vnetpool-operator", 7),
+        ("node-agent/daemonset.yaml", "vnetpool-node-agent", 8),
     ] {
-        let container = object(template, &everything)?["spec"]["template"]["spec"]["containers"][0].clone();
-        let args: Vec<_> =
-            container["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let subcommands = args.iter().filter(|arg| !arg.starts_with("--"));
         let binary = self::program(program);
-        let help = Command::new(&binary).args(subcommands).arg("--help").output();
+        let help = Command::new(&binary).arg("--help").output();
         let help = help.with_context(|| format!("{}: run `make build`", binary.display()))?;
         let text = String::from_utf8_lossy(&help.stdout);
-        ensure!(
-            help.status.success(),
-            "{program} {args:?} --help: {}",
-            String::from_utf8_lossy(&help.stderr)
-        );
-        for flag in args.iter().filter_map(|arg| arg.split('=').next()).filter(|arg| arg.starts_with("--")) {
-            ensure!(
-                text.split_whitespace().any(|word| word == flag),
-                "{program} doesn't know {flag}:\n{text}"
-            );
+        let known: Vec<_> =
+            text.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next()).collect();
+        let foreign: Vec<_> = known.iter().filter(|name| !name.starts_with("VNETPOOL_")).collect();
+        ensure!(foreign.is_empty(), "{program} goes by {foreign:?}, which may be anybody's variables");
+        let given = environment(template, &everything)?;
+        let ours: Vec<_> = given.keys().filter(|name| name.starts_with("VNETPOOL_")).collect();
+        ensure!(ours.len() >= count, "{template} sets only {ours:?}");
+        for name in ours {
+            ensure!(known.contains(&name.as_str()), "{program} doesn't know {name}:\n{text}");
         }
+        let started = Command::new(&binary)
+            .arg("--help")
+            .envs(given.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))))
+            .output()?;
+        ensure!(started.status.success(), "{program}: {}", String::from_utf8_lossy(&started.stderr));
     }
     Ok(())
 }
@@ -191,8 +202,198 @@ pub fn a_share_of_azures_limits_beyond_reason_is_refused() -> Result<()> {
         let refusal = args(percent).err().map(|error| error.to_string());
         ensure!(refusal.as_ref().is_some_and(|text| text.contains("azure/budgetPercent")), "{refusal:?}");
     }
-    ensure!(args("35")?.contains("--budget-percent=35"));
+    let given = environment("operator/deployment.yaml", &["--set", "azure.budgetPercent=35"])?;
+    ensure!(given["VNETPOOL_BUDGET_PERCENT"].as_deref() == Some("35"), "{given:?}");
     Ok(())
+}
+
+pub fn an_installation_without_a_registry_is_refused_with_what_to_give() -> Result<()> {
+    let refusal = template(&["--set", "image.registry="]).err().map(|error| error.to_string());
+    ensure!(refusal.as_ref().is_some_and(|text| text.contains("--set image.registry=")), "{refusal:?}");
+    Ok(())
+}
+
+/// The paths of the values that a schema or a values file has; what is free in the schema ends a path.
+fn values(schema: &Value, path: &str, see: &mut impl FnMut(&str, &Value)) {
+    for (name, value) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        see(&path, value);
+        if value["additionalProperties"] == false {
+            values(value, &path, see);
+        }
+    }
+}
+
+pub fn the_schema_describes_each_value_and_no_other() -> Result<()> {
+    let read = |file: &str| std::fs::read_to_string(root().join("charts/vnetpool").join(file));
+    let defaults: Value = serde_yaml_ng::from_str(&read("values.yaml")?)?;
+    let schema: Value = serde_json::from_str(&read("values.schema.json")?)?;
+    let (mut described, mut wrong) = (vec![], vec![]);
+    values(&schema, "", &mut |path, value| {
+        let default = defaults.pointer(&path.replace('.', "/"));
+        // A parent chart's values are no value of this one.
+        if default.is_none() && path != ".global" {
+            wrong.push(format!("values.yaml has no {path}"));
+        }
+        if value["description"].as_str().is_none_or(str::is_empty) {
+            wrong.push(format!("the schema doesn't describe {path}"));
+        }
+        let is_free = value["additionalProperties"] != false;
+        described.push((path.to_owned(), is_free));
+    });
+    let mut open = vec![(String::new(), &defaults)];
+    while let Some((path, value)) = open.pop() {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            match described.iter().find(|(known, _)| *known == path) {
+                None => wrong.push(format!("the schema has no {path}")),
+                Some((_, true)) => {}
+                Some((_, false)) => open.push((path, value)),
+            }
+        }
+    }
+    ensure!(described.len() > 30 && wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// Renders with each of these lines of values.
+fn with_values(lines: &str) -> Result<BTreeMap<String, Vec<Value>>> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), lines)?;
+    rendered(&["--values", &file.path().to_string_lossy()])
+}
+
+pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
+    for (component, template) in
+        [("operator", "operator/deployment.yaml"), ("nodeAgent", "node-agent/daemonset.yaml")]
+    {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let given = format!(
+            "{component}:
+  imageDigest: {digest}
+  podLabels: {{ team: network }}
+  podAnnotations: {{ scrape: 'true' }}
+  serviceAccount: {{ annotations: {{ owner: network }} }}
+  priorityClassName: ours
+  extraEnv: [{{ name: EXTRA, value: given }}]
+  tolerations: [{{ key: dedicated, operator: Exists }}]
+"
+        );
+        let objects = with_values(&given)?;
+        let pod = &objects[template][0]["spec"]["template"];
+        ensure!(pod["metadata"]["labels"]["team"] == "network", "{pod}");
+        ensure!(pod["metadata"]["labels"]["app.kubernetes.io/name"] == "vnetpool", "{pod}");
+        ensure!(pod["metadata"]["annotations"]["scrape"] == "true", "{pod}");
+        ensure!(pod["spec"]["priorityClassName"] == "ours", "{pod}");
+        let container = &pod["spec"]["containers"][0];
+        ensure!(container["image"].as_str().is_some_and(|image| image.ends_with(&digest)), "{container}");
+        let has = |list: &Value, one: Value| list.as_array().is_some_and(|all| all.contains(&one));
+        ensure!(has(&container["env"], json!({ "name": "EXTRA", "value": "given" })), "{container}");
+        ensure!(
+            has(&pod["spec"]["tolerations"], json!({ "key": "dedicated", "operator": "Exists" })),
+            "{pod}"
+        );
+        let account = template.replace("deployment", "serviceaccount").replace("daemonset", "serviceaccount");
+        ensure!(objects[&account][0]["metadata"]["annotations"]["owner"] == "network");
+    }
+    Ok(())
+}
+
+/// A cluster whose nodes all have a taint of their own could else not install CRDs or get addresses.
+pub fn the_hook_and_the_operator_tolerate_what_the_values_say() -> Result<()> {
+    let objects = with_values("operator: { tolerations: [{ operator: Exists }] }")?;
+    for template in ["operator/deployment.yaml", "crds/job.yaml"] {
+        let tolerations = objects[template][0]["spec"]["template"]["spec"]["tolerations"].clone();
+        let all = tolerations.as_array().context("no tolerations")?;
+        ensure!(all.contains(&json!({ "operator": "Exists" })), "{template}: {tolerations}");
+        ensure!(
+            all.iter().any(|one| one["key"] == "node.kubernetes.io/not-ready"),
+            "{template}: {tolerations}"
+        );
+    }
+    Ok(())
+}
+
+pub fn replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node() -> Result<()> {
+    let objects = with_values(
+        "operator:
+  affinity:
+    nodeAffinity: { requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: [] } }
+    podAntiAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution: [{ topologyKey: rack }]
+",
+    )?;
+    let pod = objects["operator/deployment.yaml"][0]["spec"]["template"].clone();
+    let affinity = &pod["spec"]["affinity"];
+    ensure!(affinity["nodeAffinity"].is_object(), "{affinity}");
+    let rules = &affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    ensure!(
+        rules[0]["topologyKey"] == "kubernetes.io/hostname" && rules[1]["topologyKey"] == "rack",
+        "{rules}"
+    );
+    let spread = &pod["spec"]["topologySpreadConstraints"][0];
+    ensure!(spread["topologyKey"] == "topology.kubernetes.io/zone", "{spread}");
+    let selected = spread["labelSelector"]["matchLabels"].as_object().context("no labels")?;
+    ensure!(selected.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value), "{selected:?}");
+    Ok(())
+}
+
+/// K3s, for one, has its container runtime look elsewhere.
+pub fn the_folders_of_cni_are_where_the_values_say() -> Result<()> {
+    let (bin, conf) = ("/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d");
+    let folders = format!("nodeAgent.cni.binDir={bin},nodeAgent.cni.confDir={conf}");
+    let args = ["--set", folders.as_str()];
+    let given = environment("node-agent/daemonset.yaml", &args)?;
+    ensure!(given["VNETPOOL_CNI_BIN_DIR"].as_deref() == Some(bin), "{given:?}");
+    ensure!(given["VNETPOOL_CNI_CONF_DIR"].as_deref() == Some(conf), "{given:?}");
+    let pod = object("node-agent/daemonset.yaml", &args)?["spec"]["template"]["spec"].clone();
+    for (name, path) in [("cni-bin", bin), ("cni-conf", "/var/lib/rancher/k3s/agent/etc/cni")] {
+        let find = |list: &Value| -> Value {
+            let mut all = list.as_array().into_iter().flatten();
+            all.find(|one| one["name"] == name).cloned().unwrap_or_default()
+        };
+        ensure!(find(&pod["containers"][0]["volumeMounts"])["mountPath"] == path, "{name}: {pod}");
+        ensure!(find(&pod["volumes"])["hostPath"]["path"] == path, "{name}: {pod}");
+    }
+    Ok(())
+}
+
+/// What Argo CD does: it renders without a cluster, compares, and applies; and it deletes what has no `keep`.
+pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let plain = ["--set", "defaultPool.plain=true,defaultPool.spec.sizing.minimum=6", "--include-crds"];
+    let (first, second) = (rendered(&plain)?, rendered(&plain)?);
+    ensure!(first == second, "two renders differ");
+    for kept in ["defaultpool.yaml", ""] {
+        for object in first.get(kept).into_iter().flatten() {
+            let annotations = &object["metadata"]["annotations"];
+            ensure!(annotations["helm.sh/resource-policy"] == "keep", "{}", object["metadata"]);
+            ensure!(annotations.get("helm.sh/hook").is_none(), "{annotations}");
+        }
+    }
+    let definitions =
+        first.values().flatten().filter(|one| one["kind"] == "CustomResourceDefinition").count();
+    ensure!(definitions == 2, "{definitions} definitions without a template");
+    let mut pool = first["defaultpool.yaml"][0].clone();
+    // Another test works on the pool of that name.
+    pool["metadata"]["name"] = "gitops".into();
+    let manifest = tempfile::NamedTempFile::new()?;
+    std::fs::write(manifest.path(), pool.to_string())?;
+    let path = manifest.path().to_string_lossy();
+    let apply = || plane.kubectl(&["apply", "--server-side", "--field-manager=argocd", "-f", &path]);
+    apply()?;
+    plane.kubectl(&["patch", "nodeippool", "gitops", "--type=merge", "-p", r#"{"spec":{"weight":-7}}"#])?;
+    apply()?;
+    let shown = plane.kubectl(&[
+        "get",
+        "nodeippool",
+        "gitops",
+        "-o",
+        "jsonpath={.spec.weight} {.spec.sizing.minimum}",
+    ])?;
+    ensure!(shown == "-7 6", "{shown}");
+    plane.kubectl(&["delete", "nodeippool", "gitops"]).map(drop)
 }
 
 pub fn an_unknown_value_is_refused() -> Result<()> {

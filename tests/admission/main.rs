@@ -56,6 +56,7 @@ fn main() {
         writers::an_administrator_may_take_a_finalizer_away,
         writers::the_operator_writes_spec_and_conditions,
         writers::the_rights_are_the_least_that_do,
+        chart::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
         chart::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
     ];
     for case in pools::REFUSED {
@@ -72,10 +73,16 @@ fn main() {
         chart::what_must_run_first_needs_no_pod_network,
         chart::two_operators_never_share_a_node_and_can_still_be_replaced,
         chart::the_agent_runs_everywhere_and_is_never_throttled,
-        chart::the_programs_know_the_flags_they_are_given,
+        chart::the_programs_know_the_settings_they_are_given,
         chart::each_identity_gets_what_it_needs_and_says_what_it_lacks,
         chart::a_share_of_azures_limits_beyond_reason_is_refused,
         chart::an_unknown_value_is_refused,
+        chart::an_installation_without_a_registry_is_refused_with_what_to_give,
+        chart::the_schema_describes_each_value_and_no_other,
+        chart::what_a_cluster_asks_of_all_pods_can_be_given,
+        chart::the_hook_and_the_operator_tolerate_what_the_values_say,
+        chart::replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node,
+        chart::the_folders_of_cni_are_where_the_values_say,
     ]);
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(shared);

@@ -1,11 +1,11 @@
-//! The uninstall, as README tells it: its commands are read from there. Afterwards the cluster and its nodes are as they were before.
+//! The uninstall as it is documented: the commands are read from the document. Afterwards the cluster and its nodes are as they were before.
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use vnetpool_tests::cluster::{Cluster, root};
-use vnetpool_tests::eventually;
+use vnetpool_tests::cluster::Cluster;
+use vnetpool_tests::{eventually, snippets};
 
 /// The nodes that are there from the beginning to the end. By then one has had a pool of mode `Route` and as many pods as it can, the other a
 /// bridge, host ports and pods on its second NIC.
@@ -17,7 +17,7 @@ const ASPECTS: [(&str, &str); 8] = [
     ("addresses", "ip -o -4 address | awk '{ print $2, $4 }'"),
     ("routes", "ip route list table all"),
     ("rules", "ip rule list"),
-    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as README says.
+    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as the document says.
     ("nftables", "nft list tables | grep -Ev ' ip6? (nat|filter|mangle|raw)$' || true"),
     (
         "iptables",
@@ -76,34 +76,18 @@ impl Look {
     }
 }
 
-/// The commands of README's section, the cluster's and each node's.
-fn commands() -> Result<[String; 2]> {
-    let readme = std::fs::read_to_string(root().join("README.md"))?;
-    let section = readme.split("## Uninstall it").nth(1).and_then(|rest| rest.split("\n## ").next());
-    let blocks: Vec<String> = section
-        .context("README has no section \"Uninstall it\"")?
-        .split("```sh\n")
-        .skip(1)
-        .filter_map(|block| block.split("```").next().map(str::to_owned))
-        .collect();
-    blocks.try_into().map_err(|blocks| anyhow::anyhow!("two blocks of commands, not {blocks:?}"))
-}
-
-pub async fn nothing_stays_after_the_uninstall_that_the_readme_tells(world: &World) -> Result<()> {
+pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World) -> Result<()> {
     let cluster = &world.cluster;
-    let [of_cluster, of_node] = commands()?;
     let begun = Instant::now();
-    cluster.shell(&of_cluster).await?;
-    println!("uninstalled after {:.1} s", begun.elapsed().as_secs_f64());
-    for node in NODES {
-        cluster.run_on(node, &["bash", "-euc", &of_node]).await?;
+    for of_cluster in snippets::of("uninstall")? {
+        cluster.type_in(&of_cluster, &[], "").await?;
     }
-    // What README leaves to whoever knows what else is on the node.
-    const FORWARDING: &str = "sysctl -w net.ipv4.ip_forward=0";
-    let readme = std::fs::read_to_string(root().join("README.md"))?;
-    ensure!(readme.contains(FORWARDING), "README doesn't tell {FORWARDING}");
-    for node in NODES {
-        cluster.run_on(node, &["bash", "-euc", FORWARDING]).await?;
+    println!("uninstalled after {:.1} s", begun.elapsed().as_secs_f64());
+    for of_node in snippets::of("uninstall-node")? {
+        for node in NODES {
+            let ran = cluster.run_on(node, &[&of_node.shell, "-euc", &of_node.script]).await;
+            ran.with_context(|| of_node.place.clone())?;
+        }
     }
     let nics = cluster.azure.nics().await?;
     let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);

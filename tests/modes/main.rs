@@ -105,6 +105,6 @@ fn main() -> Result<ExitCode> {
         ranges::the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node,
         ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
         ranges::a_node_that_goes_loses_its_route,
-        leaving::nothing_stays_after_the_uninstall_that_the_readme_tells,
+        leaving::nothing_stays_after_the_uninstall_that_is_documented,
     ]
 }

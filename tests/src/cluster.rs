@@ -1,6 +1,7 @@
 //! The machines: bring the cluster up, install the chart into it, run things on its machines, take it down.
 
 use crate::azure::Azure;
+use crate::snippets::Snippet;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -149,16 +150,23 @@ impl Cluster {
         self.output(kubectl).await
     }
 
-    /// Runs the lines of a shell script with our kubectl and helm, as somebody would who administers the cluster.
+    /// Runs commands of a document with our kubectl and helm, in the project's folder and the shell that the document names, as
+    /// somebody would who administers the cluster; `before` is what the shell is told first.
     ///
     /// # Errors
     /// When one of its commands fails.
-    pub async fn shell(&self, script: &str) -> Result<String> {
-        let mut shell = Command::new("bash");
+    pub async fn type_in(
+        &self,
+        snippet: &Snippet,
+        variables: &[(&str, &str)],
+        before: &str,
+    ) -> Result<String> {
+        let mut shell = Command::new(&snippet.shell);
         let inherited = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{inherited}", root().join("target/cluster/bin").display());
-        shell.args(["-euxc", script]).env("PATH", path);
-        self.output(shell).await
+        shell.args(["-euxc", &format!("{before}\n{}", snippet.script)]);
+        shell.env("PATH", path).envs(variables.iter().copied()).current_dir(root());
+        self.output(shell).await.with_context(|| snippet.place.clone())
     }
 
     /// Applies a manifest by `kubectl apply`, with its strict validation.

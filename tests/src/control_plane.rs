@@ -207,6 +207,8 @@ pub fn template(args: &[&str]) -> Result<String> {
         "1.36.3",
         "--namespace",
         NAMESPACE,
+        "--set",
+        "image.registry=registry.example",
     ]);
     helm.args(args);
     run(helm, "")?.map_err(|error| anyhow::anyhow!(error))

@@ -10,6 +10,7 @@
 //!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
 //!   engine    an engine of NetworkPolicy on the nodes, and policies for it
 //!   probe     what a test program does when it is started again inside a place
+//!   snippets  the commands that README and the documents tell people to type
 //!   chapters  tests that come one after the other, each on a world
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
@@ -22,6 +23,7 @@ pub mod engine;
 pub mod node;
 pub mod place;
 pub mod probe;
+pub mod snippets;
 pub mod story;
 pub mod workload;
 

@@ -8,6 +8,7 @@ mod listing;
 mod runtimes;
 mod stage;
 mod supply;
+mod typed;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use stage::Stage;
@@ -37,6 +38,7 @@ fn main() {
         hazards::a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for,
         hazards::a_flushed_ruleset_is_back_within_a_second_and_said,
         hazards::an_idle_agent_sleeps,
+        typed::the_commands_for_a_plain_vm_do_what_they_say,
         listing::what_somebody_takes_off_a_nic_is_missed_within_a_minute,
         listing::a_node_whose_metadata_service_is_closed_goes_on_without_a_word,
     ];

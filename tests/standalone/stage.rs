@@ -90,11 +90,11 @@ fn built(path: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn agent_program() -> Result<PathBuf> {
+pub fn agent_program() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/debug/vnetpool-node-agent")
 }
 
-fn plugin_program() -> Result<PathBuf> {
+pub fn plugin_program() -> Result<PathBuf> {
     built("x86_64-unknown-linux-gnu/plugin/vnetpool")
 }
 
@@ -244,6 +244,11 @@ impl Stage {
         let mut daemon = self.on(vm, name);
         self.processes.push(daemon.args(words).stdout(log.try_clone()?).stderr(log).spawn()?);
         Ok(())
+    }
+
+    /// Ends a process when the stage ends.
+    pub fn keep(&mut self, process: Child) {
+        self.processes.push(process);
     }
 
     /// A program on a VM that was booted.

@@ -3,6 +3,7 @@
 
 mod chapters;
 mod trouble;
+mod typed;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
@@ -24,7 +25,7 @@ impl Stage {
         self.cluster
             .get_or_try_init(|| async {
                 let cluster = Cluster::up(&root().join("target/cluster/story"), 3, 1).await?;
-                cluster.install().await?;
+                typed::install(&cluster).await?;
                 chapters::shorten_the_pools_waits(&cluster).await?;
                 anyhow::Ok(cluster)
             })
@@ -57,6 +58,8 @@ fn main() -> Result<ExitCode> {
         chapters::a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_the_nodes,
         chapters::kubectl_tells_how_many_addresses_who_has_which_and_why_not_more,
         chapters::addresses_go_back_to_azure_when_the_pods_are_gone,
+        typed::the_commands_of_the_documents_do_what_they_say,
+        typed::both_programs_log_by_one_schema,
         chapters::a_changed_pool_changes_what_the_nodes_hold,
         chapters::a_burst_of_sixty_pods_costs_two_nic_writes_at_most,
         chapters::pods_start_and_stop_while_the_agent_is_down,

@@ -14,19 +14,44 @@ app.kubernetes.io/name: vnetpool
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* An image. Call with (list . "operator") or (list . "node-agent"). */}}
+{{/* An image. Call with (list . "operator" .Values.operator) or (list . "node-agent" .Values.nodeAgent). */}}
 {{- define "vnetpool.image" -}}
 {{- $root := first . -}}
-{{ $root.Values.image.registry }}/vnetpool/{{ last . }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- $missing := cat "image.registry must be given: the registry to which you pushed the images vnetpool/operator"
+  "and vnetpool/node-agent, for example --set image.registry=registry.example/team" -}}
+{{- $name := printf "%s/vnetpool/%s" (required $missing $root.Values.image.registry) (index . 1) -}}
+{{- with (last .).imageDigest -}}
+{{ $name }}@{{ . }}
+{{- else -}}
+{{ $name }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- end -}}
 {{- end }}
 
-{{/* What the operator's pods and the hook's tolerate: all that keeps other pods away before there is a pod network. */}}
+{{/* What the operator's pods and the hook's tolerate: all that keeps other pods away before there is a pod network; and the
+values' own. */}}
 {{- define "vnetpool.tolerations" -}}
 - { key: node.kubernetes.io/not-ready, operator: Exists }
 - { key: node.kubernetes.io/network-unavailable, operator: Exists }
 - { key: node.cloudprovider.kubernetes.io/uninitialized, operator: Exists }
 - { key: CriticalAddonsOnly, operator: Exists }
 - { key: node-role.kubernetes.io/control-plane, operator: Exists }
+{{- with .Values.operator.tolerations }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Where the operator may run: never two on a node, whatever else the values ask for. */}}
+{{- define "vnetpool.operatorAffinity" -}}
+{{- $own := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (include "vnetpool.operatorPods" . | fromYaml) -}}
+{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $affinity := deepCopy .Values.operator.affinity -}}
+{{- $anti := $affinity.podAntiAffinity | default dict -}}
+{{- $anti = set $anti $required (prepend (get $anti $required | default list) $own) -}}
+{{ set $affinity "podAntiAffinity" $anti | toYaml }}
+{{- end }}
+
+{{- define "vnetpool.operatorPods" -}}
+matchLabels: {{- include "vnetpool.selector" (list . "operator") | nindent 2 }}
 {{- end }}
 
 {{/* Nothing of what the operator does needs a privilege. */}}

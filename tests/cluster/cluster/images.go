@@ -13,23 +13,39 @@ import (
 	"strings"
 )
 
-// image is a root file system and what runs in it.
+// image is a root file system and how its program is started.
 type image struct {
-	archive    string
-	name       string
-	root       string // folder with the root file system, below the repository
-	entrypoint []string
-	program    string // all there is in it, one of `build`'s or by its path one of Debian's; empty: somebody has staged it
-	onRequest  bool   // not on every node, but where `load` brings it
+	archive   string
+	name      string
+	recipe    recipe
+	program   string // all there is in it, one of `build`'s or by its path one of Debian's; empty: somebody has staged it
+	onRequest bool   // not on every node, but where `load` brings it
 }
 
-var allImages = []image{
-	{"operator", "localhost/vnetpool/operator:dev", "target/images/operator", []string{"/vnetpool-operator"}, "", false},
-	{"node-agent", "localhost/vnetpool/node-agent:dev", "target/images/node-agent", []string{"/vnetpool-node-agent"}, "", false},
-	{"probe", "localhost/probe:dev", "target/cluster/rootfs/probe", []string{"/probe"}, "probe", false},
-	{"pause", "localhost/pause:dev", "target/cluster/rootfs/probe", []string{"/probe", "pause"}, "probe", false},
-	{"coredns", "localhost/coredns:dev", "target/cluster/rootfs/coredns", []string{"/coredns"}, "coredns", true},
-	{"haproxy", "localhost/haproxy:dev", "target/cluster/rootfs/haproxy", []string{"/usr/sbin/haproxy"}, "/usr/sbin/haproxy", true},
+// allImages are those for use, which are the Dockerfile's, and the tests' own.
+func allImages(root repo) ([]image, error) {
+	dockerfile, err := os.ReadFile(root.path("Dockerfile"))
+	if err != nil {
+		return nil, err
+	}
+	var all []image
+	for _, stage := range []string{"operator", "node-agent"} {
+		recipe, err := recipeOf(string(dockerfile), stage)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, image{stage, "localhost/vnetpool/" + stage + ":dev", recipe, "", false})
+	}
+	own := func(root string, entrypoint ...string) recipe {
+		return recipe{root: "target/cluster/rootfs/" + root, config: imageConfig{Entrypoint: entrypoint}}
+	}
+	haproxy := "/usr/sbin/haproxy"
+	return append(all,
+		image{"probe", "localhost/probe:dev", own("probe", "/probe"), "probe", false},
+		image{"pause", "localhost/pause:dev", own("probe", "/probe", "pause"), "probe", false},
+		image{"coredns", "localhost/coredns:dev", own("coredns", "/coredns"), "coredns", true},
+		image{"haproxy", "localhost/haproxy:dev", own("haproxy", haproxy), haproxy, true},
+	), nil
 }
 
 // images makes every archive current; an image whose root file system nobody has staged is skipped aloud.
@@ -38,7 +54,11 @@ func images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, i := range allImages {
+	all, err := allImages(root)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -72,7 +92,7 @@ func (i image) stage(root repo) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(root.path(i.root), place), content, 0o755); err != nil {
+		if err := writeFile(filepath.Join(root.path(i.recipe.root), place), content, 0o755); err != nil {
 			return err
 		}
 	}
@@ -81,18 +101,18 @@ func (i image) stage(root repo) error {
 
 // build writes one image's archive unless it holds just that already.
 func (i image) build(root repo) error {
-	folder := root.path(i.root)
+	folder := root.path(i.recipe.root)
 	if err := i.stage(root); err != nil {
 		return fmt.Errorf("%w: run cluster build first", err)
 	}
 	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
-		progress("image %s skipped: %s is missing; stage its root file system there first", i.name, i.root)
+		progress("image %s skipped: %s is missing; stage its root file system there first", i.name, i.recipe.root)
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(folder, i.entrypoint[0])); err != nil {
+	if _, err := os.Stat(filepath.Join(folder, i.recipe.config.Entrypoint[0])); err != nil {
 		return fmt.Errorf("%w: stage the program there first", err)
 	}
-	content, err := ociArchive(i.name, i.entrypoint, os.DirFS(folder))
+	content, err := ociArchive(i.name, i.recipe.config, os.DirFS(folder))
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,15 @@ import (
 
 type object = map[string]any
 
+// imageConfig is how a container of an image starts, in the words of the format.
+type imageConfig struct {
+	Entrypoint []string
+	Env        []string `json:",omitempty"`
+	User       string   `json:",omitempty"`
+}
+
 // ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root throughout.
-func ociArchive(name string, entrypoint []string, root fs.FS) ([]byte, error) {
+func ociArchive(name string, start imageConfig, root fs.FS) ([]byte, error) {
 	layer, err := layerOf(root)
 	if err != nil {
 		return nil, err
@@ -37,7 +44,7 @@ func ociArchive(name string, entrypoint []string, root fs.FS) ([]byte, error) {
 	layerRef := blob("application/vnd.oci.image.layer.v1.tar", layer)
 	config, err := asBlob("application/vnd.oci.image.config.v1+json", object{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": object{"Entrypoint": entrypoint},
+		"config": start,
 		"rootfs": object{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
 	})
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
-	archive, err := ociArchive("localhost/it:dev", []string{"/it"}, fstest.MapFS{"it": {Data: []byte("program"), Mode: 0o755}})
+	archive, err := ociArchive("localhost/it:dev", imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{"it": {Data: []byte("program"), Mode: 0o755}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
 func TestTheSameFilesGiveTheSameBytesWhateverTheirTimes(t *testing.T) {
 	var archives [][]byte
 	for _, year := range []int{2001, 2002} {
-		archive, err := ociArchive("it", []string{"/it"}, fstest.MapFS{
+		archive, err := ociArchive("it", imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{
 			"it":  {Data: []byte("program"), Mode: 0o755, ModTime: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)},
 			"etc": {Mode: fs.ModeDir | 0o755},
 		})

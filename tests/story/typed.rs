@@ -1,0 +1,71 @@
+//! What README and the documents have people type, typed.
+
+use crate::chapters::MINIMUM;
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::{eventually, snippets};
+
+/// Installs the chart as README tells, but with the images and the Azure of the test.
+pub async fn install(cluster: &Cluster) -> Result<()> {
+    let values = root().join("tests/cluster/values.yaml");
+    let (values, endpoint) = (values.display(), &cluster.state.arm_endpoint);
+    let helm = format!(
+        "helm() {{ command helm \"$@\" --values {values} --set azure.armEndpoint={endpoint} --timeout 4m; }}"
+    );
+    for snippet in snippets::of("install")? {
+        cluster.type_in(&snippet, &[("REGISTRY", "localhost")], &helm).await?;
+    }
+    cluster.nodes_ready().await
+}
+
+pub async fn the_commands_of_the_documents_do_what_they_say(cluster: &Cluster) -> Result<()> {
+    // One pod: two nodes have none, as on any morning.
+    cluster.deploy("typed", 1, None).await?;
+    let pods = cluster.running("typed", 1, Duration::from_secs(60)).await?;
+    let pod = pods.first().context("no pod")?;
+    let address = pod.address.to_string();
+    eventually("the pod's address in its node's status", Duration::from_secs(30), || async {
+        let shown = cluster.kubectl(&["get", "nodeipallocation", &pod.node, "-o", "yaml"]).await?;
+        Ok(shown.contains(&address).then_some(()))
+    })
+    .await?;
+    let group = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool";
+    let subnet = format!("{group}/providers/Microsoft.Network/virtualNetworks/vnet/subnets/nodes");
+    let variables = [
+        ("NODE", pod.node.as_str()),
+        ("ADDRESS", &address),
+        ("SUBSCRIPTION", "00000000-0000-0000-0000-000000000001"),
+        ("GROUP", "vnetpool"),
+        ("SUBNET", &subnet),
+    ];
+    for snippet in snippets::of("look")? {
+        let printed = cluster.type_in(&snippet, &variables, "").await?;
+        println!("{}\n{}{printed}", snippet.place, snippet.script);
+        ensure!(!printed.trim().is_empty(), "{}: prints nothing", snippet.place);
+        for header in snippet.headers() {
+            let found = printed.lines().any(|line| line.split_whitespace().eq(header.iter().copied()));
+            ensure!(found, "{}: no line {header:?} in:\n{printed}", snippet.place);
+        }
+    }
+    cluster.undeploy("typed").await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await
+}
+
+/// Whoever collects the cluster's logs needs one parser.
+pub async fn both_programs_log_by_one_schema(cluster: &Cluster) -> Result<()> {
+    for program in ["deployment/vnetpool-operator", "daemonset/vnetpool-node-agent"] {
+        let log = cluster.kubectl(&["logs", "-n", "vnetpool-system", program, "--all-pods"]).await?;
+        let mut lines = 0;
+        for line in log.lines() {
+            let (_, json) = line.split_at(line.find('{').with_context(|| format!("{program}: {line}"))?);
+            let entry: serde_json::Value = serde_json::from_str(json)?;
+            for key in ["timestamp", "level", "target", "message"] {
+                ensure!(entry[key].is_string(), "{program}: no {key} in {line}");
+            }
+            lines += 1;
+        }
+        ensure!(lines > 0, "{program} has written nothing");
+    }
+    Ok(())
+}
