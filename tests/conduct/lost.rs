@@ -50,6 +50,7 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
         Effect::CutAfterApply,
         Effect::CutBody,
         status(500),
+        status(502),
         status(503),
         status(504),
     ];

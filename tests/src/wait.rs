@@ -12,6 +12,21 @@ const TOLD: usize = 6;
 /// So much of a state is told: some carry whole objects.
 const LENGTH: usize = 240;
 
+/// So much longer than usual things may take at most on a machine that does much else.
+const MOST_STRAINED: f64 = 4.0;
+
+/// A limit that is no promise of the product's but only there so that a test ends: longer in the measure in which more
+/// processes want to run on this machine than it has cores.
+pub fn patience(limit: Duration) -> Duration {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
+    limit.mul_f64(strain(load, std::thread::available_parallelism().map_or(1, usize::from)))
+}
+
+fn strain(load: f64, cores: usize) -> f64 {
+    (load / cores as f64).clamp(1.0, MOST_STRAINED)
+}
+
 /// Looks until `look` gives something, a few times a second. Whatever it saw before that is printed: a wrong state that
 /// passes is no failure, but nobody should have to guess that it was there.
 ///
@@ -144,6 +159,13 @@ mod tests {
         }
         let told = changes.told().unwrap();
         assert!(told.ends_with(", then 7 other states") && told.len() < 2000, "{told}");
+    }
+
+    #[test]
+    fn limits_grow_with_the_load_and_only_so_far() {
+        assert_eq!(strain(0.3, 2), 1.0);
+        assert_eq!(strain(5.0, 2), 2.5);
+        assert_eq!(strain(90.0, 2), MOST_STRAINED);
     }
 
     #[tokio::test(start_paused = true)]
