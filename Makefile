@@ -5,8 +5,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test demo demo-down manifests images images-root build cluster-build setup \
-	check-format check-clippy check-plugin-alone check-go check-chart test-go test-rust
+.PHONY: help check test nightly demo demo-down manifests images images-root build cluster-build setup \
+	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
+	test-go test-units test-conduct test-rust test-nightly
 MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
@@ -17,16 +18,29 @@ IMAGES := target/images
 TOOLS := target/cluster/bin
 # The flags with which `cluster build` compiled Kubernetes: with others, vet and test would compile it again.
 GO := GOFLAGS="-trimpath -buildvcs=false" go
+# What of `tests/cluster` is built: all of it, or only these parts. The demo and the API server alone need less.
+PARTS ?=
+DEMO_PARTS := kube helm probe cluster
 # Helm built from its module doesn't know which Kubernetes it is for.
 HELM_LINT := $(TOOLS)/helm lint --strict --kube-version 1.36.3 charts/vnetpool
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-test: setup ## every check and every test; the last line is the total
-	@tests/run-all.sh
+check: setup ## format, lints, units, the model, and the operator before a real API server: minutes
+	@tests/run-all.sh check
 
-demo: build images ## simulated Azure, a three-node cluster, and the main job shown on it
+test: setup ## every check and every test that gates a landing; the last line is the total
+	@tests/run-all.sh test
+
+nightly: setup ## the same and what is too long for that
+	@tests/run-all.sh nightly
+
+# The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still to be built.
+demo: PARTS = $(DEMO_PARTS)
+demo: build ## simulated Azure, a three-node cluster, and the main job shown on it
+	@$(OUT)/demo glimpse
+	@$(MAKE) images PARTS="$(DEMO_PARTS)"
 	@$(OUT)/demo
 
 demo-down: ## take the demo's cluster down, also after a crash
@@ -49,7 +63,7 @@ build: setup
 
 cluster-build:
 	@tests/setup.sh go
-	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build
+	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build $(PARTS)
 
 # The images' root file systems. They start from scratch: our programs are static. Of Debian there is only nft, whose
 # language for rules is the one stable interface to nftables, and the older iptables, whose tables nft doesn't see; with the
@@ -77,7 +91,15 @@ check-clippy:
 
 # What a pod waits for stays small: no Kubernetes client and no async runtime in the plugin.
 check-plugin-alone:
-	@if cargo tree --package vnetpool-plugin --edges normal | grep -E '\b(kube|tokio|vnetpool-crds)\b'; then exit 1; fi
+	@tree=$$(cargo tree --package vnetpool-plugin --edges normal); \
+	if grep -E '\b(kube|tokio|vnetpool-crds)\b' <<< "$$tree"; then exit 1; fi
+
+# Programs and tests share their build: no crate has other features when the tests are built with it.
+check-one-build:
+	@crates() { cargo tree --workspace --edges "$$1" --prefix none --format '{p} {f}' | sed 's/ (\*)$$//'; }; \
+	programs=$$(crates no-dev); all=$$(crates all); \
+	twice=$$(comm -23 <(sort -u <<< "$$programs") <(sort -u <<< "$$all") | grep -v ' (/' || true); \
+	if [ -n "$$twice" ]; then echo "compiled again for the tests, with more features (see tests/Cargo.toml):"; echo "$$twice"; exit 1; fi
 
 check-go:
 	cd tests/cluster && $(GO) vet ./...
@@ -89,6 +111,20 @@ check-chart:
 test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
+# What needs neither root nor Kubernetes.
+test-units:
+	cargo test --workspace --no-fail-fast --lib --bins --test azure --test behaviour --test scale_sets --test conformance \
+		--test docs --test model
+
+# What needs an API server and no node.
+test-conduct:
+	cargo test --workspace --no-fail-fast --test conduct
+
 # Cargo takes the packages by name, so what needs a cluster comes last: units, conformance, kernel, admission, conduct, story.
 test-rust:
 	cargo test --workspace --no-fail-fast
+
+# Many more cases for every property, and the chapters on clusters in the opposite order.
+test-nightly:
+	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib -- properties
+	CHAPTERS=backwards cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story

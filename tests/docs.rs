@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use vnetpool_tests::cluster::root;
 use vnetpool_tests::snippets::{self, Fate, GROUPS};
 
@@ -12,22 +13,35 @@ const TABLES: [&str; 2] = ["docs/azure.md", "docs/paths.md"];
 
 #[test]
 fn every_row_of_the_tables_names_tests_that_exist() {
-    let tests = tests();
-    let mut rows = 0;
+    let tests = Tests::of_the_project();
     for document in TABLES {
         let Ok(text) = std::fs::read_to_string(root().join(document)) else {
             panic!("{document} is missing");
         };
-        for (number, cell) in column(&text, "shown by") {
+        let rows = column(&text, "shown by");
+        assert!(!rows.is_empty(), "{document} has no table with a column \"shown by\"");
+        for (number, cell) in rows {
             let named = backticked(cell);
             assert!(!named.is_empty(), "{document}:{number}: the row names no test");
             for name in named {
-                assert!(tests.contains(name), "{document}:{number}: there is no test {name}");
+                assert!(tests.has(name), "{document}:{number}: there is no test {name}");
             }
-            rows += 1;
         }
     }
-    assert!(rows > 0, "the documents have no table with a column \"shown by\"");
+}
+
+/// A `|` in a cell would move all cells behind it, and none of them would be read as what it is.
+#[test]
+fn every_row_of_the_tables_has_the_cells_of_its_header() {
+    for document in TABLES {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        let mut header = None;
+        for (index, line) in text.lines().enumerate() {
+            let cells = line.starts_with('|').then(|| cells(line).len());
+            header = cells.map(|cells| header.unwrap_or(cells));
+            assert_eq!(cells, header, "{document}:{}", index + 1);
+        }
+    }
 }
 
 #[test]
@@ -35,16 +49,47 @@ fn a_row_without_an_existing_test_is_found() {
     let text = "| situation | shown by |\n|---|---|\n| a | `every_row_of_the_tables_names_tests_that_exist` |\n| b | `no_such` |\n";
     let rows: Vec<_> = column(text, "shown by").into_iter().flat_map(|(_, cell)| backticked(cell)).collect();
     assert_eq!(rows, ["every_row_of_the_tables_names_tests_that_exist", "no_such"]);
-    let tests = tests();
-    assert!(tests.contains(rows[0]) && !tests.contains(rows[1]));
-    // A function that is no test doesn't count.
-    assert!(!tests.contains("backticked"));
+    let tests = Tests::of_the_project();
+    assert!(tests.has(rows[0]) && !tests.has(rows[1]));
+    // A function that is no test doesn't count, nor does a test by the name of another place.
+    assert!(!tests.has("backticked"));
+    assert!(tests.has("docs::a_row_without_an_existing_test_is_found"));
+    assert!(!tests.has("story::a_row_without_an_existing_test_is_found"));
+}
+
+#[test]
+fn a_trial_is_what_stands_in_a_list_of_trials_and_no_argument_elsewhere() {
+    let text = "fn listed() {}\nasync fn second(world: &World) {}\nfn argument() {}\nfn single() {}
+        const TESTS: &[Test] = crate::tests![listed, part::second];
+        call(
+            argument,
+        );
+        let all = chapters![
+            World::make;
+            part::single,
+        ];
+        trial(\"alone\", |folder| run(folder)),
+";
+    let mut tests = Tests::default();
+    tests.read(Path::new("tests/some/part.rs"), text);
+    tests.settle();
+    for name in ["listed", "second", "part::second", "single", "some::part::single", "alone"] {
+        assert!(tests.has(name), "{name}");
+    }
+    for name in ["argument", "other::second", "make"] {
+        assert!(!tests.has(name), "{name}");
+    }
 }
 
 #[test]
 fn every_place_in_the_code_that_the_tables_name_is_there() {
     let mut sources = vec![];
-    visit(&root(), &mut |path, text| sources.push((path.to_owned(), text.to_owned())));
+    // Comments don't count: they may go on naming what is no more.
+    let code = |text: &str| {
+        let lines = text.lines().map(|line| line.split("//").next().unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    visit(&root(), &mut |path, text| sources.push((path.to_owned(), code(text))));
     let has = |place: &Place| {
         let mut texts = sources.iter().filter(|(path, _)| path.ends_with(place.file)).map(|(_, text)| text);
         texts.any(|text| place.words().all(|word| words(text).any(|one| one == word)))
@@ -188,7 +233,7 @@ fn column<'a>(text: &'a str, name: &str) -> Vec<(usize, &'a str)> {
             column = None;
             continue;
         }
-        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let cells = cells(line);
         match column {
             None => column = cells.iter().position(|cell| cell.to_lowercase().starts_with(name)),
             Some(_) if cells.iter().all(|cell| cell.starts_with("--")) => {}
@@ -198,38 +243,87 @@ fn column<'a>(text: &'a str, name: &str) -> Vec<(usize, &'a str)> {
     found
 }
 
-/// The last part of each path in backticks.
-fn backticked(cell: &str) -> Vec<&str> {
-    cell.split('`').skip(1).step_by(2).map(|path| path.rsplit("::").next().unwrap_or(path)).collect()
+/// The cells of a row; no other row counts trailing bars as cells either.
+fn cells(line: &str) -> Vec<&str> {
+    line.trim().trim_start_matches('|').trim_end_matches('|').split('|').map(str::trim).collect()
 }
 
-/// The name of every test of the project: Rust's by attribute or by their place in a list of trials, Go's by their signature.
-fn tests() -> HashSet<String> {
-    let (mut tests, mut functions, mut listed) = <(HashSet<_>, HashSet<_>, HashSet<_>)>::default();
-    visit(&root(), &mut |path, text| {
-        let mut is_test = false;
+/// What stands in backticks.
+fn backticked(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Every test of the project by its name, with the files that have one of this name: Rust's by attribute or by their place in
+/// a list of trials, Go's by their signature.
+#[derive(Default)]
+struct Tests {
+    tests: HashMap<String, Vec<PathBuf>>,
+    functions: HashMap<String, Vec<PathBuf>>,
+    listed: HashSet<String>,
+}
+
+impl Tests {
+    fn of_the_project() -> Self {
+        let mut tests = Self::default();
+        visit(&root(), &mut |path, text| tests.read(path, text));
+        tests.settle();
+        tests
+    }
+
+    /// Whether there is a test of this name, `a_sentence`, in the place that stands before it: `module::a_sentence`.
+    fn has(&self, path: &str) -> bool {
+        let mut modules: Vec<&str> = path.split("::").collect();
+        let name = modules.pop().unwrap_or_default();
+        let is_in = |file: &PathBuf| {
+            let file = file.with_extension("");
+            let parts: Vec<_> = file.iter().collect();
+            modules.iter().all(|module| parts.iter().any(|part| part.to_str() == Some(module)))
+        };
+        self.tests.get(name).is_some_and(|files| files.iter().any(is_in))
+    }
+
+    fn read(&mut self, path: &Path, text: &str) {
+        let (mut is_test, mut list) = (false, None);
         for line in text.lines().map(str::trim) {
             if path.extension().is_some_and(|ending| ending == "go") {
                 let test = line.strip_prefix("func ").and_then(|rest| rest.split_once("(t *testing.T)"));
-                tests.extend(test.map(|(name, _)| name.to_owned()));
+                if let Some((name, _)) = test {
+                    self.tests.entry(name.to_owned()).or_default().push(path.to_owned());
+                }
             } else if let Some(name) = function(line) {
-                if is_test { &mut tests } else { &mut functions }.insert(name.to_owned());
+                let known = if is_test { &mut self.tests } else { &mut self.functions };
+                known.entry(name.to_owned()).or_default().push(path.to_owned());
                 is_test = false;
             } else if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
                 is_test = true;
+            } else if let Some(name) = line.strip_prefix("trial(\"").and_then(|rest| rest.split('"').next()) {
+                self.tests.entry(name.to_owned()).or_default().push(path.to_owned());
             } else {
-                listed.extend(trials(line).map(str::to_owned));
+                self.listed.extend(trials(line, &mut list).map(str::to_owned));
             }
         }
-    });
-    tests.extend(functions.intersection(&listed).cloned());
-    tests
+    }
+
+    /// Functions that some list names are tests.
+    fn settle(&mut self) {
+        for (name, files) in std::mem::take(&mut self.functions) {
+            if self.listed.contains(&name) {
+                self.tests.entry(name).or_default().extend(files);
+            }
+        }
+    }
 }
 
-/// What a line of a list of trials names: nothing but paths with a comma after each, on a line or in one `tests![…]`.
-fn trials(line: &str) -> impl Iterator<Item = &str> {
-    let list = line.split_once("tests![").and_then(|(_, rest)| rest.split(']').next());
-    let names = list.or(line.strip_suffix(',')).unwrap_or_default();
+/// The macros that make trials of the functions they list.
+const LISTS: [&str; 6] = ["tests![", "chapters![", "part![", "trials![", "on_the_server![", "alone!["];
+
+/// What a line names of a list of trials, which may have begun on a line before (`list`).
+fn trials<'a>(line: &'a str, list: &mut Option<()>) -> impl Iterator<Item = &'a str> {
+    let begins = LISTS.iter().find_map(|list| line.split_once(list));
+    let rest = begins.map(|(_, rest)| rest).or(list.map(|()| line));
+    let inside = rest.map(|rest| rest.split(']').next().unwrap_or(rest));
+    *list = rest.filter(|rest| !rest.contains(']')).map(drop);
+    let names = inside.unwrap_or_default();
     let is_path = |text: &&str| {
         !text.is_empty()
             && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c))
@@ -254,5 +348,63 @@ fn visit(folder: &Path, see: &mut impl FnMut(&Path, &str)) {
         } else if name.ends_with(".rs") || name.ends_with("_test.go") {
             see(&path, &std::fs::read_to_string(&path).unwrap());
         }
+    }
+}
+
+/// What `tests/run-all.sh` makes of a stage that printed this.
+fn tally(printed: &str) -> Vec<String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, printed).unwrap();
+    let mut awk = Command::new("awk");
+    let output = awk.arg("-f").arg(root().join("tests/tally.awk")).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_stage_is_summed_up_by_binary_with_the_names_of_what_was_skipped() {
+    let printed = "
+     Running unittests src/lib.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_operator-0123456789abcdef)
+test one ... ok
+test two ... ignored, there are no documents
+test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.50s
+     Running unittests src/main.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_operator-0123456789abcdee)
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+     Running tests/story/main.rs (target/x86_64-unknown-linux-gnu/debug/deps/story-0123456789abcdef)
+test result: ok. 9 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 100.20s
+test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 20.10s
+";
+    let expected = [
+        "skip two",
+        "time 2 unittests src/lib.rs of vnetpool_operator",
+        "time 120 tests/story/main.rs of story",
+        "count 15 1 1",
+    ];
+    assert_eq!(tally(printed), expected);
+    assert_eq!(tally("--- PASS: TestA (0.0s)\n--- SKIP: TestB (0.0s)\n"), ["skip TestB", "count 1 0 1"]);
+}
+
+#[test]
+fn a_test_program_without_a_test_is_named() {
+    let printed = "     Running tests/paths/main.rs (target/debug/deps/paths-0123456789abcdef)
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+    assert_eq!(tally(printed), ["empty tests/paths/main.rs", "count 0 0 0"]);
+    assert_eq!(
+        tally("     Running tests/paths/main.rs (target/debug/deps/paths-0)\n")[0],
+        "empty tests/paths/main.rs"
+    );
+}
+
+#[test]
+fn a_check_that_can_not_ask_cargo_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let cargo = folder.path().join("cargo");
+    std::fs::write(&cargo, "#!/bin/sh\necho 'no such package' >&2\nexit 101\n").unwrap();
+    std::fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    for check in ["check-plugin-alone", "check-one-build"] {
+        let output = Command::new("make").arg(check).current_dir(root()).env("PATH", &path).output().unwrap();
+        assert!(!output.status.success(), "{check} passes without an answer of cargo's");
     }
 }

@@ -78,8 +78,7 @@ async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_else
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     ensure!(attached(&stage, "n1", &entry.name)? == json!([backend_pool("web"), null]), "{entry:?}");
     ensure!(entry.backend_pools == [backend_pool("web")], "{entry:?}");
-    let said = stage.events(&pod, "Attached").await?;
-    ensure!(said == [("Pod".to_owned(), 1)], "{said:?}");
+    stage.until_told(&pod, "Attached", &["Pod"]).await?;
 
     // Azure takes its time: the pod is gone, but packets for its load balancer still come to its address.
     let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
@@ -189,9 +188,8 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
         seen.spec.ip_configurations().any(|one| one.backend_pools == [backend_pool("web")]).then_some(())
     };
     stage.until("the other pod is attached", "n1", in_web).await?;
-    let said = (stage.events(&refused, "NotAttachable").await?, stage.events(&served, "Attached").await?);
-    let once = vec![("Pod".to_owned(), 1)];
-    ensure!(said == (once.clone(), once), "{said:?}");
+    stage.until_told(&refused, "NotAttachable", &["Pod"]).await?;
+    stage.until_told(&served, "Attached", &["Pod"]).await?;
     let tried = stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(tried == 1, "tried {tried} times");
     Ok(())

@@ -8,9 +8,11 @@ use futures::future::try_join_all;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, LogEntry, VnetConfig};
 use vnetpool_crds::condition;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::patience;
 
 pub const TESTS: &[Test] = crate::tests![
     each_request_that_azure_sees_is_on_the_operators_account,
@@ -121,6 +123,8 @@ async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &Co
 /// No stretch of time saw more requests than our share of the bucket and what it gained meanwhile.
 fn within_the_budget(log: &[LogEntry]) -> Result<()> {
     let share = f64::from(SHARE) / 100.0;
+    // Requests that were let through one after the other may arrive closer together, on a busy machine by that much.
+    let slack = patience(Duration::from_millis(1500)).as_secs_f64();
     for (is_write, burst, rate) in [(false, 250.0 * share, 25.0 * share), (true, 200.0 * share, 10.0 * share)]
     {
         let mut times: Vec<f64> = vec![];
@@ -129,8 +133,7 @@ fn within_the_budget(log: &[LogEntry]) -> Result<()> {
         }
         for (first, from) in times.iter().enumerate() {
             for (last, to) in times.iter().enumerate().skip(first) {
-                // Requests that were let through one after the other may arrive closer together, on a busy machine by that much.
-                let (count, allowed) = ((last - first + 1) as f64, burst + rate * (to - from + 1.5));
+                let (count, allowed) = ((last - first + 1) as f64, burst + rate * (to - from + slack));
                 ensure!(count <= allowed, "{count} requests in {} s, write: {is_write}", to - from);
             }
         }

@@ -40,9 +40,9 @@ async fn a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure(plane: &Con
     stage.until("it says what it would do for the pods", "n1", would(8)).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.interfaces.len() == 1 && seen.spec.addresses() == 0, "{:?}", seen.spec);
-    let mut events: Vec<_> = stage.events("n1", "DryRun").await?.into_iter().map(|(kind, _)| kind).collect();
-    events.sort();
-    ensure!(events == ["Node", "NodeIPAllocation"], "{events:?}");
+    let told = stage.until_said("n1", "DryRun", 2).await?;
+    let kinds: Vec<_> = told.iter().map(|(kind, _)| kind.as_str()).collect();
+    ensure!(kinds == ["Node", "NodeIPAllocation"], "{told:?}");
     nothing_was_written(&stage)
 }
 
@@ -79,5 +79,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
     stage.stop().await?;
     stage.start().await?;
     stage.until_holds("n1", 3).await?;
+    stage.until_gone("n2").await?;
+    ensure!(stage.held("n2").is_empty(), "the NIC without a VM still holds {:?}", stage.held("n2"));
     stage.until("no word of a dry run", "n1", |seen| find(seen, DRY_RUN).is_none().then_some(())).await
 }

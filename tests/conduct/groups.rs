@@ -110,7 +110,7 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     let writes = || stage.asked().iter().filter(|one| one.method == "PUT").count();
     ensure!(writes() == 1, "{:?}", stage.asked());
     ensure!(groups_of(&stage.nic("n1"))?.is_empty(), "the node's own NIC is in groups");
-    ensure!(!stage.events("n1", "SecurityGroupsChanged").await?.is_empty(), "no Event says so");
+    stage.until_said("n1", "SecurityGroupsChanged", 1).await?;
     // What is reserved later is in the same.
     stage.bind("n1", 5).await?;
     stage.until_offers("n1", 5).await?;

@@ -7,7 +7,7 @@
 //!   agent     the nodes' side of the protocol: takes up addresses and gives them up as the real agents do
 //! ```
 //! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at once as there are
-//! threads (`--test-threads`), each with an API server of its own, which they hand on.
+//! threads (`--test-threads`; without it three for each core), each with an API server of its own, which they hand on.
 
 mod agent;
 mod attachments;
@@ -44,6 +44,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::patience;
 
 /// A test by its name.
 pub struct Test {
@@ -59,11 +60,15 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-/// No test takes longer than this.
+/// No test takes longer than this on a machine that does nothing else.
 const LONGEST: Duration = Duration::from_secs(180);
+/// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the operator's pauses.
+const PER_CORE: usize = 3;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads = arguments.test_threads.or(Some(PER_CORE * cores));
     if std::env::var_os("RUST_LOG").is_some() {
         vnetpool_operator::telemetry::init(vnetpool_operator::telemetry::LogFormat::Text);
     }
@@ -125,7 +130,8 @@ impl Planes {
             None => ControlPlane::up(&format!("conduct-{}", self.made.fetch_add(1, Ordering::Relaxed)))?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let outcome = runtime.block_on(async { tokio::time::timeout(LONGEST, (test.run)(&plane)).await });
+        let outcome =
+            runtime.block_on(async { tokio::time::timeout(patience(LONGEST), (test.run)(&plane)).await });
         drop(runtime);
         idle().push(plane);
         outcome?

@@ -64,7 +64,7 @@ async fn a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_rec
     ensure!(until_served(&stage, "n1", 3).await? == before);
     stage.until_holds("n1", 4).await?;
     ensure!(asked(&stage) == ["GET", "PUT", "GET"], "{:?}", asked(&stage));
-    ensure!(!stage.events("n1", "AddressesRestored").await?.is_empty(), "no Event says so");
+    stage.until_said("n1", "AddressesRestored", 1).await?;
     // The hint is about names, and these are gone.
     stage.look("n1", 1).await?;
     let is_quiet = |seen: &NodeIPAllocation| seen.status.as_ref()?.unlisted.is_empty().then_some(());

@@ -32,9 +32,7 @@ async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
     stage.bind("n1", 5).await?;
     stage.until("the pods wait", "n1", |seen| (seen.status.as_ref()?.waiting == 5).then_some(())).await?;
     ensure!(stage.writes("n1").len() == 1, "tried again: {:?}", stage.writes("n1"));
-    let mut about = stage.events("n1", "PermissionDenied").await?;
-    about.sort();
-    ensure!(about == [("Node".to_owned(), 1), ("NodeIPAllocation".to_owned(), 1)], "{about:?}");
+    stage.until_told("n1", "PermissionDenied", &["Node", "NodeIPAllocation"]).await?;
     stage.sim.deny(vec![]);
     stage.pool("default", json!({ "sizing": { "minimum": 6, "warm": 0, "batch": 1 } })).await?;
     stage.until_holds("n1", 6).await
@@ -148,8 +146,7 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
         ensure!(writes == 1, "{node}: {writes} writes at first");
         let says = stage.until_says(node, RESERVED, reason).await?;
         ensure!(says.last_transition_time == since, "{node}: the condition has turned: {says:?}");
-        let about = stage.events(node, reason).await?;
-        ensure!(about.len() == 2 && about.iter().all(|(_, times)| *times == 1), "{node}: {about:?}");
+        stage.until_told(node, reason, &["Node", "NodeIPAllocation"]).await?;
         ensure!(stage.writes(node).len() == 4, "{node}: {} writes", stage.writes(node).len());
     }
     Ok(())

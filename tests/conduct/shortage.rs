@@ -65,8 +65,7 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     ensure!((refused("a"), refused("b"), refused("c")) == (0, 0, 2), "asked for what isn't there");
 
     for node in ["a", "c"] {
-        let about = stage.events(node, "SubnetFull").await?;
-        ensure!(about.len() == 2 && about.iter().all(|(_, times)| *times == 1), "{node}: {about:?}");
+        stage.until_told(node, "SubnetFull", &["Node", "NodeIPAllocation"]).await?;
     }
     // The end of it: the pods go, and nobody says anything of a full subnet any more.
     stage.unbind("a", 3).await?;

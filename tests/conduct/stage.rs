@@ -20,8 +20,9 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 use vnetpool_plugin::ledger;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
+use vnetpool_tests::wait::patience;
 
-/// How long anything is waited for: a write here takes a second or two.
+/// How long anything is waited for on a machine that does nothing else: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Where pods are made.
 const PODS: &str = "default";
@@ -260,7 +261,7 @@ impl<'a> Stage<'a> {
         node: &str,
         look: impl Fn(&NodeIPAllocation) -> Option<T>,
     ) -> Result<T> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let (begun, patience) = (tokio::time::Instant::now(), patience(PATIENCE));
         loop {
             let seen = self.allocation(node).await;
             if let Some(shown) = seen.as_ref().ok().and_then(&look) {
@@ -269,12 +270,12 @@ impl<'a> Stage<'a> {
             if let Some(why) = lock(&self.operator).as_mut().and_then(Operator::ended) {
                 bail!("{what}: the operator has ended by itself: {why}");
             }
-            if tokio::time::Instant::now() > deadline {
+            if begun.elapsed() > patience {
                 let seen = seen.map_or_else(
                     |error| error.to_string(),
                     |seen| json!({ "spec": seen.spec, "status": seen.status }).to_string(),
                 );
-                bail!("{what}: not within {} s; {node} shows {seen}", PATIENCE.as_secs());
+                bail!("{what}: not within {} s; {node} shows {seen}", patience.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -385,7 +386,7 @@ impl<'a> Stage<'a> {
     /// Waits until a node's NodeIPAllocation is gone.
     pub async fn until_gone(&self, node: &str) -> Result<()> {
         let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        eventually(&format!("{node} is gone"), PATIENCE, || async {
+        eventually(&format!("{node} is gone"), patience(PATIENCE), || async {
             match api.get_opt(node).await? {
                 Some(seen) => bail!("it is there: {:?}", seen.status),
                 None => Ok(Some(())),
@@ -410,6 +411,26 @@ impl<'a> Stage<'a> {
     pub fn fault(&self, method: &str, path: &str, count: Option<u64>, effect: Effect) -> u64 {
         let (method, path_contains) = (Some(method.to_owned()), Some(path.to_owned()));
         self.sim.order_fault(Fault { method, path_contains, count, effect })
+    }
+
+    /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about objects of these
+    /// kinds, in the order of their names, and each said once. Events are written beside the work, so nobody finds them at once.
+    pub async fn until_told(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
+        let said = self.until_said(node, reason, kinds.len()).await?;
+        let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
+        ensure!(said == once, "{reason} of {node}: {said:?}");
+        Ok(())
+    }
+
+    /// Waits until so many Events at least have this reason, and gives them.
+    pub async fn until_said(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
+        eventually(&format!("{count} Events {reason} about {node}"), patience(PATIENCE), || async {
+            let mut said = self.events(node, reason).await?;
+            ensure!(said.len() >= count, "there are {said:?}");
+            said.sort();
+            Ok(Some(said))
+        })
+        .await
     }
 
     /// The Events about a node or its NodeIPAllocation with this reason, with how often each was said.

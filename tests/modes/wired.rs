@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vnetpool_crds::{condition, pool::Wiring};
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::place::{Call, Place, Seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1 bits.
@@ -93,7 +93,9 @@ async fn a_host_port_leads_to_its_pod(world: &World, name: &str) -> Result<()> {
         ensure!(seen == Seen::new(&from.address, pod.address), "the pod sees {seen:?}");
     }
     world.cluster.kubectl(&["delete", "pod", name]).await?;
-    ensure!(world.vm.seen_at(&node.address, HOST_PORT).await.is_err(), "the port outlives its pod");
+    // The node itself says that nobody listens there.
+    let call = world.vm.call(&node.address, HOST_PORT).await?;
+    ensure!(call == Call::Refused, "after its pod the port gives {call:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, Seen, arm};
-use vnetpool_tests::workload::ProbePod;
+use vnetpool_tests::workload::{PORT, ProbePod};
 use vnetpool_tests::{eventually, probe};
 
 /// The template's subnet for nodes, without its last two numbers.
@@ -96,7 +96,7 @@ async fn the_templates_security_group_and_route_table_act_on_pods(world: &World)
         "destinationAddressPrefix": pod.address, "destinationPortRange": "*" });
     let rule = json!({ "name": "not-from-the-machine", "properties": rule });
     with(world, ("networkSecurityGroups/vnetpool-nodes", "securityRules"), rule, async || {
-        ensure!(machine.seen_by(&pod.address).await.is_err(), "the group's rule doesn't act");
+        machine.is_dropped(&pod.address, PORT).await.context("the group's rule")?;
         pod.seen_by(&machine.address).await.map(drop)
     })
     .await?;
@@ -104,8 +104,7 @@ async fn the_templates_security_group_and_route_table_act_on_pods(world: &World)
     let nowhere = json!({ "addressPrefix": format!("{}/32", machine.address), "nextHopType": "None" });
     let nowhere = json!({ "name": "nowhere", "properties": nowhere });
     with(world, ("routeTables/vnetpool-nodes", "routes"), nowhere, async || {
-        ensure!(pod.seen_by(&machine.address).await.is_err(), "the table's route doesn't act");
-        Ok(())
+        pod.is_dropped(&machine.address, PORT).await.context("the table's route")
     })
     .await?;
     passes().await

@@ -1,11 +1,12 @@
 //! Paths out of the cluster: the VNet, its peers, premises, the internet and the platform.
 
 use crate::World;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{PREMISES, Place, Seen, peer};
+use vnetpool_tests::workload::PORT;
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -104,7 +105,7 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
 ) -> Result<()> {
     let (one, two) = (world.pod(0)?, world.pod(1)?);
     let far = &world.far.place.address;
-    ensure!(one.seen_by(far).await.is_err(), "{far} is reached without a peering");
+    one.is_dropped(far, PORT).await.context("without a peering")?;
     peer(&world.cluster, "far").await?;
     a_peer_and_the_pods_reach_each_other(world, NEXT_LOOK).await?;
     // A second one, while connections of every kind go on.

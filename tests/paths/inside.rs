@@ -4,8 +4,8 @@ use crate::World;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen};
+use vnetpool_tests::{eventually, throughout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -90,16 +90,25 @@ pub async fn a_pod_on_the_nodes_own_network_and_a_pod_reach_each_other(world: &W
 }
 
 pub async fn the_kubelet_probes_a_pod_at_its_address(world: &World) -> Result<()> {
-    let http = |port: u16| json!({ "httpGet": { "path": "/whoami", "port": port }, "periodSeconds": 1 });
-    let probes = json!({ "readinessProbe": http(8080), "livenessProbe": http(8080) });
+    const FAILURES: u64 = 3;
+    let http = json!({ "httpGet": { "path": "/whoami", "port": 8080 }, "periodSeconds": 1, "timeoutSeconds": 1,
+        "failureThreshold": FAILURES });
+    let probes = json!({ "readinessProbe": http, "livenessProbe": http });
     let manifest = one_probe("probed", "node-1", 8080, json!({}), probes);
     world.cluster.apply(&manifest.to_string()).await?;
-    // Ready means that its probe was answered.
+    // Ready means that its readiness probe was answered. Had its liveness probe not been, the kubelet would end it once that
+    // had failed so many times, each a second and a time-out after the other.
     world.cluster.running("probed", 1, PATIENCE).await?;
-    let pods = world.cluster.pods("probed").await?;
-    let status = pods.first().and_then(|pod| pod.status.as_ref()).context("no status")?;
-    let restarts = status.container_statuses.iter().flatten().map(|one| one.restart_count).sum::<i32>();
-    ensure!(restarts == 0, "the liveness probe ended it {restarts} times");
+    let enough = Duration::from_secs(2 * FAILURES + 2);
+    throughout("a pod that is Ready and was never restarted", enough, || async {
+        world.cluster.running("probed", 1, Duration::ZERO).await?;
+        let pods = world.cluster.pods("probed").await?;
+        let status = pods.first().and_then(|pod| pod.status.as_ref()).context("no status")?;
+        let restarts = status.container_statuses.iter().flatten().map(|one| one.restart_count).sum::<i32>();
+        ensure!(restarts == 0, "the liveness probe ended it {restarts} times");
+        Ok(())
+    })
+    .await?;
     world.cluster.undeploy("probed").await
 }
 

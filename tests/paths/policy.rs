@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{Place, STORAGE, Seen, arm, id, put_subnet};
+use vnetpool_tests::place::{Call, Place, STORAGE, Seen, arm, id, put_subnet};
+use vnetpool_tests::workload::PORT;
 
 const NODES: &str = "vnet/subnets/nodes";
 const SOON: Duration = Duration::from_secs(20);
@@ -24,11 +25,8 @@ pub async fn a_security_group_acts_on_the_addresses_of_pods(world: &World) -> Re
     arm(&world.cluster, "PUT", "networkSecurityGroups/pods", group).await?;
     let guarded = json!({ "networkSecurityGroup": { "id": id("networkSecurityGroups/pods") } });
     put_subnet(&world.cluster, NODES, guarded).await?;
-    ensure!(one.seen_by(vm).await.is_err(), "a pod that is denied as a source arrives");
-    ensure!(
-        world.vm.seen_by(&two.address).await.is_err(),
-        "a pod that is denied as a destination is reached"
-    );
+    one.is_dropped(vm, PORT).await.context("a pod that is denied as a source")?;
+    world.vm.is_dropped(&two.address, PORT).await.context("a pod that is denied as a destination")?;
     // The other one of each, and the node's own address, pass.
     let seen = two.seen_by(vm).await?;
     ensure!(seen == Seen::new(&two.address, vm), "the VM sees {seen:?}");
@@ -77,7 +75,7 @@ pub async fn a_route_table_steers_a_pods_packets_through_an_appliance_and_back(w
     let both_ways = forwarded(appliance).await? - before;
     ensure!(both_ways > one_way, "{both_ways} packets both ways, {one_way} one way");
     appliance.run("sysctl", &["-q", "-w", "net.ipv4.ip_forward=0"]).await?;
-    ensure!(pod.seen_by(&far.address).await.is_err(), "there is a way around the appliance");
+    pod.is_dropped(&far.address, PORT).await.context("around the appliance")?;
     put_subnet(&world.cluster, "far/subnets/far", json!({})).await?;
     put_subnet(&world.cluster, NODES, json!({})).await
 }
@@ -132,7 +130,7 @@ pub async fn a_pod_is_in_the_application_security_groups_of_its_nodes_nic(world:
     put_subnet(&world.cluster, NODES, guarded).await?;
     ensure!(one.seen_by(vm).await.is_ok(), "a pod is denied before its NIC is in the group");
     group(world, "node-1-nic", &web).await?;
-    ensure!(one.seen_by(vm).await.is_err(), "a pod whose NIC is in the group isn't denied");
+    one.is_dropped(vm, PORT).await.context("a pod whose NIC is in the group")?;
     ensure!(two.seen_by(vm).await.is_ok(), "a pod of another NIC is denied");
     // What is reserved later is in the same groups: Azure takes one set a NIC.
     world.cluster.patch_pool(json!({ "sizing": { "minimum": 24 } })).await?;
@@ -166,8 +164,15 @@ pub async fn a_pool_puts_its_pods_into_its_application_security_groups(world: &W
     for (groups, denied) in [(groups, true), (Value::Null, false)] {
         world.cluster.patch_pool(json!({ "applicationSecurityGroups": groups })).await?;
         eventually("both pods are treated as their pool says", Duration::from_secs(60), || async {
-            let both = [one.seen_by(vm).await.is_err(), two.seen_by(vm).await.is_err()];
-            Ok((both == [denied; 2]).then_some(()))
+            for pod in [&one, &two] {
+                let call = pod.call(vm, PORT).await?;
+                ensure!(
+                    (call == Call::Dropped) == denied && call != Call::Refused,
+                    "{}: {call:?}",
+                    pod.address
+                );
+            }
+            Ok(Some(()))
         })
         .await?;
     }

@@ -12,6 +12,8 @@
 //!   probe     what a test program does when it is started again inside a place
 //!   snippets  the commands that README and the documents tell people to type
 //!   chapters  tests that come one after the other, each on a world
+//!   wait      the one way to wait for something, and to see that something holds all the while
+//!   glimpse   a node's addresses in simulated Azure, before there is a cluster
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
@@ -20,34 +22,13 @@ pub mod chapters;
 pub mod cluster;
 pub mod control_plane;
 pub mod engine;
+pub mod glimpse;
 pub mod node;
 pub mod place;
 pub mod probe;
 pub mod snippets;
 pub mod story;
+pub mod wait;
 pub mod workload;
 
-use std::time::Duration;
-
-/// Looks until `look` gives something, a few times a second; the last error or "not yet" is told when `within` has passed.
-///
-/// # Errors
-/// When it didn't come true in time.
-pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut look: F) -> anyhow::Result<T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = anyhow::Result<Option<T>>>,
-{
-    let deadline = tokio::time::Instant::now() + within;
-    loop {
-        let seen = look().await;
-        if let Ok(Some(value)) = seen {
-            return Ok(value);
-        }
-        if tokio::time::Instant::now() >= deadline {
-            let last = seen.err().map_or_else(|| "not yet".to_string(), |error| format!("{error:#}"));
-            anyhow::bail!("{what}: not within {} s: {last}", within.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
-}
+pub use wait::{eventually, throughout};

@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, Host, tool};
 use crate::eventually;
 use crate::workload::{PORT, ProbePod};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -23,6 +23,16 @@ pub const STORAGE: &str = "203.0.113.20";
 pub struct Place {
     netns: PathBuf,
     pub address: String,
+}
+
+/// How a call ended. That it couldn't be made at all (no curl, no such namespace, no answer of a probe) is an error, not an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    Answered(Seen),
+    /// Somebody said no: a reset, or an ICMP message that nothing is there.
+    Refused,
+    /// Nothing came back.
+    Dropped,
 }
 
 /// What the far end saw of a connection.
@@ -85,9 +95,38 @@ impl Place {
     }
 
     pub async fn seen_at(&self, address: impl std::fmt::Display, port: u16) -> Result<Seen> {
+        match self.call(&address, port).await? {
+            Call::Answered(seen) => Ok(seen),
+            other => bail!("{} calls {address}:{port}: {other:?}", self.address),
+        }
+    }
+
+    /// Calls a probe.
+    ///
+    /// # Errors
+    /// When the call couldn't be made, or something else than a probe answered.
+    pub async fn call(&self, address: impl std::fmt::Display, port: u16) -> Result<Call> {
         let url = format!("http://{address}:{port}/whoami");
-        let answer = self.run("curl", &["-sS", "--max-time", "3", &url]).await?;
-        serde_json::from_str(&answer).with_context(|| format!("the probe at {url} said {answer:?}"))
+        let output = self.command("curl").args(["-sS", "--max-time", "3", &url]).output().await?;
+        // curl(1), EXIT CODES: it couldn't connect, the time was up, the connection was reset.
+        match output.status.code() {
+            Some(0) => {
+                let answer = String::from_utf8(output.stdout)?;
+                let seen = serde_json::from_str(&answer);
+                seen.map(Call::Answered).with_context(|| format!("the probe at {url} said {answer:?}"))
+            }
+            Some(7 | 56) => Ok(Call::Refused),
+            Some(28) => Ok(Call::Dropped),
+            _ => bail!("curl {url}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    /// # Errors
+    /// When a call isn't dropped: it is answered, or refused, or can't be made.
+    pub async fn is_dropped(&self, address: impl std::fmt::Display, port: u16) -> Result<()> {
+        let call = self.call(&address, port).await?;
+        ensure!(call == Call::Dropped, "{} calls {address}:{port}: {call:?}", self.address);
+        Ok(())
     }
 
     /// Waits until the probe at `address` sees a caller from here as `source`, at its own address.
@@ -290,11 +329,7 @@ pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -
 /// Waits until nothing at all answers at `address`, not even a refusal.
 pub async fn until_dropped(from: &Place, address: impl std::fmt::Display, port: u16) -> Result<()> {
     eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
-        let seen = from.seen_at(&address, port).await;
-        let Err(error) = seen else { anyhow::bail!("it answers: {seen:?}") };
-        // What curl says when the time is up.
-        ensure!(format!("{error:#}").contains("(28)"), "{error:#}");
-        Ok(Some(()))
+        from.is_dropped(&address, port).await.map(Some)
     })
     .await
 }

@@ -306,9 +306,21 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         thread::sleep(Duration::from_secs(5));
         let now = wakes()?;
         if now == before {
-            return Ok(());
+            break;
         }
         assert!(Instant::now() < deadline, "the agent never sleeps for five seconds: {before} then {now}");
         before = now;
     }
+    // More than the half minute between two looks, of which at most two are in it. However long one takes, it is one wake:
+    // only a pause ends it.
+    let (mut wakes_seen, mut was_awake) = (0, false);
+    for _ in 0..35 * 4 {
+        thread::sleep(Duration::from_millis(250));
+        let now = wakes()?;
+        let is_awake = now != before;
+        wakes_seen += u32::from(is_awake && !was_awake);
+        (before, was_awake) = (now, is_awake);
+    }
+    assert!(wakes_seen <= 2, "the agent woke {wakes_seen} times in 35 s");
+    Ok(())
 }

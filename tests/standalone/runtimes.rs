@@ -1,11 +1,12 @@
 //! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
 
 use crate::stage::{
-    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually,
+    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually, failing,
     is_answered_by_the_resolver, metadata_name, probe_program, run, seen,
 };
 use anyhow::{Context, Result};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
@@ -52,7 +53,7 @@ pub fn a_bare_namespace_is_attached_and_every_path_holds(stage: &mut Stage) -> R
     assert!(shown.lines().any(|line| line.starts_with(&address.to_string()) && line.ends_with("web/eth0")));
     assert!(shown.contains("RulesApplied: True (Applied)"), "{shown}");
     stage.call_agent("vm1", &["detach", "--container", "web"])?;
-    assert!(seen(&stage.machine("other"), address).is_err(), "detached, and still reached");
+    assert_eq!(failing(&stage.machine("other"), address)?, ErrorKind::TimedOut, "detached");
     let shown = stage.call_agent("vm1", &["status"])?;
     assert!(shown.starts_with("holds 4 addresses: 1 assigned, 1 cooling"), "{shown}");
     Ok(())
@@ -113,7 +114,7 @@ pub fn a_namespace_given_an_address_by_cnitool_keeps_every_path(stage: &mut Stag
     cnitool(stage, "check")?;
     every_path_holds(stage, &container, address)?;
     cnitool(stage, "del")?;
-    assert!(seen(&stage.machine("other"), address).is_err(), "deleted, and still reached");
+    assert_eq!(failing(&stage.machine("other"), address)?, ErrorKind::TimedOut, "deleted");
     Ok(())
 }
 
@@ -140,7 +141,7 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let named =
         "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";
     eventually("docker's chain is named", || says(stage, named));
-    assert!(seen(&container, OTHER).is_err());
+    assert_eq!(failing(&container, OTHER)?, ErrorKind::TimedOut);
     agent.stop();
     let _agent = stage.start_agent("vm1", &["--open-forward"])?;
     eventually("docker's chain is open", || seen(&container, OTHER).is_ok());

@@ -9,11 +9,11 @@
 //! A machine is a network namespace. A VM that runs the agent has processes of its own, too, which all end with their number
 //! one, and mounts: `/run`, `/etc/cni`, `/opt/cni` and `/var/lib` are its own.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -459,6 +459,14 @@ pub fn seen(from: &File, to: Ipv4Addr) -> Result<IpAddr> {
     let end = body.rfind('}').context("no answer")?;
     let answer: Value = serde_json::from_str(&body[start..=end])?;
     Ok(answer["source"].as_str().context("no source")?.parse()?)
+}
+
+/// How a call of `to` from a namespace ends without an answer: [`ErrorKind::TimedOut`] if it is dropped.
+pub fn failing(from: &File, to: Ipv4Addr) -> Result<ErrorKind> {
+    match inside(from, || TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), Duration::from_secs(2))) {
+        Ok(_) => bail!("{to} answers"),
+        Err(error) => Ok(error.kind()),
+    }
 }
 
 /// The name of the VM that the metadata service takes a caller in this namespace for.

@@ -1,8 +1,8 @@
 //! The metadata service as the source of a VM's addresses: what it adds, takes away and brings back.
 
-use crate::stage::{OTHER, PORT, Stage, eventually, inside, seen};
+use crate::stage::{OTHER, PORT, Stage, eventually, failing, inside, seen};
 use anyhow::Result;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
         shows(stage, "AssignmentsBacked: False (AddressVanished)")
     });
     assert!(shows(stage, "no longer the VM's: 1 in use, 0 not"));
-    assert!(seen(&container, OTHER).is_err(), "Azure no longer lets it through");
+    assert_eq!(failing(&container, OTHER)?, ErrorKind::TimedOut, "Azure no longer lets it through");
     agent.stop();
     stage.give("vm1", 1)?;
     let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;

@@ -277,7 +277,7 @@ async fn the_metadata_service_is_asked_again_when_its_documents_say_so() {
 
 #[tokio::test]
 async fn a_token_that_can_not_be_replaced_is_used_until_it_ends_and_work_goes_on_when_there_is_a_new_one() {
-    let world = World::lasting(8).await;
+    let world = World::lasting(20).await;
     let azure = managed(&world.sim, None);
     read(&world, &azure).await.unwrap();
     let first = std::time::Instant::now();
@@ -289,12 +289,12 @@ async fn a_token_that_can_not_be_replaced_is_used_until_it_ends_and_work_goes_on
             Ok(()) => reads += 1,
             Err(error) => refused = Some((error, first.elapsed())),
         }
-        assert!(first.elapsed() < Duration::from_secs(15));
+        assert!(first.elapsed() < Duration::from_secs(40));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (error, after) = refused.unwrap();
     assert!(matches!(error, Error::Credential { .. }) && error.reason() == "CredentialRefused", "{error}");
-    assert!(after > Duration::from_secs(5), "given up {after:?} after the token was made, to last 8 s");
+    assert!(after > Duration::from_secs(17), "given up {after:?} after the token was made, to last 20 s");
     assert!(reads > 20, "{reads}");
     // One attempt while the token lasted, and one for all who came after its end.
     for failed in futures::future::join_all((0..20).map(|_| read(&world, &azure))).await {

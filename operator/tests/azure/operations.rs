@@ -1,11 +1,13 @@
 //! Long-running operations: followed where Azure says, as it says, and to whatever end; and what replaces that where it may not
 //! be followed.
 
+use std::time::Duration;
+
 use serde_json::json;
 use vnetpool_azure_sim::{Effect, Ending, Settings};
 use vnetpool_operator::azure::{Change, Error, Freshness, Priority, ProvisioningState, Remedy};
 
-use crate::script::{Script, answer};
+use crate::script::{Script, answer, pass};
 use crate::scripted::{OPERATION, accepted, id, nic, reserve};
 use crate::simulated::{World, change, names};
 
@@ -47,9 +49,19 @@ async fn an_operation_that_may_not_be_polled_is_followed_on_the_nic_and_the_perm
     assert!(matches!(&*missing, Error::Denied { action: named, .. } if named == action), "{missing}");
     let polls = || world.arm_log().iter().filter(|one| one.path.contains("/operations/")).count();
     assert_eq!(polls(), 1);
-    // The next write asks for the same permission no second time.
+    // For ten minutes no write asks for the same permission again, and then the next one does.
+    pass(Duration::from_secs(590)).await;
     world.reserve(&["vnp-2"]).await.unwrap();
     assert_eq!(polls(), 1);
+    pass(Duration::from_secs(10)).await;
+    world.reserve(&["vnp-3"]).await.unwrap();
+    assert_eq!(polls(), 2);
+    // Granted, it is used from the next time on that it is asked for.
+    world.sim.deny(vec![]);
+    pass(Duration::from_secs(600)).await;
+    world.reserve(&["vnp-4"]).await.unwrap();
+    assert!(polls() > 2, "{}", polls());
+    assert!(matches!(world.azure.tracked(&world.nic), Some(Ok(()))));
 }
 
 #[tokio::test]
@@ -76,7 +88,7 @@ async fn what_an_operation_that_failed_has_left_is_written_again() {
         matches!(&failed, Error::Failed { code, .. } if code == "NetworkingInternalOperationError"),
         "{failed}"
     );
-    assert!(matches!(failed.remedy(), Remedy::RetryAfter(_)));
+    assert_eq!(failed.remedy(), Remedy::RetryAfter(Duration::from_secs(5)));
     let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
     assert_eq!(nic.ip_configurations[0].state, ProvisioningState::Failed);
     // Asked for what is there, nothing is written; asked to repair, the same is.

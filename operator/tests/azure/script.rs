@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -85,6 +85,13 @@ impl Drop for Script {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// Has so much time pass for whoever waits for it, though none does.
+pub async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 pub fn client(arm: &str, imds: &str) -> Azure {

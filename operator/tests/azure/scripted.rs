@@ -181,12 +181,20 @@ async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
-        .next(answer(429, arm_error("SubscriptionRequestsThrottled")).with("retry-after", 1));
+        .next(answer(429, arm_error("SubscriptionRequestsThrottled")).with("retry-after", 4));
     let azure = script.azure();
     azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
-    // Writes are closed, and pods come meanwhile.
-    let outgrown = Urgency::until(Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(10)));
-    let error = azure.update(&id(), &reserve("vnp-1"), outgrown).await.unwrap_err();
+    // Writes are closed, and pods come once it waits.
+    let (grow, grown) = tokio::sync::oneshot::channel();
+    let outgrown = Urgency::until(Priority::WarmRefill, async move { drop(grown.await) });
+    let (id, change) = (id(), reserve("vnp-1"));
+    let mut waits = Box::pin(azure.update(&id, &change, outgrown));
+    while azure.accounts().1.iter().all(|(_, waiting)| *waiting == 0) {
+        assert!(futures::poll!(&mut waits).is_pending());
+        tokio::task::yield_now().await;
+    }
+    grow.send(()).unwrap();
+    let error = waits.await.unwrap_err();
     assert!(matches!(error, Error::Outgrown { .. }), "{error}");
     assert_eq!(script.heard().len(), 2);
     let spent: u64 =
@@ -195,7 +203,7 @@ async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_
 
     script.next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1", "vnp-2"])));
     let both = Change { reserve: vec!["vnp-1".into(), "vnp-2".into()], ..Change::default() };
-    azure.update(&id(), &both, Priority::WaitingPods).await.unwrap();
+    azure.update(&id, &both, Priority::WaitingPods).await.unwrap();
     let heard = script.heard();
     assert_eq!(heard.iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET", "PUT", "PUT"]);
     assert_eq!(heard[2].headers["if-match"], "W/\"1\"");

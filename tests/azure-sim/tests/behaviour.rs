@@ -100,7 +100,7 @@ async fn an_old_etag_is_refused_and_the_present_one_is_not() {
 
 #[tokio::test]
 async fn a_newer_write_cancels_the_older_one() {
-    let scene = Scene::with_writes_of(0.3).await;
+    let scene = Scene::with_writes_of(3.0).await;
     let first = scene.client.put(&scene.nic, &scene.nic_with("vnp-1").await).await;
     let second = scene.client.put(&scene.nic, &scene.nic_with("vnp-2").await).await;
     let canceled = scene.poll(&first).await;

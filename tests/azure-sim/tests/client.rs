@@ -51,7 +51,7 @@ impl Client {
                 return body;
             }
             assert!(Instant::now() < deadline, "the operation doesn't end");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 

@@ -147,7 +147,7 @@ async fn one_instance_takes_twelve_writes_at_once() {
 
 #[tokio::test]
 async fn a_newer_write_preempts_the_one_under_way() {
-    let scene = Scene::with_writes_of(0.5).await;
+    let scene = Scene::with_writes_of(3.0).await;
     let older = scene.put(&scene.body_with(&["vnp-1"]).await).await;
     let newer = scene.put(&scene.body_with(&["vnp-2"]).await).await;
     let ended = scene.client.outcome(&older).await;
@@ -169,7 +169,7 @@ async fn an_upgrade_to_the_latest_model_wipes_what_only_the_instance_had() {
 
 #[tokio::test]
 async fn an_instance_marked_for_deletion_takes_no_write_and_its_id_comes_back_as_another_machine() {
-    let scene = Scene::with_writes_of(0.3).await;
+    let scene = Scene::with_writes_of(3.0).await;
     let before = scene.model().await.body;
     let body = scene.body_with(&["vnp-1"]).await;
     let deletion = scene.client.send("DELETE", &scene.model_path(), &[], None).await.unwrap();

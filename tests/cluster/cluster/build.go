@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -82,21 +84,56 @@ var programs = []program{
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
 }
 
-// build makes target/cluster/bin complete and current.
-func build(ctx context.Context) error {
+// parts gives the programs of these names, without the version that some carry: all of them if there are no names.
+func parts(names []string) ([]program, error) {
+	if len(names) == 0 {
+		return programs, nil
+	}
+	var chosen []program
+	for _, name := range names {
+		index := slices.IndexFunc(programs, func(p program) bool { return p.part() == name })
+		if index < 0 {
+			var known []string
+			for _, p := range programs {
+				known = append(known, p.part())
+			}
+			return nil, fmt.Errorf("there is no part %q to build: there are %s", name, strings.Join(known, ", "))
+		}
+		chosen = append(chosen, programs[index])
+	}
+	return chosen, nil
+}
+
+// part is what people call it: helm carries its version in its file's name.
+func (p program) part() string { return strings.TrimSuffix(p.name, "-"+helmVersion) }
+
+// build makes target/cluster/bin current, all of it or only these parts.
+func build(ctx context.Context, names []string) error {
+	chosen, err := parts(names)
+	if err != nil {
+		return err
+	}
 	root, err := findRepo()
 	if err != nil {
 		return err
 	}
-	if err := installPackages(ctx); err != nil {
+	needed := packages
+	if len(names) == 0 {
+		needed = append(slices.Clone(packages), testPackages...)
+	}
+	if err := installPackages(ctx, needed); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(root.output("bin"), 0o755); err != nil {
 		return err
 	}
-	for _, p := range programs {
+	for _, p := range chosen {
+		began := time.Now()
 		if err := p.build(ctx, root); err != nil {
 			return err
+		}
+		if took := time.Since(began).Round(time.Second); took > 5*time.Second {
+			progress("built %s in %s", p.name, took)
 		}
 	}
 	for _, name := range kubeCommands {

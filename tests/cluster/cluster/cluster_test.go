@@ -176,3 +176,17 @@ func TestAProcessIsKilledOnlyByItsOwnCluster(t *testing.T) {
 	}
 	<-sleeper.gone
 }
+
+func TestOnlyThePartsThatAreAskedForAreBuilt(t *testing.T) {
+	all, err := parts(nil)
+	if err != nil || len(all) != len(programs) {
+		t.Errorf("%d of %d, %v", len(all), len(programs), err)
+	}
+	some, err := parts([]string{"kube", "helm"})
+	if err != nil || len(some) != 2 || some[0].name != "kube" || some[1].name != "helm-"+helmVersion {
+		t.Errorf("%v, %v", some, err)
+	}
+	if _, err := parts([]string{"kube", "cni"}); err == nil || !strings.Contains(err.Error(), "cnitool") {
+		t.Errorf("an unknown part: %v", err)
+	}
+}

@@ -69,6 +69,16 @@ func images(ctx context.Context) error {
 	return nil
 }
 
+// hasProgram tells whether what runs in the image is there.
+func (i image) hasProgram(root repo) bool {
+	path := i.program
+	if !filepath.IsAbs(path) {
+		path = root.bin(path)
+	}
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // stage puts an image's program into its root file system, and with Debian's the libraries that the linker finds for it.
 func (i image) stage(root repo) error {
 	files := map[string]string{"/" + i.program: root.bin(i.program)}
@@ -102,6 +112,10 @@ func (i image) stage(root repo) error {
 // build writes one image's archive unless it holds just that already.
 func (i image) build(root repo) error {
 	folder := root.path(i.recipe.root)
+	if i.onRequest && !i.hasProgram(root) {
+		progress("image %s skipped: its program is not built", i.name)
+		return nil
+	}
 	if err := i.stage(root); err != nil {
 		return fmt.Errorf("%w: run cluster build first", err)
 	}

@@ -13,7 +13,8 @@ import (
 )
 
 const usage = `usage:
-  cluster build                                  build Kubernetes, etcd, helm and probe; install missing Debian packages
+  cluster build [PART...]                        build everything that clusters and tests need, or only these parts of it, such as
+                                                 kube, helm, probe, cluster; install missing Debian packages
   cluster images                                 build the images of the operator, the node agent, probe and pause
   cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
              [--control-plane-only]
@@ -50,7 +51,7 @@ func dispatch(ctx context.Context, args []string) error {
 	}
 	switch command, args := args[0], args[1:]; command {
 	case "build":
-		return build(ctx)
+		return build(ctx, args)
 	case "images":
 		return images(ctx)
 	case "up":

@@ -11,8 +11,11 @@ import (
 )
 
 var packages = []string{
-	"conntrack", "containerd", "containernetworking-plugins", "docker.io", "haproxy", "iproute2", "ipset", "iptables", "nftables", "podman", "runc", "systemd",
+	"conntrack", "containerd", "containernetworking-plugins", "iproute2", "ipset", "iptables", "nftables", "runc",
 }
+
+// What some tests run beside or instead of a node's own programs.
+var testPackages = []string{"docker.io", "haproxy", "podman", "systemd"}
 
 // Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).
 const (
@@ -20,9 +23,9 @@ const (
 	policyScript = "#!/bin/sh\nexit 101\n"
 )
 
-// installPackages installs what is missing and starts none of it.
-func installPackages(ctx context.Context) (err error) {
-	missing := missingPackages()
+// installPackages installs what is missing of these and starts none of it.
+func installPackages(ctx context.Context, needed []string) (err error) {
+	missing := missingPackages(needed)
 	if len(missing) == 0 {
 		return nil
 	}
@@ -49,9 +52,9 @@ func installPackages(ctx context.Context) (err error) {
 	return apt(ctx, append([]string{"install", "--yes", "--quiet", "--no-install-recommends"}, missing...)...)
 }
 
-func missingPackages() []string {
+func missingPackages(needed []string) []string {
 	var missing []string
-	for _, name := range packages {
+	for _, name := range needed {
 		status, err := exec.Command("dpkg-query", "--show", "--showformat=${db:Status-Status}", name).Output()
 		if err != nil || string(status) != "installed" {
 			missing = append(missing, name)

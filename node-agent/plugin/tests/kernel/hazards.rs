@@ -8,8 +8,12 @@ use std::{
         mpsc::{Receiver, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use crate::node::{Namespace, Node, Pod};
 use crate::wiring::connect;
@@ -17,6 +21,8 @@ use vnetpool_plugin::wiring::{
     Damage, Events, Heard, HostLink, Uplinks, addresses, host_links, remove_address, restore,
 };
 
+/// The last message of a dump (netlink(7)).
+const NLMSG_DONE: u16 = 3;
 const SYSCTL: &str = "/proc/sys/net";
 
 fn link_of(node: &Node, pod: &Pod) -> HostLink {
@@ -197,6 +203,36 @@ fn each_offence_is_an_event_for_the_agent() {
     }
 }
 
+/// Whether the kernel says of a dump of all links here that something changed meanwhile (`NLM_F_DUMP_INTR`).
+fn a_dump_is_interrupted() -> bool {
+    let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    let mut ask = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
+    ask.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    ask.finalize();
+    let mut bytes = vec![0; ask.buffer_len()];
+    ask.serialize(&mut bytes);
+    socket.send(&bytes, 0).unwrap();
+    let mut is_interrupted = false;
+    loop {
+        // Of each message only the header is of interest: its length, kind and flags (netlink(7)).
+        let (answer, _) = socket.recv_from_full().unwrap();
+        let mut rest = &answer[..];
+        while rest.len() >= 16 {
+            let length = u32::from_ne_bytes(rest[..4].try_into().unwrap()) as usize;
+            let kind = u16::from_ne_bytes(rest[4..6].try_into().unwrap());
+            is_interrupted |= u16::from_ne_bytes(rest[6..8].try_into().unwrap()) & NLM_F_DUMP_INTR != 0;
+            if kind == NLMSG_DONE {
+                return is_interrupted;
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// So many dumps of the test's own must have been interrupted while ours were whole: on a quiet kernel it would show nothing.
+const INTERRUPTED: usize = 5;
+
 #[test]
 fn a_dump_is_whole_while_links_come_and_go() {
     let node = Node::holding(40);
@@ -217,11 +253,20 @@ fn a_dump_is_whole_while_links_come_and_go() {
                 node.netns.ip(&format!("-batch {}", file.display()));
             }
         });
-        let looks = node.netns.inside(|| {
-            let whole = |_| host_links().map(|links| links.iter().filter(|link| !link.is_damaged()).count());
-            (0..200).map(whole).collect::<Vec<_>>()
+        let begun = Instant::now();
+        let (looks, interrupted) = node.netns.inside(|| {
+            let (mut looks, mut interrupted) = (Vec::new(), 0);
+            while looks.len() < 200 || interrupted < INTERRUPTED && begun.elapsed() < Duration::from_secs(60)
+            {
+                let whole = |links: Vec<HostLink>| links.iter().filter(|link| !link.is_damaged()).count();
+                looks.push(host_links().map(whole));
+                interrupted += usize::from(a_dump_is_interrupted());
+            }
+            (looks, interrupted)
         });
         is_over.store(true, Ordering::Relaxed);
+        println!("{interrupted} of {} dumps were interrupted", looks.len());
+        assert!(interrupted >= INTERRUPTED, "only {interrupted} of {} dumps", looks.len());
         for look in looks {
             assert_eq!(look.unwrap(), 40);
         }
