@@ -24,68 +24,12 @@ mod tests;
 
 use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
 
-use serde::Serialize;
-
+pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
 pub use supply::{Occupant, Supplied, Supply};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;
-
-/// The interface by which Kubernetes knows a pod; further ones that it may have are no workload to an engine of NetworkPolicy.
-const POD_IFNAME: &str = "eth0";
-
-/// The key of an assignment: one interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Sandbox {
-    /// CNI_CONTAINERID; empty for an address found in use without a word by whom (`ifname` is then that address).
-    pub container_id: String,
-    /// CNI_IFNAME.
-    pub ifname: String,
-}
-
-impl Sandbox {
-    /// The name that ADD gives the host's end of this sandbox's veth pair: `vnp` and 11 hex digits, 14 of the 15 bytes a name has.
-    ///
-    /// Engines of NetworkPolicy find a pod's link by its name only: the prefix they are told and the first digits of the SHA-1
-    /// of `namespace.name`, as Calico's `VethNameForWorkload` has it and other cloud networks' plugins do. It is one name for all
-    /// sandboxes that a pod of this name ever has, so a newer one may find the older's link there: see [`Sandbox::spare_link`].
-    pub fn host_link(&self, pod: &Pod) -> String {
-        if pod.name.is_empty() || self.ifname != POD_IFNAME {
-            return self.spare_link();
-        }
-        let digest = sha1_smol::Sha1::from([&pod.namespace, ".", &pod.name].concat()).digest().bytes();
-        let digits: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        format!("vnp{}", &digits[..11])
-    }
-
-    /// A name that is this sandbox's alone: of the link of one that isn't known to be a pod's, and of one whose link had to make room.
-    /// Earlier builds named all links so.
-    pub fn spare_link(&self) -> String {
-        format!("vnp{:011x}", self.digest() & ((1 << 44) - 1))
-    }
-
-    /// A hash that every release computes alike, since link names and lock offsets come from it: FNV-1a, then
-    /// MurmurHash3's finaliser to spread the last bytes over all bits.
-    pub(crate) fn digest(&self) -> u64 {
-        let bytes = self.container_id.bytes().chain(*b"/").chain(self.ifname.bytes());
-        let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        hash ^ (hash >> 33)
-    }
-}
-
-/// The pod a sandbox belongs to, for people and for the status; empty strings if the runtime didn't say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pod {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-}
 
 /// An address the node holds, as published in the spec. Its identity is the name of its ipConfiguration, never used
 /// twice; the address is its attribute. The addresses of a block are entries of one name: each is assigned by itself, but

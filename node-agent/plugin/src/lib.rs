@@ -8,4 +8,5 @@
 pub mod cni;
 pub mod ledger;
 pub mod plugin;
+pub mod sandbox;
 pub mod wiring;

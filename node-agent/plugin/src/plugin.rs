@@ -211,8 +211,8 @@ fn check(
     let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
     let address = recorded(store, sandbox, expected)?;
     let identity = Identity { address, sandbox: sandbox.clone(), pod: known(store, sandbox, pod) };
-    let damage = wiring::damage(&Netns::open(netns)?, &identity)?;
-    if damage.is_empty() { Ok(()) } else { Err(Error::Damaged(damage)) }
+    let faults = wiring::faults(&Netns::open(netns)?, &identity)?;
+    if faults.is_empty() { Ok(()) } else { Err(Error::Damaged(faults)) }
 }
 
 /// The sandbox's address by the ledger, if the runtime remembers it, too.

@@ -16,11 +16,15 @@ mod addresses;
 pub mod bridge;
 mod events;
 mod host_end;
+mod identity;
 mod inspect;
+mod messages;
 mod netlink;
 pub mod netns;
+mod others_bridge;
 pub mod range;
 mod restore;
+mod routes;
 pub mod steer;
 
 use std::{
@@ -37,15 +41,18 @@ use netlink_packet_route::link::{
 };
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
-use crate::ledger::{Pod, Sandbox};
+use crate::sandbox::{Pod, Sandbox};
 
 use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
-pub use inspect::{HostLink, Identity, damage, host_links, is_routed_to, occupants};
+pub use identity::Identity;
+pub use inspect::{HostLink, faults, host_links, occupants};
 pub use netns::Netns;
+pub use others_bridge::{route_to_bridge, unroute_from_bridge};
 pub use restore::{Damage, restore};
+pub use routes::is_routed_to;
 
 /// The kernel's network settings, as a process outside containers sees them.
 const NET: &str = "/proc/sys/net";
@@ -134,62 +141,79 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Wires the sandbox to its address; returns the name of the host's end. What an earlier ADD of this sandbox left is used if it is
-/// whole, else replaced; an older sandbox of the pod keeps its wiring. On failure some of the wiring may be there:
-/// [`disconnect`] silences it.
+/// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this sandbox left is
+/// used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring. After a failure some of the
+/// wiring may be there: [`disconnect`] silences it.
 pub fn connect(
     netns: &Netns,
     identity: &Identity,
     mtu: Option<u32>,
     wiring: Wiring,
 ) -> Result<String, Error> {
-    let Identity { address: _, sandbox, pod } = identity;
-    let host_link = sandbox.host_link(pod);
+    let host_link = identity.sandbox.host_link(&identity.pod);
     let mut host = Netlink::open()?;
     match create_pair(&mut host, netns, identity, &host_link, mtu) {
         Err(error) if error.is(Errno::EEXIST) => {
-            let earlier = host_end::find(&mut host, sandbox, pod)?;
+            let earlier = host_end::find(&mut host, &identity.sandbox, &identity.pod)?;
             if let Some(link) = &earlier
-                && damage(netns, identity)?.is_empty()
+                && faults(netns, identity)?.is_empty()
             {
-                return Ok(inspect::name_of(link).unwrap_or_default().to_owned());
+                return Ok(messages::name_of(link).unwrap_or_default().to_owned());
             }
-            // A container that is started anew may have another namespace than when it was silenced.
-            let unfinished = host_end::behind(&mut host, netns, &sandbox.ifname)?;
-            for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
-                delete_link(&mut host, link_indexed(index))?;
-            }
-            host_end::make_room(&mut host, &host_link, pod)?;
+            make_way(&mut host, netns, identity, &host_link, earlier)?;
             create_pair(&mut host, netns, identity, &host_link, mtu).map_err(|error| {
                 let is_taken = error.is(Errno::EEXIST);
-                if is_taken { Error::InterfaceExists(sandbox.ifname.clone()) } else { error }
+                if is_taken { Error::InterfaceExists(identity.sandbox.ifname.clone()) } else { error }
             })?;
         }
         result => result?,
     }
-    // The node's side first: while it lacks the route, no pod answers to the address; and a route that is already
-    // there stops us before there is a second one.
-    disable_ipv6(Path::new(NET), &host_link)?;
-    let link = index_of(&host_link)?;
-    match wiring {
-        Wiring::Bridge => bridge::connect(&mut host, link, identity)?,
-        Wiring::Routed => {
-            let mut up = link_up(link);
-            up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
-            let address = Destination::Host(identity.address);
-            let wired = host.apply([
-                Change::set_link("set up the host's end of the veth pair", up),
-                Change::new_route("add the node's route to the pod", link, address, None),
-            ]);
-            let is_taken = |error: &Error| error.is(Errno::EEXIST);
-            wired.map_err(
-                |error| {
-                    if is_taken(&error) { Error::AddressRouted(identity.address) } else { error }
-                },
-            )?;
-        }
-    }
+    // The node's side comes first: while it lacks the route, no pod answers to the address. A route that is there
+    // already stops us before a second pod has the address.
+    connect_host_end(&mut host, &host_link, identity, wiring)?;
+    connect_pod_end(netns, identity)?;
+    Ok(host_link)
+}
 
+/// Deletes what earlier ADDs of this sandbox left, and moves the link of an older sandbox of the pod aside.
+fn make_way(
+    host: &mut Netlink,
+    netns: &Netns,
+    Identity { address: _, sandbox, pod }: &Identity,
+    host_link: &str,
+    earlier: Option<LinkMessage>,
+) -> Result<(), Error> {
+    // A container that is started anew may have another namespace than when it was silenced.
+    let unfinished = host_end::behind(host, netns, &sandbox.ifname)?;
+    for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
+        delete_link(host, link_indexed(index))?;
+    }
+    host_end::make_room(host, host_link, pod)
+}
+
+fn connect_host_end(
+    host: &mut Netlink,
+    host_link: &str,
+    identity: &Identity,
+    wiring: Wiring,
+) -> Result<(), Error> {
+    disable_ipv6(Path::new(NET), host_link)?;
+    let link = index_of(host_link)?;
+    if wiring == Wiring::Bridge {
+        return bridge::connect(host, link, identity);
+    }
+    let mut up = link_up(link);
+    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+    let address = Destination::Host(identity.address);
+    let wired = host.apply([
+        Change::set_link("set up the host's end of the veth pair", up),
+        Change::new_route("add the node's route to the pod", link, address, None),
+    ]);
+    let is_taken = |error: &Error| error.is(Errno::EEXIST);
+    wired.map_err(|error| if is_taken(&error) { Error::AddressRouted(identity.address) } else { error })
+}
+
+fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
     netns.inside(|| {
         let link = index_of(&identity.sandbox.ifname)?;
         Netlink::open()?.apply([
@@ -199,8 +223,7 @@ pub fn connect(
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
             Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
         ])
-    })?;
-    Ok(host_link)
+    })
 }
 
 /// Silences a sandbox: takes its link down, which takes its routes with it, so no other sandbox's; and has the link say that it no
@@ -278,38 +301,6 @@ fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> 
         link: link.to_owned(),
         source,
     })
-}
-
-/// Tells the node that an address is behind a bridge of another plugin, where the node's own subnet would be looked for on
-/// the NIC's link; and lets the bridge answer its pods' questions for all that isn't behind it, at once. Any number of times.
-pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
-    let link = index_of(bridge)?;
-    set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
-    set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
-    let mut netlink = Netlink::open()?;
-    // A bridge has the lowest MAC of its ports until it's given one: what its pods have learnt would change with each of them.
-    let mac = netlink.link(link_named(bridge))?.as_ref().and_then(inspect::mac_of).map(<[u8]>::to_vec);
-    let mut kept = link_indexed(link);
-    kept.attributes.extend(mac.map(LinkAttribute::Address));
-    netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
-    let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
-    match netlink.apply([route]) {
-        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, bridge)? {
-            true => Ok(()),
-            false => Err(Error::AddressRouted(address)),
-        },
-        result => result,
-    }
-}
-
-/// Takes back what [`route_to_bridge`] did for the address. Ok if it's gone, and if the bridge is.
-pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
-    let Ok(link) = if_nametoindex(bridge) else { return Ok(()) };
-    let change = Change::delete_route("remove the node's route to the pod", link, Destination::Host(address));
-    match Netlink::open()?.apply([change]) {
-        Err(error) if error.is(Errno::ESRCH) => Ok(()),
-        result => result,
-    }
 }
 
 fn link_up(index: u32) -> LinkMessage {

@@ -24,14 +24,14 @@ use netlink_packet_route::{
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    Error, HOST_MAC, Identity, index_of,
-    inspect::{host_address, link_of, main_routes},
-    is_routed_to, link_up,
-    netlink::{Change, Destination, Netlink, link_named},
-    pod_mac,
+    Error, HOST_MAC, Identity, index_of, link_up,
+    messages::{host_address, link_of},
+    netlink::{Change, Netlink, link_named},
+    pod_mac, routes,
 };
 
-/// The bridge's name, with the prefix of all links that lead to pods.
+/// The bridge's name. It begins like those of all links that lead to pods
+/// ([`LINK_PREFIX`](crate::sandbox::LINK_PREFIX)).
 pub const BRIDGE: &str = "vnpbridge";
 
 /// The first Linux in which a port can be locked.
@@ -67,9 +67,13 @@ pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
     Ok(is_new)
 }
 
-/// Whether the node has the bridge; asks for one name only.
+/// Whether the node has the bridge. It asks for one name only.
 pub fn is_there() -> bool {
-    if_nametoindex(BRIDGE).is_ok()
+    index().is_some()
+}
+
+pub(super) fn index() -> Option<u32> {
+    if_nametoindex(BRIDGE).ok()
 }
 
 fn is_new_enough(release: &str) -> bool {
@@ -88,7 +92,7 @@ pub fn remove() -> Result<(), Error> {
 
 /// Makes the new host end a port and leads the address there.
 pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Result<(), Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Err(Error::NoBridge) };
+    let bridge = index().ok_or(Error::NoBridge)?;
     let address = identity.address;
     let mut enslaved = LinkMessage::default();
     enslaved.header.index = link;
@@ -117,27 +121,19 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
         Change::set_link("set up the host's end of the veth pair", link_up(link)),
     ]);
     wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;
-    let route =
-        Change::new_route("add the node's route to the pod", bridge, Destination::Host(address), None);
-    match host.apply([route]) {
-        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, BRIDGE)? {
-            true => Ok(()),
-            false => Err(Error::AddressRouted(address)),
-        },
-        result => result,
-    }
+    routes::ensure(host, address, bridge).map(drop)
 }
 
 /// Leads the address nowhere any more. `port` is the index of its pod's link, if there is one still. Ok if nothing of it is there, as
 /// it is for a pod of the other wiring.
 pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(()) };
+    let Some(bridge) = index() else { return Ok(()) };
     let mut netlink = Netlink::open()?;
+    routes::remove(&mut netlink, address, bridge)?;
     let mut gone = |change| match netlink.apply([change]) {
         Err(error) if error.is(Errno::ESRCH) || error.is(Errno::ENOENT) => Ok(()),
         result => result,
     };
-    gone(Change::delete_route("remove the node's route to the pod", bridge, Destination::Host(address)))?;
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = bridge;
@@ -155,14 +151,14 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
 
 /// The addresses that the node routes to the bridge, whether or not there is still a port behind it for each.
 pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(Vec::new()) };
-    let routes = main_routes(&mut Netlink::open()?)?;
+    let Some(bridge) = index() else { return Ok(Vec::new()) };
+    let routes = routes::main(&mut Netlink::open()?)?;
     Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
 }
 
 /// What is missing between bridge and port for this address, in sentences.
-pub(super) fn damage(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
-    let mut damage = Vec::new();
+pub(super) fn faults(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
+    let mut faults = Vec::new();
     let bridge = index_of(BRIDGE)?;
     let mac = NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec());
     let mut has = |what, family, link: u32| -> Result<bool, Error> {
@@ -179,12 +175,12 @@ pub(super) fn damage(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result
         }))
     };
     if !has("list the node's neighbours", AddressFamily::Inet, bridge)? {
-        damage.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
+        faults.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
     }
     if !has("list the bridge's entries", AddressFamily::Bridge, port)? {
-        damage.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
+        faults.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
     }
-    Ok(damage)
+    Ok(faults)
 }
 
 /// The pod's MAC behind its port.
@@ -201,6 +197,12 @@ fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::LINK_PREFIX;
+
+    #[test]
+    fn rules_for_the_links_of_pods_apply_to_the_bridge() {
+        assert!(BRIDGE.starts_with(LINK_PREFIX));
+    }
 
     #[test]
     fn a_kernel_that_can_not_lock_ports_is_too_old() {

@@ -15,7 +15,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{
     Error, HOST_MAC, Identity,
-    inspect::{alias_of, is_up, mac_of, name_of},
+    messages::{alias_of, is_up, mac_of, name_of},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.

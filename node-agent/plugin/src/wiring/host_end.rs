@@ -8,10 +8,10 @@ use nix::errno::Errno;
 
 use super::{
     Error, Identity, Netns,
-    inspect::{alias_of, is_ours, peer_of},
+    messages::{alias_of, is_ours, peer_of},
     netlink::{Change, Netlink, link_indexed, link_named},
 };
-use crate::ledger::{Pod, Sandbox};
+use crate::sandbox::{Pod, Sandbox};
 
 /// First words of the alias of a link that was silenced. Earlier builds left it without an alias, and take this one for none.
 const SILENCED: &str = "vnetpool/1 silenced ";

@@ -14,15 +14,15 @@ use nix::errno::Errno;
 
 use super::{
     Error,
-    inspect::main_routes,
     netlink::{Change, Netlink, OURS},
+    routes,
 };
 
 /// Has what is sent to these ranges end here unless a pod has the address, and to no other range. Any number of times; none for a
 /// node that has no range. Lists all routes, so its cost grows with the pods.
 pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
-    let found: Vec<Ipv4Net> = main_routes(&mut netlink)?.iter().filter_map(closed).collect();
+    let found: Vec<Ipv4Net> = routes::main(&mut netlink)?.iter().filter_map(closed).collect();
     for range in ranges.iter().filter(|range| !found.contains(range)) {
         let change = Change::new_unreachable("close the node's range to what no pod has", *range);
         match netlink.apply([change]) {
