@@ -13,6 +13,7 @@ use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
 use vnetpool_crds::allocation::IpConfiguration;
+use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 /// Azure's instance metadata service and its wire server (DNS, probes). They answer a NIC's primary address only, so they
 /// are translated for even if a range that holds them is excluded.
@@ -114,9 +115,9 @@ impl Rules {
         // Before connection tracking: a packet with a false source must not even make an entry there.
         text.push_str(
             "\tchain guard {\n\
-             \t\ttype filter hook prerouting priority raw; policy accept;\n\
-             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter drop\n",
+             \t\ttype filter hook prerouting priority raw; policy accept;\n",
         );
+        let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" fib saddr . iif oif missing counter drop");
         text.push_str(&bridge::guard());
         text.push_str(
             "\t}\n\
@@ -132,7 +133,7 @@ impl Rules {
             outside.push_str("ip saddr != @public ");
         }
         for Egress { link, address } in &self.uplinks {
-            let pods = format!("\t\tiifname \"vnp*\" oifname \"{link}\"");
+            let pods = format!("\t\tiifname \"{LINK_PREFIX}*\" oifname \"{link}\"");
             // Random ports: with the kernel's first choice, connections opened at once on several CPUs collide and drop.
             let translate = format!("counter snat ip to {address} fully-random\n");
             let _ = write!(text, "{pods} ip daddr {{ {platform} }} {translate}{pods} {outside}{translate}");
