@@ -7,7 +7,7 @@ mod result;
 
 use serde::{Serialize, Serializer};
 
-pub use request::{Duty, Program, Request, STATE_DIR, Verb};
+pub use request::{Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
 pub use result::{Leased, PrevResult, Versions, Wired};
 
 /// A version of the specification that we speak.

@@ -18,84 +18,36 @@
 
 pub mod file;
 mod format;
+mod record;
 mod supply;
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
+use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr, time::Duration};
 
 pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
+pub use record::{Assignment, Entry, Proof, Record, State};
 pub use supply::{Occupant, Supplied, Supply};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;
 
-/// An address the node holds, as published in the spec. Its identity is the name of its ipConfiguration, never used
-/// twice; the address is its attribute. The addresses of a block are entries of one name: each is assigned by itself, but
-/// they come and go, and are relinquished, only together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Empty after a rebuild for an address in use that no spec has named yet.
-    pub name: String,
-    pub address: Ipv4Addr,
-    /// UID of the only pod that may have it: something in Azure is attached to this address.
-    pub attached_to: Option<String>,
-}
-
-/// An entry and what it is used for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    pub entry: Entry,
-    pub state: State,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// To be assigned once `since` lies a cooldown back; None = not used in this boot.
-    Free {
-        since: Option<Millis>,
-    },
-    Assigned(Assignment),
-    /// Gone from the spec without having been relinquished: not assigned unless it comes back.
-    Withdrawn {
-        since: Option<Millis>,
-    },
-}
-
-/// Who has an entry, and how to see whether they live.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assignment {
-    pub sandbox: Sandbox,
-    pub pod: Pod,
-    /// The name of the CNI network whose ADD asked for it. Empty if nobody remembers: what is wired doesn't tell, nor did the
-    /// release before.
-    pub network: String,
-    pub since: Millis,
-    pub proof: Proof,
-    /// The entry has gone from the spec while the pod was using it.
-    pub vanished: bool,
-}
-
-/// By what to see whether a sandbox lives. What can't be looked at lives.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Proof {
-    /// The host's end of the sandbox's veth pair: our wiring. It ends with the sandbox's network namespace. By the name that ADD gave
-    /// it; it says itself whose it is, and its name may have changed since.
-    Link(String),
-    /// The file of the sandbox's network namespace and, if it is known, the namespace's inode: another plugin did the wiring
-    /// and asked for the address only (delegated IPAM). Inodes come again, but not behind the same path.
-    Namespace { path: String, inode: Option<u64> },
-}
-
-/// What an ADD says of itself when it asks for an address.
-#[derive(Clone, Copy, Debug)]
+/// For whom an ADD asks for an address.
+#[derive(Clone, Debug)]
 pub struct Claim<'a> {
     pub sandbox: &'a Sandbox,
     pub pod: &'a Pod,
-    /// The name of its CNI network.
+    /// The name of the sandbox's CNI network.
     pub network: &'a str,
-    pub proof: &'a Proof,
+    pub proof: Proof,
+}
+
+impl<'a> Claim<'a> {
+    /// The claim of a sandbox that we wire: the host's end of its veth pair shows that it lives.
+    pub fn wired(sandbox: &'a Sandbox, pod: &'a Pod, network: &'a str) -> Claim<'a> {
+        Claim { sandbox, pod, network, proof: Proof::Link(sandbox.host_link(pod)) }
+    }
 }
 
 /// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
@@ -153,21 +105,157 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
-    /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
-    pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
-        let proof = &Proof::Link(sandbox.host_link(pod));
-        self.assign_to(Claim { sandbox, pod, network: "", proof }, now)
+    /// A ledger from the three sources there are, in the order of their authority: addresses in use on the node are
+    /// assigned, whatever the others say; relinquished names are never supplied again; then comes the spec.
+    ///
+    /// `freed_at` is when the addresses not in use were freed, for all we know: None on the first ledger of a boot
+    /// (whatever used them ended with the boot before), `Some(now)` when an earlier one of this boot may have been lost.
+    pub fn rebuild(
+        boot_id: &str,
+        occupants: &[Occupant],
+        relinquished: &[String],
+        supply: &Supply,
+        freed_at: Option<Millis>,
+        now: Millis,
+    ) -> Ledger {
+        let mut ledger = Ledger {
+            boot_id: boot_id.to_owned(),
+            node_uid: supply.node_uid.clone(),
+            object: supply.object.clone(),
+            generation: supply.generation,
+            cooldown: millis(supply.cooldown),
+            freed_at,
+            had_first_address: false,
+            records: Vec::new(),
+            relinquished: relinquished.to_vec(),
+            waiting: Vec::new(),
+        };
+        for occupant in occupants {
+            ledger.adopt(occupant, now);
+        }
+        ledger.supply(supply);
+        ledger
     }
 
-    /// The same for a sandbox that is seen to live by `proof`, of a network by its name.
-    pub fn assign_to(&mut self, Claim { sandbox, pod, network, proof }: Claim<'_>, now: Millis) -> Assign {
+    /// Takes over the spec: new entries become free; a relinquished one that is gone is forgotten; any other that is
+    /// gone is withdrawn if free and kept under its pod if assigned; one that comes back is as it was. So is an address
+    /// under its pod that comes back under another name: this node has it again, and nobody else's can it be.
+    pub fn supply(&mut self, supply: &Supply) -> Supplied {
+        let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
+        if *object == self.object && *generation < self.generation {
+            return Supplied::Stale;
+        }
+        if *boot_id != self.boot_id {
+            return Supplied::OtherBoot;
+        }
+        self.object.clone_from(object);
+        self.generation = *generation;
+        self.node_uid.clone_from(node_uid);
+        self.cooldown = millis(*cooldown);
+
+        self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
+        for record in &mut self.records {
+            if !entries.iter().any(|entry| entry.is_recorded_as(&record.entry)) {
+                record.vanish();
+            }
+        }
+        for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
+            let known = self.records.iter().position(|record| entry.is_recorded_as(&record.entry));
+            let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
+            match known.or_else(under_its_pod) {
+                Some(index) => self.records[index].come_back(entry),
+                None => self
+                    .records
+                    .push(Record { entry: entry.clone(), state: State::Free { since: self.freed_at } }),
+            }
+        }
+        self.had_first_address |= !self.records.is_empty();
+        Supplied::Applied
+    }
+
+    /// Takes what is held beyond `target` out of circulation, as far as it is free, has cooled and has nothing
+    /// attached: the entries freed longest ago first, those of a block only all together. There is no way back, since the
+    /// operator may already be removing them. Returns their names.
+    pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
+        let mut surplus = self.counts(now).held.saturating_sub(target);
+        let mut names = Vec::new();
+        for (name, size) in self.idle(now) {
+            if size <= surplus {
+                surplus -= size;
+                names.push(name);
+            }
+        }
+        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry.name));
+        self.relinquished.extend_from_slice(&names);
+        names
+    }
+
+    /// The names all of whose addresses could be assigned now, with how many these are; the one freed longest ago first, and
+    /// a block is freed when its last address is.
+    fn idle(&self, now: Millis) -> Vec<(String, u32)> {
+        #[derive(Default)]
+        struct Reservation {
+            freed: Option<Millis>,
+            size: u32,
+            in_use: bool,
+        }
+        // By name in the order of the records, so that equal times leave that order.
+        let mut order: Vec<&str> = Vec::new();
+        let mut all: HashMap<&str, Reservation> = HashMap::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let name = record.entry.name.as_str();
+            let one = all.entry(name).or_insert_with(|| {
+                order.push(name);
+                Reservation::default()
+            });
+            one.size += 1;
+            one.freed = one.freed.max(self.freed(index));
+            // No pod has the empty UID, so one that is attached to something is in use, too.
+            one.in_use |= !record.entry.is_for("") || self.ready_at(index).is_none_or(|ready| ready > now);
+        }
+        let mut idle: Vec<(&str, &Reservation)> =
+            order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
+        idle.retain(|(_, one)| !one.in_use);
+        idle.sort_by_key(|(_, one)| one.freed);
+        idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
+    }
+
+    /// Assigns an address to the sandbox that uses it on the node without the ledger knowing. Says whether it did:
+    /// not if the sandbox or the address is assigned already.
+    pub fn adopt(&mut self, occupant: &Occupant, now: Millis) -> bool {
+        let Occupant { sandbox, pod, address, proof } = occupant;
+        let is_taken = self
+            .assignments()
+            .any(|(entry, assignment)| assignment.sandbox == *sandbox || entry.address == *address);
+        if is_taken {
+            return false;
+        }
+        self.cancel(sandbox);
+        let assignment = |vanished| {
+            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
+            State::Assigned(Assignment { sandbox, pod, network: String::new(), since: now, proof, vanished })
+        };
+        match self.records.iter_mut().find(|record| record.entry.address == *address) {
+            Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),
+            None => {
+                let entry = Entry { name: String::new(), address: *address, attached_to: None };
+                self.records.push(Record { entry, state: assignment(true) });
+            }
+        }
+        self.had_first_address = true;
+        true
+    }
+
+    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and may go
+    /// to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
+    pub fn assign(&mut self, claim: &Claim<'_>, now: Millis) -> Assign {
+        let Claim { sandbox, pod, network, proof } = claim;
         if let Some(address) = self.address_of(sandbox) {
             return Assign::Assigned(address);
         }
         if !self.is_waiting(sandbox) {
-            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
-            self.waiting.push(Waiter { sandbox, pod, network: network.to_owned(), since: now, proof });
+            let (sandbox, pod, network) = (Sandbox::clone(sandbox), Pod::clone(pod), (*network).to_owned());
+            self.waiting.push(Waiter { sandbox, pod, network, since: now, proof: proof.clone() });
         }
         self.serve(now);
         match self.address_of(sandbox) {
@@ -340,19 +428,6 @@ impl Ledger {
     }
 }
 
-impl Entry {
-    /// Whether the pod with this UID may have it. No pod has the empty UID.
-    fn is_for(&self, pod_uid: &str) -> bool {
-        self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
-    }
-}
-
-impl Record {
-    fn is_of(&self, sandbox: &Sandbox) -> bool {
-        matches!(&self.state, State::Assigned(assignment) if assignment.sandbox == *sandbox)
-    }
-
-    fn is_free(&self) -> bool {
-        matches!(self.state, State::Free { .. })
-    }
+fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

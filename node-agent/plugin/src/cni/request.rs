@@ -57,18 +57,31 @@ pub struct Request {
     pub state_dir: PathBuf,
     /// The name of the network; empty for VERSION.
     pub network: String,
-    pub duty: Duty,
+    pub task: Task,
     pub verb: Verb,
 }
 
 /// What the sandboxes get of us.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Duty {
-    /// An address and all of the wiring.
-    Wire { mtu: Option<u32>, wiring: Wiring },
-    /// An address: delegated IPAM. `subnet` is the subnet that the addresses are of, for plugins that make pods its neighbours;
-    /// `bridge` the bridge they are put behind.
-    Lease { subnet: Option<Ipv4Net>, bridge: Option<String> },
+pub enum Task {
+    Wire(Wire),
+    Lease(Lease),
+}
+
+/// To give a sandbox an address and wire it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    pub mtu: Option<u32>,
+    pub wiring: Wiring,
+}
+
+/// To give a sandbox an address that another plugin wires: delegated IPAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The subnet of the addresses, for plugins that make pods its neighbours.
+    pub subnet: Option<Ipv4Net>,
+    /// The bridge that the plugin puts the pods behind.
+    pub bridge: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -162,9 +175,9 @@ impl Request {
     ) -> Result<Request, Error> {
         let command = env("CNI_COMMAND").unwrap_or_default();
         if command == "VERSION" && stdin.trim_ascii().is_empty() {
-            let duty = Duty::Wire { mtu: None, wiring: Wiring::default() };
+            let task = Task::Wire(Wire::default());
             let (version, state_dir, network) = (Version::default(), STATE_DIR.into(), String::new());
-            return Ok(Request { version, state_dir, network, duty, verb: Verb::Version });
+            return Ok(Request { version, state_dir, network, task, verb: Verb::Version });
         }
         let config: Config = serde_json::from_slice(stdin).map_err(|error| {
             let msg = format!("the configuration on standard input can't be decoded: {error}");
@@ -172,11 +185,11 @@ impl Request {
         })?;
         let asked = config.cni_version.as_deref().unwrap_or("0.1.0"); // the specification's default
         let version = Version::parse(asked);
-        let (duty, verb) = match (command.as_str(), version) {
-            ("VERSION", _) => Ok((Duty::Wire { mtu: None, wiring: Wiring::default() }, Verb::Version)),
+        let (task, verb) = match (command.as_str(), version) {
+            ("VERSION", _) => Ok((Task::Wire(Wire::default()), Verb::Version)),
             (_, None) => Err(unsupported(asked)),
-            (command, Some(version)) => duty(program, &config)
-                .and_then(|duty| Ok((duty, parse_verb(command, version, &env, &config)?)))
+            (command, Some(version)) => task(program, &config)
+                .and_then(|task| Ok((task, parse_verb(command, version, &env, &config)?)))
                 .map_err(|error| Error { version, ..error }),
         }?;
         let ipam_dir = config.ipam.and_then(|ipam| ipam.state_dir);
@@ -186,17 +199,17 @@ impl Request {
         };
         let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
         let (version, network) = (version.unwrap_or_default(), config.name.unwrap_or_default());
-        Ok(Request { version, state_dir, network, duty, verb })
+        Ok(Request { version, state_dir, network, task, verb })
     }
 }
 
-fn duty(program: Program, config: &Config) -> Result<Duty, Error> {
+fn task(program: Program, config: &Config) -> Result<Task, Error> {
     if program == Program::Network {
         if let Some(mtu) = config.mtu.filter(|mtu| !MTU.contains(mtu)) {
             let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
             return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
         }
-        return Ok(Duty::Wire { mtu: config.mtu, wiring: config.wiring });
+        return Ok(Task::Wire(Wire { mtu: config.mtu, wiring: config.wiring }));
     }
     let subnet = match config.ipam.as_ref().and_then(|ipam| ipam.subnet.as_deref()) {
         None => None,
@@ -226,7 +239,7 @@ fn duty(program: Program, config: &Config) -> Result<Duty, Error> {
         ));
     }
     let bridge = is_bridge.then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
-    Ok(Duty::Lease { subnet, bridge })
+    Ok(Task::Lease(Lease { subnet, bridge }))
 }
 
 fn parse_verb(

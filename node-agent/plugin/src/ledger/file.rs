@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Ledger, Malformed, Millis, Sandbox};
+use super::{Ledger, Malformed, Millis, Sandbox, format};
 
 #[cfg(test)]
 mod tests;
@@ -216,7 +216,7 @@ impl Store {
     fn parse(&self, bytes: &[u8]) -> Result<Ledger, Error> {
         let unreadable = |malformed| Error::Unreadable(self.dir.join(LEDGER), malformed);
         let text = str::from_utf8(bytes).map_err(|_| unreadable(Malformed::Line(1)))?;
-        let ledger = Ledger::from_text(text).map_err(unreadable)?;
+        let ledger = format::read(text).map_err(unreadable)?;
         let this_boot = match &self.boot_id {
             Some(id) => id,
             None => boot_id()?,
@@ -231,7 +231,7 @@ impl Store {
     /// no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the ledger's lock.
     fn replace(&self, ledger: &Ledger, before: &[u8]) -> Result<(), Error> {
         let (new, path) = (self.dir.join(NEW_LEDGER), self.dir.join(LEDGER));
-        let text = ledger.to_text();
+        let text = format::write(ledger);
         if text.as_bytes() == before {
             return Ok(());
         }

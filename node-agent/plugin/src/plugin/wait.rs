@@ -23,9 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The sandbox's address. Waits for one for `wait` at most. The caller holds the sandbox's lock: others tell by it that
 /// this place in line is not that of a process that died.
-pub(super) fn address(store: &Store, claim: Claim<'_>, wait: Duration) -> Result<Ipv4Addr, Error> {
+pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Result<Ipv4Addr, Error> {
     let sandbox = claim.sandbox;
-    let assigned = store.with(|ledger, now| ledger.assign_to(claim, now))?;
+    let assigned = store.with(|ledger, now| ledger.assign(claim, now))?;
     if let Assign::Assigned(address) = assigned {
         return Ok(address);
     }
@@ -47,7 +47,7 @@ pub(super) fn address(store: &Store, claim: Claim<'_>, wait: Duration) -> Result
                     ledger.cancel(sandbox);
                     Err(Error::NoAddress(wait))
                 }
-                address => Ok(address.or_else(|| match ledger.assign_to(claim, now) {
+                address => Ok(address.or_else(|| match ledger.assign(claim, now) {
                     Assign::Assigned(address) => Some(address),
                     Assign::Waiting { .. } => None,
                 })),
@@ -100,7 +100,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ledger, Pod, Proof, Sandbox, Supply, file::boot_id};
+    use crate::ledger::{Ledger, Pod, Sandbox, Supply, file::boot_id};
 
     #[test]
     fn an_add_gives_up_its_place_in_line_when_its_time_is_over() {
@@ -119,9 +119,9 @@ mod tests {
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
         let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
-        let (pod, proof) = (Pod::default(), Proof::Link(sandbox.spare_link()));
-        let claim = Claim { sandbox: &sandbox, pod: &pod, network: "vnetpool", proof: &proof };
-        let refused = address(&store, claim, Duration::from_millis(50));
+        let pod = Pod::default();
+        let claim = Claim::wired(&sandbox, &pod, "vnetpool");
+        let refused = address(&store, &claim, Duration::from_millis(50));
         assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");
         assert!(!store.read().unwrap().is_waiting(&sandbox));
     }
