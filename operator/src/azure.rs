@@ -13,6 +13,7 @@ mod id;
 mod network;
 mod nic;
 mod operation;
+mod pages;
 mod permission;
 mod public_address;
 pub mod role;
@@ -39,9 +40,7 @@ pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;
-pub use nic::{
-    Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, Others, ProvisioningState,
-};
+pub use nic::{Attached, Change, Error as NicError, IpConfiguration, Nic, Others, ProvisioningState};
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
@@ -63,9 +62,6 @@ const COMPUTE_API: &str = "2025-04-01";
 /// For so long what was read of a virtual network will do: address spaces and peerings change rarely, and many nodes share one.
 /// A second less than the minute within which every node follows a change, for what the operator and the agents need then.
 pub const NETWORK_KEPT: Duration = Duration::from_secs(59);
-
-/// A write to a NIC that another operation is changing is put off by this; such operations take seconds.
-const UNSETTLED: Duration = Duration::from_secs(5);
 
 /// Where Azure is and who asks.
 #[derive(Clone, Debug)]
@@ -157,12 +153,10 @@ impl Azure {
     pub async fn nics(&self, vm: &VmId, urgency: impl Into<Urgency>) -> Result<Vec<ResourceId>, Error> {
         let call = call(Kind::Read, urgency, vm.resource());
         let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
-        let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
-        let document: Value =
-            serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
+        let document = cache::parse(vm.resource(), &answer.body)?;
         if vm.is_instance() {
             let nic = uniform::primary_nic(&document)
-                .ok_or_else(|| unexpected("the instance has no network interface".to_owned()))?;
+                .ok_or_else(|| Error::unexpected(vm, "the instance has no network interface"))?;
             self.models.keep(vm.resource(), Model::read(vm.resource(), answer.body)?);
             return Ok(vec![nic.parse()?]);
         }
@@ -172,7 +166,7 @@ impl Azure {
         let ids: Vec<ResourceId> =
             nics.iter().filter_map(|nic| nic["id"].as_str()).map(str::parse).collect::<Result<_, _>>()?;
         if ids.is_empty() {
-            return Err(unexpected("the VM has no network interface".to_owned()));
+            return Err(Error::unexpected(vm, "the VM has no network interface"));
         }
         Ok(ids)
     }
@@ -221,13 +215,8 @@ impl Azure {
             None => self.read_document(&Call { kind: Kind::Read, ..call.clone() }, id).await?,
         };
         if !before.nic.is_settled() {
-            // Azure would cancel the operation under way, ours or somebody else's, in favour of this one.
             self.nics.keep(&mut known, before);
-            return Err(Error::Busy {
-                resource: id.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(id));
         }
         call.region = region(&before.nic);
         let body = match before.edit(change) {
@@ -237,20 +226,23 @@ impl Azure {
                 return nothing_to_send.map(|_| before.nic);
             }
         };
-        match self.transport.send(&call, self.url(id, NETWORK_API), Some(&before.etag), Some(body)).await {
-            Ok(accepted) => {
-                let document = self.complete(&call, id, accepted).await?;
-                let nic = document.nic.clone();
-                self.nics.keep(&mut known, document);
-                Ok(nic)
-            }
+        let url = self.url(id, NETWORK_API);
+        let accepted = match self.transport.send(&call, url.clone(), Some(&before.etag), Some(body)).await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if error.left_all_as_it_was() {
                     self.nics.keep(&mut known, before);
                 }
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        let started = Instant::now();
+        let written = self.complete(&call, url, accepted).await;
+        let document = Document::read(id, self.unless_gone(id, written)?)?;
+        let nic = document.nic.clone();
+        info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written");
+        self.nics.keep(&mut known, document);
+        Ok(nic)
     }
 
     /// Whether writes to a NIC could last be followed to their end, as far as any in its resource group was: an error says
@@ -305,29 +297,33 @@ impl Azure {
     }
 
     async fn read_body(&self, call: &Call, id: &ResourceId) -> Result<Vec<u8>, Error> {
-        match self.transport.send(call, self.nic_url(id), None, None).await {
-            Ok(answer) => Ok(answer.body),
-            Err(error) => {
-                if matches!(error, Error::NotFound { .. }) {
-                    self.nics.forget(id);
-                }
-                Err(error)
-            }
-        }
+        let answer = self.transport.send(call, self.nic_url(id), None, None).await;
+        self.unless_gone(id, answer.map(|answer| answer.body))
     }
 
-    /// Follows a write that ARM has accepted to its end, and gives what became of the NIC.
-    async fn complete(&self, call: &Call, id: &ResourceId, accepted: Answer) -> Result<Document, Error> {
-        let started = Instant::now();
-        let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
-            Some(operation) => {
-                operation.finish(&self.transport, call, &self.url(id, NETWORK_API), &self.tracking).await?;
-                self.read_document(&call.following(Kind::Read), id).await?
+    /// What was read of a NIC. Drops all that is known of the NIC if it doesn't exist any more.
+    fn unless_gone<T>(&self, id: &ResourceId, read: Result<T, Error>) -> Result<T, Error> {
+        read.inspect_err(|error| {
+            if matches!(error, Error::NotFound { .. }) {
+                self.nics.forget(id);
             }
-            None => Document::read(id, accepted.body)?,
-        };
-        info!(took = ?started.elapsed(), held = document.nic.ip_configurations.len(), "NIC written");
-        Ok(document)
+        })
+    }
+
+    /// Follows a write that ARM has accepted to its end, and gives the resource at `url` as it is then.
+    async fn complete(&self, call: &Call, url: Url, accepted: Answer) -> Result<Vec<u8>, Error> {
+        if !self.follow(call, &url, &accepted).await? {
+            return Ok(accepted.body);
+        }
+        let answer = self.transport.send(&call.following(Kind::Read), url, None, None).await?;
+        Ok(answer.body)
+    }
+
+    /// Waits for the end of the operation that an accepted write has begun. Returns whether there was one.
+    async fn follow(&self, call: &Call, url: &Url, accepted: &Answer) -> Result<bool, Error> {
+        let Some(operation) = Operation::of(accepted, url, call)? else { return Ok(false) };
+        operation.finish(&self.transport, call, url, &self.tracking).await?;
+        Ok(true)
     }
 
     fn nic_url(&self, id: &ResourceId) -> Url {

@@ -31,11 +31,7 @@ impl Document {
     pub(super) fn read(id: &ResourceId, body: Vec<u8>) -> Result<Document, Error> {
         let value = parse(id, &body)?;
         let nic = Nic::read(id, &value).map_err(|source| Error::Nic { resource: id.to_string(), source })?;
-        let etag = value["etag"].as_str().ok_or_else(|| Error::Unexpected {
-            resource: id.to_string(),
-            message: "it has no etag, without which it can't be written safely".to_owned(),
-        })?;
-        Ok(Document { nic: Arc::new(nic), etag: etag.to_owned(), body: body.into() })
+        Ok(Document { nic: Arc::new(nic), etag: etag(id, &value)?, body: body.into() })
     }
 
     /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to repair.
@@ -48,8 +44,13 @@ impl Document {
 }
 
 pub(super) fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::Unexpected { resource: id.to_string(), message: error.to_string() })
+    serde_json::from_slice(body).map_err(|error| Error::unexpected(id, error))
+}
+
+/// The etag of a resource's document, which the write that follows sends along.
+pub(super) fn etag(id: &ResourceId, document: &Value) -> Result<String, Error> {
+    let etag = document["etag"].as_str().map(str::to_owned);
+    etag.ok_or_else(|| Error::unexpected(id, "it has no etag, without which it can't be written safely"))
 }
 
 /// Documents of all NICs together. A full NIC's has some 150 KB, so 5,000 of them wouldn't fit; those beyond

@@ -1,4 +1,6 @@
-//! What the operator needs to know of a virtual network, read with `azure_mgmt_network`'s typed models.
+//! What the operator needs to know of a virtual network. `azure_mgmt_network` makes the request and has the models of its
+//! address spaces and peerings. The crate's model of the whole is not used: it would build every ipConfiguration of every
+//! subnet, tens of thousands, of which nothing is needed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,6 +8,7 @@ use std::sync::Arc;
 use azure_core_legacy as legacy;
 use azure_mgmt_network::package_2024_03::{self as arm, models};
 use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
 
 use super::budget::{Kind, Priority};
 use super::transport::{Call, Transport};
@@ -25,7 +28,7 @@ pub struct Network {
     pub route_table: Option<ResourceId>,
 }
 
-/// What is kept of a virtual network. Azure's answer names every ipConfiguration in it, tens of thousands.
+/// What is kept of a virtual network.
 #[derive(Debug)]
 pub(super) struct VirtualNetwork {
     address_space: Vec<Ipv4Net>,
@@ -34,26 +37,59 @@ pub(super) struct VirtualNetwork {
     subnets: HashMap<String, (Vec<Ipv4Net>, Option<ResourceId>)>,
 }
 
+/// The parts of Azure's document that are needed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Document {
+    properties: Properties,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Properties {
+    address_space: models::AddressSpace,
+    #[serde(deserialize_with = "legacy::util::deserialize_null_as_default")]
+    subnets: Vec<Subnet>,
+    #[serde(deserialize_with = "legacy::util::deserialize_null_as_default")]
+    virtual_network_peerings: Vec<models::VirtualNetworkPeering>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Subnet {
+    name: Option<String>,
+    properties: SubnetProperties,
+}
+
+/// Its ipConfigurations are left out, and so is the contents of its route table.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SubnetProperties {
+    address_prefix: Option<String>,
+    #[serde(deserialize_with = "legacy::util::deserialize_null_as_default")]
+    address_prefixes: Vec<String>,
+    route_table: Option<models::SubResource>,
+}
+
 impl VirtualNetwork {
-    fn of(model: models::VirtualNetwork) -> VirtualNetwork {
-        let properties = model.properties.unwrap_or_default();
+    fn of(Document { properties }: Document) -> VirtualNetwork {
         let peerings = properties.virtual_network_peerings.into_iter().filter_map(|one| one.properties);
         VirtualNetwork {
-            address_space: ipv4(prefixes(properties.address_space)),
+            address_space: ipv4(properties.address_space.address_prefixes),
             // What the peering routes; the remote network's own space may have changed since they were
             // synchronised.
             peered: ipv4(peerings.flat_map(|peering| {
-                prefixes(peering.remote_address_space.or(peering.remote_virtual_network_address_space))
+                let routed = peering.remote_address_space.or(peering.remote_virtual_network_address_space);
+                routed.unwrap_or_default().address_prefixes
             })),
             subnets: properties
                 .subnets
                 .into_iter()
-                .filter_map(|one| {
-                    let own = one.properties.unwrap_or_default();
+                .filter_map(|Subnet { name, properties: own }| {
                     // Azure uses either the one field or the other.
                     let all = own.address_prefixes.into_iter().chain(own.address_prefix);
-                    let table = own.route_table.and_then(|table| table.resource.id?.parse().ok());
-                    Some((one.name?.to_ascii_lowercase(), (ipv4(all), table)))
+                    let table = own.route_table.and_then(|table| table.id?.parse().ok());
+                    Some((name?.to_ascii_lowercase(), (ipv4(all), table)))
                 })
                 .collect(),
         }
@@ -101,16 +137,16 @@ pub(super) async fn read(
         .transport(legacy::TransportOptions::new(below))
         .build()
         .map_err(|error| Error::Config { message: error.to_string() })?;
-    let answer =
-        client.virtual_networks_client().get(vnet.resource_group(), vnet.name(), vnet.subscription()).await;
-    answer.map(VirtualNetwork::of).map_err(|error| match error.into_downcast::<Error>() {
+    let networks = client.virtual_networks_client();
+    let request = networks.get(vnet.resource_group(), vnet.name(), vnet.subscription());
+    let ours = |error: legacy::Error| match error.into_downcast::<Error>() {
         Ok(ours) => ours,
-        Err(theirs) => Error::Unexpected { resource: vnet.to_string(), message: theirs.to_string() },
-    })
-}
-
-fn prefixes(space: Option<models::AddressSpace>) -> Vec<String> {
-    space.unwrap_or_default().address_prefixes
+        Err(theirs) => Error::unexpected(vnet, theirs),
+    };
+    let answer = request.send().await.map_err(ours)?.into_raw_response();
+    let body = answer.into_body().collect().await.map_err(ours)?;
+    let document = serde_json::from_slice(&body).map_err(|error| Error::unexpected(vnet, error))?;
+    Ok(VirtualNetwork::of(document))
 }
 
 fn ipv4(prefixes: impl IntoIterator<Item = String>) -> Vec<Ipv4Net> {

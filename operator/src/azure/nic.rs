@@ -10,11 +10,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
 use super::ResourceId;
-
-/// What the names of our ipConfigurations begin with. Whatever is named otherwise belongs to somebody else.
-pub const NAME_PREFIX: &str = "vnp-";
 
 /// A NIC as last read from Azure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +118,10 @@ pub struct Change {
 pub enum Error {
     #[error("its document from Azure lacks {what}")]
     Lacks { what: &'static str },
-    #[error("ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with vnp-")]
+    #[error(
+        "ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with \
+         {IP_CONFIGURATION_PREFIX}"
+    )]
     NotOurs { name: String },
     #[error(
         "Azure has no {what} for instances of a Uniform scale set. Use virtual machines or a scale set in Flexible \
@@ -278,7 +279,7 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
     let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
     let named = change.reserve.iter().chain(&change.release).chain(change.attach.keys());
     let named = named.chain(change.restore.keys());
-    if let Some(name) = named.into_iter().find(|name| !name.starts_with(NAME_PREFIX)) {
+    if let Some(name) = named.into_iter().find(|name| !name.starts_with(IP_CONFIGURATION_PREFIX)) {
         return Err(Error::NotOurs { name: name.clone() });
     }
     let idle = Others::read(all).idle;
@@ -361,7 +362,7 @@ fn name(one: &Value) -> &str {
 }
 
 fn is_ours(one: &Value) -> bool {
-    name(one).starts_with(NAME_PREFIX) && !is_primary(one)
+    name(one).starts_with(IP_CONFIGURATION_PREFIX) && !is_primary(one)
 }
 
 /// Whether it is no more than a private IPv4 address.

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::ResourceId;
 use super::budget::Kind;
 use super::error::{ArmError, Effect, Error, classify};
 use super::transport::{Answer, Call, Transport, retry_after};
@@ -22,6 +23,19 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
 /// A NIC write takes seconds; one that takes this long won't end well.
 const GIVE_UP: Duration = Duration::from_secs(20 * 60);
+
+/// How long to put off a write to a resource that another operation is changing. Such operations take seconds.
+const UNSETTLED: Duration = Duration::from_secs(5);
+
+/// Why a resource can't be written while its state isn't final: Azure would cancel the operation under way, ours or
+/// somebody else's, in favour of this write.
+pub(super) fn unsettled(resource: &ResourceId) -> Error {
+    Error::Busy {
+        resource: resource.to_string(),
+        message: "an operation on it is still under way".to_owned(),
+        retry_after: UNSETTLED,
+    }
+}
 
 /// An operation under way.
 #[derive(Debug)]
@@ -46,10 +60,8 @@ impl Operation {
         let wait = pace(retry_after(&answer.headers));
         if let Some(header) = answer.headers.get("azure-asyncoperation") {
             let url = header.to_str().ok().and_then(|url| Url::parse(url).ok());
-            let url = url.ok_or_else(|| Error::Unexpected {
-                resource: call.resource.clone(),
-                message: "Azure-AsyncOperation isn't a URL".to_owned(),
-            })?;
+            let url =
+                url.ok_or_else(|| Error::unexpected(&call.resource, "Azure-AsyncOperation isn't a URL"))?;
             return Ok(Some(Operation { url, wait }));
         }
         let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);

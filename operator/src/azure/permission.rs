@@ -1,12 +1,11 @@
 //! What the operator's identity may do, asked of ARM without changing anything.
 
-use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::role::{Action, On, PARTS};
 use super::{Azure, COMPUTE_API, Call, Error, Kind, NETWORK_API, Priority, ResourceId};
-use super::{cache, uniform};
+use super::{cache, pages, uniform};
 
 /// The newest of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
 const AUTHORIZATION_API: &str = "2022-04-01";
@@ -14,8 +13,6 @@ const AUTHORIZATION_API: &str = "2022-04-01";
 const NO_ETAG: &str = "W/\"00000000-0000-0000-0000-000000000000\"";
 /// A name that no resource has.
 const NOBODY: &str = "vnetpool-preflight";
-/// More pages than any identity has role assignments at one scope.
-const PAGES: usize = 100;
 
 /// What the roles assigned to an identity at a scope let it do.
 #[derive(Clone, Debug, Default)]
@@ -28,13 +25,6 @@ struct Permission {
     actions: Vec<String>,
     #[serde(default)]
     not_actions: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Page {
-    value: Vec<Permission>,
-    next_link: Option<String>,
 }
 
 /// An action, and the id of what it must be granted on: a resource or a resource group.
@@ -79,19 +69,7 @@ impl Azure {
         let mut url = self.transport.endpoint().clone();
         url.set_path(&format!("{scope}/providers/Microsoft.Authorization/permissions"));
         url.set_query(Some(&format!("api-version={AUTHORIZATION_API}")));
-        let mut all = Permissions::default();
-        for _ in 0..PAGES {
-            let answer = self.transport.send(&call, url, None, None).await?;
-            let unexpected = |message: String| Error::Unexpected { resource: scope.to_owned(), message };
-            let page: Page =
-                serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
-            all.0.extend(page.value);
-            match page.next_link.filter(|next| !next.is_empty()) {
-                Some(next) => url = Url::parse(&next).map_err(|error| unexpected(error.to_string()))?,
-                None => return Ok(all),
-            }
-        }
-        Ok(all)
+        pages::read(&self.transport, &call, url).await.map(Permissions)
     }
 
     /// Whether a `read` is met, by reading: a resource, or one that a resource group doesn't have, for ARM authorizes first.

@@ -10,8 +10,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
-use super::nic::{NAME_PREFIX, ProvisioningState};
+use super::nic::ProvisioningState;
 
 /// Azure's limit of routes a table ("Networking limits", Azure's documentation).
 pub const MOST_ROUTES: usize = 400;
@@ -139,7 +140,7 @@ impl Route {
 /// What the names of a node's routes begin with, whatever the length and letters of its own name. A digest that every
 /// release computes alike: FNV-1a.
 pub fn names_of(node: &str) -> String {
-    format!("{NAME_PREFIX}{:016x}-", digest(node))
+    format!("{IP_CONFIGURATION_PREFIX}{:016x}-", digest(node))
 }
 
 /// A name for a new route of a node. `unique` makes it one that was never used before.
@@ -178,7 +179,7 @@ pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(
 
 impl Change {
     fn removes(&self, route: &Route) -> bool {
-        if !route.name.starts_with(NAME_PREFIX) {
+        if !route.name.starts_with(IP_CONFIGURATION_PREFIX) {
             return false;
         }
         match self {

@@ -15,12 +15,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::cache::Slots;
+use super::cache::{Slots, etag, parse};
 use super::nic::ProvisioningState;
-use super::operation::Operation;
+use super::operation;
 use super::route_table::{self, Change, RouteTable};
-use super::transport::{Answer, Call};
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, UNSETTLED, Urgency, call};
+use super::transport::Call;
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
 
 /// What has been read of a table is good for this long: whoever acts on it acts with its ETag.
 const KEPT: Duration = Duration::from_secs(60);
@@ -47,6 +47,14 @@ struct Document {
     etag: String,
     value: Value,
     read: Instant,
+}
+
+impl Document {
+    fn read(id: &ResourceId, body: &[u8]) -> Result<Document, Error> {
+        let value = parse(id, body)?;
+        let (table, etag) = (Arc::new(RouteTable::read(&value)), etag(id, &value)?);
+        Ok(Document { table, etag, value, read: Instant::now() })
+    }
 }
 
 /// A change that waits, and whom to tell what became of it.
@@ -203,7 +211,7 @@ impl Azure {
 
     async fn read_table(&self, id: &ResourceId, call: &Call) -> Result<Document, Error> {
         let answer = self.transport.send(call, self.url(id, NETWORK_API), None, None).await?;
-        document(id, answer)
+        Document::read(id, &answer.body)
     }
 
     /// One write for all `changes`; gives what became of each.
@@ -229,11 +237,7 @@ impl Azure {
             return Ok((table, outcomes));
         }
         if before.table.state == ProvisioningState::Updating {
-            return Err(Error::Busy {
-                resource: id.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(id));
         }
         let mut call = call(Kind::Write, urgency, id);
         call.region = Some(before.table.location.clone()).filter(|region| !region.is_empty());
@@ -248,27 +252,11 @@ impl Azure {
                 return Err(error);
             }
         };
-        let document = match Operation::of(&accepted, &url, &call)? {
-            Some(operation) => {
-                operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-                self.read_table(id, &call.following(Kind::Read)).await?
-            }
-            None => document(id, accepted)?,
-        };
+        let document = Document::read(id, &self.complete(&call, url, accepted).await?)?;
         let (nodes, routes) = (changes.len(), document.table.routes.len());
         info!(table = %id, nodes, routes, took = ?started.elapsed(), "route table written");
         let table = document.table.clone();
         *known = Some(document);
         Ok((table, outcomes))
     }
-}
-
-fn document(id: &ResourceId, answer: Answer) -> Result<Document, Error> {
-    let unexpected = |message: String| Error::Unexpected { resource: id.to_string(), message };
-    let value: Value = serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
-    let etag = value["etag"].as_str();
-    let etag = etag
-        .ok_or_else(|| unexpected("it has no etag, without which it can't be written safely".to_owned()))?
-        .to_owned();
-    Ok(Document { table: Arc::new(RouteTable::read(&value)), etag, value, read: Instant::now() })
 }

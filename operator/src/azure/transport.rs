@@ -117,7 +117,7 @@ impl Transport {
         let lane = call.lane(&url);
         let Urgency { priority, .. } = call.urgency;
         // The last moment at which a call may be given up: from here on it may have taken effect.
-        let Some(waited) = self.0.gate.pass(&lane, priority, call.urgency.outgrown()).await else {
+        let Some(waited) = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown()).await else {
             return Err(Error::Outgrown { resource: call.resource.clone() });
         };
         if waited > LONG_WAIT {
@@ -211,10 +211,8 @@ impl Transport {
             return Ok(());
         }
         let to = url.origin().ascii_serialization();
-        Err(Error::Unexpected {
-            resource: call.resource.clone(),
-            message: format!("it leads to {to}, which isn't Azure Resource Manager"),
-        })
+        let message = format!("it leads to {to}, which isn't Azure Resource Manager");
+        Err(Error::unexpected(&call.resource, message))
     }
 }
 

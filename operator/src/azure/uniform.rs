@@ -13,13 +13,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::cache::{Known, parse};
+use super::cache::{Known, etag, parse};
 use super::nic::{self, Form};
-use super::operation::Operation;
-use super::transport::{Answer, Call};
-use super::{
-    Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, UNSETTLED, Urgency, call,
-};
+use super::operation;
+use super::transport::Call;
+use super::{Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
 
 /// The one version in which the network provider shows these NICs.
 pub(super) const NIC_API: &str = "2018-10-01";
@@ -34,12 +32,7 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn read(instance: &ResourceId, body: Vec<u8>) -> Result<Model, Error> {
-        let etag = parse(instance, &body)?["etag"].as_str().map(str::to_owned);
-        let etag = etag.ok_or_else(|| Error::Unexpected {
-            resource: instance.to_string(),
-            message: "it has no etag, without which it can't be written safely".to_owned(),
-        })?;
-        Ok(Model { etag, body })
+        Ok(Model { etag: etag(instance, &parse(instance, &body)?)?, body })
     }
 }
 
@@ -84,19 +77,18 @@ impl Azure {
         let reading = Call { kind: Kind::Read, ..call.clone() };
         let model = match self.models.take(instance) {
             Some(model) => model,
-            None => Model::read(instance, self.ask(&reading, instance, COMPUTE_API).await?.body)?,
+            None => {
+                let answer =
+                    self.transport.send(&reading, self.url(instance, COMPUTE_API), None, None).await?;
+                Model::read(instance, answer.body)?
+            }
         };
         let value = parse(instance, &model.body)?;
         if !matches!(
             ProvisioningState::read(&value["properties"]),
             ProvisioningState::Succeeded | ProvisioningState::Failed
         ) {
-            // Azure would end the operation under way, ours or somebody else's, in favour of this one.
-            return Err(Error::Busy {
-                resource: instance.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(instance));
         }
         call.region = value["location"].as_str().map(str::to_owned);
         let body = edit(&value, id.name(), change)
@@ -117,16 +109,10 @@ impl Azure {
             }
         };
         let started = Instant::now();
-        if let Some(operation) = Operation::of(&accepted, &url, &call)? {
-            operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-        }
+        self.follow(&call, &url, &accepted).await?;
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
         Ok(nic)
-    }
-
-    async fn ask(&self, call: &Call, id: &ResourceId, api_version: &str) -> Result<Answer, Error> {
-        self.transport.send(call, self.url(id, api_version), None, None).await
     }
 }
 
