@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-/// The published limit of routes a table (azure-facts section 7).
+/// The limit of routes in a table (Azure's documentation, "Networking limits").
 const MAX_ROUTES: usize = 400;
 
 /// Where simulated Azure takes its public addresses from: a documentation range (RFC 5737), half of the simulated internet.
@@ -189,7 +189,7 @@ fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
     Ok(())
 }
 
-/// An outbound rule reaches primary ipConfigurations only (azure-facts section 1, azurerm#9084).
+/// An outbound rule reaches primary ipConfigurations only (terraform-provider-azurerm#9084).
 fn refuse_secondary(configuration: &Value, pool: &str, rule: &str) -> Result<(), Reply> {
     if configuration["properties"]["primary"] == json!(true) {
         return Ok(());
@@ -215,7 +215,8 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
         let own = id(configuration);
         if let Some(address) = text(configuration, "/properties/publicIPAddress/id") {
             if nic::address(configuration).is_some_and(|block| block.prefix_len() != 32) {
-                // The code is not known; that a block can have no public address is (azure-facts section 1).
+                // A block can have no public address (`privateIPAddressPrefixLength`, API 2023-11-01). The code of the
+                // refusal is not published.
                 let message =
                     format!("IP configuration {own} with an address prefix cannot have a public IP address.");
                 return Err(refusal("PublicIPAddressNotSupportedOnIpConfigurationWithPrefix", message));

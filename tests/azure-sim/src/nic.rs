@@ -64,7 +64,7 @@ impl Put<'_> {
             return Err(refusal("NetworkInterfaceMustHaveIpConfigurations", message));
         }
         if configurations.len() > MAX_IP_CONFIGURATIONS {
-            // The true code is not known (azure-facts section 1); what is known is the limit and the 400.
+            // The limit (Azure's documentation, "Networking limits") and the status 400 are known; the code is not published.
             let message = format!(
                 "Network interface {} has {} IP configurations, the limit is {MAX_IP_CONFIGURATIONS}.",
                 self.id,
