@@ -1,7 +1,7 @@
 //! The ledger: which addresses this node holds and which sandbox has which, as pure state and transitions.
 //!
-//! Nothing here reads a clock, a file or the kernel: `now` is an argument. [`file::Store`] is the only door to the
-//! copy on disk; the agent supplies it, the plugin assigns and frees.
+//! Nothing here reads a clock, a file or the kernel: `now` is an argument. [`file::Store`] is the only way to
+//! the copy on disk. The agent supplies the ledger; the plugin assigns and frees addresses.
 //!
 //! ```text
 //!            supply                 assign
@@ -50,7 +50,8 @@ impl<'a> Claim<'a> {
     }
 }
 
-/// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
+/// An ADD that waits because there was nothing to assign. It counts and is served only while it holds its
+/// sandbox's lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
     pub sandbox: Sandbox,
@@ -60,21 +61,23 @@ pub struct Waiter {
     pub proof: Proof,
 }
 
-/// What [`Ledger::assign`] came to.
+/// The outcome of [`Ledger::assign`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assign {
     /// This sandbox's address, now or since earlier.
     Assigned(Ipv4Addr),
-    /// The sandbox waits in line; an address that cools now is ready at `until`, if there is one.
+    /// The sandbox waits in line. `until` is when the next address that cools now is ready, if one cools.
     Waiting { until: Option<Millis> },
 }
 
-/// `held` = `assigned` - `vanished` + `cooling` + `free`; the entries under `relinquished` and `withdrawn` are no longer held.
+/// `held` = `assigned` - `vanished` + `cooling` + `free`. The entries counted by `relinquished` and
+/// `withdrawn` are no longer held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub held: u32,
     pub assigned: u32,
-    /// Held and free, but of no use to a new pod yet: freed less than a cooldown ago, or something is attached to it.
+    /// Held and free, but not assignable to a new pod yet: freed less than a cooldown ago, or something is
+    /// attached to it.
     pub cooling: u32,
     pub free: u32,
     pub waiting: u32,
@@ -89,27 +92,29 @@ pub struct Counts {
 pub struct Ledger {
     boot_id: String,
     node_uid: String,
-    /// UID and generation of the NodeIPAllocation supplied last, so that a stale view of it is told from a new one.
+    /// UID and generation of the NodeIPAllocation supplied last. They distinguish a stale view of the object
+    /// from a new one.
     object: String,
     generation: i64,
-    /// Milliseconds from free to assignable.
+    /// How long a freed address cools before it is assignable again, in milliseconds.
     cooldown: Millis,
-    /// When entries new to this ledger were freed, for all we know.
+    /// When entries that are new to this ledger were freed, as far as is known.
     freed_at: Option<Millis>,
     had_first_address: bool,
     records: Vec<Record>,
-    /// Names given up for release: never assigned, forgotten once the spec has them no more.
+    /// Names given up for release. They are never assigned, and forgotten once the spec no longer has them.
     relinquished: Vec<String>,
-    /// First come first.
+    /// In the order in which they came.
     waiting: Vec<Waiter>,
 }
 
 impl Ledger {
-    /// A ledger from the three sources there are, in the order of their authority: addresses in use on the node are
+    /// A ledger from its three sources, in the order of their authority: addresses in use on the node are
     /// assigned, whatever the others say; relinquished names are never supplied again; then comes the spec.
     ///
-    /// `freed_at` is when the addresses not in use were freed, for all we know: None on the first ledger of a boot
-    /// (whatever used them ended with the boot before), `Some(now)` when an earlier one of this boot may have been lost.
+    /// `freed_at` is when the addresses not in use were freed, as far as is known. It is None for the first
+    /// ledger of a boot, since whatever used them ended with the boot before. It is `Some(now)` when an
+    /// earlier ledger of this boot may have been lost.
     pub fn rebuild(
         boot_id: &str,
         occupants: &[Occupant],
@@ -137,9 +142,14 @@ impl Ledger {
         ledger
     }
 
-    /// Takes over the spec: new entries become free; a relinquished one that is gone is forgotten; any other that is
-    /// gone is withdrawn if free and kept under its pod if assigned; one that comes back is as it was. So is an address
-    /// under its pod that comes back under another name: this node has it again, and nobody else's can it be.
+    /// Takes over the spec:
+    /// - a new entry becomes free;
+    /// - a relinquished entry that is gone is forgotten;
+    /// - any other entry that is gone is withdrawn if it was free, and kept for its pod if it was assigned;
+    /// - an entry that comes back is as it was before.
+    ///
+    /// An address that its pod kept and that comes back under another name is taken back, too: this node has
+    /// it again, so nobody else can have it.
     pub fn supply(&mut self, supply: &Supply) -> Supplied {
         let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
         if *object == self.object && *generation < self.generation {
@@ -173,9 +183,9 @@ impl Ledger {
         Supplied::Applied
     }
 
-    /// Takes what is held beyond `target` out of circulation, as far as it is free, has cooled and has nothing
-    /// attached: the entries freed longest ago first, those of a block only all together. There is no way back, since the
-    /// operator may already be removing them. Returns their names.
+    /// Relinquishes what is held beyond `target`, as far as it is free, has cooled and has nothing attached:
+    /// the entries freed longest ago first, those of a block only all together. This can't be taken back,
+    /// since the operator may already be removing the entries. Returns their names.
     pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
         let mut surplus = self.counts(now).held.saturating_sub(target);
         let mut names = Vec::new();
@@ -190,8 +200,8 @@ impl Ledger {
         names
     }
 
-    /// The names all of whose addresses could be assigned now, with how many these are; the one freed longest ago first, and
-    /// a block is freed when its last address is.
+    /// The names of which every address could be assigned now, each with the number of its addresses. The
+    /// name freed longest ago comes first; a block counts as freed when its last address was freed.
     fn idle(&self, now: Millis) -> Vec<(String, u32)> {
         #[derive(Default)]
         struct Reservation {
@@ -199,7 +209,7 @@ impl Ledger {
             size: u32,
             in_use: bool,
         }
-        // By name in the order of the records, so that equal times leave that order.
+        // In the order of the records, so that names freed at the same time keep that order.
         let mut order: Vec<&str> = Vec::new();
         let mut all: HashMap<&str, Reservation> = HashMap::new();
         for (index, record) in self.records.iter().enumerate() {
@@ -210,7 +220,7 @@ impl Ledger {
             });
             one.size += 1;
             one.freed = one.freed.max(self.freed(index));
-            // No pod has the empty UID, so one that is attached to something is in use, too.
+            // No pod has the empty UID, so an entry with something attached counts as in use, too.
             one.in_use |= !record.entry.is_for("") || self.ready_at(index).is_none_or(|ready| ready > now);
         }
         let mut idle: Vec<(&str, &Reservation)> =
@@ -220,8 +230,8 @@ impl Ledger {
         idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
     }
 
-    /// Assigns an address to the sandbox that uses it on the node without the ledger knowing. Says whether it did:
-    /// not if the sandbox or the address is assigned already.
+    /// Assigns an address to a sandbox that uses it on the node without being in the ledger. Returns whether
+    /// it did: not if the sandbox or the address is assigned already.
     pub fn adopt(&mut self, occupant: &Occupant, now: Millis) -> bool {
         let Occupant { sandbox, pod, address, proof } = occupant;
         let is_taken = self
@@ -246,8 +256,9 @@ impl Ledger {
         true
     }
 
-    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and may go
-    /// to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
+    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have
+    /// cooled and may go to its pod, in the fullest block that has one. If there is none, or others wait for
+    /// it, the sandbox waits in line.
     pub fn assign(&mut self, claim: &Claim<'_>, now: Millis) -> Assign {
         let Claim { sandbox, pod, network, proof } = claim;
         if let Some(address) = self.address_of(sandbox) {
@@ -276,14 +287,14 @@ impl Ledger {
         Some(record.entry.address)
     }
 
-    /// Ends the sandbox's waiting, and with it the ADD that waits. Says whether it was waiting.
+    /// Ends the sandbox's wait, and with it the ADD that waits. Returns whether the sandbox was waiting.
     pub fn cancel(&mut self, sandbox: &Sandbox) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|waiter| waiter.sandbox != *sandbox);
         self.waiting.len() < before
     }
 
-    /// Assigns what is ready to those who wait, in the order they came.
+    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came.
     fn serve(&mut self, now: Millis) {
         let mut still = Vec::new();
         for waiter in std::mem::take(&mut self.waiting) {
@@ -299,7 +310,7 @@ impl Ledger {
         self.waiting = still;
     }
 
-    /// Drops the waiters whose ADD is no more and serves the rest.
+    /// Drops the waiters whose ADD has ended and serves the rest.
     pub(crate) fn settle(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
         if !self.waiting.is_empty() {
             self.waiting.retain(|waiter| is_alive(&waiter.sandbox));
@@ -307,10 +318,11 @@ impl Ledger {
         }
     }
 
-    /// The record to assign next to a pod: what was freed first goes first, what was never used before that. But before all
-    /// that come the blocks with most addresses in use, so that the others become wholly free and can be given back:
-    /// what the cooldown owes to an address's last user, it has got by then. First of all comes what is kept for this pod
-    /// alone.
+    /// The record to assign next to a pod. In this order of preference:
+    /// 1. a record that is kept for this pod alone;
+    /// 2. a record of the block with the most addresses in use, so that other blocks become wholly free and
+    ///    can be given back (the cooldown of the address's last user has passed by then);
+    /// 3. the record that was freed first; before it any that was never used.
     fn next_for(&self, pod_uid: &str, now: Millis) -> Option<usize> {
         let mut in_use: HashMap<&str, u32> = HashMap::new();
         for (entry, _) in self.assignments() {
@@ -327,7 +339,7 @@ impl Ledger {
         free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
     }
 
-    /// When a record was freed; None if it wasn't used in this boot.
+    /// When the record was freed; None if it wasn't used in this boot.
     fn freed(&self, index: usize) -> Option<Millis> {
         match self.records[index].state {
             State::Free { since } => since,
@@ -335,8 +347,9 @@ impl Ledger {
         }
     }
 
-    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also stand in
-    /// other records, when it was given back and came again under a new name: their use and cooldown bind this one.
+    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also be
+    /// in other records, if it was given back and came again under a new name. Their use and cooldown hold
+    /// for this record, too.
     fn ready_at(&self, index: usize) -> Option<Millis> {
         if !self.records[index].is_free() {
             return None;
@@ -354,12 +367,12 @@ impl Ledger {
         Some(ready)
     }
 
-    /// When the next address that cools now will be ready.
+    /// When the next of the addresses that cool now will be ready.
     pub fn next_ready(&self, now: Millis) -> Option<Millis> {
         (0..self.records.len()).filter_map(|index| self.ready_at(index)).filter(|&ready| ready > now).min()
     }
 
-    /// The counts that status, metrics and planner go by.
+    /// The counts for status, metrics and planner.
     pub fn counts(&self, now: Millis) -> Counts {
         let mut counts = Counts {
             waiting: self.waiting.len() as u32,
@@ -404,12 +417,12 @@ impl Ledger {
         })
     }
 
-    /// Those who wait, first come first.
+    /// The waiting ADDs in the order in which they came.
     pub fn waiting(&self) -> &[Waiter] {
         &self.waiting
     }
 
-    /// The names given up for release and still in the spec.
+    /// The names that were given up for release and that the spec still has.
     pub fn relinquished(&self) -> impl Iterator<Item = &str> {
         self.relinquished.iter().map(String::as_str)
     }
@@ -422,7 +435,8 @@ impl Ledger {
         &self.node_uid
     }
 
-    /// Whether the node ever held an address in this boot: from then on it is ready for pods, though it may be full.
+    /// Whether the node ever held an address in this boot. From then on it is ready for pods, though it may
+    /// be full.
     pub fn had_first_address(&self) -> bool {
         self.had_first_address
     }

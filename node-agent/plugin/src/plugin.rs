@@ -1,7 +1,8 @@
-//! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end. It holds the
-//! ledger's lock only for each transaction, never while it talks to the kernel.
+//! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end.
+//! It holds the ledger's lock only for each transaction, never while it talks to the kernel.
 //!
-//! What a verb does for a sandbox beside keeping the ledger depends on the name the program was called by: see [`Duty`].
+//! What a verb does for a sandbox beside keeping the ledger depends on the name the program was called by:
+//! see the trait `Duty`.
 
 mod error;
 mod lease;
@@ -55,9 +56,9 @@ trait Duty {
     /// What is not as [`Duty::connect`] left it, in sentences. Repairs nothing.
     fn faults(&self, identity: &Identity, netns: &Path) -> Result<Vec<String>, Error>;
 
-    /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that nobody else gets an address that
-    /// still works for this sandbox. Under the sandbox's lock. Without a ledger there is nothing to free: the agent will
-    /// find nothing in use.
+    /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that nobody else gets an
+    /// address that still works for this sandbox. Under the sandbox's lock. Without a ledger there is nothing
+    /// to free: the agent will find nothing in use.
     fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error>;
 }
 
@@ -149,7 +150,8 @@ fn add(
     connected.map_err(|error| error.and(duty.free(store, sandbox, pod).err()))
 }
 
-/// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any number of times.
+/// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any
+/// number of times.
 fn del(duty: &dyn Duty, store: &Store, sandbox: &Sandbox, pod: &Pod, line: &mut Line) -> Result<(), Error> {
     let _lock = lock_and_cancel(store, sandbox)?;
     line.phase("lock");
@@ -216,8 +218,8 @@ fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<I
     found.filter(is_expected).ok_or_else(|| Error::OtherAddress { expected: expected.to_vec(), found })
 }
 
-/// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node that is
-/// merely full, or whose ledger is being built anew, must not have its pods evicted.
+/// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node
+/// that is merely full, or whose ledger is being built anew, must not have its pods evicted.
 fn status(store: &Store) -> Result<(), Error> {
     let reason = match store.read() {
         Ok(ledger) if ledger.had_first_address() => return Ok(()),
@@ -228,13 +230,13 @@ fn status(store: &Store) -> Result<(), Error> {
     if is_new { Err(Error::NotReady(reason)) } else { Ok(()) }
 }
 
-/// Frees the addresses of this network's sandboxes that the runtime no longer knows: each under its own lock, disconnected
-/// first, and only if it had its address before this GC began. GC leaves alone:
+/// Frees the addresses of this network's sandboxes that the runtime no longer knows: each under its own lock,
+/// disconnected first, and only if it had its address before this GC began. GC leaves alone:
 /// - a sandbox that a verb is working on;
-/// - a sandbox whose network isn't recorded: another network's runtime may know it well, and the agent frees it when its
-///   proof of life is gone;
-/// - a sandbox that was served under our other name, before its network's configuration changed: this duty couldn't
-///   disconnect it.
+/// - a sandbox whose network isn't recorded: another network's runtime may know it well, and the agent frees
+///   it when its proof of life is gone;
+/// - a sandbox that was served under our other name, before its network's configuration changed: this duty
+///   couldn't disconnect it.
 ///
 /// It goes on past errors.
 fn gc(duty: &dyn Duty, store: &Store, network: &str, valid: &HashSet<Sandbox>) -> Result<(), Error> {

@@ -8,15 +8,16 @@ pub const LINK_PREFIX: &str = "vnp";
 /// Hex digits behind [`LINK_PREFIX`]: with it 14 of the 15 bytes that a link's name can have.
 const LINK_DIGITS: usize = 11;
 
-/// The interface by which Kubernetes knows a pod. An engine of NetworkPolicy knows no other interface of the pod.
+/// The interface by which Kubernetes knows a pod. An engine of NetworkPolicy knows no other interface of the
+/// pod.
 const POD_IFNAME: &str = "eth0";
 
 /// The key of an assignment: one interface of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
-    /// CNI_CONTAINERID. It is empty for an address that was found in use by an unknown container; then `ifname` is that
-    /// address.
+    /// CNI_CONTAINERID. It is empty for an address that was found in use by an unknown container; then
+    /// `ifname` is that address.
     pub container_id: String,
     /// CNI_IFNAME.
     pub ifname: String,
@@ -25,10 +26,10 @@ pub struct Sandbox {
 impl Sandbox {
     /// The name that ADD gives the host's end of this sandbox's veth pair: [`LINK_PREFIX`] and 11 hex digits.
     ///
-    /// Engines of NetworkPolicy find a pod's link by its name only: a prefix from their configuration and the first
-    /// digits of the SHA-1 of `namespace.name`, as Calico's `VethNameForWorkload` has it and other cloud networks'
-    /// plugins do. All sandboxes that a pod of this name ever has share this name, so a newer one may find the older's
-    /// link there: see [`Sandbox::spare_link`].
+    /// Engines of NetworkPolicy find a pod's link by its name only: a prefix from their configuration and the
+    /// first digits of the SHA-1 of `namespace.name`, as Calico's `VethNameForWorkload` has it and other
+    /// cloud networks' plugins do. All sandboxes that a pod of this name ever has share this name, so a newer
+    /// one may find the older's link there: see [`Sandbox::spare_link`].
     pub fn host_link(&self, pod: &Pod) -> String {
         if pod.name.is_empty() || self.ifname != POD_IFNAME {
             return self.spare_link();
@@ -37,8 +38,8 @@ impl Sandbox {
         format!("{LINK_PREFIX}{}", &digest[..LINK_DIGITS])
     }
 
-    /// A name that no other sandbox shares. The link has it if the sandbox isn't known to be a pod's, and once it had to
-    /// make room for the link of a newer sandbox. Earlier builds named all links like this.
+    /// A name that no other sandbox shares. The link has it if the sandbox isn't known to be a pod's, and
+    /// once it had to make room for the link of a newer sandbox. Earlier builds named all links like this.
     pub fn spare_link(&self) -> String {
         format!("{LINK_PREFIX}{:0LINK_DIGITS$x}", self.digest() & ((1 << (4 * LINK_DIGITS)) - 1))
     }
@@ -63,8 +64,8 @@ pub(crate) fn is_link_name(name: &str) -> bool {
     })
 }
 
-/// The pod that a sandbox belongs to, for people and for the status. Its strings are empty if the runtime didn't name
-/// it.
+/// The pod that a sandbox belongs to, for people and for the status. Its strings are empty if the runtime
+/// didn't name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pod {
     pub namespace: String,

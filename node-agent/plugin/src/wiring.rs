@@ -1,4 +1,5 @@
-//! The wiring of a pod (`routed`): a veth pair, /32 routes and one fixed neighbour; nothing else of the node is touched.
+//! The wiring of a pod (`Routed`): a veth pair, /32 routes and one fixed neighbour. Nothing else on the node
+//! is touched.
 //!
 //! ```text
 //!   pod's namespace                          node's namespace
@@ -8,9 +9,9 @@
 //!     169.254.1.1 is at 02:76:6e:70:00:01, permanently
 //! ```
 //!
-//! No address of the node is on the host's end, and 169.254.1.1 belongs to nobody: every packet goes by the fixed
-//! neighbour entry, so the pod never asks by ARP. The host's end carries in its alias who is wired to which address, so
-//! that the agent can build a ledger from the kernel alone.
+//! The host's end has no address, and 169.254.1.1 belongs to nobody: every packet goes by the fixed neighbour
+//! entry, so the pod never asks by ARP. The alias of the host's end names the sandbox that is wired and its
+//! address, so that the agent can build a ledger from the kernel alone.
 
 mod addresses;
 pub mod bridge;
@@ -60,8 +61,9 @@ const NET: &str = "/proc/sys/net";
 /// The next hop of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
-/// MAC of every host end: locally administered, then "vnp" and 0001. Fixed because udev rewrites the random ones that
-/// the kernel picks, after the pod has learnt them; the same for all, since no two of them share a wire.
+/// MAC of every host end: locally administered, then "vnp" and 0001. It is fixed because udev would rewrite a
+/// random MAC that the kernel picks, after the pod has learnt it. It is the same for all, since no two host
+/// ends share a wire.
 pub const HOST_MAC: [u8; 6] = [0x02, b'v', b'n', b'p', 0x00, 0x01];
 
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +81,8 @@ pub enum Error {
     #[error("the node has no bridge vnpbridge for its pods yet")]
     NoBridge,
     #[error(
-        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's addresses"
+        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's \
+         addresses"
     )]
     KernelTooOld(String),
     #[error("can't set {key} of {link}: {source}")]
@@ -100,10 +103,12 @@ impl Error {
                 "the runtime has to name the pod's own network namespace, and it must still exist"
             }
             Error::InterfaceExists(_) => {
-                "something else made it: put vnetpool before the plugins that change the pod's interface, or delete the pod"
+                "something else made it: put vnetpool before the plugins that change the pod's interface, \
+                 or delete the pod"
             }
             Error::NameTaken(_) => {
-                "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it wait"
+                "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it \
+                 wait"
             }
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
@@ -125,13 +130,14 @@ impl Error {
     }
 }
 
-/// How the host ends of pods are connected to the node. A pod sees no difference, and keeps the one it was wired with.
+/// How the host ends of pods are connected to the node. A pod sees no difference and keeps the wiring it was
+/// made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Wiring {
     /// Each is a link of its own, to which the node routes the pod's address.
     #[default]
     Routed,
-    /// They are ports of a bridge, to which the node routes all pods' addresses: see [`bridge`].
+    /// They are ports of a bridge to which the node routes all pods' addresses: see [`bridge`].
     Bridge,
 }
 
@@ -141,9 +147,9 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this sandbox left is
-/// used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring. After a failure some of the
-/// wiring may be there: [`disconnect`] silences it.
+/// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this
+/// sandbox left is used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring.
+/// After a failure some of the wiring may be there: [`disconnect`] silences it.
 pub fn connect(
     netns: &Netns,
     identity: &Identity,
@@ -168,8 +174,8 @@ pub fn connect(
         }
         result => result?,
     }
-    // The node's side comes first: while it lacks the route, no pod answers to the address. A route that is there
-    // already stops us before a second pod has the address.
+    // The node's side comes first: while it lacks the route, no pod answers to the address. A route that is
+    // there already stops us before a second pod has the address.
     connect_host_end(&mut host, &host_link, identity, wiring)?;
     connect_pod_end(netns, identity)?;
     Ok(host_link)
@@ -226,9 +232,9 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
     })
 }
 
-/// Silences a sandbox: takes its link down, which takes its routes with it, so no other sandbox's; and has the link say that it no
-/// longer holds an address. The link itself stays: deleting it costs about 20 ms, and it goes with the pod's namespace.
-/// Returns the link's index; None if it is gone.
+/// Silences a sandbox: takes its link down and writes into the link's alias that it no longer holds an
+/// address. The link's routes go with it, and no other sandbox's routes. The link itself stays: deleting it
+/// costs about 20 ms, and it goes with the pod's namespace. Returns the link's index; None if it is gone.
 pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     let mut host = Netlink::open()?;
     let Some(link) = host_end::find(&mut host, sandbox, pod)? else { return Ok(None) };
@@ -241,8 +247,8 @@ pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     }
 }
 
-/// Deletes a host link and with it the pod's end; takes about 20 ms. Ok if the link is gone. By its index, because an ADD may
-/// have put another link in its place under the same name since it was seen.
+/// Deletes a host link and with it the pod's end, which takes about 20 ms. Ok if the link is gone. The link
+/// is named by its index, because an ADD may since have put another link in its place under the same name.
 pub fn delete_host_link(index: u32) -> Result<(), Error> {
     delete_link(&mut Netlink::open()?, link_indexed(index))
 }
@@ -254,9 +260,9 @@ fn delete_link(netlink: &mut Netlink, link: LinkMessage) -> Result<(), Error> {
     }
 }
 
-/// Creates the pair with its far end directly in the pod's namespace; moving a link there would cost 16 to 20 ms under
-/// the RTNL lock. One queue each way: there is one for each CPU otherwise. Both ends are down, since the kernel refuses to
-/// create a far end that is up.
+/// Creates the pair with its far end directly in the pod's namespace; moving a link there would cost 16 to 20
+/// ms under the RTNL lock. Each end has one queue each way; otherwise it would have one for each CPU. Both
+/// ends are down, since the kernel refuses to create a far end that is up.
 fn create_pair(
     netlink: &mut Netlink,
     netns: &Netns,
@@ -285,8 +291,9 @@ fn create_pair(
     netlink.apply([Change::new_link("create the veth pair", pair)])
 }
 
-/// Before the link is up: the node then has no IPv6 address towards the pod, and takes no router advertisement from it,
-/// with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without IPv6 is fine.
+/// Called before the link is up. The node then has no IPv6 address towards the pod, and accepts no router
+/// advertisement from it, with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without
+/// IPv6 is fine.
 fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {
     match set(net, "ipv6/conf", link, "disable_ipv6", "1") {
         Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -294,7 +301,7 @@ fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {
     }
 }
 
-/// Sets a link's own value of one of the kernel's network settings.
+/// Sets a link's own value of a network setting of the kernel.
 fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> Result<(), Error> {
     std::fs::write(net.join(family).join(link).join(key), value).map_err(|source| Error::Sysctl {
         key,

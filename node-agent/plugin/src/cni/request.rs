@@ -18,18 +18,18 @@ use crate::{
 /// Where the ledger is unless the configuration says otherwise.
 pub const STATE_DIR: &str = "/run/vnetpool";
 
-/// Runtimes use 64 characters; what is stored on the host link must fit there.
+/// Runtimes use 64 characters. The id is stored in the host link's alias and must fit there.
 const CONTAINER_ID_SIZE: usize = 128;
 /// IFNAMSIZ without the NUL.
 const IFNAME_SIZE: usize = 15;
-/// From what every IPv4 link can do to what an IPv4 packet can be.
+/// From what every IPv4 link must carry to the largest IPv4 packet.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 /// The bridge plugin's own default.
 const BRIDGE: &str = "cni0";
 /// Azure has no smaller subnets.
 const LONGEST_PREFIX: u8 = 29;
 
-/// As what this program was called: its file's name says.
+/// The name under which this program was called, which is its file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `vnetpool`: gives a sandbox an address and wires it.
@@ -106,7 +106,8 @@ pub enum Verb {
     },
     Status,
     Gc {
-        /// None: the runtime didn't say which are valid (as cnitool doesn't), so nothing can be told from garbage.
+        /// None if the runtime didn't name the valid ones, as cnitool doesn't: then nothing is known to be
+        /// garbage.
         valid: Option<HashSet<Sandbox>>,
     },
     Version,
@@ -146,7 +147,7 @@ struct Config {
     prev_result: Option<PrevResult>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
-    /// The same under the name that the specification once had for it, which is all that some runtimes send.
+    /// The same under the key that the specification once had for it. Some runtimes send only this.
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
 }
@@ -227,7 +228,8 @@ fn task(program: Program, config: &Config) -> Result<Task, Error> {
     let is_bridge = config.type_.as_deref() == Some("bridge");
     if is_bridge && (config.is_gateway || config.is_default_gateway) {
         return Err(invalid_config(
-            "isGateway would give the bridge an address of the Azure subnet, and with it the node's route to the subnet",
+            "isGateway would give the bridge an address of the Azure subnet, and with it the node's route \
+             to the subnet",
             "take isGateway and isDefaultGateway out: the node answers its pods by proxy ARP",
         ));
     }
@@ -310,8 +312,8 @@ fn sandbox(env: &impl Fn(&str) -> Option<String>) -> Result<Sandbox, Error> {
         && container_id.len() <= CONTAINER_ID_SIZE;
     if !is_good {
         return Err(invalid_env(format!(
-            "CNI_CONTAINERID {container_id:?} is not a letter or digit followed by letters, digits, '_', '.' and '-', \
-             {CONTAINER_ID_SIZE} at most"
+            "CNI_CONTAINERID {container_id:?} is not a letter or digit followed by letters, digits, '_', \
+             '.' and '-', {CONTAINER_ID_SIZE} at most"
         )));
     }
     let ifname = required(env, "CNI_IFNAME")?;
@@ -347,7 +349,8 @@ fn pod(env: &impl Fn(&str) -> Option<String>) -> Result<Pod, Error> {
     Ok(pod)
 }
 
-/// The addresses that the runtime remembers from ADD. Plugins after us may have added some, so ours is one of them.
+/// The addresses that the runtime remembers from ADD. Ours is one of them, since plugins after us may have
+/// added some.
 fn expected(config: &Config) -> Result<Vec<Ipv4Addr>, Error> {
     let remedy = "the runtime has to hand over what ADD returned";
     let result = config.prev_result.as_ref();

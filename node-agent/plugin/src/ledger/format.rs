@@ -1,4 +1,4 @@
-//! The text of a ledger: a line for each record, words parted by one blank.
+//! The text of a ledger: one line for each record, words separated by one blank.
 //!
 //! ```text
 //! ledger 1
@@ -8,31 +8,34 @@
 //! cooldown 30000 -                                    and when new entries count as freed
 //! had-first-address yes
 //! free vnp-00c1 10.1.2.3 - 81023                       name, address, attached to, freed at
-//! assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c… eth0 <uid> default web-0 - vnetpool    the last is its network
-//! assigned vnp-00c5 10.1.2.9 - 90733 /run/netns/cni-1#4026532 81ab… eth0 - - - -    by its namespace, not by a host link
+//! assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c… eth0 <uid> default web-0 - vnetpool    network last
+//! assigned vnp-00c5 10.1.2.9 - 90733 /run/netns/cni-1#4026532 81ab… eth0 - - - -    known by its namespace
 //! withdrawn vnp-00c3 10.1.2.5 - -
 //! relinquished vnp-00c4
 //! waiting 95002 77aa… eth0 <uid> default web-1 vnetpool
 //! end
 //! ```
 //!
-//! Not JSON, because every pod waits for this to be read and written: with 250 records a transaction took about 0.6 ms as JSON
-//! and takes about 0.3 ms like this. An empty word is written `-`; what would break a word is written `%XX`.
+//! It is not JSON, because every pod waits for it to be read and written: with 250 records a transaction took
+//! about 0.6 ms as JSON and takes about 0.3 ms like this. An empty word is written `-`. Bytes that would
+//! break a word are written `%XX`.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use super::{Assignment, Entry, Ledger, Millis, Pod, Proof, Record, Sandbox, State, Waiter};
 
-/// Versions of the format that are read; the version is in the first line. A reader ignores words behind those it knows, and
-/// they are lost when it writes; any other change takes a new version. What is written has the lowest version that can say
-/// it, so that a neighbouring release reads it as long as possible: 2 only where a sandbox is known by its namespace.
+/// Versions of the format that are read. The first line has the version. A reader ignores words behind those
+/// it knows, and they are lost when it writes; any other change needs a new version. What is written has the
+/// lowest version that can express it, so that a neighbouring release can read it as long as possible: 2 only
+/// where a sandbox is known by its namespace.
 pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
 
-/// Why a text is no ledger.
+/// Why a text isn't a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error(
-        "its format version is {0}, this release reads {VERSIONS:?}: agent and plugin are not of neighbouring releases"
+        "its format version is {0}, this release reads {VERSIONS:?}: agent and plugin are not of \
+         neighbouring releases"
     )]
     Version(u32),
     #[error("its line {0} is not what it should be")]
@@ -41,7 +44,7 @@ pub enum Malformed {
     CutOff,
 }
 
-/// About what an assigned record takes.
+/// About the size of an assigned record.
 const LINE_SIZE: usize = 256;
 
 /// The ledger as text.
@@ -104,7 +107,7 @@ fn version_of(ledger: &Ledger) -> u32 {
     if proofs.any(|proof| matches!(proof, Proof::Namespace { .. })) { 2 } else { 1 }
 }
 
-/// The ledger that the text tells.
+/// Reads a ledger from its text.
 pub(super) fn read(text: &str) -> Result<Ledger, Malformed> {
     let mut lines =
         text.split('\n').enumerate().map(|(index, line)| Words { line: index + 1, rest: Some(line) });
@@ -163,7 +166,7 @@ pub(super) fn read(text: &str) -> Result<Ledger, Malformed> {
                 let network = words.last()?;
                 ledger.waiting.push(Waiter { sandbox, pod, network, since, proof });
             }
-            // Its absence tells a text that was cut off, which would lack records.
+            // A text without an end was cut off and would lack records.
             "end" => return Ok(ledger),
             _ => return Err(Malformed::Line(words.line)),
         }
@@ -194,7 +197,8 @@ impl Writer {
         self
     }
 
-    /// A word that came to a line later than the format's version: left out if empty, as by those who don't know it.
+    /// A word that was added to a line after the format's version was fixed. It is left out if it is empty,
+    /// as releases do that don't know it.
     fn last(&mut self, text: &str) -> &mut Writer {
         if text.is_empty() { self } else { self.text(text) }
     }
@@ -216,7 +220,7 @@ impl Writer {
         self.text(name).number(address).text(attached_to.as_deref().unwrap_or_default())
     }
 
-    /// No link's name has a slash in it, and every namespace's path begins with one.
+    /// A link's name has no slash in it, and the path of a namespace begins with one.
     fn proof(&mut self, proof: &Proof) -> &mut Writer {
         match proof {
             Proof::Link(link) => self.text(link),
@@ -234,7 +238,8 @@ impl Writer {
     }
 }
 
-/// Whether a text is fit to be a word as it is. Looks at every byte without a branch, sixteen and more at a time.
+/// Whether a text can be a word as it is. It looks at every byte without a branch, sixteen and more at a
+/// time.
 fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & byte.is_ascii_graphic() & (byte != b'%'))
 }
@@ -248,7 +253,7 @@ struct Words<'a> {
 impl<'a> Words<'a> {
     fn word(&mut self) -> Result<&'a str, Malformed> {
         let rest = self.rest.ok_or(Malformed::Line(self.line))?;
-        // Words are short: looking at each byte is faster than `split_once`, which gets ready for long ones.
+        // Words are short: looking at each byte is faster than `split_once`, which prepares for long ones.
         let (word, rest) = match rest.bytes().position(|byte| byte == b' ') {
             Some(blank) => (&rest[..blank], Some(&rest[blank + 1..])),
             None => (rest, None),
@@ -270,7 +275,7 @@ impl<'a> Words<'a> {
         bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(Malformed::Line(self.line))
     }
 
-    /// A word that may be missing, which says as much as an empty one.
+    /// A word that may be missing, which means the same as an empty one.
     fn last(&mut self) -> Result<String, Malformed> {
         if self.rest.is_none() { Ok(String::new()) } else { self.text() }
     }
@@ -355,11 +360,11 @@ end
         let proofs: Vec<_> = ledger.assignments().map(|(_, assignment)| &assignment.proof).collect();
         let namespace = Proof::Namespace { path: "/run/netns/cni-1".to_owned(), inode: Some(4026532001) };
         assert_eq!(proofs, [&namespace, &Proof::Link("vnp0123456789b".to_owned())]);
-        // What a release that knows no namespaces wrote is written so that it can read it again.
+        // The text of a release that knows no namespaces is written so that this release can read it again.
         assert_eq!(write(&read(VERSION_1).unwrap()).lines().next(), Some("ledger 1"));
     }
 
-    /// The networks are a release younger than the version they stand in, which is why they may be missing.
+    /// The networks came one release after the version they are in, so they may be missing.
     fn with_networks(text: &str) -> String {
         let add = |line: &str| match line.split(' ').next() {
             Some("assigned" | "waiting") => format!("{line} vnetpool\n"),

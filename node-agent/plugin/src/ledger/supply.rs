@@ -23,15 +23,15 @@ pub struct Supply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supplied {
     Applied,
-    /// An older generation than the ledger has seen: nothing changed. Without this a late event could bring an entry
-    /// back that was relinquished, removed from the NIC and forgotten.
+    /// The generation is older than one that the ledger has seen: nothing changed. Otherwise a late event
+    /// could bring an entry back that was relinquished, removed from the NIC and forgotten.
     Stale,
     /// The spec is not of this boot: nothing changed.
     OtherBoot,
 }
 
-/// A sandbox found to use an address, whatever the ledger says: a host link of ours and the address behind it, or what was
-/// reported of a sandbox that another plugin wired.
+/// A sandbox that was found to use an address, whatever the ledger says: by a host link of ours and the route
+/// behind it, or by the reported status if another plugin wired the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupant {
     pub sandbox: Sandbox,

@@ -1,9 +1,11 @@
-//! Delegated IPAM, under the name `vnetpool-ipam`: another plugin asks for an address and wires the sandbox itself.
+//! Delegated IPAM, under the name `vnetpool-ipam`: another plugin asks for an address and wires the sandbox
+//! itself.
 //!
-//! The proof of life is the sandbox's namespace, since there is no link of ours. The plugins `bridge` and `ptp` make pods
-//! neighbours of their gateway, so they get the address with its subnet and a gateway out of it. For a bridge we do what
-//! nobody else does: the pods' addresses are of the node's own subnet, so the node needs routes to the bridge for them, and
-//! the bridge has to answer the pods' ARP requests for all other addresses of the subnet.
+//! The proof of life is the sandbox's namespace, since there is no link of ours. The plugins `bridge` and
+//! `ptp` make pods neighbours of their gateway, so they get the address with its subnet and a gateway out of
+//! it. For a bridge we do what nobody else does: the pods' addresses are of the node's own subnet, so the
+//! node needs routes to the bridge for them, and the bridge has to answer the pods' ARP requests for all
+//! other addresses of the subnet.
 
 use std::{net::Ipv4Addr, os::unix::fs::MetadataExt, path::Path};
 
@@ -27,7 +29,8 @@ impl Duty for Lease {
         matches!(proof, Proof::Namespace { .. })
     }
 
-    /// The result has the prefix length and the gateway of `subnet`, or the address alone if no subnet is given.
+    /// The result has the prefix length and the gateway of `subnet`, or the address alone if no subnet is
+    /// given.
     fn connect(&self, add: Add<'_>, line: &mut Line) -> Result<Answer, Error> {
         let Add { version, identity: &Identity { address, .. }, .. } = add;
         let routed = match (self.subnet, &self.bridge) {
@@ -69,8 +72,8 @@ impl Duty for Lease {
     }
 }
 
-/// The pods' gateway. Azure reserves the first four addresses of each subnet, so no VM ever has this one; and unlike the
-/// first of them it isn't the node's own gateway.
+/// The pods' gateway. Azure reserves the first four addresses of each subnet, so no VM ever has this one; and
+/// unlike the first of them it isn't the node's own gateway.
 fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()) + 3)
 }

@@ -24,7 +24,8 @@ impl Duty for Wire {
         let wired = wiring::connect(netns, identity, self.mtu, self.wiring);
         line.phase("wiring");
         let host_link = wired?;
-        // The agent builds a ledger from what is wired once no verb runs, but it can't see this verb if the lock has gone.
+        // The agent builds a ledger from what is wired once no verb runs, but it can't see this verb if the
+        // lock has gone.
         if !lock.is_current() {
             return Err(Error::LockLost);
         }
@@ -40,7 +41,8 @@ impl Duty for Wire {
 
     fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error> {
         let link = wiring::disconnect(sandbox, pod)?;
-        // A port's route leads to the bridge, so it goes neither with the port nor by itself. Most nodes have no bridge.
+        // A port's route leads to the bridge, so it goes neither with the port nor by itself. Most nodes have
+        // no bridge.
         if bridge::is_there()
             && let Some(address) = store.read().ok().and_then(|ledger| ledger.address_of(sandbox))
         {

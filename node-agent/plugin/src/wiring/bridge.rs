@@ -1,4 +1,5 @@
-//! The wiring `Bridge`: the host ends of a node's pods are ports of one bridge, which is their gateway; no link of the node's own is.
+//! The wiring `Bridge`: the host ends of a node's pods are ports of one bridge, which is the pods' gateway.
+//! None of the node's own links is a port.
 //!
 //! ```text
 //!   pod's namespace                       node's namespace
@@ -7,10 +8,11 @@
 //!                                                         10.1.2.3 dev vnpbridge, is at 0a:58:0a:01:02:03, permanently
 //! ```
 //!
-//! Pods reach each other by way of the gateway, too, never from port to port: the answers of a Service must come back through
-//! the node that translated the question, and what passes a node's rules must pass all of them. Nothing is learnt and nothing
-//! is flooded: which pod is behind which port is written down when it is wired. A port is locked to its pod's MAC, and that
-//! tells the address, so that a rule about all pods can drop what any of them sends under another's.
+//! Pods reach each other through the gateway, too, never from port to port: the replies of a Service must
+//! come back through the node that translated the request, and all packets must pass the node's rules.
+//! Nothing is learnt and nothing is flooded: the entry that maps a pod to its port is written when the pod is
+//! wired. A port is locked to its pod's MAC, and the MAC contains the address, so one rule for all pods can
+//! drop what any of them sends under another's address.
 
 use std::{net::Ipv4Addr, path::Path};
 
@@ -37,7 +39,8 @@ pub const BRIDGE: &str = "vnpbridge";
 /// The first Linux in which a port can be locked.
 const LOCKING: (u32, u32) = (5, 18);
 
-/// Sees to the bridge: for the agent, before there is a configuration that asks for it. Returns whether it had to.
+/// Makes the bridge, or sets it right. The agent calls this before there is a configuration that asks for the
+/// bridge. Returns whether the bridge is new.
 ///
 /// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
 pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
@@ -82,7 +85,7 @@ fn is_new_enough(release: &str) -> bool {
     version >= LOCKING
 }
 
-/// Deletes the bridge, when no pod is left: for uninstalling. Ok if it is gone.
+/// Deletes the bridge when no pod is left, for uninstalling. Ok if it is gone.
 pub fn remove() -> Result<(), Error> {
     match Netlink::open()?.apply([Change::delete_link("delete the pods' bridge", link_named(BRIDGE))]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
@@ -90,7 +93,7 @@ pub fn remove() -> Result<(), Error> {
     }
 }
 
-/// Makes the new host end a port and leads the address there.
+/// Makes the new host end a port and routes the address there.
 pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Result<(), Error> {
     let bridge = index().ok_or(Error::NoBridge)?;
     let address = identity.address;
@@ -111,8 +114,9 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
             InfoBridgePort::Locked(true),
         ])),
     ])];
-    // Exclusively, so that an address that is in use behind another port is found before there is a second pod with it. The
-    // entry goes with its port; the bridge's route may be a dead pod's and is as good as a new one.
+    // The entry must be new, so that an address that is in use behind another port is found before a second
+    // pod has it. The entry goes with its port. The route to the bridge may be a dead pod's and is as good as
+    // a new one.
     let wired = host.apply([
         Change::set_link("put the host's end into the pods' bridge", enslaved),
         Change::change_link("set the host's end up as a port", port),
@@ -124,8 +128,8 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
     routes::ensure(host, address, bridge).map(drop)
 }
 
-/// Leads the address nowhere any more. `port` is the index of its pod's link, if there is one still. Ok if nothing of it is there, as
-/// it is for a pod of the other wiring.
+/// Removes the address's route and neighbour entries. `port` is the index of its pod's link, if the link
+/// still exists. Ok if there is nothing to remove, as for a pod of the other wiring.
 pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     let Some(bridge) = index() else { return Ok(()) };
     let mut netlink = Netlink::open()?;
@@ -141,7 +145,7 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     gone(Change::delete_neighbour("forget the pod's MAC", neighbour))?;
     let Some(port) = port else { return Ok(()) };
     match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(port, address))) {
-        // No port: a pod of the other wiring, or gone by now.
+        // There is no port: the pod is of the other wiring, or its link is gone.
         Err(error) if [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENODEV].iter().any(|&no| error.is(no)) => {
             Ok(())
         }
@@ -149,7 +153,7 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     }
 }
 
-/// The addresses that the node routes to the bridge, whether or not there is still a port behind it for each.
+/// The addresses that the node routes to the bridge, whether or not a port is still there for each.
 pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
     let Some(bridge) = index() else { return Ok(Vec::new()) };
     let routes = routes::main(&mut Netlink::open()?)?;
@@ -183,7 +187,7 @@ pub(super) fn faults(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result
     Ok(faults)
 }
 
-/// The pod's MAC behind its port.
+/// The bridge's entry that maps the pod's MAC to its port.
 fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;

@@ -1,4 +1,4 @@
-//! Looking at the wiring that is there: whether one sandbox's is whole, and all host links of the node.
+//! Reads the wiring that is there: whether one sandbox's is whole, and all host links of the node.
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
@@ -30,28 +30,28 @@ pub struct HostLink {
     pub up: bool,
     /// Whether it has the MAC that its pod sends to.
     pub has_our_mac: bool,
-    /// None once [`disconnect`](super::disconnect) has been here.
+    /// None once [`disconnect`](super::disconnect) has silenced the link.
     pub identity: Option<Identity>,
     /// The addresses that the node routes to this link.
     pub routes: Vec<Ipv4Addr>,
 }
 
 impl HostLink {
-    /// Whether the link was taken down for good: it holds no address and only waits for its namespace to end.
+    /// Whether the link is silenced: it holds no address and only waits for its namespace to end.
     pub fn is_silenced(&self) -> bool {
         !self.up && self.identity.is_none() && self.routes.is_empty()
     }
 
-    /// Whether a pod is wired here and not all is as ADD left it. A look without the sandbox's lock may fall into the middle
-    /// of a verb.
+    /// Whether a pod is wired here and something isn't as ADD left it. Without the sandbox's lock this may be
+    /// read in the middle of a verb.
     pub fn is_damaged(&self) -> bool {
         self.identity.as_ref().is_some_and(|Identity { address, .. }| {
             !self.up || !self.has_our_mac || !self.routes.contains(address)
         })
     }
 
-    /// The addresses in use behind this link and by whom. Unknown means in use: a route is believed without an identity,
-    /// and an identity without its route.
+    /// The addresses in use behind this link, and their sandboxes. In doubt an address is in use: a route
+    /// counts without an identity, and an identity without its route.
     pub fn occupants(&self) -> Vec<Occupant> {
         let known = self.identity.iter().map(|Identity { address, sandbox, pod }| Occupant {
             sandbox: sandbox.clone(),
@@ -70,8 +70,8 @@ impl HostLink {
     }
 }
 
-/// All addresses in use on the node, by what is wired: behind each host link, and those routed to the bridge that no port
-/// accounts for.
+/// All addresses in use on the node according to its wiring: those behind each host link, and those routed to
+/// the bridge that no port accounts for.
 pub fn occupants() -> Result<Vec<Occupant>, Error> {
     let mut occupants: Vec<Occupant> = host_links()?.iter().flat_map(HostLink::occupants).collect();
     for address in bridge::addresses()? {
@@ -84,8 +84,8 @@ pub fn occupants() -> Result<Vec<Occupant>, Error> {
     Ok(occupants)
 }
 
-/// All host links of ours in the current network namespace, from one dump of the links and one of the routes. For the
-/// agent: its cost grows with the pods.
+/// All our host links in the current network namespace, from one dump of the links and one of the routes.
+/// Only for the agent, since the cost grows with the pods.
 pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let mut netlink = Netlink::open()?;
     let links = netlink.dump("list the links", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
@@ -111,7 +111,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
             up: is_up(&link),
             has_our_mac: mac_of(&link) == Some(&HOST_MAC),
             identity,
-            // All ports' routes lead to the bridge: which is whose is known by the address.
+            // All ports' routes lead to the bridge, so a port's route is found by its address.
             routes: match behind {
                 Some(address) => bridged.iter().copied().filter(|&routed| routed == address).collect(),
                 None => routes.remove(&link.header.index).unwrap_or_default(),
@@ -132,7 +132,8 @@ pub fn faults(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> 
     Ok(faults)
 }
 
-/// The faults on the node's side: `host_end` is the host's end of the pair, which has or should have this `name`.
+/// The faults on the node's side. `host_end` is the host's end of the pair, which has or should have this
+/// `name`.
 fn host_faults(
     host: &mut Netlink,
     host_end: Option<&LinkMessage>,
@@ -161,7 +162,7 @@ fn host_faults(
     Ok(faults)
 }
 
-/// The faults on the pod's side. Called inside the pod's namespace.
+/// The faults on the pod's side. Must be called inside the pod's namespace.
 fn pod_faults(
     host_end: Option<&LinkMessage>,
     host_link: &str,

@@ -1,4 +1,4 @@
-//! What netlink messages about links and routes tell. Pure.
+//! Readers of netlink messages about links and routes. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -45,7 +45,8 @@ pub(super) fn master_of(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-/// Whether the link is a veth with a name that [`Sandbox::host_link`](crate::sandbox::Sandbox::host_link) can give.
+/// Whether the link is a veth with a name that [`Sandbox::host_link`](crate::sandbox::Sandbox::host_link) can
+/// give.
 pub(super) fn is_ours(link: &LinkMessage) -> bool {
     let is_veth = link.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Veth)),

@@ -12,15 +12,16 @@ use super::{
     routes, set,
 };
 
-/// Routes the address to a bridge of another plugin, since the node would look for its own subnet on the NIC's link. Lets
-/// the bridge answer its pods' ARP requests for all addresses that aren't behind it, without delay. Idempotent.
+/// Routes the address to a bridge of another plugin, since the node would look for its own subnet on the
+/// NIC's link. Lets the bridge answer its pods' ARP requests for all addresses that aren't behind it, without
+/// delay. Idempotent.
 pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     let link = index_of(bridge)?;
     set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
     set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
     let mut netlink = Netlink::open()?;
-    // A bridge has the lowest MAC of its ports until somebody sets one, so the MAC that its pods have learnt would
-    // change with every port.
+    // A bridge has the lowest MAC of its ports until somebody sets one, so the MAC that its pods have learnt
+    // would change with every port.
     let mac = netlink.link(link_named(bridge))?.as_ref().and_then(mac_of).map(<[u8]>::to_vec);
     let mut kept = link_indexed(link);
     kept.attributes.extend(mac.map(LinkAttribute::Address));

@@ -1,4 +1,4 @@
-//! Puts right what somebody else on the node has done to a wired sandbox's host end.
+//! Repairs what somebody else on the node has done to the host's end of a wired sandbox.
 
 use std::fmt;
 
@@ -32,10 +32,11 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Makes this host end what [`connect`](super::connect) made it, and returns what it was not. Under its sandbox's lock: a link
-/// that no longer says what it said belongs to nobody, or to a later ADD, and is left alone.
+/// Restores what [`connect`](super::connect) made of this host end, and returns what had to be restored. Must
+/// be called under the sandbox's lock. A link whose alias has changed belongs to nobody, or to a later ADD,
+/// and is left alone.
 ///
-/// Asks for single objects only, so its cost doesn't grow with the node's pods.
+/// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
 pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
     let Some(identity) = &damaged.identity else { return Ok(Vec::new()) };
     let mut netlink = Netlink::open()?;
