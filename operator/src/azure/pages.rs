@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::error::Error;
 use super::transport::{Call, Transport};
 
-/// None of the lists that are read here comes near to this; without an end, one would be read for ever.
+/// None of the lists that are read here comes near to this. It ends the reading of a list that has no end.
 const MOST: usize = 200;
 
 #[derive(Deserialize)]

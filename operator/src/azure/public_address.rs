@@ -1,4 +1,4 @@
-//! Public addresses that are ours: each made for one pod, looked at, and deleted with it.
+//! Our public addresses: each is made for one pod, read, and deleted with the pod.
 
 use serde_json::{Value, json};
 use tracing::{info, instrument};
@@ -16,19 +16,19 @@ pub struct PublicAddress {
     pub dns_name: Option<String>,
 }
 
-/// What a public address is made with.
+/// The properties of a new public address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPublicAddress {
     /// Azure's region: that of the NIC.
     pub location: String,
     /// The first part of its name in DNS.
     pub dns_label: Option<String>,
-    /// The pod it is for, for whoever finds the resource in Azure.
+    /// The pod it is for, for people who find the resource in Azure.
     pub pod: String,
 }
 
 impl Azure {
-    /// Makes a public address, or makes the one there is as `new` says.
+    /// Makes a public address, or changes the existing one into `new`.
     #[instrument(skip_all, fields(public_address = %id))]
     pub async fn make_public_address(
         &self,
@@ -73,7 +73,8 @@ impl Azure {
             answer => answer?,
         };
         match self.follow(&call, &url, &accepted).await {
-            // Without the right to follow the operation, the address itself is polled, which is gone in the end.
+            // Without the right to follow the operation, the address itself is polled, which is gone in the
+            // end.
             Ok(_) | Err(Error::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -83,8 +84,8 @@ impl Azure {
 }
 
 impl NewPublicAddress {
-    /// Standard, because Basic ones can't be had any more (retired 2025-09-30); so it is static, and closed to what no network
-    /// security group allows.
+    /// The SKU is Standard, because Basic ones aren't available any more (retired 2025-09-30). So the address
+    /// is static, and closed to everything that no network security group allows.
     fn body(&self) -> Vec<u8> {
         let NewPublicAddress { location, dns_label, pod } = self;
         let mut body = json!({

@@ -1,5 +1,5 @@
-//! How full the subnets of a virtual network are, as Azure counts. A hint: by the time it is read others may have taken
-//! what was free, and an address that is being removed counts for a while.
+//! How full the subnets of a virtual network are, by Azure's count. It is a hint: when it arrives, others may
+//! have taken what was free, and an address that is being removed is counted for a while.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use super::error::Error;
 use super::transport::{Call, Transport};
 use super::{NETWORK_API, Priority, ResourceId, pages};
 
-/// Free addresses by the subnet's name in lower case. Subnets of which Azure doesn't tell are left out.
+/// Free addresses by the subnet's name in lower case. Subnets of which Azure doesn't know the number are left
+/// out.
 pub type Free = HashMap<String, u32>;
 
 /// `VirtualNetworkUsage`: doubles, -1 for the gateways' subnet.
@@ -57,7 +58,7 @@ mod tests {
     fn free_is_the_size_less_what_is_used() {
         assert_eq!(free(2.0, 11.0), Some(("nodes".into(), 9)));
         assert_eq!(free(11.0, 11.0), Some(("nodes".into(), 0)));
-        // Seen of counters that lag: no more than all can be used.
+        // Counters that lag have shown this. No more than all can be used.
         assert_eq!(free(12.0, 11.0), Some(("nodes".into(), 0)));
     }
 

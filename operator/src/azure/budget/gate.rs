@@ -32,8 +32,8 @@ impl Gate {
         Gate(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
-    /// Waits until a call of this lane may be made and counts it. Gives the time waited, or `None` if `outgrown` came
-    /// first: then the call isn't counted and must not be made.
+    /// Waits until a call of this lane may be made and counts it. Gives the time waited, or `None` if
+    /// `outgrown` came first: then the call isn't counted and must not be made.
     pub(in crate::azure) async fn wait_for_turn(
         &self,
         lane: &Lane,
