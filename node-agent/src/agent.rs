@@ -34,7 +34,7 @@ use crate::{
     sweep::Sweep,
     watch as watches,
 };
-use supply::Meaning;
+use supply::{Meaning, Taken};
 
 /// How long changes of the ledger are collected before a pass: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -191,8 +191,52 @@ impl Agent {
         }
     }
 
-    /// One pass; returns when to make the next one at the latest.
+    /// One pass. Returns when to make the next one at the latest.
+    ///
+    /// The order of the stages is part of how pods are kept safe:
+    /// 1. `rules`, because a pod needs them with its first packet;
+    /// 2. `take_off`, because an address must be the pods' alone when it is handed out;
+    /// 3. `take_in`, which hands addresses out;
+    /// 4. `install`, because the runtime sends pods as soon as there is a configuration;
+    /// 5. `sweep`, `restore` and `let_through`, which mend what has gone wrong since.
     async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Instant> {
+        let is_look = self.begin(object);
+        let object = self.newest(object);
+        let meaning = match object {
+            Some(object) => Some(self.meaning(object).await?),
+            None => None,
+        };
+        let mut rules = None;
+        if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning) {
+            if supply.boot_id == self.boot_id {
+                rules = Some(self.rules(&object.spec, is_look).await);
+            }
+            if is_look || object.metadata.generation != self.generation {
+                self.take_off(&object.spec, &supply.entries).await;
+                self.generation = object.metadata.generation;
+            }
+        }
+        let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
+        let (rules, uplink) = rules.unzip();
+        let uplink = uplink.flatten();
+        if taken.ledger.had_first_address() && rules.as_ref().is_some_and(|rules| rules.is_true) {
+            let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
+            taken.said.extend(self.install(uplink.as_ref(), wiring, is_look).await);
+        }
+        taken.said.extend(rules);
+        if is_look {
+            self.sweep(&taken.ledger).await;
+            self.restore(&taken.ledger).await;
+            if let Some(uplink) = uplink {
+                self.let_through(&taken.ledger, &uplink.name).await;
+            }
+        }
+        taken.said.push(self.say_undisturbed());
+        Ok(self.report(object, taken))
+    }
+
+    /// Begins a pass. Returns whether it is a look: one that reads everything on the node anew.
+    fn begin(&mut self, object: Option<&NodeIPAllocation>) -> bool {
         // Before there was an object, not everything could be looked at.
         let is_first = object.is_some() && self.generation.is_none();
         let is_look = is_first || Instant::now() >= self.next_look;
@@ -201,70 +245,43 @@ impl Agent {
             self.looked = Some(Instant::now());
             self.disturbances.look();
         }
-        // The ledger may have been built from a later one, read past the watch: of an object made anew, perhaps. What was
-        // relinquished and released in between must not come back.
+        is_look
+    }
+
+    /// The object, unless the ledger was built from a later version, read past the watch, perhaps of an object that was made
+    /// anew. What was relinquished and released in between must not come back.
+    fn newest<'a>(&mut self, object: Option<&'a NodeIPAllocation>) -> Option<&'a NodeIPAllocation> {
         let object = object.filter(|object| watches::version(object) >= self.latest);
         self.latest = object.map_or(self.latest, watches::version);
-        let meaning = match object {
-            Some(object) => Some(self.meaning(object).await?),
-            None => None,
-        };
-        // Before the ledger is supplied: a pod needs the rules with its first packet.
-        let rules = match (object, &meaning) {
-            (Some(object), Some(Meaning::Ours(supply))) if supply.boot_id == self.boot_id => {
-                Some(self.rules(&object.spec, is_look).await)
-            }
-            _ => None,
-        };
-        // Before that, too: an address must be the pods' alone when it goes out.
-        if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning)
-            && (is_look || object.metadata.generation != self.generation)
-        {
-            self.take_off(&object.spec, &supply.entries).await;
-            self.generation = object.metadata.generation;
-        }
-        let Some(taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
-        let mut said = taken.said;
-        let way_out =
-            rules.as_ref().and_then(|(_, uplink)| uplink.as_ref()).map(|uplink| uplink.name.clone());
-        if let Some((rules, uplink)) = rules {
-            if taken.ledger.had_first_address() && rules.is_true {
-                let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
-                said.extend(self.install(uplink.as_ref(), wiring, is_look).await);
-            }
-            said.push(rules);
-        }
-        if is_look {
-            self.sweep(&taken.ledger).await;
-            self.restore(&taken.ledger).await;
-            if let Some(uplink) = way_out {
-                self.let_through(&taken.ledger, &uplink).await;
-            }
-        }
-        said.push(self.say_undisturbed());
-        self.metrics.set_counts(taken.ledger.counts(taken.at));
+        object
+    }
 
+    /// Reports what a pass has come to. Returns when to make the next one at the latest.
+    fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Instant {
+        let Taken { ledger, at, generation: supplied, said } = taken;
+        self.metrics.set_counts(ledger.counts(at));
         let time = Timestamp::now();
         let generation = object.and_then(|object| object.metadata.generation);
         let conditions = said.into_iter().map(|Said { type_, is_true, reason, message }| {
             condition::new(type_, is_true, reason, message, generation, time)
         });
-        let cooled = taken.ledger.next_ready(taken.at).map(|ready| {
-            Instant::now() + Duration::from_millis(ready.saturating_sub(taken.at)).max(COOLED_EVERY)
-        });
+        let cooled = ledger
+            .next_ready(at)
+            .map(|ready| Instant::now() + Duration::from_millis(ready.saturating_sub(at)).max(COOLED_EVERY));
         let is_held = |name: &&String| {
             object.is_some_and(|object| object.spec.ip_configurations().any(|one| one.name == **name))
         };
         let unlisted = self.unlisted.borrow().iter().filter(is_held).cloned().collect();
+        let conditions = conditions.collect();
         self.reports.send_replace(Some(Report {
             unlisted,
-            conditions: conditions.collect(),
-            generation: taken.generation,
-            at: taken.at,
+            conditions,
+            generation: supplied,
+            at,
             time,
-            ledger: taken.ledger,
+            ledger,
         }));
-        Ok(cooled.map_or(self.next_look, |cooled| cooled.min(self.next_look)))
+        cooled.map_or(self.next_look, |cooled| cooled.min(self.next_look))
     }
 }
 

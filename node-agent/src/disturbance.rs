@@ -15,6 +15,7 @@ use std::{
 
 use vnetpool_plugin::{
     ledger::{Ledger, Millis, file::Store},
+    sandbox::LINK_PREFIX,
     wiring::{self, Damage, HostLink, Identity, LinkAddress},
 };
 
@@ -161,7 +162,7 @@ pub fn misplaced(
     let is_misplaced = |found: &LinkAddress| {
         reserved.contains(&found.address)
             && !primaries.contains(&found.address)
-            && !found.link.starts_with("vnp")
+            && !found.link.starts_with(LINK_PREFIX)
             && !found.address.is_loopback()
     };
     addresses.into_iter().filter(is_misplaced).collect()

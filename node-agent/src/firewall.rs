@@ -16,6 +16,7 @@ use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
 use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
+use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 /// Azure's wire server: DNS, the source of load balancers' probes, and what is to configure the machine, secrets included.
 const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
@@ -149,11 +150,13 @@ impl Rules {
         // Before connection tracking: a packet with a false source must not even make an entry there.
         text.push_str(
             "\tchain guard {\n\
-             \t\ttype filter hook prerouting priority raw; policy accept;\n\
-             \t\tiifname \"vnp*\" fib saddr . iif oif missing counter name \"spoofed\" drop\n",
+             \t\ttype filter hook prerouting priority raw; policy accept;\n",
         );
+        let spoofed = "fib saddr . iif oif missing counter name \"spoofed\" drop";
+        let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" {spoofed}");
         // The kernel drops these itself, unless `route_localnet` is on for the link, as portmap and Felix have it.
-        text.push_str("\t\tiifname \"vnp*\" ip daddr 127.0.0.0/8 counter name \"loopback\" drop\n");
+        let loopback = "ip daddr 127.0.0.0/8 counter name \"loopback\" drop";
+        let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" {loopback}");
         text.push_str(&bridge::guard());
         text.push_str("\t}\n");
         text.push_str(&self.platform());
@@ -170,7 +173,7 @@ impl Rules {
             outside.push_str("ip saddr != @public ");
         }
         for Egress { link, address } in &self.uplinks {
-            let pods = format!("\t\tiifname \"vnp*\" oifname \"{link}\"");
+            let pods = format!("\t\tiifname \"{LINK_PREFIX}*\" oifname \"{link}\"");
             // Random ports: with the kernel's first choice, connections opened at once on several CPUs collide and drop.
             let translate = format!("counter snat ip to {address} fully-random\n");
             let _ = write!(text, "{pods} ip daddr {{ {platform} }} {translate}{pods} {outside}{translate}");

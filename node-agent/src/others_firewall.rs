@@ -13,6 +13,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde_json::Value;
+use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 /// A chain of rules, as nft shows it with `-j`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -132,7 +133,7 @@ fn names_pods_links(expression: &Value) -> bool {
     let what = &expression["match"];
     let key = what["left"]["meta"]["key"].as_str();
     matches!(key, Some("iifname" | "oifname"))
-        && what["right"].as_str().is_some_and(|name| name.starts_with("vnp"))
+        && what["right"].as_str().is_some_and(|name| name.starts_with(LINK_PREFIX))
 }
 
 /// A match of iptables that nft only names. One on the state of a connection is, in practice, for those that are established,

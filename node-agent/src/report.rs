@@ -202,7 +202,7 @@ mod tests {
     fn the_status_says_who_has_what() {
         let mut ledger = ledger(&[9, 10, 11]);
         for id in ["a", "b"] {
-            ledger.assign(&sandbox(id), &pod(id), 5_000);
+            ledger.assign(&Claim::wired(&sandbox(id), &pod(id), ""), 5_000);
         }
         ledger.free(&sandbox("a"), 6_000);
         let status = compose(&report(ledger, 7_000), None);
@@ -246,8 +246,9 @@ mod tests {
         let mut ledger = ledger(&[9, 10, 11]);
         let proof = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: Some(4) };
         let (sandbox_a, pod_a) = (sandbox("a"), pod("a"));
-        ledger.assign_to(Claim { sandbox: &sandbox_a, pod: &pod_a, network: "leased", proof: &proof }, 0);
-        ledger.assign(&sandbox("b"), &pod("b"), 0);
+        let claim = Claim { sandbox: &sandbox_a, pod: &pod_a, network: "leased", proof: proof.clone() };
+        ledger.assign(&claim, 0);
+        ledger.assign(&Claim::wired(&sandbox("b"), &pod("b"), ""), 0);
         let status = compose(&report(ledger, 0), None);
         assert_eq!(status.assignments[0].netns.as_deref(), Some("/run/netns/cni-1"));
         assert_eq!(status.assignments[1].netns, None);
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn an_address_taken_away_under_its_pod_is_listed_but_not_held() {
         let mut ledger = ledger(&[9]);
-        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        ledger.assign(&Claim::wired(&sandbox("a"), &pod("a"), ""), 0);
         ledger.supply(&Supply { generation: 2, ..supply(&[10]) });
         let status = compose(&report(ledger, 0), None);
         assert_eq!((status.held, status.assigned, status.free), (1, 0, 1));
@@ -296,7 +297,7 @@ mod tests {
     #[test]
     fn time_alone_is_no_news() {
         let mut ledger = ledger(&[9]);
-        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        ledger.assign(&Claim::wired(&sandbox("a"), &pod("a"), ""), 0);
         let published = compose(&report(ledger.clone(), 0), None);
         let mut later = report(ledger, 5_000);
         later.time += Duration::from_secs(1); // a step of the wall clock
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn the_end_of_a_cooldown_is_news() {
         let mut ledger = ledger(&[9]);
-        ledger.assign(&sandbox("a"), &pod("a"), 0);
+        ledger.assign(&Claim::wired(&sandbox("a"), &pod("a"), ""), 0);
         ledger.free(&sandbox("a"), 0);
         let published = compose(&report(ledger.clone(), 0), None);
         let status = compose(&report(ledger, 30_000), Some(&published));

@@ -49,7 +49,7 @@ pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus
 mod tests {
     use super::*;
     use std::time::Duration;
-    use vnetpool_plugin::ledger::{Entry, Sandbox, Supply};
+    use vnetpool_plugin::ledger::{Claim, Entry, Sandbox, Supply};
 
     #[test]
     fn each_address_is_a_line_with_who_has_it() {
@@ -65,7 +65,7 @@ mod tests {
         let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0);
         let sandbox = Sandbox { container_id: "web".into(), ifname: "eth0".into() };
         let pod = Pod { name: "shop".into(), ..Pod::default() };
-        ledger.assign(&sandbox, &pod, 5_000);
+        ledger.assign(&Claim::wired(&sandbox, &pod, ""), 5_000);
         let text = show(&ledger, 7_000, None);
         assert!(text.starts_with("holds 2 addresses: 1 assigned, 0 cooling, 1 free; 0 waiting\n"), "{text}");
         let lines: Vec<&str> = text.lines().skip(3).collect();

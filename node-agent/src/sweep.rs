@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use std::net::Ipv4Addr;
     use vnetpool_plugin::{
-        ledger::{Entry, Pod, Supply},
+        ledger::{Claim, Entry, Pod, Supply},
         wiring::Identity,
     };
 
@@ -148,7 +148,7 @@ mod tests {
 
     fn assigned() -> Ledger {
         let mut ledger = ledger();
-        ledger.assign(&sandbox(), &Pod::default(), 0);
+        ledger.assign(&Claim::wired(&sandbox(), &Pod::default(), ""), 0);
         ledger
     }
 

@@ -1,9 +1,10 @@
-//! The operator's Azure: VMs, NICs and virtual networks behind five verbs.
+//! The operator's Azure. [`Azure`] has all calls as methods: those about NICs, virtual networks and free
+//! addresses are here; `routes` has those about route tables, `public_address` those about public addresses,
+//! `permission` those of the preflight, and `uniform` the way to write NICs of a Uniform scale set.
 //!
-//! Hidden below: the SDK crates and their flaws, tokens, clouds, ETags, long-running operations, request
-//! limits and ARM's many ways to say no. Errors are facts with a [`Remedy`]; nothing here retries a call on
-//! its own but the polls of an operation under way, so that every request is paid from one budget and shows
-//! up in one place.
+//! Hidden below are the SDK crates and their flaws, tokens, clouds, ETags, long-running operations, request
+//! limits and ARM's many ways to say no. An error is a fact with a [`Remedy`]. No call is retried here except
+//! the polls of an operation under way, so every request is paid from one budget and shows up in one place.
 
 mod budget;
 mod cache;
@@ -13,6 +14,7 @@ mod id;
 mod network;
 mod nic;
 mod operation;
+mod pages;
 mod permission;
 mod public_address;
 pub mod role;
@@ -39,9 +41,7 @@ pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;
-pub use nic::{
-    Attached, Change, Error as NicError, IpConfiguration, NAME_PREFIX, Nic, Others, ProvisioningState,
-};
+pub use nic::{Attached, Change, Error as NicError, IpConfiguration, Nic, Others, ProvisioningState};
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
@@ -55,38 +55,37 @@ use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
 
-/// A PUT replaces all that its API version knows of and nothing else can be sent, so this is the newest one
-/// seen in recordings of real traffic: an older one would hide, and then reset, what others set with a newer
-/// one.
+/// A PUT replaces everything that its API version knows of, and nothing else can be sent. So this is the
+/// newest version seen in recordings of real traffic: an older one would hide, and then reset, what others
+/// set with a newer one.
 const NETWORK_API: &str = "2025-05-01";
 const COMPUTE_API: &str = "2025-04-01";
-/// For so long what was read of a virtual network will do: address spaces and peerings change rarely, and many nodes share one.
-/// A second less than the minute within which every node follows a change, for what the operator and the agents need then.
+/// How long what was read of a virtual network is used: address spaces and peerings change rarely, and many
+/// nodes share one. It is one second less than the promised minute, to leave time for operator and agents to
+/// follow.
 pub const NETWORK_KEPT: Duration = Duration::from_secs(59);
 
-/// A write to a NIC that another operation is changing is put off by this; such operations take seconds.
-const UNSETTLED: Duration = Duration::from_secs(5);
-
-/// Where Azure is and who asks.
+/// Where Azure is, and how the operator signs in.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub cloud: Cloud,
-    /// Stands in for the cloud's ARM.
+    /// Replaces the cloud's ARM.
     pub endpoint: Option<Url>,
-    /// Stands in for the metadata service, which gives managed identities their tokens.
+    /// Replaces the metadata service, which gives managed identities their tokens.
     pub imds: Option<Url>,
     pub credential: Credential,
-    /// How much of Azure's request limits is ours, from 1 to 100; the rest is left to the subscription's other clients.
+    /// How many percent of Azure's request limits are ours, from 1 to 100. The rest is left to the
+    /// subscription's other clients.
     pub budget_percent: u8,
     /// Every write fails as [`Error::DryRun`] instead of being sent.
     pub dry_run: bool,
 }
 
-/// Whether what was last read will do.
+/// Whether a cached document may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// What is known, if anything is and it is settled: our own writes keep it current, somebody else's go
-    /// unnoticed until a write of ours turns out [`Error::Stale`].
+    /// The cached document, if there is one and it is settled. Our own writes keep it current. Changes by
+    /// others go unnoticed until a write of ours fails as [`Error::Stale`].
     Cached,
     /// Read from Azure now.
     Fresh,
@@ -105,14 +104,14 @@ pub struct RequestRecord {
     pub took: Duration,
 }
 
-/// A client of Azure. One for the whole operator: its budget and its knowledge of NICs are what it is for.
+/// A client of Azure. The whole operator shares one, since it holds the budget and the cache of NICs.
 #[derive(Debug)]
 pub struct Azure {
     transport: Transport,
     nics: Documents,
     models: Models,
     tracking: Tracking,
-    /// When each was last read, and what came of it.
+    /// When each virtual network was last read, and the result.
     networks: Slots<Option<(Instant, Result<VirtualNetwork, Error>)>>,
     tables: Tables,
 }
@@ -140,29 +139,29 @@ impl Azure {
         self.transport.is_dry_run()
     }
 
-    /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority wait.
+    /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority
+    /// wait.
     pub fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
         self.transport.accounts()
     }
 
-    /// The NIC that a VM marks as primary, or its first if it marks none: a role without
-    /// the right to read the mark hides it.
+    /// The NIC that a VM marks as primary, or its first if it marks none: a role without the right to read
+    /// the mark hides it.
     pub async fn primary_nic(&self, vm: &VmId, priority: Priority) -> Result<ResourceId, Error> {
         let mut all = self.nics(vm, priority).await?;
         Ok(all.swap_remove(0))
     }
 
-    /// The NICs of a VM, one at least, the primary one first. Of an instance of a Uniform scale set the primary one only.
+    /// The NICs of a VM, at least one, the primary one first. For an instance of a Uniform scale set it is
+    /// only the primary one.
     #[instrument(skip_all, fields(vm = %vm))]
     pub async fn nics(&self, vm: &VmId, urgency: impl Into<Urgency>) -> Result<Vec<ResourceId>, Error> {
         let call = call(Kind::Read, urgency, vm.resource());
         let answer = self.transport.send(&call, self.url(vm.resource(), COMPUTE_API), None, None).await?;
-        let unexpected = |message: String| Error::Unexpected { resource: vm.to_string(), message };
-        let document: Value =
-            serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
+        let document = cache::parse(vm.resource(), &answer.body)?;
         if vm.is_instance() {
             let nic = uniform::primary_nic(&document)
-                .ok_or_else(|| unexpected("the instance has no network interface".to_owned()))?;
+                .ok_or_else(|| Error::unexpected(vm, "the instance has no network interface"))?;
             self.models.keep(vm.resource(), Model::read(vm.resource(), answer.body)?);
             return Ok(vec![nic.parse()?]);
         }
@@ -172,12 +171,12 @@ impl Azure {
         let ids: Vec<ResourceId> =
             nics.iter().filter_map(|nic| nic["id"].as_str()).map(str::parse).collect::<Result<_, _>>()?;
         if ids.is_empty() {
-            return Err(unexpected("the VM has no network interface".to_owned()));
+            return Err(Error::unexpected(vm, "the VM has no network interface"));
         }
         Ok(ids)
     }
 
-    /// A NIC as Azure holds it. Waits for a write of ours to that NIC that is under way.
+    /// A NIC as Azure holds it. Waits for our own write to that NIC if one is under way.
     #[instrument(skip_all, fields(nic = %id))]
     pub async fn nic(
         &self,
@@ -189,19 +188,19 @@ impl Azure {
         if let (Freshness::Cached, Some(nic)) = (freshness, known.nic().filter(|nic| nic.is_settled())) {
             return Ok(nic);
         }
-        // Its region's limits are to be known to the budget, too.
+        // The region tells the budget which limits apply.
         let region = known.nic().and_then(|nic| region(&nic));
         known.forget();
         let read = self.read_nic(&Call { region, ..call(Kind::Read, urgency, id) }, id).await?;
         Ok(self.nics.learn(&mut known, read))
     }
 
-    /// Carries out `change` on a NIC in one write and gives the NIC as it is then; without a write if nothing
-    /// is to be done. Other writers' parts of the NIC stay as they are: had somebody changed it since it was
-    /// read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
+    /// Carries out `change` on a NIC in one write and returns the NIC after it. Sends nothing if there is
+    /// nothing to do. Other writers' parts of the NIC stay as they are: if somebody has changed the NIC since
+    /// it was read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
     ///
-    /// After any error from which it doesn't follow that the NIC is as it was, it is read anew before it is
-    /// next used; so it is if the future is dropped.
+    /// If the write's error leaves open whether the NIC has changed, or if the future is dropped, the NIC is
+    /// read again before it is next used.
     #[instrument(skip_all, fields(nic = %id, reserve = change.reserve.len(), release = change.release.len()))]
     pub async fn update(
         &self,
@@ -215,19 +214,14 @@ impl Azure {
             return self.update_through(&instance, id, &mut known, change, urgency).await;
         }
         let mut call = call(Kind::Write, urgency, id);
-        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        // Forget the cached document first, so that any early return leaves the resource unknown.
         let before = match known.take().filter(|document| document.nic.is_settled()) {
             Some(document) => document,
             None => self.read_document(&Call { kind: Kind::Read, ..call.clone() }, id).await?,
         };
         if !before.nic.is_settled() {
-            // Azure would cancel the operation under way, ours or somebody else's, in favour of this one.
             self.nics.keep(&mut known, before);
-            return Err(Error::Busy {
-                resource: id.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(id));
         }
         call.region = region(&before.nic);
         let body = match before.edit(change) {
@@ -237,35 +231,38 @@ impl Azure {
                 return nothing_to_send.map(|_| before.nic);
             }
         };
-        match self.transport.send(&call, self.url(id, NETWORK_API), Some(&before.etag), Some(body)).await {
-            Ok(accepted) => {
-                let document = self.complete(&call, id, accepted).await?;
-                let nic = document.nic.clone();
-                self.nics.keep(&mut known, document);
-                Ok(nic)
-            }
+        let url = self.url(id, NETWORK_API);
+        let accepted = match self.transport.send(&call, url.clone(), Some(&before.etag), Some(body)).await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if error.left_all_as_it_was() {
                     self.nics.keep(&mut known, before);
                 }
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        let started = Instant::now();
+        let written = self.complete(&call, url, accepted).await;
+        let document = Document::read(id, self.unless_gone(id, written)?)?;
+        let nic = document.nic.clone();
+        info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written");
+        self.nics.keep(&mut known, document);
+        Ok(nic)
     }
 
-    /// Whether writes to a NIC could last be followed to their end, as far as any in its resource group was: an error says
-    /// which permission is missing. The writes themselves are carried out all the same.
+    /// Whether the last write in the NIC's resource group could be followed to its end; `None` if none was
+    /// tried. The error names the missing permission. The writes themselves are carried out all the same.
     pub fn tracked(&self, id: &ResourceId) -> Option<Result<(), Arc<Error>>> {
         self.tracking.seen(id.as_str())
     }
 
-    /// Drops what is known of a NIC that the caller won't ask about again.
+    /// Drops the cache of a NIC that the caller won't ask about again.
     pub fn forget(&self, id: &ResourceId) {
         self.nics.forget(id);
     }
 
-    /// A subnet and the virtual network around it, no older than [`NETWORK_KEPT`]. So is an error, for all nodes of all its subnets
-    /// would meet it, unless Azure lets us try again sooner.
+    /// A subnet and the virtual network around it, not older than [`NETWORK_KEPT`]. An error is kept as long,
+    /// since all nodes of all the network's subnets would meet it, unless Azure allows another try sooner.
     #[instrument(skip_all, fields(subnet = %subnet))]
     pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {
         let id = network::vnet_of(subnet)?;
@@ -305,29 +302,33 @@ impl Azure {
     }
 
     async fn read_body(&self, call: &Call, id: &ResourceId) -> Result<Vec<u8>, Error> {
-        match self.transport.send(call, self.nic_url(id), None, None).await {
-            Ok(answer) => Ok(answer.body),
-            Err(error) => {
-                if matches!(error, Error::NotFound { .. }) {
-                    self.nics.forget(id);
-                }
-                Err(error)
-            }
-        }
+        let answer = self.transport.send(call, self.nic_url(id), None, None).await;
+        self.unless_gone(id, answer.map(|answer| answer.body))
     }
 
-    /// Follows a write that ARM has accepted to its end, and gives what became of the NIC.
-    async fn complete(&self, call: &Call, id: &ResourceId, accepted: Answer) -> Result<Document, Error> {
-        let started = Instant::now();
-        let document = match Operation::of(&accepted, &self.url(id, NETWORK_API), call)? {
-            Some(operation) => {
-                operation.finish(&self.transport, call, &self.url(id, NETWORK_API), &self.tracking).await?;
-                self.read_document(&call.following(Kind::Read), id).await?
+    /// Drops the cache of a NIC if a request about it has shown that it doesn't exist.
+    fn unless_gone<T>(&self, id: &ResourceId, read: Result<T, Error>) -> Result<T, Error> {
+        read.inspect_err(|error| {
+            if matches!(error, Error::NotFound { .. }) {
+                self.nics.forget(id);
             }
-            None => Document::read(id, accepted.body)?,
-        };
-        info!(took = ?started.elapsed(), held = document.nic.ip_configurations.len(), "NIC written");
-        Ok(document)
+        })
+    }
+
+    /// Follows a write that ARM has accepted to its end. Returns the body of the resource at `url` after it.
+    async fn complete(&self, call: &Call, url: Url, accepted: Answer) -> Result<Vec<u8>, Error> {
+        if !self.follow(call, &url, &accepted).await? {
+            return Ok(accepted.body);
+        }
+        let answer = self.transport.send(&call.following(Kind::Read), url, None, None).await?;
+        Ok(answer.body)
+    }
+
+    /// Waits for the end of the operation that an accepted write has begun. Returns whether there was one.
+    async fn follow(&self, call: &Call, url: &Url, accepted: &Answer) -> Result<bool, Error> {
+        let Some(operation) = Operation::of(accepted, url, call)? else { return Ok(false) };
+        operation.finish(&self.transport, call, url, &self.tracking).await?;
+        Ok(true)
     }
 
     fn nic_url(&self, id: &ResourceId) -> Url {

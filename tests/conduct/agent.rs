@@ -17,7 +17,7 @@ use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_node_agent::imds::{Network, listing::Listing};
 use vnetpool_node_agent::supply::supply;
-use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, Sandbox, Supplied};
+use vnetpool_plugin::ledger::{Claim, Counts, Ledger, Millis, Pod, Sandbox, Supplied};
 
 /// All agents. Ends with the runtime.
 #[derive(Clone, Default)]
@@ -179,7 +179,7 @@ impl Agent {
         self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
         for pod in &self.pods {
             let sandbox = Sandbox { container_id: pod.uid.clone(), ifname: "eth0".into() };
-            ledger.assign(&sandbox, pod, self.now);
+            ledger.assign(&Claim::wired(&sandbox, pod, ""), self.now);
         }
         ledger.relinquish(object.spec.target, self.now);
         let Counts { held, assigned, cooling, free, waiting, vanished, .. } = ledger.counts(self.now);

@@ -4,7 +4,9 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use vnetpool_plugin::ledger::{Assign, Entry, Ledger, Occupant, Pod, Proof, Sandbox, Supplied, Supply};
+use vnetpool_plugin::ledger::{
+    Assign, Claim, Entry, Ledger, Occupant, Pod, Proof, Sandbox, Supplied, Supply,
+};
 
 use crate::Broken;
 use crate::operator::{name, number};
@@ -140,7 +142,7 @@ impl World {
     pub fn add(&mut self, pod: usize) {
         let Some(book) = &mut self.node.ledger else { return };
         let assigned = book.with(|ledger| {
-            let assigned = ledger.assign(&sandbox(pod), &Pod::default(), NOW);
+            let assigned = ledger.assign(&Claim::wired(&sandbox(pod), &Pod::default(), ""), NOW);
             ledger.cancel(&sandbox(pod));
             assigned
         });

@@ -1,13 +1,15 @@
-//! CNI's wire: environment and standard input in, one JSON document out. All validation is here, no behaviour.
+//! CNI's wire: environment and standard input in, one JSON document out. All validation is here, no
+//! behaviour.
 //!
-//! The protocol is that of the CNI specification, versions 0.3.1 to 1.1.0; an answer is in the version asked for.
+//! The protocol is that of the CNI specification, versions 0.3.1 to 1.1.0. An answer is in the version that
+//! the request names.
 
 mod request;
 mod result;
 
 use serde::{Serialize, Serializer};
 
-pub use request::{Duty, Program, Request, STATE_DIR, Verb};
+pub use request::{Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
 pub use result::{Leased, PrevResult, Versions, Wired};
 
 /// A version of the specification that we speak.
@@ -43,7 +45,8 @@ impl Serialize for Version {
     }
 }
 
-/// An error as the specification has it; runtimes show `msg` and `details` to people: what happened, and what to do.
+/// An error as the specification has it. Runtimes show `msg` and `details` to people: what happened, and what
+/// to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Error {
     #[serde(rename = "cniVersion")]

@@ -1,7 +1,7 @@
 //! The ledger: which addresses this node holds and which sandbox has which, as pure state and transitions.
 //!
-//! Nothing here reads a clock, a file or the kernel: `now` is an argument. [`file::Store`] is the only door to the
-//! copy on disk; the agent supplies it, the plugin assigns and frees.
+//! Nothing here reads a clock, a file or the kernel: `now` is an argument. [`file::Store`] is the only way to
+//! the copy on disk. The agent supplies the ledger; the plugin assigns and frees addresses.
 //!
 //! ```text
 //!            supply                 assign
@@ -18,143 +18,40 @@
 
 pub mod file;
 mod format;
+mod record;
 mod supply;
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
+use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr, time::Duration};
 
-use serde::Serialize;
-
+pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
+pub use record::{Assignment, Entry, Proof, Record, State};
 pub use supply::{Occupant, Supplied, Supply};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;
 
-/// The interface by which Kubernetes knows a pod; further ones that it may have are no workload to an engine of NetworkPolicy.
-const POD_IFNAME: &str = "eth0";
-
-/// The key of an assignment: one interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Sandbox {
-    /// CNI_CONTAINERID; empty for an address found in use without a word by whom (`ifname` is then that address).
-    pub container_id: String,
-    /// CNI_IFNAME.
-    pub ifname: String,
-}
-
-impl Sandbox {
-    /// The name that ADD gives the host's end of this sandbox's veth pair: `vnp` and 11 hex digits, 14 of the 15 bytes a name has.
-    ///
-    /// Engines of NetworkPolicy find a pod's link by its name only: the prefix they are told and the first digits of the SHA-1
-    /// of `namespace.name`, as Calico's `VethNameForWorkload` has it and other cloud networks' plugins do. It is one name for all
-    /// sandboxes that a pod of this name ever has, so a newer one may find the older's link there: see [`Sandbox::spare_link`].
-    pub fn host_link(&self, pod: &Pod) -> String {
-        if pod.name.is_empty() || self.ifname != POD_IFNAME {
-            return self.spare_link();
-        }
-        let digest = sha1_smol::Sha1::from([&pod.namespace, ".", &pod.name].concat()).digest().bytes();
-        let digits: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        format!("vnp{}", &digits[..11])
-    }
-
-    /// A name that is this sandbox's alone: of the link of one that isn't known to be a pod's, and of one whose link had to make room.
-    /// Earlier builds named all links so.
-    pub fn spare_link(&self) -> String {
-        format!("vnp{:011x}", self.digest() & ((1 << 44) - 1))
-    }
-
-    /// A hash that every release computes alike, since link names and lock offsets come from it: FNV-1a, then
-    /// MurmurHash3's finaliser to spread the last bytes over all bits.
-    pub(crate) fn digest(&self) -> u64 {
-        let bytes = self.container_id.bytes().chain(*b"/").chain(self.ifname.bytes());
-        let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        hash ^ (hash >> 33)
-    }
-}
-
-/// The pod a sandbox belongs to, for people and for the status; empty strings if the runtime didn't say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pod {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-}
-
-/// An address the node holds, as published in the spec. Its identity is the name of its ipConfiguration, never used
-/// twice; the address is its attribute. The addresses of a block are entries of one name: each is assigned by itself, but
-/// they come and go, and are relinquished, only together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Empty after a rebuild for an address in use that no spec has named yet.
-    pub name: String,
-    pub address: Ipv4Addr,
-    /// UID of the only pod that may have it: something in Azure is attached to this address.
-    pub attached_to: Option<String>,
-}
-
-/// An entry and what it is used for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    pub entry: Entry,
-    pub state: State,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// To be assigned once `since` lies a cooldown back; None = not used in this boot.
-    Free {
-        since: Option<Millis>,
-    },
-    Assigned(Assignment),
-    /// Gone from the spec without having been relinquished: not assigned unless it comes back.
-    Withdrawn {
-        since: Option<Millis>,
-    },
-}
-
-/// Who has an entry, and how to see whether they live.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assignment {
-    pub sandbox: Sandbox,
-    pub pod: Pod,
-    /// The name of the CNI network whose ADD asked for it. Empty if nobody remembers: what is wired doesn't tell, nor did the
-    /// release before.
-    pub network: String,
-    pub since: Millis,
-    pub proof: Proof,
-    /// The entry has gone from the spec while the pod was using it.
-    pub vanished: bool,
-}
-
-/// By what to see whether a sandbox lives. What can't be looked at lives.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Proof {
-    /// The host's end of the sandbox's veth pair: our wiring. It ends with the sandbox's network namespace. By the name that ADD gave
-    /// it; it says itself whose it is, and its name may have changed since.
-    Link(String),
-    /// The file of the sandbox's network namespace and, if it is known, the namespace's inode: another plugin did the wiring
-    /// and asked for the address only (delegated IPAM). Inodes come again, but not behind the same path.
-    Namespace { path: String, inode: Option<u64> },
-}
-
-/// What an ADD says of itself when it asks for an address.
-#[derive(Clone, Copy, Debug)]
+/// For whom an ADD asks for an address.
+#[derive(Clone, Debug)]
 pub struct Claim<'a> {
     pub sandbox: &'a Sandbox,
     pub pod: &'a Pod,
-    /// The name of its CNI network.
+    /// The name of the sandbox's CNI network.
     pub network: &'a str,
-    pub proof: &'a Proof,
+    pub proof: Proof,
 }
 
-/// An ADD that found nothing to assign. It counts, and is served, only while it holds its sandbox's lock.
+impl<'a> Claim<'a> {
+    /// The claim of a sandbox that we wire: the host's end of its veth pair shows that it lives.
+    pub fn wired(sandbox: &'a Sandbox, pod: &'a Pod, network: &'a str) -> Claim<'a> {
+        Claim { sandbox, pod, network, proof: Proof::Link(sandbox.host_link(pod)) }
+    }
+}
+
+/// An ADD that waits because there was nothing to assign. It counts and is served only while it holds its
+/// sandbox's lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
     pub sandbox: Sandbox,
@@ -164,21 +61,23 @@ pub struct Waiter {
     pub proof: Proof,
 }
 
-/// What [`Ledger::assign`] came to.
+/// The outcome of [`Ledger::assign`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assign {
     /// This sandbox's address, now or since earlier.
     Assigned(Ipv4Addr),
-    /// The sandbox waits in line; an address that cools now is ready at `until`, if there is one.
+    /// The sandbox waits in line. `until` is when the next address that cools now is ready, if one cools.
     Waiting { until: Option<Millis> },
 }
 
-/// `held` = `assigned` - `vanished` + `cooling` + `free`; the entries under `relinquished` and `withdrawn` are no longer held.
+/// `held` = `assigned` - `vanished` + `cooling` + `free`. The entries counted by `relinquished` and
+/// `withdrawn` are no longer held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub held: u32,
     pub assigned: u32,
-    /// Held and free, but of no use to a new pod yet: freed less than a cooldown ago, or something is attached to it.
+    /// Held and free, but not assignable to a new pod yet: freed less than a cooldown ago, or something is
+    /// attached to it.
     pub cooling: u32,
     pub free: u32,
     pub waiting: u32,
@@ -193,37 +92,181 @@ pub struct Counts {
 pub struct Ledger {
     boot_id: String,
     node_uid: String,
-    /// UID and generation of the NodeIPAllocation supplied last, so that a stale view of it is told from a new one.
+    /// UID and generation of the NodeIPAllocation supplied last. They distinguish a stale view of the object
+    /// from a new one.
     object: String,
     generation: i64,
-    /// Milliseconds from free to assignable.
+    /// How long a freed address cools before it is assignable again, in milliseconds.
     cooldown: Millis,
-    /// When entries new to this ledger were freed, for all we know.
+    /// When entries that are new to this ledger were freed, as far as is known.
     freed_at: Option<Millis>,
     had_first_address: bool,
     records: Vec<Record>,
-    /// Names given up for release: never assigned, forgotten once the spec has them no more.
+    /// Names given up for release. They are never assigned, and forgotten once the spec no longer has them.
     relinquished: Vec<String>,
-    /// First come first.
+    /// In the order in which they came.
     waiting: Vec<Waiter>,
 }
 
 impl Ledger {
-    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have cooled and
-    /// may go to its pod, in the fullest block that has one. If there is none, or others wait for it, the sandbox waits in line.
-    pub fn assign(&mut self, sandbox: &Sandbox, pod: &Pod, now: Millis) -> Assign {
-        let proof = &Proof::Link(sandbox.host_link(pod));
-        self.assign_to(Claim { sandbox, pod, network: "", proof }, now)
+    /// A ledger from its three sources, in the order of their authority: addresses in use on the node are
+    /// assigned, whatever the others say; relinquished names are never supplied again; then comes the spec.
+    ///
+    /// `freed_at` is when the addresses not in use were freed, as far as is known. It is None for the first
+    /// ledger of a boot, since whatever used them ended with the boot before. It is `Some(now)` when an
+    /// earlier ledger of this boot may have been lost.
+    pub fn rebuild(
+        boot_id: &str,
+        occupants: &[Occupant],
+        relinquished: &[String],
+        supply: &Supply,
+        freed_at: Option<Millis>,
+        now: Millis,
+    ) -> Ledger {
+        let mut ledger = Ledger {
+            boot_id: boot_id.to_owned(),
+            node_uid: supply.node_uid.clone(),
+            object: supply.object.clone(),
+            generation: supply.generation,
+            cooldown: millis(supply.cooldown),
+            freed_at,
+            had_first_address: false,
+            records: Vec::new(),
+            relinquished: relinquished.to_vec(),
+            waiting: Vec::new(),
+        };
+        for occupant in occupants {
+            ledger.adopt(occupant, now);
+        }
+        ledger.supply(supply);
+        ledger
     }
 
-    /// The same for a sandbox that is seen to live by `proof`, of a network by its name.
-    pub fn assign_to(&mut self, Claim { sandbox, pod, network, proof }: Claim<'_>, now: Millis) -> Assign {
+    /// Takes over the spec:
+    /// - a new entry becomes free;
+    /// - a relinquished entry that is gone is forgotten;
+    /// - any other entry that is gone is withdrawn if it was free, and kept for its pod if it was assigned;
+    /// - an entry that comes back is as it was before.
+    ///
+    /// An address that its pod kept and that comes back under another name is taken back, too: this node has
+    /// it again, so nobody else can have it.
+    pub fn supply(&mut self, supply: &Supply) -> Supplied {
+        let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
+        if *object == self.object && *generation < self.generation {
+            return Supplied::Stale;
+        }
+        if *boot_id != self.boot_id {
+            return Supplied::OtherBoot;
+        }
+        self.object.clone_from(object);
+        self.generation = *generation;
+        self.node_uid.clone_from(node_uid);
+        self.cooldown = millis(*cooldown);
+
+        self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
+        for record in &mut self.records {
+            if !entries.iter().any(|entry| entry.is_recorded_as(&record.entry)) {
+                record.vanish();
+            }
+        }
+        for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
+            let known = self.records.iter().position(|record| entry.is_recorded_as(&record.entry));
+            let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
+            match known.or_else(under_its_pod) {
+                Some(index) => self.records[index].come_back(entry),
+                None => self
+                    .records
+                    .push(Record { entry: entry.clone(), state: State::Free { since: self.freed_at } }),
+            }
+        }
+        self.had_first_address |= !self.records.is_empty();
+        Supplied::Applied
+    }
+
+    /// Relinquishes what is held beyond `target`, as far as it is free, has cooled and has nothing attached:
+    /// the entries freed longest ago first, those of a block only all together. This can't be taken back,
+    /// since the operator may already be removing the entries. Returns their names.
+    pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
+        let mut surplus = self.counts(now).held.saturating_sub(target);
+        let mut names = Vec::new();
+        for (name, size) in self.idle(now) {
+            if size <= surplus {
+                surplus -= size;
+                names.push(name);
+            }
+        }
+        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry.name));
+        self.relinquished.extend_from_slice(&names);
+        names
+    }
+
+    /// The names of which every address could be assigned now, each with the number of its addresses. The
+    /// name freed longest ago comes first; a block counts as freed when its last address was freed.
+    fn idle(&self, now: Millis) -> Vec<(String, u32)> {
+        #[derive(Default)]
+        struct Reservation {
+            freed: Option<Millis>,
+            size: u32,
+            in_use: bool,
+        }
+        // In the order of the records, so that names freed at the same time keep that order.
+        let mut order: Vec<&str> = Vec::new();
+        let mut all: HashMap<&str, Reservation> = HashMap::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let name = record.entry.name.as_str();
+            let one = all.entry(name).or_insert_with(|| {
+                order.push(name);
+                Reservation::default()
+            });
+            one.size += 1;
+            one.freed = one.freed.max(self.freed(index));
+            // No pod has the empty UID, so an entry with something attached counts as in use, too.
+            one.in_use |= !record.entry.is_for("") || self.ready_at(index).is_none_or(|ready| ready > now);
+        }
+        let mut idle: Vec<(&str, &Reservation)> =
+            order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
+        idle.retain(|(_, one)| !one.in_use);
+        idle.sort_by_key(|(_, one)| one.freed);
+        idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
+    }
+
+    /// Assigns an address to a sandbox that uses it on the node without being in the ledger. Returns whether
+    /// it did: not if the sandbox or the address is assigned already.
+    pub fn adopt(&mut self, occupant: &Occupant, now: Millis) -> bool {
+        let Occupant { sandbox, pod, address, proof } = occupant;
+        let is_taken = self
+            .assignments()
+            .any(|(entry, assignment)| assignment.sandbox == *sandbox || entry.address == *address);
+        if is_taken {
+            return false;
+        }
+        self.cancel(sandbox);
+        let assignment = |vanished| {
+            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
+            State::Assigned(Assignment { sandbox, pod, network: String::new(), since: now, proof, vanished })
+        };
+        match self.records.iter_mut().find(|record| record.entry.address == *address) {
+            Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),
+            None => {
+                let entry = Entry { name: String::new(), address: *address, attached_to: None };
+                self.records.push(Record { entry, state: assignment(true) });
+            }
+        }
+        self.had_first_address = true;
+        true
+    }
+
+    /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have
+    /// cooled and may go to its pod, in the fullest block that has one. If there is none, or others wait for
+    /// it, the sandbox waits in line.
+    pub fn assign(&mut self, claim: &Claim<'_>, now: Millis) -> Assign {
+        let Claim { sandbox, pod, network, proof } = claim;
         if let Some(address) = self.address_of(sandbox) {
             return Assign::Assigned(address);
         }
         if !self.is_waiting(sandbox) {
-            let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
-            self.waiting.push(Waiter { sandbox, pod, network: network.to_owned(), since: now, proof });
+            let (sandbox, pod, network) = (Sandbox::clone(sandbox), Pod::clone(pod), (*network).to_owned());
+            self.waiting.push(Waiter { sandbox, pod, network, since: now, proof: proof.clone() });
         }
         self.serve(now);
         match self.address_of(sandbox) {
@@ -244,14 +287,14 @@ impl Ledger {
         Some(record.entry.address)
     }
 
-    /// Ends the sandbox's waiting, and with it the ADD that waits. Says whether it was waiting.
+    /// Ends the sandbox's wait, and with it the ADD that waits. Returns whether the sandbox was waiting.
     pub fn cancel(&mut self, sandbox: &Sandbox) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|waiter| waiter.sandbox != *sandbox);
         self.waiting.len() < before
     }
 
-    /// Assigns what is ready to those who wait, in the order they came.
+    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came.
     fn serve(&mut self, now: Millis) {
         let mut still = Vec::new();
         for waiter in std::mem::take(&mut self.waiting) {
@@ -267,7 +310,7 @@ impl Ledger {
         self.waiting = still;
     }
 
-    /// Drops the waiters whose ADD is no more and serves the rest.
+    /// Drops the waiters whose ADD has ended and serves the rest.
     pub(crate) fn settle(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
         if !self.waiting.is_empty() {
             self.waiting.retain(|waiter| is_alive(&waiter.sandbox));
@@ -275,10 +318,11 @@ impl Ledger {
         }
     }
 
-    /// The record to assign next to a pod: what was freed first goes first, what was never used before that. But before all
-    /// that come the blocks with most addresses in use, so that the others become wholly free and can be given back:
-    /// what the cooldown owes to an address's last user, it has got by then. First of all comes what is kept for this pod
-    /// alone.
+    /// The record to assign next to a pod. In this order of preference:
+    /// 1. a record that is kept for this pod alone;
+    /// 2. a record of the block with the most addresses in use, so that other blocks become wholly free and
+    ///    can be given back (the cooldown of the address's last user has passed by then);
+    /// 3. the record that was freed first; before it any that was never used.
     fn next_for(&self, pod_uid: &str, now: Millis) -> Option<usize> {
         let mut in_use: HashMap<&str, u32> = HashMap::new();
         for (entry, _) in self.assignments() {
@@ -295,7 +339,7 @@ impl Ledger {
         free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
     }
 
-    /// When a record was freed; None if it wasn't used in this boot.
+    /// When the record was freed; None if it wasn't used in this boot.
     fn freed(&self, index: usize) -> Option<Millis> {
         match self.records[index].state {
             State::Free { since } => since,
@@ -303,8 +347,9 @@ impl Ledger {
         }
     }
 
-    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also stand in
-    /// other records, when it was given back and came again under a new name: their use and cooldown bind this one.
+    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also be
+    /// in other records, if it was given back and came again under a new name. Their use and cooldown hold
+    /// for this record, too.
     fn ready_at(&self, index: usize) -> Option<Millis> {
         if !self.records[index].is_free() {
             return None;
@@ -322,12 +367,12 @@ impl Ledger {
         Some(ready)
     }
 
-    /// When the next address that cools now will be ready.
+    /// When the next of the addresses that cool now will be ready.
     pub fn next_ready(&self, now: Millis) -> Option<Millis> {
         (0..self.records.len()).filter_map(|index| self.ready_at(index)).filter(|&ready| ready > now).min()
     }
 
-    /// The counts that status, metrics and planner go by.
+    /// The counts for status, metrics and planner.
     pub fn counts(&self, now: Millis) -> Counts {
         let mut counts = Counts {
             waiting: self.waiting.len() as u32,
@@ -372,12 +417,12 @@ impl Ledger {
         })
     }
 
-    /// Those who wait, first come first.
+    /// The waiting ADDs in the order in which they came.
     pub fn waiting(&self) -> &[Waiter] {
         &self.waiting
     }
 
-    /// The names given up for release and still in the spec.
+    /// The names that were given up for release and that the spec still has.
     pub fn relinquished(&self) -> impl Iterator<Item = &str> {
         self.relinquished.iter().map(String::as_str)
     }
@@ -390,25 +435,13 @@ impl Ledger {
         &self.node_uid
     }
 
-    /// Whether the node ever held an address in this boot: from then on it is ready for pods, though it may be full.
+    /// Whether the node ever held an address in this boot. From then on it is ready for pods, though it may
+    /// be full.
     pub fn had_first_address(&self) -> bool {
         self.had_first_address
     }
 }
 
-impl Entry {
-    /// Whether the pod with this UID may have it. No pod has the empty UID.
-    fn is_for(&self, pod_uid: &str) -> bool {
-        self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
-    }
-}
-
-impl Record {
-    fn is_of(&self, sandbox: &Sandbox) -> bool {
-        matches!(&self.state, State::Assigned(assignment) if assignment.sandbox == *sandbox)
-    }
-
-    fn is_free(&self) -> bool {
-        matches!(self.state, State::Free { .. })
-    }
+fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

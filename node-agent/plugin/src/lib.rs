@@ -1,4 +1,5 @@
-//! The CNI plugin, and what it shares with the node agent: the ledger of the node's addresses and the wiring of pods.
+//! The CNI plugin, and what it shares with the node agent: the ledger of the node's addresses and the wiring
+//! of pods.
 //!
 //! ```text
 //!   runtime ── CNI ──▶ plugin ──▶ ledger  (which address)  ◀── agent: supplies, reports, sweeps
@@ -8,4 +9,5 @@
 pub mod cni;
 pub mod ledger;
 pub mod plugin;
+pub mod sandbox;
 pub mod wiring;

@@ -1,4 +1,5 @@
-//! The CNI plugin: a container runtime runs it once for every verb, as `vnetpool`; another plugin does, as `vnetpool-ipam`.
+//! The CNI plugin. A container runtime runs it once for every verb, as `vnetpool`. Another plugin runs it as
+//! `vnetpool-ipam`.
 
 use std::{
     io::{Read, Write, stdin, stdout},
@@ -12,7 +13,7 @@ use vnetpool_plugin::{
 
 fn main() {
     let mut input = Vec::with_capacity(4096); // read at once
-    // What can't be read can't be decoded either, and that is reported as CNI wants it.
+    // Input that can't be read can't be decoded either, which is then reported as CNI demands.
     let _ = stdin().lock().read_to_end(&mut input);
     let program = Program::of(Path::new(&std::env::args_os().next().unwrap_or_default()));
     let Answer { stdout: output, exit_code } = run(program, |name| std::env::var(name).ok(), &input);

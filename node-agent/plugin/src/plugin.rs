@@ -1,10 +1,14 @@
-//! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end, and the
-//! ledger's only for each transaction, never while it talks to the kernel.
+//! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end.
+//! It holds the ledger's lock only for each transaction, never while it talks to the kernel.
+//!
+//! What a verb does for a sandbox beside keeping the ledger depends on the name the program was called by:
+//! see the trait `Duty`.
 
 mod error;
 mod lease;
 mod log;
 mod wait;
+mod wire;
 
 use std::{
     collections::HashSet,
@@ -14,12 +18,13 @@ use std::{
 };
 
 use crate::{
-    cni::{self, Duty, Leased, Program, Request, Verb, Versions, Wired, code},
+    cni::{self, PrevResult, Program, Request, Task, Verb, Version, Versions, code},
     ledger::{
-        Assignment, Claim, Pod, Proof, Sandbox,
+        Assignment, Claim, Proof,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
-    wiring::{self, Identity, Netns, Wiring, bridge},
+    sandbox::{Pod, Sandbox},
+    wiring::{self, Identity, Netns},
 };
 
 use error::Error;
@@ -37,65 +42,68 @@ pub struct Answer {
     pub exit_code: i32,
 }
 
+/// What a sandbox gets of us beside its address in the ledger, and how to see that it lives.
+trait Duty {
+    /// How the agent sees later that the sandbox lives.
+    fn proof(&self, sandbox: &Sandbox, pod: &Pod, netns: &Path) -> Proof;
+
+    /// Whether a sandbox that lives by this proof was served by this duty.
+    fn has_served(&self, proof: &Proof) -> bool;
+
+    /// Makes the address work for the sandbox, under the sandbox's lock; gives the result of ADD.
+    fn connect(&self, add: Add<'_>, line: &mut Line) -> Result<Answer, Error>;
+
+    /// What is not as [`Duty::connect`] left it, in sentences. Repairs nothing.
+    fn faults(&self, identity: &Identity, netns: &Path) -> Result<Vec<String>, Error>;
+
+    /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that nobody else gets an
+    /// address that still works for this sandbox. Under the sandbox's lock. Without a ledger there is nothing
+    /// to free: the agent will find nothing in use.
+    fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error>;
+}
+
+/// An ADD whose sandbox has its address.
+struct Add<'a> {
+    version: Version,
+    /// What the plugins before us in the chain have done.
+    before: PrevResult,
+    identity: &'a Identity,
+    path: &'a Path,
+    netns: &'a Netns,
+    lock: &'a SandboxLock,
+}
+
 /// One call of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
 pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
     let request = match Request::parse(program, env, stdin) {
         Ok(request) => request,
         Err(error) => return Answer::failure(&error),
     };
-    let Request { version, state_dir, network, duty, verb } = request;
+    let Request { version, state_dir, network, task, verb } = request;
+    let duty: &dyn Duty = match &task {
+        Task::Wire(wire) => wire,
+        Task::Lease(lease) => lease,
+    };
     let mut line = Line::new(verb.name());
     let store = Store::at(state_dir);
     let done = match verb {
         Verb::Add { sandbox, pod, netns, before } => {
             line.about(&sandbox, &pod);
-            let proof = match duty {
-                Duty::Wire { .. } => Proof::Link(sandbox.host_link(&pod)),
-                Duty::Lease { .. } => lease::proof(&netns),
-            };
-            let claim = Claim { sandbox: &sandbox, pod: &pod, network: &network, proof: &proof };
-            match duty {
-                Duty::Wire { mtu, wiring } => {
-                    add(&store, claim, &netns, (mtu, wiring), &mut line).map(|(address, host_link)| {
-                        let host = (host_link.as_str(), wiring::HOST_MAC);
-                        let ends = [host, (sandbox.ifname.as_str(), wiring::pod_mac(address))];
-                        let gateway = wiring::GATEWAY;
-                        Answer::success(&Wired::new(version, before, ends, address, gateway, &netns))
-                    })
-                }
-                Duty::Lease { subnet, bridge } => {
-                    lease::add(&store, claim, &netns, subnet, bridge.as_deref(), &mut line)
-                        .map(|(address, gateway)| Answer::success(&Leased::new(version, address, gateway)))
-                }
-            }
+            let proof = duty.proof(&sandbox, &pod, &netns);
+            let claim = Claim { sandbox: &sandbox, pod: &pod, network: &network, proof };
+            add(duty, &store, &claim, &netns, (version, before), &mut line)
         }
         Verb::Del { sandbox, pod } => {
             line.about(&sandbox, &pod);
-            match duty {
-                Duty::Wire { .. } => del(&store, &sandbox, &pod, &mut line).map(|()| Answer::EMPTY),
-                Duty::Lease { bridge, .. } => {
-                    lease::del(&store, &sandbox, bridge.as_deref(), &mut line).map(|()| Answer::EMPTY)
-                }
-            }
+            del(duty, &store, &sandbox, &pod, &mut line).map(|()| Answer::EMPTY)
         }
         Verb::Check { sandbox, pod, netns, expected } => {
             line.about(&sandbox, &pod);
-            match duty {
-                Duty::Wire { .. } => check(&store, &sandbox, &pod, &netns, &expected).map(|()| Answer::EMPTY),
-                Duty::Lease { bridge, .. } => {
-                    lease::check(&store, &sandbox, bridge.as_deref(), &expected).map(|()| Answer::EMPTY)
-                }
-            }
+            check(duty, &store, &sandbox, &pod, &netns, &expected).map(|()| Answer::EMPTY)
         }
         Verb::Status => status(&store).map(|()| Answer::EMPTY),
         Verb::Gc { valid: None } => Ok(Answer::EMPTY),
-        Verb::Gc { valid: Some(valid) } => {
-            let collect = |sandbox: &Sandbox, pod: &Pod| match &duty {
-                Duty::Wire { .. } => silence_and_free(&store, sandbox, pod).map(drop),
-                Duty::Lease { bridge, .. } => lease::free(&store, sandbox, bridge.as_deref()).map(drop),
-            };
-            gc(&store, &network, &duty, &valid, collect).map(|()| Answer::EMPTY)
-        }
+        Verb::Gc { valid: Some(valid) } => gc(duty, &store, &network, &valid).map(|()| Answer::EMPTY),
         Verb::Version => Ok(Answer::success(&Versions::new(version))),
     };
     let done = done.map_err(|error| error.into_cni(version));
@@ -121,60 +129,47 @@ impl Answer {
     }
 }
 
-/// Gives the sandbox an address and wires it; returns the name of the host's end, too. A second ADD gives the same again.
+/// Gives the sandbox an address and makes it work. A second ADD gives the same again.
 fn add(
+    duty: &dyn Duty,
     store: &Store,
-    claim: Claim<'_>,
-    netns: &Path,
-    (mtu, wiring): (Option<u32>, Wiring),
+    claim: &Claim<'_>,
+    path: &Path,
+    (version, before): (Version, PrevResult),
     line: &mut Line,
-) -> Result<(Ipv4Addr, String), Error> {
-    let Claim { sandbox, pod, .. } = claim;
-    let netns = Netns::open(netns)?;
-    let lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
+) -> Result<Answer, Error> {
+    let Claim { sandbox, pod, .. } = *claim;
+    let netns = &Netns::open(path)?;
+    let lock = &store.lock_sandbox(sandbox, LOCK_WAIT)?;
     line.phase("lock");
     let address = wait::address(store, claim, ADDRESS_WAIT)?;
     line.address(address);
     line.phase("ledger");
-    let identity = Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
-    let wired = wiring::connect(&netns, &identity, mtu, wiring).map_err(Error::from);
-    line.phase("wiring");
-    // The agent builds a ledger from what is wired once no verb runs, but it can't see us if our lock has gone.
-    let wired =
-        wired.and_then(|host_link| if lock.is_current() { Ok(host_link) } else { Err(Error::LockLost) });
-    match wired {
-        Ok(host_link) => Ok((address, host_link)),
-        Err(error) => Err(error.and(silence_and_free(store, sandbox, pod).err())),
-    }
+    let identity = &Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
+    let connected = duty.connect(Add { version, before, identity, path, netns, lock }, line);
+    connected.map_err(|error| error.and(duty.free(store, sandbox, pod).err()))
 }
 
-/// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any number of times.
-fn del(store: &Store, sandbox: &Sandbox, pod: &Pod, line: &mut Line) -> Result<(), Error> {
+/// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any
+/// number of times.
+fn del(duty: &dyn Duty, store: &Store, sandbox: &Sandbox, pod: &Pod, line: &mut Line) -> Result<(), Error> {
     let _lock = lock_and_cancel(store, sandbox)?;
     line.phase("lock");
-    let freed = silence_and_free(store, sandbox, &known(store, sandbox, pod))?;
-    line.phase("silence and free");
+    let freed = duty.free(store, sandbox, &known(store, sandbox, pod))?;
+    line.phase("free");
     freed.into_iter().for_each(|address| line.address(address));
     Ok(())
 }
 
-/// First nothing can be sent or received any more, then the address is free: in this order, whatever breaks off. Without
-/// a ledger there is nothing to free, and the agent will find nothing in use. Under the sandbox's lock.
-fn silence_and_free(store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error> {
-    let link = wiring::disconnect(sandbox, pod)?;
-    // A port's route goes neither with it nor by itself, since it leads to the bridge: most nodes have none.
-    if bridge::is_there()
-        && let Some(address) = store.read().ok().and_then(|ledger| ledger.address_of(sandbox))
-    {
-        bridge::disconnect(address, link)?;
-    }
+/// Frees the sandbox's address in the ledger, if there is a ledger.
+fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
     match store.with(|ledger, now| ledger.free(sandbox, now)) {
         Err(error) if error.needs_rebuild() => Ok(None),
         result => Ok(result?),
     }
 }
 
-/// The sandbox's pod: as the runtime says or, since it needn't say it again, as it said it to ADD.
+/// The sandbox's pod as the runtime names it now or, since only ADD has to name it, as ADD recorded it.
 fn known(store: &Store, sandbox: &Sandbox, told: &Pod) -> Pod {
     let recorded = || {
         let ledger = store.read().ok()?;
@@ -202,6 +197,7 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
 
 /// Compares what is there with what ADD left; repairs nothing.
 fn check(
+    duty: &dyn Duty,
     store: &Store,
     sandbox: &Sandbox,
     pod: &Pod,
@@ -211,8 +207,8 @@ fn check(
     let _lock = store.lock_sandbox(sandbox, LOCK_WAIT)?;
     let address = recorded(store, sandbox, expected)?;
     let identity = Identity { address, sandbox: sandbox.clone(), pod: known(store, sandbox, pod) };
-    let damage = wiring::damage(&Netns::open(netns)?, &identity)?;
-    if damage.is_empty() { Ok(()) } else { Err(Error::Damaged(damage)) }
+    let faults = duty.faults(&identity, netns)?;
+    if faults.is_empty() { Ok(()) } else { Err(Error::Damaged(faults)) }
 }
 
 /// The sandbox's address by the ledger, if the runtime remembers it, too.
@@ -222,8 +218,8 @@ fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<I
     found.filter(is_expected).ok_or_else(|| Error::OtherAddress { expected: expected.to_vec(), found })
 }
 
-/// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node that is
-/// merely full, or whose ledger is being built anew, must not have its pods evicted.
+/// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node
+/// that is merely full, or whose ledger is being built anew, must not have its pods evicted.
 fn status(store: &Store) -> Result<(), Error> {
     let reason = match store.read() {
         Ok(ledger) if ledger.had_first_address() => return Ok(()),
@@ -234,30 +230,23 @@ fn status(store: &Store) -> Result<(), Error> {
     if is_new { Err(Error::NotReady(reason)) } else { Ok(()) }
 }
 
-/// Frees the addresses of this network's sandboxes that the runtime no longer knows: each under its own lock, silenced first, and
-/// only if it had its address before this GC began. One that a verb is working on is left alone, and so is one whose network
-/// nobody remembers: another network's runtime may know it well, and the agent frees it when its proof of life is gone. So are
-/// those that were served under our other name, in case their network's configuration has changed since: this one couldn't
-/// silence them. Goes on past errors.
-fn gc(
-    store: &Store,
-    network: &str,
-    duty: &Duty,
-    valid: &HashSet<Sandbox>,
-    free: impl Fn(&Sandbox, &Pod) -> Result<(), Error>,
-) -> Result<(), Error> {
+/// Frees the addresses of this network's sandboxes that the runtime no longer knows: each under its own lock,
+/// disconnected first, and only if it had its address before this GC began. GC leaves alone:
+/// - a sandbox that a verb is working on;
+/// - a sandbox whose network isn't recorded: another network's runtime may know it well, and the agent frees
+///   it when its proof of life is gone;
+/// - a sandbox that was served under our other name, before its network's configuration changed: this duty
+///   couldn't disconnect it.
+///
+/// It goes on past errors.
+fn gc(duty: &dyn Duty, store: &Store, network: &str, valid: &HashSet<Sandbox>) -> Result<(), Error> {
     let started = file::now();
     let ledger = match store.read() {
         Err(error) if error.needs_rebuild() => return Ok(()),
         result => result?,
     };
-    let is_of_this = |assignment: &Assignment| {
-        let is_served_alike = matches!(
-            (duty, &assignment.proof),
-            (Duty::Wire { .. }, Proof::Link(_)) | (Duty::Lease { .. }, Proof::Namespace { .. })
-        );
-        assignment.network == network && is_served_alike
-    };
+    let is_of_this =
+        |assignment: &Assignment| assignment.network == network && duty.has_served(&assignment.proof);
     let assignments = ledger.assignments().map(|(_, assignment)| assignment);
     let garbage =
         assignments.filter(|assignment| is_of_this(assignment) && !valid.contains(&assignment.sandbox));
@@ -266,7 +255,7 @@ fn gc(
         let ledger = store.read()?;
         let is_old = |since| since <= started;
         if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {
-            free(sandbox, pod)?;
+            duty.free(store, sandbox, pod)?;
         }
         Ok(())
     };

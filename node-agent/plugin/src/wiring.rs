@@ -1,4 +1,5 @@
-//! The wiring of a pod (`routed`): a veth pair, /32 routes and one fixed neighbour; nothing else of the node is touched.
+//! The wiring of a pod (`Routed`): a veth pair, /32 routes and one fixed neighbour. Nothing else on the node
+//! is touched.
 //!
 //! ```text
 //!   pod's namespace                          node's namespace
@@ -8,19 +9,23 @@
 //!     169.254.1.1 is at 02:76:6e:70:00:01, permanently
 //! ```
 //!
-//! No address of the node is on the host's end, and 169.254.1.1 belongs to nobody: every packet goes by the fixed
-//! neighbour entry, so the pod never asks by ARP. The host's end carries in its alias who is wired to which address, so
-//! that the agent can build a ledger from the kernel alone.
+//! The host's end has no address, and 169.254.1.1 belongs to nobody: every packet goes by the fixed neighbour
+//! entry, so the pod never asks by ARP. The alias of the host's end names the sandbox that is wired and its
+//! address, so that the agent can build a ledger from the kernel alone.
 
 mod addresses;
 pub mod bridge;
 mod events;
 mod host_end;
+mod identity;
 mod inspect;
+mod messages;
 mod netlink;
 pub mod netns;
+mod others_bridge;
 pub mod range;
 mod restore;
+mod routes;
 pub mod steer;
 
 use std::{
@@ -37,15 +42,18 @@ use netlink_packet_route::link::{
 };
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
-use crate::ledger::{Pod, Sandbox};
+use crate::sandbox::{Pod, Sandbox};
 
 use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
-pub use inspect::{HostLink, Identity, damage, host_links, is_routed_to, occupants};
+pub use identity::Identity;
+pub use inspect::{HostLink, faults, host_links, occupants};
 pub use netns::Netns;
+pub use others_bridge::{route_to_bridge, unroute_from_bridge};
 pub use restore::{Damage, restore};
+pub use routes::is_routed_to;
 
 /// The kernel's network settings, as a process outside containers sees them.
 const NET: &str = "/proc/sys/net";
@@ -53,8 +61,9 @@ const NET: &str = "/proc/sys/net";
 /// The next hop of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
-/// MAC of every host end: locally administered, then "vnp" and 0001. Fixed because udev rewrites the random ones that
-/// the kernel picks, after the pod has learnt them; the same for all, since no two of them share a wire.
+/// MAC of every host end: locally administered, then "vnp" and 0001. It is fixed because udev would rewrite a
+/// random MAC that the kernel picks, after the pod has learnt it. It is the same for all, since no two host
+/// ends share a wire.
 pub const HOST_MAC: [u8; 6] = [0x02, b'v', b'n', b'p', 0x00, 0x01];
 
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +81,8 @@ pub enum Error {
     #[error("the node has no bridge vnpbridge for its pods yet")]
     NoBridge,
     #[error(
-        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's addresses"
+        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's \
+         addresses"
     )]
     KernelTooOld(String),
     #[error("can't set {key} of {link}: {source}")]
@@ -93,10 +103,12 @@ impl Error {
                 "the runtime has to name the pod's own network namespace, and it must still exist"
             }
             Error::InterfaceExists(_) => {
-                "something else made it: put vnetpool before the plugins that change the pod's interface, or delete the pod"
+                "something else made it: put vnetpool before the plugins that change the pod's interface, \
+                 or delete the pod"
             }
             Error::NameTaken(_) => {
-                "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it wait"
+                "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it \
+                 wait"
             }
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
@@ -118,13 +130,14 @@ impl Error {
     }
 }
 
-/// How the host ends of pods are connected to the node. A pod sees no difference, and keeps the one it was wired with.
+/// How the host ends of pods are connected to the node. A pod sees no difference and keeps the wiring it was
+/// made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Wiring {
     /// Each is a link of its own, to which the node routes the pod's address.
     #[default]
     Routed,
-    /// They are ports of a bridge, to which the node routes all pods' addresses: see [`bridge`].
+    /// They are ports of a bridge to which the node routes all pods' addresses: see [`bridge`].
     Bridge,
 }
 
@@ -134,62 +147,79 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Wires the sandbox to its address; returns the name of the host's end. What an earlier ADD of this sandbox left is used if it is
-/// whole, else replaced; an older sandbox of the pod keeps its wiring. On failure some of the wiring may be there:
-/// [`disconnect`] silences it.
+/// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this
+/// sandbox left is used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring.
+/// After a failure some of the wiring may be there: [`disconnect`] silences it.
 pub fn connect(
     netns: &Netns,
     identity: &Identity,
     mtu: Option<u32>,
     wiring: Wiring,
 ) -> Result<String, Error> {
-    let Identity { address: _, sandbox, pod } = identity;
-    let host_link = sandbox.host_link(pod);
+    let host_link = identity.sandbox.host_link(&identity.pod);
     let mut host = Netlink::open()?;
     match create_pair(&mut host, netns, identity, &host_link, mtu) {
         Err(error) if error.is(Errno::EEXIST) => {
-            let earlier = host_end::find(&mut host, sandbox, pod)?;
+            let earlier = host_end::find(&mut host, &identity.sandbox, &identity.pod)?;
             if let Some(link) = &earlier
-                && damage(netns, identity)?.is_empty()
+                && faults(netns, identity)?.is_empty()
             {
-                return Ok(inspect::name_of(link).unwrap_or_default().to_owned());
+                return Ok(messages::name_of(link).unwrap_or_default().to_owned());
             }
-            // A container that is started anew may have another namespace than when it was silenced.
-            let unfinished = host_end::behind(&mut host, netns, &sandbox.ifname)?;
-            for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
-                delete_link(&mut host, link_indexed(index))?;
-            }
-            host_end::make_room(&mut host, &host_link, pod)?;
+            make_way(&mut host, netns, identity, &host_link, earlier)?;
             create_pair(&mut host, netns, identity, &host_link, mtu).map_err(|error| {
                 let is_taken = error.is(Errno::EEXIST);
-                if is_taken { Error::InterfaceExists(sandbox.ifname.clone()) } else { error }
+                if is_taken { Error::InterfaceExists(identity.sandbox.ifname.clone()) } else { error }
             })?;
         }
         result => result?,
     }
-    // The node's side first: while it lacks the route, no pod answers to the address; and a route that is already
-    // there stops us before there is a second one.
-    disable_ipv6(Path::new(NET), &host_link)?;
-    let link = index_of(&host_link)?;
-    match wiring {
-        Wiring::Bridge => bridge::connect(&mut host, link, identity)?,
-        Wiring::Routed => {
-            let mut up = link_up(link);
-            up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
-            let address = Destination::Host(identity.address);
-            let wired = host.apply([
-                Change::set_link("set up the host's end of the veth pair", up),
-                Change::new_route("add the node's route to the pod", link, address, None),
-            ]);
-            let is_taken = |error: &Error| error.is(Errno::EEXIST);
-            wired.map_err(
-                |error| {
-                    if is_taken(&error) { Error::AddressRouted(identity.address) } else { error }
-                },
-            )?;
-        }
-    }
+    // The node's side comes first: while it lacks the route, no pod answers to the address. A route that is
+    // there already stops us before a second pod has the address.
+    connect_host_end(&mut host, &host_link, identity, wiring)?;
+    connect_pod_end(netns, identity)?;
+    Ok(host_link)
+}
 
+/// Deletes what earlier ADDs of this sandbox left, and moves the link of an older sandbox of the pod aside.
+fn make_way(
+    host: &mut Netlink,
+    netns: &Netns,
+    Identity { address: _, sandbox, pod }: &Identity,
+    host_link: &str,
+    earlier: Option<LinkMessage>,
+) -> Result<(), Error> {
+    // A container that is started anew may have another namespace than when it was silenced.
+    let unfinished = host_end::behind(host, netns, &sandbox.ifname)?;
+    for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
+        delete_link(host, link_indexed(index))?;
+    }
+    host_end::make_room(host, host_link, pod)
+}
+
+fn connect_host_end(
+    host: &mut Netlink,
+    host_link: &str,
+    identity: &Identity,
+    wiring: Wiring,
+) -> Result<(), Error> {
+    disable_ipv6(Path::new(NET), host_link)?;
+    let link = index_of(host_link)?;
+    if wiring == Wiring::Bridge {
+        return bridge::connect(host, link, identity);
+    }
+    let mut up = link_up(link);
+    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+    let address = Destination::Host(identity.address);
+    let wired = host.apply([
+        Change::set_link("set up the host's end of the veth pair", up),
+        Change::new_route("add the node's route to the pod", link, address, None),
+    ]);
+    let is_taken = |error: &Error| error.is(Errno::EEXIST);
+    wired.map_err(|error| if is_taken(&error) { Error::AddressRouted(identity.address) } else { error })
+}
+
+fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
     netns.inside(|| {
         let link = index_of(&identity.sandbox.ifname)?;
         Netlink::open()?.apply([
@@ -199,13 +229,12 @@ pub fn connect(
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
             Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
         ])
-    })?;
-    Ok(host_link)
+    })
 }
 
-/// Silences a sandbox: takes its link down, which takes its routes with it, so no other sandbox's; and has the link say that it no
-/// longer holds an address. The link itself stays: deleting it costs about 20 ms, and it goes with the pod's namespace.
-/// Returns the link's index; None if it is gone.
+/// Silences a sandbox: takes its link down and writes into the link's alias that it no longer holds an
+/// address. The link's routes go with it, and no other sandbox's routes. The link itself stays: deleting it
+/// costs about 20 ms, and it goes with the pod's namespace. Returns the link's index; None if it is gone.
 pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     let mut host = Netlink::open()?;
     let Some(link) = host_end::find(&mut host, sandbox, pod)? else { return Ok(None) };
@@ -218,8 +247,8 @@ pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     }
 }
 
-/// Deletes a host link and with it the pod's end; takes about 20 ms. Ok if the link is gone. By its index, because an ADD may
-/// have put another link in its place under the same name since it was seen.
+/// Deletes a host link and with it the pod's end, which takes about 20 ms. Ok if the link is gone. The link
+/// is named by its index, because an ADD may since have put another link in its place under the same name.
 pub fn delete_host_link(index: u32) -> Result<(), Error> {
     delete_link(&mut Netlink::open()?, link_indexed(index))
 }
@@ -231,9 +260,9 @@ fn delete_link(netlink: &mut Netlink, link: LinkMessage) -> Result<(), Error> {
     }
 }
 
-/// Creates the pair with its far end directly in the pod's namespace; moving a link there would cost 16 to 20 ms under
-/// the RTNL lock. One queue each way: there is one for each CPU otherwise. Both ends are down, since the kernel refuses to
-/// create a far end that is up.
+/// Creates the pair with its far end directly in the pod's namespace; moving a link there would cost 16 to 20
+/// ms under the RTNL lock. Each end has one queue each way; otherwise it would have one for each CPU. Both
+/// ends are down, since the kernel refuses to create a far end that is up.
 fn create_pair(
     netlink: &mut Netlink,
     netns: &Netns,
@@ -262,8 +291,9 @@ fn create_pair(
     netlink.apply([Change::new_link("create the veth pair", pair)])
 }
 
-/// Before the link is up: the node then has no IPv6 address towards the pod, and takes no router advertisement from it,
-/// with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without IPv6 is fine.
+/// Called before the link is up. The node then has no IPv6 address towards the pod, and accepts no router
+/// advertisement from it, with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without
+/// IPv6 is fine.
 fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {
     match set(net, "ipv6/conf", link, "disable_ipv6", "1") {
         Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -271,45 +301,13 @@ fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {
     }
 }
 
-/// Sets a link's own value of one of the kernel's network settings.
+/// Sets a link's own value of a network setting of the kernel.
 fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> Result<(), Error> {
     std::fs::write(net.join(family).join(link).join(key), value).map_err(|source| Error::Sysctl {
         key,
         link: link.to_owned(),
         source,
     })
-}
-
-/// Tells the node that an address is behind a bridge of another plugin, where the node's own subnet would be looked for on
-/// the NIC's link; and lets the bridge answer its pods' questions for all that isn't behind it, at once. Any number of times.
-pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
-    let link = index_of(bridge)?;
-    set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
-    set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
-    let mut netlink = Netlink::open()?;
-    // A bridge has the lowest MAC of its ports until it's given one: what its pods have learnt would change with each of them.
-    let mac = netlink.link(link_named(bridge))?.as_ref().and_then(inspect::mac_of).map(<[u8]>::to_vec);
-    let mut kept = link_indexed(link);
-    kept.attributes.extend(mac.map(LinkAttribute::Address));
-    netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
-    let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
-    match netlink.apply([route]) {
-        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, bridge)? {
-            true => Ok(()),
-            false => Err(Error::AddressRouted(address)),
-        },
-        result => result,
-    }
-}
-
-/// Takes back what [`route_to_bridge`] did for the address. Ok if it's gone, and if the bridge is.
-pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
-    let Ok(link) = if_nametoindex(bridge) else { return Ok(()) };
-    let change = Change::delete_route("remove the node's route to the pod", link, Destination::Host(address));
-    match Netlink::open()?.apply([change]) {
-        Err(error) if error.is(Errno::ESRCH) => Ok(()),
-        result => result,
-    }
 }
 
 fn link_up(index: u32) -> LinkMessage {

@@ -1,11 +1,11 @@
 //! The agent's stage that keeps the node's rules: forwarding, the nftables table, steering, closed ranges.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{fmt::Display, net::Ipv4Addr, path::Path};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
-use vnetpool_crds::{NodeIPAllocationSpec, condition, pool::Wiring};
-use vnetpool_plugin::wiring::{bridge, range, steer};
+use vnetpool_crds::{NodeIPAllocationSpec, allocation::Interface, condition, pool::Wiring};
+use vnetpool_plugin::wiring::{self, bridge, range, steer};
 
 use super::{Agent, Said, blocking};
 use crate::{
@@ -15,9 +15,32 @@ use crate::{
     uplink::{self, Uplink},
 };
 
+/// Why the rules aren't in place: reason and message of the condition `RulesApplied`.
+struct Failure {
+    reason: &'static str,
+    message: String,
+}
+
+impl Failure {
+    /// A failure of this reason, with the error's own words.
+    fn of<E: Display>(reason: &'static str) -> impl Fn(E) -> Failure {
+        move |error| Failure { reason, message: error.to_string() }
+    }
+
+    /// A failure of the wiring, with what to do about it.
+    fn of_wiring(reason: &'static str) -> impl Fn(wiring::Error) -> Failure {
+        move |error| Failure { reason, message: format!("{error}: {}", error.remedy()) }
+    }
+
+    /// A failure of this reason, with the errors that led to it.
+    fn of_chain(reason: &'static str) -> impl Fn(anyhow::Error) -> Failure {
+        move |error| Failure { reason, message: format!("{error:#}") }
+    }
+}
+
 impl Agent {
-    /// Turns on forwarding and puts the nftables table in place. Says how that went, and through which link the pods get
-    /// out. Asks the kernel what it has only on a look or when there is something new.
+    /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through which the
+    /// pods get out. The kernel's state is read only on a look or when there is something new.
     pub(super) async fn rules(
         &mut self,
         spec: &NodeIPAllocationSpec,
@@ -25,96 +48,87 @@ impl Agent {
     ) -> (Said, Option<Uplink>) {
         let said =
             |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
-        let mut uplinks = Vec::new();
-        for interface in &spec.interfaces {
-            match uplink::find(Path::new(uplink::LINKS), &interface.mac) {
-                Ok(Some(uplink)) => uplinks.push((interface.mac.as_str(), uplink)),
-                Ok(None) => {
-                    let message = format!(
-                        "no link of the node has the hardware address {} of NIC {}",
-                        interface.mac, interface.id
-                    );
-                    return (said(false, "InterfaceMissing", message), None);
-                }
-                Err(error) => {
-                    let message = format!("can't read {}: {error}", uplink::LINKS);
-                    return (said(false, "InterfaceMissing", message), None);
-                }
-            }
+        match self.apply_rules(spec, is_look).await {
+            Ok((message, uplink)) => (said(true, "Applied", message), uplink),
+            Err(Failure { reason, message }) => (said(false, reason, message), None),
         }
+    }
+
+    async fn apply_rules(
+        &mut self,
+        spec: &NodeIPAllocationSpec,
+        is_look: bool,
+    ) -> Result<(String, Option<Uplink>), Failure> {
+        let uplinks = uplinks(spec)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
-        let text = match Rules::new(spec, name_of) {
-            Ok(rules) => rules.render(),
-            Err(error) => return (said(false, "InvalidSpec", error.to_string()), None),
-        };
+        let table = Rules::new(spec, name_of).map_err(Failure::of("InvalidSpec"))?.render();
         self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
-        let links = uplinks.iter().map(|(_, link)| link.name.as_str());
-        match sysctl::ensure(&self.config.sysctl_net_dir, links) {
-            // The first time it's the node that is set up.
-            Ok(changed) if self.has_forwarded => {
-                changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what));
-            }
-            Ok(_) => self.has_forwarded = true,
-            Err(error) => return (said(false, "ForwardingOff", error.to_string()), None),
-        }
-        // Before a configuration asks for it, and for the pods there are when none does any more.
+        self.forward(uplinks.iter().map(|(_, link)| link.name.as_str()))?;
+        // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no configuration
+        // asks for it any more.
         if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first())
             && (is_look || !bridge::is_there())
         {
-            match bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir) {
-                Ok(false) => {}
-                Ok(true) => tracing::info!("made the pods' bridge"),
-                Err(error) => {
-                    return (said(false, "BridgeMissing", format!("{error}: {}", error.remedy())), None);
-                }
+            let ensured = bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir);
+            if ensured.map_err(Failure::of_wiring("BridgeMissing"))? {
+                tracing::info!("made the pods' bridge");
             }
         }
-        let steered = match steer(spec, name_of).await {
-            Ok(steered) => steered,
-            Err(error) => return (said(false, "NotSteered", format!("{error:#}")), None),
-        };
-        if is_look || !self.firewall.is_applied(&text) {
-            match self.firewall.ensure(&text).await {
-                Ok(ensured) => self.tell_of("inet vnetpool", ensured),
-                Err(error) => return (said(false, "TableRefused", error.to_string()), None),
-            }
-        }
-        let text = firewall::arp(self.config.ipam_only);
-        let mut lacks = String::new();
-        if is_look || !self.arp.is_applied(&text) {
-            match self.arp.ensure(&text).await {
-                Ok(ensured) => self.tell_of("arp vnetpool", ensured),
-                Err(_) if self.config.ipam_only => {}
-                // Pods are as well connected without it.
-                Err(error) => {
-                    lacks = format!("; a pod can fill the node's table of neighbours, because {error}");
-                }
-            }
-        }
+        let steered = steer(spec, name_of).await.map_err(Failure::of_chain("NotSteered"))?;
+        self.put_table(&table, is_look).await?;
+        let lacks = self.put_arp_table(is_look).await;
         if is_look {
-            match self.firewall.dropped().await {
-                Ok(dropped) => {
-                    dropped
-                        .into_iter()
-                        .for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
-                }
-                Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
-            }
+            self.count_dropped().await;
         }
-        let ranges = own_ranges(spec);
-        if is_look || self.closed != ranges {
-            let close = ranges.clone();
-            match blocking(move || range::close(&close)).await {
-                Ok(Ok(())) => self.closed = ranges,
-                Ok(Err(error)) => {
-                    return (said(false, "RangeOpen", format!("{error}: {}", error.remedy())), None);
-                }
-                Err(error) => return (said(false, "RangeOpen", format!("{error:#}")), None),
-            }
-        }
+        self.close_ranges(spec, is_look).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
-        (said(true, "Applied", message), uplinks.into_iter().next().map(|(_, uplink)| uplink))
+        Ok((message, uplinks.into_iter().next().map(|(_, uplink)| uplink)))
+    }
+
+    fn forward<'a>(&mut self, links: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+        let changed =
+            sysctl::ensure(&self.config.sysctl_net_dir, links).map_err(Failure::of("ForwardingOff"))?;
+        // The first time it is no repair: the node is being set up.
+        if self.has_forwarded {
+            changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what));
+        }
+        self.has_forwarded = true;
+        Ok(())
+    }
+
+    async fn put_table(&mut self, table: &str, is_look: bool) -> Result<(), Failure> {
+        if !is_look && self.firewall.is_applied(table) {
+            return Ok(());
+        }
+        let ensured = self.firewall.ensure(table).await.map_err(Failure::of("TableRefused"))?;
+        self.tell_of("inet vnetpool", ensured);
+        Ok(())
+    }
+
+    /// Says what a node lacks that refuses the table: pods are as well connected without it.
+    async fn put_arp_table(&mut self, is_look: bool) -> String {
+        let table = firewall::arp(self.config.ipam_only);
+        if !is_look && self.arp.is_applied(&table) {
+            return String::new();
+        }
+        match self.arp.ensure(&table).await {
+            Ok(ensured) => self.tell_of("arp vnetpool", ensured),
+            Err(_) if self.config.ipam_only => {}
+            Err(error) => {
+                return format!("; a pod can fill the node's table of neighbours, because {error}");
+            }
+        }
+        String::new()
+    }
+
+    async fn count_dropped(&mut self) {
+        match self.firewall.dropped().await {
+            Ok(dropped) => {
+                dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
+            }
+            Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+        }
     }
 
     /// Notes what became of a table.
@@ -128,6 +142,32 @@ impl Agent {
             self.repaired(Kind::Table, format!("table {table}"));
         }
     }
+
+    async fn close_ranges(&mut self, spec: &NodeIPAllocationSpec, is_look: bool) -> Result<(), Failure> {
+        let ranges = own_ranges(spec);
+        if !is_look && self.closed == ranges {
+            return Ok(());
+        }
+        let close = ranges.clone();
+        let closed = blocking(move || range::close(&close)).await.map_err(Failure::of_chain("RangeOpen"))?;
+        closed.map_err(Failure::of_wiring("RangeOpen"))?;
+        self.closed = ranges;
+        Ok(())
+    }
+}
+
+/// The node's link of each NIC in the spec, beside the NIC's hardware address.
+fn uplinks(spec: &NodeIPAllocationSpec) -> Result<Vec<(&str, Uplink)>, Failure> {
+    let missing = |message| Failure { reason: "InterfaceMissing", message };
+    let find = |interface: &'_ Interface| match uplink::find(Path::new(uplink::LINKS), &interface.mac) {
+        Ok(Some(uplink)) => Ok(uplink),
+        Ok(None) => Err(missing(format!(
+            "no link of the node has the hardware address {} of NIC {}",
+            interface.mac, interface.id
+        ))),
+        Err(error) => Err(missing(format!("can't read {}: {error}", uplink::LINKS))),
+    };
+    spec.interfaces.iter().map(|interface| Ok((interface.mac.as_str(), find(interface)?))).collect()
 }
 
 /// What Azure routes to the node as a whole, which only mode `Route` has.

@@ -245,7 +245,7 @@ fn say_backed(ledger: &Ledger) -> Said {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use vnetpool_plugin::ledger::{Pod, Sandbox};
+    use vnetpool_plugin::ledger::{Claim, Pod, Sandbox};
 
     fn supply(generation: i64, addresses: &[&str]) -> Supply {
         let entry = |address: &&str| Entry {
@@ -269,7 +269,7 @@ mod tests {
         for name in ["web-0", "web-1"] {
             let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), uid: name.to_owned() };
             let sandbox = Sandbox { container_id: name.to_owned(), ifname: "eth0".to_owned() };
-            ledger.assign(&sandbox, &pod, 0);
+            ledger.assign(&Claim::wired(&sandbox, &pod, ""), 0);
         }
         assert_eq!(say_backed(&ledger).reason, "Backed");
         ledger.supply(&supply(2, &["10.0.0.6"]));

@@ -2,10 +2,11 @@
 //!
 //! One chain at a time, as the packets are led: a table of kube-proxy's can have megabytes of maps.
 
-use std::{io, path::Path};
+use std::{ffi::OsStr, io, path::Path};
 
 use serde_json::Value;
 use tokio::process::Command;
+use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 use super::{Chain, Chains, Packet, is_dropped};
 use crate::firewall::apply::nft;
@@ -64,13 +65,14 @@ pub async fn open(base: &Base) -> Result<(), Error> {
     let Base { family, table, chain, is_legacy } = base;
     if *is_legacy {
         for link in ["-i", "-o"] {
-            let rule = ["-I", chain, link, "vnp+", "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
-            iptables_legacy(&rule).await?;
+            iptables_legacy(&legacy_rule("-I", chain, link)).await?;
         }
         return Ok(());
     }
     let rule = |link: &str| {
-        format!("insert rule {family} {table} {chain} {link} \"vnp*\" counter accept comment \"{COMMENT}\"\n")
+        format!(
+            "insert rule {family} {table} {chain} {link} \"{LINK_PREFIX}*\" counter accept comment \"{COMMENT}\"\n"
+        )
     };
     let text = rule("iifname") + &rule("oifname");
     run(&["-f", "-"], &text).await.map(drop)
@@ -86,7 +88,7 @@ pub async fn close() -> Result<(), Error> {
     }
     if has_legacy() {
         for link in ["-i", "-o"] {
-            let rule = ["-D", "FORWARD", link, "vnp+", "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+            let rule = legacy_rule("-D", "FORWARD", link);
             // Fails when there is none, and that is fine.
             while iptables_legacy(&rule).await.is_ok() {}
         }
@@ -161,7 +163,8 @@ pub async fn legacy() -> Result<Option<Base>, Error> {
     }
     let rules = iptables_legacy(&["-S", "FORWARD"]).await?;
     let drops = rules.lines().any(|rule| rule == "-P FORWARD DROP");
-    let is_open = rules.lines().any(|rule| rule.contains(" vnp") || rule == "-A FORWARD -j ACCEPT");
+    let is_open =
+        rules.lines().any(|rule| rule.contains(&format!(" {LINK_PREFIX}")) || rule == "-A FORWARD -j ACCEPT");
     Ok((drops && !is_open).then(|| Base {
         family: "ip".to_owned(),
         table: "filter".to_owned(),
@@ -170,7 +173,14 @@ pub async fn legacy() -> Result<Option<Base>, Error> {
     }))
 }
 
-async fn iptables_legacy(args: &[&str]) -> Result<String, Error> {
+/// Inserts or deletes the rule that accepts what comes in (`-i`) or goes out (`-o`) by pods' links.
+fn legacy_rule(verb: &str, chain: &str, direction: &str) -> Vec<String> {
+    let links = format!("{LINK_PREFIX}+");
+    let rule = [verb, chain, direction, &links, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];
+    rule.map(str::to_owned).to_vec()
+}
+
+async fn iptables_legacy(args: &[impl AsRef<OsStr>]) -> Result<String, Error> {
     let name = "iptables-legacy";
     let output = Command::new(name).args(["--wait", "5"]).args(args).kill_on_drop(true).output().await;
     let output = output.map_err(|error| Error::Run(name, error))?;

@@ -8,7 +8,7 @@ use vnetpool_crds::NodeIPAllocationStatus;
 use super::{compose, is_published, publish::Publisher};
 
 /// The file's name in the state folder.
-pub const STATUS: &str = "status.json";
+const STATUS: &str = "status.json";
 
 /// Writes each report that says something new; ends only when the agent does.
 pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {

@@ -28,7 +28,7 @@ fn ledger(dir: &Path) -> Store {
     let store = Store::at(dir);
     let mut ledger = Ledger::rebuild(&boot_id, &[], &[], &supply, None, file::now());
     for address in [POD, OTHER_POD] {
-        ledger.assign(&sandbox(address), &Pod::default(), 0);
+        ledger.assign(&Claim::wired(&sandbox(address), &Pod::default(), ""), 0);
     }
     store.quiesce().unwrap().create(&ledger).unwrap();
     store
@@ -178,7 +178,8 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
             .with(|ledger, now| {
                 let (sandbox, pod) = (sandbox(address), Pod::default());
                 ledger.free(&sandbox, now);
-                ledger.assign_to(Claim { sandbox: &sandbox, pod: &pod, network: "leased", proof }, now)
+                let claim = Claim { sandbox: &sandbox, pod: &pod, network: "leased", proof: proof.clone() };
+                ledger.assign(&claim, now)
             })
             .unwrap()
     };

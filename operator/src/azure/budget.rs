@@ -1,9 +1,11 @@
-//! What Azure lets us ask for, and who may ask first. Pure: `now` is an argument; [`gate`] waits on it.
+//! Azure's request limits as a budget, and the order in which calls draw on it. Pure: `now` is an argument;
+//! [`gate`] does the waiting.
 //!
-//! Every request to ARM is paid here, once and before it is sent: each page of a list, each poll. Whoever is short of
-//! what waits for an address goes first; but of ten calls one goes to whoever has waited longest, whatever it is for,
-//! so that a rush of pods on some nodes never shuts the others out. What has begun comes to its end before more begins:
-//! in a rush, nodes are served one after the other and not all of them by halves.
+//! Every request to ARM is paid here, once and before it is sent: each page of a list, each poll. Calls for
+//! nodes with waiting pods go first, but one call in ten goes to the one that has waited longest, whatever it
+//! is for, so that a rush of pods on some nodes never shuts the others out. Writes that have begun are
+//! followed to their end before others begin: in a rush, nodes are served one after the other rather than all
+//! of them by halves.
 
 pub(super) mod gate;
 pub(super) mod lesson;
@@ -18,8 +20,9 @@ use meter::{Level, Meter};
 /// Why a call is made, highest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// A write has begun. Whatever it was for, what it reserves is of no use before its end is known, and nothing else can
-    /// be done for its node: pods that have come meanwhile would wait as long as the least of its calls.
+    /// A write has begun. Whatever it was for, the addresses it reserves are of no use before its end is
+    /// known, and nothing else can be done for its node. Otherwise pods that came meanwhile would wait as
+    /// long as the least urgent of its calls.
     UnderWay,
     /// Pods wait for an address.
     WaitingPods,
@@ -27,7 +30,7 @@ pub enum Priority {
     NewNode,
     /// Addresses held ready for pods to come.
     WarmRefill,
-    /// Addresses nobody wants any more, and re-checks.
+    /// Giving back addresses that are no longer needed, and re-checks.
     GiveBack,
 }
 
@@ -50,7 +53,7 @@ impl Priority {
         }
     }
 
-    /// The part of our share that calls of this priority leave to those above.
+    /// The part of our share that calls of this priority leave to calls above it.
     fn leaves(self) -> f64 {
         match self {
             Priority::UnderWay | Priority::WaitingPods => 0.0,
@@ -61,13 +64,13 @@ impl Priority {
     }
 }
 
-/// What sort of call Azure meters.
+/// A kind of call as Azure meters it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Read,
     Write,
     Delete,
-    /// Asking how a long-running operation gets on; ARM meters it as a read.
+    /// Polling a long-running operation. ARM meters it as a read.
     Poll,
 }
 
@@ -86,7 +89,7 @@ impl Kind {
     }
 }
 
-/// Who behind ARM answers a call, and meters it once more.
+/// The resource provider behind ARM that answers a call, and meters it once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Provider {
     Network,
@@ -94,7 +97,7 @@ pub(super) enum Provider {
     Other,
 }
 
-/// What calls have in common that are metered together.
+/// What calls that are metered together have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lane {
     /// In lower case.
@@ -103,42 +106,44 @@ pub(super) struct Lane {
     /// The region of the resource, in lower case; `None` while it isn't known.
     pub region: Option<String>,
     pub kind: Kind,
-    /// The resource's path in lower case: Compute meters each of its resources besides.
+    /// The resource's path in lower case: Compute also meters each of its resources.
     pub resource: String,
 }
 
 impl Lane {
-    /// A VM is read to find its NIC; all else follows that.
+    /// A VM is read to find its NIC. All other calls follow that.
     fn is_first_step(&self) -> bool {
         self.provider == Provider::Compute && self.kind == Kind::Read
     }
 }
 
-/// The meters, what is left of each, and who waits.
+/// The meters, what is left of each, and the waiting calls.
 pub(super) struct Budget {
     /// The part of Azure's limits that is ours.
     share: f64,
     levels: HashMap<Meter, Level>,
-    /// When there are so many levels, those that are full are dropped: a full one is the same as none.
+    /// When there are this many levels, the full ones are dropped: a full level is the same as none.
     tidy_at: usize,
-    /// By ARM's own meter, which each call draws on: one subscription's reads or writes don't wait for others.
+    /// By ARM's own meter, on which each call draws: one subscription's reads or writes don't wait for
+    /// others.
     queues: BTreeMap<Line, Queue>,
     last: Ticket,
 }
 
-/// One call's place in the queue; later calls have greater ones.
+/// A call's number in the queue. Later calls have greater ones.
 pub(super) type Ticket = u64;
 
-/// Of which queue: a subscription's reads or its writes.
+/// The key of a queue: a subscription, and whether its calls are writes.
 type Line = (String, bool);
 
-/// Who goes before whom: by priority, then whoever knows its NIC already, then whoever asked first.
+/// The order of calls: by priority, then those that know their NIC already, then by age.
 type Place = (Priority, bool, Ticket);
 
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<Place, Vec<Meter>>,
-    /// How often since its last turn the longest wait has been passed by later calls.
+    /// How many later calls have gone before the longest-waiting one since a longest-waiting one last had its
+    /// turn.
     overtaken: u32,
 }
 
@@ -150,7 +155,7 @@ fn place(lane: &Lane, priority: Priority, ticket: Ticket) -> Place {
     (priority, lane.is_first_step(), ticket)
 }
 
-/// After so many calls that came later it is the turn of whoever has waited longest.
+/// After this many later calls the longest-waiting call has its turn.
 const TURN: u32 = 9;
 const TIDY_AT: usize = 1024;
 
@@ -158,7 +163,7 @@ const TIDY_AT: usize = 1024;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     pub subscription: String,
-    /// Empty where Azure doesn't tell regions apart, or while it isn't known.
+    /// Empty if Azure has one limit for all regions, or while the region isn't known.
     pub region: String,
     /// Whose limit it is: `arm`, `network` or `compute`.
     pub limit: &'static str,
@@ -168,12 +173,13 @@ pub struct Account {
     pub left: f64,
     /// How many calls it has paid for.
     pub spent: u64,
-    /// How much longer Azure has told us to stay away.
+    /// How much longer Azure has told us to wait.
     pub closed_for: Duration,
 }
 
 impl Budget {
-    /// `percent` of Azure's limits, from 1 to 100, are ours; the rest is left to the subscription's other clients.
+    /// `percent` of Azure's limits, from 1 to 100, are ours; the rest is left to the subscription's other
+    /// clients.
     pub(super) fn new(percent: u8) -> Budget {
         Budget {
             share: f64::from(percent.clamp(1, 100)) / 100.0,
@@ -184,7 +190,7 @@ impl Budget {
         }
     }
 
-    /// Takes a place in the queue. A later [`Budget::grant`] calls it.
+    /// Puts a call into the queue. A later [`Budget::grant`] grants it.
     pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
         let queue = self.queues.entry(queue_of(lane)).or_default();
@@ -192,14 +198,15 @@ impl Budget {
         self.last
     }
 
-    /// Gives that place up: the call won't be made. False if it has been called: then it is paid.
+    /// Takes the call out of the queue: it won't be made. False if it has been granted, and so paid, before.
     pub(super) fn withdraw(&mut self, lane: &Lane, priority: Priority, ticket: Ticket) -> bool {
         let queue = self.queues.get_mut(&queue_of(lane));
         queue.is_some_and(|queue| queue.waiting.remove(&place(lane, priority, ticket)).is_some())
     }
 
-    /// Who may go now, and when to ask again if somebody still waits. By priority and then in order of asking, but for
-    /// the turns of those who have waited longest; a call that some narrower limit holds up doesn't hold up the others.
+    /// The calls that may go now, and when to ask again if some still wait. They go by priority and then by
+    /// age, except for the turns of the longest-waiting ones. A call that is held up by a narrower limit
+    /// doesn't hold up the others.
     pub(super) fn grant(&mut self, now: Instant) -> (Vec<Ticket>, Option<Instant>) {
         let mut granted = vec![];
         let mut again: Option<Instant> = None;
@@ -216,7 +223,7 @@ impl Budget {
 
     fn serve(&mut self, queue: &mut Queue, now: Instant, granted: &mut Vec<Ticket>) -> Option<Instant> {
         let mut again: Option<Instant> = None;
-        // When nobody can have the turn, nobody can later at the same moment.
+        // If no call can use the turn now, none can later at the same moment.
         let mut gives_turns = true;
         let order: Vec<Place> = queue.waiting.keys().copied().collect();
         for place in order {
@@ -244,7 +251,7 @@ impl Budget {
         again
     }
 
-    /// The longest wait that could end now, ended whatever its priority.
+    /// The longest-waiting call that could go now, whatever its priority.
     fn take_turn(&mut self, queue: &mut Queue, now: Instant) -> Option<Ticket> {
         let mut oldest: Vec<Place> = queue.waiting.keys().copied().collect();
         oldest.sort_unstable_by_key(|(.., ticket)| *ticket);
@@ -292,7 +299,7 @@ impl Budget {
         }
     }
 
-    /// How the limits stand. Those of single VMs and operations aren't told: there are too many.
+    /// The state of the limits. Those of single VMs and operations are left out: there are too many.
     pub(super) fn accounts(&mut self, now: Instant) -> Vec<Account> {
         let mut accounts: Vec<Account> = self
             .levels
@@ -336,7 +343,7 @@ impl Budget {
 /// Why a call can't go yet.
 struct Shut {
     ready: Instant,
-    /// So can none after it in its queue: ARM's own meter is short.
+    /// No later call in its queue can go either: ARM's own meter is short.
     for_all: bool,
 }
 

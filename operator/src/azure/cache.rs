@@ -1,4 +1,4 @@
-//! What is known of each NIC: its document as last read, and what it says. In bounded memory.
+//! The cache of NICs: each one's document as last read, and its content. Its memory is bounded.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,14 +31,11 @@ impl Document {
     pub(super) fn read(id: &ResourceId, body: Vec<u8>) -> Result<Document, Error> {
         let value = parse(id, &body)?;
         let nic = Nic::read(id, &value).map_err(|source| Error::Nic { resource: id.to_string(), source })?;
-        let etag = value["etag"].as_str().ok_or_else(|| Error::Unexpected {
-            resource: id.to_string(),
-            message: "it has no etag, without which it can't be written safely".to_owned(),
-        })?;
-        Ok(Document { nic: Arc::new(nic), etag: etag.to_owned(), body: body.into() })
+        Ok(Document { nic: Arc::new(nic), etag: etag(id, &value)?, body: body.into() })
     }
 
-    /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to repair.
+    /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to
+    /// repair.
     pub(super) fn edit(&self, change: &Change) -> Result<Option<Vec<u8>>, Error> {
         let before = parse(&self.nic.id, &self.body)?;
         let after = nic::edit(&before, change, Form::Nic)
@@ -48,15 +45,20 @@ impl Document {
 }
 
 pub(super) fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(body)
-        .map_err(|error| Error::Unexpected { resource: id.to_string(), message: error.to_string() })
+    serde_json::from_slice(body).map_err(|error| Error::unexpected(id, error))
 }
 
-/// Documents of all NICs together. A full NIC's has some 150 KB, so 5,000 of them wouldn't fit; those beyond
-/// it are read again before a write.
+/// The etag of a resource's document, which the next write sends along.
+pub(super) fn etag(id: &ResourceId, document: &Value) -> Result<String, Error> {
+    let etag = document["etag"].as_str().map(str::to_owned);
+    etag.ok_or_else(|| Error::unexpected(id, "it has no etag, without which it can't be written safely"))
+}
+
+/// The size of all NICs' documents together. A full NIC's document has some 150 KB, so 5,000 of them wouldn't
+/// fit. Those beyond the size are read again before a write.
 const MEMORY: usize = 256 * 1024 * 1024;
 
-/// All NICs. Whoever holds a NIC's lock is the only one to ask Azure about it.
+/// The cache of all NICs. Only the holder of a NIC's lock asks Azure about it.
 #[derive(Debug)]
 pub(super) struct Documents {
     nics: Slots<Known>,
@@ -80,7 +82,7 @@ impl Documents {
         known.document = Share::of(&self.room, document.body.len()).map(|share| (document, share));
     }
 
-    /// Keeps what was read of a NIC, and gives what it says.
+    /// Caches what was read of a NIC, and returns its content.
     pub(super) fn learn(&self, known: &mut Known, read: Read) -> Arc<Nic> {
         match read {
             Read::Document(document) => {
@@ -100,7 +102,7 @@ impl Documents {
     }
 }
 
-/// What is known of one NIC: nothing, what it says, or all of it.
+/// What is cached of one NIC: nothing, its content, or its document as well.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     nic: Option<Arc<Nic>>,
@@ -112,13 +114,13 @@ impl Known {
         self.nic.clone()
     }
 
-    /// Knows what the NIC says, and nothing of its document.
+    /// Caches a NIC's content without its document.
     pub(super) fn learn(&mut self, nic: Arc<Nic>) {
         self.forget();
         self.nic = Some(nic);
     }
 
-    /// Gives the document, if there is one, and knows nothing from then on.
+    /// Returns the document, if there is one, and empties the cache of this NIC.
     pub(super) fn take(&mut self) -> Option<Document> {
         self.nic = None;
         self.document.take().map(|(document, _)| document)
@@ -169,7 +171,7 @@ impl<T: Default> Slots<T> {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<T>>>> {
-        // Nothing that holds the lock can panic half-way through a change.
+        // No code that holds the lock can panic half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Who the operator is to Azure, in which of Azure's clouds, and the tokens that prove it.
+//! The operator's identity in Azure, Azure's clouds, and the tokens that prove the identity.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +29,7 @@ pub enum Cloud {
 }
 
 impl Cloud {
-    /// Where its ARM answers, which is also the audience of our tokens.
+    /// The address of its ARM, which is also the audience of our tokens.
     pub fn arm(self) -> &'static str {
         match self {
             Cloud::Public => "https://management.azure.com",
@@ -68,10 +68,12 @@ impl FromStr for Cloud {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         let known = [Cloud::Public, Cloud::UsGovernment, Cloud::China];
-        known.into_iter().find(|cloud| cloud.as_str().eq_ignore_ascii_case(name)).ok_or_else(|| Error::Config {
-            message: format!(
-                "{name:?} isn't a cloud Vnetpool knows; use AzurePublicCloud, AzureUSGovernmentCloud or AzureChinaCloud"
-            ),
+        let found = known.into_iter().find(|cloud| cloud.as_str().eq_ignore_ascii_case(name));
+        found.ok_or_else(|| {
+            let names = known.map(Cloud::as_str).join(", ");
+            Error::Config {
+                message: format!("{name:?} isn't a cloud that Vnetpool knows; use one of {names}"),
+            }
         })
     }
 }
@@ -87,19 +89,19 @@ pub enum Credential {
     ClientSecret { application: Application, secret: Secret },
 }
 
-/// Who signs in to Entra, and where.
+/// The application that signs in to Entra, and where.
 #[derive(Clone, Debug)]
 pub struct Application {
     pub tenant_id: String,
     pub client_id: String,
-    /// Where Entra is, if not where the cloud has it. HTTPS only.
+    /// Entra's address, if not the cloud's own. HTTPS only.
     pub authority: Option<String>,
 }
 
 impl Credential {
-    /// From the variables that Azure's own tools use: a federated token file makes it workload identity, a
+    /// From the variables that Azure's own tools use: a federated token file means workload identity, a
     /// client secret a service principal, anything else the VM's managed identity. `env` looks a variable up;
-    /// empty is unset.
+    /// an empty one counts as unset.
     pub fn from_env(env: impl Fn(&str) -> Option<String>) -> Result<Credential, Error> {
         let look = |name: &str| env(name).filter(|value| !value.is_empty());
         let need = |name: &str, because: &str| {
@@ -138,7 +140,7 @@ impl Credential {
     }
 }
 
-/// All it takes to sign in.
+/// Everything that is needed to sign in.
 #[derive(Clone, Debug)]
 pub(super) struct SignIn {
     credential: Credential,
@@ -151,13 +153,13 @@ impl SignIn {
         SignIn { credential, cloud, http }
     }
 
-    /// A source of tokens, which keeps a token until it is about to end.
+    /// A source of tokens, which caches a token until it is about to expire.
     pub(super) fn source(&self) -> Result<Arc<dyn TokenCredential>, Error> {
         let client_options = ClientOptions {
             cloud: Some(Arc::new(self.credential.authority(self.cloud))),
             transport: Some(Transport::new(Arc::new(self.http.clone()))),
-            // Whoever asks decides when to ask again. For the metadata service `azure_identity` has its own rules, which are
-            // those of its documentation, and minds nothing that is said here.
+            // The caller decides when to ask again. For the metadata service `azure_identity` follows its own
+            // documented rules and ignores what is set here.
             retry: RetryOptions::none(),
             ..ClientOptions::default()
         };
@@ -190,14 +192,14 @@ impl SignIn {
     }
 }
 
-/// Carries the requests of `azure_identity`. They aren't ARM's, so the budget doesn't count them.
+/// Sends the requests of `azure_identity`. They don't go to ARM, so the budget doesn't count them.
 #[derive(Clone, Debug)]
 pub(super) struct TokenHttp {
-    /// To Entra, by way of the proxy that the environment names.
+    /// For Entra, through the proxy that the environment names.
     entra: reqwest::Client,
-    /// To the metadata service, never by a proxy.
+    /// For the metadata service, never through a proxy.
     direct: reqwest::Client,
-    /// Stands in for the metadata service, whose address `azure_identity` has built in.
+    /// Replaces the metadata service, whose address is built into `azure_identity`.
     imds: Option<Url>,
 }
 
@@ -262,10 +264,11 @@ impl HttpClient for TokenHttp {
 mod tests {
     use super::*;
 
-    /// It answers the machine itself only, and no proxy may learn the machine's token.
+    /// The metadata service answers only the machine itself, and no proxy may learn the machine's token.
     #[tokio::test]
     async fn the_metadata_service_is_asked_past_the_proxy_that_leads_to_entra() {
-        // In a network of this thread's own, which leads nowhere: it names the address of this machine's metadata service.
+        // In a network namespace of this thread's own that leads nowhere, since the test names the address of
+        // this machine's metadata service.
         vnetpool_azure_sim::seclude().unwrap();
         let sim = vnetpool_azure_sim::Sim::start(Default::default()).await.unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();

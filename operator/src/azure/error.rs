@@ -178,6 +178,11 @@ const SIGN_IN: Duration = Duration::from_secs(15);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 impl Error {
+    /// An answer about this resource that can't be used, and why.
+    pub(super) fn unexpected(resource: impl ToString, message: impl ToString) -> Error {
+        Error::Unexpected { resource: resource.to_string(), message: message.to_string() }
+    }
+
     pub fn remedy(&self) -> Remedy {
         let wait = |retry| Remedy::WaitForChange { reason: self.reason(), retry };
         match self {

@@ -13,7 +13,7 @@ use super::Error;
 #[derive(Clone)]
 pub struct ResourceId(String);
 
-/// Where a resource id's parts are when it is split at its slashes.
+/// The indices of a resource id's parts when it is split at its slashes.
 const SUBSCRIPTION: usize = 2;
 const RESOURCE_GROUP: usize = 4;
 const NAMESPACE: usize = 6;
@@ -54,7 +54,7 @@ impl ResourceId {
         self.namespace().eq_ignore_ascii_case(namespace) && self.kind().eq_ignore_ascii_case(kind)
     }
 
-    /// The resource this one is a part of: a subnet's virtual network.
+    /// The resource that this one is a part of: a subnet's virtual network.
     pub fn parent(&self) -> Option<ResourceId> {
         let parts: Vec<&str> = self.0.split('/').collect();
         (parts.len() > FIRST_TYPE + 2).then(|| ResourceId(parts[..parts.len() - 2].join("/")))
@@ -85,7 +85,7 @@ impl ResourceId {
 impl FromStr for ResourceId {
     type Err = Error;
 
-    /// Takes nothing that would change its meaning inside a URL's path.
+    /// Refuses everything that would change its meaning inside a URL's path.
     fn from_str(text: &str) -> Result<Self, Error> {
         let parts: Vec<&str> = text.split('/').collect();
         let plain = |part: &&str| {
@@ -134,28 +134,29 @@ impl fmt::Debug for ResourceId {
     }
 }
 
-/// A virtual machine: one that stands alone or belongs to a Flexible scale set (AKS VirtualMachines pools and
-/// Karpenter make such), or an instance of a Uniform scale set, whose NICs are written in another way.
+/// A virtual machine: one that stands alone or belongs to a Flexible scale set (as AKS VirtualMachines pools
+/// and Karpenter make them), or an instance of a Uniform scale set, whose NICs are written in another way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VmId(ResourceId);
 
 const INSTANCES: &str = "virtualMachineScaleSets/virtualMachines";
-const EXPECTED: &str = "expected azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME or \
-                        …/virtualMachineScaleSets/SET/virtualMachines/INSTANCE";
+const EXPECTED: &str = "expected \
+    azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME or \
+    …/virtualMachineScaleSets/SET/virtualMachines/INSTANCE";
 
 impl VmId {
     /// Reads a Node's `spec.providerID` as Azure's cloud provider writes it:
     /// `azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME`, or
-    /// `…/virtualMachineScaleSets/SET/virtualMachines/INSTANCE` for one of a Uniform scale set. In any letter case but that
-    /// of `azure`.
+    /// `…/virtualMachineScaleSets/SET/virtualMachines/INSTANCE` for one of a Uniform scale set. In any letter
+    /// case but that of `azure`.
     pub fn from_provider_id(provider_id: &str) -> Result<VmId, Error> {
         let refuse =
             |cause, remedy| Err(Error::ProviderId { provider_id: provider_id.to_owned(), cause, remedy });
         if provider_id.is_empty() {
             return refuse(
                 "the Node has no spec.providerID",
-                "start the kubelet with --cloud-provider=external and run Azure's cloud-controller-manager, or pass \
-                 --provider-id to the kubelet",
+                "start the kubelet with --cloud-provider=external and run Azure's cloud-controller-manager, \
+                 or pass --provider-id to the kubelet",
             );
         }
         let Some(path) = provider_id.strip_prefix("azure://") else {

@@ -1,11 +1,15 @@
-//! What the operator needs to know of a virtual network, read with `azure_mgmt_network`'s typed models.
+//! What the operator needs to know of a virtual network. `azure_mgmt_network` makes the request and has the
+//! models of its address spaces and peerings. The crate's model of the whole is not used: it would build
+//! every ipConfiguration of every subnet, tens of thousands, of which nothing is needed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use azure_core_legacy as legacy;
+use azure_core_legacy::util::deserialize_null_as_default as or_default;
 use azure_mgmt_network::package_2024_03::{self as arm, models};
 use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
 
 use super::budget::{Kind, Priority};
 use super::transport::{Call, Transport};
@@ -17,15 +21,15 @@ pub struct Network {
     /// The virtual network.
     pub id: ResourceId,
     pub address_space: Vec<Ipv4Net>,
-    /// What its peerings reach in other virtual networks.
+    /// The address spaces in other virtual networks that its peerings reach.
     pub peered: Vec<Ipv4Net>,
     /// The subnet's own prefixes.
     pub subnet: Vec<Ipv4Net>,
-    /// The route table that the subnet's packets go by, if it has one.
+    /// The subnet's route table, if it has one.
     pub route_table: Option<ResourceId>,
 }
 
-/// What is kept of a virtual network. Azure's answer names every ipConfiguration in it, tens of thousands.
+/// What is cached of a virtual network.
 #[derive(Debug)]
 pub(super) struct VirtualNetwork {
     address_space: Vec<Ipv4Net>,
@@ -34,32 +38,68 @@ pub(super) struct VirtualNetwork {
     subnets: HashMap<String, (Vec<Ipv4Net>, Option<ResourceId>)>,
 }
 
+/// The parts of Azure's document that are needed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Document {
+    #[serde(deserialize_with = "or_default")]
+    properties: Properties,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Properties {
+    #[serde(deserialize_with = "or_default")]
+    address_space: models::AddressSpace,
+    #[serde(deserialize_with = "or_default")]
+    subnets: Vec<Subnet>,
+    #[serde(deserialize_with = "or_default")]
+    virtual_network_peerings: Vec<models::VirtualNetworkPeering>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Subnet {
+    name: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    properties: SubnetProperties,
+}
+
+/// Its ipConfigurations are left out, and so are the routes of its route table.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SubnetProperties {
+    address_prefix: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    address_prefixes: Vec<String>,
+    route_table: Option<models::SubResource>,
+}
+
 impl VirtualNetwork {
-    fn of(model: models::VirtualNetwork) -> VirtualNetwork {
-        let properties = model.properties.unwrap_or_default();
+    fn of(Document { properties }: Document) -> VirtualNetwork {
         let peerings = properties.virtual_network_peerings.into_iter().filter_map(|one| one.properties);
         VirtualNetwork {
-            address_space: ipv4(prefixes(properties.address_space)),
-            // What the peering routes; the remote network's own space may have changed since they were
-            // synchronised.
+            address_space: ipv4(properties.address_space.address_prefixes),
+            // The space that the peering routes. The remote network's own space may have changed since the
+            // two were synchronised.
             peered: ipv4(peerings.flat_map(|peering| {
-                prefixes(peering.remote_address_space.or(peering.remote_virtual_network_address_space))
+                let routed = peering.remote_address_space.or(peering.remote_virtual_network_address_space);
+                routed.unwrap_or_default().address_prefixes
             })),
             subnets: properties
                 .subnets
                 .into_iter()
-                .filter_map(|one| {
-                    let own = one.properties.unwrap_or_default();
+                .filter_map(|Subnet { name, properties: own }| {
                     // Azure uses either the one field or the other.
                     let all = own.address_prefixes.into_iter().chain(own.address_prefix);
-                    let table = own.route_table.and_then(|table| table.resource.id?.parse().ok());
-                    Some((one.name?.to_ascii_lowercase(), (ipv4(all), table)))
+                    let table = own.route_table.and_then(|table| table.id?.parse().ok());
+                    Some((name?.to_ascii_lowercase(), (ipv4(all), table)))
                 })
                 .collect(),
         }
     }
 
-    /// What concerns one of its subnets.
+    /// The part that concerns one of its subnets.
     pub(super) fn around(&self, subnet: &ResourceId) -> Result<Network, Error> {
         let id = vnet_of(subnet)?;
         match self.subnets.get(&subnet.name().to_ascii_lowercase()) {
@@ -101,16 +141,16 @@ pub(super) async fn read(
         .transport(legacy::TransportOptions::new(below))
         .build()
         .map_err(|error| Error::Config { message: error.to_string() })?;
-    let answer =
-        client.virtual_networks_client().get(vnet.resource_group(), vnet.name(), vnet.subscription()).await;
-    answer.map(VirtualNetwork::of).map_err(|error| match error.into_downcast::<Error>() {
+    let networks = client.virtual_networks_client();
+    let request = networks.get(vnet.resource_group(), vnet.name(), vnet.subscription());
+    let ours = |error: legacy::Error| match error.into_downcast::<Error>() {
         Ok(ours) => ours,
-        Err(theirs) => Error::Unexpected { resource: vnet.to_string(), message: theirs.to_string() },
-    })
-}
-
-fn prefixes(space: Option<models::AddressSpace>) -> Vec<String> {
-    space.unwrap_or_default().address_prefixes
+        Err(theirs) => Error::unexpected(vnet, theirs),
+    };
+    let answer = request.send().await.map_err(ours)?.into_raw_response();
+    let body = answer.into_body().collect().await.map_err(ours)?;
+    let document = serde_json::from_slice(&body).map_err(|error| Error::unexpected(vnet, error))?;
+    Ok(VirtualNetwork::of(document))
 }
 
 fn ipv4(prefixes: impl IntoIterator<Item = String>) -> Vec<Ipv4Net> {
@@ -148,8 +188,7 @@ impl legacy::HttpClient for Below {
     }
 }
 
-/// No token at all: our transport signs every request. What the typed client holds it also logs, tokens
-/// included.
+/// Gives no token: our transport signs every request. The typed client would log a token that it holds.
 #[derive(Debug)]
 struct SignedBelow;
 
@@ -214,6 +253,27 @@ mod tests {
     #[test]
     fn a_subnets_prefixes_may_come_as_a_list_and_its_name_in_another_case() {
         assert_eq!(vnet().around(&subnet("dual")).unwrap().subnet, nets(&["10.240.16.0/24"]));
+    }
+
+    #[test]
+    fn ipconfigurations_and_whatever_else_is_not_needed_are_not_even_understood() {
+        let model = json!({
+            "properties": {
+                "addressSpace": { "addressPrefixes": ["10.240.0.0/16"] },
+                "subnets": [
+                    { "name": "nodes", "properties": {
+                        "addressPrefix": "10.240.0.0/20",
+                        "addressPrefixes": null,
+                        "ipConfigurations": [{ "properties": "of no form that a model has" }],
+                    } },
+                    { "name": "bare", "properties": null },
+                ],
+                "virtualNetworkPeerings": null,
+            },
+        });
+        let vnet = VirtualNetwork::of(serde_json::from_value(model).unwrap());
+        assert_eq!(vnet.around(&subnet("nodes")).unwrap().subnet, nets(&["10.240.0.0/20"]));
+        assert_eq!(vnet.around(&subnet("bare")).unwrap().subnet, []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A NIC as ARM's JSON, as Vnetpool sees it, and the change from one document to the next. Pure.
+//! A NIC as ARM's JSON and as Vnetpool's type, and the change from one document to the next. Pure.
 //!
-//! A NIC write replaces the whole NIC, so a document is edited as JSON and everything that isn't ours goes
-//! back as it came: a typed model would drop what it doesn't know.
+//! A NIC write replaces the whole NIC, so its document is edited as JSON and everything that isn't ours goes
+//! back as it came. A typed model would drop what it doesn't know.
 
 mod groups;
 
@@ -10,11 +10,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
 use super::ResourceId;
-
-/// What the names of our ipConfigurations begin with. Whatever is named otherwise belongs to somebody else.
-pub const NAME_PREFIX: &str = "vnp-";
 
 /// A NIC as last read from Azure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,18 +26,20 @@ pub struct Nic {
     pub vm: Option<ResourceId>,
     /// The address of its primary ipConfiguration, which the node itself uses.
     pub primary: Ipv4Addr,
-    /// The subnet of its primary ipConfiguration; Azure wants all others in the same one.
+    /// The subnet of its primary ipConfiguration. Azure demands the same subnet for all others.
     pub subnet: ResourceId,
     pub state: ProvisioningState,
     /// Ours only, in Azure's order.
     pub ip_configurations: Vec<IpConfiguration>,
-    /// Whether Azure lets packets through that are from or for other addresses than its own: `enableIPForwarding`.
+    /// Whether Azure lets packets through that are from or for addresses other than the NIC's own:
+    /// `enableIPForwarding`.
     pub forwards: bool,
-    /// The application security groups of all its addresses, as its first ipConfiguration names them: Azure has one set a NIC.
+    /// The application security groups of all its addresses, as its first ipConfiguration names them: a NIC
+    /// has one set of groups.
     pub groups: Vec<ResourceId>,
     /// How many of the NIC's 256 slots others take, the primary ipConfiguration included.
     pub foreign: u32,
-    /// What others hold besides the primary one.
+    /// The ipConfigurations of others besides the primary one.
     pub others: Others,
 }
 
@@ -48,7 +48,7 @@ pub struct Nic {
 pub struct Others {
     /// A private IPv4 address and nothing else.
     pub idle: Vec<String>,
-    /// With something attached, or of another kind.
+    /// Those with something attached, or of another kind.
     pub attached: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ pub struct IpConfiguration {
     pub attached: Attached,
 }
 
-/// What of Azure's is attached to an ipConfiguration, and with it to its address.
+/// The Azure resources that are attached to an ipConfiguration, and with it to its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attached {
     /// Backend pools of load balancers, each once.
@@ -79,7 +79,7 @@ impl Attached {
     }
 }
 
-/// How far Azure has got with a resource.
+/// A resource's provisioning state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProvisioningState {
     Succeeded,
@@ -90,7 +90,7 @@ pub enum ProvisioningState {
     Other(String),
 }
 
-/// What one write does to a NIC. Names that are already there, or already gone, count as done.
+/// The content of one write to a NIC. Names that are already there, or already gone, count as done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// Names of ipConfigurations to add; Azure chooses their addresses.
@@ -101,17 +101,21 @@ pub struct Change {
     pub restore: BTreeMap<String, Ipv4Net>,
     /// Names of ipConfigurations to remove.
     pub release: Vec<String>,
-    /// Names of ipConfigurations of others' to remove, of [`Others::idle`] only.
+    /// Names of others' ipConfigurations to remove, of [`Others::idle`] only.
     pub adopt: Vec<String>,
-    /// What is to be attached to ipConfigurations, by name, in place of the backend pools and the public address they have.
+    /// What to attach to ipConfigurations, by name, in place of the backend pools and the public address they
+    /// have.
     pub attach: BTreeMap<String, Attached>,
-    /// Application security groups to put all ipConfigurations into, others' too: Azure takes one set a NIC.
+    /// Application security groups to put all ipConfigurations into, others' too: a NIC has one set of
+    /// groups.
     pub join: Vec<ResourceId>,
     /// Application security groups to take all ipConfigurations out of.
     pub leave: Vec<ResourceId>,
-    /// Write even if there is nothing to add or remove: Azure takes up again what an operation that failed has left.
+    /// Write even if there is nothing to add or remove: Azure then resumes what a failed operation has left
+    /// undone.
     pub repair: bool,
-    /// Turns `enableIPForwarding` on, which belongs to the whole NIC. Nothing turns it off: somebody else may need it, too.
+    /// Turns `enableIPForwarding` on, which belongs to the whole NIC. Nothing turns it off, since somebody
+    /// else may need it, too.
     pub forward: bool,
 }
 
@@ -120,11 +124,14 @@ pub struct Change {
 pub enum Error {
     #[error("its document from Azure lacks {what}")]
     Lacks { what: &'static str },
-    #[error("ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with vnp-")]
+    #[error(
+        "ipConfiguration {name} isn't Vnetpool's to add or remove: its name doesn't begin with \
+         {IP_CONFIGURATION_PREFIX}"
+    )]
     NotOurs { name: String },
     #[error(
-        "Azure has no {what} for instances of a Uniform scale set. Use virtual machines or a scale set in Flexible \
-         orchestration mode"
+        "Azure has no {what} for instances of a Uniform scale set. Use virtual machines or a scale set in \
+         Flexible orchestration mode"
     )]
     NotOnInstance { what: &'static str },
     #[error("ipConfiguration {name} is the primary one, which can't be removed")]
@@ -132,7 +139,7 @@ pub enum Error {
 }
 
 impl Nic {
-    /// Reads a NIC's document. `id` is what it was asked for by: ARM may answer in another case.
+    /// Reads a NIC's document. `id` is the id that was asked for: ARM may answer in another case.
     pub(super) fn read(id: &ResourceId, document: &Value) -> Result<Nic, Error> {
         let properties = &document["properties"];
         let all = ip_configurations(document)?;
@@ -159,7 +166,8 @@ impl Nic {
         })
     }
 
-    /// Whether Azure has come to an end with it, good or bad. One that isn't changes without anybody's doing.
+    /// Whether Azure has ended its work on the NIC, well or badly. A NIC that isn't settled changes by
+    /// itself.
     pub fn is_settled(&self) -> bool {
         let ours = self.ip_configurations.iter().map(|one| &one.state);
         ours.chain([&self.state])
@@ -181,7 +189,7 @@ impl IpConfiguration {
     }
 }
 
-/// Fields of an ipConfiguration by which things are attached that we leave to others.
+/// The fields of an ipConfiguration for attachments that Vnetpool leaves to others.
 const OTHERS: [&str; 4] = [
     "loadBalancerInboundNatRules",
     "applicationGatewayBackendAddressPools",
@@ -201,7 +209,7 @@ impl Attached {
         }
     }
 
-    /// Makes an ipConfiguration's properties say so. What stays attached stays as it came.
+    /// Writes this into an ipConfiguration's properties. What stays attached stays as it came.
     fn write(&self, properties: &mut Value) {
         let Some(properties) = properties.as_object_mut() else { return };
         let now = Attached::read(&Value::Object(properties.clone()));
@@ -222,7 +230,7 @@ impl Attached {
 
 impl Others {
     fn read(all: &[Value]) -> Others {
-        // Of a NIC that marks none, the first is the primary one.
+        // If a NIC marks none as primary, the first one is.
         let primary = all.iter().find(|one| is_primary(one)).or(all.first()).map(name);
         let others = all.iter().filter(|one| !is_ours(one) && Some(name(one)) != primary);
         let (idle, attached) = others.partition::<Vec<_>, _>(|one| is_idle(one));
@@ -243,14 +251,14 @@ impl ProvisioningState {
     }
 }
 
-/// Whose document lists the ipConfigurations.
+/// The kind of document that lists the ipConfigurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The NIC's own.
     Nic,
-    /// The configuration of the NIC in the model of a Uniform scale set's instance. What it can say of an ipConfiguration
-    /// is less: no address, no method of allocation, no prefix length, and public addresses differently (2024-07-01,
-    /// `VirtualMachineScaleSetIPConfigurationProperties`).
+    /// The NIC's configuration in the model of a Uniform scale set's instance. It can express less about an
+    /// ipConfiguration: no address, no method of allocation, no prefix length, and public addresses
+    /// differently (2024-07-01, `VirtualMachineScaleSetIPConfigurationProperties`).
     Instance,
 }
 
@@ -270,7 +278,8 @@ impl Form {
 }
 
 /// The document to send for `change`. Everything that isn't ours stays, value by value and in its order; new
-/// ipConfigurations come last: those with an address of their own, then those of `change.reserve` in its order.
+/// ipConfigurations come last: those with an address of their own, then those of `change.reserve` in its
+/// order.
 pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Value, Error> {
     form.allows(change)?;
     let all = ip_configurations(document)?;
@@ -278,7 +287,7 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
     let release: HashSet<&str> = change.release.iter().map(String::as_str).collect();
     let named = change.reserve.iter().chain(&change.release).chain(change.attach.keys());
     let named = named.chain(change.restore.keys());
-    if let Some(name) = named.into_iter().find(|name| !name.starts_with(NAME_PREFIX)) {
+    if let Some(name) = named.into_iter().find(|name| !name.starts_with(IP_CONFIGURATION_PREFIX)) {
         return Err(Error::NotOurs { name: name.clone() });
     }
     let idle = Others::read(all).idle;
@@ -325,8 +334,8 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
     Ok(edited)
 }
 
-/// A new ipConfiguration. Azure wants every one of a NIC in the same subnet and with the same application
-/// security groups, so both are taken from the first. A block is one whose prefix length is 28, the only one Azure has
+/// A new ipConfiguration. Azure demands the same subnet and application security groups for all of a NIC, so
+/// both are taken from the first. A block is an ipConfiguration with prefix length 28, the only one Azure has
 /// (`privateIPAddressPrefixLength`, API 2023-11-01 and later; official example NetworkInterfaceCreate).
 fn reserved(name: &str, first: &Value, block: bool, form: Form) -> Result<Value, Error> {
     let mut properties = json!({
@@ -361,10 +370,10 @@ fn name(one: &Value) -> &str {
 }
 
 fn is_ours(one: &Value) -> bool {
-    name(one).starts_with(NAME_PREFIX) && !is_primary(one)
+    name(one).starts_with(IP_CONFIGURATION_PREFIX) && !is_primary(one)
 }
 
-/// Whether it is no more than a private IPv4 address.
+/// Whether it is a private IPv4 address and nothing else.
 fn is_idle(one: &Value) -> bool {
     let properties = &one["properties"];
     !name(one).is_empty()

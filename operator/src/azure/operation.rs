@@ -1,7 +1,7 @@
-//! Follows a long-running operation of ARM to its end, and keeps what it ended with.
+//! Follows a long-running operation of ARM to its end, and keeps its result.
 //!
-//! Our own, because those of the SDKs lose the error's code and body, wait 30 s where Azure says nothing,
-//! have no end and follow whatever host a header names.
+//! We follow it ourselves, because the pollers of the SDKs lose the error's code and body, wait 30 s if Azure
+//! names no interval, have no time limit and follow whatever host a header names.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,16 +12,31 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::ResourceId;
 use super::budget::Kind;
 use super::error::{ArmError, Effect, Error, classify};
 use super::transport::{Answer, Call, Transport, retry_after};
 
-/// Between two polls, where Azure doesn't say; what it says is believed within the bounds.
+/// The interval of polls if Azure names none. Azure's is used within the bounds below.
 const INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
 /// A NIC write takes seconds; one that takes this long won't end well.
 const GIVE_UP: Duration = Duration::from_secs(20 * 60);
+
+/// How long to put off a write to a resource that another operation is changing. Such operations take
+/// seconds.
+const UNSETTLED: Duration = Duration::from_secs(5);
+
+/// Why a resource can't be written while its state isn't final: Azure would cancel the operation under way,
+/// ours or somebody else's, in favour of this write.
+pub(super) fn unsettled(resource: &ResourceId) -> Error {
+    Error::Busy {
+        resource: resource.to_string(),
+        message: "an operation on it is still under way".to_owned(),
+        retry_after: UNSETTLED,
+    }
+}
 
 /// An operation under way.
 #[derive(Debug)]
@@ -31,7 +46,7 @@ pub(super) struct Operation {
     wait: Duration,
 }
 
-/// What one poll says.
+/// The result of one poll.
 #[derive(Debug)]
 enum Progress {
     Underway,
@@ -40,16 +55,14 @@ enum Progress {
 }
 
 impl Operation {
-    /// The operation that an answer to a write names; `None` if the write is complete. Where ARM says no more
-    /// than that the resource is still being updated, the resource itself is polled at `resource`.
+    /// The operation that an answer to a write names; `None` if the write is complete. If ARM only says that
+    /// the resource is still being updated, the resource itself is polled at `resource`.
     pub(super) fn of(answer: &Answer, resource: &Url, call: &Call) -> Result<Option<Operation>, Error> {
         let wait = pace(retry_after(&answer.headers));
         if let Some(header) = answer.headers.get("azure-asyncoperation") {
             let url = header.to_str().ok().and_then(|url| Url::parse(url).ok());
-            let url = url.ok_or_else(|| Error::Unexpected {
-                resource: call.resource.clone(),
-                message: "Azure-AsyncOperation isn't a URL".to_owned(),
-            })?;
+            let url =
+                url.ok_or_else(|| Error::unexpected(&call.resource, "Azure-AsyncOperation isn't a URL"))?;
             return Ok(Some(Operation { url, wait }));
         }
         let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
@@ -62,12 +75,12 @@ impl Operation {
         })
     }
 
-    /// Waits until it has ended. `call` is the write's own.
+    /// Waits until the operation has ended. `call` is the write's own.
     ///
-    /// A poll that fails for want of an answer, or because Azure is busy, says nothing about the operation:
-    /// it is tried again. One that is refused says as little: then the resource at `resource` is read instead until it is
-    /// settled, and `tracking` remembers a missing permission. Fails with the operation's own error, or with
-    /// [`Error::OutcomeUnknown`] when it takes too long.
+    /// A poll that gets no answer, or fails because Azure is busy, says nothing about the operation: it is
+    /// tried again. A refused poll says nothing either: then the resource at `resource` is polled instead
+    /// until it is settled, and `tracking` remembers a missing permission. Fails with the operation's own
+    /// error, or with [`Error::OutcomeUnknown`] when it takes too long.
     pub(super) async fn finish(
         mut self,
         transport: &Transport,
@@ -132,8 +145,8 @@ impl Operation {
     }
 }
 
-/// Where operations may be followed, as far as was seen: the right to read them is given for a subscription or a resource
-/// group, never for one operation.
+/// Where operations may be followed, as far as known. The right to read them is granted for a subscription or
+/// a resource group, never for one operation.
 #[derive(Debug, Default)]
 pub(super) struct Tracking(Mutex<HashMap<String, Seen>>);
 
@@ -143,11 +156,12 @@ enum Seen {
     Denied { error: Arc<Error>, since: Instant },
 }
 
-/// A permission that is granted takes minutes to work, and each refused poll is a request for nothing.
+/// A permission takes minutes to work once it is granted, and until then each refused poll is a wasted
+/// request.
 const DENIED_FOR: Duration = Duration::from_secs(600);
 
 impl Tracking {
-    /// What was last seen for writes in the scope of this resource: `None` if none was followed yet.
+    /// The last result for writes in the scope of this resource: `None` if none was followed yet.
     pub(super) fn seen(&self, resource: &str) -> Option<Result<(), Arc<Error>>> {
         self.lock().get(&scope(resource)).map(|seen| match seen {
             Seen::Allowed => Ok(()),
@@ -180,7 +194,7 @@ fn scope(resource: &str) -> String {
 }
 
 impl Progress {
-    /// Of an operation's status document, or of the resource's own.
+    /// Reads an operation's status document, or the resource's own.
     fn read(body: &Value) -> Progress {
         let status =
             body["status"].as_str().or(body["properties"]["provisioningState"].as_str()).unwrap_or_default();

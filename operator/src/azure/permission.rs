@@ -1,23 +1,21 @@
-//! What the operator's identity may do, asked of ARM without changing anything.
+//! The permissions of the operator's identity, asked of ARM without changing anything.
 
-use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::role::{Action, On, PARTS};
 use super::{Azure, COMPUTE_API, Call, Error, Kind, NETWORK_API, Priority, ResourceId};
-use super::{cache, uniform};
+use super::{cache, pages, uniform};
 
-/// The newest of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
+/// The newest version of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
 const AUTHORIZATION_API: &str = "2022-04-01";
-/// No etag of Azure's, so a write that demands it changes nothing: ARM authorizes it, then its provider refuses it with 412.
+/// No resource has this etag, so a write that demands it changes nothing: ARM authorizes it, then its
+/// provider refuses it with 412.
 const NO_ETAG: &str = "W/\"00000000-0000-0000-0000-000000000000\"";
 /// A name that no resource has.
 const NOBODY: &str = "vnetpool-preflight";
-/// More pages than any identity has role assignments at one scope.
-const PAGES: usize = 100;
 
-/// What the roles assigned to an identity at a scope let it do.
+/// The permissions that the roles assigned to an identity give it at a scope.
 #[derive(Clone, Debug, Default)]
 pub struct Permissions(Vec<Permission>);
 
@@ -28,13 +26,6 @@ struct Permission {
     actions: Vec<String>,
     #[serde(default)]
     not_actions: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Page {
-    value: Vec<Permission>,
-    next_link: Option<String>,
 }
 
 /// An action, and the id of what it must be granted on: a resource or a resource group.
@@ -69,8 +60,8 @@ fn covers(pattern: &str, action: &str) -> bool {
 }
 
 impl Azure {
-    /// What the roles assigned to the operator's identity grant at `scope`, a resource or a resource group. Deny assignments
-    /// and locks don't show in it.
+    /// The permissions that the roles of the operator's identity give it at `scope`, a resource or a resource
+    /// group. Deny assignments and locks aren't included.
     ///
     /// # Errors
     /// [`Error::Denied`] if it may not even ask that.
@@ -79,22 +70,11 @@ impl Azure {
         let mut url = self.transport.endpoint().clone();
         url.set_path(&format!("{scope}/providers/Microsoft.Authorization/permissions"));
         url.set_query(Some(&format!("api-version={AUTHORIZATION_API}")));
-        let mut all = Permissions::default();
-        for _ in 0..PAGES {
-            let answer = self.transport.send(&call, url, None, None).await?;
-            let unexpected = |message: String| Error::Unexpected { resource: scope.to_owned(), message };
-            let page: Page =
-                serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
-            all.0.extend(page.value);
-            match page.next_link.filter(|next| !next.is_empty()) {
-                Some(next) => url = Url::parse(&next).map_err(|error| unexpected(error.to_string()))?,
-                None => return Ok(all),
-            }
-        }
-        Ok(all)
+        pages::read(&self.transport, &call, url).await.map(Permissions)
     }
 
-    /// Whether a `read` is met, by reading: a resource, or one that a resource group doesn't have, for ARM authorizes first.
+    /// Tries whether a `read` is granted, by reading the resource. At a resource group it reads a resource
+    /// that the group doesn't have, since ARM authorizes first.
     ///
     /// # Errors
     /// What forbids it.
@@ -102,7 +82,7 @@ impl Azure {
         let mut url = self.transport.endpoint().clone();
         let kind = need.action.trim_end_matches("/read");
         let path = match need.scope.parse::<ResourceId>() {
-            // What is read may be a part of the resource: how full a virtual network is.
+            // A part of the resource may be read: a virtual network's usages.
             Ok(resource) => {
                 let own = format!("{}/{}/", resource.namespace(), resource.kind()).to_lowercase();
                 let part = kind.to_lowercase().strip_prefix(&own).map(|part| format!("/{part}"));
@@ -129,18 +109,18 @@ impl Azure {
         }
     }
 
-    /// What it takes to write a NIC, everything it refers to included.
+    /// What is needed to write a NIC, everything it refers to included.
     pub async fn needs(&self, nic: &ResourceId) -> Result<Vec<Need>, Error> {
         Ok(needs(nic, &self.nic_document(nic).await?))
     }
 
-    /// Whether ARM would let a write to this NIC in: asks for one, of the NIC as it is, on a condition that no NIC fulfils.
-    /// Unlike [`Azure::permissions`], this meets deny assignments, locks and policies.
+    /// Tries whether ARM would accept a write to this NIC: sends the NIC as it is, on a condition that no NIC
+    /// fulfils. Unlike [`Azure::permissions`], this meets deny assignments, locks and policies.
     ///
     /// # Errors
     /// What forbids the write.
     pub async fn try_write(&self, nic: &ResourceId) -> Result<(), Error> {
-        // An instance's NIC is written through the instance, and is read in a version of its own.
+        // An instance's NIC is written through the instance, and read with an API version of its own.
         let (target, version) = match nic.instance() {
             Some(instance) => (instance, COMPUTE_API),
             None => (nic.clone(), NETWORK_API),
@@ -168,7 +148,7 @@ impl Azure {
     }
 }
 
-/// What it takes to write a NIC with that document.
+/// What is needed to write a NIC with this document.
 fn needs(nic: &ResourceId, document: &Value) -> Vec<Need> {
     let mut all = vec![];
     let instance = nic.instance();

@@ -1,11 +1,10 @@
-//! Public addresses that are ours: each made for one pod, looked at, and deleted with it.
+//! Our public addresses: each is made for one pod, read, and deleted with the pod.
 
-use reqwest::Url;
 use serde_json::{Value, json};
 use tracing::{info, instrument};
 
-use super::operation::Operation;
-use super::{Azure, Call, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
+use super::cache::parse;
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,19 +16,19 @@ pub struct PublicAddress {
     pub dns_name: Option<String>,
 }
 
-/// What a public address is made with.
+/// The properties of a new public address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPublicAddress {
     /// Azure's region: that of the NIC.
     pub location: String,
     /// The first part of its name in DNS.
     pub dns_label: Option<String>,
-    /// The pod it is for, for whoever finds the resource in Azure.
+    /// The pod it is for, for people who find the resource in Azure.
     pub pod: String,
 }
 
 impl Azure {
-    /// Makes a public address, or makes the one there is as `new` says.
+    /// Makes a public address, or changes the existing one into `new`.
     #[instrument(skip_all, fields(public_address = %id))]
     pub async fn make_public_address(
         &self,
@@ -40,14 +39,8 @@ impl Azure {
         let mut call = call(Kind::Write, priority, id);
         call.region = Some(new.location.clone());
         let url = self.url(id, NETWORK_API);
-        let answer = self.transport.send(&call, url.clone(), None, Some(new.body())).await?;
-        let document = match Operation::of(&answer, &url, &call)? {
-            Some(operation) => {
-                operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-                self.read_public_address(&call.following(Kind::Read), url).await?
-            }
-            None => answer.body,
-        };
+        let accepted = self.transport.send(&call, url.clone(), None, Some(new.body())).await?;
+        let document = self.complete(&call, url, accepted).await?;
         info!("public address made");
         read(id, &document)
     }
@@ -58,8 +51,9 @@ impl Azure {
         id: &ResourceId,
         urgency: impl Into<Urgency>,
     ) -> Result<Option<PublicAddress>, Error> {
-        match self.read_public_address(&call(Kind::Read, urgency, id), self.url(id, NETWORK_API)).await {
-            Ok(document) => read(id, &document).map(Some),
+        let call = call(Kind::Read, urgency, id);
+        match self.transport.send(&call, self.url(id, NETWORK_API), None, None).await {
+            Ok(answer) => read(id, &answer.body).map(Some),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -74,29 +68,24 @@ impl Azure {
     ) -> Result<(), Error> {
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, NETWORK_API);
-        let answer = match self.transport.send(&call, url.clone(), None, None).await {
+        let accepted = match self.transport.send(&call, url.clone(), None, None).await {
             Err(Error::NotFound { .. }) => return Ok(()),
             answer => answer?,
         };
-        if let Some(operation) = Operation::of(&answer, &url, &call)? {
-            match operation.finish(&self.transport, &call, &url, &self.tracking).await {
-                // Whoever may not follow the operation looks at what it is about.
-                Ok(()) | Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
+        match self.follow(&call, &url, &accepted).await {
+            // Without the right to follow the operation, the address itself is polled, which is gone in the
+            // end.
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
         info!("public address deleted");
         Ok(())
     }
-
-    async fn read_public_address(&self, call: &Call, url: Url) -> Result<Vec<u8>, Error> {
-        self.transport.send(call, url, None, None).await.map(|answer| answer.body)
-    }
 }
 
 impl NewPublicAddress {
-    /// Standard, because Basic ones can't be had any more (retired 2025-09-30); so it is static, and closed to what no network
-    /// security group allows.
+    /// The SKU is Standard, because Basic ones aren't available any more (retired 2025-09-30). So the address
+    /// is static, and closed to everything that no network security group allows.
     fn body(&self) -> Vec<u8> {
         let NewPublicAddress { location, dns_label, pod } = self;
         let mut body = json!({
@@ -113,8 +102,7 @@ impl NewPublicAddress {
 }
 
 fn read(id: &ResourceId, document: &[u8]) -> Result<PublicAddress, Error> {
-    let document: Value = serde_json::from_slice(document)
-        .map_err(|error| Error::Unexpected { resource: id.to_string(), message: error.to_string() })?;
+    let document = parse(id, document)?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     Ok(PublicAddress {
         id: id.clone(),

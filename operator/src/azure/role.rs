@@ -1,10 +1,11 @@
-//! What the operator's identity must be allowed to do: the one list behind the role definition and the preflight.
+//! The permissions that the operator's identity needs: the one list behind the role definition and the
+//! preflight.
 //!
-//! Whoever adds a call to ARM adds its action here; a test holds the list against the calls that are made.
+//! Each call to ARM has its action here; a test compares the list with the calls that are made.
 
 use serde::Serialize;
 
-/// Actions that go together: whoever doesn't use what a part is for needn't grant it.
+/// Actions that go together. They needn't be granted where the part's feature isn't used.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
     pub name: &'static str,
@@ -13,14 +14,14 @@ pub struct Part {
     pub actions: &'static [Action],
 }
 
-/// An action of Azure's, and what it must be granted on.
+/// An action of Azure, and what it must be granted on.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Action {
     pub name: &'static str,
     pub on: On,
 }
 
-/// What an action is authorized against.
+/// The resource on which an action is authorized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     /// The node's virtual machine.
@@ -31,17 +32,18 @@ pub enum On {
     Instance,
     /// The NIC of such an instance, which isn't written itself.
     InstanceNic,
-    /// The NIC's resource group: granted on the NIC alone, operations can be started but not followed
+    /// The NIC's resource group. With a grant on the NIC alone, operations can be started but not followed
     /// (Microsoft: "Track asynchronous Azure operations").
     Group,
     /// The virtual network.
     Network,
     /// The route table of a pool of mode Route.
     RouteTable,
-    /// A pod's public address, in the NIC's resource group, where a pool lets pods have one: no node needs it by itself.
+    /// A pod's public address, in the NIC's resource group, if a pool lets pods have one. No node needs it by
+    /// itself.
     PodAddress,
-    /// Whatever the NIC refers to: ARM asks whoever writes a NIC for `join` on each, though the reference stays as it
-    /// was. This property of the NIC, or of its ipConfigurations, names them.
+    /// A resource that the NIC refers to: ARM demands `join` on each from the writer of a NIC, even if the
+    /// reference doesn't change. This property of the NIC, or of its ipConfigurations, names the resources.
     Referenced(&'static str),
 }
 
@@ -58,14 +60,14 @@ pub const NODES: Part = Part {
         action("Microsoft.Network/networkInterfaces/read", On::Nic),
         action("Microsoft.Network/networkInterfaces/write", On::Nic),
         action("Microsoft.Network/virtualNetworks/read", On::Network),
-        // For the forecast of full subnets; all else works without it.
+        // For the forecast of full subnets. Everything else works without it.
         action("Microsoft.Network/virtualNetworks/usages/read", On::Network),
         action("Microsoft.Network/virtualNetworks/subnets/join/action", On::Referenced("subnet")),
         action("Microsoft.Network/locations/operations/read", On::Group),
     ],
 };
 
-/// All parts, the one that everybody needs first.
+/// All parts, first the one that every installation needs.
 pub const PARTS: &[Part] = &[
     NODES,
     Part {
@@ -83,8 +85,8 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "security-groups",
-        purpose: "nodes' NICs with a network security group of their own, or in application security groups, and pools with \
-                  applicationSecurityGroups",
+        purpose: "nodes' NICs with a network security group of their own, or in application security \
+                  groups, and pools with applicationSecurityGroups",
         actions: &[
             action(
                 "Microsoft.Network/networkSecurityGroups/join/action",
@@ -165,7 +167,8 @@ pub struct Definition {
 }
 
 impl Action {
-    /// Whether it is for NICs of instances of Uniform scale sets only, or never for them; `None` if it is for every NIC.
+    /// Whether it is only for NICs of instances of Uniform scale sets (true), or never for them (false);
+    /// `None` if it is for every NIC.
     pub fn is_for_instances(&self) -> Option<bool> {
         match self.on {
             On::Instance | On::InstanceNic => Some(true),
@@ -182,9 +185,9 @@ impl Definition {
         let chosen = PARTS.iter().filter(|part| part.name == NODES.name || parts.contains(part));
         Definition {
             name: "Vnetpool Operator",
-            description: "What Vnetpool's operator does in Azure: find nodes' virtual machines, reserve and give back \
-                          addresses on their network interfaces. Assign it on the resource groups of the nodes and of the \
-                          virtual network.",
+            description: "What Vnetpool's operator does in Azure: find nodes' virtual machines, reserve and \
+                          give back addresses on their network interfaces. Assign it on the resource groups \
+                          of the nodes and of the virtual network.",
             is_custom: true,
             actions: chosen.flat_map(|part| part.actions).map(|action| action.name).collect(),
             not_actions: [],
@@ -215,7 +218,8 @@ mod tests {
         assert_eq!(
             std::fs::read_to_string(example).unwrap(),
             expected,
-            "print it anew: vnetpool-operator role --scope /subscriptions/00000000-0000-0000-0000-000000000001 > examples/role.json"
+            "print it anew: vnetpool-operator role --scope \
+             /subscriptions/00000000-0000-0000-0000-000000000001 > examples/role.json"
         );
     }
 
@@ -240,7 +244,8 @@ mod tests {
         assert!(recorded.is_subset(&all), "{:?}", recorded.difference(&all));
         let everybodys = names(&[NODES]);
         let more: Vec<_> = everybodys.difference(&recorded).collect();
-        // That role's user doesn't follow its operations: it reads the NIC until it is done. Nor does it forecast anything.
+        // That role's user doesn't follow its operations: it reads the NIC until it is done. Nor does it
+        // forecast anything.
         assert_eq!(
             more,
             [

@@ -1,20 +1,21 @@
-//! A route table as ARM's JSON, as Vnetpool sees it, and the changes from one document to the next. Pure.
+//! A route table as ARM's JSON and as Vnetpool's type, and the changes from one document to the next. Pure.
 //!
-//! In mode Route each node has one route: its part of the pool's pod CIDR, with the node as next hop. A write replaces the
-//! whole table, so the document is edited as JSON, everything that isn't ours goes back as it came, and one write carries
-//! the changes of as many nodes as wait. A range is chosen here, from the document that is then written with its ETag:
-//! so two writers can't give the same one to two nodes.
+//! In mode Route each node has one route: its part of the pool's pod CIDR, with the node as next hop. A write
+//! replaces the whole table, so its document is edited as JSON and everything that isn't ours goes back as it
+//! came. One write carries the changes of all nodes that wait. A range is chosen here, from the document that
+//! is then written with its ETag, so two writers can't give the same range to two nodes.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
+use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
-use super::nic::{NAME_PREFIX, ProvisioningState};
+use super::nic::ProvisioningState;
 
-/// Azure's limit of routes a table ("Networking limits", Azure's documentation).
-pub const MOST_ROUTES: usize = 400;
+/// Azure's limit of routes in a table (Azure's documentation, "Networking limits").
+const MOST_ROUTES: usize = 400;
 
 /// A route table as last read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +29,9 @@ pub struct RouteTable {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub name: String,
-    /// `None` for what isn't IPv4: a service tag, for instance.
+    /// `None` if it isn't an IPv4 range but a service tag, for instance.
     pub range: Option<Ipv4Net>,
-    /// Where it leads, if that is an appliance: what a node is to Azure here.
+    /// The address of the appliance that it leads to, if it does. To Azure a node is an appliance.
     pub next_hop: Option<Ipv4Addr>,
     pub state: ProvisioningState,
 }
@@ -38,11 +39,13 @@ pub struct Route {
 /// What one node wants of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A route to the node for its part of the pod CIDR: the one it has, put right if it isn't; or a new one.
+    /// A route to the node for its part of the pod CIDR: the one it has, corrected if necessary, or a new
+    /// one.
     Claim(Claim),
-    /// These of its routes go.
+    /// Remove these of its routes.
     Release { names: Vec<String> },
-    /// The node is gone, and all its routes go: those of these names and, of its [`names_of`], those that lead there.
+    /// The node is gone: remove all its routes. These are the ones with these names and, of those whose names
+    /// begin as all names of the node's routes do, the ones that lead to it.
     Leave { node: String, names: Vec<String>, next_hop: Ipv4Addr },
 }
 
@@ -50,15 +53,15 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     pub node: String,
-    /// The name of the route if there has to be a new one, from [`name`].
+    /// The name of a new route, from [`name`], if one is needed.
     pub name: String,
-    /// The route that the node uses as far as anybody knows: it is put back if somebody has removed it.
+    /// The route that the node uses as far as known. It is put back if somebody has removed it.
     pub held: Option<(String, Ipv4Net)>,
     /// The pool's pod CIDR, and the length of a node's part of it.
     pub within: Ipv4Net,
     pub length: u8,
     pub next_hop: Ipv4Addr,
-    /// Parts that other nodes are known to use, though the table may not show it.
+    /// Parts that other nodes are known to use, even if the table doesn't show it.
     pub avoid: BTreeSet<Ipv4Net>,
 }
 
@@ -66,17 +69,18 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "it has {MOST_ROUTES} routes, which is all Azure allows. Remove routes nobody needs, or give other nodes a pool with \
-         another route table and subnet."
+        "it has {MOST_ROUTES} routes, which is all Azure allows. Remove routes nobody needs, or give other \
+         nodes a pool with another route table and subnet."
     )]
     Full,
     #[error(
-        "all parts of {within} with a prefix length of {length} are in use. Make a pool with another podCIDR for new nodes, or \
-         remove nodes."
+        "all parts of {within} with a prefix length of {length} are in use. Make a pool with another \
+         podCIDR for new nodes, or remove nodes."
     )]
     Exhausted { within: Ipv4Net, length: u8 },
     #[error(
-        "its route {by} covers {range}, which the node's pods use. Remove that route; Vnetpool then puts the node's back."
+        "its route {by} covers {range}, which the node's pods use. Remove that route; Vnetpool then puts \
+         the node's back."
     )]
     Taken { range: Ipv4Net, by: String },
 }
@@ -103,8 +107,8 @@ impl RouteTable {
         }
     }
 
-    /// The route of a node: for a range within a pod CIDR (there is one at most: [`edit`] makes none where there is one), or
-    /// one that leads to it.
+    /// The route of a node: the one with a range within a pod CIDR (there is at most one, since [`edit`]
+    /// makes no second), or one that leads to the node.
     pub fn of(&self, node: &str, within: Option<Ipv4Net>, next_hop: Ipv4Addr) -> Option<&Route> {
         let leads =
             |route: &Route| route.name.starts_with(&names_of(node)) && route.next_hop == Some(next_hop);
@@ -136,13 +140,13 @@ impl Route {
     }
 }
 
-/// What the names of a node's routes begin with, whatever the length and letters of its own name. A digest that every
-/// release computes alike: FNV-1a.
-pub fn names_of(node: &str) -> String {
-    format!("{NAME_PREFIX}{:016x}-", digest(node))
+/// How the names of a node's routes begin, whatever the length and letters of the node's name. It has a
+/// digest that every release computes alike: FNV-1a.
+fn names_of(node: &str) -> String {
+    format!("{IP_CONFIGURATION_PREFIX}{:016x}-", digest(node))
 }
 
-/// A name for a new route of a node. `unique` makes it one that was never used before.
+/// A name for a new route of a node. `unique` makes it a name that was never used before.
 pub fn name(node: &str, unique: u32) -> String {
     format!("{}{unique:08x}", names_of(node))
 }
@@ -153,7 +157,8 @@ fn digest(text: &str) -> u64 {
     })
 }
 
-/// The document to send for `changes`, and for each whether it can be carried out. Releases come first: they make room.
+/// The document to send for `changes`, and for each change whether it can be carried out. Releases come
+/// first, since they make room.
 pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(), Refusal>>) {
     let mut edited = document.clone();
     if !edited["properties"]["routes"].is_array() {
@@ -169,7 +174,7 @@ pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(
         Change::Release { .. } | Change::Leave { .. } => Ok(()),
     });
     let outcomes = outcomes.collect();
-    // Absent and empty are the same to Azure, and no news.
+    // An absent list and an empty one are the same to Azure, and no change.
     if edited["properties"]["routes"] == json!([]) && document["properties"]["routes"].is_null() {
         return (document.clone(), outcomes);
     }
@@ -178,7 +183,7 @@ pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(
 
 impl Change {
     fn removes(&self, route: &Route) -> bool {
-        if !route.name.starts_with(NAME_PREFIX) {
+        if !route.name.starts_with(IP_CONFIGURATION_PREFIX) {
             return false;
         }
         match self {
@@ -210,7 +215,8 @@ fn meet(routes: &mut Value, claim: &Claim) -> Result<(), Refusal> {
         }
         return Ok(());
     }
-    // What covers a larger range than the pod CIDR, such as a default route, is no claim on it: the longer prefix wins.
+    // A route that covers a larger range than the pod CIDR, such as a default route, doesn't conflict with
+    // it: the longer prefix wins.
     let inside: Vec<&Route> = known
         .iter()
         .filter(|route| route.range.is_some_and(|range| range.prefix_len() >= claim.within.prefix_len()))
@@ -242,8 +248,8 @@ fn meet(routes: &mut Value, claim: &Claim) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The parts of the pod CIDR, from one on that depends on the node: so a part that was given back isn't the next to go out,
-/// while others remember who had its addresses.
+/// The parts of the pod CIDR, beginning with one that depends on the node. So a part that was given back
+/// isn't the next to be used, while others still remember its addresses.
 fn parts(claim: &Claim) -> impl Iterator<Item = Ipv4Net> {
     let all: Vec<Ipv4Net> = claim.within.subnets(claim.length).into_iter().flatten().collect();
     let count = all.len().max(1);

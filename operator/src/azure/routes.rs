@@ -1,8 +1,10 @@
-//! Writes to route tables: one writer a table, which takes along what all nodes want of it by then.
+//! Writes to route tables. Each table has one writer at a time, which takes along all changes that wait by
+//! then.
 //!
-//! A table takes one write at a time, and each takes seconds. Who comes while one is under way leaves its change and waits; the
-//! next to get the table's lock carries out all that has gathered. So a hundred new nodes cost two writes or three. While that
-//! write still waits for its turn within Azure's limits, whoever comes and is more urgent has all gathered anew.
+//! A table takes one write at a time, and each takes seconds. A change that comes while a write is under way
+//! waits. The next task to get the table's lock carries out all changes that have gathered, so a hundred new
+//! nodes cost two or three writes. If a more urgent change comes while that write still waits for its turn
+//! within Azure's limits, the changes are gathered anew.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,28 +17,28 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::cache::Slots;
+use super::cache::{Slots, etag, parse};
 use super::nic::ProvisioningState;
-use super::operation::Operation;
+use super::operation;
 use super::route_table::{self, Change, RouteTable};
-use super::transport::{Answer, Call};
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, UNSETTLED, Urgency, call};
+use super::transport::Call;
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
 
-/// What has been read of a table is good for this long: whoever acts on it acts with its ETag.
+/// How long a table that was read is used. Every write sends its ETag.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// What is known of each table, and what nodes want of it.
+/// The cache of each table, and the changes that nodes want in it.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     known: Slots<Option<Document>>,
     wanted: Arc<Wants>,
 }
 
-/// What nodes want of each table.
+/// The changes that nodes want in each table.
 #[derive(Debug, Default)]
 struct Wants {
     waiting: Mutex<HashMap<String, Vec<Wanted>>>,
-    /// Something has come, or become more urgent.
+    /// A change has come, or become more urgent.
     news: Notify,
 }
 
@@ -49,7 +51,15 @@ struct Document {
     read: Instant,
 }
 
-/// A change that waits, and whom to tell what became of it.
+impl Document {
+    fn read(id: &ResourceId, body: &[u8]) -> Result<Document, Error> {
+        let value = parse(id, body)?;
+        let (table, etag) = (Arc::new(RouteTable::read(&value)), etag(id, &value)?);
+        Ok(Document { table, etag, value, read: Instant::now() })
+    }
+}
+
+/// A change that waits, and where to send its outcome.
 #[derive(Debug)]
 struct Wanted {
     change: Change,
@@ -67,7 +77,7 @@ impl Wants {
         self.lock().remove(table).unwrap_or_default()
     }
 
-    /// How urgent a write for all of these is, until one of them is outgrown or something more urgent waits.
+    /// The urgency of a write for all of these, until one of them is outgrown or a more urgent change waits.
     fn urgency(self: &Arc<Self>, table: &str, all: &[Wanted]) -> Urgency {
         let priority = all.iter().map(|one| one.urgency.priority).min().unwrap_or(Priority::GiveBack);
         let (wants, table) = (self.clone(), table.to_owned());
@@ -121,12 +131,13 @@ impl Azure {
         known.as_ref().map(|document| document.table.clone())
     }
 
-    /// Carries out a change in a route table, together with those of others, and gives the table as it is then. Without a write
-    /// if nothing is to be done.
+    /// Carries out a change in a route table, together with those of others, and returns the table after it.
+    /// Sends nothing if there is nothing to do.
     ///
     /// # Errors
-    /// [`Error::Routes`] if the table can't take it, which concerns nobody else; otherwise Azure's, for all that were to be
-    /// written together. After those from which it doesn't follow that the table is as it was, it is read anew.
+    /// [`Error::Routes`] if the table can't take the change, which concerns nobody else. Otherwise Azure's
+    /// error, for all changes of the write. If that leaves open whether the table has changed, the table is
+    /// read again.
     pub async fn change_routes(
         &self,
         id: &ResourceId,
@@ -145,7 +156,7 @@ impl Azure {
                     resource: id.to_string(),
                     message: "whoever was writing it has been stopped".to_owned(),
                 })),
-                // Nobody has taken it along yet.
+                // No writer has taken it along yet.
                 known = slot.lock() => known,
                 () = urgency.outgrown(), if !is_outgrown => {
                     is_outgrown = true;
@@ -157,10 +168,10 @@ impl Azure {
         }
     }
 
-    /// One write for all of these, each of whom is told what became of it. If that was outgrown before its turn, nothing was sent:
-    /// only those are told whom it doesn't suit any more, and the others wait again.
+    /// One write for all of these; each gets the outcome. If the write was outgrown before its turn, nothing
+    /// was sent: only the changes that are outgrown themselves get this outcome, and the others wait again.
     async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
-        // Whoever had the lock before has answered in the very moment in which it was given on.
+        // The previous holder of the lock has answered just before it passed the lock on.
         if all.is_empty() {
             return;
         }
@@ -184,7 +195,7 @@ impl Azure {
                 },
                 Err(error) => Err(error.clone()),
             };
-            // Who doesn't wait any more needs no answer.
+            // A receiver that is gone needs no answer.
             let _ = answer.send(outcome);
         }
     }
@@ -203,10 +214,10 @@ impl Azure {
 
     async fn read_table(&self, id: &ResourceId, call: &Call) -> Result<Document, Error> {
         let answer = self.transport.send(call, self.url(id, NETWORK_API), None, None).await?;
-        document(id, answer)
+        Document::read(id, &answer.body)
     }
 
-    /// One write for all `changes`; gives what became of each.
+    /// One write for all `changes`. Returns the outcome of each.
     async fn write_table(
         &self,
         id: &ResourceId,
@@ -214,12 +225,12 @@ impl Azure {
         changes: &[Change],
         urgency: &Urgency,
     ) -> Result<(Arc<RouteTable>, Vec<Result<(), route_table::Refusal>>), Error> {
-        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        // Forget the cached document first, so that any early return leaves the resource unknown.
         let begun = Instant::now();
         let mut before = self.known_table(id, known.take(), urgency).await?;
         let (mut after, mut outcomes) = route_table::edit(&before.value, changes);
         if outcomes.iter().any(Result::is_err) && before.read < begun {
-            // What was known may be what is in the way no more.
+            // The obstacle may be gone since the cached table was read.
             before = self.read_table(id, &call(Kind::Read, urgency, id)).await?;
             (after, outcomes) = route_table::edit(&before.value, changes);
         }
@@ -229,11 +240,7 @@ impl Azure {
             return Ok((table, outcomes));
         }
         if before.table.state == ProvisioningState::Updating {
-            return Err(Error::Busy {
-                resource: id.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(id));
         }
         let mut call = call(Kind::Write, urgency, id);
         call.region = Some(before.table.location.clone()).filter(|region| !region.is_empty());
@@ -248,27 +255,11 @@ impl Azure {
                 return Err(error);
             }
         };
-        let document = match Operation::of(&accepted, &url, &call)? {
-            Some(operation) => {
-                operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-                self.read_table(id, &call.following(Kind::Read)).await?
-            }
-            None => document(id, accepted)?,
-        };
+        let document = Document::read(id, &self.complete(&call, url, accepted).await?)?;
         let (nodes, routes) = (changes.len(), document.table.routes.len());
         info!(table = %id, nodes, routes, took = ?started.elapsed(), "route table written");
         let table = document.table.clone();
         *known = Some(document);
         Ok((table, outcomes))
     }
-}
-
-fn document(id: &ResourceId, answer: Answer) -> Result<Document, Error> {
-    let unexpected = |message: String| Error::Unexpected { resource: id.to_string(), message };
-    let value: Value = serde_json::from_slice(&answer.body).map_err(|error| unexpected(error.to_string()))?;
-    let etag = value["etag"].as_str();
-    let etag = etag
-        .ok_or_else(|| unexpected("it has no etag, without which it can't be written safely".to_owned()))?
-        .to_owned();
-    Ok(Document { table: Arc::new(RouteTable::read(&value)), etag, value, read: Instant::now() })
 }

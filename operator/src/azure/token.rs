@@ -1,4 +1,5 @@
-//! The operator's token: fetched before it is needed, good until it ends, and asked for once for all who wait.
+//! The operator's token. It is fetched before the old one expires, used until it expires, and requested once
+//! for all callers that wait.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,15 +14,17 @@ use tracing::{info, warn};
 use super::Error;
 use super::credential::SignIn;
 
-/// A token that ends within this is replaced while it still does: `azure_identity`, too, keeps it until then.
+/// A token that expires within this time is replaced while it still works. `azure_identity`, too, keeps it
+/// until then.
 const EARLY: Duration = Duration::from_secs(300);
-/// A token that ends within this might do so before the request arrives.
+/// A token that expires within this time might do so before the request arrives.
 const MARGIN: Duration = Duration::from_secs(2);
-/// Between two attempts to replace a token that still does.
+/// Between two attempts to replace a token that still works.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For so long a failure answers all who ask: a thousand nodes mustn't knock at a door that has just been shut.
+/// How long a failure is the answer to all callers: a thousand nodes mustn't repeat a sign-in that has just
+/// been refused.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
-/// Whoever couldn't sign in for want of an answer tries again after this.
+/// When to try again if sign-in got no answer.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Cheap to clone.
@@ -32,13 +35,13 @@ struct Inner {
     sign_in: SignIn,
     scope: String,
     state: Mutex<State>,
-    /// Held by the one who asks.
+    /// Held by the caller that signs in.
     asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Made anew when ARM has refused what the last one gave: it keeps its tokens, and has no way to forget one.
+    /// Made anew when ARM has refused its last token: it caches its tokens and can't forget one.
     source: Option<Arc<dyn TokenCredential>>,
     token: Option<Token>,
     failure: Option<(Instant, Failure)>,
@@ -54,18 +57,18 @@ struct Token {
 #[derive(Clone)]
 struct Failure {
     message: String,
-    /// It was refused; otherwise no answer came, or none that says so.
+    /// Whether it was refused. Otherwise no answer came, or none that says so.
     is_refusal: bool,
 }
 
-/// What to do for somebody who needs a token.
+/// What to do for a caller that needs a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Use,
-    /// Nobody waits for the new one.
+    /// No caller waits for the new one.
     UseAndReplace,
     Ask,
-    /// The last attempt was a moment ago.
+    /// The last attempt has only just failed.
     Fail,
 }
 
@@ -99,7 +102,7 @@ impl Tokens {
             _ => {}
         }
         let _asking = self.0.asking.lock().await;
-        // Somebody else has asked meanwhile.
+        // Another caller has signed in meanwhile.
         match self.next() {
             (Next::Use | Next::UseAndReplace, Some(token), _) => Ok(token.header),
             (Next::Fail, _, Some(failure)) => Err(failure.into()),
@@ -107,7 +110,8 @@ impl Tokens {
         }
     }
 
-    /// ARM doesn't accept the token of this header, though it hasn't ended yet: the identity may have been revoked.
+    /// ARM doesn't accept the token of this header, though it hasn't expired yet: the identity may have been
+    /// revoked.
     pub(super) fn refused(&self, header: &HeaderValue) {
         let mut state = self.0.lock();
         if state.token.as_ref().is_some_and(|token| token.header == header) {
@@ -126,7 +130,7 @@ impl Tokens {
     fn replace(&self) {
         let tokens = self.clone();
         tokio::spawn(async move {
-            // Who holds it is about to replace it.
+            // The holder is about to replace it.
             if let Ok(_asking) = tokens.0.asking.try_lock() {
                 let _ = tokens.ask().await;
             }
@@ -183,7 +187,7 @@ impl Failure {
         Failure { message, is_refusal: true }
     }
 
-    /// What `azure_identity` says in so many words; a server's own trouble isn't a refusal.
+    /// Whether `azure_identity` reports a refusal. A server's own failure isn't one.
     fn of(error: &azure_core::Error) -> Failure {
         let mut status = None;
         let mut is_io = false;
@@ -206,8 +210,8 @@ impl From<Failure> for Error {
         if is_refusal {
             Error::Credential {
                 message: format!(
-                    "{message}. Check AZURE_CLIENT_ID, AZURE_TENANT_ID and the secret or token that goes with them, or that \
-                     the VM has the managed identity"
+                    "{message}. Check AZURE_CLIENT_ID, AZURE_TENANT_ID and the secret or token that goes \
+                     with them, or that the VM has the managed identity"
                 ),
             }
         } else {

@@ -1,5 +1,5 @@
 //! The one place through which every call to ARM goes: budget, token, headers, time limits, and what the
-//! answer teaches.
+//! budget learns from the answer.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ use super::{Config, RequestRecord, Urgency};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// After so long a wait for the budget somebody should be able to see why nothing happens.
+/// After this long a wait for the budget people should be able to see why nothing happens.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
@@ -32,7 +32,7 @@ struct Inner {
     cloud: Cloud,
     tokens: Tokens,
     gate: Gate,
-    /// Nothing but reads goes out.
+    /// Only reads are sent.
     dry_run: bool,
     observer: OnceLock<Observer>,
 }
@@ -48,7 +48,7 @@ pub(super) struct Call {
     pub resource: String,
     /// The resource's region, where it is known and the network provider's.
     pub region: Option<String>,
-    /// Ties together the calls of one undertaking in Azure's activity log.
+    /// Marks the calls that belong together in Azure's activity log.
     pub correlation: Uuid,
 }
 
@@ -96,13 +96,13 @@ impl Transport {
         self.0.dry_run
     }
 
-    /// How the limits stand, and how many requests of each priority wait for their turn.
+    /// The state of the limits, and how many requests of each priority wait for their turn.
     pub(super) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
         self.0.gate.accounts()
     }
 
-    /// Sends one request when the budget allows it, unless the call has been outgrown by then. Never repeats it: whoever calls
-    /// decides that, and pays again. Gives the answer if it is a success, else our error.
+    /// Sends one request when the budget allows it, unless the call is outgrown by then. Never repeats it:
+    /// the caller decides that, and pays again. Returns the answer if it is a success, otherwise our error.
     pub(super) async fn send(
         &self,
         call: &Call,
@@ -116,8 +116,8 @@ impl Transport {
         }
         let lane = call.lane(&url);
         let Urgency { priority, .. } = call.urgency;
-        // The last moment at which a call may be given up: from here on it may have taken effect.
-        let Some(waited) = self.0.gate.pass(&lane, priority, call.urgency.outgrown()).await else {
+        // This is the last moment at which a call may be given up. From here on it may have taken effect.
+        let Some(waited) = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown()).await else {
             return Err(Error::Outgrown { resource: call.resource.clone() });
         };
         if waited > LONG_WAIT {
@@ -177,7 +177,7 @@ impl Transport {
         }
     }
 
-    /// Lets the budget learn, and turns everything but a success into an error.
+    /// Lets the budget learn from the answer, and turns everything but a success into an error.
     fn judge(&self, call: &Call, lane: &Lane, answer: Answer) -> Result<Answer, Error> {
         let writes = call.effect() == Effect::Write;
         if (200..300).contains(&answer.status) {
@@ -200,7 +200,8 @@ impl Transport {
         Err(error)
     }
 
-    /// ARM names the URL of an operation, and our token goes with every request: only to ARM, then.
+    /// Our token goes with every request, and ARM names the URLs of operations. So only ARM's own URLs are
+    /// accepted.
     fn trust(&self, call: &Call, url: &Url) -> Result<(), Error> {
         let arm = self.0.cloud.arm().trim_start_matches("https://");
         let is_arm = url.scheme() == "https"
@@ -211,10 +212,8 @@ impl Transport {
             return Ok(());
         }
         let to = url.origin().ascii_serialization();
-        Err(Error::Unexpected {
-            resource: call.resource.clone(),
-            message: format!("it leads to {to}, which isn't Azure Resource Manager"),
-        })
+        let message = format!("it leads to {to}, which isn't Azure Resource Manager");
+        Err(Error::unexpected(&call.resource, message))
     }
 }
 
@@ -236,7 +235,7 @@ impl Call {
         }
     }
 
-    /// What has to be asked after this call, a write, until its outcome is known.
+    /// The call that asks for the outcome of this one, a write.
     pub(super) fn following(&self, kind: Kind) -> Call {
         Call { kind, urgency: Priority::UnderWay.into(), ..self.clone() }
     }
@@ -312,7 +311,7 @@ fn lost(call: &Call, error: &reqwest::Error) -> Error {
     }
 }
 
-/// reqwest tells what happened only in its sources. Its own text would repeat the URL with its query.
+/// What happened is only in the sources of a reqwest error. Its own text would repeat the URL with its query.
 fn causes(error: &reqwest::Error) -> String {
     let mut said = vec![];
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
@@ -369,7 +368,7 @@ mod tests {
             (None, "https://management.azure.com.example/x", false),
             (Some("http://127.0.0.1:81"), "http://127.0.0.1:81/x", true),
             (Some("http://127.0.0.1:81"), "http://127.0.0.1:82/x", false),
-            // An endpoint of one's own may name operations at the cloud's.
+            // A private endpoint may name operations at the cloud's own address.
             (Some("https://arm.private"), "https://management.azure.com/x", true),
         ];
         for (endpoint, url, trusted) in table {

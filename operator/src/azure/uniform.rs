@@ -1,9 +1,9 @@
-//! NICs of a Uniform scale set's instances: read as NICs, written through their instance.
+//! NICs of a Uniform scale set's instances. They are read as NICs and written through their instance.
 //!
 //! Azure refuses every write to such a NIC ("The operation 'write' on resource type
-//! 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed"), so ipConfigurations are added to and
-//! taken from the instance's model, which tells no addresses and lets none be chosen. What became of them is read from
-//! the NIC.
+//! 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed"). So ipConfigurations are added
+//! to and removed from the instance's model, which has no addresses and accepts none. The outcome is read
+//! from the NIC.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::cache::{Known, parse};
+use super::cache::{Known, etag, parse};
 use super::nic::{self, Form};
-use super::operation::Operation;
-use super::transport::{Answer, Call};
-use super::{
-    Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, UNSETTLED, Urgency, call,
-};
+use super::operation;
+use super::transport::Call;
+use super::{Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
 
 /// The one version in which the network provider shows these NICs.
 pub(super) const NIC_API: &str = "2018-10-01";
@@ -34,18 +32,13 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn read(instance: &ResourceId, body: Vec<u8>) -> Result<Model, Error> {
-        let etag = parse(instance, &body)?["etag"].as_str().map(str::to_owned);
-        let etag = etag.ok_or_else(|| Error::Unexpected {
-            resource: instance.to_string(),
-            message: "it has no etag, without which it can't be written safely".to_owned(),
-        })?;
-        Ok(Model { etag, body })
+        Ok(Model { etag: etag(instance, &parse(instance, &body)?)?, body })
     }
 }
 
-/// Models that were read for something else, and that the write which mostly follows needn't read again. No longer than
-/// that: Compute's etags are small integers, and those of a machine that comes back under an old id start anew. A machine
-/// takes minutes to go and to come.
+/// Models that were read for another purpose, so that the write that mostly follows needn't read them again.
+/// They are kept only briefly: Compute's etags are small integers, and those of a machine that comes back
+/// under an old id start anew. A machine takes minutes to go and to come.
 #[derive(Debug, Default)]
 pub(super) struct Models(Mutex<HashMap<String, (Instant, Model)>>);
 
@@ -68,7 +61,7 @@ impl Models {
 }
 
 impl Azure {
-    /// [`Azure::update`] of an instance's NIC. `known` is what is known of the NIC, under its lock.
+    /// [`Azure::update`] for an instance's NIC. `known` is the NIC's cache, under its lock.
     pub(super) async fn update_through(
         &self,
         instance: &ResourceId,
@@ -78,25 +71,24 @@ impl Azure {
         urgency: Urgency,
     ) -> Result<Arc<Nic>, Error> {
         let mut call = call(Kind::Write, urgency, instance);
-        // While the write is under way nothing is known: whatever ends this early leaves it at that.
+        // Forget the cached document first, so that any early return leaves the resource unknown.
         let before = known.nic();
         known.forget();
         let reading = Call { kind: Kind::Read, ..call.clone() };
         let model = match self.models.take(instance) {
             Some(model) => model,
-            None => Model::read(instance, self.ask(&reading, instance, COMPUTE_API).await?.body)?,
+            None => {
+                let answer =
+                    self.transport.send(&reading, self.url(instance, COMPUTE_API), None, None).await?;
+                Model::read(instance, answer.body)?
+            }
         };
         let value = parse(instance, &model.body)?;
         if !matches!(
             ProvisioningState::read(&value["properties"]),
             ProvisioningState::Succeeded | ProvisioningState::Failed
         ) {
-            // Azure would end the operation under way, ours or somebody else's, in favour of this one.
-            return Err(Error::Busy {
-                resource: instance.to_string(),
-                message: "an operation on it is still under way".to_owned(),
-                retry_after: UNSETTLED,
-            });
+            return Err(operation::unsettled(instance));
         }
         call.region = value["location"].as_str().map(str::to_owned);
         let body = edit(&value, id.name(), change)
@@ -117,16 +109,10 @@ impl Azure {
             }
         };
         let started = Instant::now();
-        if let Some(operation) = Operation::of(&accepted, &url, &call)? {
-            operation.finish(&self.transport, &call, &url, &self.tracking).await?;
-        }
+        self.follow(&call, &url, &accepted).await?;
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
         Ok(nic)
-    }
-
-    async fn ask(&self, call: &Call, id: &ResourceId, api_version: &str) -> Result<Answer, Error> {
-        self.transport.send(call, self.url(id, api_version), None, None).await
     }
 }
 
@@ -146,12 +132,13 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
     model["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"].as_array()
 }
 
-/// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing to repair.
+/// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
+/// to repair.
 ///
-/// No more than is needed: what is left out of a PUT of an instance stays (recorded), and sending the image's reference
-/// back would take the right to read images of Microsoft's (AKS#1819). The list of NICs is replaced as a whole, so it
-/// goes back as it came. The hardware profile is sent because the cloud provider, which writes instances likewise, sends
-/// it.
+/// The body has only what is needed. What a PUT of an instance leaves out stays (recorded), and sending back
+/// the image's reference would need the right to read Microsoft's images (AKS#1819). The list of NICs is
+/// replaced as a whole, so it goes back as it came. The hardware profile is sent because the cloud provider,
+/// which writes instances likewise, sends it.
 fn edit(model: &Value, nic: &str, change: &Change) -> Result<Option<Value>, nic::Error> {
     let lacks = |what| nic::Error::Lacks { what };
     let all = configurations(model)
@@ -180,7 +167,8 @@ pub(super) fn unchanged(model: &Value) -> Value {
     body
 }
 
-/// The only ipConfiguration of a NIC needn't say that it is the primary one, as in recordings; of several one must.
+/// Marks the first ipConfiguration as primary if none is. In recordings the only ipConfiguration of a NIC
+/// isn't marked; of several one must be.
 fn named_primary(mut configuration: Value) -> Value {
     if let Some(all) = configuration["properties"]["ipConfigurations"].as_array_mut() {
         let is_named = all.iter().any(|one| one["properties"]["primary"] == true);

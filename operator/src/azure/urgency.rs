@@ -1,4 +1,4 @@
-//! How urgent a call is, and for how long it is no more than that.
+//! How urgent a call is, and until when.
 
 use std::future::pending;
 
@@ -7,8 +7,9 @@ use futures::future::{BoxFuture, Shared};
 
 use super::Priority;
 
-/// Why a call is made. Until its turn within Azure's limits has come, whoever it is for may come to need something more
-/// urgent: then it gives its place up and ends as [`super::Error::Outgrown`]. Nothing has been sent then, and nothing is paid.
+/// Why a call is made. Before its turn within Azure's limits has come, its node may come to need something
+/// more urgent. Then the call gives its place up and ends as [`super::Error::Outgrown`]: nothing was sent and
+/// nothing paid.
 #[derive(Clone, Debug)]
 pub struct Urgency {
     pub(super) priority: Priority,
@@ -16,12 +17,12 @@ pub struct Urgency {
 }
 
 impl Urgency {
-    /// Of this priority, until `outgrown` ends.
+    /// An urgency of this priority until `outgrown` ends.
     pub fn until(priority: Priority, outgrown: impl Future<Output = ()> + Send + 'static) -> Urgency {
         Urgency { priority, outgrown: Some(outgrown.boxed().shared()) }
     }
 
-    /// Ends when the call is no longer urgent enough; never, if that can't be.
+    /// Ends when the call is no longer urgent enough. It may never end.
     pub(super) async fn outgrown(&self) {
         match &self.outgrown {
             Some(outgrown) => outgrown.clone().await,

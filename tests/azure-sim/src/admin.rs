@@ -29,7 +29,7 @@ impl IntoResponse for Error {
     }
 }
 
-/// What an operation without a result answers.
+/// The answer of an operation without a result.
 fn done() -> Json<Value> {
     Json(json!({}))
 }

@@ -1,8 +1,9 @@
-//! Application gateways: what may be in their documents, and what the documents mean to packets. Pure. The proxy itself is the
-//! fabric's.
+//! Application gateways: the rules for their documents, and what the documents mean for packets. Pure. The
+//! fabric has the proxy itself.
 //!
-//! Simpler than Azure: HTTP only, basic rules only, one instance, and a probe's threshold counts for good answers, too. Of the
-//! error codes only that of a missing reference is known; the rules are of "Application Gateway infrastructure configuration".
+//! They are simpler than Azure's: HTTP only, basic rules only, one instance, and a probe's threshold applies
+//! to good answers, too. Only the error code of a missing reference is known. The rules are those of
+//! "Application Gateway infrastructure configuration".
 
 use crate::attachment::{id, missing, refusal};
 use crate::reply::Reply;
@@ -13,14 +14,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// A gateway at work.
+/// A working gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gateway {
-    /// Where its own calls come from.
+    /// The source address of its own calls.
     pub(crate) instance: Ipv4Addr,
-    /// The private addresses it is called at.
+    /// The private addresses at which clients call it.
     pub(crate) frontends: BTreeSet<Ipv4Addr>,
-    /// Where it listens, and who takes what comes in there.
+    /// Where it listens, and the backends of each listener.
     pub(crate) listeners: BTreeMap<SocketAddrV4, Vec<SocketAddrV4>>,
 }
 
@@ -65,19 +66,19 @@ pub(crate) fn check(world: &World, gateway: &Value) -> Result<(), Reply> {
     Ok(())
 }
 
-/// The id of the subnet it stands in.
+/// The id of the subnet it is in.
 pub(crate) fn subnet(gateway: &Value) -> Option<&str> {
     list(gateway, "gatewayIPConfigurations").first()?["properties"]["subnet"]["id"].as_str()
 }
 
-/// Every gateway whose making has ended, by its id in lower case, with its document.
+/// All finished gateways by their ids in lower case, each with its document.
 pub(crate) fn at_work(world: &World) -> impl Iterator<Item = (String, &Value)> {
     let ready = world.of_kind(Kind::ApplicationGateway);
     let ready = ready.filter(|gateway| gateway["properties"]["provisioningState"] == "Succeeded");
     ready.map(|gateway| (id(gateway).to_lowercase(), gateway))
 }
 
-/// What a gateway does; nothing as long as its instance has no address.
+/// What a gateway does. `None` as long as its instance has no address.
 pub(crate) fn gateway(world: &World, key: &str, document: &Value) -> Option<Gateway> {
     let instance = *world.instances.get(key)?;
     let frontends = list(document, "frontendIPConfigurations").iter().filter_map(private_address).collect();
@@ -88,7 +89,7 @@ pub(crate) fn gateway(world: &World, key: &str, document: &Value) -> Option<Gate
             &rule.listener["properties"]["frontendIPConfiguration"],
         )?;
         let port = part(document, "frontendPorts", &rule.listener["properties"]["frontendPort"])?;
-        // Called under a public address, it is its instance that gets the packets.
+        // Packets to its public address reach its instance.
         let address = private_address(frontend).unwrap_or(instance);
         let healthy = rule.backends.iter().filter(|(_, probe)| world.health.is_up(probe));
         Some((
@@ -109,7 +110,7 @@ pub(crate) fn public_frontends(world: &World) -> impl Iterator<Item = (Ipv4Addr,
     })
 }
 
-/// What gateways ask their backends, each with how many answers alike change its state.
+/// The probes of gateways, each with the number of equal answers that changes its state.
 pub(crate) fn probes(world: &World) -> Vec<(Probe, u32)> {
     let all = at_work(world).flat_map(|(key, gateway)| {
         rules(gateway, &key)
@@ -136,7 +137,8 @@ fn rules<'a>(gateway: &'a Value, key: &'a str) -> impl Iterator<Item = Rule<'a>>
         let pool = part(gateway, "backendAddressPools", &properties["backendAddressPool"])?;
         let settings = part(gateway, "backendHttpSettingsCollection", &properties["backendHttpSettings"])?;
         let port = number(&settings["properties"]["port"])?;
-        // Without one of its own, `/` is asked, and three answers change the state ("Application Gateway health probes overview").
+        // Without a probe of its own it asks for `/`, and three answers change the state ("Application
+        // Gateway health probes overview").
         let probe =
             part(gateway, "probes", &settings["properties"]["probe"]).map(|probe| &probe["properties"]);
         let page = probe.and_then(|probe| probe["path"].as_str()).unwrap_or("/");

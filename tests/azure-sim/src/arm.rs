@@ -140,7 +140,8 @@ fn front_door(world: &mut World, request: &Request, kind: Kind, now: Instant) ->
     dispatch(world, &call)
 }
 
-/// A token is required. Only those the simulator made can be looked into: they end after a day, as Azure's do.
+/// A token is required. Only the simulator's own tokens can be checked: they expire after a day, as Azure's
+/// do.
 fn authenticate(world: &World, request: &Request) -> Result<(), Reply> {
     let challenge = |code: &str, message: &str, description: &str| {
         let value = format!(
@@ -179,13 +180,14 @@ fn authenticate(world: &World, request: &Request) -> Result<(), Reply> {
     }
 }
 
-/// Whether a token is for the ARM that was asked. Under an address instead of a name, this is every cloud's ARM.
+/// Whether a token is for the ARM that was called. If the call was to an address instead of a name, this is
+/// every cloud's ARM.
 fn is_for(audience: &str, request: &Request) -> bool {
     let asked = base(request);
     asked.starts_with("http:") || audience == asked
 }
 
-/// How the client called ARM: under a cloud's own name by HTTPS, under an address without.
+/// The URL by which the client called ARM: a cloud's own name by HTTPS, an address without.
 fn base(request: &Request) -> String {
     let host = request.header("host").unwrap_or("management.azure.com");
     let is_address = host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok();
@@ -207,7 +209,7 @@ fn action(call: &Call) -> String {
         _ => "write",
     };
     let segments: Vec<&str> = call.segments.iter().map(String::as_str).collect();
-    // An extension's own resources hang below those of others: the last provider counts.
+    // An extension's resources are below those of other providers, so the last provider counts.
     let provider = segments.iter().rposition(|segment| segment.eq_ignore_ascii_case("providers"));
     match provider.map(|index| &segments[index + 1..]) {
         Some([namespace, types @ ..]) => {
@@ -218,13 +220,15 @@ fn action(call: &Call) -> String {
     }
 }
 
-/// What a request is about, for authorization: an extension's resources count as what they hang on.
+/// The resource of a request, for authorization. An extension's resources count as the resource they belong
+/// to.
 fn scope(path: &str) -> &str {
     path.to_lowercase().find("/providers/microsoft.authorization/").map_or(path, |end| &path[..end])
 }
 
-/// What an action must be granted on. Following an operation takes a grant on the group of what it changes; one on the
-/// resource alone can start an operation, but not follow it (Microsoft: "Track asynchronous Azure operations").
+/// The scope on which an action must be granted. Following an operation needs a grant on the group of what it
+/// changes; a grant on the resource alone can start an operation, but not follow it (Microsoft: "Track
+/// asynchronous Azure operations").
 fn authorized(world: &World, call: &Call) -> String {
     let path = &call.request.path;
     let operation = path.to_lowercase();
@@ -233,8 +237,8 @@ fn authorized(world: &World, call: &Call) -> String {
     group.unwrap_or(scope(path)).to_owned()
 }
 
-/// What the caller may do at a scope, in pages of one entry, so that a client that stops at the first page is found out.
-/// Azure decides itself how large pages are.
+/// The caller's permissions at a scope, in pages of one entry, so that a client that stops at the first page
+/// is found out. Azure decides by itself how large pages are.
 fn permissions(world: &World, call: &Call) -> Result<Reply, Reply> {
     if call.method() != "GET" {
         return Err(not_allowed(call));
@@ -348,7 +352,7 @@ fn group_not_found(name: &str) -> Reply {
     Reply::gateway(404, "ResourceGroupNotFound", format!("Resource group '{name}' could not be found."))
 }
 
-/// ARM knows top-level resources itself and says so before a provider is asked.
+/// ARM itself knows top-level resources, and answers before it asks a provider.
 fn not_found(kind: &str, name: &str, group: &str) -> Reply {
     let message = format!(
         "The Resource '{kind}/{name}' under resource group '{group}' was not found. For more details please go to \

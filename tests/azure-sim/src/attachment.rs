@@ -1,4 +1,4 @@
-//! What refers to what: rules for references between NICs, subnets, public addresses, load balancers, route tables and security
+//! Rules for references between NICs, subnets, public addresses, load balancers, route tables and security
 //! groups, and the back references that a GET shows.
 
 mod groups;
@@ -13,17 +13,18 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-/// The published limit of routes a table (azure-facts section 7).
+/// The limit of routes in a table (Azure's documentation, "Networking limits").
 const MAX_ROUTES: usize = 400;
 
-/// Where simulated Azure takes its public addresses from: a documentation range (RFC 5737), half of the simulated internet.
+/// The range of simulated Azure's public addresses: a documentation range (RFC 5737), half of the simulated
+/// internet.
 pub(crate) const PUBLIC: (Ipv4Addr, u32) = (Ipv4Addr::new(203, 0, 113, 128), 120);
 
 pub(crate) fn refusal(code: &str, message: String) -> Reply {
     Reply::nrp(400, code, message, json!([]))
 }
 
-/// A reference to something that isn't there.
+/// The refusal of a reference to something that doesn't exist.
 pub(crate) fn missing(what: &str, by: &str) -> Reply {
     let message = format!(
         "Resource {what} referenced by resource {by} was not found. Please make sure that the referenced resource exists, \
@@ -144,7 +145,7 @@ fn check_public_address(world: &World, address: &str, by: &str) -> Result<(), Re
     }
 }
 
-/// Each frontend has a public address that is free, or a subnet.
+/// Checks that each frontend has a free public address, or a subnet.
 fn check_frontends(world: &World, resource: &Value) -> Result<(), Reply> {
     for frontend in list(resource, "frontendIPConfigurations") {
         match (text(frontend, "/properties/publicIPAddress/id"), text(frontend, "/properties/subnet/id")) {
@@ -189,7 +190,7 @@ fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
     Ok(())
 }
 
-/// An outbound rule reaches primary ipConfigurations only (azure-facts section 1, azurerm#9084).
+/// An outbound rule reaches primary ipConfigurations only (terraform-provider-azurerm#9084).
 fn refuse_secondary(configuration: &Value, pool: &str, rule: &str) -> Result<(), Reply> {
     if configuration["properties"]["primary"] == json!(true) {
         return Ok(());
@@ -215,7 +216,8 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
         let own = id(configuration);
         if let Some(address) = text(configuration, "/properties/publicIPAddress/id") {
             if nic::address(configuration).is_some_and(|block| block.prefix_len() != 32) {
-                // The code is not known; that a block can have no public address is (azure-facts section 1).
+                // A block can have no public address (`privateIPAddressPrefixLength`, API 2023-11-01). The
+                // code of the refusal is not published.
                 let message =
                     format!("IP configuration {own} with an address prefix cannot have a public IP address.");
                 return Err(refusal("PublicIPAddressNotSupportedOnIpConfigurationWithPrefix", message));
@@ -255,7 +257,8 @@ const SUBNET_PARTS: [(&str, Kind); 3] = [
     ("natGateway", Kind::NatGateway),
 ];
 
-/// Gives each frontend of a load balancer or an application gateway in a subnet its address: the one asked for, the one it has, the lowest free.
+/// Gives each frontend of a load balancer or an application gateway in a subnet its address: the one asked
+/// for, the one it has, the lowest free.
 pub(crate) fn allocate(world: &World, kind: Kind, document: &mut Value) -> Result<(), Reply> {
     match kind {
         Kind::LoadBalancer | Kind::ApplicationGateway => {
@@ -313,7 +316,7 @@ pub(crate) fn give_public_address(world: &World, document: &mut Value) {
     document["properties"]["ipAddress"] = json!(all.into_iter().find(|address| !taken.contains(address)));
 }
 
-/// The id of what uses a resource, if something does.
+/// The id of the user of a resource, if there is one.
 pub(crate) fn user(world: &World, kind: Kind, wanted: &str) -> Option<String> {
     let refers = |document: &Value, field: &str| has_id(&document["properties"][field], wanted);
     let owned = |document: &Value| Some(id(document).to_owned());
@@ -350,7 +353,7 @@ pub(crate) fn user(world: &World, kind: Kind, wanted: &str) -> Option<String> {
     }
 }
 
-/// How Azure refuses to delete what is used.
+/// Azure's refusal to delete a resource that is in use.
 pub(crate) fn in_use(kind: Kind, resource: &str, user: &str) -> Reply {
     let name = resource.rsplit('/').next().unwrap_or_default();
     let (code, message) = match kind {
@@ -379,7 +382,7 @@ pub(crate) fn in_use(kind: Kind, resource: &str, user: &str) -> Reply {
             "InUseApplicationSecurityGroupCannotBeDeleted",
             format!("Application security group {resource} is in use by {user} and cannot be deleted."),
         ),
-        // Nothing here refers to one.
+        // No resource of the simulator refers to one.
         Kind::ApplicationGateway => (
             "ApplicationGatewayInUse",
             format!("Application gateway {resource} is in use by {user} and cannot be deleted."),
@@ -392,7 +395,7 @@ pub(crate) fn in_use(kind: Kind, resource: &str, user: &str) -> Reply {
     refusal(code, message)
 }
 
-/// What uses a child, such as a backend pool.
+/// The users of a child, such as a backend pool.
 pub(crate) fn user_of_child(world: &World, parent: &Value, child: &str) -> Option<String> {
     let rules =
         ["loadBalancingRules", "outboundRules"].into_iter().flat_map(|children| list(parent, children));

@@ -1,4 +1,5 @@
-//! Simulated Azure as a whole: the world behind a lock, faults, the log, the network; and what its admin may do to it.
+//! Simulated Azure as a whole: the world behind a lock, faults, the log, the network, and what its admin may
+//! do to it.
 
 mod machine;
 mod outside;
@@ -33,7 +34,7 @@ pub use settings::Settings;
 const NICS: &str = "Microsoft.Network/networkInterfaces";
 const VNETS: &str = "Microsoft.Network/virtualNetworks";
 
-/// Why the admin's wish was not fulfilled.
+/// Why the admin's request failed.
 #[derive(Debug)]
 pub enum Error {
     NotFound(String),
@@ -70,7 +71,7 @@ pub struct NewVm {
     pub name: String,
     /// Without it, the world's own.
     pub resource_group: Option<String>,
-    /// A VNet by name; without it, whichever has the subnet.
+    /// A VNet by name. Without it, the VNet that has the subnet.
     pub vnet: Option<String>,
     /// A subnet's name; without it, the VNet's first subnet.
     pub subnet: Option<String>,
@@ -115,8 +116,8 @@ pub struct Azure {
     fabric: Option<tokio::sync::Mutex<Fabric>>,
     /// An operation may have started.
     started: Notify,
-    /// Other subscriptions by id in lower case. They share nothing: a NIC and its VNet are in one subscription, and so are the
-    /// limits.
+    /// Other subscriptions by id in lower case. They share nothing: a NIC and its VNet are in one
+    /// subscription, and limits are a subscription's own.
     neighbours: Mutex<BTreeMap<String, Arc<Azure>>>,
 }
 
@@ -147,14 +148,14 @@ impl Azure {
         lock(&self.neighbours).insert(subscription, neighbour);
     }
 
-    /// Whose request this is, if not ours.
+    /// The other subscription that the request is about, if it isn't ours.
     pub(crate) fn responsible(&self, request: &Request) -> Option<Arc<Azure>> {
         let path = request.path.to_lowercase();
         let subscription = path.strip_prefix("/subscriptions/")?.split('/').next()?;
         lock(&self.neighbours).get(subscription).cloned()
     }
 
-    /// Applies and records one request. The network has followed when the answer is given.
+    /// Applies and records one request. The network has followed when the answer is returned.
     pub(crate) async fn answer(&self, request: &Request) -> Reply {
         let reply = {
             let mut world = lock(&self.world);
@@ -174,7 +175,7 @@ impl Azure {
         reply
     }
 
-    /// Orders how the operation under way on the resource at `path` is to end.
+    /// Sets how the operation under way on the resource at `path` ends.
     pub(crate) fn doom(&self, path: &str, status: Ending, error: &Value) {
         lock(&self.world).doom(path, status, error);
     }
@@ -207,7 +208,7 @@ impl Azure {
         reply
     }
 
-    /// Ends operations when their time has come, also when nobody asks. Never returns.
+    /// Ends operations when they are due, even if nobody polls. Never returns.
     pub(crate) async fn keep_time(&self) {
         loop {
             let next = lock(&self.world).next_end();
@@ -233,7 +234,7 @@ impl Azure {
         }
     }
 
-    /// Makes the network what the world says.
+    /// Makes the network follow the world.
     async fn program(&self) -> Result<(), Error> {
         let Some(fabric) = &self.fabric else { return Ok(()) };
         let mut fabric = fabric.lock().await;
@@ -347,7 +348,7 @@ impl Azure {
         world.nics.iter().find(|(key, _)| key.ends_with(&wanted)).map(|(_, nic)| nic.document.clone())
     }
 
-    /// Orders a fault and gives its id.
+    /// Sets up a fault and returns its id.
     pub fn order_fault(&self, fault: Fault) -> u64 {
         self.faults.order(fault)
     }
@@ -357,7 +358,7 @@ impl Azure {
         self.faults.standing()
     }
 
-    /// Ends a fault; what it holds goes on.
+    /// Ends a fault. The requests that it holds go on.
     ///
     /// # Errors
     /// When there is no such fault.
@@ -403,7 +404,8 @@ impl Azure {
         self.program().await
     }
 
-    /// Deploys a template into the world's resource group, as `az deployment group create` would; gives the deployment.
+    /// Deploys a template into the world's resource group, as `az deployment group create` would; gives the
+    /// deployment.
     ///
     /// # Errors
     /// When it is no template, or one of its resources is refused.

@@ -1,5 +1,6 @@
-//! What the resolver at 168.63.129.16 answers: private zones, the machines' own names, public addresses with a label. Only
-//! addresses (A); of a name it doesn't know it says so. The answers are pure, the sockets are at the end.
+//! The answers of the resolver at 168.63.129.16: private zones, the machines' own names, public addresses
+//! with a label. Only addresses (A); for an unknown name it answers so. The answers are pure, the sockets are
+//! at the end.
 
 use crate::azure::Azure;
 use crate::nic;
@@ -13,10 +14,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
-/// How long a resolver may remember.
+/// How long resolvers may cache an answer.
 const TTL: u32 = 10;
 
-/// The name one message asks for and the answer; nothing to what isn't a question.
+/// The name that a message asks for, and the answer. `None` if the message isn't a question.
 pub(crate) fn answer(world: &World, message: &[u8]) -> Option<(String, Vec<u8>)> {
     let question = Packet::parse(message).ok()?;
     let asked = question.questions.first()?.clone();
@@ -60,7 +61,7 @@ pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io:
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
         if let Some(reply) = azure.resolve(&buffer[..length], from.ip()) {
-            // The asker may be gone again.
+            // The client may be gone.
             drop(socket.send_to(&reply, from).await);
         }
     }

@@ -1,4 +1,5 @@
-//! Microsoft Entra's token endpoint, for applications: by password, or by the token of a service account that they trust.
+//! Microsoft Entra's token endpoint, for applications that sign in with a password, or with the token of a
+//! service account that they trust.
 
 use crate::reply::Reply;
 use crate::request::Request;
@@ -12,7 +13,8 @@ use serde_json::json;
 pub struct Application {
     pub client_id: String,
     pub client_secret: String,
-    /// The service account's token it trusts; Entra itself looks at issuer, subject and audience of it.
+    /// The service account's token that it trusts. Real Entra checks the token's issuer, subject and
+    /// audience.
     pub trusted_token: String,
 }
 
@@ -26,7 +28,7 @@ impl Default for Application {
     }
 }
 
-/// A token that was given out, by Entra or by the metadata service.
+/// A token that Entra or the metadata service has issued.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     /// In Unix seconds.
@@ -36,7 +38,7 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Makes one, and gives it with the second it counts from.
+    /// Issues a token, and returns it with the second from which it is valid.
     pub(crate) fn issue(world: &mut World, audience: &str) -> (String, i64) {
         let start = jiff::Timestamp::now().as_second();
         let token =
@@ -47,7 +49,7 @@ impl Token {
     }
 }
 
-/// Azure's clouds: where Entra is, and the ARM its tokens are for. A tenant is in one of them.
+/// Azure's clouds: the address of Entra, and the ARM for which its tokens are. A tenant is in one cloud.
 pub(crate) const CLOUDS: [(&str, &str); 3] = [
     ("login.microsoftonline.com", "https://management.azure.com"),
     ("login.microsoftonline.us", "https://management.usgovcloudapi.net"),
@@ -56,7 +58,7 @@ pub(crate) const CLOUDS: [(&str, &str); 3] = [
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// Whether a request is Entra's to answer.
+/// Whether a request is for Entra.
 pub(crate) fn is_asked(request: &Request) -> bool {
     request.path.ends_with("/oauth2/v2.0/token")
 }

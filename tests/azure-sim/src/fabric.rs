@@ -1,4 +1,5 @@
-//! The network between the simulated machines: this process's network namespace, turned into one hop with Azure's rules.
+//! The network between the simulated machines: this process's network namespace, turned into one hop with
+//! Azure's rules.
 //!
 //! ```text
 //!   VM's namespace            this namespace
@@ -9,8 +10,8 @@
 //!                              │ main routing table: a /32 route for each address that a NIC holds
 //!                              └ table inet azure: security groups, public addresses, load balancers, who reaches the internet
 //! ```
-//! Sources and routes follow from [`Rules`], of which only what differs from the last time is programmed; what may pass
-//! is rendered by `policy` and replaced when it differs.
+//! Sources and routes follow from [`Rules`], of which only the differences from the last time are programmed.
+//! `policy` renders what may pass, and that is replaced when it differs.
 
 mod command;
 mod gateway;
@@ -35,29 +36,30 @@ pub(crate) const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 pub(crate) const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Where the wire server listens.
 pub(crate) const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
-/// What no security group is asked about.
+/// Addresses to which no security group applies.
 const PLATFORM_ADDRESSES: [Ipv4Addr; 2] = [IMDS, WIRE_SERVER];
 /// The MAC address from which Azure answers every ARP request.
 const FABRIC_MAC: &str = "12:34:56:78:9a:bc";
 /// The next hop of the hosts of the internet.
 const INTERNET_GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const INTERNET: &str = "203.0.113.0/24";
-/// Where machines without a public address seem to come from, to hosts that tell public addresses apart.
+/// The source address of machines without a public address, as seen by hosts that distinguish public
+/// addresses.
 const DEFAULT_OUTBOUND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 127);
-/// The next hop of a network on premises, and the range it is from, which leads nowhere else.
+/// The next hop of a network on premises, and its range, which leads nowhere else.
 const PREMISES_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PREMISES_LINKS: &str = "192.0.2.0/24";
-/// What a machine calls its first NIC.
+/// The name of a machine's first NIC.
 const FIRST: &str = "eth0";
 /// The first number of a place's own routing table.
 const FIRST_TABLE: u32 = 1000;
 
-/// A NIC of a machine that stands in a namespace.
+/// A NIC of a machine that has a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plug {
-    /// By name, or by path. Of an application gateway, which the fabric gives one, nothing.
+    /// By name, or by path. Empty for an application gateway, which gets one from the fabric.
     pub(crate) netns: String,
-    /// The link's name in there: `eth0` for a machine's first NIC, `eth1` for the next.
+    /// The link's name inside: `eth0` for a machine's first NIC, `eth1` for the next.
     pub(crate) interface: String,
     pub(crate) mac: String,
     /// The primary address, with the subnet's prefix length.
@@ -83,15 +85,15 @@ pub(crate) struct Fabric {
     tables: BTreeMap<String, u32>,
     programmed: Rules,
     policy: String,
-    /// Counts devices: a name is never used twice.
+    /// Counts devices, so that a name is never used twice.
     devices: u32,
 }
 
 impl Fabric {
-    /// Turns this namespace into the network. What an earlier fabric left in it goes.
+    /// Turns this namespace into the network. Removes what an earlier fabric left in it.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         for (key, value) in [
-            // Forwarding first: the kernel sets others when it changes.
+            // Forwarding comes first: the kernel changes other settings with it.
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/disable_ipv6", "1"),
             ("ipv6/conf/default/disable_ipv6", "1"),
@@ -102,7 +104,7 @@ impl Fabric {
             ("ipv4/conf/default/accept_redirects", "0"),
             ("ipv4/conf/default/proxy_arp", "1"),
         ] {
-            // A kernel without IPv6 needs none turned off.
+            // In a kernel without IPv6 there is nothing to turn off.
             if key.starts_with("ipv4") || Path::new("/proc/sys/net/ipv6").exists() {
                 sysctl(key, value)?;
             }
@@ -127,7 +129,7 @@ impl Fabric {
         })
     }
 
-    /// Plugs, unplugs, routes and filters until the network is what the world says.
+    /// Plugs, unplugs, routes and filters until the network is as the world says.
     pub(crate) async fn program(&mut self, mut network: Network) -> anyhow::Result<()> {
         self.house(&mut network)?;
         let (network, plugs) = (&network, &network.plugs);
@@ -159,7 +161,7 @@ impl Fabric {
         let rules = Rules::of(network, &self.ports, &self.gateways, &self.tables);
         let change = self.programmed.change_to(&rules);
         nft(&change.nft).await?;
-        // A machine's namespace may have gone with its link just now: then its routes went, too.
+        // A machine's namespace may have gone with its link just now. Then its routes are gone, too.
         if let Err(error) = ip(&change.ip).await {
             tracing::warn!("{error:#}");
         }
@@ -191,9 +193,9 @@ impl Fabric {
         self.proxies.iter().map(|(id, proxy)| (id.clone(), proxy.exit())).collect()
     }
 
-    /// Makes a NIC's interface in the machine's namespace and the link to it. Only the first gets routes: "Azure does not assign a
-    /// default gateway to additional network interfaces" ("Create and manage multiple NICs"), and the platform's own come with the
-    /// first one's lease (DHCP option 121).
+    /// Makes a NIC's interface in the machine's namespace and the link to it. Only the first NIC gets routes:
+    /// "Azure does not assign a default gateway to additional network interfaces" ("Create and manage
+    /// multiple NICs"), and the platform's own routes come with the first NIC's lease (DHCP option 121).
     async fn plug(&mut self, plug: &Plug) -> anyhow::Result<Port> {
         let Plug { netns, interface, mac, address, gateway, .. } = plug;
         let device = self.link(netns, interface, "vm", &format!("address {mac}")).await?;
@@ -207,7 +209,8 @@ impl Fabric {
         }
         ip_in(netns, &batch).await?;
         let primary = address.addr();
-        // The neighbour is permanent: Azure hands frames to the NIC and asks nobody in the machine.
+        // The neighbour is permanent: Azure delivers frames to the NIC and sends no ARP request into the
+        // machine.
         ip(&format!(
             "link set {device} up\nneighbour replace {primary} lladdr {mac} dev {device} nud permanent\n"
         ))
@@ -229,12 +232,12 @@ impl Fabric {
             "link add {device} address {FABRIC_MAC} mtu 1500 type veth peer name {interface} netns {netns} mtu 1500 {peer}\n"
         ))
         .await?;
-        // Answer ARP requests at once; the default holds first packets back by up to 0.8 s.
+        // Answers ARP requests at once. The default holds first packets back by up to 0.8 s.
         sysctl(&format!("ipv4/neigh/{device}/proxy_delay"), "0")?;
         Ok(device)
     }
 
-    /// Takes the link to a NIC away, if there is one. The next [`Self::program`] makes it anew.
+    /// Removes the link to a NIC, if there is one. The next [`Self::program`] makes it anew.
     pub(crate) async fn unplug(&mut self, nic: &str) -> anyhow::Result<()> {
         let Some(port) = self.ports.remove(nic) else { return Ok(()) };
         self.programmed.forget_routes_of(&port.device);
@@ -249,7 +252,8 @@ impl Fabric {
         Ok(())
     }
 
-    /// Makes `eth0` of a host that knows no address but its own and sends everything to `gateway`. Gives the end here.
+    /// Makes `eth0` of a host that knows no address but its own and sends everything to `gateway`. Gives the
+    /// end here.
     async fn host(
         &mut self,
         netns: &str,
@@ -271,13 +275,13 @@ impl Fabric {
         Ok(device)
     }
 
-    /// Joins a namespace as a host of the internet, which knows no address of a VNet but those it is called from.
+    /// Joins a namespace as a host of the internet. It knows no address of a VNet except those that call it.
     pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
         self.host(netns, "net", address, INTERNET_GATEWAY).await.map(drop)
     }
 
-    /// Joins a namespace as a host behind a virtual network's gateway. It knows no address but its own and sends everything
-    /// to the gateway.
+    /// Joins a namespace as a host behind a virtual network's gateway. It knows no address but its own and
+    /// sends everything to the gateway.
     pub(crate) async fn join_premises(
         &mut self,
         netns: &str,

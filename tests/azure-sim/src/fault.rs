@@ -1,4 +1,4 @@
-//! Faults a test orders: refused, delayed, held or cut-off requests.
+//! Faults that a test sets up: refused, delayed, held or cut-off requests.
 
 use crate::request::Request;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
-/// Which requests a fault strikes, how often, and what it does. Absent conditions match everything.
+/// Which requests a fault strikes, how often, and what it does. A condition that is absent matches
+/// everything.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
@@ -25,7 +26,7 @@ pub struct Fault {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Effect {
-    /// Answers this; the request is not applied.
+    /// Answers this and doesn't apply the request.
     Status {
         status: u16,
         #[serde(default)]
@@ -37,7 +38,7 @@ pub enum Effect {
     Hold,
     /// Withholds the request itself until the fault is deleted.
     HoldBefore,
-    /// Cuts the connection instead of doing anything.
+    /// Cuts the connection and does nothing else.
     CutBeforeApply,
     /// Applies the request and cuts the connection instead of answering.
     CutAfterApply,
@@ -56,7 +57,7 @@ pub enum Ending {
     Canceled,
 }
 
-/// What is known of an ordered fault.
+/// The state of a fault.
 #[derive(Clone, Debug, Serialize)]
 pub struct Standing {
     pub id: u64,
@@ -65,7 +66,7 @@ pub struct Standing {
     pub fault: Fault,
 }
 
-/// What a struck request has to go through.
+/// What happens to a request that a fault strikes.
 pub(crate) struct Strike {
     pub(crate) effect: Effect,
     lifted: watch::Receiver<()>,

@@ -19,8 +19,8 @@ impl Health {
         self.0.get(probe).is_some_and(|state| state.up)
     }
 
-    /// Takes in one round of answers, each with the number of answers alike that its probe's state takes to change; what
-    /// isn't asked any more is forgotten. Gives whether a state has changed.
+    /// Takes in one round of answers, each with the number of answers alike that its probe's state takes to
+    /// change; what isn't asked any more is forgotten. Gives whether a state has changed.
     pub(crate) fn learn(&mut self, answers: &[(Probe, u32, bool)]) -> bool {
         let mut changed = false;
         self.0.retain(|probe, _| answers.iter().any(|(asked, ..)| asked == probe));

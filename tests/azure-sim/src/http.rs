@@ -1,4 +1,5 @@
-//! The edge of ARM and IMDS: HTTP requests in, faults, the log, HTTP answers out; and a connection that can be cut.
+//! The HTTP side of ARM and IMDS: requests in, faults, the log, answers out, and a connection that can be
+//! cut.
 
 use crate::azure::Azure;
 use crate::fault::{Effect, Strike};
@@ -28,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Service {
     /// ARM, and IMDS below `/metadata`.
     Azure,
-    /// The wire server: it answers 200 to anything, and nothing of it is recorded.
+    /// The wire server. It answers 200 to anything, and nothing of it is recorded.
     Wire,
 }
 
@@ -65,7 +66,7 @@ async fn exchange(
         },
         from: peer.address.ip(),
     };
-    // A task of its own: Azure goes on with a request whose client has hung up.
+    // In a task of its own, because Azure goes on with a request whose client has hung up.
     let azure = azure.responsible(&request).unwrap_or(azure);
     match tokio::spawn(handle(azure, request)).await {
         Ok(Answer::Whole(reply)) => response(reply),
@@ -86,7 +87,7 @@ fn form(text: &str) -> Value {
     fields.map(|(name, value)| (decode(name), Value::String(decode(value)))).collect()
 }
 
-/// What goes out.
+/// The outgoing answer.
 enum Answer {
     Whole(Reply),
     /// The connection is cut in the middle of the body.
@@ -135,14 +136,15 @@ async fn handle(azure: Arc<Azure>, request: Request) -> Answer {
     })
 }
 
-/// The first half of a body whose Content-Length promises all of it; the server then has to close the connection.
+/// The first half of a body whose Content-Length promises all of it; the server then has to close the
+/// connection.
 fn halved(reply: Reply) -> Response<Body> {
     let mut whole = reply.body.as_ref().map(Value::to_string).unwrap_or_default().into_bytes();
     let mut response = response(reply);
     response.headers_mut().insert(CONTENT_LENGTH, whole.len().into());
     whole.truncate(whole.len() / 2);
     let broken = async {
-        // What is written goes out only once there is nothing more to write for a moment.
+        // Written bytes are only sent once nothing more has been written for a moment.
         tokio::task::yield_now().await;
         Err(io::Error::from(io::ErrorKind::ConnectionReset))
     };
@@ -180,7 +182,7 @@ fn response(reply: Reply) -> Response<Body> {
     })
 }
 
-/// A listener whose connections break when told to: nothing in an HTTP library lets a handler do that.
+/// A listener whose connections can be broken: no HTTP library lets a handler do that.
 struct Cuttable(TcpListener);
 
 impl Listener for Cuttable {

@@ -1,4 +1,4 @@
-//! The instance metadata service: who a VM is, what its NICs hold, and tokens for its managed identity.
+//! The instance metadata service: a VM's identity, its NICs' addresses, and tokens for its managed identity.
 
 use crate::entra::Token;
 use crate::nic;
@@ -68,7 +68,7 @@ fn identity_error(message: &str) -> Reply {
     Reply::new(400, json!({ "error": "invalid_request", "error_description": message }))
 }
 
-/// The VM that asks. Over loopback addresses say nothing: there the first VM is meant.
+/// The VM that asks. A loopback address doesn't identify one, so there it is the first VM.
 fn caller(world: &World, from: IpAddr) -> Option<(&Vm, &Nic)> {
     match from {
         IpAddr::V4(from) if !from.is_loopback() => world.vm_at(from),
@@ -109,7 +109,7 @@ fn token(world: &mut World, request: &Request) -> Reply {
 }
 
 fn instance(world: &World, vm: &Vm, nic: &Nic, path: &[&str], request: &Request) -> Reply {
-    // The one that asks first; the service promises no order.
+    // The NIC that asks comes first. The service promises no order.
     let (own, id) = (nic.document["id"].as_str().unwrap_or_default(), nic::vm_id(&nic.document));
     let others = world
         .nics
@@ -144,7 +144,7 @@ fn compute(world: &World, vm: &Vm) -> Value {
     let properties = &vm.document["properties"];
     let text = |pointer: &str| properties.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let id = vm.document["id"].as_str().unwrap_or_default();
-    // As documented: only an instance of a Uniform set is told its set's name.
+    // As documented, only an instance of a Uniform set gets its set's name.
     let uniform = vm.document["instanceId"].is_string();
     let set = if uniform { id.split('/').nth(8).unwrap_or_default() } else { "" };
     json!({
@@ -201,7 +201,8 @@ fn interface(world: &World, nic: &Nic) -> Value {
     })
 }
 
-/// What the service tells of a NIC once it knows: the first of a block, the primary address before others.
+/// What the service tells of a NIC once it knows: the first address of a block, and the primary address
+/// before others.
 fn addresses(nic: &Nic) -> Vec<Ipv4Addr> {
     let held = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
     held.map(|block| block.addr()).filter(|address| nic.live.contains(address)).collect()

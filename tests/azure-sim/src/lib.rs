@@ -1,5 +1,5 @@
-//! Simulated Azure: ARM and the metadata service over HTTP, as far as an operator of secondary addresses meets them, and the
-//! network that ARM programs.
+//! Simulated Azure: ARM and the metadata service over HTTP, as far as an operator of secondary addresses
+//! meets them, and the network that ARM programs.
 //!
 //! ```text
 //!   http ──> fault ──> azure ──┬─> arm  ──> arm/network, arm/compute, arm/scale_set ──> world (documents, operations, limits)
@@ -7,8 +7,8 @@
 //!   admin (Unix socket) ───────┤
 //!                              └─> fabric (the kernel): follows the world after each request
 //! ```
-//! `world` and all that works on it are pure: time is an argument, nothing is awaited. What Azure does, and how it is known, is
-//! in the comments; what nobody could find out is marked as such there.
+//! `world` and the code that works on it are pure: time is an argument, nothing is awaited. Comments say what
+//! Azure does and how that is known. What nobody could find out is marked there.
 
 mod admin;
 mod application_gateway;

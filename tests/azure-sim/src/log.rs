@@ -1,4 +1,5 @@
-//! The record of every exchange, with bodies: what tests count and what is validated against Azure's documents.
+//! The record of every exchange, with bodies: what tests count, and what is validated against Azure's
+//! documents.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -6,7 +7,7 @@ use serde_json::Value;
 /// One request to ARM or the metadata service and its answer.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct LogEntry {
-    /// Counts up from 1, over `DELETE /log`, too.
+    /// Counts up from 1; `DELETE /log` doesn't reset it.
     pub seq: u64,
     /// When the request was applied: RFC 3339 with milliseconds.
     pub time: String,

@@ -1,4 +1,5 @@
-//! The simulator as a process: flags, one line on standard output when it is ready, then it serves until it is told to stop.
+//! The simulator as a process: flags, one line on standard output when it is ready, then it serves until it
+//! is told to stop.
 
 use anyhow::Context;
 use clap::Parser;
@@ -21,7 +22,8 @@ struct Args {
     /// JSON file with the world to start from (see the README); without it, the default world
     #[arg(long)]
     world: Option<PathBuf>,
-    /// ARM template to deploy into the world's resource group, whose first virtual network is then the template's
+    /// ARM template to deploy into the world's resource group, whose first virtual network is then the
+    /// template's
     #[arg(long, conflicts_with = "world")]
     template: Option<PathBuf>,
     /// Where to serve ARM and IMDS without a fabric; port 0 takes any

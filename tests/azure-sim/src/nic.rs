@@ -1,5 +1,5 @@
-//! What a PUT makes of a network interface: the whole document is replaced, the rules for its ipConfigurations are checked,
-//! addresses are allocated, and what Azure fills in is filled in. Pure: the subnets are an argument.
+//! PUT of a network interface: replaces the whole document, checks the rules for its ipConfigurations,
+//! allocates addresses and fills in what Azure fills in. Pure: the subnets are an argument.
 
 use crate::reply::Reply;
 use crate::subnet::Subnet;
@@ -37,7 +37,8 @@ impl Put<'_> {
         ip_configurations(&self.body)
     }
 
-    /// Everything later code may rely on: objects, names, no duplicates, at least one and not too many.
+    /// Checks everything that later code relies on: objects, names, no duplicates, at least one and not too
+    /// many.
     fn check_form(&self) -> Result<(), Reply> {
         let malformed = |what: &str| {
             let message = format!("The request content was invalid and could not be deserialized: {what}");
@@ -64,7 +65,8 @@ impl Put<'_> {
             return Err(refusal("NetworkInterfaceMustHaveIpConfigurations", message));
         }
         if configurations.len() > MAX_IP_CONFIGURATIONS {
-            // The true code is not known (azure-facts section 1); what is known is the limit and the 400.
+            // The limit (Azure's documentation, "Networking limits") and the status 400 are known; the code
+            // is not published.
             let message = format!(
                 "Network interface {} has {} IP configurations, the limit is {MAX_IP_CONFIGURATIONS}.",
                 self.id,
@@ -89,7 +91,7 @@ impl Put<'_> {
         Ok(())
     }
 
-    /// The index of the primary ipConfiguration, which may be neither removed nor renamed.
+    /// The index of the primary ipConfiguration, which can be neither removed nor renamed.
     fn primary(&self) -> Result<usize, Reply> {
         let configurations = self.configurations();
         let says_primary = |c: &Value| c["properties"]["primary"].as_bool() == Some(true);
@@ -106,8 +108,8 @@ impl Put<'_> {
         };
         for (index, configuration) in configurations.iter().enumerate() {
             let length = &configuration["properties"]["privateIPAddressPrefixLength"];
-            // Blocks are /28 and secondary ("Assign private IP address prefixes to VMs", Azure's documentation); the code of
-            // the refusal is not known.
+            // Blocks are /28 and secondary ("Assign private IP address prefixes to VMs", Azure's
+            // documentation). The code of the refusal is not known.
             let is_single = length.is_null() || length == 32;
             if !is_single && (length != 28 || index == primary) {
                 let message = format!(
@@ -187,7 +189,8 @@ impl Put<'_> {
         Ok(subnet)
     }
 
-    /// Gives every ipConfiguration its address: what is asked for or held already first, then the lowest free.
+    /// Gives every ipConfiguration its address: first the ones asked for or held already, then the lowest
+    /// free ones.
     fn allocate(&mut self, subnet: &mut Subnet) -> Result<(), Reply> {
         let kept = self.kept_addresses(subnet);
         let mut chosen: Vec<Option<Ipv4Net>> = Vec::new();
@@ -234,7 +237,8 @@ impl Put<'_> {
         Ok(())
     }
 
-    /// What the old document's ipConfigurations hold in this subnet, by name: a dynamic one keeps it.
+    /// The addresses of the old document's ipConfigurations in this subnet, by name: a dynamic one keeps its
+    /// address.
     fn kept_addresses(&self, subnet: &Subnet) -> BTreeMap<String, Ipv4Net> {
         let old = self.old.map(ip_configurations).unwrap_or_default();
         let in_subnet = |c: &&Value| {
@@ -289,7 +293,7 @@ impl Put<'_> {
         default(body, "kind", json!("Regular"));
         let properties = &mut body["properties"];
         properties["provisioningState"] = json!(state);
-        // Read-only: what the client says about these counts for nothing.
+        // Read-only: the client's values are ignored.
         for field in ["resourceGuid", "virtualMachine", "macAddress", "primary"] {
             match self.old.and_then(|old| old["properties"].get(field)) {
                 Some(value) => properties[field] = value.clone(),
@@ -330,7 +334,7 @@ impl Put<'_> {
     }
 }
 
-/// How the network provider refuses a request that can't be carried out.
+/// The network provider's refusal of a request that can't be carried out.
 fn refusal(code: &str, message: String) -> Reply {
     Reply::nrp(400, code, message, json!([]))
 }
@@ -361,7 +365,7 @@ fn parse_address(text: &str) -> Option<Ipv4Net> {
     text.parse().ok().or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
 }
 
-/// As ARM writes it: a single address bare, a block as CIDR.
+/// In ARM's form: a single address bare, a block as CIDR.
 fn text_of(block: Ipv4Net) -> String {
     if block.prefix_len() == 32 { block.addr().to_string() } else { block.to_string() }
 }
@@ -376,7 +380,7 @@ pub(crate) fn address(configuration: &Value) -> Option<Ipv4Net> {
     parse_address(configuration.pointer("/properties/privateIPAddress")?.as_str()?)
 }
 
-/// Every single address a NIC holds; those of a block one by one.
+/// All single addresses that a NIC holds; those of a block one by one.
 pub(crate) fn addresses(nic: &Value) -> BTreeSet<Ipv4Addr> {
     let blocks = ip_configurations(nic).iter().filter_map(address);
     blocks
@@ -385,7 +389,8 @@ pub(crate) fn addresses(nic: &Value) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// What is attached to the addresses a NIC holds, each with the id in lower case of what it is.
+/// What is attached to the addresses that a NIC holds: each address with the lower-case id of the attached
+/// resource.
 pub(crate) fn attachments(nic: &Value) -> BTreeSet<(Ipv4Addr, String)> {
     let of = |configuration: &Value| {
         let properties = &configuration["properties"];

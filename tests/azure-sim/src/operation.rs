@@ -1,4 +1,4 @@
-//! Long-running operations: what ARM promises with `Azure-AsyncOperation`, and what a poll answers.
+//! Long-running operations: their `Azure-AsyncOperation` headers, and the answers to polls.
 
 use crate::fault::Ending;
 use crate::reply::Reply;
@@ -6,7 +6,7 @@ use crate::resource::Kind;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// What an operation does to the world when its time has come.
+/// What an operation does to the world when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     FinishNic,
@@ -69,7 +69,7 @@ pub(crate) enum Status {
     Superseded {
         by: String,
     },
-    /// As a fault has ordered.
+    /// As set by a fault.
     Ended {
         status: Ending,
         error: Value,
@@ -84,7 +84,7 @@ pub(crate) struct Operation {
     pub(crate) effect: Effect,
     pub(crate) ends: Instant,
     status: Status,
-    /// How it is to end, if not well.
+    /// How it ends, if it doesn't succeed.
     fate: Option<(Ending, Value)>,
     started_at: jiff::Timestamp,
     ended_at: Option<jiff::Timestamp>,
@@ -111,12 +111,12 @@ impl Operation {
         self.ended_at = Some(jiff::Timestamp::now());
     }
 
-    /// Orders how it is to end.
+    /// Sets how it ends.
     pub(crate) fn doom(&mut self, status: Ending, error: Value) {
         self.fate = Some((status, error));
     }
 
-    /// Ends it as it was to end; gives whether that was well.
+    /// Ends it as set. Returns whether it succeeded.
     pub(crate) fn run_out(&mut self) -> bool {
         let (status, is_good) = match self.fate.take() {
             Some((status, error)) => (Status::Ended { status, error }, false),
@@ -158,8 +158,8 @@ impl Operation {
         }
     }
 
-    /// What its address ends with. ARM signs these addresses; the certificate in them makes them kilobytes long, and escaped
-    /// characters stand beside plain ones.
+    /// The end of its URL. ARM signs these URLs. The certificate in them makes them kilobytes long, and they
+    /// mix escaped and plain characters.
     pub(crate) fn signature(&self) -> String {
         let certificate = "MIIHpTCCBo2gAwIBAgITfw%2FSimulated%2BAzure".repeat(120);
         let (id, hash) = (self.id.replace('-', ""), "h0".repeat(21));
@@ -203,7 +203,7 @@ impl Operation {
     }
 }
 
-/// What ARM asks a poller to wait: 10 s, but never longer than a write takes when a test has shortened it.
+/// The wait that ARM asks of a poller: 10 s, but never longer than a write takes if a test has shortened it.
 pub(crate) fn retry_after(write: Duration) -> String {
     (write.as_secs_f64().ceil().min(10.0) as u64).to_string()
 }

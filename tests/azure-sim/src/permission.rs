@@ -1,39 +1,40 @@
-//! Who may do what where: role assignments, deny assignments and locks, and how ARM words each refusal.
+//! Authorization: role assignments, deny assignments and locks, and ARM's words for each refusal.
 //!
-//! By default the one identity there is may do everything. `denied` takes single actions away, as `notActions` of its role
-//! would; `grants`, once there are any, replace that role by assignments at scopes.
+//! By default the one simulated identity may do everything. `denied` removes single actions, as `notActions`
+//! of its role would. `grants`, once there are any, replace that role by assignments at scopes.
 
 use crate::reply::Reply;
 use crate::world::World;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Who every simulated identity is to ARM.
+/// The name of every simulated identity in ARM.
 pub(crate) const PRINCIPAL: &str = "22222222-2222-2222-2222-222222222222";
 
-/// What stands between the identity and the resources, besides `denied`.
+/// What restricts the identity besides `denied`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
-    /// Role assignments; none at all means a role with `*` everywhere.
+    /// Role assignments. An empty list means a role with `*` everywhere.
     pub grants: Vec<Grant>,
     pub deny_assignments: Vec<DenyAssignment>,
     pub locks: Vec<Lock>,
 }
 
-/// A role assignment: it counts at its scope and below.
+/// A role assignment. It applies at its scope and below.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
     pub scope: String,
-    /// With `*` for any part of a name.
+    /// `*` stands for any part of a name.
     pub actions: Vec<String>,
     #[serde(default)]
     pub not_actions: Vec<String>,
 }
 
-/// What forbids everything but some actions at a scope and below, whatever the roles say. The node resource group of an AKS
-/// cluster under lockdown has one with `*/read` left out [AKS: fully managed resource group].
+/// A deny assignment: it forbids everything but some actions at a scope and below, whatever the roles grant.
+/// The node resource group of an AKS cluster under lockdown has one with `*/read` excepted [AKS: fully
+/// managed resource group].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenyAssignment {
@@ -43,7 +44,7 @@ pub struct DenyAssignment {
     pub not_actions: Vec<String>,
 }
 
-/// A management lock: it counts at its scope and below.
+/// A management lock. It applies at its scope and below.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
@@ -54,7 +55,7 @@ pub struct Lock {
 /// What a lock forbids.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub enum LockLevel {
-    /// Deleting only: a write to a NIC passes, whatever ipConfigurations it removes.
+    /// Deleting only. A write to a NIC passes, whatever ipConfigurations it removes.
     CanNotDelete,
     ReadOnly,
 }
@@ -74,7 +75,8 @@ pub(crate) fn check(world: &World, action: &str, scope: &str) -> Result<(), Repl
         is_within(scope, &one.scope) && !one.not_actions.iter().any(|spared| matches(spared, action))
     };
     if let Some(DenyAssignment { name, scope: at, .. }) = access.deny_assignments.iter().find(denies) {
-        // The words are those of public reports; that AKS' own assignment is worded the same is assumed.
+        // The words are those of public reports. It is an assumption that AKS' own assignment is worded the
+        // same.
         let message = format!(
             "{who} has permission to perform action '{action}' on scope '{scope}'; however, the access is denied because of \
              the deny assignment with name '{name}' and Id '{}' at scope '{at}'.",
@@ -101,7 +103,7 @@ pub(crate) fn check(world: &World, action: &str, scope: &str) -> Result<(), Repl
     Ok(())
 }
 
-/// Who writes a NIC needs `join` on everything it names.
+/// The writer of a NIC needs `join` on every resource that the NIC names.
 pub(crate) fn check_joins(world: &World, scope: &str, nic: &Value) -> Result<(), Reply> {
     let Some((join, linked)) =
         joins(nic).into_iter().find(|(join, linked)| !is_permitted(world, join, linked))
@@ -116,7 +118,7 @@ pub(crate) fn check_joins(world: &World, scope: &str, nic: &Value) -> Result<(),
     Err(Reply::gateway(403, "LinkedAuthorizationFailed", message))
 }
 
-/// The references of a NIC, each with the action it takes.
+/// The references of a NIC, each with the action that it needs.
 fn joins(nic: &Value) -> Vec<(&'static str, String)> {
     let mut all = vec![];
     let mut add = |action: &'static str, reference: &Value| {
@@ -150,7 +152,8 @@ fn joins(nic: &Value) -> Vec<(&'static str, String)> {
     all
 }
 
-/// `GET {scope}/providers/Microsoft.Authorization/permissions`: one entry for each assignment that counts at the scope.
+/// `GET {scope}/providers/Microsoft.Authorization/permissions`: one entry for each assignment that counts at
+/// the scope.
 pub(crate) fn list(world: &World, scope: &str) -> Vec<Value> {
     let entry = |actions: &[String], not_actions: &[String]| json!({ "actions": actions, "notActions": not_actions, "dataActions": [], "notDataActions": [] });
     let grants = &world.config.access.grants;

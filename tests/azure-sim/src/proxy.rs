@@ -1,5 +1,5 @@
-//! A TLS-inspecting HTTP proxy, as companies have them, that leads to simulated Azure: a client reaches Entra and ARM under
-//! their own names, by HTTPS, with a certificate of an authority it must be told to trust.
+//! A TLS-inspecting HTTP proxy, as companies have them, in front of simulated Azure. Clients reach Entra and
+//! ARM under their own names, by HTTPS, with a certificate of an authority that they must be told to trust.
 
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
@@ -28,7 +28,7 @@ struct Lead {
 }
 
 impl Proxy {
-    /// On any free port of 127.0.0.1; every host it is asked for is the simulator at `azure`.
+    /// On any free port of 127.0.0.1. Every host that clients ask for is the simulator at `azure`.
     pub(crate) async fn start(azure: SocketAddr) -> anyhow::Result<Proxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -93,7 +93,7 @@ impl Lead {
         client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
         let name = host.split(':').next().unwrap_or_default();
         let acceptor = TlsAcceptor::from(Arc::new(self.certified(name)?));
-        // A client speaks TLS only after the answer, so nothing of it is in the buffer.
+        // A client begins TLS only after the answer, so none of it is in the buffer.
         let mut client = acceptor.accept(client.into_inner()).await.context("TLS")?;
         let mut azure = TcpStream::connect(self.azure).await?;
         // Either end may break it off.

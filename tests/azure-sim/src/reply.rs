@@ -1,4 +1,4 @@
-//! What ARM answers: a status, headers and a JSON body, with constructors that word errors as Azure does.
+//! An answer of ARM: a status, headers and a JSON body, with constructors that word errors as Azure does.
 
 use serde_json::{Value, json};
 use std::borrow::Cow;

@@ -13,7 +13,7 @@ pub(crate) struct Request {
     pub(crate) query: String,
     /// Names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
-    /// Nothing, a JSON document, or the reason why it is none.
+    /// Empty, a JSON document, or the reason why it isn't one.
     pub(crate) body: Result<Option<Value>, String>,
     pub(crate) from: IpAddr,
 }
@@ -23,7 +23,7 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// A query parameter, percent-decoded; its name counts without letter case.
+    /// A query parameter, percent-decoded. The case of its name is ignored.
     pub(crate) fn parameter(&self, name: &str) -> Option<String> {
         let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
         let mut values = pairs.filter(|(key, _)| decode(key).eq_ignore_ascii_case(name));

@@ -1,5 +1,6 @@
-//! Network resources that are a document and nothing else: what a PUT makes of a route table, a security group, a public
-//! address, a load balancer, a NAT gateway or an application gateway. Pure. What they do to packets is read from the documents by the fabric.
+//! Network resources that consist of a document only: PUT of a route table, a security group, a public
+//! address, a load balancer, a NAT gateway or an application gateway. Pure. The fabric reads from the
+//! documents what they do to packets.
 
 use crate::nic::{default, remove};
 use serde_json::{Value, json};
@@ -49,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// What messages call the operations on it.
+    /// Its name for operations in messages.
     pub(crate) fn operation_names(self) -> (&'static str, &'static str) {
         match self {
             Self::RouteTable => ("PutRouteTableOperation", "DeleteRouteTableOperation"),
@@ -106,7 +107,7 @@ impl Kind {
         ["routes", "securityRules", "backendAddressPools", "inboundNatRules"].contains(&list)
     }
 
-    /// The state a first PUT answers with. Recorded: a load balancer is there at once.
+    /// The state in the answer to a first PUT. Recorded: a load balancer exists at once.
     fn first_state(self) -> &'static str {
         if self == Self::LoadBalancer { "Succeeded" } else { "Updating" }
     }
@@ -130,7 +131,7 @@ impl Put<'_> {
         body["id"] = json!(id);
         body["name"] = json!(name);
         body["type"] = json!(kind.type_name());
-        // A reference to another resource may be sent with all its fields; only its id is kept.
+        // A reference may be sent with all the fields of the resource. Only its id is kept.
         trim_references(&mut body["properties"]);
         let properties = &mut body["properties"];
         let known = |field: &str| old.map_or(Value::Null, |old| old["properties"][field].clone());
@@ -235,7 +236,7 @@ fn name_in_dns(public_address: &mut Value) {
     }
 }
 
-/// Fields that refer to another resource; of what a client sends there only the id is kept.
+/// Fields that refer to another resource. Of a client's value only the id is kept.
 const REFERENCES: [&str; 12] = [
     "publicIPAddress",
     "subnet",

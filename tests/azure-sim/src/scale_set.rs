@@ -6,7 +6,8 @@ use crate::nic::{default, remove};
 use crate::vm::quoted;
 use serde_json::{Value, json};
 
-/// The document a PUT of a scale set leaves, and its etag: a write that changes nothing keeps it, as recorded.
+/// The document after a PUT of a scale set, and its etag. A write that changes nothing keeps the etag, as
+/// recorded.
 pub(crate) fn replace(
     id: &str,
     name: &str,
@@ -121,8 +122,8 @@ pub(crate) fn instance(set: &Value, instance_id: u64) -> Value {
     })
 }
 
-/// The model a PUT of an instance leaves, and its etag: what the body leaves out stays, lists are replaced. Tags are not
-/// kept: as recorded.
+/// The model after a PUT of an instance, and its etag. What the body leaves out stays; lists are replaced.
+/// Tags are not kept. All as recorded.
 pub(crate) fn edit(old: (&Value, u64), body: &Value, state: &str) -> (Value, u64) {
     let mut model = old.0.clone();
     for part in ["networkProfileConfiguration", "hardwareProfile", "protectionPolicy"] {
@@ -137,7 +138,8 @@ pub(crate) fn edit(old: (&Value, u64), body: &Value, state: &str) -> (Value, u64
     tagged(model, Some(old), state)
 }
 
-/// The model of an instance brought to its scale set's latest: what was changed on the instance alone is lost.
+/// The model of an instance after an upgrade to its scale set's latest. What was changed on the instance
+/// alone is lost.
 pub(crate) fn upgrade(old: (&Value, u64), set: &Value) -> (Value, u64) {
     let mut model = old.0.clone();
     let properties = &mut model["properties"];
@@ -181,7 +183,7 @@ fn fill_in_nics(configurations: &mut Value) {
     }
 }
 
-/// What a NIC of an instance would be put as, were it an ordinary one.
+/// The PUT that would make a NIC of an instance if it were an ordinary one.
 pub(crate) fn nic_body(configuration: &Value, location: &Value) -> Value {
     let mut properties = configuration["properties"].clone();
     for field in ["deleteOption", "primary"] {
@@ -193,8 +195,8 @@ pub(crate) fn nic_body(configuration: &Value, location: &Value) -> Value {
     json!({ "location": location, "properties": properties })
 }
 
-/// What can't be said about an ipConfiguration of a scale set: there is no such field, so no address can be asked for.
-/// The words are those of Compute for any member it doesn't know; their code is not certain.
+/// Refuses what an ipConfiguration of a scale set can't have: Compute has no such field, so no address can be
+/// asked for. The words are Compute's for any member that it doesn't know. Their code is not certain.
 pub(crate) fn unknown_member(configurations: &Value) -> Option<&'static str> {
     let all = configurations.as_array().into_iter().flatten();
     let mut all = all.flat_map(|one| one["properties"]["ipConfigurations"].as_array().into_iter().flatten());
@@ -205,8 +207,8 @@ pub(crate) fn unknown_member(configurations: &Value) -> Option<&'static str> {
     })
 }
 
-/// A NIC of an instance as the network provider shows it, in version 2018-10-01: fewer fields than an ordinary one's
-/// has, and neither etag nor location.
+/// A NIC of an instance as the network provider shows it, in version 2018-10-01: fewer fields than an
+/// ordinary one's has, and neither etag nor location.
 pub(crate) fn shown_nic(nic: &Value) -> Value {
     let mut shown = nic.clone();
     for field in ["etag", "location", "type", "kind"] {
@@ -270,8 +272,8 @@ fn base36(mut number: u64) -> String {
     digits.iter().rev().collect()
 }
 
-/// What AKS would send for a pool: an image of a gallery in a subscription of its own, one NIC with one primary address
-/// behind the cluster's load balancer.
+/// The document that AKS would send for a pool: an image of a gallery in a subscription of its own, one NIC
+/// with one primary address behind the cluster's load balancer.
 pub(crate) fn request(location: &str, group_id: &str, subnet_id: &str) -> Value {
     let network = format!("{group_id}/providers/Microsoft.Network");
     let image = "/subscriptions/44444444-4444-4444-4444-444444444444/resourceGroups/AKS-Ubuntu/providers/\

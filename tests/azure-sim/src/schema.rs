@@ -1,6 +1,7 @@
 //! Validation of recorded exchanges against Azure's official OpenAPI documents (feature `schema`).
 //!
-//! The documents are Swagger 2.0; their schemas are JSON Schema draft 4 with a few differences, which are translated here.
+//! The documents are Swagger 2.0; their schemas are JSON Schema draft 4 with a few differences, which are
+//! translated here.
 
 use crate::log::LogEntry;
 use anyhow::{Context, anyhow};
@@ -29,12 +30,12 @@ const DOCUMENTS: [&str; 14] = [
     "imds/data-plane/Microsoft.InstanceMetadataService/stable/2023-07-01/imds.json",
 ];
 
-/// How far an exchange could be compared.
+/// The result of comparing an exchange with the documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
     /// Every body in it was validated.
     Validated,
-    /// No document describes it; why.
+    /// No document describes it, for this reason.
     Undocumented(&'static str),
 }
 
@@ -57,7 +58,8 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// The documents beside the project (`../shared/azure-spec` from its root), or `None` where that folder is absent.
+    /// The documents beside the project (`../shared/azure-spec` from its root), or `None` where that folder
+    /// is absent.
     ///
     /// # Errors
     /// When the folder is there and can't be understood.
@@ -99,7 +101,7 @@ impl Documents {
     /// Validates the bodies of one exchange.
     ///
     /// # Errors
-    /// What is wrong with them: each with the side, the place in the body and the rule.
+    /// The faults, each with the side, the place in the body and the rule.
     pub fn validate(&self, entry: &LogEntry) -> Result<Coverage, Vec<String>> {
         let path = entry.path.to_lowercase();
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -137,7 +139,7 @@ impl Documents {
             }
             None => {}
         }
-        // What was refused as malformed need not be well-formed.
+        // A request that was refused as malformed needn't be well-formed.
         if let (Some(schema), true) = (&operation.request, entry.status != 400) {
             checks.push(("request", schema, entry.request.as_ref()));
         }
@@ -155,7 +157,7 @@ impl Documents {
         Some(json!({ "$ref": reference(key, name) }))
     }
 
-    /// Polls are in no document's paths, but the network's says what they answer.
+    /// No document has a path for polls, but the network provider's describes their answers.
     fn poll_schema(&self, segments: &[&str]) -> Option<Result<Value, &'static str>> {
         match segments {
             ["subscriptions", _, "providers", provider, "locations", _, "operations", _] => match *provider {
@@ -230,7 +232,7 @@ fn undocumented(segments: &[&str], status: u16) -> Option<&'static str> {
         ["subscriptions", _, "providers", _, "locations", _, "operationresults", _] => {
             Some("results of operations are in no document")
         }
-        // The front door's own refusal of something that is no resource.
+        // The front door's own refusal of a path that is no resource.
         _ if status >= 400 && segments.first() != Some(&"subscriptions") => Some("an error at no known path"),
         _ => None,
     }
@@ -315,7 +317,7 @@ impl Files {
                     .into(),
                 "items" | "additionalProperties" => self.translate(file, value),
                 "allOf" => value.as_array().into_iter().flatten().map(|s| self.translate(file, s)).collect(),
-                // An open list: Azure may send more than the document names.
+                // An open list: Azure may send values that the document doesn't name.
                 "enum" if is_open(schema) => continue,
                 "type" if schema.get("x-nullable") == Some(&json!(true)) => json!([value, "null"]),
                 "type" | "format" | "enum" | "required" | "pattern" | "minimum" | "maximum" | "minLength"
@@ -325,7 +327,7 @@ impl Files {
             };
             translated.insert(keyword.clone(), new);
         }
-        // A Swagger schema with properties means an object; JSON Schema would let any other type pass.
+        // A Swagger schema with properties means an object. JSON Schema would accept any other type.
         if translated.contains_key("properties") && !translated.contains_key("type") {
             translated.insert("type".into(), json!("object"));
         }

@@ -1,14 +1,15 @@
-//! A network that leads nowhere: for tests of programs that, should they go wrong, would ask this machine's metadata service.
+//! A network that leads nowhere. It is for tests of programs that would, on a fault, call this machine's
+//! metadata service.
 
 use nix::sched::{CloneFlags, unshare};
 use std::io;
 use std::process::Command;
 
-/// Moves the calling thread into a network namespace of its own, which has a loopback link and no other. What the thread starts
-/// from then on is in there, too: sockets, threads, programs.
+/// Moves the calling thread into a network namespace of its own, which has only a loopback link. Everything
+/// that the thread starts from then on is in there, too: sockets, threads, programs.
 ///
 /// # Errors
-/// The kernel's, for whoever isn't root; and when `ip` can't set the link up.
+/// The kernel's error without root, or an error if `ip` can't set the link up.
 pub fn seclude() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let set = Command::new("ip").args(["link", "set", "lo", "up"]).output()?;

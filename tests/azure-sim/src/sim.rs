@@ -123,12 +123,13 @@ impl Sim {
         Ok(())
     }
 
-    /// From now on this simulator's ARM leads to that one's subscription, too. Without a network between the two.
+    /// From now on this simulator's ARM serves the other one's subscription, too, without a network between
+    /// the two.
     pub fn join(&self, neighbour: &Sim) {
         self.azure.join(neighbour.azure.clone());
     }
 
-    /// A way to this simulator under the names of Azure's clouds.
+    /// A proxy to this simulator under the names of Azure's clouds.
     ///
     /// # Errors
     /// When there is no port to be had, or no certificate.

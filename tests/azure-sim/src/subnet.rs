@@ -1,4 +1,4 @@
-//! The address allocator of a subnet: which addresses Azure keeps for itself, which are taken, which comes next.
+//! The address allocator of a subnet: the addresses that Azure reserves, those in use, and the next free one.
 
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ impl Subnet {
         self.id.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The prefix that error messages name.
+    /// The prefix for error messages.
     pub(crate) fn prefix(&self) -> String {
         self.prefixes.first().map(ToString::to_string).unwrap_or_default()
     }
@@ -68,12 +68,12 @@ impl Subnet {
         })
     }
 
-    /// How many addresses can be given out at all.
+    /// The number of addresses that can be used at all.
     pub(crate) fn capacity(&self) -> u64 {
         self.prefixes.iter().map(|prefix| (1u64 << (32 - prefix.prefix_len())).saturating_sub(5)).sum()
     }
 
-    /// How many are given out; a /28 counts as sixteen.
+    /// The number of addresses in use. A /28 counts as sixteen.
     pub(crate) fn used(&self) -> u64 {
         self.taken.keys().map(|block| 1u64 << (32 - block.prefix_len())).sum()
     }

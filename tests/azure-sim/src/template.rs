@@ -1,12 +1,12 @@
-//! ARM templates, as far as `examples/new-vnet` uses them: parameters, variables, `resourceId`, `concat`, `resourceGroup()`, and
-//! the order in which resources depend on each other. Pure.
+//! ARM templates, as far as `examples/new-vnet` uses them: parameters, variables, `resourceId`, `concat`,
+//! `resourceGroup()`, and the order in which resources depend on each other. Pure.
 //!
 //! "Understand the structure and syntax of ARM templates", "ARM template functions" (Microsoft Learn).
 
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// A template with what it is deployed with.
+/// A template and the values of its deployment.
 pub(crate) struct Template<'a> {
     /// The document.
     pub(crate) document: &'a Value,
@@ -37,7 +37,7 @@ impl Template<'_> {
         while !waiting.is_empty() {
             let is_done = |id: &String| done.iter().any(|one| one.id.eq_ignore_ascii_case(id));
             let next = waiting.iter().position(|(_, needs)| {
-                // Only what the template itself makes is waited for.
+                // A resource waits only for resources of the same template.
                 needs.iter().filter(|id| ids.contains(&id.to_lowercase())).all(is_done)
             });
             let next = next.ok_or("circular dependency detected on resources")?;
@@ -108,7 +108,8 @@ impl Template<'_> {
         }
     }
 
-    /// A call or a literal at the beginning of `rest`, with the properties that follow; `rest` is what comes after.
+    /// A call or a literal at the beginning of `rest`, with the properties that follow. `rest` is what comes
+    /// after.
     fn expression(&self, rest: &mut &str) -> Result<Value, String> {
         *rest = rest.trim_start();
         if let Some(text) = rest.strip_prefix('\'') {

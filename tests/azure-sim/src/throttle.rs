@@ -1,10 +1,11 @@
-//! Azure's published limits: ARM's token buckets, the sliding windows of the network provider, Compute's per-resource buckets.
+//! Azure's published limits: ARM's token buckets, the sliding windows of the network provider, Compute's
+//! per-resource buckets.
 
 use crate::reply::Reply;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// What a request costs: ARM counts these three apart.
+/// The kinds of requests that ARM counts apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Read,
@@ -22,7 +23,7 @@ impl Kind {
     }
 }
 
-/// Full at first, refilled continuously, one token a request.
+/// A bucket: full at first, refilled continuously, one token for a request.
 #[derive(Debug)]
 struct Bucket {
     capacity: f64,
@@ -36,7 +37,7 @@ impl Bucket {
         Self { capacity, per_second, tokens: capacity, at: None }
     }
 
-    /// Takes a token; without one, gives the time until there is one.
+    /// Takes a token. If there is none, returns the time until there is one.
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         self.at = Some(now);
@@ -80,7 +81,7 @@ impl Window {
 /// All counters of one subscription in one region.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// Per principal; the simulator knows one.
+    /// Per principal, of which the simulator has one.
     principal: [Bucket; 3],
     /// Per subscription: fifteen times as much.
     global: [Bucket; 3],
@@ -127,7 +128,8 @@ impl Limits {
         })
     }
 
-    /// The network provider's 1,000 writes and deletes, 10,000 reads in five minutes. It names the wait only in words.
+    /// The network provider's limits: 1,000 writes and deletes, 10,000 reads in five minutes. It names the
+    /// wait only in words.
     pub(crate) fn network(&mut self, kind: Kind, operation: &str, now: Instant) -> Result<(), Reply> {
         let window = if kind == Kind::Read { &mut self.network_reads } else { &mut self.network_writes };
         let limit = window.limit;
@@ -141,7 +143,7 @@ impl Limits {
         })
     }
 
-    /// Compute's reads of one resource: `burst` at once, `per_minute` after that.
+    /// Compute's limit for reads of one resource: `burst` at once, `per_minute` after that.
     pub(crate) fn compute(
         &mut self,
         resource: &str,
@@ -163,7 +165,7 @@ impl Limits {
         })
     }
 
-    /// IMDS: 5 requests a second and VM, 20 for tokens. Gives whether the request may pass.
+    /// IMDS: 5 requests a second for each VM, 20 for tokens. Returns whether the request may pass.
     pub(crate) fn metadata(&mut self, caller: &str, token: bool, now: Instant) -> bool {
         let rate = if token { 20.0 } else { 5.0 };
         let bucket = self.metadata.entry((caller.to_owned(), token));

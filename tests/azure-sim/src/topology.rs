@@ -1,9 +1,10 @@
-//! What the network has to do, read from the world's documents: who is plugged in where, and each subnet's effective routes.
-//! Pure.
+//! What the network has to do, read from the world's documents: the plugged-in NICs, and each subnet's
+//! effective routes. Pure.
 //!
-//! Routes follow Azure's rules ("Virtual network traffic routing"): the longest prefix wins; for the same prefix a user-defined
-//! route, then one learned from a gateway, then a system route. System routes are the virtual network's own prefixes, those
-//! of peered networks, the internet for everything else, and nothing for private ranges that belong to nobody.
+//! Routes follow Azure's rules ("Virtual network traffic routing"): the longest prefix wins. For the same
+//! prefix a user-defined route wins, then one learned from a gateway, then a system route. System routes are
+//! the virtual network's own prefixes, those of peered networks, the internet for everything else, and
+//! nothing for private ranges that belong to nobody.
 
 mod exposure;
 mod security;
@@ -25,7 +26,7 @@ use std::net::Ipv4Addr;
 /// Where a subnet's packets for a prefix go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hop {
-    /// To whoever holds the address, in this network, a peered one or beyond the gateway.
+    /// To the holder of the address, in this network, a peered one or beyond the gateway.
     Direct,
     /// To the NIC that holds this address, whatever the packet's destination.
     Appliance(Ipv4Addr),
@@ -40,7 +41,8 @@ pub(crate) struct Network {
     pub(crate) plugs: BTreeMap<String, Plug>,
     /// The prefixes of all virtual networks.
     pub(crate) space: BTreeSet<Ipv4Net>,
-    /// Effective routes by place: a subnet's id, or a virtual network's for what comes in through its gateway.
+    /// Effective routes by place: a subnet's id, or a virtual network's id for what comes in through its
+    /// gateway.
     pub(crate) routes: BTreeMap<String, BTreeMap<Ipv4Net, Hop>>,
     pub(crate) security: Security,
     pub(crate) exposure: Exposure,
@@ -131,7 +133,7 @@ const fn net(a: u8, b: u8, length: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), length)
 }
 
-/// Azure drops packets for private ranges that nobody claims.
+/// Azure drops packets for private ranges that belong to nobody.
 const PRIVATE: [Ipv4Net; 4] = [net(10, 0, 8), net(172, 16, 12), net(192, 168, 16), net(100, 64, 10)];
 
 fn system_routes(world: &World, key: &str, vnet: &Value) -> BTreeMap<Ipv4Net, Hop> {
@@ -159,7 +161,7 @@ fn subnet_routes(world: &World, key: &str, vnet: &Value, subnet: &Value) -> BTre
     // A service endpoint is a route to the service, longer than any other.
     let services = world.services.iter().filter(|(_, service)| exposure::has_endpoint(subnet, service));
     routes.extend(services.map(|(host, _)| ((*host).into(), Hop::Internet)));
-    // So that the gateway's ARP entry doesn't depend on any route: nothing is ever sent to it.
+    // This keeps the gateway's ARP entry independent of any route. Nothing is ever sent to it.
     routes.extend(vnet::prefixes(subnet).into_iter().map(|prefix| (gateway(prefix).into(), Hop::Direct)));
     routes
 }
@@ -188,7 +190,7 @@ fn gateway_routes(world: &World, key: &str, vnet: &Value) -> BTreeMap<Ipv4Net, H
     std::iter::once((net(0, 0, 0), Hop::Nowhere)).chain(reached).collect()
 }
 
-/// The gateways a network's subnets learn routes from: its own, or a peer's that it is allowed to use.
+/// The gateways from which a network's subnets learn routes: its own, or a peer's that it may use.
 fn gateways<'a>(world: &'a World, key: &'a str, vnet: &'a Value) -> impl Iterator<Item = &'a Gateway> {
     let remote = peers(world, key, vnet).filter_map(move |(peering, remote)| {
         let back = peering_to(remote, vnet["id"].as_str()?)?;

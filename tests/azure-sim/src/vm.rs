@@ -1,4 +1,5 @@
-//! Virtual machines as documents of Compute: small integers as etags, defaults by operating system, secrets never shown.
+//! Virtual machines as documents of Compute: small integers as etags, defaults by operating system, secrets
+//! never shown.
 
 use crate::nic::{default, remove};
 use serde_json::{Value, json};
@@ -76,7 +77,7 @@ pub(crate) fn quoted(etag: u64) -> String {
     format!("\"{etag}\"")
 }
 
-/// Ends a write: the disk exists now.
+/// Ends a write: the disk exists from now on.
 pub(crate) fn finish(vm: &mut Value, etag: u64) {
     vm["etag"] = json!(quoted(etag));
     vm["properties"]["provisioningState"] = json!("Succeeded");
@@ -88,7 +89,7 @@ pub(crate) fn finish(vm: &mut Value, etag: u64) {
     }
 }
 
-/// What a client would send for a small Linux machine with one NIC.
+/// The document that a client would send for a small Linux machine with one NIC.
 pub(crate) fn request(name: &str, location: &str, nic_id: &str) -> Value {
     json!({
         "location": location,

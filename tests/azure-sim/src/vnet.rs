@@ -1,4 +1,4 @@
-//! Virtual networks and their subnets as documents: what a PUT makes of them, and what they say.
+//! Virtual networks and their subnets as documents: PUT, and reading them.
 
 use crate::nic::default;
 use ipnet::Ipv4Net;
@@ -63,7 +63,7 @@ pub(crate) fn subnets(vnet: &Value) -> &[Value] {
     vnet.pointer("/properties/subnets").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// A subnet's prefixes, whichever of the two fields says them.
+/// A subnet's prefixes, from either of the two fields.
 pub(crate) fn prefixes(subnet: &Value) -> Vec<Ipv4Net> {
     let properties = &subnet["properties"];
     let many = properties["addressPrefixes"].as_array().into_iter().flatten();

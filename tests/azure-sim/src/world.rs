@@ -1,4 +1,5 @@
-//! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always an argument.
+//! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always
+//! an argument.
 
 mod attached;
 mod scale_set;
@@ -31,21 +32,23 @@ pub struct Config {
     pub resource_group: String,
     pub location: String,
     pub vnets: Vec<VnetConfig>,
-    /// How long a write to the NIC of a running VM takes, and every other long-running operation. Azure: about 10 s.
+    /// How long a write to the NIC of a running VM takes, and every other long-running operation. In Azure it
+    /// is about 10 s.
     pub write_seconds: f64,
-    /// Whether a write to the NIC of a running VM is complete when it is answered, as Azure answers for NICs without a VM.
+    /// Whether a write to the NIC of a running VM is complete in the answer, as it is in Azure for NICs
+    /// without a VM.
     pub synchronous: bool,
-    /// How long load balancers wait between two looks at their members, whatever their probes say. Azure's least: 5 s.
+    /// The interval of load balancers' probes, whatever the probes' own settings are. Azure's minimum is 5 s.
     pub probe_seconds: f64,
     /// Whether requests beyond Azure's published limits are refused with 429.
     pub limits: bool,
-    /// What the managed identity may not do, as action names.
+    /// The actions that the managed identity may not do.
     pub denied: Vec<String>,
-    /// What else stands between it and the resources.
+    /// What else restricts the identity.
     pub access: Access,
     /// How many entries a page of a VNet's usages has at most; without it, all.
     pub page_size: Option<usize>,
-    /// What may sign in to Entra, or be a VM's user-assigned identity.
+    /// The application that may sign in to Entra, or is a VM's user-assigned identity.
     pub application: Application,
     /// How long tokens last.
     pub token_seconds: i64,
@@ -92,17 +95,17 @@ impl Default for Config {
 #[derive(Clone, Debug)]
 pub(crate) struct Nic {
     pub(crate) document: Value,
-    /// The addresses the network delivers: a new one joins when its write has succeeded, one that goes leaves when
-    /// the write is accepted.
+    /// The addresses that the network delivers. A new one joins when its write has succeeded; one that goes
+    /// leaves when the write is accepted.
     pub(crate) live: BTreeSet<Ipv4Addr>,
-    /// What is attached to addresses in effect: an address with the id (in lower case) of a public address, a backend pool
-    /// or an application security group. It follows writes as `live` does.
+    /// What is effectively attached to addresses: an address with the lower-case id of a public address, a
+    /// backend pool or an application security group. It follows writes as `live` does.
     pub(crate) attached: BTreeSet<(Ipv4Addr, String)>,
-    /// Azure deletes a NIC that never had a VM at once.
+    /// A NIC that never had a VM is deleted at once by Azure.
     pub(crate) was_attached: bool,
 }
 
-/// A virtual machine; it runs as long as it exists.
+/// A virtual machine. It runs as long as it exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Vm {
     pub(crate) document: Value,
@@ -111,13 +114,14 @@ pub(crate) struct Vm {
     pub(crate) netns: Option<String>,
 }
 
-/// A gateway to a network on premises. ARM's documents of gateways aren't at hand, so it is made by the admin.
+/// A gateway to a network on premises. ARM's documents of gateways aren't at hand, so the admin makes it.
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
     pub(crate) prefixes: Vec<Ipv4Net>,
 }
 
-/// A scale set in Uniform orchestration mode; its instances are among the machines, their NICs among the NICs.
+/// A scale set in Uniform orchestration mode. Its instances are among the machines, their NICs among the
+/// NICs.
 #[derive(Clone, Debug)]
 pub(crate) struct ScaleSet {
     pub(crate) document: Value,
@@ -148,7 +152,7 @@ pub(crate) struct World {
     pub(crate) limits: Limits,
     /// Tokens that were given out.
     pub(crate) tokens: BTreeMap<String, Token>,
-    /// While the metadata service lags behind: the addresses it goes on telling, by NIC.
+    /// The addresses that the metadata service shows while it lags behind, by NIC.
     pub(crate) told: Option<BTreeMap<String, Vec<Ipv4Addr>>>,
     macs: u32,
 }
@@ -211,7 +215,7 @@ impl World {
         self.operations.values().filter(|operation| operation.is_in_progress()).map(|o| o.ends).min()
     }
 
-    /// Ends every operation whose time has come, in the order of their ends.
+    /// Ends every operation that is due, in the order of their ends.
     pub(crate) fn advance(&mut self, now: Instant) {
         let mut ended = Vec::new();
         for operation in self.operations.values_mut().filter(|o| o.is_in_progress() && o.ends <= now) {
@@ -224,15 +228,15 @@ impl World {
         }
     }
 
-    /// A NIC whose write has failed keeps the new list, and no new address works until another write succeeds. That Azure
-    /// marks each ipConfiguration, too, is an assumption. Nothing else fails here.
+    /// A NIC whose write has failed keeps the new list, and no new address works until another write
+    /// succeeds. It is an assumption that Azure marks each ipConfiguration, too. Nothing else fails here.
     fn give_up(&mut self, effect: Effect, resource: &str) {
         if let (Effect::FinishNic, Some(nic)) = (effect, self.nics.get_mut(resource)) {
             nic::set_state(&mut nic.document, "Failed", &new_etag());
         }
     }
 
-    /// Orders how the operation under way on a resource is to end.
+    /// Sets how the operation under way on a resource ends.
     pub(crate) fn doom(&mut self, path: &str, status: Ending, error: &Value) {
         let resource = path.to_lowercase();
         let under_way = |o: &&mut Operation| o.is_in_progress() && o.resource == resource;
@@ -241,7 +245,7 @@ impl World {
         }
     }
 
-    /// Ends what is under way on a resource now.
+    /// Ends the operation on a resource now.
     pub(crate) fn finish(&mut self, id: &str, now: Instant) {
         let key = id.to_lowercase();
         for operation in
@@ -313,7 +317,7 @@ impl World {
         }
     }
 
-    /// Starts an operation on a resource; the one in flight on it is cancelled.
+    /// Starts an operation on a resource and cancels the one in flight.
     pub(crate) fn start(
         &mut self,
         effect: Effect,
@@ -333,7 +337,7 @@ impl World {
         }
     }
 
-    /// Replaces a NIC's document. The write ends at once unless the NIC has a VM, and then after `takes`.
+    /// Replaces a NIC's document. The write ends at once if the NIC has no VM, otherwise after `takes`.
     pub(crate) fn put_nic(
         &mut self,
         (id, name): (&str, &str),
@@ -372,7 +376,8 @@ impl World {
         }
     }
 
-    /// A subnet by id, with all addresses taken but those of the NIC or load balancer `except` (in lower case).
+    /// A subnet by id, with all addresses taken but those of the NIC or load balancer `except` (in lower
+    /// case).
     pub(crate) fn subnet(&self, id: &str, except: &str) -> Option<Subnet> {
         let document = self.subnet_document(id)?;
         let mut taken = BTreeMap::new();
@@ -436,7 +441,7 @@ impl World {
         }
     }
 
-    /// Removes a VM; its NICs stay, without a machine. Gives their keys.
+    /// Removes a VM. Its NICs stay, without a machine. Returns their keys.
     pub(crate) fn remove_vm(&mut self, key: &str) -> Option<Vec<String>> {
         let vm = self.vms.remove(key)?;
         let id = vm.document["id"].as_str().unwrap_or_default();
@@ -453,7 +458,7 @@ impl World {
         Some(freed)
     }
 
-    /// The VM whose primary address this is: the metadata service answers to no other address.
+    /// The VM with this primary address: the metadata service answers to no other address.
     pub(crate) fn vm_at(&self, address: Ipv4Addr) -> Option<(&Vm, &Nic)> {
         let is_primary = |nic: &&Nic| {
             let block = nic::primary(&nic.document).and_then(nic::address);

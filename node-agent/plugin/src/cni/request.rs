@@ -18,18 +18,18 @@ use crate::{
 /// Where the ledger is unless the configuration says otherwise.
 pub const STATE_DIR: &str = "/run/vnetpool";
 
-/// Runtimes use 64 characters; what is stored on the host link must fit there.
+/// Runtimes use 64 characters. The id is stored in the host link's alias and must fit there.
 const CONTAINER_ID_SIZE: usize = 128;
 /// IFNAMSIZ without the NUL.
 const IFNAME_SIZE: usize = 15;
-/// From what every IPv4 link can do to what an IPv4 packet can be.
+/// From what every IPv4 link must carry to the largest IPv4 packet.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 /// The bridge plugin's own default.
 const BRIDGE: &str = "cni0";
 /// Azure has no smaller subnets.
 const LONGEST_PREFIX: u8 = 29;
 
-/// As what this program was called: its file's name says.
+/// The name under which this program was called, which is its file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `vnetpool`: gives a sandbox an address and wires it.
@@ -57,18 +57,31 @@ pub struct Request {
     pub state_dir: PathBuf,
     /// The name of the network; empty for VERSION.
     pub network: String,
-    pub duty: Duty,
+    pub task: Task,
     pub verb: Verb,
 }
 
 /// What the sandboxes get of us.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Duty {
-    /// An address and all of the wiring.
-    Wire { mtu: Option<u32>, wiring: Wiring },
-    /// An address: delegated IPAM. `subnet` is the subnet that the addresses are of, for plugins that make pods its neighbours;
-    /// `bridge` the bridge they are put behind.
-    Lease { subnet: Option<Ipv4Net>, bridge: Option<String> },
+pub enum Task {
+    Wire(Wire),
+    Lease(Lease),
+}
+
+/// To give a sandbox an address and wire it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    pub mtu: Option<u32>,
+    pub wiring: Wiring,
+}
+
+/// To give a sandbox an address that another plugin wires: delegated IPAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The subnet of the addresses, for plugins that make pods its neighbours.
+    pub subnet: Option<Ipv4Net>,
+    /// The bridge that the plugin puts the pods behind.
+    pub bridge: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +106,8 @@ pub enum Verb {
     },
     Status,
     Gc {
-        /// None: the runtime didn't say which are valid (as cnitool doesn't), so nothing can be told from garbage.
+        /// None if the runtime didn't name the valid ones, as cnitool doesn't: then nothing is known to be
+        /// garbage.
         valid: Option<HashSet<Sandbox>>,
     },
     Version,
@@ -133,7 +147,7 @@ struct Config {
     prev_result: Option<PrevResult>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
-    /// The same under the name that the specification once had for it, which is all that some runtimes send.
+    /// The same under the key that the specification once had for it. Some runtimes send only this.
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
 }
@@ -162,9 +176,9 @@ impl Request {
     ) -> Result<Request, Error> {
         let command = env("CNI_COMMAND").unwrap_or_default();
         if command == "VERSION" && stdin.trim_ascii().is_empty() {
-            let duty = Duty::Wire { mtu: None, wiring: Wiring::default() };
+            let task = Task::Wire(Wire::default());
             let (version, state_dir, network) = (Version::default(), STATE_DIR.into(), String::new());
-            return Ok(Request { version, state_dir, network, duty, verb: Verb::Version });
+            return Ok(Request { version, state_dir, network, task, verb: Verb::Version });
         }
         let config: Config = serde_json::from_slice(stdin).map_err(|error| {
             let msg = format!("the configuration on standard input can't be decoded: {error}");
@@ -172,11 +186,11 @@ impl Request {
         })?;
         let asked = config.cni_version.as_deref().unwrap_or("0.1.0"); // the specification's default
         let version = Version::parse(asked);
-        let (duty, verb) = match (command.as_str(), version) {
-            ("VERSION", _) => Ok((Duty::Wire { mtu: None, wiring: Wiring::default() }, Verb::Version)),
+        let (task, verb) = match (command.as_str(), version) {
+            ("VERSION", _) => Ok((Task::Wire(Wire::default()), Verb::Version)),
             (_, None) => Err(unsupported(asked)),
             (command, Some(version)) => fits(program, command, &config)
-                .and_then(|()| Ok((duty(program, &config), parse_verb(command, version, &env, &config)?)))
+                .and_then(|()| Ok((task(program, &config), parse_verb(command, version, &env, &config)?)))
                 .map_err(|error| Error { version, ..error }),
         }?;
         let ipam_dir = config.ipam.and_then(|ipam| ipam.state_dir);
@@ -186,17 +200,17 @@ impl Request {
         };
         let state_dir = state_dir.unwrap_or_else(|| STATE_DIR.into());
         let (version, network) = (version.unwrap_or_default(), config.name.unwrap_or_default());
-        Ok(Request { version, state_dir, network, duty, verb })
+        Ok(Request { version, state_dir, network, task, verb })
     }
 }
 
 /// What sandboxes get by this configuration, as far as it can be made out.
-fn duty(program: Program, config: &Config) -> Duty {
+fn task(program: Program, config: &Config) -> Task {
     if program == Program::Network {
-        return Duty::Wire { mtu: config.mtu, wiring: config.wiring };
+        return Task::Wire(Wire { mtu: config.mtu, wiring: config.wiring });
     }
     let bridge = config.is_of("bridge").then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
-    Duty::Lease { subnet: config.ipam_subnet().and_then(subnet), bridge }
+    Task::Lease(Lease { subnet: config.ipam_subnet().and_then(subnet), bridge })
 }
 
 /// The Azure subnet that a text names.
@@ -226,7 +240,8 @@ fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
     }
     if config.is_of("bridge") && (config.is_gateway || config.is_default_gateway) {
         return Err(invalid_config(
-            "isGateway would give the bridge an address of the Azure subnet, and with it the node's route to the subnet",
+            "isGateway would give the bridge an address of the Azure subnet, and with it the node's route \
+             to the subnet",
             "take isGateway and isDefaultGateway out: the node answers its pods by proxy ARP",
         ));
     }
@@ -318,8 +333,8 @@ fn sandbox(env: &impl Fn(&str) -> Option<String>) -> Result<Sandbox, Error> {
         && container_id.len() <= CONTAINER_ID_SIZE;
     if !is_good {
         return Err(invalid_env(format!(
-            "CNI_CONTAINERID {container_id:?} is not a letter or digit followed by letters, digits, '_', '.' and '-', \
-             {CONTAINER_ID_SIZE} at most"
+            "CNI_CONTAINERID {container_id:?} is not a letter or digit followed by letters, digits, '_', \
+             '.' and '-', {CONTAINER_ID_SIZE} at most"
         )));
     }
     let ifname = required(env, "CNI_IFNAME")?;
@@ -355,7 +370,8 @@ fn pod(env: &impl Fn(&str) -> Option<String>) -> Result<Pod, Error> {
     Ok(pod)
 }
 
-/// The addresses that the runtime remembers from ADD. Plugins after us may have added some, so ours is one of them.
+/// The addresses that the runtime remembers from ADD. Ours is one of them, since plugins after us may have
+/// added some.
 fn expected(config: &Config) -> Result<Vec<Ipv4Addr>, Error> {
     let remedy = "the runtime has to hand over what ADD returned";
     let result = config.prev_result.as_ref();

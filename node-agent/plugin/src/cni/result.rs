@@ -1,4 +1,4 @@
-//! What a verb that succeeds says: results in the shape of the version asked for, and those of the plugins before us.
+//! The results of verbs, in the shape of the version asked for, and the results of the plugins before us.
 
 use std::{net::Ipv4Addr, path::Path};
 
@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::Version;
 
-/// The result of the plugins before this one in a chain, or of the whole ADD for a CHECK. It is of the same version as the
-/// configuration; what we don't know in it is handed on as it came.
+/// The result of the plugins before this one in a chain, or of the whole ADD for a CHECK. It is of the
+/// configuration's version. What we don't know in it is handed on as it came.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct PrevResult(Map<String, Value>);
 
@@ -42,7 +42,8 @@ impl PrevResult {
 pub struct Wired(Map<String, Value>);
 
 impl Wired {
-    /// What we did, behind what the plugins before us did. `ends` are the names and MACs of the host's end and of the pod's.
+    /// Our part of the result, behind the parts of the plugins before us. `ends` are the names and MACs of
+    /// the host's end and of the pod's.
     pub fn new(
         version: Version,
         before: PrevResult,

@@ -1,9 +1,9 @@
 //! The ledger on disk: locks, reading, atomic replacement. [`Store::with`] is the only way to change it.
 //!
-//! The folder holds `ledger`, replaced atomically, and beside it `lock`, which is never replaced or removed. The locks are
-//! OFD byte-range locks on that file, so they end with their holder however it ends: byte 0 is the ledger's, held for
-//! microseconds and never across netlink, network or exec; each sandbox has a byte of its own behind it, held for a whole
-//! verb. Waiting for a lock is bounded.
+//! The folder holds `ledger`, which is replaced atomically, and `lock`, which is never replaced or removed.
+//! The locks are OFD byte-range locks on `lock`, so they end with their holder however it ends. Byte 0 is the
+//! ledger's lock: it is held for microseconds and never across netlink, network or exec. Each sandbox has a
+//! byte of its own behind it, which is held for a whole verb. Every wait for a lock is bounded.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Ledger, Malformed, Millis, Sandbox};
+use super::{Ledger, Malformed, Millis, Sandbox, format};
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +51,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether there is no ledger to work with, so that the agent has to build one; everything else may pass.
+    /// Whether there is no usable ledger, so that the agent has to build one. All other errors may pass.
     pub fn needs_rebuild(&self) -> bool {
         match self {
             Error::Missing(_) | Error::Unreadable(..) | Error::OtherBoot(_) => true,
@@ -62,7 +62,7 @@ impl Error {
 
 /// CLOCK_BOOTTIME, the time of everything in the ledger.
 pub fn now() -> Millis {
-    // The clock exists since Linux 2.6.39; without it everything would seem to have been freed just now.
+    // The clock exists since Linux 2.6.39. Without it everything would seem to have been freed just now.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| Duration::from(time).as_millis() as Millis)
 }
 
@@ -81,12 +81,12 @@ pub fn boot_id() -> Result<&'static str, Error> {
     Ok(ID.get_or_init(|| id))
 }
 
-/// The folder with a node's ledger and its locks. Every call opens what it needs, since locks belong to the open file:
-/// so one Store can serve many threads.
+/// The folder with a node's ledger and its locks. Every call opens the files it needs, since locks belong to
+/// the open file. So one Store can serve many threads.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
-    /// None: the boot that the kernel names here.
+    /// None: the boot that the kernel names in this process.
     boot_id: Option<String>,
 }
 
@@ -94,7 +94,7 @@ pub struct Store {
 #[derive(Debug)]
 pub struct SandboxLock(Lock);
 
-/// No verb runs on this node while this is held.
+/// While this is held no verb runs on this node.
 #[derive(Debug)]
 pub struct Quiet {
     store: Store,
@@ -109,13 +109,13 @@ struct Lock {
 }
 
 impl Store {
-    /// The ledger in this folder. Touches nothing: folder and lock file are made when first needed.
+    /// The ledger in this folder. Creates nothing: folder and lock file are made when they are first needed.
     pub fn at(dir: impl Into<PathBuf>) -> Store {
         Store { dir: dir.into(), boot_id: None }
     }
 
-    /// The same folder, in this boot of the node: for the agent, whose container may show another boot's id than the node's
-    /// plugins see.
+    /// The same folder, with the node's boot id given. It is for the agent, whose container may show another
+    /// boot id than the node's plugins see.
     pub fn of_boot(self, boot_id: impl Into<String>) -> Store {
         Store { boot_id: Some(boot_id.into()), ..self }
     }
@@ -130,8 +130,9 @@ impl Store {
         &self.dir
     }
 
-    /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves those who wait first come first
-    /// served, and writes if anything changed. `f` must not do I/O: everybody on the node waits for it.
+    /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves the waiting ADDs in the
+    /// order in which they came, and writes if anything changed. `f` must not do I/O: all verbs on the node
+    /// wait for it.
     pub fn with<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
         let _lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
         let before = self.load()?;
@@ -144,7 +145,7 @@ impl Store {
         Ok(value)
     }
 
-    /// The ledger as it stands, without those waiting whose ADD is no more. Takes no lock: the file is replaced
+    /// The ledger as it stands, without the waiters whose ADD has ended. Takes no lock: the file is replaced
     /// atomically.
     pub fn read(&self) -> Result<Ledger, Error> {
         let mut ledger = self.parse(&self.load()?)?;
@@ -152,18 +153,19 @@ impl Store {
         Ok(ledger)
     }
 
-    /// Waits until no verb runs on this node, and keeps them from starting. For the agent, which builds a ledger from
-    /// what is wired: with a verb halfway it would miss an address that is just being put into use.
+    /// Waits until no verb runs on this node, and keeps verbs from starting. The agent needs this to build a
+    /// ledger from what is wired: of a verb that is halfway it would miss an address that is being put into
+    /// use.
     pub fn quiesce(&self) -> Result<Quiet, Error> {
         Ok(Quiet { store: self.clone(), _lock: self.lock(Range::ALL_SANDBOXES, LOCK_WAIT)? })
     }
 
-    /// The sandbox's lock, waited for at most for `wait`; with zero it is only tried.
+    /// The sandbox's lock, for which it waits for at most `wait`. With zero it only tries.
     pub fn lock_sandbox(&self, sandbox: &Sandbox, wait: Duration) -> Result<SandboxLock, Error> {
         self.lock(Range::of(sandbox), wait).map(SandboxLock)
     }
 
-    /// The sandbox's lock if it is to be had now; None while a verb runs on it.
+    /// The sandbox's lock; None while a verb runs on the sandbox.
     pub fn try_lock_sandbox(&self, sandbox: &Sandbox) -> Result<Option<SandboxLock>, Error> {
         match self.lock_sandbox(sandbox, Duration::ZERO) {
             Err(Error::Busy(..)) => Ok(None),
@@ -171,7 +173,7 @@ impl Store {
         }
     }
 
-    /// Whether a verb runs on this sandbox. When that can't be told, the answer is yes.
+    /// Whether a verb runs on this sandbox. If that can't be determined, the answer is yes.
     pub fn is_held(&self, sandbox: &Sandbox) -> bool {
         let test = || -> io::Result<bool> {
             let file = fs::File::open(self.dir.join(LOCK))?;
@@ -182,8 +184,9 @@ impl Store {
         test().unwrap_or(true)
     }
 
-    /// Takes a lock by trying again: F_OFD_SETLKW can't be bounded without signals, which a library must leave alone.
-    /// The nap doesn't grow, so that who has waited long has the same chance as who has just come.
+    /// Takes a lock by trying repeatedly: F_OFD_SETLKW can't be bounded without signals, which a library must
+    /// leave alone. The interval doesn't grow, so that a process that has waited long has the same chance as
+    /// one that has just come.
     fn lock(&self, range: Range, wait: Duration) -> Result<Lock, Error> {
         let path = self.dir.join(LOCK);
         let file = self.open_lock_file(&path).map_err(|error| Error::Io(path.clone(), error))?;
@@ -222,7 +225,7 @@ impl Store {
     fn parse(&self, bytes: &[u8]) -> Result<Ledger, Error> {
         let unreadable = |malformed| Error::Unreadable(self.dir.join(LEDGER), malformed);
         let text = str::from_utf8(bytes).map_err(|_| unreadable(Malformed::Line(1)))?;
-        let ledger = Ledger::from_text(text).map_err(unreadable)?;
+        let ledger = format::read(text).map_err(unreadable)?;
         let this_boot = match &self.boot_id {
             Some(id) => id,
             None => boot_id()?,
@@ -233,11 +236,12 @@ impl Store {
         Ok(ledger)
     }
 
-    /// Puts the ledger in place of the one that reads `before`. Whoever dies in here leaves the old one or the new one;
-    /// no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the ledger's lock.
+    /// Replaces the file that reads `before`. A process that dies in here leaves the old file or the new one.
+    /// There is no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the
+    /// ledger's lock.
     fn replace(&self, ledger: &Ledger, before: &[u8]) -> Result<(), Error> {
         let (new, path) = (self.dir.join(NEW_LEDGER), self.dir.join(LEDGER));
-        let text = ledger.to_text();
+        let text = format::write(ledger);
         if text.as_bytes() == before {
             return Ok(());
         }
@@ -267,8 +271,8 @@ impl Drop for Lock {
 }
 
 impl SandboxLock {
-    /// Whether this lock is still the one that others would meet: false once somebody has removed the lock file, and
-    /// with it the agent may have built a ledger without waiting for this verb.
+    /// Whether others would still meet this lock. They don't once somebody has removed the lock file. Then
+    /// the agent may have built a ledger without waiting for this verb.
     pub fn is_current(&self) -> bool {
         let Lock { file, path } = &self.0;
         match (file.metadata(), fs::metadata(path)) {
@@ -312,7 +316,7 @@ impl Range {
         }
     }
 
-    /// About what a holder needs: a transaction, or the netlink calls of a verb.
+    /// About as long as a holder needs: for a transaction, or for the netlink calls of a verb.
     fn nap(self) -> Duration {
         Duration::from_micros(if self == Range::LEDGER { 200 } else { 1000 })
     }

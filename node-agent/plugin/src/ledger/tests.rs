@@ -49,7 +49,7 @@ fn occupant(number: u8, address: Ipv4Addr) -> Occupant {
 }
 
 fn assign(ledger: &mut Ledger, number: u8, now: Millis) -> Option<Ipv4Addr> {
-    match ledger.assign(&sandbox(number), &pod(number), now) {
+    match ledger.assign(&Claim::wired(&sandbox(number), &pod(number), ""), now) {
         Assign::Assigned(address) => Some(address),
         Assign::Waiting { .. } => None,
     }
@@ -71,7 +71,10 @@ fn a_cooling_address_is_not_free() {
     let counts = ledger.counts(START + COOLDOWN);
     assert_eq!((counts.cooling, counts.free), (1, 0));
     let ready = START + 1 + COOLDOWN;
-    assert_eq!(ledger.assign(&sandbox(8), &pod(8), ready - 1), Assign::Waiting { until: Some(ready) });
+    assert_eq!(
+        ledger.assign(&Claim::wired(&sandbox(8), &pod(8), ""), ready - 1),
+        Assign::Waiting { until: Some(ready) }
+    );
     assert_eq!(assign(&mut ledger, 8, ready), Some(address(1)));
 }
 
@@ -322,32 +325,6 @@ fn an_address_or_sandbox_that_is_assigned_is_not_adopted() {
     assert!(!ledger.adopt(&occupant(7, address(2)), START));
     assert!(ledger.adopt(&occupant(8, address(2)), START));
 }
-
-#[test]
-fn link_names_and_lock_offsets_stay_the_same_in_every_release() {
-    let sandbox = Sandbox { container_id: "0123456789abcdef".repeat(4), ifname: "eth0".to_owned() };
-    assert_eq!(sandbox.digest(), PINNED_DIGEST);
-    assert_eq!(sandbox.spare_link(), format!("vnp{:011x}", PINNED_DIGEST & 0xfff_ffff_ffff));
-    assert_eq!(sandbox.spare_link().len(), 14);
-}
-
-#[test]
-fn a_pods_link_has_the_name_that_calico_gives_it() {
-    let sandbox = Sandbox { container_id: "0123".to_owned(), ifname: "eth0".to_owned() };
-    let pod = |namespace: &str, name: &str| Pod {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        uid: String::new(),
-    };
-    // printf default.web-0 | sha1sum
-    assert_eq!(sandbox.host_link(&pod("default", "web-0")), "vnp0d7763386da");
-    let second = Sandbox { ifname: "net1".to_owned(), ..sandbox.clone() };
-    assert_eq!(second.host_link(&pod("default", "web-0")), second.spare_link(), "eth0 only");
-    assert_eq!(sandbox.host_link(&pod("", "")), sandbox.spare_link(), "not known to be a pod's");
-}
-
-/// Of the sandbox in the test above, as the first release computed it.
-const PINNED_DIGEST: u64 = 0x49f3fd2f12c38602;
 
 /// A block of four addresses under one name.
 fn block(name: &str, first: u8) -> Vec<Entry> {

@@ -26,7 +26,11 @@ pub(super) enum Error {
     Wiring(#[from] wiring::Error),
     #[error("the address {address} is not of ipam.subnet {subnet}")]
     OtherSubnet { address: Ipv4Addr, subnet: Ipv4Net },
-    #[error("the ledger has {} for this sandbox, the runtime expects {}", .found.map_or("no address".to_owned(), |found| found.to_string()), list(.expected))]
+    #[error(
+        "the ledger has {} for this sandbox, the runtime expects {}",
+        .found.map_or("no address".to_owned(), |found| found.to_string()),
+        list(.expected)
+    )]
     OtherAddress { expected: Vec<Ipv4Addr>, found: Option<Ipv4Addr> },
     #[error("the sandbox is not wired as ADD left it: {}", .0.join("; "))]
     Damaged(Vec<String>),
@@ -63,26 +67,31 @@ impl Error {
     fn remedy(&self) -> &'static str {
         match self {
             Error::Ledger(error) if error.needs_rebuild() => {
-                "the runtime tries again; if it lasts, see the agent's log (kubectl logs -n vnetpool-system daemonset/vnetpool-node-agent) and `kubectl describe nodeipallocation`"
+                "the runtime tries again; if it lasts, see the agent's log (kubectl logs -n vnetpool-system \
+                 daemonset/vnetpool-node-agent) and `kubectl describe nodeipallocation`"
             }
             Error::Ledger(file::Error::Io(..)) | Error::Watch { .. } => {
-                "the runtime tries again; if it lasts, see whether the folder is there, writable by root and not full"
+                "the runtime tries again; if it lasts, see whether the folder is there, writable by root \
+                 and not full"
             }
             Error::Ledger(_) => "another verb of this sandbox is still running: the runtime tries again",
             Error::NoAddress(_) => {
-                "the operator reserves more unless the pool's or Azure's maximum is reached: see `kubectl describe nodeipallocation`"
+                "the operator reserves more unless the pool's or Azure's maximum is reached: see \
+                 `kubectl describe nodeipallocation`"
             }
             Error::Cancelled => "nothing: the pod is being deleted, or the runtime tries again",
             Error::LockLost => "nothing may delete files in this folder; the runtime tries again",
             Error::Wiring(error) => error.remedy(),
             Error::OtherSubnet { .. } => {
-                "give ipam.subnet the range of the subnet of the node's NIC: see `kubectl get nodeipallocation -o wide`"
+                "give ipam.subnet the range of the subnet of the node's NIC: see \
+                 `kubectl get nodeipallocation -o wide`"
             }
             Error::OtherAddress { .. } | Error::Damaged(_) => {
                 "delete the pod, so that a new one is wired; CHECK repairs nothing"
             }
             Error::NotReady(_) => {
-                "wait for the operator; if it lasts, see the conditions in `kubectl describe nodeipallocation`"
+                "wait for the operator; if it lasts, see the conditions in \
+                 `kubectl describe nodeipallocation`"
             }
             Error::Several { first, .. } => first.remedy(),
         }

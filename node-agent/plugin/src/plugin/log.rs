@@ -18,7 +18,7 @@ use crate::{
 
 const LOG: &str = "plugin.log";
 const OLD_LOG: &str = "plugin.log.1";
-/// The folder is in memory: at most twice this is used.
+/// The folder is in memory. Log and old log use at most twice this.
 const SIZE: u64 = 1 << 20;
 
 /// What one call did, as it will be logged.
@@ -80,13 +80,13 @@ impl Line {
         self.last = now;
     }
 
-    /// Appends the line to the log in `dir`; a STATUS or VERSION that went well isn't worth one.
+    /// Appends the line to the log in `dir`. A successful STATUS or VERSION isn't logged.
     pub(super) fn write(mut self, dir: &Path, error: Option<&cni::Error>) {
         if error.is_none() && self.sandbox.is_none() && self.verb != "GC" {
             return;
         }
         self.unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
-        // Nothing to do about a failure: the verb's outcome must not depend on its log.
+        // A failure is ignored: the verb's outcome must not depend on its log.
         let _ = self.append(dir, error);
     }
 

@@ -1,4 +1,5 @@
-//! An ADD's way to an address: at once if there is one, else in line, woken when the ledger changes.
+//! How an ADD gets its address: at once if there is one. Otherwise it waits in line and is woken when the
+//! ledger changes.
 
 use std::{
     net::Ipv4Addr,
@@ -18,14 +19,15 @@ use crate::ledger::{
     file::{Store, now},
 };
 
-/// Looked at least this often, should a change go unseen (the folder may be removed and made anew).
+/// The ledger is read at least this often, in case a change goes unseen (the folder may be removed and made
+/// anew).
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The sandbox's address. Waits for one for `wait` at most. The caller holds the sandbox's lock: others tell by it that
-/// this place in line is not that of a process that died.
-pub(super) fn address(store: &Store, claim: Claim<'_>, wait: Duration) -> Result<Ipv4Addr, Error> {
+/// The sandbox's address, for which it waits for at most `wait`. The caller holds the sandbox's lock, by
+/// which others see that this place in line isn't that of a process that died.
+pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Result<Ipv4Addr, Error> {
     let sandbox = claim.sandbox;
-    let assigned = store.with(|ledger, now| ledger.assign_to(claim, now))?;
+    let assigned = store.with(|ledger, now| ledger.assign(claim, now))?;
     if let Assign::Assigned(address) = assigned {
         return Ok(address);
     }
@@ -47,7 +49,7 @@ pub(super) fn address(store: &Store, claim: Claim<'_>, wait: Duration) -> Result
                     ledger.cancel(sandbox);
                     Err(Error::NoAddress(wait))
                 }
-                address => Ok(address.or_else(|| match ledger.assign_to(claim, now) {
+                address => Ok(address.or_else(|| match ledger.assign(claim, now) {
                     Assign::Assigned(address) => Some(address),
                     Assign::Waiting { .. } => None,
                 })),
@@ -72,7 +74,8 @@ impl Changes {
     fn watch(store: &Store) -> Result<Changes, Error> {
         let failed = |errno: Errno| Error::Watch { path: store.dir().to_owned(), source: errno.into() };
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
-        // A new ledger is moved in. Not IN_CLOSE_WRITE: that would be every lock taken and every line logged.
+        // A new ledger is moved in. IN_CLOSE_WRITE would report every lock that is taken and every line that
+        // is logged.
         let events = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
         inotify.add_watch(store.dir(), events).map_err(failed)?;
         Ok(Changes { inotify, store: store.clone() })
@@ -81,7 +84,7 @@ impl Changes {
     /// Returns after a change since the last call, or after `timeout`.
     fn wait(&self, timeout: Duration) -> Result<(), Error> {
         let failed = |errno: Errno| Error::Watch { path: self.store.dir().to_owned(), source: errno.into() };
-        // Rounded up: what becomes ready in half a millisecond isn't ready now.
+        // Rounded up, since an address that becomes ready in half a millisecond isn't ready now.
         let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -100,7 +103,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ledger, Pod, Proof, Sandbox, Supply, file::boot_id};
+    use crate::ledger::{Ledger, Pod, Sandbox, Supply, file::boot_id};
 
     #[test]
     fn an_add_gives_up_its_place_in_line_when_its_time_is_over() {
@@ -119,9 +122,9 @@ mod tests {
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
         let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
-        let (pod, proof) = (Pod::default(), Proof::Link(sandbox.spare_link()));
-        let claim = Claim { sandbox: &sandbox, pod: &pod, network: "vnetpool", proof: &proof };
-        let refused = address(&store, claim, Duration::from_millis(50));
+        let pod = Pod::default();
+        let claim = Claim::wired(&sandbox, &pod, "vnetpool");
+        let refused = address(&store, &claim, Duration::from_millis(50));
         assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");
         assert!(!store.read().unwrap().is_waiting(&sandbox));
     }

@@ -1,4 +1,5 @@
-//! Addresses on the node's own links, where those of pods must not be: the node would take their packets for its own.
+//! Addresses on the node's own links. A pod's address must not be there: the node would take the pod's
+//! packets for its own.
 
 use std::{
     fs, io,
@@ -26,7 +27,8 @@ pub struct LinkAddress {
     index: u32,
 }
 
-/// All IPv4 addresses of the node, from one dump. Their number doesn't grow with its pods, whose host ends have none.
+/// All IPv4 addresses of the node, from one dump. Their number doesn't grow with the pods, whose host ends
+/// have no address.
 pub fn addresses() -> Result<Vec<LinkAddress>, Error> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -48,10 +50,11 @@ pub fn addresses() -> Result<Vec<LinkAddress>, Error> {
     Ok(addresses.collect())
 }
 
-/// Takes the address off its link; fine if it is gone already.
+/// Takes the address off its link. Ok if it is gone already.
 ///
-/// The kernel drops all other addresses of a subnet with the one that came first, the node's own perhaps, unless it is told to
-/// promote the next: so the link is told, by the setting below `net` (`/proc/sys/net` or where it is mounted).
+/// With the first address of a subnet on a link the kernel also drops all others of that subnet, perhaps the
+/// node's own, unless it is set to promote the next one. So that is set for the link first, below `net`
+/// (`/proc/sys/net` or where it is mounted).
 pub fn remove_address(found: &LinkAddress, net: &std::path::Path) -> Result<(), Error> {
     let setting = net.join(format!("ipv4/conf/{}/promote_secondaries", found.link));
     match fs::write(&setting, "1") {

@@ -1,4 +1,5 @@
-//! The wiring `Bridge`: the host ends of a node's pods are ports of one bridge, which is their gateway; no link of the node's own is.
+//! The wiring `Bridge`: the host ends of a node's pods are ports of one bridge, which is the pods' gateway.
+//! None of the node's own links is a port.
 //!
 //! ```text
 //!   pod's namespace                       node's namespace
@@ -7,10 +8,11 @@
 //!                                                         10.1.2.3 dev vnpbridge, is at 0a:58:0a:01:02:03, permanently
 //! ```
 //!
-//! Pods reach each other by way of the gateway, too, never from port to port: the answers of a Service must come back through
-//! the node that translated the question, and what passes a node's rules must pass all of them. Nothing is learnt and nothing
-//! is flooded: which pod is behind which port is written down when it is wired. A port is locked to its pod's MAC, and that
-//! tells the address, so that a rule about all pods can drop what any of them sends under another's.
+//! Pods reach each other through the gateway, too, never from port to port: the replies of a Service must
+//! come back through the node that translated the request, and all packets must pass the node's rules.
+//! Nothing is learnt and nothing is flooded: the entry that maps a pod to its port is written when the pod is
+//! wired. A port is locked to its pod's MAC, and the MAC contains the address, so one rule for all pods can
+//! drop what any of them sends under another's address.
 
 use std::{net::Ipv4Addr, path::Path};
 
@@ -24,20 +26,21 @@ use netlink_packet_route::{
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    Error, HOST_MAC, Identity, index_of,
-    inspect::{host_address, link_of, main_routes},
-    is_routed_to, link_up,
-    netlink::{Change, Destination, Netlink, link_named},
-    pod_mac,
+    Error, HOST_MAC, Identity, index_of, link_up,
+    messages::{host_address, link_of},
+    netlink::{Change, Netlink, link_named},
+    pod_mac, routes,
 };
 
-/// The bridge's name, with the prefix of all links that lead to pods.
+/// The bridge's name. It begins like those of all links that lead to pods
+/// ([`LINK_PREFIX`](crate::sandbox::LINK_PREFIX)).
 pub const BRIDGE: &str = "vnpbridge";
 
 /// The first Linux in which a port can be locked.
 const LOCKING: (u32, u32) = (5, 18);
 
-/// Sees to the bridge: for the agent, before there is a configuration that asks for it. Returns whether it had to.
+/// Makes the bridge, or sets it right. The agent calls this before there is a configuration that asks for the
+/// bridge. Returns whether the bridge is new.
 ///
 /// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
 pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
@@ -67,9 +70,13 @@ pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
     Ok(is_new)
 }
 
-/// Whether the node has the bridge; asks for one name only.
+/// Whether the node has the bridge. It asks for one name only.
 pub fn is_there() -> bool {
-    if_nametoindex(BRIDGE).is_ok()
+    index().is_some()
+}
+
+pub(super) fn index() -> Option<u32> {
+    if_nametoindex(BRIDGE).ok()
 }
 
 fn is_new_enough(release: &str) -> bool {
@@ -78,7 +85,7 @@ fn is_new_enough(release: &str) -> bool {
     version >= LOCKING
 }
 
-/// Deletes the bridge, when no pod is left: for uninstalling. Ok if it is gone.
+/// Deletes the bridge when no pod is left, for uninstalling. Ok if it is gone.
 pub fn remove() -> Result<(), Error> {
     match Netlink::open()?.apply([Change::delete_link("delete the pods' bridge", link_named(BRIDGE))]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
@@ -86,9 +93,9 @@ pub fn remove() -> Result<(), Error> {
     }
 }
 
-/// Makes the new host end a port and leads the address there.
+/// Makes the new host end a port and routes the address there.
 pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Result<(), Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Err(Error::NoBridge) };
+    let bridge = index().ok_or(Error::NoBridge)?;
     let address = identity.address;
     let mut enslaved = LinkMessage::default();
     enslaved.header.index = link;
@@ -107,8 +114,9 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
             InfoBridgePort::Locked(true),
         ])),
     ])];
-    // Exclusively, so that an address that is in use behind another port is found before there is a second pod with it. The
-    // entry goes with its port; the bridge's route may be a dead pod's and is as good as a new one.
+    // The entry must be new, so that an address that is in use behind another port is found before a second
+    // pod has it. The entry goes with its port. The route to the bridge may be a dead pod's and is as good as
+    // a new one.
     let wired = host.apply([
         Change::set_link("put the host's end into the pods' bridge", enslaved),
         Change::change_link("set the host's end up as a port", port),
@@ -117,27 +125,19 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
         Change::set_link("set up the host's end of the veth pair", link_up(link)),
     ]);
     wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;
-    let route =
-        Change::new_route("add the node's route to the pod", bridge, Destination::Host(address), None);
-    match host.apply([route]) {
-        Err(error) if error.is(Errno::EEXIST) => match is_routed_to(address, BRIDGE)? {
-            true => Ok(()),
-            false => Err(Error::AddressRouted(address)),
-        },
-        result => result,
-    }
+    routes::ensure(host, address, bridge).map(drop)
 }
 
-/// Leads the address nowhere any more. `port` is the index of its pod's link, if there is one still. Ok if nothing of it is there, as
-/// it is for a pod of the other wiring.
+/// Removes the address's route and neighbour entries. `port` is the index of its pod's link, if the link
+/// still exists. Ok if there is nothing to remove, as for a pod of the other wiring.
 pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(()) };
+    let Some(bridge) = index() else { return Ok(()) };
     let mut netlink = Netlink::open()?;
+    routes::remove(&mut netlink, address, bridge)?;
     let mut gone = |change| match netlink.apply([change]) {
         Err(error) if error.is(Errno::ESRCH) || error.is(Errno::ENOENT) => Ok(()),
         result => result,
     };
-    gone(Change::delete_route("remove the node's route to the pod", bridge, Destination::Host(address)))?;
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = bridge;
@@ -145,7 +145,7 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     gone(Change::delete_neighbour("forget the pod's MAC", neighbour))?;
     let Some(port) = port else { return Ok(()) };
     match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(port, address))) {
-        // No port: a pod of the other wiring, or gone by now.
+        // There is no port: the pod is of the other wiring, or its link is gone.
         Err(error) if [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENODEV].iter().any(|&no| error.is(no)) => {
             Ok(())
         }
@@ -153,16 +153,16 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     }
 }
 
-/// The addresses that the node routes to the bridge, whether or not there is still a port behind it for each.
+/// The addresses that the node routes to the bridge, whether or not a port is still there for each.
 pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
-    let Ok(bridge) = if_nametoindex(BRIDGE) else { return Ok(Vec::new()) };
-    let routes = main_routes(&mut Netlink::open()?)?;
+    let Some(bridge) = index() else { return Ok(Vec::new()) };
+    let routes = routes::main(&mut Netlink::open()?)?;
     Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
 }
 
 /// What is missing between bridge and port for this address, in sentences.
-pub(super) fn damage(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
-    let mut damage = Vec::new();
+pub(super) fn faults(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
+    let mut faults = Vec::new();
     let bridge = index_of(BRIDGE)?;
     let mac = NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec());
     let mut has = |what, family, link: u32| -> Result<bool, Error> {
@@ -179,15 +179,15 @@ pub(super) fn damage(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result
         }))
     };
     if !has("list the node's neighbours", AddressFamily::Inet, bridge)? {
-        damage.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
+        faults.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
     }
     if !has("list the bridge's entries", AddressFamily::Bridge, port)? {
-        damage.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
+        faults.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
     }
-    Ok(damage)
+    Ok(faults)
 }
 
-/// The pod's MAC behind its port.
+/// The bridge's entry that maps the pod's MAC to its port.
 fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -201,6 +201,12 @@ fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::LINK_PREFIX;
+
+    #[test]
+    fn rules_for_the_links_of_pods_apply_to_the_bridge() {
+        assert!(BRIDGE.starts_with(LINK_PREFIX));
+    }
 
     #[test]
     fn a_kernel_that_can_not_lock_ports_is_too_old() {

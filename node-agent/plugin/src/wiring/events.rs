@@ -1,7 +1,8 @@
-//! What others change in the node's network while we look elsewhere: one multicast socket, and which of its messages concern us.
+//! Changes that others make in the node's network between two looks: a multicast socket, and the choice of
+//! the messages that matter.
 //!
-//! Pods coming and going make messages, too, dozens each: none of those gets past [`concerns`], so a quiet node stays quiet
-//! however many pods it starts.
+//! Each pod that comes or goes makes dozens of messages, too. [`concerns`] passes none of them, so a quiet
+//! node stays quiet however many pods it starts.
 
 use std::{collections::HashMap, io};
 
@@ -15,7 +16,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{
     Error, HOST_MAC, Identity,
-    inspect::{alias_of, is_up, mac_of, name_of},
+    messages::{alias_of, is_up, mac_of, name_of},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -30,10 +31,10 @@ const NETCONF_FORWARDING: u16 = 2;
 const ALIGN: usize = 4;
 const BUFFER: usize = 64 * 1024;
 
-/// The links that pods get out by, and the MTU each is known to have.
+/// The links by which pods get out, each with the MTU it is known to have.
 pub type Uplinks = HashMap<String, u32>;
 
-/// A socket that hears of every change in the network namespace in which it was opened.
+/// A socket that receives every change in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Events(Socket);
 
@@ -60,16 +61,16 @@ impl Events {
     }
 }
 
-/// What a socket has heard at once.
+/// What a socket has received at once.
 #[derive(Debug)]
 pub enum Heard {
     Messages(Vec<u8>),
-    /// Events were lost, since they came faster than they were read.
+    /// Events were lost because they came faster than they were read.
     TooMuch,
 }
 
 impl Heard {
-    /// Whether anything in it may be somebody's who is in our way.
+    /// Whether it may contain somebody's change that disturbs pods.
     pub fn concerns(&self, uplinks: &Uplinks) -> bool {
         let Heard::Messages(bytes) = self else { return true };
         let mut rest = &bytes[..];
@@ -86,10 +87,11 @@ impl Heard {
     }
 }
 
-/// Whether this change may be somebody's who is in our way.
+/// Whether this may be somebody's change that disturbs pods.
 fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks) -> bool {
     match message {
-        // The kernel is silent about the routes of a link that is set down, as DEL does.
+        // The kernel announces no removed routes when a link is set down, as DEL does, so these routes are
+        // somebody's doing.
         RouteNetlinkMessage::DelRoute(route) => is_like_ours(route),
         RouteNetlinkMessage::DelRule(rule) => rule.header.family == AddressFamily::Inet,
         RouteNetlinkMessage::NewAddress(address) => address.header.family == AddressFamily::Inet,
@@ -109,13 +111,14 @@ fn is_like_ours(route: &RouteMessage) -> bool {
         && header.scope == RouteScope::Link
 }
 
-/// A wired sandbox's host end that is down or has another MAC. DEL clears the identity before it sets a link down.
+/// A wired sandbox's host end that is down or has another MAC. DEL clears the identity before it sets a link
+/// down.
 fn is_damaged(link: &LinkMessage) -> bool {
     let has_identity = || alias_of(link).is_some_and(|alias| alias.parse::<Identity>().is_ok());
     (!is_up(link) || mac_of(link) != Some(&HOST_MAC)) && has_identity()
 }
 
-/// A link that pods get out by, with another MTU than before.
+/// A link by which pods get out, with another MTU than before.
 fn is_changed(link: &LinkMessage, uplinks: &Uplinks) -> bool {
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
@@ -124,7 +127,7 @@ fn is_changed(link: &LinkMessage, uplinks: &Uplinks) -> bool {
     name_of(link).and_then(|name| uplinks.get(name)).is_some_and(|known| mtu != Some(*known))
 }
 
-/// Whether a link, or all of them, stopped to forward. Every new link announces its settings like this, too.
+/// Whether a link, or all of them, stopped forwarding. Every new link announces its settings like this, too.
 fn is_forwarding_off(payload: &[u8]) -> bool {
     let mut rest = payload.get(NETCONF_HEADER..).unwrap_or_default();
     while let Ok(attribute) = NlaBuffer::new_checked(rest) {

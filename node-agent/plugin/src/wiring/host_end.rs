@@ -1,27 +1,30 @@
-//! The host's end of a sandbox's veth pair: finding it, and making room where a newer sandbox of the same pod needs its name.
+//! The host's end of a sandbox's veth pair: finding it, and renaming it when a newer sandbox of the same pod
+//! needs its name.
 //!
-//! A link has its pod's name, so only its alias tells which sandbox it is of. It is looked up by name, told by its alias, and
-//! then dealt with by its index: another sandbox's ADD may take its name for a link of its own at any time.
+//! A link is named after its pod, so only its alias tells which sandbox it belongs to. It is looked up by
+//! name, identified by its alias, and then addressed by its index: another sandbox's ADD may take its name
+//! for a link of its own at any time.
 
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
     Error, Identity, Netns,
-    inspect::{alias_of, is_ours, peer_of},
+    messages::{alias_of, is_ours, peer_of},
     netlink::{Change, Netlink, link_indexed, link_named},
 };
-use crate::ledger::{Pod, Sandbox};
+use crate::sandbox::{Pod, Sandbox};
 
-/// First words of the alias of a link that was silenced. Earlier builds left it without an alias, and take this one for none.
+/// How the alias of a silenced link begins. Earlier builds left such a link without an alias, and treat this
+/// alias as none.
 const SILENCED: &str = "vnetpool/1 silenced ";
 
-/// What a silenced link says: whose it was, and no address.
+/// The alias of a silenced link: it names the sandbox and no address.
 pub(super) fn silenced(Sandbox { container_id, ifname }: &Sandbox) -> String {
     format!("{SILENCED}{container_id} {ifname}")
 }
 
-/// The sandbox that a link says it is of, wired or silenced; None while it is being made.
+/// The sandbox that the link's alias names, wired or silenced. None while the link is being made.
 fn owner(link: &LinkMessage) -> Option<Sandbox> {
     let alias = alias_of(link)?;
     if let Ok(identity) = alias.parse::<Identity>() {
@@ -31,9 +34,10 @@ fn owner(link: &LinkMessage) -> Option<Sandbox> {
     Some(Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 
-/// The sandbox's link. None if it is gone, or was never finished.
+/// The sandbox's link. None if it is gone or was never finished.
 pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<Option<LinkMessage>, Error> {
-    // In this order: a link that makes room has its other name before its first is anybody else's.
+    // In this order, because a link that is renamed has its spare name before another link gets its first
+    // name.
     for name in [sandbox.host_link(pod), sandbox.spare_link()] {
         let link = host.link(link_named(&name))?;
         if let Some(link) = link.filter(|link| owner(link).as_ref() == Some(sandbox)) {
@@ -43,20 +47,22 @@ pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<O
     Ok(None)
 }
 
-/// The index of the sandbox's link, finished or not, by the interface in its namespace that is the other end.
+/// The index of the sandbox's link, finished or not. It is found by its other end, the interface in the
+/// sandbox's namespace.
 pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<Option<u32>, Error> {
     let Some(pod_end) = netns.inside(|| Netlink::open()?.link(link_named(ifname)))? else { return Ok(None) };
     let Some(index) = peer_of(&pod_end) else { return Ok(None) };
     let host_end = host.link(link_indexed(index))?;
-    // Of another kind of pair the other end may be in a third namespace, and another link have its index here.
+    // The other end of another kind of pair may be in a third namespace, while an unrelated link has its
+    // index here.
     let is_its = |link: &LinkMessage| is_ours(link) && peer_of(link) == Some(pod_end.header.index);
     Ok(host_end.filter(is_its).map(|link| link.header.index))
 }
 
-/// Moves the link of an older sandbox of the pod out of the way, which goes on as it was, under its spare name.
+/// Renames the link of an older sandbox of the pod to its spare name. That sandbox's network goes on working.
 ///
-/// One that doesn't say whose it is stays, since whoever is making it knows it by its name; and so does one of a pod of another
-/// name, since names can be found that hash alike.
+/// A link whose alias names no sandbox keeps its name, since the ADD that is making it knows it by that. So
+/// does a link of a pod with another name, since one can find names with the same hash.
 pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(), Error> {
     let Some(link) = host.link(link_named(name))? else { return Ok(()) };
     let identity = alias_of(&link).and_then(|alias| alias.parse::<Identity>().ok());
@@ -69,7 +75,7 @@ pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(),
     let mut aside = link_indexed(link.header.index);
     aside.attributes.push(LinkAttribute::IfName(older.spare_link()));
     match host.apply([Change::set_link("move the link of an older sandbox aside", aside)]) {
-        // Before Linux 6.2 no link is renamed that is up.
+        // Before Linux 6.2 a link that is up can't be renamed.
         Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => Err(taken()),
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
         result => result,

@@ -1,73 +1,26 @@
-//! Looking at the wiring that is there: whether one sandbox's is whole, and all host links of the node.
+//! Reads the wiring that is there: whether one sandbox's is whole, and all host links of the node.
 
-use std::{collections::HashMap, fmt, net::Ipv4Addr, str::FromStr};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::LinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
+    route::RouteMessage,
 };
-
-use nix::net::if_::if_nametoindex;
 
 use super::{
-    Error, GATEWAY, HOST_MAC, Netns,
+    Error, GATEWAY, HOST_MAC, Identity, Netns,
     bridge::{self, BRIDGE},
     host_end,
+    messages::{
+        alias_of, gateway_of, host_address, is_ours, is_up, link_of, mac_of, master_of, name_of, peer_of,
+    },
     netlink::{Destination, Netlink, link_named},
+    routes,
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
-
-/// Bytes of a link's alias, without the NUL behind it (IFALIASZ of linux/if.h).
-const ALIAS_SIZE: usize = 255;
-/// First word of our aliases.
-const ALIAS_MARK: &str = "vnetpool/1";
-
-/// Who is wired to which address; written on the host link as its alias.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub address: Ipv4Addr,
-    pub sandbox: Sandbox,
-    /// Its name, then its namespace, are left out on the link if the alias would get too long.
-    pub pod: Pod,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Identity {
-            address,
-            sandbox: Sandbox { container_id, ifname },
-            pod: Pod { namespace, name, uid },
-        } = self;
-        let text = |namespace: &str, name: &str| {
-            let word = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
-            let (uid, namespace, name) = (word(uid), word(namespace), word(name));
-            format!("{ALIAS_MARK} {address} {container_id} {ifname} {uid} {namespace} {name}")
-        };
-        let candidates = [text(namespace, name), text(namespace, ""), text("", "")];
-        let fitting = candidates.iter().find(|text| text.len() <= ALIAS_SIZE);
-        f.write_str(fitting.unwrap_or(&candidates[2]))
-    }
-}
-
-impl FromStr for Identity {
-    type Err = ();
-
-    fn from_str(alias: &str) -> Result<Identity, ()> {
-        let words: Vec<&str> = alias.split(' ').collect();
-        let &[ALIAS_MARK, address, container_id, ifname, uid, namespace, name] = &words[..] else {
-            return Err(());
-        };
-        let word = |word: &str| if word == "-" { String::new() } else { word.to_owned() };
-        Ok(Identity {
-            address: address.parse().map_err(|_| ())?,
-            sandbox: Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() },
-            pod: Pod { namespace: word(namespace), name: word(name), uid: word(uid) },
-        })
-    }
-}
 
 /// A host's end of a veth pair of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,28 +30,28 @@ pub struct HostLink {
     pub up: bool,
     /// Whether it has the MAC that its pod sends to.
     pub has_our_mac: bool,
-    /// None once [`disconnect`](super::disconnect) has been here.
+    /// None once [`disconnect`](super::disconnect) has silenced the link.
     pub identity: Option<Identity>,
     /// The addresses that the node routes to this link.
     pub routes: Vec<Ipv4Addr>,
 }
 
 impl HostLink {
-    /// Whether the link was taken down for good: it holds no address and only waits for its namespace to end.
+    /// Whether the link is silenced: it holds no address and only waits for its namespace to end.
     pub fn is_silenced(&self) -> bool {
         !self.up && self.identity.is_none() && self.routes.is_empty()
     }
 
-    /// Whether a pod is wired here and not all is as ADD left it. A look without the sandbox's lock may fall into the middle
-    /// of a verb.
+    /// Whether a pod is wired here and something isn't as ADD left it. Without the sandbox's lock this may be
+    /// read in the middle of a verb.
     pub fn is_damaged(&self) -> bool {
         self.identity.as_ref().is_some_and(|Identity { address, .. }| {
             !self.up || !self.has_our_mac || !self.routes.contains(address)
         })
     }
 
-    /// The addresses in use behind this link and by whom. Unknown means in use: a route is believed without an identity,
-    /// and an identity without its route.
+    /// The addresses in use behind this link, and their sandboxes. In doubt an address is in use: a route
+    /// counts without an identity, and an identity without its route.
     pub fn occupants(&self) -> Vec<Occupant> {
         let known = self.identity.iter().map(|Identity { address, sandbox, pod }| Occupant {
             sandbox: sandbox.clone(),
@@ -117,8 +70,8 @@ impl HostLink {
     }
 }
 
-/// All addresses in use on the node, by what is wired: behind each host link, and those routed to the bridge that no port
-/// accounts for.
+/// All addresses in use on the node according to its wiring: those behind each host link, and those routed to
+/// the bridge that no port accounts for.
 pub fn occupants() -> Result<Vec<Occupant>, Error> {
     let mut occupants: Vec<Occupant> = host_links()?.iter().flat_map(HostLink::occupants).collect();
     for address in bridge::addresses()? {
@@ -131,13 +84,13 @@ pub fn occupants() -> Result<Vec<Occupant>, Error> {
     Ok(occupants)
 }
 
-/// All host links of ours in the current network namespace, from one dump of the links and one of the routes. For the
-/// agent: its cost grows with the pods.
+/// All our host links in the current network namespace, from one dump of the links and one of the routes.
+/// Only for the agent, since the cost grows with the pods.
 pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let mut netlink = Netlink::open()?;
     let links = netlink.dump("list the links", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     let mut routes: HashMap<u32, Vec<Ipv4Addr>> = HashMap::new();
-    for route in main_routes(&mut netlink)? {
+    for route in routes::main(&mut netlink)? {
         if let (Some(link), Some(address)) = (link_of(&route), host_address(&route)) {
             routes.entry(link).or_default().push(address);
         }
@@ -146,7 +99,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
         RouteNetlinkMessage::NewLink(link) if is_ours(&link) => Some(link),
         _ => None,
     });
-    let bridge = bridge_index();
+    let bridge = bridge::index();
     let bridged = bridge.and_then(|bridge| routes.remove(&bridge)).unwrap_or_default();
     let host_link = |link: LinkMessage| {
         let identity: Option<Identity> = alias_of(&link).and_then(|alias| alias.parse().ok());
@@ -158,7 +111,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
             up: is_up(&link),
             has_our_mac: mac_of(&link) == Some(&HOST_MAC),
             identity,
-            // All ports' routes lead to the bridge: which is whose is known by the address.
+            // All ports' routes lead to the bridge, so a port's route is found by its address.
             routes: match behind {
                 Some(address) => bridged.iter().copied().filter(|&routed| routed == address).collect(),
                 None => routes.remove(&link.header.index).unwrap_or_default(),
@@ -168,82 +121,85 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
     Ok(links.map(host_link).collect())
 }
 
-/// Whether the node routes just this address to the link of this name.
-pub fn is_routed_to(address: Ipv4Addr, link: &str) -> Result<bool, Error> {
-    let mut host = Netlink::open()?;
-    let index = host.link(link_named(link))?.map(|link| link.header.index);
-    let route = host.route_to(address)?;
-    let is_to = |route: RouteMessage| Destination::Host(address).is_of(&route) && link_of(&route) == index;
-    Ok(index.is_some() && route.is_some_and(is_to))
-}
-
-/// What is wrong with the sandbox's wiring, in sentences; empty if it is whole. Repairs nothing.
-pub fn damage(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> {
-    let &Identity { address, ref sandbox, ref pod } = identity;
-    let mut damage = Vec::new();
-
+/// What is wrong with the sandbox's wiring, in sentences. It is empty if nothing is. Repairs nothing.
+pub fn faults(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> {
+    let Identity { address: _, sandbox, pod } = identity;
     let mut host = Netlink::open()?;
     let host_end = host_end::find(&mut host, sandbox, pod)?;
-    let named = host_end.as_ref().and_then(name_of).map(str::to_owned);
-    let host_link = named.unwrap_or_else(|| sandbox.host_link(pod));
-    match &host_end {
-        None => damage.push(format!("the host's end {host_link} is missing")),
-        Some(link) if !is_up(link) => damage.push(format!("the host's end {host_link} is down")),
+    let name = host_end.as_ref().and_then(name_of).map_or_else(|| sandbox.host_link(pod), str::to_owned);
+    let mut faults = host_faults(&mut host, host_end.as_ref(), &name, identity.address)?;
+    faults.extend(netns.inside(|| pod_faults(host_end.as_ref(), &name, identity))?);
+    Ok(faults)
+}
+
+/// The faults on the node's side. `host_end` is the host's end of the pair, which has or should have this
+/// `name`.
+fn host_faults(
+    host: &mut Netlink,
+    host_end: Option<&LinkMessage>,
+    name: &str,
+    address: Ipv4Addr,
+) -> Result<Vec<String>, Error> {
+    let mut faults = Vec::new();
+    match host_end {
+        None => faults.push(format!("the host's end {name} is missing")),
+        Some(link) if !is_up(link) => faults.push(format!("the host's end {name} is down")),
         Some(link) if mac_of(link) != Some(&HOST_MAC) => {
-            damage.push(format!("the MAC of {host_link} was changed"))
+            faults.push(format!("the MAC of {name} was changed"))
         }
         Some(_) => {}
     }
-    let host_index = host_end.as_ref().map(|link| link.header.index);
-    let master = host_end.as_ref().and_then(master_of);
-    let is_port = master.is_some() && master == bridge_index();
-    let route = host.route_to(address)?;
-    let leads_to = if is_port { master } else { host_index };
-    let is_routed =
-        route.is_some_and(|route| Destination::Host(address).is_of(&route) && link_of(&route) == leads_to);
-    if !is_routed {
-        let to = if is_port { BRIDGE } else { &host_link };
-        damage.push(format!("the node doesn't route {address} to {to}"));
+    let index = host_end.map(|link| link.header.index);
+    // A port's route leads to the bridge.
+    let bridge = host_end.and_then(master_of).filter(|&master| bridge::index() == Some(master));
+    let (leads_to, link) = if bridge.is_some() { (bridge, BRIDGE) } else { (index, name) };
+    if !leads_to.map_or(Ok(false), |to| routes::leads_to(host, address, to))? {
+        faults.push(format!("the node doesn't route {address} to {link}"));
     }
-    if let (true, Some(port)) = (is_port, host_index) {
-        damage.extend(bridge::damage(&mut host, port, address)?);
+    if let (Some(_), Some(port)) = (bridge, index) {
+        faults.extend(bridge::faults(host, port, address)?);
     }
+    Ok(faults)
+}
 
-    let ifname = &sandbox.ifname;
-    netns.inside(|| {
-        let mut pod = Netlink::open()?;
-        let Some(pod_end) = pod.link(link_named(ifname))? else {
-            damage.push(format!("the pod has no interface {ifname}"));
-            return Ok(());
+/// The faults on the pod's side. Must be called inside the pod's namespace.
+fn pod_faults(
+    host_end: Option<&LinkMessage>,
+    host_link: &str,
+    Identity { address, sandbox: Sandbox { ifname, .. }, .. }: &Identity,
+) -> Result<Vec<String>, Error> {
+    let mut pod = Netlink::open()?;
+    let Some(pod_end) = pod.link(link_named(ifname))? else {
+        return Ok(vec![format!("the pod has no interface {ifname}")]);
+    };
+    let index = pod_end.header.index;
+    let is_pair = peer_of(&pod_end) == host_end.map(|link| link.header.index)
+        && host_end.and_then(peer_of) == Some(index);
+    let routes = routes::main(&mut pod)?;
+    let has_route = |to: Destination, gateway: Option<Ipv4Addr>| {
+        let is_it = |route: &RouteMessage| {
+            to.is_of(route) && link_of(route) == Some(index) && gateway_of(route) == gateway
         };
-        let pod_index = pod_end.header.index;
-        if !is_up(&pod_end) {
-            damage.push(format!("the pod's {ifname} is down"));
-        }
-        if peer_of(&pod_end) != host_index || host_end.as_ref().and_then(peer_of) != Some(pod_index) {
-            damage.push(format!("the pod's {ifname} is not the other end of {host_link}"));
-        }
-        if !has_address(&mut pod, pod_index, address)? {
-            damage.push(format!("the pod's {ifname} lacks the address {address}/32"));
-        }
-        let routes = main_routes(&mut pod)?;
-        let has_route = |to: Destination, gateway: Option<Ipv4Addr>| {
-            routes.iter().any(|route| {
-                to.is_of(route) && link_of(route) == Some(pod_index) && gateway_of(route) == gateway
-            })
-        };
-        if !has_route(Destination::Host(GATEWAY), None) {
-            damage.push(format!("the pod lacks the route to {GATEWAY}"));
-        }
-        if !has_route(Destination::Default, Some(GATEWAY)) {
-            damage.push(format!("the pod lacks the default route via {GATEWAY}"));
-        }
-        if !has_neighbour(&mut pod, pod_index)? {
-            damage.push(format!("the pod lacks the permanent neighbour entry for {GATEWAY}"));
-        }
-        Ok(())
-    })?;
-    Ok(damage)
+        routes.iter().any(is_it)
+    };
+    let conditions = [
+        (is_up(&pod_end), format!("the pod's {ifname} is down")),
+        (is_pair, format!("the pod's {ifname} is not the other end of {host_link}")),
+        (
+            has_address(&mut pod, index, *address)?,
+            format!("the pod's {ifname} lacks the address {address}/32"),
+        ),
+        (has_route(Destination::Host(GATEWAY), None), format!("the pod lacks the route to {GATEWAY}")),
+        (
+            has_route(Destination::Default, Some(GATEWAY)),
+            format!("the pod lacks the default route via {GATEWAY}"),
+        ),
+        (
+            has_neighbour(&mut pod, index)?,
+            format!("the pod lacks the permanent neighbour entry for {GATEWAY}"),
+        ),
+    ];
+    Ok(conditions.into_iter().filter(|(holds, _)| !holds).map(|(_, fault)| fault).collect())
 }
 
 fn has_address(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> Result<bool, Error> {
@@ -278,130 +234,9 @@ fn has_neighbour(netlink: &mut Netlink, link: u32) -> Result<bool, Error> {
     }))
 }
 
-/// The IPv4 routes of the main table.
-pub(super) fn main_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    let routes = netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))?;
-    let routes = routes.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
-            Some(route)
-        }
-        _ => None,
-    });
-    Ok(routes.collect())
-}
-
-pub(super) fn link_of(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(link) => Some(*link),
-        _ => None,
-    })
-}
-
-fn gateway_of(route: &RouteMessage) -> Option<Ipv4Addr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
-        _ => None,
-    })
-}
-
-pub(super) fn host_address(route: &RouteMessage) -> Option<Ipv4Addr> {
-    let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-        _ => None,
-    });
-    address.filter(|_| route.header.destination_prefix_length == 32)
-}
-
-pub(super) fn is_up(link: &LinkMessage) -> bool {
-    link.header.flags.contains(LinkFlags::Up)
-}
-
-/// The link that this one is a port of.
-pub(super) fn master_of(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Controller(index) => Some(*index),
-        _ => None,
-    })
-}
-
-pub(super) fn bridge_index() -> Option<u32> {
-    if_nametoindex(BRIDGE).ok()
-}
-
-/// A veth named as [`Sandbox::host_link`] names them.
-pub(super) fn is_ours(link: &LinkMessage) -> bool {
-    let is_veth = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Veth)),
-        _ => false,
-    });
-    let digits = name_of(link).and_then(|name| name.strip_prefix("vnp"));
-    is_veth
-        && digits.is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-pub(super) fn name_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    })
-}
-
-pub(super) fn alias_of(link: &LinkMessage) -> Option<&str> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
-        _ => None,
-    })
-}
-
-pub(super) fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(mac) => Some(mac.as_slice()),
-        _ => None,
-    })
-}
-
-/// The index of a veth's other end, in whatever namespace that is.
-pub(super) fn peer_of(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Link(index) => Some(*index),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn identity(namespace: &str, name: &str) -> Identity {
-        Identity {
-            address: Ipv4Addr::new(10, 1, 2, 3),
-            sandbox: Sandbox { container_id: "c".repeat(64), ifname: "eth0".to_owned() },
-            pod: Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: "u".repeat(36) },
-        }
-    }
-
-    #[test]
-    fn an_identity_survives_the_link_it_is_written_on() {
-        for identity in [identity("default", "web-0"), identity("", "")] {
-            assert_eq!(identity.to_string().parse(), Ok(identity));
-        }
-    }
-
-    #[test]
-    fn a_pod_name_too_long_for_a_link_is_left_out() {
-        let text = identity(&"n".repeat(63), &"p".repeat(253)).to_string();
-        assert!(text.len() <= ALIAS_SIZE, "{}", text.len());
-        assert_eq!(text.parse(), Ok(identity(&"n".repeat(63), "")));
-    }
-
-    #[test]
-    fn an_alias_of_somebody_else_is_no_identity() {
-        for alias in ["", "uplink", "vnetpool/2 10.1.2.3 c eth0 u n p", "vnetpool/1 nowhere c eth0 u n p"] {
-            assert_eq!(alias.parse::<Identity>(), Err(()), "{alias:?}");
-        }
-    }
 
     #[test]
     fn an_address_routed_to_a_link_counts_as_in_use_whoever_has_it() {
@@ -410,7 +245,11 @@ mod tests {
             index: 7,
             up: true,
             has_our_mac: true,
-            identity: Some(identity("default", "web-0")),
+            identity: Some(Identity {
+                address: Ipv4Addr::new(10, 1, 2, 3),
+                sandbox: Sandbox { container_id: "4f1c".to_owned(), ifname: "eth0".to_owned() },
+                pod: Pod::default(),
+            }),
             routes: vec![Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(10, 1, 2, 4)],
         };
         let addresses: Vec<_> =

@@ -23,22 +23,22 @@ use nix::errno::Errno;
 
 use super::Error;
 
-/// The table that everybody uses.
+/// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
-/// By it one knows the agent's routes and rules, all but those to pods: `ip route flush table all proto 176` takes them off.
-/// `rt_protos` of iproute2 gives it to nobody.
+/// The protocol of all the agent's routes and rules but the routes to pods:
+/// `ip route flush table all proto 176` removes them. `rt_protos` of iproute2 assigns it to nobody.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
-/// What the kernel fills at most in one datagram of a dump.
+/// The most that the kernel puts into one datagram of a dump.
 const BUFFER: usize = 32 * 1024;
-/// A dump that something changed meanwhile is taken again, this often at most.
+/// How often a dump is taken again at most because something changed during it.
 const DUMPS: usize = 20;
 
 /// A change to ask of the kernel.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// What it does, for the error.
+    /// What it does, in words for the error.
     what: &'static str,
     flags: u16,
     message: RouteNetlinkMessage,
@@ -49,7 +49,8 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewLink(message) }
     }
 
-    /// A change of a link that exists by the message that makes links, which takes the settings of a port, too.
+    /// A change of an existing link by the message that otherwise creates links, which also takes the
+    /// settings of a port.
     pub(super) fn change_link(what: &'static str, message: LinkMessage) -> Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::NewLink(message) }
     }
@@ -110,7 +111,7 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewRoute(message) }
     }
 
-    /// The route of this destination on the link goes.
+    /// Removes the route to this destination on the link.
     pub(super) fn delete_route(what: &'static str, link: u32, to: Destination) -> Change {
         let Change { message, .. } = Change::new_route(what, link, to, None);
         let message = match message {
@@ -170,7 +171,7 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(message) }
     }
 
-    /// A route that ends on the node what is sent to the range, and tells its sender.
+    /// A route that ends packets to the range on the node and informs their sender.
     pub(super) fn new_unreachable(what: &'static str, range: Ipv4Net) -> Change {
         let message = RouteNetlinkMessage::NewRoute(unreachable(range));
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
@@ -180,7 +181,7 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(unreachable(range)) }
     }
 
-    /// A neighbour that is never asked for.
+    /// A permanent neighbour entry, for which no ARP request is sent.
     pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -269,7 +270,7 @@ pub(super) fn link_named(name: &str) -> LinkMessage {
     message
 }
 
-/// A message that means a link by its index, whatever its name is by then.
+/// A message that means a link by its index, whatever its name is.
 pub(super) fn link_indexed(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -290,15 +291,17 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Makes the changes in their order, all in one system call. The kernel goes on after one that fails, so a batch
-    /// must be one whose later changes do no harm without the earlier. Returns the first failure.
+    /// Makes the changes in their order, all in one system call. The kernel goes on after a change that
+    /// fails, so a later change of a batch must do no harm without the earlier ones. Returns the first
+    /// failure.
     pub(super) fn apply<const N: usize>(&mut self, changes: [Change; N]) -> Result<(), Error> {
         let first = self.sequence + 1;
         let mut what = [""; N];
         let mut bytes = Vec::with_capacity(1024);
         for (index, Change { what: name, flags, message }) in changes.into_iter().enumerate() {
             what[index] = name;
-            // A failure is always reported, success only of the last: one answer to read for the whole batch.
+            // The kernel always reports a failure, but the success only of the last change. So there is one
+            // answer to read for a whole batch.
             let ack = if index + 1 == N { NLM_F_ACK } else { 0 };
             self.push(&mut bytes, NLM_F_REQUEST | flags | ack, message);
         }
@@ -426,7 +429,7 @@ impl Netlink {
         self.socket.send_to(bytes, &kernel, 0).map(drop).map_err(|error| Error::kernel(what, error))
     }
 
-    /// Reads one datagram and hands over each message in it.
+    /// Reads one datagram and hands each message in it to `take`.
     fn receive(
         &self,
         what: &'static str,

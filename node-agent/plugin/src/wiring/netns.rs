@@ -9,15 +9,16 @@ use nix::{
 
 use super::Error;
 
-/// The namespace of the thread, as opposed to `/proc/self`, which is that of the process's first thread.
+/// The thread's own namespace. `/proc/self` would be that of the process's first thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Where runtimes keep the files of network namespaces.
 pub const DIR: &str = "/run/netns";
 
-/// Whether the network namespace of this path and inode is no more. `dir` is [`DIR`], or where that is seen here. What can't be
-/// looked at is not gone: another folder, which may be of another mount or process namespace than ours; a folder that isn't
-/// there; a file without the namespace that is mounted on it elsewhere.
+/// Whether the network namespace of this path and inode is gone. `dir` is [`DIR`], or where that folder is
+/// seen from here. A namespace that can't be looked at isn't gone: if its path is in another folder, which
+/// may be of another mount or process namespace than ours; if the folder doesn't exist; if the file is there
+/// but the namespace is mounted on it elsewhere.
 pub fn is_gone(dir: &Path, path: &str, inode: Option<u64>) -> bool {
     let below = ["/run/netns/", "/var/run/netns/"].iter().find_map(|parent| path.strip_prefix(parent));
     let Some(name) = below.filter(|name| !name.contains('/') && !name.is_empty()) else { return false };
@@ -42,8 +43,8 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Opens the namespace at `path`. Fails if it isn't there, is no network namespace, or is the caller's own:
-    /// wiring a pod there would change the node's network.
+    /// Opens the namespace at `path`. Fails if there is no file, if it is no network namespace, or if it is
+    /// the caller's own: wiring a pod there would change the node's network.
     pub fn open(path: &Path) -> Result<Netns, Error> {
         let failed = |error| Error::Netns { path: path.to_owned(), source: error };
         let pod = fs::File::open(path).map_err(failed)?;

@@ -1,12 +1,14 @@
-//! Has a packet to a free address of the node's own range (mode `Route`) end on the node.
+//! Ends packets to free addresses of the node's own range (mode `Route`) on the node.
 //!
-//! Azure routes the whole range to the node. A pod's address has its host route; for any other the node would fall back to its
-//! default route, Azure would send the packet here again, and so on until its TTL ends.
+//! Azure routes the whole range to the node, and a pod's address has a host route. A packet to any other
+//! address would follow the node's default route, Azure would send it here again, and so on until its TTL
+//! ends.
 //!
 //! ```text
 //!   unreachable 10.244.3.0/24 proto 176              answered by ICMP at once
 //! ```
-//! One in the main table is enough: a rule that leaves out all but host routes, as `steer`'s, heeds it all the same.
+//! One route in the main table is enough: a rule that ignores all but host routes, as `steer`'s does, heeds
+//! it all the same.
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -14,19 +16,19 @@ use nix::errno::Errno;
 
 use super::{
     Error,
-    inspect::main_routes,
     netlink::{Change, Netlink, OURS},
+    routes,
 };
 
-/// Has what is sent to these ranges end here unless a pod has the address, and to no other range. Any number of times; none for a
-/// node that has no range. Lists all routes, so its cost grows with the pods.
+/// Ends packets to these ranges here unless a pod has the address, and packets to no other range. Idempotent.
+/// The list is empty for a node that has no range. It lists all routes, so its cost grows with the pods.
 pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
-    let found: Vec<Ipv4Net> = main_routes(&mut netlink)?.iter().filter_map(closed).collect();
+    let found: Vec<Ipv4Net> = routes::main(&mut netlink)?.iter().filter_map(closed).collect();
     for range in ranges.iter().filter(|range| !found.contains(range)) {
         let change = Change::new_unreachable("close the node's range to what no pod has", *range);
         match netlink.apply([change]) {
-            // Somebody leads the range elsewhere, and knows why.
+            // Somebody has routed the range elsewhere on purpose.
             Err(error) if error.is(Errno::EEXIST) => {}
             result => result?,
         }

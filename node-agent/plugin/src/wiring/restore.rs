@@ -1,15 +1,14 @@
-//! Puts right what somebody else on the node has done to a wired sandbox's host end.
+//! Repairs what somebody else on the node has done to the host's end of a wired sandbox.
 
 use std::fmt;
 
 use netlink_packet_route::link::LinkAttribute;
-use nix::errno::Errno;
 
 use super::{
-    Error, HOST_MAC, HostLink,
-    inspect::{alias_of, bridge_index, is_up, link_of, mac_of, master_of},
-    link_up,
-    netlink::{Change, Destination, Netlink, link_indexed},
+    Error, HOST_MAC, HostLink, bridge, link_up,
+    messages::{alias_of, is_up, mac_of, master_of},
+    netlink::{Change, Netlink, link_indexed},
+    routes,
 };
 
 /// What was not as ADD left it.
@@ -33,10 +32,11 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Makes this host end what [`connect`](super::connect) made it, and returns what it was not. Under its sandbox's lock: a link
-/// that no longer says what it said belongs to nobody, or to a later ADD, and is left alone.
+/// Restores what [`connect`](super::connect) made of this host end, and returns what had to be restored. Must
+/// be called under the sandbox's lock. A link whose alias has changed belongs to nobody, or to a later ADD,
+/// and is left alone.
 ///
-/// Asks for single objects only, so its cost doesn't grow with the node's pods.
+/// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
 pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
     let Some(identity) = &damaged.identity else { return Ok(Vec::new()) };
     let mut netlink = Netlink::open()?;
@@ -55,20 +55,10 @@ pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
         netlink.apply([Change::set_link("set up the host's end again", link_up(index))])?;
         damage.push(Damage::Down);
     }
-    let to = Destination::Host(identity.address);
     // A port's route leads to the bridge.
-    let index = master_of(&link).filter(|&master| bridge_index() == Some(master)).unwrap_or(index);
-    let route = Change::new_route("restore the node's route to the pod", index, to, None);
-    match netlink.apply([route]) {
-        Ok(()) => damage.push(Damage::Route),
-        // It is there: ours, or somebody else's in its place.
-        Err(error) if error.is(Errno::EEXIST) => {
-            let found = netlink.route_to(identity.address)?;
-            if !found.is_some_and(|route| to.is_of(&route) && link_of(&route) == Some(index)) {
-                return Err(Error::AddressRouted(identity.address));
-            }
-        }
-        Err(error) => return Err(error),
+    let leads_to = master_of(&link).filter(|&master| bridge::index() == Some(master)).unwrap_or(index);
+    if routes::ensure(&mut netlink, identity.address, leads_to)? {
+        damage.push(Damage::Route);
     }
     Ok(damage)
 }

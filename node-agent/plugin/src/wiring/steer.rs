@@ -1,10 +1,10 @@
-//! Steers what pods of a secondary NIC send to that NIC: Azure drops there what comes by another.
+//! Routes what pods of a secondary NIC send to that NIC: Azure drops what comes by another NIC.
 //!
 //! ```text
-//!   7600: from the NIC's subnet lookup main suppress_prefixlength 31     the node's own pods, and Azure's services on the host
-//!   7601: from the NIC's subnet lookup 176                               all else: default via the NIC's gateway
+//!   7600: from the NIC's subnet lookup main suppress_prefixlength 31    the node's own pods, Azure's host services
+//!   7601: from the NIC's subnet lookup 176                              all else: default via the NIC's gateway
 //! ```
-//! By source and not by pod, so it changes with the NIC and not with pods.
+//! The rules are by source and not by pod, so they change with the NIC and not with pods.
 
 use std::net::Ipv4Addr;
 
@@ -20,14 +20,16 @@ use super::{
     netlink::{Change, MAIN, Netlink, OURS, Rule},
 };
 
-/// Of all routing tables, ours.
+/// Our routing table.
 const TABLE: u8 = 176;
-/// Before the main table's own rule (32766). Others may use the same: ours are those with our protocol.
+/// The priorities of our rules: before the main table's own rule (32766). Others may use the same, so ours are known by
+/// their protocol.
 const NEAR: u32 = 7600;
 const FAR: u32 = 7601;
 
-/// Sets the link up and sends by it, through `gateway`, all that has one of these sources and isn't for an address of the node's
-/// or of its pods. Any number of times; what an earlier call steered and this one doesn't isn't steered any more.
+/// Sets the link up and routes by it, through `gateway`, all packets with one of these sources that aren't
+/// for an address of the node or of its pods. Idempotent: rules of an earlier call that this call doesn't
+/// want are removed.
 pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), Error> {
     let index = index_of(link)?;
     let mut netlink = Netlink::open()?;
@@ -51,7 +53,7 @@ pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), E
     Ok(())
 }
 
-/// Takes back all that [`steer`] did, but for the link, which stays up. Ok if there was nothing.
+/// Undoes [`steer`], except that the link stays up. Ok if there was nothing to undo.
 pub fn unsteer() -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     for rule in ours(&mut netlink)? {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::json;
-use vnetpool_plugin::ledger::{Ledger, Supply, file};
+use vnetpool_plugin::ledger::{Claim, Ledger, Supply, file};
 
 use crate::node::{Node, Pod, eventually, finish, supply};
 
@@ -220,7 +220,9 @@ fn gc_collects_what_is_of_its_own_network_and_leaves_alone_what_may_be_of_anothe
     let kept = node.run("ADD", &others.id, &others.netns.path(), &of("other")).address();
     // As the release before wrote it, or the agent after it had lost the ledger.
     let unknown = Pod::new("c");
-    node.store.with(|ledger, now| ledger.assign(&unknown.sandbox(), &Default::default(), now)).unwrap();
+    node.store
+        .with(|ledger, now| ledger.assign(&Claim::wired(&unknown.sandbox(), &Default::default(), ""), now))
+        .unwrap();
 
     let collect = |network: &str| {
         let mut config = of(network);

@@ -1,4 +1,4 @@
-//! The door every call to ARM goes through: waits until the budget lets it.
+//! The gate that every call to ARM goes through: it waits there until the budget grants it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,57 +14,57 @@ pub(in crate::azure) struct Gate(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// Something changed that may let somebody go earlier than the porter thinks.
+    /// Something changed that may let a call go earlier than the dispatcher expects.
     changed: Notify,
 }
 
 struct State {
     budget: Budget,
     waiting: HashMap<Ticket, oneshot::Sender<()>>,
-    /// A task is under way that calls those who wait; there is one only while somebody does.
-    porter: bool,
+    /// Whether the dispatcher runs, the task that lets waiting calls go. It runs only while calls wait.
+    is_dispatching: bool,
 }
 
 impl Gate {
     /// `percent` of Azure's limits are ours.
     pub(in crate::azure) fn new(percent: u8) -> Gate {
-        let state = State { budget: Budget::new(percent), waiting: HashMap::new(), porter: false };
+        let state = State { budget: Budget::new(percent), waiting: HashMap::new(), is_dispatching: false };
         Gate(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
-    /// Waits until a call of this lane may be made and counts it. Gives the time waited; or `None` if `outgrown` came first:
-    /// then the call isn't counted and must not be made.
-    pub(in crate::azure) async fn pass(
+    /// Waits until a call of this lane may be made and counts it. Gives the time waited, or `None` if
+    /// `outgrown` came first: then the call isn't counted and must not be made.
+    pub(in crate::azure) async fn wait_for_turn(
         &self,
         lane: &Lane,
         priority: Priority,
         outgrown: impl Future<Output = ()>,
     ) -> Option<Duration> {
         let since = now();
-        let (place, called) = self.queue(lane, priority);
+        let (place, granted) = self.queue(lane, priority);
         tokio::select! {
             biased;
-            // The sender lives in `waiting` until it is used, so an error can't happen but at the process's end.
-            _ = called => {}
-            // Who was called in this very moment goes.
+            // The sender lives in `waiting` until it is used, so an error means that the process ends.
+            _ = granted => {}
+            // A call that has just been granted goes.
             () = outgrown => if place.leave() { return None },
         }
         Some(now().duration_since(since))
     }
 
     fn queue<'a>(&'a self, lane: &'a Lane, priority: Priority) -> (Waiter<'a>, oneshot::Receiver<()>) {
-        let (call, called) = oneshot::channel();
+        let (grant, granted) = oneshot::channel();
         let mut state = self.0.lock();
         let ticket = state.budget.ask(lane, priority);
-        state.waiting.insert(ticket, call);
-        if state.porter {
-            // The porter looks once for all that ask in the meantime, not once for each.
+        state.waiting.insert(ticket, grant);
+        if state.is_dispatching {
+            // The dispatcher looks once for all calls that come in the meantime, not once for each.
             self.0.changed.notify_one();
-        } else if state.call().is_some() {
-            state.porter = true;
-            tokio::spawn(self.clone().keep());
+        } else if state.grant().is_some() {
+            state.is_dispatching = true;
+            tokio::spawn(self.clone().dispatch());
         }
-        (Waiter { gate: self, lane, priority, ticket }, called)
+        (Waiter { gate: self, lane, priority, ticket }, granted)
     }
 
     /// Takes in what an answer said about the limits.
@@ -78,13 +78,13 @@ impl Gate {
         (state.budget.accounts(now()), state.budget.waiting())
     }
 
-    /// Calls who may go until nobody waits.
-    async fn keep(self) {
+    /// The dispatcher: lets calls go as the budget grants them, until none waits.
+    async fn dispatch(self) {
         loop {
             let again = {
                 let mut state = self.0.lock();
-                let Some(again) = state.call() else {
-                    state.porter = false;
+                let Some(again) = state.grant() else {
+                    state.is_dispatching = false;
                     return;
                 };
                 again
@@ -97,7 +97,7 @@ impl Gate {
     }
 }
 
-/// One who waits, and leaves its place when dropped.
+/// A call that waits. Leaves its place when dropped.
 struct Waiter<'a> {
     gate: &'a Gate,
     lane: &'a Lane,
@@ -106,7 +106,7 @@ struct Waiter<'a> {
 }
 
 impl Waiter<'_> {
-    /// False if it was called before.
+    /// False if the call has been granted before.
     fn leave(&self) -> bool {
         let mut state = self.gate.0.lock();
         state.waiting.remove(&self.ticket);
@@ -128,12 +128,12 @@ impl Inner {
 }
 
 impl State {
-    /// Lets go who may, and gives when the next may.
-    fn call(&mut self) -> Option<Instant> {
+    /// Lets all calls go that may go now. Gives when the next may go, or `None` if none waits.
+    fn grant(&mut self) -> Option<Instant> {
         let (granted, again) = self.budget.grant(now());
         for ticket in granted {
-            if let Some(call) = self.waiting.remove(&ticket) {
-                let _ = call.send(());
+            if let Some(grant) = self.waiting.remove(&ticket) {
+                let _ = grant.send(());
             }
         }
         again
@@ -165,7 +165,7 @@ mod tests {
     async fn drain(gate: &Gate) {
         let lane = write();
         for _ in 0..160 {
-            gate.pass(&lane, Priority::WaitingPods, pending()).await;
+            gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
         let started = tokio::time::Instant::now();
         drain(&gate).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
-        let calls = (0..80).map(|_| gate.pass(&lane, Priority::WaitingPods, pending()));
+        let calls = (0..80).map(|_| gate.wait_for_turn(&lane, Priority::WaitingPods, pending()));
         futures::future::join_all(calls).await;
         let took = started.elapsed().as_secs_f64();
         assert!((9.9..10.1).contains(&took), "80 calls at 8 a second took {took} s");
@@ -186,8 +186,8 @@ mod tests {
         let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
         let (refill, pods) = tokio::join!(
-            gate.pass(&lane, Priority::WarmRefill, pending()),
-            gate.pass(&lane, Priority::WaitingPods, pending())
+            gate.wait_for_turn(&lane, Priority::WarmRefill, pending()),
+            gate.wait_for_turn(&lane, Priority::WaitingPods, pending())
         );
         assert!(pods < refill, "{pods:?} is not less than {refill:?}");
     }
@@ -196,7 +196,7 @@ mod tests {
     async fn a_closed_gate_opens_by_itself() {
         let (gate, lane) = (Gate::new(80), write());
         gate.learn(&lane, &Lesson::closed_by_arm(Duration::from_secs(42)));
-        let waited = gate.pass(&lane, Priority::WaitingPods, pending()).await.unwrap();
+        let waited = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
         assert_eq!(waited.as_secs(), 42);
     }
 
@@ -206,8 +206,10 @@ mod tests {
         drain(&gate).await;
         let spent = || gate.accounts().0[0].spent;
         let before = spent();
-        let refill = gate.pass(&lane, Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(1)));
-        let (refill, other) = tokio::join!(refill, gate.pass(&lane, Priority::WarmRefill, pending()));
+        let refill =
+            gate.wait_for_turn(&lane, Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(1)));
+        let (refill, other) =
+            tokio::join!(refill, gate.wait_for_turn(&lane, Priority::WarmRefill, pending()));
         assert_eq!(refill, None);
         // 41 have to be there, at 8 a second: nobody else's wait has changed.
         let took = other.unwrap().as_secs_f64();
@@ -216,12 +218,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_has_been_called_goes_though_it_is_outgrown_by_then() {
+    async fn a_call_that_has_been_granted_goes_though_it_is_outgrown_by_then() {
         let (gate, lane) = (Gate::new(80), write());
-        assert!(gate.pass(&lane, Priority::WarmRefill, ready(())).await.is_some());
+        assert!(gate.wait_for_turn(&lane, Priority::WarmRefill, ready(())).await.is_some());
         drain(&gate).await;
-        let (waiter, called) = gate.queue(&lane, Priority::WaitingPods);
-        called.await.unwrap();
+        let (waiter, granted) = gate.queue(&lane, Priority::WaitingPods);
+        granted.await.unwrap();
         assert!(!waiter.leave());
         assert_eq!(gate.accounts().0[0].spent, 162);
     }
@@ -230,9 +232,9 @@ mod tests {
     async fn one_that_gave_up_waiting_does_not_stop_the_others() {
         let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
-        let impatient = gate.pass(&lane, Priority::WaitingPods, pending());
+        let impatient = gate.wait_for_turn(&lane, Priority::WaitingPods, pending());
         tokio::time::timeout(Duration::from_millis(1), impatient).await.unwrap_err();
-        gate.pass(&lane, Priority::WaitingPods, pending()).await;
+        gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;
         assert_eq!(gate.0.lock().waiting.len(), 0);
         assert_eq!(gate.accounts().0[0].spent, 161);
     }

@@ -1,4 +1,4 @@
-//! What an answer of Azure's says about its limits. Pure.
+//! What an answer of Azure says about its limits. Pure.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::azure::error::{Error, Limit};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lesson {
     counters: Vec<(Counter, f64)>,
-    /// Azure throttled the call and wants this much peace.
+    /// Azure throttled the call and demands this long a pause.
     pub(super) closed_for: Option<Duration>,
     by: Throttler,
 }
@@ -23,7 +23,7 @@ enum Counter {
     Identity,
     /// The subscription's calls of all identities, fifteen times as many.
     Everybody,
-    /// A provider's calls; how many there are in all isn't told.
+    /// A provider's calls. Azure doesn't say how many there are in all.
     Provider,
     /// Compute's calls about one resource, likewise.
     Resource,
@@ -43,7 +43,7 @@ const EVERYBODY: f64 = 15.0;
 const REMAINING: &str = "x-ms-ratelimit-remaining-";
 
 impl Lesson {
-    /// Of an answer's headers, to a write or to a read; and of the error it was, if it was one.
+    /// From the headers of an answer to a write or to a read, and from the error if the answer was one.
     pub(in crate::azure) fn of(headers: &HeaderMap, writes: bool, error: Option<&Error>) -> Lesson {
         let counters = headers
             .iter()
@@ -84,7 +84,7 @@ impl Lesson {
         left.reduce(f64::min).map(|left| left.max(0.0))
     }
 
-    /// Whether it is this meter that Azure wants left in peace.
+    /// Whether Azure demands the pause for this meter.
     pub(super) fn closes(&self, meter: &Meter) -> bool {
         match meter {
             Meter::Arm { .. } => self.by == Throttler::Arm,
@@ -103,10 +103,10 @@ fn is_of_nics(message: &str) -> bool {
 /// The counters in one header, by the rest of its name, that count this sort of call.
 ///
 /// `subscription-reads`, `subscription-global-reads` and `tenant-reads`, likewise `-writes`, are ARM's;
-/// `subscription-resource-requests` and `tenant-resource-requests` a provider's. `resource` is Compute's: a list of
-/// policies, each with its own count, such as `Microsoft.Compute/GetVMScaleSet3Min;197`. That one whose name says
-/// "Resource" counts one resource's calls is an assumption; were it wrong, the subscription's level would just not
-/// fall before Azure throttles.
+/// `subscription-resource-requests` and `tenant-resource-requests` are a provider's. `resource` is Compute's:
+/// a list of policies, each with its own count, such as `Microsoft.Compute/GetVMScaleSet3Min;197`. It is an
+/// assumption that a policy whose name says "Resource" counts one resource's calls. If it is wrong, only the
+/// subscription's level doesn't fall before Azure throttles.
 fn counters(name: &str, value: &str, writes: bool) -> Vec<(Counter, f64)> {
     let one = |counter| value.trim().parse().ok().map(|left| (counter, left)).into_iter().collect();
     let sort = if writes { "writes" } else { "reads" };

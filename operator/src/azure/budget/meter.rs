@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::{Account, Kind, Lane, Priority, Provider};
 
-/// One thing Azure counts calls by.
+/// A meter by which Azure counts calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Meter {
     /// ARM's own, for a subscription and identity.
     Arm { subscription: String, writes: bool },
-    /// The network resource provider's, for a subscription and region. Calls about resources whose region isn't known
-    /// yet, the first read of each, share one without.
+    /// The network resource provider's, for a subscription and region. Calls about resources whose region
+    /// isn't known yet, the first read of each, share a meter without a region.
     Network { subscription: String, region: String, writes: bool },
     /// The compute resource provider's.
     Compute { subscription: String, region: String, writes: bool },
@@ -22,7 +22,7 @@ pub(super) enum Meter {
 /// How much of a meter is left to us.
 pub(super) struct Level {
     gauge: Gauge,
-    /// Azure has told us to stay away until then.
+    /// Azure has told us to wait until then.
     closed_until: Option<Instant>,
     spent: u64,
 }
@@ -34,7 +34,8 @@ enum Gauge {
     Window { capacity: usize, span: Duration, used: VecDeque<Instant> },
 }
 
-/// However small our share is, a bucket has room for one call of each priority: else those below would never go.
+/// However small our share is, a bucket has room for one call of each priority; otherwise those at the bottom
+/// would never go.
 const LEAST: f64 = 2.0;
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 
@@ -56,8 +57,8 @@ pub(super) fn of(lane: &Lane) -> Vec<Meter> {
 }
 
 impl Meter {
-    /// Azure's limit: how many calls at once, and how many a second after that (learn.microsoft.com, "Throttling" of
-    /// Resource Manager, of the network resource provider, and "Compute throttling limits").
+    /// Azure's limit: how many calls at once, and how many a second after that (learn.microsoft.com,
+    /// "Throttling" of Resource Manager, of the network resource provider, and "Compute throttling limits").
     pub(super) fn limit(&self) -> (f64, f64) {
         let a_minute = |burst: f64, refill: f64| (burst, refill / 60.0);
         match self {
@@ -65,7 +66,7 @@ impl Meter {
             Meter::Arm { writes: true, .. } => (200.0, 10.0),
             Meter::Network { writes: false, .. } => (10_000.0, 0.0),
             Meter::Network { writes: true, .. } => (1_000.0, 0.0),
-            // The least of what it allows for the calls we make: asking for an operation's status; VM updates.
+            // The lowest of its limits for the calls we make: asking for an operation's status; VM updates.
             Meter::Compute { writes: false, .. } => a_minute(15_000.0, 5_000.0),
             Meter::Compute { writes: true, .. } => a_minute(1_500.0, 500.0),
             Meter::Resource { kind: Kind::Read, .. } => a_minute(36.0, 12.0),
@@ -110,14 +111,14 @@ impl Level {
         let filled = match &self.gauge {
             Gauge::Bucket { capacity, per_second, tokens, .. } => {
                 let lacking = capacity * priority.leaves() + 1.0 - tokens;
-                // A microsecond more than it takes, so that rounding doesn't find it a hair short then.
+                // A microsecond more than needed, so that rounding doesn't leave it a hair short then.
                 if lacking <= 0.0 { now } else { now + Duration::from_secs_f64(lacking / per_second + 1e-6) }
             }
             Gauge::Window { capacity, span, used } => {
                 let allowed = (*capacity as f64 * (1.0 - priority.leaves())) as usize;
                 match (used.len() + 1).checked_sub(allowed) {
                     None | Some(0) => now,
-                    // So many of the oldest have to fall out of the window first.
+                    // This many of the oldest calls have to fall out of the window first.
                     Some(excess) => used.get(excess - 1).map_or(now, |&last| last + *span),
                 }
             }
@@ -133,14 +134,14 @@ impl Level {
         }
     }
 
-    /// Azure counts fewer left than we do: others draw on it as well.
+    /// Azure counts fewer left than we do, since others draw on it as well.
     pub(super) fn lower(&mut self, left: f64) {
         if let Gauge::Bucket { tokens, .. } = &mut self.gauge {
             *tokens = tokens.min(left);
         }
     }
 
-    /// A moment that is earlier than one known already opens nothing.
+    /// An earlier moment than the known one opens nothing.
     pub(super) fn close(&mut self, until: Instant) {
         self.closed_until = self.closed_until.max(Some(until));
     }

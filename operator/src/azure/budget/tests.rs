@@ -235,7 +235,8 @@ fn accounts_tell_what_was_spent_what_is_left_and_who_waits() {
     assert_eq!(budget.waiting().map(|(_, count)| count), [0, 0, 0, 1, 0]);
 }
 
-/// Nodes that each ask again some time after their last call was let through, like passes of the controller do.
+/// Nodes that each ask again some time after their last call was let through, like passes of the controller
+/// do.
 #[derive(Clone, Debug)]
 struct Asking {
     priority: Priority,
@@ -276,8 +277,8 @@ fn ten_minutes(nodes: &[Asking], percent: u8) -> Vec<(f64, u32)> {
     result
 }
 
-/// What a thousand new nodes at once cost: for each its VM, its NIC, a write of ten seconds, a poll, and the read-back.
-/// Gives the requests, and when each was served, in seconds.
+/// What a thousand new nodes at once cost: for each its VM, its NIC, a write of ten seconds, a poll, and the
+/// read-back. Gives the requests, and when each was served, in seconds.
 fn a_rush_of_new_nodes(nodes: usize) -> (u64, Vec<f64>) {
     const STEP: f64 = 0.05;
     let start = Instant::now();
@@ -315,7 +316,8 @@ fn a_thousand_new_nodes_are_served_at_the_pace_that_azure_allows() {
         "1,000 new nodes: {requests} requests; served after {first:.0}, {half:.0}, {last:.0} s: first, half, all"
     );
     assert_eq!(requests, 5000);
-    // A tenth of our 800 writes in five minutes is left to waiting pods, so the last wait for a second window.
+    // A tenth of our 800 writes in five minutes is left to waiting pods, so the last wait for a second
+    // window.
     assert!((300.0..350.0).contains(&last), "{last}");
 }
 
@@ -364,7 +366,8 @@ fn a_place_given_up_costs_nothing_and_the_others_keep_theirs() {
 fn many_who_wait_for_a_provider_are_looked_through_once_and_not_once_for_each() {
     let start = Instant::now();
     let mut budget = budget();
-    // Nine calls that came later have gone before: it is the turn of whoever has waited longest, and nobody can go.
+    // Nine calls that came later have gone before: it is the turn of whoever has waited longest, and nobody
+    // can go.
     budget.learn(&write(), &Lesson::closed_by_provider(Duration::from_secs(300)), start);
     (0..4000).for_each(|_| _ = budget.ask(&write(), Priority::NewNode));
     for _ in 0..TURN {
@@ -379,8 +382,8 @@ fn many_who_wait_for_a_provider_are_looked_through_once_and_not_once_for_each() 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever the others do, a node gets its turn: after all others once for each of ten calls at most, and the wait for
-    /// the part of the bucket that its priority leaves to others.
+    /// Whatever the others do, a node gets its turn: after all others once for each of ten calls at most, and
+    /// the wait for the part of the bucket that its priority leaves to others.
     #[test]
     fn no_node_starves_another(nodes in nodes()) {
         let rate = 0.2 * 10.0;

@@ -1,4 +1,5 @@
-//! The application security groups of a NIC's document: every ipConfiguration names them, and Azure wants the same of each.
+//! The application security groups of a NIC's document: every ipConfiguration names them, and Azure demands
+//! the same for all.
 
 use serde_json::{Value, json};
 
@@ -10,8 +11,8 @@ pub(super) fn read(ip_configurations: &[Value]) -> Vec<ResourceId> {
     of_first(ip_configurations).iter().filter_map(id).collect()
 }
 
-/// Puts all ipConfigurations into the groups `join` and takes them out of `leave`. What others have put them into stays as it
-/// came, and so does everything where there is nothing to do.
+/// Puts all ipConfigurations into the groups `join` and takes them out of the groups `leave`. Groups that
+/// others have chosen stay as they came, and so does everything if there is nothing to do.
 pub(super) fn write(ip_configurations: &mut [Value], join: &[ResourceId], leave: &[ResourceId]) {
     let before = of_first(ip_configurations);
     let mut groups = before.clone();
@@ -61,7 +62,7 @@ mod tests {
         write(&mut all, &ids(&["web", "api"]), &[]);
         assert_eq!(all, nic(&json!([theirs, { "id": group("web") }, { "id": group("api") }])));
         assert_eq!(read(&all), ids(&["theirs", "web", "api"]));
-        // In whatever case Azure has them.
+        // The ids may be in another case in Azure.
         write(&mut all, &[], &ids(&["WEB", "api"]));
         assert_eq!(all, nic(&json!([theirs])));
     }

@@ -147,7 +147,8 @@ fn a_table_without_a_list_of_routes_is_an_empty_one() {
 }
 
 proptest! {
-    /// However often, by whomever and in whatever order: with a stale list of names, without a held route, twice.
+    /// However often, by whomever and in whatever order: with a stale list of names, without a held route,
+    /// twice.
     #[test]
     fn no_range_is_ever_two_nodes(steps in prop::collection::vec((0..8_u8, any::<bool>(), any::<bool>()), 1..40)) {
         let mut document = table(vec![]);

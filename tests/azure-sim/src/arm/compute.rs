@@ -35,7 +35,7 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
     }
     let scope = call.request.path.to_lowercase();
     let scope = scope.split("/providers/").next().unwrap_or_default();
-    // The one filter Compute knows is by scale set, and instances of a Uniform one aren't listed here.
+    // Compute's only filter is by scale set, and instances of a Uniform set aren't listed here.
     let machines: Vec<&Value> = if call.request.parameter("$filter").is_some() {
         Vec::new()
     } else {
@@ -80,7 +80,8 @@ fn put(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let location = body["location"].as_str().unwrap_or(&world.config.location).to_owned();
     let netns = known.and_then(|vm| vm.netns.clone());
     if let Some(vm) = known {
-        // An update that needs no work on the machine is done when it is answered, though the answer says Updating.
+        // An update that needs no work on the machine is done when it is answered, although the answer says
+        // Updating.
         let etag = vm.etag + 1;
         let document = vm::replace(&id, name, Some(&vm.document), body, etag, "Updating");
         let mut after = document.clone();

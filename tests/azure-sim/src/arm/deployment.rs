@@ -1,6 +1,8 @@
-//! Microsoft.Resources/deployments: a template is applied resource by resource, each through its provider's front door.
+//! Microsoft.Resources/deployments: a template is applied resource by resource, each through its provider's
+//! front door.
 //!
-//! Azure takes as long as its slowest resource; here each is finished before the next is begun, in no time.
+//! In Azure this takes as long as the slowest resource. Here each resource is finished before the next is
+//! begun, in no time.
 
 use super::{Call, action, dispatch, not_found, unknown_type};
 use crate::permission;
@@ -75,7 +77,7 @@ fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
         });
     }
     world.deployments.insert(id.to_lowercase(), document.clone());
-    // What Azure says at once, whatever comes of it.
+    // Azure's immediate answer, whatever the outcome.
     document["properties"]["provisioningState"] = json!("Accepted");
     for later in ["outputs", "outputResources", "error"] {
         crate::nic::remove(&mut document["properties"], later);

@@ -85,7 +85,7 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
     let scope = scope.split("/providers/").next().unwrap_or_default();
     let value: Vec<Value> = match kind {
         "networkinterfaces" => {
-            // Those of scale sets are found below their sets only.
+            // NICs of scale sets are listed only below their sets.
             let own = |key: &String| key.starts_with(scope) && key.contains("/microsoft.network/");
             let nics = world.nics.iter().filter(|(key, _)| own(key));
             nics.map(|(_, nic)| nic.document.clone()).collect()
@@ -102,7 +102,7 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
     Ok(Reply::new(200, json!({ "value": value })))
 }
 
-/// An answer to a GET carries the etag in a header, too.
+/// The answer to a GET has the etag in a header, too.
 pub(super) fn tagged(status: u16, document: Value) -> Result<Reply, Reply> {
     let etag = document["etag"].as_str().unwrap_or_default().to_owned();
     Ok(Reply::new(status, document).header("etag", etag))
@@ -119,7 +119,7 @@ fn known_vnet<'a>(world: &'a World, call: &Call) -> Result<&'a Value, Reply> {
     world.vnets.get(&key).ok_or_else(|| not_found(VNETS, call.segment(7), call.group()))
 }
 
-/// A sub-resource is known to the provider only, which words its absence in its own way.
+/// Only the provider knows sub-resources, and it words their absence in its own way.
 pub(super) fn child_not_found(call: &Call) -> Reply {
     Reply::nrp(404, "NotFound", format!("Resource {} not found.", call.request.path), json!([]))
 }

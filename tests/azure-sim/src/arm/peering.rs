@@ -1,5 +1,6 @@
-//! Peerings of virtual networks. A peering works when both networks have one to the other: until then it is `Initiated`, and
-//! `Disconnected` when the other one has gone (documentation of virtual network peering).
+//! Peerings of virtual networks. A peering works when both networks have one to the other. Before that it is
+//! `Initiated`, and when the other peering has gone it is `Disconnected` (documentation of virtual network
+//! peering).
 
 use super::Call;
 use super::network::{check_etag, child_not_found, tagged};
@@ -85,7 +86,7 @@ fn set(world: &mut World, key: &str, id: &str, peering: Option<Value>) {
     }
 }
 
-/// The other network's peering to this one gets another state.
+/// Sets the state of the other network's peering to this one.
 fn announce_to_peer(world: &mut World, key: &str, peering: &Value, state: &str) {
     let remote =
         peering["properties"]["remoteVirtualNetwork"]["id"].as_str().unwrap_or_default().to_lowercase();

@@ -1,5 +1,6 @@
-//! Route tables, security groups, public addresses, load balancers and gateways: one way of serving them all. The answers
-//! follow the recordings of the same names: 201 or 200 with an operation, 202 for a deletion, `etag` in the header of a GET.
+//! Route tables, security groups, public addresses, load balancers and gateways: one way of serving them all.
+//! The answers follow the recordings of the same names: 201 or 200 with an operation, 202 for a deletion,
+//! `etag` in the header of a GET.
 
 use super::network::{announce, check_etag, child_not_found, tagged};
 use super::{Call, not_allowed, not_found};
@@ -58,7 +59,7 @@ fn id_of(world: &World, call: &Call, kind: Kind) -> String {
     world.resource_id(call.group(), kind.type_name(), call.segment(7))
 }
 
-/// As a GET shows it.
+/// The document as a GET shows it.
 fn known(world: &World, call: &Call, kind: Kind) -> Result<Value, Reply> {
     let found = world.resource(kind, &id_of(world, call, kind));
     let document = found.ok_or_else(|| not_found(kind.type_name(), call.segment(7), call.group()))?;
@@ -68,7 +69,7 @@ fn known(world: &World, call: &Call, kind: Kind) -> Result<Value, Reply> {
 fn put(world: &mut World, call: &Call, kind: Kind) -> Result<Reply, Reply> {
     let name = call.segment(7);
     let id = id_of(world, call, kind);
-    // The recordings leave `properties` out where there is nothing to say.
+    // In the recordings `properties` is absent if it would be empty.
     let mut body = call.object()?;
     if body["properties"].is_null() {
         body["properties"] = json!({});
@@ -87,7 +88,7 @@ fn put(world: &mut World, call: &Call, kind: Kind) -> Result<Reply, Reply> {
     finish(world, call, kind, &id, Reply::new(status, shown(world, kind, &id)))
 }
 
-/// Checks what the document refers to and fills in what Azure allocates, then keeps it.
+/// Checks the document's references and fills in what Azure allocates, then stores it.
 fn store(world: &mut World, kind: Kind, id: &str, mut document: Value) -> Result<(), Reply> {
     attachment::check(world, kind, &document)?;
     attachment::allocate(world, kind, &mut document)?;
@@ -141,7 +142,7 @@ fn delete(world: &mut World, call: &Call, kind: Kind) -> Result<Reply, Reply> {
     Ok(announce(world, call, &operation, Reply::empty(202)))
 }
 
-/// One child is written: the parent's document with that child replaced or added.
+/// Writes one child: the parent's document with that child replaced or added.
 fn put_child(world: &mut World, call: &Call, kind: Kind, children: &str) -> Result<Reply, Reply> {
     let id = id_of(world, call, kind);
     let name = call.segment(9);
@@ -184,7 +185,8 @@ fn delete_child(world: &mut World, call: &Call, kind: Kind, children: &str) -> R
     resource::set_state(kind, &mut parent, "Succeeded", &new_etag());
     let location = location_of(world, kind, &id);
     world.resources.insert(id.to_lowercase(), (kind, parent));
-    // The path of the parent: two writes to one table get in each other's way (RetryableErrorDueToAnotherOperation).
+    // The path of the parent: two writes to one table get in each other's way
+    // (RetryableErrorDueToAnotherOperation).
     let operation =
         world.start(Effect::FinishChildRemoval(kind), &id, &location, call.now + world.write_time());
     Ok(announce(world, call, &operation, Reply::empty(202)))

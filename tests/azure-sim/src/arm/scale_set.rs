@@ -66,7 +66,7 @@ pub(super) fn listed(sets: Vec<Value>) -> Reply {
     Reply::new(200, json!({ "value": sets })).header("x-ms-original-request-ids", original)
 }
 
-/// Compute says what a call has cost.
+/// Compute's answers name the cost of a call.
 fn charged(reply: Reply) -> Reply {
     reply.header("x-ms-request-charge", "1")
 }
@@ -92,7 +92,7 @@ fn known_instance(world: &World, call: &Call) -> Result<String, Reply> {
     Err(absent(path))
 }
 
-/// Only the provider knows what is below a scale set. The code is not certain.
+/// Only the provider knows the resources below a scale set. The code is not certain.
 fn absent(path: &str) -> Reply {
     Reply::error(404, "NotFound", format!("The entity {path} was not found in this Azure location."))
 }
@@ -213,8 +213,8 @@ fn put_instance(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     Ok(operation.announce(reply, &call.base(), &world.config.subscription, &call.version))
 }
 
-/// Who sends an image's reference back must be allowed to read that image, and those of AKS are in a subscription of
-/// Microsoft's (AKS#1819).
+/// Sending back an image's reference needs the right to read that image, and AKS' images are in a
+/// subscription of Microsoft's (AKS#1819).
 fn check_image(call: &Call, body: &Value) -> Result<(), Reply> {
     let image = body.pointer("/properties/storageProfile/imageReference/id").and_then(Value::as_str);
     let Some(image) = image.filter(|image| image.to_lowercase().contains("/galleries/")) else {

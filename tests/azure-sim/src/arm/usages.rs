@@ -1,4 +1,5 @@
-//! How full the subnets of a VNet are: `GET …/virtualNetworks/VNET/usages` (VirtualNetworks_ListUsage, a pageable list).
+//! How full the subnets of a VNet are: `GET …/virtualNetworks/VNET/usages` (VirtualNetworks_ListUsage, a
+//! pageable list).
 
 use super::Call;
 use crate::reply::Reply;
@@ -23,7 +24,8 @@ pub(super) fn of(world: &World, call: &Call, vnet: &Value) -> Reply {
     Reply::new(200, body)
 }
 
-/// Doubles, as the schema has them; and of the gateways' subnet Azure doesn't tell (the official example shows both).
+/// Doubles, as in the schema. Azure gives no numbers for the gateways' subnet (the official example shows
+/// both).
 fn usage(world: &World, subnet: &Value) -> Option<Value> {
     let id = subnet["id"].as_str()?;
     let gateways = subnet["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case("GatewaySubnet"));

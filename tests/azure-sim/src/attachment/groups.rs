@@ -1,4 +1,4 @@
-//! What Azure asks of the application security groups that a NIC names.
+//! Azure's rules for the application security groups that a NIC names.
 
 use super::{has_id, id, list, missing, refusal};
 use crate::nic;
@@ -9,8 +9,9 @@ use serde_json::Value;
 
 const FIELD: &str = "applicationSecurityGroups";
 
-/// Groups are there and of the NIC's region, and all that is in one is in one virtual network, that of the first member ("Application
-/// security groups", Azure's documentation). How the second is refused is not known.
+/// Groups must exist in the NIC's region, and all members of one must be in one virtual network, that of the
+/// first member ("Application security groups", Azure's documentation). The refusal for the second rule is
+/// not known.
 pub(super) fn check(world: &World, nic: &Value) -> Result<(), Reply> {
     let first = nic::ip_configurations(nic).first();
     for group in first.into_iter().flat_map(|first| list(first, FIELD)).map(id) {

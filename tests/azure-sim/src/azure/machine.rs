@@ -18,8 +18,8 @@ pub struct NewNic {
 }
 
 impl Azure {
-    /// Attaches one more NIC, `<vm>-nic-<place>`, with one dynamic address, as Azure does to a VM that is deallocated; with a fabric,
-    /// the machine's namespace has its interface when this returns.
+    /// Attaches one more NIC, `<vm>-nic-<place>`, with one dynamic address, as Azure does to a VM that is
+    /// deallocated; with a fabric, the machine's namespace has its interface when this returns.
     ///
     /// # Errors
     /// When there is no such VM, or the subnet is unknown or full.

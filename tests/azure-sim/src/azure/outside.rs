@@ -1,4 +1,5 @@
-//! What stands around the virtual networks: the internet, networks on premises, names, and the probes of load balancers.
+//! The surroundings of the virtual networks: the internet, networks on premises, names, and the probes of
+//! load balancers.
 
 use super::{Azure, Error, VNETS, lock};
 use crate::fabric::{Fabric, probing};
@@ -22,7 +23,7 @@ pub struct Premises {
     pub prefixes: Vec<Ipv4Net>,
 }
 
-/// What the resolver was asked: `GET /questions`.
+/// The questions to the resolver: `GET /questions`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Question {
     pub name: String,
@@ -39,7 +40,8 @@ impl Azure {
         }
     }
 
-    /// Joins a namespace as a host of the internet, maybe as one of an Azure service such as `Microsoft.Storage`.
+    /// Joins a namespace as a host of the internet, maybe as one of an Azure service such as
+    /// `Microsoft.Storage`.
     ///
     /// # Errors
     /// Without a fabric, or when the namespace is missing.
@@ -56,7 +58,8 @@ impl Azure {
         self.program().await
     }
 
-    /// Gives a VNet a gateway to a network on premises, which has these prefixes and a namespace for its one host.
+    /// Gives a VNet a gateway to a network on premises, which has these prefixes and a namespace for its one
+    /// host.
     ///
     /// # Errors
     /// Without a fabric, or when the VNet or the namespace is missing.
@@ -79,7 +82,7 @@ impl Azure {
         lock(&self.world).names = lower.collect();
     }
 
-    /// Answers a DNS message, and records who asked.
+    /// Answers a DNS message, and records the client.
     pub(crate) fn resolve(&self, message: &[u8], from: IpAddr) -> Option<Vec<u8>> {
         let (name, reply) = crate::dns::answer(&lock(&self.world), message)?;
         lock(&self.questions).push(Question { name, from });
@@ -92,7 +95,7 @@ impl Azure {
         lock(&self.questions).clone()
     }
 
-    /// Looks at the members of load balancers. Never returns.
+    /// Probes the members of load balancers. Never returns.
     pub(crate) async fn keep_watch(&self) {
         loop {
             let (asked, pause) = {

@@ -46,7 +46,7 @@ impl Azure {
         }
         let subnet = subnet_named(&world, None, subnet.as_deref())?;
         let location = world.config.location.clone();
-        // What AKS puts around its nodes.
+        // The resources that AKS puts around its nodes.
         let pools = json!({ "backendAddressPools": [{ "name": "kubernetes" }] });
         for (kind, name, properties) in
             [(Kind::LoadBalancer, "kubernetes", pools), (Kind::SecurityGroup, "aks-nsg", json!({}))]
@@ -93,8 +93,8 @@ impl Azure {
         Ok(info)
     }
 
-    /// Brings an instance to its set's latest model, as an upgrade or a reimage does: ipConfigurations that only the
-    /// instance had are gone at once. (That this is what happens to them is general knowledge, not documented.)
+    /// Brings an instance to its set's latest model, as an upgrade or a reimage does: ipConfigurations that
+    /// only the instance had are gone at once. (This effect is general knowledge, not documented.)
     ///
     /// # Errors
     /// When there is no such instance, or the model can't be had.
@@ -108,7 +108,8 @@ impl Azure {
         self.program().await
     }
 
-    /// Somebody else's write to an instance: a JSON merge patch of its model, carried out at once under Azure's rules.
+    /// Somebody else's write to an instance: a JSON merge patch of its model, carried out at once under
+    /// Azure's rules.
     ///
     /// # Errors
     /// When there is no such instance, or the outcome breaks a rule.

@@ -1,4 +1,4 @@
-//! What its admin may change of Azure while it runs.
+//! Settings of simulated Azure that its admin may change while it runs.
 
 use super::{Azure, Error, lock};
 use crate::imds;
@@ -13,8 +13,8 @@ pub struct Settings {
     pub synchronous: Option<bool>,
     pub probe_seconds: Option<f64>,
     pub limits: Option<bool>,
-    /// Whether the metadata service goes on telling of NICs what it tells when this is set. Azure publishes no figure for how
-    /// long a change takes to show there, so whoever tests says when it has.
+    /// Whether the metadata service keeps showing what it shows of NICs when this is set. Azure publishes no
+    /// figure for how long a change takes to appear there, so the test decides when it has.
     pub metadata_lags: Option<bool>,
 }
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-/// Runs `ip` commands, one a line, in this namespace. Goes on past a failure and reports it at the end.
+/// Runs `ip` commands, one a line, in this namespace. Continues after a failure and reports it at the end.
 pub(super) async fn ip(batch: &str) -> anyhow::Result<()> {
     run("ip", &["-force", "-batch", "-"], batch).await
 }

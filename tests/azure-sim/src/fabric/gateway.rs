@@ -1,5 +1,5 @@
-//! The proxy of an application gateway: it stands in a network namespace of its own, plugged into the network like a machine, ends
-//! its clients' HTTP connections there and calls the backends from its own address.
+//! The proxy of an application gateway. It is in a network namespace of its own, plugged into the network
+//! like a machine, ends its clients' HTTP connections there and calls the backends from its own address.
 
 use crate::application_gateway::Gateway;
 use anyhow::Context;
@@ -22,16 +22,17 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How many clients may wait to be accepted.
+/// The number of clients that may wait to be accepted.
 const BACKLOG: u32 = 128;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// A network namespace without a name: it ends with this file and the sockets in it, however the simulator ends.
+/// A network namespace without a name: it ends with this file and the sockets in it, however the simulator
+/// ends.
 struct Namespace(File);
 
 impl Namespace {
     fn new() -> io::Result<Self> {
-        // A thread has its own, and is over once the file refers to it.
+        // The thread gets a namespace of its own, and can end once the file refers to it.
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net")
@@ -39,7 +40,7 @@ impl Namespace {
         joined(thread::spawn(make).join()).map(Self)
     }
 
-    /// A socket in here. It stays in here, whoever uses it.
+    /// A socket in this namespace. It stays there, whoever uses it.
     fn socket(&self) -> io::Result<TcpSocket> {
         let make = || {
             setns(&self.0, CloneFlags::CLONE_NEWNET)?;
@@ -95,7 +96,7 @@ impl Proxy {
         Ok(Self { exit, frontends: BTreeSet::new(), listeners: BTreeMap::new() })
     }
 
-    /// Where its namespace is found as long as this exists.
+    /// The path of its namespace as long as this exists.
     pub(super) fn netns(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.exit.namespace.0.as_raw_fd())
     }
@@ -174,7 +175,7 @@ async fn serve(listener: &TcpListener, turns: &Turns) -> io::Result<()> {
 
 type Body = Either<Incoming, Empty<Bytes>>;
 
-/// What a backend answers, or 502 as Azure says when none does.
+/// A backend's answer, or Azure's 502 if none answers.
 async fn answer(
     request: Request<Incoming>,
     client: SocketAddr,

@@ -1,7 +1,7 @@
 //! The table that decides which packets pass between machines, as one nftables script. Pure.
 //!
-//! Flows are tracked, as Azure does: what answers an accepted packet is accepted. The table is replaced as a whole; the flows
-//! in the kernel's memory outlive it.
+//! Flows are tracked as in Azure: replies to an accepted packet are accepted. The table is replaced as a
+//! whole. The flows in the kernel's memory outlive it.
 
 mod exposure;
 
@@ -15,7 +15,8 @@ use std::net::Ipv4Addr;
 /// The script for a network whose NICs are linked like this.
 pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> String {
     let primaries: BTreeSet<Ipv4Addr> = links.values().map(|link| link.primary).collect();
-    // "Metadata calls must be made from the primary IP address assigned to the primary network card of the VM."
+    // "Metadata calls must be made from the primary IP address assigned to the primary network card of the
+    // VM."
     let firsts = links.values().filter(|link| link.interface == FIRST).map(|link| link.primary).collect();
     let mut chains = String::new();
     let (mut inbound, mut outbound) = (Vec::new(), Vec::new());

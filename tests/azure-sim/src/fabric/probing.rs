@@ -1,4 +1,4 @@
-//! One look of a health probe, from the address that Azure's probes come from: the platform's, or an application gateway's own.
+//! One probe, from the source address of Azure's probes: the platform's, or an application gateway's own.
 
 use super::{Exit, WIRE_SERVER};
 use crate::topology::Probe;
@@ -34,6 +34,6 @@ async fn ask(probe: &Probe, exits: &BTreeMap<String, Exit>) -> io::Result<bool> 
     stream.write_all(request.as_bytes()).await?;
     let mut start = [0; 12];
     stream.read_exact(&mut start).await?;
-    // A gateway takes 200 to 399 for an answer, a load balancer 200 alone (both documentations on health probes).
+    // A gateway accepts 200 to 399, a load balancer only 200 (both documentations on health probes).
     Ok(start.ends_with(b" 200") || gateway.is_some() && matches!(start, [.., b'2' | b'3', _, _]))
 }

@@ -1,4 +1,5 @@
-//! What the kernel has to know to deliver for a given network, and the commands from one such state to the next. Pure.
+//! The kernel's state that delivers packets for a given network, and the commands from one such state to the
+//! next. Pure.
 
 use super::Plug;
 use crate::topology::{Hop, Network};
@@ -6,8 +7,8 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// What may come in from a device at all: its MAC address and the sources its NIC holds. A device's own chain jumps to `of_vm`
-/// or `of_host`.
+/// What a device may send at all: its MAC address and the sources that its NIC holds. A device's own chain
+/// jumps to `of_vm` or `of_host`.
 pub(super) const BASE: &str = "
 table netdev azure
 delete table netdev azure
@@ -60,11 +61,12 @@ impl Port {
     }
 }
 
-/// The routing table in which every held address has its route. Other tables say which of them a place may use.
+/// The routing table in which every held address has its route. Other tables say which of them a place may
+/// use.
 const MAIN: u32 = 254;
 const FIRST_MARK: u32 = 100_000;
 
-/// Elements of the table's sets, routes, and which device's packets are routed by which table.
+/// Elements of the table's sets, routes, and the routing table of each device's packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
     sets: BTreeMap<&'static str, BTreeSet<String>>,
@@ -82,8 +84,8 @@ pub(super) struct Change {
 }
 
 impl Rules {
-    /// `ports` are the links to NICs, `gateways` the devices of virtual networks' gateways, `tables` the numbers of the routing
-    /// tables, all by the ids the network uses.
+    /// `ports` are the links to NICs, `gateways` the devices of virtual networks' gateways, `tables` the
+    /// numbers of the routing tables, all by the ids the network uses.
     pub(super) fn of(
         network: &Network,
         ports: &BTreeMap<String, Port>,
@@ -94,7 +96,7 @@ impl Rules {
             ports.iter().filter_map(|(nic, port)| Some((port, network.plugs.get(nic)?))).collect();
         let mut rules = Self::default();
         for prefix in &network.space {
-            // Never taken, but it lets the kernel answer ARP requests for addresses that nobody has.
+            // No packet takes it, but it lets the kernel answer ARP requests for addresses that nobody has.
             rules.routes.insert((MAIN, *prefix), ("", "dev lo".into()));
         }
         let mut places: Vec<(&str, &str)> =
@@ -140,7 +142,7 @@ impl Rules {
         self.routes.retain(|_, (_, route)| route.rsplit(' ').next() != Some(device));
     }
 
-    /// What has to be done when `self` is programmed and `next` is wanted: removals first.
+    /// The commands from the programmed `self` to the wanted `next`: removals first.
     pub(super) fn change_to(&self, next: &Self) -> Change {
         let mut change = Change::default();
         let none = BTreeSet::new();
@@ -180,7 +182,8 @@ impl Rules {
     }
 }
 
-/// The mark of packets that go to a device whatever their destination, and the number of the routing table for it.
+/// The mark of packets that go to a device whatever their destination, and the number of the routing table
+/// for it.
 pub(super) fn mark(device: &str) -> u32 {
     let number = device.trim_start_matches(|c: char| c.is_ascii_alphabetic()).parse::<u32>();
     FIRST_MARK + number.unwrap_or_default()
@@ -188,7 +191,7 @@ pub(super) fn mark(device: &str) -> u32 {
 
 /// A hop as a route of a place's own table. What goes straight to a holder is looked up in the main table.
 fn route(hop: Hop, wired: &[(&Port, &Plug)]) -> (&'static str, String) {
-    // Where everything is dropped; unlike a blackhole it lets the kernel answer ARP requests.
+    // A device that drops everything. Unlike a blackhole it lets the kernel answer ARP requests.
     let nowhere = ("", "dev lo".to_owned());
     match hop {
         Hop::Direct | Hop::Internet => ("throw", String::new()),

@@ -1,4 +1,4 @@
-//! Public addresses, load balancers and service endpoints: how packets meet addresses that no NIC holds.
+//! Public addresses, load balancers and service endpoints: packets to addresses that no NIC holds.
 
 use crate::application_gateway;
 use crate::resource::{Kind, list};
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// What a health probe asks: a TCP connection, or a page that has to answer 200.
+/// The request of a health probe: a TCP connection, or a page that has to answer 200.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Probe {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
     pub(crate) page: Option<String>,
-    /// The application gateway that asks, by its id in lower case; otherwise the platform does.
+    /// The lower-case id of the application gateway that probes. `None`: the platform probes.
     pub(crate) gateway: Option<String>,
 }
 
@@ -32,11 +32,12 @@ pub(crate) enum Distribution {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Balanced {
     pub(crate) frontend: Ipv4Addr,
-    /// `tcp` or `udp`; nothing for all ports of both.
+    /// `tcp` or `udp`. `None` for all ports of both.
     pub(crate) protocol: Option<String>,
     pub(crate) port: u16,
     pub(crate) backend_port: u16,
-    /// The packet reaches the member with the frontend as its destination, and is answered from there.
+    /// The packet reaches the member with the frontend as its destination, and the reply comes from the
+    /// frontend's address.
     pub(crate) floating: bool,
     pub(crate) distribution: Distribution,
     pub(crate) members: Vec<Ipv4Addr>,
@@ -53,7 +54,7 @@ pub(crate) struct Service {
 pub(crate) struct Exposure {
     /// The public address of a private one.
     pub(crate) public: BTreeMap<Ipv4Addr, Ipv4Addr>,
-    /// Public addresses that let nothing in unless a security group does: those of the Standard SKU.
+    /// Public addresses that are closed unless a security group opens them: those of the Standard SKU.
     pub(crate) closed: BTreeSet<Ipv4Addr>,
     pub(crate) balanced: Vec<Balanced>,
     pub(crate) services: Vec<Service>,
@@ -69,7 +70,7 @@ impl Exposure {
         let of_gateways: BTreeMap<_, _> = application_gateway::public_frontends(world)
             .filter_map(|(instance, id)| Some((instance, known(id)?)))
             .collect();
-        // What a gateway is called under is open without a group.
+        // A gateway's public address is open without a group.
         let open: BTreeSet<Ipv4Addr> = of_gateways.values().copied().collect();
         Self {
             public: of_nics.chain(of_gateways).collect(),
@@ -127,7 +128,8 @@ fn balanced(world: &World, balancer: &Value, rule: &Value) -> Option<Balanced> {
     })
 }
 
-/// The addresses in a rule's backend pool: of ipConfigurations that are in it, and those listed in the pool itself.
+/// The addresses in a rule's backend pool: of ipConfigurations that are in it, and those listed in the pool
+/// itself.
 fn members(world: &World, balancer: &Value, rule: &Value) -> BTreeSet<Ipv4Addr> {
     let Some(pool) = part(balancer, "backendAddressPools", &rule["properties"]["backendAddressPool"]) else {
         return BTreeSet::new();
@@ -153,7 +155,7 @@ fn asked(probe: &Value, address: Ipv4Addr) -> Probe {
     }
 }
 
-/// Every probe of every member, with how many answers alike change its state.
+/// Every probe of every member, with the number of equal answers that changes its state.
 pub(crate) fn probes(world: &World) -> BTreeMap<Probe, u32> {
     let of_rule = |(balancer, rule): (&Value, &Value)| {
         let probe = part(balancer, "probes", &rule["properties"]["probe"]).cloned();

@@ -1,4 +1,5 @@
-//! Security groups as the rules that each NIC's packets meet, with tags and application security groups resolved to addresses.
+//! Security groups as the rules that each NIC's packets meet, with tags and application security groups
+//! resolved to addresses.
 
 use super::{gateways, peers};
 use crate::fabric::{Plug, WIRE_SERVER};
@@ -40,7 +41,7 @@ pub(crate) struct Rule {
     pub(crate) allows: bool,
 }
 
-/// The groups that guard a NIC, its subnet's and its own: a packet has to pass each.
+/// The groups of a NIC, its subnet's and its own. A packet has to pass each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Guards {
     pub(crate) inbound: Vec<Vec<Rule>>,
@@ -78,8 +79,8 @@ struct Tags {
 }
 
 impl Tags {
-    /// `VirtualNetwork` is the network's own space, that of its peers, what it reaches through a gateway, and the host's
-    /// virtual address (documentation of service tags).
+    /// `VirtualNetwork` is the network's own space, that of its peers, what it reaches through a gateway, and
+    /// the host's virtual address (documentation of service tags).
     fn of(world: &World, subnet: &str) -> Self {
         let key = subnet.split("/subnets/").next().unwrap_or_default();
         let own = world.vnets.get(key);
@@ -109,7 +110,7 @@ impl Tags {
     }
 }
 
-/// A group's rules for one direction, in the order in which they are asked.
+/// A group's rules for one direction, in the order in which they are evaluated.
 fn rules(world: &World, tags: &Tags, group: &Value, direction: &str) -> Vec<Rule> {
     let all = ["securityRules", "defaultSecurityRules"].into_iter().flat_map(|rules| list(group, rules));
     let mut rules: Vec<&Value> =

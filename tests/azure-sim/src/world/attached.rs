@@ -1,4 +1,5 @@
-//! Route tables, public addresses, load balancers and their like in the world: finding them, and what they get with time.
+//! Route tables, public addresses, load balancers and their like in the world: finding them, and what they
+//! get with time.
 
 use super::{World, has_id};
 use crate::application_gateway;
@@ -45,8 +46,8 @@ impl World {
         nic::address(frontend).map(|block| block.addr())
     }
 
-    /// Gives the instance of each new application gateway the lowest free address of its subnet, and takes back those of
-    /// gateways that are gone. No document shows them.
+    /// Gives the instance of each new application gateway the lowest free address of its subnet, and takes
+    /// back those of gateways that are gone. No document shows them.
     pub(crate) fn give_instance_addresses(&mut self) {
         let mut instances = std::mem::take(&mut self.instances);
         instances.retain(|key, _| self.resources.contains_key(key));
@@ -65,7 +66,8 @@ impl World {
         }
     }
 
-    /// A route table takes one write at a time (kubernetes#88151); a newer write to anything else supersedes the older.
+    /// A route table takes one write at a time (kubernetes#88151); a newer write to anything else supersedes
+    /// the older.
     pub(crate) fn check_idle(&self, kind: Kind, id: &str, now: Instant) -> Result<(), Reply> {
         let mut running = self.operations.values().filter(|operation| operation.is_in_progress());
         match running.find(|operation| operation.resource.eq_ignore_ascii_case(id)) {
@@ -82,8 +84,8 @@ impl World {
         }
     }
 
-    /// Gives an address to every public address that is due one: a static one when its write has ended, a dynamic one with
-    /// its first use.
+    /// Gives an address to every public address that is due: a static one when its write has ended, a dynamic
+    /// one with its first use.
     pub(crate) fn give_public_addresses(&mut self) {
         let is_due = |document: &Value| {
             let properties = &document["properties"];

@@ -1,4 +1,5 @@
-//! What happens to Uniform scale sets and their instances: made, changed, brought to the latest model, removed.
+//! What happens to Uniform scale sets and their instances: made, changed, brought to the latest model,
+//! removed.
 
 use super::{ScaleSet, Vm, World};
 use crate::reply::Reply;
@@ -18,7 +19,8 @@ impl World {
         all
     }
 
-    /// Keeps a scale set's document; its instances stay as they are, only no longer of the latest model if that has changed.
+    /// Stores a scale set's document. Its instances stay as they are, but are no longer of the latest model
+    /// if that has changed.
     pub(crate) fn put_scale_set(&mut self, key: &str, document: Value, etag: u64) {
         let model = |set: &Value| set["properties"]["virtualMachineProfile"].clone();
         let is_new = self.scale_sets.get(key).is_none_or(|set| model(&set.document) != model(&document));
@@ -32,7 +34,7 @@ impl World {
         self.scale_sets.insert(key.to_owned(), ScaleSet { document, etag });
     }
 
-    /// Makes or removes instances until there are so many: new ones get the next ids, the newest go first.
+    /// Makes or removes instances up to this number. New ones get the next ids; the newest are removed first.
     pub(crate) fn scale(&mut self, set: &str, capacity: usize, now: Instant) -> Result<(), Reply> {
         while self.instances(set).len() < capacity {
             let next = self.instances(set).last().map_or(0, |(last, _)| last + 1);
@@ -44,7 +46,8 @@ impl World {
         Ok(())
     }
 
-    /// Makes an instance with its NICs and gives its key. The caller has checked that the set exists and the id is free.
+    /// Makes an instance with its NICs and gives its key. The caller has checked that the set exists and the
+    /// id is free.
     pub(crate) fn add_instance(
         &mut self,
         set: &str,
@@ -89,8 +92,8 @@ impl World {
         Ok(())
     }
 
-    /// Brings an instance to its set's latest model. The addresses of ipConfigurations that the model doesn't have are
-    /// given up at once.
+    /// Brings an instance to its set's latest model. The addresses of ipConfigurations that the model doesn't
+    /// have are given up at once.
     pub(crate) fn upgrade_instance(&mut self, key: &str, now: Instant) -> Result<(), Reply> {
         let set = key.split("/virtualmachines/").next().unwrap_or_default();
         let (Some(set), Some(vm)) = (self.scale_sets.get(set), self.vms.get_mut(key)) else { return Ok(()) };

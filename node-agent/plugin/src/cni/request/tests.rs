@@ -34,9 +34,9 @@ fn an_add_is_understood() {
         netns: "/run/netns/pod".into(),
         before: PrevResult::default(),
     };
-    let duty = Duty::Wire { mtu: Some(1500), wiring: Wiring::Routed };
+    let task = Task::Wire(Wire { mtu: Some(1500), wiring: Wiring::Routed });
     let (version, state_dir, network) = (Version::V1_1_0, STATE_DIR.into(), "vnetpool".to_owned());
-    assert_eq!(request, Request { version, state_dir, network, duty, verb });
+    assert_eq!(request, Request { version, state_dir, network, task, verb });
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn what_keeps_an_add_from_working_keeps_no_sandbox_from_being_taken_back() {
             };
             let request = Request::parse(program, env, config.to_string().as_bytes());
             assert_eq!(request.is_err(), is_refused, "{command} with {key}: {request:?}");
-            if let Ok(Request { duty: Duty::Lease { bridge, .. }, .. }) = request {
+            if let Ok(Request { task: Task::Lease(Lease { bridge, .. }), .. }) = request {
                 assert_eq!(bridge.as_deref(), Some("cni0"), "the route to the pod must go, too");
             }
         }
@@ -166,12 +166,12 @@ fn called_as_ipam_it_reads_the_delegating_plugins_configuration() {
     config["ipam"] = json!({ "type": "vnetpool-ipam", "subnet": "10.240.0.0/20", "stateDir": "/elsewhere" });
     let request = parse_ipam(&config).unwrap();
     let subnet = Some("10.240.0.0/20".parse().unwrap());
-    assert_eq!(request.duty, Duty::Lease { subnet, bridge: Some("cni0".to_owned()) });
+    assert_eq!(request.task, Task::Lease(Lease { subnet, bridge: Some("cni0".to_owned()) }));
     assert_eq!(request.state_dir, Path::new("/elsewhere"));
 
     config["type"] = "cilium-cni".into();
     config["ipam"] = json!({ "type": "vnetpool-ipam" });
-    assert_eq!(parse_ipam(&config).unwrap().duty, Duty::Lease { subnet: None, bridge: None });
+    assert_eq!(parse_ipam(&config).unwrap().task, Task::Lease(Lease { subnet: None, bridge: None }));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{sync::mpsc, thread};
 
 use super::*;
-use crate::ledger::{Assign, Entry, Pod, Supply};
+use crate::ledger::{Assign, Claim, Entry, Pod, Supply};
 
 /// Short enough for a test, long enough to tell waiting from trying.
 const SHORT: Duration = Duration::from_millis(30);
@@ -115,8 +115,9 @@ fn transactions_of_many_at_once_do_not_lose_each_others_changes() {
             let store = &store;
             scope.spawn(move || {
                 for number in part * 10..part * 10 + 10 {
-                    let assign =
-                        store.with(|ledger, now| ledger.assign(&sandbox(number), &Pod::default(), now));
+                    let assign = store.with(|ledger, now| {
+                        ledger.assign(&Claim::wired(&sandbox(number), &Pod::default(), ""), now)
+                    });
                     assert!(matches!(assign, Ok(Assign::Assigned(_))), "{assign:?}");
                 }
             });
@@ -132,7 +133,7 @@ fn a_transaction_that_changes_nothing_writes_nothing() {
     let before = inode();
     store.with(|_, _| ()).unwrap();
     assert_eq!(inode(), before);
-    store.with(|ledger, now| ledger.assign(&sandbox(1), &Pod::default(), now)).unwrap();
+    store.with(|ledger, now| ledger.assign(&Claim::wired(&sandbox(1), &Pod::default(), ""), now)).unwrap();
     assert_ne!(inode(), before, "a change replaces the file");
 }
 
@@ -142,9 +143,11 @@ fn who_supplies_serves_those_who_wait_and_live() {
     // Both wait, since the only address is given to a third; the first is dead: nobody holds its lock.
     let (dead, alive, third) = (sandbox(1), sandbox(2), sandbox(3));
     let _lock = store.lock_sandbox(&alive, Duration::ZERO).unwrap();
-    store.with(|ledger, now| ledger.assign(&third, &Pod::default(), now)).unwrap();
+    store.with(|ledger, now| ledger.assign(&Claim::wired(&third, &Pod::default(), ""), now)).unwrap();
     store
-        .with(|ledger, now| [&dead, &alive].map(|sandbox| ledger.assign(sandbox, &Pod::default(), now)))
+        .with(|ledger, now| {
+            [&dead, &alive].map(|sandbox| ledger.assign(&Claim::wired(sandbox, &Pod::default(), ""), now))
+        })
         .unwrap();
     assert_eq!(store.read().unwrap().waiting().len(), 1, "the dead one doesn't count");
     store.with(|ledger, now| ledger.free(&third, now)).unwrap();

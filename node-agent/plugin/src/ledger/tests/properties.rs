@@ -148,7 +148,7 @@ impl World {
                 self.ledger = Ledger::rebuild(BOOT, &wired, &relinquished, &supply, Some(self.now), self.now);
             }
             Event::Wait(time) => self.now += time,
-            Event::Store => assert_eq!(Ledger::from_text(&self.ledger.to_text()).unwrap(), self.ledger),
+            Event::Store => assert_eq!(format::read(&format::write(&self.ledger)).unwrap(), self.ledger),
         }
     }
 
@@ -215,9 +215,9 @@ proptest! {
         ledger.supply(&Supply { entries: vec![entry], ..supply(2, &[]) });
         let sandbox = Sandbox { container_id: container_id.clone(), ifname: String::new() };
         let pod = Pod { namespace: String::new(), name: name.clone(), uid: uid.clone() };
-        ledger.assign(&sandbox, &pod, number);
+        ledger.assign(&Claim::wired(&sandbox, &pod, ""), number);
         ledger.supply(&supply(3, &[2]));
         ledger.relinquished.push(name.clone());
-        prop_assert_eq!(Ledger::from_text(&ledger.to_text()).unwrap(), ledger);
+        prop_assert_eq!(format::read(&format::write(&ledger)).unwrap(), ledger);
     }
 }

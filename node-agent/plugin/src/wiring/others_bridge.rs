@@ -1,0 +1,36 @@
+//! Routes to pods that another plugin has put behind its own bridge.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use netlink_packet_route::link::LinkAttribute;
+use nix::net::if_::if_nametoindex;
+
+use super::{
+    Error, NET, index_of,
+    messages::mac_of,
+    netlink::{Change, Netlink, link_indexed, link_named},
+    routes, set,
+};
+
+/// Routes the address to a bridge of another plugin, since the node would look for its own subnet on the
+/// NIC's link. Lets the bridge answer its pods' ARP requests for all addresses that aren't behind it, without
+/// delay. Idempotent.
+pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
+    let link = index_of(bridge)?;
+    set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
+    set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
+    let mut netlink = Netlink::open()?;
+    // A bridge has the lowest MAC of its ports until somebody sets one, so the MAC that its pods have learnt
+    // would change with every port.
+    let mac = netlink.link(link_named(bridge))?.as_ref().and_then(mac_of).map(<[u8]>::to_vec);
+    let mut kept = link_indexed(link);
+    kept.attributes.extend(mac.map(LinkAttribute::Address));
+    netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
+    routes::ensure(&mut netlink, address, link).map(drop)
+}
+
+/// Removes the address's route of [`route_to_bridge`]. Ok if the route is gone, or the bridge.
+pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
+    let Ok(link) = if_nametoindex(bridge) else { return Ok(()) };
+    routes::remove(&mut Netlink::open()?, address, link)
+}
