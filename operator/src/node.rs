@@ -1,8 +1,18 @@
-//! The node controller: one pass = observe → plan → write the NIC → publish → report.
+//! The node controller: a reconcile observes, plans, writes at Azure, publishes `spec` and reports.
 //!
 //! Its objects are the NodeIPAllocations, so a node's work goes on, under the same lock, when its Node is gone. They have
 //! no ownerReference to the Node: what the garbage collector begins can't be undone, and an object must outlive its Node
 //! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
+//!
+//! ```text
+//!  observe/      the cluster's stores and the NIC: reads only
+//!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
+//!  planner, growth, attachments     what to do
+//!  write, attachments/step          the plan at Azure
+//!  publish       spec, and the object's end
+//!  report/       conditions, Events, the taint
+//!  memory        what is kept from one reconcile to the next
+//! ```
 
 pub mod admit;
 mod attachments;
@@ -13,10 +23,12 @@ mod lag;
 mod memory;
 mod need;
 mod observe;
+mod progress;
 mod publish;
 mod report;
 mod setback;
 mod vacate;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,13 +43,16 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, info_span, warn};
 use vnetpool_crds::NodeIPAllocation;
 
+use crate::azure;
 use crate::context::{Context, Stop};
-use crate::planner::{self, Plan, Rehearsal};
+use crate::planner;
+use attachments::step;
 use error::Error;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::obstacle::Obstacle;
 use observe::{Seen, recheck};
+use progress::{Next, Progress};
+use report::taint;
 use setback::{Setback, Stage};
 
 /// What the node controller works with.
@@ -46,37 +61,23 @@ struct Nodes {
     memories: Memories,
 }
 
-/// One pass over a node: what it has found and done so far.
-pub struct Round {
-    /// The newest version there is.
-    allocation: Arc<NodeIPAllocation>,
-    need: Need,
-    /// When it was last looked: what held then has shaped the plan, though it may hold no more.
-    looked: Instant,
-    seen: Option<Seen>,
-    plan: Option<Plan>,
-    /// What would be done, in a dry run.
-    rehearsal: Option<Rehearsal>,
-    attachments: Option<planner::attachments::Plan>,
-}
-
-/// Runs until `stop`; then passes under way are finished.
+/// Runs until `stop`; then reconciles under way are finished.
 ///
-/// Concurrency is unbounded: a pass that waits for Azure costs nothing, and Azure's budget sets the pace.
-pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
+/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the pace.
+pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
     let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::default() });
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
-        .reconcile_on(calls)
+        .reconcile_on(requests)
         .run(reconcile, error_policy, nodes)
         .for_each(|result| async {
             match result {
-                // A Node or a pod calls for its object by name, before there is one.
+                // A Node or a pod wakes its object by name, before there is one.
                 Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
                 Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
                     debug!(%error, "planned from the past");
                 }
-                Err(error) => warn!(%error, "pass failed"),
+                Err(error) => warn!(%error, "reconcile failed"),
             }
         })
         .await;
@@ -94,8 +95,8 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
     let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
     let mut memory = memories.take(&allocation);
-    memory.notice(&allocation);
-    let result = pass(ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
+    memory.nic.saw(&allocation);
+    let result = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
         Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.api_errors = 0,
@@ -119,14 +120,12 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
 }
 
-/// What follows a pass.
-enum Next {
-    After(Duration),
-    /// There is no object any more.
-    Gone,
-}
-
-async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Memory) -> Result<Next, Error> {
+/// The object of a Node that is gone, one that somebody deleted, or that of a node to serve.
+async fn reconcile_one(
+    ctx: &Context,
+    allocation: Arc<NodeIPAllocation>,
+    memory: &mut Memory,
+) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
         return vacate::vacate(ctx, &allocation, memory).await;
     };
@@ -135,11 +134,11 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         return vacate::replace(ctx, &allocation, memory).await;
     }
     let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
-    let mut round = Round::of(allocation, need);
+    let mut progress = Progress::of(allocation, need);
     let outcome = loop {
-        match serve(ctx, &mut round, &node, memory).await {
-            // In this pass, because nothing may come after it: `Writing` is True by now.
-            Err(error) if error.is_outgrown() => catch_up(ctx, &mut round, memory),
+        match serve(ctx, &mut progress, &node, memory).await {
+            // In this reconcile, because nothing may come after it: `Writing` is True by now.
+            Err(error) if error.is_outgrown() => catch_up(ctx, &mut progress, memory),
             outcome => break outcome,
         }
     };
@@ -151,234 +150,188 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         }
         Err(_) => return outcome.map(|()| Next::Gone),
     }
-    if is_done_with(&round) {
-        publish::taint(ctx, &node, false).await?;
-        publish::delete(ctx, &round.allocation).await?;
+    if progress.is_done_with() {
+        taint::set(ctx, &node, false).await?;
+        publish::delete(ctx, &progress.allocation).await?;
         return Ok(Next::Gone);
     }
-    let say_again = report::report(ctx, &mut round, &node, memory).await?;
+    let report_again = report::report(ctx, &mut progress, &node, memory).await?;
     outcome?;
-    let next_look =
-        recheck::next_look(&node.name_any(), memory.nic_known.unwrap_or(ctx.started), round.looked);
-    Ok(Next::After(wait(&round, memory, say_again, next_look, Instant::now())))
+    let nic_known = memory.nic.at.unwrap_or(ctx.started);
+    let recheck = recheck::next_look(&node.name_any(), nic_known, progress.observed_at);
+    Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
 }
 
-/// Observe, plan, write, publish.
-async fn serve(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    look(ctx, round, node, memory).await?;
-    // A plan made from what `spec` mirrors is made again from the NIC itself before anything is written.
-    let is_mirrored = round.seen.as_ref().is_some_and(|seen| !seen.is_read);
-    if is_mirrored && (round.wants_write() || round.wants_attachments() || round.rehearses()) {
-        memory.must_read = true;
-        look(ctx, round, node, memory).await?;
+/// Observe, plan, write, publish, attach.
+async fn serve(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    observe_and_plan(ctx, progress, node, memory).await?;
+    if progress.acts_on_a_mirror() {
+        memory.nic.must_read = true;
+        observe_and_plan(ctx, progress, node, memory).await?;
     }
     let mut outcome = Ok(());
-    if round.wants_write() {
-        // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before it joins them: whoever
-        // comes after us finds it there.
-        if round.names_less_than_is_written() {
-            publish(ctx, round, node, memory).await?;
+    if progress.wants_write() {
+        // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before it joins them: the
+        // next leader finds it there.
+        if progress.names_less_than_is_written() {
+            publish(ctx, progress, node, memory).await?;
         }
-        report::writing(ctx, round, node, memory).await?;
-        outcome = write(ctx, round, node, memory).await;
+        report::announce_write(ctx, progress, node, memory).await?;
+        outcome = write::write(ctx, progress, node, memory).await.map_err(Error::Write);
         if outcome.as_ref().is_err_and(Error::is_outgrown) {
             return outcome;
         }
         // Whatever became of the write, what the NIC holds now is published.
-        if let Err(error) = look_anew(ctx, round, node, memory).await {
+        if let Err(error) = observe_again(ctx, progress, node, memory).await {
             return outcome.and(Err(error));
         }
     }
-    settle_left(ctx, round, node).await?;
-    publish(ctx, round, node, memory).await?;
+    settle_left(ctx, progress, node).await?;
+    publish(ctx, progress, node, memory).await?;
     outcome?;
-    if attachments::step(ctx, round, node, memory).await? {
-        look_anew(ctx, round, node, memory).await?;
-        publish(ctx, round, node, memory).await?;
-    }
-    Ok(())
+    attach(ctx, progress, node, memory).await
 }
 
-/// Looks once more after a write. First the version, then the look, then the publication at that version: the other way
-/// round a leader that was paused in between would put its old look at the NIC into the version of its successor, and names
-/// that have left the NIC since would come back.
-async fn look_anew(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    catch_up(ctx, round, memory);
-    let result = look(ctx, round, node, memory).await;
-    memory.must_read |= result.is_err();
-    result
-}
-
-/// Goes on with the newest version of the object.
-fn catch_up(ctx: &Context, round: &mut Round, memory: &mut Memory) {
-    if let Some(newest) = ctx.cluster.allocation(&round.allocation.name_any()) {
-        memory.notice(&newest);
-        round.allocation = newest;
-    }
-}
-
-impl Round {
-    fn of(allocation: Arc<NodeIPAllocation>, need: Need) -> Round {
-        let looked = Instant::now();
-        Round { allocation, need, looked, seen: None, plan: None, rehearsal: None, attachments: None }
-    }
-
-    fn names_less_than_is_written(&self) -> bool {
-        let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
-        let table = seen.and_then(|seen| seen.routed.as_ref()).map(|routed| routed.table.to_string());
-        let nic = seen.and_then(|seen| seen.nic.as_ref());
-        let is_named =
-            spec.serving().zip(nic).is_some_and(|(named, nic)| named.id.eq_ignore_ascii_case(&nic.id));
-        let named = spec.serving().map(|named| &named.application_security_groups);
-        let joins_more = nic.is_some_and(|nic| {
-            nic.application_security_groups.iter().any(|id| !named.is_some_and(|named| named.contains(id)))
-        });
-        !is_named || joins_more || spec.route_table_id != table
-    }
-
-    fn wants_write(&self) -> bool {
-        self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
-    }
-
-    fn rehearses(&self) -> bool {
-        self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty())
-    }
-
-    fn wants_attachments(&self) -> bool {
-        self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
-    }
-}
-
-/// Observes and plans. `seen` and `plan` stay `None` while an error holds the look back.
-async fn look(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    (round.seen, round.plan, round.rehearsal, round.attachments) = (None, None, None, None);
+/// Observes and plans. `seen` and `plan` stay `None` while an error holds the observation back.
+async fn observe_and_plan(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
     let now = Instant::now();
-    round.looked = now;
-    round.need.note();
-    let seen = observe::observe(ctx, &round.allocation, node, &round.need, memory, now).await;
-    let seen = seen.map_err(Error::Find)?;
-    let Some(mut seen) = seen else { return Ok(()) };
+    progress.begin(now);
+    let Some(mut seen) = observe(ctx, progress, node, memory, now).await.map_err(Error::Find)? else {
+        return Ok(());
+    };
     let plan = planner::plan(&seen.observed);
-    let plan = growth::limited(ctx, &round.allocation, &mut seen, plan, memory, now);
-    memory.note(&plan, now);
+    let shortage = (&mut memory.setback, &mut memory.recalled);
+    let plan = growth::limit(ctx, &progress.allocation, &mut seen, plan, shortage, now);
+    memory.run_clocks(&plan, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
         Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
     });
-    round.attachments = Some(attachments::plan(ctx, &round.allocation, node, &seen, memory, now));
+    let attachments = attachments::plan(ctx, &progress.allocation, node, &seen, &mut memory.attaching, now);
+    progress.attachments = Some(attachments);
     let (plan, rehearsal) = if ctx.azure.is_dry_run() {
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         (plan, Some(rehearsal))
     } else {
         (plan, None)
     };
-    (round.seen, round.plan, round.rehearsal) = (Some(seen), Some(plan), rehearsal);
+    (progress.seen, progress.plan, progress.rehearsal) = (Some(seen), Some(plan), rehearsal);
     Ok(())
 }
 
-async fn write(ctx: &Context, round: &Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    let is_routed = round.seen.as_ref().is_some_and(|seen| seen.routed.is_some());
-    let written = match is_routed {
-        true => backend::route_table::write(ctx, round, node, memory).await,
-        false => publish::write_nic(ctx, round, node, memory).await,
+/// All reads, one after the other: what each has shown is remembered before the next may fail. `None`: Azure must be asked,
+/// but an error holds that back for now.
+async fn observe(
+    ctx: &Context,
+    progress: &Progress,
+    node: &Node,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<Option<Seen>, azure::Error> {
+    let allocation = &*progress.allocation;
+    let cluster = observe::cluster(ctx, allocation, node, now);
+    if let Some(edit) = memory.pool_seen(cluster.pool.as_deref(), now) {
+        growth::pool_edited(ctx, &allocation.spec, edit, now);
+    }
+    let vm = match observe::vm(&cluster, allocation, node) {
+        Ok(vm) => vm,
+        Err(obstacle) => return Ok(Some(Seen::without_nic(cluster, allocation, obstacle, memory, now))),
     };
-    written.map_err(Error::Write)
+    let Some(occasion) = observe::occasion(ctx, allocation, node, memory, now) else { return Ok(None) };
+    memory.nic.hints.note(allocation);
+    let urgency = observe::urgency(&cluster, allocation, &progress.need, occasion);
+    let occasion = (occasion, &urgency);
+    let found = observe::nic(ctx, allocation, &cluster, &vm, occasion, memory).await?;
+    memory.nic.learn(&found.read, found.nic.as_deref(), allocation);
+    let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
+    memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
+    Ok(Some(seen))
 }
 
-async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    let (Some(seen), Some(plan)) = (&round.seen, &round.plan) else { return Ok(()) };
-    let marks = round.attachments.as_ref().map(|plan| &plan.marks);
-    let spec = publish::spec(&round.allocation.spec, node, seen, plan, marks);
-    round.allocation = publish::publish(ctx, round.allocation.clone(), spec, memory).await?;
+/// Observes once more after a write. First the version, then the observation, then the publication at that version: the other
+/// way round a leader that was paused in between would put its old view of the NIC into the version of its successor, and
+/// names that have left the NIC since would come back.
+async fn observe_again(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    catch_up(ctx, progress, memory);
+    let result = observe_and_plan(ctx, progress, node, memory).await;
+    memory.nic.must_read |= result.is_err();
+    result
+}
+
+/// Goes on with the newest version of the object.
+fn catch_up(ctx: &Context, progress: &mut Progress, memory: &mut Memory) {
+    if let Some(newest) = ctx.cluster.allocation(&progress.allocation.name_any()) {
+        memory.nic.saw(&newest);
+        progress.allocation = newest;
+    }
+}
+
+async fn publish(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    let (Some(seen), Some(plan)) = (&progress.seen, &progress.plan) else { return Ok(()) };
+    let marks = progress.attachments.as_ref().map(|plan| &plan.marks);
+    let spec = publish::spec(&progress.allocation.spec, node, seen, plan, marks);
+    progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())
+}
+
+/// Takes the next step towards what pods ask to have attached. The plan's marks are published.
+async fn attach(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    let Some((nic, next)) = step::next(progress, &memory.attaching, Instant::now()) else { return Ok(()) };
+    if step::writes_nic(&next) {
+        report::announce_write(ctx, progress, node, memory).await?;
+    }
+    let urgency = |priority| match &progress.seen {
+        Some(seen) => progress.need.of_write(&seen.observed, priority),
+        None => priority.into(),
+    };
+    step::carry_out(ctx, (nic, next), urgency, &mut memory.attaching).await.map_err(Error::Write)?;
+    observe_again(ctx, progress, node, memory).await?;
+    publish(ctx, progress, node, memory).await
 }
 
 /// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before `spec` forgets
 /// them, unless another VM has them and may use it.
-async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
-    for nic in round.seen.iter().flat_map(|seen| &seen.left) {
-        if let Some(vm) = vacate::end(ctx, nic, None, &round.allocation).await.map_err(Error::Find)? {
-            report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str());
+async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<(), Error> {
+    for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
+        if let Some(vm) = vacate::end(ctx, nic, None, &progress.allocation).await.map_err(Error::Find)? {
+            report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
         }
     }
     Ok(())
 }
 
-/// No pool serves the node any more, and it has given back everything.
-fn is_done_with(round: &Round) -> bool {
-    let no_pool = round.seen.as_ref().is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
-    let holds_nothing =
-        round.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
-    no_pool && holds_nothing
-}
-
-/// How long until the node is to be looked at again. All is asked as of the last look, and what has come due since then is due
-/// at once: an error that held writes back then and has run out since would be nobody's business otherwise.
-fn wait(
-    round: &Round,
-    memory: &Memory,
-    say_again: Option<Duration>,
-    next_look: Duration,
-    now: Instant,
-) -> Duration {
-    let since = now.saturating_duration_since(round.looked);
-    let now = round.looked;
-    let plan = round.plan.as_ref();
-    let setback =
-        memory.setback.as_ref().filter(|setback| setback.holds(now)).map(|setback| setback.until - now);
-    let unsettled = round.seen.as_ref().is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED);
-    // While the last write was under way, more may have come to do.
-    let attaches = round.wants_attachments() && !memory.attaching.holds(now);
-    let at_once = (round.wants_write() || attaches).then_some(Duration::ZERO);
-    let turn = round.seen.as_ref().and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now));
-    let refused = memory.attaching.wait(now);
-    let ungrouped = memory.grouping.as_ref().filter(|setback| setback.holds(now));
-    let ungrouped = ungrouped.map(|setback| setback.until - now);
-    // One that is due and wasn't answered is held back by an error, which has a time of its own.
-    let hint = memory.hints.due(&round.allocation, now).filter(|wait| !wait.is_zero());
-    let plan = plan.and_then(|plan| plan.requeue);
-    let sooner = [plan, setback, unsettled, at_once, refused, ungrouped, say_again, turn, hint];
-    sooner.into_iter().flatten().fold(next_look, Duration::min).saturating_sub(since)
-}
-
 /// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
-    let memories = &nodes.memories;
     const SOON: Duration = Duration::from_millis(100);
-    let name = allocation.name_any();
+    let (name, memories) = (allocation.name_any(), &nodes.memories);
     Action::requeue(match error {
         Error::Find(_) | Error::Write(_) => memories.wait(&name, Instant::now()).unwrap_or(SOON),
         _ if error.is_conflict() => SOON,
         _ => Duration::from_secs(1) * 2_u32.pow(memories.api_errors(&name).min(6)),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::azure;
-    use crate::cluster::Cluster;
-    use kube::Client;
-    use serde_json::json;
-
-    #[tokio::test]
-    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
-        let object = json!({
-            "metadata": {"name": "n", "uid": "a", "resourceVersion": "9"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
-        });
-        let allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
-        let mut memory = Memories::default().take(&allocation);
-        // A cluster that nobody watches.
-        let url = "http://127.0.0.1:1".parse().unwrap();
-        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
-        let round = Round::of(allocation, Need::of(&cluster, &caller, "n"));
-        let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
-        memory.setback = Some(Setback::after(None, Stage::Write, &lost, round.looked));
-        let hour = Duration::from_secs(3600);
-        let wait = |after| wait(&round, &memory, None, hour, round.looked + Duration::from_millis(after));
-        // Half a second is how long it holds.
-        assert_eq!(wait(200), Duration::from_millis(300));
-        assert_eq!(wait(2000), Duration::ZERO);
-    }
 }

@@ -146,7 +146,7 @@ async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
     tokio::select! {
         _ = controllers => {}
         () = tell(&ctx, unreadable) => {}
-        () = node::backend::route_table::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
+        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
     }
 }
 

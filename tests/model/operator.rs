@@ -152,7 +152,7 @@ impl Operator<'_> {
         newest
     }
 
-    /// `node::look`, and once more from the NIC itself if a plan from what `spec` mirrors wants a write.
+    /// `node::observe_and_plan`, and once more from the NIC itself if a plan from what `spec` mirrors wants a write.
     fn observe_and_plan(&mut self, allocation: &Object) -> Look {
         let boot = self.world.node.boot;
         let is_new = !allocation.spec.has_interface || allocation.spec.boot != boot;

@@ -197,31 +197,3 @@ async fn steer(
     blocking(move || steer::steer(&sources, &link, gateway)).await??;
     Ok(told)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_condition_tells_what_stands_before_and_behind_ours() {
-        let said = |chain: &Chain, preceding: Option<bool>| {
-            let path = "/etc/cni/net.d/00-multus.conf".into();
-            let preceding = preceding.map(|leads_to_ours| Preceding { path, leads_to_ours });
-            said_of(chain, preceding, Path::new("/opt/cni/bin"))
-        };
-        let alone = Chain::default();
-        assert_eq!((true, "Installed"), (said(&alone, None).0, said(&alone, None).1));
-        let (is_true, reason, message) = said(&alone, Some(true));
-        assert_eq!((is_true, reason), (true, "Delegated"), "{message}");
-        let (is_true, reason, message) = said(&alone, Some(false));
-        assert_eq!((is_true, reason), (false, "OtherConfiguration"), "{message}");
-        assert!(message.contains("/etc/cni/net.d/00-multus.conf"), "{message}");
-        let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
-        let (is_true, reason, message) = said(&mesh, None);
-        assert_eq!((is_true, reason), (true, "Installed"), "{message}");
-        assert!(message.contains("istio-cni behind it"), "{message}");
-        let (is_true, reason, message) = said(&Chain { others_missing: mesh.others.clone(), ..mesh }, None);
-        assert_eq!((is_true, reason), (false, "OthersPluginMissing"), "{message}");
-        assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
-    }
-}

@@ -1,3 +1,116 @@
-//! Where a node's addresses are.
+//! Where a node's addresses are reserved: one seam for all that differs between a NIC, an instance of a scale set and a route
+//! table. A back-end observes what is reserved for a node and carries a planned change out.
 
-pub mod route_table;
+mod nic;
+mod route_table;
+mod terms;
+
+use ipnet::Ipv4Net;
+use vnetpool_crds::NodeIPPool;
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation};
+use vnetpool_crds::pool::{Mode, Sizing};
+
+use crate::azure::{self, Network, ResourceId, Urgency};
+use crate::context::Context;
+pub use route_table::{Routed, leave, watch};
+pub use terms::{Holding, NicView, Outcome, Task};
+
+#[derive(Clone, Debug, Default)]
+pub enum Backend {
+    /// The ipConfigurations of a NIC.
+    #[default]
+    Nic,
+    /// The ipConfigurations in the model of an instance of a scale set with uniform orchestration.
+    Instance,
+    /// One route of a table.
+    RouteTable(Routed),
+}
+
+/// Finds out where the node's addresses are, and what is reserved for it there.
+pub async fn observe(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    pool: Option<&NodeIPPool>,
+    nic: &NicView<'_>,
+    urgency: &Urgency,
+) -> Result<(Backend, Holding), azure::Error> {
+    if let Some((routed, holding)) = route_table::observe(ctx, allocation, pool, nic, urgency).await? {
+        return Ok((Backend::RouteTable(routed), holding));
+    }
+    let holding = Holding { held: nic.held.to_vec(), slots: nic.slots, route_is_wrong: false };
+    Ok((Backend::of(nic.interface)?, holding))
+}
+
+impl Backend {
+    /// The one that the NIC itself is.
+    fn of(interface: &Interface) -> Result<Backend, azure::Error> {
+        let is_instance = interface.id.parse::<ResourceId>()?.instance().is_some();
+        Ok(if is_instance { Backend::Instance } else { Backend::Nic })
+    }
+
+    /// Carries a planned change out. The condition `Writing` has announced it.
+    ///
+    /// # Errors
+    /// Azure's. What is reserved is then to be read again.
+    pub async fn apply(&self, ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Error> {
+        match self {
+            Backend::Nic | Backend::Instance => nic::apply(ctx, task).await,
+            Backend::RouteTable(routed) => {
+                route_table::apply(ctx, task, routed).await.map(|()| Outcome::default())
+            }
+        }
+    }
+
+    /// For `spec`.
+    pub fn route_table_id(&self) -> Option<String> {
+        match self {
+            Backend::Nic | Backend::Instance => None,
+            Backend::RouteTable(routed) => Some(routed.table.to_string()),
+        }
+    }
+
+    /// Whether this is where the pool's mode has its addresses, and what is held is of the pool's range.
+    pub fn serves(&self, pool: &NodeIPPool) -> bool {
+        match self {
+            Backend::Nic | Backend::Instance => pool.spec.mode != Mode::Route,
+            Backend::RouteTable(routed) => routed.claim.is_some(),
+        }
+    }
+
+    /// How much a node of the pool is to hold.
+    pub fn sizing(&self, pool: &NodeIPPool) -> Sizing {
+        match self {
+            Backend::Nic | Backend::Instance => pool.spec.sizing.clone(),
+            Backend::RouteTable(_) => route_table::sizing(pool),
+        }
+    }
+
+    /// Whether the NIC must let packets of other addresses through.
+    pub fn needs_forwarding(&self) -> bool {
+        matches!(self, Backend::RouteTable(_))
+    }
+
+    /// Whether a reservation takes addresses out of the NIC's subnet.
+    pub fn draws_on_subnet(&self) -> bool {
+        !matches!(self, Backend::RouteTable(_))
+    }
+
+    /// Whether a certain address can be asked for.
+    pub fn takes_asked_address(&self) -> bool {
+        matches!(self, Backend::Nic)
+    }
+
+    /// Whether something can be attached to a single address.
+    pub fn takes_attachments(&self) -> bool {
+        !matches!(self, Backend::Instance)
+    }
+
+    /// What has a way back to a pod's own address, beside the VNet itself: peered networks to addresses of the NIC's subnet,
+    /// other nodes' pods to those of a route table.
+    pub fn reached_from(&self, network: &Network) -> Vec<Ipv4Net> {
+        match self {
+            Backend::Nic | Backend::Instance => network.peered.clone(),
+            Backend::RouteTable(routed) => routed.within.into_iter().collect(),
+        }
+    }
+}

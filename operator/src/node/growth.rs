@@ -1,28 +1,26 @@
-//! A pass's part in a shortage: asks for its turn before it grows, and tells what came of it.
+//! A node's part in a shortage of its subnet: it asks for its turn before it grows, and records what came of its write.
 
 use std::time::Instant;
 
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
-use vnetpool_crds::condition;
 use vnetpool_crds::pool::BLOCK;
 
-use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use crate::azure::{Error, IpConfiguration};
+use crate::azure::Error;
 use crate::context::Context;
 use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
 use crate::shortage::{Said, Source, Turn, Want};
 
 /// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by itself.
-pub fn limited(
+pub fn limit(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     seen: &mut Seen,
     plan: Plan,
-    memory: &mut Memory,
+    (setback, recalled): (&mut Option<Setback>, &mut Option<Said>),
     now: Instant,
 ) -> Plan {
     let node = allocation.name_any();
@@ -34,15 +32,15 @@ pub fn limited(
         }
         return plan;
     };
-    let (turn, calls, said) = {
+    let (turn, woken, said) = {
         let mut shortages = lock(&ctx.shortages);
-        if let Some(said) = memory.recalled.take() {
+        if let Some(said) = recalled.take() {
             shortages.recall(&source, said, now);
         }
-        let (turn, calls) = shortages.ask(&source, &node, want(seen, &plan), now);
-        (turn, calls, shortages.said(&source).cloned())
+        let (turn, woken) = shortages.ask(&source, &node, want(seen, &plan), now);
+        (turn, woken, shortages.said(&source).cloned())
     };
-    ctx.wake(&calls);
+    ctx.wake(&woken);
     seen.observed.may_reserve = match turn {
         Turn::Free => return plan,
         Turn::Now(units) => units,
@@ -50,7 +48,7 @@ pub fn limited(
             let Said { subnet, message } = said.unwrap_or_default();
             let resource = seen.nic.as_ref().map(|nic| nic.id.clone()).unwrap_or_default();
             let error = Error::SubnetFull { subnet, resource, message };
-            memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Write, &error, now));
+            *setback = Some(Setback::after(setback.as_ref(), Stage::Write, &error, now));
             seen.turn = at;
             0
         }
@@ -58,15 +56,8 @@ pub fn limited(
     planner::plan(&seen.observed)
 }
 
-/// What a NIC write that has ended means for the other nodes of its subnet. `released` are those it took off the NIC.
-pub fn written(
-    ctx: &Context,
-    node: &str,
-    seen: &Seen,
-    plan: &Plan,
-    released: &[IpConfiguration],
-    result: Result<(), &Error>,
-) {
+/// Records what a write that has ended means for the other nodes of the subnet.
+pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result: Result<(), &Error>) {
     let (Some(source), now) = (source(seen), Instant::now()) else { return };
     let asked = plan.change.reserve;
     match result {
@@ -74,8 +65,8 @@ pub fn written(
             if asked > 0 {
                 ctx.wake(&lock(&ctx.shortages).granted(&source, node, asked, now));
             }
-            let released = released.iter().map(|one| addresses(one, source.grain));
-            freed(ctx, &source.subnet, released);
+            let released = seen.observed.held.iter().filter(|one| plan.change.release.contains(&one.name));
+            freed(ctx, &source.subnet, released.map(|one| addresses(one, source.grain)));
         }
         Err(Error::SubnetFull { subnet, message, .. }) => {
             let said = Said { subnet: subnet.clone(), message: message.clone() };
@@ -99,17 +90,10 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
 }
 
 /// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it counts once.
-pub fn edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
+pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
     for nic in &spec.interfaces {
         ctx.wake(&lock(&ctx.shortages).try_now(&key(&nic.subnet.id), Some(cause), now));
     }
-}
-
-/// What an operator before this one has left written of a shortage.
-pub fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
-    condition::find(allocation.conditions(), condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
-    let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
-    Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
 }
 
 /// Ranges of so many addresses each have gone back to a subnet.
@@ -127,8 +111,7 @@ fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
 }
 
 fn source(seen: &Seen) -> Option<Source> {
-    // What a route brings is none of the subnet's.
-    if seen.routed.is_some() {
+    if !seen.backend.draws_on_subnet() {
         return None;
     }
     let subnet = key(&seen.nic.as_ref()?.subnet.id);

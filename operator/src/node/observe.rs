@@ -3,38 +3,38 @@
 pub mod adopt;
 mod drift;
 pub mod groups;
-pub mod hint;
+mod hint;
 mod interfaces;
+pub mod known;
 pub mod obstacle;
 pub mod recheck;
 mod surroundings;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
-use vnetpool_crds::pool::Mode;
+use vnetpool_crds::pool::Sizing;
 use vnetpool_crds::{NodeIPPool, condition};
 
-use super::backend::route_table::{self, Routed};
-use super::growth;
+use super::backend::{self, Backend, Holding, NicView};
 use super::memory::Memory;
 use super::need::{self, Need};
-use crate::azure::{self, Nic, Priority, ResourceId, VmId};
+use crate::azure::{self, Priority, ResourceId, Urgency, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
-use crate::planner::Observed;
+use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use groups::Grouping;
-use interfaces::Occasion;
+use interfaces::{Found, Occasion};
 use obstacle::{Obstacle, obstacle};
 
-/// When to look again at a NIC that somebody, perhaps an operator that has ended, is writing.
+/// When to read a NIC again that somebody, perhaps an operator that has ended, is writing.
 pub const UNSETTLED: Duration = Duration::from_secs(5);
 
 /// What a reconcile knows of its node.
@@ -50,14 +50,14 @@ pub struct Seen {
     /// Why the node is to hold no addresses, though there was no error.
     pub obstacle: Option<Obstacle>,
     pub snat_exclusions: Vec<String>,
-    /// Where the addresses are, if not on the NIC.
-    pub routed: Option<Routed>,
+    /// Where the addresses are.
+    pub backend: Backend,
     pub observed: Observed,
     /// This process has read the NIC; otherwise all is as `spec` mirrors it.
     pub is_read: bool,
     /// A write to the NIC is under way that isn't ours.
     pub is_unsettled: bool,
-    /// When to look again because the subnet holds growth back; `None` if it doesn't, or the node will be called.
+    /// When to reconcile again because the subnet holds growth back; `None` if it doesn't, or the node will be woken.
     pub turn: Option<Instant>,
     /// What is to become of others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
@@ -67,85 +67,164 @@ pub struct Seen {
     pub left: Vec<ResourceId>,
 }
 
-/// Looks at everything there is to know. `None`: Azure must be asked, but an error holds that back for now.
-pub async fn observe(
+/// What the cluster knows of a node.
+pub struct ClusterView {
+    pub pool: Option<Arc<NodeIPPool>>,
+    demand: Demand,
+    /// How long the node's pods have been these.
+    bound_still_for: Duration,
+}
+
+/// What the pool asks for, unless something is in the way. The default is what a node without a pool is to have.
+struct Wanted {
+    sizing: Option<Sizing>,
+    grain: u32,
+    release_after: Duration,
+}
+
+/// What the pool and Azure make of a node. The default is that of a node without a NIC: nothing is held, and nothing wanted.
+#[derive(Default)]
+struct AzureView {
+    wanted: Wanted,
+    holding: Holding,
+    /// What pods use though it has left the NIC.
+    lost: BTreeSet<Ipv4Net>,
+    /// Names of others' ipConfigurations that are to leave the NIC.
+    adopt: Vec<String>,
+    join: Vec<ResourceId>,
+    leave: Vec<ResourceId>,
+    /// An error, or somebody else's write to the NIC, holds every write back.
+    is_held_back: bool,
+    forwarding_lacks: bool,
+}
+
+pub fn cluster(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, now: Instant) -> ClusterView {
+    let (bound, changed) = ctx.cluster.bound(&node.name_any());
+    ClusterView {
+        pool: ctx.cluster.pool_of(node),
+        demand: need::demand(allocation, node, bound),
+        bound_still_for: changed.map_or(Duration::MAX, |changed| now.saturating_duration_since(changed)),
+    }
+}
+
+/// The node's VM, or why the node is to hold nothing though Azure wasn't asked.
+pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> Result<VmId, Obstacle> {
+    let vm = VmId::from_provider_id(kept::provider_id(node))
+        .map_err(|error| Obstacle::Interface { reason: error.reason(), message: error.to_string() })?;
+    if cluster.pool.is_none() && allocation.spec.interfaces.is_empty() {
+        return Err(Obstacle::NoPool);
+    }
+    Ok(vm)
+}
+
+/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that back.
+pub fn occasion(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
-    need: &Need,
-    memory: &mut Memory,
+    memory: &Memory,
     now: Instant,
-) -> Result<Option<Seen>, azure::Error> {
-    let pool = ctx.cluster.pool_of(node);
+) -> Option<Occasion> {
     let spec = &allocation.spec;
-    if let Some(edit) = memory.served_by(pool.as_deref(), now) {
-        growth::edited(ctx, spec, edit, now);
+    let is_new = spec.interfaces.is_empty()
+        || Some(&spec.node_uid) != node.metadata.uid.as_ref()
+        || spec.boot_id != kept::boot_id(node);
+    let may_ask = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
+    if (is_new || memory.nic.must_read) && !may_ask {
+        return None;
     }
-    let mut observed = from_cluster(ctx, allocation, node, memory, now);
-    let vm = match VmId::from_provider_id(kept::provider_id(node)) {
-        Ok(vm) => vm,
-        Err(error) => {
-            let obstacle = Obstacle::Interface { reason: error.reason(), message: error.to_string() };
-            return Ok(Some(Seen::without_nic(pool, obstacle, observed)));
-        }
-    };
-    if pool.is_none() && spec.interfaces.is_empty() {
-        return Ok(Some(Seen::without_nic(None, Obstacle::NoPool, observed)));
-    }
+    let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
+    let known = memory.nic.at.unwrap_or(ctx.started);
+    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && may_ask;
+    Some(Occasion { is_new, is_hinted, is_due, may_ask })
+}
 
-    let Some(occasion) = occasion(ctx, allocation, node, memory, now) else { return Ok(None) };
-    let urgency = match occasion.is_hinted {
+/// How urgent the reads of this occasion are.
+pub fn urgency(
+    cluster: &ClusterView,
+    allocation: &NodeIPAllocation,
+    need: &Need,
+    occasion: Occasion,
+) -> Urgency {
+    match occasion.is_hinted {
         // Pods may have these addresses, and nobody reaches them.
         true => Priority::WaitingPods.into(),
-        false => need.of_read(allocation, &observed.demand, occasion.is_new),
-    };
-    let wanted = interfaces::Wanted { pool: pool.as_deref(), allocation, occasion };
-    let found = interfaces::find(ctx, &vm, &wanted, memory, &urgency).await?;
-    let (nic, interface) = (found.nic, found.serving);
-    observed.held = found.held;
-    observed.slots = found.slots;
-    observed.may_write = wanted.occasion.may_ask && !found.is_unsettled;
+        false => need.of_read(allocation, &cluster.demand, occasion.is_new),
+    }
+}
 
-    let primary = interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let is_read = nic.is_some();
-    let routed =
-        route_table::observe(ctx, allocation, pool.as_deref(), primary, is_read, &mut observed, &urgency)
-            .await?;
+/// The NIC that serves the node.
+pub async fn nic(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    cluster: &ClusterView,
+    vm: &VmId,
+    (occasion, urgency): (Occasion, &Urgency),
+    memory: &Memory,
+) -> Result<Found, azure::Error> {
+    let wanted = interfaces::Wanted { pool: cluster.pool.as_deref(), allocation, occasion };
+    interfaces::find(ctx, vm, &wanted, &memory.nic, urgency).await
+}
+
+/// What is around the NIC, and what is reserved for the node: everything there is to know.
+pub async fn around(
+    ctx: &Context,
+    (allocation, node): (&NodeIPAllocation, &Node),
+    cluster: ClusterView,
+    found: Found,
+    (occasion, urgency): (Occasion, &Urgency),
+    memory: &Memory,
+    now: Instant,
+) -> Result<Seen, azure::Error> {
+    let (spec, pool) = (&allocation.spec, cluster.pool.as_deref());
+    let (nic, interface) = (found.nic.as_deref(), &found.serving);
+    let view = NicView { interface, held: &found.held, slots: found.slots, is_read: nic.is_some() };
+    let (backend, holding) = backend::observe(ctx, allocation, pool, &view, urgency).await?;
     let network = surroundings::around(ctx, spec, &interface.subnet).await?;
     let network = network.as_deref();
-    let obstacle = obstacle(ctx, pool.as_deref(), &interface, node, routed.as_ref(), network)?;
-    size(&mut observed, pool.as_deref(), nic.as_deref(), obstacle.as_ref());
+    let obstacle = obstacle(ctx, pool, interface, node, &backend, network)?;
+    let served = pool.filter(|_| obstacle.is_none());
 
-    let mut adoption = None;
-    if let (Some(pool), Some(nic), None) = (&pool, &nic, &obstacle) {
+    let adoption = served.zip(nic).and_then(|(pool, nic)| {
         let bound = ctx.cluster.bound_pods(&node.name_any());
-        adoption = adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), nic);
-        observed.adopt = adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect();
-    }
-    if let Some(nic) = nic.as_deref().filter(|_| routed.is_none()) {
-        observed.lost = drift::lost(allocation, kept::boot_id(node), nic, observed.grain, &memory.taken);
-    }
+        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), nic)
+    });
     let grouping = groups::decide(&groups::Facts {
-        pool: pool.as_deref().filter(|_| obstacle.is_none()),
+        pool: served,
         allocation,
-        nic: nic.as_deref(),
+        nic,
         is_shared: !interface.secondary,
         is_dry_run: ctx.azure.is_dry_run(),
     });
-    memory.grouping = memory.grouping.take().filter(|_| !grouping.lacks.is_empty());
-    if memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now)) {
-        observed.join.clone_from(&grouping.lacks);
-    }
-    observed.leave.clone_from(&grouping.leave);
+    let wanted = Wanted::of(pool, obstacle.as_ref(), &backend);
+    let lost = nic
+        .filter(|_| backend.takes_asked_address())
+        .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken));
+    // Groups that Azure has refused are left out for a while.
+    let may_join = memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now));
+    let azure = AzureView {
+        wanted,
+        lost: lost.unwrap_or_default(),
+        adopt: adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect(),
+        join: if may_join { grouping.lacks.clone() } else { vec![] },
+        leave: grouping.leave.clone(),
+        is_held_back: !occasion.may_ask || found.is_unsettled,
+        forwarding_lacks: served.is_some()
+            && backend.needs_forwarding()
+            && nic.is_some_and(|nic| !nic.forwards),
+        holding: Holding { route_is_wrong: holding.route_is_wrong && obstacle.is_none(), ..holding },
+    };
+    let observed = observed(&cluster, allocation, azure, memory, now);
 
     let snat_exclusions = network.map_or_else(
         || spec.snat_exclusions.clone(),
-        |network| surroundings::exclusions(network, pool.as_deref(), routed.as_ref()),
+        |network| surroundings::exclusions(network, pool, &backend),
     );
     let subnet = surroundings::subnet(network, spec, &interface.subnet);
     let groups = grouping.ours.iter().map(ToString::to_string).collect();
-    Ok(Some(Seen {
-        nic: Some(Interface { subnet, application_security_groups: groups, ..interface }),
+    let is_read = nic.is_some();
+    Ok(Seen {
+        nic: Some(Interface { subnet, application_security_groups: groups, ..found.serving }),
         primary_nic: match found.primary {
             Some(nic) => Some(beside(ctx, spec, nic).await?),
             None => None,
@@ -154,54 +233,15 @@ pub async fn observe(
         left: found.left,
         is_unsettled: found.is_unsettled,
         is_read,
-        pool,
-        routed,
+        pool: cluster.pool,
+        backend,
         obstacle,
         snat_exclusions,
         observed,
         adoption,
         grouping,
         turn: None,
-    }))
-}
-
-/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that back.
-fn occasion(
-    ctx: &Context,
-    allocation: &NodeIPAllocation,
-    node: &Node,
-    memory: &mut Memory,
-    now: Instant,
-) -> Option<Occasion> {
-    let spec = &allocation.spec;
-    let is_new = spec.interfaces.is_empty()
-        || Some(&spec.node_uid) != node.metadata.uid.as_ref()
-        || spec.boot_id != kept::boot_id(node);
-    let may_ask = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
-    if (is_new || memory.must_read) && !may_ask {
-        return None;
-    }
-    memory.hints.note(allocation);
-    let is_hinted = memory.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
-    let known = memory.nic_known.unwrap_or(ctx.started);
-    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && may_ask;
-    Some(Occasion { is_new, is_hinted, is_due, may_ask })
-}
-
-/// What the pool asks for, unless something is in the way.
-fn size(observed: &mut Observed, pool: Option<&NodeIPPool>, nic: Option<&Nic>, obstacle: Option<&Obstacle>) {
-    observed.route_is_wrong &= obstacle.is_none();
-    // Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
-    let Some(pool) = pool else { return };
-    if !obstacle.is_some_and(Obstacle::is_moving) {
-        observed.release_after = pool.spec.sizing.release_after.into();
-    }
-    observed.grain = pool.spec.grain();
-    if obstacle.is_none() {
-        let is_routed = pool.spec.mode == Mode::Route;
-        observed.forwarding_lacks = is_routed && nic.is_some_and(|nic| !nic.forwards);
-        observed.sizing = Some(if is_routed { route_table::sizing(pool) } else { pool.spec.sizing.clone() });
-    }
+    })
 }
 
 /// The primary NIC beside the one that serves, for `spec`.
@@ -216,13 +256,21 @@ async fn beside(
 }
 
 impl Seen {
-    fn without_nic(pool: Option<Arc<NodeIPPool>>, obstacle: Obstacle, observed: Observed) -> Seen {
+    /// A node without a NIC that could hold addresses: nothing is held, and nothing wanted.
+    pub fn without_nic(
+        cluster: ClusterView,
+        allocation: &NodeIPAllocation,
+        obstacle: Obstacle,
+        memory: &Memory,
+        now: Instant,
+    ) -> Seen {
+        let observed = observed(&cluster, allocation, AzureView::default(), memory, now);
         Seen {
-            pool,
+            pool: cluster.pool,
             nic: None,
             obstacle: Some(obstacle),
             snat_exclusions: vec![],
-            routed: None,
+            backend: Backend::default(),
             observed,
             is_read: false,
             is_unsettled: false,
@@ -236,42 +284,66 @@ impl Seen {
     }
 }
 
-/// What the cluster and our memory tell without Azure: as yet nothing is held, and nothing wanted.
-fn from_cluster(
-    ctx: &Context,
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted { sizing: None, grain: 1, release_after: Duration::ZERO }
+    }
+}
+
+impl Wanted {
+    /// Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
+    fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>, backend: &Backend) -> Wanted {
+        let Some(pool) = pool else { return Wanted::default() };
+        let is_moving = obstacle.is_some_and(Obstacle::is_moving);
+        Wanted {
+            sizing: obstacle.is_none().then(|| backend.sizing(pool)),
+            grain: pool.spec.grain(),
+            release_after: if is_moving { Duration::ZERO } else { pool.spec.sizing.release_after.into() },
+        }
+    }
+}
+
+/// What the planner decides from.
+fn observed(
+    cluster: &ClusterView,
     allocation: &NodeIPAllocation,
-    node: &Node,
+    azure: AzureView,
     memory: &Memory,
     now: Instant,
 ) -> Observed {
-    let (bound, bound_changed) = ctx.cluster.bound(&node.name_any());
     let since = |start: Option<Instant>| start.map(|start| now.saturating_duration_since(start));
     Observed {
-        sizing: None,
-        demand: need::demand(allocation, node, bound),
-        held: vec![],
-        lost: BTreeSet::new(),
-        slots: 0,
-        grain: 1,
-        release_after: Duration::ZERO,
-        shown: allocation.spec.ip_configurations().map(|one| one.name.clone()).collect(),
-        relinquished: allocation
-            .status
-            .iter()
-            .flat_map(|status| status.relinquished.iter().cloned())
-            .collect(),
-        adopt: vec![],
+        sizing: azure.wanted.sizing,
+        demand: cluster.demand,
+        held: azure.holding.held,
+        lost: azure.lost,
+        slots: azure.holding.slots,
+        grain: azure.wanted.grain,
+        release_after: azure.wanted.release_after,
+        relinquished: relinquished(allocation),
+        shown: shown(allocation),
+        adopt: azure.adopt,
+        join: azure.join,
+        leave: azure.leave,
         surplus_for: surplus_for(allocation, Timestamp::now()),
-        bound_still_for: since(bound_changed).unwrap_or(Duration::MAX),
+        bound_still_for: cluster.bound_still_for,
         growth_wanted_for: since(memory.growth_since).unwrap_or_default(),
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
         may_reserve: u32::MAX,
-        may_write: true,
-        join: vec![],
-        leave: vec![],
-        forwarding_lacks: false,
-        route_is_wrong: false,
+        may_write: !azure.is_held_back,
+        forwarding_lacks: azure.forwarding_lacks,
+        route_is_wrong: azure.holding.route_is_wrong,
     }
+}
+
+/// The names that the agent has given up for good.
+fn relinquished(allocation: &NodeIPAllocation) -> BTreeSet<String> {
+    allocation.status.iter().flat_map(|status| status.relinquished.iter().cloned()).collect()
+}
+
+/// The names that `spec` shows.
+fn shown(allocation: &NodeIPAllocation) -> BTreeSet<String> {
+    allocation.spec.ip_configurations().map(|one| one.name.clone()).collect()
 }
 
 fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {

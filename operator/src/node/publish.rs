@@ -1,117 +1,24 @@
-//! All writes of a reconcile but its conditions: the NIC, then `spec`; the taint; and the end of the object.
+//! All writes to the object but its conditions: `spec`, and the object's end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::info;
-use uuid::Uuid;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::names;
-use vnetpool_crds::pool::Mode;
 
-use super::memory::Memory;
-use super::observe::{Seen, groups};
-use super::setback::{Setback, Stage};
-use super::{Error, Round, growth};
+use super::error::Error;
+use super::observe::Seen;
+use super::observe::known::Known;
 use crate::api_server::{NOT_FOUND, is_status};
-use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::context::Context;
-use crate::events;
+use crate::planner::Plan;
 use crate::planner::attachments::Mark;
-use crate::planner::{Plan, addresses};
-
-/// Carries the plan's change out on the NIC. The caller has said so in the condition `Writing` before.
-///
-/// # Errors
-/// Azure's. What became of the NIC is then to be read again.
-pub async fn write_nic(
-    ctx: &Context,
-    round: &Round,
-    node: &Node,
-    memory: &mut Memory,
-) -> Result<(), azure::Error> {
-    let Round { allocation, need, seen: Some(seen), plan: Some(plan), .. } = round else { return Ok(()) };
-    let Some(nic) = &seen.nic else { return Ok(()) };
-    let id: ResourceId = nic.id.parse()?;
-    let change = azure::Change {
-        reserve: (0..plan.change.reserve).map(|_| new_name()).collect(),
-        restore: plan.change.restore.iter().map(|address| (new_name(), *address)).collect(),
-        release: plan.change.release.clone(),
-        blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
-        adopt: plan.change.adopt.clone(),
-        join: plan.change.join.clone(),
-        leave: plan.change.leave.clone(),
-        repair: plan.change.repair,
-        ..Default::default()
-    };
-    let grain = seen.observed.grain;
-    let count = |all: &[azure::IpConfiguration]| all.iter().map(|one| addresses(one, grain)).sum::<u32>();
-    let released: Vec<_> =
-        seen.observed.held.iter().filter(|one| change.release.contains(&one.name)).cloned().collect();
-    let result = ctx.azure.update(&id, &change, need.of_write(&seen.observed, plan.priority)).await;
-    if let Err(error @ azure::Error::Outgrown { .. }) = result {
-        return Err(error);
-    }
-    let now = Instant::now();
-    growth::written(ctx, &node.name_any(), seen, plan, &released, result.as_ref().map(|_| ()));
-    match result {
-        Ok(nic) => {
-            ctx.metrics.nic_written("ok");
-            memory.nic_known = Some(now);
-            memory.setback = None;
-            let restored = plan.change.restore.len() as u32 * grain;
-            let (held, reserved) = (count(&nic.ip_configurations), plan.change.reserve * grain);
-            info!(reserved, released = count(&released), held, nic = %id, "NIC written");
-            let about = [node.object_ref(&()), allocation.object_ref(&())];
-            if restored > 0 {
-                ctx.events.say(&about, events::restored(restored, id.name()));
-            }
-            if !change.reserve.is_empty() {
-                ctx.events.say(&about, events::reserved(reserved, held, id.name()));
-            }
-            if !change.release.is_empty() {
-                ctx.events.say(&about, events::released(count(&released), held, id.name()));
-            }
-            if !change.adopt.is_empty() {
-                ctx.events.say(&about, events::adopted(&change.adopt, id.name()));
-            }
-            if !change.join.is_empty() || !change.leave.is_empty() {
-                ctx.events.say(&about, events::regrouped(&change.join, &change.leave, id.name()));
-            }
-            if !change.join.iter().all(|group| nic.groups.contains(group)) {
-                // Written once more at once it would show them no sooner.
-                let error = azure::Error::Unexpected {
-                    resource: id.to_string(),
-                    message: "it doesn't show application security groups that it has joined".to_owned(),
-                };
-                memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
-            }
-            Ok(())
-        }
-        Err(error) => {
-            ctx.metrics.nic_written(error.reason());
-            memory.taken.extend(error.taken(&plan.change.restore));
-            if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
-                memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
-                return Err(error);
-            }
-            let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
-            memory.setback = Some(Setback::after(memory.setback.as_ref(), stage, &error, now));
-            Err(error)
-        }
-    }
-}
-
-/// 62 random bits: no two ipConfigurations of a NIC ever share a name, not even years apart.
-fn new_name() -> String {
-    format!("{}{:016x}", names::IP_CONFIGURATION_PREFIX, Uuid::new_v4().as_u64_pair().1)
-}
 
 /// What `spec` should say. What isn't known now stays as it was.
 pub fn spec(
@@ -136,7 +43,7 @@ pub fn spec(
         boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
         pool: pool.map_or_else(|| before.pool.clone(), |pool| pool.name_any()),
         mode: pool.map_or(before.mode, |pool| pool.spec.mode),
-        route_table_id: seen.routed.as_ref().map(|routed| routed.table.to_string()),
+        route_table_id: seen.backend.route_table_id(),
         wiring: pool.map_or(before.wiring, |pool| pool.spec.wiring),
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
@@ -155,7 +62,7 @@ pub async fn publish(
     ctx: &Context,
     allocation: Arc<NodeIPAllocation>,
     spec: NodeIPAllocationSpec,
-    memory: &mut Memory,
+    nic: &mut Known,
 ) -> Result<Arc<NodeIPAllocation>, Error> {
     if in_order(&allocation.spec) == in_order(&spec) {
         return Ok(allocation);
@@ -165,7 +72,7 @@ pub async fn publish(
     info!(target = spec.target, held = spec.addresses(), "published");
     let answer = Arc::new(answer);
     ctx.cluster.answered(&answer);
-    memory.wrote(&answer);
+    nic.spec_written(&answer);
     Ok(answer)
 }
 
@@ -248,50 +155,6 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
     }
 }
 
-/// Puts the taint on a full node, or takes it off; every other taint stays. Guarded by the Node's resourceVersion, because
-/// a list of taints can only be written whole.
-pub async fn taint(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
-    if kept::is_tainted_full(node) == full {
-        return Ok(());
-    }
-    let api = Api::<Node>::all(ctx.client.clone());
-    let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
-    let Some(found) = found.filter(|found| kept::is_tainted_full(found) != full) else { return Ok(()) };
-    let mut taints = found.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-    taints.retain(|taint| taint.key != names::FULL_TAINT);
-    if full {
-        taints.push(Taint {
-            key: names::FULL_TAINT.into(),
-            effect: "NoSchedule".into(),
-            ..Default::default()
-        });
-    }
-    let patch =
-        json!({"metadata": {"resourceVersion": found.resource_version()}, "spec": {"taints": taints}});
-    let params = PatchParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
-    api.patch(&found.name_any(), &params, &Patch::Merge(patch)).await.map_err(Error::Taint)?;
-    info!(full, "taint changed");
-    Ok(())
-}
-
 fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
     Api::all(ctx.client.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-
-    #[test]
-    fn names_are_ours_and_never_the_same() {
-        let names: HashSet<String> = (0..1000).map(|_| new_name()).collect();
-        assert_eq!(names.len(), 1000);
-        for name in &names {
-            let digits = name.strip_prefix("vnp-").unwrap();
-            assert!(
-                digits.len() == 16 && digits.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
-            );
-        }
-    }
 }

@@ -1,7 +1,10 @@
 //! What a reconcile found and did → conditions, Events and the taint.
 
-pub mod conditions;
-pub mod sandboxes;
+mod attached;
+mod conditions;
+pub mod reports;
+mod sandboxes;
+pub mod taint;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,110 +19,101 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{self, BY_AGENT, FULL, READY};
 use vnetpool_crds::names;
 
+use super::error::Error;
+use super::lag::lag;
 use super::memory::Memory;
 use super::observe::groups;
-use super::{Error, Round, attachments, lag, publish};
+use super::progress::Progress;
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::{azure, events};
 use conditions::Facts;
-use lag::Lag;
 
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
 
-/// Says how the node stands after a round. Gives the time after which to say it again though nothing has changed.
+/// Says how the node stands after a progress. Gives the time after which to say it again though nothing has changed.
 pub async fn report(
     ctx: &Context,
-    round: &mut Round,
+    progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
 ) -> Result<Option<Duration>, Error> {
     let now = Instant::now();
-    let lag = lag::lag(&round.allocation, kept::boot_id(node));
-    if lag == Lag::None {
-        memory.behind_since = None;
-    } else {
-        memory.behind_since.get_or_insert(now);
-    }
-    let (outlived, look) = sandboxes::condition(ctx, &round.allocation, node, memory, now).await?;
+    memory.reports.run_clock(&lag(&progress.allocation, kept::boot_id(node)), now);
+    let (outlived, next_finding) =
+        sandboxes::condition(ctx, &progress.allocation, node, &mut memory.reports.outlived, now).await?;
     let next = {
         let facts = Facts {
-            allocation: &round.allocation,
+            allocation: &progress.allocation,
             boot_id: kept::boot_id(node),
-            seen: round.seen.as_ref(),
-            plan: round.plan.as_ref(),
+            seen: progress.seen.as_ref(),
+            plan: progress.plan.as_ref(),
             dry_run: ctx.azure.is_dry_run(),
-            rehearsal: round.rehearsal.as_ref(),
+            rehearsal: progress.rehearsal.as_ref(),
             setback: memory.setback.as_ref(),
-            writing: memory.writing,
-            tracked: tracked(ctx, &round.allocation),
-            grouped: round.seen.as_ref().and_then(|seen| {
+            writing: memory.nic.writing,
+            tracked: tracked(ctx, &progress.allocation),
+            grouped: progress.seen.as_ref().and_then(|seen| {
                 let pool = seen.pool.as_ref().map(|pool| pool.name_any());
                 let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
                 groups::condition(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
             }),
-            attached: round
+            attached: progress
                 .attachments
                 .as_ref()
-                .and_then(|plan| attachments::condition(plan, &memory.attaching)),
+                .and_then(|plan| attached::condition(plan, &memory.attaching)),
             outlived,
-            behind_for: memory
-                .behind_since
-                .map(|since| now.saturating_duration_since(since))
-                .unwrap_or_default(),
+            behind_for: memory.reports.behind_for(now),
         };
         conditions::conditions(&facts, Timestamp::now())
     };
-    let grace = memory
-        .behind_since
-        .map(|since| lag::AGENT_GRACE.saturating_sub(now.saturating_duration_since(since)))
-        .filter(|rest| !rest.is_zero());
-    let pause = say(ctx, round, node, memory, next, now).await?;
-    let full = condition::is_true(round.allocation.conditions(), FULL);
-    publish::taint(ctx, node, full).await?;
-    Ok([grace, pause, look].into_iter().flatten().min())
+    let grace = memory.reports.grace_left(now);
+    let pause = apply(ctx, progress, node, memory, next, now).await?;
+    let full = condition::is_true(progress.allocation.conditions(), FULL);
+    taint::set(ctx, node, full).await?;
+    Ok([grace, pause, next_finding].into_iter().flatten().min())
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {
     ctx.azure.tracked(&allocation.spec.serving()?.id.parse().ok()?)
 }
 
-/// Says that a write begins, with what is known before it.
-pub async fn writing(
+/// Announces a write, with what is known before it.
+pub async fn announce_write(
     ctx: &Context,
-    round: &mut Round,
+    progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    memory.writing = true;
-    report(ctx, round, node, memory).await.map(|_| ())
+    memory.nic.writing = true;
+    report(ctx, progress, node, memory).await.map(|_| ())
 }
 
 /// Applies the operator's conditions unless they say the same already, and publishes the Events of those that turned.
-async fn say(
+async fn apply(
     ctx: &Context,
-    round: &mut Round,
+    progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
     next: Vec<Condition>,
     now: Instant,
 ) -> Result<Option<Duration>, Error> {
-    let before = ours(&round.allocation);
+    let before = ours(&progress.allocation);
     if condition::same(&before, &next) {
         return Ok(None);
     }
-    if let Some(last) = memory.reported.filter(|_| only_counts_differ(&before, &next)) {
+    if let Some(last) = memory.reports.written.filter(|_| only_counts_differ(&before, &next)) {
         let pause = COUNTS.saturating_sub(now.saturating_duration_since(last));
         if !pause.is_zero() {
             return Ok(Some(pause));
         }
     }
-    round.allocation = Arc::new(apply_conditions(ctx, &round.allocation, &next).await?);
-    ctx.cluster.answered(&round.allocation);
-    memory.said(&round.allocation);
-    memory.reported = Some(now);
-    let about = [node.object_ref(&()), round.allocation.object_ref(&())];
+    progress.allocation = Arc::new(apply_conditions(ctx, &progress.allocation, &next).await?);
+    ctx.cluster.answered(&progress.allocation);
+    memory.nic.status_written(&progress.allocation);
+    memory.reports.written = Some(now);
+    let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
     for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
         ctx.events.say(&about, event);
     }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 
-use super::backend::route_table;
+use super::error::Error;
 use super::memory::Memory;
+use super::progress::Next;
 use super::setback::{Setback, Stage};
-use super::{Error, Next, growth, publish, report};
+use super::{backend, growth, publish, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
 use crate::context::Context;
 
@@ -19,7 +20,7 @@ const LATEST: Duration = Duration::from_secs(1800);
 
 /// NIC gone → object deleted. NIC without a VM → our ipConfigurations removed, then object deleted. VM there → kept: its
 /// pods may still run, and a Node of the same name with the same VM adopts it.
-pub(super) async fn vacate(
+pub async fn vacate(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     memory: &mut Memory,
@@ -45,7 +46,7 @@ pub(super) async fn vacate(
         }
     }
     if in_use.is_none()
-        && let Err(error) = route_table::leave(ctx, allocation).await
+        && let Err(error) = backend::leave(ctx, allocation).await
     {
         return refused(ctx, allocation, memory, error, now).await;
     }
@@ -80,7 +81,7 @@ async fn refused(
 /// An object that somebody deleted while its Node lives: let go, and made again. First what its node has given up leaves the NIC. The
 /// list of it goes with the object, and a node that then lost its ledger, too, could hand out an address whose release is
 /// still on its way to Azure.
-pub(super) async fn replace(
+pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     memory: &mut Memory,
@@ -130,7 +131,7 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
 /// Sees to it that a NIC no Node uses any more holds nothing of ours and is in no group by our doing, and that the public addresses made for its pods are
 /// deleted. Gives the VM that still has it, and with it what is ours, if there is one. With another hardware address than `mac` and
 /// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone.
-pub(super) async fn end(
+pub async fn end(
     ctx: &Context,
     nic: &ResourceId,
     mac: Option<&str>,

@@ -7,30 +7,25 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Node;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use tokio::time::sleep;
 use tracing::{info, warn};
 use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::pool::{PodRoute, Sizing};
 use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
+use super::terms::{Holding, NicView, Task};
 use crate::azure::{
-    self, Azure, Claim, IpConfiguration, Network, Priority, ProvisioningState, ResourceId, RouteChange,
-    RouteTable, Urgency, route_name,
+    self, Azure, Claim, IpConfiguration, Priority, ProvisioningState, ResourceId, RouteChange, RouteTable,
+    Urgency, route_name,
 };
 use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::events;
-use crate::node::Round;
-use crate::node::memory::Memory;
-use crate::node::observe::obstacle::Obstacle;
-use crate::node::setback::{Setback, Stage};
-use crate::planner::{Change, Observed};
-use crate::pod_cidr;
+use crate::planner::Change;
 
 /// Where a node's addresses are, if they aren't on its NIC.
 #[derive(Clone, Debug)]
@@ -42,25 +37,24 @@ pub struct Routed {
     pub claim: Option<Claim>,
 }
 
-/// Takes a look at the node's route, in Azure's table if `is_read`, otherwise as `spec` mirrors it and [`watch`] has seen it; `observed` then holds that
-/// instead of what is on the NIC. `None`: the node's addresses are on its NIC, and still are if its pool is of mode Route by now.
+/// Observes the node's route: in Azure's table if the NIC was read, otherwise as `spec` mirrors it and [`watch`] has seen it.
+/// `None`: the node's addresses are on its NIC, and still are if its pool is of mode Route by now.
 pub async fn observe(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     pool: Option<&NodeIPPool>,
-    primary: Ipv4Addr,
-    is_read: bool,
-    observed: &mut Observed,
+    nic: &NicView<'_>,
     urgency: &Urgency,
-) -> Result<Option<Routed>, azure::Error> {
+) -> Result<Option<(Routed, Holding)>, azure::Error> {
+    let primary = nic.interface.primary_address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
     let (spec, node) = (&allocation.spec, allocation.name_any());
     let wanted = pool.and_then(|pool| pool.spec.route.as_ref());
     let table: ResourceId = match (&spec.route_table_id, wanted) {
         (Some(table), _) => table.parse()?,
-        (None, Some(route)) if observed.held.is_empty() => route.route_table_id.parse()?,
+        (None, Some(route)) if nic.held.is_empty() => route.route_table_id.parse()?,
         (None, _) => return Ok(None),
     };
-    let published = published(spec).filter(|(name, _)| !observed.relinquished.contains(name));
+    let published = published(spec).filter(|(name, _)| !is_relinquished(allocation, name));
     let wanted = wanted.filter(|route| route.route_table_id.parse().is_ok_and(|id: ResourceId| id == table));
     let fits = |(_, range): &(String, Ipv4Net)| {
         wanted
@@ -71,7 +65,7 @@ pub async fn observe(
     let within =
         wanted.and_then(cidr).map(|(within, _)| within).or(published.as_ref().map(|(_, range)| *range));
 
-    let known = match is_read {
+    let known = match nic.is_read {
         true => Some(ctx.azure.route_table(&table, urgency).await?),
         false => ctx.azure.known_route_table(&table),
     };
@@ -97,9 +91,11 @@ pub async fn observe(
         attached: Default::default(),
     });
     let is_right = own.is_some_and(|own| own.range == range && own.next_hop == Some(primary));
-    observed.route_is_wrong = known.is_some() && held.is_some() && wanted.is_some() && !is_right;
-    observed.held = held.into_iter().collect();
-    observed.slots = 1;
+    let holding = Holding {
+        route_is_wrong: known.is_some() && held.is_some() && wanted.is_some() && !is_right,
+        held: held.into_iter().collect(),
+        slots: 1,
+    };
     let claim = wanted.and_then(cidr).map(|(within, length)| Claim {
         name: route_name(&node, uuid::Uuid::new_v4().as_fields().0),
         node,
@@ -109,7 +105,11 @@ pub async fn observe(
         next_hop: primary,
         avoid: BTreeSet::new(),
     });
-    Ok(Some(Routed { table, within, claim }))
+    Ok(Some((Routed { table, within, claim }, holding)))
+}
+
+fn is_relinquished(allocation: &NodeIPAllocation, name: &String) -> bool {
+    allocation.status.iter().any(|status| status.relinquished.contains(name))
 }
 
 /// A node always has the whole of its range.
@@ -124,93 +124,44 @@ pub fn sizing(pool: &NodeIPPool) -> Sizing {
     }
 }
 
-/// Why the node can't have a route of the pool. `network` is the one around its NIC, if that could be read.
-pub fn obstacle(
-    ctx: &Context,
-    pool: &NodeIPPool,
-    route: &PodRoute,
-    node: &Node,
-    network: Option<&Network>,
-) -> Result<Option<Obstacle>, azure::Error> {
-    let pools = ctx.cluster.pools().state();
-    let conflict = pod_cidr::conflict(pool, pools.iter().map(AsRef::as_ref), network);
-    if let Some(message) = conflict {
-        return Ok(Some(Obstacle::Interface { reason: pod_cidr::OVERLAP, message }));
-    }
-    let table: ResourceId = route.route_table_id.parse()?;
-    let Some(network) = network.filter(|network| network.route_table.as_ref() != Some(&table)) else {
-        return Ok(None);
-    };
-    let has = network.route_table.as_ref().map_or("none".to_owned(), ToString::to_string);
-    let message = format!(
-        "NodeIPPool {} has its routes in {table}, but the route table of node {}'s subnet is {has}. Associate {table} with \
-         the subnet, or let the pool's nodeSelector leave this node out.",
-        pool.name_any(),
-        node.name_any(),
-    );
-    Ok(Some(Obstacle::Interface { reason: "RouteTableNotAssociated", message }))
-}
-
-/// Carries the plan's change out on the NIC's forwarding and in the route table. The caller has said so in the condition
-/// `Writing` before.
+/// Carries a change out on the NIC's forwarding and in the route table.
 ///
 /// # Errors
 /// Azure's. What became of the table is then to be read again.
-pub async fn write(
-    ctx: &Context,
-    round: &Round,
-    node: &Node,
-    memory: &mut Memory,
-) -> Result<(), azure::Error> {
-    let result = carry_out(ctx, round, node).await;
-    if let Err(azure::Error::Outgrown { .. }) = result {
-        return result;
-    }
-    let now = Instant::now();
-    memory.setback = match &result {
-        Ok(()) => None,
-        Err(error) => Some(Setback::after(memory.setback.as_ref(), Stage::Write, error, now)),
-    };
-    result
-}
-
-async fn carry_out(ctx: &Context, round: &Round, node: &Node) -> Result<(), azure::Error> {
-    let Round { allocation, need, seen: Some(seen), plan: Some(plan), .. } = round else { return Ok(()) };
-    let urgency = need.of_write(&seen.observed, plan.priority);
-    let (Some(routed), Some(nic)) = (&seen.routed, &seen.nic) else { return Ok(()) };
-    let about = [node.object_ref(&()), allocation.object_ref(&())];
-    let Change { forward, leave, .. } = &plan.change;
+pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<(), azure::Error> {
+    let Task { nic, observed, change: planned, about, urgency, .. } = task;
+    let Change { forward, leave, .. } = planned;
     if *forward || !leave.is_empty() {
-        let id: ResourceId = nic.id.parse()?;
+        let id: ResourceId = nic.parse()?;
         let change = azure::Change { forward: *forward, leave: leave.clone(), ..Default::default() };
-        ctx.azure.update(&id, &change, &urgency).await?;
+        ctx.azure.update(&id, &change, urgency).await?;
         if *forward {
             info!(nic = %id, "IP forwarding turned on");
-            ctx.events.say(&about, events::forwarding(id.name()));
+            ctx.events.say(about, events::forwarding(id.name()));
         }
         if !leave.is_empty() {
-            ctx.events.say(&about, events::regrouped(&[], leave, id.name()));
+            ctx.events.say(about, events::regrouped(&[], leave, id.name()));
         }
     }
-    let (table, grain) = (&routed.table, seen.observed.grain);
-    if !plan.change.release.is_empty() {
-        let release = RouteChange::Release { names: plan.change.release.clone() };
-        ctx.azure.change_routes(table, release, &urgency).await?;
-        ctx.events.say(&about, events::released(grain, 0, table.name()));
+    let (table, grain) = (&routed.table, observed.grain);
+    if !planned.release.is_empty() {
+        let release = RouteChange::Release { names: planned.release.clone() };
+        ctx.azure.change_routes(table, release, urgency).await?;
+        ctx.events.say(about, events::released(grain, 0, table.name()));
     }
-    if let Some(claim) = routed.claim.as_ref().filter(|_| plan.change.reserve > 0 || plan.change.mend) {
+    if let Some(claim) = routed.claim.as_ref().filter(|_| planned.reserve > 0 || planned.mend) {
         let claim = Claim {
             avoid: used_by_others(ctx, &claim.node),
-            held: claim.held.clone().filter(|(name, _)| !plan.change.release.contains(name)),
+            held: claim.held.clone().filter(|(name, _)| !planned.release.contains(name)),
             ..claim.clone()
         };
-        ctx.azure.change_routes(table, RouteChange::Claim(claim), &urgency).await?;
-        let event = if plan.change.mend {
+        ctx.azure.change_routes(table, RouteChange::Claim(claim), urgency).await?;
+        let event = if planned.mend {
             events::mended(table.name())
         } else {
             events::reserved(grain, grain, table.name())
         };
-        ctx.events.say(&about, event);
+        ctx.events.say(about, event);
     }
     Ok(())
 }
@@ -231,12 +182,12 @@ pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), a
     }
 }
 
-/// How often each table is looked at, a little less often than what is known of it is read anew.
-const LOOK_EVERY: Duration = Duration::from_secs(61);
+/// How often each table is read, a little less often than what is known of it is read anew.
+const CHECK_EVERY: Duration = Duration::from_secs(61);
 
-/// Looks at the tables in use, at once and then every minute, one read for all nodes of each, and calls those nodes whose route
+/// Reads the tables in use, at once and then every minute, one read for all nodes of each, and wakes those nodes whose route
 /// isn't as `spec` has it: somebody may have removed it. Never ends.
-pub async fn watch(azure: &Azure, cluster: &Cluster, call: impl Fn(&str)) {
+pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
     loop {
         let mut nodes: HashMap<ResourceId, Vec<Arc<NodeIPAllocation>>> = HashMap::new();
         for node in cluster.allocations().state() {
@@ -249,13 +200,13 @@ pub async fn watch(azure: &Azure, cluster: &Cluster, call: impl Fn(&str)) {
             match azure.route_table(&table, Priority::WaitingPods).await {
                 Ok(known) => {
                     let wrong = nodes.iter().filter(|node| !is_as_published(&known, &node.spec));
-                    wrong.for_each(|node| call(&node.name_any()));
+                    wrong.for_each(|node| wake(&node.name_any()));
                 }
                 // A node that needs the table finds out by itself, and says so.
                 Err(error) => warn!(%table, reason = error.reason(), %error, "route table not read"),
             }
         }
-        sleep(LOOK_EVERY).await;
+        sleep(CHECK_EVERY).await;
     }
 }
 

@@ -23,7 +23,7 @@ pub fn lost(
     grain: u32,
     taken: &BTreeSet<Ipv4Net>,
 ) -> BTreeSet<Ipv4Net> {
-    let known = allocation.spec.interfaces.first();
+    let known = allocation.spec.serving();
     let was_here = known.is_some_and(|one| one.id.eq_ignore_ascii_case(nic.id.as_str()));
     let may_ask = was_here && nic.id.instance().is_none();
     let status = allocation.status.as_ref().filter(|status| may_ask && status.boot_id == boot_id);
@@ -92,6 +92,23 @@ mod tests {
         let nic = sample_nic(&[]);
         let lost = |id: &str| lost(&allocation(id), "b", &nic, 1, &BTreeSet::new()).len();
         assert_eq!((lost(nic.id.as_str()), lost("/another")), (1, 0));
+    }
+
+    #[test]
+    fn of_two_nics_the_one_that_serves_loses_addresses_in_whatever_order_spec_has_them() {
+        let nic = sample_nic(&[]);
+        let interface = |id: &str, secondary: bool| json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "secondary": secondary});
+        let (primary, serving) = (interface("/primary", false), interface(nic.id.as_str(), true));
+        let lost = |interfaces: [&serde_json::Value; 2]| {
+            let allocation: NodeIPAllocation = serde_json::from_value(json!({
+                "metadata": {"name": "n"},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": interfaces},
+                "status": {"bootID": "b", "assignments": [{"address": "10.0.0.5", "sandbox": "s"}]},
+            }))
+            .unwrap();
+            lost(&allocation, "b", &nic, 1, &BTreeSet::new()).len()
+        };
+        assert_eq!((lost([&serving, &primary]), lost([&primary, &serving])), (1, 1));
     }
 
     #[test]

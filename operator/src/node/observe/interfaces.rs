@@ -6,11 +6,11 @@ use std::time::Instant;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
 use vnetpool_crds::{NodeIPPool, names};
 
+use super::known::{Known, Read};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
-use crate::node::memory::Memory;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 const NIC_SLOTS: u32 = 256;
@@ -53,6 +53,8 @@ pub struct Found {
     pub is_unsettled: bool,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
+    /// What was read from Azure for this.
+    pub read: Read,
 }
 
 /// A VM's NICs.
@@ -62,17 +64,19 @@ struct Chosen {
     all: Vec<ResourceId>,
     /// How many ipConfigurations are on the others.
     elsewhere: u32,
+    /// The wanted subnet, if none of the NICs is in it.
+    lacking: Option<ResourceId>,
 }
 
 impl Wanted<'_> {
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is asked once.
-    fn must_choose(&self, memory: &Memory) -> bool {
+    fn must_choose(&self, known: &Known) -> bool {
         let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
         let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
-        self.occasion.is_new || (is_elsewhere && is_empty && memory.chosen != wanted)
+        self.occasion.is_new || (is_elsewhere && is_empty && known.lacking != wanted)
     }
 
     /// The NIC that is in application security groups by our doing.
@@ -95,42 +99,32 @@ pub async fn find(
     ctx: &Context,
     vm: &VmId,
     wanted: &Wanted<'_>,
-    memory: &mut Memory,
+    known: &Known,
     urgency: &Urgency,
 ) -> Result<Found, azure::Error> {
     let spec = wanted.spec();
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own = vec![];
-    let nic = if wanted.must_choose(memory) && wanted.occasion.may_ask {
-        let chosen = choose(ctx, vm, wanted, memory, urgency).await?;
-        memory.nic_known = Some(Instant::now());
-        memory.must_read = false;
+    let (nic, read) = if wanted.must_choose(known) && wanted.occasion.may_ask {
+        let chosen = choose(ctx, vm, wanted, urgency).await?;
         (elsewhere, primary, own) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
-        Some(chosen.serving)
-    } else if memory.must_read || wanted.occasion.is_due {
+        (Some(chosen.serving), Read::All { at: Instant::now(), lacking: chosen.lacking })
+    } else if known.must_read || wanted.occasion.is_due {
         let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, urgency).await?;
-        let now = Instant::now();
-        memory.nic_known = Some(now);
-        memory.must_read = false;
-        memory.hints.answered(wanted.allocation, now);
-        Some(nic)
-    } else if memory.nic_known.is_some() {
-        Some(ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?)
+        (Some(nic), Read::Nic { at: Instant::now() })
+    } else if known.at.is_some() {
+        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?;
+        (Some(nic), Read::Nothing)
     } else {
-        None
+        (None, Read::Nothing)
     };
-    let is_unsettled = nic.as_deref().is_some_and(is_unsettled);
-    if is_unsettled {
-        memory.must_read = true;
-    } else if nic.is_some() {
-        memory.writing = false;
-    }
-    let known = || spec.serving().cloned().unwrap_or_default();
+    let is_unsettled = nic.as_deref().is_some_and(Nic::is_updating);
+    let mirror = || spec.serving().cloned().unwrap_or_default();
     let (held, foreign, found) = match &nic {
         Some(nic) => (nic.ip_configurations.clone(), nic.foreign, interface(nic)),
         // The primary ipConfiguration at least.
-        None => (mirrored(&known()), 1, Interface { ip_configurations: vec![], ..known() }),
+        None => (mirrored(&mirror()), 1, Interface { ip_configurations: vec![], ..mirror() }),
     };
     // Of two NICs, the one that isn't primary is used for its pool; a single one is primary.
     let primary = primary.filter(|nic| !nic.id.eq_ignore_ascii_case(&found.id));
@@ -143,6 +137,7 @@ pub async fn find(
         held,
         elsewhere,
         is_unsettled,
+        read,
     })
 }
 
@@ -151,7 +146,6 @@ async fn choose(
     ctx: &Context,
     vm: &VmId,
     wanted: &Wanted<'_>,
-    memory: &mut Memory,
     urgency: &Urgency,
 ) -> Result<Chosen, azure::Error> {
     let all = ctx.azure.nics(vm, urgency).await?;
@@ -159,11 +153,11 @@ async fn choose(
     let nics = futures::future::try_join_all(reads).await?;
     let index = pick(&nics, wanted.subnet().as_ref(), wanted.grouped().as_ref());
     // One that has been found needs no note: `spec` will name it.
-    memory.chosen = wanted.subnet().filter(|wanted| nics[index].subnet != *wanted);
+    let lacking = wanted.subnet().filter(|wanted| nics[index].subnet != *wanted);
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
     let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
     let (serving, primary) = (nics[index].clone(), nics[0].clone());
-    Ok(Chosen { serving, primary, all, elsewhere })
+    Ok(Chosen { serving, primary, all, elsewhere, lacking })
 }
 
 /// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours serves until that
@@ -176,11 +170,6 @@ fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>, grouped: Option<&Resourc
         .or_else(|| nics.iter().position(holding))
         .or_else(|| nics.iter().position(is_wanted))
         .unwrap_or_default()
-}
-
-fn is_unsettled(nic: &Nic) -> bool {
-    nic.state == ProvisioningState::Updating
-        || nic.ip_configurations.iter().any(|one| one.state == ProvisioningState::Updating)
 }
 
 fn interface(nic: &Nic) -> Interface {

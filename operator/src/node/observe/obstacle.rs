@@ -4,11 +4,12 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::Interface;
-use vnetpool_crds::pool::Mode;
+use vnetpool_crds::pool::{Mode, PodRoute};
 
 use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
-use crate::node::backend::route_table::{self, Routed};
+use crate::node::backend::Backend;
+use crate::pod_cidr;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -27,13 +28,13 @@ impl Obstacle {
     }
 }
 
-/// What is in the way of a node with this NIC and, if its addresses are in a route table, of that.
+/// What is in the way of a node with this NIC and this back-end.
 pub fn obstacle(
     ctx: &Context,
     pool: Option<&NodeIPPool>,
     interface: &Interface,
     node: &Node,
-    routed: Option<&Routed>,
+    backend: &Backend,
     network: Option<&Network>,
 ) -> Result<Option<Obstacle>, azure::Error> {
     let Some(pool) = pool else { return Ok(Some(Obstacle::NoPool)) };
@@ -41,12 +42,38 @@ pub fn obstacle(
         return Ok(Some(mismatch));
     }
     let unfit = match &pool.spec.route {
-        Some(pod_route) => route_table::obstacle(ctx, pool, pod_route, node, network)?,
+        Some(pod_route) => unroutable(ctx, pool, pod_route, node, network)?,
         None => None,
     };
     // What the node holds is of another kind than the pool's: it goes first.
-    let is_moving = routed.map_or(pool.spec.mode == Mode::Route, |routed| routed.claim.is_none());
-    Ok(unfit.or_else(|| is_moving.then(|| moving(pool, node))))
+    Ok(unfit.or_else(|| (!backend.serves(pool)).then(|| moving(pool, node))))
+}
+
+/// Why the node can't have a route of the pool. `network` is the one around its NIC, if that could be read.
+fn unroutable(
+    ctx: &Context,
+    pool: &NodeIPPool,
+    route: &PodRoute,
+    node: &Node,
+    network: Option<&Network>,
+) -> Result<Option<Obstacle>, azure::Error> {
+    let pools = ctx.cluster.pools().state();
+    let conflict = pod_cidr::conflict(pool, pools.iter().map(AsRef::as_ref), network);
+    if let Some(message) = conflict {
+        return Ok(Some(Obstacle::Interface { reason: pod_cidr::OVERLAP, message }));
+    }
+    let table: ResourceId = route.route_table_id.parse()?;
+    let Some(network) = network.filter(|network| network.route_table.as_ref() != Some(&table)) else {
+        return Ok(None);
+    };
+    let has = network.route_table.as_ref().map_or("none".to_owned(), ToString::to_string);
+    let message = format!(
+        "NodeIPPool {} has its routes in {table}, but the route table of node {}'s subnet is {has}. Associate {table} with \
+         the subnet, or let the pool's nodeSelector leave this node out.",
+        pool.name_any(),
+        node.name_any(),
+    );
+    Ok(Some(Obstacle::Interface { reason: "RouteTableNotAssociated", message }))
 }
 
 /// The reason of a node that has to give back what it has before its pool can serve it.

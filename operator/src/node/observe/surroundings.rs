@@ -8,7 +8,7 @@ use vnetpool_crds::allocation::{NodeIPAllocationSpec, Subnet};
 
 use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
-use crate::node::backend::route_table::Routed;
+use crate::node::backend::Backend;
 
 /// The network around a NIC's subnet. `None`: it can't be read now, but what `spec` says of it stays good.
 ///
@@ -44,16 +44,12 @@ fn is_same(one: &Subnet, other: &Subnet) -> bool {
     one.id.eq_ignore_ascii_case(&other.id)
 }
 
-/// What sees a pod under its own address: the VNet, what it peers with, and what the pool names. To addresses of a route table
-/// peered networks have no way back; other nodes' pods have.
-pub fn exclusions(network: &Network, pool: Option<&NodeIPPool>, routed: Option<&Routed>) -> Vec<String> {
+/// What sees a pod under its own address: the VNet, what else has a way back to that, and what the pool names.
+pub fn exclusions(network: &Network, pool: Option<&NodeIPPool>, backend: &Backend) -> Vec<String> {
     let named = pool.into_iter().flat_map(|pool| &pool.spec.snat.non_masquerade_cidrs);
     let mut ranges: Vec<ipnet::Ipv4Net> = named.filter_map(|range| range.parse().ok()).collect();
     ranges.extend(&network.address_space);
-    match routed {
-        Some(routed) => ranges.extend(routed.within),
-        None => ranges.extend(&network.peered),
-    }
+    ranges.extend(backend.reached_from(network));
     ranges.sort();
     ranges.dedup();
     ranges.iter().map(ToString::to_string).collect()
@@ -62,6 +58,7 @@ pub fn exclusions(network: &Network, pool: Option<&NodeIPPool>, routed: Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::backend::Routed;
     use serde_json::json;
 
     const SUBNET: &str =
@@ -85,7 +82,7 @@ mod tests {
         };
         let pool = pool(json!({"snat": {"nonMasqueradeCIDRs": ["192.168.0.0/16", "10.3.0.0/16"]}}));
         assert_eq!(
-            exclusions(&network, Some(&pool), None),
+            exclusions(&network, Some(&pool), &Backend::Nic),
             ["10.3.0.0/16", "10.240.0.0/16", "192.168.0.0/16"]
         );
     }
@@ -102,6 +99,9 @@ mod tests {
             id: vnet.clone(),
         };
         let routed = Routed { table: vnet, within: "10.244.0.0/16".parse().ok(), claim: None };
-        assert_eq!(exclusions(&network, None, Some(&routed)), ["10.240.0.0/16", "10.244.0.0/16"]);
+        assert_eq!(
+            exclusions(&network, None, &Backend::RouteTable(routed)),
+            ["10.240.0.0/16", "10.244.0.0/16"]
+        );
     }
 }

@@ -191,7 +191,7 @@ fn lacks(facts: &Facts, plan: &Plan) -> u32 {
 fn limit(facts: &Facts, plan: &Plan) -> String {
     let Some(seen) = facts.seen else { return String::new() };
     let maximum = seen.observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
-    if seen.routed.is_some() {
+    if !seen.backend.draws_on_subnet() {
         return format!(
             "a node's range has {maximum} addresses with the route.nodePrefixLength of NodeIPPool {}. Lower the kubelet's \
              maxPods, use more nodes, or a pool with larger ranges.",

@@ -12,8 +12,7 @@ use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 
 use crate::cluster::kept;
 use crate::context::Context;
-use crate::node::Error;
-use crate::node::memory::Memory;
+use crate::node::error::Error;
 use crate::verdict::{Verdict, name_some};
 
 /// How long a pod's end may take, and the agent's report of it.
@@ -34,7 +33,7 @@ pub struct Outlived {
 
 /// What there is to say.
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
+enum Finding {
     /// These have been for longer than [`GRACE`].
     Due(BTreeSet<Suspect>),
     /// There is none, or none of those that were told.
@@ -46,12 +45,12 @@ enum Look {
 impl Outlived {
     /// Compares what the node reports with the UIDs of its pods that need an address. Gives what there is to say, and in how
     /// long there may be more.
-    fn look(
+    fn observe(
         &mut self,
         assignments: &[Assignment],
         pods: &HashSet<String>,
         now: Instant,
-    ) -> (Look, Option<Duration>) {
+    ) -> (Finding, Option<Duration>) {
         // A sandbox without a pod's UID is of another runtime's making, or nobody remembers whose it is.
         let is_suspect = |one: &&Assignment| !one.pod_uid.is_empty() && !pods.contains(&one.pod_uid);
         let suspects = assignments.iter().filter(is_suspect);
@@ -67,12 +66,12 @@ impl Outlived {
         let due = self.since.iter().filter(|&(_, &since)| left(since).is_zero());
         let due: BTreeSet<Suspect> = due.map(|(suspect, _)| suspect.clone()).collect();
         let next = self.since.values().map(|&since| left(since)).filter(|left| !left.is_zero()).min();
-        let look = match due.is_empty() {
-            false => Look::Due(due),
-            true if self.since.is_empty() || self.told.is_some() => Look::Ended,
-            true => Look::Early,
+        let finding = match due.is_empty() {
+            false => Finding::Due(due),
+            true if self.since.is_empty() || self.told.is_some() => Finding::Ended,
+            true => Finding::Early,
         };
-        (look, next)
+        (finding, next)
     }
 }
 
@@ -82,24 +81,24 @@ pub async fn condition(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
-    memory: &mut Memory,
+    outlived: &mut Outlived,
     now: Instant,
 ) -> Result<(Option<Verdict>, Option<Duration>), Error> {
     let name = allocation.name_any();
     let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
     let assignments = status.map(|status| status.assignments.as_slice()).unwrap_or_default();
-    let (look, next) = memory.outlived.look(assignments, &ctx.cluster.bound_pods(&name), now);
-    let due = match look {
-        Look::Due(due) => due,
-        Look::Early => return Ok((None, next)),
-        Look::Ended => {
-            memory.outlived.told = None;
+    let (finding, next) = outlived.observe(assignments, &ctx.cluster.bound_pods(&name), now);
+    let due = match finding {
+        Finding::Due(due) => due,
+        Finding::Early => return Ok((None, next)),
+        Finding::Ended => {
+            outlived.told = None;
             let was_said = condition::find(allocation.conditions(), SANDBOXES_ENDED).is_some();
             let ended = || Verdict::yes("Ended", "no address is held by the sandbox of a pod that is gone");
             return Ok((was_said.then(ended), next));
         }
     };
-    let told = memory.outlived.told.take().filter(|(whom, _)| *whom == due);
+    let told = outlived.told.take().filter(|(whom, _)| *whom == due);
     let message = match told {
         Some((_, message)) => message,
         None => {
@@ -108,7 +107,7 @@ pub async fn condition(
             message(&name, &due, &status.assignments)
         }
     };
-    memory.outlived.told = Some((due, message.clone()));
+    outlived.told = Some((due, message.clone()));
     Ok((Some(Verdict::no("SandboxLeft", message)), next))
 }
 
@@ -150,49 +149,49 @@ mod tests {
         uids.iter().map(|&uid| uid.to_owned()).collect()
     }
 
-    fn due(all: &[(&str, &str)]) -> Look {
-        Look::Due(all.iter().map(|&(address, uid)| (address.to_owned(), uid.to_owned())).collect())
+    fn due(all: &[(&str, &str)]) -> Finding {
+        Finding::Due(all.iter().map(|&(address, uid)| (address.to_owned(), uid.to_owned())).collect())
     }
 
     #[test]
     fn a_sandbox_is_told_when_it_has_outlived_its_pod_by_the_grace_time_and_not_before() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
-        assert_eq!(outlived.look(&node, &pods(&["a", "b"]), start), (Look::Ended, None));
-        assert_eq!(outlived.look(&node, &pods(&["a"]), start), (Look::Early, Some(GRACE)));
+        assert_eq!(outlived.observe(&node, &pods(&["a", "b"]), start), (Finding::Ended, None));
+        assert_eq!(outlived.observe(&node, &pods(&["a"]), start), (Finding::Early, Some(GRACE)));
         let early = start + GRACE - Duration::from_secs(1);
         let a_second = Some(Duration::from_secs(1));
-        assert_eq!(outlived.look(&node, &pods(&["a"]), early), (Look::Early, a_second));
-        assert_eq!(outlived.look(&node, &pods(&["a"]), start + GRACE), (due(&[("10.0.0.6", "b")]), None));
-        assert_eq!(outlived.look(&node[..1], &pods(&["a"]), start + GRACE), (Look::Ended, None));
+        assert_eq!(outlived.observe(&node, &pods(&["a"]), early), (Finding::Early, a_second));
+        assert_eq!(outlived.observe(&node, &pods(&["a"]), start + GRACE), (due(&[("10.0.0.6", "b")]), None));
+        assert_eq!(outlived.observe(&node[..1], &pods(&["a"]), start + GRACE), (Finding::Ended, None));
     }
 
     #[test]
     fn a_pod_seen_in_between_starts_the_grace_time_anew() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "a")];
-        outlived.look(&node, &pods(&[]), start);
-        outlived.look(&node, &pods(&["a"]), start + GRACE / 2);
-        assert_eq!(outlived.look(&node, &pods(&[]), start + GRACE), (Look::Early, Some(GRACE)));
+        outlived.observe(&node, &pods(&[]), start);
+        outlived.observe(&node, &pods(&["a"]), start + GRACE / 2);
+        assert_eq!(outlived.observe(&node, &pods(&[]), start + GRACE), (Finding::Early, Some(GRACE)));
     }
 
     #[test]
     fn a_sandbox_of_which_nobody_knows_the_pod_is_none() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "")];
-        outlived.look(&node, &pods(&[]), start);
-        assert_eq!(outlived.look(&node, &pods(&[]), start + GRACE), (Look::Ended, None));
+        outlived.observe(&node, &pods(&[]), start);
+        assert_eq!(outlived.observe(&node, &pods(&[]), start + GRACE), (Finding::Ended, None));
     }
 
     #[test]
     fn an_operator_that_has_just_started_leaves_what_was_said_until_it_can_tell() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
-        assert_eq!(outlived.look(&node, &pods(&["b"]), start).0, Look::Early);
-        assert_eq!(outlived.look(&node, &pods(&["b"]), start + GRACE).0, due(&[("10.0.0.5", "a")]));
+        assert_eq!(outlived.observe(&node, &pods(&["b"]), start).0, Finding::Early);
+        assert_eq!(outlived.observe(&node, &pods(&["b"]), start + GRACE).0, due(&[("10.0.0.5", "a")]));
         // Once told, its end is told, though another may be next.
         outlived.told = Some(Default::default());
-        assert_eq!(outlived.look(&node[1..], &pods(&[]), start + GRACE).0, Look::Ended);
+        assert_eq!(outlived.observe(&node[1..], &pods(&[]), start + GRACE).0, Finding::Ended);
     }
 
     #[test]

@@ -68,7 +68,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         nic: Some(Interface { id: "/nic".into(), ..Default::default() }),
         obstacle: None,
         snat_exclusions: vec![],
-        routed: None,
+        backend: Default::default(),
         primary_nic: None,
         elsewhere: 0,
         observed,

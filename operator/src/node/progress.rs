@@ -1,0 +1,185 @@
+//! How far one reconcile of a node has got.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vnetpool_crds::NodeIPAllocation;
+
+use super::memory::Memory;
+use super::need::Need;
+use super::observe::obstacle::Obstacle;
+use super::observe::{self, Seen};
+use super::setback::Setback;
+use crate::planner::{Plan, Rehearsal, attachments};
+
+/// What has been found and decided so far.
+pub struct Progress {
+    /// The newest version there is.
+    pub allocation: Arc<NodeIPAllocation>,
+    pub need: Need,
+    /// When the node was last observed: what held then has shaped the plan, though it may hold no more.
+    pub observed_at: Instant,
+    /// `None` while an error holds the observation back.
+    pub seen: Option<Seen>,
+    pub plan: Option<Plan>,
+    /// What would be done, in a dry run.
+    pub rehearsal: Option<Rehearsal>,
+    pub attachments: Option<attachments::Plan>,
+}
+
+/// What follows a reconcile.
+pub enum Next {
+    After(Duration),
+    /// There is no object any more.
+    Gone,
+}
+
+/// Why a node is to be reconciled again though nothing has changed, and in how long.
+#[derive(Default)]
+struct Reasons {
+    /// The plan waits for a burst or a surplus to last.
+    plan: Option<Duration>,
+    /// An error holds writes or reads back until then.
+    setback: Option<Duration>,
+    /// Somebody else's write to the NIC is under way.
+    unsettled: Option<Duration>,
+    /// There is more to write.
+    more: Option<Duration>,
+    /// Azure has refused an attachment.
+    refused: Option<Duration>,
+    /// Azure has refused application security groups.
+    ungrouped: Option<Duration>,
+    /// A condition is due.
+    report: Option<Duration>,
+    /// The subnet holds growth back.
+    turn: Option<Duration>,
+    /// The metadata service misses an address.
+    hint: Option<Duration>,
+}
+
+impl Progress {
+    pub fn of(allocation: Arc<NodeIPAllocation>, need: Need) -> Progress {
+        let observed_at = Instant::now();
+        Progress { allocation, need, observed_at, seen: None, plan: None, rehearsal: None, attachments: None }
+    }
+
+    /// Forgets what was found, to observe the node anew.
+    pub fn begin(&mut self, now: Instant) {
+        (self.seen, self.plan, self.rehearsal, self.attachments) = (None, None, None, None);
+        self.observed_at = now;
+        self.need.note();
+    }
+
+    /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups that the NIC joins.
+    pub fn names_less_than_is_written(&self) -> bool {
+        let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
+        let table = seen.and_then(|seen| seen.backend.route_table_id());
+        let nic = seen.and_then(|seen| seen.nic.as_ref());
+        let is_named =
+            spec.serving().zip(nic).is_some_and(|(named, nic)| named.id.eq_ignore_ascii_case(&nic.id));
+        let named = spec.serving().map(|named| &named.application_security_groups);
+        let joins_more = nic.is_some_and(|nic| {
+            nic.application_security_groups.iter().any(|id| !named.is_some_and(|named| named.contains(id)))
+        });
+        !is_named || joins_more || spec.route_table_id != table
+    }
+
+    pub fn wants_write(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
+    }
+
+    pub fn wants_attachments(&self) -> bool {
+        self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+    }
+
+    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from the NIC itself.
+    pub fn acts_on_a_mirror(&self) -> bool {
+        let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read);
+        let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
+        is_mirrored && (self.wants_write() || self.wants_attachments() || rehearses)
+    }
+
+    /// No pool serves the node any more, and it has given back everything.
+    pub fn is_done_with(&self) -> bool {
+        let no_pool = self.seen.as_ref().is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
+        let holds_nothing =
+            self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
+        no_pool && holds_nothing
+    }
+
+    /// How long until the node is to be reconciled again. Every reason is asked as of the last observation, and what has come
+    /// due since then is due at once. An error that held a write back at the observation and has expired since would
+    /// otherwise be forgotten.
+    pub fn requeue_in(
+        &self,
+        memory: &Memory,
+        report: Option<Duration>,
+        recheck: Duration,
+        now: Instant,
+    ) -> Duration {
+        let since = now.saturating_duration_since(self.observed_at);
+        let now = self.observed_at;
+        let seen = self.seen.as_ref();
+        let holding = |setback: &Option<Setback>| {
+            let holding = setback.as_ref().filter(|setback| setback.holds(now));
+            holding.map(|setback| setback.until - now)
+        };
+        // While the last write was under way, more may have come to do.
+        let attaches = self.wants_attachments() && !memory.attaching.holds(now);
+        let reasons = Reasons {
+            plan: self.plan.as_ref().and_then(|plan| plan.requeue),
+            setback: holding(&memory.setback),
+            unsettled: seen.is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED),
+            more: (self.wants_write() || attaches).then_some(Duration::ZERO),
+            refused: memory.attaching.wait(now),
+            ungrouped: holding(&memory.grouping),
+            report,
+            turn: seen.and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now)),
+            // One that is due and wasn't answered is held back by an error, which has a time of its own.
+            hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
+        };
+        reasons.soonest().map_or(recheck, |soonest| soonest.min(recheck)).saturating_sub(since)
+    }
+}
+
+impl Reasons {
+    fn soonest(self) -> Option<Duration> {
+        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint } = self;
+        let all = [plan, setback, unsettled, more, refused, ungrouped, report, turn, hint];
+        all.into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memories;
+    use super::super::setback::Stage;
+    use super::*;
+    use crate::azure;
+    use crate::cluster::Cluster;
+    use kube::Client;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
+        let object = json!({
+            "metadata": {"name": "n", "uid": "a", "resourceVersion": "9"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+        });
+        let allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
+        let mut memory = Memories::default().take(&allocation);
+        // A cluster that nobody watches.
+        let url = "http://127.0.0.1:1".parse().unwrap();
+        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
+        let progress = Progress::of(allocation, Need::of(&cluster, &caller, "n"));
+        let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
+        memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));
+        let hour = Duration::from_secs(3600);
+        let wait = |after| {
+            progress.requeue_in(&memory, None, hour, progress.observed_at + Duration::from_millis(after))
+        };
+        // Half a second is how long it holds.
+        assert_eq!(wait(200), Duration::from_millis(300));
+        assert_eq!(wait(2000), Duration::ZERO);
+    }
+}

@@ -1,0 +1,45 @@
+//! The condition `Attached`: what pods have, or wait for. Pure.
+
+use crate::node::attachments::remembered::Attaching;
+use crate::planner::attachments::Plan;
+use crate::verdict::Verdict;
+
+/// So many pods are named in a message.
+const NAMED: usize = 3;
+
+/// None while nobody asks for anything.
+pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
+    let some = |pods: Vec<String>| {
+        let more = pods.len().saturating_sub(NAMED);
+        let named = pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ");
+        if more > 0 { format!("{named} And {more} more.") } else { named }
+    };
+    let Plan { marks: _, step: _, invalid, attached, pending, foreign } = plan;
+    if !invalid.is_empty() {
+        let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
+        return Some(Verdict::no("NotToBeHad", some(pods)));
+    }
+    let mut refused: Vec<_> = attaching.refused.values().collect();
+    refused.sort_by(|a, b| a.0.cmp(&b.0));
+    if let Some((_, first)) = refused.first() {
+        let pods = refused.iter().map(|(pod, setback)| format!("Pod {pod}: {}", setback.message)).collect();
+        return Some(Verdict::no(first.reason, some(pods)));
+    }
+    if let Some(setback) = &attaching.setback {
+        return Some(Verdict::no(setback.reason, &setback.message));
+    }
+    if !foreign.is_empty() {
+        let mut addresses: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+        addresses.sort();
+        let message = format!(
+            "somebody else than Vnetpool has attached something to {}: no further pod gets such an address until it is detached in Azure.",
+            addresses.join(", ")
+        );
+        return Some(Verdict::no("AttachedByOthers", message));
+    }
+    match (pending, attached) {
+        (0, 0) => None,
+        (0, pods) => Some(Verdict::yes("Attached", format!("{pods} pods have what they ask for"))),
+        (pods, _) => Some(Verdict::no("Attaching", format!("{pods} pods are yet to get what they ask for"))),
+    }
+}

@@ -1,0 +1,38 @@
+//! The taint of a node that has no address left and gets no more.
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use tracing::info;
+use vnetpool_crds::names;
+
+use crate::cluster::kept;
+use crate::context::Context;
+use crate::node::error::Error;
+
+/// Puts the taint on a full node, or takes it off; every other taint stays. Guarded by the Node's resourceVersion, because
+/// a list of taints can only be written whole.
+pub async fn set(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
+    if kept::is_tainted_full(node) == full {
+        return Ok(());
+    }
+    let api = Api::<Node>::all(ctx.client.clone());
+    let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
+    let Some(found) = found.filter(|found| kept::is_tainted_full(found) != full) else { return Ok(()) };
+    let mut taints = found.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    taints.retain(|taint| taint.key != names::FULL_TAINT);
+    if full {
+        taints.push(Taint {
+            key: names::FULL_TAINT.into(),
+            effect: "NoSchedule".into(),
+            ..Default::default()
+        });
+    }
+    let patch =
+        json!({"metadata": {"resourceVersion": found.resource_version()}, "spec": {"taints": taints}});
+    let params = PatchParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
+    api.patch(&found.name_any(), &params, &Patch::Merge(patch)).await.map_err(Error::Taint)?;
+    info!(full, "taint changed");
+    Ok(())
+}
