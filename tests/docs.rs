@@ -121,7 +121,7 @@ fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
 
 #[test]
 fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
-    let tests = tests();
+    let tests = Tests::of_the_project();
     let all = snippets::all().unwrap_or_else(|error| panic!("{error:#}"));
     let mut reasons = vec![];
     for snippet in &all {
@@ -129,7 +129,7 @@ fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
             Fate::Run(group) => {
                 let by = GROUPS.iter().find(|(name, _)| name == group).map(|(_, test)| *test);
                 let by = by.unwrap_or_else(|| panic!("{}: no test runs the group {group}", snippet.place));
-                assert!(tests.contains(by), "{}: there is no test {by}", snippet.place);
+                assert!(tests.has(by), "{}: there is no test {by}", snippet.place);
             }
             Fate::NotRun(reason) => reasons.push(format!("{}: {reason}", snippet.place)),
         }
