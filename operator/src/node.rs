@@ -131,6 +131,7 @@ async fn pass(ctx: &Context, allocation: Arc<NodeIPAllocation>, memory: &mut Mem
         return vacate::vacate(ctx, &allocation, memory).await;
     };
     memory.vacant_since = None;
+    memory.scope_missing = None;
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
@@ -297,7 +298,9 @@ async fn publish(ctx: &Context, round: &mut Round, node: &Node, memory: &mut Mem
 /// them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, round: &Round, node: &Node) -> Result<(), Error> {
     for nic in round.seen.iter().flat_map(|seen| &seen.left) {
-        if let Some(vm) = vacate::end(ctx, nic, None, &round.allocation).await.map_err(Error::Find)? {
+        if let Some(vm) =
+            vacate::end(ctx, nic, None, &round.allocation, &|_| false).await.map_err(Error::Find)?
+        {
             report::left_behind(ctx, node, &round.allocation, nic.as_str(), vm.as_str());
         }
     }

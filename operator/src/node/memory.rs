@@ -54,6 +54,8 @@ pub struct Memory {
     pub reported: Option<Instant>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
+    /// A subscription and resource group of a gone Node's that Azure doesn't know, and since when.
+    pub scope_missing: Option<(String, Instant)>,
     /// Errors of the API server in a row.
     pub api_errors: u32,
     pub attaching: Attaching,
@@ -83,6 +85,7 @@ impl Memory {
             behind_since: None,
             reported: None,
             vacant_since: None,
+            scope_missing: None,
             api_errors: 0,
             attaching: Attaching::default(),
             outlived: Outlived::default(),

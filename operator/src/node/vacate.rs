@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::backend::route_table;
 use super::memory::Memory;
@@ -16,6 +16,8 @@ use crate::context::Context;
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
 const SOONEST: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(1800);
+/// How long Azure must not have known a NIC's subscription or resource group before that is believed.
+const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
 /// NIC gone → object deleted. NIC without a VM → our ipConfigurations removed, then object deleted. VM there → kept: its
 /// pods may still run, and a Node of the same name with the same VM adopts it.
@@ -30,13 +32,18 @@ pub(super) async fn vacate(
         memory.setback = None;
     }
     let since = *memory.vacant_since.get_or_insert(now);
-    if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
+    let missing = memory.scope_missing.clone();
+    let is_gone = |error: &azure::Error| is_believed(error, allocation, missing.as_ref(), now);
+    let is_held_back = |setback: &&Setback| {
+        setback.holds(now) && !(setback.reason == "ScopeMissing" && is_said_to_be_gone(allocation))
+    };
+    if let Some(setback) = memory.setback.as_ref().filter(is_held_back) {
         return Ok(Next::After(setback.until - now));
     }
     let mut in_use = None;
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
-            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation).await,
+            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation, &is_gone).await,
             Err(error) => Err(error),
         };
         match settled {
@@ -46,10 +53,12 @@ pub(super) async fn vacate(
     }
     if in_use.is_none()
         && let Err(error) = route_table::leave(ctx, allocation).await
+        && !is_gone(&error)
     {
         return refused(ctx, allocation, memory, error, now).await;
     }
     memory.setback = None;
+    memory.scope_missing = None;
     let Some(vm) = in_use else {
         growth::gone(ctx, allocation);
         publish::delete(ctx, allocation).await?;
@@ -64,6 +73,32 @@ pub(super) async fn vacate(
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
 }
 
+/// Whether a person says that nothing of this object is left in Azure.
+fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
+    allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
+}
+
+/// Whether an error proves that the NIC's subscription or resource group is gone. One answer doesn't: Azure gives it during
+/// incidents, too, and this object is the only record of what the NIC holds. A restart of the operator begins to count anew.
+fn is_believed(
+    error: &azure::Error,
+    allocation: &NodeIPAllocation,
+    missing: Option<&(String, Instant)>,
+    now: Instant,
+) -> bool {
+    let Some(scope) = missing_scope(error) else { return false };
+    let is_old = |(known, since): &(String, Instant)| {
+        *known == scope && now.saturating_duration_since(*since) >= BELIEVED
+    };
+    missing.is_some_and(is_old) || is_said_to_be_gone(allocation)
+}
+
+/// The subscription and resource group that an error says Azure doesn't know.
+fn missing_scope(error: &azure::Error) -> Option<String> {
+    let AzureError::ScopeMissing { resource, .. } = error else { return None };
+    Some(resource.to_lowercase().split('/').take(5).collect::<Vec<_>>().join("/"))
+}
+
 async fn refused(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -71,6 +106,9 @@ async fn refused(
     error: azure::Error,
     now: Instant,
 ) -> Result<Next, Error> {
+    let last = memory.scope_missing.take();
+    memory.scope_missing =
+        missing_scope(&error).map(|scope| last.filter(|(last, _)| *last == scope).unwrap_or((scope, now)));
     memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
     let message = format!("Node {} is gone, but: {error}", allocation.name_any());
     report::vacant(ctx, allocation, error.reason(), message).await?;
@@ -129,23 +167,31 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours and is in no group by our doing, and that the public addresses made for its pods are
 /// deleted. Gives the VM that still has it, and with it what is ours, if there is one. With another hardware address than `mac` and
-/// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone.
+/// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone. `is_gone`
+/// says of an error whether it proves that what was asked for is gone.
 pub(super) async fn end(
     ctx: &Context,
     nic: &ResourceId,
     mac: Option<&str>,
     allocation: &NodeIPAllocation,
+    is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
 ) -> Result<Option<ResourceId>, azure::Error> {
     let interfaces = allocation.spec.interfaces.iter();
     let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
     let groups = interface.clone().flat_map(|one| &one.application_security_groups);
     let groups = groups.filter_map(|id| id.parse().ok()).collect();
-    let in_use = settle(ctx, nic, mac, groups).await?;
+    let in_use = match settle(ctx, nic, mac, groups).await {
+        Err(error) if is_gone(&error) => None,
+        in_use => in_use?,
+    };
     if in_use.is_none() {
         for public in
             interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
         {
-            ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await?;
+            match ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await {
+                Err(error) if is_gone(&error) => {}
+                deleted => deleted?,
+            }
         }
     }
     Ok(in_use)
@@ -174,4 +220,48 @@ async fn settle(
     ctx.azure.update(id, &change, Priority::GiveBack).await?;
     ctx.azure.forget(id);
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn object(annotations: serde_json::Value) -> NodeIPAllocation {
+        serde_json::from_value(json!({
+            "metadata": { "name": "n", "annotations": annotations },
+            "spec": { "nodeUID": "u", "pool": "p", "cooldown": "30s" }
+        }))
+        .unwrap()
+    }
+
+    fn missing(group: &str) -> azure::Error {
+        let resource = format!("/subscriptions/s/resourceGroups/{group}/providers/p/t/n");
+        AzureError::ScopeMissing { resource, scope: azure::Scope::Group, message: "m".into() }
+    }
+
+    #[test]
+    fn a_missing_resource_group_is_believed_after_a_day_and_not_before() {
+        let (kept, start) = (object(json!({})), Instant::now());
+        let known = (missing_scope(&missing("G")).unwrap(), start);
+        let believed = |error, known, now| is_believed(&error, &kept, known, now);
+        assert!(!believed(missing("g"), None, start + BELIEVED));
+        assert!(!believed(missing("g"), Some(&known), start + BELIEVED - Duration::from_secs(1)));
+        assert!(believed(missing("g"), Some(&known), start + BELIEVED));
+        assert!(!believed(missing("another"), Some(&known), start + BELIEVED));
+    }
+
+    #[test]
+    fn a_person_says_by_annotation_that_a_missing_resource_group_is_gone() {
+        let now = Instant::now();
+        assert!(is_believed(&missing("g"), &object(json!({ names::GONE: "true" })), None, now));
+        assert!(!is_believed(&missing("g"), &object(json!({ names::GONE: "false" })), None, now));
+    }
+
+    #[test]
+    fn no_annotation_makes_another_refusal_a_proof() {
+        let denied = AzureError::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
+        let now = Instant::now();
+        assert!(!is_believed(&denied, &object(json!({ names::GONE: "true" })), None, now));
+    }
 }
