@@ -7,6 +7,7 @@ use reqwest::Url;
 use uuid::Uuid;
 
 use crate::Config;
+use crate::operate::SECOND_LOOK;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, Cloud, Credential, ResourceId};
 use crate::preflight::Subject;
@@ -143,6 +144,7 @@ impl Args {
             // which pod it is, on the host network.
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
+            second_look: SECOND_LOOK,
         })
     }
 }

@@ -36,7 +36,7 @@ use tracing::{info, instrument};
 
 pub use budget::{Account, Kind, Priority};
 pub use credential::{Application, Cloud, Credential};
-pub use error::{Error, Limit, Remedy};
+pub use error::{Error, Limit, Remedy, Scope};
 pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 #[cfg(test)]

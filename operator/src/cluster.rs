@@ -33,7 +33,7 @@ use crate::demand::Demand;
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
-use crate::pool::windows;
+use crate::pool::left_alone::{self, is_left_alone};
 pub use calls::{Caller, Calls};
 use unreadable::Unknown;
 
@@ -162,9 +162,9 @@ impl Cluster {
         }
     }
 
-    /// The pool that serves a Node. Windows nodes have none: there is no agent for them.
+    /// The pool that serves a Node. One that is left alone has none.
     pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
-        if windows::runs_windows(node) {
+        if is_left_alone(node) {
             return None;
         }
         let pools = self.pools.state();
@@ -183,7 +183,7 @@ impl Cluster {
     /// The pool that would serve a Node, if it can't be read.
     fn unreadable_pool(&self, node: &Node) -> Option<Arc<Unreadable>> {
         let unknown = self.unknown_pools.all();
-        if unknown.is_empty() || windows::runs_windows(node) {
+        if unknown.is_empty() || is_left_alone(node) {
             return None;
         }
         let read = self.pools.state();
@@ -242,7 +242,7 @@ impl Cluster {
     fn pools_about(&self, event: &Event<Node>) -> Vec<String> {
         let is_about = |pool: &NodeIPPool| match event {
             Event::Apply(node) | Event::Delete(node) => {
-                windows::runs_windows(node) && windows::selects(pool, node)
+                is_left_alone(node) && left_alone::selects(pool, node)
             }
             Event::InitDone => true,
             Event::Init | Event::InitApply(_) => false,

@@ -1,7 +1,7 @@
 //! What every controller works with.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
@@ -31,6 +31,8 @@ pub struct Context {
     pub shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
     pub started: Instant,
+    /// How long after a 404 a NIC is asked for a second time.
+    pub second_look: Duration,
 }
 
 impl Context {
@@ -41,11 +43,13 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, caller): (Cluster, Caller),
+        second_look: Duration,
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
             shortages: Arc::default(),
             started: Instant::now(),
+            second_look,
             client,
             events,
             azure,

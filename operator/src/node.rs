@@ -14,6 +14,7 @@
 //!  memory        what is kept from one reconcile to the next
 //! ```
 
+mod absences;
 pub mod admit;
 mod attachments;
 pub mod backend;
@@ -21,6 +22,7 @@ mod error;
 mod growth;
 mod lag;
 mod memory;
+mod mending;
 mod need;
 mod observe;
 mod progress;
@@ -133,6 +135,7 @@ async fn reconcile_one(
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
+    memory.absences.clear();
     let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
@@ -317,8 +320,11 @@ async fn attach(
 /// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before `spec` forgets
 /// them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<(), Error> {
+    // The node is being served by another NIC, and must not wait for a second look at this one.
+    let is_gone = |error: &azure::Error| matches!(error, azure::Error::NotFound { .. });
     for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
-        if let Some(vm) = vacate::end(ctx, nic, None, &progress.allocation).await.map_err(Error::Find)? {
+        let vm = vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await;
+        if let Some(vm) = vm.map_err(Error::Find)? {
             report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
         }
     }

@@ -28,6 +28,9 @@ use crate::{admin, node, pool};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
+/// How long after a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its caches, give
+/// a passing 404.
+pub const SECOND_LOOK: Duration = Duration::from_secs(60);
 /// How long passes under way may take to end when the process is asked to: a NIC write takes about ten seconds.
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long Events that were said may take to be published after that.
@@ -43,6 +46,8 @@ pub struct Config {
     pub identity: String,
     /// Where to serve metrics and health; nowhere, if none.
     pub admin: Option<SocketAddr>,
+    /// How long after a 404 a NIC is asked for a second time: [`SECOND_LOOK`], less only in tests.
+    pub second_look: Duration,
 }
 
 /// Why the operator ended without being asked to.
@@ -95,7 +100,7 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     // By itself, for it may end: after everybody who has something to say.
     let mut delivery = JoinSet::new();
     delivery.spawn(deliver);
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, caller)));
+    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, caller), config.second_look));
     spawn(&mut tasks, "networks", news::follow(ctx.clone()));
 
     let outcome = {

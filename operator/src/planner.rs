@@ -61,6 +61,10 @@ pub struct Observed {
     pub may_reserve: u32,
     /// False while an error holds every write back.
     pub may_write: bool,
+    /// The NIC itself is Failed, whatever its ipConfigurations are.
+    pub nic_failed: bool,
+    /// False while a write that was to mend something has to show its effect first.
+    pub may_mend: bool,
     /// The NIC must let packets of other addresses through, and doesn't.
     pub forwarding_lacks: bool,
     /// The node's route isn't there any more, or doesn't lead to it.
@@ -92,6 +96,8 @@ pub struct Plan {
     pub releases: bool,
     /// Some of what is held doesn't work, because Azure gave a write up.
     pub repairs: bool,
+    /// The NIC lets no packets of other addresses through, and must.
+    pub forwards: bool,
     /// Application security groups are to be joined or left, now or with a write that is due later.
     pub regroups: bool,
     /// When the plan should be made anew though nothing has changed.
@@ -162,8 +168,9 @@ pub fn plan(observed: &Observed) -> Plan {
         Duration::ZERO
     };
     let grow_now = reserve > 0 && burst_to_last.is_zero();
-    let repairs = held.iter().any(|one| one.state == ProvisioningState::Failed);
-    let release_now = releases && (grow_now || repairs || release_to_wait.is_zero());
+    let repairs = observed.nic_failed || held.iter().any(|one| one.state == ProvisioningState::Failed);
+    let repair_now = repairs && observed.may_mend;
+    let release_now = releases && (grow_now || repair_now || release_to_wait.is_zero());
     // A write begun in the middle of a burst would keep its pods waiting. And where no pool has a say any more, the groups go with
     // the last address: a pod that is still there keeps the rules it was started under.
     let regroup_now = (reserve == 0 || grow_now)
@@ -177,8 +184,8 @@ pub fn plan(observed: &Observed) -> Plan {
             adopt: observed.adopt.clone(),
             join: regroup(&observed.join),
             leave: regroup(&observed.leave),
-            repair: repairs,
-            forward: observed.forwarding_lacks,
+            repair: repair_now,
+            forward: observed.forwarding_lacks && observed.may_mend,
             mend: observed.route_is_wrong,
         }
     } else {
@@ -196,6 +203,7 @@ pub fn plan(observed: &Observed) -> Plan {
         wanted,
         priority: priority(demand, kept, &change),
         repairs,
+        forwards: observed.forwarding_lacks,
         regroups: !observed.join.is_empty() || !observed.leave.is_empty(),
         change,
         publish: published(held, &observed.shown),

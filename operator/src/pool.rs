@@ -1,7 +1,7 @@
 //! The pool controller: is the pool sound, and how do its nodes stand?
 
 mod forecast;
-pub mod windows;
+pub mod left_alone;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -80,8 +80,8 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);
     forecast::tell(&pool, &mut next, known, Timestamp::now());
-    let nodes = ctx.cluster.nodes().state_filter(windows::runs_windows);
-    windows::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
+    let nodes = ctx.cluster.nodes().state_filter(left_alone::is_left_alone);
+    left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
     tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {

@@ -79,9 +79,12 @@ pub fn two_operators_never_share_a_node_and_can_still_be_replaced() -> Result<()
     Ok(())
 }
 
-pub fn the_agent_runs_everywhere_and_is_never_throttled() -> Result<()> {
+pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -> Result<()> {
     let pod = object("node-agent/daemonset.yaml", &[])?["spec"]["template"]["spec"].clone();
     ensure!(pod["tolerations"] == json!([{ "operator": "Exists" }]), "{}", pod["tolerations"]);
+    let required = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let off = json!([{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }]);
+    ensure!(required["nodeSelectorTerms"][0]["matchExpressions"] == off, "{required}");
     ensure!(pod["containers"][0]["resources"]["limits"].get("cpu").is_none());
     let refusal =
         template(&["--set", "nodeAgent.resources.limits.cpu=1"]).err().map(|error| error.to_string());

@@ -72,7 +72,7 @@ fn main() {
         chart::no_template_owns_a_custom_resource_definition,
         chart::what_must_run_first_needs_no_pod_network,
         chart::two_operators_never_share_a_node_and_can_still_be_replaced,
-        chart::the_agent_runs_everywhere_and_is_never_throttled,
+        chart::the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled,
         chart::the_programs_know_the_settings_they_are_given,
         chart::each_identity_gets_what_it_needs_and_says_what_it_lacks,
         chart::a_share_of_azures_limits_beyond_reason_is_refused,

@@ -3,10 +3,12 @@
 use crate::Test;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use vnetpool_azure_sim::{LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_azure_sim::{Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
+use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -22,6 +24,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_nic_left_without_its_vm_gives_everything_back,
+    a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
+    a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
 ];
 
 pub fn sizing() -> Value {
@@ -328,4 +332,45 @@ async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -
     stage.until_gone("n1").await?;
     ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
     Ok(())
+}
+
+/// Orders 404s of this code for reads of NICs: so many, or all.
+fn not_found(stage: &Stage<'_>, code: &str, count: Option<u32>) {
+    let body = json!({ "error": { "code": code, "message": "It could not be found." } });
+    let effect = Effect::Status { status: 404, body, headers: Default::default() };
+    stage.fault("GET", "/networkInterfaces/", count, effect);
+}
+
+async fn a_404_that_passes_leaves_the_record_of_what_a_nic_holds(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 2).await?;
+    until_served(&stage, "n1", 2).await?;
+    stage.until_offers("n1", 3).await?;
+    let before = held(&stage, &vm.nic_id);
+    not_found(&stage, "ResourceNotFound", Some(1));
+    stage.delete_node("n1").await?;
+    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    ensure!(held(&stage, &vm.nic_id) == before, "{before:?} became {:?}", held(&stage, &vm.nic_id));
+    ensure!(stage.sim.faults().iter().all(|fault| fault.hits == 1), "{:?}", stage.sim.faults());
+    Ok(())
+}
+
+async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 1).await?;
+    stage.until_offers("n1", 2).await?;
+    let before = held(&stage, &vm.nic_id);
+    not_found(&stage, "SubscriptionNotFound", None);
+    stage.delete_node("n1").await?;
+    let says = stage.until_says("n1", condition::READY, "ScopeMissing").await?;
+    ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
+    ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
+    let objects = Api::<NodeIPAllocation>::all(stage.client.clone());
+    let gone = json!({ "metadata": { "annotations": { names::GONE: "true" } } });
+    objects.patch("n1", &PatchParams::default(), &Patch::Merge(gone)).await?;
+    stage.until_gone("n1").await
 }

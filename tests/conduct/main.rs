@@ -17,6 +17,7 @@ mod dry_run;
 mod finding;
 mod groups;
 mod identity;
+mod left_alone;
 mod lost;
 mod machines;
 mod metrics;
@@ -34,7 +35,6 @@ mod shortage;
 mod stage;
 mod subnets;
 mod unreadable;
-mod windows;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
         machines::TESTS,
         migrations::TESTS,
         modes::TESTS,
-        windows::TESTS,
+        left_alone::TESTS,
         networks::TESTS,
         nics::TESTS,
         operations::TESTS,

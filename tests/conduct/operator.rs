@@ -5,6 +5,7 @@ use kube::Client;
 use reqwest::Url;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use vnetpool_operator::Config;
 use vnetpool_operator::azure::{self, Cloud, Credential};
@@ -20,7 +21,8 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         budget_percent: 80,
         dry_run: false,
     };
-    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin) }
+    let second_look = Duration::from_secs(2);
+    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), second_look }
 }
 
 /// How it ends.

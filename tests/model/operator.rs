@@ -42,6 +42,8 @@ impl Operator<'_> {
         }
         let look = self.observe_and_plan(&allocation);
         self.process().step = Step::Looked { allocation, look, may_write: true };
+ nic_failed: false,
+ may_mend: true,
     }
 
     /// The finalizer goes, and the object with it, its status included.
@@ -111,6 +113,8 @@ impl Operator<'_> {
         };
         let look = self.observe_and_plan(&allocation);
         self.process().step = Step::Looked { allocation, look, may_write: false };
+ nic_failed: false,
+ may_mend: true,
     }
 
     /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has made since.
@@ -235,6 +239,8 @@ impl Operator<'_> {
             release_wanted_for: LONG,
             may_reserve: u32::MAX,
             may_write: true,
+            nic_failed: false,
+            may_mend: true,
             forwarding_lacks: false,
             join: vec![],
             leave: vec![],

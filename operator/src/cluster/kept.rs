@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo};
+use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use vnetpool_crds::allocation::{Assignment, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
@@ -37,7 +38,9 @@ pub fn strip_node(node: &mut Node) {
 /// Leaves out the longest parts, which only people read, and of each assignment all but who has the address.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
-    allocation.metadata.annotations = None;
+    if let Some(annotations) = &mut allocation.metadata.annotations {
+        annotations.retain(|name, _| name == names::GONE);
+    }
     if let Some(status) = &mut allocation.status {
         for one in &mut status.assignments {
             *one = Assignment {
@@ -92,6 +95,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
             &allocation.metadata.uid,
             allocation.metadata.generation,
             allocation.metadata.deletion_timestamp.is_some(),
+            allocation.annotations().get(names::GONE),
         ),
         (observed_generation, boot_id, held, assigned, cooling, free, waiting, relinquished, unlisted),
         theirs,
@@ -199,5 +203,21 @@ mod tests {
         assert_eq!(quiet, allocation_digest(&with(condition::WRITING, 1)));
         assert_ne!(quiet, allocation_digest(&with(condition::SUPPLIED, 1)));
         assert_ne!(quiet, allocation_digest(&with(condition::READY, 2)));
+    }
+
+    #[test]
+    fn the_annotation_by_which_a_person_says_that_all_is_gone_is_kept_and_is_news() {
+        let object = |annotations: serde_json::Value| -> NodeIPAllocation {
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": "n", "annotations": annotations },
+                "spec": { "nodeUID": "u", "pool": "p", "cooldown": "30s" }
+            }))
+            .unwrap()
+        };
+        let mut said = object(serde_json::json!({ names::GONE: "true", "other/one": "long" }));
+        strip_allocation(&mut said);
+        let kept: Vec<_> = said.annotations().iter().collect();
+        assert_eq!(kept, [(&names::GONE.to_owned(), &"true".to_owned())]);
+        assert_ne!(allocation_digest(&said), allocation_digest(&object(serde_json::json!({}))));
     }
 }

@@ -9,8 +9,10 @@ use ipnet::Ipv4Net;
 use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
+use super::absences::Absences;
 use super::attachments::remembered::Attaching;
 use super::observe::known::Known;
+use super::mending::Mending;
 use super::report::reports::Reports;
 use super::setback::Setback;
 use crate::lock::lock;
@@ -28,6 +30,7 @@ pub struct Memory {
     pub growth_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
+    pub mending: Mending,
     /// Azure has refused the pool's application security groups.
     pub grouping: Option<Setback>,
     /// What an operator before this one has found of the subnet, until it has been looked into.
@@ -36,6 +39,8 @@ pub struct Memory {
     pool: Option<(Option<String>, Option<i64>)>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
+    /// What Azure says isn't there.
+    pub absences: Absences,
     /// Errors of the API server in a row.
     pub api_errors: u32,
     pub attaching: Attaching,
@@ -51,10 +56,12 @@ impl Memory {
             growth_since: None,
             release_since: None,
             setback: None,
+            mending: Mending::default(),
             grouping: None,
             recalled: recalled(allocation),
             pool: None,
             vacant_since: None,
+            absences: Absences::default(),
             api_errors: 0,
             attaching: Attaching::default(),
             reports: Reports::default(),
@@ -83,6 +90,9 @@ impl Memory {
         let clock = |since: Option<Instant>, runs: bool| runs.then(|| since.unwrap_or(now));
         self.growth_since = clock(self.growth_since, plan.grows);
         self.release_since = clock(self.release_since, plan.releases);
+        if !plan.repairs && !plan.forwards {
+            self.mending.mended();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use vnetpool_crds::{NodeIPPool, condition};
 use super::backend::{self, Backend, Holding, NicView};
 use super::memory::Memory;
 use super::need::{self, Need};
-use crate::azure::{self, Priority, ResourceId, Urgency, VmId};
+use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::planner::{Demand, Observed};
@@ -95,6 +95,7 @@ struct AzureView {
     leave: Vec<ResourceId>,
     /// An error, or somebody else's write to the NIC, holds every write back.
     is_held_back: bool,
+    nic_failed: bool,
     forwarding_lacks: bool,
 }
 
@@ -199,7 +200,8 @@ pub async fn around(
     let wanted = Wanted::of(pool, obstacle.as_ref(), &backend);
     let lost = nic
         .filter(|_| backend.takes_asked_address())
-        .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken));
+        .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken))
+        .map(|lost| memory.mending.askable(lost, now));
     // Groups that Azure has refused are left out for a while.
     let may_join = memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now));
     let azure = AzureView {
@@ -209,6 +211,9 @@ pub async fn around(
         join: if may_join { grouping.lacks.clone() } else { vec![] },
         leave: grouping.leave.clone(),
         is_held_back: !occasion.may_ask || found.is_unsettled,
+        // A route doesn't hang on the NIC's state.
+        nic_failed: !backend.needs_forwarding()
+            && nic.is_some_and(|nic| nic.state == ProvisioningState::Failed),
         forwarding_lacks: served.is_some()
             && backend.needs_forwarding()
             && nic.is_some_and(|nic| !nic.forwards),
@@ -331,6 +336,8 @@ fn observed(
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
         may_reserve: u32::MAX,
         may_write: !azure.is_held_back,
+        nic_failed: azure.nic_failed,
+        may_mend: memory.mending.may_write(now),
         forwarding_lacks: azure.forwarding_lacks,
         route_is_wrong: azure.holding.route_is_wrong,
     }

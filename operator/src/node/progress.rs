@@ -55,6 +55,8 @@ struct Reasons {
     turn: Option<Duration>,
     /// The metadata service misses an address.
     hint: Option<Duration>,
+    /// A write that mends has to show its effect, or Azure is freeing an address.
+    mending: Option<Duration>,
 }
 
 impl Progress {
@@ -135,6 +137,7 @@ impl Progress {
             ungrouped: holding(&memory.grouping),
             report,
             turn: seen.and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now)),
+            mending: memory.mending.wait(now),
             // One that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
         };
@@ -144,8 +147,8 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint } = self;
-        let all = [plan, setback, unsettled, more, refused, ungrouped, report, turn, hint];
+        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending } = self;
+        let all = [plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending];
         all.into_iter().flatten().min()
     }
 }

@@ -1,10 +1,10 @@
-//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And one that was deleted
-//! although its Node lives.
+//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And one that was
+//! deleted although its Node lives.
 
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::error::Error;
 use super::memory::Memory;
@@ -31,13 +31,17 @@ pub async fn vacate(
         memory.setback = None;
     }
     let since = *memory.vacant_since.get_or_insert(now);
-    if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
+    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
+    let is_gone = |error: &azure::Error| absences.prove(error, ctx.second_look, is_said, now);
+    let is_held_back =
+        |setback: &&Setback| setback.holds(now) && !(setback.reason == "ScopeMissing" && is_said);
+    if let Some(setback) = memory.setback.as_ref().filter(is_held_back) {
         return Ok(Next::After(setback.until - now));
     }
     let mut in_use = None;
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
-            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation).await,
+            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation, &is_gone).await,
             Err(error) => Err(error),
         };
         match settled {
@@ -47,10 +51,12 @@ pub async fn vacate(
     }
     if in_use.is_none()
         && let Err(error) = backend::leave(ctx, allocation).await
+        && !is_gone(&error)
     {
         return refused(ctx, allocation, memory, error, now).await;
     }
     memory.setback = None;
+    memory.absences.clear();
     let Some(vm) = in_use else {
         growth::gone(ctx, allocation);
         publish::delete(ctx, allocation).await?;
@@ -65,6 +71,11 @@ pub async fn vacate(
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
 }
 
+/// Whether a person says that nothing of this object is left in Azure.
+fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
+    allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
+}
+
 async fn refused(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -72,6 +83,17 @@ async fn refused(
     error: azure::Error,
     now: Instant,
 ) -> Result<Next, Error> {
+    memory.absences.note(&error, now);
+    if matches!(error, AzureError::NotFound { .. }) {
+        let message = format!(
+            "Node {} is gone, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this \
+             record of what the NIC holds goes. {error}",
+            allocation.name_any(),
+            ctx.second_look.as_secs()
+        );
+        report::vacant(ctx, allocation, error.reason(), message).await?;
+        return Ok(Next::After(ctx.second_look));
+    }
     memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
     let message = format!("Node {} is gone, but: {error}", allocation.name_any());
     report::vacant(ctx, allocation, error.reason(), message).await?;
@@ -90,8 +112,11 @@ pub async fn replace(
     if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
         return Ok(Next::After(setback.until - now));
     }
-    let released = release_relinquished(ctx, allocation).await;
+    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
+    let is_gone = |error: &azure::Error| absences.prove(error, ctx.second_look, is_said, now);
+    let released = release_relinquished(ctx, allocation, is_gone).await;
     if let Err(Error::Find(error) | Error::Write(error)) = &released {
+        memory.absences.note(error, now);
         memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, now));
         let message = format!(
             "somebody deleted this object, but its Node lives; it is made again once the addresses that the node has given up are \
@@ -107,7 +132,11 @@ pub async fn replace(
 /// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If it hasn't, the ETag of
 /// ours makes it fail. Then the object is looked at, uncached: what an object that has gone by now says was given up may be in use
 /// again. Whoever lets it go between that look and our write has written the NIC, so that ours fails.
-async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+async fn release_relinquished(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    is_gone: impl Fn(&azure::Error) -> bool,
+) -> Result<(), Error> {
     let release: Vec<String> =
         allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();
     if release.is_empty() {
@@ -116,7 +145,7 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
     for interface in &allocation.spec.interfaces {
         let id = interface.id.parse().map_err(Error::Find)?;
         match ctx.azure.nic(&id, Freshness::Fresh, Priority::GiveBack).await {
-            Err(AzureError::NotFound { .. }) => continue,
+            Err(error) if is_gone(&error) => continue,
             nic => drop(nic.map_err(Error::Find)?),
         }
         if !publish::is_there(ctx, allocation).await? {
@@ -128,25 +157,33 @@ async fn release_relinquished(ctx: &Context, allocation: &NodeIPAllocation) -> R
     Ok(())
 }
 
-/// Sees to it that a NIC no Node uses any more holds nothing of ours and is in no group by our doing, and that the public addresses made for its pods are
-/// deleted. Gives the VM that still has it, and with it what is ours, if there is one. With another hardware address than `mac` and
-/// nothing of ours on it, it is the NIC of a machine that has come back under an old one's id: the old one is gone.
+/// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that the public
+/// addresses made for its pods are deleted. Gives the VM that still has it, and with it what is ours, if there is one. With
+/// another hardware address than `mac` and nothing of ours on it, it is the NIC of a machine that has come back under an
+/// old one's id: the old one is gone. `is_gone` says of an error whether it proves that what was asked for is gone.
 pub async fn end(
     ctx: &Context,
     nic: &ResourceId,
     mac: Option<&str>,
     allocation: &NodeIPAllocation,
+    is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
 ) -> Result<Option<ResourceId>, azure::Error> {
     let interfaces = allocation.spec.interfaces.iter();
     let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
     let groups = interface.clone().flat_map(|one| &one.application_security_groups);
     let groups = groups.filter_map(|id| id.parse().ok()).collect();
-    let in_use = settle(ctx, nic, mac, groups).await?;
+    let in_use = match settle(ctx, nic, mac, groups).await {
+        Err(error) if is_gone(&error) => None,
+        in_use => in_use?,
+    };
     if in_use.is_none() {
         for public in
             interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
         {
-            ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await?;
+            match ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await {
+                Err(error) if is_gone(&error) => {}
+                deleted => deleted?,
+            }
         }
     }
     Ok(in_use)
@@ -159,10 +196,7 @@ async fn settle(
     mac: Option<&str>,
     groups: Vec<ResourceId>,
 ) -> Result<Option<ResourceId>, azure::Error> {
-    let nic = match ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await {
-        Err(AzureError::NotFound { .. }) => return Ok(None),
-        nic => nic?,
-    };
+    let nic = ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await?;
     let is_another = mac.is_some_and(|mac| nic.mac.as_deref().is_some_and(|now| now != mac));
     if is_another && nic.ip_configurations.is_empty() {
         return Ok(None);

@@ -49,6 +49,9 @@ pub async fn write(
                 memory.nic.at = Some(now);
             }
             memory.setback = None;
+            if plan.change.repair || plan.change.forward {
+                memory.mending.written(now);
+            }
             if outcome.lacks_groups {
                 // Written once more at once it would show them no sooner.
                 let error = azure::Error::Unexpected {
@@ -61,6 +64,11 @@ pub async fn write(
         }
         Err(error) => {
             memory.taken.extend(error.taken(&plan.change.restore));
+            if matches!(error, azure::Error::AddressBeingFreed { .. }) {
+                // The next write goes on without these.
+                memory.mending.freeing(error.being_freed(&plan.change.restore), now);
+                return Err(error);
+            }
             // Groups that are refused are left out of the next write, so that the node gets its addresses all the same.
             let (setback, stage) = if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
                 (&mut memory.grouping, Stage::Write)

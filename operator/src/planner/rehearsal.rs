@@ -94,6 +94,7 @@ mod tests {
             grows: target > kept,
             releases: false,
             repairs: false,
+            forwards: false,
             regroups: false,
             requeue: None,
         }

@@ -58,6 +58,8 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         release_wanted_for: Duration::ZERO,
         may_reserve: u32::MAX,
         may_write: true,
+        nic_failed: false,
+        may_mend: true,
         forwarding_lacks: false,
         join: vec![],
         leave: vec![],

@@ -1,0 +1,60 @@
+//! Nodes that run Windows, and virtual ones: left alone, and named.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+use std::time::Duration;
+use vnetpool_crds::condition::{self, NODES_SUPPORTED};
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_windows_node_is_left_alone_and_its_pool_names_it,
+    a_virtual_node_is_left_alone_and_its_pool_names_it,
+];
+
+async fn a_windows_node_is_left_alone_and_its_pool_names_it(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    let vm = stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "win".into(), ..Default::default() }).await?;
+    let node = json!({ "metadata": { "name": "win", "labels": { "kubernetes.io/os": "windows" } },
+        "spec": { "providerID": vm.provider_id } });
+    is_left_alone(&stage, "win", &node, "WindowsNodes").await?;
+    ensure!(stage.held("win").is_empty() && stage.writes("win").is_empty(), "its NIC was written");
+    Ok(())
+}
+
+async fn a_virtual_node_is_left_alone_and_its_pool_names_it(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    let taint = json!({ "key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule" });
+    let labels = json!({ "kubernetes.io/os": "linux", "type": "virtual-kubelet" });
+    let node = json!({ "metadata": { "name": "aci", "labels": labels }, "spec": { "taints": [taint] } });
+    is_left_alone(&stage, "aci", &node, "VirtualNodes").await?;
+    let pool = stage.node_pool("default").await?.status.unwrap_or_default();
+    ensure!(condition::is_true(&pool.conditions, condition::READY), "{:?}", pool.conditions);
+    Ok(())
+}
+
+/// Makes a Node that is to be left alone, and deletes it once its pool has named it.
+async fn is_left_alone(stage: &Stage<'_>, name: &str, node: &Value, reason: &'static str) -> Result<()> {
+    let nodes = Api::<Node>::all(stage.client.clone());
+    nodes.create(&PostParams::default(), &serde_json::from_value(node.clone())?).await?;
+    // One that comes after it is served, so the operator has seen both.
+    stage.node("lin", None).await?;
+    stage.until_holds("lin", 4).await?;
+    let says = |reason: &'static str| {
+        eventually(reason, Duration::from_secs(20), move || async move {
+            let conditions = stage.node_pool("default").await?.status.unwrap_or_default().conditions;
+            Ok(condition::find(&conditions, NODES_SUPPORTED).filter(|one| one.reason == reason).cloned())
+        })
+    };
+    let said = says(reason).await?;
+    ensure!(said.status == "False" && said.message.contains("alone"), "{}", said.message);
+    ensure!(said.message.contains(&format!(": {name}.")), "{}", said.message);
+    ensure!(stage.allocation(name).await.is_err(), "{name} has a NodeIPAllocation");
+    nodes.delete(name, &Default::default()).await?;
+    says("Supported").await.map(drop)
+}
