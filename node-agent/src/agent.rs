@@ -81,6 +81,8 @@ pub struct Agent {
     next_look: Instant,
     gate: Arc<Mutex<()>>,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    /// Whether a pod waits for an address.
+    waiting: watch::Sender<bool>,
     reports: watch::Sender<Option<Report>>,
 }
 
@@ -118,6 +120,7 @@ impl Agent {
             next_look: Instant::now(),
             gate: Arc::default(),
             objects: watch::Sender::new(None),
+            waiting: watch::Sender::new(false),
             reports: watch::Sender::new(None),
         })
     }
@@ -134,7 +137,7 @@ impl Agent {
         };
         let source = self.source.clone();
         tokio::select! {
-            result = source.follow(self.objects.clone()) => result,
+            result = source.follow(self.objects.clone(), self.waiting.subscribe()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
@@ -148,7 +151,9 @@ impl Agent {
         let mut retry = FIRST_RETRY;
         loop {
             let object = objects.borrow_and_update().clone();
-            let again = match self.pass(object.as_deref()).await {
+            let outcome = self.pass(object.as_deref()).await;
+            self.metrics.pass_ended();
+            let again = match outcome {
                 Ok(again) => {
                     retry = FIRST_RETRY;
                     again
@@ -236,7 +241,9 @@ impl Agent {
             }
         }
         said.push(self.say_undisturbed());
-        self.metrics.set_counts(taken.ledger.counts(taken.at));
+        let counts = taken.ledger.counts(taken.at);
+        self.waiting.send_replace(counts.waiting > 0);
+        self.metrics.set_counts(counts);
 
         let time = Timestamp::now();
         let generation = object.and_then(|object| object.metadata.generation);

@@ -1,6 +1,9 @@
 //! The agent's metrics.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -40,6 +43,8 @@ pub struct Metrics {
     pub rules: Counter,
     /// Whether the node has a ledger and the CNI configuration: what /readyz says.
     pub ready: Arc<AtomicBool>,
+    /// When a pass, good or bad, ended last.
+    passed: Arc<Mutex<Instant>>,
 }
 
 impl Default for Metrics {
@@ -68,7 +73,20 @@ impl Default for Metrics {
         let rules = Counter::default();
         registry.register("rules_applied", "Times the nftables table had to be put in place", rules.clone());
         let (registry, ready) = (Arc::new(registry), Arc::default());
-        Self { registry, addresses, waiting, reports, relinquished, sweeps, repairs, rebuilds, rules, ready }
+        let passed = Arc::new(Mutex::new(Instant::now()));
+        Self {
+            registry,
+            addresses,
+            waiting,
+            reports,
+            relinquished,
+            sweeps,
+            repairs,
+            rebuilds,
+            rules,
+            ready,
+            passed,
+        }
     }
 }
 
@@ -96,6 +114,16 @@ impl Metrics {
 
     pub fn count_relinquished(&self, names: usize) {
         self.relinquished.inc_by(names as u64);
+    }
+
+    /// A pass has ended, good or bad.
+    pub fn pass_ended(&self) {
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long ago the last pass ended.
+    pub fn since_pass(&self) -> Duration {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).

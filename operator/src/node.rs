@@ -37,6 +37,7 @@ use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
 use tracing::{Instrument, debug, info_span, warn};
+use vnetpool_apiserver::jittered;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::Stop;
@@ -182,6 +183,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, ctx: Arc<Context>) -> Result<
         return Ok(Action::await_change());
     }
     let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
+    let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = ctx.memories.take(&allocation);
     memory.notice(&allocation);
     let result = pass(&ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
@@ -437,7 +439,7 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, ctx: Arc<Conte
     Action::requeue(match error {
         Error::Find(_) | Error::Write(_) => ctx.memories.wait(&name, Instant::now()).unwrap_or(SOON),
         _ if error.is_conflict() => SOON,
-        _ => Duration::from_secs(1) * 2_u32.pow(ctx.memories.api_errors(&name).min(6)),
+        _ => jittered(Duration::from_secs(1) * 2_u32.pow(ctx.memories.api_errors(&name).min(6))),
     })
 }
 
@@ -456,7 +458,8 @@ mod tests {
         let mut memory = Memories::default().take(&allocation);
         // A cluster that nobody watches.
         let url = "http://127.0.0.1:1".parse().unwrap();
-        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
+        let (cluster, caller, ..) =
+            Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap(), &Arc::default());
         let round = Round::of(allocation, Need::of(&cluster, &caller, "n"));
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, round.looked));

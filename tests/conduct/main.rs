@@ -13,6 +13,7 @@ mod agent;
 mod attachments;
 mod budget;
 mod concurrency;
+mod disturbed;
 mod dry_run;
 mod finding;
 mod groups;
@@ -27,6 +28,7 @@ mod nics;
 mod operations;
 mod operator;
 mod outlived;
+mod proxy;
 mod quiet;
 mod refused;
 mod routes;
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         attachments::TESTS,
         budget::TESTS,
         concurrency::TESTS,
+        disturbed::TESTS,
         dry_run::TESTS,
         finding::TESTS,
         groups::TESTS,
