@@ -17,6 +17,8 @@ pub const TESTS: &[Test] = crate::tests![
 
 /// A lost answer: the time a request may take, and the wait before it is made again.
 const LOST: Duration = Duration::from_secs(30);
+/// Connections that stall: each that was opened meanwhile may cost a request, one after the other.
+const STALLED: Duration = Duration::from_secs(60);
 /// As the watches' backoff has it at first, and a write of Azure's.
 const MOMENT: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ async fn a_list_that_stops_in_the_middle_holds_the_operator_up_no_longer_than_a_
     })
     .await?;
     proxy.fault(Fault::None);
-    served_within(&stage, 4, LOST).await
+    served_within(&stage, 4, STALLED).await
 }
 
 async fn watches_that_are_cut_cost_a_moment(plane: &ControlPlane) -> Result<()> {
