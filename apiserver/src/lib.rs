@@ -1,3 +1,28 @@
-//! How Vnetpool's programs speak with the API server.
+//! How Vnetpool's programs speak with the API server: each request ends, what failed for many isn't tried again by all at once, and
+//! one object that can't be read costs only itself.
 
+pub mod client;
 pub mod reading;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// Between half of `wait` and all of it.
+pub fn jittered(wait: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    wait / 2 + (wait / 2).mul_f64(random as f64 / u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_wait_with_jitter_lies_between_half_and_whole_and_differs_each_time() {
+        let wait = Duration::from_secs(8);
+        let waits: HashSet<Duration> = (0..100).map(|_| jittered(wait)).collect();
+        assert!(waits.iter().all(|one| (wait / 2..=wait).contains(one)));
+        assert!(waits.len() > 90);
+    }
+}

@@ -1,6 +1,6 @@
 //! The agent's HTTP endpoint: /healthz, /readyz, /metrics.
 
-use std::{net::SocketAddr, sync::atomic::Ordering};
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
 use anyhow::Context;
 use axum::{
@@ -11,7 +11,10 @@ use axum::{
 
 use crate::metrics::Metrics;
 
-/// Serves until the process ends. Alive is who answers, since a task that dies ends the process. Ready is a node that has a
+/// A pass comes every 30 s, and none waits for so long.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// Serves until the process ends. Alive is whose passes end, well or badly; a task that dies ends the process. Ready is a node that has a
 /// ledger and the CNI configuration.
 pub async fn serve(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let readiness = metrics.ready.clone();
@@ -23,15 +26,23 @@ pub async fn serve(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> 
             }
         }
     };
+    let passes = metrics.clone();
+    let alive = move || async move {
+        let since = passes.since_pass();
+        match since < STUCK {
+            true => (StatusCode::OK, "ok\n".to_owned()),
+            false => {
+                (StatusCode::INTERNAL_SERVER_ERROR, format!("no pass has ended for {} s\n", since.as_secs()))
+            }
+        }
+    };
     let text = move || async move {
         let text = metrics.text().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Ok::<_, (StatusCode, String)>(([(CONTENT_TYPE, media_type)], text))
     };
-    let routes = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(text));
+    let routes =
+        Router::new().route("/healthz", get(alive)).route("/readyz", get(ready)).route("/metrics", get(text));
     let listener = tokio::net::TcpListener::bind(address)
         .await
         .with_context(|| format!("can't listen on {address} (--admin-address)"))?;

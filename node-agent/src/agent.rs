@@ -83,6 +83,8 @@ pub struct Agent {
     next_look: Instant,
     gate: Arc<Mutex<()>>,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    /// Whether a pod waits for an address.
+    waiting: watch::Sender<bool>,
     reports: watch::Sender<Option<Report>>,
 }
 
@@ -121,6 +123,7 @@ impl Agent {
             next_look: Instant::now(),
             gate: Arc::default(),
             objects: watch::Sender::new(None),
+            waiting: watch::Sender::new(false),
             reports: watch::Sender::new(None),
         })
     }
@@ -139,7 +142,7 @@ impl Agent {
         };
         let source = self.source.clone();
         tokio::select! {
-            result = source.follow(self.objects.clone()) => result,
+            result = source.follow(self.objects.clone(), self.waiting.subscribe()) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
             result = firewall::events::watch(disturbed.clone()) => result,
@@ -154,7 +157,9 @@ impl Agent {
         let mut retry = FIRST_RETRY;
         loop {
             let object = objects.borrow_and_update().clone();
-            let again = match self.pass(object.as_deref()).await {
+            let outcome = self.pass(object.as_deref()).await;
+            self.metrics.pass_ended();
+            let again = match outcome {
                 Ok(again) => {
                     retry = FIRST_RETRY;
                     again
@@ -259,7 +264,9 @@ impl Agent {
     /// Reports what a pass has come to. Returns when to make the next one at the latest.
     fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Instant {
         let Taken { ledger, at, generation: supplied, said } = taken;
-        self.metrics.set_counts(ledger.counts(at));
+        let counts = ledger.counts(at);
+        self.waiting.send_replace(counts.waiting > 0);
+        self.metrics.set_counts(counts);
         let time = Timestamp::now();
         let generation = object.and_then(|object| object.metadata.generation);
         let conditions = said.into_iter().map(|Said { type_, is_true, reason, message }| {

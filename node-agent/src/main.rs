@@ -73,7 +73,7 @@ async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer().await?;
     let name = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
-    Ok(config.try_into()?)
+    Ok(vnetpool_apiserver::client::client(config)?)
 }
 
 fn log(format: LogFormat) {

@@ -1,6 +1,9 @@
 //! The agent's metrics.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -46,6 +49,8 @@ pub struct Metrics {
     pub rules: Counter,
     /// Whether the node has a ledger and the CNI configuration: what /readyz says.
     pub ready: Arc<AtomicBool>,
+    /// When a pass, good or bad, ended last.
+    passed: Arc<Mutex<Instant>>,
 }
 
 impl Default for Metrics {
@@ -78,6 +83,7 @@ impl Default for Metrics {
         let rules = Counter::default();
         registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
         let (registry, ready) = (Arc::new(registry), Arc::default());
+        let passed = Arc::new(Mutex::new(Instant::now()));
         Self {
             registry,
             addresses,
@@ -90,6 +96,7 @@ impl Default for Metrics {
             rebuilds,
             rules,
             ready,
+            passed,
         }
     }
 }
@@ -118,6 +125,16 @@ impl Metrics {
 
     pub fn count_relinquished(&self, names: usize) {
         self.relinquished.inc_by(names as u64);
+    }
+
+    /// A pass has ended, good or bad.
+    pub fn pass_ended(&self) {
+        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long ago the last pass ended.
+    pub fn since_pass(&self) -> Duration {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).

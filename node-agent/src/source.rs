@@ -6,10 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::PartialObjectMeta};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
@@ -22,8 +19,6 @@ use crate::{
     watch as watches,
 };
 
-/// The client itself would wait for an answer for ever.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Azure publishes no figure for how long a change of a NIC takes to show in the metadata service, and allows five requests
 /// a second.
 const ASK_EVERY: Duration = Duration::from_secs(30);
@@ -47,11 +42,11 @@ pub enum Source {
 }
 
 impl Source {
-    /// Keeps `objects` current until the process ends.
-    pub async fn follow(&self, objects: Objects) -> anyhow::Result<()> {
+    /// Keeps `objects` current until the process ends, the more eagerly while a pod is `waiting`.
+    pub async fn follow(&self, objects: Objects, waiting: watch::Receiver<bool>) -> anyhow::Result<()> {
         match self {
             Source::Cluster { client, name } => {
-                watches::object(Api::all(client.clone()), name.clone(), objects).await
+                watches::object(Api::all(client.clone()), name.clone(), objects, waiting).await
             }
             Source::Metadata { settings, boot_id, .. } => {
                 let mut retry = FIRST_RETRY;
@@ -87,7 +82,7 @@ impl Source {
         match self {
             Source::Cluster { client, name } => {
                 let api = Api::<NodeIPAllocation>::all(client.clone());
-                read(api.get_opt(name)).await.with_context(|| format!("can't read NodeIPAllocation {name}"))
+                api.get_opt(name).await.with_context(|| format!("can't read NodeIPAllocation {name}"))
             }
             Source::Metadata { state_dir, .. } => {
                 let Some(mut object) = objects.borrow().as_deref().cloned() else { return Ok(None) };
@@ -114,7 +109,7 @@ impl Source {
         match self {
             Source::Cluster { client, name } => {
                 let nodes: Api<PartialObjectMeta<Node>> = Api::all(client.clone());
-                let node = read(nodes.get_opt(name)).await.context("can't read our Node")?;
+                let node = nodes.get_opt(name).await.context("can't read our Node")?;
                 Ok(node.and_then(|node| node.metadata.uid))
             }
             Source::Metadata { .. } => Ok(Some(spec.to_owned())),
@@ -149,9 +144,4 @@ async fn instance(settings: &Settings, boot_id: &str) -> anyhow::Result<NodeIPAl
     let (instance, seen_as) = client::instance().await?;
     let object: Result<_, imds::Invalid> = instance.allocation(seen_as, settings, boot_id, moment);
     Ok(object?)
-}
-
-/// A read of the API server, with an end.
-async fn read<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    Ok(timeout(READ_TIMEOUT, request).await.context("the API server doesn't answer")??)
 }

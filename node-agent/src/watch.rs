@@ -1,21 +1,27 @@
 //! What the agent watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's network.
 
-use std::{fs, path::PathBuf, pin::pin, sync::Arc, thread};
+use std::{fs, path::PathBuf, pin::pin, sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
 use inotify::{EventMask, Inotify, WatchMask};
 use kube::{
-    Api,
+    Api, Resource,
     runtime::{WatchStreamExt, watcher},
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::{Instant, sleep_until},
+};
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::{
     ledger::file::LEDGER,
     wiring::{Events, Uplinks},
 };
+
+/// While a pod waits, the object is read when the watch has been silent for so long.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none. Goes on past
 /// errors, waiting longer each time. One that can't be read is there all the same: what was read last goes on to hold, and so
@@ -24,25 +30,65 @@ pub async fn object(
     api: Api<Reading<NodeIPAllocation>>,
     name: String,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    mut waiting: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let mut events = pin!(watcher::watch_object(api, &name).default_backoff());
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(None) => {
-                objects.send_replace(None);
-            }
-            Ok(Some(Reading(Ok(object)))) => {
-                objects.send_replace(Some(Arc::new(object)));
-            }
-            Ok(Some(Reading(Err(unreadable)))) => tracing::warn!(
-                error = unreadable.error,
-                "can't read the node's NodeIPAllocation: going on with what is known; correct the field, or upgrade the agent if a \
-                 newer operator wrote it"
-            ),
-            Err(error) => tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again"),
+    let mut events = pin!(watcher::watch_object(api.clone(), &name).default_backoff());
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(object)) => take(object, &objects),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again");
+                }
+                None => anyhow::bail!("the watch of NodeIPAllocation {name} has ended"),
+            },
+            () = silent(&mut waiting, heard) => match api.get_opt(&name).await {
+                Ok(Some(object)) => {
+                    let known = objects.borrow().as_deref().map_or(0, version);
+                    let read = object.meta().resource_version.as_ref().and_then(|version| version.parse().ok());
+                    if read.is_some_and(|read: u64| read > known) {
+                        tracing::warn!("the watch of the node's NodeIPAllocation has missed a change");
+                        take(Some(object), &objects);
+                    }
+                }
+                // Whether the object is gone for good, the watch tells.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "can't read the node's NodeIPAllocation; trying again"),
+            },
+        }
+        heard = Instant::now();
+    }
+}
+
+fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Option<Arc<NodeIPAllocation>>>) {
+    match object {
+        None => {
+            objects.send_replace(None);
+        }
+        Some(Reading(Ok(object))) => {
+            objects.send_replace(Some(Arc::new(object)));
+        }
+        Some(Reading(Err(unreadable))) => tracing::warn!(
+            error = unreadable.error,
+            "can't read the node's NodeIPAllocation: going on with what is known; correct the field, or upgrade the agent if a \
+             newer operator wrote it"
+        ),
+    }
+}
+
+/// Waits until a pod waits and nothing was heard for [`SILENT`].
+async fn silent(waiting: &mut watch::Receiver<bool>, heard: Instant) {
+    loop {
+        if waiting.wait_for(|waiting| *waiting).await.is_err() {
+            // The agent ends.
+            std::future::pending::<()>().await;
+        }
+        sleep_until(heard + SILENT).await;
+        if *waiting.borrow() {
+            return;
         }
     }
-    anyhow::bail!("the watch of NodeIPAllocation {name} has ended")
 }
 
 /// The object's place in the order of all versions of this kind's objects, which a deleted object and its successor under
@@ -97,4 +143,76 @@ pub async fn kernel(uplinks: watch::Receiver<Uplinks>, disturbed: Arc<Notify>) -
         let _ = ended.send(error);
     })?;
     Err(end.await?).context("can't hear the kernel's network events")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// An API server whose watches say nothing. The object's version is `version`.
+    async fn server(version: Arc<AtomicU64>) -> kube::Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let version = version.clone();
+                tokio::spawn(async move {
+                    let mut taken = vec![0; 8192];
+                    while let Ok(count @ 1..) = connection.read(&mut taken).await {
+                        let line = String::from_utf8_lossy(&taken[..count]).into_owned();
+                        let version = version.load(Ordering::Relaxed);
+                        let object = format!(
+                            r#"{{"apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+                            "metadata": {{"name": "n", "resourceVersion": "{version}"}},
+                            "spec": {{"nodeUID": "u", "pool": "p", "cooldown": "30s"}}}}"#
+                        );
+                        let list = format!(
+                            r#"{{"apiVersion": "v1", "kind": "List", "metadata": {{"resourceVersion": "{version}"}},
+                            "items": [{object}]}}"#
+                        );
+                        let body = if line.contains("/nodeipallocations/n") { object } else { list };
+                        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+                        let answer = match line.contains("watch=true") {
+                            true => format!("{head}transfer-encoding: chunked\r\n\r\n"),
+                            false => format!("{head}content-length: {}\r\n\r\n{body}", body.len()),
+                        };
+                        connection.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_pod_waits_a_silent_watch_is_not_trusted() {
+        let newest = Arc::new(AtomicU64::new(1));
+        let client = server(newest.clone()).await;
+        let objects = watch::Sender::new(None);
+        let (waiting, is_waiting) = watch::channel(false);
+        let mut seen = objects.subscribe();
+        tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting));
+        let is = |version: u64| {
+            move |object: &Option<Arc<NodeIPAllocation>>| {
+                object.as_deref().is_some_and(|object| super::version(object) == version)
+            }
+        };
+        seen.wait_for(is(1)).await.unwrap();
+        newest.store(2, Ordering::Relaxed);
+        let early = tokio::time::timeout(Duration::from_secs(60), seen.wait_for(is(2))).await.is_ok();
+        assert!(!early, "nobody waits, so nobody asks");
+        let begun = Instant::now();
+        waiting.send_replace(true);
+        seen.wait_for(is(2)).await.unwrap();
+        assert!(begun.elapsed() <= SILENT, "{:?}", begun.elapsed());
+        newest.store(3, Ordering::Relaxed);
+        let begun = Instant::now();
+        seen.wait_for(is(3)).await.unwrap();
+        assert!(begun.elapsed() <= SILENT, "{:?}", begun.elapsed());
+    }
 }

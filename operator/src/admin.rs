@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,7 +16,7 @@ use crate::metrics::Metrics;
 
 /// Serves until it fails.
 ///
-/// `/healthz` says that the process answers, which is all a restart could cure; `/readyz` follows `ready`.
+/// `/healthz` fails when a task is stuck, since only a restart can cure that; `/readyz` follows `ready`.
 ///
 /// # Errors
 /// When the address can't be listened on.
@@ -26,8 +27,8 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let routes = Router::new()
         .route("/metrics", get(render))
+        .route("/healthz", get(liveness))
         .with_state(metrics)
-        .route("/healthz", get(|| async { "ok" }))
         .merge(Router::new().route("/readyz", get(readiness)).with_state(ready));
     axum::serve(TcpListener::bind(address).await?, routes).await
 }
@@ -40,10 +41,20 @@ async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     ))
 }
 
+async fn liveness(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {
+    match metrics.health.stuck(Instant::now()).as_slice() {
+        [] => (StatusCode::OK, "ok".to_owned()),
+        [(task, age), ..] => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the task {task} has been stuck for {} s", age.as_secs()),
+        ),
+    }
+}
+
 async fn readiness(State(ready): State<watch::Receiver<bool>>) -> (StatusCode, &'static str) {
     if *ready.borrow() {
         (StatusCode::OK, "ok")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the API server has not been reached yet")
+        (StatusCode::SERVICE_UNAVAILABLE, "the caches are not synced with the API server yet")
     }
 }

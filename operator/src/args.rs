@@ -7,9 +7,9 @@ use reqwest::Url;
 use uuid::Uuid;
 
 use crate::Config;
-use crate::operate::SECOND_LOOK;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, Cloud, Credential, ResourceId};
+use crate::operate::SECOND_LOOK;
 use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
 

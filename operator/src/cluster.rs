@@ -30,6 +30,7 @@ use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use crate::demand::Demand;
+use crate::health::Health;
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
@@ -74,25 +75,28 @@ impl Cluster {
     }
 
     /// Starts to watch: gives the view, the calls, and the work itself, which never ends.
-    pub fn watch(client: &Client) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
+    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
         let cluster = Cluster::new(nodes, allocations, pools, pods_listed);
         let (caller, calls) = calls::channels();
         let ends = || (cluster.clone(), caller.clone());
+        let from = || (client.clone(), health.clone());
 
         let everything = watcher::Config::default();
         let bound = watcher::Config::default().fields("spec.nodeName!=");
-        let ((view, call), config) = (ends(), everything.clone());
-        let nodes = follow(Api::all(client.clone()), config, intake::nodes(view, call, node_writer));
-        let ((view, call), config) = (ends(), everything.clone());
-        let allocations =
-            follow(Api::all(client.clone()), config, intake::allocations(view, call, allocation_writer));
-        let (view, call) = ends();
-        let pools = follow(Api::all(client.clone()), everything, intake::pools(view, call, pool_writer));
-        let (view, call) = ends();
-        let pods = follow(Api::all(client.clone()), bound, intake::pods(view, call, listed));
+        let ((view, call), (client, health)) = (ends(), from());
+        let take = intake::nodes(view, call, node_writer);
+        let nodes = follow("Node", client, health, everything.clone(), take);
+        let ((view, call), (client, health)) = (ends(), from());
+        let take = intake::allocations(view, call, allocation_writer);
+        let allocations = follow("NodeIPAllocation", client, health, everything.clone(), take);
+        let ((view, call), (client, health)) = (ends(), from());
+        let take = intake::pools(view, call, pool_writer);
+        let pools = follow("NodeIPPool", client, health, everything, take);
+        let ((view, call), (client, health)) = (ends(), from());
+        let pods = follow("Pod", client, health, bound, intake::pods(view, call, listed));
         let work = async move {
             futures::join!(nodes, allocations, pools, pods);
         };
@@ -107,9 +111,9 @@ impl Cluster {
             self.nodes.wait_until_ready(),
             self.allocations.wait_until_ready(),
             self.pools.wait_until_ready(),
-            pods_listed.wait_for(|listed| *listed),
+            async { pods_listed.wait_for(|listed| *listed).await.is_ok() },
         );
-        nodes.is_ok() && allocations.is_ok() && pools.is_ok() && pods.is_ok()
+        nodes.is_ok() && allocations.is_ok() && pools.is_ok() && pods
     }
 
     pub fn nodes(&self) -> Store<Node> {
@@ -272,17 +276,22 @@ impl Cluster {
 
 /// Gives each event of a kind to `take`. Never ends: errors of the watch are logged and retried with the default backoff.
 async fn follow<K>(
-    api: Api<Reading<K>>,
+    kind: &'static str,
+    client: Client,
+    health: Arc<Health>,
     config: watcher::Config,
     mut take: impl FnMut(Event<Reading<K>>) + Send,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(Api::<Reading<K>>::all(client), config).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => take(event),
-            Err(error) => warn!(kind = %K::kind(&()), %error, "watch interrupted"),
+            Ok(event) => {
+                health.heard(kind);
+                take(event);
+            }
+            Err(error) => warn!(kind, %error, "watch interrupted"),
         }
     }
 }

@@ -143,7 +143,7 @@ impl Leadership {
                     Ok(Err(error)) => last = error.to_string(),
                     Err(_) => {}
                 }
-                if asked + Duration::from_secs(1) >= deadline {
+                if Instant::now() + Duration::from_secs(1) >= deadline {
                     return Lost::NotRenewed { last };
                 }
                 warn!(lease = self.candidate.name, error = last, "Lease not renewed, trying again");
@@ -194,3 +194,6 @@ impl Leadership {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ mod context;
 pub mod crds;
 mod demand;
 mod events;
+mod health;
 mod leader;
 mod lock;
 mod metrics;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
+use vnetpool_apiserver::client;
 use vnetpool_operator::args::{Args, Command, Crds};
 use vnetpool_operator::azure::{Azure, role};
 use vnetpool_operator::{crds, preflight, telemetry};
@@ -50,7 +51,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    kube::Client::try_default().await.context("configuring the Kubernetes client")
+    let config = kube::Config::infer().await.context("configuring the Kubernetes client")?;
+    client::client(config).context("configuring the Kubernetes client")
 }
 
 async fn operate(args: Args) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The operator's metrics, `vnetpool_operator_*`: what it did, what it cost in requests to Azure, and what it holds.
 
+mod ages;
 mod budget;
 
 use std::fmt::Debug;
@@ -16,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use vnetpool_crds::NodeIPPoolStatus;
 
 use crate::azure::{Azure, RequestRecord};
+use crate::health::Health;
 use crate::lock::lock;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -70,6 +72,7 @@ pub struct Metrics {
     addresses: Family<PoolState, Gauge>,
     nodes: Family<Pool, Gauge>,
     leader: Gauge,
+    pub health: Arc<Health>,
 }
 
 impl Default for Metrics {
@@ -85,6 +88,7 @@ impl Default for Metrics {
             addresses: Family::default(),
             nodes: Family::default(),
             leader: Gauge::default(),
+            health: Arc::default(),
         };
         let mut registry = Registry::with_prefix("vnetpool_operator");
         registry.register("reconciles", "Reconciles, by controller and outcome", metrics.reconciles.clone());
@@ -111,6 +115,7 @@ impl Default for Metrics {
         registry.register("addresses", "Addresses by pool and state", metrics.addresses.clone());
         registry.register("nodes", "Nodes by the pool that serves them", metrics.nodes.clone());
         registry.register("leader", "1 while this replica leads", metrics.leader.clone());
+        registry.register_collector(Box::new(ages::Ages(metrics.health.clone())));
         Metrics { registry: Mutex::new(registry), ..metrics }
     }
 }
@@ -193,6 +198,8 @@ mod tests {
         metrics.nic_written("ok");
         metrics.pool("p", &NodeIPPoolStatus { nodes: 3, free: 7, ..Default::default() });
         metrics.leading(true);
+        metrics.health.heard("Pod");
+        let _pass = metrics.health.begin("n");
         let text = metrics.render().unwrap();
         for line in [
             r#"vnetpool_operator_reconciles_total{controller="node",outcome="ok"} 1"#,
@@ -203,6 +210,12 @@ mod tests {
             "vnetpool_operator_leader 1",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+        for start in [
+            r#"vnetpool_operator_watch_silence_seconds{kind="Pod"} 0."#,
+            "vnetpool_operator_reconcile_age_seconds 0.",
+        ] {
+            assert!(text.lines().any(|one| one.starts_with(start)), "{start} is not in\n{text}");
         }
     }
 

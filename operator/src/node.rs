@@ -43,6 +43,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, info_span, warn};
+use vnetpool_apiserver::jittered;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure;
@@ -96,6 +97,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
         return Ok(Action::await_change());
     }
     let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
+    let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
     let result = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
@@ -338,6 +340,6 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
     Action::requeue(match error {
         Error::Find(_) | Error::Write(_) => memories.wait(&name, Instant::now()).unwrap_or(SOON),
         _ if error.is_conflict() => SOON,
-        _ => Duration::from_secs(1) * 2_u32.pow(memories.api_errors(&name).min(6)),
+        _ => jittered(Duration::from_secs(1) * 2_u32.pow(memories.api_errors(&name).min(6))),
     })
 }

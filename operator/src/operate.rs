@@ -22,6 +22,7 @@ use crate::azure::{self, Azure};
 use crate::cluster::{Calls, Cluster, unreadable};
 use crate::context::{Context, Stop};
 use crate::events::{self, Events};
+use crate::health::Health;
 use crate::leader::{Candidate, Lost};
 use crate::metrics::{self, Metrics};
 use crate::{admin, node, pool};
@@ -91,17 +92,30 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
         () = &mut stop => return Ok(()),
     };
     metrics.leading(true);
+    // A standby is ready when it has reached the API server. A leader works from its caches, so it is when they are synced.
+    contact.send_replace(false);
+    let health = metrics.health.clone();
 
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let (cluster, caller, calls, watches) = Cluster::watch(&client);
-    spawn(&mut tasks, "watches", watches);
+    let (cluster, caller, calls, watches) = Cluster::watch(&client, &health);
+    spawn(&mut tasks, "watches", &health, watches);
     let (events, deliver) = Events::new(client.clone(), &config.identity);
     // By itself, for it may end: after everybody who has something to say.
     let mut delivery = JoinSet::new();
-    delivery.spawn(deliver);
+    let alive = health.clone();
+    delivery.spawn(async move { alive.alive("Events", deliver).await });
     let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, caller), config.second_look));
-    spawn(&mut tasks, "networks", news::follow(ctx.clone()));
+    spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
+    let synced = ctx.clone();
+    let sync = async move {
+        if synced.cluster.ready().await {
+            contact.send_replace(true);
+        }
+        // Never again otherwise: a list that is made anew leaves the caches as they are until it is complete.
+        futures::future::pending().await
+    };
+    spawn(&mut tasks, "readiness", &health, sync);
 
     let outcome = {
         let mut control = pin!(control(ctx, calls, stopped));
@@ -166,8 +180,17 @@ async fn tell(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>)
 }
 
 /// A background task that must not end.
-fn spawn(tasks: &mut JoinSet<Error>, task: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-    tasks.spawn(work.map(move |()| Error::Ended { task }));
+fn spawn(
+    tasks: &mut JoinSet<Error>,
+    task: &'static str,
+    health: &Arc<Health>,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let health = health.clone();
+    tasks.spawn(async move {
+        health.alive(task, work).await;
+        Error::Ended { task }
+    });
 }
 
 /// Waits for the first background task to end.

@@ -18,6 +18,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
+use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{self, OBJECTS_READABLE, READY, SUBNET_EXHAUSTING, VALID};
@@ -33,6 +34,8 @@ use crate::verdict::{Verdict, name_some};
 
 /// A pool's status is written no more often than this: every pod on any of its nodes changes the sums.
 const PACE: Duration = Duration::from_secs(1);
+/// After an error of the API server.
+const RETRY: Duration = Duration::from_secs(8);
 /// So many nodes are named in a message.
 const NAMED: usize = 5;
 
@@ -49,7 +52,7 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPoo
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
-        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), Arc::new(pools))
+        .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), Arc::new(pools))
         .for_each(|result| async {
             match result {
                 Ok(_) => {}

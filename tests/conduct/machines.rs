@@ -335,7 +335,7 @@ async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -
 }
 
 /// Orders 404s of this code for reads of NICs: so many, or all.
-fn not_found(stage: &Stage<'_>, code: &str, count: Option<u32>) {
+fn not_found(stage: &Stage<'_>, code: &str, count: Option<u64>) {
     let body = json!({ "error": { "code": code, "message": "It could not be found." } });
     let effect = Effect::Status { status: 404, body, headers: Default::default() };
     stage.fault("GET", "/networkInterfaces/", count, effect);

@@ -13,6 +13,7 @@ mod agent;
 mod attachments;
 mod budget;
 mod concurrency;
+mod disturbed;
 mod dry_run;
 mod finding;
 mod groups;
@@ -28,6 +29,7 @@ mod nics;
 mod operations;
 mod operator;
 mod outlived;
+mod proxy;
 mod quiet;
 mod refused;
 mod routes;
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         attachments::TESTS,
         budget::TESTS,
         concurrency::TESTS,
+        disturbed::TESTS,
         dry_run::TESTS,
         finding::TESTS,
         groups::TESTS,

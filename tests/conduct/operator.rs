@@ -1,7 +1,6 @@
 //! The operator as its process runs it: in a thread with a runtime of its own, so that it can be killed with all it began.
 
 use anyhow::{Result, anyhow};
-use kube::Client;
 use reqwest::Url;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
@@ -48,7 +47,7 @@ impl Operator {
         let (kill, killed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
-                let client = Client::try_from(kube)?;
+                let client = vnetpool_apiserver::client::client(kube)?;
                 let stop = async {
                     if terminated.await.is_err() {
                         std::future::pending().await

@@ -38,6 +38,8 @@ pub struct Stage<'a> {
     pub admin: SocketAddr,
     /// Where the operator looks for ARM.
     arm: String,
+    /// Where the operator looks for the API server, if not where it is.
+    api_server: Option<SocketAddr>,
     operator: Mutex<Option<Operator>>,
     pods: AtomicUsize,
 }
@@ -72,6 +74,7 @@ impl<'a> Stage<'a> {
             agents,
             admin,
             arm,
+            api_server: None,
             operator: Mutex::default(),
             pods: AtomicUsize::default(),
         })
@@ -80,6 +83,11 @@ impl<'a> Stage<'a> {
     /// From the next start on the operator looks for ARM there.
     pub fn azure_at(&mut self, url: &str) {
         url.clone_into(&mut self.arm);
+    }
+
+    /// From the next start on the operator looks for the API server there.
+    pub fn api_server_at(&mut self, address: SocketAddr) {
+        self.api_server = Some(address);
     }
 
     /// Starts the operator, with the rights the chart gives it.
@@ -92,7 +100,11 @@ impl<'a> Stage<'a> {
         let mut config =
             operator::config(self.arm.parse()?, self.sim.arm_url().parse()?, self.admin, self.new_identity());
         change(&mut config);
-        *lock(&self.operator) = Some(Operator::start(config, self.plane.config(User::Operator).await?)?);
+        let mut kube = self.plane.config(User::Operator).await?;
+        if let Some(address) = self.api_server {
+            kube.cluster_url = format!("https://{address}").parse()?;
+        }
+        *lock(&self.operator) = Some(Operator::start(config, kube)?);
         Ok(())
     }
 

@@ -42,8 +42,6 @@ impl Operator<'_> {
         }
         let look = self.observe_and_plan(&allocation);
         self.process().step = Step::Looked { allocation, look, may_write: true };
- nic_failed: false,
- may_mend: true,
     }
 
     /// The finalizer goes, and the object with it, its status included.
@@ -113,8 +111,6 @@ impl Operator<'_> {
         };
         let look = self.observe_and_plan(&allocation);
         self.process().step = Step::Looked { allocation, look, may_write: false };
- nic_failed: false,
- may_mend: true,
     }
 
     /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has made since.

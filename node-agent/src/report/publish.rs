@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
@@ -11,8 +10,9 @@ use kube::{
 use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
+use vnetpool_apiserver::jittered;
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
 use super::{Report, building, compose, is_published};
@@ -20,8 +20,6 @@ use crate::{metrics::Metrics, watch::version};
 
 /// Between two writes: a burst of pods costs two a second, and the last state always gets out.
 const BETWEEN_WRITES: Duration = Duration::from_millis(500);
-/// The client itself would wait for an answer for ever.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// Alone in a task, so that an API server out of reach never holds up the node.
@@ -42,11 +40,11 @@ impl Publisher {
     /// Ends only when the agent does.
     pub async fn run(mut self, api: Api<NodeIPAllocation>) -> anyhow::Result<()> {
         let mut written = None;
-        let mut retry = BETWEEN_WRITES;
+        let (mut retry, mut conflict) = (BETWEEN_WRITES, BETWEEN_WRITES);
         loop {
             match self.publish(&api, &mut written).await {
                 Ok(has_written) => {
-                    retry = BETWEEN_WRITES;
+                    (retry, conflict) = (BETWEEN_WRITES, BETWEEN_WRITES);
                     if has_written {
                         sleep(BETWEEN_WRITES).await;
                     }
@@ -55,17 +53,21 @@ impl Publisher {
                         changed = self.objects.changed() => changed?,
                     }
                 }
-                // Somebody has written the object since it was seen: what they wrote comes by the watch.
-                Err(error) if is_conflict(&error) => tokio::select! {
-                    changed = self.objects.changed() => changed?,
-                    () = sleep(BETWEEN_WRITES) => {}
-                },
+                // Somebody has written the object since it was seen: what they wrote comes by the watch, unless that is silent or the
+                // object can't be read.
+                Err(error) if is_conflict(&error) => {
+                    tokio::select! {
+                        changed = self.objects.changed() => changed?,
+                        () = sleep(jittered(conflict)) => {}
+                    }
+                    conflict = (conflict * 2).min(LONGEST_RETRY);
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "can't report to the API server; trying again"
                     );
-                    sleep(retry).await;
+                    sleep(jittered(retry)).await;
                     retry = (retry * 2).min(LONGEST_RETRY);
                 }
             }
@@ -126,8 +128,7 @@ async fn apply(
         "status": status,
     }));
     let params = PatchParams::apply(names::AGENT).force();
-    let write = async { api.patch_status(&object.name_any(), &params, &patch).await };
-    Ok(timeout(WRITE_TIMEOUT, write).await.context("the API server doesn't answer")??)
+    Ok(api.patch_status(&object.name_any(), &params, &patch).await?)
 }
 
 fn is_conflict(error: &anyhow::Error) -> bool {

@@ -12,17 +12,21 @@ use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
+use vnetpool_apiserver::jittered;
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
 
 use crate::api_server::{CONFLICT, is_status};
 use crate::context::{Context, Stop};
+
+/// After an error of the API server.
+const RETRY: Duration = Duration::from_secs(8);
 
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
     Controller::for_stream(futures::stream::pending(), ctx.cluster.nodes())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
-        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(5)), ctx)
+        .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), ctx)
         .for_each(|result| async {
             match result {
                 Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}

@@ -11,8 +11,8 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
 use super::absences::Absences;
 use super::attachments::remembered::Attaching;
-use super::observe::known::Known;
 use super::mending::Mending;
+use super::observe::known::Known;
 use super::report::reports::Reports;
 use super::setback::Setback;
 use crate::lock::lock;

@@ -147,7 +147,8 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending } = self;
+        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending } =
+            self;
         let all = [plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending];
         all.into_iter().flatten().min()
     }
@@ -173,7 +174,8 @@ mod tests {
         let mut memory = Memories::default().take(&allocation);
         // A cluster that nobody watches.
         let url = "http://127.0.0.1:1".parse().unwrap();
-        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
+        let client = Client::try_from(kube::Config::new(url)).unwrap();
+        let (cluster, caller, ..) = Cluster::watch(&client, &Arc::default());
         let progress = Progress::of(allocation, Need::of(&cluster, &caller, "n"));
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));

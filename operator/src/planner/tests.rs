@@ -78,8 +78,6 @@ fn what_pods_use_is_asked_for_again_at_once_and_before_anything_else() {
     // No more than the NIC takes, and nothing while nothing may be written, or where nobody wants addresses any more.
     assert_eq!(plan(&Observed { slots: 1, ..wiped.clone() }).change.restore.len(), 1);
     assert!(plan(&Observed { may_write: false, ..wiped.clone() }).change.is_empty());
- nic_failed: false,
- may_mend: true,
     assert!(plan(&Observed { sizing: None, ..wiped }).change.is_empty());
 }
 
@@ -202,8 +200,6 @@ fn what_azure_gave_up_on_is_written_again_and_not_published_before() {
     assert!(broken.change.repair && broken.repairs);
     assert_eq!((broken.publish.len(), broken.change.reserve), (7, 0));
     assert!(!plan(&Observed { may_write: false, ..failed }).change.repair);
- nic_failed: false,
- may_mend: true,
 }
 
 #[test]
@@ -251,8 +247,6 @@ fn a_route_that_is_wrong_is_put_right_at_once_though_nothing_is_to_be_reserved()
     assert_eq!(mending.change, Change { mend: true, ..Change::default() });
     assert_eq!(mending.priority, Priority::WaitingPods);
     assert!(plan(&Observed { may_write: false, ..wrong }).change.is_empty());
- nic_failed: false,
- may_mend: true,
 }
 
 #[test]
@@ -298,12 +292,30 @@ prop_compose! {
             release_wanted_for: Duration::from_millis(waited),
             may_reserve,
             may_write,
+            nic_failed: false,
+            may_mend: true,
             forwarding_lacks: false,
-join: vec![],
-leave: vec![],
+            join: vec![],
+            leave: vec![],
             route_is_wrong: false,
         }
     }
+}
+
+#[test]
+fn a_nic_that_failed_as_a_whole_is_written_once_more_and_then_only_when_that_may_have_shown_an_effect() {
+    let failed = Observed { nic_failed: true, ..observed(2, 8) };
+    let first = plan(&failed);
+    assert!(first.change.repair && first.repairs);
+    assert_eq!(first.priority, Priority::WaitingPods);
+    let written = plan(&Observed { may_mend: false, ..failed.clone() });
+    assert!(written.repairs && written.change.is_empty(), "{:?}", written.change);
+    // What else there is to do doesn't wait for that.
+    let grows = plan(&Observed { may_mend: false, nic_failed: true, ..observed(20, 8) });
+    assert!(grows.change.reserve > 0 && !grows.change.repair);
+    let closed = Observed { forwarding_lacks: true, ..observed(2, 8) };
+    assert!(plan(&closed).change.forward);
+    assert!(!plan(&Observed { may_mend: false, ..closed }).change.forward);
 }
 
 #[test]
@@ -323,8 +335,6 @@ fn what_is_to_be_adopted_costs_a_write_of_the_lowest_priority_and_none_while_wri
     assert_eq!((&now.change.adopt, now.priority), (&idle.adopt, Priority::GiveBack));
     assert!(!now.change.is_empty());
     assert!(plan(&Observed { may_write: false, ..idle }).change.is_empty());
- nic_failed: false,
- may_mend: true,
 }
 
 fn group() -> ResourceId {
@@ -404,8 +414,6 @@ proptest! {
     #[test]
     fn what_is_not_done_now_is_looked_at_again(observed in any_observed()) {
         let observed = Observed { may_reserve: u32::MAX, may_write: true, ..observed };
- nic_failed: false,
- may_mend: true,
         let plan = plan(&observed);
         let left_out = (plan.grows && plan.change.reserve == 0) || (plan.releases && plan.change.release.is_empty());
         prop_assert!(!left_out || plan.requeue.is_some());

@@ -24,7 +24,8 @@ pub enum Cause {
 pub fn cause(node: &Node) -> Option<Cause> {
     let has = |label: &str, value: &str| node.labels().get(label).is_some_and(|one| one == value);
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    if has("type", "virtual-kubelet") || taints.into_iter().any(|taint| taint.key == "virtual-kubelet.io/provider")
+    if has("type", "virtual-kubelet")
+        || taints.into_iter().any(|taint| taint.key == "virtual-kubelet.io/provider")
     {
         return Some(Cause::Virtual);
     }

@@ -1,0 +1,234 @@
+//! The client: each request has an end, and a peer that is gone is noticed. kube's own would wait for an answer for ever.
+//!
+//! Only a watch may be silent. That its peer lives is TCP's to find out, which costs no request.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ConfigExt};
+use kube::{Client, Config};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tower::retry::RetryLayer;
+use tower::{BoxError, Service, ServiceBuilder};
+
+/// Until an answer begins. The API server itself gives up after as long for most that it waits for.
+pub const ANSWER: Duration = Duration::from_secs(15);
+/// Between two pieces of an answer that isn't a watch's.
+const PIECE: Duration = Duration::from_secs(10);
+/// Until such an answer is complete.
+const WHOLE: Duration = Duration::from_secs(60);
+const CONNECT: Duration = Duration::from_secs(5);
+/// A connection on which nothing was heard for so long is asked whether its peer is there.
+const QUIET: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+/// Data or probes that nobody has acknowledged for so long end a connection.
+const UNHEARD: Duration = Duration::from_secs(20);
+
+/// # Errors
+/// When the configuration can't be used.
+pub fn client(config: Config) -> kube::Result<Client> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(QUIET));
+    connector.set_keepalive_interval(Some(PROBE));
+    connector.set_keepalive_retries(Some(PROBES));
+    connector.set_tcp_user_timeout(Some(UNHEARD));
+    let https = config.rustls_https_connector_with_connector(connector)?;
+    let retry = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(retry)
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build(https));
+    Ok(Client::new(Limited(service), config.default_namespace))
+}
+
+/// Why a request was ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Silent {
+    #[error("the API server didn't answer within {} s", ANSWER.as_secs())]
+    Answer,
+    #[error("the API server stopped in the middle of its answer")]
+    Rest,
+}
+
+/// A service whose requests end.
+#[derive(Clone)]
+struct Limited<S>(S);
+
+type Answer<B> = Pin<Box<dyn Future<Output = Result<Response<Ending<B>>, BoxError>> + Send>>;
+
+impl<S, B> Service<Request<Body>> for Limited<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Ending<B>>;
+    type Error = BoxError;
+    type Future = Answer<B>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer<B> {
+        let is_watch = is_watch(&request);
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            let answer = timeout(ANSWER, answer).await.map_err(|_| Silent::Answer)??;
+            Ok(answer.map(|body| Ending::new(body, is_watch)))
+        })
+    }
+}
+
+fn is_watch(request: &Request<Body>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query.split('&').any(|one| matches!(one, "watch=true" | "watch=1"))
+}
+
+/// An answer's body that ends, with an error if need be.
+struct Ending<B> {
+    body: Pin<Box<B>>,
+    /// When to end it; never, for a watch.
+    limit: Option<(Pin<Box<Sleep>>, Instant)>,
+}
+
+impl<B> Ending<B> {
+    fn new(body: B, is_watch: bool) -> Ending<B> {
+        let now = Instant::now();
+        let limit = || (Box::pin(sleep_until(now + PIECE)), now + WHOLE);
+        Ending { body: Box::pin(body), limit: (!is_watch).then(limit) }
+    }
+}
+
+impl<B> http_body::Body for Ending<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let Ending { body, limit } = &mut *self;
+        let frame = body.as_mut().poll_frame(context);
+        let Some((sleep, end)) = limit else { return frame.map_err(Into::into) };
+        if frame.is_ready() && Instant::now() < *end {
+            sleep.as_mut().reset((Instant::now() + PIECE).min(*end));
+            return frame.map_err(Into::into);
+        }
+        match sleep.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(Silent::Rest.into()))),
+            Poll::Pending => frame.map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{StreamExt, TryStreamExt};
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use kube::api::{ListParams, WatchParams};
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A server that takes each request and gives this text, then falls silent.
+    async fn server(text: &'static str) -> (SocketAddr, Api<Pod>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut taken = [0; 4096];
+                    while connection.read(&mut taken).await.is_ok_and(|count| count > 0) {
+                        connection.write_all(text.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        (address, Api::default_namespaced(client(config).unwrap()))
+    }
+
+    const HEAD: &str =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_taken_and_never_answered_ends() {
+        let (_, pods) = server("").await;
+        let asked = Instant::now();
+        let error = pods.get("p").await.unwrap_err();
+        assert!(error.to_string().contains("didn't answer within 15 s"), "{error}");
+        assert_eq!(asked.elapsed().as_secs(), ANSWER.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_stops_in_the_middle_ends() {
+        let text: String = format!("{HEAD}9\r\n{{\"items\":\r\n");
+        let (_, pods) = server(Box::leak(text.into_boxed_str())).await;
+        let asked = Instant::now();
+        let error = pods.list(&ListParams::default()).await.unwrap_err();
+        assert!(format!("{error:?}").contains("Rest"), "{error:?}");
+        assert_eq!(asked.elapsed().as_secs(), PIECE.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_may_be_silent() {
+        let (_, pods) = server(HEAD).await;
+        let events = pods.watch(&WatchParams::default(), "0").await.unwrap();
+        let next = timeout(Duration::from_secs(200), events.boxed().try_next()).await;
+        assert!(next.is_err(), "{next:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_taken_and_never_answered_ends() {
+        let (_, pods) = server("").await;
+        let asked = Instant::now();
+        assert!(pods.watch(&WatchParams::default(), "0").await.is_err());
+        assert_eq!(asked.elapsed().as_secs(), ANSWER.as_secs());
+    }
+
+    #[tokio::test]
+    async fn the_kernel_asks_a_quiet_peer_whether_it_is_there() {
+        let (address, pods) = server(HEAD).await;
+        let _events = pods.watch(&WatchParams::default(), "0").await.unwrap();
+        // Column 2 is the far address, column 5 the timer that runs: 02 asks a quiet peer.
+        let far = format!("0100007F:{:04X}", address.port());
+        let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let timers: Vec<&str> = connections
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|columns| columns.get(2) == Some(&far.as_str()))
+            .map(|columns| columns[5])
+            .collect();
+        assert!(!timers.is_empty());
+        assert!(timers.iter().all(|timer| timer.starts_with("02:")), "{timers:?}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Whether the process as a whole is stuck, which is all that a restart could cure. An outage of Azure or of the API server is none:
+//! who waits for an answer still beats.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often a task that waits says that it is alive.
+const BEAT: Duration = Duration::from_secs(10);
+/// A task that hasn't said so for this long is stuck. No single step of one takes as long: each request has an end before.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// When each task was last alive and each watch last brought something, and since when nodes are being reconciled.
+#[derive(Debug, Default)]
+pub struct Health {
+    beats: Mutex<BTreeMap<&'static str, Instant>>,
+    heard: Mutex<BTreeMap<&'static str, Instant>>,
+    under_way: Mutex<BTreeMap<String, Instant>>,
+}
+
+/// A reconcile under way; over when dropped.
+pub struct UnderWay<'a>(&'a Health, String);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.under_way).remove(&self.1);
+    }
+}
+
+impl Health {
+    /// Does a task's work to its end, and shows meanwhile that the task is alive.
+    pub async fn alive<T>(&self, task: &'static str, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = beat.tick() => self.beat(task, Instant::now()),
+                done = &mut work => return done,
+            }
+        }
+    }
+
+    fn beat(&self, task: &'static str, now: Instant) {
+        lock(&self.beats).insert(task, now);
+    }
+
+    /// The watch of this kind has brought something.
+    pub fn heard(&self, kind: &'static str) {
+        lock(&self.heard).insert(kind, Instant::now());
+    }
+
+    /// The tasks that are stuck, and for how long.
+    pub fn stuck(&self, now: Instant) -> Vec<(&'static str, Duration)> {
+        let beats = lock(&self.beats);
+        let ages = beats.iter().map(|(task, last)| (*task, now.saturating_duration_since(*last)));
+        ages.filter(|(_, age)| *age >= STUCK).collect()
+    }
+
+    /// A node's reconcile begins.
+    pub fn begin(&self, node: &str) -> UnderWay<'_> {
+        lock(&self.under_way).insert(node.to_owned(), Instant::now());
+        UnderWay(self, node.to_owned())
+    }
+
+    /// How long the longest reconcile under way has taken so far.
+    pub fn longest(&self, now: Instant) -> Duration {
+        let begun = lock(&self.under_way).values().min().copied();
+        begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun))
+    }
+
+    /// How long ago each watch brought something.
+    pub fn silences(&self, now: Instant) -> Vec<(&'static str, Duration)> {
+        let heard = lock(&self.heard);
+        heard.iter().map(|(kind, last)| (*kind, now.saturating_duration_since(*last))).collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_waits_for_hours_is_alive_and_one_that_does_not_come_back_is_stuck() {
+        let health = Health::default();
+        let wait = health.alive("watch", tokio::time::sleep(Duration::from_secs(3600)));
+        assert!(tokio::time::timeout(Duration::from_secs(1800), wait).await.is_err());
+        let now = Instant::now();
+        assert!(health.stuck(now).is_empty());
+        assert_eq!(health.stuck(now + STUCK)[0].0, "watch");
+    }
+}

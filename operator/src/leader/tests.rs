@@ -1,0 +1,267 @@
+//! Each way in which leading begins and ends, on paused time against a scripted API server on loopback.
+
+use super::*;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::net::TcpListener;
+
+/// What the server does with a request.
+enum Act {
+    /// As a real one does.
+    Answer,
+    /// Done, but the answer never comes.
+    Lose,
+    /// Neither done nor answered.
+    Ignore,
+    Refuse(StatusCode),
+    /// Before it is answered, somebody else writes the Lease.
+    Before(fn(&mut Value)),
+}
+
+#[derive(Default)]
+struct Script {
+    lease: Option<Value>,
+    version: u64,
+    /// For the next requests; then `otherwise`.
+    next: VecDeque<Act>,
+    /// From then on nothing is answered.
+    is_silent: bool,
+    asked: Vec<(Method, Instant)>,
+}
+
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<Script>>);
+
+impl Server {
+    async fn start() -> (Server, Candidate) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let server = Server::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let routes = Router::new().fallback(handle).with_state(server.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let client = vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap();
+        (server, Candidate::new(client, "ns", "lease", "us".into()))
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+
+    fn next(&self, act: Act) {
+        self.script().next.push_back(act);
+    }
+
+    /// Somebody else writes the Lease.
+    fn write(&self, change: impl FnOnce(&mut Value)) {
+        let mut script = self.script();
+        let mut lease =
+            script.lease.take().unwrap_or_else(|| json!({"metadata": {"name": "lease"}, "spec": {}}));
+        change(&mut lease);
+        script.store(lease);
+    }
+
+    fn holder(&self) -> Option<String> {
+        Some(self.script().lease.as_ref()?["spec"]["holderIdentity"].as_str()?.to_owned())
+    }
+}
+
+impl Script {
+    fn store(&mut self, mut lease: Value) -> Value {
+        self.version += 1;
+        lease["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.lease = Some(lease.clone());
+        lease
+    }
+
+    fn answer(&mut self, method: &Method, body: &[u8]) -> Response {
+        let status = |code: StatusCode| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "reason": code.canonical_reason().unwrap_or_default().replace(' ', ""),
+                "message": "m", "metadata": {}});
+            (code, status.to_string()).into_response()
+        };
+        let sent: Value = serde_json::from_slice(body).unwrap_or_default();
+        let lease = match (method, &self.lease) {
+            (&Method::GET, None) | (&Method::PUT, None) => return status(StatusCode::NOT_FOUND),
+            (&Method::GET, Some(lease)) => lease.clone(),
+            (&Method::POST, Some(_)) => return status(StatusCode::CONFLICT),
+            (&Method::PUT, Some(lease))
+                if lease["metadata"]["resourceVersion"] != sent["metadata"]["resourceVersion"] =>
+            {
+                return status(StatusCode::CONFLICT);
+            }
+            _ => self.store(sent),
+        };
+        lease.to_string().into_response()
+    }
+}
+
+async fn handle(State(server): State<Server>, method: Method, body: Bytes) -> Response {
+    let answer = {
+        let mut script = server.script();
+        script.asked.push((method.clone(), Instant::now()));
+        match script.next.pop_front().unwrap_or(Act::Answer) {
+            _ if script.is_silent => None,
+            Act::Answer => Some(script.answer(&method, &body)),
+            Act::Lose => {
+                script.answer(&method, &body);
+                None
+            }
+            Act::Ignore => None,
+            Act::Refuse(code) => Some(code.into_response()),
+            Act::Before(change) => {
+                let mut lease = script.lease.take().unwrap_or_default();
+                change(&mut lease);
+                script.store(lease);
+                Some(script.answer(&method, &body))
+            }
+        }
+    };
+    match answer {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
+fn held_by(holder: &str) -> impl FnOnce(&mut Value) {
+    let spec = json!({"holderIdentity": holder, "leaseDurationSeconds": LEASE.as_secs()});
+    move |lease| lease["spec"] = spec
+}
+
+/// Whether it goes on leading for a minute.
+async fn leads_on(leadership: &mut Leadership) {
+    let lost = timeout(Duration::from_secs(60), leadership.keep()).await;
+    assert!(lost.is_err(), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    leads_on(&mut leadership).await;
+    let renewed = leadership.renewed;
+    server.script().is_silent = true;
+    let lost = leadership.keep().await;
+    assert!(matches!(&lost, Lost::NotRenewed { last } if last.contains("doesn't answer")), "{lost}");
+    assert!(renewed.elapsed() <= GIVE_UP, "{:?}", renewed.elapsed());
+    assert!(renewed.elapsed() + Duration::from_secs(1) >= GIVE_UP, "{:?}", renewed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_says_what_the_api_server_answered_last() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    (0..100).for_each(|_| server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR)));
+    let lost = leadership.keep().await;
+    assert!(matches!(&lost, Lost::NotRenewed { last } if !last.contains("doesn't answer")), "{lost}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_lease_was_taken_over_stops_with_its_next_renewal() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    server.write(held_by("another"));
+    let begun = Instant::now();
+    let lost = leadership.keep().await;
+    assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "another"), "{lost}");
+    assert!(begun.elapsed() < RENEW + Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(server.holder().as_deref(), Some("another"), "left as it is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_whose_answer_is_lost_is_found_to_be_ours() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    server.next(Act::Lose);
+    leads_on(&mut leadership).await;
+    assert!(leadership.renewed.elapsed() <= RENEW, "renewed again since: {:?}", leadership.renewed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_got_lost_itself_is_made_again_in_time() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    server.next(Act::Ignore);
+    server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR));
+    leads_on(&mut leadership).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_of_the_lease_that_leaves_us_the_holder_costs_nothing() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    server.write(|lease| lease["metadata"]["labels"] = json!({"a": "b"}));
+    leads_on(&mut leadership).await;
+    assert_eq!(server.script().lease.as_ref().unwrap()["metadata"]["labels"]["a"], "b", "and survives");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_somebody_deletes_or_empties_ends_leading() {
+    for empty in [false, true] {
+        let (server, candidate) = Server::start().await;
+        let mut leadership = candidate.acquire(|| {}).await;
+        match empty {
+            true => server.write(|lease| lease["spec"] = json!({})),
+            false => server.script().lease = None,
+        }
+        let lost = leadership.keep().await;
+        assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "nobody"), "{lost}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_lasts() {
+    let (server, candidate) = Server::start().await;
+    server.write(held_by("another"));
+    let begun = Instant::now();
+    let acquire = candidate.acquire(|| {});
+    let renewal = async {
+        sleep(Duration::from_secs(12)).await;
+        server.write(|lease| lease["spec"]["renewTime"] = json!("2026-01-01T00:00:00.000000Z"));
+    };
+    let (leadership, ()) = tokio::join!(acquire, renewal);
+    assert!(begun.elapsed() >= Duration::from_secs(12) + LEASE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() <= Duration::from_secs(12) + LEASE + 2 * RENEW, "{:?}", begun.elapsed());
+    assert_eq!(server.holder().as_deref(), Some("us"));
+    assert_eq!(leadership.lease.spec.as_ref().unwrap().lease_transitions, Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_grasp_at_a_lease_the_slower_one_waits() {
+    let (server, candidate) = Server::start().await;
+    server.write(held_by(""));
+    server.next(Act::Answer);
+    server.next(Act::Before(|lease| lease["spec"]["holderIdentity"] = json!("faster")));
+    let led = timeout(LEASE - Duration::from_secs(1), candidate.acquire(|| {})).await;
+    assert!(led.is_err(), "two lead");
+    assert_eq!(server.holder().as_deref(), Some("faster"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_goes_on_past_errors_and_silence_and_says_when_it_was_answered() {
+    let (server, candidate) = Server::start().await;
+    server.next(Act::Ignore);
+    server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR));
+    let contacts = Mutex::new(0);
+    candidate.acquire(|| *contacts.lock().unwrap() += 1).await;
+    assert_eq!(*contacts.lock().unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_released_is_free_at_once() {
+    let (server, candidate) = Server::start().await;
+    let leadership = candidate.acquire(|| {}).await;
+    let other =
+        Candidate { leases: leadership.candidate.leases.clone(), name: "lease", identity: "next".into() };
+    leadership.release().await;
+    assert_eq!(server.holder().as_deref(), Some(""));
+    let begun = Instant::now();
+    other.acquire(|| {}).await;
+    assert!(begun.elapsed() < RENEW, "{:?}", begun.elapsed());
+}

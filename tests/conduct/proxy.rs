@@ -1,0 +1,128 @@
+//! A TCP proxy between the operator and its API server. It reads nothing of what passes, and does to it what networks and dying
+//! servers do.
+
+use anyhow::Result;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Ends when dropped.
+pub struct Proxy {
+    pub address: SocketAddr,
+    fault: watch::Sender<Fault>,
+    met: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    None,
+    /// Whoever asks something on a connection never hears anything on it again. What was asked reaches the server.
+    LoseAnswers,
+    /// A connection opened now falls silent when so many bytes of answers have passed.
+    StallAfter(usize),
+    /// Every connection ends now.
+    Cut,
+}
+
+impl Proxy {
+    /// On any free port of 127.0.0.1.
+    pub async fn start(server: SocketAddr) -> Result<Proxy> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (fault, faults) = watch::channel(Fault::None);
+        let met = Arc::<AtomicUsize>::default();
+        let count = met.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(server).await else { continue };
+                tokio::spawn(lead(client, server, faults.clone(), count.clone()));
+            }
+        });
+        Ok(Proxy { address, fault, met, task })
+    }
+
+    /// From now on.
+    pub fn fault(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+
+    /// How many connections have met a fault.
+    pub fn met(&self) -> usize {
+        self.met.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn lead(
+    client: TcpStream,
+    server: TcpStream,
+    mut faults: watch::Receiver<Fault>,
+    met: Arc<AtomicUsize>,
+) {
+    let fault = *faults.borrow_and_update();
+    let stall = if let Fault::StallAfter(bytes) = fault { bytes } else { usize::MAX };
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let (deaf, is_deaf) = watch::channel(false);
+    let questions = ask(from_client, to_server, faults.clone(), deaf, met.clone());
+    let answers = answer(from_server, to_client, is_deaf, stall, met.clone());
+    tokio::select! {
+        () = async { tokio::join!(questions, answers); } => {}
+        _ = faults.wait_for(|fault| *fault == Fault::Cut) => {
+            met.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn ask(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    faults: watch::Receiver<Fault>,
+    deaf: watch::Sender<bool>,
+    met: Arc<AtomicUsize>,
+) {
+    let mut buffer = vec![0; 16384];
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if *faults.borrow() == Fault::LoseAnswers && !deaf.send_replace(true) {
+            met.fetch_add(1, Ordering::Relaxed);
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+async fn answer(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    is_deaf: watch::Receiver<bool>,
+    stall: usize,
+    met: Arc<AtomicUsize>,
+) {
+    let (mut buffer, mut passed) = (vec![0; 16384], 0);
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        if *is_deaf.borrow() || passed == stall {
+            continue;
+        }
+        let count = count.min(stall - passed);
+        passed += count;
+        if passed == stall {
+            met.fetch_add(1, Ordering::Relaxed);
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
