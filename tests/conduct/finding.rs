@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
+use vnetpool_azure_sim::{NewInstance, NewScaleSet};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -59,6 +60,11 @@ async fn nothing_is_ever_listed_whatever_happens_to_nodes_pods_and_the_operator(
     stage.boot("n1", "boot-2").await?;
     stage.bind("n1", 3).await?;
     stage.until_holds("n1", 3).await?;
+    // An instance of a Uniform scale set is found and written by other ways.
+    stage.sim.add_scale_set(NewScaleSet { name: "set".into(), ..NewScaleSet::default() })?;
+    let instance = stage.sim.add_instance("set", NewInstance::default()).await?;
+    stage.join("u1", &instance.provider_id).await?;
+    stage.until_offers("u1", 2).await?;
     // A machine goes with its Node, another keeps its NIC.
     let nodes = Api::<Node>::all(stage.client.clone());
     for (node, keep_nic) in [("n2", false), ("n3", true)] {

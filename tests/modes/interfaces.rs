@@ -10,6 +10,24 @@ use vnetpool_tests::place::{Place, Seen, id, put_subnet};
 const STRICT: u32 = 1;
 const LOOSE: u32 = 2;
 
+/// Has pods of node-3 on its second NIC, once that serves alone.
+async fn serve(world: &World) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let subnet = id("virtualNetworks/vnet/subnets/small");
+    let spec = json!({ "subnetID": subnet, "cooldown": "1s", "sizing": sizing, "podMetadataAccess": "All" });
+    world.pool("second", &["node-3"], spec).await?;
+    let first = world.cluster.host("node-3")?.nic_id;
+    eventually("the second NIC serves alone", MOVES, || async {
+        let nics = world.cluster.azure.nics().await?;
+        let of = |id: &str| nics.get(&id.to_lowercase()).map(|nic| nic.pod_addresses().len());
+        let second = of(&id("networkInterfaces/node-3-nic-1")).context("no second NIC")?;
+        let held = (of(&first), second);
+        ensure!(held == (Some(0), 2), "the NICs hold {held:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
 /// node-3's first NIC holds nothing of ours any more, its second, `eth1`, the pods' addresses. Simulated Azure drops what leaves by a NIC that
 /// doesn't hold its source; so that a far end sees the pod's own address shows by which NIC it came.
 pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters(
@@ -18,20 +36,7 @@ pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_pa
     let cluster = &world.cluster;
     let node = world.node("node-3")?;
     filter_reverse_paths(&node, STRICT).await?;
-    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
-    let subnet = id("virtualNetworks/vnet/subnets/small");
-    let spec = json!({ "subnetID": subnet, "cooldown": "1s", "sizing": sizing, "podMetadataAccess": "All" });
-    world.pool("second", 3, &["node-3"], spec).await?;
-    let first = cluster.host("node-3")?.nic_id;
-    eventually("the second NIC serves alone", MOVES, || async {
-        let nics = cluster.azure.nics().await?;
-        let of = |id: &str| nics.get(&id.to_lowercase()).map(|nic| nic.pod_addresses().len());
-        let second = of(&id("networkInterfaces/node-3-nic-1")).context("no second NIC")?;
-        let held = (of(&first), second);
-        ensure!(held == (Some(0), 2), "the NICs hold {held:?}");
-        Ok(Some(()))
-    })
-    .await?;
+    serve(world).await?;
     let pods = world.start("second", "node-3", 2).await?;
     for pod in &pods {
         let pod = Place::pod(pod)?;
@@ -54,23 +59,42 @@ pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_pa
     }
     let pairs = cluster.all_pairs(&pods).await?;
     ensure!(pairs.total == 2 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
-    Ok(())
+    a_rule_that_a_daemon_removes_is_back(&node).await?;
+    world.end(&["second"]).await?;
+    filter_reverse_paths(&node, LOOSE).await
 }
 
-/// The pods of the chapter before, and the end of their pool's work.
+/// A network daemon removes rules that it doesn't know; the agent hears of it.
+async fn a_rule_that_a_daemon_removes_is_back(node: &Place) -> Result<()> {
+    let rules = node.run("ip", &["rule", "list"]).await?;
+    // They lead to the table of ours, 176.
+    let ours: Vec<&str> = rules.lines().filter(|rule| rule.contains("lookup 176")).collect();
+    ensure!(!ours.is_empty(), "there are only {rules}");
+    for rule in &ours {
+        let priority = rule.split(':').next().unwrap_or_default();
+        node.run("ip", &["rule", "delete", "priority", priority]).await?;
+    }
+    eventually("the rules are back", PATIENCE, || async {
+        let now = node.run("ip", &["rule", "list"]).await?;
+        ensure!(now == rules, "there are {now}");
+        Ok(Some(()))
+    })
+    .await
+}
+
 pub async fn a_service_endpoint_sees_the_primary_address_of_the_nic_that_pods_use(
     world: &World,
 ) -> Result<()> {
     const SUBNET: &str = "vnet/subnets/small";
     let storage = &world.storage.place.address;
     let endpoint = json!({ "serviceEndpoints": [{ "service": "Microsoft.Storage" }] });
+    serve(world).await?;
     put_subnet(&world.cluster, SUBNET, endpoint).await?;
-    for pod in world.cluster.running("second", 2, PATIENCE).await? {
+    for pod in world.start("second", "node-3", 2).await? {
         Place::pod(&pod)?.is_seen_as(&world.second, storage, PATIENCE).await?;
     }
     put_subnet(&world.cluster, SUBNET, json!({})).await?;
-    world.cluster.undeploy("second").await?;
-    filter_reverse_paths(&world.node("node-3")?, LOOSE).await
+    world.end(&["second"]).await
 }
 
 async fn filter_reverse_paths(node: &Place, how: u32) -> Result<()> {

@@ -3,12 +3,13 @@
 use crate::World;
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::{eventually, snippets};
 
-/// The nodes that are there from the beginning to the end. By then one has had a pool of mode `Route` and as many pods as it can, the other a
-/// bridge, host ports and pods on its second NIC.
+/// The nodes that are there from the beginning to the end. Where all chapters have run, one has had a pool of mode `Route` and as
+/// many pods as it can, the other a bridge, host ports and pods on its second NIC.
 const NODES: [&str; 2] = ["node-1", "node-3"];
 
 /// How to see one side of a node.
@@ -93,6 +94,7 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
     let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);
     let held: Vec<_> = ours.map(|one| &one.address).collect();
     ensure!(held.is_empty(), "the NICs still hold {held:?}");
+    world.is_gone.store(true, Ordering::Relaxed);
     let left = eventually("the cluster as it was", Duration::from_secs(30), || async {
         let left = world.before.difference(&Look::at(cluster).await?);
         ensure!(left.is_empty(), "\n{}", left.join("\n"));

@@ -1,5 +1,6 @@
 //! The ways of reserving and of wiring, and the end of it all, by packets under the real kubelet: one real cluster in simulated Azure,
-//! whose nodes go from pool to pool. The chapters come one after the other, and each leaves nodes that the next can use.
+//! whose nodes go from pool to pool. The chapters come one after the other, in any order: each takes the nodes that it needs into
+//! its pool, and takes its pods away.
 
 mod blocks;
 mod full;
@@ -8,11 +9,13 @@ mod leaving;
 mod ranges;
 mod wired;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use vnetpool_tests::chapters;
+use vnetpool_tests::chapters::Anew;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, arm, id, peer, put_subnet};
 use vnetpool_tests::probe;
@@ -39,6 +42,10 @@ pub struct World {
     pub second: String,
     /// The cluster and two of its nodes before anything of ours was there.
     pub before: leaving::Look,
+    /// Of the pool that was made or taken up last.
+    weight: AtomicU32,
+    /// Nothing of ours is there any more.
+    is_gone: AtomicBool,
 }
 
 impl World {
@@ -57,17 +64,27 @@ impl World {
         let table = json!({ "routeTable": { "id": id(ranges::TABLE) } });
         put_subnet(&cluster, "vnet/subnets/nodes", table).await?;
         let before = leaving::Look::at(&cluster).await?;
-        cluster.install().await?;
-        let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
-        cluster.patch_pool(json!({ "cooldown": "1s", "sizing": sizing })).await?;
+        install(&cluster).await?;
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);
-        Ok(Self { cluster, vm, internet, far, premises, storage, second, before })
+        let (weight, is_gone) = (AtomicU32::new(1), AtomicBool::new(false));
+        Ok(Self { cluster, vm, internet, far, premises, storage, second, before, weight, is_gone })
     }
 
-    /// Makes a pool for these nodes, which outweighs those made before.
-    pub async fn pool(&self, name: &str, weight: u32, nodes: &[&str], mut spec: Value) -> Result<()> {
-        spec["weight"] = json!(weight);
+    /// Has a pool of this name serve these nodes, which outweighs those before it.
+    ///
+    /// # Errors
+    /// Also when one of the nodes has gone in an earlier chapter: then the world is made anew.
+    pub async fn pool(&self, name: &str, nodes: &[&str], mut spec: Value) -> Result<()> {
+        if self.is_gone.swap(false, Ordering::Relaxed) {
+            install(&self.cluster).await?;
+        }
+        for node in nodes {
+            let known =
+                self.cluster.kubectl(&["get", "node", node, "--ignore-not-found", "-o", "name"]).await?;
+            ensure!(!known.trim().is_empty(), Anew(format!("{node} has gone")));
+        }
+        spec["weight"] = json!(self.weight.fetch_add(1, Ordering::Relaxed));
         spec["nodeSelector"] = json!({ "matchExpressions": [
             { "key": "kubernetes.io/hostname", "operator": "In", "values": nodes }] });
         let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool",
@@ -81,9 +98,24 @@ impl World {
         self.cluster.running(name, count as usize, PATIENCE).await
     }
 
+    /// Takes the pods of these deployments away.
+    pub async fn end(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            self.cluster.undeploy(name).await?;
+        }
+        Ok(())
+    }
+
     pub fn node(&self, name: &str) -> Result<Place> {
         Ok(Place::host(&self.cluster.host(name)?))
     }
+}
+
+/// Our chart, and small sizes for all nodes that no other pool has.
+async fn install(cluster: &Cluster) -> Result<()> {
+    cluster.install().await?;
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    cluster.patch_pool(json!({ "cooldown": "1s", "sizing": sizing })).await
 }
 
 fn main() -> Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! Mode `Route`: pods of a pod CIDR, which the VNet reaches by a route table only.
 
-use crate::{MOVES, PATIENCE, World};
+use crate::{MOVES, World};
 use anyhow::{Context, Result, ensure};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
@@ -27,25 +27,42 @@ async fn routes(world: &World) -> Result<BTreeMap<String, Ipv4Net>> {
 }
 
 async fn pod(world: &World, node: &str) -> Result<ProbePod> {
-    let pods = world.cluster.running(&format!("ranged-{node}"), 1, PATIENCE).await?;
+    let pods = world.start(&format!("ranged-{node}"), node, 1).await?;
     pods.into_iter().next().context("no pod")
 }
 
-/// The nodes come from pools of other modes, and give back what they hold first.
-pub async fn pods_of_a_range_reach_each_other_by_the_route_table(world: &World) -> Result<()> {
-    let cluster = &world.cluster;
+/// Has both nodes serve their pods with a range each. They come from pools of other modes, and give back what they hold first.
+async fn serve(world: &World) -> Result<()> {
     for name in ["stay", "come"] {
-        cluster.no_pods(name).await?;
+        world.cluster.no_pods(name).await?;
     }
     let route = json!({ "podCIDR": "10.244.0.0/16", "nodePrefixLength": 24, "routeTableID": id(TABLE) });
     let spec = json!({ "mode": "Route", "route": route, "cooldown": "1s" });
-    world.pool("ranges", 4, &NODES, spec).await?;
+    world.pool("ranges", &NODES, spec).await?;
     for node in NODES {
         let address = world.node(node)?.address;
-        let range = eventually(&format!("a route to {node}"), MOVES, || async {
-            Ok(routes(world).await?.get(&address).copied())
+        eventually(&format!("a route to {node}, and nothing on its NIC"), MOVES, || async {
+            let held = world.cluster.azure.nic(&world.cluster.host(node)?.nic_id).await?.pod_addresses();
+            ensure!(held.is_empty(), "the NIC holds {held:?}");
+            Ok(routes(world).await?.contains_key(&address).then_some(()))
         })
         .await?;
+    }
+    Ok(())
+}
+
+async fn end(world: &World) -> Result<()> {
+    for node in NODES {
+        world.end(&[&format!("ranged-{node}")]).await?;
+    }
+    Ok(())
+}
+
+pub async fn pods_of_a_range_reach_each_other_by_the_route_table(world: &World) -> Result<()> {
+    let cluster = &world.cluster;
+    serve(world).await?;
+    for node in NODES {
+        let range = routes(world).await?.get(&world.node(node)?.address).copied().context("no route")?;
         let pods = world.start(&format!("ranged-{node}"), node, 1).await?;
         ensure!(range.contains(&pods[0].address), "{} isn't of {range}", pods[0].address);
         let nic = cluster.azure.nic(&cluster.host(node)?.nic_id).await?;
@@ -56,10 +73,11 @@ pub async fn pods_of_a_range_reach_each_other_by_the_route_table(world: &World) 
         let seen = Place::pod(from)?.seen_by(to.address).await?;
         ensure!(seen == Seen::new(from.address, to.address), "{} sees {seen:?}", to.address);
     }
-    Ok(())
+    end(world).await
 }
 
 pub async fn the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node(world: &World) -> Result<()> {
+    serve(world).await?;
     for name in NODES {
         let (pod, node) = (Place::pod(&pod(world, name).await?)?, world.node(name)?);
         // Its subnet has the table.
@@ -72,10 +90,11 @@ pub async fn the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node(
             ensure!(seen == Seen::new(&node.address, &end.address), "{} sees {seen:?}", end.address);
         }
     }
-    Ok(())
+    end(world).await
 }
 
 pub async fn what_is_sent_to_a_free_address_of_a_range_ends_on_its_node(world: &World) -> Result<()> {
+    serve(world).await?;
     let (one, two) = (pod(world, NODES[0]).await?, Place::pod(&pod(world, NODES[1]).await?)?);
     let range = Ipv4Net::new(one.address, 24)?.trunc();
     let free = range.hosts().find(|address| *address != one.address).context("no free address")?;
@@ -84,7 +103,7 @@ pub async fn what_is_sent_to_a_free_address_of_a_range_ends_on_its_node(world: &
         let told = refusal(from, free).await?;
         ensure!(told.contains("No route to host"), "{} is told {told:?} of {free}", from.address);
     }
-    Ok(())
+    end(world).await
 }
 
 /// What a caller of an address that nobody has is told.
@@ -95,6 +114,10 @@ async fn refusal(from: &Place, address: Ipv4Addr) -> Result<String> {
 }
 
 pub async fn a_node_that_goes_loses_its_route(world: &World) -> Result<()> {
+    serve(world).await?;
+    for node in NODES {
+        pod(world, node).await?;
+    }
     let [stays, goes] = NODES.map(|node| world.node(node));
     let (stays, goes) = (stays?.address, goes?.address);
     ensure!(routes(world).await?.len() == 2, "{:?}", routes(world).await?);

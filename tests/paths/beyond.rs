@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::{PREMISES, Place, Seen, peer};
+use vnetpool_tests::place::{Machine, PREMISES, Place, Seen, peer};
 use vnetpool_tests::workload::PORT;
 
 /// How long a pool's change takes to reach the rules of each node, at most.
@@ -90,8 +90,11 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so(w
 }
 
 /// Each under its own address, as soon as the nodes' rules have followed.
-pub async fn a_peer_and_the_pods_reach_each_other(world: &World, within: Duration) -> Result<()> {
-    let far = &world.far.place;
+pub async fn a_peer_and_the_pods_reach_each_other(
+    world: &World,
+    far: &Place,
+    within: Duration,
+) -> Result<()> {
     for pod in [world.pod(0)?, world.pod(1)?] {
         pod.is_seen_as(&pod.address, &far.address, within).await?;
         let seen = far.seen_by(&pod.address).await?;
@@ -104,22 +107,19 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
     world: &World,
 ) -> Result<()> {
     let (one, two) = (world.pod(0)?, world.pod(1)?);
-    let far = &world.far.place.address;
-    one.is_dropped(far, PORT).await.context("without a peering")?;
-    peer(&world.cluster, "far").await?;
-    a_peer_and_the_pods_reach_each_other(world, NEXT_LOOK).await?;
-    // A second one, while connections of every kind go on.
+    let new = Machine::far(&world.cluster, "new", "10.61.0.0/16").await?;
+    let far = &world.far.place;
+    // Connections of every kind go on meanwhile: also to one that has been a peer for longer.
+    a_peer_and_the_pods_reach_each_other(world, far, NEXT_LOOK).await?;
     let mut flows = Vec::new();
     for pod in [&one, &two] {
-        flows.push(pod.flow_to(far).await?);
+        pod.is_dropped(&new.place.address, PORT).await.context("without a peering")?;
+        flows.push(pod.flow_to(&far.address).await?);
         flows.push(pod.flow_to(PREMISES).await?);
     }
-    let farther = &world.farther.place.address;
     let begun = Instant::now();
-    peer(&world.cluster, "farther").await?;
-    for pod in [&one, &two] {
-        pod.is_seen_as(&pod.address, farther, NEXT_LOOK).await?;
-    }
+    peer(&world.cluster, "new").await?;
+    a_peer_and_the_pods_reach_each_other(world, &new.place, NEXT_LOOK).await?;
     println!("the rules of both nodes followed {:.1} s after the peering", begun.elapsed().as_secs_f64());
     for flow in &mut flows {
         flow.goes_on().await?;

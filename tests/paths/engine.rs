@@ -43,7 +43,7 @@ pub async fn a_peer_and_premises_reach_the_pods_whose_policies_let_them_in_and_n
     let (far, premises) = (&world.far.place, &world.premises.place);
     only(world, &[&far.address, PREMISES]).await?;
     until_cut_off_from_the_vm(world).await?;
-    beyond::a_peer_and_the_pods_reach_each_other(world, SOON).await?;
+    beyond::a_peer_and_the_pods_reach_each_other(world, far, SOON).await?;
     beyond::premises_behind_the_gateway_see_the_pods_own_address(world).await?;
     only(world, &[&world.vm.address]).await?;
     let (one, two) = (world.pod(0)?, world.pod(1)?);

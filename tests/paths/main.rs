@@ -1,5 +1,5 @@
 //! Every path a pod's packets take, observed at the far end: one real cluster in simulated Azure, with the network around it that
-//! each path needs. The chapters come one after the other.
+//! each path needs. The chapters come one after the other, in any order: each makes what it needs and leaves the world as it was.
 
 mod beyond;
 mod engine;
@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use vnetpool_tests::chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::engine::Engine;
-use vnetpool_tests::place::{Machine, Place};
+use vnetpool_tests::place::{Machine, Place, peer};
 use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
 
@@ -26,10 +26,8 @@ pub struct World {
     /// A VM in the nodes' VNet.
     pub vm: Place,
     pub internet: Place,
-    /// A VM in a VNet of its own, 10.60.0.0/16, which is not peered yet.
+    /// A VM in a peered VNet, 10.60.0.0/16.
     pub far: Machine,
-    /// Another, 10.61.0.0/16.
-    pub farther: Machine,
     /// The host of the network on premises, 192.168.0.0/16.
     pub premises: Machine,
     /// A host of the storage service.
@@ -46,7 +44,7 @@ impl World {
         cluster.install().await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
         let far = Machine::far(&cluster, "far", "10.60.0.0/16").await?;
-        let farther = Machine::far(&cluster, "farther", "10.61.0.0/16").await?;
+        peer(&cluster, "far").await?;
         let appliance = Machine::vm(&cluster, "appliance", json!({ "subnet": "small" })).await?;
         let premises = Machine::premises(&cluster).await?;
         let storage = Machine::storage(&cluster).await?;
@@ -62,7 +60,7 @@ impl World {
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);
         let (pods, engine) = ([one, two], OnceCell::new());
-        Ok(Self { pods, vm, internet, far, farther, premises, storage, appliance, engine, cluster })
+        Ok(Self { pods, vm, internet, far, premises, storage, appliance, engine, cluster })
     }
 
     /// Brings an engine of NetworkPolicy to the nodes, unless it is there.

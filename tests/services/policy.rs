@@ -5,19 +5,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::time::Duration;
-use vnetpool_plugin::ledger::{Pod, Sandbox};
 use vnetpool_tests::engine::{block, lets_in, lets_out, pods};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The name of the link of the pod in the namespace `default`.
-fn link_of(pod: &ProbePod) -> String {
-    let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
-    sandbox.host_link(&Pod { namespace: "default".to_owned(), name: pod.name.clone(), uid: String::new() })
-}
 
 /// Waits until the probe at `address` sees the caller under the caller's own address.
 pub async fn until_reached(from: &Place, address: impl Display) -> Result<()> {
@@ -27,7 +20,7 @@ pub async fn until_reached(from: &Place, address: impl Display) -> Result<()> {
 pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()> {
     for (pod, node) in [(&world.web, "node-1"), (&world.near, "node-1"), (&world.away, "node-2")] {
         // A chain for what goes to the workload behind this link, and it is there.
-        let (chain, link) = (format!("-g cali-tw-{}", link_of(pod)), link_of(pod));
+        let (chain, link) = (format!("-g cali-tw-{}", pod.host_link()), pod.host_link());
         eventually(&format!("Felix's chain for {}", pod.name), SOON, || async {
             Ok(world.cluster.run_on(node, &["iptables-nft-save"]).await?.contains(&chain).then_some(()))
         })

@@ -1,4 +1,7 @@
-//! Tests that come one after the other, each on a world that the first of them makes.
+//! Tests that come one after the other, each on a world that the first of them makes. They need no order, and any of them can
+//! run alone: each makes what it needs, unless it is there, and leaves the world so that another can begin. With
+//! `CHAPTERS=backwards` in the environment the last comes first. A world in which a chapter has failed is made anew for the
+//! next one: what the failure left would only fail others.
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -15,6 +18,18 @@ pub struct Chapters<W> {
     world: Arc<Mutex<Option<Made<W>>>>,
     trials: Vec<Trial>,
 }
+
+/// The error by which a chapter says that its world lacks what nobody can bring back: it is run again in a new one, once.
+#[derive(Debug)]
+pub struct Anew(pub String);
+
+impl std::fmt::Display for Anew {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "the world has to be made anew: {}", self.0)
+    }
+}
+
+impl std::error::Error for Anew {}
 
 /// A world of this name. Made once, also when that fails: the other chapters would fail in the same way, only later.
 struct Made<W> {
@@ -44,13 +59,23 @@ impl<W: Send + 'static> Chapters<W> {
             let begun = Instant::now();
             let outcome = runtime.block_on(async {
                 let mut there = there.lock().await;
-                if there.as_ref().is_none_or(|made| made.name != world) {
-                    *there = None;
-                    let outcome = make().await.map_err(|error| format!("{error:#}"));
-                    *there = Some(Made { name: world, outcome });
+                for attempt in 0.. {
+                    if there.as_ref().is_none_or(|made| made.name != world) {
+                        *there = None;
+                        let outcome = make().await.map_err(|error| format!("{error:#}"));
+                        *there = Some(Made { name: world, outcome });
+                    }
+                    let made = there.as_ref().context("no world")?;
+                    let made = made.outcome.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+                    let outcome = chapter(made).await;
+                    if outcome.is_err() {
+                        *there = None;
+                    }
+                    if attempt > 0 || outcome.as_ref().map_or_else(|error| !error.is::<Anew>(), |()| true) {
+                        return outcome;
+                    }
                 }
-                let made = there.as_ref().context("no world")?;
-                chapter(made.outcome.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?).await
+                Ok(())
             });
             println!("{:.1} s", begun.elapsed().as_secs_f64());
             outcome.map_err(|error| {
@@ -62,13 +87,21 @@ impl<W: Send + 'static> Chapters<W> {
     }
 
     /// Runs those that the program's arguments ask for.
-    pub fn run(self) -> ExitCode {
+    pub fn run(mut self) -> ExitCode {
+        if backwards() {
+            self.trials.reverse();
+        }
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
         let conclusion = libtest_mimic::run(&arguments, self.trials);
         // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
         drop(self.world);
         conclusion.exit_code()
     }
+}
+
+/// Whether the last chapter is to come first: so it shows which of them needs another one before.
+pub fn backwards() -> bool {
+    std::env::var_os("CHAPTERS").is_some_and(|order| order == "backwards")
 }
 
 /// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes. Gives the exit code.

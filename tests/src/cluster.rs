@@ -128,9 +128,12 @@ impl Cluster {
     pub async fn nodes_ready(&self) -> Result<()> {
         let api: Api<Node> = Api::all(self.client.clone());
         crate::eventually("all nodes Ready", Duration::from_secs(180), || async {
-            let ready =
-                api.list(&Default::default()).await?.items.iter().filter(|node| is_ready(node)).count();
-            Ok((ready >= self.state.nodes.len()).then_some(()))
+            let nodes = api.list(&Default::default()).await?.items;
+            let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
+            let ready: Vec<_> = nodes.iter().filter(|node| is_ready(node)).map(name).collect();
+            let all: Vec<_> = nodes.iter().map(name).collect();
+            ensure!(ready.len() >= self.state.nodes.len(), "ready are {ready:?} of {all:?}");
+            Ok(Some(()))
         })
         .await
     }

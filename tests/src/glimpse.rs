@@ -32,7 +32,7 @@ pub async fn show() -> Result<()> {
 
     let id: ResourceId = vm.nic_id.parse().context("the id of the NIC")?;
     let nic = azure.nic(&id, Freshness::Fresh, Priority::NewNode).await?;
-    println!("It holds {}", addresses(&nic));
+    println!("The NIC holds {}", addresses(&nic));
     let (sizing, demand) = (Sizing::default(), Demand { bound: PODS, ..Demand::default() });
     let planned = wanted(&sizing, &demand, 1, 255);
     println!("For {PODS} pods the planner wants {planned} addresses on it");
@@ -42,13 +42,20 @@ pub async fn show() -> Result<()> {
     let change = Change { reserve, ..Change::default() };
     let nic = azure.update(&id, &change, Priority::WaitingPods).await?;
     let writes = sim.log().iter().filter(|exchange| exchange.method == "PUT").count();
-    println!("{:.1} s and {writes} write later it holds {}", begun.elapsed().as_secs_f64(), addresses(&nic));
+    println!(
+        "{:.1} s and {writes} write later the NIC holds {}",
+        begun.elapsed().as_secs_f64(),
+        addresses(&nic)
+    );
     ensure!(nic.ip_configurations.len() >= planned as usize, "Azure gave fewer than were planned");
     Ok(())
 }
 
 fn addresses(nic: &Nic) -> String {
-    let all = nic.ip_configurations.iter().filter_map(|one| Some(one.address?.to_string()));
-    let all: Vec<String> = all.collect();
-    format!("{} addresses: {}", all.len(), all.join(", "))
+    let all: Vec<_> = nic.ip_configurations.iter().filter_map(|one| one.address).collect();
+    match all.as_slice() {
+        [] => "no address for pods".to_owned(),
+        [first, .., last] => format!("{} addresses, from {first} to {last}", all.len()),
+        [only] => only.to_string(),
+    }
 }

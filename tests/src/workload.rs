@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 use std::net::Ipv4Addr;
 use std::time::Duration;
+use vnetpool_plugin::ledger::{self, Sandbox};
 
 /// The port probes serve at, in pods and on plain VMs.
 pub const PORT: u16 = 8080;
@@ -30,6 +31,16 @@ pub struct ProbePod {
     pub name: String,
     pub node: String,
     pub address: Ipv4Addr,
+}
+
+impl ProbePod {
+    /// The name of the link on its node that leads to it; the pod is in the namespace `default`.
+    pub fn host_link(&self) -> String {
+        let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
+        let pod =
+            ledger::Pod { namespace: "default".to_owned(), name: self.name.clone(), uid: String::new() };
+        sandbox.host_link(&pod)
+    }
 }
 
 impl Cluster {

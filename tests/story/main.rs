@@ -1,5 +1,6 @@
 //! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once. Parts come one after
-//! the other; the chapters of a part run at once where each keeps to nodes of its own.
+//! the other; the chapters of a part run at once where each keeps to nodes of its own. Each makes what it needs, so any can run
+//! alone.
 
 mod chapters;
 mod trouble;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use vnetpool_azure_sim::schema::Documents;
+use vnetpool_tests::chapters::backwards;
 use vnetpool_tests::cluster::{Cluster, root};
 
 /// What all chapters share: the cluster comes up with the first that runs.
@@ -25,6 +27,7 @@ impl Stage {
         self.cluster
             .get_or_try_init(|| async {
                 let cluster = Cluster::up(&root().join("target/cluster/story"), 3, 1).await?;
+                chapters::writes_take(&cluster, chapters::QUICK).await?;
                 typed::install(&cluster).await?;
                 chapters::shorten_the_pools_waits(&cluster).await?;
                 anyhow::Ok(cluster)
@@ -56,7 +59,7 @@ fn main() -> Result<ExitCode> {
         chapters::each_node_holds_the_minimum_and_says_so,
         chapters::sixty_pods_run_with_addresses_their_nics_hold_and_reach_each_other,
         chapters::a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_the_nodes,
-        chapters::kubectl_tells_how_many_addresses_who_has_which_and_why_not_more,
+        chapters::kubectl_tells_how_many_addresses_and_who_has_which,
         chapters::addresses_go_back_to_azure_when_the_pods_are_gone,
         typed::the_commands_of_the_documents_do_what_they_say,
         typed::both_programs_log_by_one_schema,
@@ -89,8 +92,12 @@ fn main() -> Result<ExitCode> {
         println!("../shared/azure-spec is absent: {} is skipped", last.name());
         end.push(last.with_ignored_flag(true));
     }
-    let parts =
+    let mut parts =
         [(Order::OneByOne, main_job), (Order::AtOnce, on_machines_of_their_own), (Order::OneByOne, end)];
+    if backwards() {
+        parts.reverse();
+        parts.iter_mut().for_each(|(_, part)| part.reverse());
+    }
     let conclusions: Vec<Conclusion> = parts
         .into_iter()
         .map(|(order, part)| {

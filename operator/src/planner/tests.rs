@@ -304,16 +304,16 @@ prop_compose! {
 
 #[test]
 fn a_nic_that_failed_as_a_whole_is_written_once_more_and_then_only_when_that_may_have_shown_an_effect() {
-    let failed = Observed { nic_failed: true, ..observed(2, 8) };
+    let failed = Observed { nic_failed: true, ..observed(8, 0) };
     let first = plan(&failed);
     assert!(first.change.repair && first.repairs);
     assert_eq!(first.priority, Priority::WaitingPods);
     let written = plan(&Observed { may_mend: false, ..failed.clone() });
     assert!(written.repairs && written.change.is_empty(), "{:?}", written.change);
     // What else there is to do doesn't wait for that.
-    let grows = plan(&Observed { may_mend: false, nic_failed: true, ..observed(20, 8) });
+    let grows = plan(&Observed { may_mend: false, nic_failed: true, ..observed(8, 20) });
     assert!(grows.change.reserve > 0 && !grows.change.repair);
-    let closed = Observed { forwarding_lacks: true, ..observed(2, 8) };
+    let closed = Observed { forwarding_lacks: true, ..observed(8, 0) };
     assert!(plan(&closed).change.forward);
     assert!(!plan(&Observed { may_mend: false, ..closed }).change.forward);
 }
