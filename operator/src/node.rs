@@ -133,7 +133,7 @@ async fn reconcile_one(
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
-    let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
+    let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut progress, &node, memory).await {

@@ -19,7 +19,7 @@ use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{self, Azure};
-use crate::cluster::{Calls, Cluster, unreadable};
+use crate::cluster::{Cluster, Wakeups, unreadable};
 use crate::context::{Context, Stop};
 use crate::events::{self, Events};
 use crate::leader::{Candidate, Lost};
@@ -89,17 +89,17 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let (cluster, caller, calls, watches) = Cluster::watch(&client);
+    let (cluster, waker, wakeups, watches) = Cluster::watch(&client);
     spawn(&mut tasks, "watches", watches);
     let (events, deliver) = Events::new(client.clone(), &config.identity);
     // By itself, for it may end: after everybody who has something to say.
     let mut delivery = JoinSet::new();
     delivery.spawn(deliver);
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, caller)));
+    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker)));
     spawn(&mut tasks, "networks", news::follow(ctx.clone()));
 
     let outcome = {
-        let mut control = pin!(control(ctx, calls, stopped));
+        let mut control = pin!(control(ctx, wakeups, stopped));
         tokio::select! {
             lost = leadership.keep() => Err(lost.into()),
             error = ended(&mut tasks) => Err(error),
@@ -130,12 +130,12 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 }
 
 /// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
+async fn control(ctx: Arc<Context>, wakeups: Wakeups, stop: Stop) {
     if !ctx.cluster.ready().await {
         return;
     }
     info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
-    let Calls { nodes, allocations, pools, unreadable } = calls;
+    let Wakeups { nodes, allocations, pools, unreadable } = wakeups;
     let controllers = async {
         futures::join!(
             node::run(ctx.clone(), allocations, stop.clone()),
@@ -146,7 +146,7 @@ async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
     tokio::select! {
         _ = controllers => {}
         () = tell(&ctx, unreadable) => {}
-        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
+        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.waker.allocation(node)) => {}
     }
 }
 

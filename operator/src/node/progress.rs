@@ -170,8 +170,8 @@ mod tests {
         let mut memory = Memories::default().take(&allocation);
         // A cluster that nobody watches.
         let url = "http://127.0.0.1:1".parse().unwrap();
-        let (cluster, caller, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
-        let progress = Progress::of(allocation, Need::of(&cluster, &caller, "n"));
+        let (cluster, waker, ..) = Cluster::watch(&Client::try_from(kube::Config::new(url)).unwrap());
+        let progress = Progress::of(allocation, Need::of(&cluster, &waker, "n"));
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));
         let hour = Duration::from_secs(3600);
