@@ -1,4 +1,5 @@
-//! Which objects are to be reconciled: requests to the controllers, from the watches and wherever else something changed.
+//! Which objects are to be reconciled: requests to the controllers, from the watches and wherever else
+//! something changed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -57,7 +58,8 @@ impl Waker {
         }
     }
 
-    /// Tells when a node is woken during its reconcile: the controller starts no other reconcile of it before that has ended.
+    /// Tells when a node is woken during its reconcile: the controller starts no other reconcile of it before
+    /// that has ended.
     pub fn hear(&self, name: &str) -> watch::Receiver<()> {
         lock(&self.heard).entry(name.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
     }

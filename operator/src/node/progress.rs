@@ -70,7 +70,8 @@ impl Progress {
         self.need.note();
     }
 
-    /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups that the NIC joins.
+    /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups
+    /// that the NIC joins.
     pub fn names_less_than_is_written(&self) -> bool {
         let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
         let table = seen.and_then(|seen| seen.backend.route_table_id());
@@ -92,7 +93,8 @@ impl Progress {
         self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
     }
 
-    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from the NIC itself.
+    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from
+    /// the NIC itself.
     pub fn acts_on_a_mirror(&self) -> bool {
         let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read);
         let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
@@ -107,9 +109,9 @@ impl Progress {
         no_pool && holds_nothing
     }
 
-    /// How long until the node is to be reconciled again. Every reason is asked as of the last observation, and what has come
-    /// due since then is due at once. An error that held a write back at the observation and has expired since would
-    /// otherwise be forgotten.
+    /// How long until the node is to be reconciled again. Every reason is asked as of the last observation,
+    /// and what has come due since then is due at once. An error that held a write back at the observation
+    /// and has expired since would otherwise be forgotten.
     pub fn requeue_in(
         &self,
         memory: &Memory,

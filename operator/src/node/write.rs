@@ -61,7 +61,8 @@ pub async fn write(
         }
         Err(error) => {
             memory.taken.extend(error.taken(&plan.change.restore));
-            // Groups that are refused are left out of the next write, so that the node gets its addresses all the same.
+            // Groups that are refused are left out of the next write, so that the node gets its addresses all
+            // the same.
             let (setback, stage) = if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
                 (&mut memory.grouping, Stage::Write)
             } else {
