@@ -1,13 +1,13 @@
 //! What the operator knows of the cluster, kept current by four watches, and whom each change concerns.
 //!
 //! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision looks at
-//! (a Node's heartbeat, a condition of our own) calls nobody.
+//! (a Node's heartbeat, a condition of our own) wakes nobody.
 
-mod calls;
 mod changes;
 mod intake;
 pub mod kept;
 pub mod unreadable;
+mod wakeups;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
@@ -35,8 +35,8 @@ use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
 use crate::pool::left_alone::{self, is_left_alone};
-pub use calls::{Caller, Calls};
 use unreadable::Unknown;
+pub use wakeups::{Waker, Wakeups};
 
 /// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own writes.
 #[derive(Clone)]
@@ -74,14 +74,14 @@ impl Cluster {
         }
     }
 
-    /// Starts to watch: gives the view, the calls, and the work itself, which never ends.
-    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Caller, Calls, BoxFuture<'static, ()>) {
+    /// Starts to watch: returns the view, the wakeups, and the work itself, which never ends.
+    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Waker, Wakeups, BoxFuture<'static, ()>) {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
         let cluster = Cluster::new(nodes, allocations, pools, pods_listed);
-        let (caller, calls) = calls::channels();
-        let ends = || (cluster.clone(), caller.clone());
+        let (waker, wakeups) = wakeups::channels();
+        let ends = || (cluster.clone(), waker.clone());
         let from = || (client.clone(), health.clone());
 
         let everything = watcher::Config::default();
@@ -100,7 +100,7 @@ impl Cluster {
         let work = async move {
             futures::join!(nodes, allocations, pools, pods);
         };
-        (cluster, caller, calls, work.boxed())
+        (cluster, waker, wakeups, work.boxed())
     }
 
     /// Waits until everything has been listed once: before that, a Node that isn't known needn't be gone. False if the

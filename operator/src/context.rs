@@ -8,7 +8,7 @@ use futures::future::{Map, Shared};
 use kube::Client;
 
 use crate::azure::Azure;
-use crate::cluster::{Caller, Cluster};
+use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
@@ -26,7 +26,7 @@ pub struct Context {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     /// Requeues nodes and pools.
-    pub caller: Caller,
+    pub waker: Waker,
     /// Subnets that have run out of addresses.
     pub shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
@@ -42,7 +42,7 @@ impl Context {
         events: Events,
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
-        (cluster, caller): (Cluster, Caller),
+        (cluster, waker): (Cluster, Waker),
         second_look: Duration,
     ) -> Context {
         Context {
@@ -55,12 +55,12 @@ impl Context {
             azure,
             cluster,
             metrics,
-            caller,
+            waker,
         }
     }
 
     /// Requeues these nodes.
     pub fn wake(&self, nodes: &[String]) {
-        nodes.iter().for_each(|node| self.caller.allocation(node));
+        nodes.iter().for_each(|node| self.waker.allocation(node));
     }
 }

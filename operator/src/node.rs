@@ -1,8 +1,9 @@
 //! The node controller: a reconcile observes, plans, writes at Azure, publishes `spec` and reports.
 //!
-//! Its objects are the NodeIPAllocations, so a node's work goes on, under the same lock, when its Node is gone. They have
-//! no ownerReference to the Node: what the garbage collector begins can't be undone, and an object must outlive its Node
-//! as long as the VM lives and its pods use the addresses. The finalizer decides instead (see [`vacate`]).
+//! Its objects are the NodeIPAllocations, so a node's work goes on, under the same lock, when its Node is
+//! gone. They have no ownerReference to the Node: what the garbage collector begins can't be undone, and an
+//! object must outlive its Node as long as the VM lives and its pods use the addresses. The finalizer decides
+//! instead (see [`vacate`]).
 //!
 //! ```text
 //!  observe/      the cluster's stores and the NIC: reads only
@@ -66,7 +67,8 @@ struct Nodes {
 
 /// Runs until `stop`; then reconciles under way are finished.
 ///
-/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the pace.
+/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
+/// pace.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
     let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::default() });
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
@@ -138,7 +140,7 @@ async fn reconcile_one(
         return vacate::replace(ctx, &allocation, memory).await;
     }
     memory.absences.clear();
-    let need = Need::of(&ctx.cluster, &ctx.caller, &allocation.name_any());
+    let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut progress, &node, memory).await {
@@ -181,8 +183,8 @@ async fn serve(
     }
     let mut outcome = Ok(());
     if progress.wants_write() {
-        // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before it joins them: the
-        // next leader finds it there.
+        // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before
+        // it joins them: the next leader finds it there.
         if progress.names_less_than_is_written() {
             publish(ctx, progress, node, memory).await?;
         }
@@ -234,8 +236,8 @@ async fn observe_and_plan(
     Ok(())
 }
 
-/// All reads, one after the other: what each has shown is remembered before the next may fail. `None`: Azure must be asked,
-/// but an error holds that back for now.
+/// All reads, one after the other: what each has shown is remembered before the next may fail. `None`: Azure
+/// must be asked, but an error holds that back for now.
 async fn observe(
     ctx: &Context,
     progress: &Progress,
@@ -263,9 +265,9 @@ async fn observe(
     Ok(Some(seen))
 }
 
-/// Observes once more after a write. First the version, then the observation, then the publication at that version: the other
-/// way round a leader that was paused in between would put its old view of the NIC into the version of its successor, and
-/// names that have left the NIC since would come back.
+/// Observes once more after a write. First the version, then the observation, then the publication at that
+/// version: the other way round a leader that was paused in between would put its old view of the NIC into
+/// the version of its successor, and names that have left the NIC since would come back.
 async fn observe_again(
     ctx: &Context,
     progress: &mut Progress,
@@ -319,8 +321,8 @@ async fn attach(
     publish(ctx, progress, node, memory).await
 }
 
-/// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before `spec` forgets
-/// them, unless another VM has them and may use it.
+/// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before
+/// `spec` forgets them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<(), Error> {
     // The node is being served by another NIC, and must not wait for a second look at this one.
     let is_gone = |error: &azure::Error| matches!(error, azure::Error::NotFound { .. });
@@ -333,7 +335,8 @@ async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<
     Ok(())
 }
 
-/// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are retried sooner.
+/// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are
+/// retried sooner.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
     const SOON: Duration = Duration::from_millis(100);
     let (name, memories) = (allocation.name_any(), &nodes.memories);

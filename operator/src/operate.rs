@@ -19,7 +19,7 @@ use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{self, Azure};
-use crate::cluster::{Calls, Cluster, unreadable};
+use crate::cluster::{Cluster, Wakeups, unreadable};
 use crate::context::{Context, Stop};
 use crate::events::{self, Events};
 use crate::health::Health;
@@ -98,14 +98,14 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let (cluster, caller, calls, watches) = Cluster::watch(&client, &health);
+    let (cluster, waker, wakeups, watches) = Cluster::watch(&client, &health);
     spawn(&mut tasks, "watches", &health, watches);
     let (events, deliver) = Events::new(client.clone(), &config.identity);
     // By itself, for it may end: after everybody who has something to say.
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, caller), config.second_look));
+    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), config.second_look));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
     let synced = ctx.clone();
     let sync = async move {
@@ -118,7 +118,7 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     spawn(&mut tasks, "readiness", &health, sync);
 
     let outcome = {
-        let mut control = pin!(control(ctx, calls, stopped));
+        let mut control = pin!(control(ctx, wakeups, stopped));
         tokio::select! {
             lost = leadership.keep() => Err(lost.into()),
             error = ended(&mut tasks) => Err(error),
@@ -149,12 +149,12 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
 }
 
 /// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
+async fn control(ctx: Arc<Context>, wakeups: Wakeups, stop: Stop) {
     if !ctx.cluster.ready().await {
         return;
     }
     info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
-    let Calls { nodes, allocations, pools, unreadable } = calls;
+    let Wakeups { nodes, allocations, pools, unreadable } = wakeups;
     let controllers = async {
         futures::join!(
             node::run(ctx.clone(), allocations, stop.clone()),
@@ -165,7 +165,7 @@ async fn control(ctx: Arc<Context>, calls: Calls, stop: Stop) {
     tokio::select! {
         _ = controllers => {}
         () = tell(&ctx, unreadable) => {}
-        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.caller.allocation(node)) => {}
+        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.waker.allocation(node)) => {}
     }
 }
 

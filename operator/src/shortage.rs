@@ -93,12 +93,12 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Who hasn't written its NIC by then has lost its turn. One that is still at it does no harm.
 const TURN: Duration = Duration::from_secs(30);
 
-/// Nodes that are to be looked at again.
-pub type Calls = Vec<String>;
+/// Nodes that are to be reconciled again.
+pub type Woken = Vec<String>;
 
 impl Shortages {
     /// What a node that wants to grow may do now. Whoever it calls has the turn instead.
-    pub fn ask(&mut self, source: &Source, node: &str, want: Want, now: Instant) -> (Turn, Calls) {
+    pub fn ask(&mut self, source: &Source, node: &str, want: Want, now: Instant) -> (Turn, Woken) {
         let Some(shortage) = self.0.get_mut(source) else { return (Turn::Free, vec![]) };
         shortage.ask(node, want, now)
     }
@@ -116,7 +116,7 @@ impl Shortages {
         asked: u32,
         said: Said,
         now: Instant,
-    ) -> Calls {
+    ) -> Woken {
         let known = self.0.get(source).map(|shortage| shortage.believed);
         let shortage = self.0.entry(source.clone()).or_insert_with(|| Shortage::new(source.grain, now));
         shortage.said = said;
@@ -137,7 +137,7 @@ impl Shortages {
     }
 
     /// Azure gave a node so many ipConfigurations.
-    pub fn granted(&mut self, source: &Source, node: &str, count: u32, now: Instant) -> Calls {
+    pub fn granted(&mut self, source: &Source, node: &str, count: u32, now: Instant) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         if shortage.at_most != u32::MAX {
             shortage.at_most = shortage.at_most.saturating_sub(count);
@@ -157,7 +157,7 @@ impl Shortages {
     }
 
     /// So many ipConfigurations have gone back.
-    pub fn released(&mut self, source: &Source, count: u32) -> Calls {
+    pub fn released(&mut self, source: &Source, count: u32) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         shortage.believed = shortage.believed.saturating_add(count);
         shortage.at_most = shortage.at_most.saturating_add(count);
@@ -168,7 +168,7 @@ impl Shortages {
     }
 
     /// A node's turn has come to nothing, for a reason that says nothing about the subnet.
-    pub fn missed(&mut self, source: &Source, node: &str) -> Calls {
+    pub fn missed(&mut self, source: &Source, node: &str) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         if let Some(waiting) = shortage.wants.get_mut(node) {
             waiting.misses += 1;
@@ -177,7 +177,7 @@ impl Shortages {
     }
 
     /// A node wants nothing more, of any source.
-    pub fn content(&mut self, node: &str) -> Calls {
+    pub fn content(&mut self, node: &str) -> Woken {
         let mut calls = vec![];
         self.0.retain(|_, shortage| {
             if shortage.wants.remove(node).is_some() {
@@ -189,7 +189,7 @@ impl Shortages {
     }
 
     /// Somebody may have made room: the subnet is tried at once. The same `cause` counts once.
-    pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Calls {
+    pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut calls = vec![];
         for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.subnet == subnet) {
             if cause.is_none() || shortage.cause != cause {
@@ -205,7 +205,7 @@ impl Shortages {
     }
 
     /// Ends a shortage when there seems to be enough for all, and calls them.
-    fn end(&mut self, source: &Source) -> Option<Calls> {
+    fn end(&mut self, source: &Source) -> Option<Woken> {
         let shortage = self.0.get(source)?;
         let wanted: u32 = shortage.wants.values().map(|waiting| waiting.want.units).sum();
         if wanted > shortage.believed {
@@ -230,7 +230,7 @@ impl Shortage {
         }
     }
 
-    fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Turn, Calls) {
+    fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Turn, Woken) {
         let misses = self.wants.get(node).map_or(0, |waiting| waiting.misses);
         self.wants.insert(node.to_owned(), Waiting { want, misses });
         if let Some(late) = self.turn.take_if(|given| given.until <= now)
@@ -271,7 +271,7 @@ impl Shortage {
     }
 
     /// Takes the turn from `node`, if it has it, and calls whoever comes next.
-    fn pass_on(&mut self, node: &str) -> Calls {
+    fn pass_on(&mut self, node: &str) -> Woken {
         if self.turn.as_ref().is_some_and(|given| given.node != node) {
             return vec![];
         }

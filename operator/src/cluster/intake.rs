@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use super::calls::Caller;
 use super::changes::Changes;
 use super::unreadable::{Sieve, Sifted, Unknown};
+use super::wakeups::Waker;
 use super::{Cluster, kept, lock};
 use crate::{demand, pod_cidr};
 
@@ -40,26 +40,26 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Intake<K> {
     }
 }
 
-pub fn nodes(view: Cluster, call: Caller, writer: Writer<Node>) -> impl FnMut(Event<Reading<Node>>) + Send {
+pub fn nodes(view: Cluster, waker: Waker, writer: Writer<Node>) -> impl FnMut(Event<Reading<Node>>) + Send {
     let mut intake = Intake::new(&view.unknown_nodes, &view.nodes, writer, kept::strip_node);
     let mut changes = Changes::new(kept::node_digest);
     move |event| {
         let Sifted { event, turned } = intake.take(event);
         if let Some(event) = &event {
-            changes.apply(event).iter().for_each(|name| call.node(name));
-            view.pools_about(event).iter().for_each(|pool| call.pool(pool));
+            changes.apply(event).iter().for_each(|name| waker.node(name));
+            view.pools_about(event).iter().for_each(|pool| waker.pool(pool));
         }
         for name in turned {
-            call.unreadable(view.unknown_nodes.get(&name));
-            call.node(&name);
-            view.pool_named(&name).iter().for_each(|pool| call.pool(pool));
+            waker.unreadable(view.unknown_nodes.get(&name));
+            waker.node(&name);
+            view.pool_named(&name).iter().for_each(|pool| waker.pool(pool));
         }
     }
 }
 
 pub fn allocations(
     view: Cluster,
-    call: Caller,
+    waker: Waker,
     writer: Writer<NodeIPAllocation>,
 ) -> impl FnMut(Event<Reading<NodeIPAllocation>>) + Send {
     let mut intake =
@@ -73,30 +73,30 @@ pub fn allocations(
             view.catch_up(event);
             // What we say of a node is news to its pool only.
             for name in readiness.apply(event) {
-                view.allocation(&name).iter().for_each(|allocation| call.pool(&allocation.spec.pool));
+                view.allocation(&name).iter().for_each(|allocation| waker.pool(&allocation.spec.pool));
             }
             for name in changes.apply(event) {
                 // Also its Node: one whose object is gone gets another.
-                call.node(&name);
+                waker.node(&name);
                 let now = view.allocation(&name).map(|allocation| allocation.spec.pool.clone());
                 let before = match &now {
                     Some(pool) => served_by.insert(name, pool.clone()),
                     None => served_by.remove(&name),
                 };
-                [now, before].iter().flatten().for_each(|pool| call.pool(pool));
+                [now, before].iter().flatten().for_each(|pool| waker.pool(pool));
             }
         }
         for name in turned {
-            call.unreadable(view.unknown_allocations.get(&name));
-            call.node(&name);
-            view.pool_named(&name).iter().for_each(|pool| call.pool(pool));
+            waker.unreadable(view.unknown_allocations.get(&name));
+            waker.node(&name);
+            view.pool_named(&name).iter().for_each(|pool| waker.pool(pool));
         }
     }
 }
 
 pub fn pools(
     view: Cluster,
-    call: Caller,
+    waker: Waker,
     writer: Writer<NodeIPPool>,
 ) -> impl FnMut(Event<Reading<NodeIPPool>>) + Send {
     let mut intake = Intake::new(&view.unknown_pools, &view.pools, writer, kept::strip_pool);
@@ -113,15 +113,15 @@ pub fn pools(
             // One that is gone, or made anew, may have been in the way of others.
             let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
             for pool in others.iter().chain([&name]) {
-                call.pool(pool);
-                view.nodes_about(pool).iter().for_each(|node| call.node(node));
+                waker.pool(pool);
+                view.nodes_about(pool).iter().for_each(|node| waker.node(node));
             }
         }
         for name in turned {
-            call.unreadable(view.unknown_pools.get(&name));
-            call.pool(&name);
+            waker.unreadable(view.unknown_pools.get(&name));
+            waker.pool(&name);
             // Any node may be one that it is for, or was.
-            view.nodes.state().iter().for_each(|node| call.node(&node.name_any()));
+            view.nodes.state().iter().for_each(|node| waker.node(&node.name_any()));
         }
     }
 }
@@ -129,13 +129,13 @@ pub fn pools(
 /// Pods aren't stored; `listed` turns true once all were seen.
 pub fn pods(
     view: Cluster,
-    call: Caller,
+    waker: Waker,
     listed: watch::Sender<bool>,
 ) -> impl FnMut(Event<Reading<Pod>>) + Send {
     move |event| {
         let event = demand::read(event);
         let concerned = lock(&view.demand).apply(&event, Instant::now());
-        concerned.iter().for_each(|node| call.allocation(node));
+        concerned.iter().for_each(|node| waker.allocation(node));
         if matches!(event, Event::InitDone) {
             listed.send_replace(true);
         }
@@ -145,7 +145,7 @@ pub fn pods(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{calls, unreadable};
+    use crate::cluster::{unreadable, wakeups};
     use crate::planner::sizing::{Demand, wanted};
     use kube::runtime::reflector;
     use proptest::prelude::*;
@@ -255,17 +255,17 @@ mod tests {
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
         let view = Cluster::new(nodes, allocations, pools, pods_listed);
-        let (call, mut calls) = calls::channels();
+        let (waker, mut wakeups) = wakeups::channels();
         let of = |each: usize| if each == kind { bad.clone() } else { KINDS[each]("bad") };
-        feed(super::nodes(view.clone(), call.clone(), node_writer), node, &of(0));
-        feed(super::allocations(view.clone(), call.clone(), allocation_writer), allocation, &of(1));
-        feed(super::pools(view.clone(), call.clone(), pool_writer), pool, &of(2));
-        feed(super::pods(view.clone(), call.clone(), listed), pod, &of(3));
+        feed(super::nodes(view.clone(), waker.clone(), node_writer), node, &of(0));
+        feed(super::allocations(view.clone(), waker.clone(), allocation_writer), allocation, &of(1));
+        feed(super::pools(view.clone(), waker.clone(), pool_writer), pool, &of(2));
+        feed(super::pods(view.clone(), waker.clone(), listed), pod, &of(3));
 
         assert!(view.node("good").is_some() && view.allocation("good").is_some());
         assert!(view.pools.get(&ObjectRef::new("good")).is_some());
         for name in ["good", "bad"] {
-            // The pool called bad may be the one that serves both.
+            // The pool named bad may be the one that serves both.
             assert!(kind == 2 || name == "bad" || view.unreadable(name).is_none());
             let served_by = view.node(name).and_then(|node| view.pool_of(&node));
             let status =
@@ -303,7 +303,7 @@ mod tests {
         // What was readable once is there, or is known to be unreadable: never absent.
         assert!(kind != 0 || view.node("bad").is_some());
         assert!(kind != 1 || view.allocation("bad").is_some());
-        while let Ok(unreadable) = calls.unreadable.try_recv() {
+        while let Ok(unreadable) = wakeups.unreadable.try_recv() {
             assert!(unreadable::message(&unreadable).contains(" bad "), "{unreadable:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! What pods ask to have attached to their addresses: planned here, carried out step by step in [`step`].
 //!
-//! It has errors and waits of its own: a pod that asks for what Azure refuses must not keep the node from its addresses.
+//! It has errors and waits of its own: a pod that asks for what Azure refuses must not keep the node from its
+//! addresses.
 
 pub mod remembered;
 pub mod step;

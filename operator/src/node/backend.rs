@@ -1,5 +1,5 @@
-//! Where a node's addresses are reserved: one seam for all that differs between a NIC, an instance of a scale set and a route
-//! table. A back-end observes what is reserved for a node and carries a planned change out.
+//! Where a node's addresses are reserved: one seam for all that differs between a NIC, an instance of a scale
+//! set and a route table. A back-end observes what is reserved for a node and carries a planned change out.
 
 mod nic;
 mod route_table;
@@ -105,8 +105,8 @@ impl Backend {
         !matches!(self, Backend::Instance)
     }
 
-    /// What has a way back to a pod's own address, beside the VNet itself: peered networks to addresses of the NIC's subnet,
-    /// other nodes' pods to those of a route table.
+    /// What has a way back to a pod's own address, beside the VNet itself: peered networks to addresses of
+    /// the NIC's subnet, other nodes' pods to those of a route table.
     pub fn reached_from(&self, network: &Network) -> Vec<Ipv4Net> {
         match self {
             Backend::Nic | Backend::Instance => network.peered.clone(),

@@ -1,4 +1,5 @@
-//! A node's part in a shortage of its subnet: it asks for its turn before it grows, and records what came of its write.
+//! A node's part in a shortage of its subnet: it asks for its turn before it grows, and records what came of
+//! its write.
 
 use std::time::Instant;
 
@@ -14,7 +15,8 @@ use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
 use crate::shortage::{Said, Source, Turn, Want};
 
-/// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by itself.
+/// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by
+/// itself.
 pub fn limit(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -89,7 +91,8 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
     }
 }
 
-/// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it counts once.
+/// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it
+/// counts once.
 pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
     for nic in &spec.interfaces {
         ctx.wake(&lock(&ctx.shortages).try_now(&key(&nic.subnet.id), Some(cause), now));

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{Priority, Urgency};
-use crate::cluster::{Caller, Cluster, kept};
+use crate::cluster::{Cluster, Waker, kept};
 use crate::planner::{self, Demand, Observed};
 
 /// A node as the cluster has it, now and later.
@@ -18,17 +18,17 @@ pub struct Need {
     cluster: Cluster,
     node: String,
     /// Whatever concerns the node; the controller comes to that only when its pass has ended.
-    calls: watch::Receiver<()>,
+    wakeups: watch::Receiver<()>,
 }
 
 impl Need {
-    pub fn of(cluster: &Cluster, caller: &Caller, node: &str) -> Need {
-        Need { cluster: cluster.clone(), node: node.to_owned(), calls: caller.hear(node) }
+    pub fn of(cluster: &Cluster, waker: &Waker, node: &str) -> Need {
+        Need { cluster: cluster.clone(), node: node.to_owned(), wakeups: waker.hear(node) }
     }
 
     /// What is asked from here on is compared with what the node will need later than this.
     pub fn note(&mut self) {
-        self.calls.mark_unchanged();
+        self.wakeups.mark_unchanged();
     }
 
     /// How urgent it is to read the NIC. More so as soon as there are more pods than addresses in `spec`.
@@ -41,7 +41,7 @@ impl Need {
         let mut need = self.clone();
         Urgency::until(priority, async move {
             loop {
-                need.called().await;
+                need.woken().await;
                 if need.demand().is_some_and(|(demand, _)| demand.pods() > published) {
                     return;
                 }
@@ -58,20 +58,20 @@ impl Need {
         let (mut need, observed) = (self.clone(), observed.clone());
         Urgency::until(priority, async move {
             let mut since = None;
-            // The end of a burst calls nobody.
+            // The end of a burst wakes nobody.
             if observed.bound_still_for >= planner::STILL {
-                need.called().await;
+                need.woken().await;
             }
             loop {
                 let now = Instant::now();
                 let Some((demand, still_for)) = need.demand() else {
-                    need.called().await;
+                    need.woken().await;
                     continue;
                 };
                 let after_the_burst = Observed { demand, bound_still_for: Duration::MAX, ..observed.clone() };
                 if planner::plan(&after_the_burst).priority >= priority {
                     since = None;
-                    need.called().await;
+                    need.woken().await;
                     continue;
                 }
                 let since = *since.get_or_insert(now);
@@ -79,7 +79,7 @@ impl Need {
                 if rest.is_zero() {
                     return;
                 }
-                let _ = timeout(rest, need.called()).await;
+                let _ = timeout(rest, need.woken()).await;
             }
         })
     }
@@ -92,10 +92,10 @@ impl Need {
         Some((demand(&allocation, &node, bound), still_for))
     }
 
-    /// Waits until the node is called again.
-    async fn called(&mut self) {
-        // Nobody calls any more only while the process ends.
-        if self.calls.changed().await.is_err() {
+    /// Waits until the node is woken again.
+    async fn woken(&mut self) {
+        // The sender is dropped only at shutdown.
+        if self.wakeups.changed().await.is_err() {
             std::future::pending().await
         }
     }

@@ -57,7 +57,8 @@ pub struct Seen {
     pub is_read: bool,
     /// A write to the NIC is under way that isn't ours.
     pub is_unsettled: bool,
-    /// When to reconcile again because the subnet holds growth back; `None` if it doesn't, or the node will be woken.
+    /// When to reconcile again because the subnet holds growth back; `None` if it doesn't, or the node will
+    /// be woken.
     pub turn: Option<Instant>,
     /// What is to become of others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
@@ -75,14 +76,16 @@ pub struct ClusterView {
     bound_still_for: Duration,
 }
 
-/// What the pool asks for, unless something is in the way. The default is what a node without a pool is to have.
+/// What the pool asks for, unless something is in the way. The default is what a node without a pool is to
+/// have.
 struct Wanted {
     sizing: Option<Sizing>,
     grain: u32,
     release_after: Duration,
 }
 
-/// What the pool and Azure make of a node. The default is that of a node without a NIC: nothing is held, and nothing wanted.
+/// What the pool and Azure make of a node. The default is that of a node without a NIC: nothing is held, and
+/// nothing wanted.
 #[derive(Default)]
 struct AzureView {
     wanted: Wanted,
@@ -118,7 +121,8 @@ pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> 
     Ok(vm)
 }
 
-/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that back.
+/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that
+/// back.
 pub fn occasion(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -296,7 +300,8 @@ impl Default for Wanted {
 }
 
 impl Wanted {
-    /// Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they aren't from.
+    /// Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they
+    /// aren't from.
     fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>, backend: &Backend) -> Wanted {
         let Some(pool) = pool else { return Wanted::default() };
         let is_moving = obstacle.is_some_and(Obstacle::is_moving);

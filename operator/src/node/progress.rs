@@ -72,7 +72,8 @@ impl Progress {
         self.need.note();
     }
 
-    /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups that the NIC joins.
+    /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups
+    /// that the NIC joins.
     pub fn names_less_than_is_written(&self) -> bool {
         let (spec, seen) = (&self.allocation.spec, self.seen.as_ref());
         let table = seen.and_then(|seen| seen.backend.route_table_id());
@@ -94,7 +95,8 @@ impl Progress {
         self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
     }
 
-    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from the NIC itself.
+    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from
+    /// the NIC itself.
     pub fn acts_on_a_mirror(&self) -> bool {
         let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read);
         let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
@@ -109,9 +111,9 @@ impl Progress {
         no_pool && holds_nothing
     }
 
-    /// How long until the node is to be reconciled again. Every reason is asked as of the last observation, and what has come
-    /// due since then is due at once. An error that held a write back at the observation and has expired since would
-    /// otherwise be forgotten.
+    /// How long until the node is to be reconciled again. Every reason is asked as of the last observation,
+    /// and what has come due since then is due at once. An error that held a write back at the observation
+    /// and has expired since would otherwise be forgotten.
     pub fn requeue_in(
         &self,
         memory: &Memory,
@@ -175,8 +177,8 @@ mod tests {
         // A cluster that nobody watches.
         let url = "http://127.0.0.1:1".parse().unwrap();
         let client = Client::try_from(kube::Config::new(url)).unwrap();
-        let (cluster, caller, ..) = Cluster::watch(&client, &Arc::default());
-        let progress = Progress::of(allocation, Need::of(&cluster, &caller, "n"));
+        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default());
+        let progress = Progress::of(allocation, Need::of(&cluster, &waker, "n"));
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));
         let hour = Duration::from_secs(3600);

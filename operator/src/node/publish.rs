@@ -109,8 +109,9 @@ fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
 
 /// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content.
 ///
-/// Its status is lost with it, and so is the list of relinquished names: therefore without a bootID, so that no agent
-/// builds a new ledger from it before the NIC has been read again, when every release of before is known to be done or not.
+/// Its status is lost with it, and so is the list of relinquished names: therefore without a bootID, so that
+/// no agent builds a new ledger from it before the NIC has been read again, when every release of before is
+/// known to be done or not.
 pub async fn replace(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
     let name = allocation.name_any();
     drop_finalizer(ctx, allocation).await?;

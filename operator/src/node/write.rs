@@ -69,7 +69,8 @@ pub async fn write(
                 memory.mending.freeing(error.being_freed(&plan.change.restore), now);
                 return Err(error);
             }
-            // Groups that are refused are left out of the next write, so that the node gets its addresses all the same.
+            // Groups that are refused are left out of the next write, so that the node gets its addresses all
+            // the same.
             let (setback, stage) = if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
                 (&mut memory.grouping, Stage::Write)
             } else {

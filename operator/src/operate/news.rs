@@ -12,8 +12,8 @@ use crate::context::Context;
 use crate::lock::lock;
 use crate::network::{Free, News};
 
-/// Requeues the nodes of a subnet when the network around it has changed, and its pools when it has become fuller or emptier.
-/// A subnet that had run out is tried again when there seems to be room in it. Never ends.
+/// Requeues the nodes of a subnet when the network around it has changed, and its pools when it has become
+/// fuller or emptier. A subnet that had run out is tried again when there seems to be room in it. Never ends.
 pub async fn follow(ctx: Arc<Context>) {
     let in_use = || {
         let allocations = ctx.cluster.allocations().state();
@@ -35,10 +35,10 @@ fn changed(ctx: &Context, subnet: &ResourceId, news: News) {
     }
     let in_subnet = ctx.cluster.allocations().state_filter(|allocation| is_in(allocation, subnet));
     if news == News::Network {
-        in_subnet.iter().for_each(|allocation| ctx.caller.allocation(&allocation.name_any()));
+        in_subnet.iter().for_each(|allocation| ctx.waker.allocation(&allocation.name_any()));
     }
     let pools: BTreeSet<&String> = in_subnet.iter().map(|allocation| &allocation.spec.pool).collect();
-    pools.iter().for_each(|pool| ctx.caller.pool(pool));
+    pools.iter().for_each(|pool| ctx.waker.pool(pool));
 }
 
 fn is_in(allocation: &NodeIPAllocation, subnet: &ResourceId) -> bool {

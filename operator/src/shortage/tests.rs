@@ -17,7 +17,7 @@ fn want(pods: u32, held: u32, warm: u32) -> Want {
     Want { pods, held, wanted, units: wanted.saturating_sub(held) }
 }
 
-fn refused(all: &mut Shortages, node: &str, want: Want, asked: u32, now: Instant) -> Calls {
+fn refused(all: &mut Shortages, node: &str, want: Want, asked: u32, now: Instant) -> Woken {
     all.refused(&source(), (node, want), asked, said(), now)
 }
 

@@ -32,7 +32,8 @@ pub fn writes_nic(step: &Step) -> bool {
 /// Carries out a step. The plan's marks have been published before, and a write of the NIC announced.
 ///
 /// # Errors
-/// That the step was outgrown while it waited. Azure's other errors are remembered: they end nothing but this step.
+/// That the step was outgrown while it waited. Azure's other errors are remembered: they end nothing but this
+/// step.
 pub async fn carry_out(
     ctx: &Context,
     (nic, step): (ResourceId, Step),
@@ -133,7 +134,8 @@ async fn make(
     Ok(())
 }
 
-/// What an error means to those it was about. Of several, one may have been the cause, so fewer are tried next time.
+/// What an error means to those it was about. Of several, one may have been the cause, so fewer are tried
+/// next time.
 fn refuse(ctx: &Context, attach: &[Attach], error: &azure::Error, attaching: &mut Attaching) {
     if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));

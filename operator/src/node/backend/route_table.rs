@@ -1,8 +1,8 @@
 //! Mode Route: what a node holds is one route of a table, and its addresses are that route's range.
 //!
-//! The range is first written into the table and then into `spec`. From then on `spec` says what the node has: its pods use
-//! the range whatever becomes of the route, so one that somebody removes is put back, under the same name and with the same
-//! range, and no other node gets that range meanwhile.
+//! The range is first written into the table and then into `spec`. From then on `spec` says what the node
+//! has: its pods use the range whatever becomes of the route, so one that somebody removes is put back, under
+//! the same name and with the same range, and no other node gets that range meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -37,8 +37,9 @@ pub struct Routed {
     pub claim: Option<Claim>,
 }
 
-/// Observes the node's route: in Azure's table if the NIC was read, otherwise as `spec` mirrors it and [`watch`] has seen it.
-/// `None`: the node's addresses are on its NIC, and still are if its pool is of mode Route by now.
+/// Observes the node's route: in Azure's table if the NIC was read, otherwise as `spec` mirrors it and
+/// [`watch`] has seen it. `None`: the node's addresses are on its NIC, and still are if its pool is of mode
+/// Route by now.
 pub async fn observe(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -185,8 +186,8 @@ pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), a
 /// How often each table is read, a little less often than what is known of it is read anew.
 const CHECK_EVERY: Duration = Duration::from_secs(61);
 
-/// Reads the tables in use, at once and then every minute, one read for all nodes of each, and wakes those nodes whose route
-/// isn't as `spec` has it: somebody may have removed it. Never ends.
+/// Reads the tables in use, at once and then every minute, one read for all nodes of each, and wakes those
+/// nodes whose route isn't as `spec` has it: somebody may have removed it. Never ends.
 pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
     loop {
         let mut nodes: HashMap<ResourceId, Vec<Arc<NodeIPAllocation>>> = HashMap::new();

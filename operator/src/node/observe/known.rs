@@ -16,7 +16,8 @@ pub struct Known {
     pub must_read: bool,
     /// A write is under way, or its outcome isn't known.
     pub writing: bool,
-    /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is our own.
+    /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is
+    /// our own.
     said_writing: bool,
     /// The subnet for which the VM had no NIC when it was last asked.
     pub lacking: Option<ResourceId>,
@@ -31,7 +32,8 @@ pub enum Read {
     Nic {
         at: Instant,
     },
-    /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't have.
+    /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
+    /// have.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
@@ -51,8 +53,8 @@ impl Known {
         }
     }
 
-    /// A version of the object was seen. The `spec` of an old leader or of a person, and the write of another leader, may
-    /// have changed the NIC as well.
+    /// A version of the object was seen. The `spec` of an old leader or of a person, and the write of another
+    /// leader, may have changed the NIC as well.
     pub fn saw(&mut self, allocation: &NodeIPAllocation) {
         if allocation.metadata.generation > self.generation {
             self.generation = allocation.metadata.generation;
@@ -65,8 +67,8 @@ impl Known {
         }
     }
 
-    /// The API server has answered to conditions of ours. They are applied whatever the version, so what the answer shows of
-    /// `spec` may be somebody else's.
+    /// The API server has answered to conditions of ours. They are applied whatever the version, so what the
+    /// answer shows of `spec` may be somebody else's.
     pub fn status_written(&mut self, answer: &NodeIPAllocation) {
         self.said_writing = is_writing(answer);
         self.saw(answer);

@@ -11,8 +11,8 @@ use crate::cluster::kept;
 use crate::context::Context;
 use crate::node::error::Error;
 
-/// Puts the taint on a full node, or takes it off; every other taint stays. Guarded by the Node's resourceVersion, because
-/// a list of taints can only be written whole.
+/// Puts the taint on a full node, or takes it off; every other taint stays. Guarded by the Node's
+/// resourceVersion, because a list of taints can only be written whole.
 pub async fn set(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
     if kept::is_tainted_full(node) == full {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Who is to be looked at again: the calls from the watches, and from wherever else something has changed, to the controllers.
+//! Which objects are to be reconciled: requests to the controllers, from the watches and wherever else
+//! something changed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,8 +14,8 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::lock;
 
-/// Who is to be looked at again, for each controller.
-pub struct Calls {
+/// The objects that each controller is to reconcile.
+pub struct Wakeups {
     pub nodes: UnboundedReceiver<ObjectRef<Node>>,
     pub allocations: UnboundedReceiver<ObjectRef<NodeIPAllocation>>,
     pub pools: UnboundedReceiver<ObjectRef<NodeIPPool>>,
@@ -22,28 +23,28 @@ pub struct Calls {
     pub unreadable: UnboundedReceiver<Arc<Unreadable>>,
 }
 
-/// The other end of [`Calls`].
+/// The other end of [`Wakeups`].
 #[derive(Clone)]
-pub struct Caller {
+pub struct Waker {
     nodes: UnboundedSender<ObjectRef<Node>>,
     allocations: UnboundedSender<ObjectRef<NodeIPAllocation>>,
     pools: UnboundedSender<ObjectRef<NodeIPPool>>,
     unreadable: UnboundedSender<Arc<Unreadable>>,
-    /// By node, whoever wants to know at once that it is called.
+    /// By node, those that want to know at once that it is woken.
     heard: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
-pub fn channels() -> (Caller, Calls) {
+pub fn channels() -> (Waker, Wakeups) {
     let ((nodes, node_calls), (allocations, allocation_calls), (pools, pool_calls), (unreadable, told)) =
         (unbounded(), unbounded(), unbounded(), unbounded());
-    let caller = Caller { nodes, allocations, pools, unreadable, heard: Arc::default() };
-    let calls =
-        Calls { nodes: node_calls, allocations: allocation_calls, pools: pool_calls, unreadable: told };
-    (caller, calls)
+    let waker = Waker { nodes, allocations, pools, unreadable, heard: Arc::default() };
+    let wakeups =
+        Wakeups { nodes: node_calls, allocations: allocation_calls, pools: pool_calls, unreadable: told };
+    (waker, wakeups)
 }
 
-// Nobody listens any more only while the process ends, so an error of `unbounded_send` is none.
-impl Caller {
+// The receivers are dropped only at shutdown, so a failed `unbounded_send` can be ignored.
+impl Waker {
     pub(super) fn node(&self, name: &str) {
         let _ = self.nodes.unbounded_send(ObjectRef::new(name));
         self.allocation(name);
@@ -52,12 +53,13 @@ impl Caller {
     pub fn allocation(&self, name: &str) {
         let _ = self.allocations.unbounded_send(ObjectRef::new(name));
         let mut heard = lock(&self.heard);
-        if heard.get(name).is_some_and(|calls| calls.send(()).is_err()) {
+        if heard.get(name).is_some_and(|wakeups| wakeups.send(()).is_err()) {
             heard.remove(name);
         }
     }
 
-    /// Tells when a node is called while its pass is under way: the controller lets one pass of it end before the next begins.
+    /// Tells when a node is woken during its reconcile: the controller starts no other reconcile of it before
+    /// that has ended.
     pub fn hear(&self, name: &str) -> watch::Receiver<()> {
         lock(&self.heard).entry(name.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
     }
