@@ -46,8 +46,8 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
 
-manifests: setup ## write the CRDs anew, after a change in crds/src
-	cargo run --quiet --package vnetpool-crds -- crds/manifests
+manifests: setup ## write the CRDs and the reference of conditions anew, after a change in crds/src
+	cargo run --quiet --package vnetpool-crds -- crds/manifests docs/reference
 	cp crds/manifests/*.yaml charts/vnetpool/crds/
 
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads

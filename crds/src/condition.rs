@@ -1,71 +1,157 @@
-//! Condition types and reasons, and the two operations on them: set, and compare without regard to time.
+//! Condition types, and the two operations on conditions: set, and compare without regard to time.
 //!
-//! Each type has one writer. `kubectl describe` shows type, status, reason and message; a message names the object, the
-//! cause and the remedy.
+//! Each type has one writer. `kubectl describe` shows type, status, reason and message. A message names the object, the
+//! cause and the remedy. The table [`TYPES`] is the source of the CRDs' texts and of `docs/reference/conditions.md`.
+
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-/// Operator, on both kinds: the AND of its named parts. On a `NodeIPAllocation` these are [`INTERFACE_FOUND`],
-/// [`RESERVED`] and [`AGENT_REPORTING`]; the reason is the first failing part's.
-pub const READY: &str = "Ready";
-/// Operator, on a `NodeIPAllocation`: the node's VM and the NIC that serves its pool were found in Azure.
-pub const INTERFACE_FOUND: &str = "InterfaceFound";
-/// Operator, on a `NodeIPAllocation`: the NIC holds as many addresses as the pool's sizing asks for.
-pub const RESERVED: &str = "Reserved";
-/// Operator, on a `NodeIPAllocation`: its reading of the agent. False while the agent hasn't taken up the current `spec`, or
-/// says of itself in one of [`BY_AGENT`] that something is wrong.
-pub const AGENT_REPORTING: &str = "AgentReporting";
-/// Operator, on a `NodeIPAllocation`: a NIC write is under way or its outcome isn't known. An operator that starts reads
-/// the NIC of each object that carries it.
-pub const WRITING: &str = "Writing";
-/// Operator, on a `NodeIPAllocation`: Azure lets the operator follow the writes it has begun. False when it may not ask: then
-/// it reads the NIC until that shows the end, and the message names the missing permission. Absent until a write was followed.
-pub const OPERATIONS_TRACKED: &str = "OperationsTracked";
-/// Operator, on a `NodeIPAllocation`: more addresses are held than wanted. Its transition time starts `releaseAfter`.
-pub const SURPLUS: &str = "Surplus";
-/// Operator, on a `NodeIPAllocation`, where the pool's `adopt` asks for it: others' ipConfigurations are gone from the NIC. False
-/// while pods may use them.
-pub const ADOPTED: &str = "Adopted";
-/// Operator, on a `NodeIPAllocation`: all addresses are taken and no more can be had; the node carries the taint
-/// [`crate::names::FULL_TAINT`] as long.
-pub const FULL: &str = "Full";
-/// Operator, on a `NodeIPAllocation`: the pods that ask for load balancers' backend pools or a public address have them. No part
-/// of [`READY`]: it concerns those pods, not the node.
-pub const ATTACHED: &str = "Attached";
-/// Operator, on a `NodeIPAllocation`: no address is held by the sandbox of a pod that is gone. False names those that have been for
-/// more than a minute; they stay theirs, since whatever is in the sandbox may still use them. No part of [`READY`]. Absent
-/// until there was one.
-pub const SANDBOXES_ENDED: &str = "SandboxesEnded";
-/// Operator, on a `NodeIPAllocation`, where the pool has `applicationSecurityGroups`: the NIC is in them. No part of [`READY`]: pods
-/// have addresses, but other security rules than they should.
-pub const APPLICATION_SECURITY_GROUPS: &str = "ApplicationSecurityGroups";
-/// Operator, on a `NodeIPAllocation`, and only while it runs with `--dry-run`: what it would do to the node's NIC.
-pub const DRY_RUN: &str = "DryRun";
-/// Agent: the node's ledger has been supplied from `spec` in this boot.
-pub const SUPPLIED: &str = "Supplied";
-/// Agent: forwarding is on and the nftables table `inet vnetpool` is in place.
-pub const RULES_APPLIED: &str = "RulesApplied";
-/// Agent: the CNI plugin and its configuration are installed, and ours is the configuration the runtime uses.
-pub const CNI_INSTALLED: &str = "CNIInstalled";
-/// Agent: True while every assigned address is still in `spec`. False names the pods whose address has been taken away.
-pub const ASSIGNMENTS_BACKED: &str = "AssignmentsBacked";
-/// Agent: nothing else on the node is in the way of its pods. True with the reason `Repaired` tells what the agent has put right
-/// in the last hour; False names what it can't or mustn't change.
-pub const UNDISTURBED: &str = "Undisturbed";
-/// The types on a `NodeIPAllocation` that its agent applies; all others there are the operator's.
-pub const BY_AGENT: [&str; 5] = [SUPPLIED, RULES_APPLIED, CNI_INSTALLED, ASSIGNMENTS_BACKED, UNDISTURBED];
-/// Operator, on a `NodeIPPool`: every node it selects can be served. False names nodes that run Windows, for which there is no
-/// agent: they are left alone, whatever serves the pods on them.
-pub const NODES_SUPPORTED: &str = "NodesSupported";
-/// Operator, on a `NodeIPPool`: it can read all that decides about the pool's nodes. False names the objects that it can't read:
-/// their nodes keep what they have. Absent until there was one.
-pub const OBJECTS_READABLE: &str = "ObjectsReadable";
-/// Operator, on a `NodeIPPool`: the pool's own fields make sense together and with Azure.
-pub const VALID: &str = "Valid";
-/// Operator, on a `NodeIPPool`: a forecast. True while in one of the pool's subnets fewer addresses are free than
-/// `subnetExhaustingPercent` of its size; Unknown while Azure doesn't tell how many are.
-pub const SUBNET_EXHAUSTING: &str = "SubnetExhausting";
+use crate::reason::Reason;
+
+/// The kind of object that has a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    NodeIPAllocation,
+    NodeIPPool,
+    Both,
+}
+
+/// The program that applies conditions of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    Operator,
+    Agent,
+}
+
+/// Which status is the normal one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polarity {
+    True,
+    False,
+    /// Both are: the condition informs.
+    Either,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub type_: Type,
+    pub name: &'static str,
+    pub on: On,
+    pub writer: Writer,
+    pub polarity: Polarity,
+    /// Whether the object is `Ready` only while this has its normal status.
+    pub in_ready: bool,
+    pub meaning: &'static str,
+}
+
+macro_rules! table {
+    ($($type:ident $alias:ident: $on:ident, $writer:ident, $polarity:ident, $in_ready:literal, $meaning:literal;)*) => {
+        /// What a condition is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Type {
+            $(#[doc = $meaning] $type,)*
+        }
+
+        $(pub use Type::$type as $alias;)*
+
+        /// Every condition type there is, in the order of the reference page.
+        pub const TYPES: &[Row] = &[$(Row {
+            type_: Type::$type,
+            name: stringify!($type),
+            on: On::$on,
+            writer: Writer::$writer,
+            polarity: Polarity::$polarity,
+            in_ready: $in_ready,
+            meaning: $meaning,
+        },)*];
+    };
+}
+
+table! {
+    Ready READY: Both, Operator, True, false,
+        "The AND of its parts. The reason is that of the first part that fails.";
+    InterfaceFound INTERFACE_FOUND: NodeIPAllocation, Operator, True, true,
+        "The node's VM and the NIC that serves its pool were found in Azure.";
+    Reserved RESERVED: NodeIPAllocation, Operator, True, true,
+        "The NIC holds as many addresses as the pool's sizing asks for.";
+    AgentReporting AGENT_REPORTING: NodeIPAllocation, Operator, True, true,
+        "The agent has taken up the current `spec`, and every condition of its own is True.";
+    Writing WRITING: NodeIPAllocation, Operator, Either, false,
+        "A NIC write is under way or its outcome isn't known. An operator that starts reads that NIC.";
+    OperationsTracked OPERATIONS_TRACKED: NodeIPAllocation, Operator, True, false,
+        "Azure lets the operator follow the writes it has begun. Absent until a write was followed.";
+    Surplus SURPLUS: NodeIPAllocation, Operator, Either, false,
+        "More addresses are held than wanted. Its transition time starts `releaseAfter`.";
+    Adopted ADOPTED: NodeIPAllocation, Operator, True, false,
+        "What others made is gone from the NIC, as the pool's `adopt` asks for. False while pods may use it.";
+    Full FULL: NodeIPAllocation, Operator, False, false,
+        "All addresses are taken and no more can be had. The node carries a taint as long.";
+    Attached ATTACHED: NodeIPAllocation, Operator, True, false,
+        "The pods that ask for backend pools or a public address have them. It concerns those pods, not the node.";
+    SandboxesEnded SANDBOXES_ENDED: NodeIPAllocation, Operator, True, false,
+        "No sandbox of a pod that is gone holds an address. False after a minute; absent until there was one.";
+    ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, false,
+        "The NIC is in the pool's application security groups. Pods have addresses either way.";
+    DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
+        "What the operator would do to the node's NIC if it ran without `--dry-run`.";
+    Supplied SUPPLIED: NodeIPAllocation, Agent, True, true,
+        "The node's ledger has been supplied from `spec` in this boot.";
+    RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,
+        "Forwarding is on and the nftables table `inet vnetpool` is in place.";
+    CNIInstalled CNI_INSTALLED: NodeIPAllocation, Agent, True, true,
+        "The CNI plugin is installed, and the runtime uses a configuration that leads to it.";
+    AssignmentsBacked ASSIGNMENTS_BACKED: NodeIPAllocation, Agent, True, true,
+        "Every assigned address is still in `spec`. False names the pods whose address has been taken away.";
+    Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, true,
+        "Nothing else on the node is in the way of its pods. The reason `Repaired` tells of the last hour.";
+    NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, false,
+        "Every node that the pool selects can be served. False names those that are left alone.";
+    ObjectsReadable OBJECTS_READABLE: NodeIPPool, Operator, True, false,
+        "All objects of the pool's nodes can be read. False names one that can't; absent until there was one.";
+    Valid VALID: NodeIPPool, Operator, True, true,
+        "The pool's own fields make sense together and with Azure.";
+    SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
+        "A subnet of the pool has few free addresses. Unknown while Azure doesn't tell how many.";
+}
+
+impl Type {
+    /// The line of the table about it.
+    pub fn row(self) -> &'static Row {
+        // The variants are numbered in the order of the table.
+        &TYPES[self as usize]
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Objects have types as texts.
+impl PartialEq<Type> for String {
+    fn eq(&self, type_: &Type) -> bool {
+        self == type_.name()
+    }
+}
+
+/// The types on a `NodeIPAllocation` that its agent applies, in the order of the table. All others there are the
+/// operator's.
+pub fn by_agent() -> impl Iterator<Item = Type> {
+    TYPES.iter().filter(|row| row.writer == Writer::Agent).map(|row| row.type_)
+}
+
+/// Whether a condition is one that the agent applies.
+pub fn is_agents(condition: &Condition) -> bool {
+    by_agent().any(|type_| condition.type_ == type_)
+}
 
 /// Sets `condition` in `conditions`, in place of the one of its type. `lastTransitionTime` is kept when the status is.
 pub fn set(conditions: &mut Vec<Condition>, mut condition: Condition) {
@@ -80,30 +166,34 @@ pub fn set(conditions: &mut Vec<Condition>, mut condition: Condition) {
     }
 }
 
-/// A condition that turned to what it says at `now`.
+/// A condition that turned to `status` at `now`. `generation` is that of the object it was observed on.
 pub fn new(
-    type_: &str,
+    type_: Type,
     status: bool,
-    reason: &str,
+    reason: Reason,
     message: impl Into<String>,
     generation: Option<i64>,
     now: Timestamp,
 ) -> Condition {
+    let is_listed = reason.row().conditions.contains(&type_);
+    // These two repeat the reason of the part that fails.
+    let repeats = matches!(type_, Type::Ready | Type::AgentReporting);
+    debug_assert!(is_listed || repeats, "the table of reasons doesn't have {reason} for {type_}");
     Condition {
-        type_: type_.into(),
+        type_: type_.name().into(),
         status: if status { "True" } else { "False" }.into(),
-        reason: reason.into(),
+        reason: reason.name().into(),
         message: message.into(),
         observed_generation: generation,
         last_transition_time: Time(now),
     }
 }
 
-pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+pub fn find(conditions: &[Condition], type_: Type) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == type_)
 }
 
-pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+pub fn is_true(conditions: &[Condition], type_: Type) -> bool {
     find(conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
@@ -111,7 +201,7 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
 pub fn same(a: &[Condition], b: &[Condition]) -> bool {
     let says = |c: &Condition| (c.status.clone(), c.reason.clone(), c.message.clone(), c.observed_generation);
     a.len() == b.len()
-        && a.iter().all(|one| find(b, &one.type_).is_some_and(|other| says(one) == says(other)))
+        && a.iter().all(|one| b.iter().any(|other| one.type_ == other.type_ && says(one) == says(other)))
 }
 
 #[cfg(test)]
@@ -125,20 +215,34 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_transition_time_until_its_status_turns() {
         let mut conditions = vec![];
-        set(&mut conditions, new(READY, false, "SubnetFull", "a", None, at(1)));
-        set(&mut conditions, new(READY, false, "Throttled", "b", None, at(2)));
+        set(&mut conditions, new(READY, false, Reason::SubnetFull, "a", None, at(1)));
+        set(&mut conditions, new(READY, false, Reason::Throttled, "b", None, at(2)));
         assert_eq!(find(&conditions, READY).unwrap().last_transition_time.0, at(1));
         assert_eq!(find(&conditions, READY).unwrap().reason, "Throttled");
-        set(&mut conditions, new(READY, true, "Ready", "c", None, at(3)));
+        set(&mut conditions, new(READY, true, Reason::Ready, "c", None, at(3)));
         assert_eq!(find(&conditions, READY).unwrap().last_transition_time.0, at(3));
         assert_eq!(conditions.len(), 1);
     }
 
     #[test]
     fn conditions_that_differ_only_in_time_say_the_same() {
-        let one = [new(READY, true, "Ready", "", None, at(1))];
-        assert!(same(&one, &[new(READY, true, "Ready", "", None, at(9))]));
-        assert!(!same(&one, &[new(READY, true, "Ready", "other", None, at(1))]));
-        assert!(!same(&one, &[]));
+        let ready = |message: &str, second| [new(READY, true, Reason::Ready, message, None, at(second))];
+        assert!(same(&ready("", 1), &ready("", 9)));
+        assert!(!same(&ready("", 1), &ready("other", 1)));
+        assert!(!same(&ready("", 1), &[]));
+    }
+
+    #[test]
+    #[should_panic(expected = "doesn't have Throttled for Writing")]
+    fn a_reason_that_the_table_does_not_have_for_a_type_can_not_be_set() {
+        new(WRITING, true, Reason::Throttled, "", None, at(1));
+    }
+
+    #[test]
+    fn every_type_stands_in_the_table_where_its_number_says() {
+        for row in TYPES {
+            assert_eq!(row.type_.row().name, row.name);
+            assert!(row.meaning.ends_with('.'), "{}: {}", row.name, row.meaning);
+        }
     }
 }

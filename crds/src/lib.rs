@@ -17,10 +17,13 @@ pub mod allocation;
 pub mod condition;
 pub mod names;
 pub mod pool;
+pub mod reason;
+pub mod reference;
 
 pub use allocation::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPAllocationStatus};
 pub use pool::{NodeIPPool, NodeIPPoolSpec, NodeIPPoolStatus};
 
+use condition::On;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::Value;
@@ -30,7 +33,22 @@ use serde_json::Value;
 /// # Errors
 /// Never, unless the types they are derived from can't be told in JSON.
 pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
-    Ok([shipped(NodeIPPool::crd())?, shipped(NodeIPAllocation::crd())?])
+    let pool = described(shipped(NodeIPPool::crd())?, On::NodeIPPool);
+    let allocation = described(shipped(NodeIPAllocation::crd())?, On::NodeIPAllocation);
+    Ok([pool, allocation])
+}
+
+/// With a description of `status.conditions` that names each type: `kubectl explain` shows it.
+fn described(mut definition: CustomResourceDefinition, on: On) -> CustomResourceDefinition {
+    let schemas = definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());
+    for schema in schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut()) {
+        let status = schema.properties.as_mut().and_then(|fields| fields.get_mut("status"));
+        let conditions = status.and_then(|status| status.properties.as_mut()?.get_mut("conditions"));
+        if let Some(conditions) = conditions {
+            conditions.description = Some(reference::types_on(on));
+        }
+    }
+    definition
 }
 
 /// In the API server's terms: it knows no format `uint32` and warns of it. Whatever the schema lets through must be

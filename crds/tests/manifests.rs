@@ -15,3 +15,13 @@ fn the_committed_manifests_are_current() {
         }
     }
 }
+
+#[test]
+fn the_committed_reference_of_conditions_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/conditions.md");
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == vnetpool_crds::reference::page(),
+        "docs/reference is not current: run `make manifests` and commit what it writes"
+    );
+}

@@ -20,7 +20,12 @@ use tokio::{
     sync::{Mutex, Notify, watch},
     time::{Instant, sleep, sleep_until},
 };
-use vnetpool_crds::{NodeIPAllocation, condition, pool::Wiring};
+use vnetpool_crds::{
+    NodeIPAllocation,
+    condition::{self, Type},
+    pool::Wiring,
+    reason::Reason,
+};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
@@ -90,9 +95,9 @@ pub struct Agent {
 
 /// What one stage has to say: a condition without its time.
 struct Said {
-    type_: &'static str,
+    type_: Type,
     is_true: bool,
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 

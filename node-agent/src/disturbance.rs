@@ -20,6 +20,7 @@ use vnetpool_plugin::{
 };
 
 use crate::error::Error;
+use vnetpool_crds::reason::Reason;
 
 /// How long what was put right is told.
 const TOLD_FOR: Duration = Duration::from_secs(3600);
@@ -132,7 +133,7 @@ impl Disturbances {
     }
 
     /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and the remedy.
-    pub fn tell(&self, now: Millis) -> (bool, &'static str, String) {
+    pub fn tell(&self, now: Millis) -> (bool, Reason, String) {
         let told_for = TOLD_FOR.as_millis() as Millis;
         let recent = self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < told_for);
         let repaired = recent.map(|(kind, Repairs { count, what, .. })| {
@@ -143,10 +144,10 @@ impl Disturbances {
         let all =
             self.standing.iter().cloned().chain(repaired.iter().cloned()).collect::<Vec<_>>().join("; ");
         match (self.standing.is_empty(), repaired.is_empty()) {
-            (false, _) => (false, "InTheWay", all),
-            (true, false) => (true, "Repaired", all),
+            (false, _) => (false, Reason::InTheWay, all),
+            (true, false) => (true, Reason::Repaired, all),
             (true, true) => {
-                (true, "Undisturbed", "nothing else on the node is in the way of its pods".to_owned())
+                (true, Reason::Undisturbed, "nothing else on the node is in the way of its pods".to_owned())
             }
         }
     }
@@ -211,7 +212,7 @@ mod tests {
         disturbances.repaired(Kind::Address, "10.240.0.5/24 on eth0", 1_000);
         disturbances.repaired(Kind::Address, "10.240.0.6/24 on eth0", 2_000);
         let (is_true, reason, message) = disturbances.tell(3_000);
-        assert_eq!((is_true, reason), (true, "Repaired"));
+        assert_eq!((is_true, reason), (true, Reason::Repaired));
         assert!(message.contains("2 times so far, the last was 10.240.0.6/24 on eth0"), "{message}");
         assert!(message.contains("apply_network_config_for_secondary_ips: false"), "{message}");
         assert_eq!(disturbances.tell(2_000 + TOLD_FOR.as_millis() as Millis).1, "Undisturbed");
@@ -223,7 +224,7 @@ mod tests {
         disturbances.repaired(Kind::Route, "10.240.0.6", 0);
         disturbances.stands("chain FORWARD of table ip filter drops what pods send");
         let (is_true, reason, message) = disturbances.tell(0);
-        assert_eq!((is_true, reason), (false, "InTheWay"));
+        assert_eq!((is_true, reason), (false, Reason::InTheWay));
         assert!(
             message.starts_with("chain FORWARD") && message.contains("ManageForeignRoutes=no"),
             "{message}"

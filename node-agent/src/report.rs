@@ -10,6 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocationStatus, allocation::Assignment, condition};
 use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
 
@@ -96,7 +97,7 @@ pub fn building(
     let message = format!("the node has no ledger; one is being built since {now}");
     let mut status = published.cloned().unwrap_or_default();
     status.conditions = ours(&status);
-    let supplied = condition::new(condition::SUPPLIED, false, "Building", message, generation, now);
+    let supplied = condition::new(condition::SUPPLIED, false, Reason::Building, message, generation, now);
     condition::set(&mut status.conditions, supplied);
     status
 }
@@ -142,7 +143,7 @@ pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAl
 
 /// The agent's conditions among all.
 fn ours(status: &NodeIPAllocationStatus) -> Vec<Condition> {
-    let is_ours = |condition: &&Condition| condition::BY_AGENT.contains(&condition.type_.as_str());
+    let is_ours = |condition: &&Condition| condition::is_agents(condition);
     status.conditions.iter().filter(is_ours).cloned().collect()
 }
 
@@ -187,7 +188,7 @@ mod tests {
 
     fn report(ledger: Ledger, at: Millis) -> Report {
         let time = Timestamp::from_millisecond(1_000_000_000_000 + at as i64).unwrap();
-        let supplied = condition::new(condition::SUPPLIED, true, "Supplied", "", Some(1), time);
+        let supplied = condition::new(condition::SUPPLIED, true, Reason::Supplied, "", Some(1), time);
         Report {
             ledger,
             at,
@@ -224,7 +225,7 @@ mod tests {
             conditions: vec![condition::new(
                 condition::READY,
                 true,
-                "Ready",
+                Reason::Ready,
                 "",
                 None,
                 Timestamp::UNIX_EPOCH,
@@ -321,7 +322,14 @@ mod tests {
     fn the_operators_conditions_are_neither_written_nor_compared() {
         let mut published = compose(&report(ledger(&[9]), 0), None);
         let time = Timestamp::from_second(0).unwrap();
-        published.conditions.push(condition::new(condition::READY, false, "SubnetFull", "", None, time));
+        published.conditions.push(condition::new(
+            condition::READY,
+            false,
+            Reason::SubnetFull,
+            "",
+            None,
+            time,
+        ));
         let status = compose(&report(ledger(&[9]), 0), Some(&published));
         assert!(condition::find(&status.conditions, condition::READY).is_none());
         assert!(is_published(&status, Some(&published)));

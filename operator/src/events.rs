@@ -2,10 +2,12 @@
 
 use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::warn;
+use vnetpool_crds::reason::{Loudness, Reason};
 
 /// Says things about objects. Nobody waits for it: a pod may be waiting for what comes next.
 pub struct Events {
@@ -44,8 +46,7 @@ async fn publish(recorder: &Recorder, about: &[ObjectReference], event: &Event) 
 
 pub fn reserved(count: u32, held: u32, nic: &str) -> Event {
     event(
-        EventType::Normal,
-        "AddressesReserved",
+        Reason::AddressesReserved,
         "Reserve",
         format!("reserved {count} addresses on {nic}, which holds {held} now"),
     )
@@ -54,8 +55,7 @@ pub fn reserved(count: u32, held: u32, nic: &str) -> Event {
 /// Somebody, an upgrade of a scale set's model perhaps, had taken addresses off the NIC that pods use.
 pub fn restored(count: u32, nic: &str) -> Event {
     event(
-        EventType::Warning,
-        "AddressesRestored",
+        Reason::AddressesRestored,
         "Restore",
         format!("{count} addresses in use had left {nic} without Vnetpool's doing; they are back on it"),
     )
@@ -63,8 +63,7 @@ pub fn restored(count: u32, nic: &str) -> Event {
 
 pub fn released(count: u32, held: u32, nic: &str) -> Event {
     event(
-        EventType::Normal,
-        "AddressesReleased",
+        Reason::AddressesReleased,
         "Release",
         format!("released {count} addresses from {nic}, which holds {held} now"),
     )
@@ -76,12 +75,12 @@ pub fn forwarding(nic: &str) -> Event {
         "turned on enableIPForwarding of {nic}, without which Azure delivers no packet for an address of a pod CIDR; it stays \
          on when the node leaves mode Route"
     );
-    event(EventType::Normal, "ForwardingEnabled", "Reserve", note)
+    event(Reason::ForwardingEnabled, "Reserve", note)
 }
 
 pub fn mended(table: &str) -> Event {
     let note = format!("put the node's route in {table} right, which somebody else had changed or removed");
-    event(EventType::Warning, "RouteMended", "Reserve", note)
+    event(Reason::RouteMended, "Reserve", note)
 }
 
 /// A NIC has joined and left application security groups, as its pool asks for.
@@ -91,14 +90,13 @@ pub fn regrouped(join: &[ResourceId], leave: &[ResourceId], nic: &str) -> Event 
     let said = said.iter().filter(|(_, groups)| !groups.is_empty());
     let said: Vec<String> = said.map(|(does, groups)| format!("has {does} {}", names(groups))).collect();
     let note = format!("{nic} {}: application security groups of its pool's", said.join(" and "));
-    event(EventType::Normal, "SecurityGroupsChanged", "Join", note)
+    event(Reason::SecurityGroupsChanged, "Join", note)
 }
 
 /// What others had made is gone from a NIC, as the pool asked for.
 pub fn adopted(names: &[String], nic: &str) -> Event {
     event(
-        EventType::Normal,
-        "OthersRemoved",
+        Reason::OthersRemoved,
         "Adopt",
         format!(
             "removed {} ipConfigurations that others had made from {nic}: {}",
@@ -108,14 +106,20 @@ pub fn adopted(names: &[String], nic: &str) -> Event {
     )
 }
 
-/// Something doesn't get on until somebody changes something. `reason` is the condition's, too.
-pub fn stuck(reason: &str, action: &str, message: &str) -> Event {
-    event(EventType::Warning, reason, action, message.to_owned())
+/// Something doesn't get on until somebody changes something.
+pub fn stuck(reason: Reason, action: &str, message: &str) -> Event {
+    Event { type_: EventType::Warning, ..event(reason, action, message.to_owned()) }
+}
+
+/// The same, of a condition that has turned: with its reason and its message.
+pub fn turned(condition: &Condition, action: &str) -> Event {
+    let (reason, message) = (&condition.reason, &condition.message);
+    of(EventType::Warning, reason, action, message.to_owned())
 }
 
 /// Something would be done, were this not a dry run.
 pub fn dry_run(message: &str) -> Event {
-    event(EventType::Normal, "DryRun", "Plan", message.to_owned())
+    event(Reason::DryRun, "Plan", message.to_owned())
 }
 
 /// On a pod.
@@ -124,22 +128,16 @@ pub fn attached(attached: &Attached) -> Event {
     let all: Vec<String> = pools
         .chain(attached.public_address.iter().map(|public| format!("public address {public}")))
         .collect();
-    event(
-        EventType::Normal,
-        "Attached",
-        "Attach",
-        format!("attached to the pod's address: {}", all.join(", ")),
-    )
+    event(Reason::Attached, "Attach", format!("attached to the pod's address: {}", all.join(", ")))
 }
 
 pub fn full(message: &str) -> Event {
-    event(EventType::Warning, "Full", "Reserve", message.to_owned())
+    event(Reason::Full, "Reserve", message.to_owned())
 }
 
 pub fn left_behind(nic: &str, vm: &str) -> Event {
     event(
-        EventType::Warning,
-        "InterfaceLeft",
+        Reason::InterfaceLeft,
         "Release",
         format!(
             "the node has another NIC now; {nic} is attached to {vm} and keeps its reserved addresses until that VM's own \
@@ -148,7 +146,15 @@ pub fn left_behind(nic: &str, vm: &str) -> Event {
     )
 }
 
-fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+fn event(reason: Reason, action: &str, note: String) -> Event {
+    let type_ = match reason.row().event {
+        Some(Loudness::Normal) => EventType::Normal,
+        Some(Loudness::Warning) | None => EventType::Warning,
+    };
+    of(type_, reason.name(), action, note)
+}
+
+fn of(type_: EventType, reason: &str, action: &str, note: String) -> Event {
     // The API takes at most 1 KiB.
     let note = note.chars().take(1000).collect();
     Event { type_, reason: reason.into(), note: Some(note), action: action.into(), secondary: None }

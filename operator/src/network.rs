@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId};
 use crate::lock::lock;
+use vnetpool_crds::reason::Reason;
 
 /// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from then on.
 const URGENCY: Priority = Priority::WaitingPods;
@@ -41,7 +42,7 @@ pub enum Free {
     /// Azure has no figure for this subnet.
     Untold,
     /// It couldn't be read.
-    Unreadable { reason: &'static str, message: String },
+    Unreadable { reason: Reason, message: String },
 }
 
 /// When each virtual network was last asked how full it is, and what it said.
@@ -131,7 +132,7 @@ impl Networks {
                 }
                 Err(error) => {
                     // What was read before stays good: a range that was the network's is rarely taken from it.
-                    warn!(%subnet, reason = error.reason(), %error, "virtual network not read");
+                    warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
                     if let Some(known) = self.lock().get_mut(&subnet) {
                         known.looked = Instant::now();
                     }
@@ -178,7 +179,7 @@ impl Networks {
             };
             if self.note(&subnet, &free) {
                 if let Free::Unreadable { reason, message } = free {
-                    warn!(%subnet, reason, message, "free addresses not read");
+                    warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
             }

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::reason::Reason;
 
 use crate::azure::{self, Azure};
 use crate::cluster::{Cluster, Wakeups, unreadable};
@@ -174,7 +175,7 @@ async fn tell(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>)
     while let Some(object) = unreadable.next().await {
         let node = ctx.cluster.node(&object.name()).filter(|_| object.kind == NodeIPAllocation::kind(&()));
         let about = node.map(|node| node.object_ref(&())).into_iter().chain([object.object_ref()]);
-        let event = events::stuck("Unreadable", "Read", &unreadable::message(&object));
+        let event = events::stuck(Reason::Unreadable, "Read", &unreadable::message(&object));
         ctx.events.say(&about.collect::<Vec<_>>(), event);
     }
 }

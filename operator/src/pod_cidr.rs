@@ -6,9 +6,6 @@ use vnetpool_crds::NodeIPPool;
 
 use crate::azure::Network;
 
-/// The reason of conditions about it.
-pub const OVERLAP: &str = "RangeOverlap";
-
 /// What the pool's pod CIDR overlaps, as a sentence that names both ranges. Between two pools the older one is in the right.
 pub fn conflict<'a>(
     pool: &NodeIPPool,

@@ -23,6 +23,7 @@ use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{self, OBJECTS_READABLE, READY, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::pool::SubnetUse;
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
 use crate::cluster::unreadable;
@@ -95,11 +96,11 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
     if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
-        let event = events::stuck(&invalid.reason, "Validate", &invalid.message);
+        let event = events::turned(invalid, "Validate");
         ctx.events.say(&[pool.object_ref(&())], event);
     }
     if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
-        let event = events::stuck(SUBNET_EXHAUSTING, "Forecast", &short.message);
+        let event = events::stuck(Reason::SubnetExhausting, "Forecast", &short.message);
         ctx.events.say(&[pool.object_ref(&())], event);
     }
     Ok(Action::await_change())
@@ -173,10 +174,10 @@ pub(crate) fn roll_up<'a>(
     short.sort();
 
     let valid = match (pool.spec.selector(), conflict) {
-        (Ok(_), None) => Verdict::yes("Valid", ""),
-        (Ok(_), Some(conflict)) => Verdict::no(pod_cidr::OVERLAP, conflict),
+        (Ok(_), None) => Verdict::yes(Reason::Valid, ""),
+        (Ok(_), Some(conflict)) => Verdict::no(Reason::RangeOverlap, conflict),
         (Err(error), _) => Verdict::no(
-            "SelectorInvalid",
+            Reason::SelectorInvalid,
             format!(
                 "NodeIPPool {} serves no node: its nodeSelector can't be read ({error}). Use the operators In, NotIn, Exists \
                  and DoesNotExist.",
@@ -186,12 +187,12 @@ pub(crate) fn roll_up<'a>(
     };
     let ready = match short.len() {
         _ if valid.is_false() => valid.clone(),
-        0 if next.nodes == 0 => Verdict::yes("NoNodes", "no node is served by this pool"),
-        0 => Verdict::yes("Ready", format!("all {} nodes are ready", next.nodes)),
+        0 if next.nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
+        0 => Verdict::yes(Reason::Ready, format!("all {} nodes are ready", next.nodes)),
         count => {
             let named = name_some(short.iter().map(|(name, reason)| format!("{name} ({reason})")), NAMED);
             let message = format!("{count} of {} nodes are not ready: {named}", next.nodes);
-            Verdict::no("NodesNotReady", message)
+            Verdict::no(Reason::NodesNotReady, message)
         }
     };
     for (type_, verdict) in [(VALID, valid), (READY, ready)] {
@@ -209,14 +210,14 @@ fn tell_unreadable(
 ) {
     let verdict = match unreadable {
         [] if condition::find(&status.conditions, OBJECTS_READABLE).is_none() => return,
-        [] => Verdict::yes("Readable", "all objects of the pool's nodes can be read"),
+        [] => Verdict::yes(Reason::Readable, "all objects of the pool's nodes can be read"),
         [first, others @ ..] => {
             let mut message = unreadable::message(first);
             if !others.is_empty() {
                 let names = others.iter().map(|one| format!("{} {}", one.kind, one.name()));
                 message += &format!(" Likewise unreadable: {}.", name_some(names, NAMED));
             }
-            Verdict::no("Unreadable", message)
+            Verdict::no(Reason::Unreadable, message)
         }
     };
     let condition = verdict.condition(OBJECTS_READABLE, pool.metadata.generation, now);
@@ -260,7 +261,14 @@ mod tests {
         }))
         .unwrap();
         let conditions = &mut node.status.as_mut().unwrap().conditions;
-        conditions.push(condition::new(READY, ready == "Ready", ready, "", None, Timestamp::UNIX_EPOCH));
+        conditions.push(condition::new(
+            READY,
+            ready == "Ready",
+            Reason::of(ready).unwrap(),
+            "",
+            None,
+            Timestamp::UNIX_EPOCH,
+        ));
         node
     }
 
@@ -312,7 +320,7 @@ mod tests {
         let unreadable = |name: &str| -> Arc<Unreadable> {
             let object = json!({"metadata": {"name": name}, "spec": {"nodeUID": 1}});
             let reading: Reading<NodeIPAllocation> = serde_json::from_value(object).unwrap();
-            Arc::new(reading.0.unwrap_err())
+            Arc::new(*reading.0.unwrap_err())
         };
         let (pool, now) = (pool(json!({})), Timestamp::UNIX_EPOCH);
         let mut status = NodeIPPoolStatus::default();

@@ -2,31 +2,32 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use vnetpool_crds::condition;
+use vnetpool_crds::condition::{self, Type};
+use vnetpool_crds::reason::Reason;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// `None`: it can't be known now.
     pub holds: Option<bool>,
-    pub reason: String,
+    pub reason: Reason,
     pub message: String,
 }
 
 impl Verdict {
-    pub fn yes(reason: &str, message: impl Into<String>) -> Verdict {
+    pub fn yes(reason: Reason, message: impl Into<String>) -> Verdict {
         Verdict::new(Some(true), reason, message)
     }
 
-    pub fn no(reason: &str, message: impl Into<String>) -> Verdict {
+    pub fn no(reason: Reason, message: impl Into<String>) -> Verdict {
         Verdict::new(Some(false), reason, message)
     }
 
-    pub fn unknown(reason: &str, message: impl Into<String>) -> Verdict {
+    pub fn unknown(reason: Reason, message: impl Into<String>) -> Verdict {
         Verdict::new(None, reason, message)
     }
 
-    fn new(holds: Option<bool>, reason: &str, message: impl Into<String>) -> Verdict {
-        Verdict { holds, reason: reason.into(), message: message.into() }
+    fn new(holds: Option<bool>, reason: Reason, message: impl Into<String>) -> Verdict {
+        Verdict { holds, reason, message: message.into() }
     }
 
     pub fn is_false(&self) -> bool {
@@ -34,13 +35,13 @@ impl Verdict {
     }
 
     /// The condition of this type of an object of this generation, as of `now`.
-    pub fn condition(self, type_: &str, generation: Option<i64>, now: Timestamp) -> Condition {
+    pub fn condition(self, type_: Type, generation: Option<i64>, now: Timestamp) -> Condition {
         let status = match self.holds {
             Some(true) => "True",
             Some(false) => "False",
             None => "Unknown",
         };
-        let condition = condition::new(type_, false, &self.reason, self.message, generation, now);
+        let condition = condition::new(type_, false, self.reason, self.message, generation, now);
         Condition { status: status.into(), ..condition }
     }
 }

@@ -213,7 +213,7 @@ pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Resul
         serde_json::from_str(&plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.spec}"])?)?;
     let sizing = json!({ "minimum": 8, "warm": 8, "maximum": 255, "batch": 4, "releaseAfter": "300s" });
     let expected = json!({ "weight": 0, "mode": "Address", "adopt": "Nothing", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10,
-        "wiring": "Routed" });
+        "wiring": "Routed", "podMetadataAccess": "None" });
     ensure!(spec == expected, "{spec}");
 
     plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;

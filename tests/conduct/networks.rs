@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use vnetpool_azure_sim::{Config, NewVm};
-use vnetpool_crds::condition::RESERVED;
+use vnetpool_crds::condition::{self, RESERVED};
 use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -58,7 +58,7 @@ async fn nodes_in_the_network_of_the_template_get_addresses_of_it(plane: &Contro
     }
     // A machine in the other subnet is no node of this pool.
     let vm = stage.node("stray", Some("other-machines")).await?;
-    let says = stage.until_says("stray", "InterfaceFound", "SubnetMismatch").await?;
+    let says = stage.until_says("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(says.message.contains("other-machines"), "{}: {}", vm.nic_id, says.message);
     Ok(())
 }

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
-use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
+use vnetpool_crds::condition::{self, Type};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_plugin::ledger;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
@@ -294,7 +295,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Waits until a condition of the operator's has this reason, and gives it.
-    pub async fn until_says(&self, node: &str, type_: &str, reason: &str) -> Result<Condition> {
+    pub async fn until_says(&self, node: &str, type_: Type, reason: &str) -> Result<Condition> {
         let says = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
         self.until(&format!("{type_} is {reason}"), node, says).await
     }
@@ -468,7 +469,7 @@ fn node_status(boot: &str) -> Value {
 }
 
 /// A condition of an object, if it has it.
-pub fn find(seen: &NodeIPAllocation, type_: &str) -> Option<Condition> {
+pub fn find(seen: &NodeIPAllocation, type_: Type) -> Option<Condition> {
     condition::find(&seen.status.as_ref()?.conditions, type_).cloned()
 }
 

@@ -85,7 +85,7 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &Co
     let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
     let about: Vec<_> = events
         .iter()
-        .filter(|event| event.reason.as_deref() == Some(SUBNET_EXHAUSTING))
+        .filter(|event| event.reason.as_deref() == Some(SUBNET_EXHAUSTING.name()))
         .map(|event| {
             let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
             (event.involved_object.kind.clone().unwrap_or_default(), times)

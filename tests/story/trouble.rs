@@ -9,7 +9,8 @@ use kube::Api;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use vnetpool_crds::{condition, names};
+use vnetpool_crds::condition::{self, Type};
+use vnetpool_crds::names;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::arm;
@@ -370,7 +371,7 @@ async fn holds(cluster: &Cluster, node: &str, count: usize) -> Result<()> {
 }
 
 /// Waits until a condition of a node's allocation is False with a reason that contains `reason`.
-async fn condition_of(cluster: &Cluster, node: &str, type_: &str, reason: &str) -> Result<Condition> {
+async fn condition_of(cluster: &Cluster, node: &str, type_: Type, reason: &str) -> Result<Condition> {
     eventually(&format!("{node}: {type_} False for {reason}"), SOON, || async {
         let status = cluster.allocation(node).await?.status.unwrap_or_default();
         let found = condition::find(&status.conditions, type_);

@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::atomic::Ordering};
 
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{condition, pool::Wiring};
 
 use super::{Agent, Said};
@@ -29,7 +30,7 @@ impl Agent {
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
         self.installed = installed.is_ok().then_some(wiring);
         let (is_true, reason, message) =
-            installed.unwrap_or_else(|error| (false, "NotInstalled", error.to_string()));
+            installed.unwrap_or_else(|error| (false, Reason::NotInstalled, error.to_string()));
         Some(Said { type_: condition::CNI_INSTALLED, is_true, reason, message })
     }
 
@@ -38,7 +39,7 @@ impl Agent {
         uplink: &Uplink,
         wiring: Wiring,
         chain: &Chain,
-    ) -> Result<(bool, &'static str, String), install::Error> {
+    ) -> Result<(bool, Reason, String), install::Error> {
         let (bin_dir, conf_dir) = (&self.config.cni_bin_dir, &self.config.cni_conf_dir);
         let plugin = install::plugin(&self.config.plugin, bin_dir)?;
         let configuration = match self.config.ipam_only {
@@ -53,21 +54,21 @@ impl Agent {
                 "{} is there for the plugin that wires the pods",
                 bin_dir.join(install::IPAM).display()
             );
-            return Ok((true, "IPAMOnly", message));
+            return Ok((true, Reason::IPAMOnly, message));
         }
         Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
     }
 }
 
 /// What the condition `CNIInstalled` says of files that are in place.
-fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool, &'static str, String) {
+fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool, Reason, String) {
     let conflist = install::CONFLIST;
     if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
         let message = format!(
             "the runtime uses {} instead of {conflist}, since it comes first by name: remove or rename it",
             path.display()
         );
-        return (false, "OtherConfiguration", message);
+        return (false, Reason::OtherConfiguration, message);
     }
     if !chain.others_missing.is_empty() {
         let message = format!(
@@ -76,7 +77,7 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
             chain.others_missing.join(" and "),
             bin_dir.display()
         );
-        return (false, "OthersPluginMissing", message);
+        return (false, Reason::OthersPluginMissing, message);
     }
     let mut used = match &preceding {
         Some(Preceding { path, .. }) => format!(
@@ -90,10 +91,10 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
         used = format!("{used}, with {} behind it, which others have put there", chain.others.join(" and "));
     }
     match (chain.missing.is_empty(), preceding) {
-        (true, None) => (true, "Installed", used),
-        (true, Some(_)) => (true, "Delegated", used),
+        (true, None) => (true, Reason::Installed, used),
+        (true, Some(_)) => (true, Reason::Delegated, used),
         // Pods run all the same, so the node is as ready as without what is missing.
-        (false, _) => (true, "PluginMissing", format!("{used}; {}", Missing(&chain.missing, bin_dir))),
+        (false, _) => (true, Reason::PluginMissing, format!("{used}; {}", Missing(&chain.missing, bin_dir))),
     }
 }
 
@@ -109,18 +110,18 @@ mod tests {
             said_of(chain, preceding, Path::new("/opt/cni/bin"))
         };
         let alone = Chain::default();
-        assert_eq!((true, "Installed"), (said(&alone, None).0, said(&alone, None).1));
+        assert_eq!((true, Reason::Installed), (said(&alone, None).0, said(&alone, None).1));
         let (is_true, reason, message) = said(&alone, Some(true));
-        assert_eq!((is_true, reason), (true, "Delegated"), "{message}");
+        assert_eq!((is_true, reason), (true, Reason::Delegated), "{message}");
         let (is_true, reason, message) = said(&alone, Some(false));
-        assert_eq!((is_true, reason), (false, "OtherConfiguration"), "{message}");
+        assert_eq!((is_true, reason), (false, Reason::OtherConfiguration), "{message}");
         assert!(message.contains("/etc/cni/net.d/00-multus.conf"), "{message}");
         let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
         let (is_true, reason, message) = said(&mesh, None);
-        assert_eq!((is_true, reason), (true, "Installed"), "{message}");
+        assert_eq!((is_true, reason), (true, Reason::Installed), "{message}");
         assert!(message.contains("istio-cni behind it"), "{message}");
         let (is_true, reason, message) = said(&Chain { others_missing: mesh.others.clone(), ..mesh }, None);
-        assert_eq!((is_true, reason), (false, "OthersPluginMissing"), "{message}");
+        assert_eq!((is_true, reason), (false, Reason::OthersPluginMissing), "{message}");
         assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
     }
 }

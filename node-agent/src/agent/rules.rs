@@ -4,6 +4,7 @@ use std::{fmt::Display, net::Ipv4Addr, path::Path};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocationSpec, allocation::Interface, condition, pool::Wiring};
 use vnetpool_plugin::wiring::{self, bridge, range, steer};
 
@@ -17,23 +18,23 @@ use crate::{
 
 /// Why the rules aren't in place: reason and message of the condition `RulesApplied`.
 struct Failure {
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
 impl Failure {
     /// A failure of this reason, with the error's own words.
-    fn of<E: Display>(reason: &'static str) -> impl Fn(E) -> Failure {
+    fn of<E: Display>(reason: Reason) -> impl Fn(E) -> Failure {
         move |error| Failure { reason, message: error.to_string() }
     }
 
     /// A failure of the wiring, with what to do about it.
-    fn of_wiring(reason: &'static str) -> impl Fn(wiring::Error) -> Failure {
+    fn of_wiring(reason: Reason) -> impl Fn(wiring::Error) -> Failure {
         move |error| Failure { reason, message: format!("{error}: {}", error.remedy()) }
     }
 
     /// A failure of this reason, with the errors that led to it.
-    fn of_chain(reason: &'static str) -> impl Fn(anyhow::Error) -> Failure {
+    fn of_chain(reason: Reason) -> impl Fn(anyhow::Error) -> Failure {
         move |error| Failure { reason, message: format!("{error:#}") }
     }
 }
@@ -49,7 +50,7 @@ impl Agent {
         let said =
             |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
         match self.apply_rules(spec, is_look).await {
-            Ok((message, uplink)) => (said(true, "Applied", message), uplink),
+            Ok((message, uplink)) => (said(true, Reason::Applied, message), uplink),
             Err(Failure { reason, message }) => (said(false, reason, message), None),
         }
     }
@@ -62,7 +63,7 @@ impl Agent {
         let uplinks = uplinks(spec)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
-        let table = Rules::new(spec, name_of).map_err(Failure::of("InvalidSpec"))?.render();
+        let table = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?.render();
         self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
         self.forward(uplinks.iter().map(|(_, link)| link.name.as_str()))?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no configuration
@@ -71,11 +72,11 @@ impl Agent {
             && (is_look || !bridge::is_there())
         {
             let ensured = bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir);
-            if ensured.map_err(Failure::of_wiring("BridgeMissing"))? {
+            if ensured.map_err(Failure::of_wiring(Reason::BridgeMissing))? {
                 tracing::info!("made the pods' bridge");
             }
         }
-        let steered = steer(spec, name_of).await.map_err(Failure::of_chain("NotSteered"))?;
+        let steered = steer(spec, name_of).await.map_err(Failure::of_chain(Reason::NotSteered))?;
         self.put_table(&table, is_look).await?;
         let lacks = self.put_arp_table(is_look).await;
         if is_look {
@@ -88,7 +89,7 @@ impl Agent {
 
     fn forward<'a>(&mut self, links: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
         let changed =
-            sysctl::ensure(&self.config.sysctl_net_dir, links).map_err(Failure::of("ForwardingOff"))?;
+            sysctl::ensure(&self.config.sysctl_net_dir, links).map_err(Failure::of(Reason::ForwardingOff))?;
         // The first time it is no repair: the node is being set up.
         if self.has_forwarded {
             changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what));
@@ -101,7 +102,7 @@ impl Agent {
         if !is_look && self.firewall.is_applied(table) {
             return Ok(());
         }
-        let ensured = self.firewall.ensure(table).await.map_err(Failure::of("TableRefused"))?;
+        let ensured = self.firewall.ensure(table).await.map_err(Failure::of(Reason::TableRefused))?;
         self.tell_of("inet vnetpool", ensured);
         Ok(())
     }
@@ -149,8 +150,9 @@ impl Agent {
             return Ok(());
         }
         let close = ranges.clone();
-        let closed = blocking(move || range::close(&close)).await.map_err(Failure::of_chain("RangeOpen"))?;
-        closed.map_err(Failure::of_wiring("RangeOpen"))?;
+        let closed =
+            blocking(move || range::close(&close)).await.map_err(Failure::of_chain(Reason::RangeOpen))?;
+        closed.map_err(Failure::of_wiring(Reason::RangeOpen))?;
         self.closed = ranges;
         Ok(())
     }
@@ -158,7 +160,7 @@ impl Agent {
 
 /// The node's link of each NIC in the spec, beside the NIC's hardware address.
 fn uplinks(spec: &NodeIPAllocationSpec) -> Result<Vec<(&str, Uplink)>, Failure> {
-    let missing = |message| Failure { reason: "InterfaceMissing", message };
+    let missing = |message| Failure { reason: Reason::InterfaceMissing, message };
     let find = |interface: &'_ Interface| match uplink::find(Path::new(uplink::LINKS), &interface.mac) {
         Ok(Some(uplink)) => Ok(uplink),
         Ok(None) => Err(missing(format!(

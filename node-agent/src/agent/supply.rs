@@ -1,6 +1,7 @@
 //! The agent's stages that concern the ledger: supplying it, relinquishing, building it anew, sweeping.
 
 use anyhow::Context;
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{
     ledger::{Assignment, Entry, Ledger, Millis, Supplied, Supply, file},
@@ -25,7 +26,7 @@ pub(super) enum Meaning {
     /// For this Node; whether it is for this boot the ledger decides.
     Ours(Supply),
     /// Not to be taken in, and why.
-    Refused { reason: &'static str, message: String },
+    Refused { reason: Reason, message: String },
 }
 
 impl Agent {
@@ -73,7 +74,9 @@ impl Agent {
     pub(super) async fn meaning(&mut self, object: &NodeIPAllocation) -> anyhow::Result<Meaning> {
         let supply = match supply(object) {
             Ok(supply) => supply,
-            Err(error) => return Ok(Meaning::Refused { reason: "InvalidSpec", message: error.to_string() }),
+            Err(error) => {
+                return Ok(Meaning::Refused { reason: Reason::InvalidSpec, message: error.to_string() });
+            }
         };
         // A Node gets a new UID when it is deleted and registers itself anew.
         if self.node_uid.as_ref() != Some(&supply.node_uid) {
@@ -85,7 +88,7 @@ impl Agent {
             let message = format!(
                 "spec is for the Node {name} with UID {spec}, and this one's is {uid}: waiting for the operator to adopt it"
             );
-            return Ok(Meaning::Refused { reason: "OtherNode", message });
+            return Ok(Meaning::Refused { reason: Reason::OtherNode, message });
         }
         Ok(Meaning::Ours(supply))
     }
@@ -196,7 +199,7 @@ impl Agent {
                 let count = supply.entries.len();
                 (
                     true,
-                    "Supplied",
+                    Reason::Supplied,
                     format!("the ledger holds the {count} addresses of generation {generation}"),
                 )
             }
@@ -205,7 +208,7 @@ impl Agent {
                     "spec.bootID is {:?} and the node's boot is {:?}: waiting for the operator to read the NIC for this boot",
                     supply.boot_id, self.boot_id
                 );
-                (false, "OtherBoot", message)
+                (false, Reason::OtherBoot, message)
             }
             (Meaning::Ours(_), Some(Supplied::Stale) | None) => return None,
         };
@@ -232,13 +235,13 @@ fn say_backed(ledger: &Ledger) -> Said {
     let type_ = condition::ASSIGNMENTS_BACKED;
     if vanished.is_empty() {
         let message = "every pod's address is reserved for this node".to_owned();
-        return Said { type_, is_true: true, reason: "Backed", message };
+        return Said { type_, is_true: true, reason: Reason::Backed, message };
     }
     let message = format!(
         "no longer reserved for this node, though in use: {}; these pods can't be reached, delete them so that they get new addresses",
         vanished.join(", ")
     );
-    Said { type_, is_true: false, reason: "AddressVanished", message }
+    Said { type_, is_true: false, reason: Reason::AddressVanished, message }
 }
 
 #[cfg(test)]
@@ -274,7 +277,7 @@ mod tests {
         assert_eq!(say_backed(&ledger).reason, "Backed");
         ledger.supply(&supply(2, &["10.0.0.6"]));
         let said = say_backed(&ledger);
-        assert_eq!((said.is_true, said.reason), (false, "AddressVanished"));
+        assert_eq!((said.is_true, said.reason), (false, Reason::AddressVanished));
         assert!(said.message.contains("10.0.0.5 of shop/web-0;"), "{}", said.message);
         assert!(said.message.contains("delete them") && !said.message.contains("web-1"), "{}", said.message);
     }

@@ -12,6 +12,7 @@ use super::{nic, route_table};
 pub(super) use arm_error::ArmError;
 use codes::Class;
 pub use codes::Limit;
+use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
 /// runs the cluster: it is meant for conditions and Events.
@@ -157,7 +158,7 @@ pub enum Remedy {
     RetryAfter(Duration),
     /// Nothing helps until somebody changes something: say so in a condition and an Event, look again after
     /// `retry`.
-    WaitForChange { reason: &'static str, retry: Duration },
+    WaitForChange { reason: Reason, retry: Duration },
     /// A race was lost, or the outcome isn't known: read the NIC and plan anew at once. What was known of it
     /// is dropped.
     ReadAgain,
@@ -220,37 +221,37 @@ impl Error {
     }
 
     /// The reason of conditions and Events, and the metric's label: one of a fixed few.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Error::Throttled { .. } => "Throttled",
-            Error::SubnetFull { .. } => "SubnetFull",
-            Error::AddressTaken { .. } => "AddressTaken",
-            Error::AddressBeingFreed { .. } => "AddressBeingFreed",
-            Error::SubscriptionUnusable { .. } => "SubscriptionUnusable",
-            Error::ScopeMissing { .. } => "ScopeMissing",
-            Error::Conflict { .. } => "ResourceConflict",
-            Error::Denied { .. } => "PermissionDenied",
-            Error::DenyAssignment { .. } => "DenyAssignment",
-            Error::Locked { .. } => "ResourceLocked",
-            Error::QuotaExceeded { .. } => "QuotaExceeded",
-            Error::PolicyForbidden { .. } => "PolicyForbidden",
-            Error::Stale { .. } => "Stale",
-            Error::Superseded { .. } => "Superseded",
-            Error::Busy { .. } => "ResourceBusy",
-            Error::NotFound { .. } => "ResourceNotFound",
-            Error::Unavailable { .. } => "AzureUnavailable",
-            Error::OutcomeUnknown { .. } => "OutcomeUnknown",
-            Error::Outgrown { .. } => "Outgrown",
-            Error::Failed { .. } => "OperationFailed",
-            Error::Unattachable { .. } => "NotAttachable",
-            Error::Credential { .. } => "CredentialRefused",
-            Error::ProviderId { .. } => "ProviderIDUnusable",
-            Error::ResourceId { .. } => "ResourceIDMalformed",
-            Error::Nic { .. } | Error::Unexpected { .. } => "UnexpectedAnswer",
+            Error::Throttled { .. } => Reason::Throttled,
+            Error::SubnetFull { .. } => Reason::SubnetFull,
+            Error::AddressTaken { .. } => Reason::AddressTaken,
+            Error::AddressBeingFreed { .. } => Reason::AddressBeingFreed,
+            Error::SubscriptionUnusable { .. } => Reason::SubscriptionUnusable,
+            Error::ScopeMissing { .. } => Reason::ScopeMissing,
+            Error::Conflict { .. } => Reason::ResourceConflict,
+            Error::Denied { .. } => Reason::PermissionDenied,
+            Error::DenyAssignment { .. } => Reason::DenyAssignment,
+            Error::Locked { .. } => Reason::ResourceLocked,
+            Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
+            Error::PolicyForbidden { .. } => Reason::PolicyForbidden,
+            Error::Stale { .. } => Reason::Stale,
+            Error::Superseded { .. } => Reason::Superseded,
+            Error::Busy { .. } => Reason::ResourceBusy,
+            Error::NotFound { .. } => Reason::ResourceNotFound,
+            Error::Unavailable { .. } => Reason::AzureUnavailable,
+            Error::OutcomeUnknown { .. } => Reason::OutcomeUnknown,
+            Error::Outgrown { .. } => Reason::Outgrown,
+            Error::Failed { .. } => Reason::OperationFailed,
+            Error::Unattachable { .. } => Reason::NotAttachable,
+            Error::Credential { .. } => Reason::CredentialRefused,
+            Error::ProviderId { .. } => Reason::ProviderIDUnusable,
+            Error::ResourceId { .. } => Reason::ResourceIDMalformed,
+            Error::Nic { .. } | Error::Unexpected { .. } => Reason::UnexpectedAnswer,
             Error::Routes { source, .. } => source.reason(),
-            Error::Arm { .. } => "AzureRefused",
-            Error::DryRun { .. } => "DryRun",
-            Error::Config { .. } => "ConfigurationUnusable",
+            Error::Arm { .. } => Reason::AzureRefused,
+            Error::DryRun { .. } => Reason::DryRun,
+            Error::Config { .. } => Reason::ConfigurationUnusable,
         }
     }
 

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
+use vnetpool_crds::reason::Reason;
 
 use super::nic::ProvisioningState;
 
@@ -87,11 +88,11 @@ pub enum Refusal {
 
 impl Refusal {
     /// The reason of conditions and Events.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Refusal::Full => "RouteTableFull",
-            Refusal::Exhausted { .. } => "PodCIDRExhausted",
-            Refusal::Taken { .. } => "RouteConflict",
+            Refusal::Full => Reason::RouteTableFull,
+            Refusal::Exhausted { .. } => Reason::PodCIDRExhausted,
+            Refusal::Taken { .. } => Reason::RouteConflict,
         }
     }
 }

@@ -85,7 +85,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     } = allocation.status.clone().unwrap_or_default();
     let theirs: Vec<_> = conditions
         .into_iter()
-        .filter(|one| condition::BY_AGENT.contains(&one.type_.as_str()))
+        .filter(condition::is_agents)
         .map(|one| (one.type_, one.status, one.reason, one.message))
         .collect();
     let assignments: Vec<_> = assignments.into_iter().map(|one| (one.address, one.pod_uid)).collect();
@@ -190,11 +190,11 @@ mod tests {
 
     #[test]
     fn our_own_conditions_are_no_news_but_the_agents_are() {
-        let with = |type_: &str, counts: u32| -> NodeIPAllocation {
+        let with = |type_: condition::Type, counts: u32| -> NodeIPAllocation {
             serde_json::from_value(json!({
                 "metadata": {"name": "n", "generation": 1},
                 "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
-                "status": {"held": counts, "conditions": [{"type": type_, "status": "True", "reason": "R", "message": "",
+                "status": {"held": counts, "conditions": [{"type": type_.name(), "status": "True", "reason": "R", "message": "",
                     "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
             }))
             .unwrap()

@@ -68,7 +68,7 @@ impl Sieve {
             }
             Event::InitApply(Reading(Err(unreadable))) => {
                 self.listed.insert(unreadable.name());
-                Sifted { event: last(&unreadable).map(Event::InitApply), turned: self.mark(unreadable) }
+                Sifted { event: last(&unreadable).map(Event::InitApply), turned: self.mark(*unreadable) }
             }
             Event::InitDone => {
                 let listed = take(&mut self.listed);
@@ -81,7 +81,7 @@ impl Sieve {
             Event::Apply(Reading(Ok(object))) => {
                 Sifted { turned: self.clear(&object.name_any()), event: Some(Event::Apply(object)) }
             }
-            Event::Apply(Reading(Err(unreadable))) => Sifted { event: None, turned: self.mark(unreadable) },
+            Event::Apply(Reading(Err(unreadable))) => Sifted { event: None, turned: self.mark(*unreadable) },
             Event::Delete(Reading(Ok(object))) => {
                 Sifted { turned: self.clear(&object.name_any()), event: Some(Event::Delete(object)) }
             }
@@ -205,7 +205,7 @@ mod tests {
 
     fn unreadable<K: Resource<DynamicType = ()> + DeserializeOwned + Debug>(content: Value) -> Unreadable {
         let reading: Reading<K> = serde_json::from_value(content).unwrap();
-        reading.0.unwrap_err()
+        *reading.0.unwrap_err()
     }
 
     #[test]

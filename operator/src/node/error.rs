@@ -24,7 +24,7 @@ impl Error {
     /// One of a fixed few, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Error::Find(error) | Error::Write(error) => error.reason(),
+            Error::Find(error) | Error::Write(error) => error.reason().name(),
             _ if self.is_conflict() => "Conflict",
             Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
         }

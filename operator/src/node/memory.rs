@@ -145,6 +145,7 @@ mod tests {
     use super::super::setback::Stage;
     use super::*;
     use serde_json::json;
+    use vnetpool_crds::reason::Reason;
 
     fn allocation(uid: &str, version: u64, generation: i64) -> NodeIPAllocation {
         let object = json!({
@@ -156,7 +157,7 @@ mod tests {
 
     fn written(mut object: NodeIPAllocation) -> NodeIPAllocation {
         let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
-        let writing = condition::new(condition::WRITING, true, "Writing", "", None, now);
+        let writing = condition::new(condition::WRITING, true, Reason::Writing, "", None, now);
         object.status.get_or_insert_default().conditions.push(writing);
         object
     }

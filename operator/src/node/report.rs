@@ -16,7 +16,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use vnetpool_crds::allocation::NodeIPAllocation;
-use vnetpool_crds::condition::{self, BY_AGENT, FULL, READY};
+use vnetpool_crds::condition::{self, FULL, READY};
 use vnetpool_crds::names;
 
 use super::error::Error;
@@ -28,6 +28,7 @@ use crate::cluster::kept;
 use crate::context::Context;
 use crate::{azure, events};
 use conditions::Facts;
+use vnetpool_crds::reason::Reason;
 
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
@@ -124,7 +125,7 @@ async fn apply(
 pub async fn vacant(
     ctx: &Context,
     allocation: &NodeIPAllocation,
-    reason: &str,
+    reason: Reason,
     message: String,
 ) -> Result<(), Error> {
     let mut next = ours(allocation);
@@ -166,7 +167,7 @@ pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, ni
 
 fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
     let all = allocation.conditions().iter();
-    all.filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect()
+    all.filter(|one| !condition::is_agents(one)).cloned().collect()
 }
 
 /// Whether a reader who doesn't read `Ready`'s message would see no difference.

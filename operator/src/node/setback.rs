@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::azure::{Error, Remedy};
+use vnetpool_crds::reason::Reason;
 
 /// What was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum Stage {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setback {
     pub stage: Stage,
-    pub reason: &'static str,
+    pub reason: Reason,
     pub message: String,
     /// Not before this.
     pub until: Instant,
@@ -33,7 +34,7 @@ pub struct Setback {
     /// [`crate::shortage`]; nothing else is held up.
     pub in_subnet: bool,
     /// The reason of the error itself.
-    cause: &'static str,
+    cause: Reason,
     /// How often in a row.
     strikes: u32,
 }
@@ -79,7 +80,7 @@ impl Setback {
         let passes = matches!(error, Error::Conflict { .. }) && !needs_change;
         Setback {
             stage,
-            reason: if passes { "ResourceBusy" } else { cause },
+            reason: if passes { Reason::ResourceBusy } else { cause },
             cause,
             message: error.to_string(),
             until: now + wait,

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::error::Error;
@@ -34,7 +35,7 @@ pub async fn vacate(
     let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
     let is_gone = |error: &azure::Error| absences.prove(error, ctx.second_look, is_said, now);
     let is_held_back =
-        |setback: &&Setback| setback.holds(now) && !(setback.reason == "ScopeMissing" && is_said);
+        |setback: &&Setback| setback.holds(now) && !(setback.reason == Reason::ScopeMissing && is_said);
     if let Some(setback) = memory.setback.as_ref().filter(is_held_back) {
         return Ok(Next::After(setback.until - now));
     }
@@ -67,7 +68,7 @@ pub async fn vacate(
          VM is deleted; a new Node of that name takes them over.",
         allocation.name_any()
     );
-    report::vacant(ctx, allocation, "NodeGone", message).await?;
+    report::vacant(ctx, allocation, Reason::NodeGone, message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
 }
 

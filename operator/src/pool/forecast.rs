@@ -5,6 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
 use vnetpool_crds::pool::SubnetUse;
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use crate::network::{Free, Subnet};
@@ -43,7 +44,7 @@ fn forecast(
 ) -> Option<Verdict> {
     let percent = pool.spec.subnet_exhausting_percent;
     if percent == 0 {
-        return Some(Verdict::no("Off", "subnetExhaustingPercent of this pool is 0"));
+        return Some(Verdict::no(Reason::Off, "subnetExhaustingPercent of this pool is 0"));
     }
     let was_exhausting = before.is_some_and(|before| before.status == "True");
     let short: Vec<String> = subnets
@@ -60,7 +61,7 @@ fn forecast(
         .collect();
     if !short.is_empty() {
         return Some(Verdict::yes(
-            "FewFree",
+            Reason::FewFree,
             format!(
                 "{}: less than the {percent} % of NodeIPPool {}. Free addresses there, lower minimum, warm or maximum of the \
                  pools that use it, or give new nodes another subnet.",
@@ -78,7 +79,7 @@ fn forecast(
             ),
         )),
         Free::Untold => {
-            Some(("Untold", format!("Azure doesn't tell how many addresses are free in {}", subnet.id)))
+            Some((Reason::Untold, format!("Azure doesn't tell how many addresses are free in {}", subnet.id)))
         }
         Free::Pending | Free::Told(_) => None,
     });
@@ -87,12 +88,12 @@ fn forecast(
         // What was said stands until Azure has been asked, in a moment: else each start of the operator would turn it.
         None if frees.contains(&Free::Pending) && before.is_some() => None,
         None if frees.contains(&Free::Pending) => {
-            Some(Verdict::unknown("Pending", "Azure is about to be asked"))
+            Some(Verdict::unknown(Reason::Pending, "Azure is about to be asked"))
         }
-        None if subnets.is_empty() => Some(Verdict::no("NoNodes", "no node is served by this pool")),
+        None if subnets.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         // Without counts, each of which would be news: they are in status.subnets.
         None => Some(Verdict::no(
-            "EnoughFree",
+            Reason::EnoughFree,
             format!("each subnet has more than {percent} % of its addresses free"),
         )),
     }
@@ -181,7 +182,8 @@ mod tests {
 
     #[test]
     fn without_permission_the_hint_is_absent_and_the_condition_says_why() {
-        let denied = Free::Unreadable { reason: "PermissionDenied", message: "Grant usages/read".into() };
+        let denied =
+            Free::Unreadable { reason: Reason::PermissionDenied, message: "Grant usages/read".into() };
         let status = said(10, Some(Subnet { size: 200, free: denied }), &[]);
         let condition = exhausting(&status);
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "PermissionDenied"));

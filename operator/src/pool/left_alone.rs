@@ -5,6 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::core::SelectorExt;
 use vnetpool_crds::condition::{self, NODES_SUPPORTED};
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
@@ -62,12 +63,12 @@ pub fn tell<'a>(
         let named = name_some(std::mem::take(names).into_iter(), NAMED);
         (!named.is_empty()).then(|| format!("{what}: {named}."))
     };
-    let reason = if windows.is_empty() { "VirtualNodes" } else { "WindowsNodes" };
+    let reason = if windows.is_empty() { Reason::VirtualNodes } else { Reason::WindowsNodes };
     let windows = said(&mut windows, "Vnetpool has no agent for Windows and leaves these nodes alone");
     let virtuals = said(&mut virtuals, "Virtual nodes have no NIC and are left alone");
     let all: Vec<String> = [windows, virtuals].into_iter().flatten().collect();
     let verdict = match all.is_empty() {
-        true => Verdict::yes("Supported", "every node that the pool selects can be served"),
+        true => Verdict::yes(Reason::Supported, "every node that the pool selects can be served"),
         false => {
             let remedy = "A nodeSelector that leaves them out keeps them from this list.";
             Verdict::no(reason, format!("{} {remedy}", all.join(" ")))

@@ -357,7 +357,13 @@ async fn without_a_token_arm_is_not_asked_and_the_error_says_where_to_look() {
     let script = Script::start().await;
     script.refuse_tokens();
     let error = script.azure().nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
-    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "CredentialRefused", .. }), "{error}");
+    assert!(
+        matches!(
+            error.remedy(),
+            Remedy::WaitForChange { reason: vnetpool_crds::reason::Reason::CredentialRefused, .. }
+        ),
+        "{error}"
+    );
     assert!(error.to_string().contains("AZURE_CLIENT_ID"), "{error}");
     assert!(script.heard().is_empty());
 }

@@ -251,7 +251,10 @@ async fn a_full_subnet_is_named_and_nothing_is_taken_of_it() {
     let eleven: Vec<&str> = eleven.iter().map(String::as_str).collect();
     let error = world.reserve(&eleven).await.unwrap_err();
     assert!(error.to_string().starts_with("subnet small (10.240.16.0/28) has no free address"), "{error}");
-    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "SubnetFull", .. }));
+    assert!(matches!(
+        error.remedy(),
+        Remedy::WaitForChange { reason: vnetpool_crds::reason::Reason::SubnetFull, .. }
+    ));
     assert_eq!(world.held(), []);
     world.reserve(&eleven[..10]).await.unwrap();
     assert_eq!(world.held().len(), 10);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use vnetpool_crds::reason::Reason;
 
 const NIC: &str =
     "/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/networkInterfaces/node-1-nic";
@@ -120,7 +121,7 @@ fn a_full_subnet_is_named() {
         matches!(&error, Error::SubnetFull { subnet, .. } if subnet == "nodes (10.240.0.0/28)"),
         "{error:?}"
     );
-    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "SubnetFull", .. }));
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: Reason::SubnetFull, .. }));
     assert!(error.left_all_as_it_was());
 }
 
@@ -156,7 +157,7 @@ fn a_missing_right_names_action_and_scope() {
         (action.as_str(), scope.as_str()),
         ("Microsoft.Network/networkInterfaces/write", "/subscriptions/S/nic")
     );
-    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "PermissionDenied", .. }));
+    assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: Reason::PermissionDenied, .. }));
 }
 
 #[test]
@@ -248,7 +249,7 @@ fn a_deny_assignment_is_not_a_missing_permission_and_names_the_lockdown_of_aks()
         assert_eq!(action, "Microsoft.Network/networkInterfaces/write");
         assert_eq!(name, "AKS 'system' lockdown");
         assert!(error.to_string().contains("--nrg-lockdown-restriction-level Unrestricted"), "{error}");
-        assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: "DenyAssignment", .. }));
+        assert!(matches!(error.remedy(), Remedy::WaitForChange { reason: Reason::DenyAssignment, .. }));
         assert!(error.left_all_as_it_was());
     }
 }

@@ -23,7 +23,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     match &result {
         Ok(_) => ctx.metrics.nic_written("ok"),
         Err(azure::Error::Outgrown { .. }) => {}
-        Err(error) => ctx.metrics.nic_written(error.reason()),
+        Err(error) => ctx.metrics.nic_written(error.reason().name()),
     }
     let nic = result?;
     let (grain, held) = (task.observed.grain, &task.observed.held);

@@ -204,7 +204,7 @@ pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
                     wrong.for_each(|node| wake(&node.name_any()));
                 }
                 // A node that needs the table finds out by itself, and says so.
-                Err(error) => warn!(%table, reason = error.reason(), %error, "route table not read"),
+                Err(error) => warn!(%table, reason = %error.reason(), %error, "route table not read"),
             }
         }
         sleep(CHECK_EVERY).await;

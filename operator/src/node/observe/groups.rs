@@ -5,6 +5,7 @@
 
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use crate::azure::{self, Nic, Remedy, ResourceId};
@@ -102,7 +103,7 @@ pub fn condition(
              they would hold for what the node itself sends and gets, too. Set applicationSecurityGroups.onSharedNIC if that is \
              right, or give the VM a second NIC and the pool its subnetID."
         );
-        return Some(Verdict::no(SHARED, message));
+        return Some(Verdict::no(Reason::SharedNIC, message));
     }
     if !lacks.is_empty() {
         return Some(match setback {
@@ -111,10 +112,10 @@ pub fn condition(
                 format!("{nic} is not in the application security groups {of_pool}: {}", setback.message),
             ),
             None if dry_run => {
-                Verdict::no("DryRun", format!("dry run: {nic} joins no application security group"))
+                Verdict::no(Reason::DryRun, format!("dry run: {nic} joins no application security group"))
             }
             None => Verdict::no(
-                JOINING,
+                Reason::Joining,
                 format!("{nic} is about to join {} application security groups {of_pool}", lacks.len()),
             ),
         });
@@ -125,20 +126,19 @@ pub fn condition(
              without a pool it leaves them with its last pod address",
             leave.len()
         );
-        return Some(Verdict::no(LEAVING, message));
+        return Some(Verdict::no(Reason::Leaving, message));
     }
     (*wanted > 0).then(|| {
-        Verdict::yes("Joined", format!("{nic} is in the {wanted} application security groups {of_pool}"))
+        Verdict::yes(
+            Reason::Joined,
+            format!("{nic} is in the {wanted} application security groups {of_pool}"),
+        )
     })
 }
 
-const SHARED: &str = "SharedNIC";
-const JOINING: &str = "Joining";
-const LEAVING: &str = "Leaving";
-
 /// Whether this reason passes without anybody's doing.
 pub fn is_passing(reason: &str) -> bool {
-    [JOINING, LEAVING, "DryRun"].contains(&reason)
+    [Reason::Joining, Reason::Leaving, Reason::DryRun].iter().any(|passing| *passing == reason)
 }
 
 #[cfg(test)]
@@ -246,7 +246,7 @@ mod tests {
             is_dry_run: false,
         };
         let verdict = condition(&decide(&facts), NIC, Some("p"), None, false).unwrap();
-        assert_eq!((verdict.holds, verdict.reason.as_str()), (Some(false), "SharedNIC"));
+        assert_eq!((verdict.holds, verdict.reason), (Some(false), Reason::SharedNIC));
         for part in [NIC, "NodeIPPool p", "onSharedNIC", "subnetID"] {
             assert!(verdict.message.contains(part), "{part} isn't in {}", verdict.message);
         }

@@ -5,6 +5,7 @@ use kube::ResourceExt;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::{Mode, PodRoute};
+use vnetpool_crds::reason::Reason;
 
 use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
@@ -16,7 +17,7 @@ pub enum Obstacle {
     NoPool,
     /// There is no NIC that could hold them.
     Interface {
-        reason: &'static str,
+        reason: Reason,
         message: String,
     },
 }
@@ -24,7 +25,7 @@ pub enum Obstacle {
 impl Obstacle {
     /// The node gives back what it has at once: it is no surplus, its pool can't serve the node before.
     pub fn is_moving(&self) -> bool {
-        matches!(self, Obstacle::Interface { reason: MOVING, .. })
+        matches!(self, Obstacle::Interface { reason: Reason::Moving, .. })
     }
 }
 
@@ -60,7 +61,7 @@ fn unroutable(
     let pools = ctx.cluster.pools().state();
     let conflict = pod_cidr::conflict(pool, pools.iter().map(AsRef::as_ref), network);
     if let Some(message) = conflict {
-        return Ok(Some(Obstacle::Interface { reason: pod_cidr::OVERLAP, message }));
+        return Ok(Some(Obstacle::Interface { reason: Reason::RangeOverlap, message }));
     }
     let table: ResourceId = route.route_table_id.parse()?;
     let Some(network) = network.filter(|network| network.route_table.as_ref() != Some(&table)) else {
@@ -73,11 +74,8 @@ fn unroutable(
         pool.name_any(),
         node.name_any(),
     );
-    Ok(Some(Obstacle::Interface { reason: "RouteTableNotAssociated", message }))
+    Ok(Some(Obstacle::Interface { reason: Reason::RouteTableNotAssociated, message }))
 }
-
-/// The reason of a node that has to give back what it has before its pool can serve it.
-const MOVING: &str = "Moving";
 
 fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
     let message = format!(
@@ -86,7 +84,7 @@ fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
         node.name_any(),
         pool.name_any(),
     );
-    Obstacle::Interface { reason: MOVING, message }
+    Obstacle::Interface { reason: Reason::Moving, message }
 }
 
 /// The pool is for another subnet than the NIC's.
@@ -99,7 +97,7 @@ fn mismatch(pool: &NodeIPPool, interface: &Interface, node: &Node) -> Result<Opt
             pool.name_any(),
             pool.spec.mode,
         );
-        return Ok(Some(Obstacle::Interface { reason: "ModeUnavailable", message }));
+        return Ok(Some(Obstacle::Interface { reason: Reason::ModeUnavailable, message }));
     }
     let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
     if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
@@ -112,7 +110,7 @@ fn mismatch(pool: &NodeIPPool, interface: &Interface, node: &Node) -> Result<Opt
         interface.subnet.id,
         pool.name_any(),
     );
-    Ok(Some(Obstacle::Interface { reason: "SubnetMismatch", message }))
+    Ok(Some(Obstacle::Interface { reason: Reason::SubnetMismatch, message }))
 }
 
 #[cfg(test)]
@@ -164,6 +162,9 @@ mod tests {
         assert_eq!(mismatch(&blocks, &ordinary, &node()).unwrap(), None);
         assert_eq!(mismatch(&addresses, &on_instance, &node()).unwrap(), None);
         let found = mismatch(&blocks, &on_instance, &node()).unwrap();
-        assert!(matches!(found, Some(Obstacle::Interface { reason: "ModeUnavailable", .. })), "{found:?}");
+        assert!(
+            matches!(found, Some(Obstacle::Interface { reason: Reason::ModeUnavailable, .. })),
+            "{found:?}"
+        );
     }
 }

@@ -23,7 +23,7 @@ pub async fn around(
     match ctx.networks.around(&id).await {
         Ok(network) => Ok(Some(network)),
         Err(error) if spec.interfaces.iter().any(|one| is_same(&one.subnet, subnet)) => {
-            warn!(subnet = %id, reason = error.reason(), %error, "virtual network not read, its known prefixes stay");
+            warn!(subnet = %id, reason = %error.reason(), %error, "virtual network not read, its known prefixes stay");
             Ok(None)
         }
         Err(error) => Err(error),

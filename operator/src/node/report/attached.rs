@@ -3,6 +3,7 @@
 use crate::node::attachments::remembered::Attaching;
 use crate::planner::attachments::Plan;
 use crate::verdict::Verdict;
+use vnetpool_crds::reason::Reason;
 
 /// So many pods are named in a message.
 const NAMED: usize = 3;
@@ -17,7 +18,7 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
     let Plan { marks: _, step: _, invalid, attached, pending, foreign } = plan;
     if !invalid.is_empty() {
         let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
-        return Some(Verdict::no("NotToBeHad", some(pods)));
+        return Some(Verdict::no(Reason::Unavailable, some(pods)));
     }
     let mut refused: Vec<_> = attaching.refused.values().collect();
     refused.sort_by(|a, b| a.0.cmp(&b.0));
@@ -35,11 +36,13 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
             "somebody else than Vnetpool has attached something to {}: no further pod gets such an address until it is detached in Azure.",
             addresses.join(", ")
         );
-        return Some(Verdict::no("AttachedByOthers", message));
+        return Some(Verdict::no(Reason::AttachedByOthers, message));
     }
     match (pending, attached) {
         (0, 0) => None,
-        (0, pods) => Some(Verdict::yes("Attached", format!("{pods} pods have what they ask for"))),
-        (pods, _) => Some(Verdict::no("Attaching", format!("{pods} pods are yet to get what they ask for"))),
+        (0, pods) => Some(Verdict::yes(Reason::Attached, format!("{pods} pods have what they ask for"))),
+        (pods, _) => {
+            Some(Verdict::no(Reason::Attaching, format!("{pods} pods are yet to get what they ask for")))
+        }
     }
 }

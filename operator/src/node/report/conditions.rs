@@ -9,9 +9,10 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, BY_AGENT, DRY_RUN, FULL,
-    INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, WRITING,
+    self, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, DRY_RUN, FULL, INTERFACE_FOUND,
+    OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, Type, WRITING,
 };
+use vnetpool_crds::reason::Reason;
 
 use crate::node::lag::{AGENT_GRACE, Lag, lag, spec_generation};
 use crate::node::observe::adopt::Adoption;
@@ -51,10 +52,9 @@ pub struct Facts<'a> {
 /// All conditions of the operator's. Transition times go on from those the object has.
 pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     let before = facts.allocation.conditions();
-    let mut next: Vec<Condition> =
-        before.iter().filter(|one| !BY_AGENT.contains(&one.type_.as_str())).cloned().collect();
+    let mut next: Vec<Condition> = before.iter().filter(|one| !condition::is_agents(one)).cloned().collect();
     let generation = facts.allocation.metadata.generation;
-    let mut set = |type_: &str, verdict: Verdict| {
+    let mut set = |type_: Type, verdict: Verdict| {
         condition::set(&mut next, verdict.condition(type_, generation, now));
     };
 
@@ -77,7 +77,7 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
             None => next.retain(|one| one.type_ != ADOPTED),
         }
     }
-    let mut set = |type_: &str, verdict: Verdict| {
+    let mut set = |type_: Type, verdict: Verdict| {
         condition::set(&mut next, verdict.condition(type_, generation, now));
     };
     if let Some(tracked) = &facts.tracked {
@@ -109,15 +109,15 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
 fn interface_found(facts: &Facts) -> Verdict {
     let published = facts.allocation.spec.serving();
     if let Some(Seen { obstacle: Some(Obstacle::Interface { reason, message }), .. }) = facts.seen {
-        return Verdict::no(reason, message);
+        return Verdict::no(*reason, message);
     }
     match (facts.setback, published) {
         (Some(setback), _) if setback.is_gone => Verdict::no(setback.reason, &setback.message),
         (Some(setback), None) => Verdict::no(setback.reason, &setback.message),
-        (_, Some(nic)) => Verdict::yes("Found", format!("{} in {}", nic.id, nic.subnet.id)),
+        (_, Some(nic)) => Verdict::yes(Reason::Found, format!("{} in {}", nic.id, nic.subnet.id)),
         (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {
-            Some(Obstacle::NoPool) => Verdict::no("NoPool", no_pool(facts)),
-            _ => Verdict::no("Pending", "the node's VM is about to be looked up"),
+            Some(Obstacle::NoPool) => Verdict::no(Reason::NoPool, no_pool(facts)),
+            _ => Verdict::no(Reason::Pending, "the node's VM is about to be looked up"),
         },
     }
 }
@@ -133,10 +133,10 @@ fn no_pool(facts: &Facts) -> String {
 fn reserved(facts: &Facts, found: bool) -> Verdict {
     let obstacle = facts.seen.and_then(|seen| seen.obstacle.as_ref());
     if obstacle == Some(&Obstacle::NoPool) {
-        return Verdict::no("NoPool", no_pool(facts));
+        return Verdict::no(Reason::NoPool, no_pool(facts));
     }
     if !found {
-        return Verdict::no("NoInterface", "there is no NIC to reserve addresses on");
+        return Verdict::no(Reason::NoInterface, "there is no NIC to reserve addresses on");
     }
     // A re-check of a NIC that failed is no news while the node has what it needs.
     let matters = |setback: &&Setback| {
@@ -146,30 +146,30 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
         return Verdict::no(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));
     }
     let Some(plan) = facts.plan else {
-        return Verdict::no("Pending", "the NIC is about to be read");
+        return Verdict::no(Reason::Pending, "the NIC is about to be read");
     };
     if plan.repairs {
         let message = "Azure gave up the last write to the NIC; Vnetpool writes it again";
-        return Verdict::no("Repairing", message);
+        return Verdict::no(Reason::Repairing, message);
     }
     if plan.grows && facts.dry_run {
         let more = plan.wanted - plan.kept;
         return Verdict::no(
-            "DryRun",
+            Reason::DryRun,
             format!("dry run: {more} more addresses are wanted, and none is reserved"),
         );
     }
     if plan.grows {
         let more = plan.wanted - plan.kept;
-        return Verdict::no("Reserving", format!("{more} more addresses are being reserved"));
+        return Verdict::no(Reason::Reserving, format!("{more} more addresses are being reserved"));
     }
     if lacks(facts, plan) > 0 && plan.asked > plan.wanted {
         return Verdict::no(
-            "MaximumReached",
+            Reason::MaximumReached,
             format!("{} pods lack an address: {}", lacks(facts, plan), limit(facts, plan)),
         );
     }
-    Verdict::yes("Reserved", format!("the NIC holds {} addresses", plan.kept))
+    Verdict::yes(Reason::Reserved, format!("the NIC holds {} addresses", plan.kept))
 }
 
 /// A subnet may have many free addresses and yet no block of them.
@@ -218,14 +218,14 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
     let in_grace = was_reporting && facts.behind_for < AGENT_GRACE;
     match lag(facts.allocation, facts.boot_id) {
         Lag::Silent if !in_grace => Verdict::no(
-            "NotReported",
+            Reason::NotReported,
             format!(
                 "the agent on node {name} has not reported since the node booted. Look at its pod, vnetpool-node-agent, on \
                  that node."
             ),
         ),
         Lag::Behind if !in_grace => Verdict::no(
-            "Behind",
+            Reason::Behind,
             format!(
                 "the agent on node {name} has taken up generation {} of this object, not {} yet. Look at its pod, \
                  vnetpool-node-agent, on that node.",
@@ -234,16 +234,18 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
             ),
         ),
         Lag::None | Lag::Silent | Lag::Behind => match wrong(&status) {
-            Some(wrong) => Verdict::no(&wrong.reason, format!("{}: {}", wrong.type_, wrong.message)),
-            None => Verdict::yes("Reporting", "the agent has taken up this object"),
+            Some(wrong) => Verdict::no(
+                Reason::of(&wrong.reason).unwrap_or(Reason::AgentComplains),
+                format!("{}: {}", wrong.type_, wrong.message),
+            ),
+            None => Verdict::yes(Reason::Reporting, "the agent has taken up this object"),
         },
     }
 }
 
 /// The first of the agent's conditions that isn't as it should be.
 fn wrong(status: &NodeIPAllocationStatus) -> Option<&Condition> {
-    BY_AGENT
-        .iter()
+    condition::by_agent()
         .filter_map(|type_| condition::find(&status.conditions, type_))
         .find(|one| one.status == "False")
 }
@@ -263,22 +265,22 @@ fn ready(facts: &Facts, parts: &[&Verdict]) -> Verdict {
         waiting => format!("; {waiting} pods wait for one"),
     };
     match parts.iter().find(|part| part.is_false()) {
-        Some(part) => Verdict::no(&part.reason, format!("{} ({counts}{waiting})", part.message)),
-        None => Verdict::yes("Ready", format!("{counts}{waiting}")),
+        Some(part) => Verdict::no(part.reason, format!("{} ({counts}{waiting})", part.message)),
+        None => Verdict::yes(Reason::Ready, format!("{counts}{waiting}")),
     }
 }
 
 fn writing(facts: &Facts) -> Verdict {
     if facts.writing {
-        Verdict::yes("Writing", "a write to the NIC is under way or its outcome isn't known")
+        Verdict::yes(Reason::Writing, "a write to the NIC is under way or its outcome isn't known")
     } else {
-        Verdict::no("Settled", "no write to the NIC is under way")
+        Verdict::no(Reason::Settled, "no write to the NIC is under way")
     }
 }
 
 fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Verdict {
     match tracked {
-        Ok(()) => Verdict::yes("Tracked", "writes to the NIC are followed to their end"),
+        Ok(()) => Verdict::yes(Reason::Tracked, "writes to the NIC are followed to their end"),
         Err(error) => Verdict::no(
             error.reason(),
             format!(
@@ -290,19 +292,20 @@ fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Verdict {
 
 fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Verdict {
     if rehearsal.is_empty() {
-        return Verdict::yes(NOTHING_TO_DO, "dry run: there is nothing to do");
+        return Verdict::yes(Reason::NothingToDo, "dry run: there is nothing to do");
     }
     let nic = facts.seen.and_then(|seen| seen.nic.as_ref()).map_or("the node's NIC", |nic| &nic.id);
-    Verdict::yes("WouldWrite", format!("dry run: would {rehearsal} on {nic}; nothing is written to Azure"))
+    Verdict::yes(
+        Reason::WouldWrite,
+        format!("dry run: would {rehearsal} on {nic}; nothing is written to Azure"),
+    )
 }
-
-const NOTHING_TO_DO: &str = "NothingToDo";
 
 fn adopted(adoption: &Adoption) -> Verdict {
     let Adoption { ready, pods, left, attached } = adoption;
     if !ready.is_empty() {
         return Verdict::no(
-            "Adopting",
+            Reason::Adopting,
             format!("{left} ipConfigurations that others made are being removed"),
         );
     }
@@ -311,38 +314,38 @@ fn adopted(adoption: &Adoption) -> Verdict {
             "{left} ipConfigurations that others made stay on the NIC until each pod of the node has an address of Vnetpool's; \
              {pods} have none. Restart pods that another network plugin has wired."
         );
-        return Verdict::no("PodsOfOthers", message);
+        return Verdict::no(Reason::PodsOfOthers, message);
     }
     if attached.is_empty() {
-        return Verdict::yes("Adopted", "nobody else has an address for pods on the NIC");
+        return Verdict::yes(Reason::Adopted, "nobody else has an address for pods on the NIC");
     }
     let message =
         format!("what others made is gone but {}: something is attached to these", attached.join(", "));
-    Verdict::yes("Adopted", message)
+    Verdict::yes(Reason::Adopted, message)
 }
 
 fn surplus(plan: &Plan) -> Verdict {
     if plan.surplus {
         // Without counts: each would be news.
         Verdict::yes(
-            "MoreThanWanted",
+            Reason::MoreThanWanted,
             "more addresses are held than wanted; they are given back after sizing.releaseAfter",
         )
     } else {
-        Verdict::no("AsWanted", "no more addresses are held than wanted")
+        Verdict::no(Reason::AsWanted, "no more addresses are held than wanted")
     }
 }
 
 /// Only a node whose NIC is known can be full: one that isn't Azure's may get its pods' addresses elsewhere.
 fn full(facts: &Facts) -> Verdict {
-    let none = || Verdict::no("NotFull", "there are addresses, or more can be had");
+    let none = || Verdict::no(Reason::NotFull, "there are addresses, or more can be had");
     let (Some(seen), Some(plan)) = (facts.seen, facts.plan) else {
         // While we can't look, what was said last stands.
         let before = condition::find(facts.allocation.conditions(), FULL);
-        return before.map_or_else(none, |one| match one.status == "True" {
-            true => Verdict::yes(&one.reason, &one.message),
-            false => Verdict::no(&one.reason, &one.message),
-        });
+        return match before.map(|one| (one, Reason::of(&one.reason))) {
+            Some((one, Some(reason))) if one.status == "True" => Verdict::yes(reason, &one.message),
+            _ => none(),
+        };
     };
     let status = facts.allocation.status.as_ref().filter(|status| status.boot_id == facts.boot_id);
     let free = status.map_or(0, |status| status.free);
@@ -354,43 +357,51 @@ fn full(facts: &Facts) -> Verdict {
             Verdict::yes(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
         }
         None | Some(_) if !plan.grows && plan.asked > plan.wanted => {
-            Verdict::yes("MaximumReached", limit(facts, plan))
+            Verdict::yes(Reason::MaximumReached, limit(facts, plan))
         }
         None | Some(_) => none(),
     }
 }
 
+/// What passes, or is told elsewhere, gets no Event.
+const PASSING: [Reason; 6] = [
+    Reason::Pending,
+    Reason::Reserving,
+    Reason::DryRun,
+    Reason::Repairing,
+    Reason::NoInterface,
+    Reason::MaximumReached,
+];
+
 /// The Events of conditions that turned: one for each, however often it is said again.
 pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback>) -> Vec<Event> {
-    let news = |type_: &str, status: &str| {
+    let news = |type_: Type, status: &str| {
         let now = condition::find(next, type_).filter(|now| now.status == status)?;
         let was = condition::find(before, type_);
         let same = was.is_some_and(|was| was.status == now.status && was.reason == now.reason);
         (!same).then_some(now)
     };
-    let is_passing = |reason: &str| {
-        matches!(reason, "Pending" | "Reserving" | "DryRun" | "Repairing" | "NoInterface" | "MaximumReached")
-    };
+    let is_passing = |reason: &str| PASSING.iter().any(|passing| *passing == reason);
     let mut events = vec![];
     if let Some(now) = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason)) {
-        events.push(events::stuck(&now.reason, "Find", &now.message));
+        events.push(events::turned(now, "Find"));
     }
     let is_stuck = setback.is_none_or(|setback| setback.needs_change);
     if let Some(now) = news(RESERVED, "False").filter(|now| !is_passing(&now.reason) && is_stuck) {
-        events.push(events::stuck(&now.reason, "Reserve", &now.message));
+        events.push(events::turned(now, "Reserve"));
     }
     if let Some(now) = news(OPERATIONS_TRACKED, "False") {
-        events.push(events::stuck(&now.reason, "Track", &now.message));
+        events.push(events::turned(now, "Track"));
     }
     if let Some(now) = news(SANDBOXES_ENDED, "False") {
-        events.push(events::stuck(&now.reason, "Look", &now.message));
+        events.push(events::turned(now, "Look"));
     }
     if let Some(now) =
         news(APPLICATION_SECURITY_GROUPS, "False").filter(|now| !groups::is_passing(&now.reason))
     {
-        events.push(events::stuck(&now.reason, "Join", &now.message));
+        events.push(events::turned(now, "Join"));
     }
-    let would = condition::find(next, DRY_RUN).filter(|now| now.reason != NOTHING_TO_DO);
+    let would = condition::find(next, DRY_RUN).filter(|now| Reason::NothingToDo != now.reason.as_str());
     let said = condition::find(before, DRY_RUN).map(|was| was.message.as_str());
     if let Some(now) = would.filter(|now| Some(now.message.as_str()) != said) {
         events.push(events::dry_run(&now.message));

@@ -9,6 +9,7 @@ use kube::{Api, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::Assignment;
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
+use vnetpool_crds::reason::Reason;
 
 use crate::cluster::kept;
 use crate::context::Context;
@@ -94,7 +95,8 @@ pub async fn condition(
         Finding::Ended => {
             outlived.told = None;
             let was_said = condition::find(allocation.conditions(), SANDBOXES_ENDED).is_some();
-            let ended = || Verdict::yes("Ended", "no address is held by the sandbox of a pod that is gone");
+            let ended =
+                || Verdict::yes(Reason::Ended, "no address is held by the sandbox of a pod that is gone");
             return Ok((was_said.then(ended), next));
         }
     };
@@ -108,7 +110,7 @@ pub async fn condition(
         }
     };
     outlived.told = Some((due, message.clone()));
-    Ok((Some(Verdict::no("SandboxLeft", message)), next))
+    Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
 /// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no more is named by

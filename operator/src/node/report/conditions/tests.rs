@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Sizing;
+use vnetpool_crds::reason::Reason;
 
 use super::*;
 use crate::azure::{Error, IpConfiguration, ProvisioningState};
@@ -114,7 +115,7 @@ impl Story {
     }
 
     /// `True Reason` or `False Reason`, and the message.
-    fn says(&self, type_: &str) -> (String, String) {
+    fn says(&self, type_: Type) -> (String, String) {
         let conditions = self.conditions();
         let one = condition::find(&conditions, type_).unwrap();
         (format!("{} {}", one.status, one.reason), one.message.clone())
@@ -217,7 +218,7 @@ fn an_obstacle_names_the_remedy_and_never_taints_the_node() {
     let mut story = story(0, 5, 255, json!({}));
     let seen = story.seen.as_mut().unwrap();
     seen.obstacle =
-        Some(Obstacle::Interface { reason: "ProviderIDUnusable", message: "isn't Azure's".into() });
+        Some(Obstacle::Interface { reason: Reason::ProviderIDUnusable, message: "isn't Azure's".into() });
     (seen.nic, seen.observed.sizing) = (None, None);
     story.allocation.spec.interfaces.clear();
     assert_eq!(story.says(INTERFACE_FOUND), ("False ProviderIDUnusable".into(), "isn't Azure's".into()));
@@ -244,7 +245,7 @@ fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
     let (ready, message) = story.says(READY);
     assert_eq!(ready, "False KernelTooOld");
     assert!(message.starts_with("RulesApplied: no nftables"));
-    assert_eq!(condition::find(&story.conditions(), "RulesApplied"), None);
+    assert_eq!(condition::find(&story.conditions(), condition::RULES_APPLIED), None);
 }
 
 #[test]

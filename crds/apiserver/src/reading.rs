@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 /// An object that was read, or one that is there and can't be. kube's `DeserializeGuard` does the same, but keeps nothing of the
 /// content and decodes each good object twice.
 #[derive(Clone, Debug)]
-pub struct Reading<K>(pub Result<K, Unreadable>);
+pub struct Reading<K>(pub Result<K, Box<Unreadable>>);
 
 /// An object that is there and can't be read.
 #[derive(Clone, Debug)]
@@ -60,15 +60,15 @@ where
     }
 }
 
-fn unreadable<K: Resource<DynamicType = ()>>(text: &str, error: String) -> Unreadable {
+fn unreadable<K: Resource<DynamicType = ()>>(text: &str, error: String) -> Box<Unreadable> {
     let content: Value = serde_json::from_str(text).unwrap_or_default();
-    Unreadable {
+    Box::new(Unreadable {
         api_version: K::api_version(&()).into_owned(),
         kind: K::kind(&()).into_owned(),
         metadata: metadata(&content["metadata"]),
         error,
         content,
-    }
+    })
 }
 
 /// Of metadata that can't be read either, what it takes to know the object again.

@@ -1,0 +1,72 @@
+//! Texts made from the tables of condition types and reasons: for `kubectl explain`, and the reference page.
+
+use std::fmt::Write;
+
+use crate::condition::{On, Polarity, Row, TYPES, Type, Writer};
+use crate::reason::{Loudness, TABLE};
+
+/// The condition types of a kind, a line each.
+pub fn types_on(on: On) -> String {
+    let lines = rows(on).map(|row| format!("{} ({}): {}", row.name, normal(row), row.meaning));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The page `docs/reference/conditions.md`.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Conditions, reasons and Events\n\n\
+         This page is generated from `crds/src/condition.rs` and `crds/src/reason.rs` by `make manifests`.\n\n\
+         A condition of an object tells in its reason why it has its status, and in its message which object is meant,\n\
+         what the cause is and what to do. An Event of the same reason is published once for each time a condition\n\
+         turns. `kubectl describe` shows both.\n",
+    );
+    for (on, kind) in [(On::NodeIPAllocation, "NodeIPAllocation"), (On::NodeIPPool, "NodeIPPool")] {
+        let _ = write!(page, "\n## Conditions of a {kind}\n\n");
+        page += "| type | normal | written by | part of `Ready` | meaning |\n|---|---|---|---|---|\n";
+        for row in rows(on) {
+            let Row { name, meaning, .. } = row;
+            let writer = match row.writer {
+                Writer::Operator => "operator",
+                Writer::Agent => "agent",
+            };
+            let part = match (row.in_ready, row.writer) {
+                (false, _) => "",
+                (true, Writer::Operator) => "yes",
+                (true, Writer::Agent) => "through `AgentReporting`",
+            };
+            let _ = writeln!(page, "| `{name}` | {} | {writer} | {part} | {meaning} |", normal(row));
+        }
+    }
+    page += "\n## Reasons\n\n\
+             `Ready` and `AgentReporting` repeat the reason of the part that fails. A reason without conditions is that\n\
+             of an Event only.\n";
+    for row in TABLE {
+        let _ = write!(page, "\n### {}\n\n{}\n\n", row.name, row.meaning);
+        let types: Vec<String> = row.conditions.iter().map(|one: &Type| format!("`{one}`")).collect();
+        if !types.is_empty() {
+            let _ = writeln!(page, "- Conditions: {}.", types.join(", "));
+        }
+        match row.event {
+            Some(Loudness::Normal) => page += "- Event: Normal.\n",
+            Some(Loudness::Warning) => page += "- Event: Warning.\n",
+            None => {}
+        }
+        let _ = writeln!(page, "- Who acts: {}.", row.actor.name());
+        if !row.remedy.is_empty() {
+            let _ = writeln!(page, "- What to do: {}", row.remedy);
+        }
+    }
+    page
+}
+
+fn rows(on: On) -> impl Iterator<Item = &'static Row> {
+    TYPES.iter().filter(move |row| row.on == on || row.on == On::Both)
+}
+
+fn normal(row: &Row) -> &'static str {
+    match row.polarity {
+        Polarity::True => "True",
+        Polarity::False => "False",
+        Polarity::Either => "either",
+    }
+}
