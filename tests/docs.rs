@@ -1,4 +1,5 @@
-//! The tables of `docs/` name tests as their proof, and places in the code as what these depend on: all of them must exist.
+//! The lists of `docs/evidence` name tests as their proof, and places in the code as what these depend on: all of them must
+//! exist.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,21 +9,31 @@ use std::process::Command;
 use vnetpool_tests::cluster::root;
 use vnetpool_tests::snippets::{self, Fate, GROUPS};
 
-/// The documents whose tables have a column "shown by".
-const TABLES: [&str; 2] = ["docs/azure.md", "docs/paths.md"];
+/// The documents whose entries name tests.
+const EVIDENCE: [&str; 2] = ["docs/evidence/azure.md", "docs/evidence/paths.md"];
+/// What an entry says below its situation.
+const LABELS: [&str; 5] = ["Conduct", "Seen", "Tests", "Switch", "Azure requires"];
 
 #[test]
-fn every_row_of_the_tables_names_tests_that_exist() {
+fn every_entry_of_the_evidence_names_tests_that_exist() {
     let tests = Tests::of_the_project();
-    for document in TABLES {
+    for document in EVIDENCE {
         let Ok(text) = std::fs::read_to_string(root().join(document)) else {
             panic!("{document} is missing");
         };
-        let rows = column(&text, "shown by");
-        assert!(!rows.is_empty(), "{document} has no table with a column \"shown by\"");
-        for (number, cell) in rows {
-            let named = backticked(cell);
-            assert!(!named.is_empty(), "{document}:{number}: the row names no test");
+        let entries = entries(&text);
+        assert!(entries.len() > 100, "{document} has {} entries", entries.len());
+        for Entry { number, situation, said } in &entries {
+            let unknown = said.iter().find(|(label, _)| !LABELS.contains(&label.as_str()));
+            assert_eq!(unknown, None, "{document}:{number}");
+            let named: Vec<&str> = said
+                .iter()
+                .flat_map(|(label, text)| match label.as_str() {
+                    "Tests" => backticked(text).into_iter().filter(|name| !name.contains(' ')).collect(),
+                    _ => vec![],
+                })
+                .collect();
+            assert!(!named.is_empty(), "{document}:{number}: {situation:?} names no test");
             for name in named {
                 assert!(tests.has(name), "{document}:{number}: there is no test {name}");
             }
@@ -30,31 +41,21 @@ fn every_row_of_the_tables_names_tests_that_exist() {
     }
 }
 
-/// A `|` in a cell would move all cells behind it, and none of them would be read as what it is.
 #[test]
-fn every_row_of_the_tables_has_the_cells_of_its_header() {
-    for document in TABLES {
-        let text = std::fs::read_to_string(root().join(document)).unwrap();
-        let mut header = None;
-        for (index, line) in text.lines().enumerate() {
-            let cells = line.starts_with('|').then(|| cells(line).len());
-            header = cells.map(|cells| header.unwrap_or(cells));
-            assert_eq!(cells, header, "{document}:{}", index + 1);
-        }
-    }
-}
-
-#[test]
-fn a_row_without_an_existing_test_is_found() {
-    let text = "| situation | shown by |\n|---|---|\n| a | `every_row_of_the_tables_names_tests_that_exist` |\n| b | `no_such` |\n";
-    let rows: Vec<_> = column(text, "shown by").into_iter().flat_map(|(_, cell)| backticked(cell)).collect();
-    assert_eq!(rows, ["every_row_of_the_tables_names_tests_that_exist", "no_such"]);
+fn an_entry_without_an_existing_test_is_found() {
+    let text = "- a\n  goes on.\n  - Seen: nothing\n    at all.\n  - Tests: `every_entry_of_the_evidence_names_tests_that_exist`\n- b\n  - Tests: `no_such`\n";
+    let entries = entries(text);
+    let situations: Vec<_> = entries.iter().map(|one| (one.number, one.situation.as_str())).collect();
+    assert_eq!(situations, [(1, "a goes on."), (6, "b")]);
+    assert_eq!(entries[0].said[0], ("Seen".to_owned(), "nothing at all.".to_owned()));
+    let named: Vec<_> = entries.iter().flat_map(|one| backticked(&one.said.last().unwrap().1)).collect();
+    assert_eq!(named, ["every_entry_of_the_evidence_names_tests_that_exist", "no_such"]);
     let tests = Tests::of_the_project();
-    assert!(tests.has(rows[0]) && !tests.has(rows[1]));
+    assert!(tests.has(named[0]) && !tests.has(named[1]));
     // A function that is no test doesn't count, nor does a test by the name of another place.
     assert!(!tests.has("backticked"));
-    assert!(tests.has("docs::a_row_without_an_existing_test_is_found"));
-    assert!(!tests.has("story::a_row_without_an_existing_test_is_found"));
+    assert!(tests.has("docs::an_entry_without_an_existing_test_is_found"));
+    assert!(!tests.has("story::an_entry_without_an_existing_test_is_found"));
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn a_trial_is_what_stands_in_a_list_of_trials_and_no_argument_elsewhere() {
 }
 
 #[test]
-fn every_place_in_the_code_that_the_tables_name_is_there() {
+fn every_place_in_the_code_that_the_evidence_names_is_there() {
     let mut sources = vec![];
     // Comments don't count: they may go on naming what is no more.
     let code = |text: &str| {
@@ -94,17 +95,21 @@ fn every_place_in_the_code_that_the_tables_name_is_there() {
         let mut texts = sources.iter().filter(|(path, _)| path.ends_with(place.file)).map(|(_, text)| text);
         texts.any(|text| place.words().all(|word| words(text).any(|one| one == word)))
     };
-    let mut found = 0;
-    for document in TABLES {
+    let (mut found, mut missing) = (0, vec![]);
+    for document in EVIDENCE {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
-        for (number, cell) in column(&text, "switch") {
-            for place in places(cell) {
-                assert!(has(&place), "{document}:{number}: there is no {place:?}");
+        for Entry { number, said, .. } in entries(&text) {
+            let switches = said.iter().filter(|(label, _)| label == "Switch");
+            for place in switches.flat_map(|(_, text)| places(text)) {
+                if !has(&place) {
+                    missing.push(format!("{document}:{number}: there is no {place:?}"));
+                }
                 found += 1;
             }
         }
     }
-    assert!(found > 0, "no table names a place in the code");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(found > 100, "{found} places in the code are named");
     for nowhere in
         ["`words` in `docs.go.rs`", "`no such` in `crds/src/names.rs`", "`crds/src/names.rs::cats`"]
     {
@@ -225,27 +230,38 @@ fn places(cell: &str) -> Vec<Place<'_>> {
     found
 }
 
-/// Line number and cell of each row below a header that has a column of this name.
-fn column<'a>(text: &'a str, name: &str) -> Vec<(usize, &'a str)> {
-    let (mut column, mut found) = (None, vec![]);
-    for (index, line) in text.lines().enumerate() {
-        if !line.starts_with('|') {
-            column = None;
-            continue;
-        }
-        let cells = cells(line);
-        match column {
-            None => column = cells.iter().position(|cell| cell.to_lowercase().starts_with(name)),
-            Some(_) if cells.iter().all(|cell| cell.starts_with("--")) => {}
-            Some(column) => found.push((index + 1, cells.get(column).copied().unwrap_or_default())),
-        }
-    }
-    found
+/// A situation or path, with what is said of it.
+struct Entry {
+    /// The line it begins in.
+    number: usize,
+    situation: String,
+    /// Label and text, in order.
+    said: Vec<(String, String)>,
 }
 
-/// The cells of a row; no other row counts trailing bars as cells either.
-fn cells(line: &str) -> Vec<&str> {
-    line.trim().trim_start_matches('|').trim_end_matches('|').split('|').map(str::trim).collect()
+/// The entries of a list: `- situation`, below it `  - Label: text`, and either going on in further lines.
+fn entries(text: &str) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = vec![];
+    let mut is_open = false;
+    for (index, line) in text.lines().enumerate() {
+        if let Some(situation) = line.strip_prefix("- ") {
+            entries.push(Entry { number: index + 1, situation: situation.to_owned(), said: vec![] });
+            is_open = true;
+        } else if let Some((label, text)) = line.strip_prefix("  - ").and_then(|rest| rest.split_once(':')) {
+            if let Some(entry) = entries.last_mut().filter(|_| is_open) {
+                entry.said.push((label.to_owned(), text.trim().to_owned()));
+            }
+        } else if let Some(more) = line.strip_prefix("  ").filter(|_| is_open) {
+            let Some(entry) = entries.last_mut() else { continue };
+            let open = entry.said.last_mut().map_or(&mut entry.situation, |(_, text)| text);
+            *open = format!("{open} {}", more.trim()).trim().to_owned();
+        } else {
+            is_open = false;
+        }
+    }
+    // A list of the text around has nothing below its points.
+    entries.retain(|entry| !entry.said.is_empty());
+    entries
 }
 
 /// What stands in backticks.
