@@ -27,7 +27,7 @@ const ASPECTS: [(&str, &str); 8] = [
     ("settings", "sysctl -a --pattern '^net[.]ipv[46][.](ip_forward|conf[.](all|default|lo|eth0|eth1)[.])'"),
     (
         "files",
-        "find /etc/cni /opt/cni /run /var/lib/cni -maxdepth 3 -not -path '/run/containerd*' -not -path '/run/netns*' -not -path '/var/lib/cni/results'",
+        "find /etc/cni /opt/cni /run /var/lib/cni -maxdepth 3 -not -path '/run/containerd*' -not -path '/run/netns*' -not -path /run/xtables.lock -not -path '/var/lib/cni/results'",
     ),
 ];
 /// What of the cluster's objects to compare, and those that others make meanwhile.
