@@ -100,5 +100,17 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     });
     moved.await?;
     ensure!(stage.held("n1").is_empty() && second(&stage, "n1") == 2, "both hold addresses");
+    // And back, under the pool that names no subnet.
+    stage.bind("n1", 1).await?;
+    stage.delete_pool("second").await?;
+    let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    ensure!(found.message.contains("drain the node"), "{}", found.message);
+    stage.unbind("n1", 1).await?;
+    let back = stage.until("the primary NIC serves", "n1", |seen| {
+        let serving = seen.spec.serving()?;
+        (!serving.secondary && serving.ip_configurations.len() == 2).then_some(())
+    });
+    back.await?;
+    ensure!(stage.held("n1").len() == 2 && second(&stage, "n1") == 0, "both hold addresses");
     Ok(())
 }

@@ -187,7 +187,8 @@ pub async fn around(
     let (backend, holding) = backend::observe(ctx, allocation, pool, &view, urgency).await?;
     let network = surroundings::around(ctx, spec, &interface.subnet).await?;
     let network = network.as_deref();
-    let obstacle = obstacle(ctx, pool, interface, node, &backend, network)?;
+    let primary = found.primary.as_ref().map(|nic| nic.subnet.id.as_str());
+    let obstacle = obstacle(ctx, pool, (interface, primary), node, &backend, network)?;
     let served = pool.filter(|_| obstacle.is_none());
 
     let adoption = served.zip(nic).and_then(|(pool, nic)| {

@@ -89,8 +89,10 @@ impl Wanted<'_> {
         &self.allocation.spec
     }
 
+    /// The pool's subnet or, if it names none, that of the VM's primary NIC, as far as it is known.
     fn subnet(&self) -> Option<ResourceId> {
-        self.pool?.spec.subnet_id.as_ref()?.parse().ok()
+        let primary = || self.spec().interfaces.iter().find(|nic| !nic.secondary).map(|nic| &nic.subnet.id);
+        self.pool?.spec.subnet_id.as_ref().or_else(primary)?.parse().ok()
     }
 }
 

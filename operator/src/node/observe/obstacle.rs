@@ -29,17 +29,18 @@ impl Obstacle {
     }
 }
 
-/// What is in the way of a node with this NIC and this back-end.
+/// What is in the way of a node with this NIC and this back-end. `primary` is the subnet of the VM's primary NIC, if that is
+/// another one.
 pub fn obstacle(
     ctx: &Context,
     pool: Option<&NodeIPPool>,
-    interface: &Interface,
+    (interface, primary): (&Interface, Option<&str>),
     node: &Node,
     backend: &Backend,
     network: Option<&Network>,
 ) -> Result<Option<Obstacle>, azure::Error> {
     let Some(pool) = pool else { return Ok(Some(Obstacle::NoPool)) };
-    if let Some(mismatch) = mismatch(pool, interface, node)? {
+    if let Some(mismatch) = mismatch(pool, interface, primary, node)? {
         return Ok(Some(mismatch));
     }
     let unfit = match &pool.spec.route {
@@ -87,8 +88,13 @@ fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
     Obstacle::Interface { reason: Reason::Moving, message }
 }
 
-/// The pool is for another subnet than the NIC's.
-fn mismatch(pool: &NodeIPPool, interface: &Interface, node: &Node) -> Result<Option<Obstacle>, azure::Error> {
+/// The pool is for another subnet than the NIC's. One that names none is for the primary NIC's.
+fn mismatch(
+    pool: &NodeIPPool,
+    interface: &Interface,
+    primary: Option<&str>,
+    node: &Node,
+) -> Result<Option<Obstacle>, azure::Error> {
     if pool.spec.mode == Mode::Prefix && interface.id.parse::<ResourceId>()?.instance().is_some() {
         let message = format!(
             "node {} is an instance of a Uniform scale set, for which Azure has no blocks of addresses, but NodeIPPool {} is \
@@ -99,7 +105,7 @@ fn mismatch(pool: &NodeIPPool, interface: &Interface, node: &Node) -> Result<Opt
         );
         return Ok(Some(Obstacle::Interface { reason: Reason::ModeUnavailable, message }));
     }
-    let Some(wanted) = &pool.spec.subnet_id else { return Ok(None) };
+    let Some(wanted) = pool.spec.subnet_id.as_deref().or(primary) else { return Ok(None) };
     if wanted.parse::<ResourceId>()? == interface.subnet.id.parse()? {
         return Ok(None);
     }
@@ -137,14 +143,23 @@ mod tests {
             ..Default::default()
         };
         let same = pool(json!({"subnetID": SUBNET}));
-        assert_eq!(mismatch(&same, &interface, &node()).unwrap(), None);
+        assert_eq!(mismatch(&same, &interface, None, &node()).unwrap(), None);
         let other = pool(json!({"subnetID": SUBNET.replace("subnets/a", "subnets/b")}));
-        let Some(Obstacle::Interface { reason, message }) = mismatch(&other, &interface, &node()).unwrap()
+        let Some(Obstacle::Interface { reason, message }) =
+            mismatch(&other, &interface, None, &node()).unwrap()
         else {
             panic!("no obstacle");
         };
         assert_eq!(reason, "SubnetMismatch");
         assert!(message.contains("subnets/b") && message.contains("SUBNETS/A"));
+        // Without a subnet of its own it is for the primary NIC, wherever that is.
+        let unnamed = |primary| mismatch(&pool(json!({})), &interface, primary, &node()).unwrap();
+        assert_eq!((unnamed(None), unnamed(Some(SUBNET))), (None, None));
+        let elsewhere = SUBNET.replace("subnets/a", "subnets/primary");
+        let Some(Obstacle::Interface { message, .. }) = unnamed(Some(&elsewhere)) else {
+            panic!("no obstacle")
+        };
+        assert!(message.contains("subnets/primary"), "{message}");
     }
 
     #[test]
@@ -159,9 +174,9 @@ mod tests {
         let ordinary = interface(&SUBNET.replace("virtualNetworks/v/subnets/a", "networkInterfaces/n"));
         let blocks = pool(json!({"mode": "Prefix"}));
         let addresses = pool(json!({}));
-        assert_eq!(mismatch(&blocks, &ordinary, &node()).unwrap(), None);
-        assert_eq!(mismatch(&addresses, &on_instance, &node()).unwrap(), None);
-        let found = mismatch(&blocks, &on_instance, &node()).unwrap();
+        assert_eq!(mismatch(&blocks, &ordinary, None, &node()).unwrap(), None);
+        assert_eq!(mismatch(&addresses, &on_instance, None, &node()).unwrap(), None);
+        let found = mismatch(&blocks, &on_instance, None, &node()).unwrap();
         assert!(
             matches!(found, Some(Obstacle::Interface { reason: Reason::ModeUnavailable, .. })),
             "{found:?}"

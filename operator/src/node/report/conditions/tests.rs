@@ -239,13 +239,20 @@ fn a_silent_agent_is_named_at_once_and_a_slow_one_after_a_while() {
 
 #[test]
 fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
-    let broken = json!([{"type": "RulesApplied", "status": "False", "reason": "KernelTooOld", "message": "no nftables",
-        "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
-    let story = story(8, 0, 255, json!({"conditions": broken}));
-    let (ready, message) = story.says(READY);
-    assert_eq!(ready, "False KernelTooOld");
+    let wrong = |reason: &str| {
+        let broken = json!([{"type": "RulesApplied", "status": "False", "reason": reason, "message": "no nftables",
+            "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
+        story(8, 0, 255, json!({"conditions": broken}))
+    };
+    let known = wrong("TableRefused");
+    let (ready, message) = known.says(READY);
+    assert_eq!(ready, "False TableRefused");
     assert!(message.starts_with("RulesApplied: no nftables"));
-    assert_eq!(condition::find(&story.conditions(), condition::RULES_APPLIED), None);
+    assert_eq!(condition::find(&known.conditions(), condition::RULES_APPLIED), None);
+    // One that only an agent of another release knows.
+    let (ready, message) = wrong("KernelTooOld").says(READY);
+    assert_eq!(ready, "False AgentComplains");
+    assert!(message.starts_with("RulesApplied: no nftables"));
 }
 
 #[test]
