@@ -1,5 +1,5 @@
-//! The lists of `docs/evidence` name tests as their proof, and places in the code as what these depend on: all of them must
-//! exist.
+//! The lists of `docs/evidence` name tests as their proof, and places in the code as what these depend on:
+//! all of them must exist.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -269,8 +269,8 @@ fn backticked(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// Every test of the project by its name, with the files that have one of this name: Rust's by attribute or by their place in
-/// a list of trials, Go's by their signature.
+/// Every test of the project by its name, with the files that have one of this name: Rust's by attribute or
+/// by their place in a list of trials, Go's by their signature.
 #[derive(Default)]
 struct Tests {
     tests: HashMap<String, Vec<PathBuf>>,
@@ -286,7 +286,8 @@ impl Tests {
         tests
     }
 
-    /// Whether there is a test of this name, `a_sentence`, in the place that stands before it: `module::a_sentence`.
+    /// Whether there is a test of this name, `a_sentence`, in the place that stands before it:
+    /// `module::a_sentence`.
     fn has(&self, path: &str) -> bool {
         let mut modules: Vec<&str> = path.split("::").collect();
         let name = modules.pop().unwrap_or_default();

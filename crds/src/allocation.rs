@@ -1,7 +1,9 @@
-//! NodeIPAllocation: one per node and named after it. What Azure has reserved for the node, and what the node does with it.
+//! NodeIPAllocation: one per node and named after it. What Azure has reserved for the node, and what the node
+//! does with it.
 //!
-//! `spec` is the operator's alone, `status` the agent's of that node alone, except that in `status.conditions` each side
-//! applies its own types under its own field manager (see [`crate::condition`]). So nobody ever reads, modifies and writes.
+//! `spec` is the operator's alone, `status` the agent's of that node alone, except that in
+//! `status.conditions` each side applies its own types under its own field manager (see
+//! [`crate::condition`]). So nobody ever reads, modifies and writes.
 
 use crate::pool::{MetadataAccess, Mode, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -47,8 +49,8 @@ pub struct NodeIPAllocationSpec {
     /// UID of the Node this was made for. An agent of another Node under the same name doesn't use it.
     #[serde(rename = "nodeUID")]
     pub node_uid: String,
-    /// The boot of the node (`status.nodeInfo.bootID` of the Node) for which the operator has read the NIC. The agent builds
-    /// a new ledger only from a `spec` of its own boot. Empty until the NIC has been read.
+    /// The boot of the node (`status.nodeInfo.bootID` of the Node) for which the operator has read the NIC.
+    /// The agent builds a new ledger only from a `spec` of its own boot. Empty until the NIC has been read.
     #[serde(default, rename = "bootID")]
     pub boot_id: String,
     /// The NodeIPPool that serves the node.
@@ -56,14 +58,15 @@ pub struct NodeIPAllocationSpec {
     /// How the addresses are reserved.
     #[serde(default)]
     pub mode: Mode,
-    /// In mode `Route`, the route table that leads to the node's range. What is reserved is then a route of it rather than an
-    /// ipConfiguration of the NIC.
+    /// In mode `Route`, the route table that leads to the node's range. What is reserved is then a route of
+    /// it rather than an ipConfiguration of the NIC.
     #[serde(default, rename = "routeTableID", skip_serializing_if = "Option::is_none")]
     pub route_table_id: Option<String>,
     /// How new pods are connected to the node.
     #[serde(default)]
     pub wiring: Wiring,
-    /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the difference.
+    /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the
+    /// difference.
     #[serde(default)]
     pub target: u32,
     /// How long a freed address rests before another pod gets it.
@@ -71,15 +74,17 @@ pub struct NodeIPAllocationSpec {
     /// What pods reach of the instance metadata service.
     #[serde(default)]
     pub pod_metadata_access: MetadataAccess,
-    /// Destinations that see a pod under its own address: the VNet's and its peerings' ranges, and those the pool names.
+    /// Destinations that see a pod under its own address: the VNet's and its peerings' ranges, and those the
+    /// pool names.
     #[serde(default, rename = "snatExclusions", skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub snat_exclusions: Vec<String>,
-    /// How many ipConfigurations the VM has on other NICs than the one its pool uses: Azure counts all of a VM's together.
+    /// How many ipConfigurations the VM has on other NICs than the one its pool uses: Azure counts all of a
+    /// VM's together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub elsewhere: u32,
-    /// The NIC the addresses are on and, if that is a secondary one, the VM's primary NIC, through which pods reach Azure's own
-    /// services on the host.
+    /// The NIC the addresses are on and, if that is a secondary one, the VM's primary NIC, through which pods
+    /// reach Azure's own services on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub interfaces: Vec<Interface>,
@@ -100,12 +105,13 @@ pub struct Interface {
     pub primary_address: String,
     /// The subnet all addresses of the NIC are in.
     pub subnet: Subnet,
-    /// Azure resource ids of the application security groups that Vnetpool has put the NIC into, for its pool. They stand here before
-    /// that is done and until it is undone: only these are ever taken off again.
+    /// Azure resource ids of the application security groups that Vnetpool has put the NIC into, for its
+    /// pool. They stand here before that is done and until it is undone: only these are ever taken off again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub application_security_groups: Vec<String>,
-    /// What is reserved for pods: only what Azure reports as `Succeeded`. In mode `Route`, the one route to the node.
+    /// What is reserved for pods: only what Azure reports as `Succeeded`. In mode `Route`, the one route to
+    /// the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub ip_configurations: Vec<IpConfiguration>,
@@ -129,10 +135,12 @@ pub struct Subnet {
 pub struct IpConfiguration {
     /// Name of the ipConfiguration on the NIC, or of the route in mode `Route`.
     pub name: String,
-    /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`, or all of a node's: `10.244.3.0/24`.
+    /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`, or all of a node's:
+    /// `10.244.3.0/24`.
     pub address: String,
-    /// UID of the only pod that may have the address: something in Azure is attached to it, is about to be, or is not known to
-    /// be gone yet. `others`: somebody else than Vnetpool has attached something, and no pod gets it.
+    /// UID of the only pod that may have the address: something in Azure is attached to it, is about to be,
+    /// or is not known to be gone yet. `others`: somebody else than Vnetpool has attached something, and no
+    /// pod gets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_to: Option<String>,
     /// Azure resource ids of the load balancers' backend pools the address is in.
@@ -148,7 +156,8 @@ pub struct IpConfiguration {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublicAddress {
-    /// Azure resource id. It stands here before the resource is made and until it is deleted, so that none is forgotten.
+    /// Azure resource id. It stands here before the resource is made and until it is deleted, so that none is
+    /// forgotten.
     pub id: String,
     /// The address, once Azure has attached it: from then on the pod's packets leave under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,16 +175,19 @@ impl IpConfiguration {
     }
 }
 
-/// What the node does with what it holds. Written by the node's agent, except for the operator's condition types.
+/// What the node does with what it holds. Written by the node's agent, except for the operator's condition
+/// types.
 ///
-/// Each field has bounds: a node that somebody has taken over writes here, and everybody reads it. No NIC comes near them.
+/// Each field has bounds: a node that somebody has taken over writes here, and everybody reads it. No NIC
+/// comes near them.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeIPAllocationStatus {
     /// The generation of `spec` that the node's ledger has been supplied from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The boot of the node this report is from. `relinquished` is valid whatever the boot; the counts are of this one.
+    /// The boot of the node this report is from. `relinquished` is valid whatever the boot; the counts are of
+    /// this one.
     #[serde(default, rename = "bootID")]
     #[schemars(length(max = 128))]
     pub boot_id: String,
@@ -187,7 +199,8 @@ pub struct NodeIPAllocationStatus {
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub assigned: u32,
-    /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with something attached in Azure.
+    /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with something
+    /// attached in Azure.
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub cooling: u32,
@@ -199,15 +212,16 @@ pub struct NodeIPAllocationStatus {
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub waiting: u32,
-    /// Names of the ipConfigurations that the node has given up for good: it never hands them out again, and the operator
-    /// may remove them from the NIC.
+    /// Names of the ipConfigurations that the node has given up for good: it never hands them out again, and
+    /// the operator may remove them from the NIC.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub relinquished: Vec<String>,
-    /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed and lists no longer:
-    /// a hint that something else than the operator has taken them off the NIC, which the operator then reads. Only single
-    /// addresses are looked for, since the service lists no blocks and no routes; empty where it can't be asked.
+    /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed
+    /// and lists no longer: a hint that something else than the operator has taken them off the NIC, which
+    /// the operator then reads. Only single addresses are looked for, since the service lists no blocks and
+    /// no routes; empty where it can't be asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 4096), inner(length(max = 80)))]
@@ -241,8 +255,9 @@ pub struct Assignment {
     /// The sandbox as `container id/interface`.
     #[schemars(length(max = 512))]
     pub sandbox: String,
-    /// The file of the sandbox's network namespace, where another plugin has wired the pod and only the address is ours
-    /// (`vnetpool-ipam`). From it an agent that has lost the node's ledger learns of these, which no link of ours tells of.
+    /// The file of the sandbox's network namespace, where another plugin has wired the pod and only the
+    /// address is ours (`vnetpool-ipam`). From it an agent that has lost the node's ledger learns of these,
+    /// which no link of ours tells of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub netns: Option<String>,

@@ -1,7 +1,8 @@
 //! Condition types, and the two operations on conditions: set, and compare without regard to time.
 //!
-//! Each type has one writer. `kubectl describe` shows type, status, reason and message. A message names the object, the
-//! cause and the remedy. The table [`TYPES`] is the source of the CRDs' texts and of `docs/reference/conditions.md`.
+//! Each type has one writer. `kubectl describe` shows type, status, reason and message. A message names the
+//! object, the cause and the remedy. The table [`TYPES`] is the source of the CRDs' texts and of
+//! `docs/reference/conditions.md`.
 
 use std::fmt;
 
@@ -142,8 +143,8 @@ impl PartialEq<Type> for String {
     }
 }
 
-/// The types on a `NodeIPAllocation` that its agent applies, in the order of the table. All others there are the
-/// operator's.
+/// The types on a `NodeIPAllocation` that its agent applies, in the order of the table. All others there are
+/// the operator's.
 pub fn by_agent() -> impl Iterator<Item = Type> {
     TYPES.iter().filter(|row| row.writer == Writer::Agent).map(|row| row.type_)
 }
@@ -153,7 +154,8 @@ pub fn is_agents(condition: &Condition) -> bool {
     by_agent().any(|type_| condition.type_ == type_)
 }
 
-/// Sets `condition` in `conditions`, in place of the one of its type. `lastTransitionTime` is kept when the status is.
+/// Sets `condition` in `conditions`, in place of the one of its type. `lastTransitionTime` is kept when the
+/// status is.
 pub fn set(conditions: &mut Vec<Condition>, mut condition: Condition) {
     match conditions.iter_mut().find(|known| known.type_ == condition.type_) {
         Some(known) => {
@@ -197,7 +199,8 @@ pub fn is_true(conditions: &[Condition], type_: Type) -> bool {
     find(conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
-/// Whether two lists say the same, whatever their transition times and order: if so, there is nothing to write.
+/// Whether two lists say the same, whatever their transition times and order: if so, there is nothing to
+/// write.
 pub fn same(a: &[Condition], b: &[Condition]) -> bool {
     let says = |c: &Condition| (c.status.clone(), c.reason.clone(), c.message.clone(), c.observed_generation);
     a.len() == b.len()

@@ -1,7 +1,7 @@
 //! Prints the CustomResourceDefinitions, one YAML document a kind.
 //!
-//! With two folders as arguments it writes the definitions into the first, and the reference page of conditions into
-//! the second.
+//! With two folders as arguments it writes the definitions into the first, and the reference page of
+//! conditions into the second.
 
 use std::path::PathBuf;
 

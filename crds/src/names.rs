@@ -8,12 +8,14 @@ pub const AGENT: &str = "vnetpool-node-agent";
 pub const FINALIZER: &str = "vnetpool.io/nic";
 /// `NoSchedule` taint of a node whose addresses are all taken and that can get no more for now.
 ///
-/// The prefix is cluster-autoscaler's for taints that only reflect the moment. Under any other key the autoscaler would
-/// take the taint over into its template of a new node, believe that a new node is full, too, and add none.
+/// The prefix is cluster-autoscaler's for taints that only reflect the moment. Under any other key the
+/// autoscaler would take the taint over into its template of a new node, believe that a new node is full,
+/// too, and add none.
 pub const FULL_TAINT: &str = "status-taint.cluster-autoscaler.kubernetes.io/vnetpool-full";
 /// Every ipConfiguration of ours on a NIC starts with this; what doesn't is never touched.
 pub const IP_CONFIGURATION_PREFIX: &str = "vnp-";
-/// Annotation of a pod: the load balancers' backend pools it joins, by the names its NodeIPPool gives them, separated by commas.
+/// Annotation of a pod: the load balancers' backend pools it joins, by the names its NodeIPPool gives them,
+/// separated by commas.
 pub const BACKEND_POOLS: &str = "vnetpool.io/backend-pools";
 /// Annotation of a pod: `true` for a public address of its own.
 pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
@@ -21,8 +23,8 @@ pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
 pub const DNS_LABEL: &str = "vnetpool.io/dns-label";
 /// `attachedTo` of an ipConfiguration that somebody else has attached something to.
 pub const OTHERS: &str = "others";
-/// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC is gone for good, so
-/// that nothing of it is left in Azure: `true` lets the object go.
+/// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC
+/// is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
 
 #[cfg(test)]

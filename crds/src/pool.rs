@@ -1,4 +1,5 @@
-//! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on the way out.
+//! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on
+//! the way out.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::core::{Duration, Message, Rule, Selector, SelectorExt};
@@ -8,7 +9,8 @@ use std::collections::BTreeMap;
 
 /// Policy for the pod addresses of a set of nodes.
 ///
-/// When several pools match a node, the one with the highest `weight` serves it; among equals, the first by name.
+/// When several pools match a node, the one with the highest `weight` serves it; among equals, the first by
+/// name.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "vnetpool.io",
@@ -61,28 +63,30 @@ pub struct NodeIPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
 
-    /// Which pool serves a node that several match: the highest weight wins, then the first name in alphabetical order.
+    /// Which pool serves a node that several match: the highest weight wins, then the first name in
+    /// alphabetical order.
     #[serde(default)]
     pub weight: i32,
 
-    /// How addresses are reserved. `Address`, the default: one ipConfiguration of the NIC per pod address. `Prefix`: blocks of
-    /// 16 (a /28 each), of which one takes one of the NIC's 256 ipConfigurations; the subnet needs whole aligned blocks free.
-    /// `Route`: none of the NIC's; each node gets a part of a pod CIDR outside the VNet, and a route to it (see `route`).
-    /// It can't be changed: make another pool with a higher weight instead.
+    /// How addresses are reserved. `Address`, the default: one ipConfiguration of the NIC per pod address.
+    /// `Prefix`: blocks of 16 (a /28 each), of which one takes one of the NIC's 256 ipConfigurations; the
+    /// subnet needs whole aligned blocks free. `Route`: none of the NIC's; each node gets a part of a pod
+    /// CIDR outside the VNet, and a route to it (see `route`). It can't be changed: make another pool with a
+    /// higher weight instead.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("mode can't be changed; make another pool with a higher weight and let the nodes move to it"))]
     pub mode: Mode,
 
-    /// How pods are connected to their node. `Routed`, the default: each by a link of its own. `Bridge`: all as ports of one
-    /// bridge of the node, which is their gateway; it takes Linux 5.18 or newer. A change is for new pods; those that run keep
-    /// what they have, and all reach each other.
+    /// How pods are connected to their node. `Routed`, the default: each by a link of its own. `Bridge`: all
+    /// as ports of one bridge of the node, which is their gateway; it takes Linux 5.18 or newer. A change is
+    /// for new pods; those that run keep what they have, and all reach each other.
     #[serde(default)]
     pub wiring: Wiring,
 
-    /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them. Default: the subnet
-    /// of the node's primary NIC. A node without a NIC in it gets no addresses, and a condition says so. What its pods send leaves
-    /// by the NIC their addresses are on.
+    /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them.
+    /// Default: the subnet of the node's primary NIC. A node without a NIC in it gets no addresses, and a
+    /// condition says so. What its pods send leaves by the NIC their addresses are on.
     #[serde(default, rename = "subnetID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = Rule::new(
@@ -90,19 +94,20 @@ pub struct NodeIPPoolSpec {
         .message("subnetID must be the whole resource id of a subnet: /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.Network/virtualNetworks/VNET/subnets/SUBNET"))]
     pub subnet_id: Option<String>,
 
-    /// For mode `Route`, and only for it: where pods' addresses come from and which route table leads to them. It can't be
-    /// changed: make another pool with a higher weight instead.
+    /// For mode `Route`, and only for it: where pods' addresses come from and which route table leads to
+    /// them. It can't be changed: make another pool with a higher weight instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("route can't be changed, since pods use its addresses; make another pool with a higher weight and let the nodes move to it"))]
     pub route: Option<PodRoute>,
 
-    /// How many addresses each node holds. Not used in mode `Route`, where a node always has all of its range.
+    /// How many addresses each node holds. Not used in mode `Route`, where a node always has all of its
+    /// range.
     #[serde(default)]
     pub sizing: Sizing,
 
-    /// How long a freed address rests before another pod gets it, so that late packets for the old pod and stale entries in
-    /// load balancers and connection tables don't meet the new one. Like `30s` or `1m30s`.
+    /// How long a freed address rests before another pod gets it, so that late packets for the old pod and
+    /// stale entries in load balancers and connection tables don't meet the new one. Like `30s` or `1m30s`.
     #[serde(default = "thirty_seconds")]
     #[x_kube(validation = duration_rule("cooldown", "0s", "1h"))]
     pub cooldown: Duration,
@@ -111,30 +116,32 @@ pub struct NodeIPPoolSpec {
     #[serde(default)]
     pub snat: Snat,
 
-    /// What pods reach of the instance metadata service at 169.254.169.254, which gives every caller tokens of the node's
-    /// identities. `None`, the default: nothing. `All`: everything. Of Azure's other service, 168.63.129.16, pods reach the
-    /// DNS resolver only. Pods on the host network reach both in any case.
+    /// What pods reach of the instance metadata service at 169.254.169.254, which gives every caller tokens
+    /// of the node's identities. `None`, the default: nothing. `All`: everything. Of Azure's other service,
+    /// 168.63.129.16, pods reach the DNS resolver only. Pods on the host network reach both in any case.
     #[serde(default)]
     pub pod_metadata_access: MetadataAccess,
 
-    /// What becomes of ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left on the nodes' NICs.
-    /// `Nothing`, the default: they stay, and take room among the NIC's 256. `Secondaries`: they are removed from a node's NIC once every
-    /// pod of the node has an address of Vnetpool's, and so room is made for its own. Never the primary one, nor one with
-    /// anything attached. It can't be undone: whoever still uses such an address loses it.
+    /// What becomes of ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left
+    /// on the nodes' NICs. `Nothing`, the default: they stay, and take room among the NIC's 256.
+    /// `Secondaries`: they are removed from a node's NIC once every pod of the node has an address of
+    /// Vnetpool's, and so room is made for its own. Never the primary one, nor one with anything attached. It
+    /// can't be undone: whoever still uses such an address loses it.
     #[serde(default)]
     pub adopt: Adopt,
 
-    /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by default.
+    /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by
+    /// default.
     #[serde(default, skip_serializing_if = "Attachments::is_empty")]
     pub attachments: Attachments,
 
-    /// The application security groups that pods are to be in, besides those that others have put their NIC into. Default: no more
-    /// than those.
+    /// The application security groups that pods are to be in, besides those that others have put their NIC
+    /// into. Default: no more than those.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_security_groups: Option<ApplicationSecurityGroups>,
 
-    /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets than this
-    /// percentage of its size, and False again when a quarter more than that are free. 0: never.
+    /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets
+    /// than this percentage of its size, and False again when a quarter more than that are free. 0: never.
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "ten")]
     pub subnet_exhausting_percent: u32,
@@ -177,27 +184,28 @@ pub const BLOCK: u32 = 16;
 
 /// Pod addresses from a range of their own, outside the VNet, which user-defined routes lead to the nodes.
 ///
-/// Vnetpool keeps these routes itself: it puts back what somebody removes, removes those of nodes that are gone, and touches
-/// no other. It turns on IP forwarding on the nodes' NICs. What lies beyond the VNet has no route to these addresses, so peered
-/// and on-premises networks see the node's.
+/// Vnetpool keeps these routes itself: it puts back what somebody removes, removes those of nodes that are
+/// gone, and touches no other. It turns on IP forwarding on the nodes' NICs. What lies beyond the VNet has no
+/// route to these addresses, so peered and on-premises networks see the node's.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!isCIDR(self.podCIDR) || cidr(self.podCIDR).prefixLength() <= self.nodePrefixLength")
     .message("route.nodePrefixLength is smaller than the prefix length of route.podCIDR: not even one node's range fits in it"))]
 pub struct PodRoute {
-    /// The range all nodes' ranges are parts of, such as `10.244.0.0/16`. It must not overlap the VNet, its peerings or another
-    /// pool's; the pool's condition `Valid` says if it does.
+    /// The range all nodes' ranges are parts of, such as `10.244.0.0/16`. It must not overlap the VNet, its
+    /// peerings or another pool's; the pool's condition `Valid` says if it does.
     #[serde(rename = "podCIDR")]
     #[schemars(length(max = 18))]
     #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).masked() == cidr(self) && cidr(self).prefixLength() >= 8")
         .message("route.podCIDR takes an IPv4 range such as 10.244.0.0/16, with no bits set after the prefix, /8 at the largest"))]
     pub pod_cidr: String,
-    /// The prefix length of one node's range: 24 brings 256 addresses, and a podCIDR of /16 then does for 256 nodes.
+    /// The prefix length of one node's range: 24 brings 256 addresses, and a podCIDR of /16 then does for 256
+    /// nodes.
     #[serde(default = "twenty_four")]
     #[schemars(range(min = 23, max = 28))]
     pub node_prefix_length: u32,
-    /// The Azure resource id of the route table. It must be the one of the nodes' subnet; other subnets whose machines are to
-    /// reach pods need it, too. Azure takes 400 routes in one.
+    /// The Azure resource id of the route table. It must be the one of the nodes' subnet; other subnets whose
+    /// machines are to reach pods need it, too. Azure takes 400 routes in one.
     #[serde(rename = "routeTableID")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = Rule::new(
@@ -216,10 +224,10 @@ pub enum Wiring {
     Bridge,
 }
 
-/// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an address or
-/// wait for one), a node holds `demand + warm`, but no more than the kubelet's pod limit can use, plus those cooling, at
-/// least `minimum`, rounded up to `batch`, at most `maximum` and what Azure allows on the NIC. In mode `Prefix` that is rounded up
-/// to whole blocks of 16.
+/// How many addresses a node holds. With *demand* the pods bound to the node (or, if more, those that have an
+/// address or wait for one), a node holds `demand + warm`, but no more than the kubelet's pod limit can use,
+/// plus those cooling, at least `minimum`, rounded up to `batch`, at most `maximum` and what Azure allows on
+/// the NIC. In mode `Prefix` that is rounded up to whole blocks of 16.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.minimum <= self.maximum")
@@ -233,8 +241,9 @@ pub struct Sizing {
     #[schemars(range(min = 0, max = 255))]
     #[serde(default = "eight")]
     pub warm: u32,
-    /// Addresses a node holds at most. A NIC takes 256 ipConfigurations in all, one of them the node's own; so 255 is the
-    /// most in mode `Address`. In mode `Prefix` it is rounded down to whole blocks of 16: 255 allows 240.
+    /// Addresses a node holds at most. A NIC takes 256 ipConfigurations in all, one of them the node's own;
+    /// so 255 is the most in mode `Address`. In mode `Prefix` it is rounded down to whole blocks of 16: 255
+    /// allows 240.
     #[schemars(range(min = 1, max = 512))]
     #[serde(default = "a_nic_full")]
     pub maximum: u32,
@@ -264,8 +273,8 @@ impl Default for Sizing {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snat {
-    /// Ranges, besides the VNet and its peerings, that see a pod under its own address: on-premises networks behind a
-    /// gateway, for instance. Everything else outside the VNet sees the node's address.
+    /// Ranges, besides the VNet and its peerings, that see a pod under its own address: on-premises networks
+    /// behind a gateway, for instance. Everything else outside the VNet sees the node's address.
     #[serde(default, rename = "nonMasqueradeCIDRs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 18)))]
     #[x_kube(merge_strategy = ListMerge::Set,
@@ -274,19 +283,19 @@ pub struct Snat {
     pub non_masquerade_cidrs: Vec<String>,
 }
 
-/// What pods on the pool's nodes may have attached to their addresses. Who may annotate a pod may ask for it, so the pool says
-/// what there is to be asked for.
+/// What pods on the pool's nodes may have attached to their addresses. Who may annotate a pod may ask for it,
+/// so the pool says what there is to be asked for.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachments {
-    /// Backend pools of Azure load balancers. A pod joins those whose names its annotation `vnetpool.io/backend-pools` lists,
-    /// separated by commas.
+    /// Backend pools of Azure load balancers. A pod joins those whose names its annotation
+    /// `vnetpool.io/backend-pools` lists, separated by commas.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub backend_pools: Vec<BackendPool>,
-    /// Whether a pod with the annotation `vnetpool.io/public-address: "true"` gets a public address of its own, which costs money;
-    /// with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
+    /// Whether a pod with the annotation `vnetpool.io/public-address: "true"` gets a public address of its
+    /// own, which costs money; with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
     #[serde(default)]
     pub public_addresses: bool,
 }
@@ -314,13 +323,14 @@ pub struct BackendPool {
     pub id: String,
 }
 
-/// Application security groups for pods. Azure has one set of them for all addresses of a NIC, so these hold for the whole NIC:
-/// for each pod of the node, and on the VM's primary NIC for what the node itself sends and gets.
+/// Application security groups for pods. Azure has one set of them for all addresses of a NIC, so these hold
+/// for the whole NIC: for each pod of the node, and on the VM's primary NIC for what the node itself sends
+/// and gets.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplicationSecurityGroups {
-    /// Their Azure resource ids: 1 to 20, each once. Azure wants them in the region of the nodes, and all that is in one group in one
-    /// virtual network.
+    /// Their Azure resource ids: 1 to 20, each once. Azure wants them in the region of the nodes, and all
+    /// that is in one group in one virtual network.
     #[schemars(length(min = 1, max = 20), inner(length(max = 512)))]
     #[x_kube(merge_strategy = ListMerge::Set,
         validation = Rule::new(
@@ -329,8 +339,8 @@ pub struct ApplicationSecurityGroups {
         validation = Rule::new("self.all(id, self.exists_one(other, other.lowerAscii() == id.lowerAscii()))")
         .message("applicationSecurityGroups.ids names a group twice, for Azure's ids are the same in any letter case: remove one"))]
     pub ids: Vec<String>,
-    /// Whether they are set on a node's primary NIC, too. Otherwise, the default, only on a NIC of the pods' own: a secondary one,
-    /// which `subnetID` chooses.
+    /// Whether they are set on a node's primary NIC, too. Otherwise, the default, only on a NIC of the pods'
+    /// own: a secondary one, which `subnetID` chooses.
     #[serde(default, rename = "onSharedNIC")]
     pub on_shared_nic: bool,
 }
@@ -380,17 +390,19 @@ pub struct SubnetUse {
     pub nodes: u32,
     /// Addresses these nodes hold in it.
     pub held: u32,
-    /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until it has been read.
+    /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until
+    /// it has been read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u32>,
-    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it. Absent while
-    /// Azure doesn't tell; the condition `SubnetExhausting` says why.
+    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it.
+    /// Absent while Azure doesn't tell; the condition `SubnetExhausting` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<u32>,
 }
 
 impl NodeIPPool {
-    /// The pool that serves a node with these labels, or none: the heaviest that matches, then the first by name.
+    /// The pool that serves a node with these labels, or none: the heaviest that matches, then the first by
+    /// name.
     ///
     /// A selector that isn't valid matches nothing; the pool controller reports it.
     pub fn serving<'a>(

@@ -46,7 +46,8 @@ pub enum Loudness {
 pub struct Row {
     pub reason: Reason,
     pub name: &'static str,
-    /// The condition types that can have the reason. Besides, `Ready` and `AgentReporting` repeat that of a failing part.
+    /// The condition types that can have the reason. Besides, `Ready` and `AgentReporting` repeat that of a
+    /// failing part.
     pub conditions: &'static [Type],
     /// How loud the Event of that reason is, if there is one.
     pub event: Option<Loudness>,

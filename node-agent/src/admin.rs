@@ -14,8 +14,8 @@ use crate::metrics::Metrics;
 /// A pass comes every 30 s, and none waits for so long.
 const STUCK: Duration = Duration::from_secs(120);
 
-/// Serves until the process ends. Alive is whose passes end, well or badly; a task that dies ends the process. Ready is a node that has a
-/// ledger and the CNI configuration.
+/// Serves until the process ends. Alive is whose passes end, well or badly; a task that dies ends the
+/// process. Ready is a node that has a ledger and the CNI configuration.
 pub async fn serve(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let readiness = metrics.ready.clone();
     let ready = move || async move {

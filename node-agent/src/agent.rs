@@ -1,7 +1,9 @@
-//! The agent's loop: at every change of the object or the ledger, and every so often, one pass over all its duties.
+//! The agent's loop: at every change of the object or the ledger, and every so often, one pass over all its
+//! duties.
 //!
-//! A pass is a list of stages. One that fails is told in a condition and doesn't stop the others; only without a ledger is
-//! there nothing to go on with. Everything is read anew in every pass: what an earlier one knew is never trusted.
+//! A pass is a list of stages. One that fails is told in a condition and doesn't stop the others; only
+//! without a ledger is there nothing to go on with. Everything is read anew in every pass: what an earlier
+//! one knew is never trusted.
 
 mod install;
 mod restore;
@@ -258,8 +260,8 @@ impl Agent {
         is_look
     }
 
-    /// The object, unless the ledger was built from a later version, read past the watch, perhaps of an object that was made
-    /// anew. What was relinquished and released in between must not come back.
+    /// The object, unless the ledger was built from a later version, read past the watch, perhaps of an
+    /// object that was made anew. What was relinquished and released in between must not come back.
     fn newest<'a>(&mut self, object: Option<&'a NodeIPAllocation>) -> Option<&'a NodeIPAllocation> {
         let object = object.filter(|object| watches::version(object) >= self.latest);
         self.latest = object.map_or(self.latest, watches::version);

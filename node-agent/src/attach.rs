@@ -1,7 +1,8 @@
-//! Gives a container its address by hand, for runtimes that don't speak CNI: `docker run --network none`, or a bare network namespace.
+//! Gives a container its address by hand, for runtimes that don't speak CNI: `docker run --network none`, or
+//! a bare network namespace.
 //!
-//! It is the CNI plugin that does it, called in this process as a runtime would, so the container is like any other. One
-//! that ends without being detached is found by the agent's sweep.
+//! It is the CNI plugin that does it, called in this process as a runtime would, so the container is like any
+//! other. One that ends without being detached is found by the agent's sweep.
 
 use std::{
     fs,
@@ -18,8 +19,8 @@ use vnetpool_plugin::{
 
 use crate::install;
 
-/// The network that these containers are of. Not the one of the runtimes that speak CNI: their GC would free the addresses of
-/// containers they have never heard of.
+/// The network that these containers are of. Not the one of the runtimes that speak CNI: their GC would free
+/// the addresses of containers they have never heard of.
 const NETWORK: &str = "vnetpool-attached";
 
 /// Which container.
@@ -80,7 +81,8 @@ fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyh
     io::stdout().write_all(&stdout).context("can't print the result")
 }
 
-/// What a runtime would give the plugin: a network's name, the list's version and its first plugin, which is ours.
+/// What a runtime would give the plugin: a network's name, the list's version and its first plugin, which is
+/// ours.
 fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let text = fs::read(conflist).with_context(|| {
         format!("can't read {}; the agent writes it when the node has its first address", conflist.display())

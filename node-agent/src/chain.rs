@@ -1,9 +1,11 @@
-//! The plugins behind ours in the node's configuration: which of those wanted are there, and which CNI they speak.
+//! The plugins behind ours in the node's configuration: which of those wanted are there, and which CNI they
+//! speak.
 //!
-//! They are upstream's and on the node already, or not: nothing of them is installed. Meshes append an entry of their own to
-//! the configuration, and pods that start without it are outside the mesh: what others have put there stays. A list of plugins is run in one version, so
-//! it can be offered as 1.1.0, for STATUS and GC, only if each of them speaks that. What they speak they are asked, once for
-//! each file, since the older ones that distributions have don't.
+//! They are upstream's and on the node already, or not: nothing of them is installed. Meshes append an entry
+//! of their own to the configuration, and pods that start without it are outside the mesh: what others have
+//! put there stays. A list of plugins is run in one version, so it can be offered as 1.1.0, for STATUS and
+//! GC, only if each of them speaks that. What they speak they are asked, once for each file, since the older
+//! ones that distributions have don't.
 
 use std::{
     collections::HashMap,
@@ -43,7 +45,8 @@ impl Chained {
     /// Its part of the configuration.
     pub fn configuration(self) -> Value {
         match self {
-            // Translates the source of a pod that reaches itself, and of the node's own 127.0.0.1; of nobody else.
+            // Translates the source of a pod that reaches itself, and of the node's own 127.0.0.1; of nobody
+            // else.
             Chained::Portmap => {
                 json!({ "type": self.name(), "capabilities": { "portMappings": true }, "snat": true })
             }
@@ -92,7 +95,8 @@ pub fn others(found: &Value) -> Vec<String> {
     others.map(str::to_owned).collect()
 }
 
-/// The configuration that is `wanted`, with what others have put into the one that was `found`, each entry in its place.
+/// The configuration that is `wanted`, with what others have put into the one that was `found`, each entry in
+/// its place.
 pub fn merged(wanted: &Value, found: &Value) -> Value {
     let mut ours: Vec<&Value> = entries(wanted).iter().collect();
     let mut plugins: Vec<Value> = Vec::new();
@@ -169,14 +173,15 @@ impl Look {
             Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
             _ => speaks_1_1(path).await,
         };
-        // One that couldn't be asked, while it is being installed for instance, is asked again with the next look.
+        // One that couldn't be asked, while it is being installed for instance, is asked again with the next
+        // look.
         self.answers.extend(answer.map(|answer| (path.to_owned(), (file.0, file.1, answer))));
         Some(answer == Some(true))
     }
 }
 
-/// Asks the plugin for its versions. One that can't be asked (`None`) counts as old: then the chain works, only without STATUS and
-/// GC.
+/// Asks the plugin for its versions. One that can't be asked (`None`) counts as old: then the chain works,
+/// only without STATUS and GC.
 async fn speaks_1_1(plugin: &Path) -> Option<bool> {
     let ask = async {
         let mut child = Command::new(plugin)

@@ -7,8 +7,8 @@ use vnetpool_plugin::{ledger::file::Store, wiring};
 
 use crate::{config::Config, firewall, install, others_firewall};
 
-/// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its network.
-/// IP forwarding stays on, since others on the node may have come to need it.
+/// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its
+/// network. IP forwarding stays on, since others on the node may have come to need it.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let store = Store::at(&config.state_dir).of_boot(config.boot_id()?);
     let assigned = store.read().map_or(0, |ledger| ledger.assignments().count());

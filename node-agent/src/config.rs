@@ -1,4 +1,5 @@
-//! Where the node's addresses come from and where things are on the node: the flags that every subcommand shares.
+//! Where the node's addresses come from and where things are on the node: the flags that every subcommand
+//! shares.
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
@@ -12,8 +13,8 @@ use crate::{chain::Chained, imds::Settings};
 pub enum SourceKind {
     /// The node's NodeIPAllocation, kept by the operator.
     Cluster,
-    /// The instance metadata service, on a VM of no cluster: all secondary addresses of the primary NIC are handed
-    /// out.
+    /// The instance metadata service, on a VM of no cluster: all secondary addresses of the primary NIC are
+    /// handed out.
     Imds,
 }
 
@@ -34,8 +35,8 @@ pub struct Config {
     /// Where the container runtime looks for CNI plugins.
     #[arg(long, global = true, env = "VNETPOOL_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
     pub cni_bin_dir: PathBuf,
-    /// Where the container runtime looks for CNI configurations. Its parent folder must be writable and on the same
-    /// mount: the configuration is written there and renamed in.
+    /// Where the container runtime looks for CNI configurations. Its parent folder must be writable and on
+    /// the same mount: the configuration is written there and renamed in.
     #[arg(long, global = true, env = "VNETPOOL_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
     /// The CNI plugin to install.
@@ -44,8 +45,8 @@ pub struct Config {
     /// The upstream plugins to chain behind ours where the folder of plugins has them, in this order.
     #[arg(long, global = true, env = "VNETPOOL_CHAIN", value_enum, value_delimiter = ',')]
     pub chain: Vec<Chained>,
-    /// Install no CNI configuration, only the plugins: another plugin wires the pods and asks `vnetpool-ipam` for their
-    /// addresses.
+    /// Install no CNI configuration, only the plugins: another plugin wires the pods and asks `vnetpool-ipam`
+    /// for their addresses.
     #[arg(long, global = true, env = "VNETPOOL_IPAM_ONLY")]
     pub ipam_only: bool,
     /// The node's boot id as the CNI plugin sees it.
@@ -56,16 +57,16 @@ pub struct Config {
         default_value = "/proc/sys/kernel/random/boot_id"
     )]
     pub boot_id_file: PathBuf,
-    /// Where the kernel's network settings can be written: /proc/sys/net, or the place it is mounted at in a container
-    /// whose own /proc/sys is read-only.
+    /// Where the kernel's network settings can be written: /proc/sys/net, or the place it is mounted at in a
+    /// container whose own /proc/sys is read-only.
     #[arg(long, global = true, env = "VNETPOOL_SYSCTL_NET_DIR", default_value = "/proc/sys/net")]
     pub sysctl_net_dir: PathBuf,
-    /// Put rules before those of other firewalls on the node (docker's, ufw's, firewalld's) that drop what pods send or
-    /// receive. Without it they are only named in the condition `Undisturbed`.
+    /// Put rules before those of other firewalls on the node (docker's, ufw's, firewalld's) that drop what
+    /// pods send or receive. Without it they are only named in the condition `Undisturbed`.
     #[arg(long, global = true, env = "VNETPOOL_OPEN_FORWARD")]
     pub open_forward: bool,
-    /// Where to serve /healthz, /readyz and /metrics. The agent is on the host network, so by default only the node
-    /// itself (the kubelet's probes) can reach it.
+    /// Where to serve /healthz, /readyz and /metrics. The agent is on the host network, so by default only
+    /// the node itself (the kubelet's probes) can reach it.
     #[arg(long, global = true, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "127.0.0.1:9471")]
     pub admin_address: SocketAddr,
 }

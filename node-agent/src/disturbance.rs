@@ -1,10 +1,10 @@
-//! What others on the node do to the pods' network: finding it, putting it right, and telling it. Pure, but for [`restore`] and
-//! [`take_off`], which act.
+//! What others on the node do to the pods' network: finding it, putting it right, and telling it. Pure, but
+//! for [`restore`] and [`take_off`], which act.
 //!
-//! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing that isn't
-//! ours is changed, with three exceptions, which are told in the condition `Undisturbed`: an address that Azure reserves for
-//! pods is taken off the node's own links, IP forwarding is turned on again, and, only if asked for, pods are let through
-//! somebody's firewall.
+//! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing
+//! that isn't ours is changed, with three exceptions, which are told in the condition `Undisturbed`: an
+//! address that Azure reserves for pods is taken off the node's own links, IP forwarding is turned on again,
+//! and, only if asked for, pods are let through somebody's firewall.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -132,7 +132,8 @@ impl Disturbances {
         self.standing.insert(what.into());
     }
 
-    /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and the remedy.
+    /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and
+    /// the remedy.
     pub fn tell(&self, now: Millis) -> (bool, Reason, String) {
         let told_for = TOLD_FOR.as_millis() as Millis;
         let recent = self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < told_for);
@@ -153,8 +154,8 @@ impl Disturbances {
     }
 }
 
-/// The addresses that must not be where they are: `reserved` are for this node's pods. A NIC's own address, of `primaries`, is
-/// never among them, whatever the spec says.
+/// The addresses that must not be where they are: `reserved` are for this node's pods. A NIC's own address,
+/// of `primaries`, is never among them, whatever the spec says.
 pub fn misplaced(
     reserved: &[Ipv4Addr],
     primaries: &[Ipv4Addr],
@@ -181,7 +182,8 @@ pub fn take_off(
     addresses.iter().map(take).collect()
 }
 
-/// The host ends that aren't as ADD left them though the ledger has their sandboxes: a stranger's is not ours to restore.
+/// The host ends that aren't as ADD left them though the ledger has their sandboxes: a stranger's is not ours
+/// to restore.
 pub fn damaged<'a>(
     ledger: &Ledger,
     links: &'a [HostLink],

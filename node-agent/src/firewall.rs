@@ -1,11 +1,12 @@
-//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: what they must say, as text. [`apply`] puts them into the
-//! kernel, [`events`] hears when others change them.
+//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: what they must say, as text. [`apply`] puts
+//! them into the kernel, [`events`] hears when others change them.
 //!
-//! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node routes back to
-//! that link, so no pod can send under another's address or the node's. **Platform**: pods reach no more of Azure's services on
-//! the host than they need, since these trust whoever calls from the machine. **SNAT**: Azure lets only a NIC's primary address
-//! out of the VNet, so what pods send to elsewhere leaves under that. Nothing of this is per pod: the rules change when
-//! the NIC or the ranges do, not when pods come and go.
+//! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
+//! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
+//! reach no more of Azure's services on the host than they need, since these trust whoever calls from the
+//! machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so what pods send to elsewhere
+//! leaves under that. Nothing of this is per pod: the rules change when the NIC or the ranges do, not when
+//! pods come and go.
 
 pub mod apply;
 mod bridge;
@@ -18,11 +19,13 @@ use vnetpool_crds::NodeIPAllocationSpec;
 use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
-/// Azure's wire server: DNS, the source of load balancers' probes, and what is to configure the machine, secrets included.
+/// Azure's wire server: DNS, the source of load balancers' probes, and what is to configure the machine,
+/// secrets included.
 const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 /// Azure's instance metadata service: what the machine is, and tokens of its identities.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// They answer a NIC's primary address only, so they are translated for even if a range that holds them is excluded.
+/// They answer a NIC's primary address only, so they are translated for even if a range that holds them is
+/// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
 /// Counters of what is dropped, by what the packet wanted.
@@ -33,10 +36,10 @@ fn no_table(family: &str) -> String {
     format!("table {family} vnetpool\ndelete table {family} vnetpool\n")
 }
 
-/// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its table of neighbours,
-/// which all links share: made-up senders of one pod would fill it. Pods never need an answer, because their gateway is a
-/// permanent entry; their own answers, by which the node finds them, are no requests. Without a table where other plugins wire
-/// the pods, whose gateway may have to answer.
+/// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its
+/// table of neighbours, which all links share: made-up senders of one pod would fill it. Pods never need an
+/// answer, because their gateway is a permanent entry; their own answers, by which the node finds them, are
+/// no requests. Without a table where other plugins wire the pods, whose gateway may have to answer.
 pub fn arp(ipam_only: bool) -> String {
     let mut text = no_table("arp");
     if !ipam_only {
@@ -87,8 +90,8 @@ pub enum Invalid {
 }
 
 impl Rules {
-    /// The rules for a node with this spec; `links` are the names of its links by the hardware address of the NIC. A NIC
-    /// whose link is not there yet gets no rules yet.
+    /// The rules for a node with this spec; `links` are the names of its links by the hardware address of the
+    /// NIC. A NIC whose link is not there yet gets no rules yet.
     pub fn new(
         spec: &NodeIPAllocationSpec,
         links: impl Fn(&str) -> Option<String>,
@@ -125,8 +128,9 @@ impl Rules {
         Ok(Rules { uplinks, direct, public, metadata: spec.pod_metadata_access })
     }
 
-    /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it. Established
-    /// connections keep their translation, since that is looked up in the connection table and not here.
+    /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it.
+    /// Established connections keep their translation, since that is looked up in the connection table and
+    /// not here.
     pub fn render(&self) -> String {
         let mut text = no_table("inet") + "table inet vnetpool {\n";
         for counter in COUNTERS {
@@ -154,7 +158,8 @@ impl Rules {
         );
         let spoofed = "fib saddr . iif oif missing counter name \"spoofed\" drop";
         let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" {spoofed}");
-        // The kernel drops these itself, unless `route_localnet` is on for the link, as portmap and Felix have it.
+        // The kernel drops these itself, unless `route_localnet` is on for the link, as portmap and Felix
+        // have it.
         let loopback = "ip daddr 127.0.0.0/8 counter name \"loopback\" drop";
         let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" {loopback}");
         text.push_str(&bridge::guard());
@@ -174,7 +179,8 @@ impl Rules {
         }
         for Egress { link, address } in &self.uplinks {
             let pods = format!("\t\tiifname \"{LINK_PREFIX}*\" oifname \"{link}\"");
-            // Random ports: with the kernel's first choice, connections opened at once on several CPUs collide and drop.
+            // Random ports: with the kernel's first choice, connections opened at once on several CPUs
+            // collide and drop.
             let translate = format!("counter snat ip to {address} fully-random\n");
             let _ = write!(text, "{pods} ip daddr {{ {platform} }} {translate}{pods} {outside}{translate}");
         }
@@ -182,8 +188,8 @@ impl Rules {
         text
     }
 
-    /// What pods may send to Azure's services. In the forward hook, where others' translations are done: what a proxy on the
-    /// node takes over doesn't come by here, and a Service that leads there does.
+    /// What pods may send to Azure's services. In the forward hook, where others' translations are done: what
+    /// a proxy on the node takes over doesn't come by here, and a Service that leads there does.
     fn platform(&self) -> String {
         let closed = match self.metadata {
             MetadataAccess::None => &PLATFORM[..],

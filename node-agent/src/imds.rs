@@ -1,5 +1,6 @@
-//! Azure's instance metadata service as the source of a node's addresses, for a VM that belongs to no cluster: what it answers, as
-//! a NodeIPAllocation. Pure; [`client`] asks it. In a cluster it only gives hints: see [`listing`].
+//! Azure's instance metadata service as the source of a node's addresses, for a VM that belongs to no
+//! cluster: what it answers, as a NodeIPAllocation. Pure; [`client`] asks it. In a cluster it only gives
+//! hints: see [`listing`].
 //!
 //! Everything behind the source is the same as in a cluster. What an operator knows and this service doesn't:
 //!
@@ -33,12 +34,13 @@ pub struct Settings {
     /// With --source imds: how long a freed address rests before another container gets it.
     #[arg(long, global = true, env = "VNETPOOL_COOLDOWN", default_value = "30s")]
     pub cooldown: kube::core::Duration,
-    /// With --source imds: ranges beyond the VM's subnet that see containers under their own addresses, since the VNet's
-    /// other subnets, its peerings and on-premises networks can't be learnt from the metadata service.
+    /// With --source imds: ranges beyond the VM's subnet that see containers under their own addresses, since
+    /// the VNet's other subnets, its peerings and on-premises networks can't be learnt from the metadata
+    /// service.
     #[arg(long, global = true, env = "VNETPOOL_SNAT_EXCLUSIONS", value_delimiter = ',')]
     pub snat_exclusions: Vec<Ipv4Net>,
-    /// With --source imds: what containers reach of the instance metadata service, which gives every caller tokens of the VM's
-    /// identities. In a cluster the pool says so.
+    /// With --source imds: what containers reach of the instance metadata service, which gives every caller
+    /// tokens of the VM's identities. In a cluster the pool says so.
     #[arg(long, global = true, env = "VNETPOOL_POD_METADATA_ACCESS", default_value = "All", value_parser = access())]
     pub pod_metadata_access: MetadataAccess,
 }
@@ -125,8 +127,8 @@ impl Instance {
         &self.compute.name
     }
 
-    /// The allocation that this answer amounts to. `seen_as` is the address it was asked from, `boot_id` this boot's, and
-    /// `moment` a number that grows: the version of the answer.
+    /// The allocation that this answer amounts to. `seen_as` is the address it was asked from, `boot_id` this
+    /// boot's, and `moment` a number that grows: the version of the answer.
     pub fn allocation(
         &self,
         seen_as: Ipv4Addr,

@@ -1,7 +1,8 @@
 //! The CNI files on the node: the plugin, and the configuration that makes the runtime use it.
 //!
-//! The runtime watches the configuration folder, and each event it heeds there takes a lock that blocks all pods' starts and
-//! stops: so the configuration is written outside, renamed in, and only when it says something else than it should.
+//! The runtime watches the configuration folder, and each event it heeds there takes a lock that blocks all
+//! pods' starts and stops: so the configuration is written outside, renamed in, and only when it says
+//! something else than it should.
 
 use std::{
     fs,
@@ -35,8 +36,8 @@ pub enum Error {
     List(PathBuf, #[source] io::Error),
 }
 
-/// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and `cniVersions` names
-/// both for those who know it, unless a plugin behind ours is too old for that.
+/// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and
+/// `cniVersions` names both for those who know it, unless a plugin behind ours is too old for that.
 pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> Value {
     let ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
     let others = chain.found.iter().map(|plugin| plugin.configuration());
@@ -49,8 +50,8 @@ pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> Value {
     })
 }
 
-/// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always of the same
-/// release. One that runs keeps its old file. Returns whether it had to.
+/// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always
+/// of the same release. One that runs keeps its old file. Returns whether it had to.
 pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
     let bytes = fs::read(source).map_err(|error| Error::Source(source.to_owned(), error))?;
     let target = bin_dir.join(PLUGIN);
@@ -83,10 +84,12 @@ pub fn found(conf_dir: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(conf_dir.join(CONFLIST)).ok()?).ok()
 }
 
-/// Puts the configuration in place, with what others have put into the one that stands. Returns whether it had to.
+/// Puts the configuration in place, with what others have put into the one that stands. Returns whether it
+/// had to.
 ///
-/// By way of a second name in the folder: containerd ignores a file that appears there, whether made or renamed in, and reads
-/// its configuration anew when a name goes away. So it does that once, and then the file is complete.
+/// By way of a second name in the folder: containerd ignores a file that appears there, whether made or
+/// renamed in, and reads its configuration anew when a name goes away. So it does that once, and then the
+/// file is complete.
 pub fn configuration(wanted: &Value, conf_dir: &Path) -> Result<bool, Error> {
     let target = conf_dir.join(CONFLIST);
     let waypoint = conf_dir.join(format!(".{CONFLIST}.new"));
@@ -141,8 +144,8 @@ pub struct Preceding {
     pub leads_to_ours: bool,
 }
 
-/// Whether a configuration, another plugin's by what it says, has pods wired by ours: by an entry of its own or by a network
-/// that it delegates to, as Multus does.
+/// Whether a configuration, another plugin's by what it says, has pods wired by ours: by an entry of its own
+/// or by a network that it delegates to, as Multus does.
 pub fn leads_to_ours(configuration: &Value) -> bool {
     let within = |key: &str| configuration[key].as_array().into_iter().flatten();
     let names_ours = |key: &str| {
@@ -161,7 +164,8 @@ fn is_current(target: &Path, bytes: &[u8], mode: u32) -> bool {
     fs::read(target).is_ok_and(|found| found == bytes) && fs::metadata(target).is_ok_and(has_mode)
 }
 
-/// Makes `target` hold these bytes, atomically, by way of a new file in `staging`, which must be on the same mount.
+/// Makes `target` hold these bytes, atomically, by way of a new file in `staging`, which must be on the same
+/// mount.
 fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result<bool> {
     if is_current(target, bytes, mode) {
         return Ok(false);
@@ -311,7 +315,8 @@ mod tests {
         }
     }
 
-    /// As istio-cni's installer and linkerd's do: whenever the file changes and lacks the mesh's entry, it is put at the end.
+    /// As istio-cni's installer and linkerd's do: whenever the file changes and lacks the mesh's entry, it is
+    /// put at the end.
     #[test]
     fn a_mesh_that_appends_its_entry_is_neither_fought_nor_left_out() {
         let root = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The node agent: keeps a node's ledger supplied, the node's rules in place, and the node's allocation reported.
+//! The node agent: keeps a node's ledger supplied, the node's rules in place, and the node's allocation
+//! reported.
 //!
 //! ```text
 //!   NodeIPAllocation.spec ── watch ──▶ supply ──▶ ledger ◀── CNI plugin, which never waits for us
@@ -9,10 +10,11 @@
 //!                                └▶ install       report ── server-side apply ──▶ NodeIPAllocation.status
 //! ```
 //!
-//! On a VM of no cluster the instance metadata service stands in for the object, and a file for its status ([`source`]).
+//! On a VM of no cluster the instance metadata service stands in for the object, and a file for its status
+//! ([`source`]).
 //!
-//! Nothing on the node depends on this process being alive: pods start and stop without it while addresses last, and
-//! whatever it has set up stays when it ends.
+//! Nothing on the node depends on this process being alive: pods start and stop without it while addresses
+//! last, and whatever it has set up stays when it ends.
 
 pub mod admin;
 pub mod agent;

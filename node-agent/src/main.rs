@@ -68,7 +68,8 @@ fn status(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A client for the pod's service account or KUBECONFIG. Its User-Agent names the agent in the API server's logs.
+/// A client for the pod's service account or KUBECONFIG. Its User-Agent names the agent in the API server's
+/// logs.
 async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer().await?;
     let name = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));

@@ -1,11 +1,11 @@
-//! Other people's firewalls: does one of them drop what pods send or receive? Pure; [`nft`] looks, and lets pods through where
-//! that was asked for.
+//! Other people's firewalls: does one of them drop what pods send or receive? Pure; [`nft`] looks, and lets
+//! pods through where that was asked for.
 //!
-//! Every chain at the forward hook has its say, and an accept in one doesn't override a drop in another: our own table can't
-//! help here. docker, ufw and firewalld all drop what they don't know. Two packets are led through their rules, a new TCP
-//! connection of a pod and one to it. A rule that can't be understood might match or not; so only what is certain to be
-//! dropped is told. And a rule that names pods' links was made for pods: what an engine of NetworkPolicy drops behind it, it is
-//! meant to drop.
+//! Every chain at the forward hook has its say, and an accept in one doesn't override a drop in another: our
+//! own table can't help here. docker, ufw and firewalld all drop what they don't know. Two packets are led
+//! through their rules, a new TCP connection of a pod and one to it. A rule that can't be understood might
+//! match or not; so only what is certain to be dropped is told. And a rule that names pods' links was made
+//! for pods: what an engine of NetworkPolicy drops behind it, it is meant to drop.
 
 pub mod nft;
 
@@ -58,7 +58,8 @@ enum Match {
     Perhaps,
 }
 
-/// Whether a packet is certain to be dropped in `base`, which the kernel calls for each that the node forwards.
+/// Whether a packet is certain to be dropped in `base`, which the kernel calls for each that the node
+/// forwards.
 pub fn is_dropped(chains: &Chains, base: &str, packet: &Packet) -> bool {
     match fate(chains, base, packet, 0) {
         Fate::Dropped => true,
@@ -136,8 +137,8 @@ fn names_pods_links(expression: &Value) -> bool {
         && what["right"].as_str().is_some_and(|name| name.starts_with(LINK_PREFIX))
 }
 
-/// A match of iptables that nft only names. One on the state of a connection is, in practice, for those that are established,
-/// and this is a new one.
+/// A match of iptables that nft only names. One on the state of a connection is, in practice, for those that
+/// are established, and this is a new one.
 fn extension(what: &Value) -> Match {
     match what["name"].as_str() {
         Some("comment") => Match::Yes,
@@ -296,7 +297,8 @@ mod tests {
         }
     }
 
-    /// What Calico's Felix makes, as nft 1.0.6 shows it, as far as it matters: it knows one pod, and no other's link.
+    /// What Calico's Felix makes, as nft 1.0.6 shows it, as far as it matters: it knows one pod, and no
+    /// other's link.
     fn felix() -> Chains {
         let counter = || json!({ "counter": null });
         let go = |verb: &str, target: &str| json!({ verb: { "target": target } });

@@ -1,5 +1,5 @@
-//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure; [`publish`] writes it, and
-//! [`local`] where there is no cluster.
+//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure;
+//! [`publish`] writes it, and [`local`] where there is no cluster.
 
 pub mod local;
 pub mod publish;
@@ -75,7 +75,8 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         observed_generation: generation.or(published.and_then(|status| status.observed_generation)),
         boot_id: ledger.boot_id().to_owned(),
         held,
-        // An address that was taken away under its pod is no longer held: it stands in the assignments and a condition.
+        // An address that was taken away under its pod is no longer held: it stands in the assignments and a
+        // condition.
         assigned: assigned - vanished,
         cooling,
         free,
@@ -87,8 +88,8 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     }
 }
 
-/// The agent's part of the status while it is about to build a ledger: as it was, but for a condition that is never the same
-/// twice, so that applying it makes a new version of the object.
+/// The agent's part of the status while it is about to build a ledger: as it was, but for a condition that is
+/// never the same twice, so that applying it makes a new version of the object.
 pub fn building(
     published: Option<&NodeIPAllocationStatus>,
     generation: Option<i64>,
@@ -102,8 +103,9 @@ pub fn building(
     status
 }
 
-/// The sandboxes that other plugins wired, as this status told of them in the boot `boot_id`. Nothing else on the node
-/// remembers them once the ledger is lost. Their namespaces' inodes aren't told, so those are gone only with their files.
+/// The sandboxes that other plugins wired, as this status told of them in the boot `boot_id`. Nothing else on
+/// the node remembers them once the ledger is lost. Their namespaces' inodes aren't told, so those are gone
+/// only with their files.
 pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
     let is_of_boot = status.boot_id == boot_id;
     let assignments = status.assignments.iter().filter(|_| is_of_boot);

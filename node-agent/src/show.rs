@@ -1,4 +1,5 @@
-//! The node's ledger and conditions in readable form: what `kubectl describe nodeipallocation` shows in a cluster.
+//! The node's ledger and conditions in readable form: what `kubectl describe nodeipallocation` shows in a
+//! cluster.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or, on a VM of no
-//! cluster, the instance metadata service and a file.
+//! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or,
+//! on a VM of no cluster, the instance metadata service and a file.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{
     watch as watches,
 };
 
-/// Azure publishes no figure for how long a change of a NIC takes to show in the metadata service, and allows five requests
-/// a second.
+/// Azure publishes no figure for how long a change of a NIC takes to show in the metadata service, and allows
+/// five requests a second.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -76,8 +76,9 @@ impl Source {
         }
     }
 
-    /// The object as it is now, with the status reported last. What a watch brings may be older than what the node has done
-    /// since; the metadata service knows nothing of what the node does, so what it said last will do.
+    /// The object as it is now, with the status reported last. What a watch brings may be older than what the
+    /// node has done since; the metadata service knows nothing of what the node does, so what it said last
+    /// will do.
     pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
         match self {
             Source::Cluster { client, name } => {
@@ -92,7 +93,8 @@ impl Source {
         }
     }
 
-    /// Says that a ledger is about to be built from this object, and gives it as it is then, see [`publish::announce`].
+    /// Says that a ledger is about to be built from this object, and gives it as it is then, see
+    /// [`publish::announce`].
     pub async fn announce(&self, object: NodeIPAllocation) -> anyhow::Result<NodeIPAllocation> {
         match self {
             Source::Cluster { client, name } => publish::announce(&Api::all(client.clone()), &object)
@@ -103,8 +105,8 @@ impl Source {
         }
     }
 
-    /// Whether a spec for this UID is for this node: the UID of our Node, which gets a new one when it is deleted and registers
-    /// itself anew. The metadata service speaks of no other VM than the one that asks.
+    /// Whether a spec for this UID is for this node: the UID of our Node, which gets a new one when it is
+    /// deleted and registers itself anew. The metadata service speaks of no other VM than the one that asks.
     pub async fn node_uid(&self, spec: &str) -> anyhow::Result<Option<String>> {
         match self {
             Source::Cluster { client, name } => {
@@ -116,8 +118,9 @@ impl Source {
         }
     }
 
-    /// Keeps `unlisted` at the names of what may have left the node's NIC, as far as the node itself can know. On a VM of no cluster
-    /// the metadata service is what counts, and there is nothing to compare it with.
+    /// Keeps `unlisted` at the names of what may have left the node's NIC, as far as the node itself can
+    /// know. On a VM of no cluster the metadata service is what counts, and there is nothing to compare it
+    /// with.
     pub async fn look_out(
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,

@@ -15,9 +15,11 @@ pub enum Invalid {
     Address { name: String, address: String },
 }
 
-/// What the object says about this node's addresses. Whether it is meant for this Node and this boot is not judged here.
+/// What the object says about this node's addresses. Whether it is meant for this Node and this boot is not
+/// judged here.
 ///
-/// One address that can't be read spoils the whole supply: taking in the rest would withdraw it as if it had vanished.
+/// One address that can't be read spoils the whole supply: taking in the rest would withdraw it as if it had
+/// vanished.
 pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
     let spec = &object.spec;
     Ok(Supply {
@@ -30,8 +32,8 @@ pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
     })
 }
 
-/// An entry for each address, all of them usable: those of a block are not a network of their own, with an address for
-/// the network and one for broadcasts. Nor is a node's whole range in mode Route: no link has it.
+/// An entry for each address, all of them usable: those of a block are not a network of their own, with an
+/// address for the network and one for broadcasts. Nor is a node's whole range in mode Route: no link has it.
 fn entries(configuration: &IpConfiguration) -> Result<Vec<Entry>, Invalid> {
     let IpConfiguration { name, address, attached_to, backend_pools: _, public_address: _ } = configuration;
     let range = address.parse::<Ipv4Net>().ok().filter(|range| is_whole(*range));

@@ -1,8 +1,8 @@
-//! Frees what leaked on the node: records whose sandbox is gone, links that outlive their sandbox; and takes in what is in
-//! use without a record.
+//! Frees what leaked on the node: records whose sandbox is gone, links that outlive their sandbox; and takes
+//! in what is in use without a record.
 //!
-//! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two looks, and then only if it
-//! still holds under the sandbox's lock, so never while a verb is at work on it.
+//! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two looks, and
+//! then only if it still holds under the sandbox's lock, so never while a verb is at work on it.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -77,7 +77,8 @@ fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
     records.chain(silenced).chain(strangers).collect()
 }
 
-/// Whether a link shows that a sandbox lives: it says so, or it is used, has the name that the sandbox's was given, and says nothing.
+/// Whether a link shows that a sandbox lives: it says so, or it is used, has the name that the sandbox's was
+/// given, and says nothing.
 fn is_of(link: &HostLink, sandbox: &Sandbox, name: &str) -> bool {
     let says_so = || link.occupants().iter().any(|occupant| occupant.sandbox == *sandbox);
     says_so() || (link.identity.is_none() && !link.is_silenced() && link.name == name)
@@ -91,8 +92,8 @@ fn strangers(ledger: &Ledger, links: &[HostLink]) -> impl Iterator<Item = Occupa
     })
 }
 
-/// Acts on a suspicion if it still holds; returns whether it did. A sandbox that a verb is at work on is left alone.
-/// Blocks for what a verb takes.
+/// Acts on a suspicion if it still holds; returns whether it did. A sandbox that a verb is at work on is left
+/// alone. Blocks for what a verb takes.
 pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
     let sandbox = match suspect {
         Suspect::Record { sandbox, .. } | Suspect::Stranger(sandbox) => sandbox,

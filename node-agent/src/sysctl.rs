@@ -2,8 +2,8 @@
 
 use std::{fs, io, path::Path};
 
-/// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all links, which sets
-/// each, and one for each link, which decides.
+/// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all
+/// links, which sets each, and one for each link, which decides.
 const ALL: &str = "ipv4/ip_forward";
 const ON: &str = "1";
 
@@ -16,8 +16,8 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Turns forwarding on, for all links and for each of these. `dir` is `/proc/sys/net` or where it is mounted; it shows the
-/// network namespace of whoever looks. Returns the settings it had to change.
+/// Turns forwarding on, for all links and for each of these. `dir` is `/proc/sys/net` or where it is mounted;
+/// it shows the network namespace of whoever looks. Returns the settings it had to change.
 pub fn ensure<'a>(dir: &Path, links: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
     let of_link = |link: &str| format!("ipv4/conf/{link}/forwarding");
     let settings = [ALL.to_owned(), of_link("default")].into_iter().chain(links.map(of_link));

@@ -12,10 +12,11 @@ pub struct Uplink {
     pub mtu: u32,
 }
 
-/// The link below `links` ([`LINKS`]) that has this hardware address, like `00:0d:3a:e5:1c:c0`; None if there is none.
+/// The link below `links` ([`LINKS`]) that has this hardware address, like `00:0d:3a:e5:1c:c0`; None if there
+/// is none.
 ///
-/// With accelerated networking two links have it: the synthetic one and the virtual function enslaved to it, which may
-/// be revoked at any time. The one without a master is meant.
+/// With accelerated networking two links have it: the synthetic one and the virtual function enslaved to it,
+/// which may be revoked at any time. The one without a master is meant.
 pub fn find(links: &Path, mac: &str) -> io::Result<Option<Uplink>> {
     for link in fs::read_dir(links)? {
         let link = link?;

@@ -1,4 +1,5 @@
-//! What the agent watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's network.
+//! What the agent watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's
+//! network.
 
 use std::{fs, path::PathBuf, pin::pin, sync::Arc, thread, time::Duration};
 
@@ -23,9 +24,9 @@ use vnetpool_plugin::{
 /// While a pod waits, the object is read when the watch has been silent for so long.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none. Goes on past
-/// errors, waiting longer each time. One that can't be read is there all the same: what was read last goes on to hold, and so
-/// does the ledger.
+/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none.
+/// Goes on past errors, waiting longer each time. One that can't be read is there all the same: what was read
+/// last goes on to hold, and so does the ledger.
 pub async fn object(
     api: Api<Reading<NodeIPAllocation>>,
     name: String,
@@ -91,8 +92,8 @@ async fn silent(waiting: &mut watch::Receiver<bool>, heard: Instant) {
     }
 }
 
-/// The object's place in the order of all versions of this kind's objects, which a deleted object and its successor under
-/// the same name share (comparable since Kubernetes 1.35); 0 if it isn't a number.
+/// The object's place in the order of all versions of this kind's objects, which a deleted object and its
+/// successor under the same name share (comparable since Kubernetes 1.35); 0 if it isn't a number.
 pub fn version(object: &NodeIPAllocation) -> u64 {
     object.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
@@ -124,13 +125,13 @@ pub async fn ledger(dir: PathBuf, changed: Arc<Notify>) -> anyhow::Result<()> {
     }
 }
 
-/// Notifies when somebody has changed what pods need of the node's network: one multicast socket, and pods that come and go
-/// don't stir it. `uplinks` are the links they get out by.
+/// Notifies when somebody has changed what pods need of the node's network: one multicast socket, and pods
+/// that come and go don't stir it. `uplinks` are the links they get out by.
 pub async fn kernel(uplinks: watch::Receiver<Uplinks>, disturbed: Arc<Notify>) -> anyhow::Result<()> {
     let events = Events::open()?;
     let (ended, end) = oneshot::channel();
-    // A thread of its own, which ends with the process: tokio offers nothing safe to wait for a netlink socket with, and
-    // waits itself for its blocking tasks when it ends.
+    // A thread of its own, which ends with the process: tokio offers nothing safe to wait for a netlink
+    // socket with, and waits itself for its blocking tasks when it ends.
     thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
         let error = loop {
             match events.wait() {

@@ -15,9 +15,9 @@ use crate::telemetry::LogFormat;
 
 /// Reserves addresses of Azure virtual networks for the nodes of a cluster.
 ///
-/// How it signs in to Azure is told by the environment, as with Azure's own tools: AZURE_CLIENT_ID, AZURE_TENANT_ID,
-/// AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET, AZURE_AUTHORITY_HOST; with none of them, the managed identity of
-/// the virtual machine it runs on.
+/// How it signs in to Azure is told by the environment, as with Azure's own tools: AZURE_CLIENT_ID,
+/// AZURE_TENANT_ID, AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET, AZURE_AUTHORITY_HOST; with none of
+/// them, the managed identity of the virtual machine it runs on.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Args {
@@ -29,8 +29,8 @@ pub struct Args {
     /// Where Azure Resource Manager is, if not where the cloud has it.
     #[arg(long, global = true, env = "VNETPOOL_ARM_ENDPOINT")]
     arm_endpoint: Option<Url>,
-    /// How much of Azure's request limits Vnetpool uses at most, in percent: the rest is left to the other clients of the
-    /// subscription.
+    /// How much of Azure's request limits Vnetpool uses at most, in percent: the rest is left to the other
+    /// clients of the subscription.
     #[arg(long, env = "VNETPOOL_BUDGET_PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(5..=100))]
     budget_percent: u8,
     /// Plan, and say in conditions and Events what would be done, but write nothing to Azure.
@@ -62,10 +62,11 @@ pub enum Command {
         #[arg(long, value_parser = part)]
         part: Vec<&'static Part>,
     },
-    /// Tests each permission the operator's identity needs in Azure, and says what is missing and where to grant it.
+    /// Tests each permission the operator's identity needs in Azure, and says what is missing and where to
+    /// grant it.
     ///
-    /// Signs in as the operator would, so run it where and as the operator runs. Without options it looks at the nodes of
-    /// the cluster. Changes nothing. Fails if anything is missing.
+    /// Signs in as the operator would, so run it where and as the operator runs. Without options it looks at
+    /// the nodes of the cluster. Changes nothing. Fails if anything is missing.
     Preflight {
         /// Tests for nodes to come, in a resource group of this subscription, instead.
         #[arg(long, requires = "resource_group")]
@@ -140,8 +141,8 @@ impl Args {
                 dry_run,
             },
             namespace,
-            // A replica that starts again must not take itself for the one before. The host's name wouldn't tell people
-            // which pod it is, on the host network.
+            // A replica that starts again must not take itself for the one before. The host's name wouldn't
+            // tell people which pod it is, on the host network.
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
             second_look: SECOND_LOOK,

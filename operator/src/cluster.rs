@@ -1,7 +1,7 @@
 //! What the operator knows of the cluster, kept current by four watches, and whom each change concerns.
 //!
-//! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision looks at
-//! (a Node's heartbeat, a condition of our own) wakes nobody.
+//! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision
+//! looks at (a Node's heartbeat, a condition of our own) wakes nobody.
 
 mod changes;
 mod intake;
@@ -38,7 +38,8 @@ use crate::pool::left_alone::{self, is_left_alone};
 use unreadable::Unknown;
 pub use wakeups::{Waker, Wakeups};
 
-/// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own writes.
+/// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own
+/// writes.
 #[derive(Clone)]
 pub struct Cluster {
     nodes: Store<Node>,
@@ -103,8 +104,8 @@ impl Cluster {
         (cluster, waker, wakeups, work.boxed())
     }
 
-    /// Waits until everything has been listed once: before that, a Node that isn't known needn't be gone. False if the
-    /// watches have ended.
+    /// Waits until everything has been listed once: before that, a Node that isn't known needn't be gone.
+    /// False if the watches have ended.
     pub async fn ready(&self) -> bool {
         let mut pods_listed = self.pods_listed.clone();
         let (nodes, allocations, pools, pods) = futures::join!(
@@ -148,7 +149,8 @@ impl Cluster {
         }
     }
 
-    /// Drops the answers that the watch has caught up with: what is kept twice would be as much again as the watch keeps.
+    /// Drops the answers that the watch has caught up with: what is kept twice would be as much again as the
+    /// watch keeps.
     fn catch_up(&self, event: &Event<NodeIPAllocation>) {
         let mut answers = lock(&self.answers);
         let is_ahead = |name: &str, answer: &Arc<NodeIPAllocation>| {
@@ -176,8 +178,8 @@ impl Cluster {
         pools.into_iter().find(|pool| pool.name_any() == name)
     }
 
-    /// What can't be read and decides about this node: its allocation, its Node, the pool that its allocation names, or the one
-    /// that would serve it. As long as there is one, nothing is done for the node.
+    /// What can't be read and decides about this node: its allocation, its Node, the pool that its allocation
+    /// names, or the one that would serve it. As long as there is one, nothing is done for the node.
     pub fn unreadable(&self, node: &str) -> Option<Arc<Unreadable>> {
         let own = self.unknown_allocations.get(node).or_else(|| self.unknown_nodes.get(node));
         own.or_else(|| self.unknown_pools.get(&self.allocation(node)?.spec.pool))
@@ -274,7 +276,8 @@ impl Cluster {
     }
 }
 
-/// Gives each event of a kind to `take`. Never ends: errors of the watch are logged and retried with the default backoff.
+/// Gives each event of a kind to `take`. Never ends: errors of the watch are logged and retried with the
+/// default backoff.
 async fn follow<K>(
     kind: &'static str,
     client: Client,
@@ -296,7 +299,8 @@ async fn follow<K>(
     }
 }
 
-/// Whether it is a later version of the same object. Kubernetes lets clients compare an object's resourceVersions as numbers.
+/// Whether it is a later version of the same object. Kubernetes lets clients compare an object's
+/// resourceVersions as numbers.
 fn is_newer(one: &NodeIPAllocation, other: &NodeIPAllocation) -> bool {
     let version = |object: &NodeIPAllocation| -> u64 {
         object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! Which pods of each node need an address, and what they ask to have attached to it, kept from the watch on Pods. Pure: `now`
-//! is an argument.
+//! Which pods of each node need an address, and what they ask to have attached to it, kept from the watch on
+//! Pods. Pure: `now` is an argument.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -12,8 +12,8 @@ use vnetpool_crds::names;
 
 use crate::planner::attachments::Wish;
 
-/// Pods by node, as UIDs only, but for the few that ask for attachments: what a cluster of 5,000 nodes needs of its pods fits in
-/// some ten megabytes.
+/// Pods by node, as UIDs only, but for the few that ask for attachments: what a cluster of 5,000 nodes needs
+/// of its pods fits in some ten megabytes.
 ///
 /// No question about one node is answered by a scan over all pods.
 #[derive(Debug, Default)]
@@ -124,7 +124,8 @@ impl Demand {
         Some(node)
     }
 
-    /// Drops what is known of a node that is gone. One that lives is kept without pods, too: `changed` still matters.
+    /// Drops what is known of a node that is gone. One that lives is kept without pods, too: `changed` still
+    /// matters.
     pub fn forget(&mut self, node: &str) {
         if self.nodes.get(node).is_some_and(|bound| bound.pods.is_empty()) {
             self.nodes.remove(node);
@@ -135,8 +136,8 @@ impl Demand {
 /// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// The UID under which the node knows the pod. A static pod has one that the kubelet made of its manifest; the API server has
-/// a mirror of it, with a UID of its own that nobody on the node has heard of.
+/// The UID under which the node knows the pod. A static pod has one that the kubelet made of its manifest;
+/// the API server has a mirror of it, with a UID of its own that nobody on the node has heard of.
 fn uid(pod: &Pod) -> Option<&String> {
     pod.annotations().get(MIRROR).or(pod.metadata.uid.as_ref())
 }
@@ -161,8 +162,9 @@ fn wish(pod: &Pod) -> Option<Wish> {
     [backend_pools, public_address, dns_label].iter().any(|one| one.is_some()).then_some(wish)
 }
 
-/// Pods as [`Demand`] takes them, whatever comes. Of one that can't be read as a whole, the few fields that matter are looked at one
-/// by one, and one that isn't what it should be counts as absent: then the pod needs an address.
+/// Pods as [`Demand`] takes them, whatever comes. Of one that can't be read as a whole, the few fields that
+/// matter are looked at one by one, and one that isn't what it should be counts as absent: then the pod needs
+/// an address.
 pub fn read(event: Event<Reading<Pod>>) -> Event<Pod> {
     let stripped = |Reading(pod): Reading<Pod>| {
         let mut pod = pod.unwrap_or_else(|unreadable| in_parts(&unreadable));

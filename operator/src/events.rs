@@ -1,4 +1,5 @@
-//! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on our own kind.
+//! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on
+//! our own kind.
 
 use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -15,8 +16,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// And what delivers them, in the order in which they were said; it ends when all are delivered and nobody can say more. A
-    /// message that can't be delivered is logged and given up: an Event changes nothing. `instance` tells replicas apart.
+    /// And what delivers them, in the order in which they were said; it ends when all are delivered and
+    /// nobody can say more. A message that can't be delivered is logged and given up: an Event changes
+    /// nothing. `instance` tells replicas apart.
     pub fn new(client: Client, instance: &str) -> (Events, impl Future<Output = ()> + Send + use<>) {
         let reporter =
             Reporter { controller: vnetpool_crds::names::OPERATOR.into(), instance: Some(instance.into()) };

@@ -1,5 +1,5 @@
-//! Whether the process as a whole is stuck, which is all that a restart could cure. An outage of Azure or of the API server is none:
-//! who waits for an answer still beats.
+//! Whether the process as a whole is stuck, which is all that a restart could cure. An outage of Azure or of
+//! the API server is none: who waits for an answer still beats.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,12 @@ use tokio::time::{MissedTickBehavior, interval};
 
 /// How often a task that waits says that it is alive.
 const BEAT: Duration = Duration::from_secs(10);
-/// A task that hasn't said so for this long is stuck. No single step of one takes as long: each request has an end before.
+/// A task that hasn't said so for this long is stuck. No single step of one takes as long: each request has
+/// an end before.
 const STUCK: Duration = Duration::from_secs(120);
 
-/// When each task was last alive and each watch last brought something, and since when nodes are being reconciled.
+/// When each task was last alive and each watch last brought something, and since when nodes are being
+/// reconciled.
 #[derive(Debug, Default)]
 pub struct Health {
     beats: Mutex<BTreeMap<&'static str, Instant>>,

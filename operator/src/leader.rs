@@ -1,8 +1,9 @@
-//! Who leads: the holder of a Lease. Losing it ends the process, so that there is never a leader that has forgotten to be none.
+//! Who leads: the holder of a Lease. Losing it ends the process, so that there is never a leader that has
+//! forgotten to be none.
 //!
-//! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood unchanged, as
-//! Kubernetes' own components do. What a leader does that was paused beyond its lease is stopped by resourceVersions and
-//! ETags; the Lease only keeps two replicas from working against each other.
+//! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood
+//! unchanged, as Kubernetes' own components do. What a leader does that was paused beyond its lease is
+//! stopped by resourceVersions and ETags; the Lease only keeps two replicas from working against each other.
 
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ impl Candidate {
         Candidate { leases: Api::namespaced(client, namespace), name, identity }
     }
 
-    /// Waits until this replica leads; `on_contact` is called whenever the API server has answered. Errors of the API
-    /// server are logged and retried.
+    /// Waits until this replica leads; `on_contact` is called whenever the API server has answered. Errors of
+    /// the API server are logged and retried.
     pub async fn acquire(self, on_contact: impl Fn()) -> Leadership {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {

@@ -8,8 +8,8 @@
 //!  pool:  the nodes' sums and conditions → NodeIPPool.status
 //! ```
 //!
-//! One replica leads by a Lease. It keeps nothing that can't be lost: reservations are on the NICs, their mirror in
-//! `NodeIPAllocation.spec`.
+//! One replica leads by a Lease. It keeps nothing that can't be lost: reservations are on the NICs, their
+//! mirror in `NodeIPAllocation.spec`.
 
 mod admin;
 mod api_server;

@@ -25,7 +25,8 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    // Both of rustls's providers, ring and aws-lc-rs, can be in the tree, and with both rustls has no default and panics.
+    // Both of rustls's providers, ring and aws-lc-rs, can be in the tree, and with both rustls has no default
+    // and panics.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;

@@ -1,4 +1,5 @@
-//! The operator's metrics, `vnetpool_operator_*`: what it did, what it cost in requests to Azure, and what it holds.
+//! The operator's metrics, `vnetpool_operator_*`: what it did, what it cost in requests to Azure, and what it
+//! holds.
 
 mod ages;
 mod budget;
@@ -50,7 +51,8 @@ struct Pool {
     pool: String,
 }
 
-/// From a millisecond, for reconciles that find nothing to do, to the minutes a NIC write may wait for the budget.
+/// From a millisecond, for reconciles that find nothing to do, to the minutes a NIC write may wait for the
+/// budget.
 #[derive(Clone)]
 struct Seconds;
 

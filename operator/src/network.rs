@@ -1,4 +1,5 @@
-//! The virtual networks around the nodes' subnets, and how full these are: looked at once a minute for each VNet, not once a node.
+//! The virtual networks around the nodes' subnets, and how full these are: looked at once a minute for each
+//! VNet, not once a node.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +14,8 @@ use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, Resource
 use crate::lock::lock;
 use vnetpool_crds::reason::Reason;
 
-/// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from then on.
+/// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from
+/// then on.
 const URGENCY: Priority = Priority::WaitingPods;
 
 /// What is known of each subnet in use.
@@ -31,7 +33,8 @@ struct Known {
     free: Free,
 }
 
-/// What Azure says of the free addresses of a subnet: a hint. That there are none is learned from a refused write.
+/// What Azure says of the free addresses of a subnet: a hint. That there are none is learned from a refused
+/// write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Free {
     /// Not asked yet.
@@ -86,14 +89,16 @@ impl Networks {
         Some(Subnet { size: size(network), free: free.clone() })
     }
 
-    /// Reads each network again when what is known of it is [`NETWORK_KEPT`] old, and how full it is, and calls `changed` for
-    /// each subnet of which that is news; forgets subnets that aren't `in_use`. Never ends.
+    /// Reads each network again when what is known of it is [`NETWORK_KEPT`] old, and how full it is, and
+    /// calls `changed` for each subnet of which that is news; forgets subnets that aren't `in_use`. Never
+    /// ends.
     pub async fn refresh(
         &self,
         in_use: impl Fn() -> HashSet<ResourceId>,
         changed: impl Fn(&ResourceId, News),
     ) {
-        // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits for minutes.
+        // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits
+        // for minutes.
         tokio::join!(self.follow(in_use, &changed), self.count(&changed));
     }
 
@@ -131,7 +136,8 @@ impl Networks {
                     }
                 }
                 Err(error) => {
-                    // What was read before stays good: a range that was the network's is rarely taken from it.
+                    // What was read before stays good: a range that was the network's is rarely taken from
+                    // it.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
                     if let Some(known) = self.lock().get_mut(&subnet) {
                         known.looked = Instant::now();
@@ -230,7 +236,8 @@ fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
     NETWORK_KEPT.saturating_sub(oldest.elapsed())
 }
 
-/// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual Network FAQ").
+/// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual
+/// Network FAQ").
 fn size(network: &Network) -> u32 {
     let prefixes = network.subnet.iter();
     let size: u64 = prefixes.map(|prefix| (1_u64 << (32 - prefix.prefix_len())).saturating_sub(5)).sum();

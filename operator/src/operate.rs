@@ -1,4 +1,5 @@
-//! A leader's life: it waits for the Lease, runs the controllers, ends the work under way and releases the Lease.
+//! A leader's life: it waits for the Lease, runs the controllers, ends the work under way and releases the
+//! Lease.
 
 mod news;
 
@@ -30,10 +31,11 @@ use crate::{admin, node, pool};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
-/// How long after a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its caches, give
-/// a passing 404.
+/// How long after a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
+/// caches, give a passing 404.
 pub const SECOND_LOOK: Duration = Duration::from_secs(60);
-/// How long passes under way may take to end when the process is asked to: a NIC write takes about ten seconds.
+/// How long passes under way may take to end when the process is asked to: a NIC write takes about ten
+/// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long Events that were said may take to be published after that.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -65,7 +67,8 @@ pub enum Error {
     Ended { task: &'static str },
 }
 
-/// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops at once.
+/// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops
+/// at once.
 ///
 /// # Errors
 /// When it can't go on; whoever called should end the process, for then another replica leads.
@@ -93,7 +96,8 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
         () = &mut stop => return Ok(()),
     };
     metrics.leading(true);
-    // A standby is ready when it has reached the API server. A leader works from its caches, so it is when they are synced.
+    // A standby is ready when it has reached the API server. A leader works from its caches, so it is when
+    // they are synced.
     contact.send_replace(false);
     let health = metrics.health.clone();
 

@@ -1,4 +1,5 @@
-//! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place that does. Pure.
+//! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place
+//! that does. Pure.
 
 pub mod attachments;
 mod rehearsal;
@@ -17,10 +18,12 @@ pub use sizing::Demand;
 
 /// A burst of pods counts as over when the scheduler has bound none for this long.
 pub const STILL: Duration = Duration::from_millis(300);
-/// A burst that goes on is not waited for any longer than this. The controller manager's default of 20 requests a second
-/// after the first 30 makes 60 pods in 1.5 s: a NIC write takes ten, so to wait for them costs less than a second write.
+/// A burst that goes on is not waited for any longer than this. The controller manager's default of 20
+/// requests a second after the first 30 makes 60 pods in 1.5 s: a NIC write takes ten, so to wait for them
+/// costs less than a second write.
 pub const BURST: Duration = Duration::from_secs(2);
-/// Addresses to release are collected for this long while the agent is still giving up more: nobody waits for them.
+/// Addresses to release are collected for this long while the agent is still giving up more: nobody waits for
+/// them.
 pub const COLLECT: Duration = Duration::from_secs(30);
 
 /// Everything a decision may depend on, read beforehand: no client and no clock in here.
@@ -31,7 +34,8 @@ pub struct Observed {
     pub demand: Demand,
     /// Our ipConfigurations on the NIC.
     pub held: Vec<IpConfiguration>,
-    /// What pods use though it has left the NIC, and may be asked for again: addresses, or the blocks they are in.
+    /// What pods use though it has left the NIC, and may be asked for again: addresses, or the blocks they
+    /// are in.
     pub lost: BTreeSet<Ipv4Net>,
     /// How many ipConfigurations of ours the NIC can take: Azure's limit less what others have on it.
     pub slots: u32,
@@ -57,7 +61,8 @@ pub struct Observed {
     pub growth_wanted_for: Duration,
     /// How long a release has been wanted.
     pub release_wanted_for: Duration,
-    /// How many more may be reserved in one write: 0 while growth is held back by an error, a part after a full subnet.
+    /// How many more may be reserved in one write: 0 while growth is held back by an error, a part after a
+    /// full subnet.
     pub may_reserve: u32,
     /// False while an error holds every write back.
     pub may_write: bool,
@@ -147,7 +152,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let surplus_to_last = surplus
         .then(|| observed.release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
         .filter(|rest| !rest.is_zero());
-    // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up before.
+    // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up
+    // before.
     let target = if surplus_to_last.is_some() { kept } else { wanted };
 
     let grows = wanted > kept;
@@ -161,7 +167,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
     let reserve = reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32);
     let burst_to_last = burst_to_last(observed.bound_still_for, observed.growth_wanted_for);
-    // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take the release along.
+    // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take
+    // the release along.
     let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
         COLLECT.saturating_sub(observed.release_wanted_for)
     } else {
@@ -171,8 +178,9 @@ pub fn plan(observed: &Observed) -> Plan {
     let repairs = observed.nic_failed || held.iter().any(|one| one.state == ProvisioningState::Failed);
     let repair_now = repairs && observed.may_mend;
     let release_now = releases && (grow_now || repair_now || release_to_wait.is_zero());
-    // A write begun in the middle of a burst would keep its pods waiting. And where no pool has a say any more, the groups go with
-    // the last address: a pod that is still there keeps the rules it was started under.
+    // A write begun in the middle of a burst would keep its pods waiting. And where no pool has a say any
+    // more, the groups go with the last address: a pod that is still there keeps the rules it was started
+    // under.
     let regroup_now = (reserve == 0 || grow_now)
         && (sizing.is_some() || (keeping.is_empty() && (!releases || release_now)));
     let regroup = |groups: &[ResourceId]| if regroup_now { groups.to_vec() } else { vec![] };
@@ -215,7 +223,8 @@ pub fn plan(observed: &Observed) -> Plan {
     }
 }
 
-/// How much longer to wait for the scheduler to bind the rest of a burst: its pods then cost one NIC write, not a dozen.
+/// How much longer to wait for the scheduler to bind the rest of a burst: its pods then cost one NIC write,
+/// not a dozen.
 pub fn burst_to_last(bound_still_for: Duration, growth_wanted_for: Duration) -> Duration {
     STILL.saturating_sub(bound_still_for).min(BURST.saturating_sub(growth_wanted_for))
 }
@@ -236,9 +245,9 @@ fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
     }
 }
 
-/// What the NIC holds and Azure has finished: only such an address gets its packets. A relinquished one is shown until
-/// it has left the NIC, and only then forgotten by the agent. One that is shown stays so while Azure works on it: its pod has
-/// it, and whom it is kept for is written nowhere else.
+/// What the NIC holds and Azure has finished: only such an address gets its packets. A relinquished one is
+/// shown until it has left the NIC, and only then forgotten by the agent. One that is shown stays so while
+/// Azure works on it: its pod has it, and whom it is kept for is written nowhere else.
 fn published(held: &[IpConfiguration], shown: &BTreeSet<String>) -> Vec<allocation::IpConfiguration> {
     let mut ready: Vec<_> = held
         .iter()

@@ -1,4 +1,5 @@
-//! Whether a pool's pod CIDR is free: pods under addresses that somebody else has, too, can't be reached. Pure.
+//! Whether a pool's pod CIDR is free: pods under addresses that somebody else has, too, can't be reached.
+//! Pure.
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
@@ -6,7 +7,8 @@ use vnetpool_crds::NodeIPPool;
 
 use crate::azure::Network;
 
-/// What the pool's pod CIDR overlaps, as a sentence that names both ranges. Between two pools the older one is in the right.
+/// What the pool's pod CIDR overlaps, as a sentence that names both ranges. Between two pools the older one
+/// is in the right.
 pub fn conflict<'a>(
     pool: &NodeIPPool,
     pools: impl IntoIterator<Item = &'a NodeIPPool>,

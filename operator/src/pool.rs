@@ -201,7 +201,8 @@ pub(crate) fn roll_up<'a>(
     next
 }
 
-/// Names in the status what can't be read of the pool's nodes. Says nothing as long as there was nothing to say.
+/// Names in the status what can't be read of the pool's nodes. Says nothing as long as there was nothing to
+/// say.
 fn tell_unreadable(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,

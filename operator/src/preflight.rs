@@ -1,4 +1,5 @@
-//! `vnetpool-operator preflight`: tests each permission the operator needs, and says what is missing and where to grant it.
+//! `vnetpool-operator preflight`: tests each permission the operator needs, and says what is missing and
+//! where to grant it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +18,8 @@ use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
 /// What to test for.
 #[derive(Clone, Debug)]
 pub enum Subject {
-    /// The pools of the cluster and its nodes: one for each resource group and AKS node pool, since those of a group and pool are alike.
+    /// The pools of the cluster and its nodes: one for each resource group and AKS node pool, since those of
+    /// a group and pool are alike.
     Nodes,
     /// Nodes that may not exist yet, in this resource group; and the subnet they are to be in.
     Group { id: String, subnet: Option<ResourceId> },
@@ -182,7 +184,8 @@ impl Asked<'_> {
         Ok(findings)
     }
 
-    /// Settles with a write that can't take effect what roles don't tell: those that can't be read, deny assignments, locks.
+    /// Settles with a write that can't take effect what roles don't tell: those that can't be read, deny
+    /// assignments, locks.
     async fn write(&self, nic: &ResourceId, findings: &mut [Finding]) -> anyhow::Result<()> {
         let is_write = |finding: &&mut Finding| {
             finding.need.action.ends_with("/write") || finding.need.action.ends_with("/action")

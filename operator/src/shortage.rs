@@ -1,11 +1,14 @@
-//! Subnets that have run out of addresses: which node may ask next, and for how many. Pure: `now` is an argument.
+//! Subnets that have run out of addresses: which node may ask next, and for how many. Pure: `now` is an
+//! argument.
 //!
-//! One refusal holds back the growth of every node in the subnet. From then on one node at a time asks, for no more than is
-//! believed to be there: half of what was refused, one after a wait, twice what was granted, and what our own nodes have given
-//! back. Releases are never held back: they are what helps. Once there is enough for all who want some, it is over.
+//! One refusal holds back the growth of every node in the subnet. From then on one node at a time asks, for
+//! no more than is believed to be there: half of what was refused, one after a wait, twice what was granted,
+//! and what our own nodes have given back. Releases are never held back: they are what helps. Once there is
+//! enough for all who want some, it is over.
 //!
-//! The order is that of need: nodes with pods that lack an address come first, among them the one that holds least for what it
-//! needs. Who has asked in vain, or didn't use its turn, goes behind its equals, so nobody keeps the others waiting.
+//! The order is that of need: nodes with pods that lack an address come first, among them the one that holds
+//! least for what it needs. Who has asked in vain, or didn't use its turn, goes behind its equals, so nobody
+//! keeps the others waiting.
 //!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
 
@@ -13,7 +16,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 
-/// Where the addresses come from. A subnet may have single addresses and yet no block, so each sort runs out by itself.
+/// Where the addresses come from. A subnet may have single addresses and yet no block, so each sort runs out
+/// by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     /// The subnet's id, in lower case.
@@ -87,7 +91,8 @@ struct Given {
     until: Instant,
 }
 
-/// The first wait after the last address was refused, and the longest. There is one probe for all of a subnet.
+/// The first wait after the last address was refused, and the longest. There is one probe for all of a
+/// subnet.
 const PROBE: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(600);
 /// Who hasn't written its NIC by then has lost its turn. One that is still at it does no harm.
@@ -131,7 +136,8 @@ impl Shortages {
         shortage.pass_on(node)
     }
 
-    /// An operator before this one had found the source empty: its nodes don't all ask at once to learn it again.
+    /// An operator before this one had found the source empty: its nodes don't all ask at once to learn it
+    /// again.
     pub fn recall(&mut self, source: &Source, said: Said, now: Instant) {
         self.0.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(source.grain, now) });
     }
@@ -291,8 +297,8 @@ impl Shortage {
             .map(|(name, _)| name.clone())
     }
 
-    /// How many of those believed to be there are for this node, when each goes to whoever is then in the greatest need: at
-    /// least one, for somebody must try.
+    /// How many of those believed to be there are for this node, when each goes to whoever is then in the
+    /// greatest need: at least one, for somebody must try.
     fn share(&self, node: &str) -> u32 {
         let grain = self.grain;
         let mut got: HashMap<&str, u32> = HashMap::new();

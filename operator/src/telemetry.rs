@@ -1,4 +1,5 @@
-//! Log lines: one for each outcome, as text for people or JSON for machines. The node agent's lines have the same keys.
+//! Log lines: one for each outcome, as text for people or JSON for machines. The node agent's lines have the
+//! same keys.
 
 use tracing_subscriber::EnvFilter;
 
@@ -9,7 +10,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends log lines to stderr, at `info` (the runtime's spans, which repeat what ours say, left out) unless `RUST_LOG` says otherwise.
+/// Sends log lines to stderr, at `info` (the runtime's spans, which repeat what ours say, left out) unless
+/// `RUST_LOG` says otherwise.
 pub fn init(format: LogFormat) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));

@@ -405,7 +405,8 @@ pub fn an_unknown_value_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What the hook's Job runs. The older definition differs in words only, since other tests use it at the same time.
+/// What the hook's Job runs. The older definition differs in words only, since other tests use it at the same
+/// time.
 pub fn the_hook_brings_older_definitions_up_to_date(plane: &ControlPlane) -> Result<()> {
     let description =
         "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/nodes/description";

@@ -1,4 +1,5 @@
-//! What the real API server accepts, refuses and shows of our kinds, who may write what of them, and what the chart renders.
+//! What the real API server accepts, refuses and shows of our kinds, who may write what of them, and what the
+//! chart renders.
 
 mod chart;
 mod pools;

@@ -1,4 +1,5 @@
-//! Pools that make sense are taken and completed; those that don't are refused in words that say what to write instead.
+//! Pools that make sense are taken and completed; those that don't are refused in words that say what to
+//! write instead.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The node agents' side of the protocol without nodes: each supplies a real ledger from its NodeIPAllocation, gives pods
-//! addresses of it, and gives up what it is asked to, under its own identity.
+//! The node agents' side of the protocol without nodes: each supplies a real ledger from its
+//! NodeIPAllocation, gives pods addresses of it, and gives up what it is asked to, under its own identity.
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
@@ -75,7 +75,8 @@ impl Agents {
         self.change(node, |agent| agent.pods = pods);
     }
 
-    /// The node's agent looks once at what the metadata service lists of the NIC in `spec`, and reports what is missing.
+    /// The node's agent looks once at what the metadata service lists of the NIC in `spec`, and reports what
+    /// is missing.
     pub fn look(&self, node: &str, nic: &Interface, answer: &Network) {
         self.change(node, |agent| agent.listing.look(nic, answer));
     }
@@ -125,7 +126,8 @@ impl Agents {
             let publishing =
                 stream::iter(news).for_each_concurrent(AT_ONCE, async |(object, (client, status))| {
                     if publish(client, object, &status).await.is_err() {
-                        // The object is gone or another by now: the watch tells. Else it is tried again at the next occasion.
+                        // The object is gone or another by now: the watch tells. Else it is tried again at
+                        // the next occasion.
                         let name = object.name_any();
                         self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
                         self.touch(&name);

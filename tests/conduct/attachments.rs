@@ -1,4 +1,5 @@
-//! Backend pools of load balancers and public addresses on pods' own addresses: attached when pods ask, detached when they go.
+//! Backend pools of load balancers and public addresses on pods' own addresses: attached when pods ask,
+//! detached when they go.
 
 use crate::Test;
 use crate::stage::{Stage, quick};

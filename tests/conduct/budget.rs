@@ -123,7 +123,8 @@ async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &Co
 /// No stretch of time saw more requests than our share of the bucket and what it gained meanwhile.
 fn within_the_budget(log: &[LogEntry]) -> Result<()> {
     let share = f64::from(SHARE) / 100.0;
-    // Requests that were let through one after the other may arrive closer together, on a busy machine by that much.
+    // Requests that were let through one after the other may arrive closer together, on a busy machine by
+    // that much.
     let slack = patience(Duration::from_millis(1500)).as_secs_f64();
     for (is_write, burst, rate) in [(false, 250.0 * share, 25.0 * share), (true, 200.0 * share, 10.0 * share)]
     {
@@ -247,7 +248,8 @@ async fn the_budget_its_spend_and_who_waits_are_metrics(plane: &ControlPlane) ->
     let waits = |metrics: &Metrics| {
         closed(metrics) && metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="new_node""#]) >= 1.0
     };
-    // One after the other: the write of a second node that came at the same time would be through before the answer.
+    // One after the other: the write of a second node that came at the same time would be through before the
+    // answer.
     stage.node("n1", None).await?;
     Metrics::until(&stage, "writes are closed", closed).await?;
     stage.node("n2", None).await?;

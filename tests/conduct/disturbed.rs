@@ -1,4 +1,5 @@
-//! An API server that doesn't answer, stops in the middle or hangs up: the operator serves nodes again within a stated time.
+//! An API server that doesn't answer, stops in the middle or hangs up: the operator serves nodes again within
+//! a stated time.
 
 use crate::Test;
 use crate::proxy::{Fault, Proxy};

@@ -1,4 +1,5 @@
-//! Finding things: what the operator asks Azure to find a node's NIC and to keep knowing it, and what it never asks.
+//! Finding things: what the operator asks Azure to find a node's NIC and to keep knowing it, and what it
+//! never asks.
 
 use crate::Test;
 use crate::metrics::Metrics;
@@ -83,8 +84,8 @@ async fn nothing_is_ever_listed_whatever_happens_to_nodes_pods_and_the_operator(
     Ok(())
 }
 
-/// A resource, a part of one, or an operation; not all resources of a kind in a subscription or a group. How full the
-/// subnets of one VNet are is part of that VNet.
+/// A resource, a part of one, or an operation; not all resources of a kind in a subscription or a group. How
+/// full the subnets of one VNet are is part of that VNet.
 fn is_of_one_thing(path: &str) -> bool {
     let path = path.to_lowercase();
     let Some((scope, resource)) = path.split_once("/providers/") else { return false };

@@ -195,7 +195,8 @@ async fn a_node_that_goes_over_to_another_nic_takes_its_groups_along(plane: &Con
     Ok(())
 }
 
-/// Waits until there is an Event with this reason about the node and one about its object, and sees that there is no more.
+/// Waits until there is an Event with this reason about the node and one about its object, and sees that
+/// there is no more.
 async fn said_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
     let mut said = eventually(&format!("both Events {reason}"), Duration::from_secs(10), || async {
         let said = stage.events("n1", reason).await?;
@@ -271,7 +272,8 @@ async fn without_the_right_to_join_groups_the_action_is_named_and_pods_get_addre
     until_grouped(&stage, "n1", "n1-nic", &["web"], &["web"]).await
 }
 
-/// A node that held its addresses without groups, and an operator that has been killed while it wrote the NIC to join them.
+/// A node that held its addresses without groups, and an operator that has been killed while it wrote the NIC
+/// to join them.
 async fn killed<'a>(plane: &'a ControlPlane, effect: Effect) -> Result<Stage<'a>> {
     let stage = Stage::empty(plane, quick()).await?;
     make(&stage, &["web"]).await?;

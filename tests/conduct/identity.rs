@@ -1,5 +1,5 @@
-//! The operator's identity while it works: a sign-in that fails and comes back, node resource groups that are locked, nodes of
-//! several subscriptions.
+//! The operator's identity while it works: a sign-in that fails and comes back, node resource groups that are
+//! locked, nodes of several subscriptions.
 
 use crate::Test;
 use crate::stage::{Stage, quick};

@@ -54,7 +54,8 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
         status(503),
         status(504),
     ];
-    // Each node meets one of them in its first write, in the read-back after its second, and in a poll of any.
+    // Each node meets one of them in its first write, in the read-back after its second, and in a poll of
+    // any.
     for (index, loss) in losses.iter().enumerate() {
         stage.fault("PUT", &format!("/n{index}-nic"), Some(1), loss.clone());
         stage.fault("GET", "/operations/", Some(1), loss.clone());

@@ -1,4 +1,5 @@
-//! Scale sets and other machines: reimaged, upgraded, scaled in, coming back under old ids, losing their Nodes.
+//! Scale sets and other machines: reimaged, upgraded, scaled in, coming back under old ids, losing their
+//! Nodes.
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};
@@ -196,7 +197,8 @@ async fn a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good(plane: &Co
     };
     let spec = stage.until("the instance holds enough again", NODE, made_good).await?;
     ensure!(!spec.contains(&lost));
-    // No address can be asked for here, but Azure gives the lowest free ones: those in use are their pods' again.
+    // No address can be asked for here, but Azure gives the lowest free ones: those in use are their pods'
+    // again.
     let back: BTreeSet<&String> = before.iter().filter(|one| **one != lost).collect();
     ensure!(back.iter().all(|one| spec.contains(*one)), "{back:?} are not in {spec:?}");
     // The pod that lost its own ends, and all is well.

@@ -1,13 +1,14 @@
-//! The whole operator against a real API server and simulated Azure, without a node: what it does when Azure is slow, busy,
-//! full, silent or unwilling, or when others change things under it.
+//! The whole operator against a real API server and simulated Azure, without a node: what it does when Azure
+//! is slow, busy, full, silent or unwilling, or when others change things under it.
 //!
 //! ```text
 //!   stage     one test's world: Azure, machines with their Nodes and pods, the operator, and eyes on all of it
 //!   operator  the operator as a process would run it, and its two ends
 //!   agent     the nodes' side of the protocol: takes up addresses and gives them up as the real agents do
 //! ```
-//! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at once as there are
-//! threads (`--test-threads`; without it three for each core), each with an API server of its own, which they hand on.
+//! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at
+//! once as there are threads (`--test-threads`; without it three for each core), each with an API server of
+//! its own, which they hand on.
 
 mod agent;
 mod attachments;
@@ -64,7 +65,8 @@ pub(crate) use tests;
 
 /// No test takes longer than this on a machine that does nothing else.
 const LONGEST: Duration = Duration::from_secs(180);
-/// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the operator's pauses.
+/// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the
+/// operator's pauses.
 const PER_CORE: usize = 3;
 
 fn main() -> ExitCode {

@@ -37,8 +37,8 @@ fn theirs(stage: &Stage<'_>, node: &str) -> Vec<String> {
     names.filter(|name| !name.starts_with("vnp-")).collect()
 }
 
-/// As `az aks create --network-plugin none` makes them: machines in a group of their own, whose name Azure's cloud provider
-/// writes in lower case into the providerID, and AKS' labels.
+/// As `az aks create --network-plugin none` makes them: machines in a group of their own, whose name Azure's
+/// cloud provider writes in lower case into the providerID, and AKS' labels.
 async fn nodes_of_aks_without_a_network_plugin_are_served_like_any_others(
     plane: &ControlPlane,
 ) -> Result<()> {

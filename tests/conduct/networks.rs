@@ -1,4 +1,5 @@
-//! The networks a cluster may be put into: one that the example's template makes, and one that others use, too.
+//! The networks a cluster may be put into: one that the example's template makes, and one that others use,
+//! too.
 
 use crate::Test;
 use crate::stage::{Stage, quick};

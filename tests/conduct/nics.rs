@@ -20,8 +20,8 @@ pub(crate) fn subnet(name: &str) -> String {
     )
 }
 
-/// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others` ipConfigurations of
-/// somebody else's besides its own; and its Node.
+/// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others`
+/// ipConfigurations of somebody else's besides its own; and its Node.
 pub(crate) async fn node(
     stage: &Stage<'_>,
     name: &str,

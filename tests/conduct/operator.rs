@@ -1,4 +1,5 @@
-//! The operator as its process runs it: in a thread with a runtime of its own, so that it can be killed with all it began.
+//! The operator as its process runs it: in a thread with a runtime of its own, so that it can be killed with
+//! all it began.
 
 use anyhow::{Result, anyhow};
 use reqwest::Url;

@@ -1,5 +1,5 @@
-//! A TCP proxy between the operator and its API server. It reads nothing of what passes, and does to it what networks and dying
-//! servers do.
+//! A TCP proxy between the operator and its API server. It reads nothing of what passes, and does to it what
+//! networks and dying servers do.
 
 use anyhow::Result;
 use std::net::SocketAddr;
@@ -22,7 +22,8 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
-    /// Whoever asks something on a connection never hears anything on it again. What was asked reaches the server.
+    /// Whoever asks something on a connection never hears anything on it again. What was asked reaches the
+    /// server.
     LoseAnswers,
     /// A connection opened now falls silent when so many bytes of answers have passed.
     StallAfter(usize),

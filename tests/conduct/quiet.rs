@@ -1,5 +1,6 @@
-//! Addresses that leave the NIC of a node to which nothing else happens: what its own metadata service tells of it, and what the
-//! operator makes of that. The re-check of hours plays no part in what takes seconds here.
+//! Addresses that leave the NIC of a node to which nothing else happens: what its own metadata service tells
+//! of it, and what the operator makes of that. The re-check of hours plays no part in what takes seconds
+//! here.
 
 use crate::Test;
 use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served, wipe};

@@ -211,8 +211,8 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
     Ok(())
 }
 
-/// Waits until no node has been looked at for longer than news about counts are held back, which is 10 s: what follows then
-/// is no late effect of what was before.
+/// Waits until no node has been looked at for longer than news about counts are held back, which is 10 s:
+/// what follows then is no late effect of what was before.
 async fn until_quiet(stage: &Stage<'_>) -> Result<()> {
     let passes = async || {
         let metrics = Metrics::scrape(stage).await?;

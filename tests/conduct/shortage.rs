@@ -15,7 +15,8 @@ pub const TESTS: &[Test] = crate::tests![
 /// A /28 gives eleven addresses; three nodes take one each for themselves.
 const SMALL: Option<&str> = Some("small");
 
-/// Nodes a, b and c in the small subnet with 4, 3 and 1 addresses, all there are, where c has pods for four; d elsewhere.
+/// Nodes a, b and c in the small subnet with 4, 3 and 1 addresses, all there are, where c has pods for four;
+/// d elsewhere.
 async fn full<'a>(plane: &'a ControlPlane) -> Result<Stage<'a>> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;

@@ -1,4 +1,5 @@
-//! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and eyes on all of it.
+//! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and eyes on all of
+//! it.
 
 use crate::agent::Agents;
 use crate::operator::{self, End, Operator};
@@ -51,7 +52,8 @@ pub fn quick() -> Config {
 }
 
 impl<'a> Stage<'a> {
-    /// An empty cluster in an Azure of its own, a pool `default` of this spec for all nodes, and the operator at work.
+    /// An empty cluster in an Azure of its own, a pool `default` of this spec for all nodes, and the operator
+    /// at work.
     pub async fn set(plane: &'a ControlPlane, azure: Config, pool: Value) -> Result<Self> {
         let stage = Self::empty(plane, azure).await?;
         stage.pool("default", pool).await?;
@@ -119,7 +121,8 @@ impl<'a> Stage<'a> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Term)
     }
 
-    /// The operator ends as by SIGKILL. Its Lease is taken away, so that the next one needn't wait for its end.
+    /// The operator ends as by SIGKILL. Its Lease is taken away, so that the next one needn't wait for its
+    /// end.
     pub async fn kill(&self) -> Result<()> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
         delete_all::<Lease>(Api::namespaced(self.client.clone(), NAMESPACE)).await
@@ -339,7 +342,8 @@ impl<'a> Stage<'a> {
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
     }
 
-    /// The NIC of an instance of a Uniform scale set, which the network provider shows in a version of its own.
+    /// The NIC of an instance of a Uniform scale set, which the network provider shows in a version of its
+    /// own.
     pub async fn get_instance_nic(&self, id: &str) -> Result<Value> {
         let url = format!("{}{id}?api-version=2018-10-01", self.sim.arm_url());
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
@@ -426,8 +430,9 @@ impl<'a> Stage<'a> {
         self.sim.order_fault(Fault { method, path_contains, count, effect })
     }
 
-    /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about objects of these
-    /// kinds, in the order of their names, and each said once. Events are written beside the work, so nobody finds them at once.
+    /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about
+    /// objects of these kinds, in the order of their names, and each said once. Events are written beside the
+    /// work, so nobody finds them at once.
     pub async fn until_told(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
         let said = self.until_said(node, reason, kinds.len()).await?;
         let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();

@@ -1,5 +1,5 @@
-//! Objects that can't be read, left from before the schema had bounds or by a newer release: each costs its own node only, and of
-//! that, nothing is written, replaced or released.
+//! Objects that can't be read, left from before the schema had bounds or by a newer release: each costs its
+//! own node only, and of that, nothing is written, replaced or released.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -93,7 +93,8 @@ async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &Contr
     stage.until_holds("n3", 2).await
 }
 
-/// Binds as many pods as it takes for the node to want so many addresses, and waits for the write that brings them.
+/// Binds as many pods as it takes for the node to want so many addresses, and waits for the write that brings
+/// them.
 async fn served_within(stage: &Stage<'_>, node: &str, count: usize, within: Duration) -> Result<()> {
     let (held, bound) = (stage.held(node).len(), stage.pods_bound(node).await?);
     stage.bind(node, count - bound).await?;
@@ -134,7 +135,8 @@ impl<'a, K: kube::CustomResourceExt> Raw<'a, K> {
         Ok(())
     }
 
-    /// Stores what the schema forbids, as if it had been there before: for a moment, the schema lacks the bound at `path`.
+    /// Stores what the schema forbids, as if it had been there before: for a moment, the schema lacks the
+    /// bound at `path`.
     async fn store(&self, path: &str, content: Value) -> Result<()> {
         let definitions = Api::<CustomResourceDefinition>::all(self.stage.client.clone());
         let name = K::crd_name();

@@ -14,8 +14,8 @@ impl Azure {
         })
     }
 
-    /// Handles a write: replaces the whole NIC, if it is still the one that the writer has read. Gives the NIC after it, or
-    /// `None` if it was refused as stale or for want of addresses.
+    /// Handles a write: replaces the whole NIC, if it is still the one that the writer has read. Gives the
+    /// NIC after it, or `None` if it was refused as stale or for want of addresses.
     pub fn put(&mut self, put: &Put, checks_etag: bool) -> Option<Document> {
         if checks_etag && put.document.etag != self.etag {
             return None;

@@ -1,5 +1,5 @@
-//! The model check of giving an address back: the real planner and the real ledger in a modelled world, through every
-//! interleaving there is within bounds.
+//! The model check of giving an address back: the real planner and the real ledger in a modelled world,
+//! through every interleaving there is within bounds.
 //!
 //! ```text
 //!    Azure (NIC)             operator                 API server                agent          ledger        plugin
@@ -14,20 +14,23 @@
 //!        |                      |------ if at version --->|------ any version --->|--- supply --->|  forgotten  |
 //! ```
 //!
-//! Decided by the product: [`vnetpool_operator::planner::plan`] and all of [`vnetpool_plugin::ledger::Ledger`]. Modelled, after
-//! `operator/src/node` and `node-agent/src/agent`: who reads and writes what, in which order, and where a process may stand
-//! still or die in between. Between two steps of anybody, anybody else may do anything: two leaders, of whom either may be
-//! paused at any step and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose
-//! answer is lost; agents and DELs that die; a ledger that is lost; a boot; pods that come and go; an object deleted by hand;
-//! another user of the subnet who takes what was given back.
+//! Decided by the product: [`vnetpool_operator::planner::plan`] and all of
+//! [`vnetpool_plugin::ledger::Ledger`]. Modelled, after `operator/src/node` and `node-agent/src/agent`: who
+//! reads and writes what, in which order, and where a process may stand still or die in between. Between two
+//! steps of anybody, anybody else may do anything: two leaders, of whom either may be paused at any step and
+//! then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose answer
+//! is lost; agents and DELs that die; a ledger that is lost; a boot; pods that come and go; an object deleted
+//! by hand; another user of the subnet who takes what was given back.
 //!
-//! What must hold in every state stands in [`protocol`]; that each of them leads to the good end once nothing goes wrong any
-//! more, in [`settle`]. Left out: time (the cooldown is 0, every wait is over; both have tests of their own); an ADD and the
-//! building of a ledger halfway (the sandbox locks keep them apart); Azure's state Updating, during which an operator waits
-//! (the model is harsher: a write under way can't be seen at all); changes of the NIC by others.
+//! What must hold in every state stands in [`protocol`]; that each of them leads to the good end once nothing
+//! goes wrong any more, in [`settle`]. Left out: time (the cooldown is 0, every wait is over; both have tests
+//! of their own); an ADD and the building of a ledger halfway (the sandbox locks keep them apart); Azure's
+//! state Updating, during which an operator waits (the model is harsher: a write under way can't be seen at
+//! all); changes of the NIC by others.
 //!
-//! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does harm: that is what
-//! the second half of the tests shows, and that the model would notice. Run with `--nocapture` for the sizes and the ways to each harm.
+//! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does
+//! harm: that is what the second half of the tests shows, and that the model would notice. Run with
+//! `--nocapture` for the sizes and the ways to each harm.
 
 #![allow(clippy::unwrap_used)] // all of it is a test
 
@@ -75,7 +78,8 @@ pub enum Broken {
     TakesTheVersionAfterTheLook,
     /// What a deleted object says was given up leaves the NIC before the object goes.
     ForgetsReleasesUnderWay,
-    /// A spec that another leader has written makes an operator read the NIC, even if it shows in the answer to a write of conditions.
+    /// A spec that another leader has written makes an operator read the NIC, even if it shows in the answer
+    /// to a write of conditions.
     OverlooksAnothersSpec,
 }
 
@@ -167,8 +171,9 @@ fn an_object_deleted_by_hand_does_no_harm() {
     holds("deleted", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
 }
 
-/// With the object goes the list of what was relinquished, and a ledger may be built anew without it. So what is on the list leaves
-/// the NIC first: a release of before that is still on its way then comes too late to do harm.
+/// With the object goes the list of what was relinquished, and a ledger may be built anew without it. So what
+/// is on the list leaves the NIC first: a release of before that is still on its way then comes too late to
+/// do harm.
 #[test]
 fn a_release_under_way_when_the_object_is_deleted_and_the_ledger_is_lost_does_no_harm() {
     let faults = Faults { deletions: 1, wipes: 1, lost_answers: 1, pod_changes: 1, ..NONE };
@@ -177,7 +182,8 @@ fn a_release_under_way_when_the_object_is_deleted_and_the_ledger_is_lost_does_no
     fails_in(HANDED_OUT, in_order(Broken::ForgetsReleasesUnderWay));
 }
 
-/// A ledger tells a stale view by the generation, which starts anew with the object; the agent by the version, which doesn't.
+/// A ledger tells a stale view by the generation, which starts anew with the object; the agent by the
+/// version, which doesn't.
 #[test]
 fn a_late_view_of_a_deleted_object_is_not_taken_for_news_of_its_successor() {
     let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
@@ -210,8 +216,8 @@ fn a_ledger_that_takes_stale_generations_hands_out_what_is_gone() {
     );
 }
 
-/// A plain boot does no harm without this rule, as long as nobody else changes the NIC. But an object that was deleted by hand
-/// is made again with a `spec` of unknown age and without what was relinquished.
+/// A plain boot does no harm without this rule, as long as nobody else changes the NIC. But an object that
+/// was deleted by hand is made again with a `spec` of unknown age and without what was relinquished.
 #[test]
 fn a_ledger_that_takes_a_spec_for_which_the_nic_was_not_read_hands_out_what_is_gone() {
     let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
@@ -249,8 +255,8 @@ fn another_leaders_spec_overlooked_in_an_answer_leaves_a_stale_nic_in_use() {
     fails(Broken::OverlooksAnothersSpec, HANDED_OUT, Faults { second_leaders: 1, pod_changes: 2, ..NONE });
 }
 
-/// A report that the API server has held back lands long after its agent has given it up. What it says of relinquished names
-/// is of a ledger that is no more, and the new one may have them free.
+/// A report that the API server has held back lands long after its agent has given it up. What it says of
+/// relinquished names is of a ledger that is no more, and the new one may have them free.
 #[test]
 fn a_report_that_lands_after_the_ledger_was_lost_and_built_anew_does_no_harm() {
     let wiped = Faults { late_reports: 1, wipes: 1, pod_changes: 1, ..NONE };

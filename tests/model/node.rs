@@ -1,5 +1,5 @@
-//! The node around the real ledger: the agent's passes as in `node-agent/src/agent`, the plugin's verbs, and what becomes of
-//! them when something dies.
+//! The node around the real ledger: the agent's passes as in `node-agent/src/agent`, the plugin's verbs, and
+//! what becomes of them when something dies.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -87,8 +87,8 @@ impl World {
         });
     }
 
-    /// First half of building a ledger: the object, read uncached and written, so that no report of before lands on it. From
-    /// here on none is sent.
+    /// First half of building a ledger: the object, read uncached and written, so that no report of before
+    /// lands on it. From here on none is sent.
     pub fn agent_reads(&mut self, broken: Broken) {
         self.node.report = None;
         self.node.supplied = None;
@@ -137,8 +137,8 @@ impl World {
         });
     }
 
-    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. One that finds nothing gives up;
-    /// the kubelet tries again.
+    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. One that finds
+    /// nothing gives up; the kubelet tries again.
     pub fn add(&mut self, pod: usize) {
         let Some(book) = &mut self.node.ledger else { return };
         let assigned = book.with(|ledger| {

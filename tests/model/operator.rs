@@ -1,5 +1,5 @@
-//! The operator's passes around the real planner: the same steps in the same order as `operator/src/node.rs`, each of them a
-//! point where the process may be paused for as long as anything else takes.
+//! The operator's passes around the real planner: the same steps in the same order as `operator/src/node.rs`,
+//! each of them a point where the process may be paused for as long as anything else takes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -101,7 +101,8 @@ impl Operator<'_> {
         }
     }
 
-    /// Whatever became of the write, what the NIC holds now is published: takes the newest version, then looks at the NIC.
+    /// Whatever became of the write, what the NIC holds now is published: takes the newest version, then
+    /// looks at the NIC.
     pub fn look_again(&mut self, watched: &Object) {
         let Step::Answered { allocation } = std::mem::take(&mut self.process().step) else { return };
         let allocation = match self.broken {
@@ -113,7 +114,8 @@ impl Operator<'_> {
         self.process().step = Step::Looked { allocation, look, may_write: false };
     }
 
-    /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has made since.
+    /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has
+    /// made since.
     pub fn recreate(&mut self) {
         let Step::Recreating { spec } = std::mem::take(&mut self.process().step) else { return };
         if self.world.api.write(|object| object.spec = spec.clone()).is_none() {
@@ -152,7 +154,8 @@ impl Operator<'_> {
         newest
     }
 
-    /// `node::observe_and_plan`, and once more from the NIC itself if a plan from what `spec` mirrors wants a write.
+    /// `node::observe_and_plan`, and once more from the NIC itself if a plan from what `spec` mirrors wants a
+    /// write.
     fn observe_and_plan(&mut self, allocation: &Object) -> Look {
         let boot = self.world.node.boot;
         let is_new = !allocation.spec.has_interface || allocation.spec.boot != boot;
@@ -256,7 +259,8 @@ impl Operator<'_> {
         self.world.azure.last_name
     }
 
-    /// `apply::publish`: only onto the version that was planned from, unless there is nothing new to say. Then the report.
+    /// `apply::publish`: only onto the version that was planned from, unless there is nothing new to say.
+    /// Then the report.
     fn publish(&mut self, allocation: Object, spec: Spec) {
         let allocation = match self.broken {
             Broken::TakesTheVersionAfterTheLook => match self.world.api.current().cloned() {
@@ -287,7 +291,8 @@ impl Operator<'_> {
         Some(answer)
     }
 
-    /// `report::say`: conditions are applied whatever the version, so the answer may hold another leader's `spec`.
+    /// `report::say`: conditions are applied whatever the version, so the answer may hold another leader's
+    /// `spec`.
     fn say(&mut self, allocation: Object, writing: bool) -> Option<Object> {
         if self.world.api.current()?.uid != allocation.uid {
             return None;
@@ -306,7 +311,8 @@ impl Operator<'_> {
 }
 
 impl Memory {
-    /// A later generation than the one we saw or wrote last is somebody else's work: they may have written the NIC as well.
+    /// A later generation than the one we saw or wrote last is somebody else's work: they may have written
+    /// the NIC as well.
     fn note_generation(&mut self, generation: u8) {
         if generation > self.generation {
             self.generation = generation;

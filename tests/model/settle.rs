@@ -1,5 +1,6 @@
-//! What becomes of a world when nothing goes wrong any more: one fixed schedule in which everybody does their duty in turn.
-//! If it comes to rest in the good end, the good end was reachable, and no address is lost for good.
+//! What becomes of a world when nothing goes wrong any more: one fixed schedule in which everybody does their
+//! duty in turn. If it comes to rest in the good end, the good end was reachable, and no address is lost for
+//! good.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 

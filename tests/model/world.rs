@@ -1,5 +1,5 @@
-//! The state of the modelled world: Azure, the API server, two operator processes, one node, and the faults that may still
-//! happen. Plain data; what happens to it stands in the other files.
+//! The state of the modelled world: Azure, the API server, two operator processes, one node, and the faults
+//! that may still happen. Plain data; what happens to it stands in the other files.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
@@ -9,7 +9,8 @@ use vnetpool_plugin::ledger::Ledger;
 
 /// How many pods, and so sandboxes, there may be at once.
 pub const PODS: usize = 2;
-/// How many addresses the subnet has: one more than pods, so that a given-back one soon comes again under a new name.
+/// How many addresses the subnet has: one more than pods, so that a given-back one soon comes again under a
+/// new name.
 pub const ADDRESSES: u8 = 3;
 
 /// An ipConfiguration: its name, never used twice, and its address.
@@ -63,7 +64,8 @@ pub struct Document {
     pub held: Vec<Configuration>,
 }
 
-/// The API server's object in its last versions, oldest first: whoever watches may be shown any of them at any time.
+/// The API server's object in its last versions, oldest first: whoever watches may be shown any of them at
+/// any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Api {
     pub history: Vec<Object>,
@@ -302,8 +304,9 @@ impl World {
         }
     }
 
-    /// Only the order of resourceVersions and the equality of ETags mean anything: worlds that differ in nothing but their
-    /// values are made one, by numbering them anew. And what nobody will ever look at is dropped.
+    /// Only the order of resourceVersions and the equality of ETags mean anything: worlds that differ in
+    /// nothing but their values are made one, by numbering them anew. And what nobody will ever look at is
+    /// dropped.
     pub fn canonical(mut self, seen_versions: usize) -> World {
         let excess = self.api.history.len().saturating_sub(seen_versions);
         self.api.history.drain(..excess);

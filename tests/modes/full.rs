@@ -11,7 +11,8 @@ use vnetpool_plugin::ledger::{Ledger, Millis, State, file};
 use vnetpool_tests::eventually;
 use vnetpool_tests::workload::ProbePod;
 
-/// What a VM can have, its primary address included ("Azure subscription and service limits": private IP addresses per NIC).
+/// What a VM can have, its primary address included ("Azure subscription and service limits": private IP
+/// addresses per NIC).
 const MOST: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(240);
 const COOLDOWN: Duration = Duration::from_secs(20);
@@ -51,8 +52,9 @@ impl Seen {
     }
 }
 
-/// 255 addresses for 250 pods, half of which are then replaced by others at once: five of those find an address that is free, the rest live on
-/// what the old ones leave. How fast they come is the scheduler's and the kubelet's business, which count pods that end.
+/// 255 addresses for 250 pods, half of which are then replaced by others at once: five of those find an
+/// address that is free, the rest live on what the old ones leave. How fast they come is the scheduler's and
+/// the kubelet's business, which count pods that end.
 pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool(
     world: &World,
 ) -> Result<()> {
@@ -87,7 +89,8 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     println!(
         "half of them replaced after {seconds:.1} s; at most {cooling} addresses cooled and {waiting} pods waited"
     );
-    // 125 new pods have five free addresses: all the others wait for one that cools, however fast the old ones end.
+    // 125 new pods have five free addresses: all the others wait for one that cools, however fast the old
+    // ones end.
     ensure!(cooling > 0, "no address was seen to cool while new pods came");
     cluster.addresses_are_held(&[stay.clone(), come.clone()].concat()).await?;
     are_all_different(&stay, &come)?;

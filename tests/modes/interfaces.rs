@@ -28,8 +28,9 @@ async fn serve(world: &World) -> Result<()> {
     .await
 }
 
-/// node-3's first NIC holds nothing of ours any more, its second, `eth1`, the pods' addresses. Simulated Azure drops what leaves by a NIC that
-/// doesn't hold its source; so that a far end sees the pod's own address shows by which NIC it came.
+/// node-3's first NIC holds nothing of ours any more, its second, `eth1`, the pods' addresses. Simulated
+/// Azure drops what leaves by a NIC that doesn't hold its source; so that a far end sees the pod's own
+/// address shows by which NIC it came.
 pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters(
     world: &World,
 ) -> Result<()> {

@@ -1,4 +1,5 @@
-//! The uninstall as it is documented: the commands are read from the document. Afterwards the cluster and its nodes are as they were before.
+//! The uninstall as it is documented: the commands are read from the document. Afterwards the cluster and its
+//! nodes are as they were before.
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::{eventually, snippets};
 
-/// The nodes that are there from the beginning to the end. Where all chapters have run, one has had a pool of mode `Route` and as
-/// many pods as it can, the other a bridge, host ports and pods on its second NIC.
+/// The nodes that are there from the beginning to the end. Where all chapters have run, one has had a pool of
+/// mode `Route` and as many pods as it can, the other a bridge, host ports and pods on its second NIC.
 const NODES: [&str; 2] = ["node-1", "node-3"];
 
 /// How to see one side of a node.
@@ -18,7 +19,8 @@ const ASPECTS: [(&str, &str); 8] = [
     ("addresses", "ip -o -4 address | awk '{ print $2, $4 }'"),
     ("routes", "ip route list table all"),
     ("rules", "ip rule list"),
-    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as the document says.
+    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as the
+    // document says.
     ("nftables", "nft list tables | grep -Ev ' ip6? (nat|filter|mangle|raw)$' || true"),
     (
         "iptables",

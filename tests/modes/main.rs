@@ -1,6 +1,6 @@
-//! The ways of reserving and of wiring, and the end of it all, by packets under the real kubelet: one real cluster in simulated Azure,
-//! whose nodes go from pool to pool. The chapters come one after the other, in any order: each takes the nodes that it needs into
-//! its pool, and takes its pods away.
+//! The ways of reserving and of wiring, and the end of it all, by packets under the real kubelet: one real
+//! cluster in simulated Azure, whose nodes go from pool to pool. The chapters come one after the other, in
+//! any order: each takes the nodes that it needs into its pool, and takes its pods away.
 
 mod blocks;
 mod full;
@@ -23,7 +23,8 @@ use vnetpool_tests::workload::ProbePod;
 
 /// How long a pod takes to run whose address is there, at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at most.
+/// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at
+/// most.
 const MOVES: Duration = Duration::from_secs(120);
 
 /// The cluster, and what the test has put around it.

@@ -31,7 +31,8 @@ async fn pod(world: &World, node: &str) -> Result<ProbePod> {
     pods.into_iter().next().context("no pod")
 }
 
-/// Has both nodes serve their pods with a range each. They come from pools of other modes, and give back what they hold first.
+/// Has both nodes serve their pods with a range each. They come from pools of other modes, and give back what
+/// they hold first.
 async fn serve(world: &World) -> Result<()> {
     for name in ["stay", "come"] {
         world.cluster.no_pods(name).await?;

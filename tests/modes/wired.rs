@@ -8,10 +8,12 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Call, Place, Seen};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
-/// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1 bits.
+/// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1
+/// bits.
 const BURST: u32 = 537;
 
-/// Has the agents of the pool of blocks wire new pods so. An agent that says it has taken this up has it in the configuration.
+/// Has the agents of the pool of blocks wire new pods so. An agent that says it has taken this up has it in
+/// the configuration.
 async fn wire(world: &World, wiring: Wiring) -> Result<()> {
     blocks::serve(world).await?;
     let patch = json!({ "spec": { "wiring": wiring } }).to_string();
@@ -123,7 +125,8 @@ pub async fn the_bandwidth_annotation_limits_its_pod_and_no_other(world: &World)
         took.push(seconds.await?);
     }
     println!("{} MB took {took:.1?} s, limited and not", BURST + MORE);
-    // However busy the machine is, the limited pod can't be faster than its limit. That the other one has none its queue says.
+    // However busy the machine is, the limited pod can't be faster than its limit. That the other one has
+    // none its queue says.
     let least = f64::from(MORE / RATE) * 0.9;
     ensure!(took[0] > least, "no limit of {RATE} MB/s: {took:?}");
     for (pod, is_limited) in [(&limited, true), (&free, false)] {

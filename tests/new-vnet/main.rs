@@ -1,5 +1,6 @@
-//! A real cluster in the network that `examples/new-vnet` makes: pods have addresses of its subnet, all of it works for them, and
-//! foreign machines in the same subnet take part of it. The chapters come one after the other.
+//! A real cluster in the network that `examples/new-vnet` makes: pods have addresses of its subnet, all of it
+//! works for them, and foreign machines in the same subnet take part of it. The chapters come one after the
+//! other.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Paths once more with an engine of NetworkPolicy on each node: policies let in and out exactly what is on them, and then something else.
+//! Paths once more with an engine of NetworkPolicy on each node: policies let in and out exactly what is on
+//! them, and then something else.
 
 use crate::World;
 use crate::beyond::{self, SOON};

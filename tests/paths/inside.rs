@@ -96,8 +96,8 @@ pub async fn the_kubelet_probes_a_pod_at_its_address(world: &World) -> Result<()
     let probes = json!({ "readinessProbe": http, "livenessProbe": http });
     let manifest = one_probe("probed", "node-1", 8080, json!({}), probes);
     world.cluster.apply(&manifest.to_string()).await?;
-    // Ready means that its readiness probe was answered. Had its liveness probe not been, the kubelet would end it once that
-    // had failed so many times, each a second and a time-out after the other.
+    // Ready means that its readiness probe was answered. Had its liveness probe not been, the kubelet would
+    // end it once that had failed so many times, each a second and a time-out after the other.
     world.cluster.running("probed", 1, PATIENCE).await?;
     let enough = Duration::from_secs(2 * FAILURES + 2);
     throughout("a pod that is Ready and was never restarted", enough, || async {

@@ -1,5 +1,6 @@
-//! Every path a pod's packets take, observed at the far end: one real cluster in simulated Azure, with the network around it that
-//! each path needs. The chapters come one after the other, in any order: each makes what it needs and leaves the world as it was.
+//! Every path a pod's packets take, observed at the far end: one real cluster in simulated Azure, with the
+//! network around it that each path needs. The chapters come one after the other, in any order: each makes
+//! what it needs and leaves the world as it was.
 
 mod beyond;
 mod engine;

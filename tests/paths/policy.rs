@@ -1,4 +1,5 @@
-//! What the network's owner decides: security groups, route tables, service endpoints, all of them for addresses of pods.
+//! What the network's owner decides: security groups, route tables, service endpoints, all of them for
+//! addresses of pods.
 
 use crate::World;
 use anyhow::{Context, Result, ensure};

@@ -1,5 +1,5 @@
-//! The ways to Services and from Azure to pods once more, with an engine's rules on them: policies let in exactly what comes that way,
-//! and then something else.
+//! The ways to Services and from Azure to pods once more, with an engine's rules on them: policies let in
+//! exactly what comes that way, and then something else.
 
 use crate::inside::cluster_ip;
 use crate::policy::until_reached;
@@ -14,7 +14,8 @@ use vnetpool_tests::workload::{PORT, ProbePod};
 /// Where Azure's resolver answers, and where the probes of its load balancers come from.
 const PLATFORM: &str = "168.63.129.16";
 
-/// Gives the pods with the label `app` a policy, and waits until the engine holds one of them to it: the stranger is dropped.
+/// Gives the pods with the label `app` a policy, and waits until the engine holds one of them to it: the
+/// stranger is dropped.
 async fn hold(world: &World, app: &str, policy: Value, pod: &ProbePod, stranger: &Place) -> Result<()> {
     world.cluster.rule(app, policy).await?;
     until_dropped(stranger, pod.address, PORT).await
@@ -123,7 +124,8 @@ pub async fn names_are_resolved_and_called_where_policies_let_the_questions_thro
     world.cluster.kubectl(&coredns).await.map(drop)
 }
 
-/// What a Service's client may come under on its way to `web`: its own address, or, by way of the other node, that node's.
+/// What a Service's client may come under on its way to `web`: its own address, or, by way of the other node,
+/// that node's.
 fn vm_by_any_node(world: &World) -> Value {
     lets_in([block(&world.vm.address), block(&world.nodes[1].address)])
 }

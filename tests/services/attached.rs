@@ -1,4 +1,5 @@
-//! What comes straight to pods from Azure: a load balancer with pods in its backend pool, a public address of a pod's own.
+//! What comes straight to pods from Azure: a load balancer with pods in its backend pool, a public address of
+//! a pod's own.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result};
@@ -10,8 +11,8 @@ use vnetpool_tests::workload::PORT;
 /// The frontend of the load balancer before the pods.
 const FRONTEND: &str = "10.240.15.201";
 
-/// A load balancer that leads from this frontend to the pods in its backend pool, which the nodes' pool then offers to pods by the
-/// balancer's name.
+/// A load balancer that leads from this frontend to the pods in its backend pool, which the nodes' pool then
+/// offers to pods by the balancer's name.
 async fn balance(world: &World, name: &str, frontend: Value) -> Result<()> {
     let part = |part: &str| json!({ "id": id(&format!("loadBalancers/{name}/{part}")) });
     let rule = json!({
@@ -30,7 +31,8 @@ async fn balance(world: &World, name: &str, frontend: Value) -> Result<()> {
     world.cluster.patch_pool(json!({ "attachments": { "backendPools": pool } })).await
 }
 
-/// What has the Standard SKU lets in only what a security group of the subnet allows: here, all of the internet.
+/// What has the Standard SKU lets in only what a security group of the subnet allows: here, all of the
+/// internet.
 async fn let_the_internet_in(world: &World) -> Result<()> {
     let allow = json!({ "name": "all", "properties": { "priority": 100, "direction": "Inbound", "access": "Allow",
         "protocol": "*", "sourceAddressPrefix": "Internet", "sourcePortRange": "*", "destinationAddressPrefix": "*",

@@ -1,4 +1,5 @@
-//! Services as machines outside of the cluster call them: by a node's port, and by an Azure load balancer in front of the nodes.
+//! Services as machines outside of the cluster call them: by a node's port, and by an Azure load balancer in
+//! front of the nodes.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
@@ -34,7 +35,8 @@ pub async fn a_node_port_leads_from_any_node_or_keeps_the_clients_address(world:
     world.unserve("port").await
 }
 
-/// What Azure's cloud provider writes for a Service: a rule that leaves the frontend's address in the packet, and a probe.
+/// What Azure's cloud provider writes for a Service: a rule that leaves the frontend's address in the packet,
+/// and a probe.
 async fn write_load_balancer(world: &World, probed: u16) -> Result<()> {
     let part = |part: &str| json!({ "id": id(&format!("loadBalancers/nodes/{part}")) });
     let subnet = id("virtualNetworks/vnet/subnets/nodes");
@@ -74,7 +76,8 @@ fn behind(policy: &str) -> Value {
     json!({ "type": "LoadBalancer", "externalTrafficPolicy": policy })
 }
 
-/// Makes a Service that keeps its clients' addresses, with a load balancer before it, and waits until the VM comes to its pod.
+/// Makes a Service that keeps its clients' addresses, with a load balancer before it, and waits until the VM
+/// comes to its pod.
 pub async fn bring_front(world: &World) -> Result<()> {
     let service = world.serve("front", "web", behind("Local")).await?;
     let health = service["spec"]["healthCheckNodePort"].as_u64().context("no port for health")?;

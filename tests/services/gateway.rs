@@ -50,8 +50,8 @@ async fn write_gateway(world: &World, pods: &[ProbePod]) -> Result<Value> {
     arm(&world.cluster, "PUT", "applicationGateways/pods", body).await
 }
 
-/// Waits until calls of the gateway come to each of these pods and to no other, each from the gateway's subnet and in the caller's
-/// name.
+/// Waits until calls of the gateway come to each of these pods and to no other, each from the gateway's
+/// subnet and in the caller's name.
 async fn until_reached(from: &Place, address: &str, pods: &[ProbePod]) -> Result<()> {
     let wanted: BTreeSet<_> = pods.iter().map(|pod| pod.address.to_string()).collect();
     eventually(&format!("{wanted:?} reached by {} through the gateway", from.address), SOON, || async {

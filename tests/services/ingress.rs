@@ -1,4 +1,5 @@
-//! A proxy in the cluster that calls pods at their own addresses, as ingress controllers do: HAProxy, which learns them from CoreDNS.
+//! A proxy in the cluster that calls pods at their own addresses, as ingress controllers do: HAProxy, which
+//! learns them from CoreDNS.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
@@ -25,7 +26,8 @@ pub async fn called(from: &Place, url: &str) -> Result<Forwarded> {
     serde_json::from_str(&answer).with_context(|| format!("{url} said {answer:?}"))
 }
 
-/// Waits until calls to the ingress come to each of these pods and to no other, each from the ingress and in the VM's name.
+/// Waits until calls to the ingress come to each of these pods and to no other, each from the ingress and in
+/// the VM's name.
 async fn until_reached(world: &World, ingress: &ProbePod, pods: &[ProbePod]) -> Result<()> {
     let url = format!("http://{}:{SERVED}/whoami", ingress.address);
     let wanted: BTreeSet<_> = pods.iter().map(|pod| pod.address.to_string()).collect();

@@ -1,5 +1,6 @@
-//! Services by the real kube-proxy, in both of its modes that Linux nodes use, and what comes straight to pods from Azure: observed at
-//! the far end, on one cluster for each mode; and on a third with a real engine of NetworkPolicy on each node.
+//! Services by the real kube-proxy, in both of its modes that Linux nodes use, and what comes straight to
+//! pods from Azure: observed at the far end, on one cluster for each mode; and on a third with a real engine
+//! of NetworkPolicy on each node.
 
 mod admitted;
 mod attached;

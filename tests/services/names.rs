@@ -1,4 +1,5 @@
-//! Names, by the real CoreDNS: it watches the cluster's Services and asks Azure's resolver for everything else.
+//! Names, by the real CoreDNS: it watches the cluster's Services and asks Azure's resolver for everything
+//! else.
 
 use crate::inside::cluster_ip;
 use crate::{SERVED, SOON, World};
@@ -24,7 +25,8 @@ async fn rollout(cluster: &Cluster, verb: &str) -> Result<()> {
     cluster.kubectl(&["rollout", verb, "deployment/coredns", "--namespace=kube-system"]).await.map(drop)
 }
 
-/// CoreDNS' pod as the API server has it, once the one that it replaced is gone: until then either may be asked.
+/// CoreDNS' pod as the API server has it, once the one that it replaced is gone: until then either may be
+/// asked.
 async fn coredns(world: &World) -> Result<Value> {
     let pods = ["get", "pods", "--namespace=kube-system", "--selector=k8s-app=kube-dns", "--output=json"];
     eventually("CoreDNS is one pod", 2 * SOON, || async {

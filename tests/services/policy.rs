@@ -1,4 +1,5 @@
-//! NetworkPolicy by a real engine, Calico's Felix: what it allows keeps its paths, what it denies doesn't pass.
+//! NetworkPolicy by a real engine, Calico's Felix: what it allows keeps its paths, what it denies doesn't
+//! pass.
 
 use crate::{SOON, World};
 use anyhow::{Context, Result, ensure};

@@ -1,4 +1,5 @@
-//! The simulator's own side, over its admin socket: what the NICs hold, what was asked of ARM, and faults to order.
+//! The simulator's own side, over its admin socket: what the NICs hold, what was asked of ARM, and faults to
+//! order.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;

@@ -1,7 +1,7 @@
-//! Tests that come one after the other, each on a world that the first of them makes. They need no order, and any of them can
-//! run alone: each makes what it needs, unless it is there, and leaves the world so that another can begin. With
-//! `CHAPTERS=backwards` in the environment the last comes first. A world in which a chapter has failed is made anew for the
-//! next one: what the failure left would only fail others.
+//! Tests that come one after the other, each on a world that the first of them makes. They need no order, and
+//! any of them can run alone: each makes what it needs, unless it is there, and leaves the world so that
+//! another can begin. With `CHAPTERS=backwards` in the environment the last comes first. A world in which a
+//! chapter has failed is made anew for the next one: what the failure left would only fail others.
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,7 +19,8 @@ pub struct Chapters<W> {
     trials: Vec<Trial>,
 }
 
-/// The error by which a chapter says that its world lacks what nobody can bring back: it is run again in a new one, once.
+/// The error by which a chapter says that its world lacks what nobody can bring back: it is run again in a
+/// new one, once.
 #[derive(Debug)]
 pub struct Anew(pub String);
 
@@ -31,7 +32,8 @@ impl std::fmt::Display for Anew {
 
 impl std::error::Error for Anew {}
 
-/// A world of this name. Made once, also when that fails: the other chapters would fail in the same way, only later.
+/// A world of this name. Made once, also when that fails: the other chapters would fail in the same way, only
+/// later.
 struct Made<W> {
     name: Option<&'static str>,
     outcome: Result<W, String>,
@@ -44,8 +46,8 @@ impl<W: Send + 'static> Chapters<W> {
         Ok(Self { runtime: Arc::new(Runtime::new()?), world: Arc::default(), trials: vec![] })
     }
 
-    /// `world` is the name of the chapter's world where there are several: one that is there under another name is taken down
-    /// before this one is made. `path` is how the chapter is named in the source.
+    /// `world` is the name of the chapter's world where there are several: one that is there under another
+    /// name is taken down before this one is made. `path` is how the chapter is named in the source.
     pub fn add(
         &mut self,
         world: Option<&'static str>,
@@ -93,7 +95,8 @@ impl<W: Send + 'static> Chapters<W> {
         }
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
         let conclusion = libtest_mimic::run(&arguments, self.trials);
-        // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still hold.
+        // Taken down here, not when the process ends: nothing drops what a thread of the runtime may still
+        // hold.
         drop(self.world);
         conclusion.exit_code()
     }
@@ -104,8 +107,9 @@ pub fn backwards() -> bool {
     std::env::var_os("CHAPTERS").is_some_and(|order| order == "backwards")
 }
 
-/// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes. Gives the exit code.
-/// With [`Chapters`] and the name of one of several worlds before that it only adds them.
+/// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes.
+/// Gives the exit code. With [`Chapters`] and the name of one of several worlds before that it only adds
+/// them.
 #[macro_export]
 macro_rules! chapters {
     ($make:path; $($chapter:path),* $(,)?) => {{

@@ -56,7 +56,8 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 impl Cluster {
-    /// Brings up simulated Azure, a control plane, nodes and plain VMs; what the tool says goes to our standard error.
+    /// Brings up simulated Azure, a control plane, nodes and plain VMs; what the tool says goes to our
+    /// standard error.
     ///
     /// # Errors
     /// When the tool fails; whatever was up is taken down again.
@@ -102,7 +103,8 @@ impl Cluster {
         self.kept = true;
     }
 
-    /// Installs or upgrades the chart with the images built from the working tree, and waits until nodes are Ready.
+    /// Installs or upgrades the chart with the images built from the working tree, and waits until nodes are
+    /// Ready.
     pub async fn install(&self) -> Result<()> {
         let chart = root().join("charts/vnetpool");
         let values = root().join("tests/cluster/values.yaml");
@@ -153,8 +155,9 @@ impl Cluster {
         self.output(kubectl).await
     }
 
-    /// Runs commands of a document with our kubectl and helm, in the project's folder and the shell that the document names, as
-    /// somebody would who administers the cluster; `before` is what the shell is told first.
+    /// Runs commands of a document with our kubectl and helm, in the project's folder and the shell that the
+    /// document names, as somebody would who administers the cluster; `before` is what the shell is told
+    /// first.
     ///
     /// # Errors
     /// When one of its commands fails.
@@ -184,7 +187,8 @@ impl Cluster {
         self.output(self.exec(host, command)).await
     }
 
-    /// Starts a program in the namespaces of a machine; what it says goes to `logs/HOST.NAME.log` of the cluster's folder.
+    /// Starts a program in the namespaces of a machine; what it says goes to `logs/HOST.NAME.log` of the
+    /// cluster's folder.
     ///
     /// # Errors
     /// When its log can't be written or it can't be started.

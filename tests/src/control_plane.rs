@@ -1,4 +1,5 @@
-//! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no controller.
+//! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no
+//! controller.
 
 use crate::cluster::{root, tool};
 use anyhow::{Context, Result, bail, ensure};
@@ -32,7 +33,8 @@ impl ControlPlane {
     /// In a folder of its own below `target/cluster`, so that several can be up at once.
     ///
     /// # Errors
-    /// When a process doesn't start or what belongs to Vnetpool isn't accepted; whatever was up is taken down again.
+    /// When a process doesn't start or what belongs to Vnetpool isn't accepted; whatever was up is taken down
+    /// again.
     pub fn up(name: &str) -> Result<Self> {
         let dir = root().join("target/cluster").join(name);
         // Whatever a run that was killed has left.
@@ -56,7 +58,8 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// `kubectl patch --subresource=status` reads the status first, which our programs never do and have no right to.
+    /// `kubectl patch --subresource=status` reads the status first, which our programs never do and have no
+    /// right to.
     fn let_kubectl_patch_statuses(&self) -> Result<()> {
         let resources = "--resource=nodeipallocations.vnetpool.io/status,nodeippools.vnetpool.io/status";
         self.kubectl(&["create", "clusterrole", "status-reader", "--verb=get", resources])?;
@@ -254,7 +257,8 @@ fn cluster(verb: &str, dir: &Path, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end. An error only if it can't be run; a failure gives what it wrote to its standard error.
+/// Runs a command to its end. An error only if it can't be run; a failure gives what it wrote to its standard
+/// error.
 fn run(mut command: Command, input: &str) -> Result<Result<String, String>> {
     let what = format!("{:?}", command.get_program());
     let mut child = command

@@ -1,4 +1,5 @@
-//! An engine of NetworkPolicy beside Vnetpool: Calico's Felix, for policy only; and the policies that it holds pods to.
+//! An engine of NetworkPolicy beside Vnetpool: Calico's Felix, for policy only; and the policies that it
+//! holds pods to.
 
 use crate::cluster::{Cluster, root};
 use crate::eventually;
@@ -18,7 +19,8 @@ const SETTINGS: [&str; 14] = [
     "FELIX_IPV6SUPPORT=false",
     "FELIX_DATASTORETYPE=kubernetes",
     "FELIX_HEALTHENABLED=true",
-    // What follows is for the test only: it looks nowhere beyond its node and the cluster, and logs to where we have it.
+    // What follows is for the test only: it looks nowhere beyond its node and the cluster, and logs to where
+    // we have it.
     "FELIX_METADATAADDR=none",
     "FELIX_USAGEREPORTINGENABLED=false",
     "FELIX_XDPENABLED=false",
@@ -34,10 +36,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts Felix on each node, in the node's namespaces as its kube-proxy is, and waits until it says that it is ready.
+    /// Starts Felix on each node, in the node's namespaces as its kube-proxy is, and waits until it says that
+    /// it is ready.
     ///
     /// # Errors
-    /// When the cluster doesn't take what Felix needs of it, or Felix isn't ready in time: `logs/NODE.felix.log` tells why.
+    /// When the cluster doesn't take what Felix needs of it, or Felix isn't ready in time:
+    /// `logs/NODE.felix.log` tells why.
     pub async fn bring(cluster: &Cluster) -> Result<Self> {
         let crds = calico().await?.join("manifests/crds.yaml");
         cluster.kubectl(&["apply", "--server-side", "-f", &crds.to_string_lossy()]).await?;
@@ -70,7 +74,8 @@ async fn start(cluster: &Cluster, node: &str) -> Result<Child> {
 }
 
 impl Cluster {
-    /// Makes the NetworkPolicy for the pods of `default` with the label `app` say this; an engine follows within seconds.
+    /// Makes the NetworkPolicy for the pods of `default` with the label `app` say this; an engine follows
+    /// within seconds.
     pub async fn rule(&self, app: &str, mut spec: Value) -> Result<()> {
         spec["podSelector"] = json!({ "matchLabels": { "app": app } });
         let policy = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",

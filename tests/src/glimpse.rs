@@ -1,5 +1,5 @@
-//! What can be seen of Vnetpool while Kubernetes is still being built: simulated Azure answers, the planner decides how many
-//! addresses a node should hold, and the operator's client reserves them on the node's NIC.
+//! What can be seen of Vnetpool while Kubernetes is still being built: simulated Azure answers, the planner
+//! decides how many addresses a node should hold, and the operator's client reserves them on the node's NIC.
 
 use anyhow::{Context, Result, ensure};
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it; or a real API
-//! server alone.
+//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it;
+//! or a real API server alone.
 //!
 //! ```text
 //!   control_plane  an API server on loopback with our kinds, rights and policies; no node

@@ -46,7 +46,8 @@ impl Cluster {
         nodes.map(|node| Ok(self.host(&node.name)?.ledger()?.assignments().count())).sum()
     }
 
-    /// Keeps the node agent away from a node until [`Cluster::agent_back`]; returns when no process of it is left there.
+    /// Keeps the node agent away from a node until [`Cluster::agent_back`]; returns when no process of it is
+    /// left there.
     pub async fn agent_away(&self, node: &str) -> Result<()> {
         self.kubectl(&["label", "node", node, "vnetpool.io/agent=away", "--overwrite"]).await?;
         let affinity = r#"{"spec":{"template":{"spec":{"affinity":{"nodeAffinity":{

@@ -1,4 +1,5 @@
-//! Places to look from: pods, nodes and machines, each a network namespace; and what is seen of a caller at the far end.
+//! Places to look from: pods, nodes and machines, each a network namespace; and what is seen of a caller at
+//! the far end.
 
 use crate::cluster::{Cluster, Host, tool};
 use crate::eventually;
@@ -25,7 +26,8 @@ pub struct Place {
     pub address: String,
 }
 
-/// How a call ended. That it couldn't be made at all (no curl, no such namespace, no answer of a probe) is an error, not an end.
+/// How a call ended. That it couldn't be made at all (no curl, no such namespace, no answer of a probe) is an
+/// error, not an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     Answered(Seen),
@@ -246,7 +248,8 @@ impl Machine {
         Self::vm(cluster, name, json!({ "vnet": name, "subnet": name })).await
     }
 
-    /// The host [`PREMISES`] of a network on premises, 192.168.0.0/16, which a gateway connects with the nodes' VNet.
+    /// The host [`PREMISES`] of a network on premises, 192.168.0.0/16, which a gateway connects with the
+    /// nodes' VNet.
     pub async fn premises(cluster: &Cluster) -> Result<Self> {
         let premises = Self::new("premises", PREMISES)?;
         let network = json!({ "netns": premises.name, "address": PREMISES, "vnet": "vnet",

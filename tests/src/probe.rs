@@ -14,8 +14,9 @@ const PORT: u16 = 9000;
 /// Where the drain listens.
 const DRAIN: u16 = 9001;
 
-/// How the probe ended, if the program was started as one: by `probe` and `echo`, `flow ADDRESS`, `drain`, `pour ADDRESS MEGABYTES`
-/// or `resolve NAME`. The error is that there is no such probe, or that it ended before its time.
+/// How the probe ended, if the program was started as one: by `probe` and `echo`, `flow ADDRESS`, `drain`,
+/// `pour ADDRESS MEGABYTES` or `resolve NAME`. The error is that there is no such probe, or that it ended
+/// before its time.
 pub fn asked_for() -> Option<Result<ExitCode>> {
     let arguments: Vec<String> = std::env::args().collect();
     let is_probe = arguments.get(1).is_some_and(|first| first == "probe");

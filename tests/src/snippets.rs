@@ -1,7 +1,8 @@
-//! The shell commands of README and the documents, read out of the Markdown itself: tests run what people are told to type.
+//! The shell commands of README and the documents, read out of the Markdown itself: tests run what people are
+//! told to type.
 //!
-//! A comment stands right before each block of commands. `<!-- run: GROUP -->` names the test that runs the block, by
-//! [`GROUPS`]; `<!-- not run: REASON -->` says why none does.
+//! A comment stands right before each block of commands. `<!-- run: GROUP -->` names the test that runs the
+//! block, by [`GROUPS`]; `<!-- not run: REASON -->` says why none does.
 
 use crate::cluster::root;
 use anyhow::{Context, Result, bail, ensure};

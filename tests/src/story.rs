@@ -1,5 +1,5 @@
-//! The main job, step by step. Each step does one thing to the cluster and gives what it observed; the demo tells it, the
-//! end-to-end tests hold it against what must be.
+//! The main job, step by step. Each step does one thing to the cluster and gives what it observed; the demo
+//! tells it, the end-to-end tests hold it against what must be.
 
 use crate::cluster::Cluster;
 use crate::workload::{Dial, ProbePod, target};
@@ -65,7 +65,8 @@ impl Cluster {
         api.get(node).await.with_context(|| format!("nodeipallocation {node}"))
     }
 
-    /// Waits until each node's NIC holds exactly `each` pod addresses, and the ledger on the node the same ones.
+    /// Waits until each node's NIC holds exactly `each` pod addresses, and the ledger on the node the same
+    /// ones.
     pub async fn settled(&self, each: usize, within: Duration) -> Result<()> {
         let nodes = self.state.nodes.iter().map(|node| self.settled_on(&node.name, each, within));
         futures::future::try_join_all(nodes).await.map(drop)

@@ -15,8 +15,8 @@ const LENGTH: usize = 240;
 /// So much longer than usual things may take at most on a machine that does much else.
 const MOST_STRAINED: f64 = 4.0;
 
-/// A limit that is no promise of the product's but only there so that a test ends: longer in the measure in which more
-/// processes want to run on this machine than it has cores.
+/// A limit that is no promise of the product's but only there so that a test ends: longer in the measure in
+/// which more processes want to run on this machine than it has cores.
 pub fn patience(limit: Duration) -> Duration {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
@@ -27,8 +27,8 @@ fn strain(load: f64, cores: usize) -> f64 {
     (load / cores as f64).clamp(1.0, MOST_STRAINED)
 }
 
-/// Looks until `look` gives something, a few times a second. Whatever it saw before that is printed: a wrong state that
-/// passes is no failure, but nobody should have to guess that it was there.
+/// Looks until `look` gives something, a few times a second. Whatever it saw before that is printed: a wrong
+/// state that passes is no failure, but nobody should have to guess that it was there.
 ///
 /// # Errors
 /// When it didn't come true in time; with what was seen last and before.

@@ -107,7 +107,8 @@ impl Cluster {
         .await
     }
 
-    /// Has a pod dial addresses: the request goes in from a plain VM, as any client of the VNet would send it.
+    /// Has a pod dial addresses: the request goes in from a plain VM, as any client of the VNet would send
+    /// it.
     pub async fn dial_from_pod(&self, pod: &ProbePod, targets: &[String]) -> Result<Vec<Dial>> {
         self.dial_via(&target(pod.address), targets).await
     }

@@ -60,8 +60,8 @@ fn eventually_says(stage: &Stage, what: &str) {
     });
 }
 
-/// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and cloud-netconfig's and
-/// nm-cloud-setup's: `ADDRESS/PREFIX` of the subnet on eth0.
+/// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and
+/// cloud-netconfig's and nm-cloud-setup's: `ADDRESS/PREFIX` of the subnet on eth0.
 pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let address = wired.address;
@@ -87,7 +87,8 @@ pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut S
     Ok(())
 }
 
-/// What cloud-init writes for systemd-networkd when a NIC has several addresses, and a file that takes every link for networkd's.
+/// What cloud-init writes for systemd-networkd when a NIC has several addresses, and a file that takes every
+/// link for networkd's.
 const NETWORKD: [(&str, &str); 2] = [
     (
         "10-netplan-eth0.network",
@@ -120,7 +121,8 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
     Ok(())
 }
 
-/// The change that systemd-networkd makes to links it manages (`ManageForeignRoutes`), and NetworkManager when it activates one.
+/// The change that systemd-networkd makes to links it manages (`ManageForeignRoutes`), and NetworkManager
+/// when it activates one.
 pub fn a_route_that_somebody_removes_is_restored_and_said(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let address = wired.address;
@@ -171,7 +173,8 @@ pub fn forwarding_that_somebody_turns_off_is_turned_on_and_said(stage: &mut Stag
     Ok(())
 }
 
-/// Every packet of a pod's leaves by the link by which its answer comes, so the strict check finds nothing to drop.
+/// Every packet of a pod's leaves by the link by which its answer comes, so the strict check finds nothing to
+/// drop.
 pub fn a_strict_reverse_path_filter_drops_nothing_of_a_pods(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     for link in ["all", "default", "eth0", &wired.link(stage)] {
@@ -264,8 +267,8 @@ pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for
     firewall(stage, &commands, "chain filter_FORWARD of table inet firewalld")
 }
 
-/// As `systemctl reload nftables` does with Debian's configuration, and firewalld's reload by default. A fight goes on for as long as
-/// the other fights, at one repair a second.
+/// As `systemctl reload nftables` does with Debian's configuration, and firewalld's reload by default. A
+/// fight goes on for as long as the other fights, at one repair a second.
 pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let table = |stage: &Stage| stage.sh("vm1", "nft list tables").contains("inet vnetpool");
@@ -311,8 +314,8 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         assert!(Instant::now() < deadline, "the agent never sleeps for five seconds: {before} then {now}");
         before = now;
     }
-    // More than the half minute between two looks, of which at most two are in it. However long one takes, it is one wake:
-    // only a pause ends it.
+    // More than the half minute between two looks, of which at most two are in it. However long one takes, it
+    // is one wake: only a pause ends it.
     let (mut wakes_seen, mut was_awake) = (0, false);
     for _ in 0..35 * 4 {
         thread::sleep(Duration::from_millis(250));

@@ -1,4 +1,5 @@
-//! In a cluster: what a node's agent learns of its NIC from the real wire to the metadata service, in the node's own network.
+//! In a cluster: what a node's agent learns of its NIC from the real wire to the metadata service, in the
+//! node's own network.
 
 use crate::stage::{Stage, inside, run};
 use anyhow::{Context, Result, ensure};

@@ -10,8 +10,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
-/// Every path of a container on vm1 that answers on its address: VMs, peered ones too, premises, its own node, a container
-/// beside it and one on another node see it under its own address; the internet and the platform under the node's.
+/// Every path of a container on vm1 that answers on its address: VMs, peered ones too, premises, its own
+/// node, a container beside it and one on another node see it under its own address; the internet and the
+/// platform under the node's.
 fn every_path_holds(stage: &mut Stage, container: &File, address: Ipv4Addr) -> Result<()> {
     let own = IpAddr::from(address);
     stage.surround()?;
@@ -135,8 +136,8 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let pid = stage.sh("vm1", "/usr/bin/docker inspect --format {{.State.Pid}} web").trim().to_owned();
     let address = stage.attach("vm1", &["--container", &id, "--pid", &pid])?;
     let container = stage.namespace_of("vm1", pid.parse()?)?;
-    // dockerd sets the policy of the forward chain to drop when it is the one who turns forwarding on: the agent names that, and
-    // opens the chain only if told to.
+    // dockerd sets the policy of the forward chain to drop when it is the one who turns forwarding on: the
+    // agent names that, and opens the chain only if told to.
     let says = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
     let named =
         "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";

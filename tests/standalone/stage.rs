@@ -1,13 +1,13 @@
-//! Simulated Azure with two VMs that belong to no cluster, another VM and a host of the internet; if asked for, with a VM of a
-//! peered VNet and a host on premises. All of it goes when it is dropped.
+//! Simulated Azure with two VMs that belong to no cluster, another VM and a host of the internet; if asked
+//! for, with a VM of a peered VNet and a host on premises. All of it goes when it is dropped.
 //!
 //! ```text
 //!   vm1 (10.240.0.4) ──┐                                           ┌── internet (203.0.113.10)
 //!   vm2 (10.240.0.5) ──┤ fabric: ARM, metadata service, network ───┤   peer (10.60.0.4)
 //!   other (10.240.0.6) ┘                                           └── premises (192.168.0.10)
 //! ```
-//! A machine is a network namespace. A VM that runs the agent has processes of its own, too, which all end with their number
-//! one, and mounts: `/run`, `/etc/cni`, `/opt/cni` and `/var/lib` are its own.
+//! A machine is a network namespace. A VM that runs the agent has processes of its own, too, which all end
+//! with their number one, and mounts: `/run`, `/etc/cni`, `/opt/cni` and `/var/lib` are its own.
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -352,7 +352,8 @@ impl Stage {
         File::open(Path::new("/run/netns").join(self.netns(machine))).unwrap()
     }
 
-    /// A new namespace that stands for a container without a runtime, with a server in it; and the server's number on the VM.
+    /// A new namespace that stands for a container without a runtime, with a server in it; and the server's
+    /// number on the VM.
     pub fn bare(&mut self, vm: &str) -> Result<(u32, File)> {
         let mut process = self.on(vm, "unshare");
         process

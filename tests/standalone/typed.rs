@@ -7,7 +7,8 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use vnetpool_tests::snippets::{self, Snippet};
 
-/// The shell of somebody who has built the programs into `image`, and has them and an image of a server at hand.
+/// The shell of somebody who has built the programs into `image`, and has them and an image of a server at
+/// hand.
 fn shell(stage: &Stage, snippet: &Snippet) -> Command {
     let folder = stage.folder();
     let path = format!("{}/bin:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());

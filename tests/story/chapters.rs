@@ -139,8 +139,8 @@ pub async fn a_burst_of_sixty_pods_costs_two_nic_writes_at_most(cluster: &Cluste
         "{} NIC writes, bound within {} s, Running after {:.1} s",
         burst.nic_writes, burst.bound_within, burst.seconds
     );
-    // The operator takes what is bound within two seconds for one burst. A scheduler that needs longer, on a busy machine, has
-    // made several: what each costs is the same.
+    // The operator takes what is bound within two seconds for one burst. A scheduler that needs longer, on a
+    // busy machine, has made several: what each costs is the same.
     let bursts = 1 + usize::try_from(burst.bound_within)? / 5;
     let most = 2 * bursts;
     ensure!(

@@ -1,6 +1,6 @@
-//! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once. Parts come one after
-//! the other; the chapters of a part run at once where each keeps to nodes of its own. Each makes what it needs, so any can run
-//! alone.
+//! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once.
+//! Parts come one after the other; the chapters of a part run at once where each keeps to nodes of its own.
+//! Each makes what it needs, so any can run alone.
 
 mod chapters;
 mod trouble;
@@ -85,7 +85,8 @@ fn main() -> Result<ExitCode> {
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
     ];
-    // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as skipped.
+    // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as
+    // skipped.
     if matches!(Documents::beside_project(), Ok(None))
         && let Some(last) = end.pop()
     {

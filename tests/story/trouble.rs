@@ -61,7 +61,8 @@ pub async fn a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean(
     cluster.running("passing", 20, Duration::from_secs(120)).await?;
     let before = cluster.azure.now().await?;
     cluster.undeploy("passing").await?;
-    // The write that gives addresses back takes Azure seconds; the node goes down as soon as it has been accepted.
+    // The write that gives addresses back takes Azure seconds; the node goes down as soon as it has been
+    // accepted.
     eventually("a give-back on its way", Duration::from_secs(120), || async {
         let writes = cluster.azure.nic_writes(&nic, before).await?;
         Ok((!writes.is_empty()).then_some(()))
@@ -69,8 +70,8 @@ pub async fn a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean(
     .await?;
     cluster.node("reboot", "node-2").await?;
     cluster.nodes_ready().await?;
-    // Until the kubelet is back, the API server shows the pods as they were before the boot: with addresses that the node
-    // has given up since.
+    // Until the kubelet is back, the API server shows the pods as they were before the boot: with addresses
+    // that the node has given up since.
     let lasting =
         eventually("the pods of before with addresses of this boot", Duration::from_secs(180), || async {
             let pods = cluster.running("lasting", 3, SOON).await?;
@@ -247,7 +248,8 @@ pub async fn a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more(
     cluster.settled_on("node-1", MINIMUM, Duration::from_secs(180)).await
 }
 
-/// The way to uninstall: without a pool, a node gives back what no pod uses, and the rest when its pods are gone.
+/// The way to uninstall: without a pool, a node gives back what no pod uses, and the rest when its pods are
+/// gone.
 pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Result<()> {
     let pool: serde_json::Value =
         serde_json::from_str(&cluster.kubectl(&["get", "nodeippool", "default", "-o", "json"]).await?)?;

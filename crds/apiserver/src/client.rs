@@ -1,4 +1,5 @@
-//! The client: each request has an end, and a peer that is gone is noticed. kube's own would wait for an answer for ever.
+//! The client: each request has an end, and a peer that is gone is noticed. kube's own would wait for an
+//! answer for ever.
 //!
 //! Only a watch may be silent. That its peer lives is TCP's to find out, which costs no request.
 

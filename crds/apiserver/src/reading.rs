@@ -1,5 +1,5 @@
-//! An object as the API server sends it, whether it can be read or not. In a list or a watch, an object that fails as a whole would
-//! take all others with it.
+//! An object as the API server sends it, whether it can be read or not. In a list or a watch, an object that
+//! fails as a whole would take all others with it.
 
 use std::borrow::Cow;
 
@@ -11,8 +11,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// An object that was read, or one that is there and can't be. kube's `DeserializeGuard` does the same, but keeps nothing of the
-/// content and decodes each good object twice.
+/// An object that was read, or one that is there and can't be. kube's `DeserializeGuard` does the same, but
+/// keeps nothing of the content and decodes each good object twice.
 #[derive(Clone, Debug)]
 pub struct Reading<K>(pub Result<K, Box<Unreadable>>);
 

@@ -1,5 +1,5 @@
-//! What a pod waits for: wall time of ADD and DEL, process start included, one at a time, side by side with Debian's
-//! `bridge` + `host-local`. Run as root: `cargo bench -p vnetpool-plugin --profile plugin`.
+//! What a pod waits for: wall time of ADD and DEL, process start included, one at a time, side by side with
+//! Debian's `bridge` + `host-local`. Run as root: `cargo bench -p vnetpool-plugin --profile plugin`.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 

@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look, and nothing else
-    /// is wanted than before.
+    /// Installs the CNI plugin and the configuration that leads to it. None if this was not the time to look,
+    /// and nothing else is wanted than before.
     pub(super) async fn install(
         &mut self,
         uplink: Option<&Uplink>,

@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl Agent {
-    /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an address of a
-    /// link for the node itself, whatever the routes say.
+    /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
+    /// address of a link for the node itself, whatever the routes say.
     pub(super) async fn take_off(&mut self, spec: &NodeIPAllocationSpec, reserved: &[Entry]) {
         let reserved: Vec<Ipv4Addr> = reserved.iter().map(|entry| entry.address).collect();
         let primaries = spec.interfaces.iter().filter_map(|interface| interface.primary_address.parse().ok());

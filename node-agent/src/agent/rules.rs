@@ -40,8 +40,8 @@ impl Failure {
 }
 
 impl Agent {
-    /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through which the
-    /// pods get out. The kernel's state is read only on a look or when there is something new.
+    /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through
+    /// which the pods get out. The kernel's state is read only on a look or when there is something new.
     pub(super) async fn rules(
         &mut self,
         spec: &NodeIPAllocationSpec,
@@ -66,8 +66,8 @@ impl Agent {
         let table = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?.render();
         self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
         self.forward(uplinks.iter().map(|(_, link)| link.name.as_str()))?;
-        // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no configuration
-        // asks for it any more.
+        // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
+        // configuration asks for it any more.
         if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first())
             && (is_look || !bridge::is_there())
         {

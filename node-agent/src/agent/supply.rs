@@ -30,8 +30,8 @@ pub(super) enum Meaning {
 }
 
 impl Agent {
-    /// Supplies the ledger from the object and relinquishes what the object asks for; builds a ledger if there is none.
-    /// None if there is no ledger and nothing to build one from.
+    /// Supplies the ledger from the object and relinquishes what the object asks for; builds a ledger if
+    /// there is none. None if there is no ledger and nothing to build one from.
     pub(super) async fn take_in(
         &mut self,
         object: Option<&NodeIPAllocation>,
@@ -52,7 +52,8 @@ impl Agent {
             }
             tracing::info!(%error, "building a ledger");
             self.rebuild(matches!(error, file::Error::Missing(_) | file::Error::OtherBoot(_))).await?;
-            // The ledger is as of a later version than the watch has brought? Then the watch's is yet to come.
+            // The ledger is as of a later version than the watch has brought? Then the watch's is yet to
+            // come.
             let supply = supply.filter(|_| object.is_some_and(|object| version(object) >= self.latest));
             transacted = self.transact(supply, target).await?;
         }
@@ -116,10 +117,11 @@ impl Agent {
         .await
     }
 
-    /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from the spec.
-    /// `is_first` if nothing says that there was a ledger in this boot before.
+    /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from
+    /// the spec. `is_first` if nothing says that there was a ledger in this boot before.
     async fn rebuild(&mut self, is_first: bool) -> anyhow::Result<()> {
-        // From here on nothing of an earlier ledger is reported: what it relinquished and did not report is free again.
+        // From here on nothing of an earlier ledger is reported: what it relinquished and did not report is
+        // free again.
         let gate = self.gate.clone();
         let _gate = gate.lock().await;
         self.reports.send_replace(None);

@@ -60,8 +60,8 @@ impl Firewall {
         self.applied.as_ref().is_some_and(|applied| applied.text == text)
     }
 
-    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed after the last
-    /// time.
+    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed
+    /// after the last time.
     pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
         let ensured = match &self.applied {
             Some(applied) if applied.text == text => match applied.listing == list(self.family).await? {

@@ -1,8 +1,9 @@
 //! The part of the table for pods behind the bridge: to the rules they all come in by the same link.
 //!
-//! What tells them apart is the MAC: each port is locked to its pod's, and that ends in the pod's address. So nobody's state is needed to
-//! see whether a packet's source is its sender's: the last four bytes of the one are compared with the four of the other,
-//! by looking both up in a set of all pairs of equal bytes, since nftables compares a field with constants only.
+//! What tells them apart is the MAC: each port is locked to its pod's, and that ends in the pod's address. So
+//! nobody's state is needed to see whether a packet's source is its sender's: the last four bytes of the one
+//! are compared with the four of the other, by looking both up in a set of all pairs of equal bytes, since
+//! nftables compares a field with constants only.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! Changes that are made in the tables `vnetpool`, by whoever makes them: one multicast socket.
 //!
-//! Every change of every table is announced there, thousands at once when kube-proxy writes its own. Only the name of the table
-//! is read of them, before anything else is done.
+//! Every change of every table is announced there, thousands at once when kube-proxy writes its own. Only the
+//! name of the table is read of them, before anything else is done.
 
 use std::{io, sync::Arc, thread};
 
@@ -18,8 +18,8 @@ use tokio::sync::{Notify, oneshot};
 const GROUP: u32 = 7;
 /// `struct nfgenmsg`, before the attributes.
 const HEADER: usize = 4;
-/// The attribute with the table's name, which has the same number in messages of tables, chains, rules, sets, their elements
-/// and objects (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
+/// The attribute with the table's name, which has the same number in messages of tables, chains, rules, sets,
+/// their elements and objects (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
 const TABLE: u16 = 1;
 const OURS: &[u8] = b"vnetpool\0";
 /// Messages and attributes are aligned to four bytes.
@@ -43,7 +43,8 @@ impl Events {
         Ok(Events(socket))
     }
 
-    /// Waits for the next datagram; says whether it concerns a table of ours, or may have come after one that was lost and did.
+    /// Waits for the next datagram; says whether it concerns a table of ours, or may have come after one that
+    /// was lost and did.
     pub fn wait(&self) -> io::Result<bool> {
         let mut buffer = Vec::with_capacity(DATAGRAM);
         match self.0.recv(&mut buffer, 0) {

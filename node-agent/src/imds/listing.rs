@@ -1,9 +1,11 @@
-//! Which of a node's addresses the instance metadata service no longer lists: somebody else than the operator may have taken them
-//! off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch`] asks.
+//! Which of a node's addresses the instance metadata service no longer lists: somebody else than the operator
+//! may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch`]
+//! asks.
 //!
-//! The service is local to the VM and free, so every node can look once a minute, where reading thousands of NICs would use
-//! Azure's limits up. But it is a hint and no more. How long a change takes to show there isn't published, so an address
-//! that was never listed proves nothing, and one answer may be a bad one. What it says is told to the operator, who reads the NIC.
+//! The service is local to the VM and free, so every node can look once a minute, where reading thousands of
+//! NICs would use Azure's limits up. But it is a hint and no more. How long a change takes to show there
+//! isn't published, so an address that was never listed proves nothing, and one answer may be a bad one. What
+//! it says is told to the operator, who reads the NIC.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +21,8 @@ use vnetpool_crds::{NodeIPAllocation, allocation::Interface};
 
 use super::{Network, client, hardware_address};
 
-/// Between two looks, at least, and up to one and a half times as long: many nodes that lose addresses at one moment must not all
-/// come to the operator at another.
+/// Between two looks, at least, and up to one and a half times as long: many nodes that lose addresses at one
+/// moment must not all come to the operator at another.
 const LOOK_EVERY: Duration = Duration::from_secs(40);
 /// Before what is missed for the first time is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -35,8 +37,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Takes in one answer, given the NIC as `spec` has it. An answer that lacks the NIC or its primary address, which the service
-    /// sees us ask from, isn't to be believed and changes nothing.
+    /// Takes in one answer, given the NIC as `spec` has it. An answer that lacks the NIC or its primary
+    /// address, which the service sees us ask from, isn't to be believed and changes nothing.
     pub fn look(&mut self, nic: &Interface, answer: &Network) {
         let has_mac = |one: &&super::Nic| {
             hardware_address(&one.mac_address).is_ok_and(|mac| mac.eq_ignore_ascii_case(&nic.mac))
@@ -76,8 +78,9 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Looks about once a minute for as long as the node holds single addresses, and keeps `unlisted` at what is missing. Where the
-/// service doesn't answer, because a node's administrator has closed it, for one, that is no news: nothing depends on it.
+/// Looks about once a minute for as long as the node holds single addresses, and keeps `unlisted` at what is
+/// missing. Where the service doesn't answer, because a node's administrator has closed it, for one, that is
+/// no news: nothing depends on it.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
     unlisted: watch::Sender<BTreeSet<String>>,
@@ -90,7 +93,8 @@ pub async fn watch(
         };
         objects.wait_for(has_singles).await?;
         let answer = client::network().await;
-        // As it is now that there is an answer: what came while it was asked for may well not be in it, and wasn't listed before.
+        // As it is now that there is an answer: what came while it was asked for may well not be in it, and
+        // wasn't listed before.
         let object = objects.borrow().clone();
         let Some(object) = object else { continue };
         match (answer, object.spec.serving()) {

@@ -60,7 +60,8 @@ pub async fn dropping(packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
     Ok(dropping)
 }
 
-/// Puts two rules of ours before all others of the chain: what comes from a pod's link and what goes to one is accepted.
+/// Puts two rules of ours before all others of the chain: what comes from a pod's link and what goes to one
+/// is accepted.
 pub async fn open(base: &Base) -> Result<(), Error> {
     let Base { family, table, chain, is_legacy } = base;
     if *is_legacy {
@@ -156,7 +157,8 @@ fn has_legacy() -> bool {
     tables.lines().any(|table| table == "filter")
 }
 
-/// The forward chain of the older iptables, if it drops and no rule in it speaks of pods' links or lets all through.
+/// The forward chain of the older iptables, if it drops and no rule in it speaks of pods' links or lets all
+/// through.
 pub async fn legacy() -> Result<Option<Base>, Error> {
     if !has_legacy() {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! The report of a VM that belongs to no cluster: the same status as in a cluster, in a file beside the ledger.
+//! The report of a VM that belongs to no cluster: the same status as in a cluster, in a file beside the
+//! ledger.
 
 use std::{fs, io, path::Path};
 

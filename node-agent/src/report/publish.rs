@@ -1,4 +1,5 @@
-//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply and only when it differs.
+//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply and only when it
+//! differs.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -30,8 +31,8 @@ pub struct Publisher {
     pub reports: watch::Receiver<Option<Report>>,
     /// The object as watched; None while there is none.
     pub objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-    /// Held while writing. Who builds a ledger from the published status holds it, too, so that no report of the ledger
-    /// before can come after.
+    /// Held while writing. Who builds a ledger from the published status holds it, too, so that no report of
+    /// the ledger before can come after.
     pub gate: Arc<Mutex<()>>,
     pub metrics: Metrics,
 }
@@ -53,8 +54,8 @@ impl Publisher {
                         changed = self.objects.changed() => changed?,
                     }
                 }
-                // Somebody has written the object since it was seen: what they wrote comes by the watch, unless that is silent or the
-                // object can't be read.
+                // Somebody has written the object since it was seen: what they wrote comes by the watch,
+                // unless that is silent or the object can't be read.
                 Err(error) if is_conflict(&error) => {
                     tokio::select! {
                         changed = self.objects.changed() => changed?,
@@ -74,8 +75,8 @@ impl Publisher {
         }
     }
 
-    /// Writes the newest report unless it is published, and only onto the version it was made from. `written` is the object as the
-    /// last write left it, which may be newer than what the watch has brought.
+    /// Writes the newest report unless it is published, and only onto the version it was made from. `written`
+    /// is the object as the last write left it, which may be newer than what the watch has brought.
     async fn publish(
         &mut self,
         api: &Api<NodeIPAllocation>,
@@ -101,8 +102,9 @@ impl Publisher {
     }
 }
 
-/// Writes into the object, as it was read just now, that a ledger is about to be built, and gives it as it is then. No report
-/// made before lands any more, however late it arrives: what it says was given up, the new ledger may have free.
+/// Writes into the object, as it was read just now, that a ledger is about to be built, and gives it as it is
+/// then. No report made before lands any more, however late it arrives: what it says was given up, the new
+/// ledger may have free.
 ///
 /// # Errors
 /// A conflict if somebody has written the object since it was read.

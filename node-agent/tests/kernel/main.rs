@@ -1,4 +1,5 @@
-//! The node's rules, routes and the sweep on a real kernel, in network namespaces that end with the test. Needs root, nft and ip.
+//! The node's rules, routes and the sweep on a real kernel, in network namespaces that end with the test.
+//! Needs root, nft and ip.
 
 // Helpers of a test fail by panicking, too; clippy allows that in the test functions only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

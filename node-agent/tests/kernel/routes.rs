@@ -8,8 +8,8 @@ use vnetpool_plugin::wiring::{range, steer};
 
 use crate::world::{INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, World, ensure, wire};
 
-/// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of its subnet. The VNet
-/// takes nothing of that subnet from the first NIC.
+/// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of
+/// its subnet. The VNet takes nothing of that subnet from the first NIC.
 #[test]
 fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
@@ -31,7 +31,8 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
     node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
     node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
-    // An engine of NetworkPolicy, too, checks the way back of what pods send, with its mark on the packet: Calico's Felix in these words.
+    // An engine of NetworkPolicy, too, checks the way back of what pods send, with its mark on the packet:
+    // Calico's Felix in these words.
     node.run("iptables-nft -t raw -A PREROUTING -i vnp+ -j MARK --set-xmark 0x40000/0x40000");
     let strays = "-m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert";
     node.run(&format!("iptables-nft -t raw -A PREROUTING {strays} -j DROP"));
@@ -98,7 +99,8 @@ fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::
     (packets.and_then(|packets| packets.parse().ok()).unwrap(), told)
 }
 
-/// As in mode Route: the VNet sends a whole range to the node, whatever its destination is, and the node's default route leads back.
+/// As in mode Route: the VNet sends a whole range to the node, whatever its destination is, and the node's
+/// default route leads back.
 #[test]
 fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() {
     const RANGED: Ipv4Addr = Ipv4Addr::new(10, 244, 3, 7);
@@ -109,8 +111,8 @@ fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() 
     vnet.run(&format!("ip route add 10.244.3.0/24 via {NODE}"));
     wire(node, &ranged, RANGED);
     ranged.answer(RANGED);
-    // Not from the VNet itself, for a router drops what has a source of its own; nor from who asks again below: what the node
-    // says to one sender by ICMP is limited.
+    // Not from the VNet itself, for a router drops what has a source of its own; nor from who asks again
+    // below: what the node says to one sender by ICMP is limited.
     let (packets, _) = visits(node, &world.other_pod, FREE);
     assert!(packets > 20, "it should go to and fro until its TTL ends, and came {packets} times");
 

@@ -77,7 +77,8 @@ fn pods_behind_the_bridge_reach_each_other_only_by_way_of_the_node() {
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.other_pod.answer(OTHER_POD);
     for _ in 0..3 {
-        // More than once: the node tells the pod by ICMP that its neighbour is on the same link, and the pod must not mind.
+        // More than once: the node tells the pod by ICMP that its neighbour is on the same link, and the pod
+        // must not mind.
         assert_eq!(world.pod.source_seen_by(OTHER_POD), POD);
     }
     let redirected = world.pod.run("ip route get 10.240.0.11");

@@ -211,7 +211,8 @@ fn a_namespace_that_can_not_be_looked_at_is_not_gone() {
     let dir = tempfile::tempdir().unwrap();
     let is_gone = |dir: &Path| netns::is_gone(dir, "/run/netns/pod", Some(1));
     assert!(is_gone(dir.path()));
-    // A file that stands for one which is mounted on it where somebody else looks, as in another mount namespace.
+    // A file that stands for one which is mounted on it where somebody else looks, as in another mount
+    // namespace.
     File::create(dir.path().join("pod")).unwrap();
     assert!(!is_gone(dir.path()));
     assert!(!is_gone(&dir.path().join("not-there")), "the folder isn't there, so nothing can be told");

@@ -39,7 +39,8 @@ pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 pub const PORT: u16 = 8080;
 
-/// A network namespace without a name: it ends with the last process and file that refer to it, however the test ends.
+/// A network namespace without a name: it ends with the last process and file that refer to it, however the
+/// test ends.
 pub struct Namespace(File);
 
 impl Namespace {

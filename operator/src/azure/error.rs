@@ -255,8 +255,8 @@ impl Error {
         }
     }
 
-    /// Which of the addresses or blocks asked for belong to somebody else: those that Azure names, or all if it names
-    /// none. A block that Azure knows by an address in it counts as named.
+    /// Which of the addresses or blocks asked for belong to somebody else: those that Azure names, or all if
+    /// it names none. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressTaken { message, .. } = self else { return vec![] };
         named_in(message, asked)
@@ -390,7 +390,8 @@ fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
     Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
 }
 
-/// Those of the addresses or blocks that a message names, by themselves or by an address in them; all, if it names none.
+/// Those of the addresses or blocks that a message names, by themselves or by an address in them; all, if it
+/// names none.
 fn named_in(message: &str, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
     let is_named = |one: &&Ipv4Net| {

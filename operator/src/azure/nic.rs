@@ -174,7 +174,8 @@ impl Nic {
             .all(|state| matches!(state, ProvisioningState::Succeeded | ProvisioningState::Failed))
     }
 
-    /// Whether Azure works on it, or on something of ours on it. What is being deleted is neither this nor settled.
+    /// Whether Azure works on it, or on something of ours on it. What is being deleted is neither this nor
+    /// settled.
     pub fn is_updating(&self) -> bool {
         let mut ours = self.ip_configurations.iter().map(|one| &one.state).chain([&self.state]);
         ours.any(|state| *state == ProvisioningState::Updating)

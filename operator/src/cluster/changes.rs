@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-/// Remembers a digest of each object, by name, and tells objects that changed from events that changed nothing.
+/// Remembers a digest of each object, by name, and tells objects that changed from events that changed
+/// nothing.
 pub struct Changes<K> {
     digest: fn(&K) -> u64,
     known: HashMap<String, u64>,
@@ -37,7 +38,8 @@ impl<K: ResourceExt> Changes<K> {
                 self.known.remove(&object.name_any());
                 vec![object.name_any()]
             }
-            // The store shows a list only when it is complete, so who was called during it may have looked too early.
+            // The store shows a list only when it is complete, so who was called during it may have looked
+            // too early.
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 let gone: Vec<String> =

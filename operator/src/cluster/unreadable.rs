@@ -1,5 +1,5 @@
-//! Objects that are there and can't be read: unknown, but not absent. What was read of them last stays in the store, and nothing is
-//! done for the nodes they decide about. Pure.
+//! Objects that are there and can't be read: unknown, but not absent. What was read of them last stays in the
+//! store, and nothing is done for the nodes they decide about. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::take;
@@ -31,7 +31,8 @@ impl Unknown {
 /// Takes out of a watch what can't be read.
 pub struct Sieve {
     unknown: Unknown,
-    /// Those that a list which is under way has shown so far: one that isn't in it went while we didn't watch.
+    /// Those that a list which is under way has shown so far: one that isn't in it went while we didn't
+    /// watch.
     listed: HashSet<String>,
 }
 

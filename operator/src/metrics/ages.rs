@@ -1,4 +1,5 @@
-//! How long the longest reconcile under way has taken and how long each watch has been silent, made when somebody scrapes.
+//! How long the longest reconcile under way has taken and how long each watch has been silent, made when
+//! somebody scrapes.
 
 use std::fmt;
 use std::sync::Arc;

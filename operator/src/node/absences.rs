@@ -1,7 +1,7 @@
 //! What Azure says isn't there, and since when. Pure.
 //!
-//! One 404 proves nothing: Azure gives it during incidents, and for a moment after changes elsewhere. A NodeIPAllocation
-//! is the only record of what its NIC holds of ours, so it goes only on proof.
+//! One 404 proves nothing: Azure gives it during incidents, and for a moment after changes elsewhere. A
+//! NodeIPAllocation is the only record of what its NIC holds of ours, so it goes only on proof.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use crate::azure::Error;
 /// How long Azure must not have known a NIC's subscription or resource group before that is believed.
 const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
-/// By what is absent, in lower case: when Azure first said so. A restart of the operator begins to count anew.
+/// By what is absent, in lower case: when Azure first said so. A restart of the operator begins to count
+/// anew.
 #[derive(Clone, Debug, Default)]
 pub struct Absences(BTreeMap<String, Instant>);
 

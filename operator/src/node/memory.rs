@@ -1,4 +1,5 @@
-//! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests, nothing more.
+//! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests,
+//! nothing more.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -19,7 +20,8 @@ use crate::lock::lock;
 use crate::planner::Plan;
 use crate::shortage::Said;
 
-/// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at once.
+/// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at
+/// once.
 #[derive(Clone, Debug)]
 pub struct Memory {
     /// The object it is about: one made anew is a stranger.
@@ -68,8 +70,9 @@ impl Memory {
         }
     }
 
-    /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it may be the change
-    /// that was waited for, and whoever made it is looking. Returns a number that stands for that edit.
+    /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it
+    /// may be the change that was waited for, and whoever made it is looking. Returns a number that stands
+    /// for that edit.
     pub fn pool_seen(&mut self, pool: Option<&NodeIPPool>, now: Instant) -> Option<u64> {
         let pool = pool.map(|pool| (pool.uid(), pool.metadata.generation));
         let before = std::mem::replace(&mut self.pool, pool.clone());

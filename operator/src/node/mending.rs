@@ -1,7 +1,8 @@
-//! When a write that is to mend something may be made again, and when an address may be asked for again. Pure.
+//! When a write that is to mend something may be made again, and when an address may be asked for again.
+//! Pure.
 //!
-//! Azure may call a write a success that hasn't mended anything: the NIC stays Failed, or somebody turns forwarding off
-//! again at once. The first such write is made at once, the next ever less often.
+//! Azure may call a write a success that hasn't mended anything: the NIC stays Failed, or somebody turns
+//! forwarding off again at once. The first such write is made at once, the next ever less often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! What a node needs, also while its pass waits for its turn at Azure: pods that come meanwhile may not wait as long as what
-//! their node wanted before them.
+//! What a node needs, also while its pass waits for its turn at Azure: pods that come meanwhile may not wait
+//! as long as what their node wanted before them.
 
 use std::time::{Duration, Instant};
 
@@ -49,8 +49,8 @@ impl Need {
         })
     }
 
-    /// How urgent a write of this priority is, planned from `observed`. More so as soon as a plan made now would go before it and
-    /// take along all that has come: as ever, that waits for the end of a burst.
+    /// How urgent a write of this priority is, planned from `observed`. More so as soon as a plan made now
+    /// would go before it and take along all that has come: as ever, that waits for the end of a burst.
     pub fn of_write(&self, observed: &Observed, priority: Priority) -> Urgency {
         if priority <= Priority::WaitingPods {
             return priority.into();
@@ -84,7 +84,8 @@ impl Need {
         })
     }
 
-    /// What the node's pods need now, and how long these have been its pods; `None` if there is no such node any more.
+    /// What the node's pods need now, and how long these have been its pods; `None` if there is no such node
+    /// any more.
     fn demand(&self) -> Option<(Demand, Duration)> {
         let (allocation, node) = (self.cluster.allocation(&self.node)?, self.cluster.node(&self.node)?);
         let (bound, changed) = self.cluster.bound(&self.node);

@@ -33,7 +33,8 @@ use vnetpool_crds::reason::Reason;
 /// `Ready`'s message counts addresses; a count alone isn't written more often than this.
 const COUNTS: Duration = Duration::from_secs(10);
 
-/// Says how the node stands after a progress. Gives the time after which to say it again though nothing has changed.
+/// Says how the node stands after a progress. Gives the time after which to say it again though nothing has
+/// changed.
 pub async fn report(
     ctx: &Context,
     progress: &mut Progress,
@@ -91,7 +92,8 @@ pub async fn announce_write(
     report(ctx, progress, node, memory).await.map(|_| ())
 }
 
-/// Applies the operator's conditions unless they say the same already, and publishes the Events of those that turned.
+/// Applies the operator's conditions unless they say the same already, and publishes the Events of those that
+/// turned.
 async fn apply(
     ctx: &Context,
     progress: &mut Progress,
@@ -139,7 +141,8 @@ pub async fn vacant(
     Ok(())
 }
 
-/// The operator's conditions, all of them: one that isn't sent is taken off. Of this object only, not of one made anew.
+/// The operator's conditions, all of them: one that isn't sent is taken off. Of this object only, not of one
+/// made anew.
 async fn apply_conditions(
     ctx: &Context,
     allocation: &NodeIPAllocation,

@@ -1,6 +1,8 @@
-//! What an error of Azure's means for the node it happened to: how long to leave Azure alone, and what to say meanwhile. Pure.
+//! What an error of Azure's means for the node it happened to: how long to leave Azure alone, and what to say
+//! meanwhile. Pure.
 //!
-//! It concerns this node only. The condition keeps what it says until the call that failed succeeds or isn't needed any more.
+//! It concerns this node only. The condition keeps what it says until the call that failed succeeds or isn't
+//! needed any more.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +32,8 @@ pub struct Setback {
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
-    /// What it takes to get on is in the subnet. When the node may grow is then decided for all of that subnet's nodes, see
-    /// [`crate::shortage`]; nothing else is held up.
+    /// What it takes to get on is in the subnet. When the node may grow is then decided for all of that
+    /// subnet's nodes, see [`crate::shortage`]; nothing else is held up.
     pub in_subnet: bool,
     /// The reason of the error itself.
     cause: Reason,
@@ -39,8 +41,8 @@ pub struct Setback {
     strikes: u32,
 }
 
-/// The longest wait between two attempts that need somebody to change something first: a thousand such nodes must not use
-/// up the request limits of the others.
+/// The longest wait between two attempts that need somebody to change something first: a thousand such nodes
+/// must not use up the request limits of the others.
 const LONGEST: Duration = Duration::from_secs(600);
 /// The longest wait for a resource that is busy.
 const LONGEST_BUSY: Duration = Duration::from_secs(60);
@@ -57,7 +59,8 @@ impl Setback {
         let doubled = |wait: Duration, longest| (wait * 2_u32.pow(strikes.min(6))).min(longest).max(wait);
         let in_subnet = matches!(error, Error::SubnetFull { .. });
         let (wait, needs_change) = match error.remedy() {
-            // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an hour.
+            // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an
+            // hour.
             Remedy::RetryAfter(wait) if matches!(error, Error::Busy { .. }) => {
                 (doubled(wait, LONGEST_BUSY), false)
             }
@@ -65,12 +68,14 @@ impl Setback {
             Remedy::RetryAfter(wait) if matches!(error, Error::Conflict { .. }) => {
                 (doubled(wait, LONGEST), strikes >= LASTING)
             }
-            // Azure names no time for an operation that it gave up; what keeps failing is tried ever less often.
+            // Azure names no time for an operation that it gave up; what keeps failing is tried ever less
+            // often.
             Remedy::RetryAfter(wait) if matches!(error, Error::Failed { .. }) => {
                 (doubled(wait, LONGEST), false)
             }
             Remedy::RetryAfter(wait) => (wait, false),
-            // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be quick.
+            // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be
+            // quick.
             Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
             Remedy::WaitForChange { .. } if in_subnet && stage == Stage::Write => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),

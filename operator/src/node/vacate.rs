@@ -1,5 +1,5 @@
-//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And one that was
-//! deleted although its Node lives.
+//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And
+//! one that was deleted although its Node lives.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,13 @@ use super::{backend, growth, publish, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
 use crate::context::Context;
 
-/// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the longer it may.
+/// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the
+/// longer it may.
 const SOONEST: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(1800);
 
-/// NIC gone → object deleted. NIC without a VM → our ipConfigurations removed, then object deleted. VM there → kept: its
-/// pods may still run, and a Node of the same name with the same VM adopts it.
+/// NIC gone → object deleted. NIC without a VM → our ipConfigurations removed, then object deleted. VM there
+/// → kept: its pods may still run, and a Node of the same name with the same VM adopts it.
 pub async fn vacate(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -101,9 +102,9 @@ async fn refused(
     Err(Error::Find(error))
 }
 
-/// An object that somebody deleted while its Node lives: let go, and made again. First what its node has given up leaves the NIC. The
-/// list of it goes with the object, and a node that then lost its ledger, too, could hand out an address whose release is
-/// still on its way to Azure.
+/// An object that somebody deleted while its Node lives: let go, and made again. First what its node has
+/// given up leaves the NIC. The list of it goes with the object, and a node that then lost its ledger, too,
+/// could hand out an address whose release is still on its way to Azure.
 pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -130,9 +131,10 @@ pub async fn replace(
     Ok(Next::Gone)
 }
 
-/// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If it hasn't, the ETag of
-/// ours makes it fail. Then the object is looked at, uncached: what an object that has gone by now says was given up may be in use
-/// again. Whoever lets it go between that look and our write has written the NIC, so that ours fails.
+/// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If
+/// it hasn't, the ETag of ours makes it fail. Then the object is looked at, uncached: what an object that has
+/// gone by now says was given up may be in use again. Whoever lets it go between that look and our write has
+/// written the NIC, so that ours fails.
 async fn release_relinquished(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -158,10 +160,11 @@ async fn release_relinquished(
     Ok(())
 }
 
-/// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that the public
-/// addresses made for its pods are deleted. Gives the VM that still has it, and with it what is ours, if there is one. With
-/// another hardware address than `mac` and nothing of ours on it, it is the NIC of a machine that has come back under an
-/// old one's id: the old one is gone. `is_gone` says of an error whether it proves that what was asked for is gone.
+/// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that
+/// the public addresses made for its pods are deleted. Gives the VM that still has it, and with it what is
+/// ours, if there is one. With another hardware address than `mac` and nothing of ours on it, it is the NIC
+/// of a machine that has come back under an old one's id: the old one is gone. `is_gone` says of an error
+/// whether it proves that what was asked for is gone.
 pub async fn end(
     ctx: &Context,
     nic: &ResourceId,

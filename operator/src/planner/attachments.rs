@@ -1,8 +1,10 @@
-//! Decides what of Azure's is attached to which of a node's addresses: the pods' load-balancer pools and public addresses. Pure.
+//! Decides what of Azure's is attached to which of a node's addresses: the pods' load-balancer pools and
+//! public addresses. Pure.
 //!
-//! An address with something attached must never come to another pod, however slow Azure, the agent or this operator is. So
-//! an ipConfiguration is *marked* with its pod in `spec` before anything is attached to it and until Azure has shown that
-//! nothing is any more; the node's ledger gives a marked address to that pod only.
+//! An address with something attached must never come to another pod, however slow Azure, the agent or this
+//! operator is. So an ipConfiguration is *marked* with its pod in `spec` before anything is attached to it
+//! and until Azure has shown that nothing is any more; the node's ledger gives a marked address to that pod
+//! only.
 //!
 //! ```text
 //!           pod asks, has the address          agent has taken up the mark, pod still has it
@@ -236,9 +238,10 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
     plan
 }
 
-/// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration failed for a while, say,
-/// so that `spec` didn't show it). None if it isn't all of a sort that Vnetpool attaches: somebody else has, so the
-/// next pod with this address would get that one's packets, and it isn't ours to take off.
+/// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration
+/// failed for a while, say, so that `spec` didn't show it). None if it isn't all of a sort that Vnetpool
+/// attaches: somebody else has, so the next pod with this address would get that one's packets, and it isn't
+/// ours to take off.
 fn owner(attached: &Attached, holder: Option<&str>, offered: &Attachments) -> Option<String> {
     let is_offered =
         |id: &ResourceId| offered.backend_pools.iter().any(|pool| pool.id.eq_ignore_ascii_case(id.as_str()));
@@ -312,8 +315,8 @@ fn grant(wish: &Wish, facts: &Facts) -> Result<Option<Grant>, String> {
     }
 }
 
-/// Azure's rule: `^[a-z][a-z0-9-]{1,61}[a-z0-9]$` (publicIPAddress.json, domainNameLabel; the pattern is in the error of a
-/// label that breaks it).
+/// Azure's rule: `^[a-z][a-z0-9-]{1,61}[a-z0-9]$` (publicIPAddress.json, domainNameLabel; the pattern is in
+/// the error of a label that breaks it).
 fn is_dns_label(label: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     (3..=63).contains(&label.len())

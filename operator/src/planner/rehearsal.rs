@@ -19,8 +19,8 @@ impl Plan {
     /// The plan without anything that has an effect, and what that would have been. `grain` as in
     /// [`super::Observed::grain`].
     ///
-    /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry run nobody
-    /// would take it off the NIC and bring another.
+    /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry
+    /// run nobody would take it off the NIC and bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
         let ip_configurations = self.change.reserve.saturating_add(self.change.restore.len() as u32);
         let rehearsal = Rehearsal {

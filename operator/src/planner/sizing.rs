@@ -18,8 +18,8 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Pods that have an address or need one now. Sandboxes outlive their pods for a moment, and static pods are never
-    /// bound, so neither side's count includes the other's.
+    /// Pods that have an address or need one now. Sandboxes outlive their pods for a moment, and static pods
+    /// are never bound, so neither side's count includes the other's.
     pub fn pods(&self) -> u32 {
         self.bound.max(self.assigned.saturating_add(self.waiting))
     }
@@ -27,8 +27,8 @@ impl Demand {
 
 /// What the sizing asks for, before any limit.
 ///
-/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them. `grain` is how many
-/// addresses come at once, and the last step rounds up to it.
+/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
+/// `grain` is how many addresses come at once, and the last step rounds up to it.
 pub fn asked(sizing: &Sizing, demand: &Demand, grain: u32) -> u32 {
     let pods = demand.pods();
     let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
@@ -37,8 +37,8 @@ pub fn asked(sizing: &Sizing, demand: &Demand, grain: u32) -> u32 {
     rounded(rounded(useful, sizing.batch), grain)
 }
 
-/// What the node should hold: what is [`asked`] for, within the pool's maximum, of which only whole grains count, and the
-/// `room` for addresses that Azure leaves us on the NIC.
+/// What the node should hold: what is [`asked`] for, within the pool's maximum, of which only whole grains
+/// count, and the `room` for addresses that Azure leaves us on the NIC.
 pub fn wanted(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> u32 {
     let maximum = sizing.maximum - sizing.maximum % grain.max(1);
     asked(sizing, demand, grain).min(maximum).min(room)

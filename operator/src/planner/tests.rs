@@ -75,7 +75,8 @@ fn what_pods_use_is_asked_for_again_at_once_and_before_anything_else() {
     // When the burst is over, the rest goes into the same write, and is less by what is restored.
     let over = plan(&Observed { bound_still_for: STILL, ..wiped.clone() });
     assert_eq!((over.change.restore.len(), over.change.reserve), (2, over.wanted - 2));
-    // No more than the NIC takes, and nothing while nothing may be written, or where nobody wants addresses any more.
+    // No more than the NIC takes, and nothing while nothing may be written, or where nobody wants addresses
+    // any more.
     assert_eq!(plan(&Observed { slots: 1, ..wiped.clone() }).change.restore.len(), 1);
     assert!(plan(&Observed { may_write: false, ..wiped.clone() }).change.is_empty());
     assert!(plan(&Observed { sizing: None, ..wiped }).change.is_empty());

@@ -85,7 +85,8 @@ fn forecast(
     });
     match unreadable {
         Some((reason, message)) => Some(Verdict::unknown(reason, message)),
-        // What was said stands until Azure has been asked, in a moment: else each start of the operator would turn it.
+        // What was said stands until Azure has been asked, in a moment: else each start of the operator would
+        // turn it.
         None if frees.contains(&Free::Pending) && before.is_some() => None,
         None if frees.contains(&Free::Pending) => {
             Some(Verdict::unknown(Reason::Pending, "Azure is about to be asked"))
@@ -99,7 +100,8 @@ fn forecast(
     }
 }
 
-/// A subnet that was short stays so until a quarter more is free: addresses come and go all the time around the limit.
+/// A subnet that was short stays so until a quarter more is free: addresses come and go all the time around
+/// the limit.
 fn is_short(subnet: &SubnetUse, percent: u32, was_short: bool) -> bool {
     let (Some(size), Some(free)) = (subnet.size, subnet.free) else { return false };
     let limit = u64::from(size) * u64::from(percent) * if was_short { 125 } else { 100 };

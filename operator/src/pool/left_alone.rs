@@ -20,8 +20,8 @@ pub enum Cause {
     Virtual,
 }
 
-/// Why nothing is reserved for a Node and nothing of it is changed; `None`: it is served like any other. Virtual nodes are
-/// known as Azure's and others' virtual kubelets mark them: by a label, a taint, or both.
+/// Why nothing is reserved for a Node and nothing of it is changed; `None`: it is served like any other.
+/// Virtual nodes are known as Azure's and others' virtual kubelets mark them: by a label, a taint, or both.
 pub fn cause(node: &Node) -> Option<Cause> {
     let has = |label: &str, value: &str| node.labels().get(label).is_some_and(|one| one == value);
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());

@@ -268,7 +268,8 @@ impl Subnet {
 }
 
 proptest! {
-    /// Whatever is there is found, nothing more is given, and once there is enough everybody has what it needs.
+    /// Whatever is there is found, nothing more is given, and once there is enough everybody has what it
+    /// needs.
     #[test]
     fn nobody_is_forgotten_and_nothing_lies_idle(
         pods in prop::collection::vec(1..12_u32, 2..8),

@@ -1,5 +1,6 @@
-//! Signing in over the wire, in each way and in each cloud: the program itself, by HTTPS and under the clouds' own names, by
-//! way of a proxy that leads to the simulator; and what becomes of tokens that can't be had, or aren't accepted.
+//! Signing in over the wire, in each way and in each cloud: the program itself, by HTTPS and under the
+//! clouds' own names, by way of a proxy that leads to the simulator; and what becomes of tokens that can't be
+//! had, or aren't accepted.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -20,8 +21,8 @@ struct Abroad {
 }
 
 impl Abroad {
-    /// In a network of the test's own thread, which leads nowhere: a program that took another identity than it is given would
-    /// ask this machine's metadata service.
+    /// In a network of the test's own thread, which leads nowhere: a program that took another identity than
+    /// it is given would ask this machine's metadata service.
     async fn start() -> Abroad {
         seclude().unwrap();
         let sim = Sim::start(Config::default()).await.unwrap();
@@ -35,7 +36,8 @@ impl Abroad {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// Runs `vnetpool-operator preflight` with this in its environment, and nothing else but the way to Azure.
+    /// Runs `vnetpool-operator preflight` with this in its environment, and nothing else but the way to
+    /// Azure.
     async fn preflight(&self, cloud: &str, env: &[(&str, &str)]) -> Output {
         self.preflight_trusting(&self.path("ca.crt"), cloud, env).await
     }
@@ -260,7 +262,8 @@ async fn the_machines_own_identity_and_a_user_assigned_one_sign_in_at_the_metada
     assert!(error.to_string().contains("the VM has the managed identity"), "{error}");
 }
 
-/// Microsoft, "How to use managed identities on a VM to acquire an access token": 404, 410, 429 and 5xx are to be retried.
+/// Microsoft, "How to use managed identities on a VM to acquire an access token": 404, 410, 429 and 5xx are
+/// to be retried.
 #[tokio::test]
 async fn the_metadata_service_is_asked_again_when_its_documents_say_so() {
     for status in [404, 410, 429, 500, 503] {

@@ -1,4 +1,5 @@
-//! Answers that don't come, or not whole: what each becomes, that nothing is repeated below, and that the NIC then tells.
+//! Answers that don't come, or not whole: what each becomes, that nothing is repeated below, and that the NIC
+//! then tells.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

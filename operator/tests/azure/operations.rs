@@ -1,5 +1,5 @@
-//! Long-running operations: followed where Azure says, as it says, and to whatever end; and what replaces that where it may not
-//! be followed.
+//! Long-running operations: followed where Azure says, as it says, and to whatever end; and what replaces
+//! that where it may not be followed.
 
 use std::time::Duration;
 

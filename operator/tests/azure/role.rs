@@ -40,7 +40,8 @@ pub fn assert_listed(log: &[LogEntry]) {
     }
 }
 
-/// Everything the client does, for a node whose NIC refers to one of each, and for an instance of a Uniform scale set.
+/// Everything the client does, for a node whose NIC refers to one of each, and for an instance of a Uniform
+/// scale set.
 async fn everything(world: &World) -> Result<(), Error> {
     let instance = world.sim.machine("pool_0").unwrap();
     let instance = format!("azure://{}", instance["id"].as_str().unwrap());

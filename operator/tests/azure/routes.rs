@@ -1,4 +1,5 @@
-//! Route tables, of which one write serves all nodes that wait for it: whoever needs it most decides when it goes.
+//! Route tables, of which one write serves all nodes that wait for it: whoever needs it most decides when it
+//! goes.
 
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ fn claim(node: &str, number: u8) -> RouteChange {
     })
 }
 
-/// For so long Azure wants no writes. The budget goes by the machine's clock, so this is what a slow machine has.
+/// For so long Azure wants no writes. The budget goes by the machine's clock, so this is what a slow machine
+/// has.
 const CLOSED: Duration = Duration::from_secs(4);
 
 /// An Azure that knows the table, with a route for node `a`, and wants no writes for a while.

@@ -280,7 +280,8 @@ async fn each_request_is_reported_to_the_observer() {
     assert_eq!(told.iter().collect::<Vec<_>>(), [(Kind::Read, Some(200)), (Kind::Write, Some(412))]);
 }
 
-/// Else the poll of a give-back would wait for a rush on other nodes to end, and with it pods that have come to its own.
+/// Else the poll of a give-back would wait for a rush on other nodes to end, and with it pods that have come
+/// to its own.
 #[tokio::test]
 async fn what_follows_a_write_waits_for_nobody_whatever_the_write_was_for() {
     let script = Script::start().await;

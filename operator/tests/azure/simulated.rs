@@ -1,4 +1,5 @@
-//! The client against simulated Azure: what it asks for, what the NIC then holds, and what each refusal becomes.
+//! The client against simulated Azure: what it asks for, what the NIC then holds, and what each refusal
+//! becomes.
 //!
 //! Writes take a second here instead of Azure's ten, or as long as the test says.
 

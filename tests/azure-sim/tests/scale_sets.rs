@@ -1,4 +1,5 @@
-//! Uniform scale sets on the wire: their NICs are read and never written, their instances are written by parts.
+//! Uniform scale sets on the wire: their NICs are read and never written, their instances are written by
+//! parts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 

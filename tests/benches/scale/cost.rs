@@ -1,5 +1,5 @@
-//! What a phase has cost: the difference of two looks at the operator's process, its requests to Azure, and those the API server
-//! has served.
+//! What a phase has cost: the difference of two looks at the operator's process, its requests to Azure, and
+//! those the API server has served.
 
 use crate::metrics::Metrics;
 use crate::stage::Stage;
@@ -30,7 +30,8 @@ impl Process {
     fn processor(&self) -> Result<f64> {
         const TICKS_A_SECOND: f64 = 100.0;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The fields after the name, which may hold anything but another closing parenthesis; utime and stime.
+        // The fields after the name, which may hold anything but another closing parenthesis; utime and
+        // stime.
         let fields = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace();
         let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
         Ok(ticks / TICKS_A_SECOND)

@@ -1,9 +1,10 @@
-//! What a cluster of many nodes costs: time until all hold addresses, requests to Azure and to the API server, the operator's
-//! processor time and memory, a burst of pods meanwhile, and a restart.
+//! What a cluster of many nodes costs: time until all hold addresses, requests to Azure and to the API
+//! server, the operator's processor time and memory, a burst of pods meanwhile, and a restart.
 //!
-//! `cargo bench -p vnetpool-tests --bench scale -- NODES SUBSCRIPTIONS` (1,000 and 1 without): a real API server, the operator
-//! as a process of its own, simulated Azure with its published limits, NIC writes of ten seconds, agents without nodes. Azure
-//! limits each subscription, so nodes in many show what the operator itself takes.
+//! `cargo bench -p vnetpool-tests --bench scale -- NODES SUBSCRIPTIONS` (1,000 and 1 without): a real API
+//! server, the operator as a process of its own, simulated Azure with its published limits, NIC writes of ten
+//! seconds, agents without nodes. Azure limits each subscription, so nodes in many show what the operator
+//! itself takes.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 

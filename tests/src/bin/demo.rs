@@ -1,7 +1,7 @@
 //! `make demo`: the main job on a real cluster in simulated Azure, told step by step and verified.
 //!
-//! With a terminal the cluster stays up for a look around; without one it is taken down. What was observed is written to
-//! `target/demo.json` either way, also when a step failed. Exit code 0 only if every step held.
+//! With a terminal the cluster stays up for a look around; without one it is taken down. What was observed is
+//! written to `target/demo.json` either way, also when a step failed. Exit code 0 only if every step held.
 //!
 //! With the argument `glimpse` it shows what needs no cluster.
 
@@ -46,7 +46,8 @@ async fn tell(observed: &mut Observed) -> Result<()> {
     step("helm install vnetpool");
     cluster.install().await?;
     observed.seconds_cluster_up = Some(seconds(start));
-    // The demo shortens the pool's waits so that one can watch addresses go back; Azure's own times stay as they are.
+    // The demo shortens the pool's waits so that one can watch addresses go back; Azure's own times stay as
+    // they are.
     cluster
         .patch_pool(
             json!({ "cooldown": "10s", "sizing": { "minimum": MINIMUM, "warm": 4, "releaseAfter": "20s" } }),

@@ -218,8 +218,8 @@ fn subnet(text: &str) -> Option<Ipv4Net> {
     text.parse::<Ipv4Net>().ok().filter(|subnet| subnet.prefix_len() <= LONGEST_PREFIX)
 }
 
-/// Whether sandboxes can be served by this configuration. That is no matter to verbs that take back, or look at, what an ADD has
-/// made, perhaps by an earlier configuration.
+/// Whether sandboxes can be served by this configuration. That is no matter to verbs that take back, or look
+/// at, what an ADD has made, perhaps by an earlier configuration.
 fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
     if matches!(command, "DEL" | "CHECK" | "GC") {
         return Ok(());

@@ -255,13 +255,15 @@ impl Store {
     }
 }
 
-/// Makes the folder and those above it. What is in it names pods and rules who has which address: only root may look.
+/// Makes the folder and those above it. What is in it names pods and rules who has which address: only root
+/// may look.
 fn make_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 impl Drop for Lock {
-    /// Not left to the file's end: a child that is being started has the file, too, until it runs its program.
+    /// Not left to the file's end: a child that is being started has the file, too, until it runs its
+    /// program.
     fn drop(&mut self) {
         let all = Range { start: 0, len: 0 };
         let unlock = libc::flock { l_type: libc::F_UNLCK as i16, ..all.request() };

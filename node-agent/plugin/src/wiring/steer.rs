@@ -22,8 +22,8 @@ use super::{
 
 /// Our routing table.
 const TABLE: u8 = 176;
-/// The priorities of our rules: before the main table's own rule (32766). Others may use the same, so ours are known by
-/// their protocol.
+/// The priorities of our rules: before the main table's own rule (32766). Others may use the same, so ours
+/// are known by their protocol.
 const NEAR: u32 = 7600;
 const FAR: u32 = 7601;
 

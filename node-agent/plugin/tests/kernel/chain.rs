@@ -1,4 +1,5 @@
-//! The chain that the agent configures, with the reference plugins: ports of the node that lead to pods, and bandwidth limits.
+//! The chain that the agent configures, with the reference plugins: ports of the node that lead to pods, and
+//! bandwidth limits.
 
 use std::{
     io::{Read, Write},

@@ -1,4 +1,5 @@
-//! containerd 2, built from its module, with our plugin: it asks for STATUS, and a pod's sandbox has an address from ADD to DEL.
+//! containerd 2, built from its module, with our plugin: it asks for STATUS, and a pod's sandbox has an
+//! address from ADD to DEL.
 
 use std::{
     fs,

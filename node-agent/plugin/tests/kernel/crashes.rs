@@ -11,7 +11,8 @@ use std::{
 use crate::node::{Node, Pod, finish};
 use vnetpool_plugin::ledger::file;
 
-/// How often the plugin is killed, at least; the moments are spread over the time that a whole verb takes, and a little more.
+/// How often the plugin is killed, at least; the moments are spread over the time that a whole verb takes,
+/// and a little more.
 const KILLS: u32 = 40;
 /// So many kills must have met the plugin between its first trace in the ledger and its end.
 const MIDWAY: u32 = 5;
@@ -59,7 +60,8 @@ fn an_add_killed_at_any_moment_never_leaves_an_address_doubled_or_lost() {
         let is_killed = kill(&mut add);
         midway += u32::from(is_killed && node.ledger().counts(file::now()).free < 8);
 
-        // Whatever it left: another pod gets an address of its own, and the killed one gets one when tried again.
+        // Whatever it left: another pod gets an address of its own, and the killed one gets one when tried
+        // again.
         let address = node.add(other).address();
         live_addresses(&node, &pods);
         // How long one takes is measured each time: a busy machine is slower by the minute.
@@ -109,7 +111,8 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
     let add = node.start_add(&pod);
     crate::node::eventually("the ADD waits", || node.ledger().is_waiting(&pod.sandbox()));
     std::fs::remove_file(node.dir.path().join("lock")).unwrap();
-    // Now somebody else holds what is its lock for all others, so it counts as alive and is served; but it must notice.
+    // Now somebody else holds what is its lock for all others, so it counts as alive and is served; but it
+    // must notice.
     let other = node.store.lock_sandbox(&pod.sandbox(), Duration::ZERO).unwrap();
     node.store.with(|ledger, _| ledger.supply(&crate::node::supply(2, 1))).unwrap();
     let failed = finish(add);

@@ -82,8 +82,9 @@ fn a_route_that_somebody_led_elsewhere_is_named_and_not_fought_over() {
 fn the_links_mac_is_one_that_udev_leaves_alone() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    // udev's MACAddressPolicy=persistent changes a MAC that the kernel chose (1) and leaves one that was set (3), see
-    // systemd.link(5) and net_setup_link. `ip -details` shows neither: sysfs does, of the namespace that mounted it.
+    // udev's MACAddressPolicy=persistent changes a MAC that the kernel chose (1) and leaves one that was set
+    // (3), see systemd.link(5) and net_setup_link. `ip -details` shows neither: sysfs does, of the namespace
+    // that mounted it.
     let link = pod.host_link();
     let script = format!("mount -t sysfs none /sys && cat /sys/class/net/{link}/addr_assign_type");
     let output = node.netns.inside(|| {
@@ -94,8 +95,8 @@ fn the_links_mac_is_one_that_udev_leaves_alone() {
 
 #[test]
 fn a_pods_address_is_taken_off_the_node_without_the_nodes_own() {
-    // cloud-init, cloud-netconfig and nm-cloud-setup add it beside the node's own; whichever came first in a subnet is
-    // the one on which the kernel hangs the others.
+    // cloud-init, cloud-netconfig and nm-cloud-setup add it beside the node's own; whichever came first in a
+    // subnet is the one on which the kernel hangs the others.
     for order in [["10.240.0.4/24", "10.240.0.9/24"], ["10.240.0.9/24", "10.240.0.4/24"]] {
         let node = Namespace::new();
         node.ip("link add eth0 type veth peer name port");
@@ -135,7 +136,8 @@ impl Ear<'_> {
         Ear { node, heard }
     }
 
-    /// How often there was something to heed since the last time: up to a link that is made now, and is no concern.
+    /// How often there was something to heed since the last time: up to a link that is made now, and is no
+    /// concern.
     fn concerns(&self) -> usize {
         self.node.ip("link add marker type bridge");
         self.node.ip("link delete marker");
@@ -230,7 +232,8 @@ fn a_dump_is_interrupted() -> bool {
     }
 }
 
-/// So many dumps of the test's own must have been interrupted while ours were whole: on a quiet kernel it would show nothing.
+/// So many dumps of the test's own must have been interrupted while ours were whole: on a quiet kernel it
+/// would show nothing.
 const INTERRUPTED: usize = 5;
 
 #[test]

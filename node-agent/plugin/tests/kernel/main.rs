@@ -1,4 +1,5 @@
-//! The plugin on a real kernel: nodes and pods are network namespaces, the plugin is the program that is shipped.
+//! The plugin on a real kernel: nodes and pods are network namespaces, the plugin is the program that is
+//! shipped.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy takes only `#[test]` functions for tests, not what they share
 

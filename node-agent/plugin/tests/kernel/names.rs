@@ -1,4 +1,5 @@
-//! The names of pods' links, by which engines of NetworkPolicy find them, where two sandboxes of one pod want the same.
+//! The names of pods' links, by which engines of NetworkPolicy find them, where two sandboxes of one pod want
+//! the same.
 
 use std::{
     io::{Read, Write},
@@ -96,7 +97,8 @@ fn a_sandbox_waits_for_the_name_of_its_pod_where_it_can_not_be_had() {
     assert!(link_named(&node, WEB_0).is_some());
     node.netns.ip(&format!("link delete {WEB_0}"));
 
-    // A kernel that doesn't rename: Linux before 6.2 answers EBUSY for a link that is up, and any answers EEXIST here.
+    // A kernel that doesn't rename: Linux before 6.2 answers EBUSY for a link that is up, and any answers
+    // EEXIST here.
     let address = node.add(&older).address();
     let spare = older.sandbox().spare_link();
     node.netns.ip(&format!("link add {spare} type veth peer name other"));

@@ -1,4 +1,5 @@
-//! A node in a network namespace of its own, with pods in theirs, and the plugin run in it as a runtime would.
+//! A node in a network namespace of its own, with pods in theirs, and the plugin run in it as a runtime
+//! would.
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
-//! Our plugin under the reference runtime and beside the reference plugins: each version, each verb, as IPAM and in chains.
+//! Our plugin under the reference runtime and beside the reference plugins: each version, each verb, as IPAM
+//! and in chains.
 
 use std::{fs, net::IpAddr};
 
@@ -73,7 +74,8 @@ fn the_reference_runtime_is_told_the_status_and_collects_garbage() {
 fn the_garbage_of_one_network_is_collected_and_a_pod_of_its_neighbour_lives_on() {
     let node = Node::holding(2);
     let plugin = ours(&node);
-    // cnitool has no list of its own to send, so the configuration has it: none of this network's sandboxes is valid.
+    // cnitool has no list of its own to send, so the configuration has it: none of this network's sandboxes
+    // is valid.
     let mut collecting = plugin.clone();
     collecting["cni.dev/valid-attachments"] = json!([]);
     let (runtime, a, b) = (Runtime::new(node, "1.1.0", json!([collecting])), Pod::new("a"), Pod::new("b"));
@@ -128,7 +130,8 @@ fn behind_a_plugin_that_makes_the_interface_ours_says_how_to_order_them() {
     runtime.run("del", &pod.netns).succeeds();
 }
 
-/// Two pods of a node, wired by another plugin with addresses of ours: they reach each other and the node, and back.
+/// Two pods of a node, wired by another plugin with addresses of ours: they reach each other and the node,
+/// and back.
 fn two_leased_pods(version: &str, plugin: impl Fn(&Node) -> Value) {
     let node = Node::holding(2);
     let plugin = plugin(&node);

@@ -1,4 +1,5 @@
-//! The reference runtime, `cnitool` built from its module, and the reference plugins of Debian's package, inside a node.
+//! The reference runtime, `cnitool` built from its module, and the reference plugins of Debian's package,
+//! inside a node.
 
 use std::{
     fs,
@@ -69,8 +70,8 @@ impl Runtime {
         self.call_network(verb, &self.name, netns, capabilities)
     }
 
-    /// Runs `cnitool VERB NETWORK NETNS` in the node. `capabilities` is what a runtime would put into `runtimeConfig`. cnitool
-    /// derives the container's id from the namespace's path.
+    /// Runs `cnitool VERB NETWORK NETNS` in the node. `capabilities` is what a runtime would put into
+    /// `runtimeConfig`. cnitool derives the container's id from the namespace's path.
     fn call_network(&self, verb: &str, network: &str, netns: &Path, capabilities: Value) -> Answer {
         let cnitool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cluster/bin/cnitool");
         assert!(cnitool.exists(), "{} is missing: run `make cluster-build`", cnitool.display());

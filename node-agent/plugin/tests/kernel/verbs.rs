@@ -250,7 +250,8 @@ fn gc_leaves_a_sandbox_alone_that_a_verb_is_working_on() {
     node.run("GC", "", Path::new(""), &config).succeeds();
     assert_eq!(node.ledger().counts(file::now()).assigned, 1);
     drop(lock);
-    // Another test that is just starting a process lends it our open files, the lock among them, until it is that program.
+    // Another test that is just starting a process lends it our open files, the lock among them, until it is
+    // that program.
     eventually("it is collected", || {
         node.run("GC", "", Path::new(""), &config).succeeds();
         node.ledger().counts(file::now()).assigned == 0

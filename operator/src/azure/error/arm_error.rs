@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-/// An error with the errors in its details. The code that matters is in the details more often than in the outermost.
+/// An error with the errors in its details. The code that matters is in the details more often than in the
+/// outermost.
 #[derive(Clone, Debug, Default)]
 pub(in crate::azure) struct ArmError {
     pub(super) code: String,
@@ -27,7 +28,8 @@ impl ArmError {
         ArmError::of(body.get("error").unwrap_or(&body))
     }
 
-    /// Providers differ in the form of `details`: a list, one object, texts, or null. Whatever can be read is kept.
+    /// Providers differ in the form of `details`: a list, one object, texts, or null. Whatever can be read is
+    /// kept.
     pub(in crate::azure) fn of(error: &Value) -> ArmError {
         let Value::Object(fields) = error else {
             return ArmError { message: text(error), ..ArmError::default() };

@@ -1,9 +1,9 @@
 //! What Azure's error codes mean: one table, read from its top. The first row that fits an error decides.
 //!
-//! A row asks for a code first, and only then for the place: Azure answers one HTTP status for very different things
-//! (409 for a lock, an operation under way and a disabled subscription), and an operation that ended badly has a code
-//! and no status. A code counts wherever it stands in the error, since NRP puts the telling one into `details`.
-//! Where no code is known, the status decides.
+//! A row asks for a code first, and only then for the place: Azure answers one HTTP status for very different
+//! things (409 for a lock, an operation under way and a disabled subscription), and an operation that ended
+//! badly has a code and no status. A code counts wherever it stands in the error, since NRP puts the telling
+//! one into `details`. Where no code is known, the status decides.
 //!
 //! The codes are those of recorded traffic, of Microsoft's documentation and of public issues.
 
@@ -65,7 +65,8 @@ enum Place {
 }
 
 struct Row {
-    /// Codes, compared without regard to case. One that begins with `*` is the end of a code. None: any error.
+    /// Codes, compared without regard to case. One that begins with `*` is the end of a code. None: any
+    /// error.
     codes: &'static [&'static str],
     place: Place,
     class: Class,
@@ -96,7 +97,8 @@ const TABLE: &[Row] = &[
     row(&["ReadOnlyDisabledSubscription", "SubscriptionDisabled"], Anywhere, Class::SubscriptionUnusable(
         "The subscription is disabled: have it enabled again.")),
     row(&["PropertyChangeNotAllowed"], Anywhere, Class::Refused),
-    // What can't be attached. The first is of terraform-provider-azurerm issue 9084, the second of its issue 9878.
+    // What can't be attached. The first is of terraform-provider-azurerm issue 9084, the second of its issue
+    // 9878.
     row(&["OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs"], Anywhere,
         Class::Unattachable("The backend pool has an outbound rule, which takes primary addresses only: give the pods a \
             backend pool without one.")),
@@ -152,8 +154,8 @@ impl Place {
     }
 }
 
-/// What an error means, and the part of it with the telling code, if it has one. `status` is the HTTP status of an
-/// answer, `None` for the end of an operation.
+/// What an error means, and the part of it with the telling code, if it has one. `status` is the HTTP status
+/// of an answer, `None` for the end of an operation.
 pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&ArmError>) {
     let fits = |row: &Row| {
         if !row.place.is(status) {

@@ -1,6 +1,7 @@
 //! Every refusal of Azure's that is known, as Azure words it, and what becomes of it: one row each.
 //!
-//! The bodies are those of recorded traffic, of Microsoft's documentation and of public issues, with their ids shortened.
+//! The bodies are those of recorded traffic, of Microsoft's documentation and of public issues, with their
+//! ids shortened.
 
 use serde_json::{Value, json};
 

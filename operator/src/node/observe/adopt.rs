@@ -1,5 +1,5 @@
-//! What other network plugins have left on a NIC, and when it may go: the pool must say so, and every pod of the node must have an
-//! address of ours. Pure.
+//! What other network plugins have left on a NIC, and when it may go: the pool must say so, and every pod of
+//! the node must have an address of ours. Pure.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,8 @@ use crate::azure::Nic;
 pub struct Adoption {
     /// To be removed now, by name.
     pub ready: Vec<String>,
-    /// How many pods of the node have no address of ours, and may use one of those: nothing is removed until none does.
+    /// How many pods of the node have no address of ours, and may use one of those: nothing is removed until
+    /// none does.
     pub pods: usize,
     /// How many there are to remove.
     pub left: usize,
@@ -21,10 +22,12 @@ pub struct Adoption {
     pub attached: Vec<String>,
 }
 
-/// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address, `boot_id` is the node's boot.
+/// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address,
+/// `boot_id` is the node's boot.
 ///
-/// What we know of assignments may be some seconds old. That does no harm: a pod that has had an address of ours was wired by our
-/// plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
+/// What we know of assignments may be some seconds old. That does no harm: a pod that has had an address of
+/// ours was wired by our plugin and uses none of others'; one whose address isn't known yet keeps everything
+/// where it is.
 pub fn adoption(
     adopt: Adopt,
     bound: &HashSet<String>,

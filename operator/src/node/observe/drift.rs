@@ -8,14 +8,16 @@ use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::Nic;
 
-/// What pods of this boot use though it has left the NIC without our doing, as somebody else's write makes it: addresses, or the
-/// blocks of `grain` addresses they are in. An instance of a Uniform scale set has none, because nobody can ask for an address there.
+/// What pods of this boot use though it has left the NIC without our doing, as somebody else's write makes
+/// it: addresses, or the blocks of `grain` addresses they are in. An instance of a Uniform scale set has
+/// none, because nobody can ask for an address there.
 ///
-/// Only on the NIC they were on: elsewhere the old NIC may still have them. And none of `taken`, which have turned out to be
-/// somebody else's.
+/// Only on the NIC they were on: elsewhere the old NIC may still have them. And none of `taken`, which have
+/// turned out to be somebody else's.
 ///
-/// What the agent has given up is no address in use, in whatever version of its report. What we know of it may be some seconds old:
-/// an address too many is then asked for again and stays with the node as one more to hand out; one too few comes with the next report.
+/// What the agent has given up is no address in use, in whatever version of its report. What we know of it
+/// may be some seconds old: an address too many is then asked for again and stays with the node as one more
+/// to hand out; one too few comes with the next report.
 pub fn lost(
     allocation: &NodeIPAllocation,
     boot_id: &str,
@@ -32,7 +34,8 @@ pub fn lost(
     unheld(in_use, nic, grain).difference(taken).copied().collect()
 }
 
-/// Those of the addresses that no ipConfiguration of ours holds; or the blocks they are in, where these come in blocks.
+/// Those of the addresses that no ipConfiguration of ours holds; or the blocks they are in, where these come
+/// in blocks.
 fn unheld(addresses: impl Iterator<Item = Ipv4Addr>, nic: &Nic, grain: u32) -> BTreeSet<Ipv4Net> {
     let held: Vec<Ipv4Net> = nic.ip_configurations.iter().filter_map(|one| one.address).collect();
     let unheld = addresses.filter(|address| !held.iter().any(|one| one.contains(address)));

@@ -1,7 +1,9 @@
-//! The application security groups that a pool wants its pods in: which the NIC is to join and leave, and what is said of it. Pure.
+//! The application security groups that a pool wants its pods in: which the NIC is to join and leave, and
+//! what is said of it. Pure.
 //!
-//! Azure has one set for a whole NIC, so ours are added to those that others have put the NIC into, and only what `spec` names as
-//! ours is ever taken off: a group that was there before stays when the pool doesn't name it any more.
+//! Azure has one set for a whole NIC, so ours are added to those that others have put the NIC into, and only
+//! what `spec` names as ours is ever taken off: a group that was there before stays when the pool doesn't
+//! name it any more.
 
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
@@ -69,16 +71,16 @@ fn ids(all: &[String]) -> Vec<ResourceId> {
     all.iter().filter_map(|id| id.parse().ok()).collect()
 }
 
-/// Whether the operator before this one has seen the NIC in the groups that `spec` names, and `spec` is still the same. Without that
-/// they may only have been announced.
+/// Whether the operator before this one has seen the NIC in the groups that `spec` names, and `spec` is still
+/// the same. Without that they may only have been announced.
 fn vouches(allocation: &NodeIPAllocation) -> bool {
     condition::find(allocation.conditions(), APPLICATION_SECURITY_GROUPS).is_some_and(|said| {
         said.status == "True" && said.observed_generation == allocation.metadata.generation
     })
 }
 
-/// Whether the groups may be why Azure has refused a write that was to join them. They are then left out of the next one, so that the
-/// node gets its addresses all the same.
+/// Whether the groups may be why Azure has refused a write that was to join them. They are then left out of
+/// the next one, so that the node gets its addresses all the same.
 pub fn may_be_refused(error: &azure::Error) -> bool {
     let is_elsewhere = matches!(
         error,

@@ -1,5 +1,5 @@
-//! When a node's metadata service no longer lists what is reserved on its NIC: the NIC is read, and what Azure says there counts.
-//! Pure.
+//! When a node's metadata service no longer lists what is reserved on its NIC: the NIC is read, and what
+//! Azure says there counts. Pure.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ const APART: Duration = Duration::from_secs(180);
 /// What became of a node's hints so far. Lost, it costs a read.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
-    /// What was hinted at when the NIC was last read, and is to this day: the service is wrong there, or behind.
+    /// What was hinted at when the NIC was last read, and is to this day: the service is wrong there, or
+    /// behind.
     answered: BTreeSet<String>,
     /// When the NIC was last read with a hint there.
     read: Option<Instant>,
@@ -41,8 +42,8 @@ impl Hints {
     }
 }
 
-/// The names that the node's report of this boot says aren't listed any more, of those that `spec` still has: what has left it was
-/// dealt with.
+/// The names that the node's report of this boot says aren't listed any more, of those that `spec` still has:
+/// what has left it was dealt with.
 fn hinted(allocation: &NodeIPAllocation) -> impl Iterator<Item = &String> {
     let status = allocation.status.as_ref().filter(|status| status.boot_id == allocation.spec.boot_id);
     let is_held = |name: &&String| allocation.spec.ip_configurations().any(|one| one.name == **name);

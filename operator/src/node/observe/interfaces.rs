@@ -1,4 +1,5 @@
-//! The NIC that serves a node's pool: which of its VM's NICs that is, and what it holds, from Azure only where it must be.
+//! The NIC that serves a node's pool: which of its VM's NICs that is, and what it holds, from Azure only
+//! where it must be.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,7 +70,8 @@ struct Chosen {
 }
 
 impl Wanted<'_> {
-    /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is asked once.
+    /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is
+    /// asked once.
     fn must_choose(&self, known: &Known) -> bool {
         let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
@@ -162,8 +164,8 @@ async fn choose(
     Ok(Chosen { serving, primary, all, elsewhere, lacking })
 }
 
-/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours serves until that
-/// is gone: nothing would bring its pods' addresses to the other, or take its groups off.
+/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours
+/// serves until that is gone: nothing would bring its pods' addresses to the other, or take its groups off.
 fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>, grouped: Option<&ResourceId>) -> usize {
     let is_wanted = |nic: &Arc<Nic>| wanted.is_some_and(|wanted| nic.subnet == *wanted);
     let holding = |nic: &Arc<Nic>| !nic.ip_configurations.is_empty() || grouped == Some(&nic.id);
@@ -186,8 +188,8 @@ fn interface(nic: &Nic) -> Interface {
     }
 }
 
-/// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an operator that
-/// starts finds for nearly every node.
+/// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an
+/// operator that starts finds for nearly every node.
 fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     let held = interface.ip_configurations.iter().map(|one| IpConfiguration {
         name: one.name.clone(),

@@ -29,8 +29,8 @@ impl Obstacle {
     }
 }
 
-/// What is in the way of a node with this NIC and this back-end. `primary` is the subnet of the VM's primary NIC, if that is
-/// another one.
+/// What is in the way of a node with this NIC and this back-end. `primary` is the subnet of the VM's primary
+/// NIC, if that is another one.
 pub fn obstacle(
     ctx: &Context,
     pool: Option<&NodeIPPool>,

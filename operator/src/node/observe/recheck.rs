@@ -8,7 +8,8 @@ const RECHECK: Duration = Duration::from_secs(4 * 3600);
 /// Even a node that nothing happens to is looked at again after this long; that alone asks Azure nothing.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
-/// How long after it was last known the NIC is to be read again. Differs by node, but not from one time to the next.
+/// How long after it was last known the NIC is to be read again. Differs by node, but not from one time to
+/// the next.
 fn interval(node: &str) -> Duration {
     let spread = BuildHasherDefault::<DefaultHasher>::default().hash_one(node) % RECHECK.as_millis() as u64;
     RECHECK + Duration::from_millis(spread)
@@ -18,8 +19,8 @@ pub fn is_due(node: &str, known: Instant, now: Instant) -> bool {
     known + interval(node) <= now
 }
 
-/// When to look at a node again though nothing has happened: when its NIC is due, so that the spread isn't lost to the beat
-/// in which all nodes are looked at after a start.
+/// When to look at a node again though nothing has happened: when its NIC is due, so that the spread isn't
+/// lost to the beat in which all nodes are looked at after a start.
 pub fn next_look(node: &str, known: Instant, now: Instant) -> Duration {
     let due = (known + interval(node)).saturating_duration_since(now);
     // What is due and wasn't done is held back by an error, which has a time of its own.
@@ -32,7 +33,8 @@ mod tests {
 
     const HOUR: f64 = 3600.0;
 
-    /// The moments, in seconds after a start that looks at all of them at once, at which NICs of idle nodes are read.
+    /// The moments, in seconds after a start that looks at all of them at once, at which NICs of idle nodes
+    /// are read.
     fn reads(nodes: usize, hours: f64) -> Vec<f64> {
         let start = Instant::now();
         let mut reads = vec![];

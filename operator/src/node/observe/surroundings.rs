@@ -13,7 +13,8 @@ use crate::node::backend::Backend;
 /// The network around a NIC's subnet. `None`: it can't be read now, but what `spec` says of it stays good.
 ///
 /// # Errors
-/// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so its node must wait.
+/// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so
+/// its node must wait.
 pub async fn around(
     ctx: &Context,
     spec: &NodeIPAllocationSpec,
@@ -44,7 +45,8 @@ fn is_same(one: &Subnet, other: &Subnet) -> bool {
     one.id.eq_ignore_ascii_case(&other.id)
 }
 
-/// What sees a pod under its own address: the VNet, what else has a way back to that, and what the pool names.
+/// What sees a pod under its own address: the VNet, what else has a way back to that, and what the pool
+/// names.
 pub fn exclusions(network: &Network, pool: Option<&NodeIPPool>, backend: &Backend) -> Vec<String> {
     let named = pool.into_iter().flat_map(|pool| &pool.spec.snat.non_masquerade_cidrs);
     let mut ranges: Vec<ipnet::Ipv4Net> = named.filter_map(|range| range.parse().ok()).collect();

@@ -1,5 +1,6 @@
-//! Sandboxes that outlive their pods: the API server has the pod no more, or it has run to its end, and the node still reports
-//! an address as its own. Found and told, never ended: an address in doubt is in use. The decision is pure.
+//! Sandboxes that outlive their pods: the API server has the pod no more, or it has run to its end, and the
+//! node still reports an address as its own. Found and told, never ended: an address in doubt is in use. The
+//! decision is pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
@@ -44,8 +45,8 @@ enum Finding {
 }
 
 impl Outlived {
-    /// Compares what the node reports with the UIDs of its pods that need an address. Gives what there is to say, and in how
-    /// long there may be more.
+    /// Compares what the node reports with the UIDs of its pods that need an address. Gives what there is to
+    /// say, and in how long there may be more.
     fn observe(
         &mut self,
         assignments: &[Assignment],
@@ -76,8 +77,8 @@ impl Outlived {
     }
 }
 
-/// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole when there are
-/// others to name than before: of an assignment, only address and UID are kept in memory.
+/// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole
+/// when there are others to name than before: of an assignment, only address and UID are kept in memory.
 pub async fn condition(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -113,8 +114,8 @@ pub async fn condition(
     Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
-/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no more is named by
-/// its UID.
+/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no
+/// more is named by its UID.
 fn message(node: &str, due: &BTreeSet<Suspect>, assignments: &[Assignment]) -> String {
     let name = |(address, uid): &Suspect| {
         let one = assignments.iter().find(|one| one.address == *address && one.pod_uid == *uid);

@@ -313,7 +313,8 @@ async fn scale_set_story(sim: &Sim, client: &Client) {
     client.send("DELETE", &format!("{set}?{compute}"), &[], None).await.unwrap();
 }
 
-/// Route tables, security groups, public addresses, load balancers, peerings: each written, used, read, refused, deleted.
+/// Route tables, security groups, public addresses, load balancers, peerings: each written, used, read,
+/// refused, deleted.
 async fn beside_nics(client: &Client, network: &str, nic: &str, held: &Value) {
     let at = |resource: &str| format!("{network}/{resource}?api-version=2024-03-01");
     let id = |resource: &str| json!({ "id": format!("{network}/{resource}") });

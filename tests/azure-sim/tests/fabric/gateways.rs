@@ -18,7 +18,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A gateway `gw` with a private and a public frontend on port 80, for backends on port 8080. Gives its public address.
+/// A gateway `gw` with a private and a public frontend on port 80, for backends on port 8080. Gives its
+/// public address.
 fn set_up(stage: &Stage, backends: &Value) -> String {
     let subnet = json!({ "properties": { "addressPrefix": "10.240.17.0/24" } });
     stage.put("virtualNetworks/vnet/subnets/gateways", &subnet);

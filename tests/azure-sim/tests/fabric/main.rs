@@ -1,5 +1,5 @@
-//! The network of simulated Azure in a real kernel: what arrives, what is lost. Needs root; makes its own network namespaces,
-//! named after this process, and removes them.
+//! The network of simulated Azure in a real kernel: what arrives, what is lost. Needs root; makes its own
+//! network namespaces, named after this process, and removes them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 

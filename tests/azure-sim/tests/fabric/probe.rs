@@ -9,8 +9,8 @@ use std::time::Duration;
 /// Where the machines listen.
 const PORT: u16 = 9000;
 
-/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, `serve PORT`, `fetch FROM TO PORT`, `resolve FROM NAME`, or `http METHOD PATH` with the body on standard
-/// input.
+/// `listen`, `send FROM TO TEXT`, `reach FROM TO`, `serve PORT`, `fetch FROM TO PORT`, `resolve FROM NAME`,
+/// or `http METHOD PATH` with the body on standard input.
 pub(crate) fn run(arguments: &[String]) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
@@ -40,7 +40,8 @@ fn listen() {
     }
 }
 
-/// Whether an address is alive for us, which the exit code says: a datagram to a closed port of it comes back as an error.
+/// Whether an address is alive for us, which the exit code says: a datagram to a closed port of it comes back
+/// as an error.
 fn reach(from: IpAddr, to: IpAddr) {
     let socket = UdpSocket::bind((from, 0)).unwrap();
     socket.connect(SocketAddr::new(to, 1)).unwrap();

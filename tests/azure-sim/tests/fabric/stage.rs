@@ -1,4 +1,5 @@
-//! A fabric with two machines and an internet host, and what a test does with them. All of it goes when it is dropped.
+//! A fabric with two machines and an internet host, and what a test does with them. All of it goes when it is
+//! dropped.
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
