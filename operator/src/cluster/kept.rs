@@ -131,7 +131,16 @@ pub fn boot_id(node: &Node) -> &str {
 
 /// The kubelet's pod limit; `None` before its first report.
 pub fn pods_allowed(node: &Node) -> Option<u32> {
-    node.status.as_ref()?.allocatable.as_ref()?.get("pods")?.0.parse().ok()
+    count(&node.status.as_ref()?.allocatable.as_ref()?.get("pods")?.0)
+}
+
+/// A whole number as Kubernetes writes quantities: 1000 pods are `1k`.
+fn count(quantity: &str) -> Option<u32> {
+    let (digits, unit) = match quantity.strip_suffix('k') {
+        Some(digits) => (digits, 1000),
+        None => (quantity, 1),
+    };
+    digits.parse::<u32>().ok()?.checked_mul(unit)
 }
 
 pub fn is_tainted_full(node: &Node) -> bool {
@@ -163,6 +172,12 @@ mod tests {
         let first = node_digest(&node("2026-01-01T00:00:00Z", "b1"));
         assert_eq!(first, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
         assert_ne!(first, node_digest(&node("2026-01-01T00:00:10Z", "b2")));
+    }
+
+    #[test]
+    fn a_thousand_pods_are_written_with_a_unit() {
+        let counts = ["110", "1k", "1500", "2k", "", "k", "5000000k"].map(count);
+        assert_eq!(counts, [Some(110), Some(1000), Some(1500), Some(2000), None, None, None]);
     }
 
     #[test]
