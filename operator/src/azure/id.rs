@@ -161,8 +161,10 @@ impl VmId {
         }
         let Some(path) = provider_id.strip_prefix("azure://") else {
             return refuse(
-                "the Node isn't an Azure virtual machine",
-                "keep such nodes out of every NodeIPPool's nodeSelector",
+                "the Node isn't an Azure virtual machine, or another cloud controller than Azure's has set it",
+                "keep nodes that are no Azure VMs out of every NodeIPPool's nodeSelector. On an Azure VM turn that controller \
+                 off (k3s server --disable-cloud-controller), run Azure's cloud-controller-manager, and delete the Node, \
+                 which registers anew: the field can't be changed",
             );
         };
         let Ok(id) = path.parse::<ResourceId>() else {
@@ -276,6 +278,7 @@ mod tests {
             ("", "no spec.providerID"),
             ("aws:///eu-west-1a/i-0abc", "isn't an Azure virtual machine"),
             ("kind://docker/kind/kind-worker", "isn't an Azure virtual machine"),
+            ("k3s://node-1", "--disable-cloud-controller"),
             ("azure:///nonsense", "isn't the id of a resource"),
             (
                 "azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachineScaleSets/p",
