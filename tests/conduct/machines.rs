@@ -15,6 +15,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
+    lost_addresses_that_azure_refuses_keep_no_other_from_pods,
     an_instance_of_a_uniform_scale_set_serves_its_pods,
     a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good,
     a_reimaged_instance_gets_new_addresses_when_it_boots,
@@ -149,6 +150,28 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
     stage.until("the others are back, and one is said to be lost", "n1", rest).await?;
     let tries = stage.writes("n1").into_iter().filter(|one| asked_for(one).contains(&lost)).count();
     ensure!(tries == 1, "{lost} was asked for {tries} times");
+    Ok(())
+}
+
+async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    // An operator that starts reads the NIC before it writes, so that its first write asks for what was lost.
+    stage.kill().await?;
+    wipe(&stage, "n1").await?;
+    let body = json!({ "error": { "code": "Novel", "message": "Not with these addresses." } });
+    let refusal = Effect::Status { status: 400, body, headers: Default::default() };
+    stage.fault("PUT", "/n1-nic", Some(1), refusal);
+    stage.bind("n1", 2).await?;
+    stage.start().await?;
+    let grown = |_: &_| stage.writes("n1").into_iter().find(|one| one.status < 300);
+    let grown = stage.until("the node grows", "n1", grown).await?;
+    let first = stage.writes("n1").into_iter().next().context("nothing was written")?;
+    ensure!(first.status == 400 && asked_for(&first).is_superset(&before), "{:?}", asked_for(&first));
+    ensure!(asked_for(&grown).is_disjoint(&before), "it asks for {:?} again", asked_for(&grown));
     Ok(())
 }
 

@@ -11,16 +11,25 @@ use ipnet::Ipv4Net;
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
-/// How long an address is left out of writes that Azure is still freeing.
-const FREEING: Duration = Duration::from_secs(10);
+/// How long an address that Azure is still freeing is left out of writes at first.
+pub const FREEING: Duration = Duration::from_secs(10);
+/// How long an address is at first that was in a write that Azure refused: it may be what Azure objects to.
+pub const REFUSED: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, Default)]
 pub struct Mending {
     /// How many writes in a row were to mend the same.
     made: u32,
     not_before: Option<Instant>,
-    /// Addresses that pods lost and that Azure is still freeing: when they may be asked for again.
-    freed_at: BTreeMap<Ipv4Net, Instant>,
+    /// Addresses that pods lost and that couldn't be had: they must not keep the node from others.
+    withheld: BTreeMap<Ipv4Net, Withheld>,
+}
+
+#[derive(Clone, Debug)]
+struct Withheld {
+    /// How often in a row it couldn't be had.
+    times: u32,
+    until: Instant,
 }
 
 impl Mending {
@@ -40,20 +49,33 @@ impl Mending {
         (self.made, self.not_before) = (0, None);
     }
 
-    /// Azure is still freeing these addresses.
-    pub fn freeing(&mut self, addresses: Vec<Ipv4Net>, now: Instant) {
-        self.freed_at.extend(addresses.into_iter().map(|address| (address, now + FREEING)));
+    /// Leaves these addresses out of the next writes: for so long at first, and ever longer.
+    pub fn withhold(&mut self, addresses: Vec<Ipv4Net>, first: Duration, now: Instant) {
+        for address in addresses {
+            let times = self.withheld.get(&address).map_or(1, |known| known.times + 1);
+            let wait = (first * 2_u32.pow((times - 1).min(10))).min(LONGEST);
+            self.withheld.insert(address, Withheld { times, until: now + wait });
+        }
     }
 
-    /// Those of the lost addresses that may be asked for.
+    /// These are on the NIC again.
+    pub fn restored(&mut self, addresses: &[Ipv4Net]) {
+        self.withheld.retain(|address, _| !addresses.contains(address));
+    }
+
+    /// Those of the lost addresses that may be asked for now. Of those that couldn't be had it is one at a time: together
+    /// they would hide which of them Azure objects to.
     pub fn askable(&self, lost: BTreeSet<Ipv4Net>, now: Instant) -> BTreeSet<Ipv4Net> {
-        let is_freed = |address: &Ipv4Net| self.freed_at.get(address).is_none_or(|freed_at| now >= *freed_at);
-        lost.into_iter().filter(is_freed).collect()
+        let (known, new): (BTreeSet<_>, _) =
+            lost.into_iter().partition(|address| self.withheld.contains_key(address));
+        let is_due = |address: &Ipv4Net| self.withheld.get(address).is_some_and(|one| now >= one.until);
+        let due = known.into_iter().find(is_due).filter(|_| new.is_empty());
+        new.into_iter().chain(due).collect()
     }
 
     /// How long until more may be written than now.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        let all = self.freed_at.values().copied().chain(self.not_before);
+        let all = self.withheld.values().map(|one| one.until).chain(self.not_before);
         all.filter(|until| *until > now).min().map(|until| until - now)
     }
 }
@@ -84,12 +106,37 @@ mod tests {
     fn an_address_that_azure_still_frees_is_left_out_for_seconds_and_no_other() {
         let mut mending = Mending::default();
         let now = Instant::now();
-        let lost: BTreeSet<Ipv4Net> =
-            ["10.0.0.5/32", "10.0.0.6/32"].iter().map(|text| text.parse().unwrap()).collect();
+        let lost = lost(&["10.0.0.5/32", "10.0.0.6/32"]);
         let [one, other] = [0, 1].map(|index| *lost.iter().nth(index).unwrap());
-        mending.freeing(vec![one], now);
+        mending.withhold(vec![one], FREEING, now);
         assert_eq!(mending.askable(lost.clone(), now), BTreeSet::from([other]));
         assert_eq!(mending.wait(now), Some(FREEING));
-        assert_eq!(mending.askable(lost.clone(), now + FREEING), lost);
+        assert_eq!(mending.askable(BTreeSet::from([one]), now + FREEING), BTreeSet::from([one]));
+        mending.restored(&[one]);
+        assert_eq!(mending.askable(lost.clone(), now), lost);
+    }
+
+    #[test]
+    fn addresses_that_were_refused_are_asked_for_one_by_one_and_ever_less_often() {
+        let mut mending = Mending::default();
+        let mut now = Instant::now();
+        let lost = lost(&["10.0.0.5/32", "10.0.0.6/32"]);
+        mending.withhold(lost.iter().copied().collect(), REFUSED, now);
+        let (start, mut asked_at) = (now, vec![]);
+        while asked_at.len() < 8 {
+            let asked = mending.askable(lost.clone(), now);
+            if asked.is_empty() {
+                now += mending.wait(now).unwrap();
+                continue;
+            }
+            assert_eq!(asked.len(), 1);
+            asked_at.push((now - start).as_secs());
+            mending.withhold(asked.into_iter().collect(), REFUSED, now);
+        }
+        assert_eq!(asked_at, [120, 120, 360, 360, 840, 840, 1440, 1440]);
+    }
+
+    fn lost(addresses: &[&str]) -> BTreeSet<Ipv4Net> {
+        addresses.iter().map(|text| text.parse().unwrap()).collect()
     }
 }

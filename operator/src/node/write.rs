@@ -1,7 +1,8 @@
 //! Carries a plan out at Azure and remembers what came of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 use vnetpool_crds::pool::Mode;
@@ -9,6 +10,7 @@ use vnetpool_crds::pool::Mode;
 use super::backend::Task;
 use super::growth;
 use super::memory::Memory;
+use super::mending;
 use super::observe::groups;
 use super::progress::Progress;
 use super::setback::{Setback, Stage};
@@ -49,6 +51,7 @@ pub async fn write(
                 memory.nic.at = Some(now);
             }
             memory.setback = None;
+            memory.mending.restored(&plan.change.restore);
             if plan.change.repair || plan.change.forward {
                 memory.mending.written(now);
             }
@@ -64,9 +67,9 @@ pub async fn write(
         }
         Err(error) => {
             memory.taken.extend(error.taken(&plan.change.restore));
-            if matches!(error, azure::Error::AddressBeingFreed { .. }) {
-                // The next write goes on without these.
-                memory.mending.freeing(error.being_freed(&plan.change.restore), now);
+            // Addresses that pods lost are left out of the next write, so that the node gets others all the same.
+            if let Some((addresses, first)) = withheld(&error, &plan.change.restore) {
+                memory.mending.withhold(addresses, first, now);
                 return Err(error);
             }
             // Groups that are refused are left out of the next write, so that the node gets its addresses all
@@ -80,4 +83,15 @@ pub async fn write(
             Err(error)
         }
     }
+}
+
+/// Which of the addresses to restore can't be had for a while, and for how long at first. `None`: the error isn't about them.
+fn withheld(error: &azure::Error, restore: &[Ipv4Net]) -> Option<(Vec<Ipv4Net>, Duration)> {
+    let (addresses, first) = match error {
+        azure::Error::AddressBeingFreed { .. } => (error.being_freed(restore), mending::FREEING),
+        // Whatever Azure objects to, it may be one of these.
+        azure::Error::Arm { .. } | azure::Error::QuotaExceeded { .. } => (restore.to_vec(), mending::REFUSED),
+        _ => return None,
+    };
+    (!addresses.is_empty()).then_some((addresses, first))
 }
