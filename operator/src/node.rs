@@ -186,6 +186,7 @@ async fn serve(
         // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before
         // it joins them: the next leader finds it there.
         if progress.names_less_than_is_written() {
+            settle_left(ctx, progress, node).await?;
             publish(ctx, progress, node, memory).await?;
         }
         report::announce_write(ctx, progress, node, memory).await?;
@@ -325,7 +326,12 @@ async fn attach(
 /// `spec` forgets them, unless another VM has them and may use it.
 async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<(), Error> {
     // The node is being served by another NIC, and must not wait for a second look at this one.
-    let is_gone = |error: &azure::Error| matches!(error, azure::Error::NotFound { .. });
+    let is_said = vacate::is_said_to_be_gone(&progress.allocation);
+    let is_gone = |error: &azure::Error| match error {
+        azure::Error::NotFound { .. } => true,
+        azure::Error::ScopeMissing { .. } => is_said,
+        _ => false,
+    };
     for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
         let vm = vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await;
         if let Some(vm) = vm.map_err(Error::Find)? {

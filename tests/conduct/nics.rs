@@ -5,6 +5,7 @@ use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vnetpool_azure_sim::NewVm;
+use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::INTERFACE_FOUND;
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -105,6 +106,10 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     stage.delete_pool("second").await?;
     let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(found.message.contains("drain the node"), "{}", found.message);
+    // A reboot in between: the VM's NICs are looked at anew while the second one still holds addresses.
+    stage.boot("n1", "boot-2").await?;
+    let booted = |seen: &NodeIPAllocation| (seen.spec.boot_id == "boot-2").then_some(());
+    stage.until("it has booted", "n1", booted).await?;
     stage.unbind("n1", 1).await?;
     let back = stage.until("the primary NIC serves", "n1", |seen| {
         let serving = seen.spec.serving()?;

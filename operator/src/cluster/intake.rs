@@ -33,10 +33,13 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Intake<K> {
 
     /// Stores what an event brings, and gives what there is to tell others.
     fn take(&mut self, event: Event<Reading<K>>) -> Sifted<K> {
-        let Sifted { event, turned } = self.sieve.sift(event, |name| self.store.get(&ObjectRef::new(name)));
-        let event = event.map(|event| event.modify(self.strip));
-        event.iter().for_each(|event| self.writer.apply_watcher_event(event));
-        Sifted { event, turned }
+        let (store, writer, strip) = (&self.store, &mut self.writer, self.strip);
+        let keep = |event: Event<K>| {
+            let event = event.modify(strip);
+            writer.apply_watcher_event(&event);
+            event
+        };
+        self.sieve.sift(event, |name| store.get(&ObjectRef::new(name)), keep)
     }
 }
 
@@ -120,8 +123,9 @@ pub fn pools(
         for name in turned {
             waker.unreadable(view.unknown_pools.get(&name));
             waker.pool(&name);
-            // Any node may be one that it is for, or was.
+            // Any node may be one that it is for, or was; so may an allocation whose Node is gone.
             view.nodes.state().iter().for_each(|node| waker.node(&node.name_any()));
+            view.allocations.state().iter().for_each(|one| waker.allocation(&one.name_any()));
         }
     }
 }

@@ -8,6 +8,8 @@ use kube::api::ObjectMeta;
 use vnetpool_crds::allocation::{Assignment, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
+use crate::pool::left_alone::is_left_alone;
+
 /// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit.
 pub fn strip_node(node: &mut Node) {
     node.metadata = ObjectMeta {
@@ -65,6 +67,7 @@ pub fn node_digest(node: &Node) -> u64 {
         boot_id(node),
         pods_allowed(node),
         is_tainted_full(node),
+        is_left_alone(node),
     ))
 }
 

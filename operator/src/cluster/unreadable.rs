@@ -49,11 +49,13 @@ impl Sieve {
         Sieve { unknown, listed: HashSet::new() }
     }
 
-    /// `read` gives what was read last of an object.
+    /// `read` gives what was read last of an object, and `keep` stores what is left of the event. What turns readable, or
+    /// goes, stays unknown until that is done: an object is never absent in between.
     pub fn sift<K: Resource<DynamicType = ()> + Clone>(
         &mut self,
         event: Event<Reading<K>>,
         read: impl Fn(&str) -> Option<Arc<K>>,
+        mut keep: impl FnMut(Event<K>) -> Event<K>,
     ) -> Sifted<K> {
         let last = |unreadable: &Unreadable| {
             let last = read(&unreadable.name());
@@ -62,34 +64,40 @@ impl Sieve {
         match event {
             Event::Init => {
                 self.listed.clear();
-                Sifted { event: Some(Event::Init), turned: vec![] }
+                Sifted { event: Some(keep(Event::Init)), turned: vec![] }
             }
+            // The store shows a list when it is complete.
             Event::InitApply(Reading(Ok(object))) => {
-                Sifted { turned: self.clear(&object.name_any()), event: Some(Event::InitApply(object)) }
+                Sifted { event: Some(keep(Event::InitApply(object))), turned: vec![] }
             }
             Event::InitApply(Reading(Err(unreadable))) => {
                 self.listed.insert(unreadable.name());
-                Sifted { event: last(&unreadable).map(Event::InitApply), turned: self.mark(*unreadable) }
+                let event = last(&unreadable).map(|last| keep(Event::InitApply(last)));
+                Sifted { event, turned: self.mark(*unreadable) }
             }
             Event::InitDone => {
+                let event = Some(keep(Event::InitDone));
                 let listed = take(&mut self.listed);
                 let mut unknown = lock(&self.unknown.0);
                 let gone: Vec<String> =
                     unknown.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 unknown.retain(|name, _| listed.contains(name));
-                Sifted { event: Some(Event::InitDone), turned: gone }
+                Sifted { event, turned: gone }
             }
             Event::Apply(Reading(Ok(object))) => {
-                Sifted { turned: self.clear(&object.name_any()), event: Some(Event::Apply(object)) }
+                let name = object.name_any();
+                Sifted { event: Some(keep(Event::Apply(object))), turned: self.clear(&name) }
             }
             Event::Apply(Reading(Err(unreadable))) => Sifted { event: None, turned: self.mark(*unreadable) },
             Event::Delete(Reading(Ok(object))) => {
-                Sifted { turned: self.clear(&object.name_any()), event: Some(Event::Delete(object)) }
+                let name = object.name_any();
+                Sifted { event: Some(keep(Event::Delete(object))), turned: self.clear(&name) }
             }
             Event::Delete(Reading(Err(unreadable))) => {
-                self.clear(&unreadable.name());
                 let last = read(&unreadable.name()).map(Arc::unwrap_or_clone);
-                Sifted { event: last.map(Event::Delete), turned: vec![unreadable.name()] }
+                let event = last.map(|last| keep(Event::Delete(last)));
+                self.clear(&unreadable.name());
+                Sifted { event, turned: vec![unreadable.name()] }
             }
         }
     }
@@ -170,21 +178,21 @@ mod tests {
         let (mut sieve, unknown) = sieve();
         let known = reading("n", "u", true).0.unwrap();
         let read = |_: &str| Some(Arc::new(known.clone()));
-        sieve.sift(Event::<Reading<Node>>::Init, read);
-        let sifted = sieve.sift(Event::InitApply(reading("n", "u", false)), read);
+        sieve.sift(Event::<Reading<Node>>::Init, read, |event| event);
+        let sifted = sieve.sift(Event::InitApply(reading("n", "u", false)), read, |event| event);
         assert!(matches!(sifted.event, Some(Event::InitApply(node)) if node == known));
         assert_eq!(sifted.turned, ["n"]);
-        sieve.sift(Event::<Reading<Node>>::InitDone, read);
+        sieve.sift(Event::<Reading<Node>>::InitDone, read, |event| event);
         assert!(unknown.get("n").is_some());
         // Of another object under the same name, nothing was read.
-        let sifted = sieve.sift(Event::InitApply(reading("n", "v", false)), read);
+        let sifted = sieve.sift(Event::InitApply(reading("n", "v", false)), read, |event| event);
         assert!(sifted.event.is_none());
     }
 
     #[test]
     fn an_object_that_can_not_be_read_is_told_once_and_again_when_it_can_be() {
         let (mut sieve, unknown) = sieve();
-        let mut turned = |event| sieve.sift(event, |_| None::<Arc<Node>>).turned;
+        let mut turned = |event| sieve.sift(event, |_| None::<Arc<Node>>, |event| event).turned;
         assert_eq!(turned(Event::Apply(reading("n", "u", false))), ["n"]);
         assert!(turned(Event::Apply(reading("n", "u", false))).is_empty());
         assert!(turned(Event::Apply(reading("m", "u", true))).is_empty());
@@ -195,13 +203,32 @@ mod tests {
     #[test]
     fn one_that_is_deleted_or_went_unseen_is_absent() {
         let (mut sieve, unknown) = sieve();
-        let mut turned = |event| sieve.sift(event, |_| None::<Arc<Node>>).turned;
+        let mut turned = |event| sieve.sift(event, |_| None::<Arc<Node>>, |event| event).turned;
         turned(Event::Apply(reading("a", "u", false)));
         turned(Event::Apply(reading("b", "u", false)));
         assert_eq!(turned(Event::Delete(reading("a", "u", false))), ["a"]);
         turned(Event::Init);
         assert_eq!(turned(Event::InitDone), ["b"]);
         assert!(unknown.all().is_empty());
+    }
+
+    #[test]
+    fn an_object_that_turns_readable_is_unknown_until_the_store_shows_it() {
+        let (mut sieve, unknown) = sieve();
+        let mut sift = |event| {
+            let kept = |event| {
+                assert!(unknown.get("n").is_some(), "it is neither stored nor unknown");
+                event
+            };
+            sieve.sift(event, |_| None::<Arc<Node>>, kept).turned
+        };
+        sift(Event::Apply(reading("n", "u", false)));
+        assert!(sift(Event::Init).is_empty());
+        assert!(sift(Event::InitApply(reading("n", "u", true))).is_empty());
+        assert_eq!(sift(Event::InitDone), ["n"]);
+        assert!(unknown.all().is_empty());
+        sift(Event::Apply(reading("n", "u", false)));
+        assert_eq!(sift(Event::Apply(reading("n", "u", true))), ["n"]);
     }
 
     fn unreadable<K: Resource<DynamicType = ()> + DeserializeOwned + Debug>(content: Value) -> Unreadable {

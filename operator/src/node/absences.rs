@@ -27,6 +27,11 @@ impl Absences {
         }
     }
 
+    /// This resource has been found.
+    pub fn found(&mut self, id: &str) {
+        self.0.remove(&id.to_lowercase());
+    }
+
     /// Everything that was asked for has been found, or has been believed to be gone.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -97,6 +102,10 @@ mod tests {
         let start = Instant::now();
         let both = noted(&[nic("a"), nic("b")], start);
         assert!([nic("a"), nic("b")].iter().all(|one| both.prove(one, MINUTE, false, start + MINUTE)));
+        let mut found = both.clone();
+        found.found(&id("G", "A"));
+        assert!(!found.prove(&nic("a"), MINUTE, false, start + MINUTE), "it was seen in between");
+        assert!(found.prove(&nic("b"), MINUTE, false, start + MINUTE));
         let answered = Error::Stale { resource: id("g", "a") };
         let anew = noted(&[nic("a"), answered], start);
         assert!(!anew.prove(&nic("a"), MINUTE, false, start + MINUTE));

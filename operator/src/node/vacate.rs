@@ -47,7 +47,11 @@ pub async fn vacate(
             Err(error) => Err(error),
         };
         match settled {
-            Ok(vm) => in_use = in_use.or(vm),
+            Ok(Some(vm)) => {
+                memory.absences.found(&interface.id);
+                in_use = in_use.or(Some(vm));
+            }
+            Ok(None) => {}
             Err(error) => return refused(ctx, allocation, memory, error, now).await,
         }
     }
@@ -74,7 +78,7 @@ pub async fn vacate(
 }
 
 /// Whether a person says that nothing of this object is left in Azure.
-fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
+pub fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 

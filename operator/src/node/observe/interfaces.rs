@@ -156,8 +156,8 @@ async fn choose(
     let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, urgency));
     let nics = futures::future::try_join_all(reads).await?;
     let index = pick(&nics, wanted.subnet().as_ref(), wanted.grouped().as_ref());
-    // One that has been found needs no note: `spec` will name it.
-    let lacking = wanted.subnet().filter(|wanted| nics[index].subnet != *wanted);
+    // None has it, not: another serves, because it still holds something.
+    let lacking = wanted.subnet().filter(|wanted| nics.iter().all(|nic| nic.subnet != *wanted));
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
     let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
     let (serving, primary) = (nics[index].clone(), nics[0].clone());

@@ -352,7 +352,9 @@ fn full(facts: &Facts) -> Verdict {
     if seen.nic.is_none() || seen.obstacle.is_some() || free > 0 || seen.observed.demand.pods() < plan.kept {
         return none();
     }
-    match facts.setback.filter(|setback| setback.needs_change) {
+    // What a dry run holds back says nothing of the subnet.
+    let holds_back = |setback: &&Setback| setback.needs_change && setback.reason != Reason::DryRun;
+    match facts.setback.filter(holds_back) {
         Some(setback) if plan.grows => {
             Verdict::yes(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
         }
