@@ -67,7 +67,7 @@ case $target in
   check)
     quick
     tests 'Rust: units, model' make test-units
-    check 'Kubernetes for conduct' make cluster-build PARTS='kube cluster' &&
+    check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster' &&
       tests 'Rust: conduct' make test-conduct
     ;;
   test | nightly)

@@ -24,8 +24,8 @@ pub struct Args {
 pub enum Command {
     /// Serve the node until told to end (the default).
     Run,
-    /// Remove from the node what the agent put there. Refused while a pod has an address, or could get one
-    /// again because the agent still runs: delete the DaemonSet first.
+    /// Remove from the node what the agent put there. Refused while a pod has an address. End the agent first (delete the
+    /// DaemonSet): one that runs puts everything back.
     Cleanup,
     /// Print who has which address of this node.
     Status,

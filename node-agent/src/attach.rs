@@ -81,15 +81,18 @@ fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyh
     io::stdout().write_all(&stdout).context("can't print the result")
 }
 
-/// What a runtime would give the plugin: a network's name, the list's version and its first plugin, which is
-/// ours.
+/// What a runtime would give the plugin: a network's name, the list's version and our entry. Others may have put entries of
+/// theirs before it.
 fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let text = fs::read(conflist).with_context(|| {
         format!("can't read {}; the agent writes it when the node has its first address", conflist.display())
     })?;
     let list: Value =
         serde_json::from_slice(&text).with_context(|| format!("can't read {}", conflist.display()))?;
-    let mut configuration = list["plugins"][0].clone();
+    let entries = list["plugins"].as_array();
+    let ours = entries.into_iter().flatten().find(|entry| entry["type"] == install::PLUGIN);
+    let mut configuration =
+        ours.with_context(|| format!("{} has no entry of Vnetpool's", conflist.display()))?.clone();
     configuration["cniVersion"] = list["cniVersion"].clone();
     configuration["name"] = NETWORK.into();
     Ok(configuration)

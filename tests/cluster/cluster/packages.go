@@ -14,8 +14,8 @@ var packages = []string{
 	"conntrack", "containerd", "containernetworking-plugins", "iproute2", "ipset", "iptables", "nftables", "runc",
 }
 
-// What some tests run beside or instead of a node's own programs.
-var testPackages = []string{"docker.io", "haproxy", "podman", "systemd"}
+// What some tests run beside or instead of a node's own programs, or the documents' commands ask for.
+var testPackages = []string{"docker.io", "haproxy", "jq", "podman", "systemd"}
 
 // Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).
 const (
