@@ -232,6 +232,10 @@ fn undocumented(segments: &[&str], status: u16) -> Option<&'static str> {
         ["subscriptions", _, "providers", _, "locations", _, "operationresults", _] => {
             Some("results of operations are in no document")
         }
+        // What preflight asks: it is Microsoft.Authorization's.
+        [.., "providers", "microsoft.authorization", "permissions"] => {
+            Some("permissions belong to documents that are not at hand")
+        }
         // The front door's own refusal of a path that is no resource.
         _ if status >= 400 && segments.first() != Some(&"subscriptions") => Some("an error at no known path"),
         _ => None,
