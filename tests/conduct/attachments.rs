@@ -208,7 +208,7 @@ async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: 
             crate::stage::find(seen, ATTACHED).filter(|one| one.message.matches("Pod default/").count() == 2)
         })
         .await?;
-    for part in ["NotToBeHad", "attachments.backendPools", "attachments.publicAddresses"] {
+    for part in ["Unavailable", "attachments.backendPools", "attachments.publicAddresses"] {
         ensure!(says.message.contains(part) || says.reason == part, "{part:?} isn't in {says:?}");
     }
     ensure!(stage.writes("n1").is_empty(), "{:?}", stage.writes("n1"));
