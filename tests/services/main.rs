@@ -20,6 +20,7 @@ use vnetpool_tests::chapters::Chapters;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::Place;
+use vnetpool_tests::probe;
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// How long kube-proxy and an engine take to follow, at most.
@@ -121,6 +122,9 @@ impl World {
 }
 
 fn main() -> Result<ExitCode> {
+    if let Some(probe) = probe::asked_for() {
+        return probe;
+    }
     let mut tests = Chapters::new()?;
     for mode in ["iptables", "nftables"] {
         chapters![

@@ -155,8 +155,13 @@ impl Place {
     }
 
     /// What the resolver answers to a name.
+    ///
+    /// # Errors
+    /// When the probe fails: it gets no answer, or this program doesn't answer the argument `probe`.
     pub async fn resolve(&self, name: &str) -> Result<String> {
         let output = self.probe(&["resolve", name])?.output().await?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the probe that resolves {name}: {}: {complaint}", output.status);
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 

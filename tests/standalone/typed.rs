@@ -52,7 +52,7 @@ pub fn the_commands_for_a_plain_vm_do_what_they_say(stage: &mut Stage) -> Result
         let mut agent = shell(stage, &snippet);
         // As a shell at a terminal it stays.
         agent
-            .arg(format!("{}\nwait", snippet.script))
+            .arg(format!("{}\necho $! >agent.pid\nwait", snippet.script))
             .stderr(fs::File::create(folder.join("agent-vm1.log"))?);
         stage.keep(agent.spawn()?);
     }
