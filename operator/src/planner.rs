@@ -277,4 +277,4 @@ pub fn addresses(one: &IpConfiguration, grain: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

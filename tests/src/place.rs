@@ -85,10 +85,9 @@ impl Place {
 
     /// A command's standard output.
     pub async fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let output = self.command(program).args(arguments).output().await?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{program} {arguments:?}: {}: {complaint}", output.status);
-        Ok(String::from_utf8(output.stdout)?)
+        let mut command = self.command(program);
+        command.args(arguments);
+        printed(command).await
     }
 
     /// What the probe at `address` sees when it is called from here.
@@ -159,10 +158,7 @@ impl Place {
     /// # Errors
     /// When the probe fails: it gets no answer, or this program doesn't answer the argument `probe`.
     pub async fn resolve(&self, name: &str) -> Result<String> {
-        let output = self.probe(&["resolve", name])?.output().await?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "the probe that resolves {name}: {}: {complaint}", output.status);
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        Ok(printed(self.probe(&["resolve", name])?).await?.trim().to_owned())
     }
 
     /// Opens a connection to an echo at `address` and keeps it busy.
@@ -178,6 +174,14 @@ impl Place {
             _process: process,
         })
     }
+}
+
+/// A command's standard output. The error is that it failed, with what it complained of.
+async fn printed(mut command: Command) -> Result<String> {
+    let output = command.output().await?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{:?}: {}: {complaint}", command.as_std(), output.status);
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// A connection that sends something every 50 ms and gets it back.

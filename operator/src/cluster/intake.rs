@@ -52,11 +52,7 @@ pub fn nodes(view: Cluster, waker: Waker, writer: Writer<Node>) -> impl FnMut(Ev
             changes.apply(event).iter().for_each(|name| waker.node(name));
             view.pools_about(event).iter().for_each(|pool| waker.pool(pool));
         }
-        for name in turned {
-            waker.unreadable(view.unknown_nodes.get(&name));
-            waker.node(&name);
-            view.pool_named(&name).iter().for_each(|pool| waker.pool(pool));
-        }
+        wake_turned(&view, &waker, &view.unknown_nodes, &turned);
     }
 }
 
@@ -89,11 +85,16 @@ pub fn allocations(
                 [now, before].iter().flatten().for_each(|pool| waker.pool(pool));
             }
         }
-        for name in turned {
-            waker.unreadable(view.unknown_allocations.get(&name));
-            waker.node(&name);
-            view.pool_named(&name).iter().for_each(|pool| waker.pool(pool));
-        }
+        wake_turned(&view, &waker, &view.unknown_allocations, &turned);
+    }
+}
+
+/// A Node or a NodeIPAllocation can be read, or can't, other than before: its node and its pool say so.
+fn wake_turned(view: &Cluster, waker: &Waker, unknown: &Unknown, turned: &[String]) {
+    for name in turned {
+        waker.unreadable(unknown.get(name));
+        waker.node(name);
+        view.pool_named(name).iter().for_each(|pool| waker.pool(pool));
     }
 }
 

@@ -40,7 +40,7 @@ impl Mending {
 
     /// A write that was to mend something was a success, as Azure says.
     pub fn written(&mut self, now: Instant) {
-        self.not_before = Some(now + (FIRST * 2_u32.pow(self.made.min(10))).min(LONGEST));
+        self.not_before = Some(now + doubled(FIRST, self.made));
         self.made += 1;
     }
 
@@ -53,8 +53,8 @@ impl Mending {
     pub fn withhold(&mut self, addresses: Vec<Ipv4Net>, first: Duration, now: Instant) {
         for address in addresses {
             let times = self.withheld.get(&address).map_or(1, |known| known.times + 1);
-            let wait = (first * 2_u32.pow((times - 1).min(10))).min(LONGEST);
-            self.withheld.insert(address, Withheld { times, until: now + wait });
+            let until = now + doubled(first, times - 1);
+            self.withheld.insert(address, Withheld { times, until });
         }
     }
 
@@ -63,8 +63,8 @@ impl Mending {
         self.withheld.retain(|address, _| !addresses.contains(address));
     }
 
-    /// Those of the lost addresses that may be asked for now. Of those that couldn't be had it is one at a time: together
-    /// they would hide which of them Azure objects to.
+    /// Those of the lost addresses that may be asked for now. Of those that couldn't be had it is one at a
+    /// time: together they would hide which of them Azure objects to.
     pub fn askable(&self, lost: BTreeSet<Ipv4Net>, now: Instant) -> BTreeSet<Ipv4Net> {
         let (known, new): (BTreeSet<_>, _) =
             lost.into_iter().partition(|address| self.withheld.contains_key(address));
@@ -78,6 +78,11 @@ impl Mending {
         let all = self.withheld.values().map(|one| one.until).chain(self.not_before);
         all.filter(|until| *until > now).min().map(|until| until - now)
     }
+}
+
+/// The wait after so many that were in vain: each is twice the one before it, up to the longest.
+fn doubled(first: Duration, times: u32) -> Duration {
+    (first * 2_u32.pow(times.min(10))).min(LONGEST)
 }
 
 #[cfg(test)]

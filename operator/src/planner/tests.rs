@@ -32,7 +32,7 @@ fn name(n: u32) -> String {
 }
 
 /// A node whose every wait is over.
-fn observed(held: u32, bound: u32) -> Observed {
+pub(crate) fn observed(held: u32, bound: u32) -> Observed {
     Observed {
         sizing: Some(Sizing { minimum: 8, warm: 8, maximum: 255, batch: 4, ..Sizing::default() }),
         demand: Demand { bound, ..Demand::default() },

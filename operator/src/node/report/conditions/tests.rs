@@ -11,7 +11,7 @@ use vnetpool_crds::reason::Reason;
 
 use super::*;
 use crate::azure::{Error, IpConfiguration, ProvisioningState};
-use crate::planner::{self, Demand, Observed};
+use crate::planner::{self, Observed};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -42,30 +42,8 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         state: ProvisioningState::Succeeded,
         attached: Default::default(),
     });
-    let observed = Observed {
-        sizing: Some(sizing),
-        demand: Demand { bound, ..Demand::default() },
-        held: held.collect(),
-        lost: Default::default(),
-        slots: 255,
-        grain: 1,
-        release_after: Duration::from_secs(300),
-        relinquished: Default::default(),
-        shown: Default::default(),
-        adopt: vec![],
-        surplus_for: None,
-        bound_still_for: Duration::MAX,
-        growth_wanted_for: Duration::ZERO,
-        release_wanted_for: Duration::ZERO,
-        may_reserve: u32::MAX,
-        may_write: true,
-        nic_failed: false,
-        may_mend: true,
-        forwarding_lacks: false,
-        join: vec![],
-        leave: vec![],
-        route_is_wrong: false,
-    };
+    let observed =
+        Observed { sizing: Some(sizing), held: held.collect(), ..planner::tests::observed(0, bound) };
     let seen = Seen {
         pool: Some(Arc::new(NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap()))),
         nic: Some(Interface { id: "/nic".into(), ..Default::default() }),
