@@ -47,7 +47,8 @@ demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
 
 manifests: setup ## write the CRDs and the reference of conditions anew, after a change in crds/src
-	cargo run --quiet --package vnetpool-crds -- crds/manifests docs/reference
+	cargo build --quiet --workspace --bins
+	$(OUT)/vnetpool-crds crds/manifests docs/reference
 	cp crds/manifests/*.yaml charts/vnetpool/crds/
 
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads

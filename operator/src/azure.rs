@@ -10,7 +10,6 @@ mod budget;
 mod cache;
 mod credential;
 mod error;
-mod id;
 mod network;
 mod nic;
 mod operation;
@@ -25,6 +24,7 @@ mod transport;
 mod uniform;
 mod urgency;
 mod usages;
+mod vm_id;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,19 +34,24 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, instrument};
 
-pub use budget::{Account, Kind, Priority};
+pub use budget::{Account, Kind};
 pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Limit, Remedy, Scope};
-pub use id::{ResourceId, VmId};
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;
-pub use nic::{Attached, Change, Error as NicError, IpConfiguration, Nic, Others, ProvisioningState};
+pub use nic::{Change, Error as NicError, Nic, Others};
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
 pub use urgency::Urgency;
 pub use usages::Free;
+pub use vm_id::VmId;
+
+// What the verbs take and give, for whoever calls them.
+pub use crate::ip_configuration::{Attached, IpConfiguration, ProvisioningState};
+pub use crate::priority::Priority;
+pub use crate::resource_id::ResourceId;
 
 use cache::{Document, Documents, Read, Slots};
 use network::VirtualNetwork;

@@ -2,10 +2,12 @@
 //! the API server is none: who waits for an answer still beats.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::lock::lock;
 
 /// How often a task that waits says that it is alive.
 const BEAT: Duration = Duration::from_secs(10);
@@ -79,10 +81,6 @@ impl Health {
         let heard = lock(&self.heard);
         heard.iter().map(|(kind, last)| (*kind, now.saturating_duration_since(*last))).collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -181,7 +181,8 @@ impl Leadership {
         }
     }
 
-    /// Gives the Lease up, so that the next leader needn't wait for it to run out. It does if this fails.
+    /// Releases the Lease so that the next leader can start at once. If this fails, the next one starts when the
+    /// Lease expires.
     pub async fn release(self) {
         let mut free = self.lease;
         let spec = free.spec.get_or_insert_default();

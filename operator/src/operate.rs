@@ -106,7 +106,7 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let (cluster, waker, wakeups, watches) = Cluster::watch(&client, &health);
     spawn(&mut tasks, "watches", &health, watches);
     let (events, deliver) = Events::new(client.clone(), &config.identity);
-    // By itself, for it may end: after everybody who has something to say.
+    // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before it.
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });

@@ -12,7 +12,9 @@ use ipnet::Ipv4Net;
 use vnetpool_crds::allocation;
 use vnetpool_crds::pool::Sizing;
 
-use crate::azure::{IpConfiguration, Priority, ProvisioningState, ResourceId};
+use crate::ip_configuration::{IpConfiguration, ProvisioningState};
+use crate::priority::Priority;
+use crate::resource_id::ResourceId;
 pub use rehearsal::Rehearsal;
 pub use sizing::Demand;
 

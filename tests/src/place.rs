@@ -313,7 +313,7 @@ pub async fn arm(cluster: &Cluster, method: &str, resource: &str, mut body: Valu
     if method != "PUT" {
         return Ok(answer);
     }
-    eventually(&format!("the write of {resource}"), Duration::from_secs(20), || async {
+    eventually(&format!("the write of {resource}"), Duration::from_secs(60), || async {
         let now = call("GET", "").await?;
         Ok((now["properties"]["provisioningState"] == "Succeeded").then_some(now))
     })

@@ -74,7 +74,7 @@ pub enum Error {
     Netns { path: PathBuf, source: io::Error },
     #[error("the pod's network namespace already has an interface {0} that is not of this sandbox")]
     InterfaceExists(String),
-    #[error("the link {0} is still of another sandbox of this pod")]
+    #[error("the link {0} still belongs to another sandbox of this pod")]
     NameTaken(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),

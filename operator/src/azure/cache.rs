@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
 use super::nic::{self, Form};
 use super::{Change, Error, Nic, ResourceId};
+use crate::lock::lock;
 
 /// A NIC's document, ready to be edited and sent back.
 #[derive(Clone, Debug)]
@@ -171,8 +172,7 @@ impl<T: Default> Slots<T> {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<T>>>> {
-        // No code that holds the lock can panic half-way through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

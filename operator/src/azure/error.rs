@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::{nic, route_table};
+use crate::resource_id::Malformed;
 pub(super) use arm_error::ArmError;
 use codes::Class;
 pub use codes::Limit;
@@ -111,10 +112,8 @@ pub enum Error {
     Credential { message: String },
     #[error("providerID {provider_id:?}: {cause}; {remedy}")]
     ProviderId { provider_id: String, cause: &'static str, remedy: &'static str },
-    #[error(
-        "{text:?} isn't the id of an Azure resource; expected /subscriptions/S/resourceGroups/G/providers/NAMESPACE/TYPE/NAME"
-    )]
-    ResourceId { text: String },
+    #[error(transparent)]
+    ResourceId(#[from] Malformed),
     #[error("{resource}: {source}")]
     Nic { resource: String, source: nic::Error },
     #[error("route table {table}: {source}")]
@@ -210,7 +209,7 @@ impl Error {
             | Error::ScopeMissing { .. }
             | Error::Unattachable { .. }
             | Error::ProviderId { .. }
-            | Error::ResourceId { .. }
+            | Error::ResourceId(_)
             | Error::Nic { .. }
             | Error::Routes { .. }
             | Error::Unexpected { .. }
@@ -246,7 +245,7 @@ impl Error {
             Error::Unattachable { .. } => Reason::NotAttachable,
             Error::Credential { .. } => Reason::CredentialRefused,
             Error::ProviderId { .. } => Reason::ProviderIDUnusable,
-            Error::ResourceId { .. } => Reason::ResourceIDMalformed,
+            Error::ResourceId(_) => Reason::ResourceIDMalformed,
             Error::Nic { .. } | Error::Unexpected { .. } => Reason::UnexpectedAnswer,
             Error::Routes { source, .. } => source.reason(),
             Error::Arm { .. } => Reason::AzureRefused,
@@ -288,7 +287,7 @@ impl Error {
             | Error::Outgrown { .. }
             | Error::Credential { .. }
             | Error::ProviderId { .. }
-            | Error::ResourceId { .. }
+            | Error::ResourceId(_)
             | Error::Nic { .. }
             | Error::Routes { .. }
             | Error::DryRun { .. }

@@ -11,9 +11,10 @@ use azure_mgmt_network::package_2024_03::{self as arm, models};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
-use super::budget::{Kind, Priority};
+use super::budget::Kind;
 use super::transport::{Call, Transport};
-use super::{Error, ResourceId};
+use super::{Error, Priority, ResourceId};
+use crate::resource_id::Malformed;
 
 /// A subnet and the virtual network around it. IPv4 only; each list sorted, without repetitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +124,7 @@ pub fn vnet_of(subnet: &ResourceId) -> Result<ResourceId, Error> {
     subnet
         .parent()
         .filter(|_| subnet.is("Microsoft.Network", "virtualNetworks/subnets"))
-        .ok_or_else(|| Error::ResourceId { text: subnet.to_string() })
+        .ok_or_else(|| Error::ResourceId(Malformed(subnet.to_string())))
 }
 
 /// Reads a virtual network from Azure.
@@ -287,6 +288,6 @@ mod tests {
 
     #[test]
     fn what_is_not_a_subnet_has_no_network() {
-        assert!(matches!(vnet_of(&VNET.parse().unwrap()), Err(Error::ResourceId { .. })));
+        assert!(matches!(vnet_of(&VNET.parse().unwrap()), Err(Error::ResourceId(_))));
     }
 }

@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
-use super::ResourceId;
+use super::{Attached, IpConfiguration, ProvisioningState, ResourceId};
 
 /// A NIC as last read from Azure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,44 +50,6 @@ pub struct Others {
     pub idle: Vec<String>,
     /// Those with something attached, or of another kind.
     pub attached: Vec<String>,
-}
-
-/// One of our address slots on a NIC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IpConfiguration {
-    pub name: String,
-    /// A /32, or a /28 for a block. `None` while Azure hasn't chosen yet.
-    pub address: Option<Ipv4Net>,
-    /// Only in [`ProvisioningState::Succeeded`] does the address reach the NIC.
-    pub state: ProvisioningState,
-    pub attached: Attached,
-}
-
-/// The Azure resources that are attached to an ipConfiguration, and with it to its address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attached {
-    /// Backend pools of load balancers, each once.
-    pub backend_pools: HashSet<ResourceId>,
-    pub public_address: Option<ResourceId>,
-    /// Something that Vnetpool never attaches: NAT rules, an application gateway's pool, a tap.
-    pub other: bool,
-}
-
-impl Attached {
-    pub fn is_empty(&self) -> bool {
-        *self == Attached::default()
-    }
-}
-
-/// A resource's provisioning state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProvisioningState {
-    Succeeded,
-    Updating,
-    Deleting,
-    Failed,
-    /// The published list of states is open.
-    Other(String),
 }
 
 /// The content of one write to a NIC. Names that are already there, or already gone, count as done.
@@ -146,7 +108,7 @@ impl Nic {
         let primary = all.iter().find(|one| is_primary(one)).or(all.first());
         let primary = &primary.ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
         let ours: Vec<IpConfiguration> =
-            all.iter().filter(|one| is_ours(one)).map(IpConfiguration::read).collect();
+            all.iter().filter(|one| is_ours(one)).map(ip_configuration).collect();
         Ok(Nic {
             id: id.clone(),
             location: document["location"].as_str().unwrap_or_default().to_owned(),
@@ -157,7 +119,7 @@ impl Nic {
                 .and_then(|address| address.parse().ok())
                 .ok_or(Error::Lacks { what: "an IPv4 address of the primary ipConfiguration" })?,
             subnet: subnet(primary)?.parse().map_err(|_| Error::Lacks { what: "a well-formed subnet id" })?,
-            state: ProvisioningState::read(properties),
+            state: provisioning_state(properties),
             forwards: properties["enableIPForwarding"] == true,
             groups: groups::read(all),
             foreign: (all.len() - ours.len()) as u32,
@@ -182,17 +144,15 @@ impl Nic {
     }
 }
 
-impl IpConfiguration {
-    fn read(one: &Value) -> IpConfiguration {
-        let properties = &one["properties"];
-        IpConfiguration {
-            name: name(one).to_owned(),
-            address: properties["privateIPAddress"].as_str().and_then(|text| {
-                text.parse::<Ipv4Net>().ok().or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
-            }),
-            state: ProvisioningState::read(properties),
-            attached: Attached::read(properties),
-        }
+fn ip_configuration(one: &Value) -> IpConfiguration {
+    let properties = &one["properties"];
+    IpConfiguration {
+        name: name(one).to_owned(),
+        address: properties["privateIPAddress"].as_str().and_then(|text| {
+            text.parse::<Ipv4Net>().ok().or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+        }),
+        state: provisioning_state(properties),
+        attached: attached(properties),
     }
 }
 
@@ -204,34 +164,32 @@ const OTHERS: [&str; 4] = [
     "gatewayLoadBalancer",
 ];
 
-impl Attached {
-    fn read(properties: &Value) -> Attached {
-        let id = |one: &Value| one["id"].as_str().and_then(|id| id.parse().ok());
-        let pools = properties["loadBalancerBackendAddressPools"].as_array();
-        let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-        Attached {
-            backend_pools: pools.into_iter().flatten().filter_map(id).collect(),
-            public_address: id(&properties["publicIPAddress"]),
-            other: OTHERS.iter().any(|field| !is_empty(&properties[*field])),
-        }
+fn attached(properties: &Value) -> Attached {
+    let id = |one: &Value| one["id"].as_str().and_then(|id| id.parse().ok());
+    let pools = properties["loadBalancerBackendAddressPools"].as_array();
+    let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    Attached {
+        backend_pools: pools.into_iter().flatten().filter_map(id).collect(),
+        public_address: id(&properties["publicIPAddress"]),
+        other: OTHERS.iter().any(|field| !is_empty(&properties[*field])),
     }
+}
 
-    /// Writes this into an ipConfiguration's properties. What stays attached stays as it came.
-    fn write(&self, properties: &mut Value) {
-        let Some(properties) = properties.as_object_mut() else { return };
-        let now = Attached::read(&Value::Object(properties.clone()));
-        if now.backend_pools != self.backend_pools {
-            let mut ids: Vec<&str> = self.backend_pools.iter().map(ResourceId::as_str).collect();
-            ids.sort_unstable();
-            let pools = ids.into_iter().map(|id| json!({ "id": id })).collect();
-            properties.insert("loadBalancerBackendAddressPools".into(), Value::Array(pools));
-        }
-        if now.public_address != self.public_address {
-            match &self.public_address {
-                Some(id) => properties.insert("publicIPAddress".into(), json!({ "id": id.as_str() })),
-                None => properties.remove("publicIPAddress"),
-            };
-        }
+/// Writes what is attached into an ipConfiguration's properties. What stays attached stays as it came.
+fn write_attached(wanted: &Attached, properties: &mut Value) {
+    let Some(properties) = properties.as_object_mut() else { return };
+    let now = attached(&Value::Object(properties.clone()));
+    if now.backend_pools != wanted.backend_pools {
+        let mut ids: Vec<&str> = wanted.backend_pools.iter().map(ResourceId::as_str).collect();
+        ids.sort_unstable();
+        let pools = ids.into_iter().map(|id| json!({ "id": id })).collect();
+        properties.insert("loadBalancerBackendAddressPools".into(), Value::Array(pools));
+    }
+    if now.public_address != wanted.public_address {
+        match &wanted.public_address {
+            Some(id) => properties.insert("publicIPAddress".into(), json!({ "id": id.as_str() })),
+            None => properties.remove("publicIPAddress"),
+        };
     }
 }
 
@@ -246,15 +204,13 @@ impl Others {
     }
 }
 
-impl ProvisioningState {
-    pub(super) fn read(properties: &Value) -> ProvisioningState {
-        match properties["provisioningState"].as_str().unwrap_or_default() {
-            "Succeeded" => ProvisioningState::Succeeded,
-            "Updating" => ProvisioningState::Updating,
-            "Deleting" => ProvisioningState::Deleting,
-            "Failed" => ProvisioningState::Failed,
-            other => ProvisioningState::Other(other.to_owned()),
-        }
+pub(super) fn provisioning_state(properties: &Value) -> ProvisioningState {
+    match properties["provisioningState"].as_str().unwrap_or_default() {
+        "Succeeded" => ProvisioningState::Succeeded,
+        "Updating" => ProvisioningState::Updating,
+        "Deleting" => ProvisioningState::Deleting,
+        "Failed" => ProvisioningState::Failed,
+        other => ProvisioningState::Other(other.to_owned()),
     }
 }
 
@@ -310,7 +266,7 @@ pub(super) fn edit(document: &Value, change: &Change, form: Form) -> Result<Valu
             present.insert(name(one));
             let mut one = one.clone();
             if let Some(attached) = change.attach.get(name(&one)) {
-                attached.write(&mut one["properties"]);
+                write_attached(attached, &mut one["properties"]);
             }
             next.push(one);
         } else if is_primary(one) {

@@ -4,7 +4,7 @@
 //! names no interval, have no time limit and follow whatever host a header names.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -16,6 +16,7 @@ use super::ResourceId;
 use super::budget::Kind;
 use super::error::{ArmError, Effect, Error, classify};
 use super::transport::{Answer, Call, Transport, retry_after};
+use crate::lock::lock;
 
 /// The interval of polls if Azure names none. Azure's is used within the bounds below.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -183,7 +184,7 @@ impl Tracking {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 use vnetpool_crds::reason::Reason;
 
-use super::nic::ProvisioningState;
+use super::{ProvisioningState, nic};
 
 /// Azure's limit of routes in a table (Azure's documentation, "Networking limits").
 const MOST_ROUTES: usize = 400;
@@ -102,7 +102,7 @@ impl RouteTable {
         let properties = &document["properties"];
         RouteTable {
             location: document["location"].as_str().unwrap_or_default().to_owned(),
-            state: ProvisioningState::read(properties),
+            state: nic::provisioning_state(properties),
             // An empty table may come without the list.
             routes: properties["routes"].as_array().into_iter().flatten().map(Route::read).collect(),
         }
@@ -132,7 +132,7 @@ impl Route {
                 .as_str()
                 .filter(|_| is_appliance)
                 .and_then(|address| address.parse().ok()),
-            state: ProvisioningState::read(properties),
+            state: nic::provisioning_state(properties),
         }
     }
 

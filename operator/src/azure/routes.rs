@@ -7,7 +7,7 @@
 //! within Azure's limits, the changes are gathered anew.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::cache::{Slots, etag, parse};
-use super::nic::ProvisioningState;
 use super::operation;
 use super::route_table::{self, Change, RouteTable};
 use super::transport::Call;
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
+use super::{Azure, Error, Kind, NETWORK_API, Priority, ProvisioningState, ResourceId, Urgency, call};
+use crate::lock::lock;
 
 /// How long a table that was read is used. Every write sends its ETag.
 const KEPT: Duration = Duration::from_secs(60);
@@ -105,7 +105,7 @@ impl Wants {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Wanted>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operator's token. It is fetched before the old one expires, used until it expires, and requested once
 //! for all callers that wait.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use azure_core::credentials::TokenCredential;
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::credential::SignIn;
+use crate::lock::lock;
 
 /// A token that expires within this time is replaced while it still works. `azure_identity`, too, keeps it
 /// until then.
@@ -178,7 +179,7 @@ impl Tokens {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -10,8 +10,9 @@ use reqwest::{Method, Url};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::Priority;
 use super::budget::gate::Gate;
-use super::budget::{Account, Kind, Lane, Lesson, Priority, Provider};
+use super::budget::{Account, Kind, Lane, Lesson, Provider};
 use super::credential::{Cloud, SignIn, TokenHttp};
 use super::error::{ArmError, Effect, Error, classify};
 use super::token::Tokens;

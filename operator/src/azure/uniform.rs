@@ -6,7 +6,7 @@
 //! from the NIC.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::nic::{self, Form};
 use super::operation;
 use super::transport::Call;
 use super::{Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
+use crate::lock::lock;
 
 /// The one version in which the network provider shows these NICs.
 pub(super) const NIC_API: &str = "2018-10-01";
@@ -56,7 +57,7 @@ impl Models {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, (Instant, Model)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -85,7 +86,7 @@ impl Azure {
         };
         let value = parse(instance, &model.body)?;
         if !matches!(
-            ProvisioningState::read(&value["properties"]),
+            nic::provisioning_state(&value["properties"]),
             ProvisioningState::Succeeded | ProvisioningState::Failed
         ) {
             return Err(operation::unsettled(instance));

@@ -105,7 +105,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     ))
 }
 
-/// What a pool tells of its nodes of what the operator says.
+/// The part of the operator's conditions that the pool's status repeats: `Ready`.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
     let ready = allocation.conditions().iter().filter(|one| one.type_ == condition::READY);
     digest(ready.map(|one| (&one.status, &one.reason)).collect::<Vec<_>>())

@@ -44,7 +44,7 @@ pub async fn vacate(
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
             Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation, &is_gone).await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         match settled {
             Ok(Some(vm)) => {
@@ -150,7 +150,7 @@ async fn release_relinquished(
         return Ok(());
     }
     for interface in &allocation.spec.interfaces {
-        let id = interface.id.parse().map_err(Error::Find)?;
+        let id = interface.id.parse().map_err(azure::Error::from).map_err(Error::Find)?;
         match ctx.azure.nic(&id, Freshness::Fresh, Priority::GiveBack).await {
             Err(error) if is_gone(&error) => continue,
             nic => drop(nic.map_err(Error::Find)?),

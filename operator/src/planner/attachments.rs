@@ -21,7 +21,8 @@ use vnetpool_crds::allocation::PublicAddress;
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Attachments;
 
-use crate::azure::{Attached, IpConfiguration, ResourceId};
+use crate::ip_configuration::{Attached, IpConfiguration};
+use crate::resource_id::ResourceId;
 
 /// What a live pod asks for in its annotations, as it wrote it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -118,8 +119,30 @@ pub struct Invalid {
 /// What a pod is to have, by the pool's leave.
 struct Grant {
     backend_pools: HashSet<ResourceId>,
-    public: bool,
+    /// The public address that is made for it, if it asks for one.
+    public: Option<ResourceId>,
     dns_label: Option<String>,
+}
+
+/// What becomes of one ipConfiguration.
+#[derive(Default)]
+struct Outcome {
+    /// What `spec` should keep it for.
+    mark: Option<Mark>,
+    /// What brings it nearer to what its pod asks for.
+    next: Option<Next>,
+    /// Its pod has all it asks for.
+    satisfied: bool,
+    /// Somebody else than Vnetpool has attached something.
+    foreign: bool,
+}
+
+/// One ipConfiguration's part of a [`Step`].
+enum Next {
+    Detach(String),
+    Delete(ResourceId),
+    LookUp(ResourceId),
+    Attach(Attach),
 }
 
 /// `public_id` names the public address of a pod by its UID.
@@ -129,113 +152,161 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
     let mut wishes: Vec<_> = facts.wishes.iter().collect();
     wishes.sort_by(|a, b| a.1.pod.cmp(&b.1.pod));
     for (uid, wish) in wishes {
-        match grant(wish, facts) {
+        match grant(wish, facts, || public_id(uid)) {
             Ok(Some(grant)) => drop(grants.insert(uid.as_str(), grant)),
             Ok(None) => {}
             Err(message) => plan.invalid.push(Invalid { pod: wish.pod.clone(), message }),
         }
     }
-    let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
-    let mut done = HashSet::new();
+    let (mut next, mut satisfied) = (vec![], HashSet::new());
     // While a pod's sandbox is made anew it may have two addresses; only one of them is marked.
     let mut claimed: HashSet<&str> = facts.marks.values().map(|mark| mark.attached_to.as_str()).collect();
     for entry in facts.held {
-        let attached = &entry.attached;
-        if attached.other {
+        let holder = entry.address.and_then(|address| facts.has.get(&address.addr())).map(String::as_str);
+        let outcome = match facts.marks.get(&entry.name).filter(|mark| mark.attached_to != names::OTHERS) {
+            None if entry.attached.is_empty() => match holder.and_then(|uid| Some((uid, grants.get(uid)?))) {
+                Some((uid, grant)) if claimed.insert(uid) => unmarked(uid, grant),
+                _ => Outcome::default(),
+            },
+            None => found(entry, holder, facts.offered),
+            Some(mark) => {
+                let uid = mark.attached_to.as_str();
+                match grants.get(uid).filter(|_| !has_moved(uid, holder, facts)) {
+                    Some(grant) => granted(entry, mark, grant, holder, facts),
+                    None => ending(entry, mark, facts),
+                }
+            }
+        };
+        if outcome.foreign || entry.attached.other {
             plan.foreign.extend(entry.address.map(|address| address.addr()));
         }
-        let holder = entry.address.and_then(|address| facts.has.get(&address.addr())).map(String::as_str);
-        let Some(mark) = facts.marks.get(&entry.name).filter(|mark| mark.attached_to != names::OTHERS) else {
-            if !attached.is_empty() {
-                let owner = owner(attached, holder, facts.offered);
-                if owner.is_none() && !attached.other {
-                    plan.foreign.extend(entry.address.map(|address| address.addr()));
-                }
-                let public_address = owner.as_ref().and(attached.public_address.clone()).map(announced);
-                let attached_to = owner.unwrap_or_else(|| names::OTHERS.into());
-                plan.marks.insert(entry.name.clone(), Mark { attached_to, public_address });
-            } else if let Some((uid, grant)) = holder.and_then(|uid| Some((uid, grants.get(uid)?)))
-                && claimed.insert(uid)
-            {
-                let public_address = grant.public.then(|| public_id(uid)).flatten().map(announced);
-                plan.marks.insert(entry.name.clone(), Mark { attached_to: uid.to_owned(), public_address });
-            }
-            continue;
-        };
-        let uid = mark.attached_to.as_str();
-        let made = mark.public_address.as_ref().and_then(|public| public.id.parse().ok());
-        let made: Option<ResourceId> = made.filter(|id| facts.public.get(id) != Some(&None));
-        // A live pod whose sandbox is being made anew has no address for a moment; this one waits for it.
-        let is_elsewhere = facts.confirmed
-            && (holder.is_some_and(|holder| holder != uid)
-                || holder.is_none() && facts.has.values().any(|other| other == uid));
-        let Some(grant) = grants.get(uid).filter(|_| !is_elsewhere) else {
-            if !attached.backend_pools.is_empty() || attached.public_address.is_some() {
-                detach.push(entry.name.clone());
-            } else if let Some(id) = made {
-                delete.push(id);
-            } else if !attached.other {
-                continue;
-            }
-            plan.marks.insert(entry.name.clone(), mark.clone());
-            continue;
-        };
-        let public = grant.public.then(|| public_id(uid)).flatten();
-        let target = Attached {
-            backend_pools: grant.backend_pools.clone(),
-            public_address: public.clone(),
-            other: attached.other,
-        };
-        let known = public.as_ref().and_then(|id| facts.public.get(id)).and_then(Option::as_ref);
-        // One that isn't in `spec` before it is made would be forgotten by whoever dies in between.
-        let is_announced = public.is_none()
-            || public.as_ref().map(ResourceId::as_str)
-                == mark.public_address.as_ref().map(|one| one.id.as_str());
-        let is_named = known.is_none_or(|known| label(known) == grant.dns_label.as_deref());
-        if *attached == target && is_named {
-            if public.is_some() && known.is_none() {
-                look_up.extend(public.clone());
-            } else {
-                done.insert(uid);
-            }
-        } else if facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced {
-            attach.push(Attach {
+        satisfied
+            .extend(outcome.mark.iter().filter(|_| outcome.satisfied).map(|mark| mark.attached_to.clone()));
+        plan.marks.extend(outcome.mark.map(|mark| (entry.name.clone(), mark)));
+        next.extend(outcome.next);
+    }
+    plan.attached = satisfied.len();
+    plan.pending = grants.len() - satisfied.len();
+    plan.step = step(next, facts.batch);
+    plan
+}
+
+/// Nothing is attached yet, and its pod asks for something: the mark comes first.
+fn unmarked(uid: &str, grant: &Grant) -> Outcome {
+    let public_address = grant.public.clone().map(announced);
+    Outcome { mark: Some(Mark { attached_to: uid.to_owned(), public_address }), ..Outcome::default() }
+}
+
+/// Something is attached, and `spec` doesn't say for whom.
+fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -> Outcome {
+    let owner = owner(&entry.attached, holder, offered);
+    let foreign = owner.is_none();
+    let public_address = owner.as_ref().and(entry.attached.public_address.clone()).map(announced);
+    let attached_to = owner.unwrap_or_else(|| names::OTHERS.into());
+    Outcome { mark: Some(Mark { attached_to, public_address }), foreign, ..Outcome::default() }
+}
+
+/// Whether the pod that an address is marked for has another one. A live pod whose sandbox is being made anew
+/// has no address for a moment; this one waits for it.
+fn has_moved(uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
+    let is_anothers = holder.is_some_and(|holder| holder != uid);
+    facts.confirmed && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))
+}
+
+/// The pod is gone, asks no more, or has moved: what is attached comes off, then its public address is
+/// deleted, then the mark goes.
+fn ending(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> Outcome {
+    let attached = &entry.attached;
+    let next = if !attached.backend_pools.is_empty() || attached.public_address.is_some() {
+        Some(Next::Detach(entry.name.clone()))
+    } else {
+        made(mark, facts).map(Next::Delete)
+    };
+    let mark = (next.is_some() || attached.other).then(|| mark.clone());
+    Outcome { mark, next, ..Outcome::default() }
+}
+
+/// The pod may have what it asks for.
+fn granted(
+    entry: &IpConfiguration,
+    mark: &Mark,
+    grant: &Grant,
+    holder: Option<&str>,
+    facts: &Facts,
+) -> Outcome {
+    let (attached, uid) = (&entry.attached, mark.attached_to.as_str());
+    let public = grant.public.as_ref();
+    let target = Attached {
+        backend_pools: grant.backend_pools.clone(),
+        public_address: public.cloned(),
+        other: attached.other,
+    };
+    let known = public.and_then(|id| facts.public.get(id)).and_then(Option::as_ref);
+    // A public address must stand in `spec` before it is made; otherwise an operator that dies in between
+    // leaks it.
+    let is_announced = public
+        .is_none_or(|id| mark.public_address.as_ref().is_some_and(|announced| announced.id == id.as_str()));
+    let is_named = known.is_none_or(|known| label(known) == grant.dns_label.as_deref());
+    let is_complete = *attached == target && is_named;
+    let is_unknown = public.is_some() && known.is_none();
+    // The pod asks for it no more. It stands in `spec` until it is deleted.
+    let left = if public.is_none() { made(mark, facts) } else { None };
+    let may_attach = facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced;
+    let next = if is_complete && is_unknown {
+        public.cloned().map(Next::LookUp)
+    } else if is_complete {
+        left.clone().map(Next::Delete)
+    } else {
+        may_attach.then(|| {
+            Next::Attach(Attach {
                 name: entry.name.clone(),
                 uid: uid.to_owned(),
                 pod: facts.wishes[uid].pod.clone(),
-                attached: target.clone(),
+                attached: target,
                 dns_label: grant.dns_label.clone(),
-            });
-        }
-        let public_address = match (public, made) {
-            (Some(id), _) if attached.public_address.as_ref() == Some(&id) => {
-                Some(known.cloned().unwrap_or_else(|| announced(id)))
-            }
-            (Some(id), _) => Some(announced(id)),
-            // One that the pod asks for no more stands here until it is deleted.
-            (None, Some(left)) => {
-                if *attached == target {
-                    delete.push(left.clone());
-                }
-                Some(announced(left))
-            }
-            (None, None) => None,
-        };
-        plan.marks.insert(entry.name.clone(), Mark { attached_to: uid.to_owned(), public_address });
+            })
+        })
+    };
+    let is_attached = attached.public_address.as_ref() == public;
+    let public_address = match public {
+        Some(id) => Some(known.filter(|_| is_attached).cloned().unwrap_or_else(|| announced(id.clone()))),
+        None => left.map(announced),
+    };
+    Outcome {
+        mark: Some(Mark { attached_to: uid.to_owned(), public_address }),
+        next,
+        satisfied: is_complete && !is_unknown,
+        foreign: false,
     }
-    plan.attached = done.len();
-    plan.pending = grants.len() - done.len();
-    attach.truncate(facts.batch.max(1));
-    plan.step = if !detach.is_empty() {
+}
+
+/// The public address that a mark names, unless Azure has said that there is none.
+fn made(mark: &Mark, facts: &Facts) -> Option<ResourceId> {
+    let id: ResourceId = mark.public_address.as_ref()?.id.parse().ok()?;
+    (facts.public.get(&id) != Some(&None)).then_some(id)
+}
+
+/// The kind of step that comes first, for all that need it.
+fn step(next: Vec<Next>, batch: usize) -> Option<Step> {
+    let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
+    for one in next {
+        match one {
+            Next::Detach(name) => detach.push(name),
+            Next::Delete(id) => delete.push(id),
+            Next::LookUp(id) => look_up.push(id),
+            Next::Attach(one) => attach.push(one),
+        }
+    }
+    attach.truncate(batch.max(1));
+    if !detach.is_empty() {
         Some(Step::Detach(detach))
     } else if !delete.is_empty() {
         Some(Step::Delete(delete))
     } else if !look_up.is_empty() {
         Some(Step::LookUp(look_up))
     } else {
-        Some(Step::Attach(attach)).filter(|step| *step != Step::Attach(vec![]))
-    };
-    plan
+        (!attach.is_empty()).then_some(Step::Attach(attach))
+    }
 }
 
 /// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration
@@ -266,7 +337,11 @@ fn label(public: &PublicAddress) -> Option<&str> {
 }
 
 /// What the wish comes to with what the pool offers; none if it asks for nothing.
-fn grant(wish: &Wish, facts: &Facts) -> Result<Option<Grant>, String> {
+fn grant(
+    wish: &Wish,
+    facts: &Facts,
+    public_id: impl Fn() -> Option<ResourceId>,
+) -> Result<Option<Grant>, String> {
     let Wish { pod: _, backend_pools, public_address, dns_label } = wish;
     let offered = facts.offered;
     let mut ids = HashSet::new();
@@ -311,7 +386,11 @@ fn grant(wish: &Wish, facts: &Facts) -> Result<Option<Grant>, String> {
         )),
         _ if ids.is_empty() && !public => Ok(None),
         _ if let Some(impossible) = facts.impossible => Err(impossible.to_owned()),
-        _ => Ok(Some(Grant { backend_pools: ids, public, dns_label: dns_label.clone() })),
+        _ => Ok(Some(Grant {
+            backend_pools: ids,
+            public: public.then(public_id).flatten(),
+            dns_label: dns_label.clone(),
+        })),
     }
 }
 

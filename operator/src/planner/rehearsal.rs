@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Change, Plan};
-use crate::azure::ResourceId;
+use crate::resource_id::ResourceId;
 
 /// What would be done to a node's NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl fmt::Display for Rehearsal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::Priority;
+    use crate::priority::Priority;
 
     fn plan(target: u32, kept: u32, change: Change) -> Plan {
         Plan {

@@ -63,7 +63,7 @@ fn forecast(
         return Some(Verdict::yes(
             Reason::FewFree,
             format!(
-                "{}: less than the {percent} % of NodeIPPool {}. Free addresses there, lower minimum, warm or maximum of the \
+                "{}: less than the {percent} % of NodeIPPool {}. Free up addresses there, lower minimum, warm or maximum of the \
                  pools that use it, or give new nodes another subnet.",
                 short.join(", "),
                 pool.name_any()

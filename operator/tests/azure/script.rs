@@ -21,6 +21,8 @@ pub struct Script {
 #[derive(Default)]
 struct Play {
     to_come: VecDeque<Answer>,
+    /// Headers and bodies of the answers so far, which may have named what is asked for next.
+    given: String,
     heard: Vec<Heard>,
     no_tokens: bool,
 }
@@ -84,6 +86,14 @@ impl Script {
 impl Drop for Script {
     fn drop(&mut self) {
         self.server.abort();
+        if std::thread::panicking() {
+            return;
+        }
+        // The script answers whatever it is asked, so a wrong path or verb would go unseen.
+        let play = self.state.lock().unwrap();
+        let follows = |heard: &Heard| heard.method == Method::GET && play.given.contains(heard.uri.path());
+        let own = play.heard.iter().filter(|heard| !follows(heard));
+        crate::role::assert_listed(own.map(|heard| (heard.method.as_str(), heard.uri.path())));
     }
 }
 
@@ -130,8 +140,10 @@ async fn play(
     let Some(Answer { status, headers, body }) = state.to_come.pop_front() else {
         return (StatusCode::IM_A_TEAPOT, "nothing more in the script").into_response();
     };
+    state.given.push_str(&body.to_string());
     let mut response = (StatusCode::from_u16(status).unwrap(), Json(body)).into_response();
     for (name, value) in headers {
+        state.given.push_str(&value);
         response.headers_mut().insert(name, value.parse().unwrap());
     }
     response

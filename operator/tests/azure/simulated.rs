@@ -26,7 +26,8 @@ pub struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            crate::role::assert_listed(&self.arm_log());
+            let log = self.arm_log();
+            crate::role::assert_listed(log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())));
         }
     }
 }

@@ -62,7 +62,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            crate::role::assert_listed(&self.log());
+            let log = self.log();
+            crate::role::assert_listed(log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())));
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The gate that every call to ARM goes through: it waits there until the budget grants it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
 use super::{Account, Budget, Lane, Lesson, Priority, Ticket};
+use crate::lock::lock;
 
 /// Shared by all calls of one operator.
 #[derive(Clone)]
@@ -122,8 +123,7 @@ impl Drop for Waiter<'_> {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock can panic half-way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

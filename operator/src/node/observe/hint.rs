@@ -12,8 +12,8 @@ const APART: Duration = Duration::from_secs(180);
 /// What became of a node's hints so far. Lost, it costs a read.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
-    /// What was hinted at when the NIC was last read, and is to this day: the service is wrong there, or
-    /// behind.
+    /// Hints that a read of the NIC has answered and that the agent still reports. The metadata service is
+    /// wrong there, or late.
     answered: BTreeSet<String>,
     /// When the NIC was last read with a hint there.
     read: Option<Instant>,

@@ -216,7 +216,7 @@ fn left(spec: &NodeIPAllocationSpec, current: &ResourceId, own_nics: &[ResourceI
 
 /// The id of the NIC that the pool uses.
 fn serving(spec: &NodeIPAllocationSpec) -> Result<ResourceId, azure::Error> {
-    spec.serving().map(|nic| nic.id.as_str()).unwrap_or_default().parse()
+    Ok(spec.serving().map(|nic| nic.id.as_str()).unwrap_or_default().parse()?)
 }
 
 #[cfg(test)]

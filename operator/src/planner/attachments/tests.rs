@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::azure::ProvisioningState;
+use crate::ip_configuration::ProvisioningState;
 
 const POOL: &str =
     "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/web";
