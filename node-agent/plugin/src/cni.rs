@@ -9,6 +9,11 @@ mod result;
 
 use serde::{Serialize, Serializer};
 
+/// The file name of the plugin, which a configuration gives as its type.
+pub const PLUGIN: &str = "vnetpool";
+/// Its other name, under which it is the IPAM of other plugins.
+pub const IPAM: &str = "vnetpool-ipam";
+
 pub use request::{Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
 pub use result::{Leased, PrevResult, Versions, Wired};
 

@@ -47,6 +47,9 @@ trait Duty {
     /// How the agent sees later that the sandbox lives.
     fn proof(&self, sandbox: &Sandbox, pod: &Pod, netns: &Path) -> Proof;
 
+    /// Whether the sandbox can be served at all, before it has an address.
+    fn admit(&self, store: &Store, sandbox: &Sandbox) -> Result<(), Error>;
+
     /// Whether a sandbox that lives by this proof was served by this duty.
     fn has_served(&self, proof: &Proof) -> bool;
 
@@ -59,7 +62,19 @@ trait Duty {
     /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that nobody else gets an
     /// address that still works for this sandbox. Under the sandbox's lock. Without a ledger there is nothing
     /// to free: the agent will find nothing in use.
-    fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Ipv4Addr>, Error>;
+    fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Undone, Error>;
+
+    /// Undoes what [`Duty::free`] can't know of: what an ADD that was killed left half done, or what only the
+    /// result of ADD still tells. Without a namespace, or a result, there is nothing to find.
+    fn tidy(&self, sandbox: &Sandbox, netns: Option<&Path>, had: &[Ipv4Addr]) -> Result<(), Error>;
+}
+
+/// What was there of an ADD to undo.
+struct Undone {
+    /// The address that is free now, or cooling.
+    address: Option<Ipv4Addr>,
+    /// Whether what [`Duty::connect`] makes was found. If it wasn't, there may be traces of it.
+    is_found: bool,
 }
 
 /// An ADD whose sandbox has its address.
@@ -71,6 +86,7 @@ struct Add<'a> {
     path: &'a Path,
     netns: &'a Netns,
     lock: &'a SandboxLock,
+    store: &'a Store,
 }
 
 /// One call of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
@@ -93,9 +109,10 @@ pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8])
             let claim = Claim { sandbox: &sandbox, pod: &pod, network: &network, proof };
             add(duty, &store, &claim, &netns, (version, before), &mut line)
         }
-        Verb::Del { sandbox, pod } => {
+        Verb::Del { sandbox, pod, netns, had } => {
             line.about(&sandbox, &pod);
-            del(duty, &store, &sandbox, &pod, &mut line).map(|()| Answer::EMPTY)
+            let left = (netns.as_deref(), had.as_slice());
+            del(duty, &store, &sandbox, &pod, left, &mut line).map(|()| Answer::EMPTY)
         }
         Verb::Check { sandbox, pod, netns, expected } => {
             line.about(&sandbox, &pod);
@@ -140,24 +157,39 @@ fn add(
 ) -> Result<Answer, Error> {
     let Claim { sandbox, pod, .. } = *claim;
     let netns = &Netns::open(path)?;
+    duty.admit(store, sandbox)?;
     let lock = &store.lock_sandbox(sandbox, LOCK_WAIT)?;
     line.phase("lock");
     let address = wait::address(store, claim, ADDRESS_WAIT)?;
     line.address(address);
     line.phase("ledger");
     let identity = &Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
-    let connected = duty.connect(Add { version, before, identity, path, netns, lock }, line);
-    connected.map_err(|error| error.and(duty.free(store, sandbox, pod).err()))
+    let connected = duty.connect(Add { version, before, identity, path, netns, lock, store }, line);
+    connected.map_err(|error| {
+        let freed = duty.free(store, sandbox, pod).map(drop);
+        let tidied = duty.tidy(sandbox, Some(path), &[]);
+        error.and([freed, tidied].into_iter().filter_map(Result::err))
+    })
 }
 
 /// Takes the sandbox's address back. Works without the agent, the ledger and the pod's namespace, and any
 /// number of times.
-fn del(duty: &dyn Duty, store: &Store, sandbox: &Sandbox, pod: &Pod, line: &mut Line) -> Result<(), Error> {
+fn del(
+    duty: &dyn Duty,
+    store: &Store,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    (netns, had): (Option<&Path>, &[Ipv4Addr]),
+    line: &mut Line,
+) -> Result<(), Error> {
     let _lock = lock_and_cancel(store, sandbox)?;
     line.phase("lock");
-    let freed = duty.free(store, sandbox, &known(store, sandbox, pod))?;
+    let Undone { address, is_found } = duty.free(store, sandbox, &known(store, sandbox, pod))?;
+    if !is_found {
+        duty.tidy(sandbox, netns, had)?;
+    }
     line.phase("free");
-    freed.into_iter().for_each(|address| line.address(address));
+    address.into_iter().for_each(|address| line.address(address));
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! A sandbox, the pod it belongs to, and the names of the links between them and the node.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// How the names of all links that lead to pods begin.
@@ -10,7 +12,7 @@ const LINK_DIGITS: usize = 11;
 
 /// The interface by which Kubernetes knows a pod. An engine of NetworkPolicy knows no other interface of the
 /// pod.
-const POD_IFNAME: &str = "eth0";
+pub(crate) const POD_IFNAME: &str = "eth0";
 
 /// The key of an assignment: one interface of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -71,6 +73,16 @@ pub struct Pod {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+}
+
+impl fmt::Display for Pod {
+    /// As `namespace/name`; empty if the runtime didn't name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.is_empty() {
+            true => Ok(()),
+            false => write!(f, "{}/{}", self.namespace, self.name),
+        }
+    }
 }
 
 #[cfg(test)]

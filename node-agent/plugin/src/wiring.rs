@@ -19,6 +19,7 @@ mod events;
 mod host_end;
 mod identity;
 mod inspect;
+pub mod kernel;
 mod messages;
 mod netlink;
 pub mod netns;
@@ -48,10 +49,11 @@ use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
+pub use host_end::move_aside;
 pub use identity::Identity;
 pub use inspect::{HostLink, faults, host_links, occupants};
 pub use netns::Netns;
-pub use others_bridge::{route_to_bridge, unroute_from_bridge};
+pub use others_bridge::{route_to_bridge, unroute_from_any_bridge, unroute_from_bridge};
 pub use restore::{Damage, restore};
 pub use routes::is_routed_to;
 
@@ -76,15 +78,16 @@ pub enum Error {
     InterfaceExists(String),
     #[error("the link {0} still belongs to another sandbox of this pod")]
     NameTaken(String),
+    #[error("the link {link} is of an older sandbox of this pod, and this kernel renames no link that is up")]
+    NameInUse { link: String, older: Sandbox },
+    #[error("the pod already has a default route, by an interface that was made before {0}")]
+    NotTheFirst(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),
     #[error("the node has no bridge vnpbridge for its pods yet")]
     NoBridge,
-    #[error(
-        "Linux {0} can't lock a bridge's port to its pod's MAC, so that pods could send under each other's \
-         addresses"
-    )]
-    KernelTooOld(String),
+    #[error("Linux {release} can't {what}: Linux {}.{} is the first that can", .since.0, .since.1)]
+    KernelTooOld { release: String, since: (u32, u32), what: &'static str },
     #[error("can't set {key} of {link}: {source}")]
     Sysctl { key: &'static str, link: String, source: io::Error },
 }
@@ -110,12 +113,17 @@ impl Error {
                 "the runtime tries again until that sandbox has ended; Linux 6.2 or newer doesn't make it \
                  wait"
             }
+            Error::NameInUse { .. } => "the runtime tries again, until no verb runs on that sandbox",
+            Error::NotTheFirst(_) => {
+                "Vnetpool wires one interface of a pod, by which its default route goes: take this network out of the pod's \
+                 annotation, or give the further interface a plugin that leaves the default route alone"
+            }
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
             }
             Error::NoBridge => "the agent of the node makes it: the runtime tries again",
-            Error::KernelTooOld(_) => {
-                "upgrade the node to Linux 5.18 or newer, or set the pool's wiring to Routed"
+            Error::KernelTooOld { .. } => {
+                "upgrade the node; the wiring Routed takes Linux 5.5, and Bridge 5.18"
             }
             Error::Sysctl { .. } => "the plugin must run as root with a writable /proc/sys",
         }
@@ -220,7 +228,7 @@ fn connect_host_end(
 }
 
 fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
-    netns.inside(|| {
+    let connected = netns.inside(|| {
         let link = index_of(&identity.sandbox.ifname)?;
         Netlink::open()?.apply([
             Change::set_link("set up the pod's end of the veth pair", link_up(link)),
@@ -229,6 +237,11 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
             Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
         ])
+    });
+    // The pair is new, so what is there already is another interface's.
+    let is_there = |error: &Error| error.is(Errno::EEXIST);
+    connected.map_err(|error| {
+        if is_there(&error) { Error::NotTheFirst(identity.sandbox.ifname.clone()) } else { error }
     })
 }
 
@@ -244,6 +257,18 @@ pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     match host.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(None),
         result => result.map(|()| Some(link.header.index)),
+    }
+}
+
+/// Deletes the link that an ADD which was killed has left unfinished: it says nothing yet, so that only its
+/// other end, in the sandbox's namespace, tells whose it is. Ok if there is none, or no namespace.
+pub fn delete_unfinished(netns: &Path, sandbox: &Sandbox) -> Result<(), Error> {
+    // With its namespace a link is gone.
+    let Ok(netns) = Netns::open(netns) else { return Ok(()) };
+    let mut host = Netlink::open()?;
+    match host_end::behind(&mut host, &netns, &sandbox.ifname)? {
+        Some(index) => delete_link(&mut host, link_indexed(index)),
+        None => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
-use super::{Error, PrevResult, Version, code};
+use super::{Error, IPAM, PrevResult, Version, code};
 use crate::{
     ledger::{Pod, Sandbox},
     wiring::Wiring,
@@ -41,11 +41,7 @@ pub enum Program {
 impl Program {
     /// The program of the file at this path.
     pub fn of(path: &Path) -> Program {
-        if path.file_name().is_some_and(|name| name == "vnetpool-ipam") {
-            Program::Ipam
-        } else {
-            Program::Network
-        }
+        if path.file_name().is_some_and(|name| name == IPAM) { Program::Ipam } else { Program::Network }
     }
 }
 
@@ -53,7 +49,7 @@ impl Program {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     pub version: Version,
-    /// `stateDir`, for tests; else [`STATE_DIR`].
+    /// `stateDir`, which the agent writes where it keeps the ledger elsewhere; else [`STATE_DIR`].
     pub state_dir: PathBuf,
     /// The name of the network; empty for VERSION.
     pub network: String,
@@ -93,9 +89,12 @@ pub enum Verb {
         netns: PathBuf,
         before: PrevResult,
     },
+    /// `had` are the addresses that the runtime remembers from ADD, as far as it does.
     Del {
         sandbox: Sandbox,
         pod: Pod,
+        netns: Option<PathBuf>,
+        had: Vec<Ipv4Addr>,
     },
     /// `expected` are the addresses that the runtime remembers from ADD, those of other plugins among them.
     Check {
@@ -300,7 +299,12 @@ fn parse_verb(
             }
             Ok(Verb::Add { sandbox, pod: pod(env)?, netns: netns()?, before })
         }
-        "DEL" => Ok(Verb::Del { sandbox: sandbox(env)?, pod: pod(env)? }),
+        "DEL" => {
+            let netns = env("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
+            let had = config.prev_result.as_ref().map(PrevResult::addresses).unwrap_or_default();
+            let had = had.iter().map(Ipv4Net::addr).collect();
+            Ok(Verb::Del { sandbox: sandbox(env)?, pod: pod(env)?, netns, had })
+        }
         "CHECK" => {
             let expected = expected(config)?;
             Ok(Verb::Check { sandbox: sandbox(env)?, pod: pod(env)?, netns: netns()?, expected })

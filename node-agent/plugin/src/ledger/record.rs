@@ -51,6 +51,16 @@ pub struct Assignment {
     pub vanished: bool,
 }
 
+impl Assignment {
+    /// Whose it is, for people: the pod as `namespace/name`, or the container where the runtime named none.
+    pub fn whose(&self) -> String {
+        match self.pod.name.is_empty() {
+            true => self.sandbox.container_id.clone(),
+            false => self.pod.to_string(),
+        }
+    }
+}
+
 /// How to see whether a sandbox lives. One that can't be looked at lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {

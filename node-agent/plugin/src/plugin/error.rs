@@ -54,7 +54,10 @@ impl Error {
             | Error::Watch { .. }
             | Error::LockLost => code::TRY_AGAIN_LATER,
             Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
-            Error::Wiring(wiring::Error::NoBridge | wiring::Error::NameTaken(_)) => code::TRY_AGAIN_LATER,
+            Error::Wiring(
+                wiring::Error::NoBridge | wiring::Error::NameTaken(_) | wiring::Error::NameInUse { .. },
+            ) => code::TRY_AGAIN_LATER,
+            Error::Wiring(wiring::Error::NotTheFirst(_)) => code::INVALID_CONFIG,
             Error::Wiring(_) => code::WIRING,
             Error::OtherSubnet { .. } => code::INVALID_CONFIG,
             Error::OtherAddress { .. } | Error::Damaged(_) => code::DAMAGED,
@@ -118,7 +121,7 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::cni::Version;
+    use crate::{cni::Version, sandbox::Sandbox};
 
     #[test]
     fn every_error_says_what_to_do() {
@@ -132,7 +135,12 @@ mod tests {
             wiring::Error::InterfaceExists("eth0".into()),
             wiring::Error::NoBridge,
             wiring::Error::NameTaken(link()),
-            wiring::Error::KernelTooOld("5.15".into()),
+            wiring::Error::NameInUse {
+                link: link(),
+                older: Sandbox { container_id: "a".into(), ifname: "eth0".into() },
+            },
+            wiring::Error::NotTheFirst("net1".into()),
+            wiring::Error::KernelTooOld { release: "5.15".into(), since: (5, 18), what: "lock ports" },
             wiring::Error::AddressRouted(address),
             wiring::Error::Sysctl { key: "disable_ipv6", link: link(), source: io() },
         ];

@@ -11,7 +11,7 @@ use std::{net::Ipv4Addr, os::unix::fs::MetadataExt, path::Path};
 
 use ipnet::Ipv4Net;
 
-use super::{Add, Answer, Duty, Error, Line, free_in_ledger};
+use super::{Add, Answer, Duty, Error, Line, Undone, free_in_ledger};
 use crate::{
     cni::{Lease, Leased},
     ledger::{Proof, file::Store},
@@ -23,6 +23,10 @@ impl Duty for Lease {
     fn proof(&self, _sandbox: &Sandbox, _pod: &Pod, netns: &Path) -> Proof {
         let inode = netns.metadata().ok().map(|metadata| metadata.ino());
         Proof::Namespace { path: netns.to_string_lossy().into_owned(), inode }
+    }
+
+    fn admit(&self, _store: &Store, _sandbox: &Sandbox) -> Result<(), Error> {
+        Ok(()) // the other plugin knows what it can wire
     }
 
     fn has_served(&self, proof: &Proof) -> bool {
@@ -60,15 +64,22 @@ impl Duty for Lease {
         })
     }
 
-    fn free(&self, store: &Store, sandbox: &Sandbox, _pod: &Pod) -> Result<Option<Ipv4Addr>, Error> {
-        let ledger = match store.read() {
-            Err(error) if error.needs_rebuild() => return Ok(None),
-            result => result?,
+    fn free(&self, store: &Store, sandbox: &Sandbox, _pod: &Pod) -> Result<Undone, Error> {
+        let known = match store.read() {
+            Err(error) if error.needs_rebuild() => return Ok(Undone { address: None, is_found: false }),
+            ledger => ledger?.address_of(sandbox),
         };
-        if let (Some(bridge), Some(address)) = (&self.bridge, ledger.address_of(sandbox)) {
+        if let (Some(bridge), Some(address)) = (&self.bridge, known) {
             wiring::unroute_from_bridge(address, bridge)?;
         }
-        free_in_ledger(store, sandbox)
+        Ok(Undone { address: free_in_ledger(store, sandbox)?, is_found: known.is_some() })
+    }
+
+    /// A ledger that was lost doesn't tell the address, but the route to it must go: once the address is
+    /// another node's, this one's pods couldn't reach it.
+    fn tidy(&self, _sandbox: &Sandbox, _netns: Option<&Path>, had: &[Ipv4Addr]) -> Result<(), Error> {
+        let Some(bridge) = &self.bridge else { return Ok(()) };
+        Ok(had.iter().try_for_each(|&address| wiring::unroute_from_bridge(address, bridge))?)
     }
 }
 

@@ -26,7 +26,7 @@ use netlink_packet_route::{
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    Error, HOST_MAC, Identity, index_of, link_up,
+    Error, HOST_MAC, Identity, index_of, kernel, link_up,
     messages::{host_address, link_of},
     netlink::{Change, Netlink, link_named},
     pod_mac, routes,
@@ -36,19 +36,12 @@ use super::{
 /// ([`LINK_PREFIX`](crate::sandbox::LINK_PREFIX)).
 pub const BRIDGE: &str = "vnpbridge";
 
-/// The first Linux in which a port can be locked.
-const LOCKING: (u32, u32) = (5, 18);
-
 /// Makes the bridge, or sets it right. The agent calls this before there is a configuration that asks for the
 /// bridge. Returns whether the bridge is new.
 ///
 /// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
 pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_err(|error| Error::kernel("ask for its version", error))?;
-    if !is_new_enough(&release) {
-        return Err(Error::KernelTooOld(release.trim().to_owned()));
-    }
+    kernel::require(kernel::LOCKED_PORTS)?;
     let mut netlink = Netlink::open()?;
     let mut bridge = link_named(BRIDGE);
     bridge.attributes.extend([
@@ -77,12 +70,6 @@ pub fn is_there() -> bool {
 
 pub(super) fn index() -> Option<u32> {
     if_nametoindex(BRIDGE).ok()
-}
-
-fn is_new_enough(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= LOCKING
 }
 
 /// Deletes the bridge when no pod is left, for uninstalling. Ok if it is gone.
@@ -206,18 +193,5 @@ mod tests {
     #[test]
     fn rules_for_the_links_of_pods_apply_to_the_bridge() {
         assert!(BRIDGE.starts_with(LINK_PREFIX));
-    }
-
-    #[test]
-    fn a_kernel_that_can_not_lock_ports_is_too_old() {
-        for (release, is_new) in [
-            ("5.15.0-1075-azure", false),
-            ("5.18.0", true),
-            ("6.1.0-18-cloud-amd64", true),
-            ("4.19", false),
-            ("", false),
-        ] {
-            assert_eq!(is_new_enough(release), is_new, "{release:?}");
-        }
     }
 }

@@ -5,13 +5,14 @@
 //! name, identified by its alias, and then addressed by its index: another sandbox's ADD may take its name
 //! for a link of its own at any time.
 
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
-    Error, Identity, Netns,
+    Error, HostLink, Identity, Netns,
     messages::{alias_of, is_ours, peer_of},
     netlink::{Change, Netlink, link_indexed, link_named},
+    restore,
 };
 use crate::sandbox::{Pod, Sandbox};
 
@@ -75,9 +76,38 @@ pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(),
     let mut aside = link_indexed(link.header.index);
     aside.attributes.push(LinkAttribute::IfName(older.spare_link()));
     match host.apply([Change::set_link("move the link of an older sandbox aside", aside)]) {
-        // Before Linux 6.2 a link that is up can't be renamed.
-        Err(error) if error.is(Errno::EBUSY) || error.is(Errno::EEXIST) => Err(taken()),
+        // Before Linux 6.2 a link that is up can't be renamed: see [`move_aside`].
+        Err(error) if error.is(Errno::EBUSY) => Err(Error::NameInUse { link: name.to_owned(), older }),
+        Err(error) if error.is(Errno::EEXIST) => Err(taken()),
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
         result => result,
     }
+}
+
+/// Renames the link of an older sandbox of the pod where the kernel does so only while it is down. What is
+/// under way in that sandbox waits for a moment. Must be called under that sandbox's lock: a DEL that takes
+/// the link down for good must not have it set up again.
+pub fn move_aside(older: &Sandbox, pod: &Pod) -> Result<(), Error> {
+    let mut host = Netlink::open()?;
+    let Some(link) = find(&mut host, older, pod)? else { return Ok(()) };
+    let Some(wired) = alias_of(&link).and_then(|alias| alias.parse::<Identity>().ok()) else { return Ok(()) };
+    let index = link.header.index;
+    let mut down = link_indexed(index);
+    down.header.change_mask = LinkFlags::Up;
+    let mut renamed = link_indexed(index);
+    renamed.attributes.push(LinkAttribute::IfName(older.spare_link()));
+    let moved = host.apply([
+        Change::set_link("take down the link of an older sandbox", down),
+        Change::set_link("move the link of an older sandbox aside", renamed),
+    ]);
+    // Whether it was renamed or not: it is up again, and its route, which went when it was down, is back.
+    restore(&HostLink {
+        name: older.spare_link(),
+        index,
+        up: false,
+        has_our_mac: true,
+        identity: Some(wired),
+        routes: Vec::new(),
+    })?;
+    moved
 }

@@ -48,11 +48,19 @@ pub(super) fn master_of(link: &LinkMessage) -> Option<u32> {
 /// Whether the link is a veth with a name that [`Sandbox::host_link`](crate::sandbox::Sandbox::host_link) can
 /// give.
 pub(super) fn is_ours(link: &LinkMessage) -> bool {
-    let is_veth = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+    is_of_kind(link, InfoKind::Veth) && name_of(link).is_some_and(is_link_name)
+}
+
+pub(super) fn is_bridge(link: &LinkMessage) -> bool {
+    is_of_kind(link, InfoKind::Bridge)
+}
+
+fn is_of_kind(link: &LinkMessage, kind: InfoKind) -> bool {
+    let kind = LinkInfo::Kind(kind);
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => info.contains(&kind),
         _ => false,
-    });
-    is_veth && name_of(link).is_some_and(is_link_name)
+    })
 }
 
 pub(super) fn name_of(link: &LinkMessage) -> Option<&str> {

@@ -1,6 +1,6 @@
 //! A network namespace of a pod: opening it, and doing something inside it.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, process};
 
 use nix::{
     sched::{CloneFlags, setns},
@@ -73,7 +73,37 @@ impl Netns {
         };
         enter(&self.pod, "enter the pod's network namespace")?;
         let result = f();
-        enter(&self.host, "come back to the node's network namespace")?;
+        // A thread that stays in there would take the pod's links for the node's: it would find none of ours,
+        // and give the address of a wired pod away. What this process leaves, the runtime's next try or the
+        // agent's sweep takes up.
+        if let Err(error) = enter(&self.host, "come back to the node's network namespace") {
+            eprintln!("vnetpool: {error}; giving up at once, since nothing can be cleaned up from the pod's");
+            process::abort();
+        }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::process::ExitStatusExt, process::Command};
+
+    const IN_VAIN: &str = "VNETPOOL_TEST_RETURNS_IN_VAIN";
+
+    /// Needs root, like everything that enters namespaces.
+    #[test]
+    fn a_process_that_can_not_come_back_from_a_pods_namespace_ends_at_once() {
+        if std::env::var_os(IN_VAIN).is_some() {
+            let pod = fs::File::open(OWN).unwrap();
+            let lost = Netns { pod, host: fs::File::open("/dev/null").unwrap() };
+            let _ = lost.inside(|| Ok(()));
+            return;
+        }
+        let test =
+            "wiring::netns::tests::a_process_that_can_not_come_back_from_a_pods_namespace_ends_at_once";
+        let mut itself = Command::new(std::env::current_exe().unwrap());
+        let ended = itself.args([test, "--exact", "--nocapture"]).env(IN_VAIN, "1").output().unwrap();
+        assert_eq!(ended.status.signal(), Some(nix::libc::SIGABRT), "{ended:?}");
     }
 }

@@ -7,8 +7,8 @@ use nix::net::if_::if_nametoindex;
 
 use super::{
     Error, NET, index_of,
-    messages::mac_of,
-    netlink::{Change, Netlink, link_indexed, link_named},
+    messages::{is_bridge, link_of, mac_of},
+    netlink::{Change, Destination, Netlink, link_indexed, link_named},
     routes, set,
 };
 
@@ -33,4 +33,16 @@ pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
 pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     let Ok(link) = if_nametoindex(bridge) else { return Ok(()) };
     routes::remove(&mut Netlink::open()?, address, link)
+}
+
+/// Removes the address's route to the bridge of another plugin that it leads to, whatever its name: that
+/// stands in the plugin's configuration only, which the agent doesn't have. Ok if there is none.
+pub fn unroute_from_any_bridge(address: Ipv4Addr) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    let route = netlink.route_to(address)?.filter(|route| Destination::Host(address).is_of(route));
+    let Some(index) = route.as_ref().and_then(link_of) else { return Ok(()) };
+    match netlink.link(link_indexed(index))?.as_ref().is_some_and(is_bridge) {
+        true => routes::remove(&mut netlink, address, index),
+        false => Ok(()),
+    }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use crate::node::{Node, Pod, finish};
-use vnetpool_plugin::ledger::file;
+use vnetpool_plugin::{
+    ledger::{Claim, file},
+    wiring::host_links,
+};
 
 /// How often the plugin is killed, at least; the moments are spread over the time that a whole verb takes,
 /// and a little more.
@@ -121,4 +124,22 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
     drop(other);
     assert_eq!(node.ledger().counts(file::now()).assigned, 0);
     node.add(&pod).succeeds();
+}
+
+/// Until its alias is written, only the far end of a link tells whose it is.
+#[test]
+fn what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del() {
+    let (node, pod, next) = (Node::holding(2), Pod::named("a", "web-0"), Pod::named("b", "web-0"));
+    node.store
+        .with(|ledger, now| ledger.assign(&Claim::wired(&pod.sandbox(), &pod.told(), "vnetpool"), now))
+        .unwrap();
+    let (link, netns) = (pod.host_link(), pod.netns.path());
+    let netns = netns.file_name().unwrap().to_string_lossy();
+    node.netns.ip(&format!("link add {link} type veth peer name eth0 netns {netns}"));
+    node.del(&pod).succeeds();
+    assert_eq!(node.ledger().counts(file::now()).free, 2);
+    assert!(node.netns.inside(|| host_links().unwrap()).is_empty(), "it keeps its name from the pod's next");
+    let address = node.add(&next).address();
+    node.del(&pod).succeeds();
+    node.check(&next, address).succeeds();
 }

@@ -3,7 +3,8 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
     time::Duration,
 };
 
@@ -12,8 +13,8 @@ use crate::{
     wiring::connect,
 };
 use vnetpool_plugin::{
-    ledger::file,
-    wiring::{HostLink, host_links},
+    ledger::{Claim, file},
+    wiring::{self, HostLink, Identity, Netns, Wiring, bridge, host_links},
 };
 
 /// Of the pod web-0 in the namespace default: `printf default.web-0 | sha1sum`.
@@ -63,6 +64,43 @@ fn a_newer_sandbox_of_a_pod_gets_the_name_and_the_older_keeps_address_and_connec
         assert_eq!(node.ledger().counts(file::now()).assigned, 1);
         assert!(link_named(&node, &older.sandbox().spare_link()).unwrap().is_silenced());
         node.check(&newer, second).succeeds();
+    }
+}
+
+/// What an ADD does where the kernel refuses the name of a link that is up.
+#[test]
+fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
+    for wiring in [Wiring::Routed, Wiring::Bridge] {
+        let node = Node::holding(2);
+        let (older, newer) = (Pod::named("older", "web-0"), Pod::named("newer", "web-0"));
+        let identity =
+            Identity { address: Ipv4Addr::new(10, 240, 1, 1), sandbox: older.sandbox(), pod: older.told() };
+        let path = older.netns.path();
+        node.store
+            .with(|ledger, now| {
+                ledger.assign(&Claim::wired(&older.sandbox(), &older.told(), "vnetpool"), now)
+            })
+            .unwrap();
+        node.netns.inside(|| {
+            if wiring == Wiring::Bridge {
+                bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap();
+            }
+            wiring::connect(&Netns::open(&path).unwrap(), &identity, None, wiring).unwrap();
+        });
+        let listener = older.netns.inside(|| TcpListener::bind((identity.address, 0)).unwrap());
+        let target = listener.local_addr().unwrap();
+        let mut client = node.netns.inside(|| TcpStream::connect(target).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        node.netns.inside(|| wiring::move_aside(&older.sandbox(), &newer.told()).unwrap());
+        let moved = link_named(&node, &older.sandbox().spare_link()).unwrap();
+        assert!(moved.up && !moved.is_damaged(), "{moved:?}");
+        assert!(link_named(&node, WEB_0).is_none());
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.write_all(b"still here").unwrap();
+        server.read_exact(&mut [0; 10]).unwrap();
+        node.check(&older, identity.address).succeeds();
+        let address = node.add(&newer).address();
+        node.check(&newer, address).succeeds();
     }
 }
 

@@ -218,12 +218,24 @@ impl Node {
 
     /// Starts the plugin inside the node for the sandbox `id` of the pod `name`.
     fn start_of(&self, verb: &str, id: &str, name: &str, netns: &Path, config: &Value) -> Child {
+        self.start_as("eth0", verb, id, name, netns, config)
+    }
+
+    fn start_as(
+        &self,
+        ifname: &str,
+        verb: &str,
+        id: &str,
+        name: &str,
+        netns: &Path,
+        config: &Value,
+    ) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnetpool"));
         command
             .env_clear()
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", id)
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", ifname)
             .env("CNI_NETNS", netns)
             .env("CNI_PATH", "/opt/cni/bin")
             .env(
@@ -248,6 +260,11 @@ impl Node {
 
     pub fn add(&self, pod: &Pod) -> Answer {
         finish(self.start_add(pod))
+    }
+
+    /// A verb for a further interface of a pod.
+    pub fn run_for(&self, ifname: &str, verb: &str, pod: &Pod) -> Answer {
+        finish(self.start_as(ifname, verb, &pod.id, &pod.name, &pod.netns.path(), &self.config()))
     }
 
     pub fn del(&self, pod: &Pod) -> Answer {

@@ -175,6 +175,20 @@ fn the_reference_bridge_plugin_gets_its_addresses_from_us() {
     }
 }
 
+/// The address is given back and may soon be another node's.
+#[test]
+fn a_pods_route_to_a_bridge_goes_with_it_though_the_ledger_was_lost() {
+    let node = Node::holding(1);
+    let plugin = json!({ "type": "bridge", "bridge": "vnpcni0", "ipam": ipam(&node) });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([plugin])), Pod::new("a"));
+    let address = runtime.run("add", &pod.netns).address();
+    let has_route = || runtime.node.netns.ip("route show").contains(&format!("{address} dev vnpcni0"));
+    assert!(has_route());
+    fs::remove_file(runtime.node.dir.path().join("ledger")).unwrap();
+    runtime.run("del", &pod.netns).succeeds();
+    assert!(!has_route());
+}
+
 #[test]
 fn the_reference_ptp_plugin_gets_its_addresses_from_us() {
     for version in ["0.4.0", "1.0.0"] {

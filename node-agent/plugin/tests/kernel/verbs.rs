@@ -316,3 +316,30 @@ fn an_address_is_not_assigned_before_its_cooldown() {
     assert_ne!(node.add(&b).address(), first);
     assert_eq!(node.ledger().counts(file::now()).cooling, 1);
 }
+
+/// As Multus asks for it where a NetworkAttachmentDefinition names the cluster's own network.
+#[test]
+fn a_second_interface_of_ours_is_refused_before_it_has_cost_an_address() {
+    let (node, pod) = (Node::holding(2), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let refused = node.run_for("net1", "ADD", &pod);
+    assert_eq!(refused.code(), 7, "{}", refused.document);
+    assert!(refused.message().contains("default route") && refused.message().contains("net1"), "{refused:?}");
+    assert_eq!(node.ledger().counts(file::now()).free, 1, "none is assigned and none cools");
+    node.run_for("net1", "DEL", &pod).succeeds();
+    node.check(&pod, address).succeeds();
+}
+
+/// Another network's interface came first.
+#[test]
+fn a_default_route_that_the_pod_has_already_is_named_and_the_address_given_back() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    pod.netns.ip("link add other type dummy");
+    pod.netns.ip("link set other up");
+    pod.netns.ip("route add default dev other");
+    let refused = node.run_for("net1", "ADD", &pod);
+    assert_eq!(refused.code(), 7, "{}", refused.document);
+    assert!(refused.message().contains("already has a default route"), "{refused:?}");
+    assert_eq!(node.ledger().counts(file::now()).assigned, 0);
+    assert!(pod.netns.ip("route show default").contains("dev other"));
+}
