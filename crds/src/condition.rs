@@ -108,6 +108,8 @@ table! {
         "Every assigned address is still in `spec`. False names the pods whose address has been taken away.";
     Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, true,
         "Nothing else on the node is in the way of its pods. The reason `Repaired` tells of the last hour.";
+    MetadataRefused METADATA_REFUSED: NodeIPAllocation, Agent, False, false,
+        "Pods asked the metadata service in vain within the last hour; the message names them. Absent otherwise.";
     NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, false,
         "Every node that the pool selects can be served. False names those that are left alone.";
     ObjectsReadable OBJECTS_READABLE: NodeIPPool, Operator, True, false,

@@ -20,6 +20,7 @@ pub mod names;
 pub mod pool;
 pub mod reason;
 pub mod reference;
+pub mod refusal;
 
 pub use allocation::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPAllocationStatus};
 pub use pool::{NodeIPPool, NodeIPPoolSpec, NodeIPPoolStatus};

@@ -230,10 +230,15 @@ table! {
         "Follow the message of nft.";
     RangeOpen: &[RulesApplied], None, "The node's range cannot be closed to addresses that no pod has.", Node,
         "Follow the message.";
+    KernelTooOld: &[RulesApplied], None, "The node's kernel is older than Linux 5.5.", Node,
+        "Upgrade the node's kernel.";
     NotInstalled: &[CNIInstalled], None, "The CNI files cannot be written.", Node, "Follow the message.";
     OtherConfiguration: &[CNIInstalled], None,
         "The runtime uses another CNI configuration, whose name comes first.", Node,
         "Remove or rename the file that the message names.";
+    RuntimeLooksElsewhere: &[AgentReporting], None,
+        "The runtime finds no network though the CNI configuration is installed: it looks in another folder.", Cluster,
+        "Set `nodeAgent.cni.confDir` and `binDir` of the chart to the runtime's folders.";
     OthersPluginMissing: &[CNIInstalled], None,
         "A plugin that others chained behind Vnetpool's is not on the node, so no pod can start.", Node,
         "Install the plugin again, or take its entry out.";
@@ -241,6 +246,9 @@ table! {
         "Install the plugin that the message names.";
     AddressVanished: &[AssignmentsBacked], None, "An address left the NIC while a pod had it.", Pod,
         "Delete the pods that the message names.";
+    PodsAsk: &[MetadataRefused], WARNING,
+        "Pods ask the metadata service, from which `podMetadataAccess` of their pool keeps them.", Pod,
+        "Give the pod a workload identity or the host network, or its nodes a pool with `podMetadataAccess: All`.";
     InTheWay: &[Undisturbed], None,
         "Something else on the node cuts pods off, and the agent may not change it.", Node, "Follow the message.";
 

@@ -1,8 +1,7 @@
-//! The agent's HTTP endpoint: /healthz, /readyz, /metrics.
+//! What the agent answers over HTTP: /healthz and /readyz to probes, /metrics to scrapes.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{sync::atomic::Ordering, time::Duration};
 
-use anyhow::Context;
 use axum::{
     Router,
     http::{StatusCode, header::CONTENT_TYPE},
@@ -14,9 +13,9 @@ use crate::metrics::Metrics;
 /// A pass comes every 30 s, and none waits for so long.
 const STUCK: Duration = Duration::from_secs(120);
 
-/// Serves until the process ends. Alive is whose passes end, well or badly; a task that dies ends the
-/// process. Ready is a node that has a ledger and the CNI configuration.
-pub async fn serve(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
+/// For probes, which come from the node itself. Alive is whose passes end, well or badly; a task that dies
+/// ends the process. Ready is a node that has a ledger and the CNI configuration.
+pub fn probes(metrics: &Metrics) -> Router {
     let readiness = metrics.ready.clone();
     let ready = move || async move {
         match readiness.load(Ordering::Relaxed) {
@@ -36,15 +35,16 @@ pub async fn serve(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> 
             }
         }
     };
+    Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
+}
+
+/// For scrapes, from wherever they may come.
+pub fn scrapes(metrics: &Metrics) -> Router {
+    let metrics = metrics.clone();
     let text = move || async move {
         let text = metrics.text().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Ok::<_, (StatusCode, String)>(([(CONTENT_TYPE, media_type)], text))
     };
-    let routes =
-        Router::new().route("/healthz", get(alive)).route("/readyz", get(ready)).route("/metrics", get(text));
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address} (--admin-address)"))?;
-    axum::serve(listener, routes).await.context("the admin endpoint failed")
+    Router::new().route("/metrics", get(text))
 }

@@ -35,7 +35,9 @@ use crate::{
     config::Config,
     disturbance::Disturbances,
     firewall::{self, apply::Firewall},
+    host_ports::HostPorts,
     metrics::Metrics,
+    refusals::Refusals,
     report::{Report, publish::Publisher},
     source::Source,
     sweep::Sweep,
@@ -81,10 +83,14 @@ pub struct Agent {
     /// How the CNI configuration that is in place has pods wired.
     installed: Option<Wiring>,
     disturbances: Disturbances,
+    refusals: Refusals,
+    host_ports: HostPorts,
     /// The links that pods get out by, for the watch of the kernel.
     uplinks: watch::Sender<Uplinks>,
     /// Names of what the metadata service no longer lists.
     unlisted: watch::Sender<BTreeSet<String>>,
+    /// Why changes of the ledger go unseen until somebody looks.
+    unwatched: watch::Sender<Option<String>>,
     /// When everything was looked at last, and when to do so again.
     looked: Option<Instant>,
     next_look: Instant,
@@ -124,8 +130,11 @@ impl Agent {
             chained: chain::Look::default(),
             installed: None,
             disturbances: Disturbances::default(),
+            refusals: Refusals::default(),
+            host_ports: HostPorts::default(),
             uplinks: watch::Sender::default(),
             unlisted: watch::Sender::default(),
+            unwatched: watch::Sender::default(),
             looked: None,
             next_look: Instant::now(),
             gate: Arc::default(),
@@ -150,7 +159,7 @@ impl Agent {
         let source = self.source.clone();
         tokio::select! {
             result = source.follow(self.objects.clone(), self.waiting.subscribe()) => result,
-            result = watches::ledger(self.config.state_dir.clone(), changed.clone()) => result,
+            result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
             result = firewall::events::watch(disturbed.clone()) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
@@ -244,6 +253,9 @@ impl Agent {
             }
         }
         taken.said.push(self.say_undisturbed());
+        if let Some(object) = object {
+            taken.said.extend(self.say_refused(&taken.ledger, &object.spec.pool));
+        }
         Ok(self.report(object, taken))
     }
 
@@ -256,6 +268,12 @@ impl Agent {
             self.next_look = Instant::now() + LOOK_EVERY;
             self.looked = Some(Instant::now());
             self.disturbances.look();
+            if let Some(why) = &*self.unwatched.borrow() {
+                self.disturbances.stands(format!(
+                    "{why}: the agent looks every second instead. Raise fs.inotify.max_user_instances and \
+                     fs.inotify.max_user_watches, or stop what has used them up"
+                ));
+            }
         }
         is_look
     }

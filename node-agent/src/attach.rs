@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::Value;
 use vnetpool_plugin::{
-    cni::Program,
+    cni::{self, Program},
     plugin::{Answer, run},
 };
 
@@ -90,7 +90,7 @@ fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let list: Value =
         serde_json::from_slice(&text).with_context(|| format!("can't read {}", conflist.display()))?;
     let entries = list["plugins"].as_array();
-    let ours = entries.into_iter().flatten().find(|entry| entry["type"] == install::PLUGIN);
+    let ours = entries.into_iter().flatten().find(|entry| entry["type"] == cni::PLUGIN);
     let mut configuration =
         ours.with_context(|| format!("{} has no entry of Vnetpool's", conflist.display()))?.clone();
     configuration["cniVersion"] = list["cniVersion"].clone();
@@ -107,8 +107,9 @@ mod tests {
     fn attached_containers_are_of_a_network_that_no_runtime_collects_garbage_of() {
         let conf_dir = tempfile::tempdir().unwrap();
         let conflist = conf_dir.path().join(install::CONFLIST);
-        fs::write(&conflist, install::conflist(1400, Default::default(), &Chain::default()).to_string())
-            .unwrap();
+        let chain = Chain::default();
+        let made = install::conflist(1400, Default::default(), &chain, Path::new(cni::STATE_DIR));
+        fs::write(&conflist, made.to_string()).unwrap();
         let list: Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
         let ours = configuration(&conflist).unwrap();
         assert_ne!(ours["name"], list["name"]);

@@ -12,14 +12,14 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
     process::Stdio,
+    str::FromStr,
     time::{Duration, SystemTime},
 };
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
-
-use crate::install::PLUGIN;
+use vnetpool_plugin::cni::{IPAM, PLUGIN};
 
 /// A plugin only prints a line when asked for its versions.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -62,15 +62,51 @@ impl Chained {
     }
 }
 
+/// Entries of further plugins that are to stand behind these. Unlike the optional ones above, no pod starts
+/// without them: who asks for one by name relies on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Further(Vec<Value>);
+
+impl FromStr for Further {
+    type Err = String;
+
+    /// From a JSON list of entries of a CNI configuration.
+    fn from_str(text: &str) -> Result<Further, String> {
+        let entries: Vec<Value> =
+            serde_json::from_str(text).map_err(|error| format!("not a JSON list: {error}"))?;
+        for (n, entry) in entries.iter().enumerate() {
+            let plugin = type_of(entry);
+            let is_name = !plugin.is_empty() && !plugin.starts_with('.') && !plugin.contains('/');
+            if !is_name {
+                return Err(format!("{entry} has no \"type\" that is the name of a plugin's file"));
+            }
+            if plugin == IPAM || is_built_in(plugin) {
+                return Err(format!("{plugin} is Vnetpool's own to chain: see nodeAgent.cni.chain"));
+            }
+            if entries[..n].iter().any(|earlier| type_of(earlier) == plugin) {
+                return Err(format!("{plugin} is there twice"));
+            }
+        }
+        Ok(Further(entries))
+    }
+}
+
+impl Further {
+    fn types(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(type_of)
+    }
+}
+
 /// What of the wanted chain there is on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     pub found: Vec<Chained>,
     pub missing: Vec<Chained>,
+    pub further: Further,
     /// Plugins that others have chained behind ours.
     pub others: Vec<String>,
-    /// Those of them that aren't on the node.
-    pub others_missing: Vec<String>,
+    /// Those of these two that aren't on the node.
+    pub needed_missing: Vec<String>,
     /// Whether all that were found speak CNI 1.1.0.
     pub speaks_1_1: bool,
 }
@@ -80,9 +116,31 @@ fn type_of(entry: &Value) -> &str {
     entry["type"].as_str().unwrap_or_default()
 }
 
-/// Whether entries of this plugin are ours to make.
-fn is_ours(plugin: &str) -> bool {
+impl Chain {
+    /// Makes `ours` and the plugins behind it the plugins of a configuration. It remembers which of them were
+    /// asked for as further ones: an entry that is asked for no more would else be taken for somebody's.
+    pub fn put_into(&self, document: &mut Value, ours: Value) {
+        let others = self.found.iter().map(|plugin| plugin.configuration());
+        let further = self.further.0.iter().cloned();
+        document["plugins"] = std::iter::once(ours).chain(others).chain(further).collect();
+        if !self.further.0.is_empty() {
+            document[FURTHER] = self.further.types().collect();
+        }
+    }
+}
+
+/// The key of a configuration for the types of further plugins in it. Runtimes ignore keys they don't know.
+const FURTHER: &str = "vnetpool.io/furtherPlugins";
+
+/// Whether entries of this plugin are ours to make, whatever is asked for.
+fn is_built_in(plugin: &str) -> bool {
     plugin == PLUGIN || Chained::value_variants().iter().any(|chained| chained.name() == plugin)
+}
+
+/// Whether entries of this plugin in a configuration are ours, by what it says itself.
+fn is_ours(plugin: &str, configuration: &Value) -> bool {
+    let further = configuration[FURTHER].as_array();
+    is_built_in(plugin) || further.is_some_and(|further| further.iter().any(|one| one == plugin))
 }
 
 fn entries(configuration: &Value) -> &[Value] {
@@ -90,9 +148,9 @@ fn entries(configuration: &Value) -> &[Value] {
 }
 
 /// The plugins in a configuration of ours that others have put there.
-pub fn others(found: &Value) -> Vec<String> {
-    let others = entries(found).iter().map(type_of).filter(|plugin| !is_ours(plugin));
-    others.map(str::to_owned).collect()
+pub fn others(found: &Value, further: &Further) -> Vec<String> {
+    let is_others = |plugin: &&str| !is_ours(plugin, found) && !further.types().any(|one| one == *plugin);
+    entries(found).iter().map(type_of).filter(is_others).map(str::to_owned).collect()
 }
 
 /// The configuration that is `wanted`, with what others have put into the one that was `found`, each entry in
@@ -103,7 +161,7 @@ pub fn merged(wanted: &Value, found: &Value) -> Value {
     // Where an entry of ours that wasn't there before belongs: behind the last of ours.
     let mut end = 0;
     for entry in entries(found) {
-        if !is_ours(type_of(entry)) {
+        if !is_ours(type_of(entry), found) && !is_ours(type_of(entry), wanted) {
             plugins.push(entry.clone());
         } else if let Some(at) = ours.iter().position(|one| type_of(one) == type_of(entry)) {
             plugins.push(ours.remove(at).clone());
@@ -143,9 +201,15 @@ pub struct Look {
 }
 
 impl Look {
-    /// Looks in this folder for the plugins that are wanted and for those of others.
-    pub async fn at(&mut self, wanted: &[Chained], others: Vec<String>, bin_dir: &Path) -> Chain {
-        let mut chain = Chain { speaks_1_1: true, ..Chain::default() };
+    /// Looks in this folder for the plugins that are wanted, for further ones and for those of others.
+    pub async fn at(
+        &mut self,
+        wanted: &[Chained],
+        further: &Further,
+        others: Vec<String>,
+        bin_dir: &Path,
+    ) -> Chain {
+        let mut chain = Chain { speaks_1_1: true, further: further.clone(), ..Chain::default() };
         for &plugin in wanted {
             match self.ask(&bin_dir.join(plugin.name())).await {
                 None => chain.missing.push(plugin),
@@ -155,14 +219,13 @@ impl Look {
                 }
             }
         }
-        for plugin in others {
-            match self.ask(&bin_dir.join(&plugin)).await {
-                None => chain.others_missing.push(plugin.clone()),
+        for plugin in further.types().chain(others.iter().map(String::as_str)) {
+            match self.ask(&bin_dir.join(plugin)).await {
+                None => chain.needed_missing.push(plugin.to_owned()),
                 Some(speaks_1_1) => chain.speaks_1_1 &= speaks_1_1,
             }
-            chain.others.push(plugin);
         }
-        chain
+        Chain { others, ..chain }
     }
 
     /// Whether the plugin speaks CNI 1.1.0; None if it isn't there.
@@ -226,7 +289,7 @@ mod tests {
     async fn what_is_there_is_chained_and_what_is_not_is_named() {
         let dir = tempfile::tempdir().unwrap();
         install(dir.path(), Chained::Bandwidth, r#"["1.0.0","1.1.0"]"#);
-        let chain = Look::default().at(&BOTH, vec![], dir.path()).await;
+        let chain = Look::default().at(&BOTH, &Further::default(), vec![], dir.path()).await;
         assert_eq!(chain.found, [Chained::Bandwidth]);
         let told = Missing(&chain.missing, dir.path()).to_string();
         assert!(told.contains("portmap not found in") && told.contains("hostPorts"), "{told}");
@@ -237,12 +300,31 @@ mod tests {
     async fn what_others_have_chained_is_looked_for_and_asked_too() {
         let dir = tempfile::tempdir().unwrap();
         let mesh = || vec!["istio-cni".to_owned()];
-        let chain = Look::default().at(&[], mesh(), dir.path()).await;
-        assert_eq!((chain.others, chain.others_missing), (mesh(), mesh()));
+        let chain = Look::default().at(&[], &Further::default(), mesh(), dir.path()).await;
+        assert_eq!((chain.others, chain.needed_missing), (mesh(), mesh()));
         fs::write(dir.path().join("istio-cni"), "no program").unwrap();
-        let chain = Look::default().at(&[], mesh(), dir.path()).await;
-        assert_eq!((chain.others, chain.others_missing), (mesh(), vec![]));
+        let chain = Look::default().at(&[], &Further::default(), mesh(), dir.path()).await;
+        assert_eq!((chain.others, chain.needed_missing), (mesh(), vec![]));
         assert!(!chain.speaks_1_1, "one that can't be asked counts as old");
+    }
+
+    #[test]
+    fn further_plugins_are_entries_of_a_configuration_each_once_and_none_of_ours() {
+        let refused = |text: &str| text.parse::<Further>().unwrap_err();
+        assert!(refused("tuning").contains("JSON list"));
+        assert!(refused(r#"[{"name": "tuning"}]"#).contains("type"));
+        assert!(refused(r#"[{"type": "../sh"}]"#).contains("type"));
+        assert!(refused(r#"[{"type": "portmap"}]"#).contains("nodeAgent.cni.chain"));
+        assert!(refused(r#"[{"type": "tuning"}, {"type": "tuning"}]"#).contains("twice"));
+        assert_eq!("[]".parse(), Ok(Further::default()));
+    }
+
+    #[tokio::test]
+    async fn a_further_plugin_that_is_not_there_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let further = r#"[{"type": "tuning"}]"#.parse().unwrap();
+        let chain = Look::default().at(&[], &further, vec![], dir.path()).await;
+        assert_eq!(chain.needed_missing, ["tuning"]);
     }
 
     #[test]
@@ -269,18 +351,18 @@ mod tests {
     async fn the_newest_version_is_offered_only_if_every_chained_plugin_speaks_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut look = Look::default();
-        assert!(look.at(&BOTH, vec![], dir.path()).await.speaks_1_1, "ours alone");
+        assert!(look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "ours alone");
         install(dir.path(), Chained::Portmap, r#"["0.4.0","1.0.0","1.1.0"]"#);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0"]"#);
-        assert!(!look.at(&BOTH, vec![], dir.path()).await.speaks_1_1);
+        assert!(!look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0","1.1.0"]"#);
         // Another test's new process may hold the file open for a moment: then it can't be asked.
         let mut speaks = false;
         for _ in 0..1000 {
-            speaks = speaks || look.at(&BOTH, vec![], dir.path()).await.speaks_1_1;
+            speaks = speaks || look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1;
         }
         assert!(speaks, "another file is asked anew");
         fs::write(dir.path().join("portmap"), "no program").unwrap();
-        assert!(!look.at(&BOTH, vec![], dir.path()).await.speaks_1_1, "can't be asked");
+        assert!(!look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "can't be asked");
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use anyhow::{Context, ensure};
-use vnetpool_plugin::{ledger::file::Store, wiring};
+use vnetpool_plugin::{cni, ledger::file::Store, wiring};
 
 use crate::{config::Config, firewall, install, others_firewall};
 
@@ -20,7 +20,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     );
     // First what would bring new pods.
     let bin = |name| config.cni_bin_dir.join(name);
-    let files = [config.cni_conf_dir.join(install::CONFLIST), bin(install::IPAM), bin(install::PLUGIN)];
+    let files = [config.cni_conf_dir.join(install::CONFLIST), bin(cni::IPAM), bin(cni::PLUGIN)];
     for file in &files {
         gone(file, fs::remove_file(file))?;
     }

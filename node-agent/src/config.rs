@@ -6,7 +6,10 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 use anyhow::Context;
 use clap::ValueEnum;
 
-use crate::{chain::Chained, imds::Settings};
+use crate::{
+    chain::{Chained, Further},
+    imds::Settings,
+};
 
 /// Who says which addresses the node holds.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,6 +48,10 @@ pub struct Config {
     /// The upstream plugins to chain behind ours where the folder of plugins has them, in this order.
     #[arg(long, global = true, env = "VNETPOOL_CHAIN", value_enum, value_delimiter = ',')]
     pub chain: Vec<Chained>,
+    /// Entries of further plugins to chain behind these, as a JSON list: `[{"type": "tuning", …}]`. No pod
+    /// starts on a node that doesn't have them.
+    #[arg(long, global = true, env = "VNETPOOL_FURTHER_PLUGINS", default_value = "[]")]
+    pub further_plugins: Further,
     /// Install no CNI configuration, only the plugins: another plugin wires the pods and asks `vnetpool-ipam`
     /// for their addresses.
     #[arg(long, global = true, env = "VNETPOOL_IPAM_ONLY")]
@@ -69,6 +76,9 @@ pub struct Config {
     /// the node itself (the kubelet's probes) can reach it.
     #[arg(long, global = true, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "127.0.0.1:9471")]
     pub admin_address: SocketAddr,
+    /// Where to serve /metrics to others than the node itself, beside `--admin-address`.
+    #[arg(long, global = true, env = "VNETPOOL_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
 }
 
 impl Config {

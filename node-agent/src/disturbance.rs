@@ -82,7 +82,7 @@ impl Kind {
             Kind::Table => (
                 "put Vnetpool's nftables table back",
                 "have firewalls reload their own tables only (/etc/nftables.conf without `flush ruleset`, firewalld with \
-                 FlushAllOnReload=no); if all tables were flushed, restart pods with a hostPort, whose rules are portmap's",
+                 FlushAllOnReload=no)",
             ),
         }
     }

@@ -28,8 +28,14 @@ const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
+/// The set of pods that asked the metadata service in vain, by address, each with its packets: the packets
+/// themselves put them there.
+const ASKED: &str = "asked";
+
+/// The counter of what is dropped on its way to the metadata service.
+pub const METADATA_COUNTER: &str = "metadata";
 /// Counters of what is dropped, by what the packet wanted.
-const COUNTERS: [&str; 4] = ["loopback", "metadata", "spoofed", "wire_server"];
+const COUNTERS: [&str; 4] = ["loopback", METADATA_COUNTER, "spoofed", "wire_server"];
 
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
 fn no_table(family: &str) -> String {
@@ -136,6 +142,8 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
+        let _ =
+            writeln!(text, "\tset {ASKED} {{\n\t\ttype ipv4_addr\n\t\tsize 1024\n\t\tflags dynamic\n\t}}");
         if !self.direct.is_empty() {
             let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
             let _ = write!(
@@ -196,11 +204,13 @@ impl Rules {
             MetadataAccess::All => &[WIRE_SERVER],
         };
         let closed = closed.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
-        // Replies are pods' answers to load balancers' probes.
+        // Replies are pods' answers to load balancers' probes. The set has a rule of its own: where it takes no
+        // more, a rule ends without its verdict.
         format!(
             "\tchain restricted {{\n\
              \t\tct direction reply accept\n\
-             \t\tip daddr {METADATA} counter name \"metadata\" drop\n\
+             \t\tip daddr {METADATA} add @{ASKED} {{ ip saddr counter }}\n\
+             \t\tip daddr {METADATA} counter name \"{METADATA_COUNTER}\" drop\n\
              \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept\n\
              \t\tcounter name \"wire_server\" drop\n\
              \t}}\n\
@@ -269,6 +279,11 @@ table inet vnetpool {
 	counter metadata {}
 	counter spoofed {}
 	counter wire_server {}
+	set asked {
+		type ipv4_addr
+		size 1024
+		flags dynamic
+	}
 	set direct {
 		type ipv4_addr
 		flags interval
@@ -282,6 +297,7 @@ table inet vnetpool {
 	}
 	chain restricted {
 		ct direction reply accept
+		ip daddr 169.254.169.254 add @asked { ip saddr counter }
 		ip daddr 169.254.169.254 counter name "metadata" drop
 		meta l4proto { tcp, udp } th dport 53 accept
 		counter name "wire_server" drop

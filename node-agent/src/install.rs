@@ -14,13 +14,10 @@ use std::{
 use serde_json::{Value, json};
 
 use vnetpool_crds::pool::Wiring;
+use vnetpool_plugin::cni::{IPAM, PLUGIN, STATE_DIR};
 
 use crate::chain::{Chain, merged};
 
-/// The plugin's file name, which the configuration gives as its type.
-pub const PLUGIN: &str = "vnetpool";
-/// Its other name, under which it is the IPAM of other plugins.
-pub const IPAM: &str = "vnetpool-ipam";
 /// The network's name in the configuration.
 const NETWORK: &str = "vnetpool";
 /// Runtimes use the first configuration by name.
@@ -38,16 +35,15 @@ pub enum Error {
 
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and
 /// `cniVersions` names both for those who know it, unless a plugin behind ours is too old for that.
-pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain) -> Value {
-    let ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
-    let others = chain.found.iter().map(|plugin| plugin.configuration());
+pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain, state_dir: &Path) -> Value {
+    let mut ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
+    if state_dir != Path::new(STATE_DIR) {
+        ours["stateDir"] = json!(state_dir);
+    }
     let versions: &[&str] = if chain.speaks_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
-    json!({
-        "cniVersion": "1.0.0",
-        "cniVersions": versions,
-        "name": NETWORK,
-        "plugins": std::iter::once(ours).chain(others).collect::<Vec<_>>(),
-    })
+    let mut document = json!({ "cniVersion": "1.0.0", "cniVersions": versions, "name": NETWORK });
+    chain.put_into(&mut document, ours);
+    document
 }
 
 /// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always
@@ -192,7 +188,11 @@ fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::Chained;
+    use crate::chain::{Chained, Further};
+
+    fn plain(mtu: u32) -> Value {
+        conflist(mtu, Wiring::Routed, &Chain::default(), Path::new(STATE_DIR))
+    }
 
     #[test]
     fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() {
@@ -201,7 +201,7 @@ mod tests {
             speaks_1_1: false,
             ..Chain::default()
         };
-        let document = conflist(1400, Wiring::Bridge, &chain);
+        let document = conflist(1400, Wiring::Bridge, &chain, Path::new(STATE_DIR));
         let types = |document: &serde_json::Value| -> Vec<String> {
             let plugins = document["plugins"].as_array().unwrap().iter();
             plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
@@ -215,17 +215,57 @@ mod tests {
         assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
 
         let alone = Chain { speaks_1_1: true, ..Chain::default() };
-        let document = conflist(1400, Wiring::Routed, &alone);
+        let document = conflist(1400, Wiring::Routed, &alone, Path::new(STATE_DIR));
         assert_eq!(document["cniVersion"], "1.0.0");
         assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
         assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
+    }
+
+    /// Or the plugin would look for the ledger where the agent doesn't keep it.
+    #[test]
+    fn another_folder_of_the_ledger_is_told_to_the_plugin() {
+        let [told, untold] = ["/run/elsewhere", STATE_DIR]
+            .map(|dir| conflist(1400, Wiring::Routed, &Chain::default(), Path::new(dir)));
+        assert_eq!(told["plugins"][0]["stateDir"], "/run/elsewhere");
+        assert_eq!(untold["plugins"][0].get("stateDir"), None);
+    }
+
+    /// A plugin that the chart's values chain survives a mesh's rewrite, as the mesh's entry does, and goes
+    /// when the values name it no more.
+    #[test]
+    fn plugins_that_were_asked_for_come_stay_and_go_beside_those_of_others() {
+        let root = tempfile::tempdir().unwrap();
+        let conf_dir = root.path().join("net.d");
+        let further = |list: &str| -> Value {
+            let chain = Chain { further: list.parse().unwrap(), ..Chain::default() };
+            conflist(1500, Wiring::Routed, &chain, Path::new(STATE_DIR))
+        };
+        let tuning = r#"[{"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}, {"type": "sbr"}]"#;
+        assert!(configuration(&further(tuning), &conf_dir).unwrap());
+        let mut document = found(&conf_dir).unwrap();
+        document["plugins"].as_array_mut().unwrap().push(json!({ "type": "istio-cni" }));
+        document["plugins"][1] = json!({ "type": "tuning" });
+        fs::write(conf_dir.join(CONFLIST), document.to_string()).unwrap();
+        let types = || -> Vec<String> {
+            let document = found(&conf_dir).unwrap();
+            let plugins = document["plugins"].as_array().unwrap().iter();
+            plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
+        };
+        assert!(configuration(&further(tuning), &conf_dir).unwrap());
+        assert_eq!(types(), ["vnetpool", "tuning", "sbr", "istio-cni"]);
+        assert_eq!(found(&conf_dir).unwrap()["plugins"][1]["sysctl"]["net.core.somaxconn"], "500");
+        assert!(!configuration(&further(tuning), &conf_dir).unwrap());
+        assert!(configuration(&further(r#"[{"type": "sbr"}]"#), &conf_dir).unwrap());
+        assert_eq!(types(), ["vnetpool", "sbr", "istio-cni"]);
+        assert!(configuration(&further("[]"), &conf_dir).unwrap());
+        assert_eq!(types(), ["vnetpool", "istio-cni"]);
     }
 
     #[test]
     fn a_configuration_is_replaced_only_when_it_differs() {
         let root = tempfile::tempdir().unwrap();
         let conf_dir = root.path().join("net.d");
-        let [one, two] = [1, 2].map(|mtu| conflist(mtu, Wiring::Routed, &Chain::default()));
+        let [one, two] = [1, 2].map(plain);
         assert!(configuration(&one, &conf_dir).unwrap());
         assert!(!configuration(&one, &conf_dir).unwrap());
         assert!(configuration(&two, &conf_dir).unwrap());
@@ -244,7 +284,7 @@ mod tests {
         let heeded = inotify::WatchMask::MODIFY | inotify::WatchMask::MOVED_FROM | inotify::WatchMask::DELETE;
         inotify.watches().add(&conf_dir, heeded).unwrap();
         for mtu in [1, 2] {
-            configuration(&conflist(mtu, Wiring::Routed, &Chain::default()), &conf_dir).unwrap();
+            configuration(&plain(mtu), &conf_dir).unwrap();
             let mut buffer = [0; 4096];
             let events =
                 inotify.read_events(&mut buffer).unwrap().map(|event| event.mask).collect::<Vec<_>>();
@@ -285,7 +325,7 @@ mod tests {
     #[test]
     fn a_configuration_in_front_that_leads_to_ours_is_told_from_one_in_the_way() {
         let conf_dir = tempfile::tempdir().unwrap();
-        let ours = conflist(1500, Wiring::Routed, &Chain::default());
+        let ours = plain(1500);
         let mut with_mesh = ours.clone();
         with_mesh["name"] = json!("istio-cni");
         with_mesh["plugins"].as_array_mut().unwrap().push(json!({ "type": "istio-cni" }));
@@ -351,9 +391,11 @@ mod tests {
                 }
             })
         };
-        let wanted = |mtu| conflist(mtu, Wiring::Routed, &Chain::default());
-        let has_mesh = || found(&conf_dir).is_some_and(|found| crate::chain::others(&found) == ["istio-cni"]);
-        assert!(configuration(&wanted(1500), &conf_dir).unwrap());
+        let has_mesh = || {
+            found(&conf_dir)
+                .is_some_and(|found| crate::chain::others(&found, &Further::default()) == ["istio-cni"])
+        };
+        assert!(configuration(&plain(1500), &conf_dir).unwrap());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while !has_mesh() {
             assert!(std::time::Instant::now() < deadline, "{:?}", found(&conf_dir));
@@ -361,11 +403,11 @@ mod tests {
         }
         for _ in 0..10 {
             assert!(
-                !configuration(&wanted(1500), &conf_dir).unwrap(),
+                !configuration(&plain(1500), &conf_dir).unwrap(),
                 "a look rewrites what the mesh has made"
             );
         }
-        assert!(configuration(&wanted(1400), &conf_dir).unwrap());
+        assert!(configuration(&plain(1400), &conf_dir).unwrap());
         assert!(has_mesh(), "a pod that starts now is outside the mesh");
         assert_eq!(found(&conf_dir).unwrap()["plugins"][0]["mtu"], 1400);
         fs::write(conf_dir.join("stop"), "").unwrap();

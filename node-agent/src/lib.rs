@@ -26,11 +26,12 @@ pub mod config;
 mod disturbance;
 mod error;
 pub mod firewall;
-
+mod host_ports;
 pub mod imds;
 mod install;
 pub mod metrics;
 mod others_firewall;
+mod refusals;
 pub mod report;
 pub mod show;
 pub mod source;

@@ -1,10 +1,17 @@
 //! The node agent's process: reads its flags and runs the subcommand that they name.
 
-use std::io::{Write, stdout};
+use std::{
+    io::{Write, stdout},
+    net::SocketAddr,
+};
 
 use anyhow::Context;
-use axum::http::{HeaderValue, header::USER_AGENT};
+use axum::{
+    Router,
+    http::{HeaderValue, header::USER_AGENT},
+};
 use clap::Parser;
+use futures::future::OptionFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use vnetpool_node_agent::{
@@ -20,7 +27,8 @@ use vnetpool_node_agent::{
 };
 use vnetpool_plugin::ledger::file::{self, Store};
 
-#[tokio::main]
+// The agent sleeps: two threads are enough for what waits for the kernel beside what serves.
+#[tokio::main(worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let Args { command, config, log_format } = Args::parse();
     log(log_format);
@@ -51,14 +59,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
     };
     let metrics = Metrics::default();
-    let admin = admin::serve(config.admin_address, metrics.clone());
+    let admin = listen(config.admin_address, admin::probes(&metrics).merge(admin::scrapes(&metrics)));
+    let scraped = config.metrics_address.map(|address| listen(address, admin::scrapes(&metrics)));
+    let scraped = OptionFuture::from(scraped);
     let agent = Agent::new(config, source, metrics)?;
     tokio::select! {
         result = agent.run() => result,
         result = admin => result,
+        Some(result) = scraped => result,
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
+}
+
+async fn listen(address: SocketAddr, routes: Router) -> anyhow::Result<()> {
+    let served = vnetpool_admin::serve(address, routes).await;
+    served.map(|never| match never {}).with_context(|| format!("can't listen on {address}"))
 }
 
 fn status(config: &Config) -> anyhow::Result<()> {

@@ -28,6 +28,12 @@ struct Target {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Pod {
+    /// As `namespace/name`.
+    pod: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
 }
@@ -43,6 +49,8 @@ pub struct Metrics {
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
     dropped: Family<Target, Counter>,
+    /// As many as the node has pods, at most.
+    refused: Family<Pod, Counter>,
     /// Ledgers built because there was none to read.
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
@@ -74,6 +82,9 @@ impl Default for Metrics {
         let help = "Packets of pods that the nftables table has dropped, by what they wanted: metadata, wire_server, \
                     loopback (of the node), spoofed (a source address that isn't the pod's)";
         registry.register("dropped_packets", help, dropped.clone());
+        let refused = Family::default();
+        let help = "Packets to the instance metadata service that were dropped, by the pod that sent them";
+        registry.register("metadata_refused_packets", help, refused.clone());
         let rebuilds = Counter::default();
         registry.register(
             "ledger_rebuilds",
@@ -93,6 +104,7 @@ impl Default for Metrics {
             sweeps,
             repairs,
             dropped,
+            refused,
             rebuilds,
             rules,
             ready,
@@ -150,6 +162,16 @@ impl Metrics {
     /// `target` is the name of a counter in the nftables table.
     pub fn count_dropped(&self, target: String, packets: u64) {
         self.dropped.get_or_create(&Target { target }).inc_by(packets);
+    }
+
+    /// `pod` as `namespace/name`.
+    pub fn count_refused(&self, pod: &str, packets: u64) {
+        self.refused.get_or_create(&Pod { pod: pod.to_owned() }).inc_by(packets);
+    }
+
+    /// The pod has left the node.
+    pub fn forget_refused(&self, pod: String) {
+        self.refused.remove(&Pod { pod });
     }
 
     /// In the text format of OpenMetrics.

@@ -49,7 +49,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         let ago = Duration::from_millis(at.saturating_sub(assignment.since));
         let mut one = Assignment {
             address: entry.address.to_string(),
-            pod: if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) },
+            pod: pod.to_string(),
             pod_uid: pod.uid.clone(),
             sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
             netns: match &assignment.proof {
@@ -71,6 +71,9 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     for condition in conditions {
         condition::set(&mut merged, condition.clone());
     }
+    // This one is told with every report, or it has ended.
+    let is_told = conditions.iter().any(|one| one.type_ == condition::METADATA_REFUSED);
+    merged.retain(|one| is_told || one.type_ != condition::METADATA_REFUSED);
     NodeIPAllocationStatus {
         observed_generation: generation.or(published.and_then(|status| status.observed_generation)),
         boot_id: ledger.boot_id().to_owned(),

@@ -108,10 +108,16 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
     match strangers(&ledger, &links).find(|occupant| occupant.sandbox == *sandbox) {
         Some(occupant) => Ok(store.with(|ledger, now| ledger.adopt(&occupant, now))?),
         None => {
-            // A port's route stays behind when it goes.
+            // A route to a bridge stays behind when its pod goes.
             let assigned = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox);
-            if let Some((entry, assignment)) = assigned {
-                bridge::disconnect(entry.address, wiring::disconnect(sandbox, &assignment.pod)?)?;
+            match assigned {
+                Some((entry, Assignment { proof: Proof::Namespace { .. }, .. })) => {
+                    wiring::unroute_from_any_bridge(entry.address)?;
+                }
+                Some((entry, Assignment { proof: Proof::Link(_), pod, .. })) => {
+                    bridge::disconnect(entry.address, wiring::disconnect(sandbox, pod)?)?;
+                }
+                None => {}
             }
             Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some())
         }

@@ -12,7 +12,7 @@ use kube::{
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
@@ -98,8 +98,17 @@ pub fn version(object: &NodeIPAllocation) -> u64 {
     object.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// Notifies when the ledger in `dir` is replaced, written to or removed, or the folder itself is.
-pub async fn ledger(dir: PathBuf, changed: Arc<Notify>) -> anyhow::Result<()> {
+/// How often the ledger is looked at where its changes can't be watched.
+const BLIND: Duration = Duration::from_secs(1);
+
+/// Notifies when the ledger in `dir` is replaced, written to or removed, or the folder itself is. Where that
+/// can't be watched, because others have used all of the node's inotify up for instance, it notifies every
+/// second, and `unwatched` tells why.
+pub async fn ledger(
+    dir: PathBuf,
+    changed: Arc<Notify>,
+    unwatched: watch::Sender<Option<String>>,
+) -> anyhow::Result<()> {
     let mask = WatchMask::MOVED_TO
         | WatchMask::DELETE
         | WatchMask::CLOSE_WRITE
@@ -107,11 +116,18 @@ pub async fn ledger(dir: PathBuf, changed: Arc<Notify>) -> anyhow::Result<()> {
         | WatchMask::MOVE_SELF;
     loop {
         fs::create_dir_all(&dir).with_context(|| format!("can't make the state folder {}", dir.display()))?;
-        let inotify = Inotify::init()?;
-        inotify.watches().add(&dir, mask).with_context(|| format!("can't watch {}", dir.display()))?;
+        let watched = Inotify::init().and_then(|inotify| {
+            inotify.watches().add(&dir, mask)?;
+            inotify.into_event_stream([0; 4096])
+        });
+        let told = watched.as_ref().err().map(|error| format!("can't watch {}: {error}", dir.display()));
+        unwatched.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
         // For whatever happened before the watch was there.
         changed.notify_one();
-        let mut events = inotify.into_event_stream([0; 4096])?;
+        let Ok(mut events) = watched else {
+            sleep(BLIND).await;
+            continue;
+        };
         while let Some(event) = events.try_next().await? {
             // The folder is gone: another may be made in its place, which this watch doesn't see.
             if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
@@ -215,5 +231,35 @@ mod tests {
         let begun = Instant::now();
         seen.wait_for(is(3)).await.unwrap();
         assert!(begun.elapsed() <= SILENT, "{:?}", begun.elapsed());
+    }
+
+    const WITHOUT: &str = "VNETPOOL_TEST_WITHOUT_INOTIFY";
+
+    /// In a user namespace of its own, whose limit is nobody else's.
+    #[tokio::test(start_paused = true)]
+    async fn without_inotify_the_ledger_is_looked_at_every_second_and_that_is_told() {
+        let test = "watch::tests::without_inotify_the_ledger_is_looked_at_every_second_and_that_is_told";
+        if std::env::var_os(WITHOUT).is_none() {
+            let mut alone = std::process::Command::new("unshare");
+            alone.args(["--user", "--map-root-user", "sh", "-c"]);
+            alone.arg("echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"");
+            alone.arg(std::env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]);
+            let ended = alone.env(WITHOUT, "1").output().unwrap();
+            assert!(ended.status.success(), "{ended:?}");
+            return;
+        }
+        let (dir, changed, unwatched) =
+            (tempfile::tempdir().unwrap(), Arc::new(Notify::new()), watch::Sender::new(None));
+        let mut told = unwatched.subscribe();
+        let watching = tokio::spawn(ledger(dir.path().to_owned(), changed.clone(), unwatched));
+        let begun = Instant::now();
+        for _ in 0..3 {
+            changed.notified().await;
+        }
+        assert_eq!(begun.elapsed(), 2 * BLIND);
+        let why = told.borrow_and_update().clone().unwrap();
+        assert!(why.contains("can't watch") && why.contains("Too many open files"), "{why}");
+        assert!(!watching.is_finished());
+        assert!(!told.has_changed().unwrap(), "told once");
     }
 }

@@ -1,6 +1,5 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`.
+//! What the operator answers over HTTP: `/healthz` and `/readyz` to probes, `/metrics` to scrapes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,28 +8,20 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
-/// Serves until it fails.
-///
-/// `/healthz` fails when a task is stuck, since only a restart can cure that; `/readyz` follows `ready`.
-///
-/// # Errors
-/// When the address can't be listened on.
-pub async fn serve(
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    ready: watch::Receiver<bool>,
-) -> std::io::Result<()> {
-    let routes = Router::new()
-        .route("/metrics", get(render))
-        .route("/healthz", get(liveness))
-        .with_state(metrics)
-        .merge(Router::new().route("/readyz", get(readiness)).with_state(ready));
-    axum::serve(TcpListener::bind(address).await?, routes).await
+/// For probes, which come from the node itself. `/healthz` fails when a task is stuck, since only a restart
+/// can cure that; `/readyz` follows `ready`.
+pub fn probes(metrics: Arc<Metrics>, ready: watch::Receiver<bool>) -> Router {
+    let live = Router::new().route("/healthz", get(liveness)).with_state(metrics);
+    live.merge(Router::new().route("/readyz", get(readiness)).with_state(ready))
+}
+
+/// For scrapes, from wherever they may come.
+pub fn scrapes(metrics: Arc<Metrics>) -> Router {
+    Router::new().route("/metrics", get(render)).with_state(metrics)
 }
 
 async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {

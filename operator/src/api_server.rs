@@ -1,5 +1,6 @@
 //! Answers of the API server.
 
+pub const FORBIDDEN: u16 = 403;
 pub const CONFLICT: u16 = 409;
 pub const NOT_FOUND: u16 = 404;
 

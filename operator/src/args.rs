@@ -39,9 +39,13 @@ pub struct Args {
     /// The namespace of the Lease by which replicas agree on who leads.
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "0.0.0.0:9470")]
+    /// Where /healthz, /readyz and /metrics are served. The operator is on the host network, so by default
+    /// only the node itself (the kubelet's probes) can reach it.
+    #[arg(long, env = "VNETPOOL_ADMIN_ADDRESS", default_value = "127.0.0.1:9470")]
     admin_address: SocketAddr,
+    /// Where /metrics is served to others than the node itself, beside `--admin-address`.
+    #[arg(long, env = "VNETPOOL_METRICS_ADDRESS")]
+    metrics_address: Option<SocketAddr>,
     /// How log lines are written; RUST_LOG chooses which.
     #[arg(long, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value = "json")]
     log_format: LogFormat,
@@ -126,6 +130,7 @@ impl Args {
             dry_run,
             namespace,
             admin_address,
+            metrics_address,
             log_format: _,
         } = self;
         // The preflight tries a write that can't take effect; a dry run is a way to operate.
@@ -145,6 +150,7 @@ impl Args {
             // tell people which pod it is, on the host network.
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
+            scraped: metrics_address,
             second_look: SECOND_LOOK,
         })
     }

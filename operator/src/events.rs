@@ -9,6 +9,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::warn;
 use vnetpool_crds::reason::{Loudness, Reason};
+use vnetpool_crds::refusal;
 
 /// Says things about objects. Nobody waits for it: a pod may be waiting for what comes next.
 pub struct Events {
@@ -131,6 +132,21 @@ pub fn attached(attached: &Attached) -> Event {
         .chain(attached.public_address.iter().map(|public| format!("public address {public}")))
         .collect();
     event(Reason::Attached, "Attach", format!("attached to the pod's address: {}", all.join(", ")))
+}
+
+/// The rules of a node keep this pod, a `namespace/name`, from the metadata service. The pod is related to the
+/// Event, which makes each pod's another one.
+pub fn refused(pod: &str, pool: &str) -> Event {
+    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+    let related = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(namespace.into()),
+        name: Some(name.into()),
+        ..Default::default()
+    };
+    let note = refusal::message([pod].into_iter(), pool);
+    Event { secondary: Some(related), ..event(Reason::PodsAsk, "Drop", note) }
 }
 
 pub fn full(message: &str) -> Event {

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::channel::oneshot;
 use futures::{FutureExt, StreamExt};
@@ -50,6 +51,8 @@ pub struct Config {
     pub identity: String,
     /// Where to serve metrics and health; nowhere, if none.
     pub admin: Option<SocketAddr>,
+    /// Where to serve metrics to others than the node itself.
+    pub scraped: Option<SocketAddr>,
     /// How long after a 404 a NIC is asked for a second time: [`SECOND_LOOK`], less only in tests.
     pub second_look: Duration,
 }
@@ -67,6 +70,14 @@ pub enum Error {
     Ended { task: &'static str },
 }
 
+/// Serves these; gives the error that ended it.
+async fn listen(address: SocketAddr, routes: Router) -> Error {
+    match vnetpool_admin::serve(address, routes).await {
+        Ok(never) => match never {},
+        Err(source) => Error::Admin { address, source },
+    }
+}
+
 /// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops
 /// at once.
 ///
@@ -80,13 +91,11 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let (contact, ready) = watch::channel(false);
     let mut tasks = JoinSet::new();
     if let Some(address) = config.admin {
-        let serving = admin::serve(address, metrics.clone(), ready);
-        tasks.spawn(async move {
-            serving.await.map_or_else(
-                |source| Error::Admin { address, source },
-                |()| Error::Ended { task: "admin endpoint" },
-            )
-        });
+        let routes = admin::probes(metrics.clone(), ready).merge(admin::scrapes(metrics.clone()));
+        tasks.spawn(listen(address, routes));
+    }
+    if let Some(address) = config.scraped {
+        tasks.spawn(listen(address, admin::scrapes(metrics.clone())));
     }
 
     let candidate = Candidate::new(client.clone(), &config.namespace, LEASE, config.identity.clone());

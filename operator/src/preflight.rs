@@ -1,6 +1,8 @@
 //! `vnetpool-operator preflight`: tests each permission the operator needs, and says what is missing and
 //! where to grant it.
 
+mod kube_proxy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -46,6 +48,8 @@ enum Verdict {
 pub struct Report {
     looked_at: Vec<String>,
     findings: BTreeMap<Need, Verdict>,
+    /// Of the cluster, if there is one.
+    kube_proxy: Option<String>,
 }
 
 /// Tests the permissions. Changes nothing in Azure.
@@ -78,6 +82,11 @@ pub async fn run(
                 !report.looked_at.is_empty(),
                 "the cluster has no node with a providerID of an Azure virtual machine. Name --subscription and \
                  --resource-group to test without nodes."
+            );
+            report.kube_proxy = Some(
+                kube_proxy::look(client.clone())
+                    .await
+                    .context("reading the ConfigMap kube-system/kube-proxy")?,
             );
             for pool in pools(client).await? {
                 let needs = of_pool(&pool.spec);
@@ -305,6 +314,9 @@ impl fmt::Display for Report {
             .map(|(need, _)| need.scope.as_str())
             .collect();
         scopes.dedup();
+        if let Some(kube_proxy) = &self.kube_proxy {
+            writeln!(f, "\nkube-proxy: {kube_proxy}")?;
+        }
         if scopes.is_empty() {
             return Ok(());
         }

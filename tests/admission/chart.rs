@@ -341,22 +341,96 @@ pub fn replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node() -> Re
     Ok(())
 }
 
-/// K3s, for one, has its container runtime look elsewhere.
+/// Those of the distributions that values.yaml names, each rendered.
 pub fn the_folders_of_cni_are_where_the_values_say() -> Result<()> {
-    let (bin, conf) = ("/var/lib/rancher/k3s/data/cni", "/var/lib/rancher/k3s/agent/etc/cni/net.d");
-    let folders = format!("nodeAgent.cni.binDir={bin},nodeAgent.cni.confDir={conf}");
-    let args = ["--set", folders.as_str()];
-    let given = environment("node-agent/daemonset.yaml", &args)?;
-    ensure!(given["VNETPOOL_CNI_BIN_DIR"].as_deref() == Some(bin), "{given:?}");
-    ensure!(given["VNETPOOL_CNI_CONF_DIR"].as_deref() == Some(conf), "{given:?}");
-    let pod = object("node-agent/daemonset.yaml", &args)?["spec"]["template"]["spec"].clone();
-    for (name, path) in [("cni-bin", bin), ("cni-conf", "/var/lib/rancher/k3s/agent/etc/cni")] {
-        let find = |list: &Value| -> Value {
-            let mut all = list.as_array().into_iter().flatten();
-            all.find(|one| one["name"] == name).cloned().unwrap_or_default()
-        };
-        ensure!(find(&pod["containers"][0]["volumeMounts"])["mountPath"] == path, "{name}: {pod}");
-        ensure!(find(&pod["volumes"])["hostPath"]["path"] == path, "{name}: {pod}");
+    let values = std::fs::read_to_string(path("charts/vnetpool/values.yaml"))?;
+    let named = values.lines().filter_map(|line| {
+        let mut words = line.trim().strip_prefix("#   ")?.split_whitespace();
+        match [(); 4].map(|()| words.next()) {
+            [Some(distribution), Some(bin), Some("and"), Some(conf)] if bin.starts_with('/') => {
+                Some((distribution, bin, conf))
+            }
+            _ => None,
+        }
+    });
+    let named: Vec<_> = named.collect();
+    let distributions: Vec<_> = named.iter().map(|(name, ..)| *name).collect();
+    ensure!(distributions == ["k3s", "RKE2", "MicroK8s", "OpenShift"], "{distributions:?}");
+    for (distribution, bin, conf) in named {
+        let folders = format!("nodeAgent.cni.binDir={bin},nodeAgent.cni.confDir={conf}");
+        let args = ["--set", folders.as_str()];
+        let given = environment("node-agent/daemonset.yaml", &args)?;
+        ensure!(given["VNETPOOL_CNI_BIN_DIR"].as_deref() == Some(bin), "{distribution}: {given:?}");
+        ensure!(given["VNETPOOL_CNI_CONF_DIR"].as_deref() == Some(conf), "{distribution}: {given:?}");
+        let pod = object("node-agent/daemonset.yaml", &args)?["spec"]["template"]["spec"].clone();
+        let above = conf.rsplit_once('/').context("no folder above")?.0;
+        for (name, path) in [("cni-bin", bin), ("cni-conf", above)] {
+            let find = |list: &Value| -> Value {
+                let mut all = list.as_array().into_iter().flatten();
+                all.find(|one| one["name"] == name).cloned().unwrap_or_default()
+            };
+            ensure!(find(&pod["containers"][0]["volumeMounts"])["mountPath"] == path, "{name}: {pod}");
+            ensure!(find(&pod["volumes"])["hostPath"]["path"] == path, "{name}: {pod}");
+        }
+    }
+    Ok(())
+}
+
+/// The agent takes them as they are rendered, and refuses what the schema refuses.
+pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<()> {
+    let values = r#"nodeAgent: { cni: { furtherPlugins: [{ type: tuning, sysctl: { net.core.somaxconn: "500" } }] } }"#;
+    let objects = with_values(values)?;
+    let container = &objects["node-agent/daemonset.yaml"][0]["spec"]["template"]["spec"]["containers"][0];
+    let given = container["env"].as_array().into_iter().flatten();
+    let mut given = given.filter(|one| one["name"] == "VNETPOOL_FURTHER_PLUGINS");
+    let given = given.next().and_then(|one| one["value"].as_str()).context("the agent isn't told")?;
+    let sent: Value = serde_json::from_str(given)?;
+    ensure!(sent == json!([{ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }]), "{given}");
+    let agent = |list: &str| {
+        let help =
+            Command::new(program("vnetpool-node-agent")).args(["--further-plugins", list, "status"]).output();
+        help.map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    ensure!(!agent(given)?.contains("--further-plugins"), "{}", agent(given)?);
+    for refused in ["portmap", "vnetpool", "../sh"] {
+        let list = json!([{ "type": refused }]).to_string();
+        ensure!(agent(&list)?.contains("--further-plugins"), "{refused}: {}", agent(&list)?);
+        let rendered = with_values(&format!("nodeAgent: {{ cni: {{ furtherPlugins: {list} }} }}"));
+        ensure!(rendered.is_err(), "{refused} is rendered");
+    }
+    Ok(())
+}
+
+/// Both programs are on the host's network, where every pod and the whole VNet could else ask.
+pub fn nobody_but_the_node_sees_metrics_unless_the_values_say_so() -> Result<()> {
+    for (template, port) in [("operator/deployment.yaml", 9470), ("node-agent/daemonset.yaml", 9471)] {
+        let closed = environment(template, &[])?;
+        ensure!(closed["VNETPOOL_ADMIN_ADDRESS"] == Some(format!("127.0.0.1:{port}")), "{closed:?}");
+        ensure!(!closed.contains_key("VNETPOOL_METRICS_ADDRESS"), "{closed:?}");
+        let open = environment(template, &["--set", "monitoring.expose=true"])?;
+        ensure!(open["VNETPOOL_ADMIN_ADDRESS"] == closed["VNETPOOL_ADMIN_ADDRESS"], "probes: {open:?}");
+        ensure!(open["VNETPOOL_METRICS_ADDRESS"] == Some(format!("$(HOST_IP):{port}")), "{open:?}");
+        let container = object(template, &[])?["spec"]["template"]["spec"]["containers"][0].clone();
+        for probe in ["livenessProbe", "readinessProbe"] {
+            ensure!(container[probe]["httpGet"]["host"] == "127.0.0.1", "{}", container[probe]);
+        }
+    }
+    Ok(())
+}
+
+/// Each has its reason in the template.
+pub fn the_agent_has_these_capabilities_and_no_other() -> Result<()> {
+    let pod = object("node-agent/daemonset.yaml", &[])?["spec"]["template"]["spec"].clone();
+    let security = &pod["containers"][0]["securityContext"];
+    let has = json!({ "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "DAC_OVERRIDE"] });
+    ensure!(security["capabilities"] == has, "{security}");
+    ensure!(
+        security["allowPrivilegeEscalation"] == false && security.get("privileged").is_none(),
+        "{security}"
+    );
+    let text = std::fs::read_to_string(path("charts/vnetpool/templates/node-agent/daemonset.yaml"))?;
+    for one in ["NET_ADMIN is for", "NET_RAW is for", "DAC_OVERRIDE is"] {
+        ensure!(text.contains(one), "no reason: {one}");
     }
     Ok(())
 }

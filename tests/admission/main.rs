@@ -56,6 +56,7 @@ fn main() {
         writers::nobody_but_the_operator_writes_a_spec,
         writers::an_administrator_may_take_a_finalizer_away,
         writers::the_operator_writes_spec_and_conditions,
+        writers::of_a_node_the_operator_changes_its_own_taint_and_nothing_else,
         writers::the_rights_are_the_least_that_do,
         chart::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
         chart::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
@@ -84,6 +85,9 @@ fn main() {
         chart::the_hook_and_the_operator_tolerate_what_the_values_say,
         chart::replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node,
         chart::the_folders_of_cni_are_where_the_values_say,
+        chart::further_plugins_reach_the_agent_and_ours_are_refused_as_such,
+        chart::nobody_but_the_node_sees_metrics_unless_the_values_say_so,
+        chart::the_agent_has_these_capabilities_and_no_other,
     ]);
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(shared);

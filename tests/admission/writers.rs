@@ -1,8 +1,10 @@
 //! Who may write what of a NodeIPAllocation, and that nobody has more rights than the work takes.
 
 use crate::shown::{condition, patch_status};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use vnetpool_crds::names;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User, allocation};
 
 pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
@@ -121,6 +123,54 @@ pub fn the_operator_writes_spec_and_conditions(plane: &ControlPlane) -> Result<(
     let conditions = json!({ "conditions": [condition("Ready", "False", "SubnetFull")] });
     patch_status(plane, User::Operator, "nodeipallocation", "normal", conditions)?;
     plane.kubectl_as(User::Operator, &["delete", "nodeipallocation", "normal"]).map(drop)
+}
+
+/// As far as the right to patch Nodes goes, whose token it may be: labels and others' taints draw pods.
+pub fn of_a_node_the_operator_changes_its_own_taint_and_nothing_else(plane: &ControlPlane) -> Result<()> {
+    const FULL: &str = names::FULL_TAINT;
+    let others = json!({ "key": "dedicated", "value": "etcd", "effect": "NoSchedule" });
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": "tainted", "labels": { "zone": "1" } },
+        "spec": { "taints": [others] },
+    });
+    plane.apply(&node.to_string())?;
+    let patch = |patch: Value| -> Result<Result<String, String>> {
+        plane.try_kubectl(
+            User::Operator,
+            &["patch", "node", "tainted", "--type=merge", "-p", &patch.to_string()],
+            "",
+        )
+    };
+    let taints = |taints: &[Value]| json!({ "spec": { "taints": taints } });
+    let full = json!({ "key": FULL, "effect": "NoSchedule" });
+    // The policy is taken up some moments after it was made.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut zones = 2..;
+    while patch(json!({ "metadata": { "labels": { "zone": zones.next().map(|zone| zone.to_string()) } } }))?
+        .is_ok()
+    {
+        ensure!(Instant::now() < deadline, "labels are the operator's to change");
+    }
+    let forbidden = [
+        json!({ "metadata": { "annotations": { "a": "b" } } }),
+        json!({ "metadata": { "finalizers": ["vnetpool.io/stuck"] } }),
+        json!({ "spec": { "unschedulable": true } }),
+        taints(&[]),
+        taints(std::slice::from_ref(&full)),
+        taints(&[others.clone(), json!({ "key": "other", "effect": "NoExecute" })]),
+    ];
+    for forbidden in forbidden {
+        let Err(refusal) = patch(forbidden.clone())? else { bail!("{forbidden} is accepted") };
+        ensure!(refusal.contains("changes nothing of a Node but the taint"), "{forbidden}: {refusal}");
+    }
+    for allowed in [taints(&[others.clone(), full]), taints(&[others])] {
+        let answer = patch(allowed.clone())?;
+        ensure!(answer.is_ok(), "{allowed}: {answer:?}");
+    }
+    let label = ["label", "node", "tainted", "zone=3", "--overwrite"];
+    plane.kubectl(&label)?;
+    plane.kubectl(&["delete", "node", "tainted"]).map(drop)
 }
 
 pub fn the_rights_are_the_least_that_do(plane: &ControlPlane) -> Result<()> {

@@ -22,6 +22,7 @@ mod identity;
 mod left_alone;
 mod lost;
 mod machines;
+mod metadata;
 mod metrics;
 mod migrations;
 mod modes;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         networks::TESTS,
         nics::TESTS,
         operations::TESTS,
+        metadata::TESTS,
         outlived::TESTS,
         quiet::TESTS,
         refused::TESTS,

@@ -22,7 +22,7 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         dry_run: false,
     };
     let second_look = Duration::from_secs(2);
-    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), second_look }
+    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, second_look }
 }
 
 /// How it ends.

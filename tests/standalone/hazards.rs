@@ -2,6 +2,7 @@
 
 use crate::stage::{Agent, INTERNET, OTHER, Stage, VM1, eventually, inside, seen};
 use anyhow::Result;
+use serde_json::json;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -272,20 +273,33 @@ pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for
 pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let table = |stage: &Stage| stage.sh("vm1", "nft list tables").contains("inet vnetpool");
+    // A hostPort of the container, as the reference plugin makes it when a pod starts.
+    let script = tempfile::NamedTempFile::new()?;
+    let result = json!({ "cniVersion": "1.0.0", "ips": [{ "address": format!("{}/32", wired.address) }] });
+    let portmap = json!({ "cniVersion": "1.0.0", "name": "vnetpool-attached", "type": "portmap", "prevResult": result,
+        "runtimeConfig": { "portMappings": [{ "hostPort": 8081, "containerPort": 80, "protocol": "tcp" }] } });
+    let call =
+        "CNI_COMMAND=ADD CNI_CONTAINERID=web CNI_NETNS=/proc/1/ns/net CNI_IFNAME=eth0 CNI_PATH=/usr/lib/cni";
+    fs::write(script.path(), format!("echo '{portmap}' | {call} /usr/lib/cni/portmap"))?;
+    stage.sh("vm1", &format!("sh {}", script.path().display()));
+    // A change that has the agent look before the flush.
+    stage.sh("vm1", "nft flush chain inet vnetpool egress");
+    eventually("the rule is back", || wired.holds(stage));
     for count in 1..=3 {
         stage.sh("vm1", "nft flush ruleset");
         let flushed = Instant::now();
         eventually("the table is back", || table(stage));
         assert!(flushed.elapsed() < Duration::from_secs(2), "it took {:?}", flushed.elapsed());
-        eventually_says(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count));
+        eventually_says(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count + 1));
         assert!(wired.holds(stage));
     }
+    eventually_says(stage, "the hostPort of pods web leads nowhere");
     // By somebody who leaves the table and takes a rule out.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     eventually("the rule is back", || wired.holds(stage));
     eventually_says(
         stage,
-        "put Vnetpool's nftables table back, 7 times so far, the last was table inet vnetpool",
+        "put Vnetpool's nftables table back, 8 times so far, the last was table inet vnetpool",
     );
     Ok(())
 }
@@ -326,5 +340,29 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         (before, was_awake) = (now, is_awake);
     }
     assert!(wakes_seen <= 8, "the agent woke {wakes_seen} times in 35 s");
+    Ok(())
+}
+
+/// A pod that is kept from the metadata service: who it is stands in a condition, with the remedy.
+pub fn whoever_asks_the_metadata_service_in_vain_is_named(stage: &mut Stage) -> Result<()> {
+    stage.boot("vm1", 4)?;
+    let agent = stage.start_agent("vm1", &["--pod-metadata-access", "None"])?;
+    let (pid, container) = stage.bare("vm1")?;
+    stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
+    let refused = |stage: &Stage| {
+        let shown = stage.call_agent("vm1", &["status"]).unwrap_or_default();
+        shown.lines().find(|line| line.starts_with("MetadataRefused: ")).map(str::to_owned)
+    };
+    assert_eq!(refused(stage), None);
+    let asker = inside(&container, || std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    asker.send_to(&[0], (Ipv4Addr::new(169, 254, 169, 254), 80))?;
+    // Any change of the tables has the agent look at once.
+    eventually("the container is named", || {
+        stage.sh("vm1", "nft flush chain inet vnetpool egress");
+        refused(stage).is_some_and(|said| {
+            said.starts_with("MetadataRefused: True (PodsAsk): web: ") && said.contains("workload identity")
+        })
+    });
+    agent.stop();
     Ok(())
 }

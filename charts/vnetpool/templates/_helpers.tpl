@@ -69,3 +69,29 @@ system:serviceaccount:{{ .Release.Namespace }}:vnetpool-operator
 {{- define "vnetpool.nodeAgentUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:vnetpool-node-agent
 {{- end }}
+
+{{/* Where a program listens. Call with (list . PORT). It is on the host's network, where every pod and the whole VNet could ask:
+probes come from the node itself, and others see metrics only where the values say so. */}}
+{{- define "vnetpool.addresses" -}}
+- name: VNETPOOL_ADMIN_ADDRESS
+  value: 127.0.0.1:{{ last . }}
+{{- $monitoring := (first .).Values.monitoring }}
+{{- if or $monitoring.expose (dig "podMonitors" "enabled" false $monitoring) }}
+- name: HOST_IP
+  valueFrom: { fieldRef: { fieldPath: status.hostIP } }
+- name: VNETPOOL_METRICS_ADDRESS
+  value: $(HOST_IP):{{ last . }}
+{{- end }}
+{{- end }}
+
+{{/* On a node that is short of processor time an answer may take seconds. */}}
+{{- define "vnetpool.probes" -}}
+livenessProbe:
+  httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
+  periodSeconds: 10
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet: { host: 127.0.0.1, path: /readyz, port: admin }
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end }}

@@ -4,6 +4,7 @@ use std::{path::Path, sync::atomic::Ordering};
 
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{condition, pool::Wiring};
+use vnetpool_plugin::cni::IPAM;
 
 use super::{Agent, Said};
 use crate::{
@@ -24,8 +25,9 @@ impl Agent {
         let is_ready = self.metrics.ready.load(Ordering::Relaxed);
         let uplink = uplink.filter(|_| is_look || !is_ready || self.installed != Some(wiring))?;
         let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
-        let others = chain::others(&found);
-        let chain = self.chained.at(&self.config.chain, others, &self.config.cni_bin_dir).await;
+        let (further, bin_dir) = (&self.config.further_plugins, &self.config.cni_bin_dir);
+        let chain =
+            self.chained.at(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
         let installed = self.put_in_place(uplink, wiring, &chain);
         self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
         self.installed = installed.is_ok().then_some(wiring);
@@ -44,16 +46,17 @@ impl Agent {
         let plugin = install::plugin(&self.config.plugin, bin_dir)?;
         let configuration = match self.config.ipam_only {
             true => install::no_configuration(conf_dir)?,
-            false => install::configuration(&install::conflist(uplink.mtu, wiring, chain), conf_dir)?,
+            false => {
+                let wanted = install::conflist(uplink.mtu, wiring, chain, &self.config.state_dir);
+                install::configuration(&wanted, conf_dir)?
+            }
         };
         if plugin || configuration {
             tracing::info!(plugin, configuration, "changed CNI files");
         }
         if self.config.ipam_only {
-            let message = format!(
-                "{} is there for the plugin that wires the pods",
-                bin_dir.join(install::IPAM).display()
-            );
+            let message =
+                format!("{} is there for the plugin that wires the pods", bin_dir.join(IPAM).display());
             return Ok((true, Reason::IPAMOnly, message));
         }
         Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
@@ -70,11 +73,11 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
         );
         return (false, Reason::OtherConfiguration, message);
     }
-    if !chain.others_missing.is_empty() {
+    if !chain.needed_missing.is_empty() {
         let message = format!(
-            "no pod can start: {} stands behind Vnetpool's entry in {conflist} and is not in {}: install it again, or take \
-             its entry out",
-            chain.others_missing.join(" and "),
+            "no pod can start: {} stands behind Vnetpool's entry in {conflist} and is not in {}: install it there, or take \
+             its entry out (nodeAgent.cni.furtherPlugins, or the program that has put it there)",
+            chain.needed_missing.join(" and "),
             bin_dir.display()
         );
         return (false, Reason::OthersPluginMissing, message);
@@ -120,7 +123,7 @@ mod tests {
         let (is_true, reason, message) = said(&mesh, None);
         assert_eq!((is_true, reason), (true, Reason::Installed), "{message}");
         assert!(message.contains("istio-cni behind it"), "{message}");
-        let (is_true, reason, message) = said(&Chain { others_missing: mesh.others.clone(), ..mesh }, None);
+        let (is_true, reason, message) = said(&Chain { needed_missing: mesh.others.clone(), ..mesh }, None);
         assert_eq!((is_true, reason), (false, Reason::OthersPluginMissing), "{message}");
         assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
     }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use vnetpool_crds::{NodeIPAllocationSpec, condition};
+use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason};
 use vnetpool_plugin::{
     ledger::{Entry, Ledger, file},
     sandbox::LINK_PREFIX,
@@ -76,8 +76,15 @@ impl Agent {
             Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
         ];
         let mut bases = Vec::new();
-        match nft::dropping(&packets).await {
-            Ok(dropping) => bases.extend(dropping),
+        let looked = async {
+            let listed = nft::Listed::now().await?;
+            Ok::<_, nft::Error>((nft::dropping(&listed, &packets).await?, listed))
+        };
+        match looked.await {
+            Ok((dropping, listed)) => {
+                bases.extend(dropping);
+                self.name_lost_host_ports(ledger, &listed);
+            }
             Err(error) => self.disturbances.stands(format!(
                 "can't tell whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
                  in the agent's container"
@@ -106,10 +113,31 @@ impl Agent {
         }
     }
 
+    fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
+        let assignments = ledger.assignments().map(|(_, assignment)| assignment);
+        let lost = self.host_ports.look(assignments, &listed.names());
+        if !lost.is_empty() {
+            self.disturbances.stands(format!(
+                "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \
+                 keeps its rules, and it makes them only when a pod starts: delete these pods, and have firewalls reload \
+                 their own tables only",
+                lost.join(", ")
+            ));
+        }
+    }
+
     pub(super) fn repaired(&mut self, kind: Kind, what: String) {
         tracing::warn!(kind = kind.word(), what, "put right what somebody else had changed");
         self.metrics.count_repair(kind.word());
         self.disturbances.repaired(kind, what, file::now());
+    }
+
+    /// The condition `MetadataRefused`, if there is anything to tell of this pool's pods.
+    pub(super) fn say_refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Said> {
+        let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
+        self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
+        let message = self.refusals.tell(pool, file::now())?;
+        Some(Said { type_: condition::METADATA_REFUSED, is_true: true, reason: Reason::PodsAsk, message })
     }
 
     /// The condition `Undisturbed`.

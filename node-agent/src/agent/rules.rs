@@ -6,7 +6,10 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocationSpec, allocation::Interface, condition, pool::Wiring};
-use vnetpool_plugin::wiring::{self, bridge, range, steer};
+use vnetpool_plugin::{
+    ledger::file,
+    wiring::{self, bridge, kernel, range, steer},
+};
 
 use super::{Agent, Said, blocking};
 use crate::{
@@ -60,6 +63,7 @@ impl Agent {
         spec: &NodeIPAllocationSpec,
         is_look: bool,
     ) -> Result<(String, Option<Uplink>), Failure> {
+        kernel::require(kernel::TRANSLATION).map_err(Failure::of_wiring(Reason::KernelTooOld))?;
         let uplinks = uplinks(spec)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
@@ -124,12 +128,30 @@ impl Agent {
     }
 
     async fn count_dropped(&mut self) {
-        match self.firewall.dropped().await {
-            Ok(dropped) => {
-                dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
-            }
-            Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+        let dropped = match self.firewall.dropped().await {
+            Ok(dropped) => dropped,
+            Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+        };
+        if dropped.iter().any(|(target, packets)| target == firewall::METADATA_COUNTER && *packets > 0)
+            && let Err(error) = self.count_refused().await
+        {
+            tracing::warn!(%error, "can't tell which pods ask the metadata service");
         }
+        dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
+    }
+
+    /// Counts by pod what was sent to the metadata service in vain.
+    async fn count_refused(&mut self) -> anyhow::Result<()> {
+        let asked = self.firewall.asked().await?;
+        let (ledger, now) = (self.store.read()?, file::now());
+        for (address, packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
+            let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
+            let Some((_, assigned)) = assigned else { continue };
+            let pod = assigned.whose();
+            self.metrics.count_refused(&pod, packets);
+            self.refusals.asked(&pod, now);
+        }
+        Ok(())
     }
 
     /// Notes what became of a table.

@@ -1,9 +1,11 @@
 //! Puts a table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{collections::BTreeMap, io, process::Stdio};
+use std::{collections::BTreeMap, io, net::Ipv4Addr, process::Stdio};
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
+
+use super::ASKED;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,6 +35,8 @@ pub struct Firewall {
     applied: Option<Applied>,
     /// What its counters said last, by name. A table that is put in place begins with none.
     counted: BTreeMap<String, u64>,
+    /// The same of the set of pods that asked the metadata service.
+    asked: BTreeMap<Ipv4Addr, u64>,
 }
 
 #[derive(Debug)]
@@ -52,7 +56,7 @@ impl Default for Firewall {
 impl Firewall {
     /// The table of this family, of which nothing is known yet.
     pub fn of(family: &'static str) -> Firewall {
-        Firewall { family, applied: None, counted: BTreeMap::new() }
+        Firewall { family, applied: None, counted: BTreeMap::new(), asked: BTreeMap::new() }
     }
 
     /// Whether this text was the last to be put in place, so far as we know without asking the kernel.
@@ -72,6 +76,7 @@ impl Firewall {
         };
         self.applied = None;
         self.counted.clear();
+        self.asked.clear();
         nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
         self.applied = Some(Applied { text: text.to_owned(), listing: list(self.family).await? });
         Ok(ensured)
@@ -79,22 +84,39 @@ impl Firewall {
 
     /// The packets that the table has dropped since this was asked last, by the name of its counter.
     pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
-        let printed = nft(&["-j", "list", "counters", "table", self.family, "vnetpool"], "").await?;
-        let printed = printed.map_err(|refusal| Error::Refused(self.family, refusal))?;
-        let document: Value = serde_json::from_str(&printed)?;
-        let listed = document["nftables"].as_array().into_iter().flatten();
-        let now: BTreeMap<String, u64> = listed
-            .filter_map(|one| {
-                let counter = one.get("counter")?;
-                Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
-            })
-            .collect();
-        let before = |name: &String| self.counted.get(name).copied().unwrap_or_default();
-        let news =
-            now.iter().map(|(name, &count)| (name.clone(), count.saturating_sub(before(name)))).collect();
-        self.counted = now;
-        Ok(news)
+        let listed = self.listed(&["counters", "table", self.family, "vnetpool"]).await?;
+        let counter = |one: &Value| {
+            let counter = one.get("counter")?;
+            Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+        };
+        Ok(news(&mut self.counted, listed.iter().filter_map(counter).collect()))
     }
+
+    /// The packets that pods have sent to the metadata service in vain since this was asked last, by address.
+    pub async fn asked(&mut self) -> Result<Vec<(Ipv4Addr, u64)>, Error> {
+        let listed = self.listed(&["set", self.family, "vnetpool", ASKED]).await?;
+        let elements = listed.iter().filter_map(|one| one["set"]["elem"].as_array()).flatten();
+        let packets = |element: &Value| {
+            let element = element.get("elem")?;
+            Some((element["val"].as_str()?.parse().ok()?, element["counter"]["packets"].as_u64()?))
+        };
+        Ok(news(&mut self.asked, elements.filter_map(packets).collect()))
+    }
+
+    async fn listed(&self, what: &[&str]) -> Result<Vec<Value>, Error> {
+        let printed = nft(&[&["-j", "list"], what].concat(), "").await?;
+        let printed = printed.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        let mut document: Value = serde_json::from_str(&printed)?;
+        Ok(document["nftables"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    }
+}
+
+/// What has come since `before`, which becomes what is now.
+fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) -> Vec<(K, u64)> {
+    let since = |name: &K, count: u64| count.saturating_sub(before.get(name).copied().unwrap_or_default());
+    let news = now.iter().map(|(name, &count)| (name.clone(), since(name, count))).collect();
+    *before = now;
+    news
 }
 
 /// Removes the tables; fine if there are none.
@@ -109,9 +131,23 @@ pub async fn remove() -> Result<(), Error> {
     Ok(())
 }
 
-/// The table as the kernel has it, without counters; None if it has none.
+/// The table as the kernel has it, without what packets change in it; None if it has none.
 async fn list(family: &str) -> io::Result<Option<String>> {
-    Ok(nft(&["--stateless", "list", "table", family, "vnetpool"], "").await?.ok())
+    let listing = nft(&["--stateless", "list", "table", family, "vnetpool"], "").await?.ok();
+    Ok(listing.map(|listing| without_asked(&listing)))
+}
+
+/// The listing without the set whose elements packets put there.
+fn without_asked(listing: &str) -> String {
+    let begins = format!("\tset {ASKED} {{");
+    let mut is_inside = false;
+    let stays = |line: &&str| {
+        is_inside |= *line == begins;
+        let stays = !is_inside;
+        is_inside &= *line != "\t}";
+        stays
+    };
+    listing.lines().filter(stays).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Runs nft. The inner error is what it said on standard error when it failed.
@@ -132,4 +168,17 @@ pub(crate) async fn nft(args: &[&str], stdin: &str) -> io::Result<Result<String,
     } else {
         Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_packets_put_into_the_table_is_no_change_of_it() {
+        let listing = "table inet vnetpool {\n\tset asked {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1,\n\t\t\t     \
+                       10.0.0.2 }\n\t}\n\n\tset direct {\n\t\ttype ipv4_addr\n\t}\n}\n";
+        let expected = "table inet vnetpool {\n\n\tset direct {\n\t\ttype ipv4_addr\n\t}\n}\n";
+        assert_eq!(without_asked(listing), expected);
+    }
 }

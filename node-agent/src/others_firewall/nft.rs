@@ -2,7 +2,7 @@
 //!
 //! One chain at a time, as the packets are led: a table of kube-proxy's can have megabytes of maps.
 
-use std::{ffi::OsStr, io, path::Path};
+use std::{collections::BTreeSet, ffi::OsStr, io, path::Path};
 
 use serde_json::Value;
 use tokio::process::Command;
@@ -48,10 +48,24 @@ impl std::fmt::Display for Base {
     }
 }
 
+/// All chains that there are, without their rules.
+#[derive(Debug)]
+pub struct Listed(Vec<Value>);
+
+impl Listed {
+    pub async fn now() -> Result<Listed, Error> {
+        list(&["-j", "list", "chains"]).await.map(Listed)
+    }
+
+    pub fn names(&self) -> BTreeSet<String> {
+        self.0.iter().filter_map(|object| Some(object["chain"]["name"].as_str()?.to_owned())).collect()
+    }
+}
+
 /// The chains of others that are certain to drop one of these packets, as far as nft sees them.
-pub async fn dropping(packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
+pub async fn dropping(listed: &Listed, packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
     let mut dropping = Vec::new();
-    for (base, drops) in bases().await? {
+    for (base, drops) in bases(listed) {
         let chains = chains(&base, drops).await?;
         if packets.iter().any(|packet| is_dropped(&chains, &base.chain, packet)) {
             dropping.push(base);
@@ -81,7 +95,7 @@ pub async fn open(base: &Base) -> Result<(), Error> {
 
 /// Takes out what [`open`] put in, wherever it is.
 pub async fn close() -> Result<(), Error> {
-    for (Base { family, table, chain, .. }, _) in bases().await? {
+    for (Base { family, table, chain, .. }, _) in bases(&Listed::now().await?) {
         for rule in rules(&family, &table, &chain).await?.iter().filter(|rule| rule["comment"] == COMMENT) {
             let handle = &rule["handle"];
             run(&["-f", "-"], &format!("delete rule {family} {table} {chain} handle {handle}\n")).await?;
@@ -98,8 +112,7 @@ pub async fn close() -> Result<(), Error> {
 }
 
 /// The IPv4 chains at the forward hook, and whether their policy is to drop.
-async fn bases() -> Result<Vec<(Base, bool)>, Error> {
-    let listed = list(&["-j", "list", "chains"]).await?;
+fn bases(Listed(listed): &Listed) -> Vec<(Base, bool)> {
     let bases = listed.iter().filter_map(|object| {
         let chain = object.get("chain").filter(|chain| chain["hook"] == "forward")?;
         let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -108,7 +121,7 @@ async fn bases() -> Result<Vec<(Base, bool)>, Error> {
         let is_theirs = matches!(base.family.as_str(), "ip" | "inet") && base.table != "vnetpool";
         is_theirs.then_some((base, chain["policy"] == "drop"))
     });
-    Ok(bases.collect())
+    bases.collect()
 }
 
 /// A base chain and all that it leads to.

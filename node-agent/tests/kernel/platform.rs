@@ -11,8 +11,8 @@ use vnetpool_node_agent::firewall::apply::Firewall;
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{
-    METADATA, NEIGHBOUR, NODE, Namespace, POD, PORT, WIRE_SERVER, World, ask, block_on, ensure, rules,
-    rules_with,
+    METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on, ensure,
+    rules, rules_with,
 };
 
 const DNS: u16 = 53;
@@ -52,6 +52,31 @@ fn pods_reach_only_the_resolver(wiring: Wiring) {
     for platform in [METADATA, WIRE_SERVER] {
         assert_eq!(world.node.source_seen_by(platform), NODE, "the node itself is free to ask");
     }
+}
+
+/// So that a metric and an Event can name the pod that is to get an identity of its own.
+#[test]
+fn packets_that_want_the_metadata_service_are_counted_by_pod() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    let wanted = rules(&["10.240.0.0/16"]);
+    ensure(&world.node, &mut firewall, &wanted);
+    let mut asked = || -> BTreeMap<Ipv4Addr, u64> {
+        world.node.inside(|| block_on(firewall.asked()).unwrap()).into_iter().collect()
+    };
+    assert!(asked().is_empty());
+    let ask = |pod: &Namespace, from: Ipv4Addr, to: Ipv4Addr| {
+        let socket = pod.inside(|| UdpSocket::bind((from, 0)).unwrap());
+        socket.send_to(&[1], (to, PORT)).unwrap();
+    };
+    for _ in 0..3 {
+        ask(&world.pod, POD, METADATA);
+    }
+    ask(&world.other_pod, OTHER_POD, METADATA);
+    ask(&world.other_pod, OTHER_POD, WIRE_SERVER);
+    assert_eq!(asked(), BTreeMap::from([(POD, 3), (OTHER_POD, 1)]));
+    ask(&world.pod, POD, METADATA);
+    assert_eq!(asked(), BTreeMap::from([(POD, 1), (OTHER_POD, 0)]), "since the last time");
+    assert!(!ensure(&world.node, &mut firewall, &wanted), "packets change the table");
 }
 
 #[test]

@@ -198,12 +198,18 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
     assert_eq!(leaked(&node, &store).len(), 1);
 
     assign(OTHER_POD, &proof);
+    node.run("ip link add vnpcni0 type bridge");
+    node.run("ip link set vnpcni0 up");
+    node.inside(|| [POD, OTHER_POD].map(|pod| wiring::route_to_bridge(pod, "vnpcni0").unwrap()));
     drop(ended);
     let suspects = leaked(&node, &store);
     assert_eq!(suspects, [Suspect::Record { sandbox: sandbox(OTHER_POD), proof }]);
     assert!(node.inside(|| sweep::clear(&store, &suspects[0]).unwrap()));
     assert_eq!(store.read().unwrap().address_of(&sandbox(OTHER_POD)), None);
     assert_eq!(store.read().unwrap().address_of(&sandbox(POD)), Some(POD));
+    let routes = node.run("ip route show");
+    assert!(!routes.contains(&OTHER_POD.to_string()), "its address may soon be another node's: {routes}");
+    assert!(routes.contains(&POD.to_string()), "{routes}");
 }
 
 #[test]

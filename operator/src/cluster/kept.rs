@@ -10,7 +10,8 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 use crate::pool::left_alone::is_left_alone;
 
-/// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit.
+/// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit; and its
+/// condition Ready, while the kubelet says there that the runtime has no network.
 pub fn strip_node(node: &mut Node) {
     node.metadata = ObjectMeta {
         name: node.metadata.name.take(),
@@ -25,7 +26,12 @@ pub fn strip_node(node: &mut Node) {
         taints: spec.taints,
         ..Default::default()
     });
+    let complaint = networkless(node).is_some();
     node.status = node.status.take().map(|status| NodeStatus {
+        conditions: status
+            .conditions
+            .map(|all| all.into_iter().filter(|one| one.type_ == "Ready").collect())
+            .filter(|_| complaint),
         allocatable: status.allocatable.map(|mut all| {
             all.retain(|resource, _| resource == "pods");
             all
@@ -67,6 +73,7 @@ pub fn node_digest(node: &Node) -> u64 {
         boot_id(node),
         pods_allowed(node),
         is_tainted_full(node),
+        networkless(node),
         is_left_alone(node),
     ))
 }
@@ -146,6 +153,13 @@ fn count(quantity: &str) -> Option<u32> {
     digits.parse::<u32>().ok()?.checked_mul(unit)
 }
 
+/// What the kubelet says of a runtime that finds no network plugin to start pods with; `None` if it finds one.
+pub fn networkless(node: &Node) -> Option<&str> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|one| one.type_ == "Ready" && one.status == "False")?;
+    ready.message.as_deref().filter(|message| message.contains("NetworkPluginNotReady"))
+}
+
 pub fn is_tainted_full(node: &Node) -> bool {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
     taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == names::FULL_TAINT))
@@ -181,6 +195,26 @@ mod tests {
     fn a_thousand_pods_are_written_with_a_unit() {
         let counts = ["110", "1k", "1500", "2k", "", "k", "5000000k"].map(count);
         assert_eq!(counts, [Some(110), Some(1000), Some(1500), Some(2000), None, None, None]);
+    }
+
+    #[test]
+    fn a_runtime_without_a_network_is_kept_and_is_news_and_nothing_else_of_ready_is() {
+        let says = |message: &str| {
+            let mut node = node("2026-01-01T00:00:00Z", "b1");
+            let ready =
+                json!({"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": message});
+            node.status.as_mut().unwrap().conditions = Some(vec![serde_json::from_value(ready).unwrap()]);
+            let digest = node_digest(&node);
+            strip_node(&mut node);
+            assert_eq!(digest, node_digest(&node));
+            (networkless(&node).map(str::to_owned), digest)
+        };
+        let complaint =
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:x";
+        let ((without, news), (other, none)) = (says(complaint), says("PLEG is not healthy"));
+        assert_eq!((without.as_deref(), other), (Some(complaint), None));
+        assert_ne!(news, none);
+        assert_eq!(none, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub async fn report(
     memory.reports.run_clock(&lag(&progress.allocation, kept::boot_id(node)), now);
     let (outlived, next_finding) =
         sandboxes::condition(ctx, &progress.allocation, node, &mut memory.reports.outlived, now).await?;
+    let complaint = kept::networkless(node)
+        .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
+    let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
     let next = {
         let facts = Facts {
             allocation: &progress.allocation,
@@ -67,14 +70,19 @@ pub async fn report(
                 .and_then(|plan| attached::condition(plan, &memory.attaching)),
             outlived,
             behind_for: memory.reports.behind_for(now),
+            networkless: complaint.filter(|_| is_networkless),
         };
         conditions::conditions(&facts, Timestamp::now())
     };
+    for pod in memory.reports.news_of_refused(progress.allocation.conditions()) {
+        let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
+        ctx.events.say(&about, events::refused(&pod, &progress.allocation.spec.pool));
+    }
     let grace = memory.reports.grace_left(now);
     let pause = apply(ctx, progress, node, memory, next, now).await?;
     let full = condition::is_true(progress.allocation.conditions(), FULL);
     taint::set(ctx, node, full).await?;
-    Ok([grace, pause, next_finding].into_iter().flatten().min())
+    Ok([grace, grace_of_runtime, pause, next_finding].into_iter().flatten().min())
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {

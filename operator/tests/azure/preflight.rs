@@ -22,6 +22,12 @@ async fn cluster(nodes: Value, pools: Option<Value>) -> anyhow::Result<kube::Cli
         let route = list("NodeIPPool", "vnetpool.io/v1alpha1", pools);
         app = app.route("/apis/vnetpool.io/v1alpha1/nodeippools", route);
     }
+    let kube_proxy = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "kube-proxy" },
+        "data": { "config.conf": "clusterCIDR: 10.244.0.0/16\ndetectLocalMode: \"\"\n" } });
+    app = app.route(
+        "/api/v1/namespaces/kube-system/configmaps/kube-proxy",
+        axum::routing::get(move || async move { Json(kube_proxy) }),
+    );
     // As the API server itself says that there is no such kind.
     let unknown = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
         "message": "the server could not find the requested resource" });
@@ -81,6 +87,8 @@ async fn preflight_finds_nothing_missing_where_the_role_is_assigned_and_changes_
         }
     }
     assert_eq!(world.sim.state(), before);
+    let text = of_nodes(&world).await.to_string();
+    assert!(text.contains("kube-proxy: it takes 10.244.0.0/16 for pods"), "{text}");
     // One node stands for all of its kind.
     assert!(!world.arm_log().iter().any(|entry| entry.path.ends_with("node-12")), "{:?}", world.asked());
 }

@@ -47,6 +47,9 @@ pub struct Facts<'a> {
     pub outlived: Option<Verdict>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
+    /// What the kubelet says of a runtime that has found no network for longer than it needs to take up our
+    /// configuration.
+    pub networkless: Option<&'a str>,
 }
 
 /// All conditions of the operator's. Transition times go on from those the object has.
@@ -238,7 +241,17 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
                 Reason::of(&wrong.reason).unwrap_or(Reason::AgentComplains),
                 format!("{}: {}", wrong.type_, wrong.message),
             ),
-            None => Verdict::yes(Reason::Reporting, "the agent has taken up this object"),
+            None => match facts.networkless {
+                Some(complaint) => Verdict::no(
+                    Reason::RuntimeLooksElsewhere,
+                    format!(
+                        "the agent has installed its CNI configuration, and the container runtime of node {name} doesn't \
+                         use it. The kubelet says: {complaint}. Give nodeAgent.cni.confDir and binDir of the chart the \
+                         folders that the runtime is configured with."
+                    ),
+                ),
+                None => Verdict::yes(Reason::Reporting, "the agent has taken up this object"),
+            },
         },
     }
 }

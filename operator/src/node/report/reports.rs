@@ -1,23 +1,54 @@
 //! What this process remembers of what it has reported of a node. All of it can be lost.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use vnetpool_crds::condition::{self, METADATA_REFUSED};
+use vnetpool_crds::refusal;
 
 use super::sandboxes::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
+
+/// How long a runtime may take to find a configuration, and the kubelet to say so: ten seconds as a rule.
+const RUNTIME_GRACE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Default)]
 pub struct Reports {
     /// Since when the agent lags behind `spec`.
     behind_since: Option<Instant>,
+    /// Since when the runtime has had no network though our configuration is installed.
+    networkless_since: Option<Instant>,
     /// When the conditions were last written.
     pub written: Option<Instant>,
     pub outlived: Outlived,
+    /// The pods that the node's agent named last as kept from the metadata service; `None` before the first
+    /// look, so that an operator that starts doesn't say again what another has said.
+    refused: Option<BTreeSet<String>>,
 }
 
 impl Reports {
     /// Starts or stops the clock of an agent that lags behind.
     pub fn run_clock(&mut self, lag: &Lag, now: Instant) {
         self.behind_since = if *lag == Lag::None { None } else { Some(self.behind_since.unwrap_or(now)) };
+    }
+
+    /// Starts or stops the clock of a runtime that has no network though its node's agent has installed one.
+    /// Gives whether it has had time enough, or how long until it has.
+    pub fn networkless(&mut self, is_so: bool, now: Instant) -> (bool, Option<Duration>) {
+        self.networkless_since = is_so.then(|| self.networkless_since.unwrap_or(now));
+        let Some(since) = self.networkless_since else { return (false, None) };
+        let left = RUNTIME_GRACE.saturating_sub(now.saturating_duration_since(since));
+        (left.is_zero(), Some(left).filter(|left| !left.is_zero()))
+    }
+
+    /// The pods that the agent names now and didn't name before.
+    pub fn news_of_refused(&mut self, conditions: &[Condition]) -> Vec<String> {
+        let said = condition::find(conditions, METADATA_REFUSED).filter(|one| one.status == "True");
+        let pods = said.map(|one| refusal::pods(&one.message)).unwrap_or_default();
+        let pods: BTreeSet<String> = pods.into_iter().map(str::to_owned).collect();
+        let before = self.refused.replace(pods.clone()).unwrap_or_else(|| pods.clone());
+        pods.difference(&before).cloned().collect()
     }
 
     pub fn behind_for(&self, now: Instant) -> Duration {
@@ -28,5 +59,41 @@ impl Reports {
     pub fn grace_left(&self, now: Instant) -> Option<Duration> {
         self.behind_since?;
         Some(AGENT_GRACE.saturating_sub(self.behind_for(now))).filter(|rest| !rest.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::jiff::Timestamp;
+    use vnetpool_crds::reason::Reason;
+
+    #[test]
+    fn a_runtime_has_a_minute_to_find_a_new_configuration() {
+        let (mut reports, start) = (Reports::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(reports.networkless(false, start), (false, None));
+        assert_eq!(reports.networkless(true, start), (false, Some(RUNTIME_GRACE)));
+        assert_eq!(reports.networkless(true, start + RUNTIME_GRACE - second), (false, Some(second)));
+        assert_eq!(reports.networkless(true, start + RUNTIME_GRACE), (true, None));
+        assert_eq!(reports.networkless(false, start + RUNTIME_GRACE), (false, None));
+        assert_eq!(reports.networkless(true, start + RUNTIME_GRACE), (false, Some(RUNTIME_GRACE)));
+    }
+
+    #[test]
+    fn a_pod_that_is_kept_from_the_metadata_service_is_told_once() {
+        let says = |pods: &[&str]| {
+            let message = refusal::message(pods.iter().copied(), "default");
+            [condition::new(METADATA_REFUSED, true, Reason::PodsAsk, message, None, Timestamp::now())]
+        };
+        let mut reports = Reports::default();
+        let mut news = |pods: &[&str]| reports.news_of_refused(&says(pods));
+        assert!(news(&["default/a"]).is_empty(), "another operator has said it");
+        assert!(news(&["default/a"]).is_empty());
+        assert_eq!(news(&["default/a", "default/b"]), ["default/b"]);
+        assert!(news(&["default/a", "default/b"]).is_empty());
+        assert!(news(&["default/b"]).is_empty(), "one has gone");
+        assert!(reports.news_of_refused(&[]).is_empty());
+        assert_eq!(reports.news_of_refused(&says(&["default/b"])), ["default/b"], "it asks again");
     }
 }

@@ -22,6 +22,7 @@ struct Story {
     setback: Option<Setback>,
     dry_run: bool,
     behind_for: Duration,
+    networkless: Option<&'static str>,
 }
 
 fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
@@ -60,7 +61,8 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         grouping: Default::default(),
         left: vec![],
     };
-    Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for: Duration::ZERO }
+    let behind_for = Duration::ZERO;
+    Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for, networkless: None }
 }
 
 impl Story {
@@ -88,6 +90,7 @@ impl Story {
             attached: None,
             outlived: None,
             behind_for: self.behind_for,
+            networkless: self.networkless,
         };
         conditions(&facts, NOW)
     }
@@ -228,9 +231,20 @@ fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
     assert!(message.starts_with("RulesApplied: no nftables"));
     assert_eq!(condition::find(&known.conditions(), condition::RULES_APPLIED), None);
     // One that only an agent of another release knows.
-    let (ready, message) = wrong("KernelTooOld").says(READY);
+    let (ready, message) = wrong("OfAnotherRelease").says(READY);
     assert_eq!(ready, "False AgentComplains");
     assert!(message.starts_with("RulesApplied: no nftables"));
+}
+
+#[test]
+fn a_runtime_that_does_not_use_our_configuration_is_named_with_the_values_to_set() {
+    let elsewhere = Story { networkless: Some("cni plugin not initialized"), ..story(8, 0, 255, json!({})) };
+    let (agent, message) = elsewhere.says(AGENT_REPORTING);
+    assert_eq!(agent, "False RuntimeLooksElsewhere");
+    for part in ["node n", "cni plugin not initialized", "nodeAgent.cni.confDir"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(elsewhere.says(READY).0, "False RuntimeLooksElsewhere");
 }
 
 #[test]

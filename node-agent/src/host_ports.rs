@@ -1,0 +1,85 @@
+//! Pods whose host ports lead nowhere, because somebody has flushed the tables in which portmap keeps their
+//! rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ring::digest;
+use vnetpool_plugin::ledger::{Assignment, Sandbox};
+
+/// Looks in a row that must miss a pod's rules: while a pod ends, they go a moment before its address does.
+const LOOKS: u32 = 2;
+
+/// The sandboxes that had rules of portmap's, and for how many looks these have been gone.
+#[derive(Debug, Default)]
+pub struct HostPorts {
+    missed: BTreeMap<Sandbox, u32>,
+}
+
+impl HostPorts {
+    /// Compares the node's sandboxes with the chains that nftables has now. Returns the pods that have lost
+    /// their rules.
+    pub fn look<'a>(
+        &mut self,
+        assignments: impl Iterator<Item = &'a Assignment>,
+        chains: &BTreeSet<String>,
+    ) -> Vec<String> {
+        let known = std::mem::take(&mut self.missed);
+        let mut lost = Vec::new();
+        for assignment @ Assignment { sandbox, network, .. } in assignments {
+            let missed = match chains.contains(&chain(network, &sandbox.container_id)) {
+                true => Some(0),
+                false => known.get(sandbox).map(|missed| missed + 1),
+            };
+            if missed.is_some_and(|missed| missed >= LOOKS) {
+                lost.push(assignment.whose());
+            }
+            self.missed.extend(missed.map(|missed| (sandbox.clone(), missed)));
+        }
+        lost
+    }
+}
+
+/// The chain that portmap makes for a container: `CNI-DN-` and so many digits of a digest that the name has
+/// 28 bytes, the most that iptables takes.
+fn chain(network: &str, container_id: &str) -> String {
+    let digest = digest::digest(&digest::SHA512, [network, container_id].concat().as_bytes());
+    let digits = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16)).take(21);
+    format!("CNI-DN-{}", digits.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vnetpool_plugin::ledger::{Claim, Pod};
+
+    fn assignment(id: &str) -> Assignment {
+        let sandbox = Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() };
+        let pod = Pod { namespace: "default".to_owned(), name: id.to_owned(), uid: String::new() };
+        let proof = Claim::wired(&sandbox, &pod, "").proof;
+        Assignment { sandbox, pod, network: "n14net".to_owned(), since: 0, proof, vanished: false }
+    }
+
+    #[test]
+    fn a_chain_has_the_name_that_portmap_gives_it() {
+        // As Debian's portmap 1.1.1 made it.
+        assert_eq!(chain("n14net", "abc"), "CNI-DN-05ae031512ea922cb4284");
+    }
+
+    #[test]
+    fn a_pod_that_had_rules_of_portmaps_and_has_none_any_more_is_named_until_it_ends() {
+        let (with, without) = (assignment("abc"), assignment("other"));
+        let mut ports = HostPorts::default();
+        let chains = BTreeSet::from([chain("n14net", "abc")]);
+        let mut look =
+            |chains: &BTreeSet<String>, pods: &[&Assignment]| ports.look(pods.iter().copied(), chains);
+        let (both, none) = ([&with, &without], BTreeSet::new());
+        assert!(look(&none, &both).is_empty(), "nothing is known of pods without host ports");
+        assert!(look(&chains, &both).is_empty());
+        assert!(look(&none, &both).is_empty(), "it may be ending");
+        assert_eq!(look(&none, &both), ["default/abc"]);
+        assert_eq!(look(&none, &both), ["default/abc"]);
+        assert!(look(&none, &[&without]).is_empty());
+        assert!(look(&none, &both).is_empty());
+    }
+}

@@ -1,0 +1,41 @@
+//! Pods that the node's rules keep from the metadata service.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::Result;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use vnetpool_crds::condition::METADATA_REFUSED;
+use vnetpool_crds::{NodeIPAllocation, refusal};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event];
+
+async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({})).await?;
+    stage.node("n1", None).await?;
+    stage
+        .until("the operator has reported", "n1", |seen| {
+            seen.status.as_ref().filter(|status| !status.conditions.is_empty()).map(|_| ())
+        })
+        .await?;
+    let says = async |pods: &[&str]| -> Result<()> {
+        let condition = json!({ "type": METADATA_REFUSED.name(), "status": "True", "reason": "PodsAsk",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "message": refusal::message(pods.iter().copied(), "default") });
+        let patch = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+            "status": { "conditions": [condition] } });
+        let api = Api::<NodeIPAllocation>::all(stage.client.clone());
+        api.patch_status("n1", &PatchParams::apply("rules").force(), &Patch::Apply(patch)).await?;
+        Ok(())
+    };
+    says(&["default/a"]).await?;
+    stage.until_told("n1", "PodsAsk", &["Node", "NodeIPAllocation"]).await?;
+    // About the node and its object again.
+    says(&["default/a", "default/b"]).await?;
+    let said = stage.until_said("n1", "PodsAsk", 4).await?;
+    anyhow::ensure!(said.len() == 4 && said.iter().all(|(_, times)| *times == 1), "{said:?}");
+    Ok(())
+}
