@@ -246,7 +246,7 @@ impl Budget {
             let closed_for = lesson.closes(&meter).then_some(lesson.closed_for).flatten();
             let level = self.level(&meter, now);
             if let Some(left) = left {
-                level.lower(left);
+                level.lower(left, now);
             }
             if let Some(peace) = closed_for {
                 level.close(now + peace);

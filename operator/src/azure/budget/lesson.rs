@@ -135,6 +135,10 @@ impl Lesson {
         Lesson { counters: vec![(Counter::Identity, remaining)], ..Lesson::default() }
     }
 
+    pub(super) fn left_at_provider(remaining: f64) -> Lesson {
+        Lesson { counters: vec![(Counter::Provider, remaining)], ..Lesson::default() }
+    }
+
     pub(super) fn closed_by_arm(peace: Duration) -> Lesson {
         Lesson { closed_for: Some(peace), ..Lesson::default() }
     }

@@ -31,7 +31,21 @@ enum Gauge {
     /// Refills steadily up to `capacity`.
     Bucket { capacity: f64, per_second: f64, tokens: f64, at: Instant },
     /// At most `capacity` in any `span`.
-    Window { capacity: usize, span: Duration, used: VecDeque<Instant> },
+    Window { capacity: usize, span: Duration, used: VecDeque<Instant>, others: Others },
+}
+
+/// Calls that Azure counts in a window beside ours, as of its last answer that told. When they were made it
+/// doesn't say, so they are taken to leave the window evenly.
+struct Others {
+    count: usize,
+    told: Instant,
+}
+
+impl Others {
+    fn gone(&self, span: Duration, now: Instant) -> usize {
+        let part = now.saturating_duration_since(self.told).as_secs_f64() / span.as_secs_f64();
+        (self.count as f64 * part.min(1.0)) as usize
+    }
 }
 
 /// However small our share is, a bucket has room for one call of each priority; otherwise those at the bottom
@@ -81,7 +95,13 @@ impl Meter {
         let capacity = (most * share).max(LEAST);
         let gauge = match self {
             Meter::Network { .. } => {
-                Gauge::Window { capacity: capacity as usize, span: FIVE_MINUTES, used: VecDeque::new() }
+                let others = Others { count: 0, told: now };
+                Gauge::Window {
+                    capacity: capacity as usize,
+                    span: FIVE_MINUTES,
+                    used: VecDeque::new(),
+                    others,
+                }
             }
             _ => Gauge::Bucket { capacity, per_second: per_second * share, tokens: capacity, at: now },
         };
@@ -97,7 +117,10 @@ impl Level {
                 *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * *per_second).min(*capacity);
                 *at = now;
             }
-            Gauge::Window { span, used, .. } => {
+            Gauge::Window { span, used, others, .. } => {
+                if others.gone(*span, now) == others.count {
+                    others.count = 0;
+                }
                 while used.front().is_some_and(|&first| now.duration_since(first) >= *span) {
                     used.pop_front();
                 }
@@ -114,12 +137,18 @@ impl Level {
                 // A microsecond more than needed, so that rounding doesn't leave it a hair short then.
                 if lacking <= 0.0 { now } else { now + Duration::from_secs_f64(lacking / per_second + 1e-6) }
             }
-            Gauge::Window { capacity, span, used } => {
+            Gauge::Window { capacity, span, used, others } => {
                 let allowed = (*capacity as f64 * (1.0 - priority.leaves())) as usize;
-                match (used.len() + 1).checked_sub(allowed) {
+                match (used.len() + others.count + 1).checked_sub(allowed) {
                     None | Some(0) => now,
                     // This many of the oldest calls have to fall out of the window first.
-                    Some(excess) => used.get(excess - 1).map_or(now, |&last| last + *span),
+                    Some(excess) if others.count == 0 => {
+                        used.get(excess - 1).map_or(now, |&last| last + *span)
+                    }
+                    Some(excess) => {
+                        let ours = |at: Instant| used.partition_point(|&call| call + *span <= at);
+                        soonest(now, now + *span, |at| ours(at) + others.gone(*span, at) >= excess)
+                    }
                 }
             }
         };
@@ -135,9 +164,13 @@ impl Level {
     }
 
     /// Azure counts fewer left than we do, since others draw on it as well.
-    pub(super) fn lower(&mut self, left: f64) {
-        if let Gauge::Bucket { tokens, .. } = &mut self.gauge {
-            *tokens = tokens.min(left);
+    pub(super) fn lower(&mut self, left: f64, now: Instant) {
+        match &mut self.gauge {
+            Gauge::Bucket { tokens, .. } => *tokens = tokens.min(left),
+            Gauge::Window { capacity, used, others, .. } => {
+                let count = capacity.saturating_sub(used.len()).saturating_sub(left as usize);
+                *others = Others { count, told: now };
+            }
         }
     }
 
@@ -150,7 +183,7 @@ impl Level {
     pub(super) fn is_full(&self, now: Instant) -> bool {
         let unused = match &self.gauge {
             Gauge::Bucket { capacity, tokens, .. } => tokens >= capacity,
-            Gauge::Window { used, .. } => used.is_empty(),
+            Gauge::Window { used, others, .. } => used.is_empty() && others.count == 0,
         };
         unused && self.closed_until.is_none_or(|until| until <= now)
     }
@@ -169,8 +202,9 @@ impl Level {
         };
         let (capacity, left) = match &self.gauge {
             Gauge::Bucket { capacity, tokens, .. } => (*capacity, *tokens),
-            Gauge::Window { capacity, used, .. } => {
-                (*capacity as f64, capacity.saturating_sub(used.len()) as f64)
+            Gauge::Window { capacity, used, span, others } => {
+                let taken = used.len() + others.count - others.gone(*span, now);
+                (*capacity as f64, capacity.saturating_sub(taken) as f64)
             }
         };
         Some(Account {
@@ -186,4 +220,22 @@ impl Level {
                 .map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
         })
     }
+}
+
+/// The first moment from `now` on at which something holds that goes on to hold, and does at `latest`, to the
+/// millisecond.
+fn soonest(now: Instant, latest: Instant, holds: impl Fn(Instant) -> bool) -> Instant {
+    let (mut before, mut after) = (now, latest);
+    if holds(before) {
+        return before;
+    }
+    while after.duration_since(before) > Duration::from_millis(1) {
+        let middle = before + after.duration_since(before) / 2;
+        if holds(middle) {
+            after = middle;
+        } else {
+            before = middle;
+        }
+    }
+    after
 }

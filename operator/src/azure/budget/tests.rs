@@ -426,6 +426,49 @@ fn what_azure_counts_as_left_lowers_our_level_but_never_raises_it() {
     assert_eq!(burst(&mut budget, &write(), Priority::WaitingPods, now), 0);
 }
 
+/// The network provider's writes of a region, all of our share left, and how many calls go at once.
+fn window(now: Instant) -> Level {
+    Meter::Network { subscription: "sub".into(), region: "r".into(), writes: true }.full(0.8, now)
+}
+
+fn through(level: &mut Level, now: Instant) -> usize {
+    level.settle(now);
+    std::iter::repeat_with(|| level.ready(Priority::WaitingPods, now) <= now && {
+        level.take(now);
+        true
+    })
+    .take_while(|went| *went)
+    .count()
+}
+
+#[test]
+fn a_window_that_others_use_up_too_is_gone_about_slowly_before_azure_throttles() {
+    let start = Instant::now();
+    let mut level = window(start);
+    level.lower(80.0, start);
+    assert_eq!(through(&mut level, start), 80);
+    // The 720 of the others leave the window within five minutes.
+    let again = level.ready(Priority::WaitingPods, start);
+    assert!((0.416..0.419).contains(&(again - start).as_secs_f64()), "{:?}", again - start);
+    assert_eq!(through(&mut level, again), 1);
+    assert_eq!(through(&mut level, after(start, 100.1)), 239);
+    assert_eq!(through(&mut level, after(start, 301.0)), 561, "239 are ours still");
+}
+
+#[test]
+fn azures_newest_count_of_a_window_is_what_holds() {
+    let start = Instant::now();
+    let mut level = window(start);
+    level.lower(0.0, start);
+    assert_eq!(through(&mut level, start), 0);
+    level.lower(800.0, start);
+    assert_eq!(through(&mut level, start), 800);
+    let mut budget = budget();
+    budget.learn(&write(), &Lesson::left_at_provider(100.0), start);
+    let left = budget.accounts(start).into_iter().find(|one| one.limit == "network").map(|one| one.left);
+    assert_eq!(left, Some(80.0), "our share of what the answer says");
+}
+
 #[test]
 fn subscriptions_have_budgets_of_their_own() {
     let now = Instant::now();
