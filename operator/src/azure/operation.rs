@@ -20,6 +20,10 @@ use crate::lock::lock;
 
 /// The interval of polls if Azure names none. Azure's is used within the bounds below.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// When to poll first if Azure doesn't say, for pods may wait and most writes take seconds. A `Retry-After` of the
+/// answer to the write is Azure saying so: ARM's contract is that nobody polls sooner, and who does is throttled.
+/// The one recording of a running VM's NIC has 10 s there, so that in practice is what pods wait.
+const FIRST: Duration = Duration::from_secs(2);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
 /// A NIC write takes seconds; one that takes this long won't end well.
@@ -59,7 +63,7 @@ impl Operation {
     /// The operation that an answer to a write names; `None` if the write is complete. If ARM only says that
     /// the resource is still being updated, the resource itself is polled at `resource`.
     pub(super) fn of(answer: &Answer, resource: &Url, call: &Call) -> Result<Option<Operation>, Error> {
-        let wait = pace(retry_after(&answer.headers));
+        let wait = pace(retry_after(&answer.headers).or(Some(FIRST)));
         if let Some(header) = answer.headers.get("azure-asyncoperation") {
             let url = header.to_str().ok().and_then(|url| Url::parse(url).ok());
             let url =

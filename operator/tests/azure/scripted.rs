@@ -107,6 +107,22 @@ async fn an_operation_is_polled_at_the_url_and_the_pace_that_azure_gives() {
 }
 
 #[tokio::test]
+async fn an_operation_of_which_azure_names_no_pace_is_looked_at_first_after_two_seconds() {
+    let script = Script::start().await;
+    let accepted = answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
+        .with("azure-asyncoperation", format!("{}{OPERATION}", script.url));
+    script
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(accepted)
+        .next(answer(200, json!({ "status": "Succeeded" })))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
+    script.azure().update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    let heard = script.heard();
+    let waited = (heard[2].at - heard[1].at).as_secs_f64();
+    assert!((2.0..8.0).contains(&waited), "{waited}");
+}
+
+#[tokio::test]
 async fn polls_go_on_through_throttling_and_server_errors() {
     let script = Script::start().await;
     script
