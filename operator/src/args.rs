@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::Config;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, Cloud, Credential, ResourceId};
-use crate::operate::SECOND_LOOK;
+use crate::operate::{DEADLINE, SECOND_LOOK};
 use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
 
@@ -152,6 +152,7 @@ impl Args {
             admin: Some(admin_address),
             scraped: metrics_address,
             second_look: SECOND_LOOK,
+            deadline: DEADLINE,
         })
     }
 }

@@ -53,6 +53,7 @@ pub use crate::ip_configuration::{Attached, IpConfiguration, ProvisioningState};
 pub use crate::priority::Priority;
 pub use crate::resource_id::ResourceId;
 
+use crate::deadline::uncounted;
 use cache::{Document, Documents, Read, Slots};
 use network::VirtualNetwork;
 use operation::{Operation, Tracking};
@@ -272,7 +273,7 @@ impl Azure {
     pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {
         let id = network::vnet_of(subnet)?;
         let slot = self.networks.slot(&id);
-        let mut known = slot.lock().await;
+        let mut known = uncounted(slot.lock()).await;
         let kept = |read: &Result<VirtualNetwork, Error>| match read.as_ref().map_err(Error::remedy) {
             Err(Remedy::RetryAfter(wait)) => wait.min(NETWORK_KEPT),
             Err(Remedy::WaitForChange { .. } | Remedy::ReadAgain) | Ok(_) => NETWORK_KEPT,
@@ -332,7 +333,7 @@ impl Azure {
     /// Waits for the end of the operation that an accepted write has begun. Returns whether there was one.
     async fn follow(&self, call: &Call, url: &Url, accepted: &Answer) -> Result<bool, Error> {
         let Some(operation) = Operation::of(accepted, url, call)? else { return Ok(false) };
-        operation.finish(&self.transport, call, url, &self.tracking).await?;
+        uncounted(operation.finish(&self.transport, call, url, &self.tracking)).await?;
         Ok(true)
     }
 

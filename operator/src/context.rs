@@ -33,6 +33,8 @@ pub struct Context {
     pub started: Instant,
     /// How long after a 404 a NIC is asked for a second time.
     pub second_look: Duration,
+    /// How long a node's reconcile may take, waits for Azure's limits and operations not counted.
+    pub deadline: Duration,
 }
 
 impl Context {
@@ -43,13 +45,14 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, waker): (Cluster, Waker),
-        second_look: Duration,
+        (second_look, deadline): (Duration, Duration),
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
             shortages: Arc::default(),
             started: Instant::now(),
             second_look,
+            deadline,
             client,
             events,
             azure,

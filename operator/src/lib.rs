@@ -18,6 +18,7 @@ pub mod azure;
 mod cluster;
 mod context;
 pub mod crds;
+mod deadline;
 mod demand;
 mod events;
 mod health;

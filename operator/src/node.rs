@@ -49,6 +49,7 @@ use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure;
 use crate::context::{Context, Stop};
+use crate::deadline::within;
 use crate::planner;
 use attachments::step;
 use error::Error;
@@ -102,12 +103,17 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
-    let result = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name)).await;
+    let work = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name));
+    let result = within(ctx.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.deadline }));
+    if matches!(result, Err(Error::Overdue { .. })) {
+        // Whatever it had begun, the NIC tells what has come of it.
+        memory.nic.must_read = true;
+    }
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
-        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.api_errors = 0,
+        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
         Err(error) if error.is_conflict() => {}
-        Err(_) => memory.api_errors += 1,
+        Err(_) => memory.failures += 1,
     }
     match result {
         Ok(Next::Gone) => {
@@ -349,6 +355,6 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
     Action::requeue(match error {
         Error::Find(_) | Error::Write(_) => memories.wait(&name, Instant::now()).unwrap_or(SOON),
         _ if error.is_conflict() => SOON,
-        _ => jittered(Duration::from_secs(1) * 2_u32.pow(memories.api_errors(&name).min(6))),
+        _ => jittered(Duration::from_secs(1) * 2_u32.pow(memories.failures(&name).min(6))),
     })
 }

@@ -9,6 +9,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::nic::{self, Form};
 use super::{Change, Error, Nic, ResourceId};
+use crate::deadline::uncounted;
 use crate::lock::lock;
 
 /// A NIC's document, ready to be edited and sent back.
@@ -74,7 +75,7 @@ impl Default for Documents {
 
 impl Documents {
     pub(super) async fn lock(&self, id: &ResourceId) -> OwnedMutexGuard<Known> {
-        self.nics.slot(id).lock_owned().await
+        uncounted(self.nics.slot(id).lock_owned()).await
     }
 
     pub(super) fn keep(&self, known: &mut Known, document: Document) {

@@ -22,6 +22,7 @@ use super::operation;
 use super::route_table::{self, Change, RouteTable};
 use super::transport::Call;
 use super::{Azure, Error, Kind, NETWORK_API, Priority, ProvisioningState, ResourceId, Urgency, call};
+use crate::deadline::uncounted;
 use crate::lock::lock;
 
 /// How long a table that was read is used. Every write sends its ETag.
@@ -117,7 +118,7 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<Arc<RouteTable>, Error> {
         let slot = self.tables.known.slot(id);
-        let mut known = slot.lock().await;
+        let mut known = uncounted(slot.lock()).await;
         let document = self.known_table(id, known.take(), urgency).await?;
         let table = document.table.clone();
         *known = Some(document);
@@ -157,7 +158,7 @@ impl Azure {
                     message: "whoever was writing it has been stopped".to_owned(),
                 })),
                 // No writer has taken it along yet.
-                known = slot.lock() => known,
+                known = uncounted(slot.lock()) => known,
                 () = urgency.outgrown(), if !is_outgrown => {
                     is_outgrown = true;
                     wanted.news.notify_waiters();

@@ -1,5 +1,7 @@
 //! How a reconcile may fail.
 
+use std::time::Duration;
+
 use crate::api_server::{CONFLICT, is_status};
 use crate::azure;
 
@@ -18,6 +20,9 @@ pub enum Error {
     Delete(#[source] kube::Error),
     #[error("taint not changed: {0}")]
     Taint(#[source] kube::Error),
+    /// It was dropped.
+    #[error("dropped after {} s, waits for Azure's limits and operations not counted", limit.as_secs())]
+    Overdue { limit: Duration },
 }
 
 impl Error {
@@ -27,6 +32,7 @@ impl Error {
             Error::Find(error) | Error::Write(error) => error.reason().name(),
             _ if self.is_conflict() => "Conflict",
             Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
+            Error::Overdue { .. } => "Overdue",
         }
     }
 
@@ -41,7 +47,7 @@ impl Error {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
                 is_status(error, CONFLICT)
             }
-            Error::Find(_) | Error::Write(_) => false,
+            Error::Find(_) | Error::Write(_) | Error::Overdue { .. } => false,
         }
     }
 }

@@ -43,8 +43,8 @@ pub struct Memory {
     pub vacant_since: Option<Instant>,
     /// What Azure says isn't there.
     pub absences: Absences,
-    /// Errors of the API server in a row.
-    pub api_errors: u32,
+    /// Reconciles in a row that the API server or their deadline has ended.
+    pub failures: u32,
     pub attaching: Attaching,
     pub reports: Reports,
 }
@@ -64,7 +64,7 @@ impl Memory {
             pool: None,
             vacant_since: None,
             absences: Absences::default(),
-            api_errors: 0,
+            failures: 0,
             attaching: Attaching::default(),
             reports: Reports::default(),
         }
@@ -133,9 +133,9 @@ impl Memories {
         Some(until.saturating_duration_since(now))
     }
 
-    /// How many errors of the API server there were in a row.
-    pub fn api_errors(&self, name: &str) -> u32 {
-        self.lock().get(name).map_or(0, |memory| memory.api_errors)
+    /// How many reconciles in a row the API server or their deadline has ended.
+    pub fn failures(&self, name: &str) -> u32 {
+        self.lock().get(name).map_or(0, |memory| memory.failures)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
