@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::credential::SignIn;
+use crate::deadline::uncounted;
 use crate::lock::lock;
 
 /// A token that expires within this time is replaced while it still works. `azure_identity`, too, keeps it
@@ -25,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a failure is the answer to all callers: a thousand nodes mustn't repeat a sign-in that has just
 /// been refused.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
+/// How long no token is asked for when ARM has refused one that was asked for anew, at first and at most. A
+/// managed identity is given the same token until that ends, whatever ARM thinks of it.
+const FIRST_BAR: Duration = Duration::from_secs(5);
+const LONGEST_BAR: Duration = Duration::from_secs(60);
 /// When to try again if sign-in got no answer.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -46,12 +51,43 @@ struct State {
     source: Option<Arc<dyn TokenCredential>>,
     token: Option<Token>,
     failure: Option<(Instant, Failure)>,
+    refusal: Option<Refusal>,
 }
 
 #[derive(Clone)]
 struct Token {
     header: HeaderValue,
     ends: Instant,
+}
+
+/// ARM refuses tokens, and has accepted none since.
+struct Refusal {
+    /// The one it refused last.
+    header: HeaderValue,
+    /// How many in a row.
+    times: u32,
+    /// Until then none is asked for.
+    until: Instant,
+}
+
+impl Refusal {
+    /// One more; `last` is what was refused before.
+    fn after(last: Option<&Refusal>, header: HeaderValue, now: Instant) -> Refusal {
+        let times = last.map_or(0, |last| last.times).saturating_add(1);
+        // The first may have been revoked, and another one be had at once.
+        let bar = match times {
+            1 => Duration::ZERO,
+            _ => (FIRST_BAR * 2_u32.pow(times.min(10) - 2)).min(LONGEST_BAR),
+        };
+        Refusal { header, times, until: now + bar }
+    }
+
+    fn failure(&self) -> Failure {
+        Failure::refusal(format!(
+            "Azure Resource Manager has refused {} tokens of the operator's in a row, before their end",
+            self.times
+        ))
+    }
 }
 
 /// Why there was no token.
@@ -71,14 +107,22 @@ enum Next {
     Ask,
     /// The last attempt has only just failed.
     Fail,
+    /// ARM has only just refused what the last attempt gave.
+    Barred,
 }
 
-fn next(now: Instant, token_ends: Option<Instant>, failed: Option<Instant>) -> Next {
+fn next(
+    now: Instant,
+    token_ends: Option<Instant>,
+    failed: Option<Instant>,
+    barred_until: Option<Instant>,
+) -> Next {
     let failed_within = |time| failed.is_some_and(|at| now < at + time);
     match token_ends.map(|ends| ends.saturating_duration_since(now)) {
         Some(left) if left > EARLY => Next::Use,
         Some(left) if left > MARGIN && failed_within(PATIENCE) => Next::Use,
         Some(left) if left > MARGIN => Next::UseAndReplace,
+        _ if barred_until.is_some_and(|until| now < until) => Next::Barred,
         _ if failed_within(FAILURE_KEPT) => Next::Fail,
         _ => Next::Ask,
     }
@@ -102,11 +146,11 @@ impl Tokens {
             }
             _ => {}
         }
-        let _asking = self.0.asking.lock().await;
+        let _asking = uncounted(self.0.asking.lock()).await;
         // Another caller has signed in meanwhile.
         match self.next() {
             (Next::Use | Next::UseAndReplace, Some(token), _) => Ok(token.header),
-            (Next::Fail, _, Some(failure)) => Err(failure.into()),
+            (Next::Fail | Next::Barred, _, Some(failure)) => Err(failure.into()),
             _ => self.ask().await.map_err(Error::from),
         }
     }
@@ -116,16 +160,34 @@ impl Tokens {
     pub(super) fn refused(&self, header: &HeaderValue) {
         let mut state = self.0.lock();
         if state.token.as_ref().is_some_and(|token| token.header == header) {
+            state.refusal = Some(Refusal::after(state.refusal.as_ref(), header.clone(), Instant::now()));
             state.token = None;
             state.source = None;
         }
     }
 
+    /// ARM has accepted the token of this header.
+    pub(super) fn accepted(&self, header: &HeaderValue) {
+        let mut state = self.0.lock();
+        if state.refusal.is_some() && state.token.as_ref().is_some_and(|token| token.header == header) {
+            state.refusal = None;
+            info!("Azure Resource Manager accepts the operator's token again");
+        }
+    }
+
     fn next(&self) -> (Next, Option<Token>, Option<Failure>) {
-        let State { token, failure, source: _ } = &*self.0.lock();
-        let next =
-            next(Instant::now(), token.as_ref().map(|one| one.ends), failure.as_ref().map(|one| one.0));
-        (next, token.clone(), failure.as_ref().map(|one| one.1.clone()))
+        let State { token, failure, refusal, source: _ } = &*self.0.lock();
+        let next = next(
+            Instant::now(),
+            token.as_ref().map(|one| one.ends),
+            failure.as_ref().map(|one| one.0),
+            refusal.as_ref().map(|one| one.until),
+        );
+        let why = match (next, refusal) {
+            (Next::Barred, Some(refusal)) => Some(refusal.failure()),
+            _ => failure.as_ref().map(|one| one.1.clone()),
+        };
+        (next, token.clone(), why)
     }
 
     fn replace(&self) {
@@ -147,6 +209,18 @@ impl Tokens {
                     info!("signed in to Azure again");
                 }
                 let header = token.header.clone();
+                // Later it is tried again: what ARM refused may be good by then.
+                if let Some(last) =
+                    state.refusal.as_ref().filter(|last| last.times == 1 && last.header == header)
+                {
+                    let refusal = Refusal::after(Some(last), header, Instant::now());
+                    let failure = refusal.failure();
+                    warn!(bar = ?FIRST_BAR, "signing in gives the token that was refused");
+                    state.refusal = Some(refusal);
+                    // It can't be had anew from a source that keeps it.
+                    state.source = None;
+                    return Err(failure);
+                }
                 state.token = Some(token);
                 Ok(header)
             }
@@ -246,7 +320,24 @@ mod tests {
             (None, Some(at(10)), 14, Next::Fail),
         ];
         for (token_ends, failed, now, expected) in table {
-            assert_eq!(next(at(now), token_ends, failed), expected, "{now} s");
+            assert_eq!(next(at(now), token_ends, failed, None), expected, "{now} s");
         }
+    }
+
+    #[test]
+    fn tokens_that_arm_keeps_refusing_are_asked_for_ever_less_often() {
+        let now = Instant::now();
+        let header = HeaderValue::from_static("Bearer t");
+        let (mut refusal, mut bars) = (None, vec![]);
+        for _ in 0..8 {
+            let next = Refusal::after(refusal.as_ref(), header.clone(), now);
+            bars.push((next.until - now).as_secs());
+            refusal = Some(next);
+        }
+        assert_eq!(bars, [0, 5, 10, 20, 40, 60, 60, 60]);
+        let until = refusal.map(|refusal| refusal.until);
+        assert_eq!(next(now, None, None, until), Next::Barred);
+        assert_eq!(next(now + LONGEST_BAR, None, None, until), Next::Ask);
+        assert!(Refusal::after(None, header, now + LONGEST_BAR).until == now + LONGEST_BAR, "counted anew");
     }
 }

@@ -17,6 +17,7 @@ use super::credential::{Cloud, SignIn, TokenHttp};
 use super::error::{ArmError, Effect, Error, classify};
 use super::token::Tokens;
 use super::{Config, RequestRecord, Urgency};
+use crate::deadline::uncounted;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -118,7 +119,8 @@ impl Transport {
         let lane = call.lane(&url);
         let Urgency { priority, .. } = call.urgency;
         // This is the last moment at which a call may be given up. From here on it may have taken effect.
-        let Some(waited) = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown()).await else {
+        let turn = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown());
+        let Some(waited) = uncounted(turn).await else {
             return Err(Error::Outgrown { resource: call.resource.clone() });
         };
         if waited > LONG_WAIT {
@@ -169,8 +171,10 @@ impl Transport {
         if let Some(observer) = self.0.observer.get() {
             observer(&record);
         }
-        if record.status == Some(401) {
-            self.0.tokens.refused(&token);
+        match record.status {
+            Some(401) => self.0.tokens.refused(&token),
+            Some(_) => self.0.tokens.accepted(&token),
+            None => {}
         }
         match outcome {
             Ok(answer) => self.judge(call, &lane, answer),

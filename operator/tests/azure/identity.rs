@@ -326,3 +326,39 @@ async fn a_token_that_arm_refuses_before_its_end_is_replaced() {
     read(&world, &azure).await.unwrap();
     assert_eq!(tokens_asked(&world.sim).len(), 2);
 }
+
+/// Microsoft, "How to use managed identities for Azure resources on an Azure VM": the service keeps a token until
+/// it ends, and can't be made to give another.
+#[tokio::test]
+async fn a_token_that_arm_keeps_refusing_is_not_asked_for_again_and_again() {
+    let world = World::start("nodes", 0.2).await;
+    let azure = managed(&world.sim, None);
+    let fault = |path: &str, status, body| {
+        let effect = Effect::Status { status, body, headers: [].into() };
+        world.sim.order_fault(Fault { method: None, path_contains: Some(path.into()), count: None, effect })
+    };
+    let ends = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 86_400;
+    let token = json!({ "access_token": "the-same", "expires_in": "86400", "expires_on": ends.to_string(),
+        "resource": "https://management.azure.com", "token_type": "Bearer" });
+    fault("oauth2/token", 200, token);
+    let refused = json!({ "error": { "code": "InvalidAuthenticationToken", "message": "The access token is revoked." } });
+    let fault = fault("networkInterfaces", 401, refused);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        for failed in futures::future::join_all((0..20).map(|_| read(&world, &azure))).await {
+            let error = failed.unwrap_err();
+            assert!(matches!(error, Error::Credential { .. }), "{error}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(tokens_asked(&world.sim).len(), 2, "one, and one more after it was refused");
+    world.sim.lift_fault(fault).unwrap();
+    let deadline = begun + Duration::from_secs(12);
+    let mut outcome = read(&world, &azure).await;
+    while outcome.as_ref().is_err_and(|error| matches!(error, Error::Credential { .. })) {
+        assert!(std::time::Instant::now() < deadline, "not tried again: {outcome:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        outcome = read(&world, &azure).await;
+    }
+    outcome.unwrap();
+}
