@@ -57,7 +57,7 @@ async fn client() -> anyhow::Result<kube::Client> {
 }
 
 async fn operate(args: Args) -> anyhow::Result<()> {
-    let client = client().await?;
+    let (client, lease) = (client().await?, client().await?);
     let config = args.config().context("reading the configuration")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -67,5 +67,5 @@ async fn operate(args: Args) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    Ok(vnetpool_operator::run(config, client, stop).await?)
+    Ok(vnetpool_operator::run(config, client, lease, stop).await?)
 }

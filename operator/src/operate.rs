@@ -35,6 +35,9 @@ const LEASE: &str = "vnetpool-operator";
 /// How long after a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
 /// caches, give a passing 404.
 pub const SECOND_LOOK: Duration = Duration::from_secs(60);
+/// How long a node's reconcile may take by itself: several times what it takes when each request to Azure and
+/// to the API server takes as long as it may.
+pub const DEADLINE: Duration = Duration::from_secs(300);
 /// How long passes under way may take to end when the process is asked to: a NIC write takes about ten
 /// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -55,6 +58,9 @@ pub struct Config {
     pub scraped: Option<SocketAddr>,
     /// How long after a 404 a NIC is asked for a second time: [`SECOND_LOOK`], less only in tests.
     pub second_look: Duration,
+    /// How long a node's reconcile may take, waits for Azure's limits and operations not counted:
+    /// [`DEADLINE`], less only in tests.
+    pub deadline: Duration,
 }
 
 /// Why the operator ended without being asked to.
@@ -79,11 +85,17 @@ async fn listen(address: SocketAddr, routes: Router) -> Error {
 }
 
 /// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops
-/// at once.
+/// at once. `lease` asks for the Lease and for nothing else: when an API server dies without a word, all idle
+/// connections of a client are dead, and the time in which a Lease must be renewed is enough to find out one.
 ///
 /// # Errors
 /// When it can't go on; whoever called should end the process, for then another replica leads.
-pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    client: Client,
+    lease: Client,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let mut stop = pin!(stop);
     let metrics = Arc::new(Metrics::default());
     let azure = Arc::new(Azure::new(&config.azure)?);
@@ -98,7 +110,7 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
         tasks.spawn(listen(address, admin::scrapes(metrics.clone())));
     }
 
-    let candidate = Candidate::new(client.clone(), &config.namespace, LEASE, config.identity.clone());
+    let candidate = Candidate::new(lease, &config.namespace, LEASE, config.identity.clone());
     let mut leadership = tokio::select! {
         leadership = candidate.acquire(|| { contact.send_replace(true); }) => leadership,
         error = ended(&mut tasks) => return Err(error),
@@ -119,7 +131,8 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), config.second_look));
+    let times = (config.second_look, config.deadline);
+    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), times));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
     let synced = ctx.clone();
     let sync = async move {

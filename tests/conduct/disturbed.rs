@@ -2,24 +2,39 @@
 //! a stated time.
 
 use crate::Test;
+use crate::gateway::{Gateway, Trouble};
 use crate::proxy::{Fault, Proxy};
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
+use axum::http::StatusCode;
+use futures::future::try_join_all;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     answers_that_never_come_hold_a_node_up_no_longer_than_a_request_may_take,
     a_list_that_stops_in_the_middle_holds_the_operator_up_no_longer_than_a_request_may_take,
     watches_that_are_cut_cost_a_moment,
+    one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute,
+    errors_of_the_api_server_cost_no_more_than_their_backoff,
+    an_api_server_that_is_busy_is_asked_again_when_it_says,
+    watches_whose_version_is_too_old_are_listed_anew,
 ];
 
 /// A lost answer: the time a request may take, and the wait before it is made again.
 const LOST: Duration = Duration::from_secs(30);
 /// Connections that stall: each that was opened meanwhile may cost a request, one after the other.
 const STALLED: Duration = Duration::from_secs(60);
+/// A connection that is quiet is found dead after 20 s, a request on it after 15 s, and each may cost two tries.
+const DEAD: Duration = Duration::from_secs(60);
+/// Three waits that double from two seconds on.
+const ERRORS: Duration = Duration::from_secs(20);
+/// Three times what the answer asks for.
+const BUSY: Duration = Duration::from_secs(12);
 /// As the watches' backoff has it at first, and a write of Azure's.
 const MOMENT: Duration = Duration::from_secs(10);
 
@@ -29,12 +44,34 @@ async fn set(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy)> {
     let url = plane.config(User::Administrator).await?.cluster_url;
     let server = url.authority().context("no address")?.as_str().parse()?;
     let proxy = Proxy::start(server).await?;
-    stage.api_server_at(proxy.address);
+    stage.api_server_at(format!("https://{}", proxy.address).parse()?);
+    serve(&stage).await?;
+    Ok((stage, proxy))
+}
+
+/// The same through a gateway, with a proxy before it.
+async fn set_gateway(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy, Gateway)> {
+    let mut stage = Stage::empty(plane, quick()).await?;
+    let client = vnetpool_apiserver::client::client(plane.config(User::Administrator).await?)?;
+    let gateway = Gateway::start(client).await?;
+    let proxy = Proxy::start(gateway.address).await?;
+    stage.api_server_at(format!("http://{}", proxy.address).parse()?);
+    serve(&stage).await?;
+    Ok((stage, proxy, gateway))
+}
+
+async fn serve(stage: &Stage<'_>) -> Result<()> {
     stage.pool("default", sizing()).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    stage.until_holds("n1", 2).await?;
-    Ok((stage, proxy))
+    stage.until_holds("n1", 2).await
+}
+
+/// Who leads, and how often that has changed.
+async fn leader(stage: &Stage<'_>) -> Result<(Option<String>, Option<i32>)> {
+    let leases = Api::<Lease>::namespaced(stage.client.clone(), NAMESPACE);
+    let lease = leases.get("vnetpool-operator").await?.spec.context("an empty Lease")?;
+    Ok((lease.holder_identity, lease.lease_transitions))
 }
 
 fn sizing() -> Value {
@@ -95,4 +132,67 @@ async fn watches_that_are_cut_cost_a_moment(plane: &ControlPlane) -> Result<()> 
     proxy.fault(Fault::None);
     stage.bind("n1", 4).await?;
     served_within(&stage, 4, MOMENT).await
+}
+
+async fn one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, proxy) = set(plane).await?;
+    // Much at once leaves many connections open, and each of them is dead afterwards.
+    let others = ["n2", "n3", "n4", "n5", "n6", "n7", "n8"];
+    try_join_all(others.iter().map(|node| stage.node(node, None))).await?;
+    try_join_all(others.iter().map(|node| stage.until_holds(node, 2))).await?;
+    let before = leader(&stage).await?;
+    proxy.fault(Fault::Die);
+    eventually("connections are dead", Duration::from_secs(5), || async {
+        Ok((proxy.met() >= 8).then_some(()))
+    })
+    .await?;
+    proxy.fault(Fault::None);
+    stage.bind("n1", 4).await?;
+    served_within(&stage, 4, DEAD).await?;
+    ensure!(leader(&stage).await? == before, "the leader has changed");
+    Ok(())
+}
+
+async fn errors_of_the_api_server_cost_no_more_than_their_backoff(plane: &ControlPlane) -> Result<()> {
+    let (stage, _proxy, gateway) = set_gateway(plane).await?;
+    let before = leader(&stage).await?;
+    gateway.trouble(Trouble::Refuse(StatusCode::INTERNAL_SERVER_ERROR, None), 3);
+    stage.bind("n1", 4).await?;
+    served_within(&stage, 4, ERRORS).await?;
+    ensure!(gateway.left() == 0, "{} errors weren't met", gateway.left());
+    ensure!(leader(&stage).await? == before, "the leader has changed");
+    Ok(())
+}
+
+async fn an_api_server_that_is_busy_is_asked_again_when_it_says(plane: &ControlPlane) -> Result<()> {
+    let (stage, _proxy, gateway) = set_gateway(plane).await?;
+    let before = leader(&stage).await?;
+    gateway.trouble(Trouble::Refuse(StatusCode::TOO_MANY_REQUESTS, Some(2)), 3);
+    stage.bind("n1", 4).await?;
+    served_within(&stage, 4, BUSY).await?;
+    ensure!(gateway.left() == 0, "{} refusals weren't met", gateway.left());
+    ensure!(leader(&stage).await? == before, "the leader has changed");
+    Ok(())
+}
+
+async fn watches_whose_version_is_too_old_are_listed_anew(plane: &ControlPlane) -> Result<()> {
+    let (stage, proxy, gateway) = set_gateway(plane).await?;
+    let (before, lists) = (leader(&stage).await?, gateway.lists());
+    gateway.trouble(Trouble::Expire, 4);
+    proxy.fault(Fault::Cut);
+    eventually("connections end", Duration::from_secs(5), || async { Ok((proxy.met() >= 4).then_some(())) })
+        .await?;
+    proxy.fault(Fault::None);
+    stage.bind("n1", 4).await?;
+    served_within(&stage, 4, MOMENT).await?;
+    eventually("every watch has met it and was listed", MOMENT, || async {
+        ensure!(gateway.left() == 0, "{} haven't met it", gateway.left());
+        ensure!(gateway.lists() >= lists + 4, "{} lists", gateway.lists() - lists);
+        Ok(Some(()))
+    })
+    .await?;
+    ensure!(leader(&stage).await? == before, "the leader has changed");
+    Ok(())
 }

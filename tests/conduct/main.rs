@@ -17,6 +17,7 @@ mod concurrency;
 mod disturbed;
 mod dry_run;
 mod finding;
+mod gateway;
 mod groups;
 mod identity;
 mod left_alone;
@@ -31,6 +32,7 @@ mod nics;
 mod operations;
 mod operator;
 mod outlived;
+mod overdue;
 mod proxy;
 mod quiet;
 mod refused;
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         operations::TESTS,
         metadata::TESTS,
         outlived::TESTS,
+        overdue::TESTS,
         quiet::TESTS,
         refused::TESTS,
         routes::TESTS,

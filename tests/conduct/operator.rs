@@ -21,8 +21,9 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         budget_percent: 80,
         dry_run: false,
     };
-    let second_look = Duration::from_secs(2);
-    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, second_look }
+    let (second_look, deadline) = (Duration::from_secs(2), Duration::from_secs(300));
+    let admin = Some(admin);
+    Config { azure, namespace: NAMESPACE.into(), identity, admin, scraped: None, second_look, deadline }
 }
 
 /// How it ends.
@@ -48,6 +49,7 @@ impl Operator {
         let (kill, killed) = oneshot::channel::<()>();
         let run = move || {
             runtime.block_on(async {
+                let lease = vnetpool_apiserver::client::client(kube.clone())?;
                 let client = vnetpool_apiserver::client::client(kube)?;
                 let stop = async {
                     if terminated.await.is_err() {
@@ -55,7 +57,7 @@ impl Operator {
                     }
                 };
                 tokio::select! {
-                    ended = vnetpool_operator::run(config, client, stop) => Ok(ended?),
+                    ended = vnetpool_operator::run(config, client, lease, stop) => Ok(ended?),
                     _ = killed => Ok(()),
                 }
             })

@@ -2,7 +2,11 @@
 //! networks and dying servers do.
 
 use anyhow::Result;
+use socket2::{SockFilter, SockRef};
+use std::future::pending;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,7 +33,13 @@ pub enum Fault {
     StallAfter(usize),
     /// Every connection ends now.
     Cut,
+    /// The server behind the connections that are open is gone: nobody acknowledges anything on them, or ends
+    /// them. Connections opened later lead to one that lives.
+    Die,
 }
+
+/// BPF's "return 0": of what comes in, nothing is let through to the socket.
+const NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 impl Proxy {
     /// On any free port of 127.0.0.1.
@@ -71,17 +81,27 @@ async fn lead(
     mut faults: watch::Receiver<Fault>,
     met: Arc<AtomicUsize>,
 ) {
+    let Ok(far) = client.as_fd().try_clone_to_owned() else { return };
     let fault = *faults.borrow_and_update();
     let stall = if let Fault::StallAfter(bytes) = fault { bytes } else { usize::MAX };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let (deaf, is_deaf) = watch::channel(false);
     let questions = ask(from_client, to_server, faults.clone(), deaf, met.clone());
     let answers = answer(from_server, to_client, is_deaf, stall, met.clone());
-    tokio::select! {
-        () = async { tokio::join!(questions, answers); } => {}
-        _ = faults.wait_for(|fault| *fault == Fault::Cut) => {
-            met.fetch_add(1, Ordering::Relaxed);
+    let mut passing = pin!(async { tokio::join!(questions, answers) });
+    let ends = |fault: &Fault| matches!(fault, Fault::Cut | Fault::Die);
+    let fault = tokio::select! {
+        _ = &mut passing => return,
+        Ok(fault) = faults.wait_for(ends) => *fault,
+    };
+    met.fetch_add(1, Ordering::Relaxed);
+    if fault == Fault::Die {
+        // No acknowledgement leaves either, so this is not the end of a connection but of its far end. What
+        // passes by here is held open: closing it would say so.
+        if let Err(error) = SockRef::from(&far).attach_filter(&[NOTHING]) {
+            eprintln!("the server can't die: {error}");
         }
+        pending().await
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::agent::Agents;
 use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
+use axum::http::Uri;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -41,7 +42,7 @@ pub struct Stage<'a> {
     /// Where the operator looks for ARM.
     arm: String,
     /// Where the operator looks for the API server, if not where it is.
-    api_server: Option<SocketAddr>,
+    api_server: Option<Uri>,
     operator: Mutex<Option<Operator>>,
     pods: AtomicUsize,
 }
@@ -89,8 +90,8 @@ impl<'a> Stage<'a> {
     }
 
     /// From the next start on the operator looks for the API server there.
-    pub fn api_server_at(&mut self, address: SocketAddr) {
-        self.api_server = Some(address);
+    pub fn api_server_at(&mut self, url: Uri) {
+        self.api_server = Some(url);
     }
 
     /// Starts the operator, with the rights the chart gives it.
@@ -104,8 +105,8 @@ impl<'a> Stage<'a> {
             operator::config(self.arm.parse()?, self.sim.arm_url().parse()?, self.admin, self.new_identity());
         change(&mut config);
         let mut kube = self.plane.config(User::Operator).await?;
-        if let Some(address) = self.api_server {
-            kube.cluster_url = format!("https://{address}").parse()?;
+        if let Some(url) = &self.api_server {
+            kube.cluster_url = url.clone();
         }
         *lock(&self.operator) = Some(Operator::start(config, kube)?);
         Ok(())

@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.clone());
         return runtime.block_on(async {
             let client = Client::try_from(User::Operator.config(Path::new(kubeconfig)).await?)?;
-            Ok(vnetpool_operator::run(config, client, std::future::pending()).await?)
+            Ok(vnetpool_operator::run(config, client.clone(), client, std::future::pending()).await?)
         });
     }
     let number = |index: usize, usual: usize| {

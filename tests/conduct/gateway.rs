@@ -1,0 +1,140 @@
+//! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers some
+//! of them itself as an API server in trouble does.
+
+use anyhow::Result;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use kube::Client;
+use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// Ends when dropped.
+pub struct Gateway {
+    pub address: SocketAddr,
+    desk: Desk,
+    task: JoinHandle<()>,
+}
+
+/// What is answered instead.
+#[derive(Clone, Copy)]
+pub enum Trouble {
+    /// This status to writes, with a `Retry-After` of so many seconds.
+    Refuse(StatusCode, Option<u64>),
+    /// To a watch, that its version is too old: etcd was compacted.
+    Expire,
+}
+
+#[derive(Clone)]
+struct Desk {
+    client: Client,
+    state: Arc<Mutex<Standing>>,
+}
+
+#[derive(Default)]
+struct Standing {
+    /// Meant for so many more requests.
+    trouble: Option<(Trouble, usize)>,
+    /// How many lists have been asked for.
+    lists: usize,
+}
+
+impl Gateway {
+    /// On any free port of 127.0.0.1; `client` asks the API server.
+    pub async fn start(client: Client) -> Result<Gateway> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let desk = Desk { client, state: Arc::default() };
+        let routes = Router::new().fallback(handle).with_state(desk.clone());
+        let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) });
+        Ok(Gateway { address, desk, task })
+    }
+
+    /// The next `count` requests that it is meant for meet this trouble.
+    pub fn trouble(&self, trouble: Trouble, count: usize) {
+        self.desk.lock().trouble = Some((trouble, count));
+    }
+
+    /// How many requests are still to meet it.
+    pub fn left(&self) -> usize {
+        self.desk.lock().trouble.map_or(0, |(_, left)| left)
+    }
+
+    /// How many lists have been asked for.
+    pub fn lists(&self) -> usize {
+        self.desk.lock().lists
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer of a server in trouble, if this request is to get one.
+    fn meet(&self, request: &Request) -> Option<Response> {
+        let mut state = self.lock();
+        let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+        let names_none = request.uri().path().rsplit('/').next().is_some_and(|last| last.ends_with('s'));
+        state.lists += usize::from(request.method() == Method::GET && names_none && !is_watch);
+        let (trouble, left) = state.trouble.as_mut().filter(|(_, left)| *left > 0)?;
+        let is_meant = match trouble {
+            // A Lease that can't be renewed is another matter.
+            Trouble::Refuse(..) => {
+                request.method() != Method::GET && !request.uri().path().contains("/leases/")
+            }
+            Trouble::Expire => is_watch,
+        };
+        if !is_meant {
+            return None;
+        }
+        *left -= 1;
+        Some(match *trouble {
+            Trouble::Refuse(status, retry_after) => {
+                let mut answer = (status, status_body(status, "Trouble")).into_response();
+                if let Some(seconds) = retry_after {
+                    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+                }
+                answer
+            }
+            Trouble::Expire => {
+                let gone = status_body(StatusCode::GONE, "Expired");
+                format!(r#"{{"type":"ERROR","object":{gone}}}"#).into_response()
+            }
+        })
+    }
+}
+
+fn status_body(status: StatusCode, reason: &str) -> String {
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+        "message": "the gateway says so", "code": status.as_u16() })
+    .to_string()
+}
+
+async fn handle(State(desk): State<Desk>, request: Request) -> Response {
+    match desk.meet(&request) {
+        Some(answer) => answer,
+        None => hand_on(desk.client, request)
+            .await
+            .unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response()),
+    }
+}
+
+async fn hand_on(client: Client, request: Request) -> Result<Response> {
+    let (mut head, body) = request.into_parts();
+    head.headers.remove(header::HOST);
+    let body = to_bytes(body, usize::MAX).await?;
+    let answer = client.send(Request::from_parts(head, body.into())).await?;
+    Ok(answer.map(Body::new))
+}
