@@ -140,6 +140,12 @@ impl Azure {
         self.transport.observe(observer);
     }
 
+    /// From now on a write is sent only while `may_write` says so, asked when it is about to leave. One that may
+    /// not waits for ever: whoever makes it is about to end.
+    pub fn write_only_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
+        self.transport.write_only_while(may_write);
+    }
+
     /// Whether no write is ever sent.
     pub fn is_dry_run(&self) -> bool {
         self.transport.is_dry_run()

@@ -5,6 +5,7 @@
 //! unchanged, as Kubernetes' own components do. What a leader does that was paused beyond its lease is
 //! stopped by resourceVersions and ETags; the Lease only keeps two replicas from working against each other.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::api_server::{CONFLICT, NOT_FOUND, is_status};
+use crate::lock::lock;
 
 /// After this long without a renewal the next one may take over.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -37,7 +39,30 @@ pub struct Candidate {
 pub struct Leadership {
     candidate: Candidate,
     lease: Lease,
-    renewed: Instant,
+    tenure: Tenure,
+}
+
+/// Since when the Lease has stood unrenewed, for those who act on it.
+#[derive(Clone)]
+pub struct Tenure(Arc<Mutex<Instant>>);
+
+impl Tenure {
+    fn new(renewed: Instant) -> Tenure {
+        Tenure(Arc::new(Mutex::new(renewed)))
+    }
+
+    fn renewed(&self) -> Instant {
+        *lock(&self.0)
+    }
+
+    fn renew(&self, asked: Instant) {
+        *lock(&self.0) = asked;
+    }
+
+    /// Whether nobody else can lead yet. A process that was paused may find that somebody does.
+    pub fn is_sure(&self) -> bool {
+        self.renewed().elapsed() < GIVE_UP
+    }
 }
 
 /// Why leading ended.
@@ -66,7 +91,7 @@ impl Candidate {
                     on_contact();
                     if let Some(lease) = taken {
                         info!(lease = self.name, identity = self.identity, "leading");
-                        return Leadership { candidate: self, lease, renewed: asked };
+                        return Leadership { candidate: self, lease, tenure: Tenure::new(asked) };
                     }
                 }
                 Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
@@ -127,17 +152,21 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error>
 }
 
 impl Leadership {
+    pub fn tenure(&self) -> Tenure {
+        self.tenure.clone()
+    }
+
     /// Renews the Lease until it is lost.
     pub async fn keep(&mut self) -> Lost {
         loop {
             sleep(RENEW).await;
-            let deadline = self.renewed + GIVE_UP;
+            let deadline = self.tenure.renewed() + GIVE_UP;
             let mut last = "the API server doesn't answer".to_owned();
             loop {
                 let asked = Instant::now();
                 match timeout_at(deadline.min(asked + REQUEST), self.renew()).await {
                     Ok(Ok(None)) => {
-                        self.renewed = asked;
+                        self.tenure.renew(asked);
                         break;
                     }
                     Ok(Ok(Some(lost))) => return lost,

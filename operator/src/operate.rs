@@ -117,6 +117,8 @@ pub async fn run(
         () = &mut stop => return Ok(()),
     };
     metrics.leading(true);
+    let tenure = leadership.tenure();
+    azure.write_only_while(move || tenure.is_sure());
     // A standby is ready when it has reached the API server. A leader works from its caches, so it is when
     // they are synced.
     contact.send_replace(false);

@@ -37,9 +37,11 @@ struct Inner {
     /// Only reads are sent.
     dry_run: bool,
     observer: OnceLock<Observer>,
+    may_write: OnceLock<MayWrite>,
 }
 
 type Observer = Box<dyn Fn(&RequestRecord) + Send + Sync>;
+type MayWrite = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What a call is for: everything about it but the HTTP request itself.
 #[derive(Clone, Debug)]
@@ -83,6 +85,7 @@ impl Transport {
             gate: Gate::new(config.budget_percent),
             dry_run: config.dry_run,
             observer: OnceLock::new(),
+            may_write: OnceLock::new(),
         })))
     }
 
@@ -92,6 +95,10 @@ impl Transport {
 
     pub(super) fn observe(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
         let _ = self.0.observer.set(Box::new(observer));
+    }
+
+    pub(super) fn write_only_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.0.may_write.set(Box::new(may_write));
     }
 
     pub(super) fn is_dry_run(&self) -> bool {
@@ -132,6 +139,10 @@ impl Transport {
             );
         }
         let token = self.0.tokens.header().await?;
+        if call.effect() == Effect::Write && self.0.may_write.get().is_some_and(|may_write| !may_write()) {
+            warn!(resource = call.resource, "not written: another may lead by now");
+            return std::future::pending().await;
+        }
         let started = Instant::now();
         let request_id = Uuid::new_v4();
         let mut request = self

@@ -145,12 +145,24 @@ async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
     let (server, candidate) = Server::start().await;
     let mut leadership = candidate.acquire(|| {}).await;
     leads_on(&mut leadership).await;
-    let renewed = leadership.renewed;
+    let renewed = leadership.tenure.renewed();
     server.script().is_silent = true;
     let lost = leadership.keep().await;
     assert!(matches!(&lost, Lost::NotRenewed { last } if last.contains("doesn't answer")), "{lost}");
     assert!(renewed.elapsed() <= GIVE_UP, "{:?}", renewed.elapsed());
     assert!(renewed.elapsed() + Duration::from_secs(1) >= GIVE_UP, "{:?}", renewed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead() {
+    let (_server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    let tenure = leadership.tenure();
+    leads_on(&mut leadership).await;
+    assert!(tenure.is_sure());
+    // Nothing of it runs meanwhile.
+    tokio::time::advance(LEASE).await;
+    assert!(!tenure.is_sure());
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,7 +192,11 @@ async fn a_renewal_whose_answer_is_lost_is_found_to_be_ours() {
     let mut leadership = candidate.acquire(|| {}).await;
     server.next(Act::Lose);
     leads_on(&mut leadership).await;
-    assert!(leadership.renewed.elapsed() <= RENEW, "renewed again since: {:?}", leadership.renewed.elapsed());
+    assert!(
+        leadership.tenure.renewed().elapsed() <= RENEW,
+        "renewed again since: {:?}",
+        leadership.tenure.renewed().elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,8 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::{Value, json};
 use vnetpool_operator::azure::{
-    Change, Error, Freshness, Kind, Priority, ProvisioningState, Remedy, ResourceId, Urgency, VmId,
+    Change, Error, Freshness, Kind, NewPublicAddress, Priority, ProvisioningState, Remedy, ResourceId,
+    Urgency, VmId,
 };
 
 use crate::script::{Answer, Script, answer, client};
@@ -120,6 +121,24 @@ async fn an_operation_of_which_azure_names_no_pace_is_looked_at_first_after_two_
     let heard = script.heard();
     let waited = (heard[2].at - heard[1].at).as_secs_f64();
     assert!((2.0..8.0).contains(&waited), "{waited}");
+}
+
+#[tokio::test]
+async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
+    let script = Script::start().await;
+    script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
+    let azure = script.azure();
+    azure.write_only_while(|| false);
+    let public = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-1").parse().unwrap();
+    let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "a/b".into() };
+    let (nic, change) = (id(), reserve("vnp-1"));
+    tokio::select! {
+        written = azure.update(&nic, &change, Priority::WaitingPods) => panic!("{written:?}"),
+        made = azure.make_public_address(&public, &new, Priority::WaitingPods) => panic!("{made:?}"),
+        deleted = azure.delete_public_address(&public, Priority::WaitingPods) => panic!("{deleted:?}"),
+        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+    }
+    assert_eq!(script.heard().iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET"]);
 }
 
 #[tokio::test]

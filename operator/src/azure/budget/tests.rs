@@ -433,9 +433,11 @@ fn window(now: Instant) -> Level {
 
 fn through(level: &mut Level, now: Instant) -> usize {
     level.settle(now);
-    std::iter::repeat_with(|| level.ready(Priority::WaitingPods, now) <= now && {
-        level.take(now);
-        true
+    std::iter::repeat_with(|| {
+        level.ready(Priority::WaitingPods, now) <= now && {
+            level.take(now);
+            true
+        }
     })
     .take_while(|went| *went)
     .count()
