@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use vnetpool_crds::NodeIPAllocationStatus;
-use vnetpool_plugin::ledger::{Assignment, Counts, Ledger, Millis, Pod, State};
+use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, State, Tenant};
 
 /// The ledger at this moment, and the conditions of the agent's last report if there is one.
 pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus>) -> String {
@@ -18,22 +18,22 @@ pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus
     }
     let _ = writeln!(text, "\n{:<16}{:<11}{:<8}CONTAINER", "ADDRESS", "STATE", "SINCE");
     let mut records: Vec<_> = ledger.records().iter().collect();
-    records.sort_by_key(|record| record.entry.address);
+    records.sort_by_key(|record| record.entry().address);
     for record in records {
-        let (state, since, container) = match &record.state {
-            State::Assigned(Assignment { sandbox, pod, since, vanished, .. }) => {
-                let Pod { namespace, name, .. } = pod;
+        let (state, since, container) = match record.state() {
+            State::Assigned(assignment) => {
+                let Tenant { sandbox, pod: Pod { namespace, name, .. }, .. } = &**assignment;
                 let pod = [namespace.as_str(), name.as_str()].join("/");
                 let pod =
                     if name.is_empty() { String::new() } else { format!(" ({})", pod.trim_matches('/')) };
                 let container = format!("{}/{}{pod}", sandbox.container_id, sandbox.ifname);
-                (if *vanished { "vanished" } else { "assigned" }, Some(*since), container)
+                (if assignment.vanished { "vanished" } else { "assigned" }, Some(assignment.since), container)
             }
             State::Free { since } => ("free", *since, String::new()),
             State::Withdrawn { since } => ("withdrawn", *since, String::new()),
         };
         let since = since.map_or("-".to_owned(), |since| format!("{}s", now.saturating_sub(since) / 1000));
-        let address = record.entry.address.to_string();
+        let address = record.entry().address.to_string();
         let _ = writeln!(text, "{}", format!("{address:<16}{state:<11}{since:<8}{container}").trim_end());
     }
     for condition in status.iter().flat_map(|status| &status.conditions) {

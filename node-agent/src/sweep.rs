@@ -7,7 +7,7 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use vnetpool_plugin::{
-    ledger::{Assignment, Ledger, Millis, Occupant, Proof, Sandbox, file::Store},
+    ledger::{Ledger, Millis, Occupant, Proof, Sandbox, Tenant, file::Store},
     wiring::{self, HostLink, bridge, netns},
 };
 
@@ -62,7 +62,7 @@ impl Suspect {
 }
 
 fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
-    let is_alive = |Assignment { sandbox, proof, .. }: &Assignment| match proof {
+    let is_alive = |Tenant { sandbox, proof, .. }: &Tenant| match proof {
         Proof::Link(name) => links.iter().any(|link| is_of(link, sandbox, name)),
         Proof::Namespace { path, inode } => !netns::is_gone(Path::new(netns::DIR), path, *inode),
     };

@@ -299,10 +299,10 @@ impl Model for Protocol {
             Property::always(HANDED_OUT, |_, world: &World| {
                 let records = world.node.ledger.iter().flat_map(|book| book.read().records());
                 let mut in_circulation = records.filter(|record| {
-                    !record.entry.name.is_empty() && !matches!(record.state, State::Withdrawn { .. })
+                    !record.entry().name.is_empty() && !matches!(record.state(), State::Withdrawn { .. })
                 });
                 in_circulation.all(|record| {
-                    let (name, address) = (number(&record.entry.name), record.entry.address.octets()[3]);
+                    let (name, address) = (number(&record.entry().name), record.entry().address.octets()[3]);
                     world.azure.nic.iter().any(|one| (one.name, one.address) == (name, address))
                 })
             }),

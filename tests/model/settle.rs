@@ -128,15 +128,15 @@ fn is_good_end(world: &World) -> bool {
     let ledger = book.read();
     let mut names = vec![];
     for record in ledger.records() {
-        let is_sound = match &record.state {
+        let is_sound = match record.state() {
             State::Free { .. } => true,
-            State::Assigned(assignment) => !assignment.vanished && !record.entry.name.is_empty(),
+            State::Assigned(assignment) => !assignment.vanished && !record.entry().name.is_empty(),
             State::Withdrawn { .. } => false,
         };
         if !is_sound {
             return false;
         }
-        names.push(number(&record.entry.name));
+        names.push(number(&record.entry().name));
     }
     names.sort();
     let on_nic: Vec<u8> = world.azure.nic.iter().map(|one| one.name).collect();

@@ -33,8 +33,8 @@ impl Seen {
         self.cooling = self.cooling.max(counts.cooling);
         self.waiting = self.waiting.max(counts.waiting);
         for record in ledger.records() {
-            let address = record.entry.address;
-            match &record.state {
+            let address = record.entry().address;
+            match record.state() {
                 State::Free { since: Some(since) } => drop(self.freed.insert(address, *since)),
                 State::Assigned(assignment) => {
                     let rested =

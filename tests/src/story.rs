@@ -84,7 +84,7 @@ impl Cluster {
         let mut on_nic = self.azure.nic(&host.nic_id).await?.pod_addresses();
         ensure!(on_nic.len() == each, "the NIC of {node} holds {}", on_nic.len());
         let ledger = host.ledger()?;
-        let mut in_ledger: Vec<_> = ledger.records().iter().map(|record| record.entry.address).collect();
+        let mut in_ledger: Vec<_> = ledger.records().iter().map(|record| record.entry().address).collect();
         on_nic.sort();
         in_ledger.sort();
         ensure!(on_nic == in_ledger, "the NIC of {node} holds {on_nic:?}, its ledger {in_ledger:?}");

@@ -16,6 +16,7 @@
 //!                    forgotten      (a Free entry gone from spec is Withdrawn, too)
 //! ```
 
+mod choice;
 pub mod file;
 mod format;
 mod record;
@@ -23,11 +24,13 @@ mod supply;
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+
+use choice::{Choice, Readiness};
 
 pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
-pub use record::{Assignment, Entry, Proof, Record, State};
+pub use record::{Assignment, Entry, Proof, Record, State, Tenant};
 pub use supply::{Occupant, Supplied, Supply};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
@@ -165,18 +168,18 @@ impl Ledger {
 
         self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
         for record in &mut self.records {
-            if !entries.iter().any(|entry| entry.is_recorded_as(&record.entry)) {
+            if !entries.iter().any(|entry| entry.is_recorded_as(record.entry())) {
                 record.vanish();
             }
         }
         for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
-            let known = self.records.iter().position(|record| entry.is_recorded_as(&record.entry));
+            let known = self.records.iter().position(|record| entry.is_recorded_as(record.entry()));
             let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
             match known.or_else(under_its_pod) {
                 Some(index) => self.records[index].come_back(entry),
-                None => self
-                    .records
-                    .push(Record { entry: entry.clone(), state: State::Free { since: self.freed_at } }),
+                None => {
+                    self.records.push(Record::new(entry.clone(), State::Free { since: self.freed_at }));
+                }
             }
         }
         self.had_first_address |= !self.records.is_empty();
@@ -195,7 +198,7 @@ impl Ledger {
                 names.push(name);
             }
         }
-        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry.name));
+        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry().name));
         self.relinquished.extend_from_slice(&names);
         names
     }
@@ -212,16 +215,17 @@ impl Ledger {
         // In the order of the records, so that names freed at the same time keep that order.
         let mut order: Vec<&str> = Vec::new();
         let mut all: HashMap<&str, Reservation> = HashMap::new();
-        for (index, record) in self.records.iter().enumerate() {
-            let name = record.entry.name.as_str();
+        let readiness = self.readiness();
+        for record in &self.records {
+            let name = record.entry().name.as_str();
             let one = all.entry(name).or_insert_with(|| {
                 order.push(name);
                 Reservation::default()
             });
             one.size += 1;
-            one.freed = one.freed.max(self.freed(index));
+            one.freed = one.freed.max(record.freed());
             // No pod has the empty UID, so an entry with something attached counts as in use, too.
-            one.in_use |= !record.entry.is_for("") || self.ready_at(index).is_none_or(|ready| ready > now);
+            one.in_use |= !record.entry().is_for("") || !readiness.is_ready(record, now);
         }
         let mut idle: Vec<(&str, &Reservation)> =
             order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
@@ -243,13 +247,17 @@ impl Ledger {
         self.cancel(sandbox);
         let assignment = |vanished| {
             let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
-            State::Assigned(Assignment { sandbox, pod, network: String::new(), since: now, proof, vanished })
+            State::Assigned(Assignment::new(
+                Tenant { sandbox, pod, network: String::new(), proof },
+                now,
+                vanished,
+            ))
         };
-        match self.records.iter_mut().find(|record| record.entry.address == *address) {
-            Some(record) => record.state = assignment(matches!(record.state, State::Withdrawn { .. })),
+        match self.records.iter_mut().find(|record| record.entry().address == *address) {
+            Some(record) => record.set(assignment(matches!(record.state(), State::Withdrawn { .. }))),
             None => {
                 let entry = Entry { name: String::new(), address: *address, attached_to: None };
-                self.records.push(Record { entry, state: assignment(true) });
+                self.records.push(Record::new(entry, assignment(true)));
             }
         }
         self.had_first_address = true;
@@ -268,7 +276,7 @@ impl Ledger {
             let (sandbox, pod, network) = (Sandbox::clone(sandbox), Pod::clone(pod), (*network).to_owned());
             self.waiting.push(Waiter { sandbox, pod, network, since: now, proof: proof.clone() });
         }
-        self.serve(now);
+        self.serve(now, |_| true);
         match self.address_of(sandbox) {
             Some(address) => Assign::Assigned(address),
             None => Assign::Waiting { until: self.next_ready(now) },
@@ -279,12 +287,12 @@ impl Ledger {
     pub fn free(&mut self, sandbox: &Sandbox, now: Millis) -> Option<Ipv4Addr> {
         self.cancel(sandbox);
         let record = self.records.iter_mut().find(|record| record.is_of(sandbox))?;
-        let State::Assigned(assignment) = &record.state else { return None };
-        record.state = match assignment.vanished {
+        let State::Assigned(assignment) = record.state() else { return None };
+        record.set(match assignment.vanished {
             true => State::Withdrawn { since: Some(now) },
             false => State::Free { since: Some(now) },
-        };
-        Some(record.entry.address)
+        });
+        Some(record.entry().address)
     }
 
     /// Ends the sandbox's wait, and with it the ADD that waits. Returns whether the sandbox was waiting.
@@ -294,82 +302,49 @@ impl Ledger {
         self.waiting.len() < before
     }
 
-    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came.
-    fn serve(&mut self, now: Millis) {
-        let mut still = Vec::new();
-        for waiter in std::mem::take(&mut self.waiting) {
-            match self.next_for(&waiter.pod.uid, now) {
-                Some(index) => {
+    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came. One whose
+    /// ADD has ended loses its place instead of being served.
+    ///
+    /// Only those who would be served are asked whether they live, since each question is a system call: who
+    /// can get nothing keeps a place that costs nobody anything.
+    pub(crate) fn serve(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut choice = Choice::at(&self.records, self.cooldown, now);
+        let mut line = std::mem::take(&mut self.waiting).into_iter();
+        while !choice.is_empty()
+            && let Some(waiter) = line.next()
+        {
+            match choice.for_pod(&self.records, &waiter.pod.uid) {
+                Some(index) if is_alive(&waiter.sandbox) => {
+                    choice.take(&self.records, index);
                     let Waiter { sandbox, pod, network, since: _, proof } = waiter;
-                    let assignment = Assignment { sandbox, pod, network, since: now, proof, vanished: false };
-                    self.records[index].state = State::Assigned(assignment);
+                    let tenant = Tenant { sandbox, pod, network, proof };
+                    self.records[index].set(State::Assigned(Assignment::new(tenant, now, false)));
                 }
-                None => still.push(waiter),
+                Some(_) => {}
+                None => self.waiting.push(waiter),
             }
         }
-        self.waiting = still;
+        self.waiting.extend(line);
     }
 
-    /// Drops the waiters whose ADD has ended and serves the rest.
-    pub(crate) fn settle(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
-        if !self.waiting.is_empty() {
-            self.waiting.retain(|waiter| is_alive(&waiter.sandbox));
-            self.serve(now);
-        }
-    }
-
-    /// The record to assign next to a pod. In this order of preference:
-    /// 1. a record that is kept for this pod alone;
-    /// 2. a record of the block with the most addresses in use, so that other blocks become wholly free and
-    ///    can be given back (the cooldown of the address's last user has passed by then);
-    /// 3. the record that was freed first; before it any that was never used.
-    fn next_for(&self, pod_uid: &str, now: Millis) -> Option<usize> {
-        let mut in_use: HashMap<&str, u32> = HashMap::new();
-        for (entry, _) in self.assignments() {
-            *in_use.entry(&entry.name).or_default() += 1;
-        }
-        let fullness = |index: usize| in_use.get(self.records[index].entry.name.as_str()).copied();
-        let mut free: Vec<usize> = (0..self.records.len())
-            .filter(|&index| self.records[index].is_free() && self.records[index].entry.is_for(pod_uid))
-            .collect();
-        free.sort_by_key(|&index| {
-            let is_for_all = self.records[index].entry.attached_to.is_none();
-            (is_for_all, Reverse(fullness(index)), self.freed(index))
-        });
-        free.into_iter().find(|&index| self.ready_at(index).is_some_and(|ready| ready <= now))
-    }
-
-    /// When the record was freed; None if it wasn't used in this boot.
-    fn freed(&self, index: usize) -> Option<Millis> {
-        match self.records[index].state {
-            State::Free { since } => since,
-            State::Assigned(_) | State::Withdrawn { .. } => None,
-        }
-    }
-
-    /// When this record can be assigned; None if that doesn't depend on time alone. Its address may also be
-    /// in other records, if it was given back and came again under a new name. Their use and cooldown hold
-    /// for this record, too.
-    fn ready_at(&self, index: usize) -> Option<Millis> {
-        if !self.records[index].is_free() {
-            return None;
-        }
-        let address = self.records[index].entry.address;
-        let mut ready = 0;
-        for record in self.records.iter().filter(|record| record.entry.address == address) {
-            match record.state {
-                State::Assigned(_) => return None,
-                State::Free { since } | State::Withdrawn { since } => {
-                    ready = ready.max(since.map_or(0, |since| since.saturating_add(self.cooldown)));
-                }
-            }
-        }
-        Some(ready)
+    fn readiness(&self) -> Readiness {
+        Readiness::of(&self.records, self.cooldown)
     }
 
     /// When the next of the addresses that cool now will be ready.
     pub fn next_ready(&self, now: Millis) -> Option<Millis> {
-        (0..self.records.len()).filter_map(|index| self.ready_at(index)).filter(|&ready| ready > now).min()
+        let readiness = self.readiness();
+        self.records.iter().filter_map(|record| readiness.at(record)).filter(|&ready| ready > now).min()
+    }
+
+    /// Whether somebody waits who could have an address now, since time alone makes cooling addresses ready.
+    pub fn is_due(&self, now: Millis) -> bool {
+        let choice = Choice::at(&self.records, self.cooldown, now);
+        let can_be_served = |waiter: &Waiter| choice.for_pod(&self.records, &waiter.pod.uid).is_some();
+        !choice.is_empty() && self.waiting.iter().any(can_be_served)
     }
 
     /// The counts for status, metrics and planner.
@@ -379,17 +354,16 @@ impl Ledger {
             relinquished: self.relinquished.len() as u32,
             ..Counts::default()
         };
-        for (index, record) in self.records.iter().enumerate() {
-            match &record.state {
+        let readiness = self.readiness();
+        for record in &self.records {
+            match record.state() {
                 State::Assigned(assignment) => {
                     counts.assigned += 1;
                     counts.vanished += u32::from(assignment.vanished);
                 }
                 State::Withdrawn { .. } => counts.withdrawn += 1,
-                State::Free { .. } if record.entry.attached_to.is_some() => counts.cooling += 1,
-                State::Free { .. } if self.ready_at(index).is_some_and(|ready| ready <= now) => {
-                    counts.free += 1
-                }
+                State::Free { .. } if record.entry().attached_to.is_some() => counts.cooling += 1,
+                State::Free { .. } if readiness.is_ready(record, now) => counts.free += 1,
                 State::Free { .. } => counts.cooling += 1,
             }
         }
@@ -399,7 +373,7 @@ impl Ledger {
 
     /// The address the sandbox has.
     pub fn address_of(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
-        self.records.iter().find(|record| record.is_of(sandbox)).map(|record| record.entry.address)
+        self.records.iter().find(|record| record.is_of(sandbox)).map(|record| record.entry().address)
     }
 
     pub fn is_waiting(&self, sandbox: &Sandbox) -> bool {
@@ -411,8 +385,8 @@ impl Ledger {
     }
 
     pub fn assignments(&self) -> impl Iterator<Item = (&Entry, &Assignment)> {
-        self.records.iter().filter_map(|record| match &record.state {
-            State::Assigned(assignment) => Some((&record.entry, assignment)),
+        self.records.iter().filter_map(|record| match record.state() {
+            State::Assigned(assignment) => Some((record.entry(), assignment)),
             _ => None,
         })
     }

@@ -20,7 +20,7 @@ use std::{
 use crate::{
     cni::{self, PrevResult, Program, Request, Task, Verb, Version, Versions, code},
     ledger::{
-        Assignment, Claim, Proof,
+        Claim, Proof, Tenant,
         file::{self, LOCK_WAIT, SandboxLock, Store},
     },
     sandbox::{Pod, Sandbox},
@@ -193,10 +193,11 @@ fn del(
     Ok(())
 }
 
-/// Frees the sandbox's address in the ledger, if there is a ledger.
+/// Frees the sandbox's address in the ledger, if there is a ledger that can be used. In another the agent of its
+/// release finds the sandbox disconnected, and frees its address.
 fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
     match store.with(|ledger, now| ledger.free(sandbox, now)) {
-        Err(error) if error.needs_rebuild() => Ok(None),
+        Err(error) if error.is_lasting() => Ok(None),
         result => Ok(result?),
     }
 }
@@ -204,7 +205,7 @@ fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, 
 /// The sandbox's pod as the runtime names it now or, since only ADD has to name it, as ADD recorded it.
 fn known(store: &Store, sandbox: &Sandbox, told: &Pod) -> Pod {
     let recorded = || {
-        let ledger = store.read().ok()?;
+        let ledger = store.peek().ok()?;
         let (_, found) = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox)?;
         Some(found.pod.clone())
     };
@@ -220,7 +221,7 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
             Err(file::Error::Busy(..)) if Instant::now() < deadline => {}
             result => return Ok(result?),
         }
-        if store.read().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {
+        if store.peek().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {
             store.with(|ledger, _| ledger.cancel(sandbox))?;
         }
         wait = CANCEL_EVERY;
@@ -245,7 +246,7 @@ fn check(
 
 /// The sandbox's address by the ledger, if the runtime remembers it, too.
 fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<Ipv4Addr, Error> {
-    let found = store.read()?.address_of(sandbox);
+    let found = store.peek()?.address_of(sandbox);
     let is_expected = |address: &Ipv4Addr| expected.contains(address);
     found.filter(is_expected).ok_or_else(|| Error::OtherAddress { expected: expected.to_vec(), found })
 }
@@ -253,7 +254,7 @@ fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<I
 /// Fails only until the node has had its first address: containerd makes the node NotReady of it, and a node
 /// that is merely full, or whose ledger is being built anew, must not have its pods evicted.
 fn status(store: &Store) -> Result<(), Error> {
-    let reason = match store.read() {
+    let reason = match store.peek() {
         Ok(ledger) if ledger.had_first_address() => return Ok(()),
         Ok(_) => "the operator has published none".to_owned(),
         Err(error) => error.to_string(),
@@ -273,18 +274,17 @@ fn status(store: &Store) -> Result<(), Error> {
 /// It goes on past errors.
 fn gc(duty: &dyn Duty, store: &Store, network: &str, valid: &HashSet<Sandbox>) -> Result<(), Error> {
     let started = file::now();
-    let ledger = match store.read() {
-        Err(error) if error.needs_rebuild() => return Ok(()),
+    let ledger = match store.peek() {
+        Err(error) if error.is_lasting() => return Ok(()),
         result => result?,
     };
-    let is_of_this =
-        |assignment: &Assignment| assignment.network == network && duty.has_served(&assignment.proof);
+    let is_of_this = |tenant: &Tenant| tenant.network == network && duty.has_served(&tenant.proof);
     let assignments = ledger.assignments().map(|(_, assignment)| assignment);
     let garbage =
         assignments.filter(|assignment| is_of_this(assignment) && !valid.contains(&assignment.sandbox));
-    let collect = |Assignment { sandbox, pod, .. }: &Assignment| -> Result<(), Error> {
+    let collect = |Tenant { sandbox, pod, .. }: &Tenant| -> Result<(), Error> {
         let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(()) };
-        let ledger = store.read()?;
+        let ledger = store.peek()?;
         let is_old = |since| since <= started;
         if ledger.assignments().any(|(_, found)| found.sandbox == *sandbox && is_old(found.since)) {
             duty.free(store, sandbox, pod)?;

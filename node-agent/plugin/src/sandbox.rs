@@ -15,7 +15,7 @@ const LINK_DIGITS: usize = 11;
 pub(crate) const POD_IFNAME: &str = "eth0";
 
 /// The key of an assignment: one interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     /// CNI_CONTAINERID. It is empty for an address that was found in use by an unknown container; then

@@ -69,7 +69,7 @@ impl Agent {
 
     /// Looks for firewalls that drop what pods send or receive, and opens them if that was asked for.
     pub(super) async fn let_through(&mut self, ledger: &Ledger, uplink: &str) {
-        let Some(pod) = ledger.records().first().map(|record| record.entry.address) else { return };
+        let Some(pod) = ledger.records().first().map(|record| record.entry().address) else { return };
         let link = &format!("{LINK_PREFIX}00000000000");
         let packets = [
             Packet { from_link: link, to_link: uplink, source: Some(pod), destination: None },

@@ -4,7 +4,7 @@ use anyhow::Context;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{
-    ledger::{Assignment, Entry, Ledger, Millis, Supplied, Supply, file},
+    ledger::{Entry, Ledger, Millis, Supplied, Supply, file},
     wiring,
 };
 
@@ -106,13 +106,14 @@ impl Agent {
                 Some(supply) => Some(store.with(|ledger, _| ledger.supply(&supply))?),
                 None => None,
             };
-            store.with(|ledger, at| {
+            let transacted = store.with(|ledger, at| {
                 let relinquished = match supplied {
                     Some(Supplied::Applied) => ledger.relinquish(target, at),
                     _ => Vec::new(),
                 };
                 Transacted { supplied, relinquished, ledger: ledger.clone(), at }
-            })
+            })?;
+            Ok(Transacted { ledger: store.living(transacted.ledger), ..transacted })
         })
         .await
     }
@@ -230,7 +231,8 @@ fn say_backed(ledger: &Ledger) -> Said {
     let vanished: Vec<String> = ledger
         .assignments()
         .filter(|(_, assignment)| assignment.vanished)
-        .map(|(Entry { address, .. }, Assignment { pod, .. })| {
+        .map(|(Entry { address, .. }, assignment)| {
+            let pod = &assignment.pod;
             format!("{address} of {}/{}", pod.namespace, pod.name)
         })
         .collect();

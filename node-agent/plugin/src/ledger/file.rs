@@ -7,24 +7,28 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, IoSlice, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Ledger, Malformed, Millis, Sandbox, format};
-
-#[cfg(test)]
-mod tests;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
     libc,
     time::{ClockId, clock_gettime},
 };
+
+use super::{Ledger, Malformed, Millis, Sandbox, VERSIONS, format};
+
+#[cfg(test)]
+mod tests;
+mod wake;
+
+pub use wake::WakeUp;
 
 /// How long to wait for a lock at most.
 pub const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -42,6 +46,12 @@ pub enum Error {
     Missing(PathBuf),
     #[error("{0} can't be read as a ledger: {1}; the agent replaces it")]
     Unreadable(PathBuf, Malformed),
+    /// Nothing replaces such a ledger: who builds one anew knows no longer what others wait for or have had.
+    #[error(
+        "{0} is of format version {1}, and this release reads {VERSIONS:?}: a newer release of Vnetpool has \
+         written it"
+    )]
+    OtherVersion(PathBuf, u32),
     #[error("the ledger is of boot {0}, not of this one; the agent replaces it")]
     OtherBoot(String),
     #[error("no lock on {0} within {1:?}")]
@@ -51,12 +61,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether there is no usable ledger, so that the agent has to build one. All other errors may pass.
+    /// Whether there is no ledger, so that the agent has to build one.
     pub fn needs_rebuild(&self) -> bool {
         match self {
             Error::Missing(_) | Error::Unreadable(..) | Error::OtherBoot(_) => true,
-            Error::Busy(..) | Error::Io(..) => false,
+            Error::OtherVersion(..) | Error::Busy(..) | Error::Io(..) => false,
         }
+    }
+
+    /// Whether there is no ledger that this release could use. All other errors may pass.
+    pub fn is_lasting(&self) -> bool {
+        self.needs_rebuild() || matches!(self, Error::OtherVersion(..))
     }
 }
 
@@ -131,32 +146,51 @@ impl Store {
     }
 
     /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves the waiting ADDs in the
-    /// order in which they came, and writes if anything changed. `f` must not do I/O: all verbs on the node
-    /// wait for it.
+    /// order in which they came, writes if anything changed, and wakes those whose wait is over. `f` must not
+    /// do I/O: all verbs on the node wait for it.
     pub fn with<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
-        let _lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
+        let lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
         let before = self.load()?;
         let mut ledger = self.parse(&before)?;
+        let line: Vec<Sandbox> = ledger.waiting.iter().map(|waiter| waiter.sandbox.clone()).collect();
         let now = now();
-        ledger.settle(now, |sandbox| self.is_held(sandbox));
+        let is_alive = |sandbox: &Sandbox| is_held(&lock.file, sandbox);
+        ledger.serve(now, is_alive);
         let value = f(&mut ledger, now);
-        ledger.settle(now, |sandbox| self.is_held(sandbox));
+        ledger.serve(now, is_alive);
         self.replace(&ledger, &before)?;
+        drop(lock);
+        wake::wake(&self.dir, &wake::to_wake(&line, &ledger.waiting));
         Ok(value)
     }
 
-    /// The ledger as it stands, without the waiters whose ADD has ended. Takes no lock: the file is replaced
-    /// atomically.
+    /// The ledger as it stands. There may be waiters in it whose ADD has ended. Takes no lock: the file is
+    /// replaced atomically.
+    pub fn peek(&self) -> Result<Ledger, Error> {
+        self.parse(&self.load()?)
+    }
+
+    /// The ledger as it stands, without the waiters whose ADD has ended.
     pub fn read(&self) -> Result<Ledger, Error> {
-        let mut ledger = self.parse(&self.load()?)?;
-        ledger.waiting.retain(|waiter| self.is_held(&waiter.sandbox));
-        Ok(ledger)
+        Ok(self.living(self.peek()?))
+    }
+
+    /// Without the waiters whose ADD has ended. Who that is costs a system call for each.
+    pub fn living(&self, mut ledger: Ledger) -> Ledger {
+        if !ledger.waiting.is_empty() {
+            let lock = fs::File::open(self.dir.join(LOCK));
+            let is_alive = |sandbox: &Sandbox| lock.as_ref().map_or(true, |lock| is_held(lock, sandbox));
+            ledger.waiting.retain(|waiter| is_alive(&waiter.sandbox));
+        }
+        ledger
     }
 
     /// Waits until no verb runs on this node, and keeps verbs from starting. The agent needs this to build a
     /// ledger from what is wired: of a verb that is halfway it would miss an address that is being put into
-    /// use.
+    /// use. An ADD that waits for an address is a verb that runs: all of them are woken, so that they see if
+    /// there is no ledger to wait for any more.
     pub fn quiesce(&self) -> Result<Quiet, Error> {
+        wake::wake_all(&self.dir);
         Ok(Quiet { store: self.clone(), _lock: self.lock(Range::ALL_SANDBOXES, LOCK_WAIT)? })
     }
 
@@ -171,17 +205,6 @@ impl Store {
             Err(Error::Busy(..)) => Ok(None),
             lock => lock.map(Some),
         }
-    }
-
-    /// Whether a verb runs on this sandbox. If that can't be determined, the answer is yes.
-    pub fn is_held(&self, sandbox: &Sandbox) -> bool {
-        let test = || -> io::Result<bool> {
-            let file = fs::File::open(self.dir.join(LOCK))?;
-            let mut request = Range::of(sandbox).request();
-            fcntl(&file, FcntlArg::F_OFD_GETLK(&mut request))?;
-            Ok(i32::from(request.l_type) != libc::F_UNLCK)
-        };
-        test().unwrap_or(true)
     }
 
     /// Takes a lock by trying repeatedly: F_OFD_SETLKW can't be bounded without signals, which a library must
@@ -214,18 +237,29 @@ impl Store {
         })
     }
 
-    fn load(&self) -> Result<Vec<u8>, Error> {
+    fn load(&self) -> Result<Arc<String>, Error> {
         let path = self.dir.join(LEDGER);
-        fs::read(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::Missing(path),
-            _ => Error::Io(path, error),
-        })
+        let read = || -> io::Result<Vec<u8>> {
+            let file = fs::File::open(&path)?;
+            // Nobody writes to a file that has this name, so it needs no read that finds its end.
+            let size = file.metadata()?.len();
+            let mut bytes = Vec::with_capacity(size as usize);
+            file.take(size).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read().map(String::from_utf8) {
+            Ok(Ok(text)) => Ok(Arc::new(text)),
+            Ok(Err(_)) => Err(Error::Unreadable(path, Malformed::Line(1))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing(path)),
+            Err(error) => Err(Error::Io(path, error)),
+        }
     }
 
-    fn parse(&self, bytes: &[u8]) -> Result<Ledger, Error> {
-        let unreadable = |malformed| Error::Unreadable(self.dir.join(LEDGER), malformed);
-        let text = str::from_utf8(bytes).map_err(|_| unreadable(Malformed::Line(1)))?;
-        let ledger = format::read(text).map_err(unreadable)?;
+    fn parse(&self, text: &Arc<String>) -> Result<Ledger, Error> {
+        let ledger = format::read(text).map_err(|malformed| match malformed {
+            Malformed::Version(version) => Error::OtherVersion(self.dir.join(LEDGER), version),
+            malformed => Error::Unreadable(self.dir.join(LEDGER), malformed),
+        })?;
         let this_boot = match &self.boot_id {
             Some(id) => id,
             None => boot_id()?,
@@ -239,20 +273,43 @@ impl Store {
     /// Replaces the file that reads `before`. A process that dies in here leaves the old file or the new one.
     /// There is no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the
     /// ledger's lock.
-    fn replace(&self, ledger: &Ledger, before: &[u8]) -> Result<(), Error> {
+    fn replace(&self, ledger: &Ledger, before: &str) -> Result<(), Error> {
         let (new, path) = (self.dir.join(NEW_LEDGER), self.dir.join(LEDGER));
         let text = format::write(ledger);
-        if text.as_bytes() == before {
+        if text.is(before) {
             return Ok(());
         }
         let write = || {
             let made =
                 fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            (&made).write_all(text.as_bytes())?;
+            write_all(&made, text.pieces())?;
             fs::rename(&new, &path)
         };
         write().map_err(|error| Error::Io(path, error))
     }
+}
+
+/// Whether a verb runs on this sandbox. If that can't be determined, the answer is yes.
+fn is_held(lock_file: &fs::File, sandbox: &Sandbox) -> bool {
+    let mut request = Range::of(sandbox).request();
+    let tested = fcntl(lock_file, FcntlArg::F_OFD_GETLK(&mut request));
+    tested.is_err() || i32::from(request.l_type) != libc::F_UNLCK
+}
+
+/// Writes these pieces one behind the other, all at once if the kernel takes them so.
+fn write_all<'a>(mut file: &fs::File, pieces: impl Iterator<Item = &'a str>) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.map(|piece| IoSlice::new(piece.as_bytes())).collect();
+    let mut rest = &mut slices[..];
+    IoSlice::advance_slices(&mut rest, 0); // over empty ones
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the folder and those above it. What is in it names pods and rules who has which address: only root
@@ -285,10 +342,13 @@ impl SandboxLock {
 }
 
 impl Quiet {
-    /// Puts a new ledger in place, whatever was there before.
+    /// Puts a new ledger in place, whatever was there before but for one that a newer release has written.
     pub fn create(self, ledger: &Ledger) -> Result<(), Error> {
         let _lock = self.store.lock(Range::LEDGER, LOCK_WAIT)?;
-        self.store.replace(ledger, &[])
+        if let Err(error @ Error::OtherVersion(..)) = self.store.peek() {
+            return Err(error);
+        }
+        self.store.replace(ledger, "")
     }
 }
 

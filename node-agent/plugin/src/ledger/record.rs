@@ -1,8 +1,12 @@
 //! An address of the node and what it is used for.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    ops::{Deref, Range},
+    sync::{Arc, OnceLock},
+};
 
-use super::Millis;
+use super::{Millis, format};
 use crate::sandbox::{Pod, Sandbox};
 
 /// An address that the node holds, as published in the spec. Its identity is the name of its ipConfiguration,
@@ -18,10 +22,21 @@ pub struct Entry {
 }
 
 /// An entry and what it is used for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// It keeps the line that it was read from until it is changed, and is written as that line. So a verb pays
+/// for the records that it changes, not for all that the node holds. Only the methods below can change it.
+#[derive(Clone, Debug)]
 pub struct Record {
-    pub entry: Entry,
-    pub state: State,
+    entry: Entry,
+    state: State,
+    line: Option<Line>,
+}
+
+/// A part of the text that a ledger was read from.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    text: Arc<String>,
+    range: Range<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,18 +52,29 @@ pub enum State {
     },
 }
 
-/// The sandbox that has an entry, and how to see whether it lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// That an entry is in use. It reads like its [`Tenant`].
+#[derive(Clone, Debug)]
 pub struct Assignment {
+    pub since: Millis,
+    /// The entry has gone from the spec while the pod was using it.
+    pub vanished: bool,
+    /// Whether its proof of life is a namespace.
+    is_by_namespace: bool,
+    /// The tenant as it was read. Its words are taken apart when somebody looks at them, which most verbs do
+    /// for no pod but their own.
+    words: Option<Line>,
+    tenant: OnceLock<Box<Tenant>>,
+}
+
+/// The sandbox that has an entry, and how to see whether it lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenant {
     pub sandbox: Sandbox,
     pub pod: Pod,
     /// The name of the CNI network whose ADD asked for it. Empty if it isn't known: the wiring doesn't tell,
     /// nor did the release before.
     pub network: String,
-    pub since: Millis,
     pub proof: Proof,
-    /// The entry has gone from the spec while the pod was using it.
-    pub vanished: bool,
 }
 
 impl Assignment {
@@ -74,6 +100,12 @@ pub enum Proof {
     Namespace { path: String, inode: Option<u64> },
 }
 
+impl Default for Proof {
+    fn default() -> Proof {
+        Proof::Link(String::new())
+    }
+}
+
 impl Entry {
     /// Whether the pod with this UID may have it. No pod has the empty UID.
     pub(super) fn is_for(&self, pod_uid: &str) -> bool {
@@ -87,13 +119,114 @@ impl Entry {
     }
 }
 
+impl Line {
+    /// This part of the text, which is shorter than 4 GiB.
+    pub(super) fn of(text: &Arc<String>, range: Range<usize>) -> Line {
+        Line { text: text.clone(), range: range.start as u32..range.end as u32 }
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        self.text.get(self.range.start as usize..self.range.end as usize).unwrap_or_default()
+    }
+
+    /// This line and `next` as one, if `next` follows it in the same text.
+    pub(super) fn joined(&self, next: &Line) -> Option<Line> {
+        let follows = Arc::ptr_eq(&self.text, &next.text) && self.range.end == next.range.start;
+        follows.then(|| Line { text: self.text.clone(), range: self.range.start..next.range.end })
+    }
+}
+
+impl PartialEq for Assignment {
+    fn eq(&self, other: &Assignment) -> bool {
+        (self.since, self.vanished) == (other.since, other.vanished) && **self == **other
+    }
+}
+
+impl Eq for Assignment {}
+
+impl Deref for Assignment {
+    type Target = Tenant;
+
+    fn deref(&self) -> &Tenant {
+        let read = || self.words.as_ref().map(|words| format::tenant(words.as_str())).unwrap_or_default();
+        self.tenant.get_or_init(|| Box::new(read()))
+    }
+}
+
+impl Assignment {
+    pub(super) fn new(tenant: Tenant, since: Millis, vanished: bool) -> Assignment {
+        let is_by_namespace = matches!(tenant.proof, Proof::Namespace { .. });
+        let tenant = OnceLock::from(Box::new(tenant));
+        Assignment { since, vanished, is_by_namespace, words: None, tenant }
+    }
+
+    /// An assignment as it was read. Its tenant stands in `words`, which have been found sound.
+    pub(super) fn read(since: Millis, vanished: bool, is_by_namespace: bool, words: Line) -> Assignment {
+        Assignment { since, vanished, is_by_namespace, words: Some(words), tenant: OnceLock::new() }
+    }
+
+    pub(super) fn is_by_namespace(&self) -> bool {
+        self.is_by_namespace
+    }
+
+    fn is_of(&self, sandbox: &Sandbox) -> bool {
+        match (self.tenant.get(), &self.words) {
+            (None, Some(words)) => format::is_tenant(words.as_str(), sandbox),
+            _ => self.sandbox == *sandbox,
+        }
+    }
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Record) -> bool {
+        (&self.entry, &self.state) == (&other.entry, &other.state)
+    }
+}
+
+impl Eq for Record {}
+
 impl Record {
+    pub(super) fn new(entry: Entry, state: State) -> Record {
+        Record { entry, state, line: None }
+    }
+
+    /// A record as it was read from a line.
+    pub(super) fn read(entry: Entry, state: State, line: Line) -> Record {
+        Record { entry, state, line: Some(line) }
+    }
+
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The line that says just what this record does, if it was read and not changed since.
+    pub(super) fn line(&self) -> Option<&Line> {
+        self.line.as_ref()
+    }
+
+    pub(super) fn set(&mut self, state: State) {
+        self.line = None;
+        self.state = state;
+    }
+
     pub(super) fn is_of(&self, sandbox: &Sandbox) -> bool {
-        matches!(&self.state, State::Assigned(assignment) if assignment.sandbox == *sandbox)
+        matches!(&self.state, State::Assigned(assignment) if assignment.is_of(sandbox))
     }
 
     pub(super) fn is_free(&self) -> bool {
         matches!(self.state, State::Free { .. })
+    }
+
+    /// When it was freed; None if it wasn't used in this boot.
+    pub(super) fn freed(&self) -> Option<Millis> {
+        match self.state {
+            State::Free { since } => since,
+            State::Assigned(_) | State::Withdrawn { .. } => None,
+        }
     }
 
     /// Whether a pod uses this address although the spec no longer had it.
@@ -104,20 +237,27 @@ impl Record {
 
     /// The spec no longer has this entry, which was not relinquished.
     pub(super) fn vanish(&mut self) {
-        match &mut self.state {
-            State::Assigned(assignment) => assignment.vanished = true,
-            State::Free { since } => self.state = State::Withdrawn { since: *since },
-            State::Withdrawn { .. } => {}
+        match &self.state {
+            State::Assigned(assignment) if !assignment.vanished => {
+                self.set(State::Assigned(Assignment { vanished: true, ..assignment.clone() }));
+            }
+            State::Free { since } => self.set(State::Withdrawn { since: *since }),
+            State::Assigned(_) | State::Withdrawn { .. } => {}
         }
     }
 
     /// The spec has this entry, perhaps again.
     pub(super) fn come_back(&mut self, entry: &Entry) {
-        self.entry.clone_from(entry);
-        match &mut self.state {
-            State::Assigned(assignment) => assignment.vanished = false,
-            State::Withdrawn { since } => self.state = State::Free { since: *since },
-            State::Free { .. } => {}
+        if self.entry != *entry {
+            self.line = None;
+            self.entry.clone_from(entry);
+        }
+        match &self.state {
+            State::Assigned(assignment) if assignment.vanished => {
+                self.set(State::Assigned(Assignment { vanished: false, ..assignment.clone() }));
+            }
+            State::Withdrawn { since } => self.set(State::Free { since: *since }),
+            State::Assigned(_) | State::Free { .. } => {}
         }
     }
 }

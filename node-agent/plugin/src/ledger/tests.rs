@@ -114,7 +114,7 @@ fn a_waiter_whose_add_is_dead_is_passed_over() {
     assign(&mut ledger, 7, START);
     assign(&mut ledger, 8, START);
     ledger.supply(&supply(2, &[1]));
-    ledger.settle(START, |alive| *alive == sandbox(8));
+    ledger.serve(START, |alive| *alive == sandbox(8));
     assert_eq!(ledger.address_of(&sandbox(8)), Some(address(1)));
     assert!(ledger.waiting().is_empty());
 }
@@ -226,7 +226,7 @@ fn an_address_in_use_that_comes_back_under_another_name_is_its_pods_again_and_no
     // Given back by its pod it goes on under the new name, after its cooldown.
     ledger.free(&sandbox(1), START);
     assert_eq!(ledger.counts(START), Counts { held: 1, cooling: 1, waiting: 1, ..Counts::default() });
-    assert_eq!(ledger.records()[0].entry, again);
+    assert_eq!(*ledger.records()[0].entry(), again);
     assert_eq!(assign(&mut ledger, 2, START + COOLDOWN), Some(address(1)));
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong in a verb: what happened, with its code, and what to do about it.
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 
@@ -18,8 +18,6 @@ pub(super) enum Error {
     NoAddress(Duration),
     #[error("a DEL of the same sandbox came while this ADD was waiting for an address")]
     Cancelled,
-    #[error("can't watch {path}: {source}")]
-    Watch { path: PathBuf, source: io::Error },
     #[error("the lock file was removed while this ADD was running, so its address may have been given away")]
     LockLost,
     #[error(transparent)]
@@ -48,11 +46,9 @@ fn list(addresses: &[Ipv4Addr]) -> String {
 impl Error {
     fn code(&self) -> u32 {
         match self {
-            Error::Ledger(_)
-            | Error::NoAddress(_)
-            | Error::Cancelled
-            | Error::Watch { .. }
-            | Error::LockLost => code::TRY_AGAIN_LATER,
+            Error::Ledger(_) | Error::NoAddress(_) | Error::Cancelled | Error::LockLost => {
+                code::TRY_AGAIN_LATER
+            }
             Error::Wiring(wiring::Error::Netns { .. }) => code::INVALID_ENVIRONMENT,
             Error::Wiring(
                 wiring::Error::NoBridge | wiring::Error::NameTaken(_) | wiring::Error::NameInUse { .. },
@@ -73,7 +69,11 @@ impl Error {
                 "the runtime tries again; if it lasts, see the agent's log (kubectl logs -n vnetpool-system \
                  daemonset/vnetpool-node-agent) and `kubectl describe nodeipallocation`"
             }
-            Error::Ledger(file::Error::Io(..)) | Error::Watch { .. } => {
+            Error::Ledger(file::Error::OtherVersion(..)) => {
+                "install the newer release's agent again, which brings its plugin; to go back a release, drain \
+                 the node first and remove that file"
+            }
+            Error::Ledger(file::Error::Io(..)) => {
                 "the runtime tries again; if it lasts, see whether the folder is there, writable by root \
                  and not full"
             }
@@ -118,6 +118,8 @@ impl Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use nix::errno::Errno;
 
     use super::*;
@@ -147,13 +149,13 @@ mod tests {
         let ledger = [
             file::Error::Missing("/run/vnetpool/ledger".into()),
             file::Error::OtherBoot("other".into()),
+            file::Error::OtherVersion("/run/vnetpool/ledger".into(), 3),
             file::Error::Busy("/run/vnetpool/lock".into(), Duration::from_secs(5)),
             file::Error::Io("/run/vnetpool/ledger".into(), io()),
         ];
         let others = [
             Error::NoAddress(Duration::from_secs(20)),
             Error::Cancelled,
-            Error::Watch { path: "/run/vnetpool".into(), source: io() },
             Error::LockLost,
             Error::OtherSubnet { address, subnet: "10.2.0.0/16".parse().unwrap() },
             Error::OtherAddress { expected: vec![address], found: None },

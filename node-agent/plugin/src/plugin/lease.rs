@@ -65,8 +65,8 @@ impl Duty for Lease {
     }
 
     fn free(&self, store: &Store, sandbox: &Sandbox, _pod: &Pod) -> Result<Undone, Error> {
-        let known = match store.read() {
-            Err(error) if error.needs_rebuild() => return Ok(Undone { address: None, is_found: false }),
+        let known = match store.peek() {
+            Err(error) if error.is_lasting() => return Ok(Undone { address: None, is_found: false }),
             ledger => ledger?.address_of(sandbox),
         };
         if let (Some(bridge), Some(address)) = (&self.bridge, known) {

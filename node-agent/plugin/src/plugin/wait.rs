@@ -1,27 +1,20 @@
-//! How an ADD gets its address: at once if there is one. Otherwise it waits in line and is woken when the
-//! ledger changes.
+//! How an ADD gets its address: at once if there is one. Otherwise it waits in line and is woken when its
+//! turn has come.
 
 use std::{
     net::Ipv4Addr,
-    os::fd::AsFd,
     time::{Duration, Instant},
-};
-
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
 use super::Error;
 use crate::ledger::{
     Assign, Claim,
-    file::{Store, now},
+    file::{Store, WakeUp, now},
 };
 
-/// The ledger is read at least this often, in case a change goes unseen (the folder may be removed and made
-/// anew).
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often who waits looks by itself: who would have woken it may have died in between, or may not reach
+/// it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The sandbox's address, for which it waits for at most `wait`. The caller holds the sandbox's lock, by
 /// which others see that this place in line isn't that of a process that died.
@@ -32,17 +25,17 @@ pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Resul
         return Ok(address);
     }
     let deadline = Instant::now() + wait;
-    let changes = Changes::watch(store)?;
+    // Before the first look, so that nothing is missed in between.
+    let wake_up = WakeUp::of(store, sandbox)?;
     loop {
-        let ledger = store.read()?;
+        let ledger = store.peek()?;
         if let Some(address) = ledger.address_of(sandbox) {
             return Ok(address); // the agent, or whoever came by, has served us
         }
-        if !ledger.is_waiting(sandbox) {
-            return Err(Error::Cancelled);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || ledger.counts(now()).free > 0 {
+        let place = ledger.waiting().iter().position(|waiter| waiter.sandbox == *sandbox);
+        let place = place.ok_or(Error::Cancelled)?;
+        let (now, left) = (now(), deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() || ledger.is_due(now) {
             let served = store.with(|ledger, now| match ledger.address_of(sandbox) {
                 None if !ledger.is_waiting(sandbox) => Err(Error::Cancelled),
                 None if left.is_zero() => {
@@ -57,46 +50,12 @@ pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Resul
             if let Some(address) = served {
                 return Ok(address);
             }
+            continue; // its place may be another now
         }
-        let now = now();
-        let until_ready = ledger.next_ready(now).map(|ready| Duration::from_millis(ready - now));
-        changes.wait(left.min(LOOK_EVERY).min(until_ready.unwrap_or(LOOK_EVERY)))?;
-    }
-}
-
-/// Changes in the ledger's folder.
-struct Changes {
-    inotify: Inotify,
-    store: Store,
-}
-
-impl Changes {
-    fn watch(store: &Store) -> Result<Changes, Error> {
-        let failed = |errno: Errno| Error::Watch { path: store.dir().to_owned(), source: errno.into() };
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
-        // A new ledger is moved in. IN_CLOSE_WRITE would report every lock that is taken and every line that
-        // is logged.
-        let events = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF;
-        inotify.add_watch(store.dir(), events).map_err(failed)?;
-        Ok(Changes { inotify, store: store.clone() })
-    }
-
-    /// Returns after a change since the last call, or after `timeout`.
-    fn wait(&self, timeout: Duration) -> Result<(), Error> {
-        let failed = |errno: Errno| Error::Watch { path: self.store.dir().to_owned(), source: errno.into() };
-        // Rounded up, since an address that becomes ready in half a millisecond isn't ready now.
-        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-        loop {
-            match self.inotify.read_events() {
-                Ok(_) => {}
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
+        // Time alone wakes nobody but the first in line, who then serves the others, too.
+        let ready = if place == 0 { ledger.next_ready(now) } else { None };
+        let until_ready = ready.map_or(LOOK_EVERY, |ready| Duration::from_millis(ready - now));
+        wake_up.wait(left.min(LOOK_EVERY).min(until_ready))?;
     }
 }
 

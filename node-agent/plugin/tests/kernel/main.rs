@@ -12,6 +12,7 @@ mod names;
 mod node;
 mod reference;
 mod runtime;
+mod thrift;
 mod verbs;
 mod waiting;
 mod wiring;

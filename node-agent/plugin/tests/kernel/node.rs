@@ -230,7 +230,24 @@ impl Node {
         netns: &Path,
         config: &Value,
     ) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vnetpool"));
+        let plugin = Path::new(env!("CARGO_BIN_EXE_vnetpool"));
+        self.start_program(plugin, (ifname, verb), (id, name), netns, config)
+    }
+
+    /// Starts a program that stands for the plugin.
+    pub fn start_stand_in(&self, program: &Path, verb: &str, pod: &Pod) -> Child {
+        self.start_program(program, ("eth0", verb), (&pod.id, &pod.name), &pod.netns.path(), &self.config())
+    }
+
+    fn start_program(
+        &self,
+        program: &Path,
+        (ifname, verb): (&str, &str),
+        (id, name): (&str, &str),
+        netns: &Path,
+        config: &Value,
+    ) -> Child {
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("CNI_COMMAND", verb)

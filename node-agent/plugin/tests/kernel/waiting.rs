@@ -1,5 +1,7 @@
 //! ADDs that find nothing to assign.
 
+use std::{fs, process::Child};
+
 use crate::node::{Node, Pod, eventually, finish, supply};
 use vnetpool_plugin::ledger::{Sandbox, file};
 
@@ -61,8 +63,56 @@ fn an_add_that_waits_gives_up_when_the_ledger_is_lost() {
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     let add = node.start_add(&pod);
     eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
-    std::fs::remove_file(node.dir.path().join("ledger")).unwrap();
+    fs::remove_file(node.dir.path().join("ledger")).unwrap();
+    // Who builds a ledger has to wait for verbs to end.
+    drop(node.store.quiesce().unwrap());
     assert_eq!(finish(add).code(), 11);
+}
+
+/// How often the process has slept and was woken.
+fn sleeps(process: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_change_wakes_only_whom_it_serves_and_who_is_first_now() {
+    const MANY: usize = 40;
+    let (node, pod) = (Node::holding(0), Pod::new("a"));
+    // None but the first gets as far as its namespace, so one will do.
+    let start = |number: usize| {
+        let add = node.start("ADD", &format!("sandbox{number}"), &pod.netns.path(), &node.config());
+        eventually("the ADD waits", || node.ledger().waiting().len() == number + 1);
+        add
+    };
+    let mut adds: Vec<Child> = (0..MANY).map(start).collect();
+    let waiting = |adds: &[Child]| adds.iter().map(sleeps).collect::<Vec<_>>();
+    let woken = |before: &[u64], after: &[u64]| before.iter().zip(after).filter(|(a, b)| a != b).count();
+    // Each also looks by itself every few seconds.
+    let few = MANY / 4;
+    eventually("all sleep", || waiting(&adds) == waiting(&adds));
+
+    let before = waiting(&adds);
+    adds.push(start(MANY));
+    let by_newcomer = woken(&before, &waiting(&adds));
+    assert!(by_newcomer < few, "{by_newcomer} of {MANY} were woken because another one came");
+
+    let before = waiting(&adds[1..]);
+    node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
+    finish(adds.remove(0)).succeeds();
+    let by_supply = woken(&before, &waiting(&adds));
+    assert!((1..few).contains(&by_supply), "{by_supply} of {MANY} were woken for an address of another's");
+
+    let before = waiting(&adds[1..]);
+    assert!(node.run("DEL", "sandbox0", &pod.netns.path(), &node.config()).is_success);
+    finish(adds.remove(0));
+    let by_del = woken(&before, &waiting(&adds));
+    assert!((1..few).contains(&by_del), "{by_del} of {MANY} were woken for an address of another's");
+    for mut add in adds {
+        add.kill().unwrap();
+        add.wait().unwrap();
+    }
 }
 
 #[test]

@@ -80,9 +80,9 @@ fn a_sandbox_lock_excludes_that_sandbox_only_and_ends_with_its_holder() {
     let Folder { store, dir: _dir } = Folder::holding(0);
     let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
     assert!(is_busy(store.lock_sandbox(&sandbox(1), SHORT)));
-    assert!(store.is_held(&sandbox(1)));
+    assert!(store.try_lock_sandbox(&sandbox(1)).unwrap().is_none());
     drop(store.lock_sandbox(&sandbox(2), Duration::ZERO).unwrap());
-    assert!(!store.is_held(&sandbox(2)));
+    assert!(store.try_lock_sandbox(&sandbox(2)).unwrap().is_some());
     drop(held);
     drop(store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap());
 }
@@ -185,4 +185,18 @@ fn only_what_needs_a_new_ledger_makes_the_agent_build_one() {
     assert!(matches!(missing, Error::Missing(_)) && missing.needs_rebuild());
     let busy = Error::Busy(dir.path().to_owned(), SHORT);
     assert!(!busy.needs_rebuild());
+}
+
+#[test]
+fn a_ledger_of_a_newer_format_is_never_replaced() {
+    let Folder { store, dir } = Folder::holding(1);
+    let path = dir.path().join(LEDGER);
+    let newer = fs::read_to_string(&path).unwrap().replacen("ledger 1", "ledger 3", 1);
+    fs::write(&path, &newer).unwrap();
+    let refused = store.with(|ledger, now| ledger.free(&sandbox(1), now)).unwrap_err();
+    assert!(matches!(refused, Error::OtherVersion(_, 3)), "{refused}");
+    assert!(!refused.needs_rebuild());
+    let refused = store.quiesce().unwrap().create(&ledger(1)).unwrap_err();
+    assert!(matches!(refused, Error::OtherVersion(_, 3)), "{refused}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), newer);
 }

@@ -1,0 +1,172 @@
+//! How an ADD that waits is woken: by a datagram to a socket of its own in the ledger's folder.
+//!
+//! A transaction wakes those whose wait it has ended, and who has become the first in line. A watch of the
+//! folder would wake everybody for each change, and each would read the whole ledger for nothing. There are
+//! also few such watches to be had: the kernel gives all programs of root together 128.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::{fd::AsFd, unix::net::UnixDatagram},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::{Error, Store};
+use crate::ledger::{Sandbox, Waiter};
+
+/// How the names of these sockets begin.
+const PREFIX: &str = "wake-";
+
+/// The socket of an ADD that waits; removed when dropped.
+#[derive(Debug)]
+pub struct WakeUp {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl WakeUp {
+    /// The caller holds the sandbox's lock. What is found under this name is of an ADD that was killed.
+    pub fn of(store: &Store, sandbox: &Sandbox) -> Result<WakeUp, Error> {
+        let path = path(store.dir(), sandbox);
+        let bind = || {
+            let socket = UnixDatagram::bind(&path).or_else(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => fs::remove_file(&path).and_then(|()| UnixDatagram::bind(&path)),
+                _ => Err(error),
+            })?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        match bind() {
+            Ok(socket) => Ok(WakeUp { socket, path }),
+            Err(error) => Err(Error::Io(path, error)),
+        }
+    }
+
+    /// Returns once somebody has called, or after `timeout`.
+    pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
+        let failed = |error| Error::Io(self.path.clone(), error);
+        // Rounded up, since an address that becomes ready in half a millisecond isn't ready now.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        loop {
+            match self.socket.recv(&mut []) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+impl Drop for WakeUp {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // who finds it later removes it
+    }
+}
+
+fn path(dir: &Path, sandbox: &Sandbox) -> PathBuf {
+    dir.join(format!("{PREFIX}{:016x}", sandbox.digest()))
+}
+
+/// Whom a transaction has to wake: those who were in line `before` and no longer are, and who is the first
+/// now.
+pub(super) fn to_wake<'a>(before: &'a [Sandbox], after: &'a [Waiter]) -> Vec<&'a Sandbox> {
+    // Who comes stands at the end, so who is left of `before` is in its order.
+    let mut left = after.iter().map(|waiter| &waiter.sandbox).peekable();
+    let first = left.peek().copied();
+    let mut woken: Vec<&Sandbox> = before.iter().filter(|one| left.next_if_eq(one).is_none()).collect();
+    woken.extend(first.filter(|first| before.iter().skip(1).any(|one| one == *first)));
+    woken
+}
+
+/// Wakes these. A failure is ignored: who waits also looks by itself from time to time.
+pub(super) fn wake(dir: &Path, sandboxes: &[&Sandbox]) {
+    if !sandboxes.is_empty()
+        && let Ok(socket) = UnixDatagram::unbound()
+    {
+        sandboxes.iter().for_each(|sandbox| send(&socket, &path(dir, sandbox)));
+    }
+}
+
+/// Wakes all that wait.
+pub(super) fn wake_all(dir: &Path) {
+    let (Ok(files), Ok(socket)) = (fs::read_dir(dir), UnixDatagram::unbound()) else { return };
+    let is_socket = |name: &OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
+    for file in files.flatten().filter(|file| is_socket(&file.file_name())) {
+        send(&socket, &file.path());
+    }
+}
+
+fn send(socket: &UnixDatagram, path: &Path) {
+    let sent = socket.set_nonblocking(true).and_then(|()| socket.send_to(&[], path));
+    if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        // Its ADD was killed.
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ledger::{Pod, Proof};
+
+    fn sandbox(number: u8) -> Sandbox {
+        Sandbox { container_id: format!("container{number}"), ifname: "eth0".to_owned() }
+    }
+
+    fn woken(before: &[u8], after: &[u8]) -> Vec<Sandbox> {
+        let before: Vec<Sandbox> = before.iter().copied().map(sandbox).collect();
+        let waiter = |number: &u8| Waiter {
+            sandbox: sandbox(*number),
+            pod: Pod::default(),
+            network: String::new(),
+            since: 0,
+            proof: Proof::Link(String::new()),
+        };
+        let after: Vec<Waiter> = after.iter().map(waiter).collect();
+        to_wake(&before, &after).into_iter().cloned().collect()
+    }
+
+    #[test]
+    fn who_has_left_the_line_is_woken_and_who_leads_it_now_and_nobody_else() {
+        let all = |numbers: &[u8]| numbers.iter().copied().map(sandbox).collect::<Vec<_>>();
+        assert_eq!(woken(&[1, 2, 3], &[1, 2, 3]), all(&[]));
+        assert_eq!(woken(&[1, 2, 3], &[1, 2, 3, 4]), all(&[]), "who comes knows its place");
+        assert_eq!(woken(&[1, 2, 3], &[2, 3]), all(&[1, 2]));
+        assert_eq!(woken(&[1, 2, 3], &[1, 3]), all(&[2]));
+        assert_eq!(woken(&[1, 2, 3], &[3, 4]), all(&[1, 2, 3]));
+        assert_eq!(woken(&[1, 2], &[]), all(&[1, 2]));
+        assert_eq!(woken(&[1, 2], &[3]), all(&[1, 2]));
+        assert_eq!(woken(&[], &[1]), all(&[]));
+    }
+
+    #[test]
+    fn the_socket_of_a_killed_add_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        let path = path(dir.path(), &sandbox(1));
+        let is_killed = || drop(UnixDatagram::bind(&path).unwrap());
+        is_killed();
+        let waiting = WakeUp::of(&store, &sandbox(1)).unwrap();
+        wake(dir.path(), &[&sandbox(1)]);
+        let begun = Instant::now();
+        waiting.wait(Duration::from_secs(60)).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        drop(waiting);
+        assert!(!path.exists());
+        is_killed();
+        wake_all(dir.path());
+        assert!(!path.exists());
+    }
+}
