@@ -51,7 +51,7 @@ pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
 pub use host_end::move_aside;
 pub use identity::Identity;
-pub use inspect::{HostLink, faults, host_links, occupants};
+pub use inspect::{HostLink, faults, gso_max, host_links, occupants};
 pub use netns::Netns;
 pub use others_bridge::{route_to_bridge, unroute_from_any_bridge, unroute_from_bridge};
 pub use restore::{Damage, restore};
@@ -76,7 +76,7 @@ pub enum Error {
     Netns { path: PathBuf, source: io::Error },
     #[error("the pod's network namespace already has an interface {0} that is not of this sandbox")]
     InterfaceExists(String),
-    #[error("the link {0} still belongs to another sandbox of this pod")]
+    #[error("the link {0} is still of another sandbox of this pod")]
     NameTaken(String),
     #[error("the link {link} is of an older sandbox of this pod, and this kernel renames no link that is up")]
     NameInUse { link: String, older: Sandbox },
@@ -149,6 +149,15 @@ pub enum Wiring {
     Bridge,
 }
 
+/// What a link of a pod carries at most, as far as it isn't the kernel's default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    pub mtu: Option<u32>,
+    /// The largest packet that a pod's TCP hands down to be cut by the NIC. Where the NIC takes less than the
+    /// kernel's default, the kernel itself would cut nearly all that pods send in bulk.
+    pub gso_max: Option<u32>,
+}
+
 /// MAC of a pod's end: locally administered `0a:58`, then its address, as several container networks have it.
 pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
@@ -158,15 +167,10 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
 /// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this
 /// sandbox left is used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring.
 /// After a failure some of the wiring may be there: [`disconnect`] silences it.
-pub fn connect(
-    netns: &Netns,
-    identity: &Identity,
-    mtu: Option<u32>,
-    wiring: Wiring,
-) -> Result<String, Error> {
+pub fn connect(netns: &Netns, identity: &Identity, sizes: Sizes, wiring: Wiring) -> Result<String, Error> {
     let host_link = identity.sandbox.host_link(&identity.pod);
     let mut host = Netlink::open()?;
-    match create_pair(&mut host, netns, identity, &host_link, mtu) {
+    match create_pair(&mut host, netns, identity, &host_link, sizes) {
         Err(error) if error.is(Errno::EEXIST) => {
             let earlier = host_end::find(&mut host, &identity.sandbox, &identity.pod)?;
             if let Some(link) = &earlier
@@ -175,7 +179,7 @@ pub fn connect(
                 return Ok(messages::name_of(link).unwrap_or_default().to_owned());
             }
             make_way(&mut host, netns, identity, &host_link, earlier)?;
-            create_pair(&mut host, netns, identity, &host_link, mtu).map_err(|error| {
+            create_pair(&mut host, netns, identity, &host_link, sizes).map_err(|error| {
                 let is_taken = error.is(Errno::EEXIST);
                 if is_taken { Error::InterfaceExists(identity.sandbox.ifname.clone()) } else { error }
             })?;
@@ -293,7 +297,7 @@ fn create_pair(
     netns: &Netns,
     identity: &Identity,
     host_link: &str,
-    mtu: Option<u32>,
+    sizes: Sizes,
 ) -> Result<(), Error> {
     let end = |name: &str, mac: [u8; 6]| {
         let mut message = link_named(name);
@@ -302,7 +306,8 @@ fn create_pair(
             LinkAttribute::NumTxQueues(1),
             LinkAttribute::NumRxQueues(1),
         ]);
-        message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+        message.attributes.extend(sizes.mtu.map(LinkAttribute::Mtu));
+        message.attributes.extend(sizes.gso_max.map(LinkAttribute::GsoMaxSize));
         message
     };
     let mut peer = end(&identity.sandbox.ifname, pod_mac(identity.address));

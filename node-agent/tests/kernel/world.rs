@@ -27,7 +27,7 @@ use vnetpool_node_agent::{
 };
 use vnetpool_plugin::{
     ledger::{Pod, Sandbox},
-    wiring::{self, Identity, Netns, Wiring, bridge},
+    wiring::{self, Identity, Netns, Sizes, Wiring, bridge},
 };
 
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -175,7 +175,7 @@ pub fn wire_by(wiring: Wiring, node: &Namespace, pod: &Namespace, address: Ipv4A
     let identity = Identity { address, sandbox: sandbox(address), pod: Pod::default() };
     let path = pod.path();
     node.inside(|| {
-        wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, None, wiring).unwrap()
+        wiring::connect(&Netns::open(Path::new(&path)).unwrap(), &identity, Sizes::default(), wiring).unwrap()
     });
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{Error, IPAM, PrevResult, Version, code};
 use crate::{
     ledger::{Pod, Sandbox},
-    wiring::Wiring,
+    wiring::{Sizes, Wiring},
 };
 
 /// Where the ledger is unless the configuration says otherwise.
@@ -24,6 +24,8 @@ const CONTAINER_ID_SIZE: usize = 128;
 const IFNAME_SIZE: usize = 15;
 /// From what every IPv4 link must carry to the largest IPv4 packet.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+/// From what is worth cutting to what every link takes.
+const GSO_MAX_SIZE: std::ops::RangeInclusive<u32> = 4_096..=65_536;
 /// The bridge plugin's own default.
 const BRIDGE: &str = "cni0";
 /// Azure has no smaller subnets.
@@ -67,7 +69,7 @@ pub enum Task {
 /// To give a sandbox an address and wire it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wire {
-    pub mtu: Option<u32>,
+    pub sizes: Sizes,
     pub wiring: Wiring,
 }
 
@@ -134,6 +136,7 @@ struct Config {
     #[serde(rename = "type")]
     type_: Option<String>,
     mtu: Option<u32>,
+    gso_max_size: Option<u32>,
     #[serde(default)]
     wiring: Wiring,
     state_dir: Option<PathBuf>,
@@ -206,7 +209,8 @@ impl Request {
 /// What sandboxes get by this configuration, as far as it can be made out.
 fn task(program: Program, config: &Config) -> Task {
     if program == Program::Network {
-        return Task::Wire(Wire { mtu: config.mtu, wiring: config.wiring });
+        let sizes = Sizes { mtu: config.mtu, gso_max: config.gso_max_size };
+        return Task::Wire(Wire { sizes, wiring: config.wiring });
     }
     let bridge = config.is_of("bridge").then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
     Task::Lease(Lease { subnet: config.ipam_subnet().and_then(subnet), bridge })
@@ -225,8 +229,15 @@ fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
     }
     if program == Program::Network {
         let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
-        return match config.mtu.filter(|mtu| !MTU.contains(mtu)) {
-            Some(mtu) => Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy)),
+        if let Some(mtu) = config.mtu.filter(|mtu| !MTU.contains(mtu)) {
+            return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
+        }
+        let remedy = "leave \"gsoMaxSize\" out for the kernel's default, or give that of the node's NIC";
+        return match config.gso_max_size.filter(|size| !GSO_MAX_SIZE.contains(size)) {
+            Some(size) => {
+                let msg = format!("gsoMaxSize {size} is not within {GSO_MAX_SIZE:?}");
+                Err(invalid_config(msg, remedy))
+            }
             None => Ok(()),
         };
     }

@@ -300,9 +300,10 @@ fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & byte.is_ascii_graphic() & (byte != b'%'))
 }
 
-/// How often a byte is in a text. It looks at many bytes at a time, as [`is_plain`] does.
+/// How often a byte is in a text. It counts in bytes, so that sixteen and more are looked at at a time.
 fn count(text: &str, wanted: u8) -> usize {
-    text.bytes().filter(|byte| *byte == wanted).count()
+    let in_part = |part: &[u8]| part.iter().map(|byte| u8::from(*byte == wanted)).sum::<u8>();
+    text.as_bytes().chunks(usize::from(u8::MAX)).map(|part| usize::from(in_part(part))).sum()
 }
 
 /// A word that isn't what it says.

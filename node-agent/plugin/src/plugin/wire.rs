@@ -20,7 +20,7 @@ impl Duty for Wire {
         if sandbox.ifname == POD_IFNAME {
             return Ok(());
         }
-        let Ok(ledger) = store.read() else { return Ok(()) };
+        let Ok(ledger) = store.peek() else { return Ok(()) };
         let is_wired = |assignment: &Assignment| matches!(assignment.proof, Proof::Link(_));
         let is_other =
             |other: &Sandbox| other.container_id == sandbox.container_id && other.ifname != sandbox.ifname;
@@ -36,7 +36,7 @@ impl Duty for Wire {
 
     fn connect(&self, add: Add<'_>, line: &mut Line) -> Result<Answer, Error> {
         let Add { version, before, identity, path, netns, lock, store } = add;
-        let connect = || wiring::connect(netns, identity, self.mtu, self.wiring);
+        let connect = || wiring::connect(netns, identity, self.sizes, self.wiring);
         let wired = match connect() {
             Err(wiring::Error::NameInUse { link, older }) => match store.try_lock_sandbox(&older)? {
                 Some(_lock) => wiring::move_aside(&older, &identity.pod).and_then(|()| connect()),
@@ -66,7 +66,7 @@ impl Duty for Wire {
         // A port's route leads to the bridge, so it goes neither with the port nor by itself. Most nodes have
         // no bridge.
         if bridge::is_there()
-            && let Some(address) = store.read().ok().and_then(|ledger| ledger.address_of(sandbox))
+            && let Some(address) = store.peek().ok().and_then(|ledger| ledger.address_of(sandbox))
         {
             bridge::disconnect(address, link)?;
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::LinkMessage,
+    link::{LinkAttribute, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::RouteMessage,
 };
@@ -21,6 +21,18 @@ use super::{
     routes,
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
+
+/// The largest packet that the link of this name takes to cut it into smaller ones; None if there is no such
+/// link.
+pub fn gso_max(name: &str) -> Result<Option<u32>, Error> {
+    let link = Netlink::open()?.link(link_named(name))?;
+    Ok(link.and_then(|link| {
+        link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::GsoMaxSize(size) => Some(*size),
+            _ => None,
+        })
+    }))
+}
 
 /// A host's end of a veth pair of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -85,7 +85,8 @@ fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
             if wiring == Wiring::Bridge {
                 bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap();
             }
-            wiring::connect(&Netns::open(&path).unwrap(), &identity, None, wiring).unwrap();
+            wiring::connect(&Netns::open(&path).unwrap(), &identity, wiring::Sizes::default(), wiring)
+                .unwrap();
         });
         let listener = older.netns.inside(|| TcpListener::bind((identity.address, 0)).unwrap());
         let target = listener.local_addr().unwrap();

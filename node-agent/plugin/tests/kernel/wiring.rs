@@ -47,13 +47,17 @@ fn two_pods_of_a_node_reach_each_other_under_their_own_addresses() {
 }
 
 #[test]
-fn the_mtu_of_the_configuration_is_on_both_ends() {
+fn the_sizes_of_the_configuration_are_on_both_ends() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let mut config = node.config();
     config["mtu"] = 1400.into();
+    config["gsoMaxSize"] = 62_780.into();
     node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
-    assert!(pod.netns.ip("link show eth0").contains("mtu 1400"));
-    assert!(node.netns.ip(&format!("link show {}", pod.host_link())).contains("mtu 1400"));
+    let ends =
+        [pod.netns.ip("-d link show eth0"), node.netns.ip(&format!("-d link show {}", pod.host_link()))];
+    for end in ends {
+        assert!(end.contains("mtu 1400") && end.contains("gso_max_size 62780"), "{end}");
+    }
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn an_add_is_understood() {
         netns: "/run/netns/pod".into(),
         before: PrevResult::default(),
     };
-    let task = Task::Wire(Wire { mtu: Some(1500), wiring: Wiring::Routed });
+    let sizes = Sizes { mtu: Some(1500), gso_max: None };
+    let task = Task::Wire(Wire { sizes, wiring: Wiring::Routed });
     let (version, state_dir, network) = (Version::V1_1_0, STATE_DIR.into(), "vnetpool".to_owned());
     assert_eq!(request, Request { version, state_dir, network, task, verb });
 }
@@ -90,6 +91,7 @@ fn a_configuration_without_what_a_verb_needs_is_refused() {
     for (command, key, value, what) in [
         ("ADD", "name", Value::Null, "is missing"),
         ("ADD", "mtu", json!(20), "is not within"),
+        ("ADD", "gsoMaxSize", json!(20), "is not within"),
         ("CHECK", "prevResult", Value::Null, "without the key"),
         ("CHECK", "prevResult", ipv6, "has no IPv4 address"),
         ("ADD", "prevResult", made, "has made eth0"),
