@@ -334,7 +334,7 @@ fn a_second_interface_of_ours_is_refused_before_it_has_cost_an_address() {
 #[test]
 fn a_default_route_that_the_pod_has_already_is_named_and_the_address_given_back() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
-    pod.netns.ip("link add other type dummy");
+    pod.netns.ip("link add other type veth peer name far");
     pod.netns.ip("link set other up");
     pod.netns.ip("route add default dev other");
     let refused = node.run_for("net1", "ADD", &pod);
