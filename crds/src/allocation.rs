@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
     category = "vnetpool",
     status = "NodeIPAllocationStatus",
     derive = "PartialEq",
+    selectable = ".spec.pool",
     doc = "The addresses that Azure has reserved for one node, and what the node does with them.",
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
     printcolumn(name = "Held", type_ = "integer", json_path = ".status.held"),
@@ -30,10 +31,16 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
     printcolumn(name = "Cooling", type_ = "integer", json_path = ".status.cooling"),
     printcolumn(name = "Waiting", type_ = "integer", json_path = ".status.waiting"),
+    printcolumn(name = "Counted", type_ = "date", json_path = ".status.countedAt"),
     printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "NIC", type_ = "string", json_path = ".spec.interfaces[*].id", priority = 1),
@@ -71,6 +78,14 @@ pub struct NodeIPAllocationSpec {
     pub target: u32,
     /// How long a freed address rests before another pod gets it.
     pub cooldown: Duration,
+    /// How many free addresses the pool keeps ready. The agent reports sooner what takes more than half of
+    /// them away.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub warm: u32,
+    /// Whether the agent is to name every pod that has an address (`status.holders`): while others'
+    /// ipConfigurations are about to be removed, and while more pods have addresses than are bound.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub report_holders: bool,
     /// What pods reach of the instance metadata service.
     #[serde(default)]
     pub pod_metadata_access: MetadataAccess,
@@ -175,6 +190,10 @@ impl IpConfiguration {
     }
 }
 
+/// Counts that differ from what is published are published within this time, see the agent's
+/// `report/pace.rs`.
+pub const COUNTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(16 * 60);
+
 /// What the node does with what it holds. Written by the node's agent, except for the operator's condition
 /// types.
 ///
@@ -195,7 +214,7 @@ pub struct NodeIPAllocationStatus {
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub held: u32,
-    /// Held addresses that a pod has.
+    /// Held addresses that a pod has. `kubectl get pods -o wide` says which pod has which.
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub assigned: u32,
@@ -226,26 +245,51 @@ pub struct NodeIPAllocationStatus {
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub unlisted: Vec<String>,
-    /// Which pod has which address.
+    /// When these counts were taken. They are not written for each pod: see the agent's `report/pace.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_at: Option<Time>,
+    /// How many pods have an address, by their UIDs. A pod may have several addresses.
+    #[serde(default)]
+    #[schemars(range(max = 65536))]
+    pub pods: u32,
+    /// Addresses that a pod has and `spec` of the observed generation lacks: somebody else has taken them off
+    /// the NIC. The operator asks Azure for these again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     #[schemars(length(max = 4096))]
-    pub assignments: Vec<Assignment>,
+    pub lost: Vec<Holder>,
+    /// Of the addresses that `spec` of the observed generation keeps for one pod (`attachedTo`), those that a
+    /// pod has. Only what stands here with its pod's UID gets anything attached in Azure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    #[schemars(length(max = 256))]
+    pub confirmed: Vec<Holder>,
+    /// Addresses of pods that another plugin has wired (`vnetpool-ipam`). From these an agent that has lost
+    /// the node's ledger learns of them, since no link of Vnetpool's tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    #[schemars(length(max = 4096))]
+    pub leases: Vec<Holder>,
+    /// Every address that a pod has, only while `spec.reportHolders` asks for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
+    #[schemars(length(max = 4096))]
+    pub holders: Vec<Holder>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 64))]
     pub conditions: Vec<Condition>,
 }
 
-/// An address that a pod has.
+/// An address and who has it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Assignment {
+pub struct Holder {
     /// The address, like `10.240.0.17`.
     #[schemars(length(max = 15))]
     pub address: String,
     /// The pod as `namespace/name`; empty where the runtime named none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 320))]
     pub pod: String,
     /// The pod's UID; empty where the runtime told none.
@@ -255,15 +299,11 @@ pub struct Assignment {
     /// The sandbox as `container id/interface`.
     #[schemars(length(max = 512))]
     pub sandbox: String,
-    /// The file of the sandbox's network namespace, where another plugin has wired the pod and only the
-    /// address is ours (`vnetpool-ipam`). From it an agent that has lost the node's ledger learns of these,
-    /// which no link of ours tells of.
+    /// The file of the sandbox's network namespace, where another plugin has wired the pod: such a lease ends
+    /// with that file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub netns: Option<String>,
-    /// When the sandbox got it; absent for one found on the kernel's word after the ledger was lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Time>,
 }
 
 impl NodeIPAllocation {

@@ -73,7 +73,7 @@ macro_rules! table {
 
 table! {
     Ready READY: Both, Operator, True, false,
-        "The AND of its parts. The reason is that of the first part that fails.";
+        "The AND of its parts. The reason is that of the first part that fails. Of a pool it says nothing of nodes.";
     InterfaceFound INTERFACE_FOUND: NodeIPAllocation, Operator, True, true,
         "The node's VM and the NIC that serves its pool were found in Azure.";
     Reserved RESERVED: NodeIPAllocation, Operator, True, true,
@@ -93,7 +93,7 @@ table! {
     Attached ATTACHED: NodeIPAllocation, Operator, True, false,
         "The pods that ask for backend pools or a public address have them. It concerns those pods, not the node.";
     SandboxesEnded SANDBOXES_ENDED: NodeIPAllocation, Operator, True, false,
-        "No sandbox of a pod that is gone holds an address. False after a minute; absent until there was one.";
+        "No sandbox of a pod that is gone holds an address. False after one to 18 minutes; absent until there was one.";
     ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, false,
         "The NIC is in the pool's application security groups. Pods have addresses either way.";
     DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
@@ -116,6 +116,10 @@ table! {
         "All objects of the pool's nodes can be read. False names one that can't; absent until there was one.";
     Valid VALID: NodeIPPool, Operator, True, true,
         "The pool's own fields make sense together and with Azure.";
+    NodesReady NODES_READY: NodeIPPool, Operator, True, false,
+        "Every node that the pool serves is `Ready`. False names the reasons of those that aren't.";
+    Stalled STALLED: NodeIPPool, Operator, False, false,
+        "The pool serves no node before somebody edits it. Absent otherwise, as kstatus reads it.";
     SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
         "A subnet of the pool has few free addresses. Unknown while Azure doesn't tell how many.";
 }

@@ -1,7 +1,7 @@
 //! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on
 //! the way out.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::core::{Duration, Message, Rule, Selector, SelectorExt};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
     doc = "Policy for the Azure virtual network addresses that a set of nodes holds for its pods.",
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
+    printcolumn(name = "Nodes-Ready", type_ = "integer", json_path = ".status.nodesReady"),
     printcolumn(name = "Held", type_ = "integer", json_path = ".status.held"),
     printcolumn(name = "Assigned", type_ = "integer", json_path = ".status.assigned"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
@@ -33,13 +34,13 @@ use std::collections::BTreeMap;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Reason",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
-        priority = 1
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Counted", type_ = "date", json_path = ".status.countedAt", priority = 1),
     printcolumn(
         name = "Subnet-Exhausting",
         type_ = "string",
@@ -355,6 +356,12 @@ pub struct NodeIPPoolStatus {
     /// Nodes this pool serves.
     #[serde(default)]
     pub nodes: u32,
+    /// Those of them whose NodeIPAllocation is `Ready`.
+    #[serde(default)]
+    pub nodes_ready: u32,
+    /// When the sums were made. Those of addresses are made of what the nodes have counted, each at its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_at: Option<Time>,
     /// Addresses these nodes hold.
     #[serde(default)]
     pub held: u32,

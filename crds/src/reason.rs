@@ -123,7 +123,7 @@ table! {
     Valid: &[Valid], None, "The pool's fields make sense together and with Azure.", Nobody, "";
     Supported: &[NodesSupported], None, "Every node that the pool selects can be served.", Nobody, "";
     Readable: &[ObjectsReadable], None, "All objects of the pool's nodes can be read.", Nobody, "";
-    NoNodes: &[Ready, SubnetExhausting], None, "The pool serves no node.", Nobody, "";
+    NoNodes: &[NodesReady, SubnetExhausting], None, "The pool serves no node.", Nobody, "";
     Off: &[SubnetExhausting], None, "`subnetExhaustingPercent` of the pool is 0.", Nobody, "";
     EnoughFree: &[SubnetExhausting], None,
         "Every subnet of the pool has more free addresses than `subnetExhaustingPercent`.", Nobody, "";
@@ -166,13 +166,14 @@ table! {
     RouteTableNotAssociated: &[InterfaceFound], WARNING,
         "The subnet of the node has another route table than the pool.", Azure,
         "Associate the pool's route table with the subnet.";
-    RangeOverlap: &[InterfaceFound, Valid, Ready], WARNING,
+    RangeOverlap: &[InterfaceFound, Valid, Ready, Stalled], WARNING,
         "The pool's `podCIDR` overlaps the VNet, a peered network or another pool.", Cluster,
         "Make a pool with another `podCIDR`.";
-    SelectorInvalid: &[Valid, Ready], WARNING, "The pool's nodeSelector cannot be read.", Cluster,
+    SelectorInvalid: &[Valid, Ready, Stalled], WARNING, "The pool's nodeSelector cannot be read.", Cluster,
         "Use the operators In, NotIn, Exists and DoesNotExist.";
-    NodesNotReady: &[Ready], None, "Some nodes of the pool are not ready.", Cluster,
-        "Look at the nodes that the message names.";
+    NodesNotReady: &[NodesReady], None, "Some nodes of the pool are not ready.", Cluster,
+        "List them as the message says: the column REASON tells why.";
+    AllReady: &[NodesReady], None, "All nodes of the pool are ready.", Nobody, "";
     WindowsNodes: &[NodesSupported], None, "The pool selects nodes that run Windows. They are left alone.", Cluster,
         "Let the nodeSelector ask for `kubernetes.io/os: linux`.";
     VirtualNodes: &[NodesSupported], None, "The pool selects virtual nodes. They are left alone.", Cluster,

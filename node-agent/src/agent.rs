@@ -305,7 +305,10 @@ impl Agent {
         };
         let unlisted = self.unlisted.borrow().iter().filter(is_held).cloned().collect();
         let conditions = conditions.collect();
+        let spec = object.map(|object| &object.spec);
         self.reports.send_replace(Some(Report {
+            warm: spec.map_or(0, |spec| spec.warm),
+            names_holders: spec.is_some_and(|spec| spec.report_holders),
             unlisted,
             conditions,
             generation: supplied,

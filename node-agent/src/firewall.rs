@@ -248,6 +248,8 @@ mod tests {
             elsewhere: 0,
             target: 8,
             cooldown: Duration::from_secs(30).into(),
+            warm: 0,
+            report_holders: false,
             pod_metadata_access: MetadataAccess::None,
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
             interfaces: vec![Interface {

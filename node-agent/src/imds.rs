@@ -176,6 +176,8 @@ impl Instance {
                 elsewhere: 0,
                 target: u32::MAX,
                 cooldown: settings.cooldown,
+                warm: 0,
+                report_holders: false,
                 pod_metadata_access: settings.pod_metadata_access,
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),
                 interfaces: vec![interface],

@@ -2,17 +2,18 @@
 //! [`publish`] writes it, and [`local`] where there is no cluster.
 
 pub mod local;
+pub mod pace;
 pub mod publish;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use vnetpool_crds::reason::Reason;
-use vnetpool_crds::{NodeIPAllocationStatus, allocation::Assignment, condition};
-use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
+use vnetpool_crds::{NodeIPAllocationStatus, allocation::Holder, condition};
+use vnetpool_plugin::ledger::{Assignment, Counts, Entry, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
 
 /// What the node has to say at one moment.
 #[derive(Clone, Debug)]
@@ -24,6 +25,9 @@ pub struct Report {
     pub time: Timestamp,
     /// The generation of the spec in the ledger; None if the spec seen last isn't in it.
     pub generation: Option<i64>,
+    /// `spec.warm` and `spec.reportHolders` of the object seen last.
+    pub warm: u32,
+    pub names_holders: bool,
     /// Names of what the metadata service no longer lists.
     pub unlisted: BTreeSet<String>,
     /// The agent's conditions.
@@ -32,7 +36,7 @@ pub struct Report {
 
 /// The agent's part of the status, given the status published last: what says the same keeps its times.
 pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
-    let Report { ledger, at, time, generation, unlisted, conditions } = report;
+    let Report { ledger, at, time, generation, warm: _, names_holders, unlisted, conditions } = report;
     let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn: _ } =
         ledger.counts(*at);
 
@@ -42,31 +46,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     // What the node itself has given up is on its way off the NIC: that it isn't listed is no news.
     let unlisted = unlisted.iter().filter(|name| !relinquished.contains(name)).cloned().collect();
 
-    let mut assigned_now: Vec<_> = ledger.assignments().collect();
-    assigned_now.sort_by_key(|(entry, _)| entry.address);
-    let assignments = assigned_now.into_iter().map(|(entry, assignment)| {
-        let (pod, sandbox) = (&assignment.pod, &assignment.sandbox);
-        let ago = Duration::from_millis(at.saturating_sub(assignment.since));
-        let mut one = Assignment {
-            address: entry.address.to_string(),
-            pod: pod.to_string(),
-            pod_uid: pod.uid.clone(),
-            sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
-            netns: match &assignment.proof {
-                Proof::Link(_) => None,
-                Proof::Namespace { path, .. } => Some(path.clone()),
-            },
-            since: whole_second(*time, ago).map(Time),
-        };
-        // The two clocks drift, so the same moment may come out a second apart: what is published stays.
-        let is_same = |known: &&Assignment| known.address == one.address && known.sandbox == one.sandbox;
-        if let Some(known) = published.and_then(|status| status.assignments.iter().find(is_same)) {
-            one.since.clone_from(&known.since);
-        }
-        one
-    });
-    let assignments = assignments.collect();
-
+    let pods: BTreeSet<&str> = ledger.assignments().map(|(_, one)| one.pod.uid.as_str()).collect();
     let mut merged = published.map(ours).unwrap_or_default();
     for condition in conditions {
         condition::set(&mut merged, condition.clone());
@@ -78,17 +58,40 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         observed_generation: generation.or(published.and_then(|status| status.observed_generation)),
         boot_id: ledger.boot_id().to_owned(),
         held,
-        // An address that was taken away under its pod is no longer held: it stands in the assignments and a
+        // An address that was taken away under its pod is no longer held: it stands in `lost` and a
         // condition.
         assigned: assigned - vanished,
         cooling,
         free,
         waiting,
+        counted_at: Timestamp::from_second(time.as_second()).ok().map(Time),
+        pods: pods.iter().filter(|uid| !uid.is_empty()).count() as u32,
         relinquished,
         unlisted,
-        assignments,
+        lost: holders(ledger, |_, one| one.vanished),
+        // A mark that is in no `spec` any more, since its address isn't, confirms nothing.
+        confirmed: holders(ledger, |entry, one| entry.attached_to.is_some() && !one.vanished),
+        leases: holders(ledger, |_, one| matches!(one.proof, Proof::Namespace { .. })),
+        holders: holders(ledger, |_, _| *names_holders),
         conditions: merged,
     }
+}
+
+/// Those of the pods' addresses that `is_meant`, by address.
+fn holders(ledger: &Ledger, is_meant: impl Fn(&Entry, &Assignment) -> bool) -> Vec<Holder> {
+    let mut meant: Vec<_> = ledger.assignments().filter(|(entry, one)| is_meant(entry, one)).collect();
+    meant.sort_by_key(|(entry, _)| entry.address);
+    let holder = |(entry, one): (&Entry, &Assignment)| Holder {
+        address: entry.address.to_string(),
+        pod: one.pod.to_string(),
+        pod_uid: one.pod.uid.clone(),
+        sandbox: format!("{}/{}", one.sandbox.container_id, one.sandbox.ifname),
+        netns: match &one.proof {
+            Proof::Link(_) => None,
+            Proof::Namespace { path, .. } => Some(path.clone()),
+        },
+    };
+    meant.into_iter().map(holder).collect()
 }
 
 /// The agent's part of the status while it is about to build a ledger: as it was, but for a condition that is
@@ -111,39 +114,37 @@ pub fn building(
 /// only with their files.
 pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
     let is_of_boot = status.boot_id == boot_id;
-    let assignments = status.assignments.iter().filter(|_| is_of_boot);
-    let occupant = |assignment: &Assignment| -> Option<Occupant> {
-        let (container_id, ifname) = assignment.sandbox.rsplit_once('/')?;
-        let (namespace, name) = assignment.pod.split_once('/').unwrap_or_default();
+    let leases = status.leases.iter().filter(|_| is_of_boot);
+    let occupant = |lease: &Holder| -> Option<Occupant> {
+        let (container_id, ifname) = lease.sandbox.rsplit_once('/')?;
+        let (namespace, name) = lease.pod.split_once('/').unwrap_or_default();
         Some(Occupant {
             sandbox: Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() },
-            pod: Pod {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-                uid: assignment.pod_uid.clone(),
-            },
-            address: assignment.address.parse().ok()?,
-            proof: Proof::Namespace { path: assignment.netns.clone()?, inode: None },
+            pod: Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: lease.pod_uid.clone() },
+            address: lease.address.parse().ok()?,
+            proof: Proof::Namespace { path: lease.netns.clone()?, inode: None },
         })
     };
-    assignments.filter_map(occupant).collect()
+    leases.filter_map(occupant).collect()
 }
 
 /// Whether the published status already says what the agent has to say, so that there is nothing to write.
 pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAllocationStatus>) -> bool {
-    let without_conditions = |status: &NodeIPAllocationStatus| {
-        let sorted = |names: &[String]| {
-            let mut names = names.to_vec();
-            names.sort();
-            names
-        };
-        let (relinquished, unlisted) = (sorted(&status.relinquished), sorted(&status.unlisted));
-        NodeIPAllocationStatus { conditions: vec![], relinquished, unlisted, ..status.clone() }
-    };
     published.is_some_and(|published| {
-        without_conditions(status) == without_conditions(published)
-            && condition::same(&ours(status), &ours(published))
+        let timeless = |status| NodeIPAllocationStatus { counted_at: None, ..without_conditions(status) };
+        timeless(status) == timeless(published) && condition::same(&ours(status), &ours(published))
     })
+}
+
+/// The API server doesn't promise to keep the order of lists with keys.
+fn without_conditions(status: &NodeIPAllocationStatus) -> NodeIPAllocationStatus {
+    let mut status = NodeIPAllocationStatus { conditions: vec![], ..status.clone() };
+    status.relinquished.sort();
+    status.unlisted.sort();
+    for list in [&mut status.lost, &mut status.confirmed, &mut status.leases, &mut status.holders] {
+        list.sort_by(|a, b| a.address.cmp(&b.address));
+    }
+    status
 }
 
 /// The agent's conditions among all.
@@ -152,15 +153,10 @@ fn ours(status: &NodeIPAllocationStatus) -> Vec<Condition> {
     status.conditions.iter().filter(is_ours).cloned().collect()
 }
 
-/// The moment `ago` before `time`, as the API shows times: in whole seconds.
-fn whole_second(time: Timestamp, ago: Duration) -> Option<Timestamp> {
-    Timestamp::from_second((time - ago).as_second()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, time::Duration};
     use vnetpool_plugin::ledger::{Claim, Entry, Pod, Sandbox, Supply};
 
     fn supply(names: &[u8]) -> Supply {
@@ -199,28 +195,65 @@ mod tests {
             at,
             time,
             generation: Some(1),
+            warm: 0,
+            names_holders: false,
             unlisted: BTreeSet::new(),
             conditions: vec![supplied],
         }
     }
 
     #[test]
-    fn the_status_says_who_has_what() {
+    fn the_status_counts_and_names_nobody_unless_it_is_asked_to() {
         let mut ledger = ledger(&[9, 10, 11]);
         for id in ["a", "b"] {
             ledger.assign(&Claim::wired(&sandbox(id), &pod(id), ""), 5_000);
         }
         ledger.free(&sandbox("a"), 6_000);
-        let status = compose(&report(ledger, 7_000), None);
+        let told = report(ledger, 7_000);
+        let status = compose(&told, None);
         assert_eq!(
-            (status.held, status.assigned, status.cooling, status.free, status.waiting),
-            (3, 1, 1, 1, 0)
+            (status.held, status.assigned, status.cooling, status.free, status.waiting, status.pods),
+            (3, 1, 1, 1, 0, 1)
         );
-        assert_eq!(status.assignments.len(), 1);
-        assert_eq!(status.assignments[0].address, "10.240.0.10");
-        assert_eq!(status.assignments[0].pod, "default/b");
-        assert_eq!(status.assignments[0].sandbox, "b/eth0");
-        assert_eq!(status.assignments[0].since, Some(Time(Timestamp::from_second(1_000_000_005).unwrap())));
+        assert_eq!(status.counted_at, Some(Time(Timestamp::from_second(1_000_000_007).unwrap())));
+        let lists = |status: &NodeIPAllocationStatus| {
+            [&status.lost, &status.confirmed, &status.leases, &status.holders].map(Vec::len)
+        };
+        assert_eq!(lists(&status), [0; 4]);
+        let status = compose(&Report { names_holders: true, ..told }, None);
+        assert_eq!(lists(&status), [0, 0, 0, 1]);
+        let Holder { address, pod, pod_uid, sandbox, netns } = &status.holders[0];
+        assert_eq!(
+            (address.as_str(), pod.as_str(), pod_uid.as_str(), sandbox.as_str(), netns),
+            ("10.240.0.10", "default/b", "uid", "b/eth0", &None)
+        );
+    }
+
+    /// The operator attaches to an address what only one pod may get: this is the agent's word that no other
+    /// pod has it or will.
+    #[test]
+    fn a_mark_is_confirmed_once_the_ledger_has_it_and_while_the_address_is_held() {
+        let mut ledger = ledger(&[9, 10]);
+        ledger.assign(&Claim::wired(&sandbox("a"), &pod("a"), ""), 0);
+        let confirmed = |ledger: &Ledger| {
+            let one = compose(&report(ledger.clone(), 0), None).confirmed;
+            one.into_iter().map(|one| (one.address, one.pod_uid)).collect::<Vec<_>>()
+        };
+        assert_eq!(confirmed(&ledger), []);
+        let marked = |generation, names: &[u8]| {
+            let mut supply = Supply { generation, ..supply(names) };
+            for entry in supply.entries.iter_mut().filter(|entry| entry.name == "vnp-9") {
+                entry.attached_to = Some("uid".into());
+            }
+            supply
+        };
+        ledger.supply(&marked(2, &[9, 10]));
+        assert_eq!(confirmed(&ledger), [("10.240.0.9".to_owned(), "uid".to_owned())]);
+        ledger.supply(&marked(3, &[10]));
+        assert_eq!(confirmed(&ledger), [], "somebody else may have the address by now");
+        ledger.supply(&marked(4, &[9, 10]));
+        ledger.free(&sandbox("a"), 0);
+        assert_eq!(confirmed(&ledger), []);
     }
 
     #[test]
@@ -256,8 +289,8 @@ mod tests {
         ledger.assign(&claim, 0);
         ledger.assign(&Claim::wired(&sandbox("b"), &pod("b"), ""), 0);
         let status = compose(&report(ledger, 0), None);
-        assert_eq!(status.assignments[0].netns.as_deref(), Some("/run/netns/cni-1"));
-        assert_eq!(status.assignments[1].netns, None);
+        assert_eq!(status.leases.len(), 1);
+        assert_eq!(status.leases[0].netns.as_deref(), Some("/run/netns/cni-1"));
 
         assert_eq!(leased(&status, "another boot"), []);
         let occupants = leased(&status, "boot");
@@ -291,13 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_taken_away_under_its_pod_is_listed_but_not_held() {
+    fn an_address_taken_away_under_its_pod_is_lost_and_no_longer_held() {
         let mut ledger = ledger(&[9]);
         ledger.assign(&Claim::wired(&sandbox("a"), &pod("a"), ""), 0);
         ledger.supply(&Supply { generation: 2, ..supply(&[10]) });
         let status = compose(&report(ledger, 0), None);
         assert_eq!((status.held, status.assigned, status.free), (1, 0, 1));
-        assert_eq!(status.assignments.len(), 1);
+        let lost = [("10.240.0.9", "uid")];
+        assert!(status.lost.iter().map(|one| (one.address.as_str(), one.pod_uid.as_str())).eq(lost));
     }
 
     #[test]
@@ -309,7 +343,12 @@ mod tests {
         later.time += Duration::from_secs(1); // a step of the wall clock
         let status = compose(&later, Some(&published));
         assert!(is_published(&status, Some(&published)));
-        assert_eq!(status, published, "transition times and the assignment's time are kept");
+        let untimed = NodeIPAllocationStatus { counted_at: None, ..status };
+        assert_eq!(
+            untimed,
+            NodeIPAllocationStatus { counted_at: None, ..published },
+            "transition times stay"
+        );
     }
 
     #[test]

@@ -75,6 +75,8 @@ mod tests {
                 elsewhere: 0,
                 target: 8,
                 cooldown: Duration::from_secs(30).into(),
+                warm: 0,
+                report_holders: false,
                 pod_metadata_access: Default::default(),
                 snat_exclusions: vec![],
                 interfaces: vec![Interface { ip_configurations, ..Default::default() }],

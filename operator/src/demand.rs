@@ -157,8 +157,9 @@ fn wish(pod: &Pod) -> Option<Wish> {
         backend_pools: annotation(names::BACKEND_POOLS),
         public_address: annotation(names::PUBLIC_ADDRESS),
         dns_label: annotation(names::DNS_LABEL),
+        address: pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
     };
-    let Wish { pod: _, backend_pools, public_address, dns_label } = &wish;
+    let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = &wish;
     [backend_pools, public_address, dns_label].iter().any(|one| one.is_some()).then_some(wish)
 }
 
@@ -191,6 +192,7 @@ fn in_parts(pod: &Unreadable) -> Pod {
         }),
         status: Some(PodStatus {
             phase: status["phase"].as_str().map(str::to_owned),
+            pod_ip: status["podIP"].as_str().map(str::to_owned),
             ..PodStatus::default()
         }),
     }
@@ -217,7 +219,11 @@ fn strip(pod: &mut Pod) {
         host_network: spec.host_network,
         ..Default::default()
     });
-    pod.status = pod.status.take().map(|status| PodStatus { phase: status.phase, ..Default::default() });
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        ..Default::default()
+    });
 }
 
 #[cfg(test)]

@@ -46,8 +46,10 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, info_span, warn};
 use vnetpool_apiserver::jittered;
 use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
 use crate::azure;
+use crate::cluster::kept;
 use crate::context::{Context, Stop};
 use crate::deadline::within;
 use crate::planner;
@@ -227,6 +229,8 @@ async fn observe_and_plan(
     let shortage = (&mut memory.setback, &mut memory.recalled);
     let plan = growth::limit(ctx, &progress.allocation, &mut seen, plan, shortage, now);
     memory.run_clocks(&plan, now);
+    let lag = lag::lag(&progress.allocation, kept::boot_id(node));
+    memory.await_agent(seen.has_vanished, &lag, now);
     memory.setback = memory.setback.take().filter(|setback| match setback.stage {
         Stage::Find => setback.holds(now),
         Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
@@ -303,7 +307,9 @@ async fn publish(
 ) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&progress.seen, &progress.plan) else { return Ok(()) };
     let marks = progress.attachments.as_ref().map(|plan| &plan.marks);
+    let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
     let spec = publish::spec(&progress.allocation.spec, node, seen, plan, marks);
+    let spec = NodeIPAllocationSpec { report_holders: asks, ..spec };
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::Controller;
@@ -21,7 +21,9 @@ use tracing::warn;
 use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
-use vnetpool_crds::condition::{self, OBJECTS_READABLE, READY, SUBNET_EXHAUSTING, VALID};
+use vnetpool_crds::condition::{
+    self, NODES_READY, OBJECTS_READABLE, READY, STALLED, SUBNET_EXHAUSTING, VALID,
+};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
@@ -33,11 +35,13 @@ use crate::lock::lock;
 use crate::pod_cidr;
 use crate::verdict::{Verdict, name_some};
 
-/// A pool's status is written no more often than this: every pod on any of its nodes changes the sums.
+/// A pool is looked at no more often than this.
 const PACE: Duration = Duration::from_secs(1);
+/// Sums alone are written no more often than this: every report of any of its nodes changes them.
+const SUMS: Duration = Duration::from_secs(30);
 /// After an error of the API server.
 const RETRY: Duration = Duration::from_secs(8);
-/// So many nodes are named in a message.
+/// So many objects or reasons are named in a message.
 const NAMED: usize = 5;
 
 /// What the pool controller works with.
@@ -45,11 +49,13 @@ struct Pools {
     ctx: Arc<Context>,
     /// When each pool was last looked at.
     looked: Mutex<HashMap<String, Instant>>,
+    /// When each pool's status was last written.
+    written: Mutex<HashMap<String, Instant>>,
 }
 
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
-    let pools = Pools { ctx: ctx.clone(), looked: Mutex::default() };
+    let pools = Pools { ctx: ctx.clone(), looked: Mutex::default(), written: Mutex::default() };
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
@@ -65,9 +71,9 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPoo
         .await;
 }
 
-async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, kube::Error> {
-    let (ctx, name, now) = (&pools.ctx, pool.name_any(), Instant::now());
-    if let Some(rest) = pools.too_soon(&name, now) {
+async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Action, kube::Error> {
+    let (ctx, name, now) = (&controller.ctx, pool.name_any(), Instant::now());
+    if let Some(rest) = controller.too_soon(&name, now) {
         return Ok(Action::requeue(rest));
     }
     if ctx.cluster.is_unreadable_pool(&name) {
@@ -92,9 +98,13 @@ async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, k
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
+    if let Some(rest) = controller.sums_wait(&name, now).filter(|_| only_sums_differ(&before, &next)) {
+        return Ok(Action::requeue(rest));
+    }
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
+    lock(&controller.written).insert(name.clone(), now);
     if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
         let event = events::turned(invalid, "Validate");
         ctx.events.say(&[pool.object_ref(&())], event);
@@ -116,6 +126,12 @@ impl Pools {
             looked.insert(pool.to_owned(), now);
         }
         (!rest.is_zero()).then_some(rest)
+    }
+
+    /// How much longer sums alone are to wait.
+    fn sums_wait(&self, pool: &str, now: Instant) -> Option<Duration> {
+        let last = *lock(&self.written).get(pool)?;
+        Some(SUMS.saturating_sub(now.duration_since(last))).filter(|rest| !rest.is_zero())
     }
 }
 
@@ -142,10 +158,12 @@ pub(crate) fn roll_up<'a>(
     let mut next = NodeIPPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions: before.conditions,
+        counted_at: Some(Time(now)),
         ..Default::default()
     };
     let mut subnets: BTreeMap<String, SubnetUse> = BTreeMap::new();
-    let mut short = vec![];
+    // Reasons, without names or numbers: in a large pool some node is always joining.
+    let mut short = BTreeSet::new();
     for node in nodes {
         next.nodes += 1;
         if let Some(status) = &node.status {
@@ -164,14 +182,13 @@ pub(crate) fn roll_up<'a>(
             let held = interface.ip_configurations.iter().map(IpConfiguration::count);
             usage.held = held.fold(usage.held, u32::saturating_add);
         }
-        if !condition::is_true(node.conditions(), READY) {
-            let reason =
-                condition::find(node.conditions(), READY).map_or("Pending", |ready| ready.reason.as_str());
-            short.push((node.name_any(), reason.to_owned()));
+        match condition::find(node.conditions(), READY) {
+            Some(ready) if ready.status == "True" => next.nodes_ready += 1,
+            Some(ready) => drop(short.insert(ready.reason.clone())),
+            None => drop(short.insert(Reason::Pending.name().to_owned())),
         }
     }
     next.subnets = subnets.into_values().collect();
-    short.sort();
 
     let valid = match (pool.spec.selector(), conflict) {
         (Ok(_), None) => Verdict::yes(Reason::Valid, ""),
@@ -185,18 +202,32 @@ pub(crate) fn roll_up<'a>(
             ),
         ),
     };
-    let ready = match short.len() {
-        _ if valid.is_false() => valid.clone(),
-        0 if next.nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
-        0 => Verdict::yes(Reason::Ready, format!("all {} nodes are ready", next.nodes)),
-        count => {
-            let named = name_some(short.iter().map(|(name, reason)| format!("{name} ({reason})")), NAMED);
-            let message = format!("{count} of {} nodes are not ready: {named}", next.nodes);
+    let nodes_ready = match short.is_empty() {
+        true if next.nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
+        true => Verdict::yes(Reason::AllReady, "all nodes of the pool are ready"),
+        false => {
+            let message = format!(
+                "some nodes are not ready ({}): kubectl get nodeipallocations --field-selector spec.pool={}",
+                name_some(short.into_iter(), NAMED),
+                pool.name_any()
+            );
             Verdict::no(Reason::NodesNotReady, message)
         }
     };
-    for (type_, verdict) in [(VALID, valid), (READY, ready)] {
-        condition::set(&mut next.conditions, verdict.condition(type_, pool.metadata.generation, now));
+    let (ready, stalled) = match valid.is_false() {
+        true => (valid.clone(), Some(Verdict::yes(valid.reason, &valid.message))),
+        false => (Verdict::yes(Reason::Ready, "the pool can serve nodes"), None),
+    };
+    let said =
+        [(VALID, Some(valid)), (READY, Some(ready)), (STALLED, stalled), (NODES_READY, Some(nodes_ready))];
+    for (type_, verdict) in said {
+        match verdict {
+            Some(verdict) => {
+                let condition = verdict.condition(type_, pool.metadata.generation, now);
+                condition::set(&mut next.conditions, condition);
+            }
+            None => next.conditions.retain(|one| one.type_ != type_),
+        }
     }
     next
 }
@@ -227,8 +258,23 @@ fn tell_unreadable(
 
 /// Blind to the order of conditions and to their transition times.
 fn says_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
-    let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus { conditions: vec![], ..status.clone() };
+    let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus {
+        conditions: vec![],
+        counted_at: None,
+        ..status.clone()
+    };
     without(before) == without(next) && condition::same(&before.conditions, &next.conditions)
+}
+
+/// Whether the statuses differ only in what nodes count.
+fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
+    let without = |status: &NodeIPPoolStatus| {
+        let mut status = NodeIPPoolStatus { assigned: 0, cooling: 0, free: 0, ..status.clone() };
+        status.waiting = status.waiting.min(1);
+        status.subnets.iter_mut().for_each(|subnet| subnet.free = subnet.free.map(|_| 0));
+        status
+    };
+    says_the_same(&without(before), &without(next))
 }
 
 fn turned_invalid<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
@@ -288,13 +334,31 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_names_the_nodes_that_are_short_and_why_but_not_all_of_a_thousand() {
+    fn a_pool_says_why_nodes_are_short_and_how_to_list_them_and_is_ready_itself() {
         let nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
         let status = rolled(&pool(json!({})), &nodes);
-        let ready = condition::find(&status.conditions, READY).unwrap();
+        let ready = condition::find(&status.conditions, NODES_READY).unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "NodesNotReady"));
-        assert!(ready.message.contains("8 of 8") && ready.message.contains("n0 (SubnetFull)"));
-        assert!(ready.message.ends_with("3 more"));
+        for part in ["(SubnetFull)", "--field-selector spec.pool=p"] {
+            assert!(ready.message.contains(part), "{}", ready.message);
+        }
+        assert_eq!((status.nodes, status.nodes_ready), (8, 0));
+        assert!(condition::is_true(&status.conditions, READY), "the pool itself is in order");
+    }
+
+    #[test]
+    fn what_pods_change_are_sums_and_all_else_is_news() {
+        let mut nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
+        let before = rolled(&pool(json!({})), &nodes);
+        let status = nodes[0].status.as_mut().unwrap();
+        (status.assigned, status.free, status.cooling) = (4, 3, 1);
+        let moved = rolled(&pool(json!({})), &nodes);
+        assert!(!says_the_same(&before, &moved) && only_sums_differ(&before, &moved));
+        nodes[0] = node("n0", "s", 8, "Ready");
+        let ready = rolled(&pool(json!({})), &nodes);
+        assert!(!only_sums_differ(&before, &ready));
+        let said = |status: &NodeIPPoolStatus| condition::find(&status.conditions, NODES_READY).cloned();
+        assert_eq!(said(&before), said(&ready), "which is no other message");
     }
 
     #[test]
@@ -304,6 +368,7 @@ mod tests {
         let invalid = turned_invalid(&[], &status.conditions).unwrap();
         assert!(invalid.message.contains("NodeIPPool p"));
         assert!(!condition::is_true(&status.conditions, READY));
+        assert!(condition::is_true(&status.conditions, STALLED));
         assert_eq!(turned_invalid(&status.conditions, &status.conditions), None);
     }
 

@@ -1,7 +1,9 @@
 //! What kubectl shows of our kinds without anybody reading a log: field docs and columns.
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
+use std::time::Duration;
 use vnetpool_tests::control_plane::{ControlPlane, User, allocation};
 
 pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
@@ -16,7 +18,8 @@ pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
         ("nodeipallocation.spec.interfaces.ipConfigurations.name", "Name of the ipConfiguration"),
         ("nodeipallocation.status.relinquished", "given up for good"),
         ("nodeipallocation.status.unlisted", "lists no longer"),
-        ("nodeipallocation.status.assignments.pod", "namespace/name"),
+        ("nodeipallocation.status.confirmed", "gets anything attached"),
+        ("nodeipallocation.status.lost.pod", "namespace/name"),
     ] {
         let text = plane.kubectl(&["explain", field])?;
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -29,34 +32,37 @@ pub fn a_pool_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<(
     let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": "shown" }, "spec": {} });
     plane.apply(&pool.to_string())?;
     let ready = condition("Ready", "False", "SubnetFull");
-    let status = json!({ "nodes": 3, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready, condition("SubnetExhausting", "True", "FewFree")] });
+    let status = json!({ "nodes": 3, "nodesReady": 2, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready, condition("SubnetExhausting", "True", "FewFree")] });
     patch_status(plane, User::Operator, "nodeippool", "shown", status)?;
     columns(
         plane,
         "nodeippools",
         "shown",
         &[],
-        "NAME MODE NODES HELD ASSIGNED FREE READY AGE",
-        "shown Address 3 24 11 12 False",
+        "NAME MODE NODES NODES-READY HELD ASSIGNED FREE READY REASON AGE",
+        "shown Address 3 2 24 11 12 False SubnetFull",
     )?;
     columns(
         plane,
         "nipp",
         "shown",
         &["-o", "wide"],
-        "NAME MODE NODES HELD ASSIGNED FREE READY AGE REASON SUBNET-EXHAUSTING",
-        "SubnetFull True",
+        "NAME MODE NODES NODES-READY HELD ASSIGNED FREE READY REASON AGE COUNTED SUBNET-EXHAUSTING",
+        "True",
     )
 }
 
 pub fn an_allocation_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<()> {
     plane.apply_as(User::Operator, &allocation("shown", "uid"))?;
-    let status = json!({ "held": 12, "assigned": 7, "free": 3, "cooling": 2, "waiting": 4 });
+    let counted = Timestamp::now() - Duration::from_secs(9 * 86_400);
+    let status = json!({ "held": 12, "assigned": 7, "free": 3, "cooling": 2, "waiting": 4,
+        "countedAt": Timestamp::from_second(counted.as_second())? });
     patch_status(plane, User::Agent("shown"), "nodeipallocation", "shown", status)?;
     let ready = json!({ "conditions": [condition("Ready", "True", "Ready")] });
     patch_status(plane, User::Operator, "nodeipallocation", "shown", ready)?;
-    let header = "NAME POOL HELD ASSIGNED FREE COOLING WAITING READY AGE";
-    columns(plane, "nodeipallocations", "shown", &[], header, "shown default 12 7 3 2 4 True")?;
+    let header = "NAME POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE";
+    let of_pool = ["--field-selector", "spec.pool=default,metadata.name=shown"];
+    columns(plane, "nodeipallocations", "", &of_pool, header, "shown default 12 7 3 2 4 9d True Ready")?;
     let header = format!("{header} NIC SUBNET");
     columns(plane, "nipa", "shown", &["-o", "wide"], &header, "networkInterfaces/shown-nic")?;
     columns(plane, "nipa", "shown", &["-o", "wide"], &header, "virtualNetworks/vnet/subnets/nodes")
@@ -90,7 +96,8 @@ fn columns(
     header: &str,
     row: &str,
 ) -> Result<()> {
-    let table = plane.kubectl(&[&["get", kind, name], args].concat())?;
+    let name = Some(name).filter(|name| !name.is_empty());
+    let table = plane.kubectl(&[&["get", kind], name.as_slice(), args].concat())?;
     let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     let shown = lines.next().context("nothing shown")?;
     ensure!(shown == header, "{shown}");

@@ -3,21 +3,27 @@
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::Notify;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::Interface;
-use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, condition, names};
 use vnetpool_node_agent::imds::{Network, listing::Listing};
+use vnetpool_node_agent::report::pace::{Pace, difference};
+use vnetpool_node_agent::report::{Report, compose};
 use vnetpool_node_agent::supply::supply;
-use vnetpool_plugin::ledger::{Claim, Counts, Ledger, Millis, Pod, Sandbox, Supplied};
+use vnetpool_plugin::ledger::{Claim, Ledger, Millis, Pod, Sandbox, Supplied};
 
 /// All agents. Ends with the runtime.
 #[derive(Clone, Default)]
@@ -26,8 +32,11 @@ pub struct Agents {
     /// Nodes to look at though their object hasn't changed.
     touched: Arc<Mutex<BTreeSet<String>>>,
     news: Arc<Notify>,
-    /// How many reports they have sent in all.
+    /// How many reports they have sent in all, and how long these were.
     pub reports: Arc<AtomicUsize>,
+    pub bytes: Arc<AtomicUsize>,
+    /// Reports wait as those of real agents do.
+    is_paced: Arc<AtomicBool>,
 }
 
 /// So many events are taken in at once, and so many agents report at a time.
@@ -41,7 +50,9 @@ struct Agent {
     ledger: Option<Ledger>,
     /// Whatever is freed has cooled when the agent looks next.
     now: Millis,
-    reported: Option<(String, Value)>,
+    /// UID of the object, and what it was told.
+    reported: Option<(String, NodeIPAllocationStatus)>,
+    pace: Pace,
     listing: Listing,
 }
 
@@ -63,6 +74,7 @@ impl Agents {
             ledger: None,
             now: 0,
             reported: None,
+            pace: Pace::default(),
             listing: Listing::default(),
         };
         self.lock().insert(node.into(), agent);
@@ -84,6 +96,19 @@ impl Agents {
     /// What it has missed by now.
     pub fn unlisted(&self, node: &str) -> BTreeSet<String> {
         self.lock().get(node).map(|agent| agent.listing.unlisted()).unwrap_or_default()
+    }
+
+    /// From now on reports wait as those of real agents do.
+    pub fn pace(&self) {
+        self.is_paced.store(true, Ordering::Relaxed);
+    }
+
+    /// Who has which address on the node, by UID.
+    pub fn addresses(&self, node: &str) -> BTreeMap<String, Ipv4Addr> {
+        let nodes = self.lock();
+        let ledger = nodes.get(node).and_then(|agent| agent.ledger.as_ref());
+        let all = ledger.into_iter().flat_map(Ledger::assignments);
+        all.map(|(entry, one)| (one.pod.uid.clone(), entry.address)).collect()
     }
 
     fn change(&self, node: &str, change: impl FnOnce(&mut Agent)) {
@@ -142,15 +167,26 @@ impl Agents {
     }
 
     /// What the agent has to say about this version of its object, if it is news.
-    fn report(&self, name: &str, object: &NodeIPAllocation) -> Option<(Client, Value)> {
+    fn report(&self, name: &str, object: &NodeIPAllocation) -> Option<(Client, NodeIPAllocationStatus)> {
         let mut nodes = self.lock();
         let agent = nodes.get_mut(name)?;
-        let news = Some((object.uid().unwrap_or_default(), agent.take_up(object)?));
-        if agent.reported == news {
+        let (uid, news) = (object.uid().unwrap_or_default(), agent.take_up(object)?);
+        let reported = agent.reported.as_ref().filter(|(to, _)| *to == uid);
+        let difference = difference(&news, reported.map(|(_, status)| status), object.spec.warm);
+        let wait = agent.pace.due(difference, Instant::now())?;
+        if !wait.is_zero() && self.is_paced.load(Ordering::Relaxed) {
+            let (agents, name) = (self.clone(), name.to_owned());
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                agents.touch(&name);
+                agents.news.notify_one();
+            });
             return None;
         }
-        agent.reported = news;
-        agent.reported.clone().map(|(_, status)| (agent.client.clone(), status))
+        agent.pace.written(difference);
+        self.bytes.fetch_add(serde_json::to_string(&news).map_or(0, |text| text.len()), Ordering::Relaxed);
+        agent.reported = Some((uid, news.clone()));
+        Some((agent.client.clone(), news))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Agent>> {
@@ -160,7 +196,7 @@ impl Agents {
 
 impl Agent {
     /// None: the object isn't for this boot yet, or older than what the ledger knows.
-    fn take_up(&mut self, object: &NodeIPAllocation) -> Option<Value> {
+    fn take_up(&mut self, object: &NodeIPAllocation) -> Option<NodeIPAllocationStatus> {
         let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
         let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
         let ledger = self.ledger.get_or_insert_with(|| {
@@ -184,36 +220,25 @@ impl Agent {
             ledger.assign(&Claim::wired(&sandbox, pod, ""), self.now);
         }
         ledger.relinquish(object.spec.target, self.now);
-        let Counts { held, assigned, cooling, free, waiting, vanished, .. } = ledger.counts(self.now);
-        let backed = json!({ "type": "AssignmentsBacked", "lastTransitionTime": "2026-01-01T00:00:00Z", "message": "",
-            "status": if vanished == 0 { "True" } else { "False" },
-            "reason": if vanished == 0 { "Backed" } else { "AddressVanished" } });
-        let relinquished: Vec<&str> = ledger.relinquished().collect();
-        let assignments: Vec<Value> = ledger
-            .assignments()
-            .map(|(entry, one)| {
-                let sandbox = format!("{}/{}", one.sandbox.container_id, one.sandbox.ifname);
-                let pod = format!("{}/{}", one.pod.namespace, one.pod.name);
-                json!({ "address": entry.address, "pod": pod, "podUID": one.pod.uid, "sandbox": sandbox })
-            })
-            .collect();
-        Some(json!({
-            "observedGeneration": object.metadata.generation,
-            "bootID": self.boot,
-            "held": held,
-            "assigned": assigned - vanished,
-            "assignments": assignments,
-            "conditions": [backed],
-            "free": free,
-            "cooling": cooling,
-            "waiting": waiting,
-            "relinquished": relinquished,
-            "unlisted": self.listing.unlisted(),
-        }))
+        let is_backed = ledger.counts(self.now).vanished == 0;
+        let reason = if is_backed { Reason::Backed } else { Reason::AddressVanished };
+        let at = Timestamp::UNIX_EPOCH;
+        let backed = condition::new(condition::ASSIGNMENTS_BACKED, is_backed, reason, "", None, at);
+        let report = Report {
+            ledger: ledger.clone(),
+            at: self.now,
+            time: Timestamp::now(),
+            generation: object.metadata.generation,
+            warm: object.spec.warm,
+            names_holders: object.spec.report_holders,
+            unlisted: self.listing.unlisted(),
+            conditions: vec![backed],
+        };
+        Some(compose(&report, None))
     }
 }
 
-async fn publish(client: Client, object: &NodeIPAllocation, status: &Value) -> Result<()> {
+async fn publish(client: Client, object: &NodeIPAllocation, status: &NodeIPAllocationStatus) -> Result<()> {
     let patch = Patch::Apply(json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),

@@ -61,11 +61,6 @@ pub fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
     ours.map(|one| (text(&one["name"]), text(&one["address"]))).collect()
 }
 
-fn assigned(seen: &NodeIPAllocation) -> BTreeSet<String> {
-    let status = seen.status.as_ref();
-    status.into_iter().flat_map(|status| &status.assignments).map(|one| one.address.clone()).collect()
-}
-
 /// As the agent says of what `spec` has now: what it said of before proves nothing.
 pub fn is_backed(seen: &NodeIPAllocation) -> bool {
     let taken_up = seen.status.as_ref().and_then(|status| status.observed_generation);
@@ -78,7 +73,8 @@ pub async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<
     let served = |seen: &NodeIPAllocation| {
         let spec: BTreeSet<String> =
             seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
-        let assigned = assigned(seen);
+        let assigned: BTreeSet<String> =
+            stage.agents.addresses(node).values().map(ToString::to_string).collect();
         (assigned.len() == pods && assigned.is_subset(&spec) && is_backed(seen)).then_some(assigned)
     };
     stage.until(&format!("{pods} pods have addresses"), node, served).await

@@ -13,6 +13,7 @@
 mod agent;
 mod attachments;
 mod budget;
+mod churn;
 mod concurrency;
 mod disturbed;
 mod dry_run;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
     let trials = [
         attachments::TESTS,
         budget::TESTS,
+        churn::TESTS,
         concurrency::TESTS,
         disturbed::TESTS,
         dry_run::TESTS,

@@ -2,9 +2,12 @@
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::SANDBOXES_ENDED;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
@@ -15,27 +18,29 @@ pub const TESTS: &[Test] =
 async fn a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_address(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let sizing = json!({ "sizing": { "minimum": 0, "warm": 1, "releaseAfter": "5s" } });
-    let stage = Stage::set(plane, quick(), sizing).await?;
+    let sizing = || json!({ "sizing": { "minimum": 0, "warm": 1, "releaseAfter": "5s" } });
+    let stage = Stage::set(plane, quick(), sizing()).await?;
     stage.node("n1", None).await?;
     let stuck = stage.pod("n1", json!({})).await?;
     let alive = stage.pod("n1", json!({})).await?;
-    let has = |uid: &str| {
-        let uid = uid.to_owned();
-        move |seen: &vnetpool_crds::NodeIPAllocation| {
-            let status = seen.status.as_ref()?;
-            (status.assigned == 2).then(|| {
-                status.assignments.iter().find(|one| uid.is_empty() || one.pod_uid == uid).cloned()
-            })?
-        }
-    };
-    stage.until("both pods have addresses", "n1", has("")).await?;
+    let both = |seen: &NodeIPAllocation| (seen.status.as_ref()?.pods == 2).then_some(());
+    stage.until("both pods have addresses", "n1", both).await?;
     let uid = stage.orphan(&stuck).await?;
-    let address = stage.until("the node goes on with the pod", "n1", has(&uid)).await?.address;
+    let has = || stage.agents.addresses("n1").get(&uid).map(ToString::to_string);
+    let address = has().context("the node goes on with the pod")?;
 
-    // The grace time is a minute.
-    let said = eventually("the sandbox is told", Duration::from_secs(90), || async {
-        Ok(find(&stage.allocation("n1").await?, SANDBOXES_ENDED))
+    // The next report is of well after the pod's end: the agent is asked for names, and the grace time is a
+    // minute.
+    let cooldown = AtomicU32::new(30);
+    let said = eventually("the sandbox is told", Duration::from_secs(120), || async {
+        let seen = stage.allocation("n1").await?;
+        let counted_at = seen.status.as_ref().and_then(|status| status.counted_at.clone());
+        if counted_at.is_some_and(|at| at.0 + Duration::from_secs(2) < Timestamp::now()) {
+            let mut spec = sizing();
+            spec["cooldown"] = json!(format!("{}s", cooldown.fetch_add(1, Ordering::Relaxed)));
+            stage.pool("default", spec).await?;
+        }
+        Ok(find(&seen, SANDBOXES_ENDED))
     })
     .await?;
     ensure!((said.status.as_str(), said.reason.as_str()) == ("False", "SandboxLeft"), "{said:?}");
@@ -45,12 +50,16 @@ async fn a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_addres
     ensure!(!said.message.contains(&alive), "{}", said.message);
     stage.until_told("n1", "SandboxLeft", &["Node", "NodeIPAllocation"]).await?;
     let seen = stage.allocation("n1").await?;
-    ensure!(has(&uid)(&seen).is_some_and(|one| one.address == address), "its address was taken back");
+    ensure!(has().as_ref() == Some(&address), "its address was taken back");
+    ensure!(seen.status.as_ref().is_some_and(|status| status.holders.len() == 2), "{:?}", seen.status);
     let cidr = format!("{address}/32");
     ensure!(seen.spec.ip_configurations().any(|one| one.address == cidr), "{cidr} left spec");
 
     stage.tidy("n1").await?;
     let said = stage.until_says("n1", SANDBOXES_ENDED, "Ended").await?;
     ensure!(said.status == "True", "{said:?}");
-    Ok(())
+    let named_no_more = |seen: &NodeIPAllocation| {
+        (!seen.spec.report_holders && seen.status.as_ref()?.holders.is_empty()).then_some(())
+    };
+    stage.until("nobody is named any more", "n1", named_no_more).await
 }

@@ -186,9 +186,24 @@ impl<'a> Stage<'a> {
 
     /// Puts one pod with these annotations on a node, and gives its name.
     pub async fn pod(&self, node: &str, annotations: Value) -> Result<String> {
+        let asks = annotations.as_object().is_some_and(|all| !all.is_empty());
         let name = self.make_pod(node, annotations).await?;
         self.agents.serve(node, self.pods_on(node).await?);
+        if asks {
+            self.tell_address(node, &name).await?;
+        }
         Ok(name)
+    }
+
+    /// Tells the pod's address in its status, as its kubelet does. A pod that gets none is told without.
+    async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        let uid = api.get(pod).await?.uid().unwrap_or_default();
+        let has = async || Ok(self.agents.addresses(node).get(&uid).copied());
+        let address = eventually(&format!("{pod} has an address"), patience(PATIENCE), has).await?;
+        let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
+        api.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
     }
 
     /// Takes that pod from its node.

@@ -78,7 +78,9 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &Co
     ensure!(condition.message.contains("/subnets/small has 4 of 11 addresses free"), "{}", condition.message);
     // It stands while other figures of the pool change, and is no news.
     stage.bind("n1", 2).await?;
-    until(&stage, "its pods are counted", |status| status.assigned == 2).await?;
+    stage
+        .until("its pods are counted", "n1", |seen| (seen.status.as_ref()?.assigned == 2).then_some(()))
+        .await?;
     // A pool that wants to hear of it later says so itself.
     stage.pool("default", json!({ "sizing": sizing, "subnetExhaustingPercent": 20 })).await?;
     until(&stage, "it is withdrawn", |status| says(status, "False", "EnoughFree")).await?;

@@ -34,6 +34,7 @@
 
 #![allow(clippy::unwrap_used)] // all of it is a test
 
+mod attach;
 mod azure;
 mod node;
 mod operator;

@@ -66,7 +66,7 @@ impl Agent {
         let generation = object.and_then(|object| object.metadata.generation).unwrap_or_default();
         let is_supplied = supplied == Some(Supplied::Applied);
         let mut said = Vec::new();
-        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied, generation)));
+        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied)));
         said.push(say_backed(&ledger));
         Ok(Some(Taken { ledger, at, generation: is_supplied.then_some(generation), said }))
     }
@@ -195,16 +195,11 @@ impl Agent {
     }
 
     /// The condition `Supplied`; None if there is no news, as with a view older than one already taken in.
-    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>, generation: i64) -> Option<Said> {
+    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>) -> Option<Said> {
         let (is_true, reason, message) = match (meaning, supplied) {
             (Meaning::Refused { reason, message }, _) => (false, reason, message),
-            (Meaning::Ours(supply), Some(Supplied::Applied)) => {
-                let count = supply.entries.len();
-                (
-                    true,
-                    Reason::Supplied,
-                    format!("the ledger holds the {count} addresses of generation {generation}"),
-                )
+            (Meaning::Ours(_), Some(Supplied::Applied)) => {
+                (true, Reason::Supplied, "the ledger has all addresses of spec".to_owned())
             }
             (Meaning::Ours(supply), Some(Supplied::OtherBoot)) => {
                 let message = format!(

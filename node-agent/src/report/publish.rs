@@ -1,7 +1,11 @@
-//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply and only when it
-//! differs.
+//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply, when it differs and
+//! is due ([`super::pace`]).
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -16,7 +20,8 @@ use tokio::{
 use vnetpool_apiserver::jittered;
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
-use super::{Report, building, compose, is_published};
+use super::pace::{Pace, difference};
+use super::{Report, building, compose};
 use crate::{metrics::Metrics, watch::version};
 
 /// Between two writes: a burst of pods costs two a second, and the last state always gets out.
@@ -40,18 +45,24 @@ pub struct Publisher {
 impl Publisher {
     /// Ends only when the agent does.
     pub async fn run(mut self, api: Api<NodeIPAllocation>) -> anyhow::Result<()> {
-        let mut written = None;
+        let (mut written, mut pace) = (None, Pace::default());
         let (mut retry, mut conflict) = (BETWEEN_WRITES, BETWEEN_WRITES);
         loop {
-            match self.publish(&api, &mut written).await {
-                Ok(has_written) => {
+            match self.publish(&api, &mut written, &mut pace).await {
+                Ok(outcome) => {
                     (retry, conflict) = (BETWEEN_WRITES, BETWEEN_WRITES);
-                    if has_written {
-                        sleep(BETWEEN_WRITES).await;
-                    }
+                    let due = match outcome {
+                        Outcome::Written => {
+                            sleep(BETWEEN_WRITES).await;
+                            None
+                        }
+                        Outcome::Due(wait) => Some(wait),
+                        Outcome::Nothing => None,
+                    };
                     tokio::select! {
                         changed = self.reports.changed() => changed?,
                         changed = self.objects.changed() => changed?,
+                        () = sleep(due.unwrap_or_default()), if due.is_some() => {}
                     }
                 }
                 // Somebody has written the object since it was seen: what they wrote comes by the watch,
@@ -75,31 +86,45 @@ impl Publisher {
         }
     }
 
-    /// Writes the newest report unless it is published, and only onto the version it was made from. `written`
-    /// is the object as the last write left it, which may be newer than what the watch has brought.
+    /// Writes the newest report if it is due, and only onto the version it was made from. `written` is the
+    /// object as the last write left it, which may be newer than what the watch has brought.
     async fn publish(
         &mut self,
         api: &Api<NodeIPAllocation>,
         written: &mut Option<NodeIPAllocation>,
-    ) -> anyhow::Result<bool> {
+        pace: &mut Pace,
+    ) -> anyhow::Result<Outcome> {
         let _gate = self.gate.lock().await;
         let watched = self.objects.borrow_and_update().clone();
         let report = self.reports.borrow_and_update().clone();
-        let (Some(watched), Some(report)) = (watched, report) else { return Ok(false) };
+        let (Some(watched), Some(report)) = (watched, report) else { return Ok(Outcome::Nothing) };
         let newest =
             written.as_ref().filter(|written| version(written) > version(&watched)).unwrap_or(&watched);
         let published = newest.status.as_ref();
         let status = compose(&report, published);
-        if is_published(&status, published) {
-            return Ok(false);
+        let difference = difference(&status, published, report.warm);
+        match pace.due(difference, Instant::now()) {
+            None => return Ok(Outcome::Nothing),
+            Some(wait) if !wait.is_zero() => return Ok(Outcome::Due(wait)),
+            Some(_) => {}
         }
         let result = apply(api, newest, &status).await;
         if !result.as_ref().is_err_and(is_conflict) {
             self.metrics.count_report(result.is_ok());
         }
         *written = Some(result?);
-        Ok(true)
+        pace.written(difference);
+        Ok(Outcome::Written)
     }
+}
+
+/// What became of a report.
+enum Outcome {
+    Written,
+    /// It is to be written in so long.
+    Due(Duration),
+    /// It says what is published.
+    Nothing,
 }
 
 /// Writes into the object, as it was read just now, that a ledger is about to be built, and gives it as it is

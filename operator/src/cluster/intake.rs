@@ -174,15 +174,15 @@ mod tests {
         json!({
             "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 2},
             "spec": {"nodeUID": name, "bootID": "b", "pool": "p", "mode": "Route", "routeTableID": "t", "wiring": "Routed",
-                "target": 8, "cooldown": "30s", "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "interfaces": [{
+                "target": 8, "cooldown": "30s", "warm": 8, "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "interfaces": [{
                     "id": "nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
                     "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],
                     "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
                         "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
             "status": {"observedGeneration": 2, "bootID": "b", "held": 8, "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
-                "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
-                "assignments": [{"address": "10.244.0.5", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n",
-                    "since": "2026-01-01T00:00:00Z"}],
+                "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
+                "lost": [{"address": "10.244.0.6", "podUID": "u", "sandbox": "s/eth0"}],
+                "holders": [{"address": "10.244.0.5", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
                 "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",
                     "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
         })
@@ -206,7 +206,7 @@ mod tests {
         json!({
             "metadata": {"name": name, "namespace": "d", "uid": name, "resourceVersion": "3",
                 "annotations": {"vnetpool.io/backend-pools": "web"}},
-            "spec": {"nodeName": "bad", "hostNetwork": false, "containers": []}, "status": {"phase": "Running"}
+            "spec": {"nodeName": "bad", "hostNetwork": false, "containers": []}, "status": {"phase": "Running", "podIP": "10.244.0.5"}
         })
     }
 

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo};
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
-use vnetpool_crds::allocation::{Assignment, NodeIPAllocationStatus};
+use vnetpool_crds::allocation::{Holder, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 use crate::pool::left_alone::is_left_alone;
@@ -43,18 +43,20 @@ pub fn strip_node(node: &mut Node) {
     });
 }
 
-/// Leaves out the longest parts, which only people read, and of each assignment all but who has the address.
+/// Leaves out the longest parts, which only people and the agent read, and of each holder all but who has the
+/// address.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
         annotations.retain(|name, _| name == names::GONE);
     }
     if let Some(status) = &mut allocation.status {
-        for one in &mut status.assignments {
-            *one = Assignment {
+        status.leases.clear();
+        for one in status.lost.iter_mut().chain(&mut status.confirmed).chain(&mut status.holders) {
+            *one = Holder {
                 address: std::mem::take(&mut one.address),
                 pod_uid: std::mem::take(&mut one.pod_uid),
-                ..Assignment::default()
+                ..Holder::default()
             };
         }
     }
@@ -88,9 +90,14 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         cooling,
         free,
         waiting,
+        counted_at: _,
+        pods,
         relinquished,
         unlisted,
-        assignments,
+        lost,
+        confirmed,
+        leases: _,
+        holders,
         conditions,
     } = allocation.status.clone().unwrap_or_default();
     let theirs: Vec<_> = conditions
@@ -98,16 +105,18 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         .filter(condition::is_agents)
         .map(|one| (one.type_, one.status, one.reason, one.message))
         .collect();
-    let assignments: Vec<_> = assignments.into_iter().map(|one| (one.address, one.pod_uid)).collect();
+    let who = |list: Vec<Holder>| -> Vec<_> {
+        list.into_iter().map(|one| (one.address, one.pod_uid)).collect::<Vec<_>>()
+    };
     digest((
-        assignments,
+        (who(lost), who(confirmed), who(holders)),
         (
             &allocation.metadata.uid,
             allocation.metadata.generation,
             allocation.metadata.deletion_timestamp.is_some(),
             allocation.annotations().get(names::GONE),
         ),
-        (observed_generation, boot_id, held, assigned, cooling, free, waiting, relinquished, unlisted),
+        (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished, unlisted),
         theirs,
     ))
 }

@@ -58,6 +58,8 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             wiring: pool.spec.wiring,
             target: 0,
             cooldown: pool.spec.cooldown,
+            warm: pool.spec.sizing.warm,
+            report_holders: false,
             pod_metadata_access: pool.spec.pod_metadata_access,
             snat_exclusions: vec![],
             elsewhere: 0,

@@ -41,11 +41,10 @@ pub fn plan(
         }
     }
     let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
-    let assignments = status.into_iter().flat_map(|status| &status.assignments);
-    let has = assignments
-        .filter(|one| !one.pod_uid.is_empty())
-        .filter_map(|one| Some((one.address.parse().ok()?, one.pod_uid.clone())))
-        .collect();
+    let confirmed = status.into_iter().flat_map(|status| &status.confirmed);
+    let confirmed = confirmed.filter(|one| !one.pod_uid.is_empty());
+    let confirmed = confirmed.filter_map(|one| Some((one.address.parse().ok()?, one.pod_uid.clone())));
+    let has = attachments::holders(&seen.observed.held, &marks, confirmed, &wishes);
     let refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| one.holds(now)).map(|(uid, _)| uid.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());

@@ -12,6 +12,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
 
 use super::absences::Absences;
 use super::attachments::remembered::Attaching;
+use super::lag::Lag;
 use super::mending::Mending;
 use super::observe::known::Known;
 use super::report::reports::Reports;
@@ -29,7 +30,10 @@ pub struct Memory {
     pub nic: Known,
     /// Addresses that left the NIC under their pods and belong to somebody else by now: not asked for again.
     pub taken: BTreeSet<Ipv4Net>,
+    /// Since when something has left the NIC by another hand, until the agent has said what pods use of it.
+    pub vanished_since: Option<Instant>,
     pub growth_since: Option<Instant>,
+    pub surplus_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
     pub mending: Mending,
@@ -55,7 +59,9 @@ impl Memory {
             uid: allocation.uid(),
             nic: Known::of(allocation),
             taken: BTreeSet::new(),
+            vanished_since: None,
             growth_since: None,
+            surplus_since: None,
             release_since: None,
             setback: None,
             mending: Mending::default(),
@@ -88,11 +94,21 @@ impl Memory {
         before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))
     }
 
+    /// The agent is waited for from when something vanished until it has taken up a `spec` without it.
+    pub fn await_agent(&mut self, has_vanished: bool, lag: &Lag, now: Instant) {
+        self.vanished_since = match (has_vanished, lag) {
+            (true, _) => self.vanished_since.or(Some(now)),
+            (false, Lag::None) => None,
+            (false, Lag::Behind | Lag::Silent) => self.vanished_since,
+        };
+    }
+
     /// Starts and stops the clocks that the planner asks for.
     pub fn run_clocks(&mut self, plan: &Plan, now: Instant) {
         let clock = |since: Option<Instant>, runs: bool| runs.then(|| since.unwrap_or(now));
         self.growth_since = clock(self.growth_since, plan.grows);
         self.release_since = clock(self.release_since, plan.releases);
+        self.surplus_since = clock(self.surplus_since, plan.surplus);
         if !plan.repairs && !plan.forwards {
             self.mending.mended();
         }

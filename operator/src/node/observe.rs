@@ -23,6 +23,7 @@ use vnetpool_crds::pool::Sizing;
 use vnetpool_crds::{NodeIPPool, condition};
 
 use super::backend::{self, Backend, Holding, NicView};
+use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::{self, Need};
 use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
@@ -66,6 +67,8 @@ pub struct Seen {
     pub grouping: Grouping,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
+    /// Something that `spec` shows has left the NIC by another hand.
+    pub has_vanished: bool,
 }
 
 /// What the cluster knows of a node.
@@ -98,6 +101,8 @@ struct AzureView {
     leave: Vec<ResourceId>,
     /// An error, or somebody else's write to the NIC, holds every write back.
     is_held_back: bool,
+    /// The agent is about to say which of what has left the NIC pods use.
+    awaits_agent: bool,
     nic_failed: bool,
     forwarding_lacks: bool,
 }
@@ -207,6 +212,13 @@ pub async fn around(
         .filter(|_| backend.takes_asked_address())
         .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken))
         .map(|lost| memory.mending.askable(lost, now));
+    let has_vanished =
+        nic.filter(|_| backend.takes_asked_address()).is_some_and(|nic| drift::has_vanished(allocation, nic));
+    // A write that grows could be given the very address, and a second one would be needed for what pods use.
+    let is_told = !has_vanished && lag(allocation, kept::boot_id(node)) == Lag::None;
+    let since = has_vanished.then_some(memory.vanished_since.unwrap_or(now)).or(memory.vanished_since);
+    let until = since.filter(|_| !is_told).map(|since| since + drift::PATIENCE);
+    let told_by = until.filter(|until| *until > now);
     // Groups that Azure has refused are left out for a while.
     let may_join = memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now));
     let azure = AzureView {
@@ -222,6 +234,7 @@ pub async fn around(
         forwarding_lacks: served.is_some()
             && backend.needs_forwarding()
             && nic.is_some_and(|nic| !nic.forwards),
+        awaits_agent: told_by.is_some(),
         holding: Holding { route_is_wrong: holding.route_is_wrong && obstacle.is_none(), ..holding },
     };
     let observed = observed(&cluster, allocation, azure, memory, now);
@@ -250,7 +263,8 @@ pub async fn around(
         observed,
         adoption,
         grouping,
-        turn: None,
+        turn: told_by,
+        has_vanished,
     })
 }
 
@@ -290,6 +304,7 @@ impl Seen {
             adoption: None,
             grouping: Grouping::default(),
             left: vec![],
+            has_vanished: false,
         }
     }
 }
@@ -340,7 +355,7 @@ fn observed(
         bound_still_for: cluster.bound_still_for,
         growth_wanted_for: since(memory.growth_since).unwrap_or_default(),
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
-        may_reserve: u32::MAX,
+        may_reserve: if azure.awaits_agent { 0 } else { u32::MAX },
         may_write: !azure.is_held_back,
         nic_failed: azure.nic_failed,
         may_mend: memory.mending.may_write(now),

@@ -9,6 +9,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::info;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
+use vnetpool_crds::condition::{self, ADOPTED};
 use vnetpool_crds::names;
 
 use super::error::Error;
@@ -48,9 +49,21 @@ pub fn spec(
         target: plan.target,
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
         pod_metadata_access: pool.map_or(before.pod_metadata_access, |pool| pool.spec.pod_metadata_access),
+        warm: pool.map_or(before.warm, |pool| pool.spec.sizing.warm),
+        report_holders: before.report_holders,
         snat_exclusions: seen.snat_exclusions.clone(),
         elsewhere: seen.elsewhere,
         interfaces: interface.into_iter().chain(seen.primary_nic.clone()).collect(),
+    }
+}
+
+/// Whether others' ipConfigurations are to leave the NIC, for which each pod must be known to have an address
+/// of ours.
+pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
+    match &seen.adoption {
+        Some(adoption) => adoption.left > 0,
+        None if seen.is_read => false,
+        None => condition::find(allocation.conditions(), ADOPTED).is_some_and(|said| said.status == "False"),
     }
 }
 

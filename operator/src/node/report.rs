@@ -16,7 +16,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use vnetpool_crds::allocation::NodeIPAllocation;
-use vnetpool_crds::condition::{self, FULL, READY};
+use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, READY};
 use vnetpool_crds::names;
 
 use super::error::Error;
@@ -29,9 +29,6 @@ use crate::context::Context;
 use crate::{azure, events};
 use conditions::Facts;
 use vnetpool_crds::reason::Reason;
-
-/// `Ready`'s message counts addresses; a count alone isn't written more often than this.
-const COUNTS: Duration = Duration::from_secs(10);
 
 /// Says how the node stands after a progress. Gives the time after which to say it again though nothing has
 /// changed.
@@ -48,6 +45,7 @@ pub async fn report(
     let complaint = kept::networkless(node)
         .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
     let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
+    let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
     let next = {
         let facts = Facts {
             allocation: &progress.allocation,
@@ -71,6 +69,7 @@ pub async fn report(
             outlived,
             behind_for: memory.reports.behind_for(now),
             networkless: complaint.filter(|_| is_networkless),
+            surplus_for: surplus_for.unwrap_or_default(),
         };
         conditions::conditions(&facts, Timestamp::now())
     };
@@ -79,10 +78,15 @@ pub async fn report(
         ctx.events.say(&about, events::refused(&pod, &progress.allocation.spec.pool));
     }
     let grace = memory.reports.grace_left(now);
-    let pause = apply(ctx, progress, node, memory, next, now).await?;
+    let is_said = condition::is_true(&next, condition::SURPLUS);
+    let surplus = surplus_for
+        .filter(|_| !is_said)
+        .map(|lasted| conditions::surplus_is_said_after(progress.seen.as_ref()).saturating_sub(lasted))
+        .filter(|rest| !rest.is_zero());
+    apply(ctx, progress, node, memory, next).await?;
     let full = condition::is_true(progress.allocation.conditions(), FULL);
     taint::set(ctx, node, full).await?;
-    Ok([grace, grace_of_runtime, pause, next_finding].into_iter().flatten().min())
+    Ok([grace, grace_of_runtime, surplus, next_finding].into_iter().flatten().min())
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {
@@ -108,27 +112,19 @@ async fn apply(
     node: &Node,
     memory: &mut Memory,
     next: Vec<Condition>,
-    now: Instant,
-) -> Result<Option<Duration>, Error> {
+) -> Result<(), Error> {
     let before = ours(&progress.allocation);
-    if condition::same(&before, &next) {
-        return Ok(None);
-    }
-    if let Some(last) = memory.reports.written.filter(|_| only_counts_differ(&before, &next)) {
-        let pause = COUNTS.saturating_sub(now.saturating_duration_since(last));
-        if !pause.is_zero() {
-            return Ok(Some(pause));
-        }
+    if says_the_same(&before, &next) {
+        return Ok(());
     }
     progress.allocation = Arc::new(apply_conditions(ctx, &progress.allocation, &next).await?);
     ctx.cluster.answered(&progress.allocation);
     memory.nic.status_written(&progress.allocation);
-    memory.reports.written = Some(now);
     let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
     for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
         ctx.events.say(&about, event);
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Of an object whose Node is gone.
@@ -181,16 +177,15 @@ fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
     all.filter(|one| !condition::is_agents(one)).cloned().collect()
 }
 
-/// Whether a reader who doesn't read `Ready`'s message would see no difference.
-fn only_counts_differ(before: &[Condition], next: &[Condition]) -> bool {
-    let without = |conditions: &[Condition]| {
+/// Whether a write would bring no news. That `spec` has a later generation is none, since the operator writes
+/// it itself; but which security groups are ours, the next leader learns by the generation.
+fn says_the_same(before: &[Condition], next: &[Condition]) -> bool {
+    let timeless = |conditions: &[Condition]| {
         let mut conditions = conditions.to_vec();
-        for one in &mut conditions {
-            if one.type_ == READY {
-                one.message.clear();
-            }
+        for one in conditions.iter_mut().filter(|one| one.type_ != APPLICATION_SECURITY_GROUPS) {
+            one.observed_generation = None;
         }
         conditions
     };
-    condition::same(&without(before), &without(next))
+    condition::same(&timeless(before), &timeless(next))
 }

@@ -32,6 +32,9 @@ pub struct Wish {
     pub backend_pools: Option<String>,
     pub public_address: Option<String>,
     pub dns_label: Option<String>,
+    /// The address that the kubelet reports. It may be of a sandbox that is gone: it is enough to keep the
+    /// address for the pod, not to attach anything to it.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// Why `spec` keeps an ipConfiguration for one pod.
@@ -51,7 +54,7 @@ pub struct Facts<'a> {
     pub marks: &'a BTreeMap<String, Mark>,
     /// Live pods of the node that ask for something, by UID.
     pub wishes: &'a HashMap<String, Wish>,
-    /// UIDs of the pods that have addresses, as the agent reports it.
+    /// Who has which address, see [`holders`].
     pub has: &'a HashMap<Ipv4Addr, String>,
     /// The agent reports from this boot and with all marks in its ledger.
     pub confirmed: bool,
@@ -145,6 +148,22 @@ enum Next {
     Attach(Attach),
 }
 
+/// UIDs of pods by their addresses. Who has a marked one only the agent knows, and `confirmed` is its word:
+/// something is attached to it, or is about to be. Of any other, what the kubelet has told of the pod will
+/// do, since a mark gives nobody anything.
+pub fn holders(
+    held: &[IpConfiguration],
+    marks: &BTreeMap<String, Mark>,
+    confirmed: impl Iterator<Item = (Ipv4Addr, String)>,
+    wishes: &HashMap<String, Wish>,
+) -> HashMap<Ipv4Addr, String> {
+    let marked = held.iter().filter(|one| marks.contains_key(&one.name));
+    let marked: HashSet<Ipv4Addr> = marked.filter_map(|one| Some(one.address?.addr())).collect();
+    let told = wishes.iter().filter_map(|(uid, wish)| Some((wish.address?, uid.clone())));
+    let told = told.filter(|(address, _)| !marked.contains(address));
+    told.chain(confirmed.filter(|(address, _)| marked.contains(address))).collect()
+}
+
 /// `public_id` names the public address of a pod by its UID.
 pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Plan {
     let mut plan = Plan::default();
@@ -171,7 +190,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
             None => found(entry, holder, facts.offered),
             Some(mark) => {
                 let uid = mark.attached_to.as_str();
-                match grants.get(uid).filter(|_| !has_moved(uid, holder, facts)) {
+                match grants.get(uid).filter(|_| !has_moved(entry, uid, holder, facts)) {
                     Some(grant) => granted(entry, mark, grant, holder, facts),
                     None => ending(entry, mark, facts),
                 }
@@ -207,10 +226,16 @@ fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -
 }
 
 /// Whether the pod that an address is marked for has another one. A live pod whose sandbox is being made anew
-/// has no address for a moment; this one waits for it.
-fn has_moved(uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
+/// has no address for a moment; this one waits for it. So it does while the kubelet still names it, though
+/// another pod has it by now: a mark that went would come again at once, by that word.
+fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
+    let told = facts.wishes.get(uid).and_then(|wish| wish.address);
+    let is_told_here = told.is_some() && told == entry.address.map(|address| address.addr());
     let is_anothers = holder.is_some_and(|holder| holder != uid);
-    facts.confirmed && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))
+    let waits = is_told_here && entry.attached.is_empty();
+    facts.confirmed
+        && !waits
+        && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))
 }
 
 /// The pod is gone, asks no more, or has moved: what is attached comes off, then its public address is
@@ -342,7 +367,7 @@ fn grant(
     facts: &Facts,
     public_id: impl Fn() -> Option<ResourceId>,
 ) -> Result<Option<Grant>, String> {
-    let Wish { pod: _, backend_pools, public_address, dns_label } = wish;
+    let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = wish;
     let offered = facts.offered;
     let mut ids = HashSet::new();
     for name in

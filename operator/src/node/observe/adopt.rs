@@ -7,10 +7,13 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 
 use crate::azure::Nic;
+use crate::node::lag::{Lag, lag};
 
 /// What becomes of others' ipConfigurations on a NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adoption {
+    /// The agent has named the pods that have an address of ours.
+    pub is_answered: bool,
     /// To be removed now, by name.
     pub ready: Vec<String>,
     /// How many pods of the node have no address of ours, and may use one of those: nothing is removed until
@@ -25,9 +28,9 @@ pub struct Adoption {
 /// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address,
 /// `boot_id` is the node's boot.
 ///
-/// What we know of assignments may be some seconds old. That does no harm: a pod that has had an address of
-/// ours was wired by our plugin and uses none of others'; one whose address isn't known yet keeps everything
-/// where it is.
+/// Only an answer of the agent's counts, to a `spec` that asks for it: it is newer than the look at the NIC
+/// that found something to remove. Later pods do no harm: one that has had an address of ours was wired by our
+/// plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
 pub fn adoption(
     adopt: Adopt,
     bound: &HashSet<String>,
@@ -38,11 +41,13 @@ pub fn adoption(
     if adopt == Adopt::Nothing {
         return None;
     }
-    let status = allocation.status.as_ref().filter(|status| status.boot_id == boot_id);
+    let is_answer = allocation.spec.report_holders && lag(allocation, boot_id) == Lag::None;
+    let status = allocation.status.as_ref().filter(|_| is_answer);
     let assigned: HashSet<&String> =
-        status.into_iter().flat_map(|status| &status.assignments).map(|one| &one.pod_uid).collect();
+        status.into_iter().flat_map(|status| &status.holders).map(|one| &one.pod_uid).collect();
     let pods = bound.iter().filter(|uid| !assigned.contains(uid)).count();
     Some(Adoption {
+        is_answered: is_answer,
         ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
         pods,
         left: nic.others.idle.len(),
@@ -58,25 +63,42 @@ mod tests {
     use crate::azure::Others;
     use crate::azure::sample_nic;
 
-    fn decide(bound: &[&str], assigned: &[&str], boot_id: &str) -> Adoption {
+    /// `asked` and `taken_up` are whether `spec` asks, and the generation that the agent has answered to; the
+    /// current one is 3.
+    fn decided(bound: &[&str], assigned: &[&str], boot_id: &str, asked: bool, taken_up: i64) -> Adoption {
         let nic = Nic {
             others: Others { idle: vec!["ipconfig2".into()], attached: vec!["ipconfig3".into()] },
             ..sample_nic(&[])
         };
         let bound = bound.iter().map(|&uid| uid.to_owned()).collect();
-        let assignments: Vec<_> = assigned
+        let holders: Vec<_> = assigned
             .iter()
             .enumerate()
             .map(|(n, uid)| json!({"address": format!("10.0.0.{}", n + 5), "podUID": uid, "sandbox": "s"}))
             .collect();
         let allocation: NodeIPAllocation = serde_json::from_value(json!({
-            "metadata": {"name": "n"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
-            "status": {"bootID": "b1", "assignments": assignments},
+            "metadata": {"name": "n", "generation": 3},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "reportHolders": asked},
+            "status": {"bootID": "b1", "observedGeneration": taken_up, "holders": holders},
         }))
         .unwrap();
         assert_eq!(adoption(Adopt::Nothing, &bound, &allocation, boot_id, &nic), None);
         adoption(Adopt::Secondaries, &bound, &allocation, boot_id, &nic).unwrap()
+    }
+
+    fn decide(bound: &[&str], assigned: &[&str], boot_id: &str) -> Adoption {
+        decided(bound, assigned, boot_id, true, 3)
+    }
+
+    #[test]
+    fn a_report_that_is_no_answer_to_the_spec_that_asks_removes_nothing() {
+        let ready = |asked, taken_up| {
+            let decided = decided(&["a"], &["a"], "b1", asked, taken_up);
+            (decided.ready.len(), decided.is_answered)
+        };
+        assert_eq!(ready(true, 3), (1, true));
+        assert_eq!(ready(true, 2), (0, false));
+        assert_eq!(ready(false, 3), (0, false));
     }
 
     #[test]

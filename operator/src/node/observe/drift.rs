@@ -2,11 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::allocation::Interface;
 
 use crate::azure::Nic;
+use crate::node::lag::{Lag, lag};
+
+/// So long the agent may take to say what pods use of what has left the NIC, before the node grows without.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What pods of this boot use though it has left the NIC without our doing, as somebody else's write makes
 /// it: addresses, or the blocks of `grain` addresses they are in. An instance of a Uniform scale set has
@@ -15,9 +21,9 @@ use crate::azure::Nic;
 /// Only on the NIC they were on: elsewhere the old NIC may still have them. And none of `taken`, which have
 /// turned out to be somebody else's.
 ///
-/// What the agent has given up is no address in use, in whatever version of its report. What we know of it
-/// may be some seconds old: an address too many is then asked for again and stays with the node as one more
-/// to hand out; one too few comes with the next report.
+/// The agent must have taken up the current `spec`, which mirrors the NIC without them: its word is then newer
+/// than the look at the NIC. A pod may have ended since: an address too many is then asked for again and stays
+/// with the node as one more to hand out.
 pub fn lost(
     allocation: &NodeIPAllocation,
     boot_id: &str,
@@ -28,10 +34,22 @@ pub fn lost(
     let known = allocation.spec.serving();
     let was_here = known.is_some_and(|one| one.id.eq_ignore_ascii_case(nic.id.as_str()));
     let may_ask = was_here && nic.id.instance().is_none();
-    let status = allocation.status.as_ref().filter(|status| may_ask && status.boot_id == boot_id);
-    let assignments = status.into_iter().flat_map(|status| &status.assignments);
-    let in_use = assignments.filter_map(|one| one.address.parse().ok());
+    let may_ask = may_ask && lag(allocation, boot_id) == Lag::None;
+    let status = allocation.status.as_ref().filter(|_| may_ask);
+    let lost = status.into_iter().flat_map(|status| &status.lost);
+    let in_use = lost.filter_map(|one| one.address.parse().ok());
     unheld(in_use, nic, grain).difference(taken).copied().collect()
+}
+
+/// Whether something that `spec` shows has left the NIC without our doing. Which of it pods use, the agent
+/// says once it has taken up a `spec` without it.
+pub fn has_vanished(allocation: &NodeIPAllocation, nic: &Nic) -> bool {
+    let is_here = |known: &&Interface| known.id.eq_ignore_ascii_case(nic.id.as_str());
+    let Some(known) = allocation.spec.serving().filter(is_here) else { return false };
+    let given_up =
+        |name: &String| allocation.status.as_ref().is_some_and(|status| status.relinquished.contains(name));
+    let held = |name: &String| nic.ip_configurations.iter().any(|one| one.name == *name);
+    known.ip_configurations.iter().any(|one| !held(&one.name) && !given_up(&one.name))
 }
 
 /// Those of the addresses that no ipConfiguration of ours holds; or the blocks they are in, where these come
@@ -57,14 +75,19 @@ mod tests {
 
     /// What is lost of two addresses in use, given what the NIC holds.
     fn lost_of(held: &[(&str, &str)], boot_id: &str, taken: &[&str]) -> Vec<String> {
+        lost_by(held, boot_id, taken, 3)
+    }
+
+    /// The same by a report of this generation, where the current one is 3.
+    fn lost_by(held: &[(&str, &str)], boot_id: &str, taken: &[&str], taken_up: i64) -> Vec<String> {
         let nic = sample_nic(held);
         let used = ["10.0.0.5", "10.0.0.6"].map(|address| json!({"address": address, "sandbox": "s"}));
         let interface = json!({"id": nic.id.as_str().to_uppercase(), "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
         let allocation: NodeIPAllocation = serde_json::from_value(json!({
-            "metadata": {"name": "n"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
+            "metadata": {"name": "n", "generation": 3},
             // As it is once the names have left `spec`, too.
-            "status": {"bootID": "b1", "assignments": used},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
+            "status": {"bootID": "b1", "observedGeneration": taken_up, "lost": used},
         }))
         .unwrap();
         let taken = taken.iter().map(|one| one.parse().unwrap()).collect();
@@ -81,14 +104,43 @@ mod tests {
     }
 
     #[test]
+    fn a_report_of_a_spec_that_still_had_the_addresses_restores_nothing() {
+        assert_eq!(lost_by(&[], "b1", &[], 3).len(), 2);
+        assert_eq!(lost_by(&[], "b1", &[], 2), [""; 0]);
+    }
+
+    #[test]
+    fn what_spec_shows_and_the_nic_lacks_has_vanished_unless_the_node_gave_it_up() {
+        let nic = sample_nic(&[("vnp-1", "10.0.0.5/32")]);
+        let vanished = |id: &str, shown: &[&str], relinquished: &[&str]| {
+            let shown: Vec<_> =
+                shown.iter().map(|name| json!({"name": name, "address": "10.0.0.6/32"})).collect();
+            let interface = json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+                "ipConfigurations": shown});
+            let allocation: NodeIPAllocation = serde_json::from_value(json!({
+                "metadata": {"name": "n"},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
+                "status": {"bootID": "b", "relinquished": relinquished},
+            }))
+            .unwrap();
+            has_vanished(&allocation, &nic)
+        };
+        let here = nic.id.as_str();
+        assert!(!vanished(here, &["vnp-1"], &[]));
+        assert!(vanished(here, &["vnp-1", "vnp-2"], &[]));
+        assert!(!vanished(here, &["vnp-1", "vnp-2"], &["vnp-2"]));
+        assert!(!vanished("/another", &["vnp-2"], &[]));
+    }
+
+    #[test]
     fn nothing_is_lost_on_a_nic_that_pods_addresses_were_never_on() {
         let allocation = |id: &str| -> NodeIPAllocation {
             let interface =
                 json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
             serde_json::from_value(json!({
-                "metadata": {"name": "n"},
+                "metadata": {"name": "n", "generation": 3},
                 "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
-                "status": {"bootID": "b", "assignments": [{"address": "10.0.0.5", "sandbox": "s"}]},
+                "status": {"bootID": "b", "observedGeneration": 3, "lost": [{"address": "10.0.0.5", "sandbox": "s"}]},
             }))
             .unwrap()
         };
@@ -104,9 +156,9 @@ mod tests {
         let (primary, serving) = (interface("/primary", false), interface(nic.id.as_str(), true));
         let lost = |interfaces: [&serde_json::Value; 2]| {
             let allocation: NodeIPAllocation = serde_json::from_value(json!({
-                "metadata": {"name": "n"},
+                "metadata": {"name": "n", "generation": 3},
                 "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": interfaces},
-                "status": {"bootID": "b", "assignments": [{"address": "10.0.0.5", "sandbox": "s"}]},
+                "status": {"bootID": "b", "observedGeneration": 3, "lost": [{"address": "10.0.0.5", "sandbox": "s"}]},
             }))
             .unwrap();
             lost(&allocation, "b", &nic, 1, &BTreeSet::new()).len()

@@ -40,9 +40,7 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
     }
     match (pending, attached) {
         (0, 0) => None,
-        (0, pods) => Some(Verdict::yes(Reason::Attached, format!("{pods} pods have what they ask for"))),
-        (pods, _) => {
-            Some(Verdict::no(Reason::Attaching, format!("{pods} pods are yet to get what they ask for")))
-        }
+        (0, _) => Some(Verdict::yes(Reason::Attached, "all pods that ask for something attached have it")),
+        (_, _) => Some(Verdict::no(Reason::Attaching, "some pods are yet to get what they ask for")),
     }
 }

@@ -14,7 +14,7 @@ use vnetpool_crds::condition::{
 };
 use vnetpool_crds::reason::Reason;
 
-use crate::node::lag::{AGENT_GRACE, Lag, lag, spec_generation};
+use crate::node::lag::{AGENT_GRACE, Lag, lag};
 use crate::node::observe::adopt::Adoption;
 use crate::node::observe::obstacle::Obstacle;
 use crate::node::observe::{Seen, groups};
@@ -50,6 +50,8 @@ pub struct Facts<'a> {
     /// What the kubelet says of a runtime that has found no network for longer than it needs to take up our
     /// configuration.
     pub networkless: Option<&'a str>,
+    /// How long more has been held than wanted, as far as this process knows.
+    pub surplus_for: Duration,
 }
 
 /// All conditions of the operator's. Transition times go on from those the object has.
@@ -64,15 +66,19 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     let found = interface_found(facts);
     let reserved = reserved(facts, !found.is_false());
     let agent = agent_reporting(facts, condition::is_true(before, AGENT_REPORTING));
-    let ready = ready(facts, &[&found, &reserved, &agent]);
+    let ready = ready(&[&found, &reserved, &agent]);
     set(INTERFACE_FOUND, found);
     set(RESERVED, reserved);
     set(AGENT_REPORTING, agent);
     set(READY, ready);
     set(WRITING, writing(facts));
-    if let Some(plan) = facts.plan {
-        set(SURPLUS, surplus(plan));
+    if let Some(is_said) = facts.plan.and_then(|plan| says_surplus(facts, plan)) {
+        let since = if is_said { now - facts.surplus_for } else { now };
+        condition::set(&mut next, surplus(is_said).condition(SURPLUS, generation, since));
     }
+    let mut set = |type_: Type, verdict: Verdict| {
+        condition::set(&mut next, verdict.condition(type_, generation, now));
+    };
     set(FULL, full(facts));
     if let Some(seen) = facts.seen.filter(|seen| seen.is_read) {
         match &seen.adoption {
@@ -156,23 +162,16 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
         return Verdict::no(Reason::Repairing, message);
     }
     if plan.grows && facts.dry_run {
-        let more = plan.wanted - plan.kept;
-        return Verdict::no(
-            Reason::DryRun,
-            format!("dry run: {more} more addresses are wanted, and none is reserved"),
-        );
+        let message = "dry run: more addresses are wanted, and none is reserved";
+        return Verdict::no(Reason::DryRun, message);
     }
     if plan.grows {
-        let more = plan.wanted - plan.kept;
-        return Verdict::no(Reason::Reserving, format!("{more} more addresses are being reserved"));
+        return Verdict::no(Reason::Reserving, "more addresses are being reserved");
     }
     if lacks(facts, plan) > 0 && plan.asked > plan.wanted {
-        return Verdict::no(
-            Reason::MaximumReached,
-            format!("{} pods lack an address: {}", lacks(facts, plan), limit(facts, plan)),
-        );
+        return Verdict::no(Reason::MaximumReached, format!("pods lack an address: {}", limit(facts)));
     }
-    Verdict::yes(Reason::Reserved, format!("the NIC holds {} addresses", plan.kept))
+    Verdict::yes(Reason::Reserved, "the NIC holds as many addresses as are wanted")
 }
 
 /// A subnet may have many free addresses and yet no block of them.
@@ -191,7 +190,7 @@ fn lacks(facts: &Facts, plan: &Plan) -> u32 {
 }
 
 /// Which limit keeps the node from more, and the remedy.
-fn limit(facts: &Facts, plan: &Plan) -> String {
+fn limit(facts: &Facts) -> String {
     let Some(seen) = facts.seen else { return String::new() };
     let maximum = seen.observed.sizing.as_ref().map_or(0, |sizing| sizing.maximum);
     if !seen.backend.draws_on_subnet() {
@@ -209,8 +208,8 @@ fn limit(facts: &Facts, plan: &Plan) -> String {
         )
     } else {
         format!(
-            "sizing.maximum of NodeIPPool {} is {maximum}, {} are asked for. Raise it, or use more nodes.",
-            facts.allocation.spec.pool, plan.asked
+            "sizing.maximum of NodeIPPool {} is {maximum}, and more are asked for. Raise it, or use more nodes.",
+            facts.allocation.spec.pool
         )
     }
 }
@@ -230,10 +229,8 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
         Lag::Behind if !in_grace => Verdict::no(
             Reason::Behind,
             format!(
-                "the agent on node {name} has taken up generation {} of this object, not {} yet. Look at its pod, \
-                 vnetpool-node-agent, on that node.",
-                status.observed_generation.unwrap_or_default(),
-                spec_generation(facts.allocation).unwrap_or_default(),
+                "the agent on node {name} has not taken up the current generation of this object yet. Look at its \
+                 pod, vnetpool-node-agent, on that node."
             ),
         ),
         Lag::None | Lag::Silent | Lag::Behind => match wrong(&status) {
@@ -263,23 +260,11 @@ fn wrong(status: &NodeIPAllocationStatus) -> Option<&Condition> {
         .find(|one| one.status == "False")
 }
 
-fn ready(facts: &Facts, parts: &[&Verdict]) -> Verdict {
-    let status = facts.allocation.status.clone().unwrap_or_default();
-    let held = facts.plan.map_or(facts.allocation.spec.addresses(), |plan| plan.kept);
-    let counts = format!(
-        "holds {held} addresses of {} wanted: {} assigned, {} cooling, {} free",
-        facts.plan.map_or(facts.allocation.spec.target, |plan| plan.wanted),
-        status.assigned,
-        status.cooling,
-        status.free,
-    );
-    let waiting = match status.waiting {
-        0 => String::new(),
-        waiting => format!("; {waiting} pods wait for one"),
-    };
+/// Without counts: they have columns, and each would be news.
+fn ready(parts: &[&Verdict]) -> Verdict {
     match parts.iter().find(|part| part.is_false()) {
-        Some(part) => Verdict::no(part.reason, format!("{} ({counts}{waiting})", part.message)),
-        None => Verdict::yes(Reason::Ready, format!("{counts}{waiting}")),
+        Some(part) => Verdict::no(part.reason, &part.message),
+        None => Verdict::yes(Reason::Ready, "the node holds what its pool asks for, and its agent reports"),
     }
 }
 
@@ -315,12 +300,16 @@ fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Verdict {
 }
 
 fn adopted(adoption: &Adoption) -> Verdict {
-    let Adoption { ready, pods, left, attached } = adoption;
+    let Adoption { is_answered, ready, pods, left, attached } = adoption;
     if !ready.is_empty() {
         return Verdict::no(
             Reason::Adopting,
             format!("{left} ipConfigurations that others made are being removed"),
         );
+    }
+    if *left > 0 && !is_answered {
+        let message = "the agent is asked which pods have an address of Vnetpool's";
+        return Verdict::no(Reason::Adopting, message);
     }
     if *left > 0 {
         let message = format!(
@@ -337,9 +326,21 @@ fn adopted(adoption: &Adoption) -> Verdict {
     Verdict::yes(Reason::Adopted, message)
 }
 
-fn surplus(plan: &Plan) -> Verdict {
-    if plan.surplus {
-        // Without counts: each would be news.
+/// Whether to say that more is held than wanted; `None`: not yet. Each pod that goes leaves a surplus until
+/// another comes, so it must have lasted for a part of the time after which it is given back.
+fn says_surplus(facts: &Facts, plan: &Plan) -> Option<bool> {
+    let is_said = condition::is_true(facts.allocation.conditions(), SURPLUS);
+    let is_soon = facts.surplus_for < surplus_is_said_after(facts.seen);
+    (!plan.surplus || is_said || !is_soon).then_some(plan.surplus)
+}
+
+/// How long more must be held than wanted before it is said.
+pub fn surplus_is_said_after(seen: Option<&Seen>) -> Duration {
+    seen.map_or(Duration::ZERO, |seen| seen.observed.release_after / 10)
+}
+
+fn surplus(is_surplus: bool) -> Verdict {
+    if is_surplus {
         Verdict::yes(
             Reason::MoreThanWanted,
             "more addresses are held than wanted; they are given back after sizing.releaseAfter",
@@ -372,7 +373,7 @@ fn full(facts: &Facts) -> Verdict {
             Verdict::yes(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)))
         }
         None | Some(_) if !plan.grows && plan.asked > plan.wanted => {
-            Verdict::yes(Reason::MaximumReached, limit(facts, plan))
+            Verdict::yes(Reason::MaximumReached, limit(facts))
         }
         None | Some(_) => none(),
     }

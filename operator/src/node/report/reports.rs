@@ -19,8 +19,6 @@ pub struct Reports {
     behind_since: Option<Instant>,
     /// Since when the runtime has had no network though our configuration is installed.
     networkless_since: Option<Instant>,
-    /// When the conditions were last written.
-    pub written: Option<Instant>,
     pub outlived: Outlived,
     /// The pods that the node's agent named last as kept from the metadata service; `None` before the first
     /// look, so that an operator that starts doesn't say again what another has said.

@@ -6,19 +6,23 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::allocation::Assignment;
+use vnetpool_crds::allocation::{COUNTED_WITHIN, Holder};
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 use vnetpool_crds::reason::Reason;
 
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::node::error::Error;
+use crate::node::lag::{Lag, lag};
 use crate::verdict::{Verdict, name_some};
 
 /// How long a pod's end may take, and the agent's report of it.
 const GRACE: Duration = Duration::from_secs(60);
+/// A count that was taken so long after a pod's end has it.
+const SETTLED: Duration = Duration::from_secs(10);
 /// So many are named; a node that ends no sandbox at all has more than fit.
 const NAMED: usize = 10;
 
@@ -28,6 +32,10 @@ type Suspect = (String, String);
 /// What this process remembers of a node's.
 #[derive(Clone, Debug, Default)]
 pub struct Outlived {
+    /// The agent is to name who has which address.
+    pub asks: bool,
+    /// Since when more pods have addresses than are bound, by both clocks.
+    exceeds_since: Option<(Instant, Timestamp)>,
     since: BTreeMap<Suspect, Instant>,
     /// What was told last, and about whom.
     told: Option<(BTreeSet<Suspect>, String)>,
@@ -45,17 +53,42 @@ enum Finding {
 }
 
 impl Outlived {
-    /// Compares what the node reports with the UIDs of its pods that need an address. Gives what there is to
-    /// say, and in how long there may be more.
+    /// Asks the agent for names once more pods have addresses than are bound, by a count that can be trusted:
+    /// one taken well after the pod's end, or one that would have been replaced by now. Gives in how long to
+    /// look again.
+    fn count(
+        &mut self,
+        exceeds: bool,
+        counted_at: Option<Timestamp>,
+        (now, time): (Instant, Timestamp),
+    ) -> Option<Duration> {
+        if !exceeds {
+            self.exceeds_since = None;
+            return None;
+        }
+        let (since, since_time) = *self.exceeds_since.get_or_insert((now, time));
+        let left = (COUNTED_WITHIN + GRACE).saturating_sub(now.saturating_duration_since(since));
+        let is_fresh = counted_at.is_some_and(|at| at >= since_time + SETTLED);
+        let asked = self.asks;
+        self.asks |= is_fresh || left.is_zero();
+        match self.asks {
+            true if asked => None,
+            true => Some(Duration::ZERO),
+            false => Some(left),
+        }
+    }
+
+    /// Compares who has addresses with the UIDs of the node's pods that need one. Gives what there is to say,
+    /// and in how long there may be more.
     fn observe(
         &mut self,
-        assignments: &[Assignment],
+        holders: &[Holder],
         pods: &HashSet<String>,
         now: Instant,
     ) -> (Finding, Option<Duration>) {
         // A sandbox without a pod's UID is of another runtime's making, or nobody remembers whose it is.
-        let is_suspect = |one: &&Assignment| !one.pod_uid.is_empty() && !pods.contains(&one.pod_uid);
-        let suspects = assignments.iter().filter(is_suspect);
+        let is_suspect = |one: &&Holder| !one.pod_uid.is_empty() && !pods.contains(&one.pod_uid);
+        let suspects = holders.iter().filter(is_suspect);
         let known = std::mem::take(&mut self.since);
         self.since = suspects
             .map(|one| (one.address.clone(), one.pod_uid.clone()))
@@ -64,6 +97,8 @@ impl Outlived {
                 (suspect, since)
             })
             .collect();
+        self.asks = !self.since.is_empty();
+        self.exceeds_since = None;
         let left = |since: Instant| GRACE.saturating_sub(now.saturating_duration_since(since));
         let due = self.since.iter().filter(|&(_, &since)| left(since).is_zero());
         let due: BTreeSet<Suspect> = due.map(|(suspect, _)| suspect.clone()).collect();
@@ -78,7 +113,10 @@ impl Outlived {
 }
 
 /// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole
-/// when there are others to name than before: of an assignment, only address and UID are kept in memory.
+/// when there are others to name than before: of a holder, only address and UID are kept in memory.
+///
+/// Ordinarily an agent only counts: a list of all pods would be written anew with each of them. So the counts
+/// are compared, and names asked for when they can't be right.
 pub async fn condition(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -87,18 +125,26 @@ pub async fn condition(
     now: Instant,
 ) -> Result<(Option<Verdict>, Option<Duration>), Error> {
     let name = allocation.name_any();
+    let pods = ctx.cluster.bound_pods(&name);
+    let said = condition::find(allocation.conditions(), SANDBOXES_ENDED);
     let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
-    let assignments = status.map(|status| status.assignments.as_slice()).unwrap_or_default();
-    let (finding, next) = outlived.observe(assignments, &ctx.cluster.bound_pods(&name), now);
+    let is_answered = allocation.spec.report_holders && lag(allocation, kept::boot_id(node)) == Lag::None;
+    let Some(holders) = status.filter(|_| is_answered).map(|status| status.holders.as_slice()) else {
+        // An operator that has just started has to learn whether it has ended.
+        outlived.asks |= said.is_some_and(|said| said.status == "False");
+        let exceeds = status.is_some_and(|status| status.pods as usize > pods.len());
+        let counted_at = status.and_then(|status| status.counted_at.as_ref()).map(|at| at.0);
+        return Ok((None, outlived.count(exceeds, counted_at, (now, Timestamp::now()))));
+    };
+    let (finding, next) = outlived.observe(holders, &pods, now);
     let due = match finding {
         Finding::Due(due) => due,
         Finding::Early => return Ok((None, next)),
         Finding::Ended => {
             outlived.told = None;
-            let was_said = condition::find(allocation.conditions(), SANDBOXES_ENDED).is_some();
             let ended =
                 || Verdict::yes(Reason::Ended, "no address is held by the sandbox of a pod that is gone");
-            return Ok((was_said.then(ended), next));
+            return Ok((said.is_some().then(ended), next));
         }
     };
     let told = outlived.told.take().filter(|(whom, _)| *whom == due);
@@ -107,18 +153,18 @@ pub async fn condition(
         None => {
             let whole = Api::<NodeIPAllocation>::all(ctx.client.clone()).get(&name).await;
             let status = whole.map_err(Error::Report)?.status.unwrap_or_default();
-            message(&name, &due, &status.assignments)
+            message(&name, &due, &status.holders)
         }
     };
     outlived.told = Some((due, message.clone()));
     Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
-/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `assignments` tell no
-/// more is named by its UID.
-fn message(node: &str, due: &BTreeSet<Suspect>, assignments: &[Assignment]) -> String {
+/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `holders` tell no more is
+/// named by its UID.
+fn message(node: &str, due: &BTreeSet<Suspect>, holders: &[Holder]) -> String {
     let name = |(address, uid): &Suspect| {
-        let one = assignments.iter().find(|one| one.address == *address && one.pod_uid == *uid);
+        let one = holders.iter().find(|one| one.address == *address && one.pod_uid == *uid);
         let pod = one.map(|one| one.pod.as_str()).filter(|pod| !pod.is_empty());
         let sandbox = one.and_then(|one| one.sandbox.split_once('/')).map(|(id, _)| id);
         match (pod, sandbox) {
@@ -138,13 +184,13 @@ fn message(node: &str, due: &BTreeSet<Suspect>, assignments: &[Assignment]) -> S
 mod tests {
     use super::*;
 
-    fn assigned(address: &str, uid: &str) -> Assignment {
-        Assignment {
+    fn assigned(address: &str, uid: &str) -> Holder {
+        Holder {
             address: address.into(),
             pod: format!("default/{uid}"),
             pod_uid: uid.into(),
             sandbox: format!("sandbox-{uid}/eth0"),
-            ..Assignment::default()
+            ..Holder::default()
         }
     }
 
@@ -167,6 +213,34 @@ mod tests {
         assert_eq!(outlived.observe(&node, &pods(&["a"]), early), (Finding::Early, a_second));
         assert_eq!(outlived.observe(&node, &pods(&["a"]), start + GRACE), (due(&[("10.0.0.6", "b")]), None));
         assert_eq!(outlived.observe(&node[..1], &pods(&["a"]), start + GRACE), (Finding::Ended, None));
+    }
+
+    #[test]
+    fn names_are_asked_for_when_more_pods_have_addresses_than_are_bound_by_a_count_to_be_trusted() {
+        let (mut outlived, start) = (Outlived::default(), Instant::now());
+        let epoch = Timestamp::UNIX_EPOCH;
+        let after =
+            |seconds: u64| (start + Duration::from_secs(seconds), epoch + Duration::from_secs(seconds));
+        let counted = |seconds| Some(epoch + Duration::from_secs(seconds));
+        let longest = COUNTED_WITHIN + GRACE;
+        assert_eq!(outlived.count(false, counted(0), after(0)), None);
+        // The count may be of before the pod's end.
+        assert_eq!(outlived.count(true, counted(0), after(0)), Some(longest));
+        assert_eq!(outlived.count(true, counted(9), after(9)), Some(longest - Duration::from_secs(9)));
+        assert!(!outlived.asks);
+        // Another pod has come: which is which, the counts don't tell.
+        assert_eq!(outlived.count(false, counted(9), after(20)), None);
+        assert_eq!(outlived.count(true, counted(29), after(30)), Some(longest));
+        assert_eq!(outlived.count(true, counted(40), after(40)), Some(Duration::ZERO));
+        assert!(outlived.asks);
+        assert_eq!(outlived.count(true, counted(40), after(41)), None, "asked already");
+        // The answer: nobody has outlived its pod.
+        outlived.observe(&[assigned("10.0.0.5", "a")], &pods(&["a"]), start);
+        assert!(!outlived.asks);
+        // A count that nothing has replaced in all the time in which it would have been is true.
+        assert_eq!(outlived.count(true, counted(40), after(50)), Some(longest));
+        assert_eq!(outlived.count(true, counted(40), after(50 + longest.as_secs())), Some(Duration::ZERO));
+        assert!(outlived.asks);
     }
 
     #[test]
@@ -199,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_message_names_node_pod_address_sandbox_and_remedy_and_has_an_end() {
-        let node: Vec<Assignment> =
+        let node: Vec<Holder> =
             (0..12).map(|n| assigned(&format!("10.0.0.{}", n + 10), &format!("web-{n}"))).collect();
         let due: BTreeSet<Suspect> =
             node.iter().map(|one| (one.address.clone(), one.pod_uid.clone())).collect();

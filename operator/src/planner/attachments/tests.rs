@@ -321,6 +321,7 @@ fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
 enum Event {
     Start(u8, u8),
     Stop(u8),
+    Told(u8),
     Asks(u8, bool, bool),
     Confirmed(bool),
     Publish,
@@ -331,6 +332,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         (0..3_u8, 1..4_u8).prop_map(|(pod, n)| Event::Start(pod, n)),
         (0..3_u8).prop_map(Event::Stop),
+        (0..3_u8).prop_map(Event::Told),
         (0..3_u8, any::<bool>(), any::<bool>()).prop_map(|(pod, web, public)| Event::Asks(pod, web, public)),
         any::<bool>().prop_map(Event::Confirmed),
         Just(Event::Publish),
@@ -344,6 +346,8 @@ proptest! {
     fn whatever_happens_no_pod_has_an_address_with_something_attached_for_another(events in prop::collection::vec(event(), 1..60)) {
         let mut world = world(3);
         let mut taken_up: BTreeMap<String, Mark> = BTreeMap::new();
+        // What the agent has reported, and what the kubelets have.
+        let mut confirmed: HashMap<Ipv4Addr, String> = HashMap::new();
         let mut on_node: HashMap<Ipv4Addr, String> = HashMap::new();
         for event in events {
             match event {
@@ -364,13 +368,24 @@ proptest! {
                         backend_pools: web.then(|| "web".into()),
                         public_address: public.then(|| "true".into()),
                         dns_label: None,
+                        address: world.wishes.get(&pod.to_string()).and_then(|wish| wish.address),
                     };
                     world.wishes.insert(pod.to_string(), wish);
                 }
                 Event::Confirmed(true) => {
                     taken_up = world.marks.clone();
-                    world.has = on_node.clone();
+                    let is_marked = |n: &u8| taken_up.contains_key(&format!("vnp-{n}"));
+                    let marked: Vec<Ipv4Addr> = (1..=3).filter(is_marked).map(address).collect();
+                    confirmed = on_node.clone();
+                    confirmed.retain(|address, _| marked.contains(address));
                     world.confirmed = true;
+                }
+                Event::Told(pod) => {
+                    let has = on_node.iter().find(|(_, uid)| **uid == pod.to_string());
+                    let wish = world.wishes.get_mut(&pod.to_string());
+                    if let (Some(wish), Some((address, _))) = (wish, has) {
+                        wish.address = Some(*address);
+                    }
                 }
                 Event::Confirmed(false) => world.confirmed = false,
                 Event::Publish => {
@@ -380,6 +395,8 @@ proptest! {
                 }
                 Event::Step => drop(world.step()),
             }
+            let reported = confirmed.iter().map(|(address, uid)| (*address, uid.clone()));
+            world.has = holders(&world.held, &world.marks, reported, &world.wishes);
             for entry in &world.held {
                 let uid = entry.address.and_then(|address| on_node.get(&address.addr()));
                 if let (false, Some(uid)) = (entry.attached.is_empty(), uid) {
@@ -388,6 +405,9 @@ proptest! {
             }
         }
         // When all is told and done, what is attached is what is asked for, and nothing is left over.
+        for (uid, wish) in &mut world.wishes {
+            wish.address = on_node.iter().find(|(_, has)| *has == uid).map(|(address, _)| *address);
+        }
         world.has = on_node;
         world.wishes.retain(|uid, _| world.has.values().any(|has| has == uid));
         world.confirmed = true;

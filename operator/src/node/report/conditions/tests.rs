@@ -23,6 +23,7 @@ struct Story {
     dry_run: bool,
     behind_for: Duration,
     networkless: Option<&'static str>,
+    surplus_for: Duration,
 }
 
 fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
@@ -60,9 +61,17 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         adoption: None,
         grouping: Default::default(),
         left: vec![],
+        has_vanished: false,
     };
-    let behind_for = Duration::ZERO;
-    Story { allocation, seen: Some(seen), setback: None, dry_run: false, behind_for, networkless: None }
+    Story {
+        allocation,
+        seen: Some(seen),
+        setback: None,
+        dry_run: false,
+        behind_for: Duration::ZERO,
+        surplus_for: Duration::ZERO,
+        networkless: None,
+    }
 }
 
 impl Story {
@@ -91,6 +100,7 @@ impl Story {
             outlived: None,
             behind_for: self.behind_for,
             networkless: self.networkless,
+            surplus_for: self.surplus_for,
         };
         conditions(&facts, NOW)
     }
@@ -127,10 +137,12 @@ fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
 }
 
 #[test]
-fn a_node_that_has_what_it_needs_is_ready_and_counts_its_addresses() {
+fn a_node_that_has_what_it_needs_is_ready_and_says_so_without_counts() {
     let (ready, message) = story(8, 0, 255, json!({"held": 8, "free": 8})).says(READY);
     assert_eq!(ready, "True Ready");
-    assert_eq!(message, "holds 8 addresses of 8 wanted: 0 assigned, 0 cooling, 8 free");
+    assert_eq!(message, "the node holds what its pool asks for, and its agent reports");
+    let conditions = story(8, 0, 255, json!({"held": 8, "assigned": 1, "free": 7})).conditions();
+    assert!(condition::same(&conditions, &story(8, 0, 255, json!({"held": 8, "free": 8})).conditions()));
 }
 
 #[test]
@@ -163,7 +175,7 @@ fn a_node_at_its_pools_maximum_says_what_to_raise() {
     let story = story(8, 12, 8, json!({"assigned": 8}));
     let (reserved, message) = story.says(RESERVED);
     assert_eq!(reserved, "False MaximumReached");
-    assert!(message.starts_with("4 pods lack an address: sizing.maximum of NodeIPPool p is 8"), "{message}");
+    assert!(message.starts_with("pods lack an address: sizing.maximum of NodeIPPool p is 8"), "{message}");
     assert_eq!(story.says(FULL).0, "True MaximumReached");
 }
 

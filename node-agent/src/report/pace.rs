@@ -1,0 +1,295 @@
+//! When a report is worth a write. What others act on goes out at once; counts, which every pod changes and
+//! people read, wait. Pure: `now` is an argument.
+//!
+//! With a report for each change, every pod's start, end and cooldown would write its node's object. With one
+//! a minute, it still would where a node replaces a pod a minute, as thousands of nodes do. So counts that go
+//! on changing a little are written ever less often, and `countedAt` says how old they are.
+
+use std::time::{Duration, Instant};
+
+use vnetpool_apiserver::jittered;
+use vnetpool_crds::{NodeIPAllocationStatus, allocation::COUNTED_WITHIN, condition};
+
+use super::{is_published, ours, without_conditions};
+
+/// Counts are written after half of this, or all of it: nodes on which a rollout has begun together don't
+/// report together.
+const FIRST: Duration = Duration::from_secs(60);
+/// Counts that go on changing a little wait twice as long each time, up to this; they wait as in the
+/// beginning once they have stood still for as long.
+const LONGEST: Duration = COUNTED_WITHIN;
+
+/// How a report differs from what is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    None,
+    /// In counts, by no more than half of the pool's warm addresses.
+    Little,
+    /// In counts, by more.
+    Much,
+    /// In what the operator or a person acts on.
+    News,
+}
+
+/// What a report adds to what is published. `warm` is `spec.warm`.
+pub fn difference(
+    status: &NodeIPAllocationStatus,
+    published: Option<&NodeIPAllocationStatus>,
+    warm: u32,
+) -> Difference {
+    if is_published(status, published) {
+        return Difference::None;
+    }
+    let Some(published) = published else { return Difference::News };
+    let uncounted = |status: &NodeIPAllocationStatus| NodeIPAllocationStatus {
+        assigned: 0,
+        cooling: 0,
+        free: 0,
+        waiting: 0,
+        pods: 0,
+        counted_at: None,
+        ..without_conditions(status)
+    };
+    let turned = |count: fn(&NodeIPAllocationStatus) -> u32| (count(status) == 0) != (count(published) == 0);
+    let few = warm / 2;
+    let is_news = uncounted(status) != uncounted(published)
+        || !condition::same(&ours(status), &ours(published))
+        || turned(|status| status.waiting)
+        || turned(|status| status.free)
+        || status.cooling > published.cooling.saturating_add(few.max(1))
+        // What has cooled after many pods went may be given back.
+        || (status.cooling == 0 && published.cooling > few.max(1));
+    let moved = [
+        (status.assigned, published.assigned),
+        (status.cooling, published.cooling),
+        (status.free, published.free),
+        (status.waiting, published.waiting),
+    ];
+    match moved.iter().map(|(now, before)| now.abs_diff(*before)).max() {
+        _ if is_news => Difference::News,
+        Some(most) if most > few => Difference::Much,
+        _ => Difference::Little,
+    }
+}
+
+/// One node's.
+#[derive(Debug)]
+pub struct Pace {
+    /// How long counts wait that differ a little, at most.
+    longest: Duration,
+    /// Since when the report differs from what is published, and how long it waits.
+    waiting: Option<(Instant, Duration)>,
+    /// When counts differed last.
+    stirred: Option<Instant>,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { longest: FIRST, waiting: None, stirred: None }
+    }
+}
+
+impl Pace {
+    /// In how long to write; None if there is nothing to write.
+    pub fn due(&mut self, difference: Difference, now: Instant) -> Option<Duration> {
+        if difference == Difference::None {
+            self.waiting = None;
+            return None;
+        }
+        if difference == Difference::News {
+            return Some(Duration::ZERO);
+        }
+        if self.stirred.is_some_and(|last| now.duration_since(last) >= LONGEST) {
+            self.longest = FIRST;
+        }
+        self.stirred = Some(now);
+        let (since, wait) = *self.waiting.get_or_insert_with(|| (now, jittered(self.longest)));
+        let wait = if difference == Difference::Much { wait.min(FIRST) } else { wait };
+        Some((since + wait).saturating_duration_since(now))
+    }
+
+    /// After a write, which had the counts with it.
+    pub fn written(&mut self, difference: Difference) {
+        self.waiting = None;
+        if difference == Difference::Little {
+            self.longest = (self.longest * 2).min(LONGEST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Report, compose};
+    use k8s_openapi::jiff::Timestamp;
+    use std::{collections::BTreeSet, net::Ipv4Addr};
+    use vnetpool_crds::reason::Reason;
+    use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox, Supply};
+
+    fn status(assigned: u32, cooling: u32, free: u32) -> NodeIPAllocationStatus {
+        let held = 40;
+        NodeIPAllocationStatus { held, assigned, cooling, free, pods: assigned, ..Default::default() }
+    }
+
+    #[test]
+    fn what_others_act_on_is_news_and_what_people_read_is_not() {
+        let before = status(20, 2, 18);
+        let from = |now: &NodeIPAllocationStatus| difference(now, Some(&before), 8);
+        assert_eq!(from(&before), Difference::None);
+        assert_eq!(from(&NodeIPAllocationStatus { counted_at: None, ..before.clone() }), Difference::None);
+        assert_eq!(from(&status(21, 1, 18)), Difference::Little);
+        assert_eq!(from(&status(25, 2, 13)), Difference::Much);
+        assert_eq!(from(&status(16, 6, 18)), Difference::Little);
+        assert_eq!(from(&status(15, 7, 18)), Difference::News, "more than half of warm are cooling anew");
+        assert_eq!(from(&status(38, 2, 0)), Difference::News, "nothing is free any more");
+        assert_eq!(difference(&status(22, 0, 18), Some(&before), 8), Difference::Little);
+        let cooled = difference(&status(15, 0, 25), Some(&status(15, 7, 18)), 8);
+        assert_eq!(cooled, Difference::News, "many have cooled");
+        assert_eq!(difference(&before, Some(&status(38, 2, 0)), 8), Difference::News);
+        let holder = vnetpool_crds::allocation::Holder { address: "10.0.0.5".into(), ..Default::default() };
+        let true_ = |generation| {
+            let at = Timestamp::UNIX_EPOCH;
+            vec![condition::new(condition::SUPPLIED, true, Reason::Supplied, "", Some(generation), at)]
+        };
+        for news in [
+            NodeIPAllocationStatus { waiting: 1, ..before.clone() },
+            NodeIPAllocationStatus { observed_generation: Some(2), ..before.clone() },
+            NodeIPAllocationStatus { boot_id: "b".into(), ..before.clone() },
+            NodeIPAllocationStatus { held: 41, ..before.clone() },
+            NodeIPAllocationStatus { relinquished: vec!["vnp-1".into()], ..before.clone() },
+            NodeIPAllocationStatus { unlisted: vec!["vnp-1".into()], ..before.clone() },
+            NodeIPAllocationStatus { lost: vec![holder.clone()], ..before.clone() },
+            NodeIPAllocationStatus { confirmed: vec![holder.clone()], ..before.clone() },
+            NodeIPAllocationStatus { leases: vec![holder.clone()], ..before.clone() },
+            NodeIPAllocationStatus { holders: vec![holder.clone()], ..before.clone() },
+            NodeIPAllocationStatus { conditions: true_(1), ..before.clone() },
+        ] {
+            assert_eq!(from(&news), Difference::News, "{news:?}");
+        }
+        assert_eq!(difference(&before, None, 8), Difference::News);
+    }
+
+    #[test]
+    fn a_small_change_waits_half_a_minute_to_a_minute_and_the_next_ever_longer() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        let mut waits = vec![];
+        let mut now = start;
+        for _ in 0..8 {
+            let wait = pace.due(Difference::Little, now).unwrap();
+            waits.push(wait);
+            now += wait;
+            assert_eq!(pace.due(Difference::Little, now), Some(Duration::ZERO));
+            pace.written(Difference::Little);
+            now += second;
+        }
+        assert!((FIRST / 2..=FIRST).contains(&waits[0]), "{waits:?}");
+        assert!(waits[..4].is_sorted() && (LONGEST / 2..=LONGEST).contains(&waits[7]), "{waits:?}");
+        // A rollout is seen within a minute all the same, and news at once.
+        assert!(pace.due(Difference::Much, now).unwrap() <= FIRST);
+        assert_eq!(pace.due(Difference::News, now), Some(Duration::ZERO));
+        // What is as before is no news, and a quiet node begins anew.
+        assert_eq!(pace.due(Difference::None, now), None);
+        assert!(pace.due(Difference::Little, now + LONGEST + second).unwrap() <= FIRST);
+    }
+
+    /// A node on which now and then a pod is replaced by another, for half a day.
+    struct Churn {
+        ledger: Ledger,
+        pods: u32,
+        at: Millis,
+    }
+
+    impl Churn {
+        fn new(addresses: u8, pods: u32) -> Churn {
+            let entry = |n| Entry {
+                name: format!("vnp-{n}"),
+                address: Ipv4Addr::new(10, 0, 0, n),
+                attached_to: None,
+            };
+            let supply = Supply {
+                object: "o".into(),
+                generation: 1,
+                node_uid: "n".into(),
+                boot_id: "b".into(),
+                cooldown: Duration::from_secs(30),
+                entries: (1..=addresses).map(entry).collect(),
+            };
+            let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0);
+            let mut churn = Churn { ledger, pods: 0, at: 0 };
+            (0..pods).for_each(|_| churn.start());
+            churn
+        }
+
+        fn sandbox(n: u32) -> Sandbox {
+            Sandbox { container_id: format!("{n:064x}"), ifname: "eth0".into() }
+        }
+
+        fn start(&mut self) {
+            let pod = Pod {
+                namespace: "shop".into(),
+                name: format!("web-{}", self.pods),
+                uid: format!("{:036}", self.pods),
+            };
+            self.ledger.assign(&Claim::wired(&Churn::sandbox(self.pods), &pod, ""), self.at);
+            self.pods += 1;
+        }
+
+        fn end(&mut self, n: u32) {
+            self.ledger.free(&Churn::sandbox(n), self.at);
+        }
+
+        fn report(&self) -> NodeIPAllocationStatus {
+            let time = Timestamp::from_millisecond(1_000_000_000_000 + self.at as i64).unwrap();
+            let report = Report {
+                ledger: self.ledger.clone(),
+                at: self.at,
+                time,
+                generation: Some(1),
+                warm: 8,
+                names_holders: false,
+                unlisted: BTreeSet::new(),
+                conditions: vec![],
+            };
+            compose(&report, None)
+        }
+    }
+
+    /// How many status writes there are for each pod that starts, when one is replaced every `every` seconds
+    /// and takes two seconds to be.
+    fn writes_a_start(every: u64) -> f64 {
+        let mut churn = Churn::new(120, 110);
+        let (mut pace, epoch) = (Pace::default(), Instant::now());
+        let (mut published, mut writes) = (churn.report(), 0);
+        let starts = 43_200 / every;
+        for n in 0..starts {
+            for second in (0..every).step_by(2) {
+                churn.at += 2000;
+                match second {
+                    0 => churn.end(n as u32),
+                    2 => churn.start(),
+                    _ if second % 10 == 0 => {}
+                    _ => continue,
+                }
+                let now = epoch + Duration::from_millis(churn.at);
+                let status = churn.report();
+                let difference = difference(&status, Some(&published), 8);
+                if pace.due(difference, now).is_some_and(|wait| wait.is_zero()) {
+                    (published, writes) = (status, writes + 1);
+                    pace.written(difference);
+                }
+            }
+        }
+        f64::from(writes) / starts as f64
+    }
+
+    #[test]
+    fn pods_that_come_and_go_cost_a_tenth_of_a_write_each_at_most() {
+        // A node of 5,000 when fifty pods a second start, and one that is as busy as ten of them.
+        for every in [100, 10] {
+            let writes = writes_a_start(every);
+            println!("a pod replaced every {every} s: {writes:.3} status writes a start");
+            assert!(writes <= 0.1, "{writes} writes a start");
+        }
+    }
+}

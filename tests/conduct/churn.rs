@@ -1,0 +1,118 @@
+//! Pods that come and go on nodes that have addresses for them: what that writes into the API server.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] = crate::tests![
+    pods_that_come_and_go_write_hardly_anything,
+    an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods,
+];
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts the versions of all objects of ours, which is how often they were written.
+fn count_versions(stage: &Stage<'_>) -> Arc<Mutex<HashSet<(String, String)>>> {
+    let versions = Arc::new(Mutex::new(HashSet::new()));
+    fn follow<K>(api: Api<K>, versions: Arc<Mutex<HashSet<(String, String)>>>)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: serde::de::DeserializeOwned,
+    {
+        tokio::spawn(async move {
+            let objects = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
+            let mut objects = objects.boxed();
+            while let Some(object) = objects.next().await {
+                let Ok(object) = object else { continue };
+                let version = (object.name_any(), object.resource_version().unwrap_or_default());
+                lock(&versions).insert(version);
+            }
+        });
+    }
+    follow(Api::<NodeIPAllocation>::all(stage.client.clone()), versions.clone());
+    follow(Api::<NodeIPPool>::all(stage.client.clone()), versions.clone());
+    versions
+}
+
+async fn pods_that_come_and_go_write_hardly_anything(plane: &ControlPlane) -> Result<()> {
+    const NODES: [&str; 3] = ["n1", "n2", "n3"];
+    const STARTS: usize = 120;
+    let spec = |cooldown: &str| json!({ "sizing": { "minimum": 8, "warm": 8 }, "cooldown": cooldown });
+    let stage = Stage::set(plane, quick(), spec("30s")).await?;
+    for node in NODES {
+        stage.node(node, None).await?;
+        stage.bind(node, 12).await?;
+    }
+    for node in NODES {
+        let settled = |seen: &NodeIPAllocation| {
+            let status = seen.status.as_ref()?;
+            (status.assigned == 12
+                && seen.spec.addresses() >= 20
+                && seen.spec.target <= seen.spec.addresses())
+            .then_some(())
+        };
+        stage.until("twelve pods have addresses", node, settled).await?;
+    }
+    let versions = count_versions(&stage);
+    let of_pool =
+        |_: &NodeIPAllocation| lock(&versions).iter().any(|(name, _)| name == "default").then_some(());
+    stage.until("the watches are there", "n1", of_pool).await?;
+    stage.agents.pace();
+    let reports = || stage.agents.reports.load(Ordering::Relaxed);
+    let (before, reported, bytes) =
+        (lock(&versions).len(), reports(), stage.agents.bytes.load(Ordering::Relaxed));
+    for n in 0..STARTS {
+        let node = NODES[n % NODES.len()];
+        stage.unbind(node, 1).await?;
+        stage.bind(node, 1).await?;
+    }
+    let have = |_: &NodeIPAllocation| {
+        let all: HashSet<_> =
+            NODES.iter().flat_map(|node| stage.agents.addresses(node).into_values()).collect();
+        (all.len() == NODES.len() * 12).then_some(())
+    };
+    stage.until("all have addresses of their own", "n1", have).await?;
+    let (after, reported) = (lock(&versions).len() - before, reports() - reported);
+    let bytes = stage.agents.bytes.load(Ordering::Relaxed) - bytes;
+    println!(
+        "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents ({bytes} bytes)"
+    );
+    ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
+    Ok(())
+}
+
+async fn an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 120, "warm": 0, "maximum": 120, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 110).await?;
+    stage
+        .until("all pods have addresses", "n1", |seen| (seen.status.as_ref()?.assigned == 110).then_some(()))
+        .await?;
+    stage.until_holds("n1", 120).await?;
+    let whole: Value = serde_json::to_value(stage.allocation("n1").await?)?;
+    let length = |value: &Value| value.to_string().len();
+    let (all, status) = (length(&whole), length(&whole["status"]));
+    let managed = length(&whole["metadata"]["managedFields"]);
+    println!("120 addresses, 110 pods: {all} bytes, {status} of status, {managed} of managedFields");
+    let status = whole["status"].as_object().context("no status")?;
+    let lists: Vec<_> =
+        status.iter().filter(|(name, value)| value.is_array() && *name != "conditions").collect();
+    ensure!(lists.is_empty(), "{lists:?}");
+    ensure!(length(&json!(status)) < 4096, "{status:?}");
+    Ok(())
+}
