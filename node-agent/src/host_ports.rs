@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest;
-use vnetpool_plugin::ledger::{Assignment, Sandbox};
+use vnetpool_plugin::ledger::{Sandbox, Tenant};
 
 /// Looks in a row that must miss a pod's rules: while a pod ends, they go a moment before its address does.
 const LOOKS: u32 = 2;
@@ -20,18 +20,18 @@ impl HostPorts {
     /// their rules.
     pub fn look<'a>(
         &mut self,
-        assignments: impl Iterator<Item = &'a Assignment>,
+        tenants: impl Iterator<Item = &'a Tenant>,
         chains: &BTreeSet<String>,
     ) -> Vec<String> {
         let known = std::mem::take(&mut self.missed);
         let mut lost = Vec::new();
-        for assignment @ Assignment { sandbox, network, .. } in assignments {
+        for tenant @ Tenant { sandbox, network, .. } in tenants {
             let missed = match chains.contains(&chain(network, &sandbox.container_id)) {
                 true => Some(0),
                 false => known.get(sandbox).map(|missed| missed + 1),
             };
             if missed.is_some_and(|missed| missed >= LOOKS) {
-                lost.push(assignment.whose());
+                lost.push(tenant.whose());
             }
             self.missed.extend(missed.map(|missed| (sandbox.clone(), missed)));
         }
@@ -53,11 +53,11 @@ mod tests {
     use super::*;
     use vnetpool_plugin::ledger::{Claim, Pod};
 
-    fn assignment(id: &str) -> Assignment {
+    fn tenant(id: &str) -> Tenant {
         let sandbox = Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() };
         let pod = Pod { namespace: "default".to_owned(), name: id.to_owned(), uid: String::new() };
         let proof = Claim::wired(&sandbox, &pod, "").proof;
-        Assignment { sandbox, pod, network: "n14net".to_owned(), since: 0, proof, vanished: false }
+        Tenant { sandbox, pod, network: "n14net".to_owned(), proof }
     }
 
     #[test]
@@ -68,11 +68,10 @@ mod tests {
 
     #[test]
     fn a_pod_that_had_rules_of_portmaps_and_has_none_any_more_is_named_until_it_ends() {
-        let (with, without) = (assignment("abc"), assignment("other"));
+        let (with, without) = (tenant("abc"), tenant("other"));
         let mut ports = HostPorts::default();
         let chains = BTreeSet::from([chain("n14net", "abc")]);
-        let mut look =
-            |chains: &BTreeSet<String>, pods: &[&Assignment]| ports.look(pods.iter().copied(), chains);
+        let mut look = |chains: &BTreeSet<String>, pods: &[&Tenant]| ports.look(pods.iter().copied(), chains);
         let (both, none) = ([&with, &without], BTreeSet::new());
         assert!(look(&none, &both).is_empty(), "nothing is known of pods without host ports");
         assert!(look(&chains, &both).is_empty());

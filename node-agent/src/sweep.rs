@@ -110,12 +110,12 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
         None => {
             // A route to a bridge stays behind when its pod goes.
             let assigned = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox);
-            match assigned {
-                Some((entry, Assignment { proof: Proof::Namespace { .. }, .. })) => {
-                    wiring::unroute_from_any_bridge(entry.address)?;
+            match assigned.map(|(entry, assignment)| (entry.address, &**assignment)) {
+                Some((address, Tenant { proof: Proof::Namespace { .. }, .. })) => {
+                    wiring::unroute_from_any_bridge(address)?;
                 }
-                Some((entry, Assignment { proof: Proof::Link(_), pod, .. })) => {
-                    bridge::disconnect(entry.address, wiring::disconnect(sandbox, pod)?)?;
+                Some((address, Tenant { proof: Proof::Link(_), pod, .. })) => {
+                    bridge::disconnect(address, wiring::disconnect(sandbox, pod)?)?;
                 }
                 None => {}
             }

@@ -114,7 +114,7 @@ impl Agent {
     }
 
     fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
-        let assignments = ledger.assignments().map(|(_, assignment)| assignment);
+        let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
         let lost = self.host_ports.look(assignments, &listed.names());
         if !lost.is_empty() {
             self.disturbances.stands(format!(

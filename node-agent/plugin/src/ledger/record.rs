@@ -77,7 +77,7 @@ pub struct Tenant {
     pub proof: Proof,
 }
 
-impl Assignment {
+impl Tenant {
     /// Whose it is, for people: the pod as `namespace/name`, or the container where the runtime named none.
     pub fn whose(&self) -> String {
         match self.pod.name.is_empty() {
