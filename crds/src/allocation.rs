@@ -5,7 +5,7 @@
 //! `status.conditions` each side applies its own types under its own field manager (see
 //! [`crate::condition`]). So nobody ever reads, modifies and writes.
 
-use crate::pool::{MetadataAccess, Mode, Wiring};
+use crate::pool::{MetadataAccess, Mode, Sizing, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
@@ -76,6 +76,11 @@ pub struct NodeIPAllocationSpec {
     /// difference.
     #[serde(default)]
     pub target: u32,
+    /// How many addresses that pool wants for a node. With what else stands here it is the pool's last word:
+    /// it holds on for a while after the pool is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "recorded_sizing")]
+    pub sizing: Option<Sizing>,
     /// How long a freed address rests before another pod gets it.
     pub cooldown: Duration,
     /// How many free addresses the pool keeps ready. The agent reports sooner what takes more than half of
@@ -328,6 +333,19 @@ impl NodeIPAllocationSpec {
     pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
     }
+}
+
+/// Without the pool's rules, which are for people: what the operator records must never be refused. It writes
+/// durations in units that the rules don't have, such as `0ns`.
+fn recorded_sizing(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let count = schemars::json_schema!({ "type": "integer", "format": "uint32" });
+    schemars::json_schema!({
+        "type": "object",
+        "nullable": true,
+        "properties": {
+            "minimum": count, "warm": count, "maximum": count, "batch": count, "releaseAfter": { "type": "string" },
+        },
+    })
 }
 
 fn is_zero(count: &u32) -> bool {

@@ -80,6 +80,8 @@ table! {
         "The NIC holds as many addresses as the pool's sizing asks for.";
     AgentReporting AGENT_REPORTING: NodeIPAllocation, Operator, True, true,
         "The agent has taken up the current `spec`, and every condition of its own is True.";
+    Selected SELECTED: Both, Operator, True, false,
+        "The pool that serves a node selects it. False: what it has given is kept for a while, then given back.";
     Writing WRITING: NodeIPAllocation, Operator, Either, false,
         "A NIC write is under way or its outcome isn't known. An operator that starts reads that NIC.";
     OperationsTracked OPERATIONS_TRACKED: NodeIPAllocation, Operator, True, false,

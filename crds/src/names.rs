@@ -26,6 +26,9 @@ pub const OTHERS: &str = "others";
 /// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC
 /// is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
+/// Annotation of a NodeIPAllocation by which a person says that its node needn't keep what a pool that doesn't
+/// serve it any more has given it: `true` ends the grace at once.
+pub const RELEASE: &str = "vnetpool.io/release";
 
 #[cfg(test)]
 mod tests {

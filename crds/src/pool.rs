@@ -62,6 +62,7 @@ use std::collections::BTreeMap;
 pub struct NodeIPPoolSpec {
     /// The nodes this pool is for, by label. Empty or absent: every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "node_selector")]
     pub node_selector: Option<LabelSelector>,
 
     /// Which pool serves a node that several match: the highest weight wins, then the first name in
@@ -440,7 +441,7 @@ impl NodeIPPoolSpec {
     /// The selector in a form that can be matched.
     ///
     /// # Errors
-    /// The API server accepts any `LabelSelector`; an operator that doesn't exist is noticed here.
+    /// An operator that doesn't exist, in a pool from before the schema had a list of them.
     pub fn selector(&self) -> Result<Selector, kube::core::ParseExpressionError> {
         self.node_selector.clone().unwrap_or_default().try_into()
     }
@@ -448,6 +449,52 @@ impl NodeIPPoolSpec {
 
 fn seconds(n: u64) -> Duration {
     std::time::Duration::from_secs(n).into()
+}
+
+/// A LabelSelector, with what Kubernetes checks of one only in its own kinds. A slip would otherwise be taken,
+/// and the pool would serve no node.
+fn node_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let value = schemars::json_schema!({
+        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+    });
+    let key = schemars::json_schema!({
+        "type": "string", "maxLength": 317,
+        "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+    });
+    schemars::json_schema!({
+        "type": "object",
+        "nullable": true,
+        "properties": {
+            "matchLabels": {
+                "description": "Labels with their values; all of them must be on the node.",
+                "type": "object",
+                "additionalProperties": value,
+                "maxProperties": 64,
+            },
+            "matchExpressions": {
+                "description": "Further requirements; the node must meet all of them.",
+                "type": "array",
+                "maxItems": 64,
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": key,
+                        "operator": { "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"] },
+                        "values": {
+                            "description": "At least one for In and NotIn, none for Exists and DoesNotExist.",
+                            "type": "array", "maxItems": 1024, "items": value,
+                        },
+                    },
+                    "x-kubernetes-validations": [{
+                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                        "message": "nodeSelector.matchExpressions takes values with the operators In and NotIn, at least one, \
+                                    and none with Exists and DoesNotExist",
+                    }],
+                },
+            },
+        },
+    })
 }
 
 // The defaults, one function each because serde and the schema want them so.

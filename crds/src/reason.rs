@@ -101,6 +101,7 @@ table! {
     Reserving: &[Reserved], None, "More addresses are being reserved.", Nobody, "";
     Repairing: &[Reserved], None,
         "The NIC or an address on it has failed, and Vnetpool writes it again.", Nobody, "";
+    Selected: &[Selected], None, "The pool selects every node that it serves.", Nobody, "";
     Reporting: &[AgentReporting], None, "The agent has taken up the object.", Nobody, "";
     Writing: &[Writing], None, "A write to the NIC is under way, or its outcome is not known.", Nobody, "";
     Settled: &[Writing], None, "No write to the NIC is under way.", Nobody, "";
@@ -150,8 +151,12 @@ table! {
     NothingToDo: &[DryRun], None, "Dry run: nothing would be done.", Nobody, "";
     WouldWrite: &[DryRun], None, "Dry run: the message says what would be done.", Cluster,
         "Start the operator without `--dry-run` to have it done.";
-    NoPool: &[InterfaceFound, Reserved], WARNING, "No pool selects the node.", Cluster,
+    NoPool: &[InterfaceFound, Reserved, Selected], WARNING, "No pool selects the node.", Cluster,
         "Label the node, or extend the nodeSelector of a pool.";
+    OtherPool: &[Selected], WARNING, "Another pool selects the node, and has no use for what the node holds.", Cluster,
+        "Have the former pool select the node, or drain the node.";
+    NodesLeave: &[Selected], WARNING, "The pool doesn't select nodes any more that it serves.", Cluster,
+        "Extend its nodeSelector or raise its weight, if that was a slip.";
     NoInterface: &[Reserved], None, "There is no NIC to reserve addresses on.", Cluster,
         "Follow what `InterfaceFound` says.";
     NodeGone: &[Ready], None, "The Node was deleted while its VM lives, so its addresses stay reserved.", Cluster,
@@ -169,7 +174,7 @@ table! {
     RangeOverlap: &[InterfaceFound, Valid, Ready, Stalled], WARNING,
         "The pool's `podCIDR` overlaps the VNet, a peered network or another pool.", Cluster,
         "Make a pool with another `podCIDR`.";
-    SelectorInvalid: &[Valid, Ready, Stalled], WARNING, "The pool's nodeSelector cannot be read.", Cluster,
+    SelectorInvalid: &[Valid, Ready, Stalled, Selected], WARNING, "The pool's nodeSelector cannot be read.", Cluster,
         "Use the operators In, NotIn, Exists and DoesNotExist.";
     NodesNotReady: &[NodesReady], None, "Some nodes of the pool are not ready.", Cluster,
         "List them as the message says: the column REASON tells why.";

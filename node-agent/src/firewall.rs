@@ -245,6 +245,7 @@ mod tests {
             mode: Default::default(),
             route_table_id: None,
             wiring: Default::default(),
+            sizing: None,
             elsewhere: 0,
             target: 8,
             cooldown: Duration::from_secs(30).into(),

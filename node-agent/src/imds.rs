@@ -173,6 +173,7 @@ impl Instance {
                 wiring: Default::default(),
                 // Nobody asks for anything back.
                 route_table_id: None,
+                sizing: None,
                 elsewhere: 0,
                 target: u32::MAX,
                 cooldown: settings.cooldown,

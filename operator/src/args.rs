@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::Config;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, Cloud, Credential, ResourceId};
-use crate::operate::{DEADLINE, SECOND_LOOK};
+use crate::operate::Waits;
 use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
 
@@ -151,8 +151,7 @@ impl Args {
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
             scraped: metrics_address,
-            second_look: SECOND_LOOK,
-            deadline: DEADLINE,
+            waits: Waits::default(),
         })
     }
 }

@@ -42,7 +42,7 @@ pub use network::{Network, vnet_of};
 pub use nic::tests::sample_nic;
 pub use nic::{Change, Error as NicError, Nic, Others};
 pub use permission::{Need, Permissions};
-pub use public_address::{NewPublicAddress, PublicAddress};
+pub use public_address::{NewPublicAddress, PublicAddress, Reserved};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
 pub use urgency::Urgency;
 pub use usages::Free;
@@ -93,6 +93,8 @@ pub enum Freshness {
     /// The cached document, if there is one and it is settled. Our own writes keep it current. Changes by
     /// others go unnoticed until a write of ours fails as [`Error::Stale`].
     Cached,
+    /// The cached document, also one that somebody's write had not settled yet when it was read.
+    LastRead,
     /// Read from Azure now.
     Fresh,
 }
@@ -115,6 +117,8 @@ pub struct RequestRecord {
 pub struct Azure {
     transport: Transport,
     nics: Documents,
+    /// Held by whoever makes or deletes a public address.
+    public: Slots<()>,
     models: Models,
     tracking: Tracking,
     /// When each virtual network was last read, and the result.
@@ -128,6 +132,7 @@ impl Azure {
         Ok(Azure {
             transport: Transport::new(config)?,
             nics: Documents::default(),
+            public: Slots::default(),
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
@@ -197,7 +202,12 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<Arc<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
-        if let (Freshness::Cached, Some(nic)) = (freshness, known.nic().filter(|nic| nic.is_settled())) {
+        let cached = known.nic().filter(|nic| match freshness {
+            Freshness::Cached => nic.is_settled(),
+            Freshness::LastRead => true,
+            Freshness::Fresh => false,
+        });
+        if let Some(nic) = cached {
             return Ok(nic);
         }
         // The region tells the budget which limits apply.

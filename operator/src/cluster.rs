@@ -168,7 +168,7 @@ impl Cluster {
         }
     }
 
-    /// The pool that serves a Node. One that is left alone has none.
+    /// The pool that selects a Node. One that is left alone has none.
     pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
         if is_left_alone(node) {
             return None;
@@ -176,6 +176,10 @@ impl Cluster {
         let pools = self.pools.state();
         let name = NodeIPPool::serving(pools.iter().map(Arc::as_ref), node.labels())?.name_any();
         pools.into_iter().find(|pool| pool.name_any() == name)
+    }
+
+    pub fn pool(&self, name: &str) -> Option<Arc<NodeIPPool>> {
+        self.pools.get(&ObjectRef::new(name))
     }
 
     /// What can't be read and decides about this node: its allocation, its Node, the pool that its allocation

@@ -1,7 +1,7 @@
 //! What every controller works with.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
@@ -12,6 +12,7 @@ use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
+use crate::operate::Waits;
 use crate::shortage::Shortages;
 
 /// Ends when the controllers are to take no more work.
@@ -31,10 +32,7 @@ pub struct Context {
     pub shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
     pub started: Instant,
-    /// How long after a 404 a NIC is asked for a second time.
-    pub second_look: Duration,
-    /// How long a node's reconcile may take, waits for Azure's limits and operations not counted.
-    pub deadline: Duration,
+    pub waits: Waits,
 }
 
 impl Context {
@@ -45,14 +43,13 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, waker): (Cluster, Waker),
-        (second_look, deadline): (Duration, Duration),
+        waits: Waits,
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
             shortages: Arc::default(),
             started: Instant::now(),
-            second_look,
-            deadline,
+            waits,
             client,
             events,
             azure,

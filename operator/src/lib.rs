@@ -39,4 +39,4 @@ mod shortage;
 pub mod telemetry;
 mod verdict;
 
-pub use operate::{Config, Error, run};
+pub use operate::{Config, Error, Waits, run};

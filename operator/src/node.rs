@@ -106,14 +106,15 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
     let work = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name));
-    let result = within(ctx.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.deadline }));
+    let result =
+        within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
     if matches!(result, Err(Error::Overdue { .. })) {
         // Whatever it had begun, the NIC tells what has come of it.
         memory.nic.must_read = true;
     }
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
-        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
+        Err(Error::Find(_) | Error::Left(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
         Err(error) if error.is_conflict() => {}
         Err(_) => memory.failures += 1,
     }
@@ -147,7 +148,6 @@ async fn reconcile_one(
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
     }
-    memory.absences.clear();
     let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
@@ -162,6 +162,15 @@ async fn reconcile_one(
         Err(Error::Find(error)) => {
             memory.setback =
                 Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, Instant::now()));
+        }
+        Err(Error::Left(error)) => {
+            let now = Instant::now();
+            let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
+            // One that isn't there is soon asked for again; the node waits for it.
+            if let azure::Error::NotFound { .. } = error {
+                setback.until = now + ctx.waits.second_look;
+            }
+            memory.setback = Some(setback);
         }
         Err(_) => return outcome.map(|()| Next::Gone),
     }
@@ -194,7 +203,7 @@ async fn serve(
         // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before
         // it joins them: the next leader finds it there.
         if progress.names_less_than_is_written() {
-            settle_left(ctx, progress, node).await?;
+            settle_left(ctx, progress, node, memory).await?;
             publish(ctx, progress, node, memory).await?;
         }
         report::announce_write(ctx, progress, node, memory).await?;
@@ -207,7 +216,7 @@ async fn serve(
             return outcome.and(Err(error));
         }
     }
-    settle_left(ctx, progress, node).await?;
+    settle_left(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await?;
     outcome?;
     attach(ctx, progress, node, memory).await
@@ -306,6 +315,11 @@ async fn publish(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let (Some(seen), Some(plan)) = (&progress.seen, &progress.plan) else { return Ok(()) };
+    // A Node that has just registered anew has no providerID for a while. What its object records is still
+    // there, and is nobody else's to remember.
+    if seen.nic.is_none() && !progress.allocation.spec.interfaces.is_empty() {
+        return Ok(());
+    }
     let marks = progress.attachments.as_ref().map(|plan| &plan.marks);
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
     let spec = publish::spec(&progress.allocation.spec, node, seen, plan, marks);
@@ -321,7 +335,9 @@ async fn attach(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    let Some((nic, next)) = step::next(progress, &memory.attaching, Instant::now()) else { return Ok(()) };
+    let now = Instant::now();
+    step::make(ctx, progress, &memory.attaching, now).await;
+    let Some((nic, next)) = step::next(progress, &memory.attaching, now) else { return Ok(()) };
     if step::writes_nic(&next) {
         report::announce_write(ctx, progress, node, memory).await?;
     }
@@ -336,31 +352,43 @@ async fn attach(
 
 /// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before
 /// `spec` forgets them, unless another VM has them and may use it.
-async fn settle_left(ctx: &Context, progress: &Progress, node: &Node) -> Result<(), Error> {
-    // The node is being served by another NIC, and must not wait for a second look at this one.
-    let is_said = vacate::is_said_to_be_gone(&progress.allocation);
-    let is_gone = |error: &azure::Error| match error {
-        azure::Error::NotFound { .. } => true,
-        azure::Error::ScopeMissing { .. } => is_said,
-        _ => false,
-    };
+async fn settle_left(
+    ctx: &Context,
+    progress: &Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    let now = Instant::now();
+    let is_gone = vacate::proof(ctx, &progress.allocation, memory, now);
     for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
-        let vm = vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await;
-        if let Some(vm) = vm.map_err(Error::Find)? {
-            report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
+        match vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await {
+            Ok(None) => {}
+            Ok(Some(vm)) => {
+                report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
+            }
+            Err(error) => {
+                memory.absences.note(&error, now);
+                return Err(Error::Left(error));
+            }
         }
+    }
+    if progress.seen.is_some() {
+        memory.absences.clear();
     }
     Ok(())
 }
 
-/// What Azure's error means was decided when it happened, see [`Setback::after`]; the API server's are
-/// retried sooner.
+/// What Azure's error means was decided when it happened, see [`Setback::after`]: it holds the next reconcile
+/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's errors
+/// are retried ever less often.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
     const SOON: Duration = Duration::from_millis(100);
-    let (name, memories) = (allocation.name_any(), &nodes.memories);
     Action::requeue(match error {
-        Error::Find(_) | Error::Write(_) => memories.wait(&name, Instant::now()).unwrap_or(SOON),
+        Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,
         _ if error.is_conflict() => SOON,
-        _ => jittered(Duration::from_secs(1) * 2_u32.pow(memories.failures(&name).min(6))),
+        _ => {
+            let failures = nodes.memories.failures(&allocation.name_any());
+            jittered(Duration::from_secs(1) * 2_u32.pow(failures.min(6)))
+        }
     })
 }

@@ -32,12 +32,6 @@ use crate::{admin, node, pool};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
-/// How long after a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
-/// caches, give a passing 404.
-pub const SECOND_LOOK: Duration = Duration::from_secs(60);
-/// How long a node's reconcile may take by itself: several times what it takes when each request to Azure and
-/// to the API server takes as long as it may.
-pub const DEADLINE: Duration = Duration::from_secs(300);
 /// How long passes under way may take to end when the process is asked to: a NIC write takes about ten
 /// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -56,11 +50,28 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where to serve metrics to others than the node itself.
     pub scraped: Option<SocketAddr>,
-    /// How long after a 404 a NIC is asked for a second time: [`SECOND_LOOK`], less only in tests.
+    pub waits: Waits,
+}
+
+/// How long the operator waits before it lets go of something. Less than the default only in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
+    /// caches, give a passing 404.
     pub second_look: Duration,
-    /// How long a node's reconcile may take, waits for Azure's limits and operations not counted:
-    /// [`DEADLINE`], less only in tests.
+    /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several times
+    /// what it takes when each request to Azure and to the API server takes as long as it may.
     pub deadline: Duration,
+    /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice, and
+    /// for a tool that syncs every few minutes.
+    pub grace: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Waits {
+        let [second_look, deadline, grace] = [60, 300, 15 * 60].map(Duration::from_secs);
+        Waits { second_look, deadline, grace }
+    }
 }
 
 /// Why the operator ended without being asked to.
@@ -133,8 +144,7 @@ pub async fn run(
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
-    let times = (config.second_look, config.deadline);
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), times));
+    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), config.waits));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
     let synced = ctx.clone();
     let sync = async move {

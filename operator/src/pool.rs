@@ -1,6 +1,7 @@
 //! The pool controller: is the pool sound, and how do its nodes stand?
 
 mod forecast;
+mod leaving;
 pub mod left_alone;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,7 +23,7 @@ use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{
-    self, NODES_READY, OBJECTS_READABLE, READY, STALLED, SUBNET_EXHAUSTING, VALID,
+    self, NODES_READY, OBJECTS_READABLE, READY, SELECTED, STALLED, SUBNET_EXHAUSTING, Type, VALID,
 };
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::reason::Reason;
@@ -92,6 +93,7 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     forecast::tell(&pool, &mut next, known, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(left_alone::is_left_alone);
     left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
+    leaving::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
@@ -105,9 +107,12 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
     lock(&controller.written).insert(name.clone(), now);
-    if let Some(invalid) = turned_invalid(&before.conditions, &next.conditions) {
+    if let Some(invalid) = turned_false(VALID, &before.conditions, &next.conditions) {
         let event = events::turned(invalid, "Validate");
         ctx.events.say(&[pool.object_ref(&())], event);
+    }
+    if let Some(leave) = turned_false(SELECTED, &before.conditions, &next.conditions) {
+        ctx.events.say(&[pool.object_ref(&())], events::turned(leave, "Select"));
     }
     if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
         let event = events::stuck(Reason::SubnetExhausting, "Forecast", &short.message);
@@ -196,8 +201,8 @@ pub(crate) fn roll_up<'a>(
         (Err(error), _) => Verdict::no(
             Reason::SelectorInvalid,
             format!(
-                "NodeIPPool {} serves no node: its nodeSelector can't be read ({error}). Use the operators In, NotIn, Exists \
-                 and DoesNotExist.",
+                "NodeIPPool {} takes no further node, for its nodeSelector can't be read ({error}); the nodes that it serves \
+                 keep what they have. Use the operators In, NotIn, Exists and DoesNotExist.",
                 pool.name_any()
             ),
         ),
@@ -277,9 +282,9 @@ fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool 
     says_the_same(&without(before), &without(next))
 }
 
-fn turned_invalid<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
-    let was_invalid = condition::find(before, VALID).is_some_and(|was| was.status == "False");
-    condition::find(next, VALID).filter(|now| now.status == "False" && !was_invalid)
+fn turned_false<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was_false = condition::find(before, type_).is_some_and(|was| was.status == "False");
+    condition::find(next, type_).filter(|now| now.status == "False" && !was_false)
 }
 
 fn turned_exhausting<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
@@ -365,11 +370,11 @@ mod tests {
     fn a_selector_that_cannot_be_read_makes_the_pool_invalid_once() {
         let pool = pool(json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
         let status = rolled(&pool, &[]);
-        let invalid = turned_invalid(&[], &status.conditions).unwrap();
+        let invalid = turned_false(VALID, &[], &status.conditions).unwrap();
         assert!(invalid.message.contains("NodeIPPool p"));
         assert!(!condition::is_true(&status.conditions, READY));
         assert!(condition::is_true(&status.conditions, STALLED));
-        assert_eq!(turned_invalid(&status.conditions, &status.conditions), None);
+        assert_eq!(turned_false(VALID, &status.conditions, &status.conditions), None);
     }
 
     #[test]

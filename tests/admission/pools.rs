@@ -109,6 +109,26 @@ pub const REFUSED: &[Case] = &[
         "takes IPv4 ranges such as 192.168.0.0/16",
     ),
     case("more than all of a subnet", "subnetExhaustingPercent: 101", "should be less than or equal to 100"),
+    case(
+        "an operator that doesn't exist",
+        "nodeSelector: { matchExpressions: [{ key: a, operator: Like, values: [b] }] }",
+        "supported values: \"In\", \"NotIn\", \"Exists\", \"DoesNotExist\"",
+    ),
+    case(
+        "an operator without its values",
+        "nodeSelector: { matchExpressions: [{ key: a, operator: In }] }",
+        "takes values with the operators In and NotIn, at least one",
+    ),
+    case(
+        "values that an operator doesn't take",
+        "nodeSelector: { matchExpressions: [{ key: a, operator: Exists, values: [b] }] }",
+        "and none with Exists and DoesNotExist",
+    ),
+    case(
+        "a label that no node can have",
+        "nodeSelector: { matchLabels: { a: 'b c' } }",
+        "nodeSelector.matchLabels.a",
+    ),
     case("a weight in words", "weight: heavy", "spec.weight"),
     case(
         "a load balancer instead of its backend pool",

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_with_a_dns_label_comes_and_goes_with_its_pod,
     a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached,
     a_public_address_goes_with_its_node,
+    public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
     a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure,
     an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
@@ -30,7 +31,7 @@ fn backend_pool(name: &str) -> String {
 }
 
 /// An internal load balancer with a backend pool `pods`.
-async fn balancer(stage: &Stage<'_>, name: &str, outbound_rules: Value) -> Result<()> {
+pub async fn balancer(stage: &Stage<'_>, name: &str, outbound_rules: Value) -> Result<()> {
     let body = json!({ "sku": { "name": "Standard" }, "properties": {
         "frontendIPConfigurations": [{ "name": "front", "properties": { "subnet": { "id": format!("{NETWORK}{SUBNET}") } } }],
         "backendAddressPools": [{ "name": "pods" }],
@@ -40,7 +41,7 @@ async fn balancer(stage: &Stage<'_>, name: &str, outbound_rules: Value) -> Resul
 }
 
 /// Nodes hold four addresses; pods may ask for the backend pools `web` and `out` and for public addresses.
-fn pool() -> Value {
+pub fn pool() -> Value {
     json!({
         "sizing": { "minimum": 4, "warm": 0, "maximum": 4, "batch": 1 },
         "cooldown": "0s",
@@ -52,12 +53,12 @@ fn pool() -> Value {
 }
 
 /// The ipConfiguration kept for one pod.
-fn kept(seen: &NodeIPAllocation) -> Option<IpConfiguration> {
+pub fn kept(seen: &NodeIPAllocation) -> Option<IpConfiguration> {
     seen.spec.ip_configurations().find(|one| one.attached_to.is_some()).cloned()
 }
 
 /// What Azure has attached to one of our ipConfigurations.
-fn attached(stage: &Stage<'_>, node: &str, name: &str) -> Result<Value> {
+pub fn attached(stage: &Stage<'_>, node: &str, name: &str) -> Result<Value> {
     let nic = stage.nic(node);
     let all = nic["properties"]["ipConfigurations"].as_array().context("no ipConfigurations")?;
     let one = all.iter().find(|one| one["name"] == name).context("the ipConfiguration is gone")?;
@@ -159,6 +160,31 @@ async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()>
     stage.until_gone("n1").await?;
     ensure!(!stage.exists(&public.id).await?, "{public:?} is forgotten");
     Ok(())
+}
+
+async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 3, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), spec).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 3).await?;
+    let fault = stage.fault("PUT", "/publicIPAddresses/", None, Effect::HoldBefore);
+    for _ in 0..3 {
+        stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    }
+    let all = |_: &NodeIPAllocation| stage.sim.faults().iter().any(|fault| fault.hits == 3).then_some(());
+    stage.until("three are asked for at once", "n1", all).await?;
+    stage.bind("n1", 2).await?;
+    stage.until_holds("n1", 5).await?;
+    stage.sim.lift_fault(fault)?;
+    let attached = |seen: &NodeIPAllocation| {
+        let all =
+            seen.spec.ip_configurations().filter_map(|one| one.public_address.as_ref()?.address.clone());
+        (all.count() == 3).then_some(())
+    };
+    stage.until("each pod has one", "n1", attached).await
 }
 
 async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(

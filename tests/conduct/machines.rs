@@ -4,8 +4,6 @@
 use crate::Test;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
-use kube::Api;
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use vnetpool_azure_sim::{Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
@@ -25,6 +23,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive,
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
+    a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id,
     a_nic_left_without_its_vm_gives_everything_back,
     a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
@@ -343,6 +342,36 @@ async fn replace_the_node(stage: &Stage<'_>, node: &str, vm: &VmInfo) -> Result<
     Ok(())
 }
 
+/// As a kubelet does it before the cloud's controller has looked.
+async fn a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 2).await?;
+    until_served(&stage, "n1", 2).await?;
+    stage.until_holds("n1", 3).await?;
+    let (before, spec) = (held(&stage, &vm.nic_id), stage.allocation("n1").await?.spec);
+    stage.delete_node("n1").await?;
+    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    stage.join("n1", "").await?;
+    stage.until_says("n1", condition::INTERFACE_FOUND, "ProviderIDUnusable").await?;
+    let now = stage.allocation("n1").await?.spec;
+    ensure!(now == spec, "the record is lost: {now:?}");
+    // Nor is it, if that Node goes again.
+    stage.delete_node("n1").await?;
+    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    ensure!(held(&stage, &vm.nic_id) == before);
+    stage.join("n1", "").await?;
+    stage.provide("n1", &vm.provider_id).await?;
+    stage
+        .until("the new Node has it", "n1", |seen| (seen.spec.node_uid != spec.node_uid).then_some(()))
+        .await?;
+    until_served(&stage, "n1", 2).await?;
+    ensure!(held(&stage, &vm.nic_id) == before, "{before:?} became {:?}", held(&stage, &vm.nic_id));
+    Ok(())
+}
+
 async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     let vm = stage.node("n1", None).await?;
@@ -390,8 +419,6 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let says = stage.until_says("n1", condition::READY, "ScopeMissing").await?;
     ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
-    let objects = Api::<NodeIPAllocation>::all(stage.client.clone());
-    let gone = json!({ "metadata": { "annotations": { names::GONE: "true" } } });
-    objects.patch("n1", &PatchParams::default(), &Patch::Merge(gone)).await?;
+    stage.annotate("n1", names::GONE).await?;
     stage.until_gone("n1").await
 }

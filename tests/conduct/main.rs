@@ -17,6 +17,7 @@ mod churn;
 mod concurrency;
 mod disturbed;
 mod dry_run;
+mod edits;
 mod finding;
 mod gateway;
 mod groups;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         concurrency::TESTS,
         disturbed::TESTS,
         dry_run::TESTS,
+        edits::TESTS,
         finding::TESTS,
         groups::TESTS,
         identity::TESTS,

@@ -5,6 +5,7 @@ use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use vnetpool_azure_sim::{Config, Effect, Ending};
+use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{OPERATIONS_TRACKED, READY, RESERVED, WRITING};
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -15,6 +16,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
     writes_that_are_complete_when_answered_are_published_at_once,
     an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic,
+    a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_look,
 ];
 
 async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it(
@@ -149,4 +151,29 @@ async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up
     let answers: Vec<u16> = stage.writes("n1").iter().map(|write| write.status).collect();
     ensure!(answers == [200, 412], "{answers:?}");
     stage.until_holds("n1", 1).await
+}
+
+async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_look(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_holds("n1", 3).await?;
+    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    stage.unbind("n1", 2).await?;
+    let under_way = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
+    stage.until("the release is on its way", "n1", under_way).await?;
+    stage.kill().await?;
+    let before = stage.allocation("n1").await?;
+    stage.delete_allocation("n1").await?;
+    let body = json!({ "error": { "code": "ResourceNotFound", "message": "It could not be found." } });
+    stage.fault("GET", "/n1-nic", Some(1), Effect::Status { status: 404, body, headers: Default::default() });
+    stage.sim.lift_fault(fault)?;
+    stage.start().await?;
+    let again = |seen: &NodeIPAllocation| (seen.metadata.uid != before.metadata.uid).then_some(());
+    stage.until("the object is made again", "n1", again).await?;
+    ensure!(stage.held("n1").len() == 1, "given up, and still there: {:?}", stage.held("n1"));
+    Ok(())
 }

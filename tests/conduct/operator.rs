@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use vnetpool_operator::Config;
 use vnetpool_operator::azure::{self, Cloud, Credential};
+use vnetpool_operator::{Config, Waits};
 use vnetpool_tests::control_plane::NAMESPACE;
 
 /// The usual configuration: ARM is at `arm`, the metadata service at `imds`, its own metrics at `admin`.
@@ -21,9 +21,9 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         budget_percent: 80,
         dry_run: false,
     };
-    let (second_look, deadline) = (Duration::from_secs(2), Duration::from_secs(300));
-    let admin = Some(admin);
-    Config { azure, namespace: NAMESPACE.into(), identity, admin, scraped: None, second_look, deadline }
+    // A pool that goes takes effect at once, but where a test is about that.
+    let waits = Waits { second_look: Duration::from_secs(2), grace: Duration::ZERO, ..Waits::default() };
+    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, waits }
 }
 
 /// How it ends.

@@ -26,7 +26,7 @@ fn dropped(metrics: &Metrics) -> f64 {
 async fn set(plane: &ControlPlane, azure: Config) -> Result<Stage<'_>> {
     let stage = Stage::empty(plane, azure).await?;
     stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
-    stage.start_with(|config| config.deadline = DEADLINE).await?;
+    stage.start_with(|config| config.waits.deadline = DEADLINE).await?;
     Ok(stage)
 }
 

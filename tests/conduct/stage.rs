@@ -161,6 +161,14 @@ impl<'a> Stage<'a> {
         self.start_agent(name, FIRST_BOOT).await
     }
 
+    /// The cloud's controller gives a Node its providerID.
+    pub async fn provide(&self, node: &str, provider_id: &str) -> Result<()> {
+        let spec = json!({ "spec": { "providerID": provider_id } });
+        let api = Api::<Node>::all(self.client.clone());
+        api.patch(node, &PatchParams::default(), &Patch::Merge(spec)).await?;
+        Ok(())
+    }
+
     /// The node (re)boots: what its agent knew is lost, its pods are not.
     pub async fn boot(&self, node: &str, boot: &str) -> Result<()> {
         let status = json!({ "status": node_status(boot) });
@@ -272,6 +280,14 @@ impl<'a> Stage<'a> {
     /// Deletes a node's NodeIPAllocation, as a person might; it goes when the operator lets it.
     pub async fn delete_allocation(&self, node: &str) -> Result<()> {
         Api::<NodeIPAllocation>::all(self.client.clone()).delete(node, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// A person says `true` in this annotation of a node's NodeIPAllocation.
+    pub async fn annotate(&self, node: &str, annotation: &str) -> Result<()> {
+        let said = json!({ "metadata": { "annotations": { annotation: "true" } } });
+        let api = Api::<NodeIPAllocation>::all(self.client.clone());
+        api.patch(node, &PatchParams::default(), &Patch::Merge(said)).await?;
         Ok(())
     }
 

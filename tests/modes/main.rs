@@ -88,6 +88,9 @@ impl World {
         spec["weight"] = json!(self.weight.fetch_add(1, Ordering::Relaxed));
         spec["nodeSelector"] = json!({ "matchExpressions": [
             { "key": "kubernetes.io/hostname", "operator": "In", "values": nodes }] });
+        // The chapters move nodes on purpose.
+        let now = "vnetpool.io/release=true";
+        self.cluster.kubectl(&["annotate", "nodeipallocations", "--all", "--overwrite", now]).await?;
         let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool",
             "metadata": { "name": name }, "spec": spec });
         self.cluster.apply(&pool.to_string()).await.map(drop)

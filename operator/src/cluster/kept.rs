@@ -48,7 +48,7 @@ pub fn strip_node(node: &mut Node) {
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
-        annotations.retain(|name, _| name == names::GONE);
+        annotations.retain(|name, _| name == names::GONE || name == names::RELEASE);
     }
     if let Some(status) = &mut allocation.status {
         status.leases.clear();
@@ -114,7 +114,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
             &allocation.metadata.uid,
             allocation.metadata.generation,
             allocation.metadata.deletion_timestamp.is_some(),
-            allocation.annotations().get(names::GONE),
+            [names::GONE, names::RELEASE].map(|name| allocation.annotations().get(name)),
         ),
         (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished, unlisted),
         theirs,
@@ -123,8 +123,11 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
 
 /// The part of the operator's conditions that the pool's status repeats: `Ready`.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
-    let ready = allocation.conditions().iter().filter(|one| one.type_ == condition::READY);
-    digest(ready.map(|one| (&one.status, &one.reason)).collect::<Vec<_>>())
+    let told = allocation
+        .conditions()
+        .iter()
+        .filter(|one| one.type_ == condition::READY || one.type_ == condition::SELECTED);
+    digest(told.map(|one| (&one.type_, &one.status, &one.reason)).collect::<Vec<_>>())
 }
 
 pub fn pool_digest(pool: &NodeIPPool) -> u64 {

@@ -57,6 +57,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             route_table_id: None,
             wiring: pool.spec.wiring,
             target: 0,
+            sizing: Some(pool.spec.sizing.clone()),
             cooldown: pool.spec.cooldown,
             warm: pool.spec.sizing.warm,
             report_holders: false,

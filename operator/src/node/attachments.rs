@@ -33,6 +33,7 @@ pub fn plan(
     now: Instant,
 ) -> Plan {
     let wishes = ctx.cluster.wishes(&node.name_any());
+    step::take_made(ctx, attaching);
     attaching.refused.retain(|uid, _| wishes.contains_key(uid));
     let marks = marks(allocation);
     for public in marks.values().filter_map(|mark| mark.public_address.as_ref()) {
@@ -58,13 +59,14 @@ pub fn plan(
             offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
+            making: &attaching.making.under_way(),
             refused: &refused,
             batch: attaching.batch,
         },
         |uid| public_id(nic.as_ref()?, uid),
     );
     // A dry run keeps no address for anybody, and takes none from whom it is kept for.
-    if ctx.azure.is_dry_run() { Plan { marks, step: None, ..plan } } else { plan }
+    if ctx.azure.is_dry_run() { Plan { marks, step: None, make: vec![], ..plan } } else { plan }
 }
 
 /// Azure attaches to single addresses of ordinary NICs only.

@@ -10,6 +10,9 @@ use crate::azure;
 pub enum Error {
     #[error("{0}")]
     Find(#[source] azure::Error),
+    /// About a NIC that served the node before.
+    #[error("{0}")]
+    Left(#[source] azure::Error),
     #[error("{0}")]
     Write(#[source] azure::Error),
     #[error("spec not applied: {0}")]
@@ -29,7 +32,7 @@ impl Error {
     /// One of a fixed few, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Error::Find(error) | Error::Write(error) => error.reason().name(),
+            Error::Find(error) | Error::Left(error) | Error::Write(error) => error.reason().name(),
             _ if self.is_conflict() => "Conflict",
             Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
             Error::Overdue { .. } => "Overdue",
@@ -38,7 +41,7 @@ impl Error {
 
     /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
     pub fn is_outgrown(&self) -> bool {
-        matches!(self, Error::Find(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
+        matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
     }
 
     /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
@@ -47,7 +50,7 @@ impl Error {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
                 is_status(error, CONFLICT)
             }
-            Error::Find(_) | Error::Write(_) | Error::Overdue { .. } => false,
+            Error::Find(_) | Error::Left(_) | Error::Write(_) | Error::Overdue { .. } => false,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
@@ -141,12 +141,6 @@ impl Memories {
 
     pub fn forget(&self, name: &str) {
         self.lock().remove(name);
-    }
-
-    /// How long the error of the last reconcile wants the next one to wait.
-    pub fn wait(&self, name: &str, now: Instant) -> Option<Duration> {
-        let until = self.lock().get(name)?.setback.as_ref()?.until;
-        Some(until.saturating_duration_since(now))
     }
 
     /// How many reconciles in a row the API server or their deadline has ended.

@@ -7,6 +7,7 @@ mod hint;
 mod interfaces;
 pub mod known;
 pub mod obstacle;
+pub mod policy;
 pub mod recheck;
 mod surroundings;
 
@@ -26,6 +27,7 @@ use super::backend::{self, Backend, Holding, NicView};
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::{self, Need};
+use super::setback::Stage;
 use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
@@ -34,14 +36,15 @@ use adopt::Adoption;
 use groups::Grouping;
 use interfaces::{Found, Occasion};
 use obstacle::{Obstacle, obstacle};
-
-/// When to read a NIC again that somebody, perhaps an operator that has ended, is writing.
-pub const UNSETTLED: Duration = Duration::from_secs(5);
+use policy::Policy;
 
 /// What a reconcile knows of its node.
 #[derive(Debug)]
 pub struct Seen {
+    /// The pool whose policy holds.
     pub pool: Option<Arc<NodeIPPool>>,
+    /// It doesn't select the node any more.
+    pub pool_change: Option<policy::Change>,
     /// The NIC, its ipConfigurations left out.
     pub nic: Option<Interface>,
     /// The VM's primary NIC, if that is another one.
@@ -56,8 +59,6 @@ pub struct Seen {
     pub observed: Observed,
     /// This process has read the NIC; otherwise all is as `spec` mirrors it.
     pub is_read: bool,
-    /// A write to the NIC is under way that isn't ours.
-    pub is_unsettled: bool,
     /// When to reconcile again because the subnet holds growth back; `None` if it doesn't, or the node will
     /// be woken.
     pub turn: Option<Instant>,
@@ -73,7 +74,9 @@ pub struct Seen {
 
 /// What the cluster knows of a node.
 pub struct ClusterView {
+    /// The pool whose policy holds.
     pub pool: Option<Arc<NodeIPPool>>,
+    pool_change: Option<policy::Change>,
     demand: Demand,
     /// How long the node's pods have been these.
     bound_still_for: Duration,
@@ -109,8 +112,16 @@ struct AzureView {
 
 pub fn cluster(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, now: Instant) -> ClusterView {
     let (bound, changed) = ctx.cluster.bound(&node.name_any());
+    let Policy { pool, change } = policy::decide(policy::Facts {
+        allocation,
+        selected: ctx.cluster.pool_of(node),
+        last: ctx.cluster.pool(&allocation.spec.pool),
+        grace: ctx.waits.grace,
+        now: Timestamp::now(),
+    });
     ClusterView {
-        pool: ctx.cluster.pool_of(node),
+        pool,
+        pool_change: change,
         demand: need::demand(allocation, node, bound),
         bound_still_for: changed.map_or(Duration::MAX, |changed| now.saturating_duration_since(changed)),
     }
@@ -140,13 +151,25 @@ pub fn occasion(
         || Some(&spec.node_uid) != node.metadata.uid.as_ref()
         || spec.boot_id != kept::boot_id(node);
     let may_ask = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
-    if (is_new || memory.nic.must_read) && !may_ask {
+    if (is_new || memory.nic.needs_read(now)) && !may_ask {
         return None;
     }
     let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
     let known = memory.nic.at.unwrap_or(ctx.started);
     let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && may_ask;
-    Some(Occasion { is_new, is_hinted, is_due, may_ask })
+    Some(Occasion { is_new, is_begun: is_begun(memory), is_hinted, is_due, may_ask })
+}
+
+/// A write of this process has failed, and what became of it isn't known yet.
+fn is_begun(memory: &Memory) -> bool {
+    memory.nic.must_read && memory.setback.as_ref().is_some_and(|setback| setback.stage != Stage::Find)
+}
+
+/// Of reads that are more urgent than what their node needs. Pods may have the addresses that are hinted at,
+/// and nobody reaches them. And what was begun comes to its end before anything new: a node whose first write
+/// was lost isn't new any more.
+fn priority(occasion: Occasion) -> Option<Priority> {
+    (occasion.is_hinted || occasion.is_begun).then_some(Priority::WaitingPods)
 }
 
 /// How urgent the reads of this occasion are.
@@ -156,10 +179,9 @@ pub fn urgency(
     need: &Need,
     occasion: Occasion,
 ) -> Urgency {
-    match occasion.is_hinted {
-        // Pods may have these addresses, and nobody reaches them.
-        true => Priority::WaitingPods.into(),
-        false => need.of_read(allocation, &cluster.demand, occasion.is_new),
+    match priority(occasion) {
+        Some(priority) => priority.into(),
+        None => need.of_read(allocation, &cluster.demand, occasion.is_new),
     }
 }
 
@@ -254,9 +276,9 @@ pub async fn around(
         },
         elsewhere: found.elsewhere,
         left: found.left,
-        is_unsettled: found.is_unsettled,
         is_read,
         pool: cluster.pool,
+        pool_change: cluster.pool_change,
         backend,
         obstacle,
         snat_exclusions,
@@ -291,13 +313,13 @@ impl Seen {
         let observed = observed(&cluster, allocation, AzureView::default(), memory, now);
         Seen {
             pool: cluster.pool,
+            pool_change: cluster.pool_change,
             nic: None,
             obstacle: Some(obstacle),
             snat_exclusions: vec![],
             backend: Backend::default(),
             observed,
             is_read: false,
-            is_unsettled: false,
             turn: None,
             primary_nic: None,
             elsewhere: 0,
@@ -382,6 +404,8 @@ fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Memories;
+    use super::super::setback::Setback;
     use super::*;
     use serde_json::json;
 
@@ -390,6 +414,22 @@ mod tests {
             "metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}, "status": status
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_was_begun_is_read_before_new_nodes() {
+        let failed = |stage| {
+            let mut memory = Memories::default().take(&allocation(json!({})));
+            let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
+            memory.setback = Some(Setback::after(None, stage, &lost, Instant::now()));
+            memory.nic.must_read = true;
+            is_begun(&memory)
+        };
+        assert!(failed(Stage::Write) && failed(Stage::Repair) && !failed(Stage::Find));
+        let quiet =
+            Occasion { is_new: false, is_begun: false, is_hinted: false, is_due: false, may_ask: true };
+        assert_eq!(priority(quiet), None);
+        assert!(priority(Occasion { is_begun: true, ..quiet }).unwrap() < Priority::NewNode);
     }
 
     #[test]

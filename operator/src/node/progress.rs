@@ -7,8 +7,8 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::memory::Memory;
 use super::need::Need;
+use super::observe::Seen;
 use super::observe::obstacle::Obstacle;
-use super::observe::{self, Seen};
 use super::setback::Setback;
 use crate::planner::{Plan, Rehearsal, attachments};
 
@@ -39,6 +39,8 @@ pub enum Next {
 struct Reasons {
     /// The plan waits for a burst or a surplus to last.
     plan: Option<Duration>,
+    /// The policy of a pool that serves the node no more holds until then.
+    grace: Option<Duration>,
     /// An error holds writes or reads back until then.
     setback: Option<Duration>,
     /// Somebody else's write to the NIC is under way.
@@ -91,8 +93,13 @@ impl Progress {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
 
-    pub fn wants_attachments(&self) -> bool {
+    /// Whether an attachment's step is to be taken on the NIC, or in a public address.
+    fn has_step(&self) -> bool {
         self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+    }
+
+    pub fn wants_attachments(&self) -> bool {
+        self.has_step() || self.attachments.as_ref().is_some_and(|plan| !plan.make.is_empty())
     }
 
     /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from
@@ -129,11 +136,12 @@ impl Progress {
             holding.map(|setback| setback.until - now)
         };
         // While the last write was under way, more may have come to do.
-        let attaches = self.wants_attachments() && !memory.attaching.holds(now);
+        let attaches = self.has_step() && !memory.attaching.holds(now);
         let reasons = Reasons {
             plan: self.plan.as_ref().and_then(|plan| plan.requeue),
+            grace: seen.and_then(|seen| seen.pool_change.as_ref()?.due()),
             setback: holding(&memory.setback),
-            unsettled: seen.is_some_and(|seen| seen.is_unsettled).then_some(observe::UNSETTLED),
+            unsettled: seen.and_then(|_| memory.nic.unsettled_wait(now)),
             more: (self.wants_write() || attaches).then_some(Duration::ZERO),
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
@@ -149,9 +157,20 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons { plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending } =
-            self;
-        let all = [plan, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending];
+        let Reasons {
+            plan,
+            grace,
+            setback,
+            unsettled,
+            more,
+            refused,
+            ungrouped,
+            report,
+            turn,
+            hint,
+            mending,
+        } = self;
+        let all = [plan, grace, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending];
         all.into_iter().flatten().min()
     }
 }

@@ -47,6 +47,7 @@ pub fn spec(
         route_table_id: seen.backend.route_table_id(),
         wiring: pool.map_or(before.wiring, |pool| pool.spec.wiring),
         target: plan.target,
+        sizing: pool.map_or_else(|| before.sizing.clone(), |pool| Some(pool.spec.sizing.clone())),
         cooldown: pool.map_or(before.cooldown, |pool| pool.spec.cooldown),
         pod_metadata_access: pool.map_or(before.pod_metadata_access, |pool| pool.spec.pod_metadata_access),
         warm: pool.map_or(before.warm, |pool| pool.spec.sizing.warm),

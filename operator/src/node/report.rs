@@ -52,6 +52,7 @@ pub async fn report(
             boot_id: kept::boot_id(node),
             seen: progress.seen.as_ref(),
             plan: progress.plan.as_ref(),
+            grace: ctx.waits.grace,
             dry_run: ctx.azure.is_dry_run(),
             rehearsal: progress.rehearsal.as_ref(),
             setback: memory.setback.as_ref(),

@@ -33,13 +33,11 @@ pub async fn vacate(
         memory.setback = None;
     }
     let since = *memory.vacant_since.get_or_insert(now);
-    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
-    let is_gone = |error: &azure::Error| absences.prove(error, ctx.second_look, is_said, now);
-    let is_held_back =
-        |setback: &&Setback| setback.holds(now) && !(setback.reason == Reason::ScopeMissing && is_said);
-    if let Some(setback) = memory.setback.as_ref().filter(is_held_back) {
-        return Ok(Next::After(setback.until - now));
+    if let Some(wait) = held_back(allocation, memory, now) {
+        return Ok(Next::After(wait));
     }
+    let is_gone = proof(ctx, allocation, memory, now);
+    let gone = format!("Node {} is gone", allocation.name_any());
     let mut in_use = None;
     for interface in &allocation.spec.interfaces {
         let settled = match interface.id.parse() {
@@ -52,14 +50,14 @@ pub async fn vacate(
                 in_use = in_use.or(Some(vm));
             }
             Ok(None) => {}
-            Err(error) => return refused(ctx, allocation, memory, error, now).await,
+            Err(error) => return refused(ctx, allocation, memory, (error, &gone), now).await,
         }
     }
     if in_use.is_none()
         && let Err(error) = backend::leave(ctx, allocation).await
         && !is_gone(&error)
     {
-        return refused(ctx, allocation, memory, error, now).await;
+        return refused(ctx, allocation, memory, (error, &gone), now).await;
     }
     memory.setback = None;
     memory.absences.clear();
@@ -82,26 +80,44 @@ pub fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 
+/// How long an error still holds this object's end back. A person's word about a scope ends that at once.
+fn held_back(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<Duration> {
+    let is_said = is_said_to_be_gone(allocation);
+    let setback = memory.setback.as_ref().filter(|setback| setback.holds(now))?;
+    (!(setback.reason == Reason::ScopeMissing && is_said)).then(|| setback.until - now)
+}
+
+/// Tells of an error whether it proves, with what is known by now, that what was asked for is gone.
+pub fn proof(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &Memory,
+    now: Instant,
+) -> impl Fn(&azure::Error) -> bool + Sync + use<> {
+    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
+    let second_look = ctx.waits.second_look;
+    move |error| absences.prove(error, second_look, is_said, now)
+}
+
 async fn refused(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     memory: &mut Memory,
-    error: azure::Error,
+    (error, why): (azure::Error, &str),
     now: Instant,
 ) -> Result<Next, Error> {
     memory.absences.note(&error, now);
     if matches!(error, AzureError::NotFound { .. }) {
         let message = format!(
-            "Node {} is gone, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this \
-             record of what the NIC holds goes. {error}",
-            allocation.name_any(),
-            ctx.second_look.as_secs()
+            "{why}, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this record of what \
+             the NIC holds goes. {error}",
+            ctx.waits.second_look.as_secs()
         );
         report::vacant(ctx, allocation, error.reason(), message).await?;
-        return Ok(Next::After(ctx.second_look));
+        return Ok(Next::After(ctx.waits.second_look));
     }
     memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
-    let message = format!("Node {} is gone, but: {error}", allocation.name_any());
+    let message = format!("{why}, but: {error}");
     report::vacant(ctx, allocation, error.reason(), message).await?;
     Err(Error::Find(error))
 }
@@ -114,23 +130,20 @@ pub async fn replace(
     allocation: &NodeIPAllocation,
     memory: &mut Memory,
 ) -> Result<Next, Error> {
+    const WHY: &str = "somebody deleted this object while its Node lives; it is made again once the addresses that the node \
+        has given up are off the NIC";
     let now = Instant::now();
-    if let Some(setback) = memory.setback.as_ref().filter(|setback| setback.holds(now)) {
-        return Ok(Next::After(setback.until - now));
+    if let Some(wait) = held_back(allocation, memory, now) {
+        return Ok(Next::After(wait));
     }
-    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
-    let is_gone = |error: &azure::Error| absences.prove(error, ctx.second_look, is_said, now);
-    let released = release_relinquished(ctx, allocation, is_gone).await;
-    if let Err(Error::Find(error) | Error::Write(error)) = &released {
-        memory.absences.note(error, now);
-        memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, now));
-        let message = format!(
-            "somebody deleted this object, but its Node lives; it is made again once the addresses that the node has given up are \
-             off the NIC, but: {error}"
-        );
-        report::vacant(ctx, allocation, error.reason(), message).await?;
+    let is_gone = proof(ctx, allocation, memory, now);
+    match release_relinquished(ctx, allocation, is_gone).await {
+        Ok(()) => {}
+        Err(Error::Find(error) | Error::Write(error)) => {
+            return refused(ctx, allocation, memory, (error, WHY), now).await;
+        }
+        Err(error) => return Err(error),
     }
-    released?;
     publish::replace(ctx, allocation).await?;
     Ok(Next::Gone)
 }

@@ -13,6 +13,9 @@
 //!      └── nothing attached, public ─────┘ └──────────── pod gone or asks no more: detached ◄────┘
 //!          address deleted
 //! ```
+//!
+//! Only the pod's end, or its own word, takes anything off: a pod that lives and asks for what its pool doesn't
+//! offer any more keeps what it has. Pools are edited, replaced and lost by accident.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -64,6 +67,8 @@ pub struct Facts<'a> {
     pub impossible: Option<&'static str>,
     /// What Azure has told of public addresses; `None`: there is none.
     pub public: &'a HashMap<ResourceId, Option<PublicAddress>>,
+    /// Public addresses that are being made now.
+    pub making: &'a HashSet<ResourceId>,
     /// Pods that Azure has refused something lately, by UID.
     pub refused: &'a HashSet<String>,
     /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
@@ -77,6 +82,8 @@ pub struct Plan {
     pub marks: BTreeMap<String, Mark>,
     /// What to do next, once `spec` shows the marks.
     pub step: Option<Step>,
+    /// Public addresses to make beside that, likewise.
+    pub make: Vec<Make>,
     /// Pods that can't have what they ask for as long as neither they nor the pool are changed.
     pub invalid: Vec<Invalid>,
     /// Pods that have all they ask for.
@@ -96,8 +103,18 @@ pub enum Step {
     Delete(Vec<ResourceId>),
     /// Ask Azure what these public addresses are.
     LookUp(Vec<ResourceId>),
-    /// Make the public addresses, then attach all in one write.
+    /// Attach all in one write.
     Attach(Vec<Attach>),
+}
+
+/// A public address that a pod is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Make {
+    pub id: ResourceId,
+    /// The pod's UID, and its name for people.
+    pub uid: String,
+    pub pod: String,
+    pub dns_label: Option<String>,
 }
 
 /// What one pod is to have.
@@ -109,7 +126,6 @@ pub struct Attach {
     pub uid: String,
     pub pod: String,
     pub attached: Attached,
-    pub dns_label: Option<String>,
 }
 
 /// A pod that asks for what isn't to be had.
@@ -145,6 +161,7 @@ enum Next {
     Detach(String),
     Delete(ResourceId),
     LookUp(ResourceId),
+    Make(Make),
     Attach(Attach),
 }
 
@@ -168,13 +185,18 @@ pub fn holders(
 pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Plan {
     let mut plan = Plan::default();
     let mut grants = HashMap::new();
+    // By UID: pods that ask for what isn't to be had, and where that is told.
+    let mut refused = HashMap::new();
     let mut wishes: Vec<_> = facts.wishes.iter().collect();
     wishes.sort_by(|a, b| a.1.pod.cmp(&b.1.pod));
     for (uid, wish) in wishes {
         match grant(wish, facts, || public_id(uid)) {
             Ok(Some(grant)) => drop(grants.insert(uid.as_str(), grant)),
             Ok(None) => {}
-            Err(message) => plan.invalid.push(Invalid { pod: wish.pod.clone(), message }),
+            Err(message) => {
+                refused.insert(uid.as_str(), plan.invalid.len());
+                plan.invalid.push(Invalid { pod: wish.pod.clone(), message });
+            }
         }
     }
     let (mut next, mut satisfied) = (vec![], HashSet::new());
@@ -190,9 +212,14 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
             None => found(entry, holder, facts.offered),
             Some(mark) => {
                 let uid = mark.attached_to.as_str();
-                match grants.get(uid).filter(|_| !has_moved(entry, uid, holder, facts)) {
-                    Some(grant) => granted(entry, mark, grant, holder, facts),
-                    None => ending(entry, mark, facts),
+                let stays = !has_moved(entry, uid, holder, facts);
+                match (grants.get(uid).filter(|_| stays), refused.get(uid).filter(|_| stays)) {
+                    (Some(grant), _) => granted(entry, mark, grant, holder, facts),
+                    (None, Some(&told)) if has_something(entry, mark, facts) => {
+                        plan.invalid[told].message += " Until it ends it keeps what it has.";
+                        Outcome { mark: Some(mark.clone()), ..Outcome::default() }
+                    }
+                    (None, _) => ending(entry, mark, facts),
                 }
             }
         };
@@ -206,7 +233,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
     }
     plan.attached = satisfied.len();
     plan.pending = grants.len() - satisfied.len();
-    plan.step = step(next, facts.batch);
+    (plan.step, plan.make) = step(next, facts);
     plan
 }
 
@@ -236,6 +263,11 @@ fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &F
     facts.confirmed
         && !waits
         && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))
+}
+
+/// Whether something is attached for the pod, or is there to be.
+fn has_something(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> bool {
+    !entry.attached.is_empty() || made(mark, facts).is_some()
 }
 
 /// The pod is gone, asks no more, or has moved: what is attached comes off, then its public address is
@@ -281,15 +313,13 @@ fn granted(
         public.cloned().map(Next::LookUp)
     } else if is_complete {
         left.clone().map(Next::Delete)
+    } else if !may_attach {
+        None
     } else {
-        may_attach.then(|| {
-            Next::Attach(Attach {
-                name: entry.name.clone(),
-                uid: uid.to_owned(),
-                pod: facts.wishes[uid].pod.clone(),
-                attached: target,
-                dns_label: grant.dns_label.clone(),
-            })
+        let (uid, pod) = (uid.to_owned(), facts.wishes[uid].pod.clone());
+        Some(match public.filter(|_| is_unknown || !is_named) {
+            Some(id) => Next::Make(Make { id: id.clone(), uid, pod, dns_label: grant.dns_label.clone() }),
+            None => Next::Attach(Attach { name: entry.name.clone(), uid, pod, attached: target }),
         })
     };
     let is_attached = attached.public_address.as_ref() == public;
@@ -311,19 +341,26 @@ fn made(mark: &Mark, facts: &Facts) -> Option<ResourceId> {
     (facts.public.get(&id) != Some(&None)).then_some(id)
 }
 
-/// The kind of step that comes first, for all that need it.
-fn step(next: Vec<Next>, batch: usize) -> Option<Step> {
+/// The kind of step that comes first, for all that need it, and what is to be made beside it.
+fn step(next: Vec<Next>, facts: &Facts) -> (Option<Step>, Vec<Make>) {
     let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
+    let mut make = vec![];
     for one in next {
         match one {
             Next::Detach(name) => detach.push(name),
             Next::Delete(id) => delete.push(id),
             Next::LookUp(id) => look_up.push(id),
+            Next::Make(one) => make.push(one),
             Next::Attach(one) => attach.push(one),
         }
     }
-    attach.truncate(batch.max(1));
-    if !detach.is_empty() {
+    // Those that are ready wait for those that soon will be: one write does for all of them.
+    if !make.is_empty() || !facts.making.is_empty() {
+        attach.retain(|one: &Attach| one.attached.public_address.is_none());
+    }
+    make.retain(|one: &Make| !facts.making.contains(&one.id));
+    attach.truncate(facts.batch.max(1));
+    let step = if !detach.is_empty() {
         Some(Step::Detach(detach))
     } else if !delete.is_empty() {
         Some(Step::Delete(delete))
@@ -331,7 +368,8 @@ fn step(next: Vec<Next>, batch: usize) -> Option<Step> {
         Some(Step::LookUp(look_up))
     } else {
         (!attach.is_empty()).then_some(Step::Attach(attach))
-    }
+    };
+    (step, make)
 }
 
 /// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration

@@ -51,7 +51,9 @@ async fn everything(world: &World) -> Result<(), Error> {
     let network = format!("{}/providers/Microsoft.Network", world.nic.group());
     let public = format!("{network}/publicIPAddresses/vnp-pod").parse()?;
     let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "default/pod".into() };
-    world.azure.make_public_address(&public, &new, Priority::WaitingPods).await?;
+    let reserved = world.azure.reserve_public_address(&public).await;
+    world.azure.make_public_address(&reserved, &new, Priority::WaitingPods).await?;
+    drop(reserved);
     world.azure.public_address(&public, Priority::WarmRefill).await?;
     world.azure.delete_public_address(&public, Priority::GiveBack).await?;
     let table = format!("{network}/routeTables/t").parse()?;

@@ -1,12 +1,15 @@
 //! What has become of a node's attachments so far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vnetpool_crds::allocation;
 
-use crate::azure::ResourceId;
+use crate::azure::{self, PublicAddress, ResourceId};
+use crate::lock::lock;
 use crate::node::setback::Setback;
+use crate::planner::attachments::Make;
 
 /// What this process remembers of a node's attachments. All of it can be lost.
 #[derive(Clone, Debug)]
@@ -19,11 +22,52 @@ pub struct Attaching {
     pub setback: Option<Setback>,
     /// How many to attach in one write.
     pub batch: usize,
+    pub making: Making,
+}
+
+/// Public addresses that are made beside the node's reconciles: what is under way, and what has come of it.
+#[derive(Clone, Debug, Default)]
+pub struct Making(Arc<Mutex<HashMap<ResourceId, Option<Made>>>>);
+
+/// What has come of one.
+#[derive(Debug)]
+pub struct Made {
+    pub asked: Make,
+    pub result: Result<PublicAddress, azure::Error>,
+}
+
+impl Making {
+    pub fn begins(&self, id: &ResourceId) {
+        lock(&self.0).insert(id.clone(), None);
+    }
+
+    pub fn ended(&self, made: Made) {
+        lock(&self.0).insert(made.asked.id.clone(), Some(made));
+    }
+
+    pub fn under_way(&self) -> HashSet<ResourceId> {
+        let all = lock(&self.0);
+        all.iter().filter(|(_, made)| made.is_none()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Takes out those that have ended.
+    pub fn take(&self) -> Vec<Made> {
+        let mut all = lock(&self.0);
+        let ended: Vec<ResourceId> =
+            all.iter().filter(|(_, made)| made.is_some()).map(|(id, _)| id.clone()).collect();
+        ended.iter().filter_map(|id| all.remove(id).flatten()).collect()
+    }
 }
 
 impl Default for Attaching {
     fn default() -> Self {
-        Attaching { public: HashMap::new(), refused: HashMap::new(), setback: None, batch: usize::MAX }
+        Attaching {
+            public: HashMap::new(),
+            refused: HashMap::new(),
+            setback: None,
+            batch: usize::MAX,
+            making: Making::default(),
+        }
     }
 }
 

@@ -2,23 +2,30 @@
 
 use std::time::Instant;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::ResourceExt;
 use vnetpool_crds::allocation;
 
-use super::remembered::Attaching;
-use crate::azure::{self, Attached, Change, NewPublicAddress, Priority, PublicAddress, ResourceId, Urgency};
+use super::remembered::{Attaching, Made};
+use crate::azure::{
+    self, Attached, Azure, Change, NewPublicAddress, Priority, PublicAddress, Reserved, ResourceId, Urgency,
+};
 use crate::context::Context;
 use crate::events;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
-use crate::planner::attachments::{Attach, Step};
+use crate::planner::attachments::{Attach, Make, Step};
 
 /// The next step and the NIC it is for, if it may be taken now.
 pub fn next(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<(ResourceId, Step)> {
-    let seen = progress.seen.as_ref().filter(|seen| seen.observed.may_write)?;
+    let may_write = progress.seen.as_ref().is_some_and(|seen| seen.observed.may_write);
     let step = progress.attachments.as_ref()?.step.clone()?;
-    let nic = seen.nic.as_ref()?.id.parse().ok()?;
-    (!attaching.holds(now)).then_some((nic, step))
+    (may_write && !attaching.holds(now)).then_some((nic(progress)?, step))
+}
+
+fn nic(progress: &Progress) -> Option<ResourceId> {
+    progress.seen.as_ref()?.nic.as_ref()?.id.parse().ok()
 }
 
 /// Whether the step writes the NIC, which the condition `Writing` must announce.
@@ -61,17 +68,22 @@ pub async fn carry_out(
     Ok(())
 }
 
+/// All at once: each takes Azure some seconds. What has been done is remembered whatever became of the others.
 async fn delete(
     ctx: &Context,
     attaching: &mut Attaching,
     ids: Vec<ResourceId>,
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
-    for id in ids {
-        ctx.azure.delete_public_address(&id, &urgency).await?;
-        attaching.public.insert(id, None);
+    let deleted = join_all(ids.iter().map(|id| ctx.azure.delete_public_address(id, &urgency))).await;
+    let mut outcome = Ok(());
+    for (id, deleted) in ids.into_iter().zip(deleted) {
+        match deleted {
+            Ok(()) => drop(attaching.public.insert(id, None)),
+            Err(error) => outcome = Err(error),
+        }
     }
-    Ok(())
+    outcome
 }
 
 async fn look_up(
@@ -80,79 +92,104 @@ async fn look_up(
     ids: Vec<ResourceId>,
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
-    for id in ids {
-        let found = ctx.azure.public_address(&id, &urgency).await?;
-        attaching.public.insert(id, found.map(shown));
+    let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
+    let mut outcome = Ok(());
+    for (id, found) in ids.into_iter().zip(found) {
+        match found {
+            Ok(found) => drop(attaching.public.insert(id, found.map(shown))),
+            Err(error) => outcome = Err(error),
+        }
     }
-    Ok(())
+    outcome
 }
 
 fn shown(PublicAddress { id, address, dns_name }: PublicAddress) -> allocation::PublicAddress {
     allocation::PublicAddress { id: id.to_string(), address, dns_name }
 }
 
-/// Makes the pods' public addresses, then attaches everything in one write. Who is refused waits alone.
+/// Attaches everything in one write. Who is refused waits alone.
 async fn attach_all(ctx: &Context, nic: &ResourceId, attach: Vec<Attach>, attaching: &mut Attaching) {
-    let mut ready = vec![];
-    for one in attach {
-        match make(ctx, nic, &one, attaching).await {
-            Ok(()) => ready.push(one),
-            Err(error) => refuse(ctx, &[one], &error, attaching),
-        }
-    }
-    if ready.is_empty() {
-        return;
-    }
-    let attached = ready.iter().map(|one| (one.name.clone(), one.attached.clone())).collect();
+    let attached = attach.iter().map(|one| (one.name.clone(), one.attached.clone())).collect();
     let change = Change { attach: attached, ..Change::default() };
     match ctx.azure.update(nic, &change, Priority::WaitingPods).await {
         Ok(_) => {
             attaching.setback = None;
             attaching.batch = attaching.batch.saturating_mul(2);
-            for one in &ready {
+            for one in &attach {
                 attaching.refused.remove(&one.uid);
                 ctx.events.say(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
         }
-        Err(error) => refuse(ctx, &ready, &error, attaching),
+        Err(error) => refuse(ctx, &pods(&attach), &error, attaching),
     }
 }
 
-/// Sees to it that the public address is there that the pod is to have.
-async fn make(
-    ctx: &Context,
+/// The UIDs and names of these pods.
+fn pods(attach: &[Attach]) -> Vec<(&str, &str)> {
+    attach.iter().map(|one| (one.uid.as_str(), one.pod.as_str())).collect()
+}
+
+/// Begins to make the public addresses that pods of the node are to have: beside its reconciles, for each takes
+/// Azure some seconds, and the node's addresses must not wait for it. The plan's marks have been published.
+pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now: Instant) {
+    let may_write = progress.seen.as_ref().is_some_and(|seen| seen.observed.may_write);
+    let (Some(nic), Some(plan)) = (nic(progress), &progress.attachments) else { return };
+    if plan.make.is_empty() || !may_write || attaching.holds(now) {
+        return;
+    }
+    for asked in plan.make.clone() {
+        attaching.making.begins(&asked.id);
+        let reserved = ctx.azure.reserve_public_address(&asked.id).await;
+        let (azure, waker, making) = (ctx.azure.clone(), ctx.waker.clone(), attaching.making.clone());
+        let (nic, node) = (nic.clone(), progress.allocation.name_any());
+        tokio::spawn(async move {
+            let result = made(&azure, &nic, &asked, &reserved).await;
+            making.ended(Made { asked, result });
+            waker.allocation(&node);
+        });
+    }
+}
+
+async fn made(
+    azure: &Azure,
     nic: &ResourceId,
-    one: &Attach,
-    attaching: &mut Attaching,
-) -> Result<(), azure::Error> {
-    let Some(id) = &one.attached.public_address else { return Ok(()) };
-    let location =
-        ctx.azure.nic(nic, azure::Freshness::Cached, Priority::WaitingPods).await?.location.clone();
-    let new = NewPublicAddress { location, dns_label: one.dns_label.clone(), pod: one.pod.clone() };
-    let made = ctx.azure.make_public_address(id, &new, Priority::WaitingPods).await?;
-    attaching.public.insert(id.clone(), Some(shown(made)));
-    Ok(())
+    asked: &Make,
+    reserved: &Reserved,
+) -> Result<PublicAddress, azure::Error> {
+    let location = azure.nic(nic, azure::Freshness::Cached, Priority::WaitingPods).await?.location.clone();
+    let new = NewPublicAddress { location, dns_label: asked.dns_label.clone(), pod: asked.pod.clone() };
+    azure.make_public_address(reserved, &new, Priority::WaitingPods).await
+}
+
+/// Takes in what has come of public addresses that were being made.
+pub fn take_made(ctx: &Context, attaching: &mut Attaching) {
+    for Made { asked, result } in attaching.making.take() {
+        match result {
+            Ok(made) => drop(attaching.public.insert(asked.id, Some(shown(made)))),
+            Err(error) => refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching),
+        }
+    }
 }
 
 /// What an error means to those it was about. Of several, one may have been the cause, so fewer are tried
 /// next time.
-fn refuse(ctx: &Context, attach: &[Attach], error: &azure::Error, attaching: &mut Attaching) {
+fn refuse(ctx: &Context, pods: &[(&str, &str)], error: &azure::Error, attaching: &mut Attaching) {
     if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));
         return;
     }
-    let [one] = attach else {
-        attaching.batch = (attach.len() / 2).max(1);
+    let [(uid, pod)] = *pods else {
+        attaching.batch = (pods.len() / 2).max(1);
         return;
     };
-    let last = attaching.refused.get(&one.uid).map(|(_, setback)| setback);
+    let last = attaching.refused.get(uid).map(|(_, setback)| setback);
     let is_news = last.is_none_or(|last| last.reason != error.reason());
     let setback = setback(last, error);
     if is_news {
         let event = events::stuck(setback.reason, "Attach", &setback.message);
-        ctx.events.say(&[about(&one.pod, &one.uid)], event);
+        ctx.events.say(&[about(pod, uid)], event);
     }
-    attaching.refused.insert(one.uid.clone(), (one.pod.clone(), setback));
+    attaching.refused.insert(uid.to_owned(), (pod.to_owned(), setback));
 }
 
 fn setback(last: Option<&Setback>, error: &azure::Error) -> Setback {

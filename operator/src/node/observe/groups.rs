@@ -84,7 +84,10 @@ fn vouches(allocation: &NodeIPAllocation) -> bool {
 pub fn may_be_refused(error: &azure::Error) -> bool {
     let is_elsewhere = matches!(
         error,
-        azure::Error::SubnetFull { .. } | azure::Error::Credential { .. } | azure::Error::NotFound { .. }
+        azure::Error::SubnetFull { .. }
+            | azure::Error::Credential { .. }
+            | azure::Error::NotFound { .. }
+            | azure::Error::ScopeMissing { .. }
     );
     matches!(error.remedy(), Remedy::WaitForChange { .. }) && !is_elsewhere
 }

@@ -30,6 +30,8 @@ pub struct Occasion {
     pub is_new: bool,
     /// The node misses some of its addresses.
     pub is_hinted: bool,
+    /// A write of ours to the NIC has failed, and what became of it isn't known yet.
+    pub is_begun: bool,
     /// It is time to read the NIC though nothing has changed.
     pub is_due: bool,
     /// No error holds that back.
@@ -106,7 +108,7 @@ pub async fn find(
     known: &Known,
     urgency: &Urgency,
 ) -> Result<Found, azure::Error> {
-    let spec = wanted.spec();
+    let (spec, now) = (wanted.spec(), Instant::now());
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own = vec![];
@@ -114,7 +116,9 @@ pub async fn find(
         let chosen = choose(ctx, vm, wanted, urgency).await?;
         (elsewhere, primary, own) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
         (Some(chosen.serving), Read::All { at: Instant::now(), lacking: chosen.lacking })
-    } else if known.must_read || wanted.occasion.is_due {
+    } else if known.is_left_alone(now) {
+        (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
+    } else if known.needs_read(now) || wanted.occasion.is_due {
         let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, urgency).await?;
         (Some(nic), Read::Nic { at: Instant::now() })
     } else if known.at.is_some() {

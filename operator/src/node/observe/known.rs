@@ -1,11 +1,16 @@
 //! What this process knows of a node's NIC, and when that is to be believed no more.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vnetpool_crds::{NodeIPAllocation, condition};
 
 use super::hint::Hints;
 use crate::azure::{Nic, ResourceId};
+
+/// How long an unsettled NIC is left alone at first. It may stay so for hours, and each read is one less for
+/// other nodes; so it is twice as long each time.
+const UNSETTLED: Duration = Duration::from_secs(5);
+const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
 
 /// All of it can be lost: the NIC is then read.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +19,8 @@ pub struct Known {
     pub at: Option<Instant>,
     /// The NIC may not be as we know it.
     pub must_read: bool,
+    /// How often in a row it was read and something was at work on it, and when it is to be read again.
+    unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
     pub writing: bool,
     /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is
@@ -79,6 +86,21 @@ impl Known {
         self.generation = answer.metadata.generation;
     }
 
+    /// Whether to wait with another read, because something was at work on the NIC a moment ago.
+    pub fn is_left_alone(&self, now: Instant) -> bool {
+        self.unsettled.is_some_and(|(_, until)| now < until)
+    }
+
+    /// Whether the NIC is to be read before anything else.
+    pub fn needs_read(&self, now: Instant) -> bool {
+        !self.is_left_alone(now) && (self.must_read || self.unsettled.is_some())
+    }
+
+    /// How long until an unsettled NIC is to be read again.
+    pub fn unsettled_wait(&self, now: Instant) -> Option<Duration> {
+        self.unsettled.map(|(_, until)| until.saturating_duration_since(now))
+    }
+
     /// The NIC was looked for; `nic` is what it shows, if it is known.
     pub fn learn(&mut self, read: &Read, nic: Option<&Nic>, allocation: &NodeIPAllocation) {
         match read {
@@ -94,14 +116,57 @@ impl Known {
             }
             Read::Nothing => {}
         }
-        match nic {
-            Some(nic) if nic.is_updating() => self.must_read = true,
-            Some(_) => self.writing = false,
-            None => {}
+        let read_at = match read {
+            Read::All { at, .. } | Read::Nic { at } => Some(*at),
+            Read::Nothing => None,
+        };
+        let Some(nic) = nic else { return };
+        if nic.is_settled() {
+            self.unsettled = None;
+        } else if let Some(at) = read_at {
+            let times = self.unsettled.map_or(0, |(times, _)| times + 1);
+            let wait = (UNSETTLED * 2_u32.pow(times.min(8))).min(LONGEST_UNSETTLED);
+            self.unsettled = Some((times, at + wait));
+        }
+        if !nic.is_updating() {
+            self.writing = false;
         }
     }
 }
 
 fn is_writing(allocation: &NodeIPAllocation) -> bool {
     condition::is_true(allocation.conditions(), condition::WRITING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::{ProvisioningState, sample_nic};
+    use serde_json::json;
+
+    #[test]
+    fn a_nic_that_stays_unsettled_is_read_ever_less_often_until_it_has_settled() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let updating = Nic { state: ProvisioningState::Updating, ..sample_nic(&[]) };
+        let (mut known, start) = (Known::of(&allocation), Instant::now());
+        let mut reads = vec![];
+        for second in 0..1000 {
+            let now = start + Duration::from_secs(second);
+            // Something happens to the node each second.
+            let read = match second == 0 || known.needs_read(now) {
+                true => Read::Nic { at: now },
+                false => Read::Nothing,
+            };
+            if let Read::Nic { .. } = read {
+                reads.push(second);
+            }
+            known.learn(&read, Some(&updating), &allocation);
+        }
+        assert_eq!(reads, [0, 5, 15, 35, 75, 155, 315, 635, 955]);
+        let now = start + Duration::from_secs(1000);
+        known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation);
+        assert!(!known.needs_read(now) && known.unsettled_wait(now).is_none());
+    }
 }

@@ -15,7 +15,7 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         let named = pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ");
         if more > 0 { format!("{named} And {more} more.") } else { named }
     };
-    let Plan { marks: _, step: _, invalid, attached, pending, foreign } = plan;
+    let Plan { marks: _, step: _, make: _, invalid, attached, pending, foreign } = plan;
     if !invalid.is_empty() {
         let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
         return Some(Verdict::no(Reason::Unavailable, some(pods)));

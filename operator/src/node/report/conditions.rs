@@ -10,7 +10,7 @@ use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
     self, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, DRY_RUN, FULL, INTERFACE_FOUND,
-    OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SURPLUS, Type, WRITING,
+    OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type, WRITING,
 };
 use vnetpool_crds::reason::Reason;
 
@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     /// `None` while an error keeps us from looking.
     pub seen: Option<&'a Seen>,
     pub plan: Option<&'a Plan>,
+    /// How long the policy of a pool that serves the node no more holds.
+    pub grace: Duration,
     pub dry_run: bool,
     /// In a dry run, what would be done.
     pub rehearsal: Option<&'a Rehearsal>,
@@ -84,6 +86,15 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
         match &seen.adoption {
             Some(adoption) => set(ADOPTED, adopted(adoption)),
             None => next.retain(|one| one.type_ != ADOPTED),
+        }
+    }
+    if let Some(seen) = facts.seen {
+        next.retain(|one| one.type_ != SELECTED || seen.pool_change.is_some());
+        if let Some(change) = &seen.pool_change {
+            let node = facts.allocation.name_any();
+            let verdict = change.verdict(&node, &facts.allocation.spec.pool, facts.grace);
+            // The clock of the grace.
+            condition::set(&mut next, verdict.condition(SELECTED, generation, change.since()));
         }
     }
     let mut set = |type_: Type, verdict: Verdict| {
@@ -405,6 +416,9 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     let is_stuck = setback.is_none_or(|setback| setback.needs_change);
     if let Some(now) = news(RESERVED, "False").filter(|now| !is_passing(&now.reason) && is_stuck) {
         events.push(events::turned(now, "Reserve"));
+    }
+    if let Some(now) = news(SELECTED, "False") {
+        events.push(events::turned(now, "Select"));
     }
     if let Some(now) = news(OPERATIONS_TRACKED, "False") {
         events.push(events::turned(now, "Track"));

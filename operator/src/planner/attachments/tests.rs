@@ -68,6 +68,7 @@ impl World {
             offered,
             impossible: *impossible,
             public,
+            making: &HashSet::new(),
             refused,
             batch: *batch,
         };
@@ -101,9 +102,10 @@ impl World {
 
     /// Carries out the next step as Azure would. Says whether there was one.
     fn step(&mut self) -> bool {
-        let step = self.plan().step;
+        let Plan { step, make, .. } = self.plan();
+        make.iter().for_each(|one| self.make(&one.id, one.dns_label.as_deref()));
         match &step {
-            None => return false,
+            None => return !make.is_empty(),
             Some(Step::Detach(names)) => {
                 for entry in self.held.iter_mut().filter(|entry| names.contains(&entry.name)) {
                     entry.attached = Attached::default();
@@ -113,9 +115,6 @@ impl World {
             Some(Step::LookUp(ids)) => ids.iter().for_each(|id| self.make(id, None)),
             Some(Step::Attach(attach)) => {
                 for one in attach {
-                    if let Some(id) = &one.attached.public_address {
-                        self.make(id, one.dns_label.as_deref());
-                    }
                     let entry = self.held.iter_mut().find(|entry| entry.name == one.name).unwrap();
                     entry.attached = one.attached.clone();
                 }
@@ -217,7 +216,26 @@ fn a_public_address_asked_for_later_is_announced_before_it_is_made() {
     world = world.wants_public("a");
     assert_eq!(world.plan().step, None);
     world.publish();
-    assert!(matches!(world.plan().step, Some(Step::Attach(_))));
+    assert_eq!(world.plan().make.len(), 1);
+}
+
+#[test]
+fn public_addresses_are_made_beside_each_other_and_attached_in_one_write() {
+    let mut world = world(3).wants_public("a").with("a", 1).wants_public("b").with("b", 2);
+    world = world.wants_web("c").with("c", 3);
+    world.publish();
+    let plan = world.plan();
+    assert_eq!(plan.make.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    // What needs none doesn't wait for them.
+    let names = |plan: &Plan| match &plan.step {
+        Some(Step::Attach(attach)) => attach.iter().map(|one| one.uid.clone()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(names(&plan), ["c"]);
+    world.make(&public_id("a").unwrap(), None);
+    assert_eq!(names(&world.plan()), ["c"]);
+    world.make(&public_id("b").unwrap(), None);
+    assert_eq!(names(&world.plan()), ["a", "b", "c"]);
 }
 
 #[test]
@@ -283,6 +301,35 @@ fn a_refused_pod_holds_up_nobody_else() {
     world.refused.insert("a".into());
     let Some(Step::Attach(attach)) = world.plan().step else { panic!("nothing attached") };
     assert_eq!(attach.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn a_pod_that_lives_and_asks_keeps_what_it_has_whatever_its_pool_offers_by_now() {
+    let keeps = |change: fn(&mut World)| {
+        let mut world = world(2).wants_web("a").with("a", 1).wants_public("b").with("b", 2);
+        world.settle();
+        let before = world.clone();
+        change(&mut world);
+        world.settle();
+        let same = |one: &World| {
+            (one.held.iter().map(|entry| entry.attached.clone()).collect::<Vec<_>>(), one.public.clone())
+        };
+        assert_eq!(same(&world), same(&before));
+        assert!(world.plan().invalid.iter().all(|one| one.message.ends_with("it keeps what it has.")));
+        world
+    };
+    keeps(|world| world.offered = Attachments::default());
+    keeps(|world| world.impossible = Some("not here."));
+    keeps(|world| world.wishes.get_mut("b").unwrap().public_address = Some("yes".into()));
+    let mut ended = keeps(|world| world.offered = Attachments::default());
+    ended.wishes.get_mut("a").unwrap().backend_pools = None;
+    ended.wishes.remove("b");
+    ended.has.remove(&address(2));
+    ended.settle();
+    assert!(
+        ended.held.iter().all(|entry| entry.attached.is_empty())
+            && ended.public.values().all(Option::is_none)
+    );
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         Observed { sizing: Some(sizing), held: held.collect(), ..planner::tests::observed(0, bound) };
     let seen = Seen {
         pool: Some(Arc::new(NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap()))),
+        pool_change: None,
         nic: Some(Interface { id: "/nic".into(), ..Default::default() }),
         obstacle: None,
         snat_exclusions: vec![],
@@ -56,7 +57,6 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         elsewhere: 0,
         observed,
         is_read: true,
-        is_unsettled: false,
         turn: None,
         adoption: None,
         grouping: Default::default(),
@@ -90,6 +90,7 @@ impl Story {
             boot_id: "b",
             seen: self.seen.as_ref(),
             plan: plan.as_ref(),
+            grace: Duration::from_secs(900),
             dry_run: self.dry_run,
             rehearsal: rehearsal.as_ref(),
             setback: self.setback.as_ref(),

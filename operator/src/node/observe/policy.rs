@@ -1,0 +1,396 @@
+//! Which pool's policy holds for a node. Pure.
+//!
+//! A pool that is gone, or that doesn't select a node any more, may be a slip: a typing error, a sync, a pool
+//! that is made again in a moment. Pods run by what it has said. So a node goes over at once only if that
+//! takes nothing from it. Otherwise the last policy holds for a grace, and a condition says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use k8s_openapi::jiff::{Timestamp, Unit};
+use kube::ResourceExt;
+use vnetpool_crds::allocation::NodeIPAllocationSpec;
+use vnetpool_crds::condition::{self, SELECTED};
+use vnetpool_crds::pool::{
+    Adopt, ApplicationSecurityGroups, Attachments, Mode, NodeIPPoolSpec, PodRoute, Sizing, Snat,
+};
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
+
+use crate::verdict::Verdict;
+
+/// Everything the decision may depend on.
+pub struct Facts<'a> {
+    pub allocation: &'a NodeIPAllocation,
+    /// The pool that selects the node.
+    pub selected: Option<Arc<NodeIPPool>>,
+    /// The pool that served the node last, if it is there.
+    pub last: Option<Arc<NodeIPPool>>,
+    pub grace: Duration,
+    pub now: Timestamp,
+}
+
+/// What holds for the node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// None: nobody wants anything for it.
+    pub pool: Option<Arc<NodeIPPool>>,
+    /// The pool that served the node last doesn't select it any more.
+    pub change: Option<Change>,
+}
+
+/// A node's way from the pool that served it last to another one, or to none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    cause: Cause,
+    /// When it was first seen.
+    since: Timestamp,
+    /// How much longer the last policy holds.
+    pub rest: Rest,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cause {
+    /// There is no pool of that name any more.
+    Gone,
+    /// No pool selects the node.
+    Deselected,
+    /// The pool's own nodeSelector can't be read.
+    SelectorInvalid,
+    /// Another pool selects it, of which the node can have nothing as long as its pods have what they have.
+    Outweighed { by: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Until somebody corrects the pool.
+    Open,
+    /// This long, from now on.
+    Lasts(Duration),
+    Over,
+}
+
+pub fn decide(facts: Facts) -> Policy {
+    let Facts { allocation, selected, last, grace, now } = facts;
+    let spec = &allocation.spec;
+    let last = last.filter(|last| last.spec.mode == spec.mode && last.metadata.deletion_timestamp.is_none());
+    if selected.as_ref().is_some_and(|pool| takes_nothing(spec, pool)) || holds_nothing(spec) {
+        return Policy { pool: selected, change: None };
+    }
+    let cause = match (&last, &selected) {
+        (Some(last), _) if last.spec.selector().is_err() => Cause::SelectorInvalid,
+        (_, Some(by)) => Cause::Outweighed { by: by.name_any() },
+        (Some(_), None) => Cause::Deselected,
+        (None, None) => Cause::Gone,
+    };
+    let said = condition::find(allocation.conditions(), SELECTED).filter(|said| said.status == "False");
+    // Conditions have whole seconds.
+    let since =
+        said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let is_said = allocation.annotations().get(names::RELEASE).is_some_and(|value| value == "true");
+    let rest = match grace.saturating_sub(passed) {
+        _ if is_said => Rest::Over,
+        _ if cause == Cause::SelectorInvalid => Rest::Open,
+        Duration::ZERO => Rest::Over,
+        left => Rest::Lasts(left),
+    };
+    let pool = match rest {
+        Rest::Over => selected,
+        Rest::Open | Rest::Lasts(_) => Some(last.unwrap_or_else(|| Arc::new(recorded(spec)))),
+    };
+    Policy { pool, change: Some(Change { cause, since, rest }) }
+}
+
+/// Whether the node can go over to this pool and keep all that it has: another sizing is no harm, for no pod
+/// loses an address by it.
+fn takes_nothing(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    if pool.name_any() == spec.pool {
+        // What somebody writes into the pool that serves the node is meant. Its mode can't be written.
+        return pool.spec.mode == spec.mode;
+    }
+    let Some(nic) = spec.serving() else { return true };
+    let same = |one: &str, other: &str| one.eq_ignore_ascii_case(other);
+    let subnet = pool.spec.subnet_id.as_deref();
+    let groups = pool.spec.application_security_groups.as_ref();
+    let groups = groups.filter(|groups| nic.secondary || groups.on_shared_nic);
+    let names = |id: &String| groups.is_some_and(|groups| groups.ids.iter().any(|one| same(one, id)));
+    pool.spec.mode == spec.mode
+        && subnet.map_or(!nic.secondary, |wanted| same(wanted, &nic.subnet.id))
+        && nic.application_security_groups.iter().all(names)
+        && (spec.mode != Mode::Route || pool.spec.route.as_ref().is_some_and(|route| leads(spec, route)))
+}
+
+/// Whether what the node has is a range of this route.
+fn leads(spec: &NodeIPAllocationSpec, route: &PodRoute) -> bool {
+    let is_its_table =
+        spec.route_table_id.as_ref().is_some_and(|id| id.eq_ignore_ascii_case(&route.route_table_id));
+    let within: Option<Ipv4Net> = route.pod_cidr.parse().ok();
+    let fits = |range: &Ipv4Net| {
+        within.is_some_and(|within| within.contains(range))
+            && u32::from(range.prefix_len()) == route.node_prefix_length
+    };
+    is_its_table && ranges(spec).all(|range| fits(&range))
+}
+
+fn ranges(spec: &NodeIPAllocationSpec) -> impl Iterator<Item = Ipv4Net> {
+    spec.ip_configurations().filter_map(|one| one.address.parse().ok())
+}
+
+fn holds_nothing(spec: &NodeIPAllocationSpec) -> bool {
+    spec.ip_configurations().next().is_none()
+        && spec.interfaces.iter().all(|nic| nic.application_security_groups.is_empty())
+}
+
+/// The policy as the node's own object has it: enough to leave everything as it is, and to go on with pods
+/// that come and go.
+fn recorded(spec: &NodeIPAllocationSpec) -> NodeIPPool {
+    let nic = spec.serving();
+    let groups = nic.map(|nic| nic.application_security_groups.clone()).unwrap_or_default();
+    let range = ranges(spec).next();
+    let route = spec.route_table_id.clone().zip(range).map(|(route_table_id, range)| PodRoute {
+        pod_cidr: range.to_string(),
+        node_prefix_length: range.prefix_len().into(),
+        route_table_id,
+    });
+    let policy = NodeIPPoolSpec {
+        node_selector: None,
+        weight: 0,
+        mode: spec.mode,
+        wiring: spec.wiring,
+        subnet_id: nic.filter(|nic| nic.secondary).map(|nic| nic.subnet.id.clone()),
+        route,
+        sizing: spec.sizing.clone().unwrap_or_else(|| Sizing { minimum: spec.target, ..Sizing::default() }),
+        cooldown: spec.cooldown,
+        snat: Snat { non_masquerade_cidrs: spec.snat_exclusions.clone() },
+        pod_metadata_access: spec.pod_metadata_access,
+        adopt: Adopt::Nothing,
+        // What pods have, they keep.
+        attachments: Attachments::default(),
+        application_security_groups: (!groups.is_empty())
+            .then_some(ApplicationSecurityGroups { ids: groups, on_shared_nic: true }),
+        subnet_exhausting_percent: 0,
+    };
+    NodeIPPool::new(&spec.pool, policy)
+}
+
+impl Change {
+    /// How long until there is more to do.
+    pub fn due(&self) -> Option<Duration> {
+        match self.rest {
+            Rest::Lasts(left) => Some(left),
+            Rest::Open | Rest::Over => None,
+        }
+    }
+
+    pub fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    /// What the condition says of a node whose last pool is `last`.
+    pub fn verdict(&self, node: &str, last: &str, grace: Duration) -> Verdict {
+        let (reason, what) = match &self.cause {
+            Cause::Gone => {
+                (Reason::NoPool, format!("NodeIPPool {last} is gone, and no other selects node {node}."))
+            }
+            Cause::Deselected => (
+                Reason::NoPool,
+                format!("NodeIPPool {last} doesn't select node {node} any more, nor does any other."),
+            ),
+            Cause::SelectorInvalid => {
+                (Reason::SelectorInvalid, format!("the nodeSelector of NodeIPPool {last} can't be read."))
+            }
+            Cause::Outweighed { by } => (
+                Reason::OtherPool,
+                format!(
+                    "NodeIPPool {by} selects node {node} now, but its addresses are of another mode, range or NIC, or it names \
+                     other security groups."
+                ),
+            ),
+        };
+        let then = match &self.cause {
+            Cause::Outweighed { by } => format!(
+                "free addresses go back and NodeIPPool {by} takes over; pods keep their addresses and what is attached to \
+                 them until they end"
+            ),
+            _ => "free addresses go back, and new pods get none; pods keep their addresses and what is attached to them \
+                  until they end"
+                .to_owned(),
+        };
+        let now = format!("kubectl annotate nodeipallocation {node} {}=true", names::RELEASE);
+        let rest = match self.rest {
+            Rest::Open => {
+                format!("Until that is corrected, everything stays as it was. To give it up: {now}")
+            }
+            Rest::Lasts(_) => format!(
+                "Until {}, {} from the change on, everything stays as NodeIPPool {last} had it. Then {then}. If it was a slip, \
+                 have that pool select the node again; to have it at once: {now}",
+                self.since + grace,
+                minutes(grace),
+            ),
+            Rest::Over => format!("Now {then}."),
+        };
+        Verdict::no(reason, format!("{what} {rest}"))
+    }
+}
+
+fn minutes(grace: Duration) -> String {
+    match grace.as_secs() {
+        seconds if seconds % 60 == 0 => format!("{} minutes", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const GRACE: Duration = Duration::from_secs(900);
+    const SUBNET: &str = "/s/subnets/nodes";
+
+    fn pool(name: &str, spec: Value) -> Option<Arc<NodeIPPool>> {
+        Some(Arc::new(NodeIPPool::new(name, serde_json::from_value(spec).unwrap())))
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// A node that pool `p` has served, with a group, two addresses and whatever `change` makes of it.
+    fn served(change: Value) -> NodeIPAllocation {
+        let mut spec = json!({
+            "nodeUID": "u", "pool": "p", "cooldown": "7s", "target": 2, "sizing": {"minimum": 2, "warm": 1, "maximum": 9},
+            "snatExclusions": ["10.0.0.0/8"],
+            "interfaces": [{"id": "n", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": SUBNET},
+                "applicationSecurityGroups": ["g"],
+                "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.5/32"}, {"name": "vnp-2", "address": "10.0.0.6/32"}]}],
+        });
+        change.as_object().unwrap().iter().for_each(|(field, value)| spec[field] = value.clone());
+        serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": spec})).unwrap()
+    }
+
+    fn said(mut allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
+        let said = condition::new(SELECTED, false, Reason::NoPool, "", None, at(second));
+        allocation.status.get_or_insert_default().conditions.push(said);
+        allocation
+    }
+
+    fn decided(
+        allocation: &NodeIPAllocation,
+        selected: Option<Arc<NodeIPPool>>,
+        last: Option<Arc<NodeIPPool>>,
+        second: i64,
+    ) -> Policy {
+        decide(Facts { allocation, selected, last, grace: GRACE, now: at(second) })
+    }
+
+    fn rest(policy: &Policy) -> Option<Rest> {
+        policy.change.as_ref().map(|change| change.rest)
+    }
+
+    #[test]
+    fn the_policy_of_a_pool_that_is_gone_holds_for_the_grace_as_the_object_records_it() {
+        let policy = decided(&served(json!({})), None, None, 100);
+        assert_eq!(rest(&policy), Some(Rest::Lasts(GRACE)));
+        let held = policy.pool.unwrap();
+        assert_eq!((held.name_any().as_str(), held.spec.sizing.maximum, held.spec.sizing.warm), ("p", 9, 1));
+        assert_eq!(held.spec.snat.non_masquerade_cidrs, ["10.0.0.0/8"]);
+        assert_eq!(held.spec.application_security_groups.as_ref().unwrap().ids, ["g"]);
+        // The clock is in the API: who takes over goes on with it.
+        let allocation = said(served(json!({})), 100);
+        assert_eq!(rest(&decided(&allocation, None, None, 999)), Some(Rest::Lasts(Duration::from_secs(1))));
+        let over = decided(&allocation, None, None, 1000);
+        assert_eq!((over.pool.is_none(), rest(&over)), (true, Some(Rest::Over)));
+    }
+
+    #[test]
+    fn a_pool_made_again_serves_at_once_and_one_that_selects_no_more_holds_as_it_stands() {
+        let p = pool("p", json!({}));
+        assert_eq!(
+            decided(&served(json!({})), p.clone(), p.clone(), 0),
+            Policy { pool: p.clone(), change: None }
+        );
+        let deselected = decided(&served(json!({})), None, p.clone(), 0);
+        assert_eq!((deselected.pool == p, rest(&deselected)), (true, Some(Rest::Lasts(GRACE))));
+        // Of another mode it isn't the same pool.
+        let blocks = pool("p", json!({"mode": "Prefix"}));
+        let held = decided(&served(json!({})), blocks.clone(), blocks, 0).pool.unwrap();
+        assert_eq!(held.spec.mode, Mode::Address);
+    }
+
+    #[test]
+    fn a_selector_that_can_not_be_read_holds_what_it_has_for_as_long_as_it_takes() {
+        let broken =
+            pool("p", json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
+        let allocation = said(served(json!({})), 0);
+        for selected in [None, pool("default", json!({}))] {
+            let policy = decided(&allocation, selected, broken.clone(), 1_000_000);
+            assert_eq!((policy.pool == broken, rest(&policy)), (true, Some(Rest::Open)));
+        }
+    }
+
+    #[test]
+    fn a_person_ends_the_grace_by_annotation() {
+        let mut allocation = served(json!({}));
+        allocation.annotations_mut().insert(names::RELEASE.into(), "true".into());
+        let policy = decided(&allocation, None, pool("p", json!({})), 0);
+        assert_eq!((policy.pool, policy.change.unwrap().rest), (None, Rest::Over));
+    }
+
+    #[test]
+    fn a_node_goes_over_at_once_to_a_pool_that_takes_nothing_from_it() {
+        let groups = json!({"ids": ["G", "h"], "onSharedNIC": true});
+        let kind = |spec: Value| pool("other", spec);
+        let goes = |allocation: &NodeIPAllocation, other: Option<Arc<NodeIPPool>>| {
+            decided(allocation, other, pool("p", json!({})), 0).change.is_none()
+        };
+        let node = served(json!({}));
+        assert!(goes(&node, kind(json!({"applicationSecurityGroups": groups, "sizing": {"minimum": 0}}))));
+        assert!(goes(
+            &node,
+            kind(json!({"applicationSecurityGroups": groups, "subnetID": SUBNET.to_uppercase()}))
+        ));
+        assert!(!goes(&node, kind(json!({}))), "it would leave a group");
+        assert!(!goes(&node, kind(json!({"applicationSecurityGroups": {"ids": ["g"]}}))), "not on this NIC");
+        assert!(!goes(&node, kind(json!({"applicationSecurityGroups": groups, "mode": "Prefix"}))));
+        assert!(!goes(&node, kind(json!({"applicationSecurityGroups": groups, "subnetID": "/s/subnets/b"}))));
+        assert!(goes(&served(json!({"interfaces": []})), kind(json!({"mode": "Prefix"}))), "it has nothing");
+    }
+
+    #[test]
+    fn a_range_goes_over_to_a_pool_that_it_is_part_of() {
+        let interface = json!({"id": "n", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": SUBNET},
+            "ipConfigurations": [{"name": "r", "address": "10.244.3.0/24"}]});
+        let node = served(json!({"mode": "Route", "routeTableID": "T", "interfaces": [interface]}));
+        let goes = |cidr: &str, length: u32, table: &str| {
+            let route = json!({"podCIDR": cidr, "nodePrefixLength": length, "routeTableID": table});
+            decided(&node, pool("other", json!({"mode": "Route", "route": route})), None, 0).change.is_none()
+        };
+        assert!(goes("10.244.0.0/16", 24, "t"));
+        assert!(!goes("10.245.0.0/16", 24, "t") && !goes("10.244.0.0/16", 25, "t"));
+        assert!(!goes("10.244.0.0/16", 24, "other"));
+        let held = decided(&node, None, None, 0).pool.unwrap();
+        assert_eq!(held.spec.route.as_ref().unwrap().pod_cidr, "10.244.3.0/24");
+        assert_eq!(held.spec.grain(), 256);
+    }
+
+    #[test]
+    fn what_will_happen_is_said_before_with_the_time_and_both_remedies() {
+        let verdict = |change: Option<Change>| change.unwrap().verdict("n1", "p", GRACE).message;
+        let node = said(served(json!({})), 100);
+        let waits = verdict(decided(&node, pool("other", json!({})), pool("p", json!({})), 100).change);
+        for part in ["NodeIPPool other", "node n1", "Until 1970-01-01T00:16:40Z, 15 minutes", "release=true"]
+        {
+            assert!(waits.contains(part), "{part} isn't in {waits}");
+        }
+        let gone = verdict(decided(&node, None, None, 100).change);
+        assert!(
+            gone.contains("NodeIPPool p is gone") && gone.contains("pods keep their addresses"),
+            "{gone}"
+        );
+        let over = verdict(decided(&node, None, None, 1000).change);
+        assert!(over.contains("Now free addresses go back") && !over.contains("release=true"), "{over}");
+    }
+}

@@ -1,0 +1,73 @@
+//! The condition `Selected` of a pool: which of the nodes that it serves it doesn't select any more. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use vnetpool_crds::condition::{self, SELECTED};
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
+
+use super::NAMED;
+use crate::verdict::{Verdict, name_some};
+
+/// Names them in the status. Says nothing as long as there was nothing to say.
+pub fn tell<'a>(
+    pool: &NodeIPPool,
+    status: &mut NodeIPPoolStatus,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+    now: Timestamp,
+) {
+    let says = |node: &'a NodeIPAllocation| {
+        let said = condition::find(node.conditions(), SELECTED).filter(|said| said.status == "False")?;
+        Some((node.name_any(), said))
+    };
+    let mut leaving: Vec<(String, &Condition)> = nodes.filter_map(says).collect();
+    leaving.sort_by(|a, b| a.0.cmp(&b.0));
+    let verdict = match leaving.as_slice() {
+        [] if condition::find(&status.conditions, SELECTED).is_none() => return,
+        [] => Verdict::yes(Reason::Selected, "the pool selects every node that it serves"),
+        [(_, first), ..] => {
+            let named = name_some(leaving.iter().map(|(name, _)| name.clone()), NAMED);
+            let count = leaving.len();
+            Verdict::no(
+                Reason::NodesLeave,
+                format!(
+                    "{count} nodes leave NodeIPPool {}: {named}. Of the first: {}",
+                    pool.name_any(),
+                    first.message
+                ),
+            )
+        }
+    };
+    condition::set(&mut status.conditions, verdict.condition(SELECTED, pool.metadata.generation, now));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(name: &str, message: Option<&str>) -> NodeIPAllocation {
+        let object =
+            json!({"metadata": {"name": name}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let mut node: NodeIPAllocation = serde_json::from_value(object).unwrap();
+        let said = message
+            .map(|text| condition::new(SELECTED, false, Reason::NoPool, text, None, Timestamp::UNIX_EPOCH));
+        node.status.get_or_insert_default().conditions.extend(said);
+        node
+    }
+
+    #[test]
+    fn a_pool_names_the_nodes_that_leave_it_until_none_does() {
+        let pool = NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap());
+        let mut status = NodeIPPoolStatus::default();
+        let mut tell = |nodes: &[NodeIPAllocation]| {
+            super::tell(&pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
+            condition::find(&status.conditions, SELECTED).cloned()
+        };
+        assert_eq!(tell(&[node("a", None)]), None);
+        let said = tell(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
+        assert_eq!(said.message, "2 nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
+        assert_eq!(tell(&[node("a", None)]).unwrap().status, "True");
+    }
+}
