@@ -170,6 +170,7 @@ impl State {
                 },
                 impossible: None,
                 public: &HashMap::new(),
+                making: &HashSet::new(),
                 refused: &HashSet::new(),
                 batch: usize::MAX,
             },
