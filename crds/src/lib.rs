@@ -17,6 +17,7 @@
 pub mod allocation;
 pub mod condition;
 pub mod names;
+mod past;
 pub mod pool;
 pub mod reason;
 pub mod reference;

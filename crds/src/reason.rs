@@ -131,6 +131,8 @@ table! {
     Untold: &[SubnetExhausting], None, "Azure does not tell how many addresses of a subnet are free.", Nobody, "";
     Supplied: &[Supplied], None, "The ledger holds the addresses of `spec`.", Nobody, "";
     Building: &[Supplied], None, "The node has no ledger, and the agent builds one.", Nobody, "";
+    Copied: &[Supplied], None,
+        "Somebody has made the object from a copy. The operator reads the NIC before the addresses are used.", Nobody, "";
     OtherBoot: &[Supplied], None, "`spec` is of another boot. The operator reads the NIC for this one.", Nobody, "";
     Applied: &[RulesApplied], None, "Forwarding is on, and the table `inet vnetpool` is in place.", Nobody, "";
     Installed: &[CNIInstalled], None, "The runtime uses the configuration of Vnetpool.", Nobody, "";

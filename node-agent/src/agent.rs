@@ -173,6 +173,10 @@ impl Agent {
         let mut retry = FIRST_RETRY;
         loop {
             let object = objects.borrow_and_update().clone();
+            anyhow::ensure!(
+                !self.is_store_set_back(object.as_deref()).await,
+                "the API server's store was set back to an earlier state; starting over"
+            );
             let outcome = self.pass(object.as_deref()).await;
             self.metrics.pass_ended();
             let again = match outcome {
@@ -276,6 +280,17 @@ impl Agent {
             }
         }
         is_look
+    }
+
+    /// Whether the API server itself has an older version of the object than this process has seen, as after a
+    /// restore from a backup. What the watch brings may be older for a moment; what is read isn't.
+    async fn is_store_set_back(&self, object: Option<&NodeIPAllocation>) -> bool {
+        let is_older = |object: &NodeIPAllocation| watches::version(object) < self.latest;
+        if !object.is_some_and(is_older) {
+            return false;
+        }
+        let read = self.source.read(&self.objects).await;
+        read.is_ok_and(|read| read.as_ref().is_some_and(is_older))
     }
 
     /// The object, unless the ledger was built from a later version, read past the watch, perhaps of an

@@ -10,6 +10,10 @@ use vnetpool_plugin::ledger::{Entry, Supply};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error(
+        "somebody has made this NodeIPAllocation from a copy, and what that says of the NIC may be long past: waiting for the operator to read the NIC"
+    )]
+    Copy,
+    #[error(
         "ipConfiguration {name} has the address {address}, and this agent can use single IPv4 addresses (a.b.c.d/32) and blocks from /23 to /28 only: upgrade it"
     )]
     Address { name: String, address: String },
@@ -21,6 +25,9 @@ pub enum Invalid {
 /// One address that can't be read spoils the whole supply: taking in the rest would withdraw it as if it had
 /// vanished.
 pub fn supply(object: &NodeIPAllocation) -> Result<Supply, Invalid> {
+    if object.is_copy() {
+        return Err(Invalid::Copy);
+    }
     let spec = &object.spec;
     Ok(Supply {
         object: object.metadata.uid.clone().unwrap_or_default(),
@@ -113,6 +120,13 @@ mod tests {
         let mut object = object(&[("vnp-1", "10.240.0.5/32")]);
         object.spec.interfaces[0].ip_configurations[0].attached_to = Some("uid".into());
         assert_eq!(supply(&object).unwrap().entries[0].attached_to.as_deref(), Some("uid"));
+    }
+
+    #[test]
+    fn an_object_made_from_a_copy_supplies_nothing() {
+        let mut object = object(&[("vnp-1", "10.240.0.5/32")]);
+        object.metadata.generation = Some(1);
+        assert_eq!(supply(&object).unwrap_err(), Invalid::Copy);
     }
 
     #[test]

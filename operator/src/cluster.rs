@@ -163,7 +163,9 @@ impl Cluster {
                     answers.remove(&name);
                 }
             }
-            Event::InitDone => answers.retain(|name, answer| is_ahead(name, answer)),
+            // A list is as new as the store. An answer that is newer still follows at once; one that only seems
+            // to be, because the store was set back, must not hide what there is.
+            Event::InitDone => answers.clear(),
             Event::Init | Event::InitApply(_) => {}
         }
     }
@@ -350,6 +352,12 @@ mod tests {
         answer("a", 12);
         watch(Event::Apply(allocation("b", 13)));
         assert_eq!((seen(), lock(&cluster.answers).len()), (is("b", "13"), 0));
+        answer("b", 14);
+        // Nothing outlives a list: the store may have been set back.
+        watch(Event::Init);
+        watch(Event::InitApply(allocation("b", 9)));
+        watch(Event::InitDone);
+        assert_eq!((seen(), lock(&cluster.answers).len()), (is("b", "9"), 0));
         answer("b", 14);
         watch(Event::Delete(allocation("b", 15)));
         assert_eq!((seen(), lock(&cluster.answers).len()), (None, 0));

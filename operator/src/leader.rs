@@ -72,6 +72,10 @@ pub enum Lost {
     NotRenewed { last: String },
     #[error("the Lease was taken over by {holder}")]
     TakenOver { holder: String },
+    #[error(
+        "the API server's store was set back to an earlier state, as from a backup; what was read before counts no more"
+    )]
+    SetBack,
 }
 
 impl Candidate {
@@ -142,6 +146,11 @@ impl Candidate {
     }
 }
 
+/// The place of this version in the order of all; 0 if it isn't a number.
+fn version(lease: &Lease) -> u64 {
+    lease.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 /// A conflict means that somebody else was faster.
 fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error> {
     match answer {
@@ -195,6 +204,9 @@ impl Leadership {
             Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
                 let found = leases.get_opt(name).await?;
                 let holder = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
+                if found.as_ref().is_some_and(|found| version(found) < version(&self.lease)) {
+                    return Ok(Some(Lost::SetBack));
+                }
                 match (found, holder) {
                     // Our own renewal, whose answer was lost, or an edit that left us the holder.
                     (Some(lease), Some(holder)) if holder == *identity => {

@@ -105,7 +105,13 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
-    let work = reconcile_one(ctx, allocation, &mut memory).instrument(info_span!("node", name));
+    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version that
+    // is older than what it has seen, and those still to come would all be. A copy's addresses belong to whoever
+    // wrote them: what is applied leaves them there.
+    let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
+    let is_of_another_past = allocation.is_copy() || is_set_back();
+    let work =
+        reconcile_one(ctx, allocation, &mut memory, is_of_another_past).instrument(info_span!("node", name));
     let result =
         within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
     if matches!(result, Err(Error::Overdue { .. })) {
@@ -140,6 +146,7 @@ async fn reconcile_one(
     ctx: &Context,
     allocation: Arc<NodeIPAllocation>,
     memory: &mut Memory,
+    is_of_another_past: bool,
 ) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
         return vacate::vacate(ctx, &allocation, memory).await;
@@ -147,6 +154,10 @@ async fn reconcile_one(
     memory.vacant_since = None;
     if allocation.metadata.deletion_timestamp.is_some() {
         return vacate::replace(ctx, &allocation, memory).await;
+    }
+    if is_of_another_past && !ctx.azure.is_dry_run() {
+        publish::begin_to_replace(ctx, &allocation).await?;
+        return Ok(Next::After(recheck::LOOK_AGAIN));
     }
     let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);

@@ -38,6 +38,7 @@ mod overdue;
 mod proxy;
 mod quiet;
 mod refused;
+mod restored;
 mod routes;
 mod shortage;
 mod stage;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         overdue::TESTS,
         quiet::TESTS,
         refused::TESTS,
+        restored::TESTS,
         routes::TESTS,
         shortage::TESTS,
         subnets::TESTS,

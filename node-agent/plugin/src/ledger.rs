@@ -401,6 +401,11 @@ impl Ledger {
         self.relinquished.iter().map(String::as_str)
     }
 
+    /// Of the spec supplied last.
+    pub fn generation(&self) -> i64 {
+        self.generation
+    }
+
     pub fn boot_id(&self) -> &str {
         &self.boot_id
     }

@@ -9,7 +9,12 @@ use vnetpool_plugin::{
 };
 
 use super::{Agent, Said, blocking};
-use crate::{report::leased, supply::supply, sweep, watch::version};
+use crate::{
+    report::leased,
+    supply::{Invalid, supply},
+    sweep,
+    watch::version,
+};
 
 /// The ledger after a pass has supplied it.
 pub(super) struct Taken {
@@ -64,11 +69,17 @@ impl Agent {
             self.metrics.count_relinquished(relinquished.len());
         }
         let generation = object.and_then(|object| object.metadata.generation).unwrap_or_default();
-        let is_supplied = supplied == Some(Supplied::Applied);
+        let held = match supplied {
+            Some(Supplied::Applied) => Some(generation),
+            // The ledger is ahead of the object: by the watch's delay, or because the API server's store was set
+            // back, which the operator learns from this.
+            Some(Supplied::Stale) => Some(ledger.generation()),
+            Some(Supplied::OtherBoot) | None => None,
+        };
         let mut said = Vec::new();
         said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied)));
         said.push(say_backed(&ledger));
-        Ok(Some(Taken { ledger, at, generation: is_supplied.then_some(generation), said }))
+        Ok(Some(Taken { ledger, at, generation: held, said }))
     }
 
     /// What the object means to this node. Asks for our Node only when in doubt.
@@ -76,7 +87,11 @@ impl Agent {
         let supply = match supply(object) {
             Ok(supply) => supply,
             Err(error) => {
-                return Ok(Meaning::Refused { reason: Reason::InvalidSpec, message: error.to_string() });
+                let reason = match error {
+                    Invalid::Copy => Reason::Copied,
+                    Invalid::Address { .. } => Reason::InvalidSpec,
+                };
+                return Ok(Meaning::Refused { reason, message: error.to_string() });
             }
         };
         // A Node gets a new UID when it is deleted and registers itself anew.

@@ -232,6 +232,17 @@ async fn a_lease_that_somebody_deletes_or_empties_ends_leading() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us() {
+    let (server, candidate) = Server::start().await;
+    let mut leadership = candidate.acquire(|| {}).await;
+    let early = server.script().lease.clone();
+    leads_on(&mut leadership).await;
+    server.script().lease = early;
+    let lost = leadership.keep().await;
+    assert!(matches!(lost, Lost::SetBack), "{lost}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_lasts() {
     let (server, candidate) = Server::start().await;
     server.write(held_by("another"));

@@ -122,9 +122,16 @@ fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
     Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
 }
 
+/// An object that seems to be set back is made again no more often: its agent alone says so, and may lie.
+const RENEWALS_APART: Duration = Duration::from_secs(600);
+
 /// Of all nodes, by name.
 #[derive(Default)]
-pub struct Memories(Mutex<HashMap<String, Memory>>);
+pub struct Memories {
+    all: Mutex<HashMap<String, Memory>>,
+    /// When the object of a node was made again.
+    renewed: Mutex<HashMap<String, Instant>>,
+}
 
 impl Memories {
     /// Takes out what is remembered of the object, if it is still the same one.
@@ -143,13 +150,22 @@ impl Memories {
         self.lock().remove(name);
     }
 
+    /// Whether the object may be made again because it was set back. If so, it is taken to be.
+    pub fn may_renew(&self, name: &str, now: Instant) -> bool {
+        let mut renewed = lock(&self.renewed);
+        renewed.retain(|_, at| now.saturating_duration_since(*at) < RENEWALS_APART);
+        let may = !renewed.contains_key(name);
+        renewed.entry(name.to_owned()).or_insert(now);
+        may
+    }
+
     /// How many reconciles in a row the API server or their deadline has ended.
     pub fn failures(&self, name: &str) -> u32 {
         self.lock().get(name).map_or(0, |memory| memory.failures)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        lock(&self.0)
+        lock(&self.all)
     }
 }
 
@@ -233,6 +249,15 @@ mod tests {
         assert!(holds(&memory));
         memory.pool_seen(Some(&pool(2)), now);
         assert!(!holds(&memory));
+    }
+
+    #[test]
+    fn an_object_is_made_again_for_being_set_back_once_in_ten_minutes() {
+        let (memories, start) = (Memories::default(), Instant::now());
+        assert!(memories.may_renew("n", start));
+        assert!(!memories.may_renew("n", start + RENEWALS_APART / 2));
+        assert!(memories.may_renew("m", start + RENEWALS_APART / 2));
+        assert!(memories.may_renew("n", start + RENEWALS_APART));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition::{self, ADOPTED};
 use vnetpool_crds::names;
@@ -119,6 +119,15 @@ fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
         interface.ip_configurations.sort_by(|a, b| a.name.cmp(&b.name));
     }
     spec
+}
+
+/// Deletes an object of another past, to be made again, see [`replace`].
+pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+    warn!("this object is of another past: it is made again, and its NIC is read first");
+    let exactly = Preconditions { uid: allocation.uid(), resource_version: allocation.resource_version() };
+    let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
+    allocations(ctx).delete(&allocation.name_any(), &params).await.map_err(Error::Delete)?;
+    Ok(())
 }
 
 /// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content.

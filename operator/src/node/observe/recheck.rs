@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// After this long, or up to twice as long: the reads of many nodes must not come at once.
 const RECHECK: Duration = Duration::from_secs(4 * 3600);
 /// Even a node that nothing happens to is looked at again after this long; that alone asks Azure nothing.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+pub const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// How long after it was last known the NIC is to be read again. Differs by node, but not from one time to
 /// the next.

@@ -1,0 +1,108 @@
+//! A cluster that was restored from a backup: its objects speak of NICs as they once were.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::throughout;
+
+pub const TESTS: &[Test] = crate::tests![
+    objects_made_again_from_copies_give_nothing_out_before_their_nics_are_read,
+    an_object_that_was_set_back_is_made_again_after_its_nic_was_read,
+];
+
+fn sizing(minimum: u32) -> Value {
+    json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "1s" } })
+}
+
+/// The addresses that an object says its node has.
+fn addresses(object: &NodeIPAllocation) -> BTreeSet<String> {
+    object.spec.ip_configurations().map(|one| one.address.clone()).collect()
+}
+
+async fn objects_made_again_from_copies_give_nothing_out_before_their_nics_are_read(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing(4)).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let backup = stage.allocation("n1").await?;
+    stage.pool("default", sizing(2)).await?;
+    stage.until_holds("n1", 2).await?;
+    // What the first has given back since the backup, the second gets.
+    stage.node("n2", None).await?;
+    stage.until_holds("n2", 2).await?;
+    let others = addresses(&stage.allocation("n2").await?);
+    ensure!(!others.is_disjoint(&addresses(&backup)), "the test shows nothing: {others:?}");
+
+    stage.kill().await?;
+    let operator = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Operator).await?)?);
+    let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    operator.patch_metadata("n1", &PatchParams::default(), &free).await?;
+    operator.delete("n1", &DeleteParams::default()).await?;
+    let mut copy = NodeIPAllocation::new("n1", backup.spec.clone());
+    copy.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
+    operator.create(&PostParams::default(), &copy).await?;
+    stage.bind("n1", 4).await?;
+    let takes_nothing = || async {
+        let status = stage.allocation("n1").await?.status;
+        ensure!(status.is_none(), "the agent has taken up {status:?}");
+        Ok(())
+    };
+    throughout("the agent waits", Duration::from_secs(2), takes_nothing).await?;
+
+    stage.sim.clear_log();
+    stage.start().await?;
+    stage
+        .until("its pods are served", "n1", |seen| (seen.status.as_ref()?.assigned == 4).then_some(()))
+        .await?;
+    stage.until_holds("n1", 4).await?;
+    let (mine, others) =
+        (addresses(&stage.allocation("n1").await?), addresses(&stage.allocation("n2").await?));
+    ensure!(mine.is_disjoint(&others), "both have an address: {mine:?} and {others:?}");
+    let first =
+        stage.asked().into_iter().find(|one| one.path.ends_with("/n1-nic")).context("not asked for")?;
+    ensure!(first.method == "GET", "{first:?}");
+    Ok(())
+}
+
+async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing(2)).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let before = stage.allocation("n1").await?;
+    stage.sim.clear_log();
+    // As an agent says it whose ledger is of a version that is still to come.
+    let agent = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Agent("n1")).await?)?);
+    let ahead =
+        json!({ "status": { "observedGeneration": before.metadata.generation.unwrap_or_default() + 50 } });
+    agent.patch_status("n1", &PatchParams::default(), &Patch::Merge(ahead)).await?;
+    let is_another = |seen: &NodeIPAllocation| (seen.uid() != before.uid()).then(|| seen.uid());
+    let made = stage.until("it is made again", "n1", is_another).await?;
+    stage.until_holds("n1", 2).await?;
+    stage
+        .until("its agent has taken it up", "n1", |seen| {
+            (seen.status.as_ref()?.observed_generation == seen.metadata.generation).then_some(())
+        })
+        .await?;
+    ensure!(addresses(&stage.allocation("n1").await?) == addresses(&before), "its addresses have changed");
+    ensure!(stage.asked().iter().any(|one| one.path.ends_with("/n1-nic")), "its NIC wasn't read");
+    ensure!(stage.writes("n1").is_empty(), "its NIC was written");
+    // An agent that keeps saying so gets no second one soon.
+    let ahead = json!({ "status": { "observedGeneration": 1_000_000 } });
+    agent.patch_status("n1", &PatchParams::default(), &Patch::Merge(ahead)).await?;
+    throughout("it stays", Duration::from_secs(3), || async {
+        let seen = stage.allocation("n1").await?;
+        ensure!(seen.uid() == made && seen.metadata.deletion_timestamp.is_none(), "made again");
+        Ok(())
+    })
+    .await
+}
