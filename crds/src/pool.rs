@@ -296,10 +296,13 @@ pub struct Attachments {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub backend_pools: Vec<BackendPool>,
-    /// Whether a pod with the annotation `vnetpool.io/public-address: "true"` gets a public address of its
-    /// own, which costs money; with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
-    #[serde(default)]
-    pub public_addresses: bool,
+    /// Namespaces whose pods may order a public address, which costs money, by the annotation
+    /// `vnetpool.io/public-address: "true"`; with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
+    /// None, by default: who may annotate a pod need not be who pays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub public_address_namespaces: Vec<String>,
 }
 
 impl Attachments {

@@ -204,7 +204,7 @@ table! {
     SandboxLeft: &[SandboxesEnded], WARNING,
         "A pod is gone, and its sandbox on the node still holds an address.", Node,
         "Remove the sandbox, or reboot the node.";
-    Unavailable: &[Attached], None,
+    Unavailable: &[Attached], WARNING,
         "A pod asks for a backend pool or a public address that it cannot have.", Pod,
         "Change the annotation, or `attachments` of the NodeIPPool.";
     AttachedByOthers: &[Attached], None,

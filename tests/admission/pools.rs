@@ -199,7 +199,7 @@ pub const ACCEPTED: &[Case] = &[
     ),
     case(
         "a backend pool and public addresses",
-        "attachments: { publicAddresses: true, backendPools: [{ name: web, id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/p }] }",
+        "attachments: { publicAddressNamespaces: [shop], backendPools: [{ name: web, id: /subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/p }] }",
         "",
     ),
     case(

@@ -46,7 +46,7 @@ pub fn pool() -> Value {
         "sizing": { "minimum": 4, "warm": 0, "maximum": 4, "batch": 1 },
         "cooldown": "0s",
         "attachments": {
-            "publicAddresses": true,
+            "publicAddressNamespaces": ["default"],
             "backendPools": [{ "name": "web", "id": backend_pool("web") }, { "name": "out", "id": backend_pool("out") }],
         },
     })
@@ -228,15 +228,16 @@ async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: 
     stage.until_holds("n1", 4).await?;
     stage.sim.clear_log();
     stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
-    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let orders = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
     let says = stage
         .until("both wishes are answered", "n1", |seen| {
             crate::stage::find(seen, ATTACHED).filter(|one| one.message.matches("Pod default/").count() == 2)
         })
         .await?;
-    for part in ["Unavailable", "attachments.backendPools", "attachments.publicAddresses"] {
+    for part in ["Unavailable", "attachments.backendPools", "attachments.publicAddressNamespaces"] {
         ensure!(says.message.contains(part) || says.reason == part, "{part:?} isn't in {says:?}");
     }
+    stage.until_told(&orders, "Unavailable", &["Pod"]).await?;
     ensure!(stage.writes("n1").is_empty(), "{:?}", stage.writes("n1"));
     Ok(())
 }

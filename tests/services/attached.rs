@@ -76,7 +76,7 @@ pub async fn a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the
 
 pub async fn a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it(world: &World) -> Result<()> {
     let_the_internet_in(world).await?;
-    world.cluster.patch_pool(json!({ "attachments": { "publicAddresses": true } })).await?;
+    world.cluster.patch_pool(json!({ "attachments": { "publicAddressNamespaces": ["default"] } })).await?;
     let pod = world.pod("public", "node-2", json!({ "vnetpool.io/public-address": "true" })).await?;
     let range = format!("{}/32", pod.address);
     // Azure makes the public address, then writes the NIC: ten seconds each.

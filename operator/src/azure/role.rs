@@ -138,7 +138,7 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "pods-public-addresses",
-        purpose: "pools that let pods have public addresses (attachments.publicAddresses)",
+        purpose: "pools that let pods have public addresses (attachments.publicAddressNamespaces)",
         actions: &[
             action("Microsoft.Network/publicIPAddresses/read", On::PodAddress),
             action("Microsoft.Network/publicIPAddresses/write", On::PodAddress),

@@ -196,7 +196,7 @@ mod tests {
                 "route": {"podCIDR": "10.244.0.0/16", "nodePrefixLength": 24, "routeTableID": "t"},
                 "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"},
                 "snat": {"nonMasqueradeCIDRs": ["10.0.0.0/8"]},
-                "attachments": {"backendPools": [{"name": "web", "id": "i"}], "publicAddresses": true},
+                "attachments": {"backendPools": [{"name": "web", "id": "i"}], "publicAddressNamespaces": ["shop"]},
                 "applicationSecurityGroups": {"ids": ["g"], "onSharedNIC": true}},
             "status": {"nodes": 1, "held": 8, "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}]}
         })

@@ -19,6 +19,7 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, READY};
 use vnetpool_crds::names;
 
+use super::attachments::step;
 use super::error::Error;
 use super::lag::lag;
 use super::memory::Memory;
@@ -77,6 +78,9 @@ pub async fn report(
     for pod in memory.reports.news_of_refused(progress.allocation.conditions()) {
         let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
         ctx.events.say(&about, events::refused(&pod, &progress.allocation.spec.pool));
+    }
+    if let Some(plan) = &progress.attachments {
+        step::tell(ctx, &plan.invalid, &mut memory.attaching);
     }
     let grace = memory.reports.grace_left(now);
     let is_said = condition::is_true(&next, condition::SURPLUS);

@@ -131,6 +131,7 @@ pub struct Attach {
 /// A pod that asks for what isn't to be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
+    pub uid: String,
     pub pod: String,
     pub message: String,
 }
@@ -195,7 +196,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
             Ok(None) => {}
             Err(message) => {
                 refused.insert(uid.as_str(), plan.invalid.len());
-                plan.invalid.push(Invalid { pod: wish.pod.clone(), message });
+                plan.invalid.push(Invalid { uid: uid.clone(), pod: wish.pod.clone(), message });
             }
         }
     }
@@ -405,7 +406,7 @@ fn grant(
     facts: &Facts,
     public_id: impl Fn() -> Option<ResourceId>,
 ) -> Result<Option<Grant>, String> {
-    let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = wish;
+    let Wish { pod, backend_pools, public_address, dns_label, address: _ } = wish;
     let offered = facts.offered;
     let mut ids = HashSet::new();
     for name in
@@ -423,12 +424,14 @@ fn grant(
         })?;
         ids.insert(id);
     }
+    let namespace = pod.split_once('/').map_or("", |(namespace, _)| namespace);
     let public = match public_address.as_deref() {
         None | Some("false") => false,
-        Some("true") if offered.public_addresses => true,
+        Some("true") if offered.public_address_namespaces.iter().any(|one| one == namespace) => true,
         Some("true") => {
             return Err(format!(
-                "annotation {} asks for a public address, and its NodeIPPool allows none. Set attachments.publicAddresses there.",
+                "annotation {} orders a public address, which costs money, and its NodeIPPool's \
+                 attachments.publicAddressNamespaces doesn't name {namespace:?}. Who runs the cluster can add that namespace there.",
                 names::PUBLIC_ADDRESS
             ));
         }

@@ -20,6 +20,8 @@ pub struct Attaching {
     pub refused: HashMap<String, (String, Setback)>,
     /// What keeps all of the node's attachments waiting.
     pub setback: Option<Setback>,
+    /// What pods were told that they can't have, by UID: each Event comes once.
+    pub told: HashMap<String, String>,
     /// How many to attach in one write.
     pub batch: usize,
     pub making: Making,
@@ -65,6 +67,7 @@ impl Default for Attaching {
             public: HashMap::new(),
             refused: HashMap::new(),
             setback: None,
+            told: HashMap::new(),
             batch: usize::MAX,
             making: Making::default(),
         }

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use vnetpool_crds::allocation;
+use vnetpool_crds::reason::Reason;
 
 use super::remembered::{Attaching, Made};
 use crate::azure::{
@@ -15,7 +16,7 @@ use crate::context::Context;
 use crate::events;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
-use crate::planner::attachments::{Attach, Make, Step};
+use crate::planner::attachments::{Attach, Invalid, Make, Step};
 
 /// The next step and the NIC it is for, if it may be taken now.
 pub fn next(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<(ResourceId, Step)> {
@@ -147,6 +148,17 @@ pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now
             making.ended(Made { asked, result });
             waker.allocation(&node);
         });
+    }
+}
+
+/// Tells pods what they can't have, and why: by an Event, which their owner sees.
+pub fn tell(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
+    attaching.told.retain(|uid, _| invalid.iter().any(|one| one.uid == *uid));
+    for Invalid { uid, pod, message } in invalid {
+        if attaching.told.insert(uid.clone(), message.clone()).as_ref() != Some(message) {
+            let event = events::stuck(Reason::Unavailable, "Attach", message);
+            ctx.events.say(&[about(pod, uid)], event);
+        }
     }
 }
 

@@ -47,7 +47,7 @@ fn world(n: u8) -> World {
         confirmed: true,
         offered: Attachments {
             backend_pools: vec![vnetpool_crds::pool::BackendPool { name: "web".into(), id: POOL.into() }],
-            public_addresses: true,
+            public_address_namespaces: vec!["default".into()],
         },
         impossible: None,
         public: HashMap::new(),
@@ -333,6 +333,18 @@ fn a_pod_that_lives_and_asks_keeps_what_it_has_whatever_its_pool_offers_by_now()
 }
 
 #[test]
+fn only_a_pod_of_a_namespace_that_the_pool_names_orders_a_public_address() {
+    let mut world = world(2).wants_public("a").with("a", 1).wants_public("b").with("b", 2);
+    world.wishes.get_mut("b").unwrap().pod = "default-not/b".into();
+    world.publish();
+    let made = world.plan().make;
+    assert_eq!(made.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["a"]);
+    let [refused] = world.plan().invalid.try_into().unwrap();
+    assert_eq!((refused.uid.as_str(), refused.pod.as_str()), ("b", "default-not/b"));
+    assert!(refused.message.contains("\"default-not\""), "{}", refused.message);
+}
+
+#[test]
 fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
     let says = |change: fn(&mut World)| {
         let mut world = world(1).wants_public("a").with("a", 1);
@@ -341,7 +353,8 @@ fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
         assert!(plan.step.is_none() && plan.marks.is_empty());
         plan.invalid[0].message.clone()
     };
-    assert!(says(|world| world.offered.public_addresses = false).contains("attachments.publicAddresses"));
+    let none = says(|world| world.offered.public_address_namespaces.clear());
+    assert!(none.contains("attachments.publicAddressNamespaces") && none.contains("\"default\""), "{none}");
     assert!(says(|world| world.impossible = Some("not here")).contains("not here"));
     assert!(
         says(|world| world.wishes.get_mut("a").unwrap().public_address = Some("yes".into()))
