@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test nightly demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test nightly book demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-rust test-nightly
 MAKEFLAGS += --no-print-directory
@@ -46,10 +46,17 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
 
-manifests: setup ## write the CRDs and the reference of conditions anew, after a change in crds/src
+manifests: setup ## write the CRDs and the pages of docs/reference anew, after a change of what they are made from
 	cargo build --quiet --workspace --bins
 	$(OUT)/vnetpool-crds crds/manifests docs/reference
 	cp crds/manifests/*.yaml charts/vnetpool/crds/
+	$(OUT)/reference
+
+MDBOOK := 0.5.4
+
+book: setup ## the documents as a site, in the folder book; the first time it compiles mdBook, for minutes
+	cargo install --quiet --locked --root target/mdbook --version $(MDBOOK) --no-default-features mdbook
+	target/mdbook/bin/mdbook build
 
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads
 	$(TOOLS)/cluster images

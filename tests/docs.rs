@@ -6,7 +6,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use vnetpool_crds::condition::TYPES;
+use vnetpool_crds::reason::Reason;
 use vnetpool_tests::cluster::root;
+use vnetpool_tests::monitoring::{self, Exposition};
+use vnetpool_tests::reference;
 use vnetpool_tests::snippets::{self, Fate, GROUPS};
 
 /// The documents whose entries name tests.
@@ -146,6 +150,70 @@ fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
 }
 
 #[test]
+fn every_generated_page_is_current() {
+    for (path, page) in reference::pages().unwrap() {
+        let committed = std::fs::read_to_string(root().join(path)).unwrap_or_default();
+        assert!(committed == page, "{path} is not current: run `make manifests` and commit what it writes");
+    }
+}
+
+#[test]
+fn every_alert_and_panel_asks_for_what_the_programs_serve() {
+    let served = reference::metrics::expositions().unwrap();
+    let expressions = monitoring::expressions().unwrap();
+    assert!(expressions.len() > 40, "{} expressions", expressions.len());
+    let mut wrong = vec![];
+    for expression in &expressions {
+        wrong.extend(Exposition::lacks(&served, expression));
+        for selector in expression.selectors() {
+            for (label, values) in &selector.labels {
+                let is_known = |value: &str| match (selector.metric.as_str(), label.as_str()) {
+                    ("vnetpool_operator_conditions", "type") => TYPES.iter().any(|row| row.name == value),
+                    ("vnetpool_operator_conditions", "reason") => Reason::of(value).is_some(),
+                    ("vnetpool_operator_conditions", "kind") => {
+                        ["NodeIPPool", "NodeIPAllocation"].contains(&value)
+                    }
+                    _ => true,
+                };
+                let unknown = values.split('|').filter(|value| !is_known(value));
+                wrong.extend(unknown.map(|value| format!("{}: no {label} is {value}", expression.place)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_tests_that_it_fires_and_that_it_does_not() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (runbooks, tests) = (read("docs/runbooks.md"), read("tests/monitoring/alerts.yaml"));
+    let tests: serde_json::Value = serde_yaml_ng::from_str(&tests).unwrap();
+    let cases: Vec<_> = tests["tests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["alert_rule_test"].as_array().unwrap())
+        .collect();
+    let alerts = monitoring::alerts().unwrap();
+    assert!(alerts.len() >= 12, "{} alerts", alerts.len());
+    for alert in &alerts {
+        let name = alert["alert"].as_str().unwrap();
+        let fires =
+            |case: &&&serde_json::Value| case["exp_alerts"].as_array().is_some_and(|all| !all.is_empty());
+        let (yes, no): (Vec<_>, Vec<_>) =
+            cases.iter().filter(|case| case["alertname"] == name).partition(fires);
+        assert!(!yes.is_empty() && !no.is_empty(), "{name} isn't shown to fire, or not to fire");
+        let section = runbooks.split("\n## ").find(|section| section.starts_with(&format!("{name}\n")));
+        let section = section.unwrap_or_else(|| panic!("docs/runbooks.md has no section {name}"));
+        for part in ["**Meaning.**", "**Impact.**", "**Diagnosis.**", "**Mitigation.**"] {
+            assert!(section.contains(part), "{name}: the runbook has no {part}");
+        }
+    }
+    let sections = runbooks.matches("\n## ").count();
+    assert_eq!(sections, alerts.len(), "a runbook is of no alert");
+}
+
+#[test]
 fn the_readme_is_one_page() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     assert!(readme.lines().count() <= 80, "{} lines", readme.lines().count());
@@ -154,20 +222,64 @@ fn the_readme_is_one_page() {
 }
 
 #[test]
-fn every_link_to_a_file_of_the_project_leads_to_one() {
-    let mut found = 0;
+fn every_link_leads_to_a_file_of_the_project_and_a_heading_in_it() {
+    let (mut found, mut wrong) = (0, vec![]);
     for document in snippets::documents().unwrap() {
         let text = std::fs::read_to_string(&document).unwrap();
         let folder = document.parent().unwrap();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = target.split('#').next().unwrap_or_default();
-            if !target.contains("://") && !file.is_empty() {
-                assert!(folder.join(file).exists(), "{}: there is no {file}", document.display());
-                found += 1;
+            if target.contains("://") {
+                continue;
             }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if file.is_empty() { document.clone() } else { folder.join(file) };
+            let has = |text: String| text.lines().filter_map(slug).any(|slug| slug == anchor);
+            if !path.exists() {
+                wrong.push(format!("{}: there is no {file}", document.display()));
+            } else if !anchor.is_empty() && !std::fs::read_to_string(&path).is_ok_and(has) {
+                wrong.push(format!("{}: {target} leads to no heading", document.display()));
+            }
+            found += 1;
         }
     }
-    assert!(found > 20, "only {found} links");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(found > 60, "only {found} links");
+}
+
+/// What a heading is called in a link.
+fn slug(line: &str) -> Option<String> {
+    let (marks, title) = line.split_once(' ').filter(|(marks, _)| marks.starts_with('#'))?;
+    let is_heading = marks.chars().all(|mark| mark == '#');
+    let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    is_heading.then(|| kept.collect::<String>().to_lowercase().replace(' ', "-"))
+}
+
+#[test]
+fn the_summary_of_the_book_has_every_page_once() {
+    let docs = root().join("docs");
+    let summary = std::fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
+    let listed: Vec<_> = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let pages = snippets::documents().unwrap();
+    let pages = pages.iter().filter_map(|page| page.strip_prefix(&docs).ok()?.to_str());
+    let mut wrong = vec![];
+    for page in pages.filter(|page| *page != "SUMMARY.md") {
+        let times = listed.iter().filter(|one| **one == page).count();
+        wrong.extend((times != 1).then(|| format!("{page} is listed {times} times")));
+    }
+    assert!(wrong.is_empty() && listed.len() > 30, "{}", wrong.join("\n"));
+}
+
+/// What people type into manifests and commands stands on one page.
+#[test]
+fn every_name_that_users_spell_is_in_the_reference() {
+    let page = std::fs::read_to_string(root().join("docs/reference/names.md")).unwrap();
+    let names = std::fs::read_to_string(root().join("crds/src/names.rs")).unwrap();
+    let consts = names.lines().filter(|line| line.starts_with("pub const ")).count();
+    let values =
+        names.lines().filter(|line| line.contains("&str = \"")).filter_map(|line| line.split('"').nth(1));
+    let missing: Vec<_> =
+        values.filter(|value| value.contains(['/', '-']) && !page.contains(value)).collect();
+    assert!(missing.is_empty() && consts > 8, "docs/reference/names.md lacks {missing:?}");
 }
 
 #[test]

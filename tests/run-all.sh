@@ -79,7 +79,10 @@ case $target in
       check 'Chart' make check-chart
       tests 'Rust: units, conformance, kernel, admission, conduct, clusters' make test-rust
     fi
-    if [ "$target" = nightly ]; then tests 'Nightly' make test-nightly; fi
+    if [ "$target" = nightly ]; then
+      check 'Book' make book
+      tests 'Nightly' make test-nightly
+    fi
     ;;
   *)
     echo "run-all.sh: there is no target $target: check, test or nightly" >&2

@@ -157,8 +157,9 @@ impl Agent {
             metrics: self.metrics.clone(),
         };
         let source = self.source.clone();
+        let errors = self.metrics.watch_errors.clone();
         tokio::select! {
-            result = source.follow(self.objects.clone(), self.waiting.subscribe()) => result,
+            result = source.follow(self.objects.clone(), self.waiting.subscribe(), errors) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
             result = firewall::events::watch(disturbed.clone()) => result,

@@ -58,7 +58,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             state_dir: config.state_dir.clone(),
         },
     };
-    let metrics = Metrics::default();
+    let metrics = Metrics::new(&config.state_dir);
     let admin = listen(config.admin_address, admin::probes(&metrics).merge(admin::scrapes(&metrics)));
     let scraped = config.metrics_address.map(|address| listen(address, admin::scrapes(&metrics)));
     let scraped = OptionFuture::from(scraped);

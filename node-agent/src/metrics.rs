@@ -1,16 +1,23 @@
-//! The agent's metrics.
+//! The agent's metrics, `vnetpool_agent_*`.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
 };
-use vnetpool_plugin::ledger::Counts;
+use vnetpool_plugin::{
+    cni::code,
+    ledger::Counts,
+    plugin::log::{Call, Failure, Reader},
+};
+
+const PREFIX: &str = "vnetpool_agent";
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct State {
@@ -38,12 +45,21 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Verb {
+    verb: &'static str,
+    outcome: &'static str,
+}
+
 /// All families, and whether the node is ready. A clone is another handle on the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
     addresses: Family<State, Gauge>,
+    unheld: Family<State, Gauge>,
     waiting: Gauge,
+    verbs: Family<Verb, Histogram, fn() -> Histogram>,
+    waits: Histogram,
     reports: Family<Outcome, Counter>,
     relinquished: Counter,
     sweeps: Family<Kind, Counter>,
@@ -51,6 +67,8 @@ pub struct Metrics {
     dropped: Family<Target, Counter>,
     /// As many as the node has pods, at most.
     refused: Family<Pod, Counter>,
+    /// Failures of the watch of the node's object.
+    pub watch_errors: Counter,
     /// Ledgers built because there was none to read.
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
@@ -59,15 +77,35 @@ pub struct Metrics {
     pub ready: Arc<AtomicBool>,
     /// When a pass, good or bad, ended last.
     passed: Arc<Mutex<Instant>>,
+    /// What the plugin has logged is counted when somebody scrapes.
+    log: Arc<Mutex<Reader>>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut registry = Registry::with_prefix("vnetpool_agent");
+/// A call of the plugin takes some milliseconds, and 20 s when it waits for an address in vain.
+fn verb_seconds() -> Histogram {
+    Histogram::new([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 21.0])
+}
+
+impl Metrics {
+    /// Counts the calls of the plugin that are logged in `state_dir` from now on.
+    pub fn new(state_dir: &Path) -> Self {
+        let mut all = vnetpool_process::registry(PREFIX, env!("CARGO_PKG_VERSION"));
+        let registry = vnetpool_process::own(&mut all, PREFIX);
         let addresses = Family::default();
-        registry.register("addresses", "Addresses of this node by state", addresses.clone());
+        let help = "Addresses that this node holds: the states add up";
+        registry.register("addresses", help, addresses.clone());
+        let unheld = Family::default();
+        let help = "Addresses that left this node's NIC by somebody else's hand (lost, if a pod has one, else withdrawn), \
+                    and those given up that are still on it (relinquished)";
+        registry.register("unheld_addresses", help, unheld.clone());
         let waiting = Gauge::default();
         registry.register("waiting_pods", "Pods that wait for an address", waiting.clone());
+        let verbs = Family::new_with_constructor(verb_seconds as fn() -> Histogram);
+        let help = "How long calls of the CNI plugin took, by verb and outcome: ok, later (the runtime tries again) or failed";
+        registry.register_with_unit("cni_duration", help, Unit::Seconds, verbs.clone());
+        let waits = Histogram::new([0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 21.0]);
+        let help = "How long ADD took to get an address from the ledger, also in vain";
+        registry.register_with_unit("address_wait", help, Unit::Seconds, waits.clone());
         let reports = Family::default();
         registry.register("status_writes", "Writes of NodeIPAllocation.status by outcome", reports.clone());
         let relinquished = Counter::default();
@@ -85,6 +123,9 @@ impl Default for Metrics {
         let refused = Family::default();
         let help = "Packets to the instance metadata service that were dropped, by the pod that sent them";
         registry.register("metadata_refused_packets", help, refused.clone());
+        let watch_errors = Counter::default();
+        let help = "How often the watch of the node's object has failed and was begun anew";
+        registry.register("watch_errors", help, watch_errors.clone());
         let rebuilds = Counter::default();
         registry.register(
             "ledger_rebuilds",
@@ -93,42 +134,71 @@ impl Default for Metrics {
         );
         let rules = Counter::default();
         registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
-        let (registry, ready) = (Arc::new(registry), Arc::default());
         let passed = Arc::new(Mutex::new(Instant::now()));
         Self {
-            registry,
+            registry: Arc::new(all),
             addresses,
+            unheld,
             waiting,
+            verbs,
+            waits,
             reports,
             relinquished,
             sweeps,
             repairs,
             dropped,
             refused,
+            watch_errors,
             rebuilds,
             rules,
-            ready,
+            ready: Arc::default(),
             passed,
+            log: Arc::new(Mutex::new(Reader::from_now(state_dir))),
         }
     }
-}
 
-impl Metrics {
+    /// With one of every series, for the reference page and for tests.
+    pub fn example() -> Self {
+        let metrics = Self::new(Path::new("/nonexistent"));
+        metrics.set_counts(Counts::default());
+        let (verb, phases) = ("ADD".to_owned(), vec![("ledger".to_owned(), 100)]);
+        metrics.count_call(&Call { verb, micros: 3000, phases, error: None });
+        metrics.count_report(true);
+        metrics.count_relinquished(1);
+        metrics.count_sweep("record");
+        metrics.count_repair("route");
+        metrics.count_dropped("metadata".to_owned(), 1);
+        metrics.count_refused("default/web", 1);
+        metrics
+    }
+
     pub fn set_counts(&self, counts: Counts) {
-        let Counts { held, assigned, cooling, free, waiting, relinquished, vanished, withdrawn } = counts;
-        let states = [
-            ("held", held),
-            ("assigned", assigned),
-            ("cooling", cooling),
-            ("free", free),
-            ("relinquished", relinquished),
-            ("vanished", vanished),
-            ("withdrawn", withdrawn),
-        ];
-        for (state, count) in states {
+        let Counts { held: _, assigned, cooling, free, waiting, relinquished, vanished, withdrawn } = counts;
+        for (state, count) in [("assigned", assigned - vanished), ("cooling", cooling), ("free", free)] {
             self.addresses.get_or_create(&State { state }).set(count.into());
         }
+        for (state, count) in [("lost", vanished), ("withdrawn", withdrawn), ("relinquished", relinquished)] {
+            self.unheld.get_or_create(&State { state }).set(count.into());
+        }
         self.waiting.set(waiting.into());
+    }
+
+    /// A call of the plugin has ended.
+    fn count_call(&self, call: &Call) {
+        let verbs = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
+        let Some(verb) = verbs.into_iter().find(|verb| *verb == call.verb) else { return };
+        let outcome = match &call.error {
+            None => "ok",
+            Some(Failure { code: code::TRY_AGAIN_LATER }) => "later",
+            Some(_) => "failed",
+        };
+        let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+        self.verbs.get_or_create(&Verb { verb, outcome }).observe(seconds(call.micros));
+        if verb == "ADD" {
+            let waited = call.phases.iter().find(|(name, _)| name == "ledger").map(|(_, micros)| *micros);
+            let in_vain = (outcome == "later").then_some(call.micros);
+            waited.or(in_vain).into_iter().for_each(|micros| self.waits.observe(seconds(micros)));
+        }
     }
 
     pub fn count_report(&self, is_written: bool) {
@@ -176,8 +246,59 @@ impl Metrics {
 
     /// In the text format of OpenMetrics.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).read(|call| self.count_call(&call));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(metrics: &Metrics, line: &str) {
+        let text = metrics.text().unwrap();
+        assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+    }
+
+    #[test]
+    fn the_states_of_addresses_add_up_to_what_the_node_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new(dir.path());
+        let (assigned, cooling, free, vanished) = (5, 2, 7, 1);
+        let held = assigned - vanished + cooling + free;
+        let others = Counts { relinquished: 3, withdrawn: 4, waiting: 6, ..Counts::default() };
+        metrics.set_counts(Counts { held, assigned, cooling, free, vanished, ..others });
+        let text = metrics.text().unwrap();
+        let states = text.lines().filter(|line| line.starts_with("vnetpool_agent_addresses{"));
+        let values = states.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
+        assert_eq!(values.sum::<u32>(), held);
+        says(&metrics, r#"vnetpool_agent_unheld_addresses{state="lost"} 1"#);
+        says(&metrics, "vnetpool_agent_waiting_pods 6");
+    }
+
+    #[test]
+    fn what_the_plugin_has_logged_is_counted_by_verb_and_outcome() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new(dir.path());
+        let lines = [
+            r#"{"verb":"ADD","micros":3000,"phases":[["lock",10],["ledger",700],["wired",2000]]}"#,
+            r#"{"verb":"ADD","micros":20003000,"phases":[["lock",10]],"error":{"code":11,"msg":"none"}}"#,
+            r#"{"verb":"ADD","micros":40,"phases":[],"error":{"code":4,"msg":"no namespace"}}"#,
+            r#"{"verb":"DEL","micros":900,"phases":[["lock",10]]}"#,
+            r#"{"verb":"anything","micros":900,"phases":[]}"#,
+        ];
+        std::fs::write(dir.path().join("plugin.log"), lines.join("\n") + "\n").unwrap();
+        let count = |verb, outcome| {
+            format!(r#"vnetpool_agent_cni_duration_seconds_count{{verb="{verb}",outcome="{outcome}"}} 1"#)
+        };
+        for (verb, outcome) in [("ADD", "ok"), ("ADD", "later"), ("ADD", "failed"), ("DEL", "ok")] {
+            says(&metrics, &count(verb, outcome));
+        }
+        says(&metrics, "vnetpool_agent_address_wait_seconds_count 2");
+        says(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="0.001"} 1"#);
+        says(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="21.0"} 2"#);
+        assert!(!metrics.text().unwrap().contains("anything"));
     }
 }

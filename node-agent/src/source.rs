@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::PartialObjectMeta};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{sync::watch, time::sleep};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
@@ -42,11 +43,17 @@ pub enum Source {
 }
 
 impl Source {
-    /// Keeps `objects` current until the process ends, the more eagerly while a pod is `waiting`.
-    pub async fn follow(&self, objects: Objects, waiting: watch::Receiver<bool>) -> anyhow::Result<()> {
+    /// Keeps `objects` current until the process ends, the more eagerly while a pod is `waiting`. Counts the
+    /// errors it goes on past.
+    pub async fn follow(
+        &self,
+        objects: Objects,
+        waiting: watch::Receiver<bool>,
+        errors: Counter,
+    ) -> anyhow::Result<()> {
         match self {
             Source::Cluster { client, name } => {
-                watches::object(Api::all(client.clone()), name.clone(), objects, waiting).await
+                watches::object(Api::all(client.clone()), name.clone(), objects, waiting, errors).await
             }
             Source::Metadata { settings, boot_id, .. } => {
                 let mut retry = FIRST_RETRY;
@@ -63,6 +70,7 @@ impl Source {
                             sleep(ASK_EVERY).await;
                         }
                         Err(error) => {
+                            errors.inc();
                             tracing::warn!(
                                 error = format!("{error:#}"),
                                 "can't learn this VM's addresses; trying again"

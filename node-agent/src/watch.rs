@@ -10,6 +10,7 @@ use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, watcher},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -32,6 +33,7 @@ pub async fn object(
     name: String,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
     mut waiting: watch::Receiver<bool>,
+    errors: Counter,
 ) -> anyhow::Result<()> {
     let mut events = pin!(watcher::watch_object(api.clone(), &name).default_backoff());
     let mut heard = Instant::now();
@@ -40,6 +42,7 @@ pub async fn object(
             event = events.next() => match event {
                 Some(Ok(object)) => take(object, &objects),
                 Some(Err(error)) => {
+                    errors.inc();
                     tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again");
                 }
                 None => anyhow::bail!("the watch of NodeIPAllocation {name} has ended"),
@@ -213,7 +216,7 @@ mod tests {
         let objects = watch::Sender::new(None);
         let (waiting, is_waiting) = watch::channel(false);
         let mut seen = objects.subscribe();
-        tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting));
+        tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting, Counter::default()));
         let is = |version: u64| {
             move |object: &Option<Arc<NodeIPAllocation>>| {
                 object.as_deref().is_some_and(|object| super::version(object) == version)

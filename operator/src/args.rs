@@ -1,6 +1,6 @@
 //! Command line and environment → [`Config`]. Read once.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::{Parser, Subcommand};
 use reqwest::Url;
@@ -81,6 +81,19 @@ pub enum Command {
         /// The id of the subnet of the nodes to come.
         #[arg(long, requires = "resource_group")]
         subnet: Option<ResourceId>,
+    },
+    /// Says from inside a pod whether the pod network works: is the pod's address reserved for its node, and
+    /// does every node answer? What `helm test` runs. Fails if anything is wrong.
+    Datapath {
+        /// The node that the pod runs on.
+        #[arg(long, env = "VNETPOOL_NODE_NAME")]
+        node: String,
+        /// The pod's address.
+        #[arg(long, env = "VNETPOOL_POD_ADDRESS")]
+        address: Ipv4Addr,
+        /// Where the kubelets answer.
+        #[arg(long, env = "VNETPOOL_KUBELET_PORT", default_value_t = 10250)]
+        kubelet_port: u16,
     },
 }
 

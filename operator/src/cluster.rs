@@ -300,7 +300,10 @@ async fn follow<K>(
                 health.heard(kind);
                 take(event);
             }
-            Err(error) => warn!(kind, %error, "watch interrupted"),
+            Err(error) => {
+                health.interrupted(kind);
+                warn!(kind, %error, "watch interrupted");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether the process as a whole is stuck, which is all that a restart could cure. An outage of Azure or of
 //! the API server is none: who waits for an answer still beats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,13 @@ const BEAT: Duration = Duration::from_secs(10);
 /// an end before.
 const STUCK: Duration = Duration::from_secs(120);
 
-/// When each task was last alive and each watch last brought something, and since when nodes are being
-/// reconciled.
+/// When each task was last alive, when each watch last brought something and how often it failed, and since
+/// when nodes are being reconciled.
 #[derive(Debug, Default)]
 pub struct Health {
     beats: Mutex<BTreeMap<&'static str, Instant>>,
     heard: Mutex<BTreeMap<&'static str, Instant>>,
+    interrupted: Mutex<BTreeMap<&'static str, u64>>,
     under_way: Mutex<BTreeMap<String, Instant>>,
 }
 
@@ -55,6 +56,19 @@ impl Health {
     /// The watch of this kind has brought something.
     pub fn heard(&self, kind: &'static str) {
         lock(&self.heard).insert(kind, Instant::now());
+    }
+
+    /// The watch of this kind has failed; it is begun anew.
+    pub fn interrupted(&self, kind: &'static str) {
+        *lock(&self.interrupted).entry(kind).or_default() += 1;
+    }
+
+    /// How often each watch has failed.
+    pub fn interruptions(&self) -> Vec<(&'static str, u64)> {
+        let heard = lock(&self.heard);
+        let failed = lock(&self.interrupted);
+        let kinds: BTreeSet<_> = heard.keys().chain(failed.keys()).copied().collect();
+        kinds.into_iter().map(|kind| (kind, failed.get(kind).copied().unwrap_or_default())).collect()
     }
 
     /// The tasks that are stuck, and for how long.

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_apiserver::client;
 use vnetpool_operator::args::{Args, Command, Crds};
 use vnetpool_operator::azure::{Azure, role};
+use vnetpool_operator::datapath::{self, Here};
 use vnetpool_operator::{crds, preflight, telemetry};
 
 #[tokio::main]
@@ -46,6 +47,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
             let report = preflight::run(&azure, subject, client).await?;
             write!(stdout(), "{report}")?;
             anyhow::ensure!(report.lacks() == 0, "{} permissions are missing or of no use", report.lacks());
+            Ok(())
+        }
+        Some(Command::Datapath { node, address, kubelet_port }) => {
+            let report = datapath::run(client().await?, &Here { node, address }, kubelet_port).await?;
+            write!(stdout(), "{report}")?;
+            anyhow::ensure!(
+                report.wrong.is_empty(),
+                "the pod network doesn't work: {}",
+                report.wrong.join("; ")
+            );
             Ok(())
         }
     }

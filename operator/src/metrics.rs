@@ -3,12 +3,16 @@
 
 mod ages;
 mod budget;
+mod conditions;
+pub mod example;
+mod pools;
 
 use std::fmt::Debug;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -18,8 +22,11 @@ use prometheus_client::registry::{Registry, Unit};
 use vnetpool_crds::NodeIPPoolStatus;
 
 use crate::azure::{Azure, RequestRecord};
+use crate::cluster::Cluster;
 use crate::health::Health;
 use crate::lock::lock;
+
+const PREFIX: &str = "vnetpool_operator";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reconcile {
@@ -38,17 +45,6 @@ struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolState {
-    pool: String,
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Pool {
-    pool: String,
 }
 
 /// From a millisecond, for reconciles that find nothing to do, to the minutes a NIC write may wait for the
@@ -70,9 +66,8 @@ pub struct Metrics {
     requests: Family<Request, Counter>,
     request_seconds: Family<Request, Histogram, Seconds>,
     budget_wait_seconds: Counter<f64, AtomicU64>,
-    nic_writes: Family<Outcome, Counter>,
-    addresses: Family<PoolState, Gauge>,
-    nodes: Family<Pool, Gauge>,
+    nic_write_seconds: Family<Outcome, Histogram, Seconds>,
+    pools: Arc<pools::Pools>,
     leader: Gauge,
     pub health: Arc<Health>,
 }
@@ -86,13 +81,13 @@ impl Default for Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(Seconds),
             budget_wait_seconds: Counter::default(),
-            nic_writes: Family::default(),
-            addresses: Family::default(),
-            nodes: Family::default(),
+            nic_write_seconds: Family::new_with_constructor(Seconds),
+            pools: Arc::default(),
             leader: Gauge::default(),
             health: Arc::default(),
         };
-        let mut registry = Registry::with_prefix("vnetpool_operator");
+        let mut all = vnetpool_process::registry(PREFIX, env!("CARGO_PKG_VERSION"));
+        let registry = vnetpool_process::own(&mut all, PREFIX);
         registry.register("reconciles", "Reconciles, by controller and outcome", metrics.reconciles.clone());
         registry.register_with_unit(
             "reconcile_duration",
@@ -113,12 +108,16 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.budget_wait_seconds.clone(),
         );
-        registry.register("nic_writes", "Writes of NICs, by outcome", metrics.nic_writes.clone());
-        registry.register("addresses", "Addresses by pool and state", metrics.addresses.clone());
-        registry.register("nodes", "Nodes by the pool that serves them", metrics.nodes.clone());
+        registry.register_with_unit(
+            "nic_write_duration",
+            "How long writes of NICs took, their wait for a turn within Azure's limits included",
+            Unit::Seconds,
+            metrics.nic_write_seconds.clone(),
+        );
         registry.register("leader", "1 while this replica leads", metrics.leader.clone());
+        registry.register_collector(Box::new(metrics.pools.clone()));
         registry.register_collector(Box::new(ages::Ages(metrics.health.clone())));
-        Metrics { registry: Mutex::new(registry), ..metrics }
+        Metrics { registry: Mutex::new(all), ..metrics }
     }
 }
 
@@ -139,8 +138,8 @@ impl Metrics {
         self.reconcile_seconds.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    pub fn nic_written(&self, outcome: &'static str) {
-        self.nic_writes.get_or_create(&Outcome { outcome }).inc();
+    pub fn nic_written(&self, outcome: &'static str, took: Duration) {
+        self.nic_write_seconds.get_or_create(&Outcome { outcome }).observe(took.as_secs_f64());
     }
 
     pub fn requested(&self, request: &RequestRecord) {
@@ -151,19 +150,13 @@ impl Metrics {
         self.budget_wait_seconds.inc_by(request.waited.as_secs_f64());
     }
 
-    /// The sums of a pool, as its status shows them.
+    /// What a pool's status shows, from now on.
     pub fn pool(&self, pool: &str, status: &NodeIPPoolStatus) {
-        for (state, count) in states(status) {
-            self.addresses.get_or_create(&PoolState { pool: pool.to_owned(), state }).set(count.into());
-        }
-        self.nodes.get_or_create(&Pool { pool: pool.to_owned() }).set(status.nodes.into());
+        self.pools.set(pool, status);
     }
 
     pub fn pool_gone(&self, pool: &str) {
-        for (state, _) in states(&NodeIPPoolStatus::default()) {
-            self.addresses.remove(&PoolState { pool: pool.to_owned(), state });
-        }
-        self.nodes.remove(&Pool { pool: pool.to_owned() });
+        self.pools.forget(pool);
     }
 
     pub fn leading(&self, leads: bool) {
@@ -171,22 +164,27 @@ impl Metrics {
     }
 }
 
-/// The counts that add up to what is held, then the one that doesn't.
-fn states(status: &NodeIPPoolStatus) -> [(&'static str, u32); 4] {
-    [
-        ("assigned", status.assigned),
-        ("cooling", status.cooling),
-        ("free", status.free),
-        ("waiting", status.waiting),
-    ]
-}
-
 /// Where Azure's requests are counted, and how its limits stand.
 pub fn observe(metrics: &Arc<Metrics>, azure: &Arc<Azure>) {
-    let accounts = Box::new(budget::Accounts(Arc::downgrade(azure)));
-    lock(&metrics.registry).register_collector(accounts);
+    // Weak, because Azure's client reports to the metrics in turn.
+    let azure_of = Arc::downgrade(azure);
+    collect(metrics, budget::Accounts::new(move || Some(azure_of.upgrade()?.accounts())));
     let metrics = metrics.clone();
     azure.on_request(move |request| metrics.requested(request));
+}
+
+/// How the conditions of the objects stand that this leader watches.
+pub fn watch(metrics: &Metrics, cluster: &Cluster) {
+    let cluster = cluster.clone();
+    let counted = move || {
+        let (pools, allocations) = (cluster.pools().state(), cluster.allocations().state());
+        conditions::count(pools.iter().map(Arc::as_ref), allocations.iter().map(Arc::as_ref))
+    };
+    collect(metrics, conditions::Conditions::new(counted));
+}
+
+fn collect(metrics: &Metrics, collector: impl Collector) {
+    vnetpool_process::own(&mut lock(&metrics.registry), PREFIX).register_collector(Box::new(collector));
 }
 
 #[cfg(test)]
@@ -195,37 +193,24 @@ mod tests {
 
     #[test]
     fn every_family_is_named_for_the_operator_with_its_unit() {
-        let metrics = Metrics::default();
-        metrics.reconciled("node", "ok", Duration::from_millis(5));
-        metrics.nic_written("ok");
-        metrics.pool("p", &NodeIPPoolStatus { nodes: 3, free: 7, ..Default::default() });
-        metrics.leading(true);
-        metrics.health.heard("Pod");
-        let _pass = metrics.health.begin("n");
-        let text = metrics.render().unwrap();
+        let text = Metrics::example().render().unwrap();
         for line in [
             r#"vnetpool_operator_reconciles_total{controller="node",outcome="ok"} 1"#,
             r#"vnetpool_operator_reconcile_duration_seconds_count{controller="node",outcome="ok"} 1"#,
-            r#"vnetpool_operator_nic_writes_total{outcome="ok"} 1"#,
-            r#"vnetpool_operator_addresses{pool="p",state="free"} 7"#,
-            r#"vnetpool_operator_nodes{pool="p"} 3"#,
+            r#"vnetpool_operator_nic_write_duration_seconds_count{outcome="ok"} 1"#,
+            r#"vnetpool_operator_nodes{pool="default"} 3"#,
             "vnetpool_operator_leader 1",
+            r#"vnetpool_operator_watch_errors_total{kind="Pod"} 1"#,
+            concat!("vnetpool_operator_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
         }
         for start in [
             r#"vnetpool_operator_watch_silence_seconds{kind="Pod"} 0."#,
             "vnetpool_operator_reconcile_age_seconds 0.",
+            "process_resident_memory_bytes ",
         ] {
             assert!(text.lines().any(|one| one.starts_with(start)), "{start} is not in\n{text}");
         }
-    }
-
-    #[test]
-    fn a_deleted_pool_leaves_no_metrics_behind() {
-        let metrics = Metrics::default();
-        metrics.pool("p", &NodeIPPoolStatus::default());
-        metrics.pool_gone("p");
-        assert!(!metrics.render().unwrap().contains("pool="));
     }
 }

@@ -138,6 +138,7 @@ pub async fn run(
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
     let (cluster, waker, wakeups, watches) = Cluster::watch(&client, &health);
+    metrics::watch(&metrics, &cluster);
     spawn(&mut tasks, "watches", &health, watches);
     let (events, deliver) = Events::new(client.clone(), &config.identity);
     // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before it.

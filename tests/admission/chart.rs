@@ -10,7 +10,7 @@ use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::{ControlPlane, path, template};
 
 /// The objects of a rendered chart by the template they come from.
-fn rendered(args: &[&str]) -> Result<BTreeMap<String, Vec<Value>>> {
+pub fn rendered(args: &[&str]) -> Result<BTreeMap<String, Vec<Value>>> {
     let mut objects: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for document in template(args)?.split("\n---\n") {
         let source = document.lines().find_map(|line| line.strip_prefix("# Source: vnetpool/templates/"));

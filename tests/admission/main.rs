@@ -2,6 +2,7 @@
 //! chart renders.
 
 mod chart;
+mod monitoring;
 mod pools;
 mod shown;
 mod writers;
@@ -88,6 +89,11 @@ fn main() {
         chart::further_plugins_reach_the_agent_and_ours_are_refused_as_such,
         chart::nobody_but_the_node_sees_metrics_unless_the_values_say_so,
         chart::the_agent_has_these_capabilities_and_no_other,
+        monitoring::every_alert_fires_when_it_should_and_only_then,
+        monitoring::nothing_of_the_prometheus_operator_is_rendered_unless_it_is_asked_for,
+        monitoring::a_pod_monitor_selects_the_pods_of_its_program_and_names_a_port_that_they_have,
+        monitoring::every_alert_leads_to_its_runbook,
+        monitoring::every_dashboard_is_grafanas_json_with_a_panel_for_each_query,
     ]);
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(shared);

@@ -11,6 +11,8 @@
 //!   engine    an engine of NetworkPolicy on the nodes, and policies for it
 //!   probe     what a test program does when it is started again inside a place
 //!   snippets  the commands that README and the documents tell people to type
+//!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
+//!   reference the pages of docs/reference that are made from the programs
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
 //!   glimpse   a node's addresses in simulated Azure, before there is a cluster
@@ -23,9 +25,11 @@ pub mod cluster;
 pub mod control_plane;
 pub mod engine;
 pub mod glimpse;
+pub mod monitoring;
 pub mod node;
 pub mod place;
 pub mod probe;
+pub mod reference;
 pub mod snippets;
 pub mod story;
 pub mod wait;

@@ -6,7 +6,7 @@
 
 mod error;
 mod lease;
-mod log;
+pub mod log;
 mod wait;
 mod wire;
 

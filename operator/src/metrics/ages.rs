@@ -1,5 +1,5 @@
-//! How long the longest reconcile under way has taken and how long each watch has been silent, made when
-//! somebody scrapes.
+//! How long the longest reconcile under way has taken, how long each watch has been silent and how often it
+//! has failed, made when somebody scrapes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
@@ -27,6 +28,12 @@ impl Collector for Ages {
         let mut metric = encoder.encode_descriptor("watch_silence", help, Some(&Unit::Seconds), kind)?;
         for (kind, silence) in self.0.silences(now) {
             ConstGauge::new(silence.as_secs_f64()).encode(metric.encode_family(&[("kind", kind)])?)?;
+        }
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let help = "How often a watch has failed and was begun anew";
+        let mut metric = encoder.encode_descriptor("watch_errors", help, None, kind)?;
+        for (kind, count) in self.0.interruptions() {
+            ConstCounter::new(count).encode(metric.encode_family(&[("kind", kind)])?)?;
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! How Azure's request limits stand, as metrics that are made when somebody scrapes.
 
 use std::fmt;
-use std::sync::Weak;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -9,11 +8,25 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use crate::azure::{Account, Azure};
+use crate::azure::{Account, Priority};
 
-/// Weak, because Azure's client reports to the metrics in turn.
-#[derive(Debug)]
-pub struct Accounts(pub Weak<Azure>);
+/// The accounts, and how many requests wait for what.
+pub type Standing = (Vec<Account>, [(Priority, usize); Priority::ALL.len()]);
+
+/// Asks for the standing when somebody scrapes.
+pub struct Accounts(Box<dyn Fn() -> Option<Standing> + Send + Sync>);
+
+impl Accounts {
+    pub fn new(standing: impl Fn() -> Option<Standing> + Send + Sync + 'static) -> Accounts {
+        Accounts(Box::new(standing))
+    }
+}
+
+impl fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Accounts")
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Limit {
@@ -37,8 +50,7 @@ impl Limit {
 
 impl Collector for Accounts {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Some(azure) = self.0.upgrade() else { return Ok(()) };
-        let (accounts, waiting) = azure.accounts();
+        let Some((accounts, waiting)) = (self.0)() else { return Ok(()) };
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: fn(&Account) -> f64| {
             let kind = ConstGauge::<f64>::new(0.0).metric_type();
             let mut metric = encoder.encode_descriptor(name, help, unit, kind)?;

@@ -15,7 +15,7 @@ var packages = []string{
 }
 
 // What some tests run beside or instead of a node's own programs, or the documents' commands ask for.
-var testPackages = []string{"docker.io", "haproxy", "jq", "podman", "strace", "systemd"}
+var testPackages = []string{"docker.io", "haproxy", "jq", "podman", "prometheus", "strace", "systemd"}
 
 // Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).
 const (

@@ -1,4 +1,7 @@
-//! The plugin's log: one JSON line a call, in a file whose size is bounded. It never fails a verb.
+//! The plugin's log: one JSON line a call, in a file whose size is bounded. It never fails a verb. The agent
+//! makes metrics of it ([`Reader`]), since a process that lives for milliseconds can't be asked for any.
+
+mod reader;
 
 use std::{
     fs, io,
@@ -15,6 +18,8 @@ use crate::{
     cni,
     ledger::{Pod, Sandbox},
 };
+
+pub use reader::{Call, Failure, Reader};
 
 const LOG: &str = "plugin.log";
 const OLD_LOG: &str = "plugin.log.1";
@@ -37,6 +42,10 @@ pub(super) struct Line {
     address: Option<Ipv4Addr>,
     /// The stages in their order, with the microseconds that each took.
     phases: Vec<(&'static str, u64)>,
+    /// How long all of it took, in microseconds.
+    micros: u64,
+    #[serde(skip)]
+    begun: Instant,
     #[serde(skip)]
     last: Instant,
 }
@@ -52,6 +61,7 @@ struct Entry<'a> {
 
 impl Line {
     pub(super) fn new(verb: &'static str) -> Line {
+        let now = Instant::now();
         Line {
             unix_ms: 0,
             verb,
@@ -60,7 +70,9 @@ impl Line {
             pod: None,
             address: None,
             phases: Vec::new(),
-            last: Instant::now(),
+            micros: 0,
+            begun: now,
+            last: now,
         }
     }
 
@@ -86,6 +98,7 @@ impl Line {
             return;
         }
         self.unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        self.micros = self.begun.elapsed().as_micros() as u64;
         // A failure is ignored: the verb's outcome must not depend on its log.
         let _ = self.append(dir, error);
     }

@@ -1,5 +1,7 @@
 //! Modes Address and Prefix: what a node holds are ipConfigurations of its NIC.
 
+use std::time::Instant;
+
 use kube::runtime::events::Event;
 use tracing::info;
 use uuid::Uuid;
@@ -19,11 +21,12 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     let id: ResourceId = task.nic.parse()?;
     let planned = task.change;
     let change = translated(planned, task.blocks);
+    let begun = Instant::now();
     let result = ctx.azure.update(&id, &change, &task.urgency).await;
     match &result {
-        Ok(_) => ctx.metrics.nic_written("ok"),
+        Ok(_) => ctx.metrics.nic_written("ok", begun.elapsed()),
         Err(azure::Error::Outgrown { .. }) => {}
-        Err(error) => ctx.metrics.nic_written(error.reason().name()),
+        Err(error) => ctx.metrics.nic_written(error.reason().name(), begun.elapsed()),
     }
     let nic = result?;
     let (grain, held) = (task.observed.grain, &task.observed.held);

@@ -1,0 +1,150 @@
+//! Follows the log of a plugin that others run.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{LOG, SIZE};
+
+/// What a line says of a call. A line of a neighbour release may lack some of it.
+#[derive(Debug, Deserialize)]
+pub struct Call {
+    pub verb: String,
+    /// How long the call took.
+    #[serde(default)]
+    pub micros: u64,
+    /// Each stage's name, and the microseconds that it took.
+    #[serde(default)]
+    pub phases: Vec<(String, u64)>,
+    #[serde(default)]
+    pub error: Option<Failure>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Failure {
+    pub code: u32,
+}
+
+/// The calls since it was made. Only one whose log was turned over twice between two reads goes uncounted.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    /// The file that is being read. It stays readable when it is renamed.
+    file: Option<File>,
+    /// The beginning of a line whose end isn't written yet.
+    rest: Vec<u8>,
+}
+
+impl Reader {
+    /// Of the calls that are logged in `dir` from now on.
+    pub fn from_now(dir: &Path) -> Reader {
+        let mut reader = Reader { path: dir.join(LOG), file: None, rest: Vec::new() };
+        reader.read(|_| ());
+        reader
+    }
+
+    /// Gives each call that was logged since the last read to `see`. What can't be read is left out: nobody
+    /// is harmed.
+    pub fn read(&mut self, mut see: impl FnMut(Call)) {
+        // The file of before to its end, then the one that has taken its place.
+        for _ in 0..2 {
+            self.take(&mut see);
+            let place = std::fs::metadata(&self.path).map(|now| now.ino());
+            let is_same = |file: &File| {
+                file.metadata().is_ok_and(|own| place.as_ref().is_ok_and(|now| *now == own.ino()))
+            };
+            if place.is_err() || self.file.as_ref().is_some_and(is_same) {
+                break;
+            }
+            self.file = File::open(&self.path).ok();
+            self.rest.clear();
+        }
+    }
+
+    fn take(&mut self, see: &mut impl FnMut(Call)) {
+        let Some(file) = &mut self.file else { return };
+        // Bounded, whatever somebody else may have put there.
+        let mut bytes = std::mem::take(&mut self.rest);
+        let read: io::Result<usize> = file.take(2 * SIZE).read_to_end(&mut bytes);
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        for line in bytes[..whole].split(|byte| *byte == b'\n') {
+            serde_json::from_slice(line).into_iter().for_each(&mut *see);
+        }
+        if read.is_ok() {
+            self.rest = bytes.split_off(whole);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cni,
+        ledger::{Pod, Sandbox},
+        plugin::log::{Line, OLD_LOG},
+    };
+    use std::fs;
+
+    fn log(dir: &Path, verb: &'static str, error: Option<&cni::Error>) {
+        let mut line = Line::new(verb);
+        line.about(&Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() }, &Pod::default());
+        line.phase("lock");
+        line.write(dir, error);
+    }
+
+    fn read(reader: &mut Reader) -> Vec<String> {
+        let mut seen = vec![];
+        reader.read(|call| seen.push(call.verb));
+        seen
+    }
+
+    #[test]
+    fn each_call_is_seen_once_also_when_the_log_is_turned_over_in_between() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path(), "CHECK", None);
+        let mut reader = Reader::from_now(dir.path());
+        assert!(read(&mut reader).is_empty(), "what was before isn't counted");
+        log(dir.path(), "ADD", None);
+        log(dir.path(), "DEL", None);
+        assert_eq!(read(&mut reader), ["ADD", "DEL"]);
+        assert!(read(&mut reader).is_empty());
+        log(dir.path(), "ADD", None);
+        fs::rename(dir.path().join(LOG), dir.path().join(OLD_LOG)).unwrap();
+        log(dir.path(), "DEL", None);
+        assert_eq!(read(&mut reader), ["ADD", "DEL"]);
+        log(dir.path(), "CHECK", None);
+        assert_eq!(read(&mut reader), ["CHECK"]);
+    }
+
+    #[test]
+    fn a_log_that_comes_later_is_read_from_its_beginning_and_half_a_line_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reader = Reader::from_now(dir.path());
+        assert!(read(&mut reader).is_empty());
+        let path = dir.path().join(LOG);
+        fs::write(&path, "{\"verb\":\"ADD\"}\nnonsense\n{\"verb\":").unwrap();
+        assert_eq!(read(&mut reader), ["ADD"]);
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        io::Write::write_all(&mut file, b"\"DEL\"}\n").unwrap();
+        assert_eq!(read(&mut reader), ["DEL"]);
+    }
+
+    #[test]
+    fn a_call_tells_how_long_it_took_and_how_it_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reader = Reader::from_now(dir.path());
+        log(dir.path(), "ADD", Some(&cni::Error::new(11, "none", "wait")));
+        let mut calls = vec![];
+        reader.read(|call| calls.push(call));
+        let call = calls.pop().unwrap();
+        assert_eq!(call.error.map(|error| error.code), Some(11));
+        assert_eq!(call.phases[0].0, "lock");
+        assert!(call.micros >= call.phases[0].1);
+    }
+}

@@ -1,0 +1,115 @@
+//! What the chart brings for Prometheus and Grafana.
+
+use crate::chart::rendered;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::process::Command;
+use vnetpool_tests::control_plane::path;
+use vnetpool_tests::monitoring::{self, ALERTS};
+
+const ALL: [&str; 2] = [
+    "--set",
+    "monitoring.podMonitors.enabled=true,monitoring.alerts.enabled=true,monitoring.dashboards.enabled=true,\
+     monitoring.labels.release=ours,monitoring.alerts.runbooks=https://docs.example/runbooks",
+];
+
+pub fn every_alert_fires_when_it_should_and_only_then() -> Result<()> {
+    for (what, file) in [("check", ALERTS), ("test", "tests/monitoring/alerts.yaml")] {
+        let ran = Command::new("promtool").args([what, "rules", &path(file)]).output();
+        let ran = ran.context("no promtool: `make cluster-build` installs it")?;
+        let said = [ran.stdout, ran.stderr].concat();
+        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+    Ok(())
+}
+
+pub fn nothing_of_the_prometheus_operator_is_rendered_unless_it_is_asked_for() -> Result<()> {
+    let of = |objects: Value| objects["apiVersion"] == "monitoring.coreos.com/v1";
+    ensure!(!rendered(&[])?.into_values().flatten().any(of), "a cluster without its kinds refuses the chart");
+    let asked =
+        rendered(&ALL)?.into_values().flatten().filter(|object| of(object.clone())).collect::<Vec<_>>();
+    ensure!(asked.len() == 3, "{asked:?}");
+    for object in asked {
+        ensure!(object["metadata"]["labels"]["release"] == "ours", "{}", object["metadata"]);
+    }
+    Ok(())
+}
+
+pub fn a_pod_monitor_selects_the_pods_of_its_program_and_names_a_port_that_they_have() -> Result<()> {
+    let objects = rendered(&ALL)?;
+    for (program, workload) in
+        [("operator", "operator/deployment.yaml"), ("node-agent", "node-agent/daemonset.yaml")]
+    {
+        let monitor = &objects[&format!("monitoring/{program}.yaml")][0];
+        let pod = &objects[workload][0]["spec"]["template"];
+        let selected = monitor["spec"]["selector"]["matchLabels"].as_object().context("no labels")?;
+        ensure!(selected.len() == 2, "{selected:?}");
+        ensure!(selected.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value), "{selected:?}");
+        let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+        let mut ports = pod["spec"]["containers"][0]["ports"].as_array().context("no ports")?.iter();
+        ensure!(ports.any(|port| port["name"] == endpoint["port"]), "{endpoint}");
+        ensure!(
+            endpoint["relabelings"][0]["targetLabel"] == "node" && endpoint["interval"] == "30s",
+            "{endpoint}"
+        );
+    }
+    Ok(())
+}
+
+pub fn every_alert_leads_to_its_runbook() -> Result<()> {
+    let objects = rendered(&ALL)?;
+    let groups =
+        objects["monitoring/prometheusrule.yaml"][0]["spec"]["groups"].as_array().context("no groups")?;
+    let rules: Vec<_> = groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
+    ensure!(rules.len() == monitoring::alerts()?.len());
+    for rule in rules {
+        let name = rule["alert"].as_str().context("no name")?.to_lowercase();
+        let url = format!("https://docs.example/runbooks#{name}");
+        ensure!(rule["annotations"]["runbook_url"] == url.as_str(), "{rule}");
+        // What is Prometheus' to fill in has come through helm.
+        let summary = rule["annotations"]["summary"].as_str().context("no summary")?;
+        ensure!(!summary.contains("<no value>"), "{summary}");
+    }
+    Ok(())
+}
+
+pub fn every_dashboard_is_grafanas_json_with_a_panel_for_each_query() -> Result<()> {
+    let objects = rendered(&ALL)?;
+    let mut queries = 0;
+    for name in ["fleet", "azure", "node"] {
+        let object = &objects[&format!("monitoring/dashboard-{name}.yaml")][0];
+        ensure!(object["metadata"]["labels"]["grafana_dashboard"] == "1", "{}", object["metadata"]);
+        let text = object["data"][format!("vnetpool-{name}.json")].as_str().context("no JSON")?;
+        let dashboard: Value = serde_json::from_str(text)?;
+        ensure!(dashboard["uid"] == format!("vnetpool-{name}"), "{dashboard}");
+        let variables = dashboard["templating"]["list"].as_array().context("no variables")?;
+        ensure!(variables.iter().any(|one| one["type"] == "datasource"), "{variables:?}");
+        let panels = dashboard["panels"].as_array().context("no panels")?;
+        let mut ids: Vec<_> = panels.iter().map(|panel| panel["id"].as_i64()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ensure!(ids.len() == panels.len(), "ids are doubled: {ids:?}");
+        // Nothing overlaps: each panel ends where the next of its row begins, and rows don't touch.
+        let mut places = vec![];
+        for panel in panels {
+            let place = |key: &str| panel["gridPos"][key].as_i64();
+            let (x, y) = (place("x").context("x")?, place("y").context("y")?);
+            let (w, h) = (place("w").context("w")?, place("h").context("h")?);
+            ensure!(x + w <= 24, "{panel}");
+            let overlaps =
+                |(a, b, c, d): &(i64, i64, i64, i64)| x < a + c && *a < x + w && y < b + d && *b < y + h;
+            ensure!(!places.iter().any(overlaps), "{panel} overlaps another");
+            places.push((x, y, w, h));
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                ensure!(
+                    target["datasource"] == json!({ "type": "prometheus", "uid": "${datasource}" }),
+                    "{target}"
+                );
+                queries += 1;
+            }
+        }
+    }
+    let wanted = monitoring::expressions()?.len() - monitoring::alerts()?.len();
+    ensure!(queries == wanted, "{queries} of {wanted}");
+    Ok(())
+}

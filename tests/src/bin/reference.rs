@@ -1,0 +1,12 @@
+//! Writes the pages of `docs/reference` that are made from the programs: `make manifests`.
+
+use anyhow::Result;
+use vnetpool_tests::cluster::root;
+use vnetpool_tests::reference;
+
+fn main() -> Result<()> {
+    for (path, page) in reference::pages()? {
+        std::fs::write(root().join(path), page)?;
+    }
+    Ok(())
+}

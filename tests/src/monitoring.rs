@@ -1,0 +1,227 @@
+//! What the chart's alerts and dashboards ask Prometheus for, and what the programs serve it.
+
+use crate::cluster::root;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Labels that Prometheus adds to every series when it scrapes as the PodMonitors say.
+const TARGET: [&str; 4] = ["namespace", "node", "pod", "instance"];
+
+/// An expression of an alert or of a panel.
+#[derive(Clone, Debug)]
+pub struct Expression {
+    /// The alert, or dashboard and panel.
+    pub place: String,
+    pub text: String,
+}
+
+/// A metric that an expression asks for, with the labels it must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector {
+    pub metric: String,
+    /// Label and value, or alternatives of values.
+    pub labels: Vec<(String, String)>,
+}
+
+/// The chart's alerts, as Prometheus takes them.
+pub const ALERTS: &str = "charts/vnetpool/monitoring/alerts.yaml";
+
+/// What all alerts and panels ask for.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn expressions() -> Result<Vec<Expression>> {
+    let mut found = vec![];
+    for rule in alerts()? {
+        let place = text(&rule["alert"])?;
+        found.push(Expression { place, text: text(&rule["expr"])? });
+    }
+    let folder = root().join("charts/vnetpool/monitoring/dashboards");
+    for entry in std::fs::read_dir(&folder)? {
+        let dashboard = yaml(&std::fs::read_to_string(entry?.path())?)?;
+        let rows = dashboard["rows"].as_array().context("no rows")?;
+        for panel in rows.iter().filter_map(|row| row["panels"].as_array()).flatten() {
+            let place = format!("{}: {}", text(&dashboard["title"])?, text(&panel["title"])?);
+            let queries = panel["queries"].as_object().with_context(|| place.clone())?;
+            for query in queries.values() {
+                found.push(Expression { place: place.clone(), text: text(query)? });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Every alert of the chart.
+///
+/// # Errors
+/// When the file can't be read.
+pub fn alerts() -> Result<Vec<Value>> {
+    let rules = yaml(&std::fs::read_to_string(root().join(ALERTS))?)?;
+    let groups = rules["groups"].as_array().context("no groups")?;
+    Ok(groups.iter().filter_map(|group| group["rules"].as_array()).flatten().cloned().collect())
+}
+
+fn yaml(text: &str) -> Result<Value> {
+    Ok(serde_yaml_ng::from_str(text)?)
+}
+
+fn text(value: &Value) -> Result<String> {
+    Ok(value.as_str().with_context(|| format!("{value} is no text"))?.to_owned())
+}
+
+impl Expression {
+    /// The metrics it asks for.
+    pub fn selectors(&self) -> Vec<Selector> {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut found = vec![];
+        let mut rest = self.text.as_str();
+        while let Some(start) = rest.find(|c: char| c.is_ascii_alphabetic() || c == '"') {
+            if rest[start..].starts_with('"') {
+                let end = rest[start + 1..].find('"').map_or(rest.len(), |end| start + end + 2);
+                rest = &rest[end..];
+                continue;
+            }
+            let word = &rest[start..];
+            let end = word.find(|c| !is_word(c)).unwrap_or(word.len());
+            let (metric, after) = word.split_at(end);
+            rest = after;
+            if !["vnetpool_", "process_"].iter().any(|prefix| metric.starts_with(prefix)) {
+                continue;
+            }
+            let matchers = after.strip_prefix('{').and_then(|inside| inside.split_once('}'));
+            if let Some((_, after)) = matchers {
+                rest = after;
+            }
+            let labels = matchers.map(|(inside, _)| matchers_of(inside)).unwrap_or_default();
+            found.push(Selector { metric: metric.to_owned(), labels });
+        }
+        found
+    }
+
+    /// The labels that it groups by.
+    pub fn groups(&self) -> Vec<&str> {
+        let lists = self.text.split("by (").skip(1).filter_map(|rest| rest.split(')').next());
+        lists.flat_map(|list| list.split(',')).map(str::trim).collect()
+    }
+}
+
+fn matchers_of(inside: &str) -> Vec<(String, String)> {
+    let mut parts = inside.split('"');
+    let mut found = vec![];
+    while let (Some(label), Some(value)) = (parts.next(), parts.next()) {
+        let label = label.trim_start_matches(',').trim_end_matches(['=', '!', '~']);
+        found.push((label.trim().to_owned(), value.to_owned()));
+    }
+    found
+}
+
+/// What a program serves at `/metrics`, in the text format of OpenMetrics.
+#[derive(Clone, Debug, Default)]
+pub struct Exposition {
+    pub families: Vec<Family>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Family {
+    pub name: String,
+    pub help: String,
+    /// `gauge`, `counter`, `histogram` or `info`.
+    pub kind: String,
+    /// The labels of its samples, but for the bounds of buckets.
+    pub labels: BTreeSet<String>,
+}
+
+impl Family {
+    /// The names of its samples.
+    pub fn samples(&self) -> Vec<String> {
+        let ends: &[&str] = match self.kind.as_str() {
+            "counter" => &["_total"],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            "info" => &["_info"],
+            _ => &[""],
+        };
+        ends.iter().map(|end| format!("{}{end}", self.name)).collect()
+    }
+}
+
+impl Exposition {
+    /// # Errors
+    /// When a line is none of the format's.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut families: Vec<Family> = vec![];
+        for line in text.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.splitn(3, ' ');
+                let (word, name, rest) = (words.next(), words.next(), words.next().unwrap_or_default());
+                let Some(name) = name else { continue };
+                if families.last().is_none_or(|family| family.name != name) {
+                    families.push(Family { name: name.to_owned(), ..Family::default() });
+                }
+                let family = families.last_mut().context("no family")?;
+                match word {
+                    Some("HELP") => rest.trim_end_matches('.').clone_into(&mut family.help),
+                    Some("TYPE") => rest.clone_into(&mut family.kind),
+                    _ => {}
+                }
+                continue;
+            }
+            let family = families.last_mut().with_context(|| format!("{line:?} comes before any family"))?;
+            ensure!(line.starts_with(&family.name), "{line:?} is none of {}", family.name);
+            let inside = line.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}'));
+            let labels = inside.map(|(inside, _)| matchers_of(inside)).unwrap_or_default();
+            family.labels.extend(labels.into_iter().map(|(label, _)| label).filter(|label| label != "le"));
+        }
+        Ok(Self { families })
+    }
+
+    /// What an expression asks for and none of these programs serves, in sentences.
+    pub fn lacks(all: &[Exposition], expression: &Expression) -> Vec<String> {
+        let families = all.iter().flat_map(|one| &one.families);
+        let samples: BTreeMap<String, &Family> = families
+            .flat_map(|family| family.samples().into_iter().map(move |name| (name, family)))
+            .collect();
+        let (mut lacking, mut known) = (vec![], BTreeSet::from(TARGET));
+        for Selector { metric, labels } in expression.selectors() {
+            let Some(family) = samples.get(&metric) else {
+                lacking.push(format!("{}: there is no {metric}", expression.place));
+                continue;
+            };
+            known.extend(family.labels.iter().map(String::as_str));
+            known.extend(metric.ends_with("_bucket").then_some("le"));
+            let is_there = |label: &str| family.labels.contains(label) || TARGET.contains(&label);
+            for (label, _) in labels.iter().filter(|(label, _)| !is_there(label)) {
+                lacking.push(format!("{}: {metric} has no label {label}", expression.place));
+            }
+        }
+        let unknown = expression.groups().into_iter().filter(|label| !known.contains(label));
+        lacking.extend(unknown.map(|label| format!("{}: nothing has a label {label}", expression.place)));
+        lacking
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_names_its_metrics_their_labels_and_what_it_groups_by() {
+        let text = r#"sum by (le, kind) (rate(vnetpool_a_bucket{kind=~"x|vnetpool_no",node="$node"}[5m])) / process_b"#;
+        let expression = Expression { place: "here".into(), text: text.into() };
+        let labels = vec![("kind".into(), "x|vnetpool_no".into()), ("node".into(), "$node".into())];
+        let wanted = [
+            Selector { metric: "vnetpool_a_bucket".into(), labels },
+            Selector { metric: "process_b".into(), labels: vec![] },
+        ];
+        assert_eq!(expression.selectors(), wanted);
+        assert_eq!(expression.groups(), ["le", "kind"]);
+        let served = "# HELP vnetpool_a_seconds A.\n# TYPE vnetpool_a histogram\nvnetpool_a_bucket{le=\"1.0\",kind=\"x\"} 1\n# EOF\n";
+        let served = served.replace("vnetpool_a_seconds", "vnetpool_a");
+        let lacking = Exposition::lacks(&[Exposition::parse(&served).unwrap()], &expression);
+        assert_eq!(lacking, ["here: there is no process_b"]);
+        let other =
+            Expression { text: r#"sum by (nobody) (vnetpool_a_sum{colour="red"})"#.into(), ..expression };
+        let lacking = Exposition::lacks(&[Exposition::parse(&served).unwrap()], &other);
+        assert_eq!(lacking, ["here: vnetpool_a_sum has no label colour", "here: nothing has a label nobody"]);
+    }
+}
