@@ -200,7 +200,7 @@ fn every_alert_has_a_runbook_and_tests_that_it_fires_and_that_it_does_not() {
         let name = alert["alert"].as_str().unwrap();
         let fires =
             |case: &&&serde_json::Value| case["exp_alerts"].as_array().is_some_and(|all| !all.is_empty());
-        let (yes, no): (Vec<_>, Vec<_>) =
+        let (yes, no): (Vec<&&serde_json::Value>, Vec<&&serde_json::Value>) =
             cases.iter().filter(|case| case["alertname"] == name).partition(fires);
         assert!(!yes.is_empty() && !no.is_empty(), "{name} isn't shown to fire, or not to fire");
         let section = runbooks.split("\n## ").find(|section| section.starts_with(&format!("{name}\n")));

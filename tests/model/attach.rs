@@ -166,7 +166,7 @@ impl State {
                     || broken == Broken::BelievesOldReports,
                 offered: &Attachments {
                     backend_pools: vec![BackendPool { name: "web".into(), id: POOL.into() }],
-                    public_addresses: false,
+                    public_address_namespaces: vec![],
                 },
                 impossible: None,
                 public: &HashMap::new(),
