@@ -129,13 +129,15 @@ async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
     script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
     let azure = script.azure();
     azure.write_only_while(|| false);
-    let public = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-1").parse().unwrap();
+    let public = |name| format!("{GROUP}/Microsoft.Network/publicIPAddresses/{name}").parse().unwrap();
+    let (made, deleted): (ResourceId, ResourceId) = (public("vnp-1"), public("vnp-2"));
+    let reserved = azure.reserve_public_address(&made).await;
     let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "a/b".into() };
     let (nic, change) = (id(), reserve("vnp-1"));
     tokio::select! {
         written = azure.update(&nic, &change, Priority::WaitingPods) => panic!("{written:?}"),
-        made = azure.make_public_address(&public, &new, Priority::WaitingPods) => panic!("{made:?}"),
-        deleted = azure.delete_public_address(&public, Priority::WaitingPods) => panic!("{deleted:?}"),
+        made = azure.make_public_address(&reserved, &new, Priority::WaitingPods) => panic!("{made:?}"),
+        deleted = azure.delete_public_address(&deleted, Priority::WaitingPods) => panic!("{deleted:?}"),
         () = tokio::time::sleep(Duration::from_secs(1)) => {}
     }
     assert_eq!(script.heard().iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET"]);
