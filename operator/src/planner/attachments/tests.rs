@@ -424,7 +424,7 @@ proptest! {
                 }
                 Event::Asks(pod, web, public) => {
                     let wish = Wish {
-                        pod: pod.to_string(),
+                        pod: format!("default/{pod}"),
                         backend_pools: web.then(|| "web".into()),
                         public_address: public.then(|| "true".into()),
                         dns_label: None,
