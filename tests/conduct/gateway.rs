@@ -94,7 +94,10 @@ impl Desk {
             Trouble::Refuse(..) => {
                 request.method() != Method::GET && !request.uri().path().contains("/leases/")
             }
-            Trouble::Expire => is_watch,
+            // An agent's watch of its one object reads that by name.
+            Trouble::Expire => {
+                is_watch && !request.uri().query().unwrap_or_default().contains("metadata.name")
+            }
         };
         if !is_meant {
             return None;

@@ -12,9 +12,8 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeSet;
-use vnetpool_azure_sim::{Config, Effect, Settings};
+use vnetpool_azure_sim::{Config, Settings};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition::SURPLUS;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -22,7 +21,6 @@ pub const TESTS: &[Test] = crate::tests![
     a_quiet_instance_that_a_model_upgrade_wipes_is_made_good_without_the_recheck,
     a_metadata_service_that_lags_behind_raises_no_hint,
     a_hint_that_azure_contradicts_costs_one_read,
-    a_read_that_fails_stops_no_other_clock_of_its_node,
 ];
 
 /// A node with three pods whose addresses the metadata service has listed.
@@ -144,25 +142,4 @@ async fn a_hint_that_azure_contradicts_costs_one_read(plane: &ControlPlane) -> R
     }
     ensure!(asked(&stage) == ["GET"], "{:?}", asked(&stage));
     Ok(())
-}
-
-async fn a_read_that_fails_stops_no_other_clock_of_its_node(plane: &ControlPlane) -> Result<()> {
-    let sizing = json!({ "sizing": { "minimum": 0, "warm": 1, "batch": 1, "releaseAfter": "8s" } });
-    let stage = Stage::set(plane, quick(), sizing).await?;
-    stage.node("n1", None).await?;
-    stage.bind("n1", 3).await?;
-    until_served(&stage, "n1", 3).await?;
-    stage.until_holds("n1", 4).await?;
-    stage.look("n1", 1).await?;
-    // The hint has the NIC read, and that may not be done for minutes.
-    let body = json!({ "error": { "code": "AuthorizationFailed", "message": "No." } });
-    let refusal = Effect::Status { status: 403, body, headers: Default::default() };
-    stage.fault("GET", "/n1-nic", None, refusal);
-    stage.unbind("n1", 2).await?;
-    stage.until_says("n1", SURPLUS, "MoreThanWanted").await?;
-    wipe(&stage, "n1").await?;
-    stage.look("n1", 2).await?;
-    let refused = |_: &NodeIPAllocation| stage.sim.faults().iter().any(|fault| fault.hits > 0).then_some(());
-    stage.until("the read is refused", "n1", refused).await?;
-    stage.until("the surplus has lasted", "n1", |seen| (seen.spec.target == 2).then_some(())).await
 }

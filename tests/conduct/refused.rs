@@ -62,9 +62,8 @@ async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
             eventually(&what, Duration::from_secs(30), || async {
                 let pool = stage.node_pool("default").await?;
                 let status = pool.status.unwrap_or_default();
-                let ready =
-                    condition::find(&status.conditions, condition::READY).map(|one| one.message.clone());
-                let is_told = ready.is_some_and(|message| message.contains(&format!("n1 ({reason})")));
+                let ready = condition::find(&status.conditions, condition::NODES_READY);
+                let is_told = ready.is_some_and(|one| one.message.contains(&format!("({reason})")));
                 Ok((is_told && status.observed_generation == pool.metadata.generation).then_some(()))
             })
             .await
@@ -153,7 +152,8 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
 }
 
 async fn a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus(plane: &ControlPlane) -> Result<()> {
-    let sizing = json!({ "minimum": 4, "warm": 0, "batch": 1, "releaseAfter": "1h" });
+    // A surplus is said once it has lasted a tenth of `releaseAfter`.
+    let sizing = json!({ "minimum": 4, "warm": 0, "batch": 1, "releaseAfter": "3m" });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;

@@ -357,7 +357,8 @@ async fn remove_node(cluster: &Cluster, name: &str) -> Result<()> {
 
 /// Waits until the allocation of a Node that is gone is gone, too.
 async fn gone(cluster: &Cluster, name: &str) -> Result<()> {
-    eventually(&format!("the allocation of {name} gone"), SOON, || async {
+    // A NIC's 404 is believed when it has come twice, a minute apart, and each puts the next look off.
+    eventually(&format!("the allocation of {name} gone"), Duration::from_secs(180), || async {
         Ok((!cluster.allocations().await?.iter().any(|left| left == name)).then_some(()))
     })
     .await

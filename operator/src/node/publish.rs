@@ -130,15 +130,20 @@ pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> R
     Ok(())
 }
 
-/// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content.
+/// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content but
+/// for `interfaces`.
 ///
 /// Its status is lost with it, and so is the list of relinquished names: therefore without a bootID, so that
 /// no agent builds a new ledger from it before the NIC has been read again, when every release of before is
 /// known to be done or not.
-pub async fn replace(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
+pub async fn replace(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    interfaces: Vec<Interface>,
+) -> Result<(), Error> {
     let name = allocation.name_any();
     drop_finalizer(ctx, allocation).await?;
-    let spec = NodeIPAllocationSpec { boot_id: String::new(), ..allocation.spec.clone() };
+    let spec = NodeIPAllocationSpec { boot_id: String::new(), interfaces, ..allocation.spec.clone() };
     apply(ctx, &name, None, &spec).await.map_err(Error::Publish)?;
     info!("object was deleted though its Node lives: made again");
     Ok(())

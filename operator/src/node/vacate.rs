@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
+use vnetpool_crds::allocation::Interface;
+use vnetpool_crds::pool::Mode;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
 
@@ -137,15 +139,42 @@ pub async fn replace(
         return Ok(Next::After(wait));
     }
     let is_gone = proof(ctx, allocation, memory, now);
-    match release_relinquished(ctx, allocation, is_gone).await {
-        Ok(()) => {}
+    let released = release_relinquished(ctx, allocation, &is_gone).await;
+    let held = match released {
+        Ok(()) => still_held(ctx, allocation, is_gone).await,
+        Err(error) => Err(error),
+    };
+    let interfaces = match held {
+        Ok(interfaces) => interfaces,
         Err(Error::Find(error) | Error::Write(error)) => {
             return refused(ctx, allocation, memory, (error, WHY), now).await;
         }
         Err(error) => return Err(error),
-    }
-    publish::replace(ctx, allocation).await?;
+    };
+    publish::replace(ctx, allocation, interfaces).await?;
     Ok(Next::Gone)
+}
+
+/// The interfaces without the addresses that their NICs no longer hold. The object may be a copy from a backup,
+/// and an agent that has forgotten that it gave an address up would hand it out again. One with a public
+/// address stays, since nothing else tells of that.
+async fn still_held(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    is_gone: impl Fn(&azure::Error) -> bool,
+) -> Result<Vec<Interface>, Error> {
+    let mut interfaces = allocation.spec.interfaces.clone();
+    let is_on_nic = allocation.spec.mode != Mode::Route;
+    for interface in interfaces.iter_mut().filter(|one| is_on_nic && !one.ip_configurations.is_empty()) {
+        let id = interface.id.parse().map_err(azure::Error::from).map_err(Error::Find)?;
+        let nic = match ctx.azure.nic(&id, Freshness::Fresh, Priority::NewNode).await {
+            Err(error) if is_gone(&error) => continue,
+            nic => nic.map_err(Error::Find)?,
+        };
+        let is_held = |name: &str| nic.ip_configurations.iter().any(|one| one.name == name);
+        interface.ip_configurations.retain(|one| is_held(&one.name) || one.public_address.is_some());
+    }
+    Ok(interfaces)
 }
 
 /// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If

@@ -23,6 +23,8 @@ use crate::verdict::{Verdict, name_some};
 const GRACE: Duration = Duration::from_secs(60);
 /// A count that was taken so long after a pod's end has it.
 const SETTLED: Duration = Duration::from_secs(10);
+/// How soon `spec` is published anew when no names are needed any more.
+const NAMELESS: Duration = Duration::from_secs(1);
 /// So many are named; a node that ends no sandbox at all has more than fit.
 const NAMED: usize = 10;
 
@@ -136,7 +138,10 @@ pub async fn condition(
         let counted_at = status.and_then(|status| status.counted_at.as_ref()).map(|at| at.0);
         return Ok((None, outlived.count(exceeds, counted_at, (now, Timestamp::now()))));
     };
+    let asked = outlived.asks;
     let (finding, next) = outlived.observe(holders, &pods, now);
+    // The names are no longer asked for once `spec` has been published without.
+    let next = if asked && !outlived.asks { Some(NAMELESS) } else { next };
     let due = match finding {
         Finding::Due(due) => due,
         Finding::Early => return Ok((None, next)),
