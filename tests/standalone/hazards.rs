@@ -342,27 +342,3 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
     assert!(wakes_seen <= 8, "the agent woke {wakes_seen} times in 35 s");
     Ok(())
 }
-
-/// A pod that is kept from the metadata service: who it is stands in a condition, with the remedy.
-pub fn whoever_asks_the_metadata_service_in_vain_is_named(stage: &mut Stage) -> Result<()> {
-    stage.boot("vm1", 4)?;
-    let agent = stage.start_agent("vm1", &["--pod-metadata-access", "None"])?;
-    let (pid, container) = stage.bare("vm1")?;
-    stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
-    let refused = |stage: &Stage| {
-        let shown = stage.call_agent("vm1", &["status"]).unwrap_or_default();
-        shown.lines().find(|line| line.starts_with("MetadataRefused: ")).map(str::to_owned)
-    };
-    assert_eq!(refused(stage), None);
-    let asker = inside(&container, || std::net::UdpSocket::bind("0.0.0.0:0"))?;
-    asker.send_to(&[0], (Ipv4Addr::new(169, 254, 169, 254), 80))?;
-    // Any change of the tables has the agent look at once.
-    eventually("the container is named", || {
-        stage.sh("vm1", "nft flush chain inet vnetpool egress");
-        refused(stage).is_some_and(|said| {
-            said.starts_with("MetadataRefused: True (PodsAsk): web: ") && said.contains("workload identity")
-        })
-    });
-    agent.stop();
-    Ok(())
-}

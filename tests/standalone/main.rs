@@ -37,7 +37,6 @@ fn main() {
         hazards::a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_asked_for,
         hazards::a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for,
         hazards::a_flushed_ruleset_is_back_within_a_second_and_said,
-        hazards::whoever_asks_the_metadata_service_in_vain_is_named,
         hazards::an_idle_agent_sleeps,
         typed::the_commands_for_a_plain_vm_do_what_they_say,
         listing::what_somebody_takes_off_a_nic_is_missed_within_a_minute,
