@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::Config;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, Cloud, Credential, ResourceId};
-use crate::operate::Waits;
+use crate::context::Waits;
 use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
 

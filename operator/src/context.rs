@@ -1,7 +1,7 @@
 //! What every controller works with.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
@@ -12,7 +12,6 @@ use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
-use crate::operate::Waits;
 use crate::shortage::Shortages;
 
 /// Ends when the controllers are to take no more work.
@@ -33,6 +32,27 @@ pub struct Context {
     /// When this process began to lead.
     pub started: Instant,
     pub waits: Waits,
+}
+
+/// How long the operator waits before it lets go of something. Less than the default only in tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
+    /// caches, give a passing 404.
+    pub second_look: Duration,
+    /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several times
+    /// what it takes when each request to Azure and to the API server takes as long as it may.
+    pub deadline: Duration,
+    /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice, and
+    /// for a tool that syncs every few minutes.
+    pub grace: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Waits {
+        let [second_look, deadline, grace] = [60, 300, 15 * 60].map(Duration::from_secs);
+        Waits { second_look, deadline, grace }
+    }
 }
 
 impl Context {

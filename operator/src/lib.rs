@@ -40,4 +40,5 @@ mod shortage;
 pub mod telemetry;
 mod verdict;
 
-pub use operate::{Config, Error, Waits, run};
+pub use context::Waits;
+pub use operate::{Config, Error, run};

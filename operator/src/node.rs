@@ -44,7 +44,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, info_span, warn};
-use vnetpool_apiserver::jittered;
+use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
@@ -399,7 +399,7 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
         _ if error.is_conflict() => SOON,
         _ => {
             let failures = nodes.memories.failures(&allocation.name_any());
-            jittered(Duration::from_secs(1) * 2_u32.pow(failures.min(6)))
+            jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64)))
         }
     })
 }

@@ -23,7 +23,7 @@ use vnetpool_crds::reason::Reason;
 
 use crate::azure::{self, Azure};
 use crate::cluster::{Cluster, Wakeups, unreadable};
-use crate::context::{Context, Stop};
+use crate::context::{Context, Stop, Waits};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::leader::{Candidate, Lost};
@@ -51,27 +51,6 @@ pub struct Config {
     /// Where to serve metrics to others than the node itself.
     pub scraped: Option<SocketAddr>,
     pub waits: Waits,
-}
-
-/// How long the operator waits before it lets go of something. Less than the default only in tests.
-#[derive(Clone, Copy, Debug)]
-pub struct Waits {
-    /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
-    /// caches, give a passing 404.
-    pub second_look: Duration,
-    /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several times
-    /// what it takes when each request to Azure and to the API server takes as long as it may.
-    pub deadline: Duration,
-    /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice, and
-    /// for a tool that syncs every few minutes.
-    pub grace: Duration,
-}
-
-impl Default for Waits {
-    fn default() -> Waits {
-        let [second_look, deadline, grace] = [60, 300, 15 * 60].map(Duration::from_secs);
-        Waits { second_look, deadline, grace }
-    }
 }
 
 /// Why the operator ended without being asked to.

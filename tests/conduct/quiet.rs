@@ -12,15 +12,18 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeSet;
-use vnetpool_azure_sim::{Config, Settings};
+use std::time::Duration;
+use vnetpool_azure_sim::{Config, Effect, Settings};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_recheck,
     a_quiet_instance_that_a_model_upgrade_wipes_is_made_good_without_the_recheck,
     a_metadata_service_that_lags_behind_raises_no_hint,
     a_hint_that_azure_contradicts_costs_one_read,
+    a_read_that_is_refused_is_not_made_again_for_each_reconcile,
 ];
 
 /// A node with three pods whose addresses the metadata service has listed.
@@ -142,4 +145,21 @@ async fn a_hint_that_azure_contradicts_costs_one_read(plane: &ControlPlane) -> R
     }
     ensure!(asked(&stage) == ["GET"], "{:?}", asked(&stage));
     Ok(())
+}
+
+async fn a_read_that_is_refused_is_not_made_again_for_each_reconcile(plane: &ControlPlane) -> Result<()> {
+    let (stage, _) = listed(plane).await?;
+    let body = json!({ "error": { "code": "AuthorizationFailed", "message": "No." } });
+    let refusal = Effect::Status { status: 403, body, headers: Default::default() };
+    stage.fault("GET", "/n1-nic", None, refusal);
+    // The hint has the NIC read.
+    wipe(&stage, "n1").await?;
+    stage.look("n1", 2).await?;
+    let refused = || stage.sim.faults().iter().map(|fault| fault.hits).sum::<u64>();
+    stage.until("the read is refused", "n1", |_| (refused() > 0).then_some(())).await?;
+    throughout("it isn't asked again", Duration::from_secs(5), || async {
+        ensure!(refused() == 1, "{} reads", refused());
+        Ok(())
+    })
+    .await
 }

@@ -13,10 +13,21 @@ pub fn jittered(wait: Duration) -> Duration {
     wait / 2 + (wait / 2).mul_f64(random as f64 / u64::MAX as f64)
 }
 
+/// The wait after so many attempts in vain: `first`, and each time twice the one before, up to `longest`.
+pub fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(times)).min(longest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn a_wait_doubles_up_to_the_longest_however_often_it_was_in_vain() {
+        let wait = |times| doubled(Duration::from_secs(5), times, Duration::from_secs(60)).as_secs();
+        assert_eq!([0, 1, 2, 3, 4, 40, u32::MAX].map(wait), [5, 10, 20, 40, 60, 60, 60]);
+    }
 
     #[test]
     fn a_wait_with_jitter_lies_between_half_and_whole_and_differs_each_time() {

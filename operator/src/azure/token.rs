@@ -10,6 +10,7 @@ use azure_core::time::OffsetDateTime;
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 use tracing::{info, warn};
+use vnetpool_apiserver::doubled;
 
 use super::Error;
 use super::credential::SignIn;
@@ -77,7 +78,7 @@ impl Refusal {
         // The first may have been revoked, and another one be had at once.
         let bar = match times {
             1 => Duration::ZERO,
-            _ => (FIRST_BAR * 2_u32.pow(times.min(10) - 2)).min(LONGEST_BAR),
+            _ => doubled(FIRST_BAR, times - 2, LONGEST_BAR),
         };
         Refusal { header, times, until: now + bar }
     }

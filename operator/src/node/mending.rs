@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
+use vnetpool_apiserver::doubled;
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
@@ -40,7 +41,7 @@ impl Mending {
 
     /// A write that was to mend something was a success, as Azure says.
     pub fn written(&mut self, now: Instant) {
-        self.not_before = Some(now + doubled(FIRST, self.made));
+        self.not_before = Some(now + doubled(FIRST, self.made, LONGEST));
         self.made += 1;
     }
 
@@ -53,7 +54,7 @@ impl Mending {
     pub fn withhold(&mut self, addresses: Vec<Ipv4Net>, first: Duration, now: Instant) {
         for address in addresses {
             let times = self.withheld.get(&address).map_or(1, |known| known.times + 1);
-            let until = now + doubled(first, times - 1);
+            let until = now + doubled(first, times - 1, LONGEST);
             self.withheld.insert(address, Withheld { times, until });
         }
     }
@@ -78,11 +79,6 @@ impl Mending {
         let all = self.withheld.values().map(|one| one.until).chain(self.not_before);
         all.filter(|until| *until > now).min().map(|until| until - now)
     }
-}
-
-/// The wait after so many that were in vain: each is twice the one before it, up to the longest.
-fn doubled(first: Duration, times: u32) -> Duration {
-    (first * 2_u32.pow(times.min(10))).min(LONGEST)
 }
 
 #[cfg(test)]

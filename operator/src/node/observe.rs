@@ -137,8 +137,8 @@ pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> 
     Ok(vm)
 }
 
-/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, and an error holds that
-/// back.
+/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, or the last observation
+/// failed, and an error holds that back.
 pub fn occasion(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -150,8 +150,10 @@ pub fn occasion(
     let is_new = spec.interfaces.is_empty()
         || Some(&spec.node_uid) != node.metadata.uid.as_ref()
         || spec.boot_id != kept::boot_id(node);
-    let may_ask = memory.setback.as_ref().is_none_or(|setback| !setback.holds(now));
-    if (is_new || memory.nic.needs_read(now)) && !may_ask {
+    let held_back = memory.setback.as_ref().filter(|setback| setback.holds(now));
+    let has_failed = held_back.is_some_and(|setback| setback.stage == Stage::Find);
+    let may_ask = held_back.is_none();
+    if has_failed || (is_new || memory.nic.needs_read(now)) && !may_ask {
         return None;
     }
     let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
@@ -238,7 +240,7 @@ pub async fn around(
         nic.filter(|_| backend.takes_asked_address()).is_some_and(|nic| drift::has_vanished(allocation, nic));
     // A write that grows could be given the very address, and a second one would be needed for what pods use.
     let is_told = !has_vanished && lag(allocation, kept::boot_id(node)) == Lag::None;
-    let since = has_vanished.then_some(memory.vanished_since.unwrap_or(now)).or(memory.vanished_since);
+    let since = memory.vanished_since.or(has_vanished.then_some(now));
     let until = since.filter(|_| !is_told).map(|since| since + drift::PATIENCE);
     let told_by = until.filter(|until| *until > now);
     // Groups that Azure has refused are left out for a while.

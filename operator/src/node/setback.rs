@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::azure::{Error, Remedy};
+use vnetpool_apiserver::doubled;
 use vnetpool_crds::reason::Reason;
 
 /// What was tried.
@@ -56,7 +57,7 @@ impl Setback {
     pub fn after(last: Option<&Setback>, stage: Stage, error: &Error, now: Instant) -> Setback {
         let cause = error.reason();
         let strikes = last.filter(|last| last.cause == cause).map_or(0, |last| last.strikes + 1);
-        let doubled = |wait: Duration, longest| (wait * 2_u32.pow(strikes.min(6))).min(longest).max(wait);
+        let doubled = |wait: Duration, longest| doubled(wait, strikes.min(6), longest).max(wait);
         let in_subnet = matches!(error, Error::SubnetFull { .. });
         let (wait, needs_change) = match error.remedy() {
             // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an

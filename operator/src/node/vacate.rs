@@ -139,12 +139,7 @@ pub async fn replace(
         return Ok(Next::After(wait));
     }
     let is_gone = proof(ctx, allocation, memory, now);
-    let released = release_relinquished(ctx, allocation, &is_gone).await;
-    let held = match released {
-        Ok(()) => still_held(ctx, allocation, is_gone).await,
-        Err(error) => Err(error),
-    };
-    let interfaces = match held {
+    let interfaces = match release_relinquished(ctx, allocation, is_gone).await {
         Ok(interfaces) => interfaces,
         Err(Error::Find(error) | Error::Write(error)) => {
             return refused(ctx, allocation, memory, (error, WHY), now).await;
@@ -155,28 +150,10 @@ pub async fn replace(
     Ok(Next::Gone)
 }
 
-/// The interfaces without the addresses that their NICs no longer hold. The object may be a copy from a backup,
-/// and an agent that has forgotten that it gave an address up would hand it out again. One with a public
-/// address stays, since nothing else tells of that.
-async fn still_held(
-    ctx: &Context,
-    allocation: &NodeIPAllocation,
-    is_gone: impl Fn(&azure::Error) -> bool,
-) -> Result<Vec<Interface>, Error> {
-    let mut interfaces = allocation.spec.interfaces.clone();
-    let is_on_nic = allocation.spec.mode != Mode::Route;
-    for interface in interfaces.iter_mut().filter(|one| is_on_nic && !one.ip_configurations.is_empty()) {
-        let id = interface.id.parse().map_err(azure::Error::from).map_err(Error::Find)?;
-        let nic = match ctx.azure.nic(&id, Freshness::Fresh, Priority::NewNode).await {
-            Err(error) if is_gone(&error) => continue,
-            nic => nic.map_err(Error::Find)?,
-        };
-        let is_held = |name: &str| nic.ip_configurations.iter().any(|one| one.name == name);
-        interface.ip_configurations.retain(|one| is_held(&one.name) || one.public_address.is_some());
-    }
-    Ok(interfaces)
-}
-
+/// Gives the interfaces without the addresses that their NICs no longer hold: the object may be a copy from a
+/// backup, and an agent that has forgotten that it gave an address up would hand it out again. One with a
+/// public address stays, since nothing else tells of that.
+///
 /// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If
 /// it hasn't, the ETag of ours makes it fail. Then the object is looked at, uncached: what an object that has
 /// gone by now says was given up may be in use again. Whoever lets it go between that look and our write has
@@ -185,25 +162,34 @@ async fn release_relinquished(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     is_gone: impl Fn(&azure::Error) -> bool,
-) -> Result<(), Error> {
+) -> Result<Vec<Interface>, Error> {
+    let mut interfaces = allocation.spec.interfaces.clone();
     let release: Vec<String> =
         allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();
-    if release.is_empty() {
-        return Ok(());
-    }
-    for interface in &allocation.spec.interfaces {
+    let is_on_nic = allocation.spec.mode != Mode::Route;
+    for interface in &mut interfaces {
+        let has_addresses = is_on_nic && !interface.ip_configurations.is_empty();
+        if release.is_empty() && !has_addresses {
+            continue;
+        }
         let id = interface.id.parse().map_err(azure::Error::from).map_err(Error::Find)?;
-        match ctx.azure.nic(&id, Freshness::Fresh, Priority::GiveBack).await {
+        let mut nic = match ctx.azure.nic(&id, Freshness::Fresh, Priority::NewNode).await {
             Err(error) if is_gone(&error) => continue,
-            nic => drop(nic.map_err(Error::Find)?),
+            nic => nic.map_err(Error::Find)?,
+        };
+        if !release.is_empty() {
+            if !publish::is_there(ctx, allocation).await? {
+                break;
+            }
+            let change = Change { release: release.clone(), ..Change::default() };
+            nic = ctx.azure.update(&id, &change, Priority::GiveBack).await.map_err(Error::Write)?;
         }
-        if !publish::is_there(ctx, allocation).await? {
-            return Ok(());
+        if is_on_nic {
+            let is_held = |name: &str| nic.ip_configurations.iter().any(|one| one.name == name);
+            interface.ip_configurations.retain(|one| is_held(&one.name) || one.public_address.is_some());
         }
-        let change = Change { release: release.clone(), ..Change::default() };
-        ctx.azure.update(&id, &change, Priority::GiveBack).await.map_err(Error::Write)?;
     }
-    Ok(())
+    Ok(interfaces)
 }
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that

@@ -20,13 +20,14 @@ use crate::planner::attachments::{Attach, Invalid, Make, Step};
 
 /// The next step and the NIC it is for, if it may be taken now.
 pub fn next(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<(ResourceId, Step)> {
-    let may_write = progress.seen.as_ref().is_some_and(|seen| seen.observed.may_write);
     let step = progress.attachments.as_ref()?.step.clone()?;
-    (may_write && !attaching.holds(now)).then_some((nic(progress)?, step))
+    Some((nic(progress, attaching, now)?, step))
 }
 
-fn nic(progress: &Progress) -> Option<ResourceId> {
-    progress.seen.as_ref()?.nic.as_ref()?.id.parse().ok()
+/// The NIC, unless an error holds the node's writes or its attachments back.
+fn nic(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<ResourceId> {
+    let seen = progress.seen.as_ref().filter(|seen| seen.observed.may_write && !attaching.holds(now))?;
+    seen.nic.as_ref()?.id.parse().ok()
 }
 
 /// Whether the step writes the NIC, which the condition `Writing` must announce.
@@ -69,7 +70,7 @@ pub async fn carry_out(
     Ok(())
 }
 
-/// All at once: each takes Azure some seconds. What has been done is remembered whatever became of the others.
+/// All at once: each takes Azure some seconds.
 async fn delete(
     ctx: &Context,
     attaching: &mut Attaching,
@@ -77,14 +78,8 @@ async fn delete(
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
     let deleted = join_all(ids.iter().map(|id| ctx.azure.delete_public_address(id, &urgency))).await;
-    let mut outcome = Ok(());
-    for (id, deleted) in ids.into_iter().zip(deleted) {
-        match deleted {
-            Ok(()) => drop(attaching.public.insert(id, None)),
-            Err(error) => outcome = Err(error),
-        }
-    }
-    outcome
+    let none_is_left = deleted.into_iter().map(|deleted| deleted.map(|()| None));
+    remember(attaching, ids.into_iter().zip(none_is_left))
 }
 
 async fn look_up(
@@ -94,10 +89,18 @@ async fn look_up(
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
     let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
+    remember(attaching, ids.into_iter().zip(found))
+}
+
+/// What Azure has told of public addresses is remembered whatever became of the others.
+fn remember(
+    attaching: &mut Attaching,
+    told: impl Iterator<Item = (ResourceId, Result<Option<PublicAddress>, azure::Error>)>,
+) -> Result<(), azure::Error> {
     let mut outcome = Ok(());
-    for (id, found) in ids.into_iter().zip(found) {
-        match found {
-            Ok(found) => drop(attaching.public.insert(id, found.map(shown))),
+    for (id, told) in told {
+        match told {
+            Ok(public) => drop(attaching.public.insert(id, public.map(shown))),
             Err(error) => outcome = Err(error),
         }
     }
@@ -133,11 +136,7 @@ fn pods(attach: &[Attach]) -> Vec<(&str, &str)> {
 /// Begins to make the public addresses that pods of the node are to have: beside its reconciles, for each takes
 /// Azure some seconds, and the node's addresses must not wait for it. The plan's marks have been published.
 pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now: Instant) {
-    let may_write = progress.seen.as_ref().is_some_and(|seen| seen.observed.may_write);
-    let (Some(nic), Some(plan)) = (nic(progress), &progress.attachments) else { return };
-    if plan.make.is_empty() || !may_write || attaching.holds(now) {
-        return;
-    }
+    let (Some(nic), Some(plan)) = (nic(progress, attaching, now), &progress.attachments) else { return };
     for asked in plan.make.clone() {
         attaching.making.begins(&asked.id);
         let reserved = ctx.azure.reserve_public_address(&asked.id).await;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use vnetpool_apiserver::doubled;
 use vnetpool_crds::{NodeIPAllocation, condition};
 
 use super::hint::Hints;
@@ -125,7 +126,7 @@ impl Known {
             self.unsettled = None;
         } else if let Some(at) = read_at {
             let times = self.unsettled.map_or(0, |(times, _)| times + 1);
-            let wait = (UNSETTLED * 2_u32.pow(times.min(8))).min(LONGEST_UNSETTLED);
+            let wait = doubled(UNSETTLED, times, LONGEST_UNSETTLED);
             self.unsettled = Some((times, at + wait));
         }
         if !nic.is_updating() {
