@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help check test nightly book demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
-	test-go test-units test-conduct test-rust test-nightly
+	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
@@ -120,17 +120,28 @@ test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
 # What needs neither root nor Kubernetes.
+UNITS := azure behaviour scale_sets conformance manifests docs model
 test-units:
-	cargo test --workspace --no-fail-fast --lib --bins --test azure --test behaviour --test scale_sets --test conformance \
-		--test docs --test model
+	cargo test --workspace --no-fail-fast --lib --bins $(addprefix --test ,$(UNITS))
+	cargo test --workspace --no-fail-fast --doc
 
 # What needs an API server and no node.
 test-conduct:
 	cargo test --workspace --no-fail-fast --test conduct
 
-# Cargo takes the packages by name, so what needs a cluster comes last: units, conformance, kernel, admission, conduct, story.
-test-rust:
-	cargo test --workspace --no-fail-fast
+# What needs a cluster with nodes, of which a machine has one at a time.
+CLUSTERS := story modes services paths standalone new-vnet
+test-clusters:
+	cargo test --workspace --no-fail-fast $(addprefix --test ,$(CLUSTERS))
+
+# All the other test programs there are.
+test-others:
+	@programs=$$(cargo metadata --no-deps --format-version 1 \
+		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS)); \
+	cargo test --workspace --no-fail-fast $$(printf -- '--test %s ' $$programs)
+
+build-tests:
+	cargo test --workspace --no-run
 
 # Many more cases for every property, and the chapters on clusters in the opposite order.
 test-nightly:

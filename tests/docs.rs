@@ -525,13 +525,43 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     );
 }
 
+/// A folder with one program of this name, and the PATH on which it comes first.
+fn standing_in_for(program: &str, script: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(program);
+    std::fs::write(&file, script).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    (folder, path)
+}
+
+#[test]
+fn stages_that_run_beside_the_clusters_count_like_the_others() {
+    let make = "#!/bin/sh
+case $1 in
+test-*)
+  echo '     Running tests/one.rs (target/deps/one-0)'
+  echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s';;
+esac
+[ \"$1\" != \"$RED\" ]
+";
+    let (_folder, path) = standing_in_for("make", make);
+    let last_line = |red: &str| {
+        let mut run = Command::new(root().join("tests/run-all.sh"));
+        let output = run.arg("test").env("PATH", &path).env("RED", red).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), printed.lines().last().unwrap_or_default().to_owned())
+    };
+    // Nine checks and four stages of three tests.
+    assert_eq!(last_line(""), (true, "21 passed, 0 failed, 0 skipped".into()));
+    assert_eq!(last_line("check-clippy"), (false, "20 passed, 1 failed, 0 skipped".into()));
+    assert_eq!(last_line("test-units"), (false, "21 passed, 1 failed, 0 skipped".into()));
+    assert_eq!(last_line("images"), (false, "13 passed, 1 failed, 0 skipped".into()));
+}
+
 #[test]
 fn a_check_that_can_not_ask_cargo_fails() {
-    let folder = tempfile::tempdir().unwrap();
-    let cargo = folder.path().join("cargo");
-    std::fs::write(&cargo, "#!/bin/sh\necho 'no such package' >&2\nexit 101\n").unwrap();
-    std::fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let (_folder, path) = standing_in_for("cargo", "#!/bin/sh\necho 'no such package' >&2\nexit 101\n");
     for check in ["check-plugin-alone", "check-one-build"] {
         let output = Command::new("make").arg(check).current_dir(root()).env("PATH", &path).output().unwrap();
         assert!(!output.status.success(), "{check} passes without an answer of cargo's");

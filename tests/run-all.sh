@@ -11,8 +11,15 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 passed=0 failed=0 skipped=0 failures=() times=()
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+folder=$(mktemp -d)
+log=$folder/log
+beside=''
+finish() {
+  if [ -n "$beside" ]; then kill -TERM -- "-$beside" 2>/dev/null; fi
+  rm -rf "$folder"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
 
 # run TITLE COMMAND...: runs a stage; leaves what it printed in the log and its exit code in `status`.
 run() {
@@ -52,6 +59,33 @@ tests() {
   for one in "${wrong[@]}"; do failures+=("$title: $one"); done
 }
 
+# begin_beside FUNCTION: begins stages that run beside the next ones, at the lowest priority, in a process group of
+# their own.
+begin_beside() {
+  echo "$1 begins beside the next stages; its output follows theirs"
+  set -m
+  (
+    renice -n 19 -p "$BASHPID" >/dev/null
+    trap - EXIT
+    passed=0 failed=0 skipped=0 failures=() times=() log=$folder/log.beside
+    "$1"
+    declare -p passed failed skipped failures times | sed 's/^declare /declare -g /' > "$folder/sum.beside"
+  ) > "$folder/output.beside" 2>&1 &
+  beside=$!
+  set +m
+}
+
+# end_beside: waits for those stages, prints what they printed and adds what they counted.
+end_beside() {
+  wait "$beside"
+  beside=''
+  cat "$folder/output.beside"
+  local p=$passed f=$failed s=$skipped failures_so_far=("${failures[@]}") times_so_far=("${times[@]}")
+  if ! . "$folder/sum.beside"; then failed=1 failures=("what ran beside the clusters gave no sum") times=(); fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  failures=("${failures_so_far[@]}" "${failures[@]}") times=("${times_so_far[@]}" "${times[@]}")
+}
+
 # The one thing that the project doesn't bring along: Azure's own documents, which lie beside it where it is developed.
 may_skip() { [ ! -d ../shared/azure-spec/specification ]; }
 
@@ -59,6 +93,14 @@ quick() {
   check 'Format' make check-format
   check 'The plugin stands alone' make check-plugin-alone
   check 'Nothing is compiled twice' make check-one-build
+}
+
+# What the processor alone is busy with. Clusters mostly wait, and none of this minds waiting for them.
+steady() {
+  check 'Go vet' make check-go
+  tests 'Go tests' make test-go
+  check 'Chart' make check-chart
+  tests 'Rust: units, model' make test-units
   check 'Clippy' make check-clippy
 }
 
@@ -66,6 +108,7 @@ target=${1:-test}
 case $target in
   check)
     quick
+    check 'Clippy' make check-clippy
     tests 'Rust: units, model' make test-units
     check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster' &&
       tests 'Rust: conduct' make test-conduct
@@ -73,11 +116,14 @@ case $target in
   test | nightly)
     quick
     # Without these nothing further can run.
-    if check 'Kubernetes, helm and the cluster tool' make cluster-build && check 'Programs and images' make images; then
-      check 'Go vet' make check-go
-      tests 'Go tests' make test-go
-      check 'Chart' make check-chart
-      tests 'Rust: units, conformance, kernel, admission, conduct, clusters' make test-rust
+    if check 'Kubernetes, helm and the cluster tool' make cluster-build && check 'Programs and images' make images &&
+      check 'Rust tests are built' make build-tests; then
+      tests 'Rust: fabric, kernel, admission, conduct' make test-others
+      begin_beside steady
+      tests 'Rust: clusters' make test-clusters
+      end_beside
+    else
+      steady
     fi
     if [ "$target" = nightly ]; then
       check 'Book' make book
