@@ -31,6 +31,9 @@ pub struct Context {
     pub shortages: Arc<Mutex<Shortages>>,
     /// When this process began to lead.
     pub started: Instant,
+    /// Nobody has led for long before that. The store may have been set back meanwhile, so no `spec` is
+    /// believed before its NIC was read.
+    pub was_leaderless: bool,
     pub waits: Waits,
 }
 
@@ -63,12 +66,14 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, waker): (Cluster, Waker),
+        was_leaderless: bool,
         waits: Waits,
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
             shortages: Arc::default(),
             started: Instant::now(),
+            was_leaderless,
             waits,
             client,
             events,

@@ -40,6 +40,7 @@ pub struct Leadership {
     candidate: Candidate,
     lease: Lease,
     tenure: Tenure,
+    gap: Option<Duration>,
 }
 
 /// Since when the Lease has stood unrenewed, for those who act on it.
@@ -93,9 +94,9 @@ impl Candidate {
             match timeout(REQUEST, self.attempt(&mut seen)).await {
                 Ok(Ok(taken)) => {
                     on_contact();
-                    if let Some(lease) = taken {
-                        info!(lease = self.name, identity = self.identity, "leading");
-                        return Leadership { candidate: self, lease, tenure: Tenure::new(asked) };
+                    if let Some((lease, gap)) = taken {
+                        info!(lease = self.name, identity = self.identity, ?gap, "leading");
+                        return Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap };
                     }
                 }
                 Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
@@ -105,17 +106,19 @@ impl Candidate {
         }
     }
 
-    /// One look at the Lease, and one grasp at it if it is free.
+    /// One look at the Lease, and one grasp at it if it is free. Gives it with the time since its last renewal.
     async fn attempt(
         &self,
         seen: &mut Option<(Option<String>, Instant)>,
-    ) -> Result<Option<Lease>, kube::Error> {
+    ) -> Result<Option<(Lease, Option<Duration>)>, kube::Error> {
         let Some(lease) = self.leases.get_opt(self.name).await? else {
             let first = Lease {
                 metadata: ObjectMeta { name: Some(self.name.into()), ..Default::default() },
                 spec: Some(self.claim(0)),
             };
-            return won(self.leases.create(&PostParams::default(), &first).await);
+            return Ok(
+                won(self.leases.create(&PostParams::default(), &first).await)?.map(|lease| (lease, None))
+            );
         };
         let version = lease.resource_version();
         let unchanged_since = match seen {
@@ -128,9 +131,11 @@ impl Candidate {
         if !is_free && unchanged_since.elapsed() < lasts {
             return Ok(None);
         }
+        let gap = spec.renew_time.map(|at| Timestamp::now().duration_since(at.0).unsigned_abs());
         let claimed =
             Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };
-        won(self.leases.replace(self.name, &PostParams::default(), &claimed).await)
+        let won = won(self.leases.replace(self.name, &PostParams::default(), &claimed).await)?;
+        Ok(won.map(|lease| (lease, gap)))
     }
 
     fn claim(&self, transitions: i32) -> LeaseSpec {
@@ -161,6 +166,12 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error>
 }
 
 impl Leadership {
+    /// How long the Lease hadn't been renewed when it was won, by the clocks of both leaders; `None` if there
+    /// was none.
+    pub fn gap(&self) -> Option<Duration> {
+        self.gap
+    }
+
     pub fn tenure(&self) -> Tenure {
         self.tenure.clone()
     }

@@ -73,7 +73,7 @@ struct Nodes {
 /// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
 /// pace.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
-    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::default() });
+    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.was_leaderless) });
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
         .reconcile_on(requests)

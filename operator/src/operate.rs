@@ -32,6 +32,9 @@ use crate::{admin, node, pool};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
+/// A store that is set back shows a Lease that was last renewed at least so long ago: nobody restores a
+/// backup faster. A leader is replaced within a third of that.
+const LEADERLESS: Duration = Duration::from_secs(60);
 /// How long passes under way may take to end when the process is asked to: a NIC write takes about ten
 /// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -107,6 +110,7 @@ pub async fn run(
         () = &mut stop => return Ok(()),
     };
     metrics.leading(true);
+    let was_leaderless = leadership.gap().is_some_and(|gap| gap > LEADERLESS);
     let tenure = leadership.tenure();
     azure.write_only_while(move || tenure.is_sure());
     // A standby is ready when it has reached the API server. A leader works from its caches, so it is when
@@ -124,7 +128,15 @@ pub async fn run(
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
-    let ctx = Arc::new(Context::new(client, events, azure, metrics, (cluster, waker), config.waits));
+    let ctx = Arc::new(Context::new(
+        client,
+        events,
+        azure,
+        metrics,
+        (cluster, waker),
+        was_leaderless,
+        config.waits,
+    ));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
     let synced = ctx.clone();
     let sync = async move {

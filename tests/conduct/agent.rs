@@ -37,6 +37,8 @@ pub struct Agents {
     pub bytes: Arc<AtomicUsize>,
     /// Reports wait as those of real agents do.
     is_paced: Arc<AtomicBool>,
+    /// No agent runs.
+    are_down: Arc<AtomicBool>,
 }
 
 /// So many events are taken in at once, and so many agents report at a time.
@@ -103,6 +105,17 @@ impl Agents {
         self.is_paced.store(true, Ordering::Relaxed);
     }
 
+    /// All agents end; pods go on with what they have.
+    pub fn go_down(&self) {
+        self.are_down.store(true, Ordering::Relaxed);
+    }
+
+    /// They start again, with the ledgers that they left.
+    pub fn come_back(&self) {
+        self.are_down.store(false, Ordering::Relaxed);
+        self.news.notify_one();
+    }
+
     /// Who has which address on the node, by UID.
     pub fn addresses(&self, node: &str) -> BTreeMap<String, Ipv4Addr> {
         let nodes = self.lock();
@@ -122,10 +135,17 @@ impl Agents {
     async fn work(self, client: Client) {
         let mut objects = BTreeMap::new();
         // Without the backoff, a watch that fails at once because the runtime ends would keep it from ending.
-        let events = watcher(Api::<Reading<NodeIPAllocation>>::all(client), watcher::Config::default())
-            .default_backoff();
-        let mut events = events.ready_chunks(AT_ONCE).boxed();
+        let watch = || {
+            let api = Api::<Reading<NodeIPAllocation>>::all(client.clone());
+            watcher(api, watcher::Config::default()).default_backoff().ready_chunks(AT_ONCE).boxed()
+        };
+        let mut events = watch();
         loop {
+            while self.are_down.load(Ordering::Relaxed) {
+                objects.clear();
+                self.news.notified().await;
+                events = watch();
+            }
             let mut concerned = BTreeSet::new();
             tokio::select! {
                 some = events.next() => for event in some.into_iter().flatten() {
@@ -202,8 +222,15 @@ impl Agent {
         let ledger = self.ledger.get_or_insert_with(|| {
             Ledger::rebuild(&self.boot, &[], &relinquished.collect::<Vec<_>>(), &supply, None, self.now)
         });
-        if ledger.supply(&supply) != Supplied::Applied {
-            return None;
+        match ledger.supply(&supply) {
+            Supplied::Applied => {}
+            // It is ahead of the object, and says so.
+            Supplied::Stale => {
+                let ahead = Some(ledger.generation());
+                let status = object.status.clone().unwrap_or_default();
+                return Some(NodeIPAllocationStatus { observed_generation: ahead, ..status });
+            }
+            _ => return None,
         }
         self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
         let left: Vec<Sandbox> = ledger

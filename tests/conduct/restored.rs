@@ -10,11 +10,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_tests::control_plane::{ControlPlane, User};
-use vnetpool_tests::throughout;
+use vnetpool_tests::{eventually, throughout};
 
 pub const TESTS: &[Test] = crate::tests![
     objects_made_again_from_copies_give_nothing_out_before_their_nics_are_read,
     an_object_that_was_set_back_is_made_again_after_its_nic_was_read,
+    after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_read,
 ];
 
 fn sizing(minimum: u32) -> Value {
@@ -105,4 +106,53 @@ async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
         Ok(())
     })
     .await
+}
+
+async fn after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_read(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing(4)).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    plane.back_up()?;
+    stage.pool("default", sizing(2)).await?;
+    stage.until_holds("n1", 2).await?;
+    // What the first has given back since the backup, the second gets.
+    let second = stage.node("n2", None).await?;
+    stage.until_holds("n2", 2).await?;
+    let ahead = stage.allocation("n1").await?;
+
+    stage.agents.go_down();
+    plane.restore()?;
+    let restored = stage.allocation("n1").await?;
+    ensure!(restored.metadata.generation < ahead.metadata.generation, "the store didn't go back");
+    // The operator notices by its Lease, and ends as if it had lost it.
+    let ended = async || Ok(stage.ended());
+    let why = eventually("the operator ends", Duration::from_secs(20), ended).await?;
+    ensure!(why.contains("no longer the leader"), "{why}");
+    stage.age_lease(Duration::from_secs(600)).await?;
+
+    // Edits bring the object to a version that the agent would take for newer than what it knows.
+    stage.start().await?;
+    stage.join("n2", &second.provider_id).await?;
+    for seconds in 1.. {
+        let cooldown = format!("{seconds}s");
+        let pool = json!({ "cooldown": cooldown, "sizing": sizing(4)["sizing"] });
+        stage.pool("default", pool).await?;
+        let seen = |seen: &NodeIPAllocation| {
+            (Duration::from(seen.spec.cooldown).as_secs() == seconds).then_some(seen.metadata.generation)
+        };
+        if stage.until("the edit is there", "n1", seen).await? > ahead.metadata.generation {
+            break;
+        }
+    }
+    stage.bind("n1", 4).await?;
+    stage.agents.come_back();
+    stage.until_holds("n1", 4).await?;
+    let served = async || Ok(Some(stage.agents.addresses("n1")).filter(|pods| pods.len() == 4));
+    let pods = eventually("the pods of n1 are served", Duration::from_secs(30), served).await?;
+    let others = addresses(&stage.allocation("n2").await?);
+    let doubled: Vec<_> = pods.values().map(ToString::to_string).filter(|one| others.contains(one)).collect();
+    ensure!(doubled.is_empty(), "{doubled:?} are on the NIC of n2, and pods of n1 have them");
+    Ok(())
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use axum::http::Uri;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -127,6 +128,21 @@ impl<'a> Stage<'a> {
     pub async fn kill(&self) -> Result<()> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
         delete_all::<Lease>(Api::namespaced(self.client.clone(), NAMESPACE)).await
+    }
+
+    /// Why the operator has ended by itself, if it has.
+    pub fn ended(&self) -> Option<String> {
+        lock(&self.operator).as_mut().and_then(Operator::ended)
+    }
+
+    /// The Lease was renewed that long ago, as one from a backup was.
+    pub async fn age_lease(&self, age: Duration) -> Result<()> {
+        let api = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
+        for lease in api.list(&ListParams::default()).await? {
+            let patch = json!({ "spec": { "renewTime": MicroTime(Timestamp::now() - age) } });
+            api.patch(&lease.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+        }
+        Ok(())
     }
 
     /// Makes a pool, or changes one.
@@ -315,7 +331,7 @@ impl<'a> Stage<'a> {
             if let Some(shown) = seen.as_ref().ok().and_then(&look) {
                 return Ok(shown);
             }
-            if let Some(why) = lock(&self.operator).as_mut().and_then(Operator::ended) {
+            if let Some(why) = self.ended() {
                 bail!("{what}: the operator has ended by itself: {why}");
             }
             if begun.elapsed() > patience {

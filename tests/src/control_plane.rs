@@ -38,8 +38,8 @@ impl ControlPlane {
     pub fn up(name: &str) -> Result<Self> {
         let dir = root().join("target/cluster").join(name);
         // Whatever a run that was killed has left.
-        cluster("down", &dir, &[])?;
-        cluster("up", &dir, &["--control-plane-only"])?;
+        cluster(&["down"], &dir, &[])?;
+        cluster(&["up"], &dir, &["--control-plane-only"])?;
         let mut plane = Self { dir, kubeconfig: PathBuf::new() };
         let state = std::fs::read_to_string(plane.dir.join("state.json"))?;
         let state: serde_json::Value = serde_json::from_str(&state)?;
@@ -56,6 +56,23 @@ impl ControlPlane {
         plane.let_kubectl_patch_statuses()?;
         plane.wait_for_policies()?;
         Ok(plane)
+    }
+
+    /// Keeps a copy of all that is stored.
+    ///
+    /// # Errors
+    /// When it can't be copied.
+    pub fn back_up(&self) -> Result<()> {
+        cluster(&["backup", "save"], &self.dir, &[])
+    }
+
+    /// Brings the copy back: the API server starts anew with what was stored then. Versions of objects go
+    /// backwards.
+    ///
+    /// # Errors
+    /// When there is no copy, or a process doesn't start.
+    pub fn restore(&self) -> Result<()> {
+        cluster(&["backup", "restore"], &self.dir, &[])
     }
 
     /// `kubectl patch --subresource=status` reads the status first, which our programs never do and have no
@@ -133,7 +150,7 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        if let Err(error) = cluster("down", &self.dir, &[]) {
+        if let Err(error) = cluster(&["down"], &self.dir, &[]) {
             eprintln!("the control plane could not be taken down: {error:#}");
         }
     }
@@ -247,13 +264,13 @@ pub fn path(relative: &str) -> String {
     root().join(relative).to_string_lossy().into_owned()
 }
 
-fn cluster(verb: &str, dir: &Path, args: &[&str]) -> Result<()> {
+fn cluster(verb: &[&str], dir: &Path, args: &[&str]) -> Result<()> {
     let program = tool("cluster");
     let mut command = Command::new(&program);
-    command.arg(verb).arg("--dir").arg(dir).args(args).stdin(Stdio::null());
+    command.args(verb).arg("--dir").arg(dir).args(args).stdin(Stdio::null());
     let status =
         command.status().with_context(|| format!("{}: run `make cluster-build`", program.display()))?;
-    ensure!(status.success(), "cluster {verb}: {status}");
+    ensure!(status.success(), "cluster {verb:?}: {status}");
     Ok(())
 }
 

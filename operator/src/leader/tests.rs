@@ -257,6 +257,8 @@ async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_l
     assert!(begun.elapsed() <= Duration::from_secs(12) + LEASE + 2 * RENEW, "{:?}", begun.elapsed());
     assert_eq!(server.holder().as_deref(), Some("us"));
     assert_eq!(leadership.lease.spec.as_ref().unwrap().lease_transitions, Some(1));
+    let since = Timestamp::now().duration_since("2026-01-01T00:00:00Z".parse().unwrap()).unsigned_abs();
+    assert!(since - leadership.gap().unwrap() < Duration::from_secs(60), "{:?}", leadership.gap());
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,18 +128,28 @@ const RENEWALS_APART: Duration = Duration::from_secs(600);
 /// Of all nodes, by name.
 #[derive(Default)]
 pub struct Memories {
+    /// Of no node the NIC is as its `spec` says, before it was read.
+    reads_all: bool,
     all: Mutex<HashMap<String, Memory>>,
     /// When the object of a node was made again.
     renewed: Mutex<HashMap<String, Instant>>,
 }
 
 impl Memories {
+    pub fn new(reads_all: bool) -> Memories {
+        Memories { reads_all, ..Memories::default() }
+    }
+
     /// Takes out what is remembered of the object, if it is still the same one.
     pub fn take(&self, allocation: &NodeIPAllocation) -> Memory {
         self.lock()
             .remove(&allocation.name_any())
             .filter(|memory| memory.uid == allocation.uid())
-            .unwrap_or_else(|| Memory::of(allocation))
+            .unwrap_or_else(|| {
+                let mut memory = Memory::of(allocation);
+                memory.nic.must_read |= self.reads_all;
+                memory
+            })
     }
 
     pub fn put(&self, name: &str, memory: Memory) {

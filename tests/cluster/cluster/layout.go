@@ -48,7 +48,7 @@ func (r repo) output(parts ...string) string {
 func (r repo) bin(name string) string { return r.output("bin", name) }
 
 // entries are what a cluster keeps in its folder beside its logs.
-var entries = []string{"nodes", "etcd", "pki", "kubeconfig", "state.json", "state.json.new", "state.lock", "azure.sock"}
+var entries = []string{"nodes", "etcd", "etcd.saved", "pki", "kubeconfig", "state.json", "state.json.new", "state.lock", "azure.sock"}
 
 // Cluster is one cluster, known by the folder that holds all of its state.
 type Cluster struct {
