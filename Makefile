@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test nightly book demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test nightly book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -42,6 +42,30 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 	@$(OUT)/demo glimpse
 	@$(MAKE) images PARTS="$(DEMO_PARTS)"
 	@$(OUT)/demo
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+RELEASE := target/release-$(VERSION)
+CYCLONEDX := 0.5.9
+DENY := 0.20.2
+
+release: PARTS = helm cluster
+release: PROFILE = release
+release: setup images-root cluster-build ## what a release consists of, in target/release-VERSION; nothing is published
+	rm -rf $(RELEASE)
+	mkdir -p $(RELEASE)
+	$(TOOLS)/cluster release --tag $(VERSION) --out $(RELEASE)
+	$(TOOLS)/helm package charts/vnetpool --destination $(RELEASE)
+	cat crds/manifests/*.yaml > $(RELEASE)/vnetpool-crds-$(VERSION).yaml
+	cargo install --quiet --locked --root target/cyclonedx --version $(CYCLONEDX) cargo-cyclonedx
+	target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(notdir $(TARGET))
+	mv operator/vnetpool-operator_bin.cdx.json node-agent/vnetpool-node-agent_bin.cdx.json node-agent/plugin/vnetpool_bin.cdx.json $(RELEASE)
+	find . -name '*.cdx.json' -not -path './target/*' -delete
+	cd $(RELEASE) && sha256sum * > SHA256SUMS
+	@cat $(RELEASE)/SHA256SUMS
+
+check-dependencies: setup ## licences, sources and bans of all that is linked in
+	cargo install --quiet --locked --root target/deny --version $(DENY) cargo-deny
+	target/deny/bin/cargo-deny --locked check bans licenses sources
 
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi

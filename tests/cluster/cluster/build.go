@@ -167,7 +167,8 @@ func (p program) build(ctx context.Context, root repo) error {
 	}
 	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", "-s -w "+p.ldflags, "-o", root.bin(p.name), p.pack)
 	command.Dir = root.source(p.folder)
-	command.Env = os.Environ()
+	// The compiler collects its garbage less often: a tenth less time, for some hundred megabytes more.
+	command.Env = append(os.Environ(), "GOGC=400")
 	if p.static {
 		command.Env = append(command.Env, "CGO_ENABLED=0")
 	}

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -22,8 +24,8 @@ type image struct {
 	onRequest bool   // not on every node, but where `load` brings it
 }
 
-// allImages are those for use, which are the Dockerfile's, and the tests' own.
-func allImages(root repo) ([]image, error) {
+// forUse are the Dockerfile's images, under names with this registry and tag.
+func forUse(root repo, registry, tag string) ([]image, error) {
 	dockerfile, err := os.ReadFile(root.path("Dockerfile"))
 	if err != nil {
 		return nil, err
@@ -34,7 +36,16 @@ func allImages(root repo) ([]image, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, image{stage, "localhost/vnetpool/" + stage + ":dev", recipe, "", false})
+		all = append(all, image{stage, registry + "vnetpool/" + stage + ":" + tag, recipe, "", false})
+	}
+	return all, nil
+}
+
+// allImages are those for use and the tests' own.
+func allImages(root repo) ([]image, error) {
+	all, err := forUse(root, "localhost/", "dev")
+	if err != nil {
+		return nil, err
 	}
 	own := func(root string, entrypoint ...string) recipe {
 		return recipe{root: "target/cluster/rootfs/" + root, config: imageConfig{Entrypoint: entrypoint}}
@@ -64,6 +75,38 @@ func images(ctx context.Context) error {
 		}
 		if err := i.build(root); err != nil {
 			return fmt.Errorf("image %s: %w", i.name, err)
+		}
+	}
+	return nil
+}
+
+// releaseCommand writes the images for use into a folder, named by a release; a registry is for whoever publishes them to name.
+func releaseCommand(args []string) error {
+	flags := flag.NewFlagSet("release", flag.ContinueOnError)
+	tag := flags.String("tag", "", "the release's version")
+	out := flags.String("out", "", "the folder for the archives")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *tag == "" || *out == "" || flags.NArg() != 0 {
+		return errUsage
+	}
+	root, err := findRepo()
+	if err != nil {
+		return err
+	}
+	all, err := forUse(root, "", *tag)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		content, err := ociArchive(i.name, i.recipe.config, os.DirFS(root.path(i.recipe.root)))
+		if err != nil {
+			return fmt.Errorf("image %s: %w", i.name, err)
+		}
+		archive := filepath.Join(*out, fmt.Sprintf("vnetpool-%s-%s-%s.oci.tar", i.archive, *tag, runtime.GOARCH))
+		if err := writeFile(archive, content, 0o644); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -16,10 +16,12 @@ const usage = `usage:
   cluster build [PART...]                        build everything that clusters and tests need, or only these parts of it, such as
                                                  kube, helm, probe, cluster; install missing Debian packages
   cluster images                                 build the images of the operator, the node agent, probe and pause
+  cluster release --tag VERSION --out DIR        write the images of the operator and the node agent as archives of a release
   cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
              [--control-plane-only]
   cluster down --dir DIR                         take it down, also after a crash
   cluster node add|delete|stop|start|reboot --dir DIR NAME
+  cluster backup save|restore --dir DIR          keep what the API server stores, and bring it back: the control plane starts anew
   cluster load --dir DIR ARCHIVE...              import image archives into every running node
   cluster exec --dir DIR NAME -- COMMAND...      run a command inside a node, a VM or the internet host
 `
@@ -54,12 +56,16 @@ func dispatch(ctx context.Context, args []string) error {
 		return build(ctx, args)
 	case "images":
 		return images(ctx)
+	case "release":
+		return releaseCommand(args)
 	case "up":
 		return upCommand(ctx, args)
 	case "down":
 		return downCommand(ctx, args)
 	case "node":
 		return nodeCommand(ctx, args)
+	case "backup":
+		return backupCommand(ctx, args)
 	case "load":
 		return loadCommand(ctx, args)
 	case "exec":
