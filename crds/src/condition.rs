@@ -35,6 +35,9 @@ pub enum Polarity {
     Either,
 }
 
+/// Bytes of a message, at most. The schema bounds its characters, of which there are no more.
+pub const LONGEST_MESSAGE: usize = 32_768;
+
 /// One line of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -193,10 +196,20 @@ pub fn new(
         type_: type_.name().into(),
         status: if status { "True" } else { "False" }.into(),
         reason: reason.name().into(),
-        message: message.into(),
+        message: bounded(message.into()),
         observed_generation: generation,
         last_transition_time: Time(now),
     }
+}
+
+/// The message, cut where the API server would refuse all of the status for it.
+fn bounded(mut message: String) -> String {
+    if message.len() > LONGEST_MESSAGE {
+        let cut = " … (cut: the whole is longer than a condition can be)";
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE - cut.len()));
+        message.push_str(cut);
+    }
+    message
 }
 
 pub fn find(conditions: &[Condition], type_: Type) -> Option<&Condition> {
@@ -247,6 +260,21 @@ mod tests {
     #[should_panic(expected = "doesn't have Throttled for Writing")]
     fn a_reason_that_the_table_does_not_have_for_a_type_can_not_be_set() {
         new(WRITING, true, Reason::Throttled, "", None, at(1));
+    }
+
+    #[test]
+    fn a_message_that_the_api_server_would_refuse_is_cut_and_says_so() {
+        let told = |message: String| new(READY, true, Reason::Ready, message, None, at(1)).message;
+        let most = "ü".repeat(LONGEST_MESSAGE / 2);
+        assert_eq!(told(most.clone()), most);
+        for more in ["ü", "x", "x".repeat(LONGEST_MESSAGE).as_str()] {
+            let cut = told(format!("{most}{more}"));
+            assert!((LONGEST_MESSAGE - 3..=LONGEST_MESSAGE).contains(&cut.len()), "{}", cut.len());
+            assert!(
+                cut.starts_with("üü")
+                    && cut.ends_with("ü … (cut: the whole is longer than a condition can be)")
+            );
+        }
     }
 
     #[test]

@@ -93,7 +93,9 @@ fn bound(schema: &mut Value) {
     if let Some(condition) =
         fields.get_mut("properties").filter(|fields| fields.get("lastTransitionTime").is_some())
     {
-        for (field, most) in [("type", 316), ("status", 7), ("reason", 1024), ("message", 32768)] {
+        for (field, most) in
+            [("type", 316), ("status", 7), ("reason", 1024), ("message", condition::LONGEST_MESSAGE)]
+        {
             condition[field]["maxLength"] = most.into();
         }
     }

@@ -530,10 +530,11 @@ fn five_minutes() -> Duration {
     seconds(300)
 }
 
-/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing.
+/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing. It
+/// takes all units that programs write: of `0s` Rust makes `0ns`, and of `0.001ms` `1µs`.
 fn duration_rule(field: &str, least: &str, most: &str) -> Rule {
     Rule::new(format!(
-        "self.matches('^([0-9]+(\\\\.[0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
+        "self.matches('^([0-9]+(\\\\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$') && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
     ))
     .message(Message::Message(format!(
         "{field} takes a duration such as 30s, 5m or 1h30m, from {least} to {most}"

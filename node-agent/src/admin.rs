@@ -1,12 +1,8 @@
-//! What the agent answers over HTTP: /healthz and /readyz to probes, /metrics to scrapes.
+//! What the agent answers over HTTP to probes: /healthz and /readyz.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use axum::{
-    Router,
-    http::{StatusCode, header::CONTENT_TYPE},
-    routing::get,
-};
+use axum::{Router, http::StatusCode, routing::get};
 
 use crate::metrics::Metrics;
 
@@ -36,15 +32,4 @@ pub fn probes(metrics: &Metrics) -> Router {
         }
     };
     Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
-}
-
-/// For scrapes, from wherever they may come.
-pub fn scrapes(metrics: &Metrics) -> Router {
-    let metrics = metrics.clone();
-    let text = move || async move {
-        let text = metrics.text().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-        let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        Ok::<_, (StatusCode, String)>(([(CONTENT_TYPE, media_type)], text))
-    };
-    Router::new().route("/metrics", get(text))
 }

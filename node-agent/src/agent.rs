@@ -43,6 +43,7 @@ use crate::{
     sweep::Sweep,
     watch as watches,
 };
+use rules::Ruled;
 use supply::{Meaning, Taken};
 
 /// How long changes of the ledger are collected before a pass: pods come in bursts.
@@ -76,12 +77,17 @@ pub struct Agent {
     arp: Firewall,
     /// The node's own ranges, closed to what no pod has.
     closed: Vec<Ipv4Net>,
+    /// The rules that were put in place last.
+    ruled: Option<Ruled>,
     /// Whether this process has seen to forwarding.
     has_forwarded: bool,
     sweep: Sweep,
     chained: chain::Look,
     /// How the CNI configuration that is in place has pods wired.
     installed: Option<Wiring>,
+    /// What was said of it. It is told with every report: a condition that lags behind the object's generation
+    /// would cost a write of its own.
+    said_installed: Option<Said>,
     disturbances: Disturbances,
     refusals: Refusals,
     host_ports: HostPorts,
@@ -102,6 +108,7 @@ pub struct Agent {
 }
 
 /// What one stage has to say: a condition without its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
     type_: Type,
     is_true: bool,
@@ -125,10 +132,12 @@ impl Agent {
             firewall: Firewall::default(),
             arp: Firewall::of("arp"),
             closed: Vec::new(),
+            ruled: None,
             has_forwarded: false,
             sweep: Sweep::default(),
             chained: chain::Look::default(),
             installed: None,
+            said_installed: None,
             disturbances: Disturbances::default(),
             refusals: Refusals::default(),
             host_ports: HostPorts::default(),
@@ -245,10 +254,11 @@ impl Agent {
         let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
         let (rules, uplink) = rules.unzip();
         let uplink = uplink.flatten();
-        if taken.ledger.had_first_address() && rules.as_ref().is_some_and(|rules| rules.is_true) {
+        if let Some(uplink) = uplink.as_ref().filter(|_| taken.ledger.had_first_address()) {
             let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
-            taken.said.extend(self.install(uplink.as_ref(), wiring, is_look).await);
+            self.install(uplink, wiring, is_look).await;
         }
+        taken.said.extend(self.said_installed.clone());
         taken.said.extend(rules);
         if is_look {
             self.sweep(&taken.ledger).await;

@@ -102,13 +102,19 @@ fn configuration(conflist: &Path) -> anyhow::Result<Value> {
 mod tests {
     use super::*;
     use crate::chain::Chain;
+    use vnetpool_plugin::wiring::Uplink;
 
     #[test]
     fn attached_containers_are_of_a_network_that_no_runtime_collects_garbage_of() {
         let conf_dir = tempfile::tempdir().unwrap();
         let conflist = conf_dir.path().join(install::CONFLIST);
         let chain = Chain::default();
-        let made = install::conflist(1400, Default::default(), &chain, Path::new(cni::STATE_DIR));
+        let made = install::conflist(
+            &Uplink { mtu: 1400, ..Uplink::default() },
+            Default::default(),
+            &chain,
+            Path::new(cni::STATE_DIR),
+        );
         fs::write(&conflist, made.to_string()).unwrap();
         let list: Value = serde_json::from_slice(&fs::read(&conflist).unwrap()).unwrap();
         let ours = configuration(&conflist).unwrap();

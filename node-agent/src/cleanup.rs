@@ -11,7 +11,7 @@ use crate::{config::Config, firewall, install, others_firewall};
 /// network. IP forwarding stays on, since others on the node may have come to need it.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let store = Store::at(&config.state_dir).of_boot(config.boot_id()?);
-    let assigned = store.read().map_or(0, |ledger| ledger.assignments().count());
+    let assigned = store.peek().map_or(0, |ledger| ledger.assignments().count());
     let wired = wiring::occupants()?.len();
     ensure!(
         assigned == 0 && wired == 0,

@@ -22,8 +22,8 @@ use vnetpool_plugin::{
 use crate::error::Error;
 use vnetpool_crds::reason::Reason;
 
-/// How long what was put right is told.
-const TOLD_FOR: Duration = Duration::from_secs(3600);
+/// How long what is over is told.
+pub const TOLD_FOR: Duration = Duration::from_secs(3600);
 
 /// A kind of disturbance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -197,10 +197,10 @@ pub fn damaged<'a>(
 pub fn restore(store: &Store, link: &HostLink) -> Result<Vec<Damage>, Error> {
     let Some(identity) = &link.identity else { return Ok(Vec::new()) };
     let Some(_lock) = store.try_lock_sandbox(&identity.sandbox)? else { return Ok(Vec::new()) };
-    if store.read()?.address_of(&identity.sandbox) != Some(identity.address) {
+    if store.peek()?.address_of(&identity.sandbox) != Some(identity.address) {
         return Ok(Vec::new());
     }
-    Ok(wiring::restore(link)?)
+    Ok(wiring::restore(link.index, identity)?)
 }
 
 #[cfg(test)]

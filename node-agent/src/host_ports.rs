@@ -16,17 +16,20 @@ pub struct HostPorts {
 }
 
 impl HostPorts {
-    /// Compares the node's sandboxes with the chains that nftables has now. Returns the pods that have lost
+    /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have lost
     /// their rules.
     pub fn look<'a>(
         &mut self,
         tenants: impl Iterator<Item = &'a Tenant>,
-        chains: &BTreeSet<String>,
+        chains: &BTreeSet<&str>,
     ) -> Vec<String> {
         let known = std::mem::take(&mut self.missed);
+        if known.is_empty() && chains.is_empty() {
+            return Vec::new();
+        }
         let mut lost = Vec::new();
         for tenant @ Tenant { sandbox, network, .. } in tenants {
-            let missed = match chains.contains(&chain(network, &sandbox.container_id)) {
+            let missed = match chains.contains(chain(network, &sandbox.container_id).as_str()) {
                 true => Some(0),
                 false => known.get(sandbox).map(|missed| missed + 1),
             };
@@ -39,13 +42,16 @@ impl HostPorts {
     }
 }
 
-/// The chain that portmap makes for a container: `CNI-DN-` and so many digits of a digest that the name has
+/// How the names of portmap's chains begin.
+pub const CHAIN: &str = "CNI-DN-";
+
+/// The chain that portmap makes for a container: [`CHAIN`] and so many digits of a digest that the name has
 /// 28 bytes, the most that iptables takes.
 fn chain(network: &str, container_id: &str) -> String {
     let digest = digest::digest(&digest::SHA512, [network, container_id].concat().as_bytes());
     let digits = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
     let digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16)).take(21);
-    format!("CNI-DN-{}", digits.collect::<String>())
+    CHAIN.chars().chain(digits).collect()
 }
 
 #[cfg(test)]
@@ -70,8 +76,9 @@ mod tests {
     fn a_pod_that_had_rules_of_portmaps_and_has_none_any_more_is_named_until_it_ends() {
         let (with, without) = (tenant("abc"), tenant("other"));
         let mut ports = HostPorts::default();
-        let chains = BTreeSet::from([chain("n14net", "abc")]);
-        let mut look = |chains: &BTreeSet<String>, pods: &[&Tenant]| ports.look(pods.iter().copied(), chains);
+        let chains = chain("n14net", "abc");
+        let chains = BTreeSet::from([chains.as_str()]);
+        let mut look = |chains: &BTreeSet<&str>, pods: &[&Tenant]| ports.look(pods.iter().copied(), chains);
         let (both, none) = ([&with, &without], BTreeSet::new());
         assert!(look(&none, &both).is_empty(), "nothing is known of pods without host ports");
         assert!(look(&chains, &both).is_empty());

@@ -14,7 +14,10 @@ use std::{
 use serde_json::{Value, json};
 
 use vnetpool_crds::pool::Wiring;
-use vnetpool_plugin::cni::{IPAM, PLUGIN, STATE_DIR};
+use vnetpool_plugin::{
+    cni::{GSO_MAX_SIZE, IPAM, PLUGIN, STATE_DIR},
+    wiring::Uplink,
+};
 
 use crate::chain::{Chain, merged};
 
@@ -35,8 +38,14 @@ pub enum Error {
 
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and
 /// `cniVersions` names both for those who know it, unless a plugin behind ours is too old for that.
-pub fn conflist(mtu: u32, wiring: Wiring, chain: &Chain, state_dir: &Path) -> Value {
-    let mut ours = json!({ "type": PLUGIN, "mtu": mtu, "wiring": wiring });
+///
+/// What a pod's TCP hands down at once has to fit the uplink: the kernel itself would cut what is larger, which
+/// is nearly all that pods send in bulk.
+pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path) -> Value {
+    let mut ours = json!({ "type": PLUGIN, "mtu": uplink.mtu, "wiring": wiring });
+    if let Some(size) = uplink.gso_max {
+        ours["gsoMaxSize"] = json!(size.clamp(*GSO_MAX_SIZE.start(), *GSO_MAX_SIZE.end()));
+    }
     if state_dir != Path::new(STATE_DIR) {
         ours["stateDir"] = json!(state_dir);
     }
@@ -190,8 +199,12 @@ mod tests {
     use super::*;
     use crate::chain::{Chained, Further};
 
+    fn uplink(mtu: u32) -> Uplink {
+        Uplink { name: "eth0".into(), mtu, gso_max: None }
+    }
+
     fn plain(mtu: u32) -> Value {
-        conflist(mtu, Wiring::Routed, &Chain::default(), Path::new(STATE_DIR))
+        conflist(&uplink(mtu), Wiring::Routed, &Chain::default(), Path::new(STATE_DIR))
     }
 
     #[test]
@@ -201,7 +214,7 @@ mod tests {
             speaks_1_1: false,
             ..Chain::default()
         };
-        let document = conflist(1400, Wiring::Bridge, &chain, Path::new(STATE_DIR));
+        let document = conflist(&uplink(1400), Wiring::Bridge, &chain, Path::new(STATE_DIR));
         let types = |document: &serde_json::Value| -> Vec<String> {
             let plugins = document["plugins"].as_array().unwrap().iter();
             plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
@@ -215,7 +228,7 @@ mod tests {
         assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
 
         let alone = Chain { speaks_1_1: true, ..Chain::default() };
-        let document = conflist(1400, Wiring::Routed, &alone, Path::new(STATE_DIR));
+        let document = conflist(&uplink(1400), Wiring::Routed, &alone, Path::new(STATE_DIR));
         assert_eq!(document["cniVersion"], "1.0.0");
         assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
         assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
@@ -225,7 +238,7 @@ mod tests {
     #[test]
     fn another_folder_of_the_ledger_is_told_to_the_plugin() {
         let [told, untold] = ["/run/elsewhere", STATE_DIR]
-            .map(|dir| conflist(1400, Wiring::Routed, &Chain::default(), Path::new(dir)));
+            .map(|dir| conflist(&uplink(1400), Wiring::Routed, &Chain::default(), Path::new(dir)));
         assert_eq!(told["plugins"][0]["stateDir"], "/run/elsewhere");
         assert_eq!(untold["plugins"][0].get("stateDir"), None);
     }
@@ -238,7 +251,7 @@ mod tests {
         let conf_dir = root.path().join("net.d");
         let further = |list: &str| -> Value {
             let chain = Chain { further: list.parse().unwrap(), ..Chain::default() };
-            conflist(1500, Wiring::Routed, &chain, Path::new(STATE_DIR))
+            conflist(&uplink(1500), Wiring::Routed, &chain, Path::new(STATE_DIR))
         };
         let tuning = r#"[{"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}, {"type": "sbr"}]"#;
         assert!(configuration(&further(tuning), &conf_dir).unwrap());
@@ -259,6 +272,21 @@ mod tests {
         assert_eq!(types(), ["vnetpool", "sbr", "istio-cni"]);
         assert!(configuration(&further("[]"), &conf_dir).unwrap());
         assert_eq!(types(), ["vnetpool", "istio-cni"]);
+    }
+
+    #[test]
+    fn pods_hand_down_no_more_at_once_than_the_uplink_takes_and_the_plugin_accepts() {
+        for (uplinks, pods) in [
+            (Some(62_780), json!(62_780)),
+            (Some(524_280), json!(65_536)),
+            (Some(1), json!(4096)),
+            (None, Value::Null),
+        ] {
+            let uplink = Uplink { gso_max: uplinks, ..uplink(1500) };
+            let chain = Chain::default();
+            let document = conflist(&uplink, Wiring::Routed, &chain, Path::new(STATE_DIR));
+            assert_eq!(document["plugins"][0]["gsoMaxSize"], pods);
+        }
     }
 
     #[test]

@@ -38,5 +38,4 @@ pub mod source;
 pub mod supply;
 pub mod sweep;
 pub mod sysctl;
-mod uplink;
 mod watch;

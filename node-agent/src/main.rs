@@ -59,8 +59,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
     };
     let metrics = Metrics::new(&config.state_dir);
-    let admin = listen(config.admin_address, admin::probes(&metrics).merge(admin::scrapes(&metrics)));
-    let scraped = config.metrics_address.map(|address| listen(address, admin::scrapes(&metrics)));
+    let scrapes = || {
+        let metrics = metrics.clone();
+        vnetpool_admin::scrapes(move || metrics.text())
+    };
+    let admin = listen(config.admin_address, admin::probes(&metrics).merge(scrapes()));
+    let scraped = config.metrics_address.map(|address| listen(address, scrapes()));
     let scraped = OptionFuture::from(scraped);
     let agent = Agent::new(config, source, metrics)?;
     tokio::select! {

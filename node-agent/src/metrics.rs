@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use vnetpool_plugin::{
     ledger::Counts,
     plugin::log::{Call, Failure, Reader},
 };
+use vnetpool_process::lock::lock;
 
 const PREFIX: &str = "vnetpool_agent";
 
@@ -211,12 +212,12 @@ impl Metrics {
 
     /// A pass has ended, good or bad.
     pub fn pass_ended(&self) {
-        *self.passed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.passed) = Instant::now();
     }
 
     /// How long ago the last pass ended.
     pub fn since_pass(&self) -> Duration {
-        self.passed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        lock(&self.passed).elapsed()
     }
 
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).
@@ -246,7 +247,7 @@ impl Metrics {
 
     /// In the text format of OpenMetrics.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).read(|call| self.count_call(&call));
+        lock(&self.log).read(|call| self.count_call(&call));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

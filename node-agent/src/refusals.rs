@@ -1,12 +1,11 @@
 //! Whom the node's rules keep from the metadata service, and what is told of it. Pure.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use vnetpool_crds::refusal;
 use vnetpool_plugin::ledger::Millis;
 
-/// How long a pod is told of that doesn't ask any more.
-const TOLD_FOR: Duration = Duration::from_secs(3600);
+use crate::disturbance::TOLD_FOR;
 
 /// The pods of this node that asked, with the moment at which they were seen to last.
 #[derive(Debug, Default)]

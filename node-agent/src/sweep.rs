@@ -101,7 +101,7 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
         Suspect::Link { index, .. } => return Ok(wiring::delete_host_link(*index).map(|()| true)?),
     };
     let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(false) };
-    let (ledger, links) = (store.read()?, wiring::host_links()?);
+    let (ledger, links) = (store.peek()?, wiring::host_links()?);
     if !suspects(&ledger, &links).contains(suspect) {
         return Ok(false);
     }

@@ -37,10 +37,15 @@ pub async fn object(
 ) -> anyhow::Result<()> {
     let mut events = pin!(watcher::watch_object(api.clone(), &name).default_backoff());
     let mut heard = Instant::now();
+    // The version seen last, also of an object that can't be read.
+    let mut known = 0;
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some(Ok(object)) => take(object, &objects),
+                Some(Ok(object)) => {
+                    known = object.as_ref().map_or(known, version_of);
+                    take(object, &objects);
+                }
                 Some(Err(error)) => {
                     errors.inc();
                     tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again");
@@ -49,9 +54,8 @@ pub async fn object(
             },
             () = silent(&mut waiting, heard) => match api.get_opt(&name).await {
                 Ok(Some(object)) => {
-                    let known = objects.borrow().as_deref().map_or(0, version);
-                    let read = object.meta().resource_version.as_ref().and_then(|version| version.parse().ok());
-                    if read.is_some_and(|read: u64| read > known) {
+                    if version_of(&object) > known {
+                        known = version_of(&object);
                         tracing::warn!("the watch of the node's NodeIPAllocation has missed a change");
                         take(Some(object), &objects);
                     }
@@ -98,7 +102,11 @@ async fn silent(waiting: &mut watch::Receiver<bool>, heard: Instant) {
 /// The object's place in the order of all versions of this kind's objects, which a deleted object and its
 /// successor under the same name share (comparable since Kubernetes 1.35); 0 if it isn't a number.
 pub fn version(object: &NodeIPAllocation) -> u64 {
-    object.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
+    version_of(object)
+}
+
+fn version_of<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// How often the ledger is looked at where its changes can't be watched.
@@ -172,7 +180,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// An API server whose watches say nothing. The object's version is `version`.
+    /// An API server whose watches say nothing. The object's version is `version`, and nobody can read a
+    /// version above 100.
     async fn server(version: Arc<AtomicU64>) -> kube::Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -186,10 +195,11 @@ mod tests {
                     while let Ok(count @ 1..) = connection.read(&mut taken).await {
                         let line = String::from_utf8_lossy(&taken[..count]).into_owned();
                         let version = version.load(Ordering::Relaxed);
+                        let pool = if version > 100 { "7" } else { "\"p\"" };
                         let object = format!(
                             r#"{{"apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
                             "metadata": {{"name": "n", "resourceVersion": "{version}"}},
-                            "spec": {{"nodeUID": "u", "pool": "p", "cooldown": "30s"}}}}"#
+                            "spec": {{"nodeUID": "u", "pool": {pool}, "cooldown": "30s"}}}}"#
                         );
                         let list = format!(
                             r#"{{"apiVersion": "v1", "kind": "List", "metadata": {{"resourceVersion": "{version}"}},
@@ -234,6 +244,40 @@ mod tests {
         let begun = Instant::now();
         seen.wait_for(is(3)).await.unwrap();
         assert!(begun.elapsed() <= SILENT, "{:?}", begun.elapsed());
+    }
+
+    /// Counts the warnings that contain a text.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<AtomicU64>);
+
+    impl std::io::Write for Warnings {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            let is_it = String::from_utf8_lossy(line).contains("has missed a change");
+            self.0.fetch_add(is_it.into(), Ordering::Relaxed);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_can_not_be_read_is_a_missed_change_once() {
+        let warnings = Warnings::default();
+        let writer = warnings.clone();
+        let heard = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _heard = tracing::subscriber::set_default(heard);
+        let newest = Arc::new(AtomicU64::new(1));
+        let client = server(newest.clone()).await;
+        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(true));
+        let mut seen = objects.subscribe();
+        tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), Counter::default()));
+        seen.wait_for(Option::is_some).await.unwrap();
+        newest.store(101, Ordering::Relaxed);
+        sleep(20 * SILENT).await;
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 1);
+        assert_eq!(seen.borrow().as_deref().map(version), Some(1), "what was read last holds");
     }
 
     const WITHOUT: &str = "VNETPOOL_TEST_WITHOUT_INOTIFY";

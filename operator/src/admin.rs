@@ -1,12 +1,11 @@
-//! What the operator answers over HTTP: `/healthz` and `/readyz` to probes, `/metrics` to scrapes.
+//! What the operator answers over HTTP to probes: `/healthz` and `/readyz`.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::sync::watch;
 
@@ -17,19 +16,6 @@ use crate::metrics::Metrics;
 pub fn probes(metrics: Arc<Metrics>, ready: watch::Receiver<bool>) -> Router {
     let live = Router::new().route("/healthz", get(liveness)).with_state(metrics);
     live.merge(Router::new().route("/readyz", get(readiness)).with_state(ready))
-}
-
-/// For scrapes, from wherever they may come.
-pub fn scrapes(metrics: Arc<Metrics>) -> Router {
-    Router::new().route("/metrics", get(render)).with_state(metrics)
-}
-
-async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    let text = metrics.render().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok::<_, StatusCode>((
-        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-        text,
-    ))
 }
 
 async fn liveness(State(metrics): State<Arc<Metrics>>) -> (StatusCode, String) {

@@ -12,7 +12,6 @@
 //! mirror in `NodeIPAllocation.spec`.
 
 mod admin;
-mod api_server;
 pub mod args;
 pub mod azure;
 mod cluster;
@@ -25,7 +24,6 @@ mod events;
 mod health;
 mod ip_configuration;
 mod leader;
-mod lock;
 pub mod metrics;
 mod network;
 mod node;
@@ -39,6 +37,10 @@ mod resource_id;
 mod shortage;
 pub mod telemetry;
 mod verdict;
+
+// At home where the agent shares them.
+use vnetpool_apiserver::answer as api_server;
+use vnetpool_process::lock;
 
 pub use context::Waits;
 pub use operate::{Config, Error, run};

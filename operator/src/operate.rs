@@ -95,12 +95,16 @@ pub async fn run(
     metrics::observe(&metrics, &azure);
     let (contact, ready) = watch::channel(false);
     let mut tasks = JoinSet::new();
+    let scrapes = || {
+        let metrics = metrics.clone();
+        vnetpool_admin::scrapes(move || metrics.render())
+    };
     if let Some(address) = config.admin {
-        let routes = admin::probes(metrics.clone(), ready).merge(admin::scrapes(metrics.clone()));
+        let routes = admin::probes(metrics.clone(), ready).merge(scrapes());
         tasks.spawn(listen(address, routes));
     }
     if let Some(address) = config.scraped {
-        tasks.spawn(listen(address, admin::scrapes(metrics.clone())));
+        tasks.spawn(listen(address, scrapes()));
     }
 
     let candidate = Candidate::new(lease, &config.namespace, LEASE, config.identity.clone());

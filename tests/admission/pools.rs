@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use vnetpool_crds::NodeIPPool;
 use vnetpool_tests::control_plane::{ControlPlane, User, path};
 
 /// A pool's spec, and what the API server says to it.
@@ -184,6 +185,7 @@ pub const ACCEPTED: &[Case] = &[
     case("a minimum equal to the maximum", "sizing: { minimum: 20, maximum: 20 }", ""),
     case("more addresses than ipConfigurations in blocks", "{ mode: Prefix, sizing: { maximum: 512 } }", ""),
     case("no cooldown at all", "cooldown: 0s", ""),
+    case("a cooldown that Rust writes in other units", "cooldown: 0.001ms", ""),
     case("a duration of several units", "cooldown: 1m30s", ""),
     case("a fraction of a second", "cooldown: 1.5s", ""),
     case("the longest times", "{ cooldown: 1h, sizing: { releaseAfter: 24h } }", ""),
@@ -222,9 +224,13 @@ pub fn refused(plane: &ControlPlane, case: &Case) -> Result<()> {
 
 pub fn accepted(plane: &ControlPlane, case: &Case) -> Result<()> {
     let manifest = pool("accepted", case.spec)?;
-    let applied =
-        plane.try_kubectl(User::Administrator, &["apply", "--dry-run=server", "-f", "-"], &manifest)?;
-    ensure!(applied.is_ok(), "{applied:?}");
+    // Also as a program writes back that has read it.
+    let read: NodeIPPool = serde_json::from_str(&manifest)?;
+    for manifest in [manifest, serde_json::to_string(&read)?] {
+        let applied =
+            plane.try_kubectl(User::Administrator, &["apply", "--dry-run=server", "-f", "-"], &manifest)?;
+        ensure!(applied.is_ok(), "{applied:?}: {manifest}");
+    }
     Ok(())
 }
 

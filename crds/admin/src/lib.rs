@@ -4,9 +4,13 @@
 //! a bounded number of connections for a bounded time, with a bounded head: what comes beyond waits in the
 //! kernel. `axum::serve` bounds none of these.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
@@ -23,6 +27,16 @@ pub const LIFE: Duration = Duration::from_secs(10);
 const HEAD: usize = 8192;
 /// After a connection that couldn't be taken, because there are no more file descriptors for instance.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// For scrapes, from wherever they may come. `text` makes the metrics, in the text format of OpenMetrics.
+pub fn scrapes(text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static) -> Router {
+    let answer = move || async move {
+        let text = text().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        let media_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Ok::<_, (StatusCode, String)>(([(CONTENT_TYPE, media_type)], text))
+    };
+    Router::new().route("/metrics", get(answer))
+}
 
 /// Serves until the process ends. Fails when the address can't be listened on.
 pub async fn serve(address: SocketAddr, routes: Router) -> io::Result<Infallible> {
@@ -49,7 +63,6 @@ pub async fn serve(address: SocketAddr, routes: Router) -> io::Result<Infallible
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::routing::get;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,

@@ -1,6 +1,7 @@
 //! How Vnetpool's programs speak with the API server: each request ends, what failed for many isn't tried
 //! again by all at once, and one object that can't be read costs only itself.
 
+pub mod answer;
 pub mod client;
 pub mod reading;
 

@@ -14,7 +14,7 @@ pub const PLUGIN: &str = "vnetpool";
 /// Its other name, under which it is the IPAM of other plugins.
 pub const IPAM: &str = "vnetpool-ipam";
 
-pub use request::{Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
+pub use request::{GSO_MAX_SIZE, Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
 pub use result::{Leased, PrevResult, Versions, Wired};
 
 /// A version of the specification that we speak.

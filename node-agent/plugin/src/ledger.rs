@@ -69,8 +69,8 @@ pub struct Waiter {
 pub enum Assign {
     /// This sandbox's address, now or since earlier.
     Assigned(Ipv4Addr),
-    /// The sandbox waits in line. `until` is when the next address that cools now is ready, if one cools.
-    Waiting { until: Option<Millis> },
+    /// The sandbox waits in line.
+    Waiting,
 }
 
 /// `held` = `assigned` - `vanished` + `cooling` + `free`. The entries counted by `relinquished` and
@@ -279,7 +279,7 @@ impl Ledger {
         self.serve(now, |_| true);
         match self.address_of(sandbox) {
             Some(address) => Assign::Assigned(address),
-            None => Assign::Waiting { until: self.next_ready(now) },
+            None => Assign::Waiting,
         }
     }
 
@@ -408,10 +408,6 @@ impl Ledger {
 
     pub fn boot_id(&self) -> &str {
         &self.boot_id
-    }
-
-    pub fn node_uid(&self) -> &str {
-        &self.node_uid
     }
 
     /// Whether the node ever held an address in this boot. From then on it is ready for pods, though it may

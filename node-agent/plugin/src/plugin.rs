@@ -219,6 +219,8 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
     loop {
         match store.lock_sandbox(sandbox, wait) {
             Err(file::Error::Busy(..)) if Instant::now() < deadline => {}
+            // It has waited for more than this one attempt.
+            Err(file::Error::Busy(path, _)) => return Err(file::Error::Busy(path, LOCK_WAIT).into()),
             result => return Ok(result?),
         }
         if store.peek().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {

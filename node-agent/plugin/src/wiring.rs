@@ -28,6 +28,7 @@ pub mod range;
 mod restore;
 mod routes;
 pub mod steer;
+mod uplink;
 
 use std::{
     io,
@@ -51,11 +52,12 @@ pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
 pub use host_end::move_aside;
 pub use identity::Identity;
-pub use inspect::{HostLink, faults, gso_max, host_links, occupants};
+pub use inspect::{HostLink, faults, host_links, occupants};
 pub use netns::Netns;
 pub use others_bridge::{route_to_bridge, unroute_from_any_bridge, unroute_from_bridge};
 pub use restore::{Damage, restore};
 pub use routes::is_routed_to;
+pub use uplink::{Uplink, uplinks};
 
 /// The kernel's network settings, as a process outside containers sees them.
 const NET: &str = "/proc/sys/net";
@@ -255,8 +257,7 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
 pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     let mut host = Netlink::open()?;
     let Some(link) = host_end::find(&mut host, sandbox, pod)? else { return Ok(None) };
-    let mut down = link_indexed(link.header.index);
-    down.header.change_mask = LinkFlags::Up;
+    let mut down = link_down(link.header.index);
     down.attributes.push(LinkAttribute::IfAlias(host_end::silenced(sandbox)));
     match host.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(None),
@@ -343,6 +344,12 @@ fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> 
 fn link_up(index: u32) -> LinkMessage {
     let mut message = link_indexed(index);
     message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
+}
+
+fn link_down(index: u32) -> LinkMessage {
+    let mut message = link_indexed(index);
     message.header.change_mask = LinkFlags::Up;
     message
 }

@@ -12,6 +12,7 @@ use vnetpool_plugin::{
 use super::{Agent, Said, blocking};
 use crate::{
     disturbance::{self, Kind},
+    host_ports,
     others_firewall::{Packet, nft},
     sysctl,
 };
@@ -115,7 +116,7 @@ impl Agent {
 
     fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
-        let lost = self.host_ports.look(assignments, &listed.names());
+        let lost = self.host_ports.look(assignments, &listed.names(host_ports::CHAIN));
         if !lost.is_empty() {
             self.disturbances.stands(format!(
                 "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \

@@ -1,6 +1,6 @@
 //! The agent's stage that keeps the node's rules: forwarding, the nftables table, steering, closed ranges.
 
-use std::{fmt::Display, net::Ipv4Addr, path::Path};
+use std::{fmt::Display, net::Ipv4Addr};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -8,7 +8,7 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocationSpec, allocation::Interface, condition, pool::Wiring};
 use vnetpool_plugin::{
     ledger::file,
-    wiring::{self, bridge, kernel, range, steer},
+    wiring::{self, Uplink, bridge, kernel, range, steer},
 };
 
 use super::{Agent, Said, blocking};
@@ -16,8 +16,24 @@ use crate::{
     disturbance::Kind,
     firewall::{self, Rules, apply::Ensured},
     sysctl,
-    uplink::{self, Uplink},
 };
+
+/// The rules of a spec that are in place.
+#[derive(Debug)]
+pub(super) struct Ruled {
+    spec: NodeIPAllocationSpec,
+    /// What the condition says.
+    message: String,
+    /// The link through which the pods get out.
+    uplink: Option<Uplink>,
+}
+
+impl Ruled {
+    /// Whether these are the rules of `spec`, as far as can be said without a look at the node.
+    fn are_of(&self, spec: &NodeIPAllocationSpec) -> bool {
+        self.spec == *spec && (spec.wiring != Wiring::Bridge || bridge::is_there())
+    }
+}
 
 /// Why the rules aren't in place: reason and message of the condition `RulesApplied`.
 struct Failure {
@@ -52,19 +68,23 @@ impl Agent {
     ) -> (Said, Option<Uplink>) {
         let said =
             |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
-        match self.apply_rules(spec, is_look).await {
-            Ok((message, uplink)) => (said(true, Reason::Applied, message), uplink),
+        let ruled = match self.ruled.take().filter(|ruled| !is_look && ruled.are_of(spec)) {
+            Some(ruled) => Ok(ruled),
+            None => self.apply_rules(spec, is_look).await,
+        };
+        match ruled {
+            Ok(ruled) => {
+                let Ruled { message, uplink, .. } = self.ruled.insert(ruled);
+                (said(true, Reason::Applied, message.clone()), uplink.clone())
+            }
             Err(Failure { reason, message }) => (said(false, reason, message), None),
         }
     }
 
-    async fn apply_rules(
-        &mut self,
-        spec: &NodeIPAllocationSpec,
-        is_look: bool,
-    ) -> Result<(String, Option<Uplink>), Failure> {
+    async fn apply_rules(&mut self, spec: &NodeIPAllocationSpec, is_look: bool) -> Result<Ruled, Failure> {
         kernel::require(kernel::TRANSLATION).map_err(Failure::of_wiring(Reason::KernelTooOld))?;
-        let uplinks = uplinks(spec)?;
+        let uplinks =
+            uplinks_of(spec, &wiring::uplinks().map_err(Failure::of_wiring(Reason::InterfaceMissing))?)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
         let table = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?.render();
@@ -72,9 +92,7 @@ impl Agent {
         self.forward(uplinks.iter().map(|(_, link)| link.name.as_str()))?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
         // configuration asks for it any more.
-        if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first())
-            && (is_look || !bridge::is_there())
-        {
+        if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first()) {
             let ensured = bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir);
             if ensured.map_err(Failure::of_wiring(Reason::BridgeMissing))? {
                 tracing::info!("made the pods' bridge");
@@ -88,7 +106,8 @@ impl Agent {
         }
         self.close_ranges(spec, is_look).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
-        Ok((message, uplinks.into_iter().next().map(|(_, uplink)| uplink)))
+        let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
+        Ok(Ruled { spec: spec.clone(), message, uplink })
     }
 
     fn forward<'a>(&mut self, links: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
@@ -142,8 +161,9 @@ impl Agent {
 
     /// Counts by pod what was sent to the metadata service in vain.
     async fn count_refused(&mut self) -> anyhow::Result<()> {
+        // First, since what the rules have counted is told once.
+        let (ledger, now) = (self.store.peek()?, file::now());
         let asked = self.firewall.asked().await?;
-        let (ledger, now) = (self.store.read()?, file::now());
         for (address, packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
             let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
             let Some((_, assigned)) = assigned else { continue };
@@ -181,17 +201,20 @@ impl Agent {
 }
 
 /// The node's link of each NIC in the spec, beside the NIC's hardware address.
-fn uplinks(spec: &NodeIPAllocationSpec) -> Result<Vec<(&str, Uplink)>, Failure> {
-    let missing = |message| Failure { reason: Reason::InterfaceMissing, message };
-    let find = |interface: &'_ Interface| match uplink::find(Path::new(uplink::LINKS), &interface.mac) {
-        Ok(Some(uplink)) => Ok(uplink),
-        Ok(None) => Err(missing(format!(
-            "no link of the node has the hardware address {} of NIC {}",
-            interface.mac, interface.id
-        ))),
-        Err(error) => Err(missing(format!("can't read {}: {error}", uplink::LINKS))),
+fn uplinks_of<'a>(
+    spec: &'a NodeIPAllocationSpec,
+    links: &[(String, Uplink)],
+) -> Result<Vec<(&'a str, Uplink)>, Failure> {
+    let find = |mac: &str| links.iter().find(|(found, _)| found.eq_ignore_ascii_case(mac));
+    let uplink = |interface: &'a Interface| match find(&interface.mac) {
+        Some((_, uplink)) => Ok((interface.mac.as_str(), uplink.clone())),
+        None => {
+            let (mac, id) = (&interface.mac, &interface.id);
+            let message = format!("no link of the node has the hardware address {mac} of NIC {id}");
+            Err(Failure { reason: Reason::InterfaceMissing, message })
+        }
     };
-    spec.interfaces.iter().map(|interface| Ok((interface.mac.as_str(), find(interface)?))).collect()
+    spec.interfaces.iter().map(uplink).collect()
 }
 
 /// What Azure routes to the node as a whole, which only mode `Route` has.

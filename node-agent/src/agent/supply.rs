@@ -157,7 +157,7 @@ impl Agent {
         blocking(move || -> anyhow::Result<()> {
             let quiet = store.quiesce()?;
             // Somebody else, an agent that is just being replaced, has built one since.
-            if store.read().is_ok() {
+            if store.peek().is_ok() {
                 return Ok(());
             }
             let mut occupants = wiring::occupants()?;
@@ -241,10 +241,7 @@ fn say_backed(ledger: &Ledger) -> Said {
     let vanished: Vec<String> = ledger
         .assignments()
         .filter(|(_, assignment)| assignment.vanished)
-        .map(|(Entry { address, .. }, assignment)| {
-            let pod = &assignment.pod;
-            format!("{address} of {}/{}", pod.namespace, pod.name)
-        })
+        .map(|(Entry { address, .. }, assignment)| format!("{address} of {}", assignment.whose()))
         .collect();
     let type_ = condition::ASSIGNMENTS_BACKED;
     if vanished.is_empty() {
@@ -282,17 +279,19 @@ mod tests {
 
     #[test]
     fn each_pod_whose_address_is_lost_is_named_with_the_remedy_and_no_other() {
-        let mut ledger = Ledger::rebuild("b", &[], &[], &supply(1, &["10.0.0.5", "10.0.0.6"]), None, 0);
-        for name in ["web-0", "web-1"] {
+        let mut ledger =
+            Ledger::rebuild("b", &[], &[], &supply(1, &["10.0.0.5", "10.0.0.6", "10.0.0.7"]), None, 0);
+        for name in ["web-0", "web-1", ""] {
             let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), uid: name.to_owned() };
-            let sandbox = Sandbox { container_id: name.to_owned(), ifname: "eth0".to_owned() };
+            let sandbox = Sandbox { container_id: format!("container-{name}"), ifname: "eth0".to_owned() };
             ledger.assign(&Claim::wired(&sandbox, &pod, ""), 0);
         }
         assert_eq!(say_backed(&ledger).reason, "Backed");
         ledger.supply(&supply(2, &["10.0.0.6"]));
         let said = say_backed(&ledger);
         assert_eq!((said.is_true, said.reason), (false, Reason::AddressVanished));
-        assert!(said.message.contains("10.0.0.5 of shop/web-0;"), "{}", said.message);
+        assert!(said.message.contains("10.0.0.5 of shop/web-0, "), "{}", said.message);
+        assert!(said.message.contains("10.0.0.7 of container-;"), "{}", said.message);
         assert!(said.message.contains("delete them") && !said.message.contains("web-1"), "{}", said.message);
     }
 }

@@ -57,8 +57,10 @@ impl Listed {
         list(&["-j", "list", "chains"]).await.map(Listed)
     }
 
-    pub fn names(&self) -> BTreeSet<String> {
-        self.0.iter().filter_map(|object| Some(object["chain"]["name"].as_str()?.to_owned())).collect()
+    /// The names that begin like this.
+    pub fn names(&self, prefix: &str) -> BTreeSet<&str> {
+        let names = self.0.iter().filter_map(|object| object["chain"]["name"].as_str());
+        names.filter(|name| name.starts_with(prefix)).collect()
     }
 }
 

@@ -17,7 +17,10 @@ use tokio::{
     sync::{Mutex, watch},
     time::sleep,
 };
-use vnetpool_apiserver::jittered;
+use vnetpool_apiserver::{
+    answer::{CONFLICT, is_status},
+    jittered,
+};
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
 use super::pace::{Pace, difference};
@@ -159,5 +162,5 @@ async fn apply(
 }
 
 fn is_conflict(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 409)
+    error.downcast_ref().is_some_and(|error| is_status(error, CONFLICT))
 }

@@ -25,7 +25,7 @@ const IFNAME_SIZE: usize = 15;
 /// From what every IPv4 link must carry to the largest IPv4 packet.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 /// From what is worth cutting to what every link takes.
-const GSO_MAX_SIZE: std::ops::RangeInclusive<u32> = 4_096..=65_536;
+pub const GSO_MAX_SIZE: std::ops::RangeInclusive<u32> = 4_096..=65_536;
 /// The bridge plugin's own default.
 const BRIDGE: &str = "cni0";
 /// Azure has no smaller subnets.

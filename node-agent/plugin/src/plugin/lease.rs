@@ -65,14 +65,17 @@ impl Duty for Lease {
     }
 
     fn free(&self, store: &Store, sandbox: &Sandbox, _pod: &Pod) -> Result<Undone, Error> {
-        let known = match store.peek() {
-            Err(error) if error.is_lasting() => return Ok(Undone { address: None, is_found: false }),
-            ledger => ledger?.address_of(sandbox),
-        };
-        if let (Some(bridge), Some(address)) = (&self.bridge, known) {
-            wiring::unroute_from_bridge(address, bridge)?;
+        if let Some(bridge) = &self.bridge {
+            match store.peek() {
+                Err(error) if error.is_lasting() => return Ok(Undone { address: None, is_found: false }),
+                ledger => {
+                    let had = ledger?.address_of(sandbox);
+                    had.map_or(Ok(()), |address| wiring::unroute_from_bridge(address, bridge))?;
+                }
+            }
         }
-        Ok(Undone { address: free_in_ledger(store, sandbox)?, is_found: known.is_some() })
+        let address = free_in_ledger(store, sandbox)?;
+        Ok(Undone { address, is_found: address.is_some() })
     }
 
     /// A ledger that was lost doesn't tell the address, but the route to it must go: once the address is

@@ -44,7 +44,7 @@ pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Resul
                 }
                 address => Ok(address.or_else(|| match ledger.assign(claim, now) {
                     Assign::Assigned(address) => Some(address),
-                    Assign::Waiting { .. } => None,
+                    Assign::Waiting => None,
                 })),
             })??;
             if let Some(address) = served {

@@ -27,7 +27,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     Error, HOST_MAC, Identity, index_of, kernel, link_up,
-    messages::{host_address, link_of},
+    messages::{host_address, link_of, master_of},
     netlink::{Change, Netlink, link_named},
     pod_mac, routes,
 };
@@ -70,6 +70,11 @@ pub fn is_there() -> bool {
 
 pub(super) fn index() -> Option<u32> {
     if_nametoindex(BRIDGE).ok()
+}
+
+/// The index of the bridge if this link is a port of it: then the route to its pod leads there.
+pub(super) fn of(link: &LinkMessage) -> Option<u32> {
+    master_of(link).filter(|&master| index() == Some(master))
 }
 
 /// Deletes the bridge when no pod is left, for uninstalling. Ok if it is gone.

@@ -15,8 +15,8 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::{
-    Error, HOST_MAC, Identity,
-    messages::{alias_of, is_up, mac_of, name_of},
+    Error, HOST_MAC,
+    messages::{identity_of, is_up, mac_of, name_of},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -114,8 +114,7 @@ fn is_like_ours(route: &RouteMessage) -> bool {
 /// A wired sandbox's host end that is down or has another MAC. DEL clears the identity before it sets a link
 /// down.
 fn is_damaged(link: &LinkMessage) -> bool {
-    let has_identity = || alias_of(link).is_some_and(|alias| alias.parse::<Identity>().is_ok());
-    (!is_up(link) || mac_of(link) != Some(&HOST_MAC)) && has_identity()
+    (!is_up(link) || mac_of(link) != Some(&HOST_MAC)) && identity_of(link).is_some()
 }
 
 /// A link by which pods get out, with another MTU than before.

@@ -5,12 +5,12 @@
 //! name, identified by its alias, and then addressed by its index: another sandbox's ADD may take its name
 //! for a link of its own at any time.
 
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
-    Error, HostLink, Identity, Netns,
-    messages::{alias_of, is_ours, peer_of},
+    Error, Identity, Netns, link_down,
+    messages::{alias_of, identity_of, is_ours, peer_of},
     netlink::{Change, Netlink, link_indexed, link_named},
     restore,
 };
@@ -27,10 +27,10 @@ pub(super) fn silenced(Sandbox { container_id, ifname }: &Sandbox) -> String {
 
 /// The sandbox that the link's alias names, wired or silenced. None while the link is being made.
 fn owner(link: &LinkMessage) -> Option<Sandbox> {
-    let alias = alias_of(link)?;
-    if let Ok(identity) = alias.parse::<Identity>() {
+    if let Some(identity) = identity_of(link) {
         return Some(identity.sandbox);
     }
+    let alias = alias_of(link)?;
     let (container_id, ifname) = alias.strip_prefix(SILENCED)?.split_once(' ')?;
     Some(Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
@@ -66,8 +66,7 @@ pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<
 /// does a link of a pod with another name, since one can find names with the same hash.
 pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(), Error> {
     let Some(link) = host.link(link_named(name))? else { return Ok(()) };
-    let identity = alias_of(&link).and_then(|alias| alias.parse::<Identity>().ok());
-    let is_others = identity.is_some_and(|Identity { pod: other, .. }| {
+    let is_others = identity_of(&link).is_some_and(|Identity { pod: other, .. }| {
         let is_told = !other.name.is_empty() && !other.namespace.is_empty();
         is_told && (&other.namespace, &other.name) != (&pod.namespace, &pod.name)
     });
@@ -90,24 +89,15 @@ pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(),
 pub fn move_aside(older: &Sandbox, pod: &Pod) -> Result<(), Error> {
     let mut host = Netlink::open()?;
     let Some(link) = find(&mut host, older, pod)? else { return Ok(()) };
-    let Some(wired) = alias_of(&link).and_then(|alias| alias.parse::<Identity>().ok()) else { return Ok(()) };
+    let Some(wired) = identity_of(&link) else { return Ok(()) };
     let index = link.header.index;
-    let mut down = link_indexed(index);
-    down.header.change_mask = LinkFlags::Up;
     let mut renamed = link_indexed(index);
     renamed.attributes.push(LinkAttribute::IfName(older.spare_link()));
     let moved = host.apply([
-        Change::set_link("take down the link of an older sandbox", down),
+        Change::set_link("take down the link of an older sandbox", link_down(index)),
         Change::set_link("move the link of an older sandbox aside", renamed),
     ]);
     // Whether it was renamed or not: it is up again, and its route, which went when it was down, is back.
-    restore(&HostLink {
-        name: older.spare_link(),
-        index,
-        up: false,
-        has_our_mac: true,
-        identity: Some(wired),
-        routes: Vec::new(),
-    })?;
+    restore(index, &wired)?;
     moved
 }

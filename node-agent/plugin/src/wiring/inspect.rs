@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkMessage},
+    link::LinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::RouteMessage,
 };
@@ -15,24 +15,12 @@ use super::{
     bridge::{self, BRIDGE},
     host_end,
     messages::{
-        alias_of, gateway_of, host_address, is_ours, is_up, link_of, mac_of, master_of, name_of, peer_of,
+        gateway_of, host_address, identity_of, is_ours, is_up, link_of, mac_of, master_of, name_of, peer_of,
     },
     netlink::{Destination, Netlink, link_named},
     routes,
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
-
-/// The largest packet that the link of this name takes to cut it into smaller ones; None if there is no such
-/// link.
-pub fn gso_max(name: &str) -> Result<Option<u32>, Error> {
-    let link = Netlink::open()?.link(link_named(name))?;
-    Ok(link.and_then(|link| {
-        link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::GsoMaxSize(size) => Some(*size),
-            _ => None,
-        })
-    }))
-}
 
 /// A host's end of a veth pair of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +102,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let bridge = bridge::index();
     let bridged = bridge.and_then(|bridge| routes.remove(&bridge)).unwrap_or_default();
     let host_link = |link: LinkMessage| {
-        let identity: Option<Identity> = alias_of(&link).and_then(|alias| alias.parse().ok());
+        let identity = identity_of(&link);
         let is_port = bridge.is_some() && master_of(&link) == bridge;
         let behind = identity.as_ref().map(|identity| identity.address).filter(|_| is_port);
         HostLink {
@@ -162,8 +150,7 @@ fn host_faults(
         Some(_) => {}
     }
     let index = host_end.map(|link| link.header.index);
-    // A port's route leads to the bridge.
-    let bridge = host_end.and_then(master_of).filter(|&master| bridge::index() == Some(master));
+    let bridge = host_end.and_then(bridge::of);
     let (leads_to, link) = if bridge.is_some() { (bridge, BRIDGE) } else { (index, name) };
     if !leads_to.map_or(Ok(false), |to| routes::leads_to(host, address, to))? {
         faults.push(format!("the node doesn't route {address} to {link}"));

@@ -7,6 +7,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
+use super::Identity;
 use crate::sandbox::is_link_name;
 
 /// The index of the link that the route leads to.
@@ -75,6 +76,11 @@ pub(super) fn alias_of(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
         _ => None,
     })
+}
+
+/// Who is wired by the link, by what its alias says.
+pub(super) fn identity_of(link: &LinkMessage) -> Option<Identity> {
+    alias_of(link)?.parse().ok()
 }
 
 pub(super) fn mac_of(link: &LinkMessage) -> Option<&[u8]> {

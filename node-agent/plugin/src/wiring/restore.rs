@@ -5,8 +5,8 @@ use std::fmt;
 use netlink_packet_route::link::LinkAttribute;
 
 use super::{
-    Error, HOST_MAC, HostLink, bridge, link_up,
-    messages::{alias_of, is_up, mac_of, master_of},
+    Error, HOST_MAC, Identity, bridge, link_up,
+    messages::{identity_of, is_up, mac_of},
     netlink::{Change, Netlink, link_indexed},
     routes,
 };
@@ -32,19 +32,18 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Restores what [`connect`](super::connect) made of this host end, and returns what had to be restored. Must
-/// be called under the sandbox's lock. A link whose alias has changed belongs to nobody, or to a later ADD,
+/// Restores what [`connect`](super::connect) made of the host end with this index for this sandbox, and
+/// returns what had to be restored. Must be called under the sandbox's lock. A link whose alias has changed belongs to nobody, or to a later ADD,
 /// and is left alone.
 ///
 /// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
-pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
-    let Some(identity) = &damaged.identity else { return Ok(Vec::new()) };
+pub fn restore(index: u32, identity: &Identity) -> Result<Vec<Damage>, Error> {
     let mut netlink = Netlink::open()?;
-    let Some(link) = netlink.link(link_indexed(damaged.index))? else { return Ok(Vec::new()) };
-    if alias_of(&link).and_then(|alias| alias.parse().ok()).as_ref() != Some(identity) {
+    let Some(link) = netlink.link(link_indexed(index))? else { return Ok(Vec::new()) };
+    if identity_of(&link).as_ref() != Some(identity) {
         return Ok(Vec::new());
     }
-    let (index, mut damage) = (link.header.index, Vec::new());
+    let mut damage = Vec::new();
     if mac_of(&link) != Some(&HOST_MAC) {
         let mut mac = link_up(index);
         mac.attributes.push(LinkAttribute::Address(HOST_MAC.to_vec()));
@@ -55,9 +54,7 @@ pub fn restore(damaged: &HostLink) -> Result<Vec<Damage>, Error> {
         netlink.apply([Change::set_link("set up the host's end again", link_up(index))])?;
         damage.push(Damage::Down);
     }
-    // A port's route leads to the bridge.
-    let leads_to = master_of(&link).filter(|&master| bridge::index() == Some(master)).unwrap_or(index);
-    if routes::ensure(&mut netlink, identity.address, leads_to)? {
+    if routes::ensure(&mut netlink, identity.address, bridge::of(&link).unwrap_or(index))? {
         damage.push(Damage::Route);
     }
     Ok(damage)

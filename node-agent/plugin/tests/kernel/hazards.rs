@@ -18,7 +18,7 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use crate::node::{Namespace, Node, Pod};
 use crate::wiring::connect;
 use vnetpool_plugin::wiring::{
-    Damage, Events, Heard, HostLink, Uplinks, addresses, host_links, remove_address, restore,
+    Damage, Error, Events, Heard, HostLink, Uplinks, addresses, host_links, remove_address, restore,
 };
 
 /// The last message of a dump (netlink(7)).
@@ -28,6 +28,10 @@ const SYSCTL: &str = "/proc/sys/net";
 fn link_of(node: &Node, pod: &Pod) -> HostLink {
     let links: Vec<HostLink> = node.netns.inside(|| host_links().unwrap());
     links.into_iter().find(|link| link.name == pod.host_link()).unwrap()
+}
+
+fn mend(node: &Node, wired: &HostLink) -> Result<Vec<Damage>, Error> {
+    node.netns.inside(|| restore(wired.index, wired.identity.as_ref().unwrap()))
 }
 
 #[test]
@@ -41,13 +45,13 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
         (format!("link set {link} address 02:00:00:00:00:01"), vec![Damage::Mac]),
         (format!("link set {link} down"), vec![Damage::Down, Damage::Route]),
     ] {
-        assert_eq!(node.netns.inside(|| restore(&wired).unwrap()), [], "nothing is wrong yet");
+        assert_eq!(mend(&node, &wired).unwrap(), [], "nothing is wrong yet");
         node.netns.ip(&offence);
         let damaged: Vec<_> =
             node.netns.inside(|| host_links().unwrap()).into_iter().filter(HostLink::is_damaged).collect();
         assert_eq!(damaged.len(), 1, "{offence}");
         assert_eq!(damaged[0].identity, wired.identity, "{offence}");
-        assert_eq!(node.netns.inside(|| restore(&wired).unwrap()), expected, "{offence}");
+        assert_eq!(mend(&node, &wired).unwrap(), expected, "{offence}");
         node.check(&pod, address).succeeds();
         assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
     }
@@ -59,12 +63,12 @@ fn a_sandbox_that_was_deleted_or_is_another_now_is_not_restored() {
     let address = node.add(&pod).address();
     let first = link_of(&node, &pod);
     node.del(&pod).succeeds();
-    assert_eq!(node.netns.inside(|| restore(&first).unwrap()), []);
+    assert_eq!(mend(&node, &first).unwrap(), []);
     assert!(!node.netns.ip("route show").contains(&address.to_string()));
     let again = node.add(&pod).address();
     assert_ne!(again, address);
     node.netns.ip(&format!("route delete {again}/32"));
-    assert_eq!(node.netns.inside(|| restore(&first).unwrap()), [], "the link is another address's now");
+    assert_eq!(mend(&node, &first).unwrap(), [], "the link is another address's now");
 }
 
 #[test]
@@ -74,7 +78,7 @@ fn a_route_that_somebody_led_elsewhere_is_named_and_not_fought_over() {
     let wired = link_of(&node, &pod);
     node.netns.ip(&format!("route delete {address}/32"));
     node.netns.ip(&format!("route add {address}/32 dev lo proto static"));
-    let error = node.netns.inside(|| restore(&wired)).unwrap_err();
+    let error = mend(&node, &wired).unwrap_err();
     assert!(error.to_string().contains(&format!("already routes {address} elsewhere")), "{error}");
 }
 

@@ -9,7 +9,7 @@ use std::{
 use crate::node::{NODE, Namespace, Node, Pod, supply};
 use vnetpool_plugin::{
     ledger::{Ledger, file},
-    wiring::{HOST_MAC, HostLink, delete_host_link, disconnect, host_links},
+    wiring::{HOST_MAC, HostLink, delete_host_link, disconnect, host_links, uplinks},
 };
 
 /// Opens a TCP connection from one namespace to an address in another; returns the source seen there.
@@ -51,7 +51,11 @@ fn the_sizes_of_the_configuration_are_on_both_ends() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let mut config = node.config();
     config["mtu"] = 1400.into();
-    config["gsoMaxSize"] = 62_780.into();
+    // As the agent finds it, which writes the configuration.
+    node.netns.ip("link set eth0 gso_max_size 62780");
+    let links = node.netns.inside(|| uplinks().unwrap());
+    let (_, eth0) = links.into_iter().find(|(_, link)| link.name == "eth0").unwrap();
+    config["gsoMaxSize"] = eth0.gso_max.into();
     node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
     let ends =
         [pod.netns.ip("-d link show eth0"), node.netns.ip(&format!("-d link show {}", pod.host_link()))];

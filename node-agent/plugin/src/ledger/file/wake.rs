@@ -91,7 +91,7 @@ pub(super) fn to_wake<'a>(before: &'a [Sandbox], after: &'a [Waiter]) -> Vec<&'a
 /// Wakes these. A failure is ignored: who waits also looks by itself from time to time.
 pub(super) fn wake(dir: &Path, sandboxes: &[&Sandbox]) {
     if !sandboxes.is_empty()
-        && let Ok(socket) = UnixDatagram::unbound()
+        && let Ok(socket) = caller()
     {
         sandboxes.iter().for_each(|sandbox| send(&socket, &path(dir, sandbox)));
     }
@@ -99,15 +99,21 @@ pub(super) fn wake(dir: &Path, sandboxes: &[&Sandbox]) {
 
 /// Wakes all that wait.
 pub(super) fn wake_all(dir: &Path) {
-    let (Ok(files), Ok(socket)) = (fs::read_dir(dir), UnixDatagram::unbound()) else { return };
+    let (Ok(files), Ok(socket)) = (fs::read_dir(dir), caller()) else { return };
     let is_socket = |name: &OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     for file in files.flatten().filter(|file| is_socket(&file.file_name())) {
         send(&socket, &file.path());
     }
 }
 
+/// A socket to wake with. Who doesn't take a call has one already.
+fn caller() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true).map(|()| socket)
+}
+
 fn send(socket: &UnixDatagram, path: &Path) {
-    let sent = socket.set_nonblocking(true).and_then(|()| socket.send_to(&[], path));
+    let sent = socket.send_to(&[], path);
     if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
         // Its ADD was killed.
         let _ = fs::remove_file(path);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -43,9 +43,10 @@ pub struct Reader {
 impl Reader {
     /// Of the calls that are logged in `dir` from now on.
     pub fn from_now(dir: &Path) -> Reader {
-        let mut reader = Reader { path: dir.join(LOG), file: None, rest: Vec::new() };
-        reader.read(|_| ());
-        reader
+        let path = dir.join(LOG);
+        let at_its_end = |mut file: File| file.seek(SeekFrom::End(0)).is_ok().then_some(file);
+        let file = File::open(&path).ok().and_then(at_its_end);
+        Reader { path, file, rest: Vec::new() }
     }
 
     /// Gives each call that was logged since the last read to `see`. What can't be read is left out: nobody
