@@ -1,11 +1,15 @@
-//! The agent's loop: at every change of the object or the ledger, and every so often, one pass over all its
-//! duties.
+//! The agent's loop: at every change of the object or the ledger, and when an address has cooled, one pass
+//! over what concerns the ledger; beside it, every so often, a look at the whole node.
 //!
-//! A pass is a list of stages. One that fails is told in a condition and doesn't stop the others; only
-//! without a ledger is there nothing to go on with. Everything is read anew in every pass: what an earlier
-//! one knew is never trusted.
+//! A pass supplies the ledger and reports. It waits for locks and for the API server, never for another
+//! program. What is slow is done in looks ([`keeper`]), of which one is under way at a time. A pass holds back
+//! only what needs a look first: a spec whose rules are others than those in place.
+//!
+//! What fails is told in a condition and stops nothing else; only without a ledger is there nothing to go on
+//! with. Everything is read anew: what an earlier pass or look knew is never trusted.
 
 mod install;
+mod keeper;
 mod restore;
 mod rules;
 mod supply;
@@ -16,34 +20,28 @@ use std::{
 };
 
 use anyhow::Context;
-use ipnet::Ipv4Net;
 use k8s_openapi::jiff::Timestamp;
 use tokio::{
     sync::{Mutex, Notify, watch},
+    task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 use vnetpool_crds::{
     NodeIPAllocation,
     condition::{self, Type},
-    pool::Wiring,
     reason::Reason,
 };
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
-    chain,
     config::Config,
-    disturbance::Disturbances,
-    firewall::{self, apply::Firewall},
-    host_ports::HostPorts,
+    firewall,
     metrics::Metrics,
-    refusals::Refusals,
     report::{Report, publish::Publisher},
     source::Source,
-    sweep::Sweep,
     watch as watches,
 };
-use rules::Ruled;
+use keeper::{Keeper, Looked, Notes, Reserved, Wanted};
 use supply::{Meaning, Taken};
 
 /// How long changes of the ledger are collected before a pass: pods come in bursts.
@@ -54,6 +52,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOKS_APART: Duration = Duration::from_secs(1);
 /// Between two passes for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
+/// After a look at which something failed that may go well soon.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -73,33 +73,21 @@ pub struct Agent {
     generation: Option<i64>,
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
-    firewall: Firewall,
-    arp: Firewall,
-    /// The node's own ranges, closed to what no pod has.
-    closed: Vec<Ipv4Net>,
-    /// The rules that were put in place last.
-    ruled: Option<Ruled>,
-    /// Whether this process has seen to forwarding.
-    has_forwarded: bool,
-    sweep: Sweep,
-    chained: chain::Look,
-    /// How the CNI configuration that is in place has pods wired.
-    installed: Option<Wiring>,
-    /// What was said of it. It is told with every report: a condition that lags behind the object's generation
-    /// would cost a write of its own.
-    said_installed: Option<Said>,
-    disturbances: Disturbances,
-    refusals: Refusals,
-    host_ports: HostPorts,
-    /// The links that pods get out by, for the watch of the kernel.
+    notes: Notes,
+    /// None while it looks.
+    keeper: Option<Keeper>,
+    /// What the next look is for, and what the last one was for and has come to.
+    wanted: Wanted,
+    looked: Looked,
+    reserved: Reserved,
+    /// When the last look began, and when the next one is due.
+    begun: Option<Instant>,
+    next_look: Instant,
     uplinks: watch::Sender<Uplinks>,
     /// Names of what the metadata service no longer lists.
     unlisted: watch::Sender<BTreeSet<String>>,
     /// Why changes of the ledger go unseen until somebody looks.
     unwatched: watch::Sender<Option<String>>,
-    /// When everything was looked at last, and when to do so again.
-    looked: Option<Instant>,
-    next_look: Instant,
     gate: Arc<Mutex<()>>,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
     /// Whether a pod waits for an address.
@@ -119,8 +107,13 @@ struct Said {
 impl Agent {
     pub fn new(config: Config, source: Source, metrics: Metrics) -> anyhow::Result<Agent> {
         let boot_id = config.boot_id()?;
+        let store = Store::at(&config.state_dir).of_boot(&boot_id);
+        let notes = Notes::new(metrics.clone());
+        let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
+        let (told, heard) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
         Ok(Agent {
-            store: Store::at(&config.state_dir).of_boot(&boot_id),
+            keeper: Some(Keeper::new(config.clone(), store.clone(), notes.clone(), told, heard)),
+            store,
             boot_id,
             config,
             source,
@@ -129,23 +122,15 @@ impl Agent {
             latest: 0,
             generation: None,
             has_seen_ledger: false,
-            firewall: Firewall::default(),
-            arp: Firewall::of("arp"),
-            closed: Vec::new(),
-            ruled: None,
-            has_forwarded: false,
-            sweep: Sweep::default(),
-            chained: chain::Look::default(),
-            installed: None,
-            said_installed: None,
-            disturbances: Disturbances::default(),
-            refusals: Refusals::default(),
-            host_ports: HostPorts::default(),
-            uplinks: watch::Sender::default(),
-            unlisted: watch::Sender::default(),
-            unwatched: watch::Sender::default(),
-            looked: None,
+            notes,
+            wanted: Wanted::default(),
+            looked: Looked::default(),
+            reserved: Reserved::default(),
+            begun: None,
             next_look: Instant::now(),
+            uplinks,
+            unlisted: watch::Sender::default(),
+            unwatched,
             gate: Arc::default(),
             objects: watch::Sender::new(None),
             waiting: watch::Sender::new(false),
@@ -170,7 +155,7 @@ impl Agent {
         tokio::select! {
             result = source.follow(self.objects.clone(), self.waiting.subscribe(), errors) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
-            result = watches::kernel(self.uplinks.subscribe(), disturbed.clone()) => result,
+            result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone()) => result,
             result = firewall::events::watch(disturbed.clone()) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
@@ -181,6 +166,7 @@ impl Agent {
     async fn work(mut self, changed: &Notify, disturbed: &Notify) -> anyhow::Result<()> {
         let (mut objects, mut unlisted) = (self.objects.subscribe(), self.unlisted.subscribe());
         let mut retry = FIRST_RETRY;
+        let mut looks = JoinSet::new();
         loop {
             let object = objects.borrow_and_update().clone();
             anyhow::ensure!(
@@ -189,10 +175,11 @@ impl Agent {
             );
             let outcome = self.pass(object.as_deref()).await;
             self.metrics.pass_ended();
-            let again = match outcome {
-                Ok(again) => {
+            let mut again = match outcome {
+                Ok(cooled) => {
                     retry = FIRST_RETRY;
-                    again
+                    self.metrics.ready.store(self.looked.is_installed, Ordering::Relaxed);
+                    cooled
                 }
                 Err(error) => {
                     // A container sees a folder that was deleted on its node for as long as it lives.
@@ -209,88 +196,78 @@ impl Agent {
                     self.metrics.ready.store(false, Ordering::Relaxed);
                     let again = Instant::now() + retry;
                     retry = (retry * 2).min(LONGEST_RETRY);
-                    again
+                    Some(again)
                 }
             };
+            self.look_if_due(&mut looks);
+            if self.keeper.is_some() {
+                again = Some(again.map_or(self.next_look, |again| again.min(self.next_look)));
+            }
             tokio::select! {
                 result = objects.changed() => result?,
                 result = unlisted.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
                 () = disturbed.notified() => {
                     sleep(DEBOUNCE).await;
-                    let soon = self.looked.map_or_else(Instant::now, |looked| looked + LOOKS_APART);
+                    let soon = self.begun.map_or_else(Instant::now, |begun| begun + LOOKS_APART);
                     self.next_look = self.next_look.min(soon);
                 }
-                () = sleep_until(again) => {}
+                Some(ended) = looks.join_next() => self.take_back(ended.context("a look was lost")?),
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
     }
 
-    /// One pass. Returns when to make the next one at the latest.
+    /// Begins a look if one is due, or something else is wanted than at the last.
+    fn look_if_due(&mut self, looks: &mut JoinSet<(Keeper, Looked)>) {
+        let is_due = Instant::now() >= self.next_look || self.wanted != self.looked.wanted;
+        if let Some(keeper) = self.keeper.take_if(|_| is_due) {
+            self.begun = Some(Instant::now());
+            self.next_look = Instant::now() + LOOK_EVERY;
+            looks.spawn(keeper.look(self.wanted.clone(), self.reserved.clone()));
+        }
+    }
+
+    /// A look has ended.
+    fn take_back(&mut self, (keeper, looked): (Keeper, Looked)) {
+        if looked.has_failed {
+            self.next_look = self.next_look.min(Instant::now() + LOOK_AGAIN);
+        }
+        (self.keeper, self.looked) = (Some(keeper), looked);
+    }
+
+    /// One pass. Returns when the next address has cooled.
     ///
-    /// The order of the stages is part of how pods are kept safe:
-    /// 1. `rules`, because a pod needs them with its first packet;
-    /// 2. `take_off`, because an address must be the pods' alone when it is handed out;
-    /// 3. `take_in`, which hands addresses out;
-    /// 4. `install`, because the runtime sends pods as soon as there is a configuration;
-    /// 5. `sweep`, `restore` and `let_through`, which mend what has gone wrong since.
-    async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Instant> {
-        let is_look = self.begin(object);
+    /// The order is part of how pods are kept safe: a pod needs its rules with its first packet, and an address
+    /// must be the pods' alone when it is handed out.
+    async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
         let object = self.newest(object);
         let meaning = match object {
             Some(object) => Some(self.meaning(object).await?),
             None => None,
         };
-        let mut rules = None;
         if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning) {
+            self.reserved = Reserved::of(&object.spec, &supply.entries);
             if supply.boot_id == self.boot_id {
-                rules = Some(self.rules(&object.spec, is_look).await);
-            }
-            if is_look || object.metadata.generation != self.generation {
-                self.take_off(&object.spec, &supply.entries).await;
-                self.generation = object.metadata.generation;
+                self.wanted.rules = Some(rules::basis(&object.spec));
             }
         }
-        let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(self.next_look) };
-        let (rules, uplink) = rules.unzip();
-        let uplink = uplink.flatten();
-        if let Some(uplink) = uplink.as_ref().filter(|_| taken.ledger.had_first_address()) {
-            let wiring = object.map(|object| object.spec.wiring).unwrap_or_default();
-            self.install(uplink, wiring, is_look).await;
+        let is_ruled = self.wanted.rules == self.looked.wanted.rules;
+        let meaning = meaning.filter(|_| is_ruled);
+        if let (Some(object), Some(Meaning::Ours(_))) = (object, &meaning)
+            && object.metadata.generation != self.generation
+        {
+            // What can't be taken off is told by the next look.
+            self.notes.take_off(&self.reserved, &self.config).await;
+            self.generation = object.metadata.generation;
         }
-        taken.said.extend(self.said_installed.clone());
-        taken.said.extend(rules);
-        if is_look {
-            self.sweep(&taken.ledger).await;
-            self.restore(&taken.ledger).await;
-            if let Some(uplink) = uplink {
-                self.let_through(&taken.ledger, &uplink.name).await;
-            }
-        }
-        taken.said.push(self.say_undisturbed());
-        if let Some(object) = object {
-            taken.said.extend(self.say_refused(&taken.ledger, &object.spec.pool));
-        }
+        let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(None) };
+        self.wanted.installs = taken.ledger.had_first_address();
+        // Of rules that are yet to come nothing is said. What isn't told of pods that were refused has ended.
+        let is_said = |said: &&Said| is_ruled || said.type_ == condition::METADATA_REFUSED;
+        taken.said.extend(self.looked.said.iter().filter(is_said).cloned());
+        taken.said.push(self.notes.say());
         Ok(self.report(object, taken))
-    }
-
-    /// Begins a pass. Returns whether it is a look: one that reads everything on the node anew.
-    fn begin(&mut self, object: Option<&NodeIPAllocation>) -> bool {
-        // Before there was an object, not everything could be looked at.
-        let is_first = object.is_some() && self.generation.is_none();
-        let is_look = is_first || Instant::now() >= self.next_look;
-        if is_look {
-            self.next_look = Instant::now() + LOOK_EVERY;
-            self.looked = Some(Instant::now());
-            self.disturbances.look();
-            if let Some(why) = &*self.unwatched.borrow() {
-                self.disturbances.stands(format!(
-                    "{why}: the agent looks every second instead. Raise fs.inotify.max_user_instances and \
-                     fs.inotify.max_user_watches, or stop what has used them up"
-                ));
-            }
-        }
-        is_look
     }
 
     /// Whether the API server itself has an older version of the object than this process has seen, as after a
@@ -312,8 +289,8 @@ impl Agent {
         object
     }
 
-    /// Reports what a pass has come to. Returns when to make the next one at the latest.
-    fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Instant {
+    /// Reports what a pass has come to. Returns when the next address has cooled.
+    fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Option<Instant> {
         let Taken { ledger, at, generation: supplied, said } = taken;
         let counts = ledger.counts(at);
         self.waiting.send_replace(counts.waiting > 0);
@@ -342,7 +319,7 @@ impl Agent {
             time,
             ledger,
         }));
-        cooled.map_or(self.next_look, |cooled| cooled.min(self.next_look))
+        cooled
     }
 }
 
@@ -354,4 +331,100 @@ fn is_deleted(dir: &Path) -> bool {
 /// Runs what waits for locks or the kernel aside, so that the watches go on meanwhile.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("a task was lost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Args;
+    use clap::Parser;
+    use serde_json::json;
+    use std::net::Ipv4Addr;
+
+    /// An agent of a VM of no cluster, whose files are below `root`. Its looks are the test's to make.
+    fn agent(root: &Path) -> Agent {
+        let flags = [("--state-dir", "state"), ("--cni-bin-dir", "bin"), ("--cni-conf-dir", "net.d")];
+        let flags =
+            flags.map(|(flag, name)| [flag.to_owned(), root.join(name).to_string_lossy().into_owned()]);
+        let config = Args::parse_from(["agent".to_owned()].into_iter().chain(flags.concat())).config;
+        let (settings, state_dir) = (config.imds.clone(), config.state_dir.clone());
+        let source = Source::Metadata { settings, boot_id: config.boot_id().unwrap(), state_dir };
+        let metrics = Metrics::new(&config.state_dir);
+        Agent::new(config, source, metrics).unwrap()
+    }
+
+    /// The node's object in this generation, with addresses 10.240.250.1 and so on.
+    fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPAllocation {
+        let one = |n| json!({ "name": format!("vnp-{n}"), "address": format!("10.240.250.{n}/32") });
+        let interface = json!({
+            "id": "nic", "mac": "00:0d:3a:e5:1c:c0", "primaryAddress": "10.240.0.4",
+            "subnet": { "id": "subnet", "prefixes": ["10.240.0.0/16"] },
+            "ipConfigurations": (1..=count).map(one).collect::<Vec<_>>(),
+        });
+        let object = json!({
+            "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+            "metadata": { "name": "n", "uid": "u", "generation": generation, "resourceVersion": generation.to_string() },
+            "spec": {
+                "nodeUID": "node", "bootID": agent.boot_id, "pool": "p", "cooldown": "30s", "target": 8,
+                "snatExclusions": [exclusion], "interfaces": [interface],
+            },
+        });
+        let object: NodeIPAllocation = serde_json::from_value(object).unwrap();
+        agent.objects.send_replace(Some(Arc::new(object.clone())));
+        object
+    }
+
+    fn is_held(agent: &Agent, number: u8) -> bool {
+        let address = Ipv4Addr::new(10, 240, 250, number);
+        agent
+            .store
+            .peek()
+            .is_ok_and(|ledger| ledger.records().iter().any(|one| one.entry().address == address))
+    }
+
+    #[tokio::test]
+    async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_rules_it_brings() {
+        let root = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut agent = agent(root.path());
+        let looks = agent.keeper.take();
+        let first = object(&agent, 2, 1, "192.168.0.0/16");
+        agent.pass(Some(&first)).await.unwrap();
+        assert!(!is_held(&agent, 1), "a pod would come before its rules");
+        agent.looked.wanted = agent.wanted.clone();
+        agent.pass(Some(&first)).await.unwrap();
+        assert!(is_held(&agent, 1));
+
+        let more = object(&agent, 3, 2, "192.168.0.0/16");
+        agent.pass(Some(&more)).await.unwrap();
+        assert!(is_held(&agent, 2), "no rule is made from a free address");
+
+        let other_rules = object(&agent, 4, 3, "172.16.0.0/12");
+        agent.pass(Some(&other_rules)).await.unwrap();
+        assert!(!is_held(&agent, 3));
+        assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
+        drop(looks);
+    }
+
+    #[tokio::test]
+    async fn what_a_look_has_said_is_told_with_every_report_so_that_a_new_spec_is_one_write() {
+        let root = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut agent = agent(root.path());
+        let installed = Said {
+            type_: condition::CNI_INSTALLED,
+            is_true: true,
+            reason: Reason::Installed,
+            message: String::new(),
+        };
+        let first = object(&agent, 2, 1, "192.168.0.0/16");
+        agent.wanted.rules = Some(rules::basis(&first.spec));
+        agent.looked = Looked { wanted: agent.wanted.clone(), said: vec![installed], ..Looked::default() };
+        for (generation, count) in [(2, 1), (3, 2)] {
+            let object = object(&agent, generation, count, "192.168.0.0/16");
+            agent.pass(Some(&object)).await.unwrap();
+            let report = agent.reports.borrow().clone().unwrap();
+            assert_eq!(report.generation, Some(generation));
+            assert_eq!(report.conditions.len(), 4);
+            assert!(report.conditions.iter().all(|one| one.observed_generation == Some(generation)));
+        }
+    }
 }

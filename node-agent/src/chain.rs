@@ -11,15 +11,16 @@ use std::{
     collections::HashMap,
     fmt, fs,
     path::{Path, PathBuf},
-    process::Stdio,
     str::FromStr,
     time::{Duration, SystemTime},
 };
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use tokio::process::Command;
 use vnetpool_plugin::cni::{IPAM, PLUGIN};
+
+use crate::child;
 
 /// A plugin only prints a line when asked for its versions.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -219,7 +220,8 @@ impl Look {
                 }
             }
         }
-        for plugin in further.types().chain(others.iter().map(String::as_str)) {
+        let needed: Vec<&str> = further.types().chain(others.iter().map(String::as_str)).collect();
+        for plugin in needed {
             match self.ask(&bin_dir.join(plugin)).await {
                 None => chain.needed_missing.push(plugin.to_owned()),
                 Some(speaks_1_1) => chain.speaks_1_1 &= speaks_1_1,
@@ -246,22 +248,9 @@ impl Look {
 /// Asks the plugin for its versions. One that can't be asked (`None`) counts as old: then the chain works,
 /// only without STATUS and GC.
 async fn speaks_1_1(plugin: &Path) -> Option<bool> {
-    let ask = async {
-        let mut child = Command::new(plugin)
-            .env_clear()
-            .env("CNI_COMMAND", "VERSION")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut pipe) = child.stdin.take() {
-            // One that answers without having read this is none the worse.
-            let _ = pipe.write_all(br#"{"cniVersion":"1.0.0"}"#).await;
-        }
-        child.wait_with_output().await
-    };
-    let output = timeout(ANSWER_WITHIN, ask).await.ok()?.ok()?;
+    let mut command = Command::new(plugin);
+    command.env_clear().env("CNI_COMMAND", "VERSION");
+    let output = child::run(&mut command, br#"{"cniVersion":"1.0.0"}"#, ANSWER_WITHIN).await.ok()?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let versions = answer["supportedVersions"].as_array();
     Some(versions.is_some_and(|versions| versions.iter().any(|version| version == "1.1.0")))

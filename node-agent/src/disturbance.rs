@@ -115,9 +115,9 @@ struct Repairs {
 }
 
 impl Disturbances {
-    /// A look begins: what stands in the way will be found again.
-    pub fn look(&mut self) {
-        self.standing.clear();
+    /// A look has ended, and found this in the way.
+    pub fn looked(&mut self, standing: BTreeSet<String>) {
+        self.standing = standing;
     }
 
     /// Something was put right: what it was about, as `10.240.0.17 on eth0`.
@@ -125,11 +125,6 @@ impl Disturbances {
         let what = what.into();
         let entry = self.repairs.entry(kind).or_insert(Repairs { count: 0, last: now, what: String::new() });
         *entry = Repairs { count: entry.count + 1, last: now, what };
-    }
-
-    /// Something is in the way and stays there.
-    pub fn stands(&mut self, what: impl Into<String>) {
-        self.standing.insert(what.into());
     }
 
     /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and
@@ -224,14 +219,15 @@ mod tests {
     fn what_stands_in_the_way_is_told_until_a_look_no_longer_finds_it() {
         let mut disturbances = Disturbances::default();
         disturbances.repaired(Kind::Route, "10.240.0.6", 0);
-        disturbances.stands("chain FORWARD of table ip filter drops what pods send");
+        let chain = "chain FORWARD of table ip filter drops what pods send";
+        disturbances.looked(BTreeSet::from([chain.to_owned()]));
         let (is_true, reason, message) = disturbances.tell(0);
         assert_eq!((is_true, reason), (false, Reason::InTheWay));
         assert!(
             message.starts_with("chain FORWARD") && message.contains("ManageForeignRoutes=no"),
             "{message}"
         );
-        disturbances.look();
+        disturbances.looked(BTreeSet::new());
         assert!(disturbances.tell(0).0);
     }
 }

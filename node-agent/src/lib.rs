@@ -21,6 +21,7 @@ pub mod agent;
 pub mod args;
 pub mod attach;
 mod chain;
+mod child;
 pub mod cleanup;
 pub mod config;
 mod disturbance;

@@ -3,6 +3,7 @@
 use std::{
     io::{Write, stdout},
     net::SocketAddr,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -27,9 +28,18 @@ use vnetpool_node_agent::{
 };
 use vnetpool_plugin::ledger::file::{self, Store};
 
-// The agent sleeps: two threads are enough for what waits for the kernel beside what serves.
-#[tokio::main(worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+/// How long a thread stays that has waited for the kernel: until the next look, and many more. That it ends
+/// would wake the process each time.
+const THREADS_STAY: Duration = Duration::from_secs(3600);
+
+fn main() -> anyhow::Result<()> {
+    // The agent sleeps: two threads are enough for what waits for the kernel beside what serves.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).thread_keep_alive(THREADS_STAY).enable_all();
+    runtime.build()?.block_on(run())
+}
+
+async fn run() -> anyhow::Result<()> {
     let Args { command, config, log_format } = Args::parse();
     log(log_format);
     match command.unwrap_or(Command::Run) {

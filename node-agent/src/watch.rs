@@ -18,8 +18,8 @@ use tokio::{
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::{
-    ledger::file::LEDGER,
-    wiring::{Events, Uplinks},
+    ledger::file::{LEDGER, Store},
+    wiring::{self, Events, Uplinks},
 };
 
 /// While a pod waits, the object is read when the watch has been silent for so long.
@@ -154,15 +154,22 @@ pub async fn ledger(
 
 /// Notifies when somebody has changed what pods need of the node's network: one multicast socket, and pods
 /// that come and go don't stir it. `uplinks` are the links they get out by.
-pub async fn kernel(uplinks: watch::Receiver<Uplinks>, disturbed: Arc<Notify>) -> anyhow::Result<()> {
+pub async fn kernel(
+    uplinks: watch::Receiver<Uplinks>,
+    store: Store,
+    disturbed: Arc<Notify>,
+) -> anyhow::Result<()> {
     let events = Events::open()?;
+    // What can't be looked at is looked at by all means.
+    let is_wired =
+        move |address| store.peek().is_ok_and(|ledger| wiring::is_wired(&ledger, address).unwrap_or(true));
     let (ended, end) = oneshot::channel();
     // A thread of its own, which ends with the process: tokio offers nothing safe to wait for a netlink
     // socket with, and waits itself for its blocking tasks when it ends.
     thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
         let error = loop {
             match events.wait() {
-                Ok(heard) if heard.concerns(&uplinks.borrow()) => disturbed.notify_one(),
+                Ok(heard) if heard.concerns(&uplinks.borrow(), &is_wired) => disturbed.notify_one(),
                 Ok(_) => {}
                 Err(error) => break error,
             }

@@ -156,13 +156,13 @@ fn add(
     line: &mut Line,
 ) -> Result<Answer, Error> {
     let Claim { sandbox, pod, .. } = *claim;
+    let deadline = Instant::now() + ADDRESS_WAIT;
     let netns = &Netns::open(path)?;
     duty.admit(store, sandbox)?;
-    let lock = &store.lock_sandbox(sandbox, LOCK_WAIT)?;
-    line.phase("lock");
-    let address = wait::address(store, claim, ADDRESS_WAIT)?;
+    let (lock, address) = wait::address(store, claim, deadline, line)?;
     line.address(address);
     line.phase("ledger");
+    let lock = &lock;
     let identity = &Identity { address, sandbox: sandbox.clone(), pod: pod.clone() };
     let connected = duty.connect(Add { version, before, identity, path, netns, lock, store }, line);
     connected.map_err(|error| {

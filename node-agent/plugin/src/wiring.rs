@@ -50,7 +50,7 @@ use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
-pub use host_end::move_aside;
+pub use host_end::{is_wired, move_aside};
 pub use identity::Identity;
 pub use inspect::{HostLink, faults, host_links, occupants};
 pub use netns::Netns;

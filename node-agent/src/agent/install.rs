@@ -1,32 +1,25 @@
-//! The agent's stage that installs the CNI files.
+//! The part of a look that installs the CNI files.
 
-use std::{path::Path, sync::atomic::Ordering};
+use std::path::Path;
 
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{condition, pool::Wiring};
 use vnetpool_plugin::{cni::IPAM, wiring::Uplink};
 
-use super::{Agent, Said};
+use super::{Said, keeper::Keeper};
 use crate::{
     chain::{self, Chain, Missing},
     install::{self, Preceding},
 };
 
-impl Agent {
-    /// Installs the CNI plugin and the configuration that leads to it, unless this is not the time to look and
-    /// nothing else is wanted than before.
-    pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring, is_look: bool) {
-        let is_ready = self.metrics.ready.load(Ordering::Relaxed);
-        if !is_look && is_ready && self.installed == Some(wiring) {
-            return;
-        }
+impl Keeper {
+    /// Installs the CNI plugin and the configuration that leads to it.
+    pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring) {
         let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
         let (further, bin_dir) = (&self.config.further_plugins, &self.config.cni_bin_dir);
         let chain =
             self.chained.at(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
         let installed = self.put_in_place(uplink, wiring, &chain);
-        self.metrics.ready.store(installed.is_ok(), Ordering::Relaxed);
-        self.installed = installed.is_ok().then_some(wiring);
         let (is_true, reason, message) =
             installed.unwrap_or_else(|error| (false, Reason::NotInstalled, error.to_string()));
         self.said_installed = Some(Said { type_: condition::CNI_INSTALLED, is_true, reason, message });
@@ -100,32 +93,6 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{args::Args, metrics::Metrics, source::Source};
-    use clap::Parser;
-
-    #[tokio::test]
-    async fn what_is_installed_is_told_with_every_report_so_that_a_new_spec_is_one_write() {
-        let root = tempfile::tempdir().unwrap();
-        let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
-        std::fs::write(path("vnetpool"), "#!").unwrap();
-        let flags = ["--state-dir", "--cni-bin-dir", "--cni-conf-dir", "--plugin"];
-        let flags = flags.iter().zip(["state", "bin", "net.d", "vnetpool"]);
-        let flags = flags.flat_map(|(flag, name)| [(*flag).to_owned(), path(name)]);
-        let config = Args::parse_from(std::iter::once("agent".to_owned()).chain(flags)).config;
-        let (settings, state_dir) = (config.imds.clone(), config.state_dir.clone());
-        let source = Source::Metadata { settings, boot_id: config.boot_id().unwrap(), state_dir };
-        let metrics = Metrics::new(&config.state_dir);
-        let mut agent = Agent::new(config, source, metrics).unwrap();
-        let uplink = Uplink { name: "eth0".into(), mtu: 1500, gso_max: None };
-        agent.install(&uplink, Wiring::Routed, true).await;
-        let told = agent.said_installed.clone().unwrap();
-        assert_eq!((told.is_true, told.reason), (true, Reason::Installed), "{}", told.message);
-        std::fs::remove_file(path("vnetpool")).unwrap();
-        agent.install(&uplink, Wiring::Routed, false).await;
-        assert_eq!(agent.said_installed, Some(told), "nothing is looked at, and the same is told");
-        agent.install(&uplink, Wiring::Routed, true).await;
-        assert!(!agent.said_installed.unwrap().is_true);
-    }
 
     #[test]
     fn the_condition_tells_what_stands_before_and_behind_ours() {

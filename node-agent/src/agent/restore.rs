@@ -1,15 +1,13 @@
-//! The agent's stages that undo what others on the node do to the pods' network.
+//! The parts of a look that undo what others on the node do to the pods' network.
 
-use std::net::Ipv4Addr;
-
-use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason};
+use vnetpool_crds::{condition, reason::Reason};
 use vnetpool_plugin::{
-    ledger::{Entry, Ledger, file},
+    ledger::{Ledger, file},
     sandbox::LINK_PREFIX,
     wiring,
 };
 
-use super::{Agent, Said, blocking};
+use super::{Said, blocking, keeper::Keeper};
 use crate::{
     disturbance::{self, Kind},
     host_ports,
@@ -17,31 +15,7 @@ use crate::{
     sysctl,
 };
 
-impl Agent {
-    /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
-    /// address of a link for the node itself, whatever the routes say.
-    pub(super) async fn take_off(&mut self, spec: &NodeIPAllocationSpec, reserved: &[Entry]) {
-        let reserved: Vec<Ipv4Addr> = reserved.iter().map(|entry| entry.address).collect();
-        let primaries = spec.interfaces.iter().filter_map(|interface| interface.primary_address.parse().ok());
-        let (primaries, net) = (primaries.collect::<Vec<_>>(), self.config.sysctl_net_dir.clone());
-        let taken = blocking(move || {
-            let misplaced = disturbance::misplaced(&reserved, &primaries, wiring::addresses()?);
-            Ok::<_, wiring::Error>(disturbance::take_off(&misplaced, &net))
-        });
-        match taken.await {
-            Ok(Ok(taken)) => {
-                for (what, result) in taken {
-                    match result {
-                        Ok(()) => self.repaired(Kind::Address, what),
-                        Err(error) => self.disturbances.stands(format!("{what}: {error}")),
-                    }
-                }
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "can't look at the node's addresses"),
-            Err(error) => tracing::warn!(%error, "can't look at the node's addresses"),
-        }
-    }
-
+impl Keeper {
     /// Restores the host ends of pods and what they need of the node. What can't be looked at stays as it is.
     pub(super) async fn restore(&mut self, ledger: &Ledger) {
         let links = match blocking(wiring::host_links).await {
@@ -52,17 +26,18 @@ impl Agent {
         let names = links.iter().filter(|link| !link.is_silenced()).map(|link| link.name.as_str());
         match sysctl::ensure(&self.config.sysctl_net_dir, names) {
             Ok(changed) => changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what)),
-            Err(error) => self.disturbances.stands(error.to_string()),
+            Err(error) => self.stands(error.to_string()),
         }
-        for (link, identity) in disturbance::damaged(ledger, &links) {
-            let (store, link, pod) = (self.store.clone(), link.clone(), identity.address);
+        let damaged: Vec<_> = disturbance::damaged(ledger, &links)
+            .map(|(link, identity)| (link.clone(), identity.address))
+            .collect();
+        for (link, pod) in damaged {
+            let store = self.store.clone();
             match blocking(move || disturbance::restore(&store, &link)).await {
                 Ok(Ok(damage)) => {
                     damage.into_iter().for_each(|damage| self.repaired(damage.into(), pod.to_string()));
                 }
-                Ok(Err(error)) => {
-                    self.disturbances.stands(format!("can't restore the way to {pod}: {error}"))
-                }
+                Ok(Err(error)) => self.stands(format!("can't restore the way to {pod}: {error}")),
                 Err(error) => tracing::warn!(%error, "can't restore the way to a pod"),
             }
         }
@@ -86,21 +61,21 @@ impl Agent {
                 bases.extend(dropping);
                 self.name_lost_host_ports(ledger, &listed);
             }
-            Err(error) => self.disturbances.stands(format!(
+            Err(error) => self.stands(format!(
                 "can't tell whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
                  in the agent's container"
             )),
         }
         match nft::legacy().await {
             Ok(dropping) => bases.extend(dropping),
-            Err(error) => self.disturbances.stands(format!(
+            Err(error) => self.stands(format!(
                 "can't tell whether iptables-legacy's table filter drops what pods send or receive: {error}: give the \
                  agent the node's /run/xtables.lock to write to, and NET_RAW"
             )),
         }
         for base in bases {
             if !self.config.open_forward {
-                self.disturbances.stands(format!(
+                self.stands(format!(
                     "{base} drops what pods send or receive: accept there what comes in by links vnp* and what goes out by \
                      them (docker: in DOCKER-USER), or have the agent do so (nodeAgent.openForward of the chart, \
                      --open-forward)"
@@ -109,7 +84,7 @@ impl Agent {
             }
             match nft::open(&base).await {
                 Ok(()) => self.repaired(Kind::Firewall, base.to_string()),
-                Err(error) => self.disturbances.stands(format!("{base} drops pods' packets: {error}")),
+                Err(error) => self.stands(format!("{base} drops pods' packets: {error}")),
             }
         }
     }
@@ -118,7 +93,7 @@ impl Agent {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
         let lost = self.host_ports.look(assignments, &listed.names(host_ports::CHAIN));
         if !lost.is_empty() {
-            self.disturbances.stands(format!(
+            self.stands(format!(
                 "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \
                  keeps its rules, and it makes them only when a pod starts: delete these pods, and have firewalls reload \
                  their own tables only",
@@ -127,23 +102,11 @@ impl Agent {
         }
     }
 
-    pub(super) fn repaired(&mut self, kind: Kind, what: String) {
-        tracing::warn!(kind = kind.word(), what, "put right what somebody else had changed");
-        self.metrics.count_repair(kind.word());
-        self.disturbances.repaired(kind, what, file::now());
-    }
-
     /// The condition `MetadataRefused`, if there is anything to tell of this pool's pods.
     pub(super) fn say_refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Said> {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
         self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
         let message = self.refusals.tell(pool, file::now())?;
         Some(Said { type_: condition::METADATA_REFUSED, is_true: true, reason: Reason::PodsAsk, message })
-    }
-
-    /// The condition `Undisturbed`.
-    pub(super) fn say_undisturbed(&self) -> Said {
-        let (is_true, reason, message) = self.disturbances.tell(file::now());
-        Said { type_: condition::UNDISTURBED, is_true, reason, message }
     }
 }

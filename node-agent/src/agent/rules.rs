@@ -1,37 +1,42 @@
-//! The agent's stage that keeps the node's rules: forwarding, the nftables table, steering, closed ranges.
+//! The part of a look that keeps the node's rules: forwarding, the nftables table, steering, closed ranges.
 
-use std::{fmt::Display, net::Ipv4Addr};
+use std::{fmt::Display, net::Ipv4Addr, time::Duration};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use vnetpool_crds::reason::Reason;
-use vnetpool_crds::{NodeIPAllocationSpec, allocation::Interface, condition, pool::Wiring};
+use vnetpool_crds::{
+    NodeIPAllocationSpec,
+    allocation::{Interface, IpConfiguration},
+    condition,
+    pool::Wiring,
+};
 use vnetpool_plugin::{
     ledger::file,
     wiring::{self, Uplink, bridge, kernel, range, steer},
 };
 
-use super::{Agent, Said, blocking};
+use super::{Said, blocking, keeper::Keeper};
 use crate::{
     disturbance::Kind,
     firewall::{self, Rules, apply::Ensured},
     sysctl,
 };
 
-/// The rules of a spec that are in place.
-#[derive(Debug)]
-pub(super) struct Ruled {
-    spec: NodeIPAllocationSpec,
-    /// What the condition says.
-    message: String,
-    /// The link through which the pods get out.
-    uplink: Option<Uplink>,
-}
-
-impl Ruled {
-    /// Whether these are the rules of `spec`, as far as can be said without a look at the node.
-    fn are_of(&self, spec: &NodeIPAllocationSpec) -> bool {
-        self.spec == *spec && (spec.wiring != Wiring::Bridge || bridge::is_there())
+/// The spec without what no rule is made from: addresses that come and go change nothing of it.
+pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
+    let counts = |one: &IpConfiguration| spec.route_table_id.is_some() || one.public_address.is_some();
+    let mut interfaces = spec.interfaces.clone();
+    interfaces.iter_mut().for_each(|interface| interface.ip_configurations.retain(counts));
+    NodeIPAllocationSpec {
+        interfaces,
+        sizing: None,
+        elsewhere: 0,
+        target: 0,
+        cooldown: Duration::ZERO.into(),
+        warm: 0,
+        report_holders: false,
+        ..spec.clone()
     }
 }
 
@@ -58,30 +63,22 @@ impl Failure {
     }
 }
 
-impl Agent {
+impl Keeper {
     /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through
-    /// which the pods get out. The kernel's state is read only on a look or when there is something new.
-    pub(super) async fn rules(
-        &mut self,
-        spec: &NodeIPAllocationSpec,
-        is_look: bool,
-    ) -> (Said, Option<Uplink>) {
+    /// which the pods get out.
+    pub(super) async fn rules(&mut self, spec: &NodeIPAllocationSpec) -> (Said, Option<Uplink>) {
         let said =
             |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
-        let ruled = match self.ruled.take().filter(|ruled| !is_look && ruled.are_of(spec)) {
-            Some(ruled) => Ok(ruled),
-            None => self.apply_rules(spec, is_look).await,
-        };
-        match ruled {
-            Ok(ruled) => {
-                let Ruled { message, uplink, .. } = self.ruled.insert(ruled);
-                (said(true, Reason::Applied, message.clone()), uplink.clone())
-            }
+        match self.apply_rules(spec).await {
+            Ok((message, uplink)) => (said(true, Reason::Applied, message), uplink),
             Err(Failure { reason, message }) => (said(false, reason, message), None),
         }
     }
 
-    async fn apply_rules(&mut self, spec: &NodeIPAllocationSpec, is_look: bool) -> Result<Ruled, Failure> {
+    async fn apply_rules(
+        &mut self,
+        spec: &NodeIPAllocationSpec,
+    ) -> Result<(String, Option<Uplink>), Failure> {
         kernel::require(kernel::TRANSLATION).map_err(Failure::of_wiring(Reason::KernelTooOld))?;
         let uplinks =
             uplinks_of(spec, &wiring::uplinks().map_err(Failure::of_wiring(Reason::InterfaceMissing))?)?;
@@ -98,16 +95,16 @@ impl Agent {
                 tracing::info!("made the pods' bridge");
             }
         }
-        let steered = steer(spec, name_of).await.map_err(Failure::of_chain(Reason::NotSteered))?;
-        self.put_table(&table, is_look).await?;
-        let lacks = self.put_arp_table(is_look).await;
-        if is_look {
-            self.count_dropped().await;
-        }
-        self.close_ranges(spec, is_look).await?;
+        let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
+        let link = secondary.and_then(|nic| name_of(&nic.mac));
+        let steered = steer(spec, secondary, link).await.map_err(Failure::of_chain(Reason::NotSteered))?;
+        self.put_table(&table).await?;
+        let lacks = self.put_arp_table().await;
+        self.count_dropped().await;
+        self.close_ranges(spec).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
         let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
-        Ok(Ruled { spec: spec.clone(), message, uplink })
+        Ok((message, uplink))
     }
 
     fn forward<'a>(&mut self, links: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
@@ -121,21 +118,15 @@ impl Agent {
         Ok(())
     }
 
-    async fn put_table(&mut self, table: &str, is_look: bool) -> Result<(), Failure> {
-        if !is_look && self.firewall.is_applied(table) {
-            return Ok(());
-        }
+    async fn put_table(&mut self, table: &str) -> Result<(), Failure> {
         let ensured = self.firewall.ensure(table).await.map_err(Failure::of(Reason::TableRefused))?;
         self.tell_of("inet vnetpool", ensured);
         Ok(())
     }
 
     /// Says what a node lacks that refuses the table: pods are as well connected without it.
-    async fn put_arp_table(&mut self, is_look: bool) -> String {
+    async fn put_arp_table(&mut self) -> String {
         let table = firewall::arp(self.config.ipam_only);
-        if !is_look && self.arp.is_applied(&table) {
-            return String::new();
-        }
         match self.arp.ensure(&table).await {
             Ok(ensured) => self.tell_of("arp vnetpool", ensured),
             Err(_) if self.config.ipam_only => {}
@@ -186,17 +177,11 @@ impl Agent {
         }
     }
 
-    async fn close_ranges(&mut self, spec: &NodeIPAllocationSpec, is_look: bool) -> Result<(), Failure> {
+    async fn close_ranges(&self, spec: &NodeIPAllocationSpec) -> Result<(), Failure> {
         let ranges = own_ranges(spec);
-        if !is_look && self.closed == ranges {
-            return Ok(());
-        }
-        let close = ranges.clone();
         let closed =
-            blocking(move || range::close(&close)).await.map_err(Failure::of_chain(Reason::RangeOpen))?;
-        closed.map_err(Failure::of_wiring(Reason::RangeOpen))?;
-        self.closed = ranges;
-        Ok(())
+            blocking(move || range::close(&ranges)).await.map_err(Failure::of_chain(Reason::RangeOpen))?;
+        closed.map_err(Failure::of_wiring(Reason::RangeOpen))
     }
 }
 
@@ -226,13 +211,14 @@ fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
 /// Has what pods of a secondary NIC send leave by it; with one NIC, nothing is steered. Says so.
 async fn steer(
     spec: &NodeIPAllocationSpec,
-    name_of: impl Fn(&str) -> Option<String>,
+    secondary: Option<&Interface>,
+    link: Option<String>,
 ) -> anyhow::Result<String> {
-    let Some(nic) = spec.interfaces.iter().find(|nic| nic.secondary) else {
+    let Some(nic) = secondary else {
         blocking(steer::unsteer).await??;
         return Ok(String::new());
     };
-    let link = name_of(&nic.mac).context("the secondary NIC has no link")?;
+    let link = link.context("the secondary NIC has no link")?;
     let primary: Ipv4Addr = nic.primary_address.parse().context("the secondary NIC's primary address")?;
     let prefixes: Vec<Ipv4Net> = nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok()).collect();
     let own = prefixes.iter().find(|range| range.contains(&primary));

@@ -1,4 +1,4 @@
-//! The agent's stages that concern the ledger: supplying it, relinquishing, building it anew, sweeping.
+//! The agent's stages that concern the ledger: supplying it, relinquishing, building it anew.
 
 use anyhow::Context;
 use vnetpool_crds::reason::Reason;
@@ -12,7 +12,6 @@ use super::{Agent, Said, blocking};
 use crate::{
     report::leased,
     supply::{Invalid, supply},
-    sweep,
     watch::version,
 };
 
@@ -182,31 +181,6 @@ impl Agent {
         .await??;
         self.metrics.rebuilds.inc();
         Ok(())
-    }
-
-    /// Looks for what leaked and clears it. What can't be looked at stays as it is.
-    pub(super) async fn sweep(&mut self, ledger: &Ledger) {
-        let links = match blocking(wiring::host_links).await {
-            Ok(Ok(links)) => links,
-            Ok(Err(error)) => return tracing::warn!(%error, "can't look for leaked records"),
-            Err(error) => return tracing::warn!(%error, "can't look for leaked records"),
-        };
-        for suspect in self.sweep.look(ledger, &links, file::now()) {
-            let (store, kind) = (self.store.clone(), suspect.kind());
-            let clear = {
-                let suspect = suspect.clone();
-                move || sweep::clear(&store, &suspect)
-            };
-            match blocking(clear).await {
-                Ok(Ok(true)) => {
-                    tracing::info!(?suspect, "swept");
-                    self.metrics.count_sweep(kind);
-                }
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, ?suspect, "can't sweep"),
-                Err(error) => tracing::warn!(%error, ?suspect, "can't sweep"),
-            }
-        }
     }
 
     /// The condition `Supplied`; None if there is no news, as with a view older than one already taken in.

@@ -1,11 +1,12 @@
 //! Puts a table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr, process::Stdio};
+use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, process::Command};
+use tokio::process::Command;
 
 use super::ASKED;
+use crate::child;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,11 +58,6 @@ impl Firewall {
     /// The table of this family, of which nothing is known yet.
     pub fn of(family: &'static str) -> Firewall {
         Firewall { family, applied: None, counted: BTreeMap::new(), asked: BTreeMap::new() }
-    }
-
-    /// Whether this text was the last to be put in place, so far as we know without asking the kernel.
-    pub fn is_applied(&self, text: &str) -> bool {
-        self.applied.as_ref().is_some_and(|applied| applied.text == text)
     }
 
     /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed
@@ -152,17 +148,7 @@ fn without_asked(listing: &str) -> String {
 
 /// Runs nft. The inner error is what it said on standard error when it failed.
 pub(crate) async fn nft(args: &[&str], stdin: &str) -> io::Result<Result<String, String>> {
-    let mut child = Command::new("nft")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut pipe) = child.stdin.take() {
-        pipe.write_all(stdin.as_bytes()).await?;
-    }
-    let output = child.wait_with_output().await?;
+    let output = child::run(Command::new("nft").args(args), stdin.as_bytes(), child::WITHIN).await?;
     Ok(if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {

@@ -9,7 +9,7 @@ use tokio::process::Command;
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 use super::{Chain, Chains, Packet, is_dropped};
-use crate::firewall::apply::nft;
+use crate::{child, firewall::apply::nft};
 
 /// Chains looked at in a table, at most: what is beyond is not understood.
 const CHAINS: usize = 64;
@@ -199,7 +199,7 @@ fn legacy_rule(verb: &str, chain: &str, direction: &str) -> Vec<String> {
 
 async fn iptables_legacy(args: &[impl AsRef<OsStr>]) -> Result<String, Error> {
     let name = "iptables-legacy";
-    let output = Command::new(name).args(["--wait", "5"]).args(args).kill_on_drop(true).output().await;
+    let output = child::run(Command::new(name).args(["--wait", "5"]).args(args), b"", child::WITHIN).await;
     let output = output.map_err(|error| Error::Run(name, error))?;
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),

@@ -170,6 +170,12 @@ impl Store {
         self.parse(&self.load()?)
     }
 
+    /// Tells one state of the ledger from another: each change is a new file. None if there is no ledger.
+    pub fn stamp(&self) -> Option<(u64, i64, i64)> {
+        let file = fs::metadata(self.dir.join(LEDGER)).ok()?;
+        Some((file.ino(), file.ctime(), file.ctime_nsec()))
+    }
+
     /// The ledger as it stands, without the waiters whose ADD has ended.
     pub fn read(&self) -> Result<Ledger, Error> {
         Ok(self.living(self.peek()?))

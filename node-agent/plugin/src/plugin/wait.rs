@@ -3,31 +3,57 @@
 
 use std::{
     net::Ipv4Addr,
+    thread,
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::{ADDRESS_WAIT, Error, Line};
 use crate::ledger::{
     Assign, Claim,
-    file::{Store, WakeUp, now},
+    file::{LOCK_WAIT, SandboxLock, Store, WakeUp, now},
 };
 
-/// How often who waits looks by itself: who would have woken it may have died in between, or may not reach
-/// it.
+/// How often who waits looks by itself whether the ledger has changed: who would have woken it may have died in
+/// between, or may not reach it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often an ADD looks whether there is a ledger, as long as there is none.
+const LEDGER_EVERY: Duration = Duration::from_millis(100);
 
-/// The sandbox's address, for which it waits for at most `wait`. The caller holds the sandbox's lock, by
-/// which others see that this place in line isn't that of a process that died.
-pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Result<Ipv4Addr, Error> {
+/// The sandbox's address, for which it waits until `deadline` at most, and the sandbox's lock.
+///
+/// After a boot the runtime sends pods before the agent has made a ledger, and a ledger may be lost. Who waits
+/// for one holds no lock, since the agent needs all of them to make it.
+pub(super) fn address(
+    store: &Store,
+    claim: &Claim<'_>,
+    deadline: Instant,
+    line: &mut Line,
+) -> Result<(SandboxLock, Ipv4Addr), Error> {
+    loop {
+        let lock = store.lock_sandbox(claim.sandbox, LOCK_WAIT)?;
+        line.phase("lock");
+        match in_line(store, claim, deadline) {
+            Err(Error::Ledger(error)) if error.needs_rebuild() && Instant::now() < deadline => drop(lock),
+            address => return Ok((lock, address?)),
+        }
+        while store.peek().is_err_and(|error| error.needs_rebuild()) && Instant::now() < deadline {
+            thread::sleep(LEDGER_EVERY);
+        }
+    }
+}
+
+/// The sandbox's address by a ledger that is there. The caller holds the sandbox's lock, by which others see
+/// that this place in line isn't that of a process that died.
+fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Addr, Error> {
     let sandbox = claim.sandbox;
     let assigned = store.with(|ledger, now| ledger.assign(claim, now))?;
     if let Assign::Assigned(address) = assigned {
         return Ok(address);
     }
-    let deadline = Instant::now() + wait;
     // Before the first look, so that nothing is missed in between.
     let wake_up = WakeUp::of(store, sandbox)?;
     loop {
+        let stamp = store.stamp();
         let ledger = store.peek()?;
         if let Some(address) = ledger.address_of(sandbox) {
             return Ok(address); // the agent, or whoever came by, has served us
@@ -40,7 +66,7 @@ pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Resul
                 None if !ledger.is_waiting(sandbox) => Err(Error::Cancelled),
                 None if left.is_zero() => {
                     ledger.cancel(sandbox);
-                    Err(Error::NoAddress(wait))
+                    Err(Error::NoAddress(ADDRESS_WAIT))
                 }
                 address => Ok(address.or_else(|| match ledger.assign(claim, now) {
                     Assign::Assigned(address) => Some(address),
@@ -54,8 +80,13 @@ pub(super) fn address(store: &Store, claim: &Claim<'_>, wait: Duration) -> Resul
         }
         // Time alone wakes nobody but the first in line, who then serves the others, too.
         let ready = if place == 0 { ledger.next_ready(now) } else { None };
-        let until_ready = ready.map_or(LOOK_EVERY, |ready| Duration::from_millis(ready - now));
-        wake_up.wait(left.min(LOOK_EVERY).min(until_ready))?;
+        let wait = ready.map_or(left, |ready| left.min(Duration::from_millis(ready - now)));
+        let end = Instant::now() + wait;
+        let until_end = || end.saturating_duration_since(Instant::now());
+        // Reading the ledger grows with those who wait, so nobody reads it twice.
+        while !wake_up.wait(until_end().min(LOOK_EVERY))? && store.stamp() == stamp && !until_end().is_zero()
+        {
+        }
     }
 }
 
@@ -65,7 +96,7 @@ mod tests {
     use crate::ledger::{Ledger, Pod, Sandbox, Supply, file::boot_id};
 
     #[test]
-    fn an_add_gives_up_its_place_in_line_when_its_time_is_over() {
+    fn an_add_gives_up_its_place_in_line_or_its_wait_for_a_ledger_when_its_time_is_over() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path());
         let nothing = Supply {
@@ -80,11 +111,15 @@ mod tests {
         store.quiesce().unwrap().create(&ledger).unwrap();
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
-        let _lock = store.lock_sandbox(&sandbox, Duration::ZERO).unwrap();
         let pod = Pod::default();
         let claim = Claim::wired(&sandbox, &pod, "vnetpool");
-        let refused = address(&store, &claim, Duration::from_millis(50));
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let refused = address(&store, &claim, soon(), &mut Line::new("ADD"));
         assert!(matches!(refused, Err(Error::NoAddress(_))), "{refused:?}");
         assert!(!store.read().unwrap().is_waiting(&sandbox));
+
+        std::fs::remove_file(dir.path().join("ledger")).unwrap();
+        let refused = address(&store, &claim, soon(), &mut Line::new("ADD"));
+        assert!(matches!(&refused, Err(Error::Ledger(error)) if error.needs_rebuild()), "{refused:?}");
     }
 }

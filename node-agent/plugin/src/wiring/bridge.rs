@@ -91,8 +91,7 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
     let address = identity.address;
     let mut enslaved = LinkMessage::default();
     enslaved.header.index = link;
-    enslaved.attributes =
-        vec![LinkAttribute::Controller(bridge), LinkAttribute::IfAlias(identity.to_string())];
+    enslaved.attributes = vec![LinkAttribute::Controller(bridge)];
     let mut port = LinkMessage::default();
     port.header.index = link;
     port.attributes = vec![LinkAttribute::LinkInfo(vec![
@@ -106,6 +105,9 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
             InfoBridgePort::Locked(true),
         ])),
     ])];
+    // Its name comes as it is set up: a link that is down and says whose it is looks damaged to the agent.
+    let mut up = link_up(link);
+    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
     // The entry must be new, so that an address that is in use behind another port is found before a second
     // pod has it. The entry goes with its port. The route to the bridge may be a dead pod's and is as good as
     // a new one.
@@ -114,7 +116,7 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
         Change::change_link("set the host's end up as a port", port),
         Change::new_neighbour_message("tell the bridge the pod's MAC", port_entry(link, address), true),
         Change::new_neighbour("tell the node the pod's MAC", bridge, address, pod_mac(address)),
-        Change::set_link("set up the host's end of the veth pair", link_up(link)),
+        Change::set_link("set up the host's end of the veth pair", up),
     ]);
     wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;
     routes::ensure(host, address, bridge).map(drop)

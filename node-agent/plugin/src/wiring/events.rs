@@ -4,7 +4,7 @@
 //! Each pod that comes or goes makes dozens of messages, too. [`concerns`] passes none of them, so a quiet
 //! node stays quiet however many pods it starts.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, net::Ipv4Addr};
 
 use netlink_packet_core::{NetlinkBuffer, NlaBuffer, ParseableParametrized};
 use netlink_packet_route::{
@@ -13,10 +13,12 @@ use netlink_packet_route::{
     route::{RouteHeader, RouteMessage, RouteProtocol, RouteScope},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
     Error, HOST_MAC,
-    messages::{identity_of, is_up, mac_of, name_of},
+    bridge::BRIDGE,
+    messages::{host_address, identity_of, is_up, mac_of, name_of},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -30,6 +32,8 @@ const NETCONF_FORWARDING: u16 = 2;
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 const BUFFER: usize = 64 * 1024;
+/// Room for what hundreds of pods make that come or go at once.
+const BACKLOG: usize = 4 * 1024 * 1024;
 
 /// The links by which pods get out, each with the MTU it is known to have.
 pub type Uplinks = HashMap<String, u32>;
@@ -42,6 +46,8 @@ impl Events {
     pub fn open() -> Result<Events, Error> {
         let failed = |error| Error::kernel("listen to the kernel's network events", error);
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        // Refused outside the machine's own user namespace. Then more is lost, and looked for.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
         socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
         for group in GROUPS {
             socket.add_membership(group).map_err(failed)?;
@@ -70,8 +76,9 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// Whether it may contain somebody's change that disturbs pods.
-    pub fn concerns(&self, uplinks: &Uplinks) -> bool {
+    /// Whether it may contain somebody's change that disturbs pods. `is_wired` tells of an address whether its pod
+    /// is wired still, and is asked only about one whose route has gone.
+    pub fn concerns(&self, uplinks: &Uplinks, is_wired: impl Fn(Ipv4Addr) -> bool) -> bool {
         let Heard::Messages(bytes) = self else { return true };
         let mut rest = &bytes[..];
         let mut is_concerned = false;
@@ -79,7 +86,7 @@ impl Heard {
             is_concerned |= match message.message_type() {
                 NEW_NETCONF => is_forwarding_off(message.payload()),
                 kind => RouteNetlinkMessage::parse_with_param(message.payload(), kind)
-                    .is_ok_and(|message| concerns(&message, uplinks)),
+                    .is_ok_and(|message| concerns(&message, uplinks, &is_wired)),
             };
             rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
         }
@@ -88,15 +95,19 @@ impl Heard {
 }
 
 /// Whether this may be somebody's change that disturbs pods.
-fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks) -> bool {
+fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Addr) -> bool) -> bool {
     match message {
-        // The kernel announces no removed routes when a link is set down, as DEL does, so these routes are
-        // somebody's doing.
-        RouteNetlinkMessage::DelRoute(route) => is_like_ours(route),
+        // DEL silences a pod's link first, with which the kernel announces no removed routes. A route to the
+        // bridge it has to remove by itself.
+        RouteNetlinkMessage::DelRoute(route) => {
+            is_like_ours(route) && host_address(route).is_some_and(is_wired)
+        }
         RouteNetlinkMessage::DelRule(rule) => rule.header.family == AddressFamily::Inet,
         RouteNetlinkMessage::NewAddress(address) => address.header.family == AddressFamily::Inet,
         RouteNetlinkMessage::NewLink(link) => is_damaged(link) || is_changed(link, uplinks),
-        RouteNetlinkMessage::DelLink(link) => name_of(link).is_some_and(|name| uplinks.contains_key(name)),
+        RouteNetlinkMessage::DelLink(link) => {
+            name_of(link).is_some_and(|name| name == BRIDGE || uplinks.contains_key(name))
+        }
         _ => false,
     }
 }

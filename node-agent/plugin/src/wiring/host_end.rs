@@ -5,6 +5,8 @@
 //! name, identified by its alias, and then addressed by its index: another sandbox's ADD may take its name
 //! for a link of its own at any time.
 
+use std::net::Ipv4Addr;
+
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 
@@ -14,7 +16,10 @@ use super::{
     netlink::{Change, Netlink, link_indexed, link_named},
     restore,
 };
-use crate::sandbox::{Pod, Sandbox};
+use crate::{
+    ledger::{Ledger, Tenant},
+    sandbox::{Pod, Sandbox},
+};
 
 /// How the alias of a silenced link begins. Earlier builds left such a link without an alias, and treat this
 /// alias as none.
@@ -46,6 +51,17 @@ pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<O
         }
     }
     Ok(None)
+}
+
+/// Whether the pod that has this address by the ledger is wired: DEL silences its link before it does anything
+/// else.
+pub fn is_wired(ledger: &Ledger, address: Ipv4Addr) -> Result<bool, Error> {
+    let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
+    let Some((_, Tenant { sandbox, pod, .. })) = assigned.map(|(entry, of)| (entry, &**of)) else {
+        return Ok(false);
+    };
+    let link = find(&mut Netlink::open()?, sandbox, pod)?;
+    Ok(link.as_ref().and_then(identity_of).is_some_and(|identity| identity.address == address))
 }
 
 /// The index of the sandbox's link, finished or not. It is found by its other end, the interface in the

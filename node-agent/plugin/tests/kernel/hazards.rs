@@ -18,7 +18,8 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use crate::node::{Namespace, Node, Pod};
 use crate::wiring::connect;
 use vnetpool_plugin::wiring::{
-    Damage, Error, Events, Heard, HostLink, Uplinks, addresses, host_links, remove_address, restore,
+    Damage, Error, Events, Heard, HostLink, Uplinks, addresses, bridge, host_links, is_wired, remove_address,
+    restore,
 };
 
 /// The last message of a dump (netlink(7)).
@@ -125,19 +126,30 @@ fn a_pods_address_is_taken_off_the_node_without_the_nodes_own() {
     }
 }
 
-/// What the agent's socket hears in a namespace.
+/// What the agent's socket hears in a node's namespace, and whether the agent heeds it.
 struct Ear<'a> {
     node: &'a Namespace,
-    heard: Receiver<Heard>,
+    heard: Receiver<(Heard, bool)>,
 }
 
 impl Ear<'_> {
-    fn of(node: &Namespace) -> Ear<'_> {
+    fn of(node: &Node) -> Ear<'_> {
         let (sender, heard) = channel();
-        let events = node.inside(|| Events::open().unwrap());
-        // Ends with the first event after the receiver has gone.
-        thread::spawn(move || while sender.send(events.wait().unwrap()).is_ok() {});
-        Ear { node, heard }
+        let store = node.store.clone();
+        let listen = move || {
+            let events = Events::open().unwrap();
+            let uplinks = Uplinks::from([("eth0".to_owned(), 1500)]);
+            let is_wired = move |address| is_wired(&store.peek().unwrap(), address).unwrap();
+            let hear = move || {
+                let heard = events.wait().unwrap();
+                let is_heeded = heard.concerns(&uplinks, &is_wired);
+                (heard, is_heeded)
+            };
+            // In the node's namespace, too. Ends with the first event after the receiver has gone.
+            thread::spawn(move || while sender.send(hear()).is_ok() {});
+        };
+        node.netns.inside(listen);
+        Ear { node: &node.netns, heard }
     }
 
     /// How often there was something to heed since the last time: up to a link that is made now, and is no
@@ -145,7 +157,6 @@ impl Ear<'_> {
     fn concerns(&self) -> usize {
         self.node.ip("link add marker type bridge");
         self.node.ip("link delete marker");
-        let uplinks = Uplinks::from([("eth0".to_owned(), 1500)]);
         let is_last = |heard: &Heard| match heard {
             // RTM_DELLINK in the second half of the header's second word, and the name somewhere.
             Heard::Messages(bytes) => bytes[4] == 17 && bytes.windows(6).any(|part| part == b"marker"),
@@ -153,8 +164,8 @@ impl Ear<'_> {
         };
         let mut count = 0;
         loop {
-            let heard = self.heard.recv_timeout(Duration::from_secs(10)).unwrap();
-            count += usize::from(heard.concerns(&uplinks));
+            let (heard, is_heeded) = self.heard.recv_timeout(Duration::from_secs(10)).unwrap();
+            count += usize::from(is_heeded);
             if is_last(&heard) {
                 return count;
             }
@@ -164,16 +175,24 @@ impl Ear<'_> {
 
 #[test]
 fn pods_coming_and_going_are_no_event_for_the_agent() {
-    let node = Node::holding(8);
-    node.netns.inside(|| std::fs::write(format!("{SYSCTL}/ipv4/ip_forward"), "1").unwrap());
-    let ear = Ear::of(&node.netns);
-    for round in 0..4 {
-        let pods: Vec<Pod> = (0..2).map(|number| Pod::new(&format!("p{round}{number}"))).collect();
-        pods.iter().for_each(|pod| node.add(pod).succeeds());
-        pods.iter().for_each(|pod| node.del(pod).succeeds());
-        pods.into_iter().for_each(|pod| pod.netns.delete());
+    for wiring in ["Routed", "Bridge"] {
+        let node = Node::holding(8);
+        node.netns.inside(|| {
+            std::fs::write(format!("{SYSCTL}/ipv4/ip_forward"), "1").unwrap();
+            bridge::ensure(1500, Path::new(SYSCTL)).unwrap();
+        });
+        let mut config = node.config();
+        config["wiring"] = wiring.into();
+        let run = |verb: &str, pod: &Pod| node.run(verb, &pod.id, &pod.netns.path(), &config).succeeds();
+        let ear = Ear::of(&node);
+        for round in 0..4 {
+            let pods: Vec<Pod> = (0..2).map(|number| Pod::new(&format!("p{round}{number}"))).collect();
+            pods.iter().for_each(|pod| run("ADD", pod));
+            pods.iter().for_each(|pod| run("DEL", pod));
+            pods.into_iter().for_each(|pod| pod.netns.delete());
+        }
+        assert_eq!(ear.concerns(), 0, "{wiring}");
     }
-    assert_eq!(ear.concerns(), 0);
 }
 
 #[test]
@@ -184,14 +203,15 @@ fn each_offence_is_an_event_for_the_agent() {
         node.netns.inside(|| std::fs::write(&setting, value).unwrap());
     };
     forward("1");
+    node.netns.inside(|| bridge::ensure(1500, Path::new(SYSCTL)).unwrap());
     node.netns.ip("rule add priority 100 to 10.9.9.9 lookup 100");
     let address = node.add(&pod).address();
     let link = pod.host_link();
-    let ear = Ear::of(&node.netns);
+    let ear = Ear::of(&node);
     let ip = |words: String| drop(node.netns.ip(&words));
     type Deed<'a> = &'a dyn Fn();
     // Each by itself: what the one before left wrong is put right again where that would be heard, too.
-    let offences: [(&str, Deed, Deed); 8] = [
+    let offences: [(&str, Deed, Deed); 9] = [
         ("a route", &|| ip(format!("route delete {address}/32")), &|| {}),
         ("a rule", &|| ip("rule delete priority 100".into()), &|| {}),
         ("an address", &|| ip("address add 10.240.1.1/24 dev eth0".into()), &|| {}),
@@ -200,6 +220,7 @@ fn each_offence_is_an_event_for_the_agent() {
         ("forwarding", &|| forward("0"), &|| forward("1")),
         ("the MTU", &|| ip("link set eth0 mtu 1400".into()), &|| ip("link set eth0 mtu 1500".into())),
         ("the NIC's link", &|| ip("link delete eth0".into()), &|| {}),
+        ("the pods' bridge", &|| ip("link delete vnpbridge".into()), &|| {}),
     ];
     for (what, commit, undo) in offences {
         assert_eq!(ear.concerns(), 0, "before {what}");

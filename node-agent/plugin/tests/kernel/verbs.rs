@@ -67,29 +67,39 @@ fn del_works_with_a_ledger_that_is_garbage() {
     assert_eq!(node.netns.ip("route show scope link proto static"), "");
 }
 
+/// As after a boot: the configuration is still there, so the runtime sends pods before there is an agent.
 #[test]
-fn add_is_to_be_tried_again_while_there_is_no_ledger_of_this_boot() {
+fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_nobody_who_makes_one() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let ledger = node.dir.path().join("ledger");
-    let missing = node.add(&pod);
-    assert_eq!(missing.code(), 11);
-    assert!(missing.message().contains("has not created it yet"), "{}", missing.message());
-
+    let mut add = node.start_add(&pod);
     let good = Ledger::rebuild("another-boot", &[], &[], &supply(1, 1), None, 0);
     node.store.quiesce().unwrap().create(&good).unwrap();
-    assert_eq!(node.add(&pod).code(), 11, "the ledger is of another boot");
-
     let text = fs::read_to_string(&ledger).unwrap().replace("another-boot", file::boot_id().unwrap());
-    for (what, garbage) in [
-        ("empty", String::new()),
-        ("no ledger", "garbage".to_owned()),
-        ("no text", "ledger 1\n\u{0}".to_owned()),
-        ("of another version", text.replacen("ledger 1", "ledger 3", 1)),
-        ("cut off", text.trim_end().strip_suffix("end").unwrap().to_owned()),
+    for garbage in [
+        String::new(),
+        "garbage".to_owned(),
+        "ledger 1\n\u{0}".to_owned(),
+        text.trim_end().strip_suffix("end").unwrap().to_owned(),
     ] {
-        fs::write(&ledger, garbage).unwrap();
-        assert_eq!(node.add(&pod).code(), 11, "the ledger is {what}");
+        fs::write(node.dir.path().join("new"), garbage).unwrap();
+        fs::rename(node.dir.path().join("new"), &ledger).unwrap();
+        drop(node.store.quiesce().unwrap());
+        assert!(add.try_wait().unwrap().is_none());
     }
+    assert!(pod.netns.ip("link show").lines().all(|line| !line.contains("eth0")), "nothing was wired");
+    let good = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, 1), None, 0);
+    node.store.quiesce().unwrap().create(&good).unwrap();
+    assert_eq!(finish(add).address().to_string(), "10.240.1.1");
+}
+
+#[test]
+fn an_add_is_to_be_tried_again_when_the_ledger_is_a_newer_releases() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let ledger = node.dir.path().join("ledger");
+    let text = fs::read_to_string(&ledger).unwrap().replacen("ledger 1", "ledger 3", 1);
+    fs::write(&ledger, text).unwrap();
+    assert_eq!(node.add(&pod).code(), 11);
     assert!(pod.netns.ip("link show").lines().all(|line| !line.contains("eth0")), "nothing was wired");
 }
 

@@ -2,8 +2,11 @@
 
 use std::{fs, process::Child};
 
-use crate::node::{Node, Pod, eventually, finish, supply};
-use vnetpool_plugin::ledger::{Sandbox, file};
+use crate::{
+    node::{Node, Pod, eventually, finish, supply},
+    thrift::Traced,
+};
+use vnetpool_plugin::ledger::{Ledger, Sandbox, file};
 
 fn waiting(node: &Node) -> Vec<Sandbox> {
     node.ledger().waiting().iter().map(|waiter| waiter.sandbox.clone()).collect()
@@ -59,14 +62,16 @@ fn a_dead_add_no_longer_waits() {
 }
 
 #[test]
-fn an_add_that_waits_gives_up_when_the_ledger_is_lost() {
+fn an_add_that_waits_when_the_ledger_is_lost_is_served_by_the_next_one() {
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     let add = node.start_add(&pod);
     eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
     fs::remove_file(node.dir.path().join("ledger")).unwrap();
-    // Who builds a ledger has to wait for verbs to end.
-    drop(node.store.quiesce().unwrap());
-    assert_eq!(finish(add).code(), 11);
+    // Who builds a ledger has to wait for verbs to end, and this one lets go.
+    let quiet = node.store.quiesce().unwrap();
+    let next = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now());
+    quiet.create(&next).unwrap();
+    assert_eq!(finish(add).address().to_string(), "10.240.1.1");
 }
 
 /// How often the process has slept and was woken.
@@ -101,18 +106,46 @@ fn a_change_wakes_only_whom_it_serves_and_who_is_first_now() {
     let before = waiting(&adds[1..]);
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
     finish(adds.remove(0)).succeeds();
+    eventually("who is first now has looked", || before[0] != sleeps(&adds[0]));
     let by_supply = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_supply), "{by_supply} of {MANY} were woken for an address of another's");
 
     let before = waiting(&adds[1..]);
     assert!(node.run("DEL", "sandbox0", &pod.netns.path(), &node.config()).is_success);
     finish(adds.remove(0));
+    eventually("who is first now has looked", || before[0] != sleeps(&adds[0]));
     let by_del = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_del), "{by_del} of {MANY} were woken for an address of another's");
     for mut add in adds {
         add.kill().unwrap();
         add.wait().unwrap();
     }
+}
+
+/// The system calls of one ADD that waits and then is served, with so many in line before it.
+fn calls_behind(others: usize) -> usize {
+    let (node, pod) = (Node::holding(0), Pod::new("last"));
+    let start = |number: usize| {
+        let add = node.start("ADD", &format!("sandbox{number}"), &pod.netns.path(), &node.config());
+        eventually("the ADD waits", || node.ledger().waiting().len() == number + 1);
+        add
+    };
+    let adds: Vec<Child> = (0..others).map(start).collect();
+    let trace = Traced::start(&node, "ADD", &pod);
+    eventually("the last ADD waits", || waiting(&node).contains(&pod.sandbox()));
+    for mut add in adds {
+        add.kill().unwrap();
+        add.wait().unwrap();
+    }
+    node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
+    trace.finish().total()
+}
+
+#[test]
+fn an_add_that_waits_makes_no_more_system_calls_because_others_wait_too() {
+    let (alone, behind) = (calls_behind(0), calls_behind(100));
+    // It may look once by itself, while the others are made.
+    assert!(behind <= alone + 20, "{alone} system calls alone, {behind} behind a hundred others");
 }
 
 #[test]

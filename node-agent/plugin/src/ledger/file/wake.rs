@@ -48,8 +48,8 @@ impl WakeUp {
         }
     }
 
-    /// Returns once somebody has called, or after `timeout`.
-    pub fn wait(&self, timeout: Duration) -> Result<(), Error> {
+    /// Returns once somebody has called, or after `timeout`; says whether somebody has.
+    pub fn wait(&self, timeout: Duration) -> Result<bool, Error> {
         let failed = |error| Error::Io(self.path.clone(), error);
         // Rounded up, since an address that becomes ready in half a millisecond isn't ready now.
         let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
@@ -57,10 +57,11 @@ impl WakeUp {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(failed(errno.into())),
         }
+        let mut is_called = false;
         loop {
             match self.socket.recv(&mut []) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(_) => is_called = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(is_called),
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -167,7 +168,7 @@ mod tests {
         let waiting = WakeUp::of(&store, &sandbox(1)).unwrap();
         wake(dir.path(), &[&sandbox(1)]);
         let begun = Instant::now();
-        waiting.wait(Duration::from_secs(60)).unwrap();
+        assert!(waiting.wait(Duration::from_secs(60)).unwrap());
         assert!(begun.elapsed() < Duration::from_secs(60));
         drop(waiting);
         assert!(!path.exists());
