@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
@@ -25,6 +25,8 @@ use crate::chain::{Chain, merged};
 const NETWORK: &str = "vnetpool";
 /// Runtimes use the first configuration by name.
 pub const CONFLIST: &str = "10-vnetpool.conflist";
+/// Bytes of the plugin that are compared at once.
+const PIECE: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,12 +59,18 @@ pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path
 
 /// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always
 /// of the same release. One that runs keeps its old file. Returns whether it had to.
+///
+/// It is read in pieces: at each look it would otherwise be the most that the agent has in memory.
 pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
-    let bytes = fs::read(source).map_err(|error| Error::Source(source.to_owned(), error))?;
+    let open = || fs::File::open(source).map_err(|error| Error::Source(source.to_owned(), error));
+    let (mut shipped, mut again) = (open()?, open()?);
     let target = bin_dir.join(PLUGIN);
-    let put = || {
+    let mut put = || {
         fs::create_dir_all(bin_dir)?;
-        replace(&target, &bytes, 0o755, bin_dir)
+        if is_copy(&mut shipped, &target, 0o755)? {
+            return Ok(false);
+        }
+        replace(&target, &mut again, 0o755, bin_dir).map(|()| true)
     };
     let installed = put().map_err(|error| Error::Install(target.clone(), error))?;
     let ipam = bin_dir.join(IPAM);
@@ -107,7 +115,7 @@ pub fn configuration(wanted: &Value, conf_dir: &Path) -> Result<bool, Error> {
         if found.as_ref() == Some(&wanted) {
             return Ok(false);
         }
-        replace(&waypoint, format!("{wanted:#}\n").as_bytes(), 0o644, outside)?;
+        replace(&waypoint, &mut format!("{wanted:#}\n").as_bytes(), 0o644, outside)?;
         fs::rename(&waypoint, &target)?;
         Ok(true)
     };
@@ -163,24 +171,34 @@ pub fn leads_to_ours(configuration: &Value) -> bool {
         || within("delegates").any(|network| network["name"] == NETWORK || leads_to_ours(network))
 }
 
-/// Whether `target` holds just these bytes with this mode.
-fn is_current(target: &Path, bytes: &[u8], mode: u32) -> bool {
-    let has_mode = |metadata: fs::Metadata| metadata.permissions().mode() & 0o777 == mode;
-    fs::read(target).is_ok_and(|found| found == bytes) && fs::metadata(target).is_ok_and(has_mode)
+/// Whether `target` holds just what is in `source`, with this mode. One that can't be read doesn't.
+fn is_copy(source: &mut fs::File, target: &Path, mode: u32) -> io::Result<bool> {
+    let Ok(mut found) = fs::File::open(target) else { return Ok(false) };
+    let (wanted, metadata) = (source.metadata()?, found.metadata()?);
+    let mut is_same = wanted.len() == metadata.len() && metadata.permissions().mode() & 0o777 == mode;
+    let mut pieces = [Vec::new(), Vec::new()];
+    while is_same {
+        for (piece, file) in pieces.iter_mut().zip([&mut *source, &mut found]) {
+            piece.clear();
+            file.take(PIECE).read_to_end(piece)?;
+        }
+        if pieces[0].is_empty() {
+            break;
+        }
+        is_same = pieces[0] == pieces[1];
+    }
+    Ok(is_same)
 }
 
-/// Makes `target` hold these bytes, atomically, by way of a new file in `staging`, which must be on the same
+/// Makes `target` hold what is read, atomically, by way of a new file in `staging`, which must be on the same
 /// mount.
-fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result<bool> {
-    if is_current(target, bytes, mode) {
-        return Ok(false);
-    }
+fn replace(target: &Path, content: &mut impl Read, mode: u32, staging: &Path) -> io::Result<()> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let new = staging.join(format!(".{name}.new"));
-    let put = || -> io::Result<()> {
+    let mut put = || -> io::Result<()> {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
-        file.write_all(bytes)?;
+        io::copy(content, &mut file)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         // A node that loses power must not come back with an empty file under the final name.
         file.sync_all()?;
@@ -190,8 +208,7 @@ fn replace(target: &Path, bytes: &[u8], mode: u32, staging: &Path) -> io::Result
     };
     put().inspect_err(|_| {
         let _ = fs::remove_file(&new);
-    })?;
-    Ok(true)
+    })
 }
 
 #[cfg(test)]
@@ -328,6 +345,14 @@ mod tests {
         let bin_dir = root.path().join("bin");
         assert!(plugin(&source, &bin_dir).unwrap());
         assert!(!plugin(&source, &bin_dir).unwrap());
+        for other in ["#?".to_owned(), format!("#!{}", "\0".repeat(3 * PIECE as usize))] {
+            fs::write(&source, &other).unwrap();
+            assert!(plugin(&source, &bin_dir).unwrap());
+            assert!(!plugin(&source, &bin_dir).unwrap());
+            assert_eq!(fs::read(bin_dir.join(PLUGIN)).unwrap(), other.as_bytes());
+        }
+        fs::write(&source, "#!").unwrap();
+        assert!(plugin(&source, &bin_dir).unwrap());
         assert_eq!(fs::metadata(bin_dir.join(PLUGIN)).unwrap().permissions().mode() & 0o777, 0o755);
         assert_eq!(fs::read(bin_dir.join(IPAM)).unwrap(), b"#!", "the same under its other name");
         fs::remove_file(bin_dir.join(IPAM)).unwrap();
