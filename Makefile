@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test nightly book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test nightly bench-scale book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -35,6 +35,13 @@ test: setup ## every check and every test that gates a landing; the last line is
 
 nightly: setup ## the same and what is too long for that
 	@tests/run-all.sh nightly
+
+# Of a release build: SCENARIO is all, join, idle, churn, edit or takeover.
+SCENARIO ?= all
+NODES ?= 1000
+SUBSCRIPTIONS ?= 1
+bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json; NODES=1000 in one subscription take 15 minutes
+	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS)
 
 # The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still to be built.
 demo: PARTS = $(DEMO_PARTS)

@@ -6,6 +6,7 @@
 mod changes;
 mod intake;
 pub mod kept;
+pub mod proof;
 pub mod unreadable;
 mod wakeups;
 
@@ -29,7 +30,7 @@ use tracing::warn;
 use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::demand::Demand;
+use crate::demand::{Demand, Uid};
 use crate::health::Health;
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
@@ -37,6 +38,12 @@ use crate::pod_cidr;
 use crate::pool::left_alone::{self, is_left_alone};
 use unreadable::Unknown;
 pub use wakeups::{Waker, Wakeups};
+
+/// So many pods come in one answer, some ten megabytes of text.
+const PAGE: u32 = 1000;
+
+/// The four watches, each a task of its own: a long list of one kind holds up no other.
+pub type Watches = [(&'static str, BoxFuture<'static, ()>); 4];
 
 /// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own
 /// writes.
@@ -75,8 +82,8 @@ impl Cluster {
         }
     }
 
-    /// Starts to watch: returns the view, the wakeups, and the work itself, which never ends.
-    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Waker, Wakeups, BoxFuture<'static, ()>) {
+    /// Starts to watch: returns the view, the wakeups, and the work itself, by kind, which never ends.
+    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Waker, Wakeups, Watches) {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
@@ -86,7 +93,9 @@ impl Cluster {
         let from = || (client.clone(), health.clone());
 
         let everything = watcher::Config::default();
-        let bound = watcher::Config::default().fields("spec.nodeName!=");
+        // Large pages, since little of each pod is kept. No streaming lists: kube 5 asks for the first list
+        // of any version ("0"), and a list that is made anew could go back in time.
+        let bound = watcher::Config::default().fields("spec.nodeName!=").page_size(PAGE);
         let ((view, call), (client, health)) = (ends(), from());
         let take = intake::nodes(view, call, node_writer);
         let nodes = follow("Node", client, health, everything.clone(), take);
@@ -98,10 +107,22 @@ impl Cluster {
         let pools = follow("NodeIPPool", client, health, everything, take);
         let ((view, call), (client, health)) = (ends(), from());
         let pods = follow("Pod", client, health, bound, intake::pods(view, call, listed));
-        let work = async move {
-            futures::join!(nodes, allocations, pools, pods);
-        };
-        (cluster, waker, wakeups, work.boxed())
+        let watches = [
+            ("watch of Nodes", nodes.boxed()),
+            ("watch of NodeIPAllocations", allocations.boxed()),
+            ("watch of NodeIPPools", pools.boxed()),
+            ("watch of Pods", pods.boxed()),
+        ];
+        (cluster, waker, wakeups, watches)
+    }
+
+    /// Wakes every object there is, and tells of each that can't be read.
+    pub fn wake_all(&self, waker: &Waker) {
+        self.nodes.state().iter().for_each(|node| waker.node(&node.name_any()));
+        self.allocations.state().iter().for_each(|one| waker.allocation(&one.name_any()));
+        self.pools.state().iter().for_each(|pool| waker.pool(&pool.name_any()));
+        let unknown = [&self.unknown_nodes, &self.unknown_allocations, &self.unknown_pools];
+        unknown.into_iter().flat_map(Unknown::all).for_each(|one| waker.unreadable(Some(one)));
     }
 
     /// Waits until everything has been listed once: before that, a Node that isn't known needn't be gone.
@@ -241,13 +262,8 @@ impl Cluster {
     }
 
     /// The UIDs of these pods.
-    pub fn bound_pods(&self, node: &str) -> HashSet<String> {
+    pub fn bound_pods(&self, node: &str) -> HashSet<Uid> {
         lock(&self.demand).pods(node)
-    }
-
-    /// Drops what is kept of a Node that is gone.
-    pub fn forget(&self, node: &str) {
-        lock(&self.demand).forget(node);
     }
 
     /// The pools that name this Node though it has no object: it runs Windows. After a list these may be any.
@@ -326,6 +342,20 @@ mod tests {
         let metadata = json!({"name": "n", "uid": uid, "resourceVersion": version.to_string()});
         let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn who_comes_to_lead_wakes_all_that_a_standby_has_dropped() {
+        let (allocations, mut writer) = reflector::store();
+        let (nodes, pools) = (reflector::store().0, reflector::store().0);
+        let cluster = Cluster::new(nodes, allocations, pools, watch::channel(true).1);
+        let (waker, mut wakeups) = wakeups::channels();
+        writer.apply_watcher_event(&Event::Apply(allocation("a", 9)));
+        waker.allocation("n");
+        assert!(wakeups.ignore().now_or_never().is_none(), "it ends only with the watches");
+        assert!(wakeups.allocations.try_recv().is_err());
+        cluster.wake_all(&waker);
+        assert_eq!(wakeups.allocations.try_recv().unwrap().name, "n");
     }
 
     #[test]

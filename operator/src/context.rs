@@ -13,6 +13,7 @@ use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
 use crate::shortage::Shortages;
+use crate::writes::Writes;
 
 /// Ends when the controllers are to take no more work.
 pub type Stop = Shared<Map<oneshot::Receiver<()>, fn(Result<(), oneshot::Canceled>)>>;
@@ -20,6 +21,8 @@ pub type Stop = Shared<Map<oneshot::Receiver<()>, fn(Result<(), oneshot::Cancele
 /// Shared by all controllers of a leader.
 pub struct Context {
     pub client: Client,
+    /// What each write to the API server waits for.
+    pub writes: Arc<Writes>,
     pub azure: Arc<Azure>,
     pub cluster: Cluster,
     pub networks: Arc<Networks>,
@@ -61,7 +64,7 @@ impl Default for Waits {
 impl Context {
     /// As of the moment this process begins to lead.
     pub fn new(
-        client: Client,
+        (client, writes): (Client, Arc<Writes>),
         events: Events,
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
@@ -71,6 +74,7 @@ impl Context {
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
+            writes,
             shortages: Arc::default(),
             started: Instant::now(),
             was_leaderless,

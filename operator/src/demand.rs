@@ -1,70 +1,71 @@
 //! Which pods of each node need an address, and what they ask to have attached to it, kept from the watch on
 //! Pods. Pure: `now` is an argument.
 
-use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+pub mod pod;
+mod uid;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
-use kube::ResourceExt;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use kube::runtime::watcher::Event;
-use vnetpool_apiserver::reading::{Reading, Unreadable};
-use vnetpool_crds::names;
 
 use crate::planner::attachments::Wish;
+use pod::Pod;
+pub use uid::Uid;
 
-/// Pods by node, as UIDs only, but for the few that ask for attachments: what a cluster of 5,000 nodes needs
-/// of its pods fits in some ten megabytes.
+/// Pods by node, as UIDs only, but for the few that ask for attachments: some 80 bytes a pod.
 ///
 /// No question about one node is answered by a scan over all pods.
 #[derive(Debug, Default)]
 pub struct Demand {
-    nodes: HashMap<String, Bound>,
+    nodes: HashMap<Arc<str>, Bound>,
     /// Where each counted pod is: a deleted pod's event may no longer tell.
-    pods: HashMap<String, String>,
+    pods: HashMap<Uid, Arc<str>>,
     /// What a list that is under way has shown so far: a pod that isn't in it went while we didn't watch.
-    listed: Option<HashSet<String>>,
+    listed: Option<HashSet<Uid>>,
 }
+
+/// So long a node without pods is remembered: longer than anybody waits for a burst to end.
+const KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Bound {
-    pods: HashSet<String>,
+    /// A node has too few for anything quicker.
+    pods: Vec<Uid>,
     changed: Instant,
-    /// What pods ask for, by UID; those that ask for nothing are left out.
-    wishes: HashMap<String, Wish>,
+    /// What pods ask for, and the UIDs by which others name them; those that ask for nothing are left out.
+    wishes: HashMap<Uid, (String, Wish)>,
 }
 
 impl Demand {
     /// Takes in one event and gives the nodes whose demand it changed.
-    pub fn apply(&mut self, event: &Event<Pod>, now: Instant) -> Vec<String> {
+    pub fn apply(&mut self, event: Event<Pod>, now: Instant) -> Vec<Arc<str>> {
         match event {
             Event::Init => {
                 self.listed = Some(HashSet::new());
                 vec![]
             }
             Event::InitApply(pod) => {
-                if let (Some(listed), Some(uid)) = (&mut self.listed, uid(pod)) {
-                    listed.insert(uid.clone());
+                if let Some(listed) = &mut self.listed {
+                    listed.insert(pod.uid);
                 }
-                self.see(pod, needs_address(pod), now)
+                self.see(pod, now).into_iter().collect()
             }
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
-                let gone: Vec<String> =
-                    self.pods.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
-                gone.iter()
-                    .filter_map(|uid| self.leave(uid, now))
-                    .collect::<HashSet<_>>()
-                    .into_iter()
-                    .collect()
+                let gone: Vec<Uid> = self.pods.keys().filter(|uid| !listed.contains(*uid)).copied().collect();
+                let nodes: HashSet<_> = gone.iter().filter_map(|uid| self.leave(uid, now)).collect();
+                nodes.into_iter().collect()
             }
-            Event::Apply(pod) => self.see(pod, needs_address(pod), now),
-            Event::Delete(pod) => self.see(pod, false, now),
+            Event::Apply(pod) => self.see(pod, now).into_iter().collect(),
+            Event::Delete(pod) => self.leave(&pod.uid, now).into_iter().collect(),
         }
     }
 
     /// The UIDs of the pods bound to the node that need an address.
-    pub fn pods(&self, node: &str) -> HashSet<String> {
-        self.nodes.get(node).map(|bound| bound.pods.clone()).unwrap_or_default()
+    pub fn pods(&self, node: &str) -> HashSet<Uid> {
+        self.nodes.get(node).map(|bound| bound.pods.iter().copied().collect()).unwrap_or_default()
     }
 
     /// Pods bound to the node that need an address, and since when they are these.
@@ -74,276 +75,228 @@ impl Demand {
 
     /// What the node's pods ask to have attached to their addresses, by UID.
     pub fn wishes(&self, node: &str) -> HashMap<String, Wish> {
-        self.nodes.get(node).map(|bound| bound.wishes.clone()).unwrap_or_default()
+        self.nodes.get(node).map(|bound| bound.wishes.values().cloned().collect()).unwrap_or_default()
     }
 
-    fn see(&mut self, pod: &Pod, needs: bool, now: Instant) -> Vec<String> {
-        let (Some(uid), Some(node)) = (uid(pod), pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()))
-        else {
-            return vec![];
-        };
-        match (needs, self.pods.contains_key(uid)) {
-            (true, false) => {
-                self.pods.insert(uid.clone(), node.clone());
-                let bound = self.nodes.entry(node.clone()).or_insert_with(|| Bound {
-                    pods: HashSet::new(),
-                    changed: now,
-                    wishes: HashMap::new(),
-                });
-                bound.pods.insert(uid.clone());
-                bound.wishes.extend(wish(pod).map(|wish| (uid.clone(), wish)));
-                bound.changed = now;
-                vec![node.clone()]
-            }
-            (false, true) => self.leave(uid, now).into_iter().collect(),
+    fn see(&mut self, pod: Pod, now: Instant) -> Option<Arc<str>> {
+        match (pod.needs_address, self.pods.get(&pod.uid)) {
+            (true, None) => Some(self.come(pod, now)),
+            (false, Some(_)) => self.leave(&pod.uid, now),
             // A pod never moves to another node, but it may ask for something else.
-            (true, true) => self.ask(uid, node, wish(pod)),
-            (false, false) => vec![],
+            (true, Some(node)) => {
+                let node = node.clone();
+                self.ask(&node, pod.uid, pod.wish).then_some(node)
+            }
+            (false, None) => None,
         }
     }
 
-    fn ask(&mut self, uid: &str, node: &str, wish: Option<Wish>) -> Vec<String> {
-        let Some(bound) = self.nodes.get_mut(node).filter(|bound| bound.wishes.get(uid) != wish.as_ref())
-        else {
-            return vec![];
-        };
-        match wish {
-            Some(wish) => bound.wishes.insert(uid.to_owned(), wish),
-            None => bound.wishes.remove(uid),
-        };
-        vec![node.to_owned()]
+    fn come(&mut self, pod: Pod, now: Instant) -> Arc<str> {
+        let known = self.nodes.get_key_value(pod.node.as_str());
+        let node = known.map_or_else(|| Arc::from(pod.node), |(node, _)| node.clone());
+        if !self.nodes.contains_key(&node) {
+            // Nodes come and go under ever new names, and pods may go after their node.
+            self.nodes.retain(|_, bound| !bound.pods.is_empty() || now.duration_since(bound.changed) < KEPT);
+        }
+        let bound = self.nodes.entry(node.clone()).or_insert_with(|| Bound {
+            pods: vec![],
+            changed: now,
+            wishes: HashMap::new(),
+        });
+        bound.pods.push(pod.uid);
+        bound.wishes.extend(pod.wish.map(|wish| (pod.uid, wish)));
+        bound.changed = now;
+        self.pods.insert(pod.uid, node.clone());
+        node
     }
 
-    fn leave(&mut self, uid: &str, now: Instant) -> Option<String> {
+    /// Whether it asks for something else than before.
+    fn ask(&mut self, node: &str, uid: Uid, wish: Option<(String, Wish)>) -> bool {
+        let Some(bound) = self.nodes.get_mut(node) else { return false };
+        let before = match &wish {
+            Some(wish) => bound.wishes.insert(uid, wish.clone()),
+            None => bound.wishes.remove(&uid),
+        };
+        before != wish
+    }
+
+    fn leave(&mut self, uid: &Uid, now: Instant) -> Option<Arc<str>> {
         let node = self.pods.remove(uid)?;
         if let Some(bound) = self.nodes.get_mut(&node) {
-            bound.pods.remove(uid);
+            bound.pods.retain(|one| one != uid);
             bound.wishes.remove(uid);
             bound.changed = now;
         }
         Some(node)
     }
 
-    /// Drops what is known of a node that is gone. One that lives is kept without pods, too: `changed` still
-    /// matters.
-    pub fn forget(&mut self, node: &str) {
-        if self.nodes.get(node).is_some_and(|bound| bound.pods.is_empty()) {
-            self.nodes.remove(node);
-        }
+    /// Whether a pod that the API server has listed is known, with what it asks for.
+    pub fn shows(&self, pod: &Pod) -> bool {
+        let asks =
+            || self.nodes.get(pod.node.as_str()).is_some_and(|node| node.wishes.contains_key(&pod.uid));
+        !pod.needs_address || self.pods.contains_key(&pod.uid) && (pod.wish.is_none() || asks())
     }
-}
-
-/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-
-/// The UID under which the node knows the pod. A static pod has one that the kubelet made of its manifest;
-/// the API server has a mirror of it, with a UID of its own that nobody on the node has heard of.
-fn uid(pod: &Pod) -> Option<&String> {
-    pod.annotations().get(MIRROR).or(pod.metadata.uid.as_ref())
-}
-
-/// A pod on the host network has the node's address, and one that ran to its end has none any more.
-fn needs_address(pod: &Pod) -> bool {
-    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    !host_network && !matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// What the pod's annotations ask for; none if there are none of ours.
-fn wish(pod: &Pod) -> Option<Wish> {
-    let annotation = |name: &str| pod.annotations().get(name).cloned();
-    let wish = Wish {
-        pod: format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()),
-        backend_pools: annotation(names::BACKEND_POOLS),
-        public_address: annotation(names::PUBLIC_ADDRESS),
-        dns_label: annotation(names::DNS_LABEL),
-        address: pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
-    };
-    let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = &wish;
-    [backend_pools, public_address, dns_label].iter().any(|one| one.is_some()).then_some(wish)
-}
-
-/// Pods as [`Demand`] takes them, whatever comes. Of one that can't be read as a whole, the few fields that
-/// matter are looked at one by one, and one that isn't what it should be counts as absent: then the pod needs
-/// an address.
-pub fn read(event: Event<Reading<Pod>>) -> Event<Pod> {
-    let stripped = |Reading(pod): Reading<Pod>| {
-        let mut pod = pod.unwrap_or_else(|unreadable| in_parts(&unreadable));
-        strip(&mut pod);
-        pod
-    };
-    match event {
-        Event::Init => Event::Init,
-        Event::InitApply(pod) => Event::InitApply(stripped(pod)),
-        Event::InitDone => Event::InitDone,
-        Event::Apply(pod) => Event::Apply(stripped(pod)),
-        Event::Delete(pod) => Event::Delete(stripped(pod)),
-    }
-}
-
-fn in_parts(pod: &Unreadable) -> Pod {
-    let (spec, status) = (&pod.content["spec"], &pod.content["status"]);
-    Pod {
-        metadata: pod.metadata.clone(),
-        spec: Some(PodSpec {
-            node_name: spec["nodeName"].as_str().map(str::to_owned),
-            host_network: spec["hostNetwork"].as_bool(),
-            ..PodSpec::default()
-        }),
-        status: Some(PodStatus {
-            phase: status["phase"].as_str().map(str::to_owned),
-            pod_ip: status["podIP"].as_str().map(str::to_owned),
-            ..PodStatus::default()
-        }),
-    }
-}
-
-/// Leaves of a pod what [`Demand`] looks at, before it is stored or queued anywhere.
-fn strip(pod: &mut Pod) {
-    pod.metadata = kube::api::ObjectMeta {
-        name: pod.metadata.name.take(),
-        namespace: pod.metadata.namespace.take(),
-        uid: pod.metadata.uid.take(),
-        resource_version: pod.metadata.resource_version.take(),
-        annotations: pod.metadata.annotations.take().map(|mut all| {
-            all.retain(|name, _| {
-                [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL, MIRROR]
-                    .contains(&name.as_str())
-            });
-            all
-        }),
-        ..Default::default()
-    };
-    pod.spec = pod.spec.take().map(|spec| PodSpec {
-        node_name: spec.node_name,
-        host_network: spec.host_network,
-        ..Default::default()
-    });
-    pod.status = pod.status.take().map(|status| PodStatus {
-        phase: status.phase,
-        pod_ip: status.pod_ip,
-        ..Default::default()
-    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-    use std::time::Duration;
+    use serde_json::{Value, json};
+    use vnetpool_apiserver::reading::Reading;
+    use vnetpool_crds::names;
 
-    fn pod(uid: &str, node: &str) -> Pod {
-        serde_json::from_value(
-            json!({"metadata": {"uid": uid}, "spec": {"nodeName": node, "containers": []}}),
-        )
-        .unwrap()
+    /// As the API server sends it, read.
+    fn decoded(mut pod: Value) -> Pod {
+        pod["spec"]["containers"] =
+            json!([{ "name": "c", "image": "i", "resources": { "limits": { "cpu": 1 } } }]);
+        pod["metadata"]["managedFields"] = json!([{ "manager": "kubelet", "fieldsV1": { "f:status": {} } }]);
+        match pod::read(Event::Apply(serde_json::from_value(pod).unwrap())) {
+            Some(Event::Apply(pod)) => pod,
+            other => panic!("{other:?}"),
+        }
     }
 
-    fn with(mut pod: Pod, host_network: bool, phase: &str) -> Pod {
-        pod.spec.as_mut().unwrap().host_network = Some(host_network);
-        pod.status.get_or_insert_default().phase = Some(phase.into());
-        pod
+    fn pod(uid: &str, node: &str) -> Pod {
+        decoded(json!({ "metadata": { "uid": uid }, "spec": { "nodeName": node } }))
+    }
+
+    fn with(uid: &str, node: &str, host_network: bool, phase: &str) -> Pod {
+        let spec = json!({ "nodeName": node, "hostNetwork": host_network });
+        decoded(json!({ "metadata": { "uid": uid }, "spec": spec, "status": { "phase": phase } }))
+    }
+
+    fn applied(demand: &mut Demand, event: Event<Pod>, now: Instant) -> Vec<String> {
+        demand.apply(event, now).iter().map(|node| node.to_string()).collect()
+    }
+
+    fn uids(all: &[&str]) -> HashSet<Uid> {
+        all.iter().map(|uid| Uid::of(uid)).collect()
     }
 
     #[test]
     fn a_bound_pod_is_counted_once_however_often_it_is_seen() {
         let (mut demand, start) = (Demand::default(), Instant::now());
-        assert_eq!(demand.apply(&Event::Apply(pod("a", "n")), start), ["n"]);
+        assert_eq!(applied(&mut demand, Event::Apply(pod("a", "n")), start), ["n"]);
         let later = start + Duration::from_secs(1);
-        assert!(demand.apply(&Event::Apply(with(pod("a", "n"), false, "Running")), later).is_empty());
+        assert!(demand.apply(Event::Apply(with("a", "n", false, "Running")), later).is_empty());
         assert_eq!(demand.bound("n"), (1, Some(start)));
     }
 
     #[test]
     fn pods_on_the_host_network_and_finished_pods_need_no_address() {
         let (mut demand, now) = (Demand::default(), Instant::now());
-        assert!(demand.apply(&Event::Apply(with(pod("a", "n"), true, "Running")), now).is_empty());
-        demand.apply(&Event::Apply(pod("b", "n")), now);
-        assert_eq!(demand.apply(&Event::Apply(with(pod("b", "n"), false, "Succeeded")), now), ["n"]);
+        assert!(demand.apply(Event::Apply(with("a", "n", true, "Running")), now).is_empty());
+        demand.apply(Event::Apply(pod("b", "n")), now);
+        assert_eq!(applied(&mut demand, Event::Apply(with("b", "n", false, "Succeeded")), now), ["n"]);
         assert_eq!(demand.bound("n").0, 0);
     }
 
     #[test]
     fn a_deleted_pod_needs_no_address_and_breaks_the_stillness() {
         let (mut demand, start) = (Demand::default(), Instant::now());
-        demand.apply(&Event::Apply(pod("a", "n")), start);
+        demand.apply(Event::Apply(pod("a", "n")), start);
         let later = start + Duration::from_secs(1);
-        assert_eq!(demand.apply(&Event::Delete(pod("a", "n")), later), ["n"]);
+        assert_eq!(applied(&mut demand, Event::Delete(pod("a", "n")), later), ["n"]);
         assert_eq!(demand.bound("n"), (0, Some(later)));
     }
 
     #[test]
     fn a_pod_that_went_while_the_watch_was_down_is_noticed_by_the_next_list() {
         let (mut demand, now) = (Demand::default(), Instant::now());
-        demand.apply(&Event::Apply(pod("a", "n")), now);
-        demand.apply(&Event::Apply(pod("b", "m")), now);
-        demand.apply(&Event::Init, now);
-        demand.apply(&Event::InitApply(pod("b", "m")), now);
-        assert_eq!(demand.apply(&Event::InitDone, now), ["n"]);
+        demand.apply(Event::Apply(pod("a", "n")), now);
+        demand.apply(Event::Apply(pod("b", "m")), now);
+        demand.apply(Event::Init, now);
+        demand.apply(Event::InitApply(pod("b", "m")), now);
+        assert_eq!(applied(&mut demand, Event::InitDone, now), ["n"]);
         assert_eq!((demand.bound("n").0, demand.bound("m").0), (0, 1));
     }
 
     #[test]
     fn a_pod_that_comes_to_ask_for_something_else_calls_its_node() {
         let asks = |pools: Option<&str>| {
-            let mut pod = pod("a", "n");
-            pod.metadata.annotations =
-                pools.map(|pools| [(names::BACKEND_POOLS.to_owned(), pools.to_owned())].into());
-            strip(&mut pod);
-            Event::Apply(pod)
+            let annotations = pools.map(|pools| json!({ names::BACKEND_POOLS: pools, "other/one": "long" }));
+            let metadata = json!({ "uid": "a", "namespace": "d", "name": "p", "annotations": annotations });
+            Event::Apply(decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } })))
         };
         let (mut demand, now) = (Demand::default(), Instant::now());
-        demand.apply(&asks(None), now);
+        demand.apply(asks(None), now);
         assert!(demand.wishes("n").is_empty());
-        assert_eq!(demand.apply(&asks(Some("web")), now), ["n"]);
-        assert_eq!(demand.wishes("n")["a"].backend_pools.as_deref(), Some("web"));
-        assert!(demand.apply(&asks(Some("web")), now).is_empty());
+        assert_eq!(applied(&mut demand, asks(Some("web")), now), ["n"]);
+        let wish = demand.wishes("n")["a"].clone();
+        assert_eq!((wish.pod.as_str(), wish.backend_pools.as_deref()), ("d/p", Some("web")));
+        assert!(demand.apply(asks(Some("web")), now).is_empty());
         assert_eq!(demand.bound("n"), (1, Some(now)), "nothing was bound, so no burst goes on");
-        demand.apply(&Event::Delete(pod("a", "n")), now);
+        demand.apply(Event::Delete(pod("a", "n")), now);
         assert!(demand.wishes("n").is_empty());
     }
 
     #[test]
     fn a_static_pod_is_known_by_the_uid_that_its_node_gives_it() {
-        let mut mirror = pod("of-the-mirror", "n");
-        mirror.metadata.annotations = Some([(MIRROR.to_owned(), "of-the-manifest".to_owned())].into());
-        strip(&mut mirror);
+        let metadata = json!({ "uid": "of-the-mirror", "annotations": { "kubernetes.io/config.mirror": "of-the-manifest" } });
+        let mirror = decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
         let (mut demand, now) = (Demand::default(), Instant::now());
-        demand.apply(&Event::Init, now);
-        demand.apply(&Event::InitApply(mirror.clone()), now);
-        demand.apply(&Event::InitDone, now);
-        assert_eq!(demand.pods("n"), HashSet::from(["of-the-manifest".to_owned()]));
-        demand.apply(&Event::Delete(mirror), now);
+        demand.apply(Event::Init, now);
+        demand.apply(Event::InitApply(mirror.clone()), now);
+        demand.apply(Event::InitDone, now);
+        assert_eq!(demand.pods("n"), uids(&["of-the-manifest"]));
+        assert!(demand.wishes("n").is_empty());
+        demand.apply(Event::Delete(mirror), now);
         assert!(demand.pods("n").is_empty());
     }
 
     #[test]
-    fn what_stripping_leaves_is_enough() {
-        let mut stripped = with(pod("a", "n"), true, "Running");
-        strip(&mut stripped);
-        assert!(!needs_address(&stripped));
-        let mut stripped = pod("a", "n");
-        strip(&mut stripped);
-        assert_eq!(Demand::default().apply(&Event::Apply(stripped), Instant::now()), ["n"]);
+    fn a_pod_that_is_not_bound_yet_concerns_no_node() {
+        let unbound: Reading<pod::Decoded> =
+            serde_json::from_value(json!({ "metadata": { "uid": "a" }, "spec": {} })).unwrap();
+        assert!(pod::read(Event::Apply(unbound)).is_none());
     }
 
     #[test]
     fn a_pod_that_can_not_be_read_as_a_whole_counts_by_what_can_be() {
-        let pod = |spec: serde_json::Value, status: serde_json::Value| -> Event<Reading<Pod>> {
-            let metadata = json!({"name": "a", "uid": "a", "annotations": {names::BACKEND_POOLS: "web"}});
-            Event::Apply(
-                serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status}))
-                    .unwrap(),
-            )
+        let pod = |spec: Value, status: Value| -> Event<Pod> {
+            let metadata = json!({ "name": "a", "uid": "a", "annotations": { names::BACKEND_POOLS: "web" } });
+            let reading: Reading<pod::Decoded> =
+                serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": status }))
+                    .unwrap();
+            assert!(reading.0.is_err());
+            pod::read(Event::Apply(reading)).unwrap()
         };
         let mut demand = Demand::default();
         let now = Instant::now();
-        let garbled =
-            pod(json!({"nodeName": "n", "containers": 7, "hostNetwork": "no"}), json!({"phase": 3}));
-        assert_eq!(demand.apply(&read(garbled), now), ["n"]);
+        let garbled = pod(json!({ "nodeName": "n", "hostNetwork": "no" }), json!({ "phase": 3 }));
+        assert_eq!(applied(&mut demand, garbled, now), ["n"]);
         assert_eq!(demand.wishes("n")["a"].backend_pools.as_deref(), Some("web"));
-        let ended = pod(json!({"nodeName": "n", "containers": 7}), json!({"phase": "Succeeded"}));
-        assert_eq!(demand.apply(&read(ended), now), ["n"]);
+        let ended = pod(json!({ "nodeName": "n", "hostNetwork": 7 }), json!({ "phase": "Succeeded" }));
+        assert_eq!(applied(&mut demand, ended, now), ["n"]);
         assert_eq!(demand.bound("n").0, 0);
+    }
+
+    #[test]
+    fn a_node_without_pods_is_forgotten_when_others_come() {
+        let (mut demand, start) = (Demand::default(), Instant::now());
+        demand.apply(Event::Apply(pod("a", "n")), start);
+        demand.apply(Event::Delete(pod("a", "n")), start);
+        demand.apply(Event::Apply(pod("b", "m")), start + KEPT / 2);
+        assert_eq!(demand.bound("n"), (0, Some(start)), "its stillness may still count");
+        demand.apply(Event::Apply(pod("c", "l")), start + KEPT);
+        assert_eq!((demand.bound("n"), demand.bound("m").0), ((0, None), 1));
+    }
+
+    #[test]
+    fn a_listed_pod_is_shown_once_it_is_known_with_what_it_asks_for() {
+        let asking = |pools: Option<&str>| {
+            let annotations = pools.map(|pools| json!({ names::BACKEND_POOLS: pools }));
+            let metadata = json!({ "uid": "a", "annotations": annotations });
+            decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }))
+        };
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        assert!(!demand.shows(&pod("a", "n")));
+        assert!(
+            demand.shows(&with("a", "n", true, "Running")) && demand.shows(&with("a", "n", false, "Failed"))
+        );
+        demand.apply(Event::Apply(asking(None)), now);
+        assert!(demand.shows(&pod("a", "n")) && !demand.shows(&asking(Some("web"))));
+        demand.apply(Event::Apply(asking(Some("web"))), now);
+        assert!(demand.shows(&asking(Some("web"))));
     }
 }

@@ -48,7 +48,7 @@ pub struct Leadership {
 pub struct Tenure(Arc<Mutex<Instant>>);
 
 impl Tenure {
-    fn new(renewed: Instant) -> Tenure {
+    pub fn new(renewed: Instant) -> Tenure {
         Tenure(Arc::new(Mutex::new(renewed)))
     }
 
@@ -85,20 +85,17 @@ impl Candidate {
         Candidate { leases: Api::namespaced(client, namespace), name, identity }
     }
 
-    /// Waits until this replica leads; `on_contact` is called whenever the API server has answered. Errors of
-    /// the API server are logged and retried.
-    pub async fn acquire(self, on_contact: impl Fn()) -> Leadership {
+    /// Waits until this replica leads. Errors of the API server are logged and retried.
+    pub async fn acquire(self) -> Leadership {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
             let asked = Instant::now();
             match timeout(REQUEST, self.attempt(&mut seen)).await {
-                Ok(Ok(taken)) => {
-                    on_contact();
-                    if let Some((lease, gap)) = taken {
-                        info!(lease = self.name, identity = self.identity, ?gap, "leading");
-                        return Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap };
-                    }
+                Ok(Ok(Some((lease, gap)))) => {
+                    info!(lease = self.name, identity = self.identity, ?gap, "leading");
+                    return Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap };
                 }
+                Ok(Ok(None)) => {}
                 Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
                 Err(_) => warn!(lease = self.name, "can't ask for the Lease: the API server doesn't answer"),
             }

@@ -37,6 +37,7 @@ mod resource_id;
 mod shortage;
 pub mod telemetry;
 mod verdict;
+mod writes;
 
 // At home where the agent shares them.
 use vnetpool_apiserver::answer as api_server;

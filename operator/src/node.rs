@@ -59,6 +59,7 @@ use memory::{Memories, Memory};
 use need::Need;
 use observe::{Seen, recheck};
 use progress::{Next, Progress};
+use report::announcement::Announcement;
 use report::taint;
 use setback::{Setback, Stage};
 
@@ -127,7 +128,6 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     match result {
         Ok(Next::Gone) => {
             memories.forget(&name);
-            ctx.cluster.forget(&name);
             Ok(Action::await_change())
         }
         Ok(Next::After(wait)) => {
@@ -163,7 +163,7 @@ async fn reconcile_one(
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut progress, &node, memory).await {
-            // In this reconcile, because nothing may come after it: `Writing` is True by now.
+            // In this reconcile: what has outgrown it waits for an answer.
             Err(error) if error.is_outgrown() => catch_up(ctx, &mut progress, memory),
             outcome => break outcome,
         }
@@ -217,9 +217,8 @@ async fn serve(
             settle_left(ctx, progress, node, memory).await?;
             publish(ctx, progress, node, memory).await?;
         }
-        report::announce_write(ctx, progress, node, memory).await?;
-        outcome = write::write(ctx, progress, node, memory).await.map_err(Error::Write);
-        if outcome.as_ref().is_err_and(Error::is_outgrown) {
+        outcome = write(ctx, progress, node, memory).await;
+        if outcome.as_ref().is_err_and(Error::has_sent_nothing) {
             return outcome;
         }
         // Whatever became of the write, what the NIC holds now is published.
@@ -240,6 +239,10 @@ async fn observe_and_plan(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
+    if !memory.knows_pods && ctx.cluster.misses_pods(&progress.allocation) {
+        ctx.cluster.prove_pods(&ctx.client, &node.name_any()).await?;
+        memory.knows_pods = true;
+    }
     let now = Instant::now();
     progress.begin(now);
     let Some(mut seen) = observe(ctx, progress, node, memory, now).await.map_err(Error::Find)? else {
@@ -294,6 +297,24 @@ async fn observe(
     let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
     Ok(Some(seen))
+}
+
+/// Announces the write and carries it out. One of a route table takes along what other nodes want, so it is
+/// announced before its turn.
+async fn write(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    if !progress.writes_alone() {
+        report::announce_write(ctx, progress, node, memory).await?;
+        return write::write(ctx, progress, node, memory, |write| write).await.map_err(Error::Write);
+    }
+    let announcement = Announcement::of(ctx, progress, node, memory).await?;
+    let outcome = write::write(ctx, progress, node, memory, |write| announcement.before(write)).await;
+    announcement.take_in(ctx, progress, node, memory)?;
+    outcome.map_err(Error::Write)
 }
 
 /// Observes once more after a write. First the version, then the observation, then the publication at that

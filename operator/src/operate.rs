@@ -12,6 +12,7 @@ use axum::Router;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::channel::oneshot;
 use futures::{FutureExt, StreamExt};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,6 +29,7 @@ use crate::events::{self, Events};
 use crate::health::Health;
 use crate::leader::{Candidate, Lost};
 use crate::metrics::{self, Metrics};
+use crate::writes::Writes;
 use crate::{admin, node, pool};
 
 /// The Lease's name.
@@ -93,7 +95,7 @@ pub async fn run(
     let metrics = Arc::new(Metrics::default());
     let azure = Arc::new(Azure::new(&config.azure)?);
     metrics::observe(&metrics, &azure);
-    let (contact, ready) = watch::channel(false);
+    let (is_ready, ready) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let scrapes = || {
         let metrics = metrics.clone();
@@ -107,33 +109,51 @@ pub async fn run(
         tasks.spawn(listen(address, scrapes()));
     }
 
+    let health = metrics.health.clone();
+    // A standby watches, too, so that it knows the cluster when it comes to lead.
+    let (cluster, waker, mut wakeups, watches) = Cluster::watch(&client, &health);
+    for (task, watch) in watches {
+        spawn(&mut tasks, task, &health, watch);
+    }
+    let synced = cluster.clone();
+    let sync = async move {
+        if synced.ready().await {
+            is_ready.send_replace(true);
+        }
+        // Never again otherwise: a list that is made anew leaves the caches as they are until it is complete.
+        futures::future::pending().await
+    };
+    spawn(&mut tasks, "readiness", &health, sync);
+
     let candidate = Candidate::new(lease, &config.namespace, LEASE, config.identity.clone());
     let mut leadership = tokio::select! {
-        leadership = candidate.acquire(|| { contact.send_replace(true); }) => leadership,
+        leadership = candidate.acquire() => leadership,
+        () = wakeups.ignore() => return Err(Error::Ended { task: "watches" }),
         error = ended(&mut tasks) => return Err(error),
         () = &mut stop => return Ok(()),
     };
     metrics.leading(true);
     let was_leaderless = leadership.gap().is_some_and(|gap| gap > LEADERLESS);
+    // A leader alone says how the nodes stand, or each would be counted once for every replica.
+    metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
+    let writes = Arc::new(Writes::new(tenure.clone()));
     azure.write_only_while(move || tenure.is_sure());
-    // A standby is ready when it has reached the API server. A leader works from its caches, so it is when
-    // they are synced.
-    contact.send_replace(false);
-    let health = metrics.health.clone();
 
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let (cluster, waker, wakeups, watches) = Cluster::watch(&client, &health);
-    metrics::watch(&metrics, &cluster);
-    spawn(&mut tasks, "watches", &health, watches);
-    let (events, deliver) = Events::new(client.clone(), &config.identity);
+    let view = cluster.clone();
+    let pool_of = move |node: &str| {
+        let pool = view.pools().get(&ObjectRef::new(&view.allocation(node)?.spec.pool))?;
+        Some(pool.object_ref(&()))
+    };
+    let (events, deliver) = Events::new(client.clone(), &config.identity, pool_of);
     // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before it.
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
     let ctx = Arc::new(Context::new(
-        client,
+        (client, writes),
         events,
         azure,
         metrics,
@@ -142,15 +162,6 @@ pub async fn run(
         config.waits,
     ));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
-    let synced = ctx.clone();
-    let sync = async move {
-        if synced.cluster.ready().await {
-            contact.send_replace(true);
-        }
-        // Never again otherwise: a list that is made anew leaves the caches as they are until it is complete.
-        futures::future::pending().await
-    };
-    spawn(&mut tasks, "readiness", &health, sync);
 
     let outcome = {
         let mut control = pin!(control(ctx, wakeups, stopped));
@@ -184,11 +195,21 @@ pub async fn run(
 }
 
 /// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<Context>, wakeups: Wakeups, stop: Stop) {
-    if !ctx.cluster.ready().await {
-        return;
+async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) {
+    let proved = async {
+        let is_ready = ctx.cluster.ready().await;
+        if is_ready {
+            ctx.cluster.catch_up_with(&ctx.client).await;
+        }
+        is_ready
+    };
+    tokio::select! {
+        is_proved = proved => if !is_proved { return },
+        () = wakeups.ignore() => return,
+        () = stop.clone() => return,
     }
-    info!(nodes = ctx.cluster.nodes().len(), "cluster listed, controllers start");
+    ctx.cluster.wake_all(&ctx.waker);
+    info!(nodes = ctx.cluster.nodes().len(), "caches are as new as the Lease, controllers start");
     let Wakeups { nodes, allocations, pools, unreadable } = wakeups;
     let controllers = async {
         futures::join!(

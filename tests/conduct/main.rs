@@ -15,6 +15,7 @@ mod attachments;
 mod budget;
 mod churn;
 mod concurrency;
+mod cost;
 mod disturbed;
 mod dry_run;
 mod edits;
@@ -42,6 +43,7 @@ mod restored;
 mod routes;
 mod shortage;
 mod stage;
+mod standby;
 mod subnets;
 mod unreadable;
 
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         budget::TESTS,
         churn::TESTS,
         concurrency::TESTS,
+        cost::TESTS,
         disturbed::TESTS,
         dry_run::TESTS,
         edits::TESTS,
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
         restored::TESTS,
         routes::TESTS,
         shortage::TESTS,
+        standby::TESTS,
         subnets::TESTS,
         unreadable::TESTS,
     ]

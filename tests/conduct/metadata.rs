@@ -1,12 +1,12 @@
 //! Pods that the node's rules keep from the metadata service.
 
 use crate::Test;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, find, quick};
 use anyhow::Result;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use vnetpool_crds::condition::METADATA_REFUSED;
+use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::{NodeIPAllocation, refusal};
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -17,11 +17,9 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), json!({})).await?;
     stage.node("n1", None).await?;
-    stage
-        .until("the operator has reported", "n1", |seen| {
-            seen.status.as_ref().filter(|status| !status.conditions.is_empty()).map(|_| ())
-        })
-        .await?;
+    // What it finds at its first report is no news. A write is announced before that.
+    let reported = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "False");
+    stage.until("the operator has reported", "n1", reported).await?;
     let says = async |pods: &[&str]| -> Result<()> {
         let condition = json!({ "type": METADATA_REFUSED.name(), "status": "True", "reason": "PodsAsk",
             "lastTransitionTime": "2026-01-01T00:00:00Z", "message": refusal::message(pods.iter().copied(), "default") });

@@ -1,7 +1,8 @@
-//! The operator's metrics, as Prometheus would scrape them.
+//! Metrics of the operator and others, as Prometheus would scrape them.
 
 use crate::stage::Stage;
 use anyhow::{Result, ensure};
+use std::net::SocketAddr;
 use std::time::Duration;
 use vnetpool_tests::eventually;
 
@@ -10,8 +11,17 @@ pub struct Metrics(String);
 
 impl Metrics {
     pub async fn scrape(stage: &Stage<'_>) -> Result<Metrics> {
-        let url = format!("http://{}/metrics", stage.admin);
+        Metrics::at(stage.admin).await
+    }
+
+    pub async fn at(admin: SocketAddr) -> Result<Metrics> {
+        let url = format!("http://{admin}/metrics");
         Ok(Metrics(reqwest::get(url).await?.error_for_status()?.text().await?))
+    }
+
+    /// Another program's.
+    pub fn of(text: String) -> Metrics {
+        Metrics(text)
     }
 
     /// Scrapes until something shows.

@@ -2,6 +2,7 @@
 //! it.
 
 use crate::agent::Agents;
+use crate::metrics::Metrics;
 use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::Uri;
@@ -102,15 +103,35 @@ impl<'a> Stage<'a> {
 
     /// Starts it with another configuration than the usual.
     pub async fn start_with(&self, change: impl FnOnce(&mut vnetpool_operator::Config)) -> Result<()> {
+        let operator = self.operator_at(self.admin, change).await?;
+        *lock(&self.operator) = Some(operator);
+        Ok(())
+    }
+
+    /// Starts another one beside it, which serves its metrics somewhere else.
+    pub async fn stand_by(&self) -> Result<(Operator, SocketAddr)> {
+        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
+        Ok((self.operator_at(admin, |_| {}).await?, admin))
+    }
+
+    async fn operator_at(
+        &self,
+        admin: SocketAddr,
+        change: impl FnOnce(&mut vnetpool_operator::Config),
+    ) -> Result<Operator> {
         let mut config =
-            operator::config(self.arm.parse()?, self.sim.arm_url().parse()?, self.admin, self.new_identity());
+            operator::config(self.arm.parse()?, self.sim.arm_url().parse()?, admin, self.new_identity());
         change(&mut config);
         let mut kube = self.plane.config(User::Operator).await?;
         if let Some(url) = &self.api_server {
             kube.cluster_url = url.clone();
         }
-        *lock(&self.operator) = Some(Operator::start(config, kube)?);
-        Ok(())
+        Operator::start(config, kube)
+    }
+
+    /// What the API server has counted of itself.
+    pub fn served(&self) -> Result<Metrics> {
+        Ok(Metrics::of(self.plane.kubectl(&["get", "--raw", "/metrics"])?))
     }
 
     /// Tells one start of an operator from the others.

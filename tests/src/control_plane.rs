@@ -50,7 +50,7 @@ impl ControlPlane {
         let rendered = template(&[])?;
         let admission = rendered.split("\n---\n").filter(|object| {
             let source = object.lines().find(|line| line.starts_with("# Source: ")).unwrap_or_default();
-            ["admission/", "role", "serviceaccount"].iter().any(|part| source.contains(part))
+            ["admission/", "role", "serviceaccount", "flowschema"].iter().any(|part| source.contains(part))
         });
         plane.apply(&admission.collect::<Vec<_>>().join("\n---\n"))?;
         plane.let_kubectl_patch_statuses()?;

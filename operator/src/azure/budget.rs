@@ -10,12 +10,14 @@
 pub(super) mod gate;
 pub(super) mod lesson;
 mod meter;
+mod queue;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 pub use lesson::Lesson;
 use meter::{Level, Meter};
+use queue::{Next, Place, Queue, Tried};
 
 use crate::priority::Priority;
 
@@ -83,6 +85,9 @@ pub(super) struct Budget {
     /// others.
     queues: BTreeMap<Line, Queue>,
     last: Ticket,
+    /// How many times it was looked whether a call may go.
+    #[cfg(test)]
+    draws: u64,
 }
 
 /// A call's number in the queue. Later calls have greater ones.
@@ -90,17 +95,6 @@ pub(super) type Ticket = u64;
 
 /// The key of a queue: a subscription, and whether its calls are writes.
 type Line = (String, bool);
-
-/// The order of calls: by priority, then those that know their NIC already, then by age.
-type Place = (Priority, bool, Ticket);
-
-#[derive(Default)]
-struct Queue {
-    waiting: BTreeMap<Place, Vec<Meter>>,
-    /// How many later calls have gone before the longest-waiting one since a longest-waiting one last had its
-    /// turn.
-    overtaken: u32,
-}
 
 fn queue_of(lane: &Lane) -> Line {
     (lane.subscription.clone(), lane.kind.writes())
@@ -142,6 +136,8 @@ impl Budget {
             tidy_at: TIDY_AT,
             queues: BTreeMap::new(),
             last: 0,
+            #[cfg(test)]
+            draws: 0,
         }
     }
 
@@ -149,14 +145,14 @@ impl Budget {
     pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
         let queue = self.queues.entry(queue_of(lane)).or_default();
-        queue.waiting.insert(place(lane, priority, self.last), meter::of(lane));
+        queue.insert(meter::of(lane), place(lane, priority, self.last));
         self.last
     }
 
     /// Takes the call out of the queue: it won't be made. False if it has been granted, and so paid, before.
     pub(super) fn withdraw(&mut self, lane: &Lane, priority: Priority, ticket: Ticket) -> bool {
         let queue = self.queues.get_mut(&queue_of(lane));
-        queue.is_some_and(|queue| queue.waiting.remove(&place(lane, priority, ticket)).is_some())
+        queue.is_some_and(|queue| queue.remove(&meter::of(lane).0, &place(lane, priority, ticket)))
     }
 
     /// The calls that may go now, and when to ask again if some still wait. They go by priority and then by
@@ -170,7 +166,7 @@ impl Budget {
             let ready = self.serve(queue, now, &mut granted);
             again = again.into_iter().chain(ready).min();
         }
-        queues.retain(|_, queue| !queue.waiting.is_empty());
+        queues.retain(|_, queue| !queue.is_empty());
         self.queues = queues;
         self.tidy(now);
         (granted, again)
@@ -180,68 +176,90 @@ impl Budget {
         let mut again: Option<Instant> = None;
         // If no call can use the turn now, none can later at the same moment.
         let mut gives_turns = true;
-        let order: Vec<Place> = queue.waiting.keys().copied().collect();
-        for place in order {
+        let mut tried = Tried::default();
+        loop {
             if gives_turns && queue.overtaken >= TURN {
                 let longest = self.take_turn(queue, now);
                 gives_turns = longest.is_some();
                 granted.extend(longest);
             }
-            let Some(meters) = queue.waiting.get(&place) else { continue };
-            match self.draw(meters, place.0, now) {
+            let Some(next) = queue.first(&tried) else { return again };
+            match self.draw(&next, next.place.0, now) {
                 Ok(()) => {
-                    queue.waiting.remove(&place);
-                    let overtakes = queue.waiting.keys().any(|(.., ticket)| *ticket < place.2);
+                    queue.remove(&next.shared, &next.place);
+                    let overtakes = queue.has_older(next.place.2);
                     queue.overtaken = if overtakes { queue.overtaken + 1 } else { 0 };
-                    granted.push(place.2);
+                    granted.push(next.place.2);
                 }
-                Err(Shut { ready, for_all }) => {
+                Err(Shut { ready, whom }) => {
                     again = Some(again.map_or(ready, |again| again.min(ready)));
-                    if for_all {
-                        break;
+                    match whom {
+                        Whom::All => return again,
+                        Whom::Class => tried.end(next.shared),
+                        Whom::One => tried.pass(next.shared, next.place),
                     }
                 }
             }
         }
-        again
     }
 
     /// The longest-waiting call that could go now, whatever its priority.
     fn take_turn(&mut self, queue: &mut Queue, now: Instant) -> Option<Ticket> {
-        let mut oldest: Vec<Place> = queue.waiting.keys().copied().collect();
-        oldest.sort_unstable_by_key(|(.., ticket)| *ticket);
-        let can_go = |place: &Place| {
-            let meters = &queue.waiting[place];
-            self.draw(meters, Priority::WaitingPods, now).is_ok()
-        };
-        let place = oldest.into_iter().find(can_go)?;
-        queue.waiting.remove(&place);
-        queue.overtaken = 0;
-        Some(place.2)
+        let mut tried = Tried::default();
+        loop {
+            let next = queue.oldest(&tried)?;
+            match self.draw(&next, Priority::WaitingPods, now) {
+                Ok(()) => {
+                    queue.remove(&next.shared, &next.place);
+                    queue.overtaken = 0;
+                    return Some(next.place.2);
+                }
+                Err(Shut { whom: Whom::All, .. }) => return None,
+                Err(Shut { whom: Whom::Class, .. }) => tried.end(next.shared),
+                Err(Shut { whom: Whom::One, .. }) => tried.pass(next.shared, next.place),
+            }
+        }
     }
 
     /// Takes one call's worth from each meter, or says when that will be possible.
-    fn draw(&mut self, meters: &[Meter], priority: Priority, now: Instant) -> Result<(), Shut> {
-        let mut latest = Shut { ready: now, for_all: false };
-        for meter in meters {
+    fn draw(&mut self, next: &Next, priority: Priority, now: Instant) -> Result<(), Shut> {
+        #[cfg(test)]
+        {
+            self.draws += 1;
+        }
+        let mut latest = Shut { ready: now, whom: Whom::One };
+        let shared = next
+            .shared
+            .iter()
+            .map(|meter| (meter, if matches!(meter, Meter::Arm { .. }) { Whom::All } else { Whom::Class }));
+        for (meter, whom) in shared.chain(next.own.iter().map(|meter| (meter, Whom::One))) {
             let ready = self.level(meter, now).ready(priority, now);
             if ready > latest.ready {
-                latest = Shut { ready, for_all: matches!(meter, Meter::Arm { .. }) };
+                latest = Shut { ready, whom };
             }
         }
         if latest.ready > now {
             return Err(latest);
         }
-        for meter in meters {
+        for meter in next.shared.iter().chain(&next.own) {
             self.level(meter, now).take(now);
         }
         Ok(())
     }
 
+    /// A call that was granted at `taken` isn't made.
+    pub(super) fn give_back(&mut self, lane: &Lane, taken: Instant, now: Instant) {
+        let (shared, own) = meter::of(lane);
+        for meter in shared.iter().chain(&own) {
+            self.level(meter, now).give_back(taken);
+        }
+    }
+
     /// Takes in what an answer to a call of this lane said.
     pub(super) fn learn(&mut self, lane: &Lane, lesson: &Lesson, now: Instant) {
         let share = self.share;
-        for meter in meter::of(lane) {
+        let (shared, own) = meter::of(lane);
+        for meter in shared.into_iter().chain(own) {
             let left = lesson.left(&meter, share);
             let closed_for = lesson.closes(&meter).then_some(lesson.closed_for).flatten();
             let level = self.level(&meter, now);
@@ -271,7 +289,7 @@ impl Budget {
 
     /// How many calls of each priority wait.
     pub(super) fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
-        let places = || self.queues.values().flat_map(|queue| queue.waiting.keys());
+        let places = || self.queues.values().flat_map(Queue::places);
         Priority::ALL.map(|priority| (priority, places().filter(|(one, ..)| *one == priority).count()))
     }
 
@@ -298,8 +316,18 @@ impl Budget {
 /// Why a call can't go yet.
 struct Shut {
     ready: Instant,
-    /// No later call in its queue can go either: ARM's own meter is short.
-    for_all: bool,
+    /// Whom the meter that is short holds up.
+    whom: Whom,
+}
+
+/// Who can't go either, of the later calls in a queue.
+#[derive(Clone, Copy)]
+enum Whom {
+    /// All: ARM's own meter is short.
+    All,
+    /// Those that draw on the same shared meters.
+    Class,
+    One,
 }
 
 #[cfg(test)]

@@ -104,8 +104,8 @@ pub enum Error {
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
     #[error(
-        "what was about to be asked of {resource} waited for Azure's request limits, and pods that came meanwhile need more; \
-         nothing was sent, Vnetpool plans anew"
+        "what was about to be asked of {resource} waited for Azure's request limits, and meanwhile pods came that need more, or \
+         the API server didn't confirm the write; nothing was sent, Vnetpool plans anew"
     )]
     Outgrown { resource: String },
     #[error("the operator can't sign in to Azure: {message}")]

@@ -125,11 +125,17 @@ impl Transport {
         }
         let lane = call.lane(&url);
         let Urgency { priority, .. } = call.urgency;
-        // This is the last moment at which a call may be given up. From here on it may have taken effect.
+        let given_up = || Error::Outgrown { resource: call.resource.clone() };
         let turn = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown());
-        let Some(waited) = uncounted(turn).await else {
-            return Err(Error::Outgrown { resource: call.resource.clone() });
+        let Some(turn) = uncounted(turn).await else {
+            return Err(given_up());
         };
+        // This is the last moment at which a call may be given up. From here on it may have taken effect.
+        if call.effect() == Effect::Write && !call.urgency.is_confirmed().await {
+            self.0.gate.give_back(&lane, &turn);
+            return Err(given_up());
+        }
+        let waited = turn.waited;
         if waited > LONG_WAIT {
             info!(
                 resource = call.resource,

@@ -1,6 +1,8 @@
 //! How urgent a call is, and until when.
 
+use std::fmt;
 use std::future::pending;
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -8,18 +10,37 @@ use futures::future::{BoxFuture, Shared};
 use super::Priority;
 
 /// Why a call is made. Before its turn within Azure's limits has come, its node may come to need something
-/// more urgent. Then the call gives its place up and ends as [`super::Error::Outgrown`]: nothing was sent and
-/// nothing paid.
-#[derive(Clone, Debug)]
+/// more urgent; and when it has come, whoever calls may have to agree once more. If not, the call gives its
+/// place up and ends as [`super::Error::Outgrown`]: nothing was sent and nothing paid.
+#[derive(Clone)]
 pub struct Urgency {
     pub(super) priority: Priority,
     outgrown: Option<Shared<BoxFuture<'static, ()>>>,
+    confirm: Option<Confirm>,
 }
+
+/// Whether a write may still be sent, asked when its turn has come.
+type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 impl Urgency {
     /// An urgency of this priority until `outgrown` ends.
     pub fn until(priority: Priority, outgrown: impl Future<Output = ()> + Send + 'static) -> Urgency {
-        Urgency { priority, outgrown: Some(outgrown.boxed().shared()) }
+        Urgency { priority, outgrown: Some(outgrown.boxed().shared()), confirm: None }
+    }
+
+    /// The same for a write that is sent only if `confirm` agrees, once its turn has come.
+    pub fn confirmed<F>(self, confirm: impl Fn() -> F + Send + Sync + 'static) -> Urgency
+    where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        Urgency { confirm: Some(Arc::new(move || confirm().boxed())), ..self }
+    }
+
+    pub(super) async fn is_confirmed(&self) -> bool {
+        match &self.confirm {
+            Some(confirm) => confirm().await,
+            None => true,
+        }
     }
 
     /// Ends when the call is no longer urgent enough. It may never end.
@@ -44,6 +65,12 @@ impl From<&Urgency> for Urgency {
 
 impl From<Priority> for Urgency {
     fn from(priority: Priority) -> Urgency {
-        Urgency { priority, outgrown: None }
+        Urgency { priority, outgrown: None, confirm: None }
+    }
+}
+
+impl fmt::Debug for Urgency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Urgency").field("priority", &self.priority).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
@@ -16,7 +16,8 @@ use super::changes::Changes;
 use super::unreadable::{Sieve, Sifted, Unknown};
 use super::wakeups::Waker;
 use super::{Cluster, kept, lock};
-use crate::{demand, pod_cidr};
+use crate::demand::pod::{self, Decoded};
+use crate::pod_cidr;
 
 /// Keeps the store of one kind at what the API server has, stripped.
 struct Intake<K: Resource<DynamicType = ()> + Clone + 'static> {
@@ -136,12 +137,13 @@ pub fn pods(
     view: Cluster,
     waker: Waker,
     listed: watch::Sender<bool>,
-) -> impl FnMut(Event<Reading<Pod>>) + Send {
+) -> impl FnMut(Event<Reading<Decoded>>) + Send {
     move |event| {
-        let event = demand::read(event);
-        let concerned = lock(&view.demand).apply(&event, Instant::now());
+        let Some(event) = pod::read(event) else { return };
+        let is_complete = matches!(event, Event::InitDone);
+        let concerned = lock(&view.demand).apply(event, Instant::now());
         concerned.iter().for_each(|node| waker.allocation(node));
-        if matches!(event, Event::InitDone) {
+        if is_complete {
             listed.send_replace(true);
         }
     }

@@ -2,8 +2,10 @@
 //! something changed.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 
+use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::reflector::ObjectRef;
@@ -21,6 +23,20 @@ pub struct Wakeups {
     pub pools: UnboundedReceiver<ObjectRef<NodeIPPool>>,
     /// Objects that have just turned out to be unreadable.
     pub unreadable: UnboundedReceiver<Arc<Unreadable>>,
+}
+
+impl Wakeups {
+    /// Drops whatever comes. Never ends: the senders live as long as the watches. What was dropped is woken
+    /// by [`super::Cluster::wake_all`].
+    pub async fn ignore(&mut self) {
+        let Wakeups { nodes, allocations, pools, unreadable } = self;
+        futures::join!(
+            nodes.for_each(|_| ready(())),
+            allocations.for_each(|_| ready(())),
+            pools.for_each(|_| ready(())),
+            unreadable.for_each(|_| ready(())),
+        );
+    }
 }
 
 /// The other end of [`Wakeups`].

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::api_server::{CONFLICT, is_status};
 use crate::azure;
+use crate::cluster::proof::Unproved;
 
 /// Why a reconcile ended early, by the stage that failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub enum Error {
     Delete(#[source] kube::Error),
     #[error("taint not changed: {0}")]
     Taint(#[source] kube::Error),
+    #[error("{0}")]
+    Pods(#[from] Unproved),
     /// It was dropped.
     #[error("dropped after {} s, waits for Azure's limits and operations not counted", limit.as_secs())]
     Overdue { limit: Duration },
@@ -34,7 +37,12 @@ impl Error {
         match self {
             Error::Find(error) | Error::Left(error) | Error::Write(error) => error.reason().name(),
             _ if self.is_conflict() => "Conflict",
-            Error::Publish(_) | Error::Report(_) | Error::Delete(_) | Error::Taint(_) => "APIServer",
+            Error::Publish(_)
+            | Error::Report(_)
+            | Error::Delete(_)
+            | Error::Taint(_)
+            | Error::Pods(Unproved::Asked(_)) => "APIServer",
+            Error::Pods(Unproved::Behind) => "Behind",
             Error::Overdue { .. } => "Overdue",
         }
     }
@@ -44,13 +52,20 @@ impl Error {
         matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
     }
 
+    /// A write that failed like this has sent nothing to Azure: it gave its place up, or wasn't announced.
+    pub fn has_sent_nothing(&self) -> bool {
+        self.is_outgrown() || !matches!(self, Error::Write(_))
+    }
+
     /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.
     pub fn is_conflict(&self) -> bool {
         match self {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
                 is_status(error, CONFLICT)
             }
-            Error::Find(_) | Error::Left(_) | Error::Write(_) | Error::Overdue { .. } => false,
+            Error::Find(_) | Error::Left(_) | Error::Write(_) | Error::Pods(_) | Error::Overdue { .. } => {
+                false
+            }
         }
     }
 }

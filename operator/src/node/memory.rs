@@ -43,6 +43,8 @@ pub struct Memory {
     pub recalled: Option<Said>,
     /// UID and generation of the pool that served the node when last looked.
     pool: Option<(Option<String>, Option<i64>)>,
+    /// All pods that the node had when this process came to lead are known.
+    pub knows_pods: bool,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
     /// What Azure says isn't there.
@@ -68,6 +70,7 @@ impl Memory {
             grouping: None,
             recalled: recalled(allocation),
             pool: None,
+            knows_pods: false,
             vacant_since: None,
             absences: Absences::default(),
             failures: 0,

@@ -93,6 +93,11 @@ impl Progress {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
 
+    /// Whether what is written is this node's alone.
+    pub fn writes_alone(&self) -> bool {
+        self.seen.as_ref().is_none_or(|seen| seen.backend.route_table_id().is_none())
+    }
+
     /// Whether an attachment's step is to be taken on the NIC, or in a public address.
     fn has_step(&self) -> bool {
         self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())

@@ -104,6 +104,7 @@ async fn apply(
         "spec": spec,
     });
     let params = PatchParams::apply(names::OPERATOR).force();
+    let _under_way = ctx.writes.urgent().await;
     let mut answer = allocations(ctx).patch(name, &params, &Patch::Apply(&object)).await?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
@@ -126,6 +127,7 @@ pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> R
     warn!("this object is of another past: it is made again, and its NIC is read first");
     let exactly = Preconditions { uid: allocation.uid(), resource_version: allocation.resource_version() };
     let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
+    let _under_way = ctx.writes.urgent().await;
     allocations(ctx).delete(&allocation.name_any(), &params).await.map_err(Error::Delete)?;
     Ok(())
 }
@@ -154,6 +156,7 @@ pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), 
     if allocation.metadata.deletion_timestamp.is_none() {
         let exactly = Preconditions { uid: allocation.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
+        let _under_way = ctx.writes.urgent().await;
         match allocations(ctx).delete(&allocation.name_any(), &params).await {
             Ok(_) => {}
             Err(error) if is_status(&error, NOT_FOUND) => return Ok(()),
@@ -177,6 +180,7 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
     let Some(found) = found.filter(|found| found.uid() == allocation.uid()) else { return Ok(()) };
     let others: Vec<_> = found.finalizers().iter().filter(|one| *one != names::FINALIZER).collect();
     let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
+    let _under_way = ctx.writes.urgent().await;
     match api.patch(&found.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         Err(error) if is_status(&error, NOT_FOUND) => Ok(()),

@@ -1,5 +1,6 @@
 //! What a reconcile found and did → conditions, Events and the taint.
 
+pub mod announcement;
 mod attached;
 mod conditions;
 pub mod reports;
@@ -13,7 +14,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, READY};
@@ -40,41 +41,8 @@ pub async fn report(
     memory: &mut Memory,
 ) -> Result<Option<Duration>, Error> {
     let now = Instant::now();
-    memory.reports.run_clock(&lag(&progress.allocation, kept::boot_id(node)), now);
-    let (outlived, next_finding) =
-        sandboxes::condition(ctx, &progress.allocation, node, &mut memory.reports.outlived, now).await?;
-    let complaint = kept::networkless(node)
-        .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
-    let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
+    let (next, next_finding) = made(ctx, progress, node, memory, now).await?;
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
-    let next = {
-        let facts = Facts {
-            allocation: &progress.allocation,
-            boot_id: kept::boot_id(node),
-            seen: progress.seen.as_ref(),
-            plan: progress.plan.as_ref(),
-            grace: ctx.waits.grace,
-            dry_run: ctx.azure.is_dry_run(),
-            rehearsal: progress.rehearsal.as_ref(),
-            setback: memory.setback.as_ref(),
-            writing: memory.nic.writing,
-            tracked: tracked(ctx, &progress.allocation),
-            grouped: progress.seen.as_ref().and_then(|seen| {
-                let pool = seen.pool.as_ref().map(|pool| pool.name_any());
-                let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
-                groups::condition(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
-            }),
-            attached: progress
-                .attachments
-                .as_ref()
-                .and_then(|plan| attached::condition(plan, &memory.attaching)),
-            outlived,
-            behind_for: memory.reports.behind_for(now),
-            networkless: complaint.filter(|_| is_networkless),
-            surplus_for: surplus_for.unwrap_or_default(),
-        };
-        conditions::conditions(&facts, Timestamp::now())
-    };
     for pod in memory.reports.news_of_refused(progress.allocation.conditions()) {
         let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
         ctx.events.say(&about, events::refused(&pod, &progress.allocation.spec.pool));
@@ -91,14 +59,56 @@ pub async fn report(
     apply(ctx, progress, node, memory, next).await?;
     let full = condition::is_true(progress.allocation.conditions(), FULL);
     taint::set(ctx, node, full).await?;
-    Ok([grace, grace_of_runtime, surplus, next_finding].into_iter().flatten().min())
+    Ok([grace, surplus, next_finding].into_iter().flatten().min())
+}
+
+/// The operator's conditions as of now, and in how long there may be more to find.
+async fn made(
+    ctx: &Context,
+    progress: &Progress,
+    node: &Node,
+    memory: &mut Memory,
+    now: Instant,
+) -> Result<(Vec<Condition>, Option<Duration>), Error> {
+    memory.reports.run_clock(&lag(&progress.allocation, kept::boot_id(node)), now);
+    let (outlived, next_finding) =
+        sandboxes::condition(ctx, &progress.allocation, node, &mut memory.reports.outlived, now).await?;
+    let complaint = kept::networkless(node)
+        .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
+    let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
+    let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
+    let facts = Facts {
+        allocation: &progress.allocation,
+        boot_id: kept::boot_id(node),
+        seen: progress.seen.as_ref(),
+        plan: progress.plan.as_ref(),
+        grace: ctx.waits.grace,
+        dry_run: ctx.azure.is_dry_run(),
+        rehearsal: progress.rehearsal.as_ref(),
+        setback: memory.setback.as_ref(),
+        writing: memory.nic.writing,
+        tracked: tracked(ctx, &progress.allocation),
+        grouped: progress.seen.as_ref().and_then(|seen| {
+            let pool = seen.pool.as_ref().map(|pool| pool.name_any());
+            let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
+            groups::condition(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
+        }),
+        attached: progress.attachments.as_ref().and_then(|plan| attached::condition(plan, &memory.attaching)),
+        outlived,
+        behind_for: memory.reports.behind_for(now),
+        networkless: complaint.filter(|_| is_networkless),
+        surplus_for: surplus_for.unwrap_or_default(),
+    };
+    let next = [next_finding, grace_of_runtime].into_iter().flatten().min();
+    Ok((conditions::conditions(&facts, Timestamp::now()), next))
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {
     ctx.azure.tracked(&allocation.spec.serving()?.id.parse().ok()?)
 }
 
-/// Announces a write, with what is known before it.
+/// Announces a write before its turn has come, with what is known before it. Where a write is of one node
+/// alone, see [`announcement`].
 pub async fn announce_write(
     ctx: &Context,
     progress: &mut Progress,
@@ -122,14 +132,29 @@ async fn apply(
     if says_the_same(&before, &next) {
         return Ok(());
     }
-    progress.allocation = Arc::new(apply_conditions(ctx, &progress.allocation, &next).await?);
+    let under_way = ctx.writes.report().await;
+    let answer = apply_conditions(&ctx.client, &progress.allocation, &next).await.map_err(Error::Report)?;
+    drop(under_way);
+    applied(ctx, progress, node, memory, (next, answer));
+    Ok(())
+}
+
+/// Goes on from the API server's answer to the operator's conditions, and says those that turned.
+fn applied(
+    ctx: &Context,
+    progress: &mut Progress,
+    node: &Node,
+    memory: &mut Memory,
+    (next, answer): (Vec<Condition>, NodeIPAllocation),
+) {
+    let before = ours(&progress.allocation);
+    progress.allocation = Arc::new(answer);
     ctx.cluster.answered(&progress.allocation);
     memory.nic.status_written(&progress.allocation);
     let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
     for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
         ctx.events.say(&about, event);
     }
-    Ok(())
 }
 
 /// Of an object whose Node is gone.
@@ -145,7 +170,8 @@ pub async fn vacant(
         condition::new(READY, false, reason, message, allocation.metadata.generation, Timestamp::now()),
     );
     if !condition::same(&ours(allocation), &next) {
-        apply_conditions(ctx, allocation, &next).await?;
+        let _under_way = ctx.writes.report().await;
+        apply_conditions(&ctx.client, allocation, &next).await.map_err(Error::Report)?;
     }
     Ok(())
 }
@@ -153,10 +179,10 @@ pub async fn vacant(
 /// The operator's conditions, all of them: one that isn't sent is taken off. Of this object only, not of one
 /// made anew.
 async fn apply_conditions(
-    ctx: &Context,
+    client: &Client,
     allocation: &NodeIPAllocation,
     conditions: &[Condition],
-) -> Result<NodeIPAllocation, Error> {
+) -> Result<NodeIPAllocation, kube::Error> {
     let name = allocation.name_any();
     let object = json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
@@ -165,8 +191,8 @@ async fn apply_conditions(
         "status": {"conditions": conditions},
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let api = Api::<NodeIPAllocation>::all(ctx.client.clone());
-    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await.map_err(Error::Report)?;
+    let api = Api::<NodeIPAllocation>::all(client.clone());
+    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }

@@ -14,10 +14,11 @@ use super::mending;
 use super::observe::groups;
 use super::progress::Progress;
 use super::setback::{Setback, Stage};
-use crate::azure;
+use crate::azure::{self, Urgency};
 use crate::context::Context;
 
-/// Carries the plan's change out. The condition `Writing` has announced it.
+/// Carries the plan's change out. The condition `Writing` has announced it, or does so when `announced` is
+/// asked.
 ///
 /// # Errors
 /// Azure's. What is reserved is then to be read again.
@@ -26,6 +27,7 @@ pub async fn write(
     progress: &Progress,
     node: &Node,
     memory: &mut Memory,
+    announced: impl FnOnce(Urgency) -> Urgency,
 ) -> Result<(), azure::Error> {
     let Progress { allocation, need, seen: Some(seen), plan: Some(plan), .. } = progress else {
         return Ok(());
@@ -36,7 +38,7 @@ pub async fn write(
         observed: &seen.observed,
         change: &plan.change,
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
-        urgency: need.of_write(&seen.observed, plan.priority),
+        urgency: announced(need.of_write(&seen.observed, plan.priority)),
         about: [node.object_ref(&()), allocation.object_ref(&())],
     };
     let result = seen.backend.apply(ctx, &task).await;

@@ -4,13 +4,15 @@
 //! Writes take a second here instead of Azure's ten, or as long as the test says.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Peering, Sim};
 use vnetpool_operator::azure::{
     Azure, Change, Config as AzureConfig, Error, Freshness, Nic, Priority, ProvisioningState, Remedy,
-    ResourceId, VmId,
+    ResourceId, Urgency, VmId,
 };
 
 use crate::script::{client, config};
@@ -95,6 +97,35 @@ impl World {
             .map(|one| (one["name"].as_str().unwrap().into(), one["address"].as_str().unwrap().into()))
             .collect()
     }
+}
+
+fn spent(azure: &Azure) -> u64 {
+    let (accounts, _) = azure.accounts();
+    accounts.iter().filter(|one| one.limit == "arm" && one.writes).map(|one| one.spent).sum()
+}
+
+#[tokio::test]
+async fn a_write_that_is_not_confirmed_when_its_turn_has_come_is_not_sent_and_costs_nothing() {
+    let world = World::start("nodes", 0.1).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let confirmed = move |answer: bool| {
+        let count = count.clone();
+        Urgency::from(Priority::WaitingPods).confirmed(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            async move { answer }
+        })
+    };
+    let change = change(&["vnp-1"], &[]);
+    let write = |urgency| world.azure.update(&world.nic, &change, urgency);
+    let error = write(confirmed(false)).await.unwrap_err();
+    assert!(matches!(error, Error::Outgrown { .. }), "{error}");
+    assert_eq!((world.asked(), spent(&world.azure)), (vec!["GET".to_owned()], 0));
+    // What is known of the NIC stays known.
+    write(confirmed(true)).await.unwrap();
+    assert_eq!((world.asked(), spent(&world.azure)), (["GET", "PUT", "GET"].map(str::to_owned).into(), 1));
+    // Asked once for each turn, and not for what follows it.
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
 pub fn change(reserve: &[&str], release: &[&str]) -> Change {

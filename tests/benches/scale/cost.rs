@@ -1,115 +1,96 @@
 //! What a phase has cost: the difference of two looks at the operator's process, its requests to Azure, and
 //! those the API server has served.
 
-use crate::metrics::Metrics;
-use crate::stage::Stage;
-use anyhow::{Context, Result};
+use crate::process::{Process, Usage};
+use crate::world::World;
+use anyhow::Result;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use vnetpool_tests::control_plane::ControlPlane;
-
-/// The operator as a process of its own: this program once more. Killed when dropped.
-pub struct Process(Child);
-
-impl Process {
-    pub fn start(stage: &Stage<'_>, plane: &ControlPlane) -> Result<Process> {
-        let mut program = Command::new(std::env::current_exe()?);
-        program.arg("operator").arg(&plane.kubeconfig).args([stage.sim.arm_url(), &stage.admin.to_string()]);
-        Ok(Process(program.arg(stage.new_identity()).stdin(Stdio::null()).spawn()?))
-    }
-
-    pub fn kill(mut self) -> Result<()> {
-        self.0.kill()?;
-        self.0.wait().map(drop).context("the operator's end")
-    }
-
-    /// Seconds of processor time so far.
-    fn processor(&self) -> Result<f64> {
-        const TICKS_A_SECOND: f64 = 100.0;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The fields after the name, which may hold anything but another closing parenthesis; utime and
-        // stime.
-        let fields = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace();
-        let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-        Ok(ticks / TICKS_A_SECOND)
-    }
-
-    /// Megabytes in memory now, and at most so far.
-    fn memory(&self) -> Result<[f64; 2]> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<f64>().ok()
-        };
-        Ok(["VmRSS:", "VmHWM:"].map(|name| field(name).unwrap_or_default() / 1024.0))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use std::time::Instant;
 
 /// Everything so far: what is counted, by what it is.
 pub struct Cost {
+    since: Instant,
     counts: BTreeMap<String, f64>,
-    processor: f64,
+    usage: Usage,
 }
 
+/// The verbs that change something.
+const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
+/// What only the operator and the agents write here.
+const OURS: [&str; 4] = ["nodeipallocations", "nodeippools", "events", "leases"];
+
 impl Cost {
-    pub async fn so_far((plane, stage): (&ControlPlane, &Stage<'_>), operator: &Process) -> Result<Cost> {
+    pub async fn so_far(world: &World<'_>, operator: &Process) -> Result<Cost> {
         let mut counts = BTreeMap::new();
+        let mut add = |what: String, count: f64| *counts.entry(what).or_default() += count;
         // An operator that has just started has asked nothing yet, and doesn't tell either.
-        if let Ok(metrics) = Metrics::scrape(stage).await {
+        if let Ok(metrics) = operator.metrics().await {
             for kind in ["read", "write", "poll", "delete"] {
                 let all = metrics.sum("vnetpool_operator_arm_requests_total", &[&format!("kind=\"{kind}\"")]);
-                counts.insert(format!("Azure: {kind}"), all);
+                add(format!("Azure: {kind}"), all);
             }
             let throttled = metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]);
-            counts.insert("Azure: throttled".into(), throttled);
+            add("Azure: throttled".into(), throttled);
         }
-        let text = plane.kubectl(&["get", "--raw", "/metrics"])?;
-        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+        let text = world.plane.kubectl(&["get", "--raw", "/metrics"])?;
+        for line in text.lines() {
             let label = |name: &str| {
                 let from = line.split_once(&format!("{name}=\""))?.1;
                 Some(from.split_once('"')?.0.to_owned())
             };
             let what = |name: &str| label(name).unwrap_or_default();
-            let (resource, part) = (what("resource"), what("subresource"));
-            let kind = format!("API: {} {resource} {part}, {}", what("verb"), what("code"));
             let count = line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok());
-            *counts.entry(kind).or_default() += count.unwrap_or_default();
+            let count = count.unwrap_or_default();
+            let resource = what("resource");
+            if line.starts_with("apiserver_request_total{") {
+                let (verb, part) = (what("verb"), what("subresource"));
+                if WRITES.contains(&verb.as_str()) && OURS.contains(&resource.as_str()) {
+                    add("API writes".into(), count);
+                }
+                add(format!("API: {verb} {resource} {part}, {}", what("code")), count);
+            } else if line.starts_with("apiserver_request_body_size_bytes_sum{")
+                && OURS.contains(&resource.as_str())
+            {
+                add("API bytes written".into(), count);
+            }
         }
-        counts.insert("agents' reports".into(), stage.agents.reports.load(Ordering::Relaxed) as f64);
-        Ok(Cost { counts, processor: operator.processor()? })
+        add("agents' reports".into(), world.stage.agents.reports.load(Ordering::Relaxed) as f64);
+        Ok(Cost { since: Instant::now(), counts, usage: operator.usage()? })
     }
 
-    /// Prints what has come since, and gives all so far.
-    pub async fn next(
-        self,
-        phase: &str,
-        took: Duration,
-        world: (&ControlPlane, &Stage<'_>),
-        operator: &Process,
-    ) -> Result<Cost> {
+    /// Prints what has come since, and gives it, and all so far.
+    pub async fn next(self, phase: &str, world: &World<'_>, operator: &Process) -> Result<(Value, Cost)> {
+        let took = self.since.elapsed().as_secs_f64();
         let now = Cost::so_far(world, operator).await?;
-        let [memory, most] = operator.memory()?;
+        let [memory, most] = now.usage.memory;
+        let processor = now.usage.processor - self.usage.processor;
         println!(
-            "\n{phase}: {:.1} s, operator {:.1} s of processor, {memory:.0} MB now, {most:.0} MB at most",
-            took.as_secs_f64(),
-            now.processor - self.processor,
+            "\n{phase}: {took:.1} s, operator {processor:.1} s of processor, {memory:.0} MB now, {most:.0} MB at most"
         );
+        let mut requests = Map::new();
         for (kind, count) in &now.counts {
             let count = count - self.counts.get(kind).copied().unwrap_or_default();
             if count > 0.0 {
                 println!("  {count:7} {kind}");
+                requests.insert(kind.clone(), json!(count));
             }
         }
-        Ok(now)
+        let load = std::fs::read_to_string("/proc/loadavg")?;
+        let cost = json!({ "seconds": took, "processorSeconds": processor, "memoryMB": memory, "mostMemoryMB": most,
+            "loadOfMachine": load.split_whitespace().next(), "requests": requests });
+        Ok((cost, now))
     }
+}
+
+/// What of a phase's cost falls to each of so many.
+pub fn each(cost: &Value, count: usize) -> Value {
+    let share = |total: &Value| total.as_f64().unwrap_or_default() / count as f64;
+    let requests = ["API writes", "API bytes written", "Azure: read", "Azure: write"];
+    let mut shares: Map<String, Value> =
+        requests.iter().map(|one| ((*one).to_owned(), json!(share(&cost["requests"][one])))).collect();
+    shares.insert("processorMilliseconds".into(), json!(share(&cost["processorSeconds"]) * 1000.0));
+    println!("  each: {}", json!(shares));
+    Value::Object(shares)
 }

@@ -21,9 +21,17 @@ struct Inner {
 
 struct State {
     budget: Budget,
-    waiting: HashMap<Ticket, oneshot::Sender<()>>,
+    waiting: HashMap<Ticket, oneshot::Sender<Instant>>,
     /// Whether the dispatcher runs, the task that lets waiting calls go. It runs only while calls wait.
     is_dispatching: bool,
+}
+
+/// A call's turn, paid for.
+#[derive(Debug)]
+pub(in crate::azure) struct Turn {
+    /// How long the call waited for it.
+    pub waited: Duration,
+    taken: Instant,
 }
 
 impl Gate {
@@ -33,27 +41,39 @@ impl Gate {
         Gate(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }))
     }
 
-    /// Waits until a call of this lane may be made and counts it. Gives the time waited, or `None` if
-    /// `outgrown` came first: then the call isn't counted and must not be made.
+    /// Waits until a call of this lane may be made and counts it. `None` if `outgrown` came first: then the
+    /// call isn't counted and must not be made.
     pub(in crate::azure) async fn wait_for_turn(
         &self,
         lane: &Lane,
         priority: Priority,
         outgrown: impl Future<Output = ()>,
-    ) -> Option<Duration> {
+    ) -> Option<Turn> {
         let since = now();
-        let (place, granted) = self.queue(lane, priority);
-        tokio::select! {
+        let (place, mut granted) = self.queue(lane, priority);
+        let taken = tokio::select! {
             biased;
-            // The sender lives in `waiting` until it is used, so an error means that the process ends.
-            _ = granted => {}
+            taken = &mut granted => taken,
             // A call that has just been granted goes.
-            () = outgrown => if place.leave() { return None },
-        }
-        Some(now().duration_since(since))
+            () = outgrown => {
+                if place.leave() {
+                    return None;
+                }
+                granted.await
+            }
+        };
+        // The sender lives in `waiting` until it is used, so an error means that the process ends.
+        let taken = taken.unwrap_or_else(|_| now());
+        Some(Turn { waited: now().duration_since(since), taken })
     }
 
-    fn queue<'a>(&'a self, lane: &'a Lane, priority: Priority) -> (Waiter<'a>, oneshot::Receiver<()>) {
+    /// The call isn't made: others may have its turn.
+    pub(in crate::azure) fn give_back(&self, lane: &Lane, turn: &Turn) {
+        self.0.lock().budget.give_back(lane, turn.taken, now());
+        self.0.changed.notify_one();
+    }
+
+    fn queue<'a>(&'a self, lane: &'a Lane, priority: Priority) -> (Waiter<'a>, oneshot::Receiver<Instant>) {
         let (grant, granted) = oneshot::channel();
         let mut state = self.0.lock();
         let ticket = state.budget.ask(lane, priority);
@@ -130,10 +150,11 @@ impl Inner {
 impl State {
     /// Lets all calls go that may go now. Gives when the next may go, or `None` if none waits.
     fn grant(&mut self) -> Option<Instant> {
-        let (granted, again) = self.budget.grant(now());
+        let now = now();
+        let (granted, again) = self.budget.grant(now);
         for ticket in granted {
             if let Some(grant) = self.waiting.remove(&ticket) {
-                let _ = grant.send(());
+                let _ = grant.send(now);
             }
         }
         again
@@ -189,6 +210,7 @@ mod tests {
             gate.wait_for_turn(&lane, Priority::WarmRefill, pending()),
             gate.wait_for_turn(&lane, Priority::WaitingPods, pending())
         );
+        let (pods, refill) = (pods.unwrap().waited, refill.unwrap().waited);
         assert!(pods < refill, "{pods:?} is not less than {refill:?}");
     }
 
@@ -197,7 +219,7 @@ mod tests {
         let (gate, lane) = (Gate::new(80), write());
         gate.learn(&lane, &Lesson::closed_by_arm(Duration::from_secs(42)));
         let waited = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
-        assert_eq!(waited.as_secs(), 42);
+        assert_eq!(waited.waited.as_secs(), 42);
     }
 
     #[tokio::test(start_paused = true)]
@@ -210,9 +232,9 @@ mod tests {
             gate.wait_for_turn(&lane, Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(1)));
         let (refill, other) =
             tokio::join!(refill, gate.wait_for_turn(&lane, Priority::WarmRefill, pending()));
-        assert_eq!(refill, None);
+        assert!(refill.is_none());
         // 41 have to be there, at 8 a second: nobody else's wait has changed.
-        let took = other.unwrap().as_secs_f64();
+        let took = other.unwrap().waited.as_secs_f64();
         assert!((5.1..5.2).contains(&took), "{took}");
         assert_eq!((spent() - before, gate.0.lock().waiting.len()), (1, 0));
     }
@@ -226,6 +248,21 @@ mod tests {
         granted.await.unwrap();
         assert!(!waiter.leave());
         assert_eq!(gate.accounts().0[0].spent, 162);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_given_back_is_somebody_elses() {
+        let (gate, lane) = (Gate::new(80), write());
+        for _ in 0..159 {
+            gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;
+        }
+        let turn = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
+        gate.give_back(&lane, &turn);
+        assert_eq!(gate.accounts().0[0].spent, 159);
+        let next = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
+        assert_eq!(next.waited, Duration::ZERO);
+        let later = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
+        assert!(later.waited > Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

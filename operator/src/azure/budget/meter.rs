@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::queue::Shared;
 use super::{Account, Kind, Lane, Priority, Provider};
 
 /// A meter by which Azure counts calls.
@@ -53,21 +54,21 @@ impl Others {
 const LEAST: f64 = 2.0;
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 
-/// The meters that a call of this lane draws on, ARM's first.
-pub(super) fn of(lane: &Lane) -> Vec<Meter> {
+/// The meters that a call of this lane draws on: those that it shares with many others, ARM's first, and one
+/// of its own.
+pub(super) fn of(lane: &Lane) -> (Shared, Option<Meter>) {
     let Lane { subscription, provider, region, kind, resource } = lane;
     let (subscription, writes) = (subscription.clone(), kind.writes());
     let region = region.clone().unwrap_or_default();
-    let mut meters = vec![Meter::Arm { subscription: subscription.clone(), writes }];
+    let arm = Meter::Arm { subscription: subscription.clone(), writes };
     match provider {
-        Provider::Network => meters.push(Meter::Network { subscription, region, writes }),
-        Provider::Compute => meters.extend([
-            Meter::Compute { subscription, region, writes },
-            Meter::Resource { path: resource.clone(), kind: *kind },
-        ]),
-        Provider::Other => {}
+        Provider::Network => (vec![arm, Meter::Network { subscription, region, writes }], None),
+        Provider::Compute => {
+            let own = Meter::Resource { path: resource.clone(), kind: *kind };
+            (vec![arm, Meter::Compute { subscription, region, writes }], Some(own))
+        }
+        Provider::Other => (vec![arm], None),
     }
-    meters
 }
 
 impl Meter {
@@ -160,6 +161,19 @@ impl Level {
         match &mut self.gauge {
             Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
             Gauge::Window { used, .. } => used.push_back(now),
+        }
+    }
+
+    /// What was taken at `taken` wasn't used.
+    pub(super) fn give_back(&mut self, taken: Instant) {
+        self.spent = self.spent.saturating_sub(1);
+        match &mut self.gauge {
+            Gauge::Bucket { capacity, tokens, .. } => *tokens = (*tokens + 1.0).min(*capacity),
+            Gauge::Window { used, .. } => {
+                if let Ok(at) = used.binary_search(&taken) {
+                    used.remove(at);
+                }
+            }
         }
     }
 

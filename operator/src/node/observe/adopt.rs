@@ -7,6 +7,7 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 
 use crate::azure::Nic;
+use crate::demand::Uid;
 use crate::node::lag::{Lag, lag};
 
 /// What becomes of others' ipConfigurations on a NIC.
@@ -33,7 +34,7 @@ pub struct Adoption {
 /// plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
 pub fn adoption(
     adopt: Adopt,
-    bound: &HashSet<String>,
+    bound: &HashSet<Uid>,
     allocation: &NodeIPAllocation,
     boot_id: &str,
     nic: &Nic,
@@ -43,9 +44,9 @@ pub fn adoption(
     }
     let is_answer = allocation.spec.report_holders && lag(allocation, boot_id) == Lag::None;
     let status = allocation.status.as_ref().filter(|_| is_answer);
-    let assigned: HashSet<&String> =
-        status.into_iter().flat_map(|status| &status.holders).map(|one| &one.pod_uid).collect();
-    let pods = bound.iter().filter(|uid| !assigned.contains(uid)).count();
+    let holders = status.into_iter().flat_map(|status| &status.holders);
+    let assigned: HashSet<Uid> = holders.map(|one| Uid::of(&one.pod_uid)).collect();
+    let pods = bound.difference(&assigned).count();
     Some(Adoption {
         is_answered: is_answer,
         ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
@@ -70,7 +71,7 @@ mod tests {
             others: Others { idle: vec!["ipconfig2".into()], attached: vec!["ipconfig3".into()] },
             ..sample_nic(&[])
         };
-        let bound = bound.iter().map(|&uid| uid.to_owned()).collect();
+        let bound = bound.iter().map(|uid| Uid::of(uid)).collect();
         let holders: Vec<_> = assigned
             .iter()
             .enumerate()

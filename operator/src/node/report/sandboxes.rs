@@ -15,6 +15,7 @@ use vnetpool_crds::reason::Reason;
 
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::demand::Uid;
 use crate::node::error::Error;
 use crate::node::lag::{Lag, lag};
 use crate::verdict::{Verdict, name_some};
@@ -85,11 +86,11 @@ impl Outlived {
     fn observe(
         &mut self,
         holders: &[Holder],
-        pods: &HashSet<String>,
+        pods: &HashSet<Uid>,
         now: Instant,
     ) -> (Finding, Option<Duration>) {
         // A sandbox without a pod's UID is of another runtime's making, or nobody remembers whose it is.
-        let is_suspect = |one: &&Holder| !one.pod_uid.is_empty() && !pods.contains(&one.pod_uid);
+        let is_suspect = |one: &&Holder| !one.pod_uid.is_empty() && !pods.contains(&Uid::of(&one.pod_uid));
         let suspects = holders.iter().filter(is_suspect);
         let known = std::mem::take(&mut self.since);
         self.since = suspects
@@ -199,8 +200,8 @@ mod tests {
         }
     }
 
-    fn pods(uids: &[&str]) -> HashSet<String> {
-        uids.iter().map(|&uid| uid.to_owned()).collect()
+    fn pods(uids: &[&str]) -> HashSet<Uid> {
+        uids.iter().map(|uid| Uid::of(uid)).collect()
     }
 
     fn due(all: &[(&str, &str)]) -> Finding {

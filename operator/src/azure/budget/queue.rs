@@ -1,0 +1,133 @@
+//! The calls that wait for one of ARM's own meters, sorted so that nobody looks through all of them. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
+
+use super::meter::Meter;
+use super::{Priority, Ticket};
+
+/// The order of calls: by priority, then those that know their NIC already, then by age.
+pub(super) type Place = (Priority, bool, Ticket);
+
+/// The meters that calls share with many others. There are a few of each subscription: its providers' of
+/// each region.
+pub(super) type Shared = Vec<Meter>;
+
+#[derive(Default)]
+pub(super) struct Queue {
+    classes: HashMap<Shared, Class>,
+    /// How many later calls have gone before the longest-waiting one since a longest-waiting one last had its
+    /// turn.
+    pub overtaken: u32,
+}
+
+/// Calls that draw on the same shared meters. While one of these is short, none of them goes, so they are
+/// asked about once.
+#[derive(Default)]
+struct Class {
+    /// With the meter of its own that a call draws on besides.
+    calls: BTreeMap<Place, Option<Meter>>,
+    by_age: BTreeMap<Ticket, Place>,
+}
+
+/// A call that waits.
+pub(super) struct Next {
+    pub shared: Shared,
+    pub own: Option<Meter>,
+    pub place: Place,
+}
+
+/// Where a look through the queue has got: which calls of each class have been tried.
+#[derive(Default)]
+pub(super) struct Tried(HashMap<Shared, Until>);
+
+enum Until {
+    /// The next one may go.
+    Place(Place),
+    /// None of the others goes before a shared meter fills.
+    End,
+}
+
+impl Queue {
+    pub(super) fn insert(&mut self, (shared, own): (Shared, Option<Meter>), place: Place) {
+        let class = self.classes.entry(shared).or_default();
+        class.calls.insert(place, own);
+        class.by_age.insert(place.2, place);
+    }
+
+    pub(super) fn remove(&mut self, shared: &Shared, place: &Place) -> bool {
+        let Some(class) = self.classes.get_mut(shared) else { return false };
+        class.by_age.remove(&place.2);
+        let was_there = class.calls.remove(place).is_some();
+        if class.calls.is_empty() {
+            self.classes.remove(shared);
+        }
+        was_there
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.classes.values().flat_map(|class| class.calls.keys())
+    }
+
+    /// Whether a call waits that came before this one.
+    pub(super) fn has_older(&self, than: Ticket) -> bool {
+        let mut oldest = self.classes.values().filter_map(|class| class.by_age.keys().next());
+        oldest.any(|oldest| *oldest < than)
+    }
+
+    /// The first call, in their order, that hasn't been tried.
+    pub(super) fn first(&self, tried: &Tried) -> Option<Next> {
+        self.pick(tried, |class, after| {
+            let (place, own) = match after {
+                Some(after) => class.calls.range((Excluded(*after), Unbounded)).next(),
+                None => class.calls.iter().next(),
+            }?;
+            Some((*place, own, *place))
+        })
+    }
+
+    /// The longest-waiting call, whatever its priority, that hasn't been tried.
+    pub(super) fn oldest(&self, tried: &Tried) -> Option<Next> {
+        self.pick(tried, |class, after| {
+            let (ticket, place) = match after {
+                Some((.., after)) => class.by_age.range((Excluded(*after), Unbounded)).next(),
+                None => class.by_age.iter().next(),
+            }?;
+            Some((*ticket, &class.calls[place], *place))
+        })
+    }
+
+    fn pick<'a, K: Ord>(
+        &'a self,
+        tried: &Tried,
+        next: impl Fn(&'a Class, Option<&Place>) -> Option<(K, &'a Option<Meter>, Place)>,
+    ) -> Option<Next> {
+        let candidates = self.classes.iter().filter_map(|(shared, class)| {
+            let after = match tried.0.get(shared) {
+                Some(Until::End) => return None,
+                Some(Until::Place(place)) => Some(place),
+                None => None,
+            };
+            let (key, own, place) = next(class, after)?;
+            Some((key, shared, own, place))
+        });
+        let (_, shared, own, place) = candidates.min_by(|one, other| one.0.cmp(&other.0))?;
+        Some(Next { shared: shared.clone(), own: own.clone(), place })
+    }
+}
+
+impl Tried {
+    /// A shared meter of its class is short.
+    pub(super) fn end(&mut self, shared: Shared) {
+        self.0.insert(shared, Until::End);
+    }
+
+    /// Only this one can't go.
+    pub(super) fn pass(&mut self, shared: Shared, place: Place) {
+        self.0.insert(shared, Until::Place(place));
+    }
+}

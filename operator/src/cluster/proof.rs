@@ -1,0 +1,287 @@
+//! Whether the view is as new as the Lease. What a standby knows may lack what the leader before has written
+//! last, or what it has gone by: a watch brings it some time later, and each kind's watch is as late as it is.
+//!
+//! A leader of long standing has written everything in the allocations, from a view that is no older than what
+//! it wrote. A new one has that only once it is proved:
+//! - of a NodeIPAllocation, a `spec` that is missing, or a `Writing`, would be believed to be absent;
+//! - with a Node of before, a NIC that its successor has come to would be taken for one that it has left, and
+//!   be emptied; and a Node that isn't known yet would be taken for gone;
+//! - with a pool of before, addresses would be given back that its edit keeps;
+//! - a pod that isn't known yet would be taken for one that has ended: what is attached to its address would
+//!   be deleted, or what another plugin gave it taken off the NIC. There are too many of these for a list, so a
+//!   node's are asked for once, before the first decision of this leader that rests on the absence of one.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use kube::api::ListParams;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+use vnetpool_apiserver::jittered;
+use vnetpool_apiserver::reading::Reading;
+use vnetpool_crds::{NodeIPAllocation, names};
+
+use super::Cluster;
+use super::unreadable::Unknown;
+use crate::demand::pod::{self, Decoded};
+use crate::lock::lock;
+
+/// After an error of the API server, and until a list is made anew: what has gone since it was made is never
+/// shown.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often it is looked whether the watch has caught up.
+const LOOK: Duration = Duration::from_millis(50);
+/// So many objects come in one answer, without their content.
+const PAGE: u32 = 1000;
+
+/// All objects of a kind at one moment, without their content.
+#[derive(Debug, Default)]
+struct Listed {
+    /// UID and version by name.
+    objects: HashMap<String, Identity>,
+    /// The version of the whole.
+    at: u64,
+}
+
+/// UID and version.
+type Identity = (Option<String>, u64);
+
+/// Why it isn't known whether a node's pods are.
+#[derive(Debug, thiserror::Error)]
+pub enum Unproved {
+    #[error("{0}")]
+    Asked(#[from] kube::Error),
+    #[error("the watch of Pods hasn't shown all pods of this node yet")]
+    Behind,
+}
+
+impl Cluster {
+    /// Waits until the view shows all Nodes, NodeIPAllocations and NodeIPPools as they were when this was
+    /// called, or later.
+    pub async fn catch_up_with(&self, client: &Client) {
+        futures::join!(
+            catch_up(client, &self.nodes, &self.unknown_nodes),
+            catch_up(client, &self.allocations, &self.unknown_allocations),
+            catch_up(client, &self.pools, &self.unknown_pools),
+        );
+    }
+
+    /// Whether a decision about this node rests on the absence of a pod: of one that has something attached to
+    /// its address, or of one that has none of ours.
+    pub fn misses_pods(&self, allocation: &NodeIPAllocation) -> bool {
+        let wishes = self.wishes(&allocation.name_any());
+        let marks = allocation.spec.ip_configurations().filter_map(|one| one.attached_to.as_ref());
+        allocation.spec.report_holders
+            || marks.into_iter().any(|uid| uid != names::OTHERS && !wishes.contains_key(uid))
+    }
+
+    /// Fails unless the view shows all pods of this node that there were when this was called.
+    pub async fn prove_pods(&self, client: &Client, node: &str) -> Result<(), Unproved> {
+        let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let pods = Api::<Reading<Decoded>>::all(client.clone()).list(&bound).await?;
+        let mut pods = pods.items.into_iter().filter_map(pod::read_one);
+        let demand = lock(&self.demand);
+        if pods.all(|pod| demand.shows(&pod)) { Ok(()) } else { Err(Unproved::Behind) }
+    }
+}
+
+async fn catch_up<K>(client: &Client, store: &Store<K>, unknown: &Unknown)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    loop {
+        match Listed::now::<K>(client).await {
+            Ok(listed) => {
+                let caught_up = async {
+                    while lags_behind(store, unknown, &listed) {
+                        sleep(LOOK).await;
+                    }
+                };
+                if timeout(RETRY, caught_up).await.is_ok() {
+                    return;
+                }
+                warn!(kind = %K::kind(&()), "the cache isn't as new as the Lease yet");
+            }
+            Err(error) => {
+                warn!(kind = %K::kind(&()), %error, "can't tell yet whether the cache is as new as the Lease");
+                sleep(jittered(RETRY)).await;
+            }
+        }
+    }
+}
+
+fn lags_behind<K>(store: &Store<K>, unknown: &Unknown, listed: &Listed) -> bool
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let is_shown = |(name, (uid, version)): (&String, &Identity)| {
+        let shows = |shown: Identity| {
+            // One made anew since is newer, too.
+            shown.1 >= *version && (shown.0 == *uid || shown.1 > listed.at)
+        };
+        let read = store.get(&ObjectRef::new(name)).map(|one| (one.uid(), number(one.resource_version())));
+        let unread = unknown
+            .get(name)
+            .map(|one| (one.metadata.uid.clone(), number(one.metadata.resource_version.clone())));
+        read.into_iter().chain(unread).any(shows)
+    };
+    // What was shown before and isn't listed is gone; what came after the list isn't listed either.
+    let is_gone = |one: &K| {
+        !listed.objects.contains_key(&one.name_any()) && number(one.resource_version()) <= listed.at
+    };
+    !listed.objects.iter().all(is_shown) || store.find(is_gone).is_some()
+}
+
+impl Listed {
+    /// As the store behind the API server has them, not a cache.
+    async fn now<K>(client: &Client) -> Result<Listed, kube::Error>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api = Api::<K>::all(client.clone());
+        let mut listed = Listed::default();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = api.list_metadata(&params).await?;
+            listed.at = number(page.metadata.resource_version);
+            for one in page.items {
+                listed.objects.insert(one.name_any(), (one.uid(), number(one.resource_version())));
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
+                None => return Ok(listed),
+            }
+        }
+    }
+}
+
+/// Kubernetes lets clients compare resourceVersions of a kind as numbers.
+fn number(version: Option<String>) -> u64 {
+    version.and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demand::Demand;
+    use crate::lock::lock;
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use k8s_openapi::api::core::v1::Node;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+
+    fn allocation(name: &str, uid: &str, version: u64) -> NodeIPAllocation {
+        let metadata = json!({"name": name, "uid": uid, "resourceVersion": version.to_string()});
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_view_is_proved_once_it_shows_all_that_was_there_when_the_lease_was_won() {
+        let (allocations, mut writer) = reflector::store();
+        let unknown = Unknown::default();
+        let object = |uid: &str, version| (Some(uid.to_owned()), version);
+        let objects = HashMap::from([("a".into(), object("a", 9)), ("b".into(), object("b2", 12))]);
+        let listed = Listed { objects, at: 14 };
+        let mut lags = |event| {
+            writer.apply_watcher_event(&event);
+            lags_behind(&allocations, &unknown, &listed)
+        };
+        assert!(lags(Event::Apply(allocation("a", "a", 9))), "b isn't there");
+        assert!(lags(Event::Apply(allocation("b", "b1", 5))), "b is another");
+        assert!(lags(Event::Apply(allocation("b", "b2", 11))), "b is older");
+        assert!(!lags(Event::Apply(allocation("b", "b2", 12))));
+        assert!(lags(Event::Apply(allocation("c", "c", 13))), "c is gone");
+        assert!(!lags(Event::Delete(allocation("c", "c", 14))));
+        assert!(!lags(Event::Apply(allocation("d", "d", 15))), "d came later");
+        assert!(!lags(Event::Apply(allocation("b", "b3", 16))), "b was made anew later");
+    }
+
+    /// An API server that answers with these in turn, and then with the last again and again.
+    async fn server(mut answers: Vec<Value>) -> (Client, Arc<Mutex<u32>>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        answers.reverse();
+        let (answers, asked) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(0)));
+        let count = asked.clone();
+        let answer = move || {
+            *lock(&count) += 1;
+            let mut answers = lock(&answers);
+            let answer = if answers.len() > 1 { answers.pop() } else { answers.last().cloned() };
+            std::future::ready(Json(answer.unwrap()))
+        };
+        let routes = Router::new().fallback(get(answer));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        (vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap(), asked)
+    }
+
+    fn nodes(version: &str, names: &[&str]) -> Value {
+        let item = |name: &&str| json!({"metadata": {"name": name, "uid": name, "resourceVersion": "5"}});
+        let items: Vec<Value> = names.iter().map(item).collect();
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {"resourceVersion": version},
+            "items": items})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_went_after_the_list_was_made_is_not_waited_for() {
+        let (client, asked) = server(vec![nodes("9", &["a", "gone"]), nodes("12", &["a"])]).await;
+        let (store, mut writer) = reflector::store::<Node>();
+        let known: Node =
+            serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
+                .unwrap();
+        writer.apply_watcher_event(&Event::Apply(known));
+        catch_up(&client, &store, &Unknown::default()).await;
+        assert_eq!(*lock(&asked), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_the_watch_has_not_shown_yet_is_waited_for() {
+        let (client, _) = server(vec![nodes("9", &["a"])]).await;
+        let (store, mut writer) = reflector::store::<Node>();
+        let unknown = Unknown::default();
+        assert!(timeout(RETRY * 5, catch_up(&client, &store, &unknown)).await.is_err());
+        let shown: Node =
+            serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
+                .unwrap();
+        writer.apply_watcher_event(&Event::Apply(shown));
+        catch_up(&client, &store, &unknown).await;
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_has_something_attached_is_not_taken_for_gone_before_all_pods_of_its_node_are_known() {
+        let pod = json!({"metadata": {"name": "p", "uid": "p", "annotations": {names::BACKEND_POOLS: "web"}},
+            "spec": {"nodeName": "n"}, "status": {}});
+        let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "9"}, "items": [pod]});
+        let (client, _) = server(vec![list]).await;
+        let (store, pools) = (reflector::store().0, reflector::store().0);
+        let cluster = Cluster::new(reflector::store().0, store, pools, watch::channel(true).1);
+        let mut marked = serde_json::to_value(allocation("n", "a", 9)).unwrap();
+        let entry = json!({"name": "vnp-1", "address": "10.0.0.9", "attachedTo": "p"});
+        marked["spec"]["interfaces"] = json!([{"id": "nic", "mac": "m", "primaryAddress": "10.0.0.4",
+            "subnet": {"id": "s", "prefixes": ["10.0.0.0/24"]}, "ipConfigurations": [entry]}]);
+        let marked: NodeIPAllocation = serde_json::from_value(marked).unwrap();
+        assert!(cluster.misses_pods(&marked) && !cluster.misses_pods(&allocation("n", "a", 9)));
+        let proved = cluster.prove_pods(&client, "n").await;
+        assert!(matches!(proved, Err(Unproved::Behind)), "{proved:?}");
+
+        let shown: Reading<Decoded> = serde_json::from_value(json!({
+            "metadata": {"uid": "p", "annotations": {names::BACKEND_POOLS: "web"}}, "spec": {"nodeName": "n"}
+        }))
+        .unwrap();
+        let shown = pod::read(Event::Apply(shown)).unwrap();
+        Demand::apply(&mut lock(&cluster.demand), shown, Instant::now());
+        cluster.prove_pods(&client, "n").await.unwrap();
+        assert!(!cluster.misses_pods(&marked));
+    }
+}

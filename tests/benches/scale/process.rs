@@ -1,0 +1,103 @@
+//! The operator as a process of its own: this program once more, which runs what the operator's own does.
+
+use crate::metrics::Metrics;
+use crate::operator;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::eventually;
+
+/// The first argument of this program when it is to be the operator.
+pub const ROLE: &str = "operator";
+
+/// Killed when dropped.
+pub struct Process {
+    child: Child,
+    admin: SocketAddr,
+}
+
+/// A look at a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Seconds of processor time so far.
+    pub processor: f64,
+    /// Megabytes in memory now, and at most so far.
+    pub memory: [f64; 2],
+}
+
+impl Process {
+    pub fn start(plane: &ControlPlane, arm: &str, identity: &str) -> Result<Process> {
+        // Not 127.0.0.1: whoever calls from there might be given the port before the operator listens.
+        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
+        let mut program = Command::new(std::env::current_exe()?);
+        program.arg(ROLE).arg(&plane.kubeconfig).args([arm, &admin.to_string(), identity]);
+        let child = program.stdin(Stdio::null()).spawn()?;
+        Ok(Process { child, admin })
+    }
+
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::at(self.admin).await
+    }
+
+    /// Waits until its caches are synced.
+    pub async fn until_ready(&self, patience: Duration) -> Result<()> {
+        eventually("the operator is ready", patience, || async {
+            let answer = reqwest::get(format!("http://{}/readyz", self.admin)).await?;
+            Ok(answer.status().is_success().then_some(()))
+        })
+        .await
+    }
+
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).context("the operator's end")
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn end(mut self) -> Result<()> {
+        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        ensure!(signalled.success(), "kill: {signalled}");
+        self.child.wait().map(drop).context("the operator's end")
+    }
+
+    pub fn usage(&self) -> Result<Usage> {
+        const TICKS_A_SECOND: f64 = 100.0;
+        let id = self.child.id();
+        let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+        // The fields after the name, which may hold anything but another closing parenthesis; utime and
+        // stime.
+        let fields = stat.rsplit_once(')').context("/proc/PID/stat")?.1.split_whitespace();
+        let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        let memory = ["VmRSS:", "VmHWM:"].map(|name| field(name).unwrap_or_default() / 1024.0);
+        Ok(Usage { processor: ticks / TICKS_A_SECOND, memory })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the process does: the arguments are those after [`ROLE`].
+pub async fn run([kubeconfig, arm, admin, identity]: [&str; 4]) -> Result<()> {
+    let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.to_owned());
+    let kube = User::Operator.config(Path::new(kubeconfig)).await?;
+    let client = || vnetpool_apiserver::client::client(kube.clone());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = async move {
+        terminate.recv().await;
+    };
+    Ok(vnetpool_operator::run(config, client()?, client()?, stop).await?)
+}

@@ -1,0 +1,225 @@
+//! What happens to the cluster, and what is measured of it.
+
+use crate::cost::{Cost, each};
+use crate::process::Process;
+use crate::world::{AT_ONCE, EACH, PATIENCE, World};
+use anyhow::{Context, Result, bail};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tokio::time::{interval, sleep};
+use vnetpool_tests::control_plane::NAMESPACE;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    Join,
+    Idle,
+    Churn,
+    Edit,
+    Takeover,
+}
+
+impl Scenario {
+    const ALL: [Scenario; 5] =
+        [Scenario::Join, Scenario::Idle, Scenario::Churn, Scenario::Edit, Scenario::Takeover];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Join => "join",
+            Scenario::Idle => "idle",
+            Scenario::Churn => "churn",
+            Scenario::Edit => "edit",
+            Scenario::Takeover => "takeover",
+        }
+    }
+
+    /// What is to be played for this name: the cluster has to come first.
+    pub fn named(name: &str) -> Result<Vec<Scenario>> {
+        if name == "all" {
+            return Ok(Scenario::ALL.to_vec());
+        }
+        let Some(asked) = Scenario::ALL.into_iter().find(|one| one.name() == name) else {
+            bail!("no scenario {name}; there are all, {}", Scenario::ALL.map(Scenario::name).join(", "));
+        };
+        Ok(if asked == Scenario::Join { vec![asked] } else { vec![Scenario::Join, asked] })
+    }
+}
+
+/// Nothing happens for so long.
+const IDLE: Duration = Duration::from_secs(60);
+/// So many pods start a second, each in the place of another, for so long.
+const STARTS: u32 = 20;
+const CHURN: Duration = Duration::from_secs(60);
+
+/// The cluster under way.
+pub struct Run<'a> {
+    world: &'a World<'a>,
+    operator: Option<Process>,
+    cost: Option<Cost>,
+}
+
+impl<'a> Run<'a> {
+    pub async fn begin(world: &'a World<'a>, operator: Process) -> Result<Run<'a>> {
+        let cost = Cost::so_far(world, &operator).await?;
+        Ok(Run { world, operator: Some(operator), cost: Some(cost) })
+    }
+
+    pub async fn play(&mut self, scenario: Scenario) -> Result<Value> {
+        let world = self.world;
+        match scenario {
+            Scenario::Join => {
+                let (joined, served) = futures::join!(world.join(), world.until_served());
+                joined.and(served)?;
+                let mut cost = self.told("all nodes come", Value::Null).await?;
+                cost["aNode"] = each(&cost, world.nodes());
+                self.settle().await?;
+                Ok(cost)
+            }
+            Scenario::Idle => {
+                sleep(IDLE).await;
+                self.told("idle", Value::Null).await
+            }
+            Scenario::Churn => {
+                let starts = churn(world).await?;
+                let mut cost = self.told("churn", json!({ "podStarts": starts })).await?;
+                cost["aPodStart"] = each(&cost, starts as usize);
+                self.settle().await?;
+                Ok(cost)
+            }
+            Scenario::Edit => {
+                let sizing = json!({ "minimum": EACH, "warm": 0 });
+                world.stage.pool("default", json!({ "sizing": sizing, "cooldown": "31s" })).await?;
+                let all = async || Ok(cooldowns(world, "31s").await? == world.nodes());
+                world.until("the edit has reached every node", all).await?;
+                let cost = self.told("a pool edit", Value::Null).await?;
+                self.settle().await?;
+                Ok(cost)
+            }
+            Scenario::Takeover => self.takeover().await,
+        }
+    }
+
+    /// What it has cost since the last time.
+    async fn told(&mut self, phase: &str, more: Value) -> Result<Value> {
+        let operator = self.operator.as_ref().context("no operator")?;
+        let cost = self.cost.take().context("no cost")?;
+        let (mut told, next) = cost.next(phase, self.world, operator).await?;
+        self.cost = Some(next);
+        if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
+            told.extend(more);
+        }
+        Ok(told)
+    }
+
+    /// Waits until nothing trails any more: Events, reports.
+    async fn settle(&mut self) -> Result<()> {
+        let operator = self.operator.as_ref().context("no operator")?;
+        let mut last = f64::MAX;
+        loop {
+            let used = operator.usage()?.processor;
+            if used - last < 0.5 {
+                break;
+            }
+            last = used;
+            sleep(Duration::from_secs(10)).await;
+        }
+        self.told("what trailed", Value::Null).await.map(drop)
+    }
+
+    /// A standby syncs, the leader is killed and then, with another standby, asked to end.
+    async fn takeover(&mut self) -> Result<Value> {
+        let mut told = serde_json::Map::new();
+        for end in ["killed", "asked to end"] {
+            let began = Instant::now();
+            let identity = self.world.stage.new_identity();
+            let standby = Process::start(self.world.plane, self.world.stage.sim.arm_url(), &identity)?;
+            standby.until_ready(PATIENCE).await?;
+            let synced = began.elapsed().as_secs_f64();
+            let warm = standby.usage()?;
+            let leader = self.operator.take().context("no operator")?;
+            let began = Instant::now();
+            if end == "killed" {
+                leader.kill()?
+            } else {
+                leader.end()?
+            }
+            let ended = began.elapsed().as_secs_f64();
+            self.until_leads(&identity).await?;
+            let won = began.elapsed().as_secs_f64();
+            until_looked(&standby, 1).await?;
+            let first = began.elapsed().as_secs_f64();
+            until_looked(&standby, self.world.nodes()).await?;
+            let all = began.elapsed().as_secs_f64();
+            let requests = standby.metrics().await?.sum("vnetpool_operator_arm_requests_total", &[]);
+            let usage = standby.usage()?;
+            println!(
+                "\nleader {end}: it had gone after {ended:.1} s, the standby won after {won:.1} s, looked at a node \
+                 after {first:.1} s and at all after {all:.1} s, and asked Azure {requests} times; it had synced in {synced:.1} s, \
+                 with {:.0} MB, has had {:.0} MB at most, and has used {:.1} s of processor",
+                warm.memory[1], usage.memory[1], usage.processor
+            );
+            let one = json!({ "leaderGone": ended, "leaseWon": won, "firstLook": first, "allLooked": all,
+                "azureRequests": requests, "syncSeconds": synced, "standbyMemoryMB": warm.memory[1],
+                "mostMemoryMB": usage.memory[1], "processorSeconds": usage.processor });
+            told.insert(end.to_owned(), one);
+            self.operator = Some(standby);
+        }
+        Ok(Value::Object(told))
+    }
+
+    async fn until_leads(&self, identity: &str) -> Result<()> {
+        let leases = Api::<Lease>::namespaced(self.world.stage.client.clone(), NAMESPACE);
+        loop {
+            let lease = leases.get("vnetpool-operator").await?;
+            if lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(identity) {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// How often it is looked whether something has happened that is timed.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Waits until the operator has reconciled so many nodes.
+async fn until_looked(operator: &Process, nodes: usize) -> Result<()> {
+    loop {
+        let ok = [r#"controller="node""#, r#"outcome="ok""#];
+        let metrics = operator.metrics().await?;
+        if metrics.sum("vnetpool_operator_reconciles_total", &ok) >= nodes as f64 {
+            return Ok(());
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Pods end and others start in their places; gives how many did.
+async fn churn(world: &World<'_>) -> Result<u32> {
+    let count = STARTS * CHURN.as_secs() as u32;
+    let beat = interval(Duration::from_secs(1) / STARTS);
+    let beats = stream::unfold(beat, async |mut beat| {
+        beat.tick().await;
+        Some(((), beat))
+    });
+    // Far from one another, so that no node has two at once.
+    let places = beats.take(count as usize).enumerate().map(|(index, ())| (index * 7919) % world.nodes());
+    let replaced = places.map(async |place| {
+        let node = format!("n{place}");
+        world.end_pod(&node).await?;
+        world.run_pod(&node).await
+    });
+    replaced.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    Ok(count)
+}
+
+/// How many nodes have this cooldown in `spec`.
+async fn cooldowns(world: &World<'_>, is: &str) -> Result<usize> {
+    let path = "/apis/vnetpool.io/v1alpha1/nodeipallocations";
+    let text = world.plane.kubectl(&["get", "--raw", path])?;
+    let list: Value = serde_json::from_str(&text)?;
+    let items = list["items"].as_array().context("no list")?;
+    Ok(items.iter().filter(|one| one["spec"]["cooldown"] == is).count())
+}

@@ -1,0 +1,188 @@
+//! A cluster of many nodes without machines: simulated VMs in several subscriptions, Nodes, pods, and the
+//! agents of all nodes.
+
+use crate::stage::Stage;
+use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use vnetpool_azure_sim::{Config, NewVm, Sim, VnetConfig};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_plugin::ledger;
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
+
+/// How many addresses a node holds, and how many pods it has.
+pub const EACH: usize = 12;
+/// So many requests of the benchmark's own are under way at once.
+pub const AT_ONCE: usize = 32;
+/// No phase takes longer.
+pub const PATIENCE: Duration = Duration::from_secs(3600);
+
+pub struct World<'a> {
+    pub plane: &'a ControlPlane,
+    pub stage: Stage<'a>,
+    /// Name and providerID.
+    vms: Vec<(String, String)>,
+    pods: Mutex<BTreeMap<String, Vec<ledger::Pod>>>,
+    next: AtomicUsize,
+    _others: Vec<Sim>,
+}
+
+impl<'a> World<'a> {
+    /// Machines, without Nodes yet.
+    pub async fn new(plane: &'a ControlPlane, nodes: usize, subscriptions: usize) -> Result<World<'a>> {
+        let stage = Stage::empty(plane, azure(0)?).await?;
+        let mut others = vec![];
+        for index in 1..subscriptions {
+            let other = Sim::start(azure(index)?).await?;
+            stage.sim.join(&other);
+            others.push(other);
+        }
+        let mut vms = vec![];
+        for index in 0..nodes {
+            let name = format!("n{index}");
+            let new = NewVm { name: name.clone(), ..NewVm::default() };
+            let made = match index % subscriptions {
+                0 => stage.sim.add_vm(new).await?,
+                other => others[other - 1].add_vm(new).await?,
+            };
+            vms.push((name, made.provider_id));
+        }
+        let sizing = json!({ "minimum": EACH, "warm": 0 });
+        stage.pool("default", json!({ "sizing": sizing })).await?;
+        stage.agents.pace();
+        let (pods, next) = (Mutex::default(), AtomicUsize::default());
+        Ok(World { plane, stage, vms, pods, next, _others: others })
+    }
+
+    pub fn nodes(&self) -> usize {
+        self.vms.len()
+    }
+
+    /// All nodes come, each with its pods.
+    pub async fn join(&self) -> Result<()> {
+        let joins = stream::iter(&self.vms).map(async |(name, id)| {
+            self.stage.join(name, id).await?;
+            for _ in 0..EACH {
+                self.start_pod(name).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        joins.buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    /// A pod comes to a node, as the scheduler and the kubelet would have it.
+    pub async fn start_pod(&self, node: &str) -> Result<()> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let pod: Pod = serde_json::from_value(pod(&format!("web-{number}"), node))?;
+        let made = self.api().create(&PostParams::default(), &pod).await?;
+        let uid = made.uid().context("a pod without a UID")?;
+        self.serve(node, |pods| {
+            pods.push(ledger::Pod { namespace: NAMESPACE.into(), name: made.name_any(), uid });
+        });
+        Ok(())
+    }
+
+    /// The same, and the kubelet says that it runs.
+    pub async fn run_pod(&self, node: &str) -> Result<()> {
+        self.start_pod(node).await?;
+        let last = lock(&self.pods).get(node).and_then(|pods| pods.last()).map(|pod| pod.name.clone());
+        let status = json!({ "status": { "phase": "Running", "podIP": "10.16.0.1" } });
+        let name = last.context("no pod")?;
+        self.api().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    /// The oldest pod of a node goes.
+    pub async fn end_pod(&self, node: &str) -> Result<()> {
+        let mut gone = None;
+        self.serve(node, |pods| gone = (!pods.is_empty()).then(|| pods.remove(0)));
+        let gone = gone.context("no pod")?;
+        self.api().delete(&gone.name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    /// The agent of the node has these pods now.
+    fn serve(&self, node: &str, change: impl FnOnce(&mut Vec<ledger::Pod>)) {
+        let mut all = lock(&self.pods);
+        let pods = all.entry(node.to_owned()).or_default();
+        change(pods);
+        self.stage.agents.serve(node, pods.clone());
+    }
+
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.stage.client.clone(), NAMESPACE)
+    }
+
+    /// Waits until the pool's status counts all nodes, their addresses and no node that isn't ready.
+    pub async fn until_served(&self) -> Result<()> {
+        let (nodes, held) = (self.nodes() as u32, (self.nodes() * EACH) as u32);
+        self.until("all nodes hold addresses", async || {
+            let pool = self.stage.node_pool("default").await?;
+            let status = pool.status.unwrap_or_default();
+            Ok(status.nodes == nodes && status.held >= held)
+        })
+        .await
+    }
+
+    pub async fn until(&self, what: &str, is: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        // An endpoint may not be up yet.
+        let seen = eventually(what, PATIENCE, || async { Ok(is().await?.then_some(())) }).await;
+        if seen.is_err() {
+            println!("{:?}", self.stage.node_pool("default").await?.status);
+        }
+        seen
+    }
+
+    /// How many bytes the object of a node has, as JSON.
+    pub async fn object_size(&self) -> Result<usize> {
+        let api = Api::<NodeIPAllocation>::all(self.stage.client.clone());
+        Ok(serde_json::to_vec(&api.get("n0").await?)?.len())
+    }
+}
+
+/// Where pods are made.
+const NAMESPACE: &str = "default";
+
+/// As large as pods usually are.
+fn pod(name: &str, node: &str) -> Value {
+    let env: Vec<Value> = (0..20)
+        .map(|n| json!({ "name": format!("SETTING_{n}"), "value": "some value of a setting" }))
+        .collect();
+    let labels =
+        json!({ "app": "web", "app.kubernetes.io/part-of": "shop", "pod-template-hash": "7d9c5b8f66" });
+    let probe = json!({ "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 10 });
+    json!({
+        "metadata": { "name": name, "labels": labels },
+        "spec": {
+            "nodeName": node,
+            "containers": [{ "name": "web", "image": "registry.example/shop/web:1.2.3", "env": env,
+                "livenessProbe": probe, "readinessProbe": probe,
+                "resources": { "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "64Mi" } },
+                "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }],
+            "volumes": [{ "name": "data", "emptyDir": {} }],
+        },
+    })
+}
+
+/// Of a subscription of its own, with room for every node.
+fn azure(index: usize) -> Result<Config> {
+    let vnet = VnetConfig {
+        name: "vnet".into(),
+        address_prefixes: vec!["10.0.0.0/8".parse()?],
+        subnets: vec![("nodes".into(), "10.16.0.0/13".parse()?)],
+    };
+    let subscription = format!("00000000-0000-0000-0000-{:012}", index + 1);
+    Ok(Config { vnets: vec![vnet], subscription, ..Config::default() })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

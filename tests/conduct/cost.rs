@@ -1,0 +1,53 @@
+//! What a node and a pod cost, counted: the small version of `make bench-scale`.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Result, ensure};
+use futures::future::try_join_all;
+use serde_json::json;
+use vnetpool_azure_sim::LogEntry;
+use vnetpool_tests::control_plane::ControlPlane;
+
+pub const TESTS: &[Test] =
+    crate::tests![nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_each];
+
+const NODES: usize = 8;
+/// How many addresses a node holds, and how many pods it has.
+const EACH: usize = 12;
+
+fn sizing() -> serde_json::Value {
+    json!({ "sizing": { "minimum": EACH, "warm": 0 } })
+}
+
+async fn nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_each(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let names: Vec<String> = (0..NODES).map(|index| format!("n{index}")).collect();
+    let join = |name: &String| {
+        let (stage, name) = (&stage, name.clone());
+        async move {
+            stage.node(&name, None).await?;
+            stage.bind(&name, EACH).await
+        }
+    };
+    try_join_all(names.iter().map(join)).await?;
+    for name in &names {
+        stage.until_holds(name, EACH).await?;
+    }
+    let asked = stage.asked();
+    let of = |name: &String, is: &dyn Fn(&LogEntry) -> bool| {
+        let (vm, nic) = (format!("/{name}"), format!("/{name}-nic"));
+        let is_about = |one: &&LogEntry| one.path.ends_with(&vm) || one.path.ends_with(&nic);
+        asked.iter().filter(is_about).filter(|one| is(one)).count()
+    };
+    for name in &names {
+        let (reads, writes) = (of(name, &|one| one.method == "GET"), of(name, &|one| one.method == "PUT"));
+        ensure!(reads <= 3 && writes == 1, "{name}: {reads} reads, {writes} writes: {asked:?}");
+    }
+    // Besides, each write is followed, and one network is looked at for all.
+    let follows = asked.iter().filter(|one| one.path.contains("/operations/")).count();
+    let others = asked.len() - follows - 4 * NODES;
+    ensure!(follows <= 2 * NODES && others <= 3, "{follows} polls, {others} others: {asked:?}");
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! A replica that stands by, and comes to lead.
+
+use crate::Test;
+use crate::operator::End;
+use crate::stage::{Stage, quick};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::time::Duration;
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead,
+    what_happens_while_nobody_leads_is_done_by_the_next_leader,
+    the_operator_and_its_lease_have_flows_of_their_own,
+];
+
+fn sizing() -> serde_json::Value {
+    json!({ "sizing": { "minimum": 4, "warm": 0, "batch": 1 } })
+}
+
+/// A standby that is ready, beside an operator at work.
+async fn ready(stage: &Stage<'_>) -> Result<crate::operator::Operator> {
+    let (standby, admin) = stage.stand_by().await?;
+    eventually("the standby is ready", Duration::from_secs(60), || async {
+        let answer = reqwest::get(format!("http://{admin}/readyz")).await?;
+        Ok(answer.status().is_success().then_some(()))
+    })
+    .await?;
+    Ok(standby)
+}
+
+async fn a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let standby = ready(&stage).await?;
+    let lists = || -> Result<f64> {
+        let labels = [r#"verb="LIST""#, r#"resource="pods""#, r#"scope="cluster""#];
+        Ok(stage.served()?.sum("apiserver_request_total", &labels))
+    };
+    let before = lists()?;
+    stage.kill().await?;
+    stage.bind("n1", 6).await?;
+    stage.until_holds("n1", 6).await?;
+    ensure!(lists()? == before, "{before} lists of all pods before, {} after", lists()?);
+    standby.end(End::Term)
+}
+
+async fn what_happens_while_nobody_leads_is_done_by_the_next_leader(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let standby = ready(&stage).await?;
+    stage.kill().await?;
+    // The standby hears of all of this long before it may do anything.
+    stage.node("n2", None).await?;
+    stage.bind("n1", 6).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 5, "warm": 0, "batch": 1 } })).await?;
+    stage.until_holds("n1", 6).await?;
+    stage.until_holds("n2", 5).await?;
+    standby.end(End::Term)
+}
+
+async fn the_operator_and_its_lease_have_flows_of_their_own(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let served = stage.served()?;
+    for (flow, level) in
+        [("vnetpool-operator", "workload-high"), ("vnetpool-operator-lease", "leader-election")]
+    {
+        let labels = [format!(r#"flow_schema="{flow}""#), format!(r#"priority_level="{level}""#)];
+        let labels = [labels[0].as_str(), labels[1].as_str()];
+        let asked = served.sum("apiserver_flowcontrol_dispatched_requests_total", &labels);
+        ensure!(asked > 0.0, "nothing was asked in the flow {flow} of {level}");
+    }
+    Ok(())
+}
