@@ -101,6 +101,8 @@ table! {
         "No sandbox of a pod that is gone holds an address. False after one to 18 minutes; absent until there was one.";
     ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, false,
         "The NIC is in the pool's application security groups. Pods have addresses either way.";
+    AddressesKept ADDRESSES_KEPT: NodeIPAllocation, Operator, True, false,
+        "Nobody else takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
     DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
         "What the operator would do to the node's NIC if it ran without `--dry-run`.";
     Supplied SUPPLIED: NodeIPAllocation, Agent, True, true,

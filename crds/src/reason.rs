@@ -264,6 +264,11 @@ table! {
     Throttled: AZURE, WARNING, "Azure limits requests, and Vnetpool waits as long as Azure says.", Nobody, "";
     SubnetFull: AZURE, WARNING, "The subnet has no free address for the node.", Azure,
         "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
+    VirtualNetworkFull: AZURE, WARNING, "The virtual network has as many private addresses as Azure lets it have.", Azure,
+        "Use mode `Prefix`, lower the pool's sizing, or give new nodes another virtual network.";
+    TakenOffByOthers: &[AddressesKept], WARNING,
+        "Somebody takes Vnetpool's addresses off the NIC again and again.", Azure,
+        "Have the template or Terraform that owns the NIC leave its ipConfigurations alone (`ignore_changes`).";
     AddressTaken: AZURE, WARNING, "An address that a pod had cannot be had any more.", Pod,
         "Delete the pod that `AssignmentsBacked` names.";
     AddressBeingFreed: AZURE, None, "Azure still frees an address that a pod had. It is asked for again.", Nobody, "";

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::Config;
 use crate::azure::role::{self, Part};
-use crate::azure::{self, Cloud, Credential, ResourceId};
+use crate::azure::{self, ApiVersions, Cloud, Credential, ResourceId};
 use crate::context::Waits;
 use crate::preflight::Subject;
 use crate::telemetry::LogFormat;
@@ -29,6 +29,12 @@ pub struct Args {
     /// Where Azure Resource Manager is, if not where the cloud has it.
     #[arg(long, global = true, env = "VNETPOOL_ARM_ENDPOINT")]
     arm_endpoint: Option<Url>,
+    /// The API version in which to ask Azure's network provider, if not the one of the cloud.
+    #[arg(long, global = true, env = "VNETPOOL_NETWORK_API_VERSION")]
+    network_api_version: Option<String>,
+    /// The API version in which to ask Azure's compute provider, if not the one of the cloud.
+    #[arg(long, global = true, env = "VNETPOOL_COMPUTE_API_VERSION")]
+    compute_api_version: Option<String>,
     /// How much of Azure's request limits Vnetpool uses at most, in percent: the rest is left to the other
     /// clients of the subscription.
     #[arg(long, env = "VNETPOOL_BUDGET_PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(5..=100))]
@@ -139,6 +145,8 @@ impl Args {
             command,
             cloud,
             arm_endpoint,
+            network_api_version,
+            compute_api_version,
             budget_percent,
             dry_run,
             namespace,
@@ -148,11 +156,17 @@ impl Args {
         } = self;
         // The preflight tries a write that can't take effect; a dry run is a way to operate.
         let dry_run = dry_run && command.is_none();
+        let usual = ApiVersions::of(cloud);
+        let versions = ApiVersions {
+            network: network_api_version.unwrap_or(usual.network),
+            compute: compute_api_version.unwrap_or(usual.compute),
+        };
         let credential = Credential::from_env(|name| std::env::var(name).ok())?;
         Ok(Config {
             azure: azure::Config {
                 cloud,
                 endpoint: arm_endpoint,
+                versions,
                 imds: None,
                 credential,
                 budget_percent,
@@ -172,6 +186,20 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cloud_is_asked_in_versions_of_its_own_unless_told_otherwise() {
+        let versions = |args: &[&str]| {
+            let all = ["vnetpool-operator"].iter().chain(args);
+            Args::parse_from(all).config().unwrap().azure.versions
+        };
+        let usual =
+            |network: &str, compute: &str| ApiVersions { network: network.into(), compute: compute.into() };
+        assert_eq!(versions(&[]), usual("2025-05-01", "2025-04-01"));
+        assert_eq!(versions(&["--cloud", "AzureChinaCloud"]), usual("2024-03-01", "2024-07-01"));
+        let told = versions(&["--cloud", "AzureChinaCloud", "--network-api-version", "2024-05-01"]);
+        assert_eq!(told, usual("2024-05-01", "2024-07-01"));
+    }
 
     #[test]
     fn a_share_of_azures_limits_is_a_percentage_with_which_one_can_work() {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
 use kube::Client;
+use tokio::sync::watch;
 
 use crate::azure::Azure;
 use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
+use crate::refusals::Refusals;
 use crate::shortage::Shortages;
 use crate::writes::Writes;
 
@@ -30,8 +32,12 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Requeues nodes and pools.
     pub waker: Waker,
-    /// Subnets that have run out of addresses.
+    /// Subnets and virtual networks that have run out of addresses.
     pub shortages: Arc<Mutex<Shortages>>,
+    /// What Azure refuses to all of a scope.
+    pub refusals: Arc<Mutex<Refusals>>,
+    /// How many such refusals there were.
+    pub refused: watch::Sender<u64>,
     /// When this process began to lead.
     pub started: Instant,
     /// Nobody has led for long before that. The store may have been set back meanwhile, so no `spec` is
@@ -76,6 +82,8 @@ impl Context {
             networks: Arc::new(Networks::new(azure.clone())),
             writes,
             shortages: Arc::default(),
+            refusals: Arc::default(),
+            refused: watch::Sender::default(),
             started: Instant::now(),
             was_leaderless,
             waits,

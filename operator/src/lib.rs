@@ -33,6 +33,7 @@ mod pod_cidr;
 mod pool;
 pub mod preflight;
 mod priority;
+mod refusals;
 mod resource_id;
 mod shortage;
 pub mod telemetry;

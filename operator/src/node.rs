@@ -8,7 +8,7 @@
 //! ```text
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
-//!  planner, growth, attachments     what to do
+//!  planner, scope, growth, attachments     what to do
 //!  write, attachments/step          the plan at Azure
 //!  publish       spec, and the object's end
 //!  report/       conditions, Events, the taint
@@ -29,6 +29,7 @@ mod observe;
 mod progress;
 mod publish;
 mod report;
+mod scope;
 mod setback;
 mod vacate;
 mod write;
@@ -52,12 +53,14 @@ use crate::azure;
 use crate::cluster::kept;
 use crate::context::{Context, Stop};
 use crate::deadline::within;
+use crate::lock::lock;
 use crate::planner;
 use attachments::step;
 use error::Error;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::{Seen, recheck};
+use observe::recheck::Recheck;
+use observe::{Seen, wiped};
 use progress::{Next, Progress};
 use report::announcement::Announcement;
 use report::taint;
@@ -149,10 +152,12 @@ async fn reconcile_one(
     is_of_another_past: bool,
 ) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
+        stand_back(ctx, &allocation);
         return vacate::vacate(ctx, &allocation, memory).await;
     };
     memory.vacant_since = None;
     if allocation.metadata.deletion_timestamp.is_some() {
+        stand_back(ctx, &allocation);
         return vacate::replace(ctx, &allocation, memory).await;
     }
     if is_of_another_past && !ctx.azure.is_dry_run() {
@@ -192,9 +197,30 @@ async fn reconcile_one(
     }
     let report_again = report::report(ctx, &mut progress, &node, memory).await?;
     outcome?;
-    let nic_known = memory.nic.at.unwrap_or(ctx.started);
-    let recheck = recheck::next_look(&node.name_any(), nic_known, progress.observed_at);
+    let recheck =
+        Recheck::of(&progress.allocation, memory.nic.at, ctx.started).next_look(progress.observed_at);
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
+}
+
+/// The node gives away every turn that others may be waiting for.
+fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
+    let (node, now) = (allocation.name_any(), Instant::now());
+    growth::stand_back(ctx, &node, now);
+    scope::stand_back(ctx, &node, now);
+}
+
+/// Ends turns and calls whoever comes next, for as long as the operator leads. Never ends.
+pub async fn keep_time(ctx: Arc<Context>) {
+    // A turn lasts half a minute, so a second more or less doesn't matter.
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        let now = Instant::now();
+        let woken = lock(&ctx.shortages).tick(now);
+        ctx.wake(&woken);
+        let woken = lock(&ctx.refusals).tick(now);
+        ctx.wake(&woken);
+    }
 }
 
 /// Observe, plan, write, publish, attach.
@@ -245,10 +271,14 @@ async fn observe_and_plan(
     }
     let now = Instant::now();
     progress.begin(now);
-    let Some(mut seen) = observe(ctx, progress, node, memory, now).await.map_err(Error::Find)? else {
-        return Ok(());
-    };
+    let observed = observe(ctx, progress, node, memory, now).await.map_err(Error::Find);
+    if !matches!(observed, Ok(Some(_))) {
+        // It won't come to ask, so it holds nobody up meanwhile.
+        stand_back(ctx, &progress.allocation);
+    }
+    let Some(mut seen) = observed? else { return Ok(()) };
     let plan = planner::plan(&seen.observed);
+    let plan = scope::limit(ctx, &progress.allocation, &mut seen, plan, &mut memory.setback, now);
     let shortage = (&mut memory.setback, &mut memory.recalled);
     let plan = growth::limit(ctx, &progress.allocation, &mut seen, plan, shortage, now);
     memory.run_clocks(&plan, now);
@@ -283,6 +313,7 @@ async fn observe(
     let cluster = observe::cluster(ctx, allocation, node, now);
     if let Some(edit) = memory.pool_seen(cluster.pool.as_deref(), now) {
         growth::pool_edited(ctx, &allocation.spec, edit, now);
+        scope::pool_edited(ctx, &allocation.spec, edit, now);
     }
     let vm = match observe::vm(&cluster, allocation, node) {
         Ok(vm) => vm,
@@ -294,6 +325,9 @@ async fn observe(
     let occasion = (occasion, &urgency);
     let found = observe::nic(ctx, allocation, &cluster, &vm, occasion, memory).await?;
     memory.nic.learn(&found.read, found.nic.as_deref(), allocation);
+    if let Some(nic) = found.nic.as_deref() {
+        memory.wipes.note(wiped::missing(allocation, nic), now);
+    }
     let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
     Ok(Some(seen))

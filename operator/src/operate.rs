@@ -162,6 +162,7 @@ pub async fn run(
         config.waits,
     ));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
+    spawn(&mut tasks, "turns", &health, node::keep_time(ctx.clone()));
 
     let outcome = {
         let mut control = pin!(control(ctx, wakeups, stopped));

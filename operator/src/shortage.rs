@@ -1,14 +1,15 @@
-//! Subnets that have run out of addresses: which node may ask next, and for how many. Pure: `now` is an
-//! argument.
+//! Subnets and virtual networks that have run out of addresses: which node may ask next, and for how many.
+//! Pure: `now` is an argument.
 //!
-//! One refusal holds back the growth of every node in the subnet. From then on one node at a time asks, for
-//! no more than is believed to be there: half of what was refused, one after a wait, twice what was granted,
-//! and what our own nodes have given back. Releases are never held back: they are what helps. Once there is
-//! enough for all who want some, it is over.
+//! One refusal holds back the growth of every node there. From then on one node at a time asks, for no more
+//! than is believed to be there: half of what was refused, one after a wait, twice what was granted, and what
+//! our own nodes have given back. Releases are never held back: they are what helps. Once there is enough for
+//! all who want some, it is over.
 //!
 //! The order is that of need: nodes with pods that lack an address come first, among them the one that holds
-//! least for what it needs. Who has asked in vain, or didn't use its turn, goes behind its equals, so nobody
-//! keeps the others waiting.
+//! least for what it needs. Who has asked in vain goes behind its equals. A turn has its end from the moment
+//! its node is called, and who doesn't use it is out until it asks again: a node that can't act holds nobody
+//! up.
 //!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
 
@@ -16,14 +17,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 
-/// Where the addresses come from. A subnet may have single addresses and yet no block, so each sort runs out
-/// by itself.
+/// Where the addresses come from. Ids are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Source {
-    /// The subnet's id, in lower case.
-    pub subnet: String,
-    /// How many addresses an ipConfiguration brings: 1, or 16 if it is a block.
-    pub grain: u32,
+pub enum Source {
+    /// A subnet may have single addresses and yet no block, so each sort runs out by itself. `grain` is how
+    /// many addresses an ipConfiguration brings: 1, or 16 if it is a block.
+    Subnet { id: String, grain: u32 },
+    /// A virtual network takes so many ipConfigurations in all, and a block counts like a single address.
+    Network { id: String },
 }
 
 /// What a node would have. Addresses, but for `units`.
@@ -35,6 +36,8 @@ pub struct Want {
     pub wanted: u32,
     /// How many ipConfigurations it would ask for now.
     pub units: u32,
+    /// How many addresses each of them brings.
+    pub grain: u32,
 }
 
 /// What a node may do.
@@ -44,14 +47,14 @@ pub enum Turn {
     Free,
     /// Ask for so many ipConfigurations.
     Now(u32),
-    /// Wait to be called; look again by itself at `at`, if it is given.
-    Later { at: Option<Instant> },
+    /// Wait to be woken, because of this source and what Azure said of it.
+    Later(Source, Said),
 }
 
-/// Azure's words about a full subnet.
+/// Azure's words about a source that has run out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
-    /// The subnet as Azure named it.
+    /// The subnet as Azure named it; empty where it spoke of the virtual network.
     pub subnet: String,
     pub message: String,
 }
@@ -62,7 +65,6 @@ pub struct Shortages(HashMap<Source, Shortage>);
 
 #[derive(Debug)]
 struct Shortage {
-    grain: u32,
     said: Said,
     /// How many ipConfigurations may be there: what is asked for next.
     believed: u32,
@@ -92,7 +94,7 @@ struct Given {
 }
 
 /// The first wait after the last address was refused, and the longest. There is one probe for all of a
-/// subnet.
+/// source.
 const PROBE: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(600);
 /// Who hasn't written its NIC by then has lost its turn. One that is still at it does no harm.
@@ -102,15 +104,28 @@ const TURN: Duration = Duration::from_secs(30);
 pub type Woken = Vec<String>;
 
 impl Shortages {
-    /// What a node that wants to grow may do now. Whoever it calls has the turn instead.
-    pub fn ask(&mut self, source: &Source, node: &str, want: Want, now: Instant) -> (Turn, Woken) {
-        let Some(shortage) = self.0.get_mut(source) else { return (Turn::Free, vec![]) };
-        shortage.ask(node, want, now)
-    }
-
-    /// What Azure said of a source that has run out.
-    pub fn said(&self, source: &Source) -> Option<&Said> {
-        self.0.get(source).map(|shortage| &shortage.said)
+    /// What a node that wants to grow may do now. It needs the turn of each source that has run out, and
+    /// leaves all the others where it lacks one.
+    pub fn ask(&mut self, sources: &[Source], node: &str, want: Want, now: Instant) -> (Turn, Woken) {
+        let (mut woken, mut units) = (vec![], None);
+        for source in sources {
+            let Some(shortage) = self.0.get_mut(source) else { continue };
+            match shortage.ask(node, want, now) {
+                (Some(share), called) => {
+                    woken.extend(called);
+                    units = Some(units.map_or(share, |least: u32| least.min(share)));
+                }
+                (None, called) => {
+                    let said = shortage.said.clone();
+                    woken.extend(called);
+                    for other in sources.iter().filter(|other| *other != source) {
+                        woken.extend(self.leave(other, node, now));
+                    }
+                    return (Turn::Later(source.clone(), said), woken);
+                }
+            }
+        }
+        (units.map_or(Turn::Free, Turn::Now), woken)
     }
 
     /// Azure has no such number of ipConfigurations.
@@ -123,7 +138,7 @@ impl Shortages {
         now: Instant,
     ) -> Woken {
         let known = self.0.get(source).map(|shortage| shortage.believed);
-        let shortage = self.0.entry(source.clone()).or_insert_with(|| Shortage::new(source.grain, now));
+        let shortage = self.0.entry(source.clone()).or_insert_with(|| Shortage::new(now));
         shortage.said = said;
         shortage.at_most = shortage.at_most.min(asked.saturating_sub(1));
         shortage.believed = known.unwrap_or(u32::MAX).min(asked / 2).min(shortage.at_most);
@@ -133,13 +148,13 @@ impl Shortages {
         }
         let misses = shortage.wants.get(node).map_or(0, |waiting| waiting.misses);
         shortage.wants.insert(node.to_owned(), Waiting { want, misses: misses + 1 });
-        shortage.pass_on(node)
+        shortage.pass_on(node, now)
     }
 
     /// An operator before this one had found the source empty: its nodes don't all ask at once to learn it
     /// again.
     pub fn recall(&mut self, source: &Source, said: Said, now: Instant) {
-        self.0.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(source.grain, now) });
+        self.0.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(now) });
     }
 
     /// Azure gave a node so many ipConfigurations.
@@ -152,62 +167,79 @@ impl Shortages {
         shortage.believed = more.min(shortage.at_most);
         shortage.wait = PROBE;
         shortage.wait_if_empty(now);
-        if let Some(waiting) = shortage.wants.get_mut(node) {
-            waiting.want.held = waiting.want.held.saturating_add(count.saturating_mul(source.grain));
-            waiting.want.units = waiting.want.units.saturating_sub(count);
+        if let Some(Waiting { want, .. }) = shortage.wants.get_mut(node) {
+            want.held = want.held.saturating_add(count.saturating_mul(want.grain));
+            want.units = want.units.saturating_sub(count);
         }
         shortage.wants.retain(|_, waiting| waiting.want.units > 0);
         shortage.wants.values_mut().for_each(|waiting| waiting.misses = 0);
-        let calls = shortage.pass_on(node);
-        self.end(source).unwrap_or(calls)
+        self.end(source).unwrap_or_else(|| self.with(source, |shortage| shortage.pass_on(node, now)))
     }
 
     /// So many ipConfigurations have gone back.
-    pub fn released(&mut self, source: &Source, count: u32) -> Woken {
+    pub fn released(&mut self, source: &Source, count: u32, now: Instant) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         shortage.believed = shortage.believed.saturating_add(count);
         shortage.at_most = shortage.at_most.saturating_add(count);
         shortage.wait = PROBE;
         shortage.wants.values_mut().for_each(|waiting| waiting.misses = 0);
-        let calls = shortage.front().into_iter().collect();
-        self.end(source).unwrap_or(calls)
+        self.end(source).unwrap_or_else(|| self.with(source, |shortage| shortage.call(now)))
     }
 
-    /// A node's turn has come to nothing, for a reason that says nothing about the subnet.
-    pub fn missed(&mut self, source: &Source, node: &str) -> Woken {
+    /// A node's turn has come to nothing, for a reason that says nothing about the source.
+    pub fn missed(&mut self, source: &Source, node: &str, now: Instant) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         if let Some(waiting) = shortage.wants.get_mut(node) {
             waiting.misses += 1;
         }
-        shortage.pass_on(node)
+        shortage.pass_on(node, now)
     }
 
-    /// A node wants nothing more, of any source.
-    pub fn content(&mut self, node: &str) -> Woken {
-        let mut calls = vec![];
-        self.0.retain(|_, shortage| {
-            if shortage.wants.remove(node).is_some() {
-                calls.extend(shortage.pass_on(node));
-            }
-            !shortage.wants.is_empty()
-        });
-        calls
+    /// A node wants nothing more of any source, or can't ask for it now.
+    pub fn content(&mut self, node: &str, now: Instant) -> Woken {
+        let sources: Vec<Source> = self.0.keys().cloned().collect();
+        sources.iter().flat_map(|source| self.leave(source, node, now)).collect()
     }
 
-    /// Somebody may have made room: the subnet is tried at once. The same `cause` counts once.
+    /// Somebody may have made room: a subnet and its virtual network are tried at once. The same `cause`
+    /// counts once.
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut calls = vec![];
-        for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.subnet == subnet) {
+        for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
             if cause.is_none() || shortage.cause != cause {
                 shortage.cause = cause;
                 // What refusals have told is of before.
                 shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
                 shortage.wait = PROBE;
-                calls.extend(shortage.front());
+                calls.extend(shortage.call(now));
             }
         }
         calls
+    }
+
+    /// Time has passed: turns end, and probes come due. Nobody else looks at the clock.
+    pub fn tick(&mut self, now: Instant) -> Woken {
+        let calls = self.0.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
+        self.0.retain(|_, shortage| !shortage.wants.is_empty());
+        calls
+    }
+
+    /// The node stands back; with the last of them the shortage is forgotten.
+    fn leave(&mut self, source: &Source, node: &str, now: Instant) -> Woken {
+        let Some(shortage) = self.0.get_mut(source) else { return vec![] };
+        if shortage.wants.remove(node).is_none() {
+            return vec![];
+        }
+        let calls = shortage.pass_on(node, now);
+        if shortage.wants.is_empty() {
+            self.0.remove(source);
+        }
+        calls
+    }
+
+    fn with(&mut self, source: &Source, work: impl FnOnce(&mut Shortage) -> Woken) -> Woken {
+        self.0.get_mut(source).map(work).unwrap_or_default()
     }
 
     /// Ends a shortage when there seems to be enough for all, and calls them.
@@ -221,10 +253,21 @@ impl Shortages {
     }
 }
 
+impl Source {
+    /// Whether addresses of this subnet come from it.
+    fn is_around(&self, subnet: &str) -> bool {
+        match self {
+            Source::Subnet { id, .. } => id == subnet,
+            Source::Network { id } => {
+                subnet.strip_prefix(id.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            }
+        }
+    }
+}
+
 impl Shortage {
-    fn new(grain: u32, now: Instant) -> Shortage {
+    fn new(now: Instant) -> Shortage {
         Shortage {
-            grain,
             said: Said::default(),
             believed: 0,
             at_most: u32::MAX,
@@ -236,36 +279,47 @@ impl Shortage {
         }
     }
 
-    fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Turn, Woken) {
-        let misses = self.wants.get(node).map_or(0, |waiting| waiting.misses);
-        self.wants.insert(node.to_owned(), Waiting { want, misses });
-        if let Some(late) = self.turn.take_if(|given| given.until <= now)
-            && let Some(waiting) = self.wants.get_mut(&late.node)
-        {
-            waiting.misses += 1;
+    /// How many the node may ask for; `None`: it has to wait.
+    fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Option<u32>, Woken) {
+        let known = self.wants.get(node).map_or(0, |waiting| waiting.misses);
+        let was_late = self.take_late(now).is_some_and(|late| late == node);
+        self.wants.insert(node.to_owned(), Waiting { want, misses: known + u32::from(was_late) });
+        let mut calls = self.call(now);
+        // A node that its own question calls is there already.
+        calls.retain(|called| called != node);
+        let has_turn = self.turn.as_ref().is_some_and(|given| given.node == node);
+        (has_turn.then(|| self.share(node)), calls)
+    }
+
+    /// Takes the turn from who hasn't used it, and gives it to the next.
+    fn tick(&mut self, now: Instant) -> Woken {
+        self.take_late(now);
+        self.call(now)
+    }
+
+    /// Who has let its turn run out is left out until it asks again.
+    fn take_late(&mut self, now: Instant) -> Option<String> {
+        let late = self.turn.take_if(|given| given.until <= now)?.node;
+        self.wants.remove(&late);
+        Some(late)
+    }
+
+    /// Gives the turn to whoever is in the greatest need, unless somebody has it or there is nothing to ask
+    /// for.
+    fn call(&mut self, now: Instant) -> Woken {
+        if self.turn.is_some() {
+            return vec![];
         }
         if self.believed == 0 && self.probe_at <= now {
             (self.believed, self.at_most) = (1, u32::MAX);
         }
-        match &self.turn {
-            Some(given) if given.node == node => return (Turn::Now(self.share(node)), vec![]),
-            Some(given) => {
-                let is_next = self.first_but(&given.node).as_deref() == Some(node);
-                return (Turn::Later { at: is_next.then_some(given.until) }, vec![]);
-            }
-            None => {}
+        if self.believed == 0 {
+            return vec![];
         }
-        match self.front() {
-            Some(front) if front != node => {
-                let calls = if self.believed > 0 { vec![front] } else { vec![] };
-                (Turn::Later { at: None }, calls)
-            }
-            _ if self.believed == 0 => (Turn::Later { at: Some(self.probe_at) }, vec![]),
-            _ => {
-                self.turn = Some(Given { node: node.to_owned(), until: now + TURN });
-                (Turn::Now(self.share(node)), vec![])
-            }
-        }
+        let front = self.wants.iter().min_by_key(|(name, waiting)| (waiting.need(0), *name));
+        let front = front.map(|(name, _)| name.clone());
+        self.turn = front.clone().map(|node| Given { node, until: now + TURN });
+        front.into_iter().collect()
     }
 
     /// With nothing left to ask for, time must bring it.
@@ -277,43 +331,24 @@ impl Shortage {
     }
 
     /// Takes the turn from `node`, if it has it, and calls whoever comes next.
-    fn pass_on(&mut self, node: &str) -> Woken {
-        if self.turn.as_ref().is_some_and(|given| given.node != node) {
-            return vec![];
-        }
-        self.turn = None;
-        self.front().into_iter().collect()
-    }
-
-    fn front(&self) -> Option<String> {
-        self.first_but("")
-    }
-
-    /// Who is in the greatest need, a node left out.
-    fn first_but(&self, left_out: &str) -> Option<String> {
-        let others = self.wants.iter().filter(|(name, _)| *name != left_out);
-        others
-            .min_by_key(|(name, waiting)| (waiting.need(0, self.grain), *name))
-            .map(|(name, _)| name.clone())
+    fn pass_on(&mut self, node: &str, now: Instant) -> Woken {
+        self.turn = self.turn.take().filter(|given| given.node != node);
+        self.call(now)
     }
 
     /// How many of those believed to be there are for this node, when each goes to whoever is then in the
     /// greatest need: at least one, for somebody must try.
     fn share(&self, node: &str) -> u32 {
-        let grain = self.grain;
         let mut got: HashMap<&str, u32> = HashMap::new();
-        let mut queue: BinaryHeap<_> = self
-            .wants
-            .iter()
-            .map(|(name, waiting)| Reverse((waiting.need(0, grain), name.as_str())))
-            .collect();
+        let mut queue: BinaryHeap<_> =
+            self.wants.iter().map(|(name, waiting)| Reverse((waiting.need(0), name.as_str()))).collect();
         for _ in 0..self.believed {
             let Some(Reverse((_, name))) = queue.pop() else { break };
             let count = got.entry(name).or_default();
             *count += 1;
             let waiting = &self.wants[name];
             if *count < waiting.want.units {
-                queue.push(Reverse((waiting.need(*count, grain), name)));
+                queue.push(Reverse((waiting.need(*count), name)));
             }
         }
         got.get(node).copied().unwrap_or_default().max(1)
@@ -324,9 +359,9 @@ impl Shortage {
 type Need = (bool, u32, u64);
 
 impl Waiting {
-    /// With `units` more of `grain` addresses each.
-    fn need(&self, units: u32, grain: u32) -> Need {
-        let Want { pods, held, wanted, .. } = self.want;
+    /// With so many more ipConfigurations.
+    fn need(&self, units: u32) -> Need {
+        let Want { pods, held, wanted, grain, .. } = self.want;
         let held = held.saturating_add(units.saturating_mul(grain));
         let is_served = held >= pods;
         let needs = if is_served { wanted } else { pods };

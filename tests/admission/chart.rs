@@ -116,10 +116,10 @@ fn environment(template: &str, args: &[&str]) -> Result<BTreeMap<String, Option<
 pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
     let everything = [
         "--set",
-        "azure.armEndpoint=http://198.51.100.10,operator.dryRun=true,nodeAgent.openForward=true,nodeAgent.cni.ipamOnly=true",
+        "azure.armEndpoint=http://198.51.100.10,azure.networkAPIVersion=2024-05-01,azure.computeAPIVersion=2024-07-01,operator.dryRun=true,nodeAgent.openForward=true,nodeAgent.cni.ipamOnly=true",
     ];
     for (template, program, count) in [
-        ("operator/deployment.yaml", "vnetpool-operator", 7),
+        ("operator/deployment.yaml", "vnetpool-operator", 9),
         ("node-agent/daemonset.yaml", "vnetpool-node-agent", 8),
     ] {
         let binary = self::program(program);

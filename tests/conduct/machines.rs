@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_left_without_its_vm_gives_everything_back,
     a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
+    a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told,
 ];
 
 pub fn sizing() -> Value {
@@ -88,6 +89,29 @@ pub async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
         .await?;
     stage.sim.clear_log();
     Ok(())
+}
+
+async fn a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 2).await?;
+    stage.until_holds("n1", 2).await?;
+    for round in 1..=3 {
+        ensure!(
+            find(&stage.allocation("n1").await?, condition::ADDRESSES_KEPT).is_none(),
+            "told before round {round}"
+        );
+        wipe(&stage, "n1").await?;
+        // The write for one more pod meets a NIC that has changed.
+        stage.bind("n1", 1).await?;
+        stage.until_holds("n1", 2 + round).await?;
+    }
+    let says = stage.until_says("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
+    ensure!(says.message.contains("n1-nic") && says.message.contains("ignore_changes"), "{}", says.message);
+    stage.until_told("n1", "TakenOffByOthers", &["Node", "NodeIPAllocation"]).await
 }
 
 /// The addresses that a write asks for by themselves, the node's own left out.

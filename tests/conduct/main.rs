@@ -22,6 +22,8 @@ mod edits;
 mod finding;
 mod gateway;
 mod groups;
+mod habits;
+mod hostile;
 mod identity;
 mod left_alone;
 mod lost;
@@ -102,6 +104,8 @@ fn main() -> ExitCode {
         edits::TESTS,
         finding::TESTS,
         groups::TESTS,
+        habits::TESTS,
+        hostile::TESTS,
         identity::TESTS,
         lost::TESTS,
         machines::TESTS,

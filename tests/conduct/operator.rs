@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use vnetpool_operator::azure::{self, Cloud, Credential};
+use vnetpool_operator::azure::{self, ApiVersions, Cloud, Credential};
 use vnetpool_operator::{Config, Waits};
 use vnetpool_tests::control_plane::NAMESPACE;
 
@@ -18,6 +18,7 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         endpoint: Some(arm),
         imds: Some(imds),
         credential: Credential::ManagedIdentity { client_id: None },
+        versions: ApiVersions::of(Cloud::Public),
         budget_percent: 80,
         dry_run: false,
     };

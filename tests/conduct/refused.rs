@@ -13,6 +13,7 @@ use vnetpool_tests::eventually;
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,
     whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried,
+    a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_goes,
     a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus,
     a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes,
 ];
@@ -101,10 +102,10 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
         (
             "limited",
             400,
-            "PrivateIPAddressLimitReached",
+            "SomethingQuotaExceeded",
             "QuotaExceeded",
             "Have it raised",
-            "Cannot create more than 65536 private IP addresses for this virtual network.",
+            "Something of this subscription is used up.",
         ),
         (
             "wrong",
@@ -148,6 +149,41 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
         stage.until_told(node, reason, &["Node", "NodeIPAllocation"]).await?;
         ensure!(stage.writes(node).len() == 4, "{node}: {} writes", stage.writes(node).len());
     }
+    Ok(())
+}
+
+async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_goes(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool(4)).await?;
+    let body = json!({ "error": { "code": "ScopeLocked", "message":
+        "The scope '/nic' cannot perform write operation because following scope(s) are locked: \
+         '/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool'. Please remove the lock." } });
+    let effect = Effect::Status { status: 409, body, headers: Default::default() };
+    let lock = stage.fault("PUT", "/networkInterfaces/", None, effect);
+    stage.node("n0", None).await?;
+    stage.until_says("n0", RESERVED, "ResourceLocked").await?;
+    let others: Vec<String> = (1..6).map(|index| format!("n{index}")).collect();
+    for node in &others {
+        stage.node(node, None).await?;
+    }
+    for node in &others {
+        let says = stage.until_says(node, RESERVED, "ResourceLocked").await?;
+        ensure!(says.message.contains(&format!("{node}-nic")), "{}", says.message);
+        stage.until_told(node, "ResourceLocked", &["Node", "NodeIPAllocation"]).await?;
+    }
+    let asked = || -> usize { (0..6).map(|index| stage.writes(&format!("n{index}")).len()).sum() };
+    ensure!(asked() == 1, "{} asked for all", asked());
+    // An edit has it tried once, not by each.
+    stage.pool("default", pool(5)).await?;
+    stage.until("one has tried", "n0", |_| (asked() == 2).then_some(())).await?;
+    stage.sim.lift_fault(lock)?;
+    stage.pool("default", pool(6)).await?;
+    for index in 0..6 {
+        stage.until_holds(&format!("n{index}"), 6).await?;
+    }
+    ensure!(asked() <= 2 + 6, "{} asked in all", asked());
     Ok(())
 }
 

@@ -1,9 +1,12 @@
 //! A subnet that runs out of addresses: what each of its nodes does, and who gets what comes free.
 
 use crate::Test;
+use crate::machines::{NODE, held};
 use crate::stage::{Stage, quick};
-use anyhow::{Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use vnetpool_azure_sim::{Config, NewInstance, NewScaleSet};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::ControlPlane;
@@ -11,6 +14,9 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by_need,
     a_full_subnet_is_probed_by_one_node_after_a_restart,
+    a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet,
+    a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does,
+    an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_nothing_up,
 ];
 
 /// A /28 gives eleven addresses; three nodes take one each for themselves.
@@ -74,6 +80,81 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     stage.until_holds("c", 4).await?;
     stage.until_says("c", RESERVED, "Reserved").await?;
     stage.until_says("a", RESERVED, "Reserved").await?;
+    Ok(())
+}
+
+async fn a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet(plane: &ControlPlane) -> Result<()> {
+    let stage = full(plane).await?;
+    stage.bind("a", 2).await?;
+    stage.until_says("a", RESERVED, "SubnetFull").await?;
+    // c, with 1 of 4, is in greater need than a, with 4 of 6. A spot VM goes, and its Node lingers.
+    stage.sim.delete_vm("c", false).await?;
+    stage.unbind("b", 2).await?;
+    stage.until_holds("a", 6).await
+}
+
+async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    // Three machines and eight of ours.
+    let azure = Config { network_addresses: 11, ..quick() };
+    let stage = Stage::set(plane, azure, json!({ "sizing": sizing })).await?;
+    for (node, subnet) in [("a", None), ("b", SMALL), ("c", None)] {
+        stage.node(node, subnet).await?;
+    }
+    stage.bind("a", 4).await?;
+    stage.until_holds("a", 4).await?;
+    stage.bind("b", 3).await?;
+    stage.until_holds("b", 3).await?;
+    stage.bind("c", 4).await?;
+    stage.until_holds("c", 1).await?;
+    let says = stage.until_says("c", RESERVED, "VirtualNetworkFull").await?;
+    ensure!(says.message.contains("c-nic") && says.message.contains("mode Prefix"), "{}", says.message);
+    // Another subnet of the network doesn't ask for what isn't there.
+    stage.bind("b", 1).await?;
+    stage.until_says("b", RESERVED, "VirtualNetworkFull").await?;
+    stage.unbind("a", 2).await?;
+    stage.until_holds("c", 3).await?;
+    stage.unbind("a", 2).await?;
+    stage.until_holds("b", 4).await?;
+    stage.until_holds("c", 4).await?;
+    let refused = |node: &str| stage.writes(node).iter().filter(|write| write.status == 400).count();
+    ensure!((refused("a"), refused("b"), refused("c")) == (0, 0, 2), "{:?}", ["a", "b", "c"].map(refused));
+    stage.until_told("b", "VirtualNetworkFull", &["Node", "NodeIPAllocation"]).await
+}
+
+async fn an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_nothing_up(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("a", SMALL).await?;
+    stage.bind("a", 6).await?;
+    stage.until_holds("a", 6).await?;
+    let subnet = SMALL.map(str::to_owned);
+    stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), subnet, ..NewScaleSet::default() })?;
+    let new = NewInstance { instance_id: Some(0), ..NewInstance::default() };
+    let vm = stage.sim.add_instance("pool", new).await?;
+    stage.join(NODE, &vm.provider_id).await?;
+    // Three are left.
+    stage.bind(NODE, 8).await?;
+    stage.until_offers(NODE, 3).await?;
+    stage.until_says(NODE, RESERVED, "SubnetFull").await?;
+    stage.unbind("a", 5).await?;
+    stage.until_offers(NODE, 8).await?;
+    stage.until_says(NODE, RESERVED, "Reserved").await?;
+    let model = stage.get_vm(&vm.vm_id).await?;
+    let list = "/properties/networkProfileConfiguration/networkInterfaceConfigurations/0/properties/ipConfigurations";
+    let list = model.pointer(list).and_then(Value::as_array).context("no list")?;
+    let names: BTreeSet<_> =
+        list.iter().filter_map(|one| one["name"].as_str()).filter(|name| name.starts_with("vnp-")).collect();
+    let on_nic = held(&stage, &vm.nic_id);
+    ensure!(
+        names == on_nic.keys().map(String::as_str).collect(),
+        "{names:?} in the model, {on_nic:?} on the NIC"
+    );
+    ensure!(model["properties"]["provisioningState"] == "Succeeded", "{model}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use vnetpool_azure_sim::{Config as Simulated, NewVm, Sim};
 use vnetpool_crds::pool::Sizing;
 use vnetpool_operator::azure::{
-    Azure, Change, Cloud, Config, Credential, Freshness, Nic, Priority, ResourceId,
+    ApiVersions, Azure, Change, Cloud, Config, Credential, Freshness, Nic, Priority, ResourceId,
 };
 use vnetpool_operator::planner::sizing::{Demand, wanted};
 
@@ -25,6 +25,7 @@ pub async fn show() -> Result<()> {
         endpoint: Some(arm),
         imds: Some(sim.arm_url().parse()?),
         credential: Credential::ManagedIdentity { client_id: None },
+        versions: ApiVersions::of(Cloud::Public),
         budget_percent: 80,
         dry_run: false,
     })?;

@@ -31,6 +31,12 @@ pub enum Error {
     )]
     SubnetFull { subnet: String, resource: String, message: String },
     #[error(
+        "the virtual network of {resource} has as many private addresses as Azure lets it have. Use mode Prefix, where a block \
+         of 16 counts once, lower minimum, warm or maximum of the NodeIPPool, or give new nodes another virtual network. Azure \
+         says: {message}"
+    )]
+    NetworkFull { resource: String, message: String },
+    #[error(
         "an address asked for {resource} belongs to somebody else by now; Vnetpool reads again. Azure says: {message}"
     )]
     AddressTaken { resource: String, message: String },
@@ -150,6 +156,48 @@ impl std::fmt::Display for Scope {
     }
 }
 
+/// What is refused, and to everything in which scope: two errors of the same matter are one refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Matter {
+    reason: Reason,
+    /// What of it, where the reason alone doesn't say.
+    what: String,
+    /// An id in lower case.
+    scope: String,
+    /// One refusal says that everything in the scope is refused. Otherwise it may concern one resource only.
+    pub is_wide: bool,
+}
+
+impl Matter {
+    fn of(reason: Reason, what: &str, scope: &str) -> Matter {
+        let scope = scope.trim_end_matches('/').to_ascii_lowercase();
+        let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
+        let is_wide = is_network || !scope.contains("/providers/");
+        // What a refusal names is mostly the resource itself, wherever the right to it, or the lock on it, is
+        // missing or set.
+        let scope = if is_wide { scope } else { group(&scope) };
+        Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide }
+    }
+
+    /// Whether one of these, ids in lower case, is in the scope.
+    pub fn is_around(&self, sites: &[String]) -> bool {
+        let rest = |site: &String| {
+            site.strip_prefix(self.scope.as_str()).map(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        sites.iter().any(|site| rest(site) == Some(true))
+    }
+}
+
+/// The id of the resource group of a resource.
+fn group(id: &str) -> String {
+    id.split_once("/providers/").map_or(id, |(group, _)| group).to_ascii_lowercase()
+}
+
+/// The id of the subscription of a resource.
+fn subscription(id: &str) -> String {
+    id.split('/').take(3).collect::<Vec<_>>().join("/").to_ascii_lowercase()
+}
+
 /// What to do about an [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
@@ -197,7 +245,7 @@ impl Error {
             | Error::AddressTaken { .. }
             | Error::Outgrown { .. }
             | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
-            Error::SubnetFull { .. } => wait(FULL),
+            Error::SubnetFull { .. } | Error::NetworkFull { .. } => wait(FULL),
             Error::Credential { .. } => wait(SIGN_IN),
             Error::Denied { .. }
             | Error::DenyAssignment { .. }
@@ -224,6 +272,7 @@ impl Error {
         match self {
             Error::Throttled { .. } => Reason::Throttled,
             Error::SubnetFull { .. } => Reason::SubnetFull,
+            Error::NetworkFull { .. } => Reason::VirtualNetworkFull,
             Error::AddressTaken { .. } => Reason::AddressTaken,
             Error::AddressBeingFreed { .. } => Reason::AddressBeingFreed,
             Error::SubscriptionUnusable { .. } => Reason::SubscriptionUnusable,
@@ -254,6 +303,35 @@ impl Error {
         }
     }
 
+    /// What this error says of other resources than its own; `None`: nothing.
+    pub fn matter(&self) -> Option<Matter> {
+        let reason = self.reason();
+        let scope = match self {
+            Error::Denied { action, scope, .. } => return Some(Matter::of(reason, action, scope)),
+            Error::DenyAssignment { action, resource, .. } => {
+                return Some(Matter::of(reason, action, resource));
+            }
+            Error::Locked { scope, .. } => scope.clone(),
+            Error::SubscriptionUnusable { resource, .. }
+            | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => subscription(resource),
+            Error::ScopeMissing { resource, scope: Scope::Group, .. } => group(resource),
+            _ => return None,
+        };
+        Some(Matter::of(reason, "", &scope))
+    }
+
+    /// The same of another resource, which would meet it, too.
+    pub fn about(mut self, other: &str) -> Error {
+        if let Error::DenyAssignment { resource, .. }
+        | Error::Locked { resource, .. }
+        | Error::SubscriptionUnusable { resource, .. }
+        | Error::ScopeMissing { resource, .. } = &mut self
+        {
+            other.clone_into(resource);
+        }
+        self
+    }
+
     /// Which of the addresses or blocks asked for belong to somebody else: those that Azure names, or all if
     /// it names none. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
@@ -272,6 +350,7 @@ impl Error {
         match self {
             Error::Throttled { .. }
             | Error::SubnetFull { .. }
+            | Error::NetworkFull { .. }
             | Error::AddressTaken { .. }
             | Error::AddressBeingFreed { .. }
             | Error::Denied { .. }
@@ -347,6 +426,14 @@ pub(super) fn classify(
             let subnet = telling.map(|full| subnet_in(&full.message)).unwrap_or_default();
             Error::SubnetFull { subnet, resource, message }
         }
+        Class::NetworkFull => Error::NetworkFull { resource, message },
+        Class::VersionUnknown => Error::Config {
+            message: format!(
+                "Azure doesn't know the API version in which it was asked about {resource}. Set azure.networkAPIVersion or \
+                 azure.computeAPIVersion of the chart (--network-api-version, --compute-api-version) to one that it names. \
+                 Azure says: {message}"
+            ),
+        },
         Class::AddressTaken => Error::AddressTaken { resource, message },
         Class::AddressBeingFreed => Error::AddressBeingFreed { resource, message },
         Class::Superseded => Error::Superseded { resource, message },

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use azure_core_legacy as legacy;
 use azure_core_legacy::util::deserialize_null_as_default as or_default;
+use azure_mgmt_network::package_2024_03::models::virtual_network_peering_properties_format::PeeringState;
 use azure_mgmt_network::package_2024_03::{self as arm, models};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
@@ -22,7 +23,7 @@ pub struct Network {
     /// The virtual network.
     pub id: ResourceId,
     pub address_space: Vec<Ipv4Net>,
-    /// The address spaces in other virtual networks that its peerings reach.
+    /// The address spaces in other virtual networks that the subnet has routes to by peerings.
     pub peered: Vec<Ipv4Net>,
     /// The subnet's own prefixes.
     pub subnet: Vec<Ipv4Net>,
@@ -34,9 +35,41 @@ pub struct Network {
 #[derive(Debug)]
 pub(super) struct VirtualNetwork {
     address_space: Vec<Ipv4Net>,
-    peered: Vec<Ipv4Net>,
+    peerings: Vec<Peering>,
     /// By name in lower case.
     subnets: HashMap<String, (Vec<Ipv4Net>, Option<ResourceId>)>,
+}
+
+/// A peering that has routes.
+#[derive(Debug)]
+struct Peering {
+    reaches: Vec<String>,
+    /// The subnets that have its routes, in lower case; `None`: all.
+    subnets: Option<Vec<String>>,
+}
+
+impl Peering {
+    /// `None`: it has no routes. Until both networks have one to the other, and after one of them is gone, a
+    /// peering leads nowhere; one may be closed; and one may be for IPv6 only.
+    fn of(one: models::VirtualNetworkPeeringPropertiesFormat) -> Option<Peering> {
+        let is_up = matches!(one.peering_state, None | Some(PeeringState::Connected));
+        let is_open = one.allow_virtual_network_access != Some(false);
+        if !is_up || !is_open || one.enable_only_i_pv6_peering == Some(true) {
+            return None;
+        }
+        // The space that the peering routes. The remote network's own space may have changed since the two
+        // were synchronised.
+        let routed = one.remote_address_space.or(one.remote_virtual_network_address_space);
+        let names = || one.local_subnet_names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        Some(Peering {
+            reaches: routed.unwrap_or_default().address_prefixes,
+            subnets: (one.peer_complete_vnets == Some(false)).then(names),
+        })
+    }
+
+    fn serves(&self, subnet: &str) -> bool {
+        self.subnets.as_ref().is_none_or(|names| names.iter().any(|name| name == subnet))
+    }
 }
 
 /// The parts of Azure's document that are needed.
@@ -81,12 +114,7 @@ impl VirtualNetwork {
         let peerings = properties.virtual_network_peerings.into_iter().filter_map(|one| one.properties);
         VirtualNetwork {
             address_space: ipv4(properties.address_space.address_prefixes),
-            // The space that the peering routes. The remote network's own space may have changed since the
-            // two were synchronised.
-            peered: ipv4(peerings.flat_map(|peering| {
-                let routed = peering.remote_address_space.or(peering.remote_virtual_network_address_space);
-                routed.unwrap_or_default().address_prefixes
-            })),
+            peerings: peerings.filter_map(Peering::of).collect(),
             subnets: properties
                 .subnets
                 .into_iter()
@@ -103,11 +131,13 @@ impl VirtualNetwork {
     /// The part that concerns one of its subnets.
     pub(super) fn around(&self, subnet: &ResourceId) -> Result<Network, Error> {
         let id = vnet_of(subnet)?;
-        match self.subnets.get(&subnet.name().to_ascii_lowercase()) {
+        let name = subnet.name().to_ascii_lowercase();
+        let peerings = self.peerings.iter().filter(|peering| peering.serves(&name));
+        match self.subnets.get(&name) {
             Some((own, table)) => Ok(Network {
                 id,
                 address_space: self.address_space.clone(),
-                peered: self.peered.clone(),
+                peered: ipv4(peerings.flat_map(|peering| peering.reaches.clone())),
                 subnet: own.clone(),
                 route_table: table.clone(),
             }),
@@ -249,6 +279,39 @@ mod tests {
         assert_eq!(network.address_space, nets(&["10.0.0.0/16", "10.240.0.0/16"]));
         assert_eq!(network.peered, nets(&["10.50.0.0/16", "172.16.0.0/16"]));
         assert_eq!(network.subnet, nets(&["10.240.0.0/20"]));
+    }
+
+    #[test]
+    fn a_peering_without_routes_reaches_nothing_and_one_of_subnets_serves_these() {
+        let reach = |more: serde_json::Value| {
+            let mut peering = json!({
+                "remoteAddressSpace": { "addressPrefixes": ["172.16.0.0/16"] },
+                "remoteVirtualNetworkAddressSpace": { "addressPrefixes": ["172.16.0.0/16", "172.17.0.0/16"] },
+            });
+            peering.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let model = json!({ "properties": {
+                "subnets": [{ "name": "Nodes", "properties": { "addressPrefix": "10.240.0.0/20" } }],
+                "virtualNetworkPeerings": [{ "properties": peering }],
+            } });
+            let vnet = VirtualNetwork::of(serde_json::from_value(model).unwrap());
+            vnet.around(&subnet("nodes")).unwrap().peered
+        };
+        for open in [
+            json!({}),
+            json!({ "peeringState": "Connected", "allowVirtualNetworkAccess": true, "peerCompleteVnets": true }),
+            json!({ "peerCompleteVnets": false, "localSubnetNames": ["other", "NODES"] }),
+        ] {
+            assert_eq!(reach(open.clone()), nets(&["172.16.0.0/16"]), "{open}");
+        }
+        for closed in [
+            json!({ "peeringState": "Initiated" }),
+            json!({ "peeringState": "Disconnected" }),
+            json!({ "allowVirtualNetworkAccess": false }),
+            json!({ "peerCompleteVnets": false, "localSubnetNames": ["other"] }),
+            json!({ "enableOnlyIPv6Peering": true }),
+        ] {
+            assert_eq!(reach(closed.clone()), nets(&[]), "{closed}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::role::{Action, On, PARTS};
-use super::{Azure, COMPUTE_API, Call, Error, Kind, NETWORK_API, Priority, ResourceId};
+use super::{Azure, Call, Error, Kind, Priority, ResourceId};
 use super::{cache, pages, uniform};
 
 /// The newest version of the permissions API (learn.microsoft.com/rest/api/authorization/permissions).
@@ -95,8 +95,8 @@ impl Azure {
             Some(("Microsoft.Compute", "virtualMachineScaleSets/virtualMachines/networkInterfaces")) => {
                 uniform::NIC_API
             }
-            Some(("Microsoft.Compute", _)) => COMPUTE_API,
-            _ => NETWORK_API,
+            Some(("Microsoft.Compute", _)) => &self.versions.compute,
+            _ => &self.versions.network,
         };
         url.set_query(Some(&format!("api-version={version}")));
         match self
@@ -122,8 +122,8 @@ impl Azure {
     pub async fn try_write(&self, nic: &ResourceId) -> Result<(), Error> {
         // An instance's NIC is written through the instance, and read with an API version of its own.
         let (target, version) = match nic.instance() {
-            Some(instance) => (instance, COMPUTE_API),
-            None => (nic.clone(), NETWORK_API),
+            Some(instance) => (instance, &self.versions.compute),
+            None => (nic.clone(), &self.versions.network),
         };
         let url = self.url(&target, version);
         let call = Call::about(Kind::Read, Priority::WaitingPods, target.as_str());

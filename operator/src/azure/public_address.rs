@@ -5,7 +5,7 @@ use tokio::sync::OwnedMutexGuard;
 use tracing::{info, instrument};
 
 use super::cache::parse;
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ResourceId, Urgency, call};
+use super::{Azure, Error, Kind, Priority, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Azure {
         let id = &reserved.id;
         let mut call = call(Kind::Write, priority, id);
         call.region = Some(new.location.clone());
-        let url = self.url(id, NETWORK_API);
+        let url = self.url(id, &self.versions.network);
         let accepted = self.transport.send(&call, url.clone(), None, Some(new.body())).await?;
         let document = self.complete(&call, url, accepted).await?;
         info!("public address made");
@@ -66,7 +66,7 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<Option<PublicAddress>, Error> {
         let call = call(Kind::Read, urgency, id);
-        match self.transport.send(&call, self.url(id, NETWORK_API), None, None).await {
+        match self.transport.send(&call, self.url(id, &self.versions.network), None, None).await {
             Ok(answer) => read(id, &answer.body).map(Some),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -83,7 +83,7 @@ impl Azure {
         // One that is being made is made first: deleted before, it would be there afterwards, and in no record.
         let _reserved = self.reserve_public_address(id).await;
         let call = call(Kind::Delete, urgency, id);
-        let url = self.url(id, NETWORK_API);
+        let url = self.url(id, &self.versions.network);
         let accepted = match self.transport.send(&call, url.clone(), None, None).await {
             Err(Error::NotFound { .. }) => return Ok(()),
             answer => answer?,

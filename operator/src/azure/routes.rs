@@ -21,7 +21,7 @@ use super::cache::{Slots, etag, parse};
 use super::operation;
 use super::route_table::{self, Change, RouteTable};
 use super::transport::Call;
-use super::{Azure, Error, Kind, NETWORK_API, Priority, ProvisioningState, ResourceId, Urgency, call};
+use super::{Azure, Error, Kind, Priority, ProvisioningState, ResourceId, Urgency, call};
 use crate::deadline::uncounted;
 use crate::lock::lock;
 
@@ -214,7 +214,7 @@ impl Azure {
     }
 
     async fn read_table(&self, id: &ResourceId, call: &Call) -> Result<Document, Error> {
-        let answer = self.transport.send(call, self.url(id, NETWORK_API), None, None).await?;
+        let answer = self.transport.send(call, self.url(id, &self.versions.network), None, None).await?;
         Document::read(id, &answer.body)
     }
 
@@ -245,7 +245,7 @@ impl Azure {
         }
         let mut call = call(Kind::Write, urgency, id);
         call.region = Some(before.table.location.clone()).filter(|region| !region.is_empty());
-        let (started, url) = (Instant::now(), self.url(id, NETWORK_API));
+        let (started, url) = (Instant::now(), self.url(id, &self.versions.network));
         let body = after.to_string().into_bytes();
         let accepted = match self.transport.send(&call, url.clone(), Some(&before.etag), Some(body)).await {
             Ok(accepted) => accepted,

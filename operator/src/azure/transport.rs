@@ -356,7 +356,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::{Cloud, Credential};
+    use crate::azure::{ApiVersions, Cloud, Credential};
 
     fn transport(endpoint: Option<&str>) -> Transport {
         Transport::new(&Config {
@@ -364,6 +364,7 @@ mod tests {
             endpoint: endpoint.map(|url| url.parse().unwrap()),
             imds: None,
             credential: Credential::ManagedIdentity { client_id: None },
+            versions: ApiVersions::of(Cloud::Public),
             budget_percent: 80,
             dry_run: false,
         })

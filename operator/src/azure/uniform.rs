@@ -4,20 +4,25 @@
 //! 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed"). So ipConfigurations are added
 //! to and removed from the instance's model, which has no addresses and accepts none. The outcome is read
 //! from the NIC.
+//!
+//! A write whose addresses can't be had is answered with 200 and ends Failed. The model keeps what was asked
+//! for, and every later write, whoever makes it, tries that again. So the next write of ours begins with what
+//! the NIC has: otherwise a smaller wish would never be met where a larger one wasn't.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::info;
+use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
 use super::cache::{Known, etag, parse};
 use super::nic::{self, Form};
 use super::operation;
 use super::transport::Call;
-use super::{Azure, COMPUTE_API, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
+use super::{Azure, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
 use crate::lock::lock;
 
 /// The one version in which the network provider shows these NICs.
@@ -79,26 +84,29 @@ impl Azure {
         let model = match self.models.take(instance) {
             Some(model) => model,
             None => {
-                let answer =
-                    self.transport.send(&reading, self.url(instance, COMPUTE_API), None, None).await?;
+                let answer = self
+                    .transport
+                    .send(&reading, self.url(instance, &self.versions.compute), None, None)
+                    .await?;
                 Model::read(instance, answer.body)?
             }
         };
         let value = parse(instance, &model.body)?;
-        if !matches!(
-            nic::provisioning_state(&value["properties"]),
-            ProvisioningState::Succeeded | ProvisioningState::Failed
-        ) {
-            return Err(operation::unsettled(instance));
-        }
+        let on_nic = match nic::provisioning_state(&value["properties"]) {
+            ProvisioningState::Succeeded => None,
+            // After the model, so that the model's etag vouches for both.
+            ProvisioningState::Failed => Some(self.nics.learn(known, self.read_nic(&reading, id).await?)),
+            _ => return Err(operation::unsettled(instance)),
+        };
+        known.forget();
         call.region = value["location"].as_str().map(str::to_owned);
-        let body = edit(&value, id.name(), change)
+        let body = edit(&value, id.name(), change, on_nic.as_deref())
             .map_err(|source| Error::Nic { resource: id.to_string(), source })?;
         let Some(body) = body else {
             let document = self.read_nic(&reading, id).await?;
             return Ok(self.nics.learn(known, document));
         };
-        let url = self.url(instance, COMPUTE_API);
+        let url = self.url(instance, &self.versions.compute);
         let sent = Some(body.to_string().into_bytes());
         let accepted = match self.transport.send(&call, url.clone(), Some(&model.etag), sent).await {
             Ok(accepted) => accepted,
@@ -134,26 +142,56 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
 }
 
 /// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
-/// to repair.
+/// to repair. `on_nic` is the NIC itself, where the last write failed: what we have on it is then what counts.
 ///
 /// The body has only what is needed. What a PUT of an instance leaves out stays (recorded), and sending back
 /// the image's reference would need the right to read Microsoft's images (AKS#1819). The list of NICs is
 /// replaced as a whole, so it goes back as it came. The hardware profile is sent because the cloud provider,
 /// which writes instances likewise, sends it.
-fn edit(model: &Value, nic: &str, change: &Change) -> Result<Option<Value>, nic::Error> {
+fn edit(
+    model: &Value,
+    nic: &str,
+    change: &Change,
+    on_nic: Option<&Nic>,
+) -> Result<Option<Value>, nic::Error> {
     let lacks = |what| nic::Error::Lacks { what };
     let all = configurations(model)
         .ok_or(lacks("properties.networkProfileConfiguration.networkInterfaceConfigurations"))?;
     let is_it = |one: &Value| one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(nic));
     let index = all.iter().position(is_it).ok_or(lacks("the NIC's configuration"))?;
-    let after = nic::edit(&all[index], change, Form::Instance)?;
-    if after == all[index] && !change.repair {
+    let righted = on_nic.map(|on_nic| righted(&all[index], on_nic, change));
+    let after = nic::edit(&all[index], righted.as_ref().unwrap_or(change), Form::Instance)?;
+    let is_unlike = on_nic.is_some_and(|on_nic| ours(&all[index]) != on_nic_names(on_nic));
+    if after == all[index] && !change.repair && !is_unlike {
         return Ok(None);
     }
     let mut body = unchanged(model);
     body["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"][index] =
         named_primary(after);
     Ok(Some(body))
+}
+
+/// The change that leads to the same from a model that differs from its NIC: what only the model has goes,
+/// and what only the NIC has stays, unless the change takes it off.
+fn righted(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
+    let (in_model, on_nic) = (ours(configuration), on_nic_names(on_nic));
+    let owned = |name: &&str| (*name).to_owned();
+    let released = |name: &&&str| change.release.iter().any(|released| released == **name);
+    let mut righted = change.clone();
+    righted.release.extend(in_model.difference(&on_nic).map(owned));
+    righted.reserve.extend(on_nic.difference(&in_model).filter(|name| !released(name)).map(owned));
+    righted
+}
+
+/// The names of our ipConfigurations in a model.
+fn ours(configuration: &Value) -> BTreeSet<&str> {
+    let all = configuration["properties"]["ipConfigurations"].as_array().into_iter().flatten();
+    let names = all.filter_map(|one| one["name"].as_str());
+    names.filter(|name| name.starts_with(IP_CONFIGURATION_PREFIX)).collect()
+}
+
+fn on_nic_names(nic: &Nic) -> BTreeSet<&str> {
+    nic.ip_configurations.iter().map(|one| one.name.as_str()).collect()
 }
 
 /// The body of a write that changes nothing.
@@ -183,6 +221,7 @@ fn named_primary(mut configuration: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure::sample_nic;
 
     fn model() -> Value {
         let subnet =
@@ -227,7 +266,7 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_is_sent_and_the_rest_of_the_list_goes_back_as_it_came() {
-        let body = edit(&model(), "FIRST", &change(&["vnp-1"], &[])).unwrap().unwrap();
+        let body = edit(&model(), "FIRST", &change(&["vnp-1"], &[]), None).unwrap().unwrap();
         assert_eq!(body.as_object().unwrap().keys().collect::<Vec<_>>(), ["location", "properties"]);
         let properties = body["properties"].as_object().unwrap();
         assert_eq!(properties.keys().collect::<Vec<_>>(), ["hardwareProfile", "networkProfileConfiguration"]);
@@ -249,15 +288,42 @@ mod tests {
 
     #[test]
     fn what_is_done_already_needs_no_write() {
-        assert_eq!(edit(&model(), "first", &change(&[], &["vnp-1"])), Ok(None));
+        assert_eq!(edit(&model(), "first", &change(&[], &["vnp-1"]), None), Ok(None));
         let repair = Change { repair: true, ..Change::default() };
-        assert!(edit(&model(), "first", &repair).unwrap().is_some(), "Azure gave the last write up half-way");
+        assert!(
+            edit(&model(), "first", &repair, None).unwrap().is_some(),
+            "Azure gave the last write up half-way"
+        );
+    }
+
+    #[test]
+    fn what_a_failed_write_has_left_in_the_model_goes_with_the_next() {
+        let names = |body: &Value| -> Vec<String> {
+            let all = configurations(body).unwrap()[1]["properties"]["ipConfigurations"].as_array().unwrap();
+            all.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+        };
+        // Asked for: 1 to 3; on the NIC: 1, and 9, whose removal failed with the rest.
+        let mut failed = model();
+        let asked =
+            edit(&failed, "first", &change(&["vnp-1", "vnp-2", "vnp-3"], &[]), None).unwrap().unwrap();
+        failed["properties"]["networkProfileConfiguration"] =
+            asked["properties"]["networkProfileConfiguration"].clone();
+        let nic = sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-9", "10.0.0.6/32")]);
+        let next = |reserve: &[&str], release: &[&str]| {
+            names(&edit(&failed, "first", &change(reserve, release), Some(&nic)).unwrap().unwrap())
+        };
+        assert_eq!(next(&["vnp-4"], &[]), ["ipconfig1", "vnp-1", "vnp-4", "vnp-9"]);
+        assert_eq!(next(&[], &["vnp-9"]), ["ipconfig1", "vnp-1"]);
+        // Without news a model stays as it is where it agrees with the NIC, and is written where it doesn't.
+        let agrees =
+            sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.6/32"), ("vnp-3", "10.0.0.7/32")]);
+        assert_eq!(edit(&failed, "first", &change(&[], &[]), Some(&agrees)), Ok(None));
     }
 
     #[test]
     fn a_block_or_a_chosen_address_is_nothing_an_instance_can_have() {
         let block = Change { blocks: true, ..change(&["vnp-1"], &[]) };
-        assert!(matches!(edit(&model(), "first", &block), Err(nic::Error::NotOnInstance { .. })));
+        assert!(matches!(edit(&model(), "first", &block, None), Err(nic::Error::NotOnInstance { .. })));
     }
 
     #[tokio::test(start_paused = true)]

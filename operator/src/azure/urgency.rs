@@ -43,6 +43,18 @@ impl Urgency {
         }
     }
 
+    /// The same, but at most until `then` ends.
+    pub fn at_most_until(self, then: impl Future<Output = ()> + Send + 'static) -> Urgency {
+        let before = self.clone();
+        let either = async move {
+            tokio::select! {
+                () = before.outgrown() => {}
+                () = then => {}
+            }
+        };
+        Urgency { outgrown: Some(either.boxed().shared()), ..self }
+    }
+
     /// Ends when the call is no longer urgent enough. It may never end.
     pub(super) async fn outgrown(&self) {
         match &self.outgrown {

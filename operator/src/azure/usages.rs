@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::budget::Kind;
 use super::error::Error;
 use super::transport::{Call, Transport};
-use super::{NETWORK_API, Priority, ResourceId, pages};
+use super::{Priority, ResourceId, pages};
 
 /// Free addresses by the subnet's name in lower case. Subnets of which Azure doesn't know the number are left
 /// out.
@@ -27,12 +27,13 @@ struct Usage {
 pub(super) async fn read(
     transport: &Transport,
     vnet: &ResourceId,
+    api_version: &str,
     priority: Priority,
 ) -> Result<Free, Error> {
     let call = Call::about(Kind::Read, priority, vnet.as_str());
     let mut url = transport.endpoint().clone();
     url.set_path(&format!("{vnet}/usages"));
-    url.set_query(Some(&format!("api-version={NETWORK_API}")));
+    url.set_query(Some(&format!("api-version={api_version}")));
     let usages: Vec<Usage> = pages::read(transport, &call, url).await?;
     Ok(usages.iter().filter_map(Usage::free).collect())
 }

@@ -3,7 +3,7 @@ use vnetpool_azure_sim as sim;
 use vnetpool_azure_sim::Sim;
 
 use super::*;
-use crate::azure::{Cloud, Config, Credential};
+use crate::azure::{ApiVersions, Cloud, Config, Credential};
 
 const NETWORKS: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/virtualNetworks";
 
@@ -39,6 +39,7 @@ impl World {
                 endpoint: Some(sim.arm_url().parse().unwrap()),
                 imds: Some(sim.arm_url().parse().unwrap()),
                 credential: Credential::ManagedIdentity { client_id: None },
+                versions: ApiVersions::of(Cloud::Public),
                 budget_percent: 80,
                 dry_run: false,
             })

@@ -1,11 +1,13 @@
-//! A node's part in a shortage of its subnet: it asks for its turn before it grows, and records what came of
+//! A node's part in a shortage of its subnet or virtual network: it asks for its turn before it grows, and records what came of
 //! its write.
 
 use std::time::Instant;
 
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
+use vnetpool_crds::condition;
 use vnetpool_crds::pool::BLOCK;
+use vnetpool_crds::reason::Reason;
 
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
@@ -15,79 +17,98 @@ use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
 use crate::shortage::{Said, Source, Turn, Want};
 
-/// The plan as the subnet allows it now. Held back, the node says so, and `seen` tells when to look again by
-/// itself.
+/// The plan as the subnet and its virtual network allow it now. Held back, the node says so; it is woken when
+/// it may ask.
 pub fn limit(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     seen: &mut Seen,
     plan: Plan,
-    (setback, recalled): (&mut Option<Setback>, &mut Option<Said>),
+    (setback, recalled): (&mut Option<Setback>, &mut Option<Recalled>),
     now: Instant,
 ) -> Plan {
     let node = allocation.name_any();
-    let source = source(seen).filter(|_| plan.change.reserve > 0);
-    let Some(source) = source else {
+    let sources = sources(seen).filter(|_| plan.change.reserve > 0);
+    let Some(sources) = sources else {
         // One that waits for the end of a burst keeps its place.
         if !plan.grows || !seen.observed.may_write {
-            ctx.wake(&lock(&ctx.shortages).content(&node));
+            stand_back(ctx, &node, now);
         }
         return plan;
     };
-    let (turn, woken, said) = {
+    let (turn, woken) = {
         let mut shortages = lock(&ctx.shortages);
-        if let Some(said) = recalled.take() {
-            shortages.recall(&source, said, now);
+        if let Some(Recalled { is_network, said }) = recalled.take() {
+            let source = sources.iter().find(|one| is_of_network(one) == is_network);
+            source.into_iter().for_each(|source| shortages.recall(source, said.clone(), now));
         }
-        let (turn, woken) = shortages.ask(&source, &node, want(seen, &plan), now);
-        (turn, woken, shortages.said(&source).cloned())
+        shortages.ask(&sources, &node, want(seen, &plan), now)
     };
     ctx.wake(&woken);
     seen.observed.may_reserve = match turn {
         Turn::Free => return plan,
         Turn::Now(units) => units,
-        Turn::Later { at } => {
-            let Said { subnet, message } = said.unwrap_or_default();
+        Turn::Later(source, Said { subnet, message }) => {
             let resource = seen.nic.as_ref().map(|nic| nic.id.clone()).unwrap_or_default();
-            let error = Error::SubnetFull { subnet, resource, message };
+            let error = match source {
+                Source::Subnet { .. } => Error::SubnetFull { subnet, resource, message },
+                Source::Network { .. } => Error::NetworkFull { resource, message },
+            };
             *setback = Some(Setback::after(setback.as_ref(), Stage::Write, &error, now));
-            seen.turn = at;
             0
         }
     };
     planner::plan(&seen.observed)
 }
 
-/// Records what a write that has ended means for the other nodes of the subnet.
+/// The node asks for nothing now, or can't.
+pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
+    ctx.wake(&lock(&ctx.shortages).content(node, now));
+}
+
+/// Records what a write that has ended means for the other nodes of the subnet and of its network.
 pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result: Result<(), &Error>) {
-    let (Some(source), now) = (source(seen), Instant::now()) else { return };
+    let (Some(sources), now) = (sources(seen), Instant::now()) else { return };
     let asked = plan.change.reserve;
-    match result {
-        Ok(()) => {
-            if asked > 0 {
-                ctx.wake(&lock(&ctx.shortages).granted(&source, node, asked, now));
-            }
-            let released = seen.observed.held.iter().filter(|one| plan.change.release.contains(&one.name));
-            freed(ctx, &source.subnet, released.map(|one| addresses(one, source.grain)));
-        }
+    let full = match result {
         Err(Error::SubnetFull { subnet, message, .. }) => {
-            let said = Said { subnet: subnet.clone(), message: message.clone() };
-            ctx.wake(&lock(&ctx.shortages).refused(&source, (node, want(seen, plan)), asked, said, now));
+            Some((false, Said { subnet: subnet.clone(), message: message.clone() }))
         }
-        Err(_) if asked > 0 => ctx.wake(&lock(&ctx.shortages).missed(&source, node)),
-        Err(_) => {}
+        Err(Error::NetworkFull { message, .. }) => {
+            Some((true, Said { subnet: String::new(), message: message.clone() }))
+        }
+        Ok(()) | Err(_) => None,
+    };
+    for source in &sources {
+        let mut shortages = lock(&ctx.shortages);
+        let woken = match (result, &full) {
+            (Ok(()), _) if asked > 0 => shortages.granted(source, node, asked, now),
+            (Err(_), Some((is_network, said))) if *is_network == is_of_network(source) => {
+                shortages.refused(source, (node, want(seen, plan)), asked, said.clone(), now)
+            }
+            (Err(_), _) if asked > 0 => shortages.missed(source, node, now),
+            _ => continue,
+        };
+        drop(shortages);
+        ctx.wake(&woken);
+    }
+    if let (Ok(()), Some(nic)) = (result, &seen.nic) {
+        let released = seen.observed.held.iter().filter(|one| plan.change.release.contains(&one.name));
+        freed(ctx, &key(&nic.subnet.id), released.map(|one| addresses(one, seen.observed.grain)), now);
     }
 }
 
 /// All that an object stands for has gone back, with its NIC or before it; its node asks for no more.
 pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
-    ctx.wake(&lock(&ctx.shortages).content(&allocation.name_any()));
+    let now = Instant::now();
+    stand_back(ctx, &allocation.name_any(), now);
     if allocation.spec.route_table_id.is_some() {
         return;
     }
     for nic in &allocation.spec.interfaces {
         let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
-        freed(ctx, &key(&nic.subnet.id), sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len())));
+        let sizes = sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len()));
+        freed(ctx, &key(&nic.subnet.id), sizes, now);
     }
 }
 
@@ -99,26 +120,37 @@ pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: 
     }
 }
 
-/// Ranges of so many addresses each have gone back to a subnet.
-fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>) {
-    let (mut single, mut blocks) = (0, 0);
+/// ipConfigurations of so many addresses each have gone back to a subnet.
+fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>, now: Instant) {
+    let (mut single, mut blocks, mut all) = (0, 0, 0);
     for size in sizes {
-        (single, blocks) = (single + size, blocks + u32::from(size >= BLOCK));
+        (single, blocks, all) = (single + size, blocks + u32::from(size >= BLOCK), all + 1);
     }
-    for (grain, count) in [(1, single), (BLOCK, blocks)] {
+    let of_subnet = |grain| Source::Subnet { id: subnet.to_owned(), grain };
+    for (source, count) in [(of_subnet(1), single), (of_subnet(BLOCK), blocks), (network(subnet), all)] {
         if count > 0 {
-            let source = Source { subnet: subnet.to_owned(), grain };
-            ctx.wake(&lock(&ctx.shortages).released(&source, count));
+            ctx.wake(&lock(&ctx.shortages).released(&source, count, now));
         }
     }
 }
 
-fn source(seen: &Seen) -> Option<Source> {
+/// What a node's growth draws on, the widest first.
+fn sources(seen: &Seen) -> Option<[Source; 2]> {
     if !seen.backend.draws_on_subnet() {
         return None;
     }
-    let subnet = key(&seen.nic.as_ref()?.subnet.id);
-    Some(Source { subnet, grain: seen.observed.grain })
+    let id = key(&seen.nic.as_ref()?.subnet.id);
+    Some([network(&id), Source::Subnet { id, grain: seen.observed.grain }])
+}
+
+/// The virtual network of a subnet.
+fn network(subnet: &str) -> Source {
+    let id = subnet.split_once("/subnets/").map_or(subnet, |(network, _)| network);
+    Source::Network { id: id.to_owned() }
+}
+
+fn is_of_network(source: &Source) -> bool {
+    matches!(source, Source::Network { .. })
 }
 
 /// As [`Source`] has it.
@@ -132,5 +164,26 @@ fn want(seen: &Seen, plan: &Plan) -> Want {
         held: plan.kept,
         wanted: plan.wanted,
         units: plan.change.reserve,
+        grain: seen.observed.grain,
+    }
+}
+
+/// What an operator before this one has left written of a shortage.
+#[derive(Clone, Debug)]
+pub struct Recalled {
+    is_network: bool,
+    said: Said,
+}
+
+impl Recalled {
+    pub fn of(allocation: &NodeIPAllocation) -> Option<Recalled> {
+        let reserved = condition::find(allocation.conditions(), condition::RESERVED)?;
+        let full = [Reason::SubnetFull, Reason::VirtualNetworkFull]
+            .into_iter()
+            .find(|full| *full == reserved.reason.as_str())?;
+        let is_network = full == Reason::VirtualNetworkFull;
+        let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
+        let said = Said { subnet, message: "it had none when it was last asked".to_owned() };
+        Some(Recalled { is_network, said })
     }
 }

@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
-use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::absences::Absences;
 use super::attachments::remembered::Attaching;
+use super::growth::Recalled;
 use super::lag::Lag;
 use super::mending::Mending;
 use super::observe::known::Known;
+use super::observe::wiped::Wipes;
 use super::report::reports::Reports;
 use super::setback::Setback;
 use crate::lock::lock;
 use crate::planner::Plan;
-use crate::shortage::Said;
 
 /// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at
 /// once.
@@ -37,10 +38,11 @@ pub struct Memory {
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
     pub mending: Mending,
+    pub wipes: Wipes,
     /// Azure has refused the pool's application security groups.
     pub grouping: Option<Setback>,
-    /// What an operator before this one has found of the subnet, until it has been looked into.
-    pub recalled: Option<Said>,
+    /// What an operator before this one has found of the subnet or network, until it has been looked into.
+    pub recalled: Option<Recalled>,
     /// UID and generation of the pool that served the node when last looked.
     pool: Option<(Option<String>, Option<i64>)>,
     /// All pods that the node had when this process came to lead are known.
@@ -67,8 +69,9 @@ impl Memory {
             release_since: None,
             setback: None,
             mending: Mending::default(),
+            wipes: Wipes::default(),
             grouping: None,
-            recalled: recalled(allocation),
+            recalled: Recalled::of(allocation),
             pool: None,
             knows_pods: false,
             vacant_since: None,
@@ -116,13 +119,6 @@ impl Memory {
             self.mending.mended();
         }
     }
-}
-
-/// What an operator before this one has left written of a shortage.
-fn recalled(allocation: &NodeIPAllocation) -> Option<Said> {
-    condition::find(allocation.conditions(), condition::RESERVED).filter(|one| one.reason == "SubnetFull")?;
-    let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
-    Some(Said { subnet, message: "it had none when it was last asked".to_owned() })
 }
 
 /// An object that seems to be set back is made again no more often: its agent alone says so, and may lie.
@@ -187,6 +183,7 @@ mod tests {
     use super::super::setback::Stage;
     use super::*;
     use serde_json::json;
+    use vnetpool_crds::condition;
     use vnetpool_crds::reason::Reason;
 
     fn allocation(uid: &str, version: u64, generation: i64) -> NodeIPAllocation {

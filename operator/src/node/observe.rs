@@ -10,6 +10,7 @@ pub mod obstacle;
 pub mod policy;
 pub mod recheck;
 mod surroundings;
+pub mod wiped;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -59,9 +60,6 @@ pub struct Seen {
     pub observed: Observed,
     /// This process has read the NIC; otherwise all is as `spec` mirrors it.
     pub is_read: bool,
-    /// When to reconcile again because the subnet holds growth back; `None` if it doesn't, or the node will
-    /// be woken.
-    pub turn: Option<Instant>,
     /// What is to become of others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
     /// What is to become of the NIC's application security groups.
@@ -70,6 +68,8 @@ pub struct Seen {
     pub left: Vec<ResourceId>,
     /// Something that `spec` shows has left the NIC by another hand.
     pub has_vanished: bool,
+    /// How long to wait for the agent to tell what pods use.
+    pub told_by: Option<Instant>,
 }
 
 /// What the cluster knows of a node.
@@ -157,8 +157,8 @@ pub fn occasion(
         return None;
     }
     let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
-    let known = memory.nic.at.unwrap_or(ctx.started);
-    let is_due = (is_hinted || recheck::is_due(&node.name_any(), known, now)) && may_ask;
+    let recheck = recheck::Recheck::of(allocation, memory.nic.at, ctx.started);
+    let is_due = (is_hinted || recheck.is_due(now)) && may_ask;
     Some(Occasion { is_new, is_begun: is_begun(memory), is_hinted, is_due, may_ask })
 }
 
@@ -287,7 +287,7 @@ pub async fn around(
         observed,
         adoption,
         grouping,
-        turn: told_by,
+        told_by,
         has_vanished,
     })
 }
@@ -322,13 +322,13 @@ impl Seen {
             backend: Backend::default(),
             observed,
             is_read: false,
-            turn: None,
             primary_nic: None,
             elsewhere: 0,
             adoption: None,
             grouping: Grouping::default(),
             left: vec![],
             has_vanished: false,
+            told_by: None,
         }
     }
 }

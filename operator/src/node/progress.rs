@@ -53,8 +53,8 @@ struct Reasons {
     ungrouped: Option<Duration>,
     /// A condition is due.
     report: Option<Duration>,
-    /// The subnet holds growth back.
-    turn: Option<Duration>,
+    /// The agent hasn't told yet what pods use.
+    told_by: Option<Duration>,
     /// The metadata service misses an address.
     hint: Option<Duration>,
     /// A write that mends has to show its effect, or Azure is freeing an address.
@@ -151,7 +151,7 @@ impl Progress {
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
             report,
-            turn: seen.and_then(|seen| seen.turn).map(|turn| turn.saturating_duration_since(now)),
+            told_by: seen.and_then(|seen| seen.told_by).map(|until| until.saturating_duration_since(now)),
             mending: memory.mending.wait(now),
             // One that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
@@ -171,11 +171,11 @@ impl Reasons {
             refused,
             ungrouped,
             report,
-            turn,
+            told_by,
             hint,
             mending,
         } = self;
-        let all = [plan, grace, setback, unsettled, more, refused, ungrouped, report, turn, hint, mending];
+        let all = [plan, grace, setback, unsettled, more, refused, ungrouped, report, told_by, hint, mending];
         all.into_iter().flatten().min()
     }
 }

@@ -95,6 +95,7 @@ async fn made(
         }),
         attached: progress.attachments.as_ref().and_then(|plan| attached::condition(plan, &memory.attaching)),
         outlived,
+        wiped: progress.seen.as_ref().and_then(|seen| memory.wipes.verdict(&seen.nic.as_ref()?.id)),
         behind_for: memory.reports.behind_for(now),
         networkless: complaint.filter(|_| is_networkless),
         surplus_for: surplus_for.unwrap_or_default(),

@@ -33,9 +33,9 @@ pub struct Setback {
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
-    /// What it takes to get on is in the subnet. When the node may grow is then decided for all of that
-    /// subnet's nodes, see [`crate::shortage`]; nothing else is held up.
-    pub in_subnet: bool,
+    /// What it takes to get on is in the subnet or its network. When the node may grow is then decided for all
+    /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
+    pub in_shortage: bool,
     /// The reason of the error itself.
     cause: Reason,
     /// How often in a row.
@@ -58,7 +58,7 @@ impl Setback {
         let cause = error.reason();
         let strikes = last.filter(|last| last.cause == cause).map_or(0, |last| last.strikes + 1);
         let doubled = |wait: Duration, longest| doubled(wait, strikes.min(6), longest).max(wait);
-        let in_subnet = matches!(error, Error::SubnetFull { .. });
+        let in_shortage = matches!(error, Error::SubnetFull { .. } | Error::NetworkFull { .. });
         let (wait, needs_change) = match error.remedy() {
             // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an
             // hour.
@@ -78,7 +78,7 @@ impl Setback {
             // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be
             // quick.
             Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
-            Remedy::WaitForChange { .. } if in_subnet && stage == Stage::Write => (Duration::ZERO, true),
+            Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Write => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
@@ -92,9 +92,14 @@ impl Setback {
             until: now + wait,
             needs_change,
             is_gone: matches!(error, Error::NotFound { .. }),
-            in_subnet,
+            in_shortage,
             strikes,
         }
+    }
+
+    /// When it is tried again is decided for all whom it concerns, see [`crate::refusals`].
+    pub fn without_wait(self, now: Instant) -> Setback {
+        Setback { until: now, ..self }
     }
 
     pub fn holds(&self, now: Instant) -> bool {
@@ -147,7 +152,7 @@ mod tests {
         let now = Instant::now();
         let mut setback = Setback::after(None, Stage::Write, &denied(), now);
         let first = setback.until - now;
-        assert!(setback.needs_change && !setback.in_subnet);
+        assert!(setback.needs_change && !setback.in_shortage);
         for _ in 0..20 {
             setback = Setback::after(Some(&setback), Stage::Write, &denied(), now);
         }
@@ -174,7 +179,7 @@ mod tests {
     fn a_full_subnet_is_said_and_holds_nothing_up_here() {
         let now = Instant::now();
         let setback = Setback::after(None, Stage::Write, &full(), now);
-        assert!(setback.in_subnet && setback.needs_change && !setback.holds(now));
+        assert!(setback.in_shortage && setback.needs_change && !setback.holds(now));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::memory::Memory;
 use super::mending;
 use super::observe::groups;
 use super::progress::Progress;
+use super::scope;
 use super::setback::{Setback, Stage};
 use crate::azure::{self, Urgency};
 use crate::context::Context;
@@ -38,7 +39,12 @@ pub async fn write(
         observed: &seen.observed,
         change: &plan.change,
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
-        urgency: announced(need.of_write(&seen.observed, plan.priority)),
+        urgency: announced(scope::while_allowed(
+            ctx,
+            &node.name_any(),
+            seen,
+            need.of_write(&seen.observed, plan.priority),
+        )),
         about: [node.object_ref(&()), allocation.object_ref(&())],
     };
     let result = seen.backend.apply(ctx, &task).await;
@@ -47,6 +53,7 @@ pub async fn write(
     }
     let now = Instant::now();
     growth::record_write(ctx, &node.name_any(), seen, plan, result.as_ref().map(|_| ()));
+    let holds_all = scope::record_write(ctx, &node.name_any(), seen, result.as_ref().map(|_| ()), now);
     match result {
         Ok(outcome) => {
             if outcome.is_known {
@@ -81,7 +88,8 @@ pub async fn write(
             } else {
                 (&mut memory.setback, if plan.change.repair { Stage::Repair } else { Stage::Write })
             };
-            *setback = Some(Setback::after(setback.as_ref(), stage, &error, now));
+            let own = Setback::after(setback.as_ref(), stage, &error, now);
+            *setback = Some(if holds_all { own.without_wait(now) } else { own });
             Err(error)
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Application, Config, Effect, Fault, LogEntry, Proxy, Sim, seclude};
-use vnetpool_operator::azure::{self, Azure, Cloud, Credential, Error, Freshness, Priority};
+use vnetpool_operator::azure::{self, ApiVersions, Azure, Cloud, Credential, Error, Freshness, Priority};
 
 use crate::simulated::World;
 
@@ -224,6 +224,7 @@ fn managed(sim: &Sim, client_id: Option<&str>) -> Azure {
         endpoint,
         imds,
         credential,
+        versions: ApiVersions::of(Cloud::Public),
         budget_percent: 80,
         dry_run: false,
     })

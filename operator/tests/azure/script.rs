@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use vnetpool_operator::azure::{Azure, Cloud, Config, Credential};
+use vnetpool_operator::azure::{ApiVersions, Azure, Cloud, Config, Credential};
 
 /// Ends with the test.
 pub struct Script {
@@ -114,6 +114,7 @@ pub fn config(arm: &str, imds: &str) -> Config {
         endpoint: Some(arm.parse().unwrap()),
         imds: Some(imds.parse().unwrap()),
         credential: Credential::ManagedIdentity { client_id: None },
+        versions: ApiVersions::of(Cloud::Public),
         budget_percent: 80,
         dry_run: false,
     }

@@ -274,7 +274,7 @@ impl Azure {
             }
             let nics = world.remove_vm(&key).unwrap_or_default();
             if !keep_nic {
-                world.nics.retain(|key, _| !nics.contains(key));
+                world.remove_nics(&nics, now());
             }
         }
         self.program().await
@@ -351,6 +351,11 @@ impl Azure {
     /// Sets up a fault and returns its id.
     pub fn order_fault(&self, fault: Fault) -> u64 {
         self.faults.order(fault)
+    }
+
+    /// From now on what becomes of a client's request is drawn at random, by this seed; without one, no more.
+    pub fn be_hostile(&self, seed: Option<u64>) {
+        self.faults.draw(seed);
     }
 
     #[must_use]

@@ -1,5 +1,6 @@
 //! Faults that a test sets up: refused, delayed, held or cut-off requests.
 
+use crate::hostile::Hostile;
 use crate::request::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -44,6 +45,8 @@ pub enum Effect {
     CutAfterApply,
     /// Applies the request and cuts the connection in the middle of the answer's body.
     CutBody,
+    /// Applies the request and answers 200 with this.
+    Garble { body: Value },
     /// Applies the request; the operation that it starts ends with this status and error.
     OperationEnds { status: Ending, error: Value },
     /// Applies the request after so many milliseconds.
@@ -86,6 +89,8 @@ pub(crate) struct Faults(Mutex<Ordered>);
 #[derive(Default)]
 struct Ordered {
     last: u64,
+    /// With what ends the requests that it holds, when it is dropped.
+    hostile: Option<(Hostile, watch::Sender<()>)>,
     standing: BTreeMap<u64, (Standing, watch::Sender<()>)>,
 }
 
@@ -107,6 +112,11 @@ impl Faults {
         self.lock().standing.remove(&id).is_some()
     }
 
+    /// From now on what becomes of a request is drawn; without a seed, nothing is, and what was held goes on.
+    pub(crate) fn draw(&self, seed: Option<u64>) {
+        self.lock().hostile = seed.map(|seed| (Hostile::of(seed), watch::Sender::new(())));
+    }
+
     pub(crate) fn standing(&self) -> Vec<Standing> {
         self.lock().standing.values().map(|(standing, _)| standing.clone()).collect()
     }
@@ -115,12 +125,19 @@ impl Faults {
     pub(crate) fn strike(&self, request: &Request) -> Option<Strike> {
         let path = request.path.to_lowercase();
         let mut ordered = self.lock();
-        let (standing, sender) = ordered.standing.values_mut().find(|(standing, _)| {
+        let found = ordered.standing.values_mut().find(|(standing, _)| {
             let Fault { method, path_contains, count, effect: _ } = &standing.fault;
             method.as_ref().is_none_or(|method| method.eq_ignore_ascii_case(&request.method))
                 && path_contains.as_ref().is_none_or(|part| path.contains(&part.to_lowercase()))
                 && count.is_none_or(|count| standing.hits < count)
-        })?;
+        });
+        let Some((standing, sender)) = found else {
+            // What the owner of the subscription does, a test does.
+            let is_clients = path.starts_with("/subscriptions/")
+                && request.header("authorization") != Some("Bearer owner");
+            let (hostile, held) = ordered.hostile.as_mut().filter(|_| is_clients)?;
+            return Some(Strike { effect: hostile.draw(request)?, lifted: held.subscribe() });
+        };
         standing.hits += 1;
         Some(Strike { effect: standing.fault.effect.clone(), lifted: sender.subscribe() })
     }

@@ -128,6 +128,10 @@ async fn handle(azure: Arc<Azure>, request: Request) -> Answer {
             return Answer::None;
         }
         Effect::CutBody => return Answer::Half(azure.answer(&request).await),
+        Effect::Garble { body } => {
+            let reply = azure.answer(&request).await;
+            Reply { status: 200, headers: Vec::new(), body: reply.body.and(Some(body.clone())) }
+        }
         Effect::OperationEnds { status, error } => {
             let reply = azure.answer(&request).await;
             azure.doom(&request.path, *status, error);

@@ -132,16 +132,7 @@ impl Operation {
 
     /// Adds the headers that tell a client where to ask. `base` is `http://host`.
     pub(crate) fn announce(&self, reply: Reply, base: &str, subscription: &str, version: &str) -> Reply {
-        let provider = if self.effect.is_of_compute() { "Microsoft.Compute" } else { "Microsoft.Network" };
-        let url = |kind: &str, extra: &str| {
-            format!(
-                "{base}/subscriptions/{subscription}/providers/{provider}/locations/{}/{kind}/{}\
-                 ?api-version={version}{extra}{}",
-                self.location,
-                self.id,
-                self.signature(),
-            )
-        };
+        let url = |kind: &str, extra: &str| self.url((base, subscription, version), kind, extra);
         let reply = reply
             .header("azure-asyncnotification", "Enabled")
             .header("azure-asyncoperation", url("operations", ""));
@@ -156,6 +147,21 @@ impl Operation {
             | Effect::RemoveResource(_) => reply.header("location", url("operationResults", "")),
             _ => reply,
         }
+    }
+
+    /// Adds the one header by which a client can learn of the end and not of how it was.
+    pub(crate) fn locate(&self, reply: Reply, base: &str, subscription: &str, version: &str) -> Reply {
+        reply.header("location", self.url((base, subscription, version), "operationResults", ""))
+    }
+
+    fn url(&self, (base, subscription, version): (&str, &str, &str), kind: &str, extra: &str) -> String {
+        let provider = if self.effect.is_of_compute() { "Microsoft.Compute" } else { "Microsoft.Network" };
+        format!(
+            "{base}/subscriptions/{subscription}/providers/{provider}/locations/{}/{kind}/{}?api-version={version}{extra}{}",
+            self.location,
+            self.id,
+            self.signature(),
+        )
     }
 
     /// The end of its URL. ARM signs these URLs. The certificate in them makes them kilobytes long, and they

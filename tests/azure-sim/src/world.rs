@@ -46,12 +46,32 @@ pub struct Config {
     pub denied: Vec<String>,
     /// What else restricts the identity.
     pub access: Access,
+    /// How many ipConfigurations the NICs of a VNet can have in all.
+    pub network_addresses: usize,
+    pub habits: Habits,
     /// How many entries a page of a VNet's usages has at most; without it, all.
     pub page_size: Option<usize>,
     /// The application that may sign in to Entra, or is a VM's user-assigned identity.
     pub application: Application,
     /// How long tokens last.
     pub token_seconds: i64,
+}
+
+/// What isn't known of Azure, or differs: a test can have it either way.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Habits {
+    /// A write to a NIC that is complete in its answer names an operation all the same (recorded at
+    /// 2021-08-01, and for other resources).
+    pub names_ended_operations: bool,
+    /// A write to a NIC while another is under way is refused instead of taking its place (bosh-azure-cpi#179).
+    pub refuses_second_write: bool,
+    /// A NIC lists its primary ipConfiguration last. Recorded is that it comes first when it has changed.
+    pub lists_primary_last: bool,
+    /// A write to a NIC is answered with 202 and `Location`, and nothing else.
+    pub answers_location_only: bool,
+    /// How long the addresses of a VM's NIC stay taken when both have gone (transformerlab#2357: 3 minutes).
+    pub frees_after_seconds: f64,
 }
 
 /// A virtual network of the first moment.
@@ -84,6 +104,8 @@ impl Default for Config {
             limits: true,
             denied: Vec::new(),
             access: Access::default(),
+            network_addresses: 65_536,
+            habits: Habits::default(),
             page_size: None,
             application: Application::default(),
             token_seconds: 86_400,
@@ -155,6 +177,8 @@ pub(crate) struct World {
     /// The addresses that the metadata service shows while it lags behind, by NIC.
     pub(crate) told: Option<BTreeMap<String, Vec<Ipv4Addr>>>,
     macs: u32,
+    /// Addresses of NICs that are gone, and when they come free.
+    leaving: Vec<(Instant, Ipv4Net)>,
 }
 
 impl World {
@@ -178,6 +202,7 @@ impl World {
             tokens: BTreeMap::new(),
             told: None,
             macs: 0,
+            leaving: Vec::new(),
         };
         let Config { resource_group, location, vnets, .. } = config;
         let id = world.group_id(&resource_group);
@@ -217,6 +242,7 @@ impl World {
 
     /// Ends every operation that is due, in the order of their ends.
     pub(crate) fn advance(&mut self, now: Instant) {
+        self.leaving.retain(|(until, _)| *until > now);
         let mut ended = Vec::new();
         for operation in self.operations.values_mut().filter(|o| o.is_in_progress() && o.ends <= now) {
             let is_good = operation.run_out();
@@ -229,11 +255,26 @@ impl World {
     }
 
     /// A NIC whose write has failed keeps the new list, and no new address works until another write
-    /// succeeds. It is an assumption that Azure marks each ipConfiguration, too. Nothing else fails here.
+    /// succeeds. It is an assumption that Azure marks each ipConfiguration, too. An instance keeps its model.
+    /// Nothing else fails here.
     fn give_up(&mut self, effect: Effect, resource: &str) {
-        if let (Effect::FinishNic, Some(nic)) = (effect, self.nics.get_mut(resource)) {
-            nic::set_state(&mut nic.document, "Failed", &new_etag());
+        match effect {
+            Effect::FinishNic => {
+                if let Some(nic) = self.nics.get_mut(resource) {
+                    nic::set_state(&mut nic.document, "Failed", &new_etag());
+                }
+            }
+            Effect::FinishInstance => {
+                if let Some(vm) = self.vms.get_mut(resource) {
+                    vm.document["properties"]["provisioningState"] = json!("Failed");
+                }
+            }
+            _ => {}
         }
+    }
+
+    pub(crate) fn is_under_way(&self, key: &str) -> bool {
+        self.operations.values().any(|operation| operation.is_in_progress() && operation.resource == key)
     }
 
     /// Sets how the operation under way on a resource ends.
@@ -350,8 +391,14 @@ impl World {
         let takes = takes.filter(|_| old.is_some_and(|nic| nic::vm_id(nic).is_some()));
         let state = if takes.is_some() { "Updating" } else { "Succeeded" };
         let put = nic::Put { id, name, old, body, etag: new_etag(), state };
-        let document = put.apply(|subnet| self.subnet(subnet, &key))?;
+        let mut document = put.apply(|subnet| self.subnet(subnet, &key))?;
+        if self.config.habits.lists_primary_last
+            && let Some(all) = document["properties"]["ipConfigurations"].as_array_mut()
+        {
+            all.sort_by_key(|one| one["properties"]["primary"] == true);
+        }
         attachment::check_nic(self, &document)?;
+        self.check_network_limit(&key, &document)?;
         let location = document["location"].as_str().unwrap_or_default().to_owned();
         let (held, attached) = (nic::addresses(&document), nic::attachments(&document));
         let new = || Nic {
@@ -374,6 +421,31 @@ impl World {
             self.supersede(&key, &uuid::Uuid::new_v4().to_string());
             Ok(None)
         }
+    }
+
+    /// "Networking limits": private addresses of a virtual network, where a block counts once. The code of the
+    /// refusal isn't published.
+    fn check_network_limit(&self, key: &str, document: &Value) -> Result<(), Reply> {
+        let count = |nic: &Value| nic::ip_configurations(nic).len();
+        let before = self.nics.get(key).map_or(0, |nic| count(&nic.document));
+        if count(document) <= before {
+            return Ok(());
+        }
+        let network = |nic: &Value| {
+            let subnet = nic::primary(nic)?["properties"]["subnet"]["id"].as_str()?.to_lowercase();
+            subnet.split_once("/subnets/").map(|(network, _)| network.to_owned())
+        };
+        let own = network(document);
+        let others = self.nics.iter().filter(|(other, nic)| *other != key && network(&nic.document) == own);
+        let held: usize = others.map(|(_, nic)| count(&nic.document)).sum();
+        let limit = self.config.network_addresses;
+        if held + count(document) <= limit {
+            return Ok(());
+        }
+        let own = own.unwrap_or_default();
+        let message =
+            format!("Cannot create more than {limit} private IP addresses for virtual network {own}.");
+        Err(Reply::nrp(400, "PrivateIPAddressLimitReached", message, json!([])))
     }
 
     /// A subnet by id, with all addresses taken but those of the NIC or load balancer `except` (in lower
@@ -399,6 +471,8 @@ impl World {
                 }
             }
         }
+        taken
+            .extend(self.leaving.iter().map(|(_, block)| (*block, "a NIC that is being deleted".to_owned())));
         let prefixes = vnet::prefixes(document);
         let instances =
             self.instances.iter().filter(|(_, own)| prefixes.iter().any(|prefix| prefix.contains(*own)));
@@ -456,6 +530,16 @@ impl World {
             }
         }
         Some(freed)
+    }
+
+    /// Removes these NICs, whose VM has gone.
+    pub(crate) fn remove_nics(&mut self, keys: &[String], now: Instant) {
+        let keep = Duration::try_from_secs_f64(self.config.habits.frees_after_seconds).unwrap_or_default();
+        for nic in keys.iter().filter_map(|key| self.nics.remove(key)) {
+            let blocks = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
+            self.leaving.extend(blocks.map(|block| (now + keep, block)));
+        }
+        self.advance(now);
     }
 
     /// The VM with this primary address: the metadata service answers to no other address.

@@ -21,8 +21,17 @@ struct Scene {
 
 impl Scene {
     async fn with_writes_of(write_seconds: f64) -> Self {
+        Self::in_subnet(None, write_seconds).await
+    }
+
+    async fn in_subnet(subnet: Option<&str>, write_seconds: f64) -> Self {
         let sim = Sim::start(Config { write_seconds, ..Config::default() }).await.unwrap();
-        sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() }).unwrap();
+        sim.add_scale_set(NewScaleSet {
+            name: "pool".into(),
+            subnet: subnet.map(str::to_owned),
+            ..NewScaleSet::default()
+        })
+        .unwrap();
         let vm = sim.add_instance("pool", NewInstance::default()).await.unwrap();
         let client = Client::of(&sim);
         Self { sim, client, vm }
@@ -102,6 +111,36 @@ async fn a_write_by_parts_replaces_the_list_and_keeps_the_rest() {
     let write = scene.put(&body).await;
     scene.client.outcome(&write).await;
     assert_eq!(scene.held().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_write_that_can_not_be_met_is_answered_well_ends_failed_and_is_tried_again_by_the_next() {
+    // A /28 has eleven addresses, and the instance has one of them.
+    let scene = Scene::in_subnet(Some("small"), 0.1).await;
+    let names: Vec<String> = (0..11).map(|index| format!("vnp-{index}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let write = scene.put(&scene.body_with(&names).await).await;
+    assert_eq!(write.status, 200);
+    let outcome = scene.client.outcome(&write).await;
+    assert_eq!((&outcome["status"], &outcome["error"]["code"]), (&json!("Failed"), &json!("SubnetIsFull")));
+    let model = scene.model().await.body;
+    assert_eq!(model["properties"]["provisioningState"], "Failed");
+    assert_eq!(
+        model.pointer(LIST).unwrap().as_array().unwrap().len(),
+        12,
+        "the model keeps what was asked for"
+    );
+    assert_eq!(scene.held().await.len(), 1);
+    // One more wish fails with the eleven of before, and so does a write that changes nothing.
+    for more in [&["vnp-x"][..], &[]] {
+        let write = scene.put(&scene.body_with(more).await).await;
+        assert_eq!(scene.client.outcome(&write).await["status"], "Failed");
+    }
+    let mut body = scene.body_with(&[]).await;
+    body.pointer_mut(LIST).unwrap().as_array_mut().unwrap().truncate(4);
+    let write = scene.put(&body).await;
+    assert_eq!(scene.client.outcome(&write).await["status"], "Succeeded");
+    assert_eq!(scene.held().await.len(), 4);
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ use super::arm_error::ArmError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     SubnetFull,
+    /// The virtual network's limit of private addresses.
+    NetworkFull,
     AddressTaken,
     AddressBeingFreed,
     Superseded,
@@ -23,6 +25,8 @@ pub(super) enum Class {
     Denied,
     /// With the remedy.
     SubscriptionUnusable(&'static str),
+    /// The provider doesn't know the API version that it was asked in.
+    VersionUnknown,
     /// Nothing that waiting ends, and nothing more is known of it.
     Refused,
     QuotaExceeded,
@@ -82,6 +86,9 @@ use Place::{Answer, AnswerFrom, Anywhere, Operation};
 const TABLE: &[Row] = &[
     // Addresses.
     row(&["SubnetIsFull"], Anywhere, Class::SubnetFull),
+    // The limit is documented ("Networking limits": 65,536 a virtual network), its code is published nowhere.
+    row(&["PrivateIPAddressLimitReached", "PrivateIPAddressesPerVirtualNetworkLimitReached"], Anywhere,
+        Class::NetworkFull),
     row(&["PrivateIPAddressIsAllocated", "PrivateIPAddressInUse", "PrivateIPAddressNotInSubnet",
           "PrivateIPAddressInReservedRange"], Anywhere, Class::AddressTaken),
     row(&["PrivateIPAddressIsBeingCleanedUp"], Anywhere, Class::AddressBeingFreed),
@@ -96,6 +103,7 @@ const TABLE: &[Row] = &[
         "Register the resource provider there: az provider register --namespace Microsoft.Network.")),
     row(&["ReadOnlyDisabledSubscription", "SubscriptionDisabled"], Anywhere, Class::SubscriptionUnusable(
         "The subscription is disabled: have it enabled again.")),
+    row(&["NoRegisteredProviderFound", "InvalidApiVersionParameter"], Anywhere, Class::VersionUnknown),
     row(&["PropertyChangeNotAllowed"], Anywhere, Class::Refused),
     // What can't be attached. The first is of terraform-provider-azurerm issue 9084, the second of its issue
     // 9878.

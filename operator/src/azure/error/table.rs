@@ -219,9 +219,13 @@ fn rows() -> Vec<Row> {
         row("a policy", 403,
             error("RequestDisallowedByPolicy", "Resource 'n-nic' was disallowed by policy. Policy identifiers: 'no-secondaries'."),
             ("PolicyForbidden", Tell), &["no-secondaries", "Exempt it, or change the policy"]),
-        row("a quota", 400,
+        row("an API version that the cloud doesn't have", 400,
+            error("NoRegisteredProviderFound", "No registered resource provider found for location 'usgovvirginia' and API version \
+                '2025-05-01' for type 'networkInterfaces'. The supported api-versions are '2024-03-01, 2023-11-01'."),
+            ("ConfigurationUnusable", Tell), &["networkAPIVersion", "2024-03-01, 2023-11-01"]),
+        row("a full virtual network", 400,
             error("PrivateIPAddressLimitReached", "Cannot create more than 65536 private IP addresses for this virtual network."),
-            ("QuotaExceeded", Tell), &["65536", "Have it raised, or lower"]),
+            ("VirtualNetworkFull", Tell), &["65536", "a block of 16 counts once"]),
         row("a server error", 500, error("InternalServerError", "An error occurred."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
         row("a gateway that gives up", 504, error("GatewayTimeout", "The gateway did not receive a response."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
     ];

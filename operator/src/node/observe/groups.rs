@@ -85,9 +85,11 @@ pub fn may_be_refused(error: &azure::Error) -> bool {
     let is_elsewhere = matches!(
         error,
         azure::Error::SubnetFull { .. }
+            | azure::Error::NetworkFull { .. }
             | azure::Error::Credential { .. }
             | azure::Error::NotFound { .. }
             | azure::Error::ScopeMissing { .. }
+            | azure::Error::SubscriptionUnusable { .. }
     );
     matches!(error.remedy(), Remedy::WaitForChange { .. }) && !is_elsewhere
 }

@@ -9,8 +9,8 @@ use kube::ResourceExt;
 use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
-    self, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, DRY_RUN, FULL, INTERFACE_FOUND,
-    OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type, WRITING,
+    self, ADDRESSES_KEPT, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, DRY_RUN, FULL,
+    INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type, WRITING,
 };
 use vnetpool_crds::reason::Reason;
 
@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub attached: Option<Verdict>,
     /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
     pub outlived: Option<Verdict>,
+    /// What there is to say of others who take addresses off the NIC.
+    pub wiped: Option<Verdict>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
     /// What the kubelet says of a runtime that has found no network for longer than it needs to take up our
@@ -109,6 +111,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if let Some(outlived) = &facts.outlived {
         set(SANDBOXES_ENDED, outlived.clone());
     }
+    if let Some(wiped) = &facts.wiped {
+        set(ADDRESSES_KEPT, wiped.clone());
+    }
     if let Some(grouped) = &facts.grouped {
         set(APPLICATION_SECURITY_GROUPS, grouped.clone());
     }
@@ -119,6 +124,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     }
     if facts.attached.is_none() && facts.plan.is_some() {
         next.retain(|one| one.type_ != ATTACHED);
+    }
+    if facts.wiped.is_none() && facts.plan.is_some() {
+        next.retain(|one| one.type_ != ADDRESSES_KEPT);
     }
     if facts.grouped.is_none() && facts.plan.is_some() {
         next.retain(|one| one.type_ != APPLICATION_SECURITY_GROUPS);
@@ -187,7 +195,7 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
 
 /// A subnet may have many free addresses and yet no block of them.
 fn of_blocks(facts: &Facts, setback: &Setback) -> &'static str {
-    if setback.in_subnet && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
+    if setback.reason == Reason::SubnetFull && facts.seen.is_some_and(|seen| seen.observed.grain > 1) {
         " In mode Prefix 16 free addresses in a row are needed, the first a multiple of 16: single addresses in use \
          scattered over the subnet leave none. Use a subnet for the pool alone, or mode Address."
     } else {
@@ -422,6 +430,9 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     }
     if let Some(now) = news(OPERATIONS_TRACKED, "False") {
         events.push(events::turned(now, "Track"));
+    }
+    if let Some(now) = news(ADDRESSES_KEPT, "False") {
+        events.push(events::turned(now, "Look"));
     }
     if let Some(now) = news(SANDBOXES_ENDED, "False") {
         events.push(events::turned(now, "Look"));

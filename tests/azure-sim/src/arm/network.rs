@@ -154,12 +154,28 @@ fn put_nic(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let key = id.to_lowercase();
     let body = call.document()?;
     permission::check_joins(world, &call.request.path, &body)?;
+    let habits = world.config.habits.clone();
+    if habits.refuses_second_write && world.is_under_way(&key) {
+        let message = format!(
+            "Operation PutNicOperation ({}) is updating resource {id}. The call can be retried in 1 seconds.",
+            uuid::Uuid::new_v4()
+        );
+        return Err(Reply::retryable("RetryableErrorDueToAnotherOperation", message));
+    }
     check_etag(call, &id, world.nics.get(&key).map(|nic| &nic.document))?;
     let status = if world.nics.contains_key(&key) { 200 } else { 201 };
     let takes = Some(world.write_time()).filter(|_| !world.config.synchronous);
     let operation = world.put_nic((&id, name), body, takes, call.now)?;
     let reply = Reply::new(status, world.nics[&key].document.clone());
     Ok(match operation {
+        Some(operation) if habits.answers_location_only => {
+            operation.locate(Reply::empty(202), &call.base(), &world.config.subscription, &call.version)
+        }
+        None if habits.names_ended_operations => {
+            let location = world.config.location.clone();
+            let ended = world.start(Effect::FinishNic, &key, &location, call.now);
+            announce(world, call, &ended, reply)
+        }
         Some(operation) => {
             let reply = reply.header("retry-after", retry_after(world.write_time()));
             announce(world, call, &operation, reply)

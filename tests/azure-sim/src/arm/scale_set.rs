@@ -2,6 +2,7 @@
 
 use super::compute::check_etag;
 use super::{Call, PRINCIPAL, action, not_allowed, not_found};
+use crate::fault::Ending;
 use crate::operation::{Effect, retry_after};
 use crate::permission;
 use crate::reply::Reply;
@@ -200,17 +201,32 @@ fn put_instance(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     if let Some(vm) = world.vms.get_mut(&key) {
         (vm.document, vm.etag) = (model.clone(), etag);
     }
-    if etag != before.etag
+    // After a failure everything is tried again, changed or not.
+    let has_failed = before.document["properties"]["provisioningState"] == "Failed";
+    let mut fate = None;
+    if (etag != before.etag || has_failed)
         && let Err(refusal) = world.put_instance_nics(&key, Some(takes), call.now)
     {
-        world.vms.insert(key, before);
-        return Err(refusal);
+        if !is_found_out_late(&refusal) {
+            world.vms.insert(key, before);
+            return Err(refusal);
+        }
+        fate = refusal.body.map(|body| body["error"].clone());
     }
     let location = location.as_str().unwrap_or_default();
     let operation = world.start(Effect::FinishInstance, &key, location, call.now + takes);
+    if let Some(error) = fate {
+        world.doom(&key, Ending::Failed, &error);
+    }
     let reply = charged(Reply::new(200, model).header("etag", quoted(etag)));
     let reply = if takes.is_zero() { reply } else { reply.header("retry-after", retry_after(takes)) };
     Ok(operation.announce(reply, &call.base(), &world.config.subscription, &call.version))
+}
+
+/// Compute asks the network provider for addresses after it has answered: the operation ends Failed, the model
+/// keeps what was asked for, and later writes try it again (kube-egress-gateway#981, cilium#43598).
+fn is_found_out_late(refusal: &Reply) -> bool {
+    matches!(refusal.code(), Some("SubnetIsFull" | "PrivateIPAddressLimitReached"))
 }
 
 /// Sending back an image's reference needs the right to read that image, and AKS' images are in a

@@ -1,0 +1,226 @@
+//! Azure at its worst: what becomes of each request is drawn at random, while nodes and pods come and go. Then
+//! all heals, and nothing may be left of it.
+//!
+//! A seed that fails is run again by `HOSTILE_SEED=17 cargo test --workspace --test conduct -- hostile::one`.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use vnetpool_azure_sim::Config;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition;
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
+use vnetpool_tests::wait::patience;
+
+pub const TESTS: &[Test] = crate::tests![
+    one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
+    another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
+];
+
+async fn one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let seed = std::env::var("HOSTILE_SEED").map_or(Ok(1), |seed| seed.parse())?;
+    survive(plane, seed).await.with_context(|| format!("HOSTILE_SEED={seed}"))
+}
+
+async fn another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
+    plane: &ControlPlane,
+) -> Result<()> {
+    survive(plane, 2).await.context("HOSTILE_SEED=2")
+}
+
+const NODES: usize = 10;
+/// How many things happen to nodes and pods meanwhile.
+const STEPS: usize = 40;
+const BETWEEN: Duration = Duration::from_millis(500);
+/// After it has healed: what Azure has said of a network, and a wait it has asked for, may count for a minute.
+const RECOVERY: Duration = Duration::from_secs(100);
+
+async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
+    println!("HOSTILE_SEED={seed}");
+    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "0s" } });
+    let stage = Stage::set(plane, Config { limits: false, ..quick() }, pool(0)).await?;
+    let turns = Turns::watch(&stage);
+    let mut random = Random(seed);
+    let mut nodes: BTreeMap<String, usize> = BTreeMap::new();
+    for index in 0..NODES {
+        let node = format!("n{index:02}");
+        stage.node(&node, None).await?;
+        nodes.insert(node, 0);
+    }
+    stage.sim.be_hostile(Some(seed));
+    for step in 0..STEPS {
+        let node = nodes.keys().nth(random.below(nodes.len())).context("no node")?.clone();
+        let pods = nodes[&node];
+        match random.below(10) {
+            0..5 => {
+                let more = 1 + random.below(4);
+                stage.bind(&node, more).await?;
+                nodes.insert(node, pods + more);
+            }
+            5..8 => {
+                let less = pods.min(1 + random.below(4));
+                stage.unbind(&node, less).await?;
+                nodes.insert(node, pods - less);
+            }
+            8 => {
+                // A machine goes, and another comes. Its NIC stays half of the time.
+                stage.unbind(&node, pods).await?;
+                stage.sim.delete_vm(&node, random.below(2) == 0).await?;
+                stage.delete_node(&node).await?;
+                nodes.remove(&node);
+                let new = format!("m{step:02}");
+                stage.node(&new, None).await?;
+                nodes.insert(new, 0);
+            }
+            _ => {
+                stage.kill().await?;
+                stage.start().await?;
+            }
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+    stage.sim.be_hostile(None);
+    // Some of what Azure said only a person ends, and so whoever edits the pool has it tried again.
+    stage.pool("default", pool(1)).await?;
+    let wanted: BTreeMap<String, usize> = nodes.into_iter().map(|(node, pods)| (node, pods.max(1))).collect();
+    eventually("every node has what it wants and nothing else is held", patience(RECOVERY), || async {
+        audit(&stage, &wanted).await?;
+        Ok(Some(()))
+    })
+    .await?;
+    turns.audit(&stage).await
+}
+
+/// Every node holds as many addresses as it wants, `spec` shows those of its NIC and no others, each pod has
+/// an address of its own, and no NIC of a machine that is gone has any.
+async fn audit(stage: &Stage<'_>, wanted: &BTreeMap<String, usize>) -> Result<()> {
+    let state = stage.sim.state();
+    let mut on_nics: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for nic in state["nics"].as_array().into_iter().flatten() {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let all = nic["ip_configurations"].as_array().into_iter().flatten();
+        let ours = all.filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("vnp-")));
+        let node =
+            text(&nic["id"]).rsplit('/').next().unwrap_or_default().trim_end_matches("-nic").to_owned();
+        on_nics.insert(node, ours.map(|one| (text(&one["name"]), text(&one["address"]))).collect());
+    }
+    let addresses: Vec<&String> = on_nics.values().flat_map(BTreeMap::values).collect();
+    ensure!(addresses.len() == addresses.iter().collect::<BTreeSet<_>>().len(), "doubled: {on_nics:?}");
+    let objects = Api::<NodeIPAllocation>::all(stage.client.clone()).list(&ListParams::default()).await?;
+    let mut assigned = BTreeSet::new();
+    for object in &objects {
+        let node = object.name_any();
+        let wanted = *wanted.get(&node).with_context(|| format!("{node} is gone and its object isn't"))?;
+        let on_nic: BTreeSet<&String> = on_nics.get(&node).into_iter().flat_map(BTreeMap::keys).collect();
+        let shown: BTreeSet<&String> = object.spec.ip_configurations().map(|one| &one.name).collect();
+        ensure!(on_nic == shown, "{node} has {on_nic:?} on its NIC and {shown:?} in spec");
+        let says = || object.status.as_ref().map(|status| json!(status.conditions).to_string());
+        ensure!(shown.len() == wanted, "{node} holds {} of {wanted}: {:?}", shown.len(), says());
+        let settled =
+            condition::find(object.conditions(), condition::WRITING).is_some_and(|one| one.status == "False");
+        ensure!(settled, "{node} is being written");
+        for one in object.status.iter().flat_map(|status| &status.assignments) {
+            ensure!(assigned.insert(one.address.clone()), "{} has two pods", one.address);
+        }
+        let pods = stage.pods_bound(&node).await?;
+        let served = object.status.as_ref().map_or(0, |status| status.assignments.len());
+        ensure!(served == pods, "{node} has addresses for {served} of {pods} pods");
+    }
+    ensure!(objects.items.len() == wanted.len(), "{} objects of {} nodes", objects.items.len(), wanted.len());
+    let left: Vec<_> =
+        on_nics.iter().filter(|(node, held)| !wanted.contains_key(*node) && !held.is_empty()).collect();
+    ensure!(left.is_empty(), "leaked: {left:?}");
+    Ok(())
+}
+
+/// How often a condition of a node has turned to a reason, as a watch has seen it.
+type Seen = BTreeMap<(String, String), usize>;
+
+/// Counts the turns of conditions, to compare them with the Events that were said.
+struct Turns {
+    seen: Arc<Mutex<Seen>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Turns {
+    fn watch(stage: &Stage<'_>) -> Turns {
+        let seen = Arc::new(Mutex::new(Seen::new()));
+        let (api, counts) = (Api::<NodeIPAllocation>::all(stage.client.clone()), seen.clone());
+        let task = tokio::spawn(async move {
+            let mut last: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
+            let events = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
+            let mut events = events.boxed();
+            while let Some(object) = events.next().await {
+                let Ok(object) = object else { continue };
+                for one in object.conditions() {
+                    let (key, now) =
+                        ((object.name_any(), one.type_.clone()), (one.status.clone(), one.reason.clone()));
+                    if last.insert(key, now.clone()).as_ref() != Some(&now) {
+                        *lock(&counts).entry((object.name_any(), now.1)).or_default() += 1;
+                    }
+                }
+            }
+        });
+        Turns { seen, task }
+    }
+
+    /// No Event was said more often than its condition turned.
+    async fn audit(&self, stage: &Stage<'_>) -> Result<()> {
+        let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
+        let mut said = Seen::new();
+        for event in &events {
+            let about = &event.involved_object;
+            let (Some(kind), Some(name), Some(reason)) = (&about.kind, &about.name, &event.reason) else {
+                continue;
+            };
+            let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
+            if kind == "NodeIPAllocation" && event.type_.as_deref() == Some("Warning") {
+                *said.entry((name.clone(), reason.clone())).or_default() += usize::try_from(times)?;
+            }
+        }
+        let turned = lock(&self.seen).clone();
+        for (what, times) in &said {
+            let turns = turned.get(what).copied().unwrap_or_default();
+            ensure!(*times <= turns, "{what:?} was said {times} times and turned {turns} times");
+        }
+        ensure!(!said.is_empty(), "nothing was said at all");
+        Ok(())
+    }
+}
+
+impl Drop for Turns {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same numbers for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit.max(1) as u64) as usize
+    }
+}
