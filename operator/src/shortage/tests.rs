@@ -192,7 +192,7 @@ fn a_turn_ends_though_its_node_never_came_and_one_that_comes_late_goes_behind_it
     assert_eq!(all.tick(now + TURN - Duration::from_millis(1)), [""; 0]);
     let now = now + TURN;
     assert_eq!(all.ask(&[source()], "a", want(4, 0, 0), now), (later(), vec!["b".to_owned()]));
-    assert_eq!(ask(&mut all, "b", want(4, 0, 0), now), Turn::Now(1));
+    assert_eq!(ask(&mut all, "b", want(4, 0, 0), now), Turn::Now(2));
 }
 
 #[test]
@@ -220,8 +220,8 @@ fn a_full_network_holds_all_of_its_subnets_back_and_no_other_network() {
     assert_eq!(turn(&mut all, "b", "v", now), Turn::Later(network("v"), said()));
     assert_eq!(turn(&mut all, "c", "w", now), Turn::Free);
     // What goes back in any of them helps all; a change of one of its subnets is a reason to try.
-    assert_eq!(all.released(&network("v"), 1, now), ["b"]);
-    assert_eq!(all.missed(&network("v"), "b", now), ["a"]);
+    assert_eq!(all.released(&network("v"), 1, now), ["a"]);
+    assert_eq!(all.missed(&network("v"), "a", now), ["b"]);
     let mut all = Shortages::default();
     all.refused(&network("v"), ("a", want(4, 0, 0)), 1, said(), now);
     assert_eq!(all.try_now("/vnets/vv/subnets/s", None, now), [""; 0]);

@@ -181,7 +181,7 @@ fn locks_quotas_and_policies_wait_for_a_person() {
     let policy =
         write(403, "RequestDisallowedByPolicy", "Resource was disallowed by policy 'p'.", json!(null));
     assert!(matches!(policy, Error::PolicyForbidden { .. }), "{policy:?}");
-    let quota = write(400, "PrivateIPAddressLimitReached", "Cannot create more.", json!(null));
+    let quota = write(400, "SomethingQuotaExceeded", "Cannot create more.", json!(null));
     assert!(matches!(quota, Error::QuotaExceeded { .. }), "{quota:?}");
     for error in [locked, policy, quota] {
         assert!(matches!(error.remedy(), Remedy::WaitForChange { .. }), "{error:?}");
