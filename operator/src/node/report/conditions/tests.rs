@@ -61,6 +61,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         grouping: Default::default(),
         left: vec![],
         has_vanished: false,
+        told_by: None,
     };
     Story {
         allocation,
