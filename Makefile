@@ -174,7 +174,8 @@ test-others:
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, and the chapters on clusters in the opposite order.
+# Many more cases for every property, more seeds of hostile answers, and the chapters on clusters in the opposite order.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
+	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::
 	CHAPTERS=backwards cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story

@@ -59,7 +59,7 @@ use attachments::step;
 use error::Error;
 use memory::{Memories, Memory};
 use need::Need;
-use observe::recheck::Recheck;
+use observe::recheck::{self, Recheck};
 use observe::{Seen, wiped};
 use progress::{Next, Progress};
 use report::announcement::Announcement;

@@ -239,9 +239,14 @@ mod tests {
 
     #[test]
     fn what_names_no_scope_concerns_its_node_alone() {
-        let quota = Error::QuotaExceeded { resource: "/nic".into(), message: "m".into() };
-        let policy = Error::PolicyForbidden { resource: "/nic".into(), message: "m".into() };
+        let (resource, message) = (sites(0)[0].clone(), "m".to_owned());
+        let quota = Error::QuotaExceeded { resource: resource.clone(), message: message.clone() };
+        let policy = Error::PolicyForbidden { resource, message };
         assert!(quota.matter().is_none() && policy.matter().is_none());
+        // Whatever a text quotes where a scope is looked for, the whole world isn't meant.
+        for scope in ["", "/", "somebody", "/providers/Microsoft.Management/managementGroups/m"] {
+            assert!(locked(scope).matter().is_none(), "{scope}");
+        }
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers some
 //! of them itself as an API server in trouble does.
 
+mod hostile;
+
 use anyhow::Result;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hostile::{Fate, Hostile};
 use kube::Client;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -42,6 +45,7 @@ struct Standing {
     trouble: Option<(Trouble, usize)>,
     /// How many lists have been asked for.
     lists: usize,
+    hostile: Option<Hostile>,
 }
 
 impl Gateway {
@@ -58,6 +62,13 @@ impl Gateway {
     /// The next `count` requests that it is meant for meet this trouble.
     pub fn trouble(&self, trouble: Trouble, count: usize) {
         self.desk.lock().trouble = Some((trouble, count));
+    }
+
+    /// From now on what becomes of each request is drawn at random, by this seed; without one, no more. Gives
+    /// for how many it was drawn until now.
+    pub fn be_hostile(&self, seed: Option<u64>) -> usize {
+        let before = std::mem::replace(&mut self.desk.lock().hostile, seed.map(Hostile::of));
+        before.map_or(0, |hostile| hostile.drawn())
     }
 
     /// How many requests are still to meet it.
@@ -80,6 +91,12 @@ impl Drop for Gateway {
 impl Desk {
     fn lock(&self) -> MutexGuard<'_, Standing> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is drawn for this request.
+    fn draw(&self, request: &Request) -> Option<Fate> {
+        let uri = request.uri();
+        self.lock().hostile.as_mut()?.draw(request.method(), uri.path(), uri.query().unwrap_or_default())
     }
 
     /// The answer of a server in trouble, if this request is to get one.
@@ -126,12 +143,14 @@ fn status_body(status: StatusCode, reason: &str) -> String {
 }
 
 async fn handle(State(desk): State<Desk>, request: Request) -> Response {
-    match desk.meet(&request) {
-        Some(answer) => answer,
-        None => hand_on(desk.client, request)
-            .await
-            .unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response()),
+    if let Some(answer) = desk.meet(&request) {
+        return answer;
     }
+    let answer = match desk.draw(&request) {
+        Some(fate) => fate.answer(desk.client, request).await,
+        None => hand_on(desk.client, request).await,
+    };
+    answer.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())
 }
 
 async fn hand_on(client: Client, request: Request) -> Result<Response> {

@@ -1,9 +1,10 @@
-//! Azure at its worst: what becomes of each request is drawn at random, while nodes and pods come and go. Then
-//! all heals, and nothing may be left of it.
+//! Azure and the API server at their worst: what becomes of each request is drawn at random, while nodes and
+//! pods come and go. Then all heals, and nothing may be left of it.
 //!
-//! A seed that fails is run again by `HOSTILE_SEED=17 cargo test --workspace --test conduct -- hostile::one`.
+//! A seed that fails is run again by `HOSTILE_SEEDS=17 cargo test --workspace --test conduct -- hostile::one`.
 
 use crate::Test;
+use crate::gateway::Gateway;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use vnetpool_azure_sim::Config;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::patience;
 
@@ -28,17 +29,25 @@ pub const TESTS: &[Test] = crate::tests![
     another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
 ];
 
+/// The seeds to run, each a test of its own: two, or all that `HOSTILE_SEEDS` names.
+pub fn seeds() -> Result<Vec<u64>> {
+    let named = std::env::var("HOSTILE_SEEDS").unwrap_or_else(|_| "1 2".into());
+    named
+        .split_whitespace()
+        .map(|seed| seed.parse().with_context(|| format!("HOSTILE_SEEDS: {seed}")))
+        .collect()
+}
+
 async fn one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let seed = std::env::var("HOSTILE_SEED").map_or(Ok(1), |seed| seed.parse())?;
-    survive(plane, seed).await.with_context(|| format!("HOSTILE_SEED={seed}"))
+    survive(plane, seeds()?.first().copied().unwrap_or(1)).await
 }
 
 async fn another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
     plane: &ControlPlane,
 ) -> Result<()> {
-    survive(plane, 2).await.context("HOSTILE_SEED=2")
+    survive(plane, seeds()?.get(1).copied().unwrap_or(2)).await
 }
 
 const NODES: usize = 10;
@@ -48,10 +57,19 @@ const BETWEEN: Duration = Duration::from_millis(500);
 /// After it has healed: what Azure has said of a network, and a wait it has asked for, may count for a minute.
 const RECOVERY: Duration = Duration::from_secs(100);
 
-async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
-    println!("HOSTILE_SEED={seed}");
+pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
+    endure(plane, seed).await.with_context(|| format!("HOSTILE_SEEDS={seed}"))
+}
+
+async fn endure(plane: &ControlPlane, seed: u64) -> Result<()> {
     let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "0s" } });
-    let stage = Stage::set(plane, Config { limits: false, ..quick() }, pool(0)).await?;
+    let mut stage = Stage::empty(plane, Config { limits: false, ..quick() }).await?;
+    let gateway =
+        Gateway::start(vnetpool_apiserver::client::client(plane.config(User::Administrator).await?)?);
+    let gateway = gateway.await?;
+    stage.api_server_at(format!("http://{}", gateway.address).parse()?);
+    stage.pool("default", pool(0)).await?;
+    stage.start().await?;
     let turns = Turns::watch(&stage);
     let mut random = Random(seed);
     let mut nodes: BTreeMap<String, usize> = BTreeMap::new();
@@ -61,38 +79,14 @@ async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
         nodes.insert(node, 0);
     }
     stage.sim.be_hostile(Some(seed));
+    gateway.be_hostile(Some(seed));
     for step in 0..STEPS {
-        let node = nodes.keys().nth(random.below(nodes.len())).context("no node")?.clone();
-        let pods = nodes[&node];
-        match random.below(10) {
-            0..5 => {
-                let more = 1 + random.below(4);
-                stage.bind(&node, more).await?;
-                nodes.insert(node, pods + more);
-            }
-            5..8 => {
-                let less = pods.min(1 + random.below(4));
-                stage.unbind(&node, less).await?;
-                nodes.insert(node, pods - less);
-            }
-            8 => {
-                // A machine goes, and another comes. Its NIC stays half of the time.
-                stage.unbind(&node, pods).await?;
-                stage.sim.delete_vm(&node, random.below(2) == 0).await?;
-                stage.delete_node(&node).await?;
-                nodes.remove(&node);
-                let new = format!("m{step:02}");
-                stage.node(&new, None).await?;
-                nodes.insert(new, 0);
-            }
-            _ => {
-                stage.kill().await?;
-                stage.start().await?;
-            }
-        }
+        happen(&stage, step, &mut random, &mut nodes).await?;
         tokio::time::sleep(BETWEEN).await;
     }
     stage.sim.be_hostile(None);
+    let drawn = gateway.be_hostile(None);
+    ensure!(drawn > STEPS, "little was asked of the API server: {drawn}");
     // Some of what Azure said only a person ends, and so whoever edits the pool has it tried again.
     stage.pool("default", pool(1)).await?;
     let wanted: BTreeMap<String, usize> = nodes.into_iter().map(|(node, pods)| (node, pods.max(1))).collect();
@@ -102,6 +96,44 @@ async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
     })
     .await?;
     turns.audit(&stage).await
+}
+
+/// One thing happens: pods come or go, a machine makes room for another, the operator is killed.
+async fn happen(
+    stage: &Stage<'_>,
+    step: usize,
+    random: &mut Random,
+    nodes: &mut BTreeMap<String, usize>,
+) -> Result<()> {
+    let node = nodes.keys().nth(random.below(nodes.len())).context("no node")?.clone();
+    let pods = nodes[&node];
+    match random.below(10) {
+        0..5 => {
+            let more = 1 + random.below(4);
+            stage.bind(&node, more).await?;
+            nodes.insert(node, pods + more);
+        }
+        5..8 => {
+            let less = pods.min(1 + random.below(4));
+            stage.unbind(&node, less).await?;
+            nodes.insert(node, pods - less);
+        }
+        8 => {
+            // Its NIC stays half of the time.
+            stage.unbind(&node, pods).await?;
+            stage.sim.delete_vm(&node, random.below(2) == 0).await?;
+            stage.delete_node(&node).await?;
+            nodes.remove(&node);
+            let new = format!("m{step:02}");
+            stage.node(&new, None).await?;
+            nodes.insert(new, 0);
+        }
+        _ => {
+            stage.kill().await?;
+            stage.start().await?;
+        }
+    }
+    Ok(())
 }
 
 /// Every node holds as many addresses as it wants, `spec` shows those of its NIC and no others, each pod has
@@ -115,7 +147,8 @@ async fn audit(stage: &Stage<'_>, wanted: &BTreeMap<String, usize>) -> Result<()
         let ours = all.filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("vnp-")));
         let node =
             text(&nic["id"]).rsplit('/').next().unwrap_or_default().trim_end_matches("-nic").to_owned();
-        on_nics.insert(node, ours.map(|one| (text(&one["name"]), text(&one["address"]))).collect());
+        let address = |one: &Value| text(&one["address"]).trim_end_matches("/32").to_owned();
+        on_nics.insert(node, ours.map(|one| (text(&one["name"]), address(one))).collect());
     }
     let addresses: Vec<&String> = on_nics.values().flat_map(BTreeMap::values).collect();
     ensure!(addresses.len() == addresses.iter().collect::<BTreeSet<_>>().len(), "doubled: {on_nics:?}");
@@ -132,12 +165,14 @@ async fn audit(stage: &Stage<'_>, wanted: &BTreeMap<String, usize>) -> Result<()
         let settled =
             condition::find(object.conditions(), condition::WRITING).is_some_and(|one| one.status == "False");
         ensure!(settled, "{node} is being written");
-        for one in object.status.iter().flat_map(|status| &status.assignments) {
-            ensure!(assigned.insert(one.address.clone()), "{} has two pods", one.address);
+        let served = stage.agents.addresses(&node);
+        let on_nic: BTreeSet<&String> = on_nics.get(&node).into_iter().flat_map(BTreeMap::values).collect();
+        for address in served.values().map(ToString::to_string) {
+            ensure!(on_nic.contains(&address), "{node} lacks {address}, which a pod has: {on_nic:?}");
+            ensure!(assigned.insert(address.clone()), "{address} has two pods");
         }
         let pods = stage.pods_bound(&node).await?;
-        let served = object.status.as_ref().map_or(0, |status| status.assignments.len());
-        ensure!(served == pods, "{node} has addresses for {served} of {pods} pods");
+        ensure!(served.len() == pods, "{node} has addresses for {} of {pods} pods", served.len());
     }
     ensure!(objects.items.len() == wanted.len(), "{} objects of {} nodes", objects.items.len(), wanted.len());
     let left: Vec<_> =

@@ -5,6 +5,7 @@
 //!   stage     one test's world: Azure, machines with their Nodes and pods, the operator, and eyes on all of it
 //!   operator  the operator as a process would run it, and its two ends
 //!   agent     the nodes' side of the protocol: takes up addresses and gives them up as the real agents do
+//!   gateway   stands before the API server and answers as one in trouble does; `proxy`, as a bad network does
 //! ```
 //! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at
 //! once as there are threads (`--test-threads`; without it three for each core), each with an API server of
@@ -91,7 +92,21 @@ fn main() -> ExitCode {
         let planes = Arc::clone(&planes);
         // The binary's own name says nothing.
         let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
-        Trial::test(name, move || planes.lend(test).map_err(|error| Failed::from(format!("{error:#}"))))
+        Trial::test(name, move || planes.lend(test.run).map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    let further = match hostile::seeds() {
+        Ok(seeds) => seeds.into_iter().skip(hostile::TESTS.len()),
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let of_seed = |seed: u64| {
+        let planes = Arc::clone(&planes);
+        let run = move || planes.lend(|plane| Box::pin(hostile::survive(plane, seed)));
+        Trial::test(format!("hostile::seed_{seed}"), move || {
+            run().map_err(|error| format!("{error:#}").into())
+        })
     };
     let trials = [
         attachments::TESTS,
@@ -130,6 +145,7 @@ fn main() -> ExitCode {
     .into_iter()
     .flatten()
     .map(trial)
+    .chain(further.map(of_seed))
     .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends.
@@ -146,7 +162,7 @@ struct Planes {
 
 impl Planes {
     /// Runs a test on a server, with all its tasks ended when this returns.
-    fn lend(&self, test: &Test) -> Result<()> {
+    fn lend(&self, run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>) -> Result<()> {
         let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = idle().pop();
         let plane = match waiting {
@@ -154,8 +170,7 @@ impl Planes {
             None => ControlPlane::up(&format!("conduct-{}", self.made.fetch_add(1, Ordering::Relaxed)))?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let outcome =
-            runtime.block_on(async { tokio::time::timeout(patience(LONGEST), (test.run)(&plane)).await });
+        let outcome = runtime.block_on(async { tokio::time::timeout(patience(LONGEST), run(&plane)).await });
         drop(runtime);
         idle().push(plane);
         outcome?

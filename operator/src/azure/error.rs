@@ -169,14 +169,18 @@ pub struct Matter {
 }
 
 impl Matter {
-    fn of(reason: Reason, what: &str, scope: &str) -> Matter {
+    /// `None`: that isn't the id of anything in which a node could be.
+    fn of(reason: Reason, what: &str, scope: &str) -> Option<Matter> {
         let scope = scope.trim_end_matches('/').to_ascii_lowercase();
+        if !scope.starts_with("/subscriptions/") {
+            return None;
+        }
         let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
         let is_wide = is_network || !scope.contains("/providers/");
         // What a refusal names is mostly the resource itself, wherever the right to it, or the lock on it, is
         // missing or set.
         let scope = if is_wide { scope } else { group(&scope) };
-        Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide }
+        Some(Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide })
     }
 
     /// Whether one of these, ids in lower case, is in the scope.
@@ -306,18 +310,19 @@ impl Error {
     /// What this error says of other resources than its own; `None`: nothing.
     pub fn matter(&self) -> Option<Matter> {
         let reason = self.reason();
-        let scope = match self {
-            Error::Denied { action, scope, .. } => return Some(Matter::of(reason, action, scope)),
-            Error::DenyAssignment { action, resource, .. } => {
-                return Some(Matter::of(reason, action, resource));
-            }
-            Error::Locked { scope, .. } => scope.clone(),
+        match self {
+            Error::Denied { action, scope, .. } => Matter::of(reason, action, scope),
+            Error::DenyAssignment { action, resource, .. } => Matter::of(reason, action, resource),
+            Error::Locked { scope, .. } => Matter::of(reason, "", scope),
             Error::SubscriptionUnusable { resource, .. }
-            | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => subscription(resource),
-            Error::ScopeMissing { resource, scope: Scope::Group, .. } => group(resource),
-            _ => return None,
-        };
-        Some(Matter::of(reason, "", &scope))
+            | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => {
+                Matter::of(reason, "", &subscription(resource))
+            }
+            Error::ScopeMissing { resource, scope: Scope::Group, .. } => {
+                Matter::of(reason, "", &group(resource))
+            }
+            _ => None,
+        }
     }
 
     /// The same of another resource, which would meet it, too.

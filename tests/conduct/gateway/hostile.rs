@@ -1,0 +1,120 @@
+//! An API server at its worst: what becomes of a request is drawn from what API servers, and what stands before
+//! them, have been seen to do.
+//!
+//! Not drawn: that an object isn't there (404, or a list without it), since whoever is told so must believe it;
+//! and anything about Leases, for an operator that has lost its Lease ends, as it should.
+
+use anyhow::Result;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, stream};
+use kube::Client;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::io;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// One seed's draws. As in `tests/azure-sim/src/hostile.rs`, a draw depends on the seed, the request and how
+/// often it was made.
+pub struct Hostile {
+    seed: u64,
+    asked: BTreeMap<String, u64>,
+    /// Dropped, what is held goes on.
+    held: watch::Sender<()>,
+}
+
+/// What becomes of one request.
+pub struct Fate {
+    kind: Kind,
+    healed: watch::Receiver<()>,
+}
+
+enum Kind {
+    Refused(StatusCode),
+    /// JSON, and not what was asked for.
+    Garbage(&'static str),
+    /// It reaches the server late.
+    Late(Duration),
+    /// Nothing is heard of it; the server has done it, or hasn't.
+    Silence {
+        is_done: bool,
+    },
+    /// The connection ends in the middle of the answer.
+    Half,
+}
+
+const CODES: &[u16] = &[400, 401, 403, 409, 410, 422, 429, 429, 500, 500, 502, 503, 504];
+const GARBAGE: &[&str] =
+    &["{}", "[]", "17", "\"text\"", "null", r#"{"kind":"Status"}"#, r#"{"metadata":{"name":7}}"#];
+
+impl Hostile {
+    pub fn of(seed: u64) -> Hostile {
+        Hostile { seed, asked: BTreeMap::new(), held: watch::Sender::default() }
+    }
+
+    /// How many requests it has drawn for.
+    pub fn drawn(&self) -> usize {
+        self.asked.values().map(|&count| count as usize).sum()
+    }
+
+    /// What becomes of a request; `None`: it is answered as always.
+    pub fn draw(&mut self, method: &Method, path: &str, query: &str) -> Option<Fate> {
+        if path.contains("/leases") {
+            return None;
+        }
+        let is_watch = query.contains("watch=true");
+        let key = format!("{method} {path} {is_watch}");
+        let count = self.asked.entry(key.clone()).or_default();
+        *count += 1;
+        let random = BuildHasherDefault::<DefaultHasher>::default().hash_one((self.seed, key, *count));
+        let (choice, detail) = (random % 100, (random / 100) as usize);
+        let kind = match choice {
+            0..14 => Kind::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
+            14..18 => Kind::Garbage(GARBAGE[detail % GARBAGE.len()]),
+            18..24 => Kind::Late(Duration::from_millis(detail as u64 % 1500)),
+            24..26 => Kind::Silence { is_done: detail.is_multiple_of(2) },
+            26..32 => Kind::Half,
+            _ => return None,
+        };
+        Some(Fate { kind, healed: self.held.subscribe() })
+    }
+}
+
+impl Fate {
+    pub async fn answer(mut self, client: Client, request: Request) -> Result<Response> {
+        Ok(match self.kind {
+            Kind::Refused(status) => {
+                let mut answer = (status, super::status_body(status, "Trouble")).into_response();
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    answer.headers_mut().insert(header::RETRY_AFTER, 1.into());
+                }
+                answer
+            }
+            Kind::Garbage(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+            Kind::Late(wait) => {
+                tokio::time::sleep(wait).await;
+                super::hand_on(client, request).await?
+            }
+            Kind::Silence { is_done } => {
+                if is_done {
+                    super::hand_on(client, request).await?;
+                }
+                // Ends with an error when the sender is dropped.
+                drop(self.healed.changed().await);
+                StatusCode::GATEWAY_TIMEOUT.into_response()
+            }
+            Kind::Half => {
+                let answer = super::hand_on(client, request).await?;
+                let (mut head, body) = answer.into_parts();
+                head.headers.remove(header::CONTENT_LENGTH);
+                let first = body.into_data_stream().next().await.transpose()?.unwrap_or_default();
+                let half: [io::Result<Bytes>; 2] =
+                    [Ok(first.slice(..first.len() / 2)), Err(io::ErrorKind::ConnectionReset.into())];
+                Response::from_parts(head, Body::from_stream(stream::iter(half)))
+            }
+        })
+    }
+}
