@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vnetpool_azure_sim::Config;
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition;
+use vnetpool_crds::condition::{self, FULL};
 use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::patience;
@@ -76,7 +76,11 @@ async fn endure(plane: &ControlPlane, seed: u64) -> Result<()> {
     for index in 0..NODES {
         let node = format!("n{index:02}");
         stage.node(&node, None).await?;
-        nodes.insert(node, 0);
+        stage.bind(&node, 1).await?;
+        nodes.insert(node, 1);
+    }
+    for node in nodes.keys() {
+        stage.until_holds(node, 1).await?;
     }
     stage.sim.be_hostile(Some(seed));
     gateway.be_hostile(Some(seed));
@@ -107,18 +111,18 @@ async fn happen(
 ) -> Result<()> {
     let node = nodes.keys().nth(random.below(nodes.len())).context("no node")?.clone();
     let pods = nodes[&node];
-    match random.below(10) {
-        0..5 => {
+    match random.below(20) {
+        0..10 => {
             let more = 1 + random.below(4);
             stage.bind(&node, more).await?;
             nodes.insert(node, pods + more);
         }
-        5..8 => {
+        10..17 => {
             let less = pods.min(1 + random.below(4));
             stage.unbind(&node, less).await?;
             nodes.insert(node, pods - less);
         }
-        8 => {
+        17..19 => {
             // Its NIC stays half of the time.
             stage.unbind(&node, pods).await?;
             stage.sim.delete_vm(&node, random.below(2) == 0).await?;
@@ -204,7 +208,10 @@ impl Turns {
                     let (key, now) =
                         ((object.name_any(), one.type_.clone()), (one.status.clone(), one.reason.clone()));
                     if last.insert(key, now.clone()).as_ref() != Some(&now) {
-                        *lock(&counts).entry((object.name_any(), now.1)).or_default() += 1;
+                        // The Event of `Full` has this reason, whatever the cause is.
+                        let is_full = one.type_ == FULL.to_string() && one.status == "True";
+                        let reason = if is_full { FULL.to_string() } else { now.1 };
+                        *lock(&counts).entry((object.name_any(), reason)).or_default() += 1;
                     }
                 }
             }

@@ -72,11 +72,11 @@ impl Hostile {
         let random = BuildHasherDefault::<DefaultHasher>::default().hash_one((self.seed, key, *count));
         let (choice, detail) = (random % 100, (random / 100) as usize);
         let kind = match choice {
-            0..14 => Kind::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
-            14..18 => Kind::Garbage(GARBAGE[detail % GARBAGE.len()]),
-            18..24 => Kind::Late(Duration::from_millis(detail as u64 % 1500)),
-            24..26 => Kind::Silence { is_done: detail.is_multiple_of(2) },
-            26..32 => Kind::Half,
+            0..9 => Kind::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
+            9..12 => Kind::Garbage(GARBAGE[detail % GARBAGE.len()]),
+            12..17 => Kind::Late(Duration::from_millis(detail as u64 % 1500)),
+            17..18 => Kind::Silence { is_done: detail.is_multiple_of(2) },
+            18..22 => Kind::Half,
             _ => return None,
         };
         Some(Fate { kind, healed: self.held.subscribe() })
