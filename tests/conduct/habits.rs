@@ -80,7 +80,7 @@ async fn a_write_that_is_refused_because_another_is_under_way_is_made_when_that_
     plane: &ControlPlane,
 ) -> Result<()> {
     let habits = Habits { refuses_second_write: true, ..Habits::default() };
-    let stage = Stage::set(plane, Config { write_seconds: 2.0, ..azure(habits) }, sizing()).await?;
+    let stage = Stage::set(plane, Config { write_seconds: 6.0, ..azure(habits) }, sizing()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
     let mut document = stage.nic("n1");
