@@ -20,6 +20,7 @@ use std::time::Duration;
 use vnetpool_azure_sim::Config;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, FULL};
+use vnetpool_crds::reason::Reason;
 use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::patience;
@@ -56,6 +57,7 @@ const STEPS: usize = 40;
 const BETWEEN: Duration = Duration::from_millis(500);
 /// After it has healed: what Azure has said of a network, and a wait it has asked for, may count for a minute.
 const RECOVERY: Duration = Duration::from_secs(100);
+const MOMENT: Duration = Duration::from_secs(5);
 
 pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
     endure(plane, seed).await.with_context(|| format!("HOSTILE_SEEDS={seed}"))
@@ -99,7 +101,12 @@ async fn endure(plane: &ControlPlane, seed: u64) -> Result<()> {
         Ok(Some(()))
     })
     .await?;
-    turns.audit(&stage).await
+    // What the watch here shows comes a moment later.
+    eventually("each Event was said for a turn", patience(MOMENT), || async {
+        turns.audit(&stage).await?;
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// One thing happens: pods come or go, a machine makes room for another, the operator is killed.
@@ -209,8 +216,8 @@ impl Turns {
                         ((object.name_any(), one.type_.clone()), (one.status.clone(), one.reason.clone()));
                     if last.insert(key, now.clone()).as_ref() != Some(&now) {
                         // The Event of `Full` has this reason, whatever the cause is.
-                        let is_full = one.type_ == FULL.to_string() && one.status == "True";
-                        let reason = if is_full { FULL.to_string() } else { now.1 };
+                        let is_full = one.type_ == FULL && one.status == "True";
+                        let reason = if is_full { FULL.name().to_owned() } else { now.1 };
                         *lock(&counts).entry((object.name_any(), reason)).or_default() += 1;
                     }
                 }
@@ -229,7 +236,11 @@ impl Turns {
                 continue;
             };
             let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
-            if kind == "NodeIPAllocation" && event.type_.as_deref() == Some("Warning") {
+            // Others tell what was done, and not of a state.
+            let is_of_state = reason == FULL.name()
+                || Reason::of(reason).is_some_and(|reason| !reason.row().conditions.is_empty());
+            let is_warning = event.type_.as_deref() == Some("Warning");
+            if kind == "NodeIPAllocation" && is_warning && is_of_state {
                 *said.entry((name.clone(), reason.clone())).or_default() += usize::try_from(times)?;
             }
         }
