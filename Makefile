@@ -77,8 +77,7 @@ check-dependencies: setup ## licences, sources and bans of all that is linked in
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
 
-manifests: setup ## write the CRDs and the pages of docs/reference anew, after a change of what they are made from
-	cargo build --quiet --workspace --bins
+manifests: build ## write the CRDs and the pages of docs/reference anew, after a change of what they are made from
 	$(OUT)/vnetpool-crds crds/manifests docs/reference
 	cp crds/manifests/*.yaml charts/vnetpool/crds/
 	$(OUT)/reference

@@ -32,9 +32,8 @@ pub struct Agents {
     /// Nodes to look at though their object hasn't changed.
     touched: Arc<Mutex<BTreeSet<String>>>,
     news: Arc<Notify>,
-    /// How many reports they have sent in all, and how long these were.
+    /// How many reports they have sent in all.
     pub reports: Arc<AtomicUsize>,
-    pub bytes: Arc<AtomicUsize>,
     /// Reports wait as those of real agents do.
     is_paced: Arc<AtomicBool>,
     /// No agent runs.
@@ -204,7 +203,6 @@ impl Agents {
             return None;
         }
         agent.pace.written(difference);
-        self.bytes.fetch_add(serde_json::to_string(&news).map_or(0, |text| text.len()), Ordering::Relaxed);
         agent.reported = Some((uid, news.clone()));
         Some((agent.client.clone(), news))
     }

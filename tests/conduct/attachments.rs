@@ -96,9 +96,7 @@ async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_else
     );
     ensure!(kept(&waiting).is_some(), "the address is kept for nobody though it is in a backend pool");
     stage.sim.lift_fault(fault)?;
-    stage
-        .until("all pods are served", "n1", |seen| (seen.status.as_ref()?.assigned == 4).then_some(()))
-        .await?;
+    stage.until_assigned("n1", 4).await?;
     ensure!(attached(&stage, "n1", &entry.name)? == json!([null, null]), "still attached");
     ensure!(kept(&stage.allocation("n1").await?).is_none(), "still kept");
     Ok(())
@@ -133,11 +131,8 @@ async fn a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is
     stage.until_holds("n1", 4).await?;
     let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
     let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    let held = stage.until("the NIC is being written", "n1", |seen| {
-        let is_held = stage.sim.faults().iter().any(|fault| fault.hits > 0);
-        kept(seen).filter(|_| is_held)?.public_address
-    });
-    let public = held.await?;
+    stage.until_struck(fault, 1).await?;
+    let public = stage.until("an address is kept", "n1", |seen| kept(seen)?.public_address).await?;
     ensure!(stage.exists(&public.id).await?, "{public:?} isn't there");
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
@@ -174,8 +169,7 @@ async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_no
     for _ in 0..3 {
         stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
     }
-    let all = |_: &NodeIPAllocation| stage.sim.faults().iter().any(|fault| fault.hits == 3).then_some(());
-    stage.until("three are asked for at once", "n1", all).await?;
+    stage.until_struck(fault, 3).await?;
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 5).await?;
     stage.sim.lift_fault(fault)?;

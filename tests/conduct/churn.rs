@@ -1,7 +1,7 @@
 //! Pods that come and go on nodes that have addresses for them: what that writes into the API server.
 
 use crate::Test;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, lock, quick};
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use kube::runtime::WatchStreamExt;
@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -18,10 +18,6 @@ pub const TESTS: &[Test] = crate::tests![
     pods_that_come_and_go_write_hardly_anything,
     an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods,
 ];
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Counts the versions of all objects of ours, which is how often they were written.
 fn count_versions(stage: &Stage<'_>) -> Arc<Mutex<HashSet<(String, String)>>> {
@@ -71,8 +67,7 @@ async fn pods_that_come_and_go_write_hardly_anything(plane: &ControlPlane) -> Re
     stage.until("the watches are there", "n1", of_pool).await?;
     stage.agents.pace();
     let reports = || stage.agents.reports.load(Ordering::Relaxed);
-    let (before, reported, bytes) =
-        (lock(&versions).len(), reports(), stage.agents.bytes.load(Ordering::Relaxed));
+    let (before, reported) = (lock(&versions).len(), reports());
     for n in 0..STARTS {
         let node = NODES[n % NODES.len()];
         stage.unbind(node, 1).await?;
@@ -85,9 +80,8 @@ async fn pods_that_come_and_go_write_hardly_anything(plane: &ControlPlane) -> Re
     };
     stage.until("all have addresses of their own", "n1", have).await?;
     let (after, reported) = (lock(&versions).len() - before, reports() - reported);
-    let bytes = stage.agents.bytes.load(Ordering::Relaxed) - bytes;
     println!(
-        "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents ({bytes} bytes)"
+        "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents"
     );
     ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
     Ok(())
@@ -100,9 +94,7 @@ async fn an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods(
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     stage.node("n1", None).await?;
     stage.bind("n1", 110).await?;
-    stage
-        .until("all pods have addresses", "n1", |seen| (seen.status.as_ref()?.assigned == 110).then_some(()))
-        .await?;
+    stage.until_assigned("n1", 110).await?;
     stage.until_holds("n1", 120).await?;
     let whole: Value = serde_json::to_value(stage.allocation("n1").await?)?;
     let length = |value: &Value| value.to_string().len();

@@ -77,8 +77,7 @@ async fn a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives
     // Ours is on its way when theirs arrives.
     let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.node("n1", None).await?;
-    let held_up = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
-    stage.until("our write is on its way", "n1", held_up).await?;
+    stage.until_struck(fault, 1).await?;
     somebody_elses_settings(&stage, "somebody").await?;
     let before = stage.nic("n1");
     stage.sim.lift_fault(fault)?;

@@ -16,13 +16,6 @@ pub const TESTS: &[Test] = crate::tests![
     a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods,
 ];
 
-/// Whoever wants a write finds that none has left.
-fn nothing_was_written(stage: &Stage) -> Result<()> {
-    let writes: Vec<_> = stage.asked().into_iter().filter(|one| one.method != "GET").collect();
-    ensure!(writes.is_empty(), "{writes:?}");
-    Ok(())
-}
-
 async fn a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
@@ -43,7 +36,7 @@ async fn a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure(plane: &Con
     let told = stage.until_said("n1", "DryRun", 2).await?;
     let kinds: Vec<_> = told.iter().map(|(kind, _)| kind.as_str()).collect();
     ensure!(kinds == ["Node", "NodeIPAllocation"], "{told:?}");
-    nothing_was_written(&stage)
+    stage.nothing_was_written()
 }
 
 async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: &ControlPlane) -> Result<()> {
@@ -74,7 +67,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
     let status = seen.status.unwrap_or_default();
     ensure!(status.relinquished.is_empty() && status.assigned == 2, "{status:?}");
     ensure!(stage.held("n1") == held && stage.held("n2").len() == 8);
-    nothing_was_written(&stage)?;
+    stage.nothing_was_written()?;
     // Then for real: what was only said is done, and nothing of the dry run is left.
     stage.stop().await?;
     stage.start().await?;

@@ -27,7 +27,7 @@ pub struct Gateway {
 /// What is answered instead.
 #[derive(Clone, Copy)]
 pub enum Trouble {
-    /// This status to writes, with a `Retry-After` of so many seconds.
+    /// This status to writes of NodeIPAllocations, with a `Retry-After` of so many seconds.
     Refuse(StatusCode, Option<u64>),
     /// To a watch, that its version is too old: etcd was compacted.
     Expire,
@@ -107,9 +107,9 @@ impl Desk {
         state.lists += usize::from(request.method() == Method::GET && names_none && !is_watch);
         let (trouble, left) = state.trouble.as_mut().filter(|(_, left)| *left > 0)?;
         let is_meant = match trouble {
-            // A Lease that can't be renewed is another matter.
+            // What a node's pods wait for; an Event or a Lease that can't be written is another matter.
             Trouble::Refuse(..) => {
-                request.method() != Method::GET && !request.uri().path().contains("/leases/")
+                request.method() != Method::GET && request.uri().path().contains("/nodeipallocations/")
             }
             // An agent's watch of its one object reads that by name.
             Trouble::Expire => {

@@ -283,11 +283,11 @@ async fn killed<'a>(plane: &'a ControlPlane, effect: Effect) -> Result<Stage<'a>
     stage.until_holds("n1", 2).await?;
     let fault = stage.fault("PUT", "/networkInterfaces/", None, effect);
     stage.pool("default", pool(&["web"], true)).await?;
-    let held = |seen: &NodeIPAllocation| {
-        let named = seen.spec.serving()?.application_security_groups == [id("web")];
-        (named && stage.sim.faults().iter().any(|fault| fault.hits > 0)).then_some(())
+    stage.until_struck(fault, 1).await?;
+    let named = |seen: &NodeIPAllocation| {
+        (seen.spec.serving()?.application_security_groups == [id("web")]).then_some(())
     };
-    stage.until("the NIC is being written", "n1", held).await?;
+    stage.until("the group is named", "n1", named).await?;
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
     Ok(stage)

@@ -7,10 +7,9 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
-use std::time::Duration;
+use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, NODES_SUPPORTED};
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_windows_node_is_left_alone_and_its_pool_names_it,
@@ -45,11 +44,12 @@ async fn is_left_alone(stage: &Stage<'_>, name: &str, node: &Value, reason: &'st
     // One that comes after it is served, so the operator has seen both.
     stage.node("lin", None).await?;
     stage.until_holds("lin", 4).await?;
-    let says = |reason: &'static str| {
-        eventually(reason, Duration::from_secs(20), move || async move {
-            let conditions = stage.node_pool("default").await?.status.unwrap_or_default().conditions;
-            Ok(condition::find(&conditions, NODES_SUPPORTED).filter(|one| one.reason == reason).cloned())
-        })
+    let says = async |reason: &str| {
+        let says = |pool: &NodeIPPool| {
+            let said = condition::find(&pool.status.as_ref()?.conditions, NODES_SUPPORTED)?;
+            (said.reason == reason).then(|| said.clone())
+        };
+        stage.until_pool(reason, "default", says).await
     };
     let said = says(reason).await?;
     ensure!(said.status == "False" && said.message.contains("alone"), "{}", said.message);

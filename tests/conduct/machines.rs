@@ -408,11 +408,11 @@ async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -
     Ok(())
 }
 
-/// Orders 404s of this code for reads of NICs: so many, or all.
-fn not_found(stage: &Stage<'_>, code: &str, count: Option<u64>) {
+/// Orders 404s of this code for reads of NICs: so many, or all. Gives the fault's id.
+pub fn not_found(stage: &Stage<'_>, code: &str, count: Option<u64>) -> u64 {
     let body = json!({ "error": { "code": code, "message": "It could not be found." } });
     let effect = Effect::Status { status: 404, body, headers: Default::default() };
-    stage.fault("GET", "/networkInterfaces/", count, effect);
+    stage.fault("GET", "/networkInterfaces/", count, effect)
 }
 
 async fn a_404_that_passes_leaves_the_record_of_what_a_nic_holds(plane: &ControlPlane) -> Result<()> {

@@ -3,10 +3,12 @@
 use crate::Test;
 use crate::stage::{Stage, find, quick};
 use anyhow::Result;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
+use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, refusal};
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -21,8 +23,9 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     let reported = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "False");
     stage.until("the operator has reported", "n1", reported).await?;
     let says = async |pods: &[&str]| -> Result<()> {
-        let condition = json!({ "type": METADATA_REFUSED.name(), "status": "True", "reason": "PodsAsk",
-            "lastTransitionTime": "2026-01-01T00:00:00Z", "message": refusal::message(pods.iter().copied(), "default") });
+        let message = refusal::message(pods.iter().copied(), "default");
+        let at = Timestamp::UNIX_EPOCH;
+        let condition = condition::new(METADATA_REFUSED, true, Reason::PodsAsk, message, None, at);
         let patch = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
             "status": { "conditions": [condition] } });
         let api = Api::<NodeIPAllocation>::all(stage.client.clone());

@@ -32,7 +32,7 @@ async fn a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_
     stage.until_holds("n1", 1).await?;
     stage.until_offers("n1", 16).await?;
     stage.until_says("n1", READY, "Ready").await?;
-    stage.until("8 pods stay", "n1", |seen| (seen.status.as_ref()?.assigned == 8).then_some(())).await
+    stage.until_assigned("n1", 8).await
 }
 
 async fn a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work(

@@ -1,6 +1,7 @@
 //! Long-running operations: writes that Azure takes its time for, and an operator that ends meanwhile.
 
 use crate::Test;
+use crate::machines::not_found;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -54,9 +55,7 @@ async fn an_operator_asked_to_stop_finishes_its_write_first(plane: &ControlPlane
     stage.sim.clear_log();
     stage.start().await?;
     stage.bind("n1", 1).await?;
-    stage
-        .until("the pod is served", "n1", |seen| (seen.status.as_ref()?.assigned == 1).then_some(()))
-        .await?;
+    stage.until_assigned("n1", 1).await?;
     let nics = stage.asked().iter().filter(|one| one.path.contains("networkInterfaces")).count();
     ensure!(nics == 0, "asked again: {:?}", stage.asked());
     Ok(())
@@ -131,8 +130,7 @@ async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up
     // A release on its way that outlives its operator, and somebody who deletes the object meanwhile.
     let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.unbind("n1", 3).await?;
-    let under_way = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
-    stage.until("the release is on its way", "n1", under_way).await?;
+    stage.until_struck(fault, 1).await?;
     stage.kill().await?;
     let before = stage.allocation("n1").await?;
     stage.delete_allocation("n1").await?;
@@ -161,19 +159,18 @@ async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
     stage.until_holds("n1", 3).await?;
-    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    // A release on its way that doesn't arrive as long as the test looks.
+    let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.unbind("n1", 2).await?;
-    let under_way = |_: &_| stage.sim.faults().iter().any(|fault| fault.hits == 1).then_some(());
-    stage.until("the release is on its way", "n1", under_way).await?;
+    stage.until_struck(fault, 1).await?;
     stage.kill().await?;
     let before = stage.allocation("n1").await?;
     stage.delete_allocation("n1").await?;
-    let body = json!({ "error": { "code": "ResourceNotFound", "message": "It could not be found." } });
-    stage.fault("GET", "/n1-nic", Some(1), Effect::Status { status: 404, body, headers: Default::default() });
-    stage.sim.lift_fault(fault)?;
+    let missing = not_found(&stage, "ResourceNotFound", Some(1));
     stage.start().await?;
     let again = |seen: &NodeIPAllocation| (seen.metadata.uid != before.metadata.uid).then_some(());
     stage.until("the object is made again", "n1", again).await?;
     ensure!(stage.held("n1").len() == 1, "given up, and still there: {:?}", stage.held("n1"));
-    Ok(())
+    stage.until_struck(missing, 1).await?;
+    Ok(stage.sim.lift_fault(fault)?)
 }

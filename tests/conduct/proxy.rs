@@ -94,13 +94,15 @@ async fn lead(
         _ = &mut passing => return,
         Ok(fault) = faults.wait_for(ends) => *fault,
     };
+    let dies = fault == Fault::Die;
+    // No acknowledgement leaves either, so this is not the end of a connection but of its far end.
+    if dies && let Err(error) = SockRef::from(&far).attach_filter(&[NOTHING]) {
+        eprintln!("the server can't die: {error}");
+        return;
+    }
     met.fetch_add(1, Ordering::Relaxed);
-    if fault == Fault::Die {
-        // No acknowledgement leaves either, so this is not the end of a connection but of its far end. What
-        // passes by here is held open: closing it would say so.
-        if let Err(error) = SockRef::from(&far).attach_filter(&[NOTHING]) {
-            eprintln!("the server can't die: {error}");
-        }
+    if dies {
+        // What passes by here is held open: closing it would say so.
         pending().await
     }
 }

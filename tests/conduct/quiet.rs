@@ -151,14 +151,14 @@ async fn a_read_that_is_refused_is_not_made_again_for_each_reconcile(plane: &Con
     let (stage, _) = listed(plane).await?;
     let body = json!({ "error": { "code": "AuthorizationFailed", "message": "No." } });
     let refusal = Effect::Status { status: 403, body, headers: Default::default() };
-    stage.fault("GET", "/n1-nic", None, refusal);
+    let fault = stage.fault("GET", "/n1-nic", None, refusal);
     // The hint has the NIC read.
     wipe(&stage, "n1").await?;
     stage.look("n1", 2).await?;
-    let refused = || stage.sim.faults().iter().map(|fault| fault.hits).sum::<u64>();
-    stage.until("the read is refused", "n1", |_| (refused() > 0).then_some(())).await?;
+    stage.until_struck(fault, 1).await?;
     throughout("it isn't asked again", Duration::from_secs(5), || async {
-        ensure!(refused() == 1, "{} reads", refused());
+        let refused: u64 = stage.sim.faults().iter().map(|fault| fault.hits).sum();
+        ensure!(refused == 1, "{refused} reads");
         Ok(())
     })
     .await

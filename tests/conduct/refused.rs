@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Duration;
 use vnetpool_azure_sim::Effect;
+use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, RESERVED, SURPLUS};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
@@ -57,22 +58,16 @@ async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
     stage.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
     let hold = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "releaseAfter": "1h" } })).await?;
-    let tells = |reason: &'static str| {
-        let (stage, what) = (&stage, format!("the pool tells {reason}"));
-        async move {
-            eventually(&what, Duration::from_secs(30), || async {
-                let pool = stage.node_pool("default").await?;
-                let status = pool.status.unwrap_or_default();
-                let ready = condition::find(&status.conditions, condition::NODES_READY);
-                let is_told = ready.is_some_and(|one| one.message.contains(&format!("({reason})")));
-                Ok((is_told && status.observed_generation == pool.metadata.generation).then_some(()))
-            })
-            .await
-        }
+    let tells = async |reason: &str| {
+        let is_told = |pool: &NodeIPPool| {
+            let status = pool.status.as_ref()?;
+            let ready = condition::find(&status.conditions, condition::NODES_READY)?;
+            let is_told = ready.message.contains(&format!("({reason})"));
+            (is_told && status.observed_generation == pool.metadata.generation).then_some(())
+        };
+        stage.until_pool(&format!("the pool tells {reason}"), "default", is_told).await
     };
-    let is_held =
-        |_: &_| stage.sim.faults().iter().any(|fault| fault.id == hold && fault.hits == 1).then_some(());
-    stage.until("the next attempt is on its way", "n1", is_held).await?;
+    stage.until_struck(hold, 1).await?;
     tells("ResourceLocked").await?;
     stage.sim.lift_fault(hold)?;
     tells("PermissionDenied").await

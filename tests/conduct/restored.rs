@@ -1,6 +1,7 @@
 //! A cluster that was restored from a backup: its objects speak of NICs as they once were.
 
 use crate::Test;
+use crate::machines::is_backed;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -60,9 +61,7 @@ async fn objects_made_again_from_copies_give_nothing_out_before_their_nics_are_r
 
     stage.sim.clear_log();
     stage.start().await?;
-    stage
-        .until("its pods are served", "n1", |seen| (seen.status.as_ref()?.assigned == 4).then_some(()))
-        .await?;
+    stage.until_assigned("n1", 4).await?;
     stage.until_holds("n1", 4).await?;
     let (mine, others) =
         (addresses(&stage.allocation("n1").await?), addresses(&stage.allocation("n2").await?));
@@ -89,11 +88,7 @@ async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
     let is_another = |seen: &NodeIPAllocation| (seen.uid() != before.uid()).then(|| seen.uid());
     let made = stage.until("it is made again", "n1", is_another).await?;
     stage.until_holds("n1", 2).await?;
-    stage
-        .until("its agent has taken it up", "n1", |seen| {
-            (seen.status.as_ref()?.observed_generation == seen.metadata.generation).then_some(())
-        })
-        .await?;
+    stage.until("its agent has taken it up", "n1", |seen| is_backed(seen).then_some(())).await?;
     ensure!(addresses(&stage.allocation("n1").await?) == addresses(&before), "its addresses have changed");
     ensure!(stage.asked().iter().any(|one| one.path.ends_with("/n1-nic")), "its NIC wasn't read");
     ensure!(stage.writes("n1").is_empty(), "its NIC was written");

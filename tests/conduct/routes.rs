@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -103,21 +103,13 @@ async fn until_routes(stage: &Stage<'_>, table: &str, count: usize) -> Result<Ve
     .await
 }
 
-/// Waits until there is an Event about the node with this reason.
-async fn until_said(stage: &Stage<'_>, node: &str, reason: &str) -> Result<()> {
-    eventually(&format!("an Event {reason} about {node}"), SOON, || async {
-        Ok((!stage.events(node, reason).await?.is_empty()).then_some(()))
-    })
-    .await
-}
-
 /// Waits until a pool is valid, or isn't, and gives what says so.
 async fn until_valid(stage: &Stage<'_>, pool: &str, status: &str) -> Result<Condition> {
-    eventually(&format!("Valid of the pool {pool} is {status}"), SOON, || async {
-        let conditions = stage.node_pool(pool).await?.status.unwrap_or_default().conditions;
-        Ok(condition::find(&conditions, VALID).filter(|valid| valid.status == status).cloned())
-    })
-    .await
+    let says = |pool: &NodeIPPool| {
+        let valid = condition::find(&pool.status.as_ref()?.conditions, VALID)?;
+        (valid.status == status).then(|| valid.clone())
+    };
+    stage.until_pool(&format!("Valid of the pool {pool} is {status}"), pool, says).await
 }
 
 async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &ControlPlane) -> Result<()> {
@@ -135,7 +127,7 @@ async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &Contro
         ensure!(known.iter().any(|(_, range, to)| *range == own && to == hop), "{own}: {known:?}");
         ensure!(stage.nic(node)["properties"]["enableIPForwarding"] == true, "{node} doesn't forward");
         ensure!(stage.held(node).is_empty(), "{node} has ipConfigurations as well");
-        until_said(&stage, node, "ForwardingEnabled").await?;
+        stage.until_said(node, "ForwardingEnabled", 1).await?;
         ranges.insert(own);
     }
     ensure!(ranges.len() == NODES.len(), "{ranges:?}");
@@ -143,9 +135,7 @@ async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &Contro
         stage.asked().iter().filter(|one| one.method == "PUT" && one.path.contains("routeTables")).count();
     ensure!(writes < NODES.len(), "{writes} writes for {} nodes", NODES.len());
     stage.bind("n1", 30).await?;
-    let served =
-        |seen: &NodeIPAllocation| seen.status.as_ref().filter(|status| status.assigned == 30).map(drop);
-    stage.until("30 pods have addresses", "n1", served).await
+    stage.until_assigned("n1", 30).await
 }
 
 async fn the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses(plane: &ControlPlane) -> Result<()> {
@@ -177,7 +167,7 @@ async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &C
     stage.start().await?;
     let after = until_routes(&stage, &table, 2).await?;
     ensure!(before == after, "{before:?} then {after:?}");
-    until_said(&stage, "n1", "RouteMended").await
+    stage.until_said("n1", "RouteMended", 1).await.map(drop)
 }
 
 async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(

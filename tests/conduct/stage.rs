@@ -29,6 +29,8 @@ use vnetpool_tests::wait::patience;
 
 /// How long anything is waited for on a machine that does nothing else: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a pool is waited for: what is free in a subnet is counted once a minute.
+const POOLS_PATIENCE: Duration = Duration::from_secs(80);
 /// Where pods are made.
 const PODS: &str = "default";
 
@@ -240,7 +242,7 @@ impl<'a> Stage<'a> {
         Ok(name)
     }
 
-    /// Tells the pod's address in its status, as its kubelet does. A pod that gets none is told without.
+    /// Tells the pod's address in its status, as its kubelet does once the pod has one.
     async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let uid = api.get(pod).await?.uid().unwrap_or_default();
@@ -391,6 +393,38 @@ impl<'a> Stage<'a> {
         .await
     }
 
+    /// Waits until so many pods of a node have addresses.
+    pub async fn until_assigned(&self, node: &str, pods: u32) -> Result<()> {
+        self.until(&format!("{pods} pods have addresses"), node, |seen| {
+            (seen.status.as_ref()?.assigned == pods).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until a pool shows something, and gives that.
+    pub async fn until_pool<T>(
+        &self,
+        what: &str,
+        name: &str,
+        look: impl Fn(&NodeIPPool) -> Option<T>,
+    ) -> Result<T> {
+        eventually(what, patience(POOLS_PATIENCE), || async {
+            let seen = self.node_pool(name).await?;
+            look(&seen).map(Some).with_context(|| json!(seen.status).to_string())
+        })
+        .await
+    }
+
+    /// Waits until a fault has struck so many times.
+    pub async fn until_struck(&self, fault: u64, times: u64) -> Result<()> {
+        eventually(&format!("the fault strikes {times} times"), patience(PATIENCE), || async {
+            let hits = self.sim.faults().iter().find(|one| one.id == fault).map(|one| one.hits);
+            ensure!(hits >= Some(times), "{hits:?}");
+            Ok(Some(()))
+        })
+        .await
+    }
+
     /// Has Azure do something beside the operator, as its owner: PUTs a resource of the group, such as
     /// `Microsoft.Network/routeTables/pods`, and gives its id.
     pub async fn put(&self, resource: &str, body: Value) -> Result<String> {
@@ -486,6 +520,13 @@ impl<'a> Stage<'a> {
         self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
     }
 
+    /// Azure was asked for no change since then.
+    pub fn nothing_was_written(&self) -> Result<()> {
+        let writes: Vec<_> = self.asked().into_iter().filter(|one| one.method != "GET").collect();
+        ensure!(writes.is_empty(), "{writes:?}");
+        Ok(())
+    }
+
     /// The NIC writes among these of a node's VM.
     pub fn writes(&self, node: &str) -> Vec<LogEntry> {
         let nic = format!("/{node}-nic").to_lowercase();
@@ -547,7 +588,7 @@ pub fn find(seen: &NodeIPAllocation, type_: Type) -> Option<Condition> {
     condition::find(&seen.status.as_ref()?.conditions, type_).cloned()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

@@ -7,12 +7,10 @@ use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
-use std::time::Duration;
 use vnetpool_azure_sim::NewVm;
+use vnetpool_crds::NodeIPPoolStatus;
 use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
-use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free,
@@ -25,15 +23,7 @@ async fn until(
     what: &str,
     shows: impl Fn(&NodeIPPoolStatus) -> bool,
 ) -> Result<NodeIPPoolStatus> {
-    // The free addresses are counted once a minute.
-    let within = Duration::from_secs(80);
-    let api = Api::<NodeIPPool>::all(stage.client.clone());
-    eventually(what, within, || async {
-        let status = api.get("default").await?.status.unwrap_or_default();
-        ensure!(shows(&status), "{}", json!(status));
-        Ok(Some(status))
-    })
-    .await
+    stage.until_pool(what, "default", |pool| pool.status.clone().filter(&shows)).await
 }
 
 fn says(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {
@@ -78,9 +68,8 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &Co
     ensure!(condition.message.contains("/subnets/small has 4 of 11 addresses free"), "{}", condition.message);
     // It stands while other figures of the pool change, and is no news.
     stage.bind("n1", 2).await?;
-    stage
-        .until("its pods are counted", "n1", |seen| (seen.status.as_ref()?.assigned == 2).then_some(()))
-        .await?;
+    let counted = |status: &NodeIPPoolStatus| status.assigned == 2 && says(status, "True", "FewFree");
+    until(&stage, "its pods are counted", counted).await?;
     // A pool that wants to hear of it later says so itself.
     stage.pool("default", json!({ "sizing": sizing, "subnetExhaustingPercent": 20 })).await?;
     until(&stage, "it is withdrawn", |status| says(status, "False", "EnoughFree")).await?;

@@ -17,6 +17,7 @@ use vnetpool_operator::azure::{Attached, IpConfiguration, ProvisioningState, Res
 use vnetpool_operator::planner::attachments::{self, Facts, Mark, Step, Wish};
 use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Pod, Sandbox, Supply};
 
+use crate::operator::{name, number};
 use crate::world::Book;
 
 /// The first asks for a backend pool, now or at times; the second for nothing.
@@ -86,10 +87,6 @@ struct Attaching {
     broken: Broken,
     addresses: u8,
     changes: u8,
-}
-
-fn name(n: u8) -> String {
-    format!("vnp-{n}")
 }
 
 fn address(n: u8) -> Ipv4Addr {
@@ -176,7 +173,6 @@ impl State {
             },
             |_| None,
         );
-        let number = |name: &String| name.trim_start_matches("vnp-").parse::<u8>().unwrap();
         let next: Marks =
             plan.marks.iter().map(|(name, mark)| (number(name), mark.attached_to.clone())).collect();
         if next != self.marks {
@@ -185,7 +181,7 @@ impl State {
         }
         self.write = match plan.step {
             Some(Step::Attach(all)) => Some((true, all.iter().map(|one| number(&one.name)).collect())),
-            Some(Step::Detach(names)) => Some((false, names.iter().map(number).collect())),
+            Some(Step::Detach(names)) => Some((false, names.iter().map(|name| number(name)).collect())),
             Some(Step::Delete(_) | Step::LookUp(_)) | None => None,
         };
     }
@@ -301,14 +297,8 @@ const NOBODY_ELSES: &str = "what is attached for one pod reaches no other";
 const ATTACHED: &str = "a pod has what it asks for";
 
 fn explore(broken: Broken, addresses: u8, changes: u8) -> impl Checker<Attaching> {
-    let until = HasDiscoveries::AnyFailures;
-    let checker =
-        Attaching { broken, addresses, changes }.checker().threads(2).finish_when(until).spawn_bfs().join();
-    println!("attachments, {addresses}, {broken:?}: {} states", checker.unique_state_count());
-    for (property, path) in checker.discoveries().into_iter().filter(|(name, _)| *name == NOBODY_ELSES) {
-        println!("  {property}: {:?}", path.into_actions());
-    }
-    checker
+    let title = format!("attachments, {addresses}, {broken:?}");
+    crate::explore(&title, Attaching { broken, addresses, changes }, HasDiscoveries::AnyFailures)
 }
 
 #[test]

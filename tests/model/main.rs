@@ -42,6 +42,8 @@ mod protocol;
 mod settle;
 mod world;
 
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
@@ -85,9 +87,14 @@ pub enum Broken {
 }
 
 /// Explores breadth first, so that the way to a harm is a shortest one, and prints what it found.
-fn explore(title: &str, protocol: Protocol, until: HasDiscoveries) -> impl Checker<Protocol> + use<> {
+fn explore<M>(title: &str, model: M, until: HasDiscoveries) -> impl Checker<M> + use<M>
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
+    M::Action: Clone + Debug + PartialEq,
+{
     let started = Instant::now();
-    let checker = protocol.checker().threads(2).finish_when(until).spawn_bfs().join();
+    let checker = model.checker().threads(2).finish_when(until).spawn_bfs().join();
     println!(
         "{title}: {} states, depth {}, {:.1?}",
         checker.unique_state_count(),

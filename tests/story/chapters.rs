@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_azure_sim::LogEntry;
 use vnetpool_azure_sim::schema::{Coverage, Documents};
@@ -57,7 +58,7 @@ pub async fn sixty_pods_run_with_addresses_their_nics_hold_and_reach_each_other(
     cluster: &Cluster,
 ) -> Result<()> {
     let pods = sixty_pods(cluster).await?;
-    let nodes: std::collections::BTreeSet<_> = pods.iter().map(|pod| &pod.node).collect();
+    let nodes: BTreeSet<_> = pods.iter().map(|pod| &pod.node).collect();
     ensure!(nodes.len() == 3, "the pods run on {nodes:?} only");
     let pairs = cluster.all_pairs(&pods).await?;
     ensure!(pairs.total == 3540);
@@ -104,12 +105,16 @@ pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluste
     for column in "POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE NIC SUBNET".split(' ') {
         ensure!(table.contains(column), "no column {column}:\n{table}");
     }
-    // The pod that has an address stands in its Pod.
-    let pod = &pods[0];
-    let by_address = format!("status.podIP={}", pod.address);
-    let found =
-        cluster.kubectl(&["get", "pods", "-A", "-o", "name", "--field-selector", &by_address]).await?;
-    ensure!(found.trim() == format!("pod/{}", pod.name), "{found}");
+    // Who has an address stands in the Pods, as the node's own ledger has it.
+    let node = "node-1";
+    let ledger = cluster.host(node)?.ledger()?;
+    let assigned = ledger.assignments().map(|(entry, one)| format!("{} {}", one.pod.name, entry.address));
+    let assigned: BTreeSet<String> = assigned.collect();
+    let of_node = format!("spec.nodeName={node},spec.hostNetwork=false");
+    let line = r#"jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
+    let shown = cluster.kubectl(&["get", "pods", "-A", "--field-selector", &of_node, "-o", line]).await?;
+    let shown: BTreeSet<String> = shown.lines().map(str::to_owned).collect();
+    ensure!(shown == assigned && shown.len() >= PODS as usize / 4, "{shown:?}, in the ledger {assigned:?}");
     Ok(())
 }
 

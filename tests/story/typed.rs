@@ -4,7 +4,7 @@ use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 use vnetpool_tests::cluster::{Cluster, root};
-use vnetpool_tests::{eventually, snippets};
+use vnetpool_tests::snippets;
 
 /// Installs the chart as README tells, but with the images and the Azure of the test.
 pub async fn install(cluster: &Cluster) -> Result<()> {
@@ -25,11 +25,6 @@ pub async fn the_commands_of_the_documents_do_what_they_say(cluster: &Cluster) -
     let pods = cluster.running("typed", 1, Duration::from_secs(60)).await?;
     let pod = pods.first().context("no pod")?;
     let address = pod.address.to_string();
-    eventually("the pod's address in its node's status", Duration::from_secs(30), || async {
-        let shown = cluster.kubectl(&["get", "nodeipallocation", &pod.node, "-o", "yaml"]).await?;
-        Ok(shown.contains(&address).then_some(()))
-    })
-    .await?;
     let group = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool";
     let subnet = format!("{group}/providers/Microsoft.Network/virtualNetworks/vnet/subnets/nodes");
     let variables = [

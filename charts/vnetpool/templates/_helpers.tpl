@@ -14,6 +14,23 @@ app.kubernetes.io/name: vnetpool
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
+{{/* Labels of a component's pods, with the values' own. Call with (list . "component" .Values.operator). */}}
+{{- define "vnetpool.podLabels" -}}
+{{ include "vnetpool.labels" (list (first .) (index . 1)) }}
+{{- with (last .).podLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "vnetpool.pullSecrets" -}}
+{{- with .Values.image.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{/* An image. Call with (list . "operator" .Values.operator) or (list . "node-agent" .Values.nodeAgent). */}}
 {{- define "vnetpool.image" -}}
 {{- $root := first . -}}
@@ -76,7 +93,7 @@ probes come from the node itself, and others see metrics only where the values s
 - name: VNETPOOL_ADMIN_ADDRESS
   value: 127.0.0.1:{{ last . }}
 {{- $monitoring := (first .).Values.monitoring }}
-{{- if or $monitoring.expose (dig "podMonitors" "enabled" false $monitoring) }}
+{{- if or $monitoring.expose $monitoring.podMonitors.enabled }}
 - name: HOST_IP
   valueFrom: { fieldRef: { fieldPath: status.hostIP } }
 - name: VNETPOOL_METRICS_ADDRESS

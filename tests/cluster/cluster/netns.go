@@ -30,7 +30,7 @@ func netnsPath(name string) string { return filepath.Join(netnsFolder, name) }
 
 // createNetns makes a namespace; that it exists already is an error.
 func createNetns(name string) error {
-	if err := os.MkdirAll(netnsFolder, 0o755); err != nil {
+	if err := shareNetnsFolder(); err != nil {
 		return err
 	}
 	file, err := os.OpenFile(netnsPath(name), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
@@ -52,6 +52,26 @@ func createNetns(name string) error {
 		}
 		return nil
 	})
+}
+
+// shareNetnsFolder makes the folder of all namespaces a mount that is shared, as `ip netns` does when somebody first uses it on
+// this machine. Done later, while namespaces of ours are bound in it, that would bind them twice, and no name could be removed
+// any more. The mount stays, as iproute2's does.
+func shareNetnsFolder() error {
+	if err := os.MkdirAll(netnsFolder, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", netnsFolder, "", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if err := unix.Mount(netnsFolder, netnsFolder, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", netnsFolder, err)
+		}
+		err = unix.Mount("", netnsFolder, "", unix.MS_SHARED|unix.MS_REC, "")
+	}
+	if err != nil {
+		return fmt.Errorf("share %s: %w", netnsFolder, err)
+	}
+	return nil
 }
 
 // deleteNetns removes a namespace's name; the kernel removes it when its last process is gone, too.
