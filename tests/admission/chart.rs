@@ -131,7 +131,7 @@ pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
     let objects = rendered(&everything)?;
     for (template, program, count) in [
         ("operator/deployment.yaml", "vnetpool-operator", 10),
-        ("node-agent/daemonset.yaml", "vnetpool-node-agent", 10),
+        ("node-agent/daemonset.yaml", "vnetpool-node-agent", 12),
     ] {
         let binary = self::program(program);
         let help = Command::new(&binary).arg("--help").output();
