@@ -37,7 +37,7 @@ const LEASE: &str = "vnetpool-operator";
 /// A store that is set back shows a Lease that was last renewed at least so long ago: nobody restores a
 /// backup faster. A leader is replaced within a third of that.
 const LEADERLESS: Duration = Duration::from_secs(60);
-/// How long passes under way may take to end when the process is asked to: a NIC write takes about ten
+/// How long reconciles under way may take to end when the process is asked to: a NIC write takes about ten
 /// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long Events that were said may take to be published after that.
@@ -79,7 +79,7 @@ async fn listen(address: SocketAddr, routes: Router) -> Error {
     }
 }
 
-/// Runs the operator until `stop`, then ends the passes under way and gives the Lease up. Dropped, it stops
+/// Runs the operator until `stop`, then ends the reconciles under way and gives the Lease up. Dropped, it stops
 /// at once. `lease` asks for the Lease and for nothing else: when an API server dies without a word, all idle
 /// connections of a client are dead, and the time in which a Lease must be renewed is enough to find out one.
 ///
@@ -169,7 +169,9 @@ pub async fn run(
         tokio::select! {
             lost = leadership.keep() => Err(lost.into()),
             error = ended(&mut tasks) => Err(error),
-            () = &mut control => Err(Error::Ended { task: "controllers" }),
+            ended = &mut control => {
+                Err(ended.err().map_or(Error::Ended { task: "controllers" }, Error::Lost))
+            }
             () = &mut stop => {
                 info!("asked to stop");
                 drop(end);
@@ -177,7 +179,7 @@ pub async fn run(
                     lost = leadership.keep() => Err(lost.into()),
                     drained = timeout(DRAIN, control) => {
                         if drained.is_err() {
-                            warn!("passes under way are abandoned: the next leader reads their NICs");
+                            warn!("reconciles under way are abandoned: the next leader reads their NICs");
                         }
                         Ok(())
                     }
@@ -195,19 +197,19 @@ pub async fn run(
     outcome
 }
 
-/// The controllers. End when they are stopped and their passes are done.
-async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) {
+/// The controllers. End when they are stopped and their reconciles are done.
+async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<(), Lost> {
     let proved = async {
         let is_ready = ctx.cluster.ready().await;
         if is_ready {
-            ctx.cluster.catch_up_with(&ctx.client).await;
+            ctx.cluster.catch_up_with(&ctx.client).await?;
         }
-        is_ready
+        Ok(is_ready)
     };
     tokio::select! {
-        is_proved = proved => if !is_proved { return },
-        () = wakeups.ignore() => return,
-        () = stop.clone() => return,
+        is_proved = proved => if !is_proved? { return Ok(()) },
+        () = wakeups.ignore() => return Ok(()),
+        () = stop.clone() => return Ok(()),
     }
     ctx.cluster.wake_all(&ctx.waker);
     info!(nodes = ctx.cluster.nodes().len(), "caches are as new as the Lease, controllers start");
@@ -224,6 +226,7 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) {
         () = tell(&ctx, unreadable) => {}
         () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.waker.allocation(node)) => {}
     }
+    Ok(())
 }
 
 /// Says of each object that has turned out to be unreadable that it is, and about whom.

@@ -4,12 +4,10 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
-use std::time::Duration;
 use vnetpool_azure_sim::Effect;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, RESERVED, SURPLUS};
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,

@@ -89,7 +89,7 @@ pub async fn a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_
 }
 
 pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluster) -> Result<()> {
-    let pods = sixty_pods(cluster).await?;
+    sixty_pods(cluster).await?;
     let table = vnetpool_tests::eventually("the pool's sums", Duration::from_secs(120), || async {
         let table = cluster.kubectl(&["get", "nodeippools"]).await?;
         let row: Vec<_> =

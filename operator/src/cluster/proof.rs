@@ -28,6 +28,7 @@ use vnetpool_crds::{NodeIPAllocation, names};
 use super::Cluster;
 use super::unreadable::Unknown;
 use crate::demand::pod::{self, Decoded};
+use crate::leader::Lost;
 use crate::lock::lock;
 
 /// After an error of the API server, and until a list is made anew: what has gone since it was made is never
@@ -62,12 +63,17 @@ pub enum Unproved {
 impl Cluster {
     /// Waits until the view shows all Nodes, NodeIPAllocations and NodeIPPools as they were when this was
     /// called, or later.
-    pub async fn catch_up_with(&self, client: &Client) {
-        futures::join!(
+    ///
+    /// # Errors
+    /// When the view shows what the store hasn't come to yet: it was set back, and a watch of before shows
+    /// nothing of it.
+    pub async fn catch_up_with(&self, client: &Client) -> Result<(), Lost> {
+        futures::try_join!(
             catch_up(client, &self.nodes, &self.unknown_nodes),
             catch_up(client, &self.allocations, &self.unknown_allocations),
             catch_up(client, &self.pools, &self.unknown_pools),
-        );
+        )
+        .map(|_| ())
     }
 
     /// Whether a decision about this node rests on the absence of a pod: of one that has something attached to
@@ -89,12 +95,15 @@ impl Cluster {
     }
 }
 
-async fn catch_up<K>(client: &Client, store: &Store<K>, unknown: &Unknown)
+async fn catch_up<K>(client: &Client, store: &Store<K>, unknown: &Unknown) -> Result<(), Lost>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     loop {
+        let versions = store.state().into_iter().map(|one| number(one.resource_version()));
+        let newest = versions.max().unwrap_or_default();
         match Listed::now::<K>(client).await {
+            Ok(listed) if newest > listed.at => return Err(Lost::SetBack),
             Ok(listed) => {
                 let caught_up = async {
                     while lags_behind(store, unknown, &listed) {
@@ -102,7 +111,7 @@ where
                     }
                 };
                 if timeout(RETRY, caught_up).await.is_ok() {
-                    return;
+                    return Ok(());
                 }
                 warn!(kind = %K::kind(&()), "the cache isn't as new as the Lease yet");
             }
@@ -241,8 +250,18 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
                 .unwrap();
         writer.apply_watcher_event(&Event::Apply(known));
-        catch_up(&client, &store, &Unknown::default()).await;
+        catch_up(&client, &store, &Unknown::default()).await.unwrap();
         assert_eq!(*lock(&asked), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_view_of_what_a_store_that_was_set_back_has_not_come_to_is_no_proof() {
+        let (client, _) = server(vec![nodes("9", &["a"])]).await;
+        let (store, mut writer) = reflector::store::<Node>();
+        let ahead = json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "12"}});
+        writer.apply_watcher_event(&Event::Apply(serde_json::from_value(ahead).unwrap()));
+        let proved = catch_up(&client, &store, &Unknown::default()).await;
+        assert!(matches!(proved, Err(Lost::SetBack)), "{proved:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,7 +274,7 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
                 .unwrap();
         writer.apply_watcher_event(&Event::Apply(shown));
-        catch_up(&client, &store, &unknown).await;
+        catch_up(&client, &store, &unknown).await.unwrap();
     }
 
     #[tokio::test]

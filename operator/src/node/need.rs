@@ -1,4 +1,4 @@
-//! What a node needs, also while its pass waits for its turn at Azure: pods that come meanwhile may not wait
+//! What a node needs, also while its reconcile waits for its turn at Azure: pods that come meanwhile may not wait
 //! as long as what their node wanted before them.
 
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::planner::{self, Demand, Observed};
 pub struct Need {
     cluster: Cluster,
     node: String,
-    /// Whatever concerns the node; the controller comes to that only when its pass has ended.
+    /// Whatever concerns the node; the controller comes to that only when its reconcile has ended.
     wakeups: watch::Receiver<()>,
 }
 
