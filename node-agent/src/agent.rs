@@ -1,12 +1,12 @@
-//! The agent's loop: at every change of the object or the ledger, and when an address has cooled, one pass
-//! over what concerns the ledger; beside it, every so often, a look at the whole node.
+//! The agent's loop: at every change of the object or the ledger, and when an address has cooled, one
+//! reconcile over what concerns the ledger; beside it, every so often, a look at the whole node.
 //!
-//! A pass supplies the ledger and reports. It waits for locks and for the API server, never for another
-//! program. What is slow is done in looks ([`keeper`]), of which one is under way at a time. A pass holds back
-//! only what needs a look first: a spec whose rules are others than those in place.
+//! A reconcile supplies the ledger and reports. It waits for locks and for the API server, never for another
+//! program. What is slow is done in looks ([`keeper`]), of which one is under way at a time. A reconcile
+//! holds back only what needs a look first: a spec whose rules are others than those in place.
 //!
 //! What fails is told in a condition and stops nothing else; only without a ledger is there nothing to go on
-//! with. Everything is read anew: what an earlier pass or look knew is never trusted.
+//! with. Everything is read anew: what an earlier reconcile or look knew is never trusted.
 
 mod install;
 mod keeper;
@@ -44,13 +44,13 @@ use crate::{
 use keeper::{Keeper, Looked, Notes, Reserved, Wanted};
 use supply::{Meaning, Taken};
 
-/// How long changes of the ledger are collected before a pass: pods come in bursts.
+/// How long changes of the ledger are collected before a reconcile: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How often everything on the node is looked at without an occasion.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between two looks because something has changed on the node: a daemon that fights with us costs no more.
 const LOOKS_APART: Duration = Duration::from_secs(1);
-/// Between two passes for the ends of cooldowns, which come as closely as pods once went.
+/// Between two reconciles for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
 /// After a look at which something failed that may go well soon.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -173,8 +173,8 @@ impl Agent {
                 !self.is_store_set_back(object.as_deref()).await,
                 "the API server's store was set back to an earlier state; starting over"
             );
-            let outcome = self.pass(object.as_deref()).await;
-            self.metrics.pass_ended();
+            let outcome = self.reconcile(object.as_deref()).await;
+            self.metrics.reconcile_ended();
             let mut again = match outcome {
                 Ok(cooled) => {
                     retry = FIRST_RETRY;
@@ -236,11 +236,11 @@ impl Agent {
         (self.keeper, self.looked) = (Some(keeper), looked);
     }
 
-    /// One pass. Returns when the next address has cooled.
+    /// One reconcile. Returns when the next address has cooled.
     ///
     /// The order is part of how pods are kept safe: a pod needs its rules with its first packet, and an address
     /// must be the pods' alone when it is handed out.
-    async fn pass(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
+    async fn reconcile(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
         let object = self.newest(object);
         let meaning = match object {
             Some(object) => Some(self.meaning(object).await?),
@@ -289,7 +289,7 @@ impl Agent {
         object
     }
 
-    /// Reports what a pass has come to. Returns when the next address has cooled.
+    /// Reports what a reconcile has come to. Returns when the next address has cooled.
     fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Option<Instant> {
         let Taken { ledger, at, generation: supplied, said } = taken;
         let counts = ledger.counts(at);
@@ -388,18 +388,18 @@ mod tests {
         let mut agent = agent(root.path());
         let looks = agent.keeper.take();
         let first = object(&agent, 2, 1, "192.168.0.0/16");
-        agent.pass(Some(&first)).await.unwrap();
+        agent.reconcile(Some(&first)).await.unwrap();
         assert!(!is_held(&agent, 1), "a pod would come before its rules");
         agent.looked.wanted = agent.wanted.clone();
-        agent.pass(Some(&first)).await.unwrap();
+        agent.reconcile(Some(&first)).await.unwrap();
         assert!(is_held(&agent, 1));
 
         let more = object(&agent, 3, 2, "192.168.0.0/16");
-        agent.pass(Some(&more)).await.unwrap();
+        agent.reconcile(Some(&more)).await.unwrap();
         assert!(is_held(&agent, 2), "no rule is made from a free address");
 
         let other_rules = object(&agent, 4, 3, "172.16.0.0/12");
-        agent.pass(Some(&other_rules)).await.unwrap();
+        agent.reconcile(Some(&other_rules)).await.unwrap();
         assert!(!is_held(&agent, 3));
         assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
         drop(looks);
@@ -420,7 +420,7 @@ mod tests {
         agent.looked = Looked { wanted: agent.wanted.clone(), said: vec![installed], ..Looked::default() };
         for (generation, count) in [(2, 1), (3, 2)] {
             let object = object(&agent, generation, count, "192.168.0.0/16");
-            agent.pass(Some(&object)).await.unwrap();
+            agent.reconcile(Some(&object)).await.unwrap();
             let report = agent.reports.borrow().clone().unwrap();
             assert_eq!(report.generation, Some(generation));
             assert_eq!(report.conditions.len(), 4);

@@ -76,8 +76,8 @@ pub struct Metrics {
     pub rules: Counter,
     /// Whether the node has a ledger and the CNI configuration: what /readyz says.
     pub ready: Arc<AtomicBool>,
-    /// When a pass, good or bad, ended last.
-    passed: Arc<Mutex<Instant>>,
+    /// When a reconcile, good or bad, ended last.
+    reconciled: Arc<Mutex<Instant>>,
     /// What the plugin has logged is counted when somebody scrapes.
     log: Arc<Mutex<Reader>>,
 }
@@ -135,7 +135,7 @@ impl Metrics {
         );
         let rules = Counter::default();
         registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
-        let passed = Arc::new(Mutex::new(Instant::now()));
+        let reconciled = Arc::new(Mutex::new(Instant::now()));
         Self {
             registry: Arc::new(all),
             addresses,
@@ -153,7 +153,7 @@ impl Metrics {
             rebuilds,
             rules,
             ready: Arc::default(),
-            passed,
+            reconciled,
             log: Arc::new(Mutex::new(Reader::from_now(state_dir))),
         }
     }
@@ -210,14 +210,14 @@ impl Metrics {
         self.relinquished.inc_by(names as u64);
     }
 
-    /// A pass has ended, good or bad.
-    pub fn pass_ended(&self) {
-        *lock(&self.passed) = Instant::now();
+    /// A reconcile has ended, good or bad.
+    pub fn reconcile_ended(&self) {
+        *lock(&self.reconciled) = Instant::now();
     }
 
-    /// How long ago the last pass ended.
-    pub fn since_pass(&self) -> Duration {
-        lock(&self.passed).elapsed()
+    /// How long ago the last reconcile ended.
+    pub fn since_reconcile(&self) -> Duration {
+        lock(&self.reconciled).elapsed()
     }
 
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).

@@ -15,7 +15,7 @@ use crate::{
     watch::version,
 };
 
-/// The ledger after a pass has supplied it.
+/// The ledger after a reconcile has supplied it.
 pub(super) struct Taken {
     pub ledger: Ledger,
     /// CLOCK_BOOTTIME of the look at it.
