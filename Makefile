@@ -52,6 +52,7 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 RELEASE := target/release-$(VERSION)
+CLI := kubectl-vnetpool-$(VERSION)-linux-amd64.tar.gz
 CYCLONEDX := 0.5.9
 DENY := 0.20.2
 
@@ -63,9 +64,14 @@ release: setup images-root cluster-build ## what a release consists of, in targe
 	$(TOOLS)/cluster release --tag $(VERSION) --out $(RELEASE)
 	$(TOOLS)/helm package charts/vnetpool --destination $(RELEASE)
 	cat crds/manifests/*.yaml > $(RELEASE)/vnetpool-crds-$(VERSION).yaml
+	cargo build --profile $(PROFILE) --package vnetpool-kubectl
+	tar --create --owner=0 --group=0 --mtime=@0 LICENSE --directory $(OUT) kubectl-vnetpool | gzip -n > $(RELEASE)/$(CLI)
+	sed -e 's/$$VERSION/$(VERSION)/g' -e "s/\$$SHA256/$$(sha256sum < $(RELEASE)/$(CLI) | cut -c 1-64)/" operator/kubectl/krew.yaml \
+		> $(RELEASE)/krew-vnetpool.yaml
 	cargo install --quiet --locked --root target/cyclonedx --version $(CYCLONEDX) cargo-cyclonedx
 	target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(notdir $(TARGET))
-	mv operator/vnetpool-operator_bin.cdx.json node-agent/vnetpool-node-agent_bin.cdx.json node-agent/plugin/vnetpool_bin.cdx.json $(RELEASE)
+	mv operator/vnetpool-operator_bin.cdx.json operator/kubectl/kubectl-vnetpool_bin.cdx.json \
+		node-agent/vnetpool-node-agent_bin.cdx.json node-agent/plugin/vnetpool_bin.cdx.json $(RELEASE)
 	find . -name '*.cdx.json' -not -path './target/*' -delete
 	cd $(RELEASE) && sha256sum * > SHA256SUMS
 	@cat $(RELEASE)/SHA256SUMS

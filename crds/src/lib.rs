@@ -16,6 +16,7 @@
 
 pub mod allocation;
 pub mod condition;
+pub mod inspection;
 pub mod names;
 mod past;
 pub mod pool;

@@ -28,7 +28,11 @@ pub enum Command {
     /// DaemonSet): one that runs puts everything back.
     Cleanup,
     /// Print who has which address of this node.
-    Status,
+    Status {
+        /// For people, or with the wiring, as JSON for `kubectl vnetpool`.
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Give a container an address whose runtime doesn't use CNI; prints the result of CNI.
     Attach {
         #[command(flatten)]
@@ -41,6 +45,12 @@ pub enum Command {
         #[command(flatten)]
         container: Container,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use vnetpool_node_agent::{
     admin,
     agent::Agent,
-    args::{Args, Command, LogFormat},
+    args::{Args, Command, LogFormat, Output},
     attach, cleanup,
     config::{Config, SourceKind},
     metrics::Metrics,
@@ -26,7 +26,10 @@ use vnetpool_node_agent::{
     show,
     source::Source,
 };
-use vnetpool_plugin::ledger::file::{self, Store};
+use vnetpool_plugin::{
+    ledger::file::{self, Store},
+    wiring,
+};
 
 /// How long a thread stays that has waited for the kernel: until the next look, and many more. That it ends
 /// would wake the process each time.
@@ -45,7 +48,7 @@ async fn run() -> anyhow::Result<()> {
     match command.unwrap_or(Command::Run) {
         Command::Run => serve(config).await,
         Command::Cleanup => cleanup::run(&config).await,
-        Command::Status => status(&config),
+        Command::Status { output } => status(&config, output),
         Command::Attach { container, namespace } => {
             attach::attach(&container, &namespace, &config.cni_conf_dir)
         }
@@ -91,10 +94,13 @@ async fn listen(address: SocketAddr, routes: Router) -> anyhow::Result<()> {
     served.map(|never| match never {}).with_context(|| format!("can't listen on {address}"))
 }
 
-fn status(config: &Config) -> anyhow::Result<()> {
+fn status(config: &Config, output: Output) -> anyhow::Result<()> {
     let ledger = Store::at(&config.state_dir).of_boot(config.boot_id()?).read()?;
-    let reported = local::read(&config.state_dir)?;
-    writeln!(stdout(), "{}", show::show(&ledger, file::now(), reported.as_ref()))?;
+    let text = match output {
+        Output::Text => show::show(&ledger, file::now(), local::read(&config.state_dir)?.as_ref()),
+        Output::Json => serde_json::to_string(&show::view(&ledger, &wiring::occupants()?, file::now()))?,
+    };
+    writeln!(stdout(), "{text}")?;
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! The node's ledger and conditions in readable form: what `kubectl describe nodeipallocation` shows in a
-//! cluster.
+//! cluster. And the ledger and the wiring for `kubectl vnetpool`.
 
 use std::fmt::Write;
 
 use vnetpool_crds::NodeIPAllocationStatus;
-use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Pod, State, Tenant};
+use vnetpool_crds::inspection::{self, AddressView, NodeView, Wired};
+use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Occupant, Pod, Proof, Sandbox, State, Tenant};
 
 /// The ledger at this moment, and the conditions of the agent's last report if there is one.
 pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus>) -> String {
@@ -46,6 +47,45 @@ pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus
     text
 }
 
+/// The ledger at this moment, and what is wired on the node.
+pub fn view(ledger: &Ledger, wired: &[Occupant], now: Millis) -> NodeView {
+    let addresses = ledger.records().iter().map(|record| {
+        let (state, since, assignment) = match record.state() {
+            State::Free { since } => (inspection::State::Free, *since, None),
+            State::Withdrawn { since } => (inspection::State::Withdrawn, *since, None),
+            State::Assigned(one) if one.vanished => (inspection::State::Vanished, Some(one.since), Some(one)),
+            State::Assigned(one) => (inspection::State::Assigned, Some(one.since), Some(one)),
+        };
+        AddressView {
+            address: record.entry().address.to_string(),
+            name: record.entry().name.clone(),
+            state,
+            since_seconds: since.map(|since| now.saturating_sub(since) / 1000),
+            tenant: assignment.map(|one| tenant(&one.sandbox, &one.pod)),
+            is_leased: assignment.is_some_and(|one| matches!(one.proof, Proof::Namespace { .. })),
+        }
+    });
+    NodeView {
+        boot_id: ledger.boot_id().to_owned(),
+        generation: ledger.generation(),
+        addresses: addresses.collect(),
+        relinquished: ledger.relinquished().map(str::to_owned).collect(),
+        waiting: ledger.waiting().iter().map(|waiter| tenant(&waiter.sandbox, &waiter.pod)).collect(),
+        wired: wired
+            .iter()
+            .map(|one| Wired { address: one.address.to_string(), tenant: tenant(&one.sandbox, &one.pod) })
+            .collect(),
+    }
+}
+
+fn tenant(sandbox: &Sandbox, pod: &Pod) -> inspection::Tenant {
+    inspection::Tenant {
+        pod: if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) },
+        pod_uid: pod.uid.clone(),
+        sandbox: format!("{}/{}", sandbox.container_id, sandbox.ifname),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +114,31 @@ mod tests {
             lines,
             ["10.240.0.5      free       -", "10.240.0.6      assigned   2s      web/eth0 (shop)"]
         );
+    }
+
+    #[test]
+    fn programs_get_the_ledger_and_the_wiring_whatever_they_say_of_each_other() {
+        let supply = Supply {
+            object: "o".into(),
+            generation: 7,
+            node_uid: "n".into(),
+            boot_id: "boot".into(),
+            cooldown: Duration::from_secs(30),
+            entries: vec![Entry { name: "vnp-5".into(), address: [10, 240, 0, 5].into(), attached_to: None }],
+        };
+        let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0);
+        let sandbox = Sandbox { container_id: "web".into(), ifname: "eth0".into() };
+        let pod = Pod { namespace: "shop".into(), name: "cart".into(), uid: "u".into() };
+        ledger.assign(&Claim::wired(&sandbox, &pod, ""), 5_000);
+        let proof = Proof::Link("vnp1".into());
+        let stranger = Occupant { sandbox, pod, address: [10, 240, 0, 6].into(), proof };
+        let view = view(&ledger, &[stranger], 7_000);
+        let record = &view.addresses[0];
+        assert_eq!((record.state, record.since_seconds), (inspection::State::Assigned, Some(2)));
+        assert_eq!(record.tenant.as_ref().unwrap().pod, "shop/cart");
+        assert_eq!((view.generation, view.wired[0].address.as_str()), (7, "10.240.0.6"));
+        assert_eq!(view.wired[0].tenant.sandbox, "web/eth0");
+        let read: NodeView = serde_json::from_str(&serde_json::to_string(&view).unwrap()).unwrap();
+        assert_eq!(read, view);
     }
 }

@@ -88,6 +88,14 @@ pub enum Command {
         #[arg(long, requires = "resource_group")]
         subnet: Option<ResourceId>,
     },
+    /// Prints what Azure has reserved on these NICs, or in these route tables, as JSON for `kubectl vnetpool`.
+    ///
+    /// Signs in as the operator would. Changes nothing.
+    Reserved {
+        /// Their ids.
+        #[arg(required = true)]
+        id: Vec<ResourceId>,
+    },
     /// Says from inside a pod whether the pod network works: is the pod's address reserved for its node, and
     /// does every node answer? What `helm test` runs. Fails if anything is wrong.
     Datapath {

@@ -34,6 +34,7 @@ mod pool;
 pub mod preflight;
 mod priority;
 mod refusals;
+pub mod reserved;
 mod resource_id;
 mod shortage;
 pub mod telemetry;
@@ -45,4 +46,5 @@ use vnetpool_apiserver::answer as api_server;
 use vnetpool_process::lock;
 
 pub use context::Waits;
+pub use node::outlook;
 pub use operate::{Config, Error, run};

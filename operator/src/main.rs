@@ -10,7 +10,7 @@ use vnetpool_apiserver::client;
 use vnetpool_operator::args::{Args, Command, Crds};
 use vnetpool_operator::azure::{Azure, role};
 use vnetpool_operator::datapath::{self, Here};
-use vnetpool_operator::{crds, preflight, telemetry};
+use vnetpool_operator::{crds, preflight, reserved, telemetry};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -47,6 +47,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
             let report = preflight::run(&azure, subject, client).await?;
             write!(stdout(), "{report}")?;
             anyhow::ensure!(report.lacks() == 0, "{} permissions are missing or of no use", report.lacks());
+            Ok(())
+        }
+        Some(Command::Reserved { id }) => {
+            let azure = Azure::new(&args.config().context("reading the configuration")?.azure)?;
+            let mut views = vec![];
+            for id in &id {
+                views.push(reserved::view(&azure, id).await);
+            }
+            writeln!(stdout(), "{}", serde_json::to_string(&views)?)?;
             Ok(())
         }
         Some(Command::Datapath { node, address, kubelet_port }) => {

@@ -26,6 +26,7 @@ mod memory;
 mod mending;
 mod need;
 mod observe;
+pub mod outlook;
 mod progress;
 mod publish;
 mod report;

@@ -16,7 +16,7 @@ use crate::ip_configuration::{IpConfiguration, ProvisioningState};
 use crate::priority::Priority;
 use crate::resource_id::ResourceId;
 pub use rehearsal::Rehearsal;
-pub use sizing::Demand;
+pub use sizing::{Demand, Steps};
 
 /// A burst of pods counts as over when the scheduler has bound none for this long.
 pub const STILL: Duration = Duration::from_millis(300);
@@ -81,6 +81,8 @@ pub struct Observed {
 /// What to do next for one node: at most one NIC write, then one patch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
+    /// The way from the node's pods to what is wanted; `None` where nothing is.
+    pub steps: Option<Steps>,
     /// What the node should hold, for `spec.target`.
     pub target: u32,
     /// What the sizing asks for before any limit.
@@ -147,8 +149,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let kept = keeping.iter().map(|one| addresses(one, *grain)).sum();
     let free_slots = slots.saturating_sub(keeping.len() as u32);
     let room = free_slots.saturating_mul(*grain).saturating_add(kept);
-    let asked = sizing.as_ref().map_or(0, |sizing| sizing::asked(sizing, demand, *grain));
-    let wanted = sizing.as_ref().map_or(0, |sizing| sizing::wanted(sizing, demand, *grain, room));
+    let steps = sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, *grain, room));
+    let (asked, wanted) = steps.map_or((0, 0), |steps| (steps.asked, steps.wanted));
 
     let surplus = wanted < kept;
     let surplus_to_last = surplus
@@ -208,6 +210,7 @@ pub fn plan(observed: &Observed) -> Plan {
     ];
 
     Plan {
+        steps,
         target,
         asked,
         wanted,

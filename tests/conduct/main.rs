@@ -26,6 +26,7 @@ mod groups;
 mod habits;
 mod hostile;
 mod identity;
+mod inspected;
 mod left_alone;
 mod lost;
 mod machines;
@@ -122,6 +123,7 @@ fn main() -> ExitCode {
         habits::TESTS,
         hostile::TESTS,
         identity::TESTS,
+        inspected::TESTS,
         lost::TESTS,
         machines::TESTS,
         migrations::TESTS,

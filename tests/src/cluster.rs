@@ -50,6 +50,14 @@ pub fn root() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
+/// Where programs are looked for: our kubectl, helm and programs first.
+pub fn search_path() -> String {
+    let inherited = std::env::var("PATH").unwrap_or_default();
+    let [tools, programs] =
+        ["target/cluster/bin", "target/x86_64-unknown-linux-gnu/debug"].map(|folder| root().join(folder));
+    format!("{}:{}:{inherited}", tools.display(), programs.display())
+}
+
 /// Where the built Kubernetes commands and the cluster tool are.
 pub fn tool(name: &str) -> PathBuf {
     root().join("target/cluster/bin").join(name)
@@ -155,9 +163,9 @@ impl Cluster {
         self.output(kubectl).await
     }
 
-    /// Runs commands of a document with our kubectl and helm, in the project's folder and the shell that the
-    /// document names, as somebody would who administers the cluster; `before` is what the shell is told
-    /// first.
+    /// Runs commands of a document with our kubectl, its plugin and helm, in the project's folder and the
+    /// shell that the document names, as somebody would who administers the cluster; `before` is what the
+    /// shell is told first.
     ///
     /// # Errors
     /// When one of its commands fails.
@@ -168,10 +176,8 @@ impl Cluster {
         before: &str,
     ) -> Result<String> {
         let mut shell = Command::new(&snippet.shell);
-        let inherited = std::env::var("PATH").unwrap_or_default();
-        let path = format!("{}:{inherited}", root().join("target/cluster/bin").display());
         shell.args(["-euxc", &format!("{before}\n{}", snippet.script)]);
-        shell.env("PATH", path).envs(variables.iter().copied()).current_dir(root());
+        shell.env("PATH", search_path()).envs(variables.iter().copied()).current_dir(root());
         self.output(shell).await.with_context(|| snippet.place.clone())
     }
 

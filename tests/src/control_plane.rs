@@ -1,7 +1,8 @@
 //! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no
 //! controller.
 
-use crate::cluster::{root, tool};
+use crate::cluster::{root, search_path, tool};
+use crate::snippets::Snippet;
 use anyhow::{Context, Result, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use reqwest::header::{HeaderName, HeaderValue};
@@ -121,6 +122,30 @@ impl ControlPlane {
 
     pub fn kubectl_as(&self, user: User, args: &[&str]) -> Result<String> {
         self.try_kubectl(user, args, "")?.map_err(|error| anyhow::anyhow!("kubectl {args:?}: {error}"))
+    }
+
+    /// What our plugin of kubectl shows an administrator, as JSON.
+    ///
+    /// # Errors
+    /// Its own, in its words.
+    pub fn vnetpool(&self, args: &[&str], input: &str) -> Result<serde_json::Value> {
+        let mut kubectl = Command::new(tool("kubectl"));
+        kubectl.arg("vnetpool").args(args).args(["--output", "json"]).env("KUBECONFIG", &self.kubeconfig);
+        kubectl.env("PATH", search_path());
+        let printed =
+            run(kubectl, input)?.map_err(|error| anyhow::anyhow!("kubectl vnetpool {args:?}: {error}"))?;
+        serde_json::from_str(&printed).with_context(|| printed)
+    }
+
+    /// Runs commands of a document, with our kubectl and its plugin, and gives what they printed.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub fn type_in(&self, snippet: &Snippet, variables: &[(&str, &str)]) -> Result<String> {
+        let mut shell = Command::new(&snippet.shell);
+        shell.args(["-euc", &snippet.script]).env("PATH", search_path()).env("KUBECONFIG", &self.kubeconfig);
+        shell.envs(variables.iter().copied());
+        run(shell, "")?.map_err(|error| anyhow::anyhow!("{}: {error}", snippet.place))
     }
 
     pub fn apply(&self, manifest: &str) -> Result<String> {

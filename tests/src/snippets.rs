@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
 /// What runs the blocks of a group.
-pub const GROUPS: [(&str, &str); 7] = [
+pub const GROUPS: [(&str, &str); 8] = [
     ("install", "the_commands_of_the_documents_do_what_they_say"),
     ("look", "the_commands_of_the_documents_do_what_they_say"),
+    ("inspect", "the_commands_that_inspect_do_what_they_say"),
     ("plain-vm-agent", "the_commands_for_a_plain_vm_do_what_they_say"),
     ("plain-vm", "the_commands_for_a_plain_vm_do_what_they_say"),
     ("plain-vm-end", "the_commands_for_a_plain_vm_do_what_they_say"),

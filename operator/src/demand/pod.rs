@@ -83,16 +83,26 @@ impl Pod {
         let mirrored = pod.metadata.annotations.as_mut().and_then(|all| all.remove(MIRROR));
         let uid = mirrored.or_else(|| pod.metadata.uid.take())?;
         let Spec { node_name, host_network } = pod.spec;
-        // A pod on the host network has the node's address, and one that ran to its end has none any more.
+        let needs_address = needs(host_network, pod.status.phase.as_deref());
         let address = pod.status.pod_ip.as_ref().and_then(|address| address.parse().ok());
-        let has_ended = matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         Some(Pod {
             uid: Uid::of(&uid),
             node: node_name?,
-            needs_address: !host_network.unwrap_or(false) && !has_ended,
+            needs_address,
             wish: wish(pod.metadata, address).map(|wish| (uid, wish)),
         })
     }
+}
+
+/// Whether a pod, read as a whole, needs an address.
+pub fn needs_address(pod: &v1::Pod) -> bool {
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network);
+    needs(host_network, pod.status.as_ref().and_then(|status| status.phase.as_deref()))
+}
+
+/// A pod on the host network has the node's address, and one that ran to its end has none any more.
+fn needs(host_network: Option<bool>, phase: Option<&str>) -> bool {
+    !host_network.unwrap_or(false) && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// What the pod's annotations ask for; none if there are none of ours.

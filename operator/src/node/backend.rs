@@ -41,6 +41,14 @@ pub async fn observe(
     Ok((Backend::of(nic.interface)?, holding))
 }
 
+/// How much a node of the pool is to hold, where the pool's mode has its addresses.
+pub fn sizing(pool: &NodeIPPool) -> Sizing {
+    match pool.spec.mode {
+        Mode::Address | Mode::Prefix => pool.spec.sizing.clone(),
+        Mode::Route => route_table::sizing(pool),
+    }
+}
+
 impl Backend {
     /// The one that the NIC itself is.
     fn of(interface: &Interface) -> Result<Backend, azure::Error> {
@@ -74,14 +82,6 @@ impl Backend {
         match self {
             Backend::Nic | Backend::Instance => pool.spec.mode != Mode::Route,
             Backend::RouteTable(routed) => routed.claim.is_some(),
-        }
-    }
-
-    /// How much a node of the pool is to hold.
-    pub fn sizing(&self, pool: &NodeIPPool) -> Sizing {
-        match self {
-            Backend::Nic | Backend::Instance => pool.spec.sizing.clone(),
-            Backend::RouteTable(_) => route_table::sizing(pool),
         }
     }
 

@@ -36,6 +36,7 @@ use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use groups::Grouping;
 use interfaces::{Found, Occasion};
+pub use interfaces::{NIC_SLOTS, mirrored};
 use obstacle::{Obstacle, obstacle};
 use policy::Policy;
 
@@ -231,7 +232,7 @@ pub async fn around(
         is_shared: !interface.secondary,
         is_dry_run: ctx.azure.is_dry_run(),
     });
-    let wanted = Wanted::of(pool, obstacle.as_ref(), &backend);
+    let wanted = Wanted::of(pool, obstacle.as_ref());
     let lost = nic
         .filter(|_| backend.takes_asked_address())
         .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken))
@@ -342,11 +343,11 @@ impl Default for Wanted {
 impl Wanted {
     /// Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they
     /// aren't from.
-    fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>, backend: &Backend) -> Wanted {
+    fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>) -> Wanted {
         let Some(pool) = pool else { return Wanted::default() };
         let is_moving = obstacle.is_some_and(Obstacle::is_moving);
         Wanted {
-            sizing: obstacle.is_none().then(|| backend.sizing(pool)),
+            sizing: obstacle.is_none().then(|| backend::sizing(pool)),
             grain: pool.spec.grain(),
             release_after: if is_moving { Duration::ZERO } else { pool.spec.sizing.release_after.into() },
         }
@@ -389,16 +390,16 @@ fn observed(
 }
 
 /// The names that the agent has given up for good.
-fn relinquished(allocation: &NodeIPAllocation) -> BTreeSet<String> {
+pub fn relinquished(allocation: &NodeIPAllocation) -> BTreeSet<String> {
     allocation.status.iter().flat_map(|status| status.relinquished.iter().cloned()).collect()
 }
 
 /// The names that `spec` shows.
-fn shown(allocation: &NodeIPAllocation) -> BTreeSet<String> {
+pub fn shown(allocation: &NodeIPAllocation) -> BTreeSet<String> {
     allocation.spec.ip_configurations().map(|one| one.name.clone()).collect()
 }
 
-fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
+pub fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
     let surplus = condition::find(allocation.conditions(), condition::SURPLUS)
         .filter(|surplus| surplus.status == "True")?;
     Some(now.duration_since(surplus.last_transition_time.0).try_into().unwrap_or_default())

@@ -83,6 +83,7 @@ mod tests {
 
     fn plan(target: u32, kept: u32, change: Change) -> Plan {
         Plan {
+            steps: None,
             target,
             asked: target,
             wanted: target,

@@ -1,9 +1,11 @@
 //! How many addresses a node should hold: the formula of `NodeIPPool.spec.sizing`, and nothing else. Pure.
 
+use serde::Serialize;
 use vnetpool_crds::pool::Sizing;
 
 /// What a node's pods need, from the scheduler's side (`bound`) and from the node's (the rest).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Demand {
     /// Pods the scheduler has put on the node that need an address: known before the first CNI ADD.
     pub bound: u32,
@@ -25,23 +27,50 @@ impl Demand {
     }
 }
 
-/// What the sizing asks for, before any limit.
-///
-/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
-/// `grain` is how many addresses come at once, and the last step rounds up to it.
-pub fn asked(sizing: &Sizing, demand: &Demand, grain: u32) -> u32 {
-    let pods = demand.pods();
-    let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
-    let useful = with_warm.saturating_add(demand.cooling).max(sizing.minimum);
-    let rounded = |number: u32, step: u32| number.checked_next_multiple_of(step.max(1)).unwrap_or(number);
-    rounded(rounded(useful, sizing.batch), grain)
+/// The way from a node's pods to what it should hold: what there is after each step. `kubectl vnetpool explain`
+/// shows them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Steps {
+    /// Pods that have an address or need one now.
+    pub pods: u32,
+    /// With the warm addresses, as far as the kubelet takes more pods.
+    pub with_warm: u32,
+    /// With those that cool: they are held, too.
+    pub with_cooling: u32,
+    /// The minimum, if that is more.
+    pub at_least: u32,
+    /// Rounded up to a multiple of the batch.
+    pub in_batches: u32,
+    /// Rounded up to whole reservations: what is asked for, before any limit.
+    pub asked: u32,
+    /// The pool's maximum, as far as it is whole reservations.
+    pub maximum: u32,
+    /// What Azure leaves room for.
+    pub room: u32,
+    /// What the node should hold.
+    pub wanted: u32,
 }
 
-/// What the node should hold: what is [`asked`] for, within the pool's maximum, of which only whole grains
-/// count, and the `room` for addresses that Azure leaves us on the NIC.
-pub fn wanted(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> u32 {
+/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
+/// `grain` is how many addresses come at once.
+pub fn steps(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> Steps {
+    let rounded = |number: u32, step: u32| number.checked_next_multiple_of(step.max(1)).unwrap_or(number);
+    let pods = demand.pods();
+    let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
+    let with_cooling = with_warm.saturating_add(demand.cooling);
+    let at_least = with_cooling.max(sizing.minimum);
+    let in_batches = rounded(at_least, sizing.batch);
+    let asked = rounded(in_batches, grain);
     let maximum = sizing.maximum - sizing.maximum % grain.max(1);
-    asked(sizing, demand, grain).min(maximum).min(room)
+    let wanted = asked.min(maximum).min(room);
+    Steps { pods, with_warm, with_cooling, at_least, in_batches, asked, maximum, room, wanted }
+}
+
+/// What the node should hold: what is asked for, within the pool's maximum, of which only whole grains count,
+/// and the `room` for addresses that Azure leaves us on the NIC.
+pub fn wanted(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> u32 {
+    steps(sizing, demand, grain, room).wanted
 }
 
 #[cfg(test)]

@@ -137,6 +137,23 @@ pub fn names(nic: &Nic) -> Vec<&str> {
     nic.ip_configurations.iter().map(|one| one.name.as_str()).collect()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_reserved_is_told_as_azure_has_it_and_nothing_is_written() {
+    let world = World::start("nodes", 0.2).await;
+    world.reserve(&["vnp-1", "vnp-2"]).await.unwrap();
+    let before = world.asked().len();
+    let view = vnetpool_operator::reserved::view(&world.azure, &world.nic).await;
+    let told: Vec<_> = view.reservations.iter().map(|one| (one.name.clone(), one.address.clone())).collect();
+    let held: Vec<_> =
+        world.held().into_iter().map(|(name, address)| (name, Some(format!("{address}/32")))).collect();
+    assert_eq!((told, view.others, view.error), (held, 1, None));
+    assert_eq!(world.asked()[before..], ["GET"]);
+
+    let gone: ResourceId = world.nic.to_string().replace("node-1-nic", "gone-nic").parse().unwrap();
+    let view = vnetpool_operator::reserved::view(&world.azure, &gone).await;
+    assert!(view.error.unwrap().contains("gone-nic") && view.reservations.is_empty());
+}
+
 const FIVE: [&str; 5] = ["vnp-1", "vnp-2", "vnp-3", "vnp-4", "vnp-5"];
 
 #[tokio::test]

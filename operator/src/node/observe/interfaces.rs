@@ -14,7 +14,7 @@ use crate::azure::{
 use crate::context::Context;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
-const NIC_SLOTS: u32 = 256;
+pub const NIC_SLOTS: u32 = 256;
 
 /// What the choice depends on.
 pub struct Wanted<'a> {
@@ -194,7 +194,7 @@ fn interface(nic: &Nic) -> Interface {
 
 /// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an
 /// operator that starts finds for nearly every node.
-fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
+pub fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     let held = interface.ip_configurations.iter().map(|one| IpConfiguration {
         name: one.name.clone(),
         address: one.address.parse().ok(),

@@ -78,7 +78,7 @@ fn unroutable(
     Ok(Some(Obstacle::Interface { reason: Reason::RouteTableNotAssociated, message }))
 }
 
-fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
+pub fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
     let message = format!(
         "node {} still has pods with addresses of its former pool's mode or range. It gets none of NodeIPPool {} before the \
          last of these is given back: drain it.",
@@ -89,7 +89,7 @@ fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
 }
 
 /// The pool is for another subnet than the NIC's. One that names none is for the primary NIC's.
-fn mismatch(
+pub fn mismatch(
     pool: &NodeIPPool,
     interface: &Interface,
     primary: Option<&str>,

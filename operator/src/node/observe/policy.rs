@@ -123,7 +123,7 @@ fn takes_nothing(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
 }
 
 /// Whether what the node has is a range of this route.
-fn leads(spec: &NodeIPAllocationSpec, route: &PodRoute) -> bool {
+pub fn leads(spec: &NodeIPAllocationSpec, route: &PodRoute) -> bool {
     let is_its_table =
         spec.route_table_id.as_ref().is_some_and(|id| id.eq_ignore_ascii_case(&route.route_table_id));
     let within: Option<Ipv4Net> = route.pod_cidr.parse().ok();

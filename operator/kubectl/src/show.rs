@@ -1,0 +1,164 @@
+//! Tables as kubectl prints them, and what several commands print alike.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use vnetpool_crds::condition::{self, Polarity, TYPES};
+
+/// Something that isn't as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    /// Kind and name.
+    pub object: String,
+    pub what: String,
+    pub message: String,
+}
+
+/// Columns are as wide as their longest cell, and three spaces apart.
+pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let all: Vec<Vec<&str>> = std::iter::once(headers.to_vec())
+        .chain(rows.iter().map(|row| row.iter().map(String::as_str).collect()))
+        .collect();
+    let width = |column: usize| {
+        all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headers.len()).map(width).collect();
+    let line = |row: &Vec<&str>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned() + "\n"
+    };
+    all.iter().map(line).collect()
+}
+
+/// How long something has lasted, as kubectl says it.
+pub fn age(since: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(since).as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+/// The same of a length of time.
+pub fn length(time: Duration) -> String {
+    age(Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH.saturating_add(time).unwrap_or(Timestamp::MAX))
+}
+
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or("-".to_owned(), |value| value.to_string())
+}
+
+/// The conditions of an object that aren't as they are when all is well. `Ready` repeats others, and is told only
+/// if no other says why.
+pub fn troubles(object: &str, conditions: &[Condition], now: Timestamp) -> Vec<Trouble> {
+    let abnormal = |condition: &&Condition| {
+        let row = TYPES.iter().find(|row| condition.type_ == row.name);
+        row.is_some_and(|row| match row.polarity {
+            _ if repeats(row.type_) => false,
+            Polarity::Either => false,
+            Polarity::True => condition.status != "True",
+            Polarity::False => condition.status != "False",
+        })
+    };
+    let trouble = |condition: &Condition| Trouble {
+        object: object.to_owned(),
+        what: format!(
+            "{} is {} for {} ({})",
+            condition.type_,
+            condition.status,
+            age(condition.last_transition_time.0, now),
+            condition.reason
+        ),
+        message: condition.message.clone(),
+    };
+    let all: Vec<Trouble> = conditions.iter().filter(abnormal).map(trouble).collect();
+    match condition::find(conditions, condition::READY) {
+        Some(ready) if all.is_empty() && ready.status != "True" => vec![trouble(ready)],
+        Some(_) => all,
+        None => all.into_iter().chain([unreported(object)]).collect(),
+    }
+}
+
+fn unreported(object: &str) -> Trouble {
+    Trouble {
+        object: object.to_owned(),
+        what: "has no condition Ready".to_owned(),
+        message: "The operator hasn't reported on it. If it doesn't within a minute, look at its log."
+            .to_owned(),
+    }
+}
+
+/// A condition that is made of others.
+fn repeats(type_: condition::Type) -> bool {
+    matches!(type_, condition::READY | condition::NODES_READY | condition::STALLED)
+}
+
+/// A paragraph for each.
+pub fn list(troubles: &[Trouble]) -> String {
+    let paragraph = |one: &Trouble| format!("{}: {}\n{}", one.object, one.what, indented(&one.message));
+    troubles.iter().map(paragraph).collect()
+}
+
+/// In lines of at most 100 columns, two spaces in.
+pub fn indented(text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > 98 {
+            lines += &format!("  {line}\n");
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line += word;
+    }
+    if line.is_empty() { lines } else { lines + &format!("  {line}\n") }
+}
+
+/// The last parts of a resource id, by which people know it: a subnet with its virtual network.
+pub fn short(id: &str) -> String {
+    let parts: Vec<&str> = id.split('/').collect();
+    match parts.as_slice() {
+        [.., network, kind, subnet] if kind.eq_ignore_ascii_case("subnets") => format!("{network}/{subnet}"),
+        [.., name] => (*name).to_owned(),
+        [] => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vnetpool_crds::reason::Reason;
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_cell() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["longer".to_owned(), String::new()]];
+        assert_eq!(table(&["NAME", "N"], &rows), "NAME     N\na        1\nlonger\n");
+    }
+
+    #[test]
+    fn what_is_not_ready_is_told_even_if_nothing_says_why() {
+        let at = Timestamp::UNIX_EPOCH;
+        let told = |conditions: &[Condition]| -> Vec<String> {
+            troubles("o", conditions, at).into_iter().map(|one| one.what).collect()
+        };
+        let ready = |status| condition::new(condition::READY, status, Reason::SubnetFull, "", None, at);
+        let reserved = condition::new(condition::RESERVED, false, Reason::SubnetFull, "", None, at);
+        assert_eq!(told(&[]), ["has no condition Ready"]);
+        assert_eq!(told(&[ready(true)]), Vec::<String>::new());
+        assert_eq!(told(&[ready(false)]), ["Ready is False for 0s (SubnetFull)"]);
+        assert_eq!(told(&[ready(false), reserved]), ["Reserved is False for 0s (SubnetFull)"]);
+    }
+
+    #[test]
+    fn an_age_has_one_unit() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let ages = [5, 119, 130, 7199, 7200, 200_000].map(|second| age(at(0), at(second)));
+        assert_eq!(ages, ["5s", "119s", "2m", "119m", "2h", "2d"]);
+    }
+}

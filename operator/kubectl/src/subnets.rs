@@ -1,0 +1,112 @@
+//! `subnets`: what there is in each, and whether it lasts.
+
+use std::fmt;
+
+use kube::ResourceExt;
+use serde::Serialize;
+use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
+
+use crate::cluster::Objects;
+use crate::show::{age, indented, or_dash, short, table};
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Subnets {
+    pub subnets: Vec<Subnet>,
+    pub forecasts: Vec<Forecast>,
+}
+
+/// A subnet, as one pool uses it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subnet {
+    pub id: String,
+    pub pool: String,
+    pub nodes: u32,
+    pub held: u32,
+    pub size: Option<u32>,
+    pub free: Option<u32>,
+    /// In percent.
+    pub free_share: Option<u32>,
+}
+
+/// What a pool's condition `SubnetExhausting` says.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forecast {
+    pub pool: String,
+    pub percent: u32,
+    pub exhausting: String,
+    pub reason: String,
+    pub message: String,
+    /// For how long.
+    pub age: String,
+}
+
+pub fn subnets(objects: &Objects) -> Subnets {
+    let (mut subnets, mut forecasts) = (vec![], vec![]);
+    for pool in &objects.pools {
+        let Some(status) = &pool.status else { continue };
+        subnets.extend(status.subnets.iter().map(|one| Subnet {
+            id: one.id.clone(),
+            pool: pool.name_any(),
+            nodes: one.nodes,
+            held: one.held,
+            size: one.size,
+            free: one.free,
+            free_share: one.free.zip(one.size).and_then(|(free, size)| (100 * free).checked_div(size)),
+        }));
+        if let Some(said) = condition::find(&status.conditions, SUBNET_EXHAUSTING) {
+            forecasts.push(Forecast {
+                pool: pool.name_any(),
+                percent: pool.spec.subnet_exhausting_percent,
+                exhausting: said.status.clone(),
+                reason: said.reason.clone(),
+                message: said.message.clone(),
+                age: age(said.last_transition_time.0, objects.now),
+            });
+        }
+    }
+    Subnets { subnets, forecasts }
+}
+
+impl fmt::Display for Subnets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.subnets.iter().map(|one| {
+            let share = one.free_share.map(|share| format!("{share}%"));
+            vec![
+                short(&one.id),
+                one.pool.clone(),
+                one.nodes.to_string(),
+                one.held.to_string(),
+                or_dash(one.size),
+                or_dash(one.free),
+                or_dash(share),
+            ]
+        });
+        let headers = ["SUBNET", "POOL", "NODES", "HELD", "SIZE", "FREE", "FREE%"];
+        f.write_str(&table(&headers, &rows.collect::<Vec<_>>()))?;
+        for one in &self.forecasts {
+            let Forecast { pool, percent, exhausting, reason, age, .. } = one;
+            writeln!(f, "\nNodeIPPool {pool} warns below {percent}%: {exhausting} for {age} ({reason})")?;
+            f.write_str(&indented(&one.message))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn each_subnet_is_a_line_and_each_pool_says_whether_it_lasts() {
+        let expected = "\
+SUBNET       POOL      NODES   HELD   SIZE   FREE   FREE%
+vnet/nodes   default   2       7      251    3      1%
+
+NodeIPPool default warns below 10%: True for 5m (FewFree)
+  vnet/nodes has 3 of 251 addresses free
+";
+        assert_eq!(subnets(&fixture::objects()).to_string(), expected);
+    }
+}

@@ -1,0 +1,184 @@
+//! What the operator would make of a node's objects, without asking Azure and without doing it: for people who
+//! want to know why a node holds what it holds, or what an edit would do. The decisions are the reconcile's own;
+//! of the NIC it believes what `spec` mirrors, as an operator does that has just started.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use vnetpool_crds::pool::{Mode, Sizing};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+
+use super::observe::obstacle::{self, Obstacle};
+use super::observe::policy::{self, Policy};
+use super::observe::{NIC_SLOTS, mirrored, relinquished, shown, surplus_for};
+use super::{backend, need};
+use crate::context::Waits;
+pub use crate::demand::pod::needs_address;
+use crate::planner::{self, Demand, Observed, Plan};
+pub use crate::pool::left_alone::is_left_alone;
+
+/// What is known of a node without Azure.
+pub struct Facts<'a> {
+    pub allocation: &'a NodeIPAllocation,
+    pub node: &'a Node,
+    /// Pods on the node that need an address.
+    pub bound: u32,
+    /// All pools, as they are or as they would be.
+    pub pools: &'a [Arc<NodeIPPool>],
+    pub now: Timestamp,
+}
+
+/// What follows for the node.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// The pool whose policy holds.
+    pub pool: Option<Arc<NodeIPPool>>,
+    /// Why the pool that served the node last does so no more, until when its policy holds, and what then.
+    pub leaves: Option<String>,
+    /// Why the node is to hold nothing.
+    pub obstacle: Option<String>,
+    pub demand: Demand,
+    /// What the pool asks for; `None` if nothing is.
+    pub sizing: Option<Sizing>,
+    /// How many addresses a reservation brings.
+    pub grain: u32,
+    /// How many reservations of ours the NIC takes, as far as `spec` tells what others have on it.
+    pub slots: u32,
+    pub plan: Plan,
+}
+
+pub fn outlook(facts: &Facts) -> Outlook {
+    let Facts { allocation, node, bound, pools, now } = facts;
+    let (spec, grace) = (&allocation.spec, Waits::default().grace);
+    let named = |name: &str| pools.iter().find(|pool| pool.name_any() == name).cloned();
+    let selected = NodeIPPool::serving(pools.iter().map(AsRef::as_ref), node.labels());
+    let Policy { pool, change } = policy::decide(policy::Facts {
+        allocation,
+        selected: selected.and_then(|pool| named(&pool.name_any())),
+        last: named(&spec.pool),
+        grace,
+        now: *now,
+    });
+    let leaves = change.map(|change| change.verdict(&node.name_any(), &spec.pool, grace).message);
+    let obstacle = pool.as_deref().and_then(|pool| obstacle(allocation, node, pool));
+    let served = pool.as_deref().filter(|_| obstacle.is_none());
+
+    let held = spec.serving().map(mirrored).unwrap_or_default();
+    let (sizing, grain) = (served.map(backend::sizing), served.map_or(1, |pool| pool.spec.grain()));
+    let slots = match spec.mode {
+        // The primary ipConfiguration at least is the node's own.
+        Mode::Address | Mode::Prefix => NIC_SLOTS.saturating_sub(1).saturating_sub(spec.elsewhere),
+        Mode::Route => 1,
+    };
+    let observed = Observed {
+        sizing: sizing.clone(),
+        demand: need::demand(allocation, node, *bound),
+        held,
+        lost: BTreeSet::new(),
+        slots,
+        grain,
+        release_after: served.map(|pool| pool.spec.sizing.release_after.into()).unwrap_or_default(),
+        relinquished: relinquished(allocation),
+        shown: shown(allocation),
+        adopt: vec![],
+        join: vec![],
+        leave: vec![],
+        surplus_for: surplus_for(allocation, *now),
+        // As it will be when the burst is over, if there is one.
+        bound_still_for: Duration::MAX,
+        growth_wanted_for: Duration::MAX,
+        release_wanted_for: Duration::MAX,
+        may_reserve: u32::MAX,
+        may_write: true,
+        nic_failed: false,
+        may_mend: false,
+        forwarding_lacks: false,
+        route_is_wrong: false,
+    };
+    Outlook {
+        leaves,
+        obstacle: obstacle.map(|obstacle| match obstacle {
+            Obstacle::NoPool => "no NodeIPPool serves the node".to_owned(),
+            Obstacle::Interface { message, .. } => message,
+        }),
+        demand: observed.demand,
+        sizing,
+        grain,
+        slots,
+        plan: planner::plan(&observed),
+        pool,
+    }
+}
+
+/// As far as it can be told without Azure.
+fn obstacle(allocation: &NodeIPAllocation, node: &Node, pool: &NodeIPPool) -> Option<Obstacle> {
+    let spec = &allocation.spec;
+    let serving = spec.serving()?;
+    let primary = spec.interfaces.iter().find(|nic| !nic.secondary).map(|nic| nic.subnet.id.as_str());
+    if let Ok(Some(mismatch)) = obstacle::mismatch(pool, serving, primary, node) {
+        return Some(mismatch);
+    }
+    let holds = spec.ip_configurations().next().is_some();
+    let is_of_its_range = pool.spec.route.as_ref().is_none_or(|route| policy::leads(spec, route));
+    (holds && (pool.spec.mode != spec.mode || !is_of_its_range)).then(|| obstacle::moving(pool, node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pool(name: &str, spec: serde_json::Value) -> Arc<NodeIPPool> {
+        Arc::new(NodeIPPool::new(name, serde_json::from_value(spec).unwrap()))
+    }
+
+    /// A node of pool `p` with 8 addresses of mode Address.
+    fn allocation() -> NodeIPAllocation {
+        let held = (0..8).map(|n| json!({"name": format!("vnp-{n}"), "address": format!("10.0.0.{n}/32")}));
+        let subnet =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n";
+        let nic = subnet.replace("virtualNetworks/v/subnets/n", "networkInterfaces/nic");
+        let nic = json!({"id": nic, "mac": "m", "primaryAddress": "10.0.1.4", "subnet": {"id": subnet},
+            "ipConfigurations": held.collect::<Vec<_>>()});
+        serde_json::from_value(json!({
+            "metadata": {"name": "n1"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "target": 8, "interfaces": [nic]},
+        }))
+        .unwrap()
+    }
+
+    fn seen(bound: u32, pools: &[Arc<NodeIPPool>]) -> Outlook {
+        let node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
+        outlook(&Facts { allocation: &allocation(), node: &node, bound, pools, now: Timestamp::UNIX_EPOCH })
+    }
+
+    #[test]
+    fn more_pods_are_answered_by_a_write_and_fewer_by_giving_back_later() {
+        let p = [pool("p", json!({"sizing": {"minimum": 0, "warm": 2, "batch": 1}}))];
+        let grows = seen(9, &p);
+        assert_eq!((grows.plan.steps.unwrap().wanted, grows.plan.change.reserve), (11, 3));
+        let shrinks = seen(1, &p);
+        assert_eq!((shrinks.plan.wanted, shrinks.plan.target, shrinks.plan.surplus), (3, 8, true));
+        assert_eq!(shrinks.plan.requeue, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn a_pool_of_another_mode_takes_over_after_the_grace() {
+        let moves = seen(1, &[pool("blocks", json!({"mode": "Prefix", "weight": 9})), pool("p", json!({}))]);
+        assert_eq!(moves.pool.unwrap().name_any(), "p");
+        assert!(moves.leaves.unwrap().contains("NodeIPPool blocks selects node n1 now"));
+    }
+
+    #[test]
+    fn a_pool_of_another_subnet_is_in_the_way() {
+        let other =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/o";
+        let stuck = seen(1, &[pool("p", json!({"subnetID": other}))]);
+        assert!(stuck.obstacle.unwrap().contains(other));
+        assert_eq!((stuck.plan.steps, stuck.plan.wanted), (None, 0));
+    }
+}

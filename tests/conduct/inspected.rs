@@ -1,0 +1,96 @@
+//! What `kubectl vnetpool` shows, held against what the operator does.
+
+use crate::Test;
+use crate::stage::{Stage, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::snippets;
+
+pub const TESTS: &[Test] = crate::tests![
+    what_is_forecast_of_an_edit_is_what_the_operator_does,
+    an_address_leads_to_its_pod_and_back,
+    the_commands_that_inspect_do_what_they_say,
+];
+
+fn pool(minimum: u32) -> Value {
+    json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": "default" },
+        "spec": { "sizing": { "minimum": minimum, "warm": 1, "batch": 1 } } })
+}
+
+async fn what_is_forecast_of_an_edit_is_what_the_operator_does(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    stage
+        .until("the agent has counted", "n1", |seen| (seen.status.as_ref()?.assigned == 3).then_some(()))
+        .await?;
+
+    let status = plane.vnetpool(&["status"], "")?;
+    let node = &status["nodes"][0];
+    ensure!(node["name"] == "n1" && node["target"] == 4 && node["counts"]["assigned"] == 3, "{status}");
+    let explained = plane.vnetpool(&["explain", "n1"], "")?;
+    ensure!(explained["steps"]["pods"] == 3 && explained["steps"]["wanted"] == 4, "{explained}");
+
+    let edit = pool(7).to_string();
+    let forecast = plane.vnetpool(&["plan", "--filename", "-"], &edit)?;
+    let node = &forecast["nodes"][0];
+    ensure!(node["wanted"] == json!({ "before": 4, "after": 7 }), "{forecast}");
+    ensure!(node["next"] == "reserves 3 addresses", "{forecast}");
+    ensure!(forecast["fields"].as_array().map(Vec::len) == Some(1), "{forecast}");
+    ensure!(stage.node_pool("default").await?.spec.sizing.minimum == 2, "a forecast has applied the edit");
+    plane.apply(&edit)?;
+    stage.until_holds("n1", 7).await?;
+    let explained = plane.vnetpool(&["explain", "n1"], "")?;
+    ensure!(explained["held"] == 7 && explained["next"] == "does nothing", "{explained}");
+
+    // What the API server would refuse is refused here.
+    let mode = edit.replace("\"sizing\"", "\"mode\":\"Prefix\",\"sizing\"");
+    let refused =
+        plane.vnetpool(&["plan", "--filename", "-"], &mode).err().context("another mode was planned")?;
+    ensure!(format!("{refused:#}").contains("mode can't be changed"), "{refused:#}");
+    Ok(())
+}
+
+async fn an_address_leads_to_its_pod_and_back(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
+    stage.node("n1", None).await?;
+    // One that asks for something is told its address in its status.
+    let pod = stage.pod("n1", json!({ "about": "anything" })).await?;
+    let of_pod = plane.vnetpool(&["who", &pod], "")?;
+    let address = of_pod["addresses"][0]["address"].as_str().context("no address")?.to_owned();
+    let of_address = plane.vnetpool(&["who", &address], "")?;
+    ensure!(of_pod["addresses"] == of_address["addresses"], "{of_pod} {of_address}");
+    let one = &of_address["addresses"][0];
+    ensure!(
+        one["pod"] == format!("default/{pod}") && one["node"] == "n1" && one["pool"] == "default",
+        "{one}"
+    );
+    ensure!(one["nic"].as_str().is_some_and(|nic| nic.ends_with("n1-nic")), "{one}");
+    // There is no agent to ask here, and the answer says so.
+    let unread = of_address["unread"][0].as_str().unwrap_or_default();
+    ensure!(unread.contains("no pod of vnetpool-node-agent runs"), "{of_address}");
+    let unknown = plane.vnetpool(&["who", "10.240.255.1"], "")?;
+    ensure!(unknown["addresses"][0]["state"] == "unknown", "{unknown}");
+
+    let subnets = plane.vnetpool(&["subnets"], "")?;
+    ensure!(subnets["subnets"][0]["pool"] == "default", "{subnets}");
+    Ok(())
+}
+
+async fn the_commands_that_inspect_do_what_they_say(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let spec = stage.allocation("n1").await?.spec;
+    let one = spec.ip_configurations().next().context("no address")?;
+    let address = one.address.trim_end_matches("/32");
+    for snippet in snippets::of("inspect")? {
+        let printed = plane.type_in(&snippet, &[("NODE", "n1"), ("ADDRESS", address)])?;
+        for part in ["NODES-READY", "no pod has it, as far as objects say", "at least minimum 2", "FREE%"] {
+            ensure!(printed.contains(part), "{}: no {part} in\n{printed}", snippet.place);
+        }
+    }
+    Ok(())
+}
