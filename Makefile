@@ -158,7 +158,9 @@ test-go:
 # What needs neither root nor Kubernetes.
 UNITS := azure behaviour scale_sets conformance manifests docs model
 test-units:
-	cargo test --workspace --no-fail-fast --lib --bins $(addprefix --test ,$(UNITS))
+	@programs=$$(cargo metadata --no-deps --format-version 1 \
+		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test).name'); \
+	cargo test --workspace --no-fail-fast --lib $$(printf -- '--bin %s ' $$programs) $(addprefix --test ,$(UNITS))
 	cargo test --workspace --no-fail-fast --doc
 
 # What needs an API server and no node.

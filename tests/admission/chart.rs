@@ -521,7 +521,7 @@ pub fn a_persons_pool_survives_upgrade_rollback_and_a_new_installation(plane: &C
     let copied = Command::new("cp").args(["-r", &path("charts/vnetpool")]).arg(folder.path()).status()?;
     ensure!(copied.success());
     let chart = folder.path().join("vnetpool");
-    for made in ["crds/job.yaml", "admission", "operator", "node-agent", "NOTES.txt"] {
+    for made in ["crds/job.yaml", "admission", "operator", "node-agent", "tests", "NOTES.txt"] {
         let made = chart.join("templates").join(made);
         if made.is_dir() { std::fs::remove_dir_all(made)? } else { std::fs::remove_file(made)? }
     }

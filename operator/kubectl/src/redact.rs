@@ -73,7 +73,7 @@ impl Redaction {
             while let Some(found) = clean[from..].to_ascii_lowercase().find(marker) {
                 let start = from + found + marker.len();
                 let length = clean[start..].find(|c: char| !is_of_name(c)).unwrap_or(clean.len() - start);
-                let word = self.word(kind, &clean[start..start + length].to_owned());
+                let word = self.word(kind, &clean[start..start + length]);
                 clean.replace_range(start..start + length, &word);
                 from = start + word.len();
             }
