@@ -325,7 +325,7 @@ async fn observe(
     let urgency = observe::urgency(&cluster, allocation, &progress.need, occasion);
     let occasion = (occasion, &urgency);
     let found = observe::nic(ctx, allocation, &cluster, &vm, occasion, memory).await?;
-    memory.nic.learn(&found.read, found.nic.as_deref(), allocation);
+    memory.nic.learn(&found.read, found.nic.as_deref(), allocation, now);
     if let Some(nic) = found.nic.as_deref() {
         memory.wipes.note(wiped::missing(allocation, nic), now);
     }

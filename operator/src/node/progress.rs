@@ -43,8 +43,8 @@ struct Reasons {
     grace: Option<Duration>,
     /// An error holds writes or reads back until then.
     setback: Option<Duration>,
-    /// Somebody else's write to the NIC is under way.
-    unsettled: Option<Duration>,
+    /// Somebody else's write to the NIC is under way, or one of ours may come late.
+    nic: Option<Duration>,
     /// There is more to write.
     more: Option<Duration>,
     /// Azure has refused an attachment.
@@ -146,7 +146,7 @@ impl Progress {
             plan: self.plan.as_ref().and_then(|plan| plan.requeue),
             grace: seen.and_then(|seen| seen.pool_change.as_ref()?.due()),
             setback: holding(&memory.setback),
-            unsettled: seen.and_then(|_| memory.nic.unsettled_wait(now)),
+            nic: seen.and_then(|_| memory.nic.wait(now)),
             more: (self.wants_write() || attaches).then_some(Duration::ZERO),
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
@@ -162,20 +162,9 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons {
-            plan,
-            grace,
-            setback,
-            unsettled,
-            more,
-            refused,
-            ungrouped,
-            report,
-            told_by,
-            hint,
-            mending,
-        } = self;
-        let all = [plan, grace, setback, unsettled, more, refused, ungrouped, report, told_by, hint, mending];
+        let Reasons { plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending } =
+            self;
+        let all = [plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending];
         all.into_iter().flatten().min()
     }
 }

@@ -75,6 +75,9 @@ pub async fn write(
             Ok(())
         }
         Err(error) => {
+            if matches!(error, azure::Error::OutcomeUnknown { .. }) {
+                memory.nic.lost_answer();
+            }
             memory.taken.extend(error.taken(&plan.change.restore));
             // Addresses that pods lost are left out of the next write, so that the node gets others all the same.
             if let Some((addresses, first)) = withheld(&error, &plan.change.restore) {

@@ -12,6 +12,9 @@ use crate::azure::{Nic, ResourceId};
 /// other nodes; so it is twice as long each time.
 const UNSETTLED: Duration = Duration::from_secs(5);
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
+/// A write whose answer is lost may be carried out later than the NIC is read. No request takes longer than
+/// that on its way.
+const LATE: Duration = Duration::from_secs(60);
 
 /// All of it can be lost: the NIC is then read.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +27,10 @@ pub struct Known {
     unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
     pub writing: bool,
+    /// The outcome of a write isn't known, of ours or of a leader before us.
+    in_doubt: bool,
+    /// When to read the NIC once more, because such a write may have come late.
+    once_more: Option<Instant>,
     /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is
     /// our own.
     said_writing: bool,
@@ -55,6 +62,7 @@ impl Known {
         Known {
             must_read: writing,
             writing,
+            in_doubt: writing,
             said_writing: writing,
             generation: allocation.metadata.generation,
             ..Known::default()
@@ -71,6 +79,7 @@ impl Known {
         if is_writing(allocation) && !self.said_writing {
             self.said_writing = true;
             self.writing = true;
+            self.in_doubt = true;
             self.must_read = true;
         }
     }
@@ -92,18 +101,27 @@ impl Known {
         self.unsettled.is_some_and(|(_, until)| now < until)
     }
 
+    /// A write of ours was sent, and Azure's answer is lost.
+    pub fn lost_answer(&mut self) {
+        self.in_doubt = true;
+    }
+
     /// Whether the NIC is to be read before anything else.
     pub fn needs_read(&self, now: Instant) -> bool {
-        !self.is_left_alone(now) && (self.must_read || self.unsettled.is_some())
+        let is_second = self.once_more.is_some_and(|at| now >= at);
+        !self.is_left_alone(now) && (self.must_read || self.unsettled.is_some() || is_second)
     }
 
-    /// How long until an unsettled NIC is to be read again.
-    pub fn unsettled_wait(&self, now: Instant) -> Option<Duration> {
-        self.unsettled.map(|(_, until)| until.saturating_duration_since(now))
+    /// How long until the NIC is to be read again, because it was unsettled or a write may have come late.
+    pub fn wait(&self, now: Instant) -> Option<Duration> {
+        // What reads an unsettled NIC does for both.
+        let next = self.unsettled.map(|(_, until)| until).or(self.once_more)?;
+        Some(next.saturating_duration_since(now))
     }
 
-    /// The NIC was looked for; `nic` is what it shows, if it is known.
-    pub fn learn(&mut self, read: &Read, nic: Option<&Nic>, allocation: &NodeIPAllocation) {
+    /// The NIC was looked for at `now`; `nic` is what it shows, if it is known. One that nobody meant to read
+    /// may have been read all the same, since Azure's client forgets what was written with an unknown outcome.
+    pub fn learn(&mut self, read: &Read, nic: Option<&Nic>, allocation: &NodeIPAllocation, now: Instant) {
         match read {
             Read::All { at, lacking } => {
                 self.at = Some(*at);
@@ -119,7 +137,7 @@ impl Known {
         }
         let read_at = match read {
             Read::All { at, .. } | Read::Nic { at } => Some(*at),
-            Read::Nothing => None,
+            Read::Nothing => self.unsettled.is_none().then_some(now),
         };
         let Some(nic) = nic else { return };
         if nic.is_settled() {
@@ -131,6 +149,12 @@ impl Known {
         }
         if !nic.is_updating() {
             self.writing = false;
+            if !matches!(read, Read::Nothing) {
+                self.once_more = self.once_more.filter(|at| now < *at);
+            }
+            if std::mem::take(&mut self.in_doubt) {
+                self.once_more = Some(now + LATE);
+            }
         }
     }
 }
@@ -163,11 +187,35 @@ mod tests {
             if let Read::Nic { .. } = read {
                 reads.push(second);
             }
-            known.learn(&read, Some(&updating), &allocation);
+            known.learn(&read, Some(&updating), &allocation, now);
         }
         assert_eq!(reads, [0, 5, 15, 35, 75, 155, 315, 635, 955]);
         let now = start + Duration::from_secs(1000);
-        known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation);
-        assert!(!known.needs_read(now) && known.unsettled_wait(now).is_none());
+        known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation, now);
+        assert!(!known.needs_read(now) && known.wait(now).is_none());
+        // After a write whose answer was lost the cache gives what it has just read.
+        known.learn(&Read::Nothing, Some(&updating), &allocation, now);
+        assert_eq!(known.wait(now), Some(UNSETTLED));
+    }
+
+    #[test]
+    fn a_nic_is_read_once_more_a_minute_after_the_outcome_of_a_write_was_unknown() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let (mut known, start, nic) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
+        let read = |known: &mut Known, now| known.learn(&Read::Nic { at: now }, Some(&nic), &allocation, now);
+        read(&mut known, start);
+        assert_eq!(known.wait(start), None);
+        known.lost_answer();
+        read(&mut known, start);
+        assert_eq!(known.wait(start), Some(LATE));
+        // What else has it read doesn't count.
+        read(&mut known, start + LATE / 2);
+        assert!(!known.needs_read(start + LATE / 2) && known.needs_read(start + LATE));
+        known.learn(&Read::Nothing, Some(&nic), &allocation, start + LATE);
+        assert!(known.needs_read(start + LATE));
+        read(&mut known, start + LATE);
+        assert!(!known.needs_read(start + 2 * LATE) && known.wait(start + LATE).is_none());
     }
 }
