@@ -239,6 +239,12 @@ impl Agent {
         for sandbox in left {
             ledger.free(&sandbox, self.now);
         }
+        // The kubelet ends the ADD of a pod that has gone while it waited.
+        let given_up = ledger.waiting().iter().filter(|waiter| !self.pods.contains(&waiter.pod));
+        let given_up: Vec<Sandbox> = given_up.map(|waiter| waiter.sandbox.clone()).collect();
+        for sandbox in given_up {
+            ledger.cancel(&sandbox);
+        }
         self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
         for pod in &self.pods {
             let sandbox = Sandbox { container_id: pod.uid.clone(), ifname: "eth0".into() };
