@@ -55,8 +55,9 @@ const NODES: usize = 10;
 /// How many things happen to nodes and pods meanwhile.
 const STEPS: usize = 40;
 const BETWEEN: Duration = Duration::from_millis(500);
-/// After it has healed: what Azure has said of a network, and a wait it has asked for, may count for a minute.
-const RECOVERY: Duration = Duration::from_secs(100);
+/// After it has healed: what Azure has refused only a person ends, so it is tried again after a minute, and the
+/// second time after two. An edit of the pool ends that wait for a node, and not for one that is gone.
+const RECOVERY: Duration = Duration::from_secs(140);
 const MOMENT: Duration = Duration::from_secs(5);
 
 pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
