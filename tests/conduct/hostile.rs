@@ -30,6 +30,11 @@ pub const TESTS: &[Test] = crate::tests![
     another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
 ];
 
+/// `make nightly` asks, and whoever names seeds.
+pub fn is_asked_for() -> bool {
+    std::env::var_os("HOSTILE_SEEDS").is_some()
+}
+
 /// The seeds to run, each a test of its own: two, or all that `HOSTILE_SEEDS` names.
 pub fn seeds() -> Result<Vec<u64>> {
     let named = std::env::var("HOSTILE_SEEDS").unwrap_or_else(|_| "1 2".into());
