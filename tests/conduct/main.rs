@@ -8,7 +8,7 @@
 //!   gateway   stands before the API server and answers as one in trouble does; `proxy`, as a bad network does
 //! ```
 //! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at
-//! once as there are threads (`--test-threads`; without it three for each core), each with an API server of
+//! once as there are threads (`--test-threads`; without it two for each core), each with an API server of
 //! its own, which they hand on.
 
 mod agent;
@@ -79,7 +79,7 @@ pub(crate) use tests;
 const LONGEST: Duration = Duration::from_secs(180);
 /// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the
 /// operator's pauses.
-const PER_CORE: usize = 3;
+const PER_CORE: usize = 2;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
