@@ -1,4 +1,4 @@
-# The two images for use, for amd64: `docker build --platform linux/amd64 --target operator .`, and `--target node-agent`.
+# The two images for use: `docker build --platform linux/amd64 --target operator .`, and `--target node-agent`.
 #
 # Another BASE needs Rust, make and Debian 12's packages; name it by its digest to build from the same one again.
 ARG BASE=rust:1.95-bookworm

@@ -5,15 +5,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test nightly bench-scale book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations bench-scale bench-node book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
 PROFILE ?= dev
-TARGET := target/x86_64-unknown-linux-gnu
-OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# As `.cargo/config.toml` says: that of the machine that builds.
+TARGET = target/$(shell rustc --version --verbose | sed -n 's/^host: //p')
+OUT = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 IMAGES := target/images
 TOOLS := target/cluster/bin
 # The flags with which `cluster build` compiled Kubernetes: with others, vet and test would compile it again.
@@ -25,7 +26,7 @@ DEMO_PARTS := kube helm probe cluster
 HELM_LINT := $(TOOLS)/helm lint --strict --kube-version 1.36.3 charts/vnetpool
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 check: setup ## format, lints, units, the model, and the operator before a real API server: minutes
 	@tests/run-all.sh check
@@ -33,15 +34,37 @@ check: setup ## format, lints, units, the model, and the operator before a real 
 test: setup ## every check and every test that gates a landing; the last line is the total
 	@tests/run-all.sh test
 
+# Chaos on a cluster: MINUTES of it, by what SEED draws.
+soak: build images build-tests ## MINUTES=10 SEED=7: everything that can end is ended while pods come and go
+	@$(MAKE) test-clusters RUN=soak
+
+# Kubernetes' own suite is built for this alone. With NIGHTLY all combinations come one after the other.
+conformance: PARTS = kube helm coredns probe cluster conformance agnhost
+conformance: build images build-tests ## PROXY_MODE=nftables MODE=Prefix WIRING=Bridge: Kubernetes' own specs of the network
+	@$(MAKE) test-clusters RUN=sig-network
+
 nightly: setup ## the same and what is too long for that
 	@tests/run-all.sh nightly
+
+# Those of one rule: cargo test --workspace --test mutations -- RULE
+mutations: setup ## each rule of safety left out of a copy of the product: do the tests notice?
+	cargo test --workspace --test mutations
 
 # Of a release build: SCENARIO is all, join, idle, churn, edit or takeover.
 SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1
-bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json; NODES=1000 in one subscription take 15 minutes
+bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json
 	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS)
+
+# With the reference plugins and a floor as peers. The harness is built as tests are; only the plugins' own builds count.
+bench-node: setup ## what ADD and DEL cost beside other plugins, to target/bench/node.json
+	@tests/setup.sh go
+	mkdir -p target/bench
+	cargo build --profile plugin --package vnetpool-plugin
+	gcc -O2 -static -o target/bench/floor node-agent/plugin/benches/floor.c
+	cd tests/cluster/plugins && CGO_ENABLED=0 $(GO) build -ldflags "-s -w" -o $(CURDIR)/target/bench/ tool
+	cargo bench --profile dev --workspace --bench add_del
 
 # The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still to be built.
 demo: PARTS = $(DEMO_PARTS)
@@ -52,7 +75,11 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 RELEASE := target/release-$(VERSION)
-CLI := kubectl-vnetpool-$(VERSION)-linux-amd64.tar.gz
+ARCH = $(shell go env GOARCH)
+CLI = kubectl-vnetpool-$(VERSION)-linux-$(ARCH).tar.gz
+CHART := vnetpool-$(VERSION).tgz
+# The same source gives the same archives.
+PACK := tar --create --sort=name --owner=0 --group=0 --mode=u=rwX,go=rX --mtime=@0
 CYCLONEDX := 0.5.9
 DENY := 0.20.2
 
@@ -62,14 +89,17 @@ release: setup images-root cluster-build ## what a release consists of, in targe
 	rm -rf $(RELEASE)
 	mkdir -p $(RELEASE)
 	$(TOOLS)/cluster release --tag $(VERSION) --out $(RELEASE)
-	$(TOOLS)/helm package charts/vnetpool --destination $(RELEASE)
+	$(TOOLS)/helm package charts/vnetpool --destination target
+	tar --extract --touch --file target/$(CHART) --one-top-level=$(RELEASE).chart
+	$(PACK) --directory $(RELEASE).chart vnetpool | gzip -n > $(RELEASE)/$(CHART)
+	rm -r $(RELEASE).chart target/$(CHART)
 	cat crds/manifests/*.yaml > $(RELEASE)/vnetpool-crds-$(VERSION).yaml
 	cargo build --profile $(PROFILE) --package vnetpool-kubectl
-	tar --create --owner=0 --group=0 --mtime=@0 LICENSE --directory $(OUT) kubectl-vnetpool | gzip -n > $(RELEASE)/$(CLI)
-	sed -e 's/$$VERSION/$(VERSION)/g' -e "s/\$$SHA256/$$(sha256sum < $(RELEASE)/$(CLI) | cut -c 1-64)/" operator/kubectl/krew.yaml \
+	$(PACK) LICENSE --directory $(OUT) kubectl-vnetpool | gzip -n > $(RELEASE)/$(CLI)
+	sed -e 's/$$VERSION/$(VERSION)/g' -e 's/$$ARCH/$(ARCH)/g' -e "s/\$$SHA256/$$(sha256sum < $(RELEASE)/$(CLI) | cut -c 1-64)/" operator/kubectl/krew.yaml \
 		> $(RELEASE)/krew-vnetpool.yaml
 	cargo install --quiet --locked --root target/cyclonedx --version $(CYCLONEDX) cargo-cyclonedx
-	target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(notdir $(TARGET))
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(notdir $(TARGET))
 	mv operator/vnetpool-operator_bin.cdx.json operator/kubectl/kubectl-vnetpool_bin.cdx.json \
 		node-agent/vnetpool-node-agent_bin.cdx.json node-agent/plugin/vnetpool_bin.cdx.json $(RELEASE)
 	find . -name '*.cdx.json' -not -path './target/*' -delete
@@ -119,7 +149,7 @@ images-root: setup
 	install -D -t $(IMAGES).new/operator $(OUT)/vnetpool-operator
 	install -D -t $(IMAGES).new/node-agent $(OUT)/vnetpool-node-agent $(TARGET)/plugin/vnetpool
 	cp --parents --dereference /usr/sbin/nft $$(ldd /usr/sbin/nft | grep -o '/[^ ]*') $(IMAGES).new/node-agent
-	cp --parents --dereference --recursive /usr/sbin/iptables-legacy /usr/lib/x86_64-linux-gnu/xtables \
+	cp --parents --dereference --recursive /usr/sbin/iptables-legacy /usr/lib/$$(gcc -print-multiarch)/xtables \
 		$$(ldd /usr/sbin/iptables-legacy | grep -o '/[^ ]*') $(IMAGES).new/node-agent
 	chroot $(IMAGES).new/node-agent /usr/sbin/nft --version
 	chroot $(IMAGES).new/node-agent /usr/sbin/iptables-legacy --version
@@ -156,7 +186,7 @@ test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
 # What needs neither root nor Kubernetes.
-UNITS := azure behaviour scale_sets conformance manifests docs model
+UNITS := azure behaviour scale_sets conformance manifests docs model commands
 test-units:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test).name'); \
@@ -167,22 +197,26 @@ test-units:
 test-conduct:
 	cargo test --workspace --no-fail-fast --test conduct
 
-# What needs a cluster with nodes, of which a machine has one at a time.
-CLUSTERS := story modes services paths standalone new-vnet
+# What needs a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and so can a demo.
+CLUSTERS := story modes services paths standalone new-vnet soak
+RUN ?= $(CLUSTERS)
 test-clusters:
-	cargo test --workspace --no-fail-fast $(addprefix --test ,$(CLUSTERS))
+	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast $(addprefix --test ,$(RUN))
 
-# All the other test programs there are.
+# All the other test programs there are, but for what is only run nightly.
+ONLY_NIGHTLY := mutations sig-network
 test-others:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
-		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS)); \
+		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS) $(ONLY_NIGHTLY)); \
 	cargo test --workspace --no-fail-fast $$(printf -- '--test %s ' $$programs)
 
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, more seeds of hostile answers, and the chapters on clusters in the opposite order.
+# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers, and the
+# chapters on clusters in the opposite order, with those that keep a machine busy for minutes.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
-	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::
-	CHAPTERS=backwards cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story
+	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::
+	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::seed_
+	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story

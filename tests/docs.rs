@@ -13,6 +13,8 @@ use vnetpool_tests::monitoring::{self, Exposition};
 use vnetpool_tests::reference;
 use vnetpool_tests::snippets::{self, Fate, GROUPS};
 
+/// How the names of files end that have tests, or what tests depend on.
+const SOURCES: [&str; 2] = [".rs", "_test.go"];
 /// The documents whose entries name tests.
 const EVIDENCE: [&str; 2] = ["docs/evidence/azure.md", "docs/evidence/paths.md"];
 /// What an entry says below its situation.
@@ -94,7 +96,7 @@ fn every_place_in_the_code_that_the_evidence_names_is_there() {
         let lines = text.lines().map(|line| line.split("//").next().unwrap_or(line));
         lines.collect::<Vec<_>>().join("\n")
     };
-    visit(&root(), &mut |path, text| sources.push((path.to_owned(), code(text))));
+    visit(&root(), &SOURCES, &mut |path, text| sources.push((path.to_owned(), code(text))));
     let has = |place: &Place| {
         let mut texts = sources.iter().filter(|(path, _)| path.ends_with(place.file)).map(|(_, text)| text);
         texts.any(|text| place.words().all(|word| words(text).any(|one| one == word)))
@@ -246,6 +248,57 @@ fn every_link_leads_to_a_file_of_the_project_and_a_heading_in_it() {
     assert!(found > 60, "only {found} links");
 }
 
+/// rustfmt holds the code to this width. Comments and documents it leaves alone.
+const WIDTH: usize = 110;
+/// A table that no terminal shows is none.
+const CELL: usize = 200;
+
+#[test]
+fn no_comment_and_no_paragraph_is_wider_than_110_columns_and_no_cell_than_200_characters() {
+    let (mut files, mut wrong) = (0, vec![]);
+    visit(&root(), &[".rs", ".md"], &mut |path, text| {
+        let name = path.strip_prefix(root()).unwrap_or(path).display().to_string();
+        // Generated pages are as wide as what they quote.
+        if !name.starts_with("docs/reference/") && !name.starts_with("node-agent/") {
+            wrong.extend(too_wide(text, name.ends_with(".md")).iter().map(|line| format!("{name}:{line}")));
+            files += 1;
+        }
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(files > 300, "only {files} files");
+}
+
+#[test]
+fn drawings_code_and_names_that_can_not_be_broken_may_be_wide() {
+    let words = "word ".repeat(30);
+    let wide = |text: &str, is_page| too_wide(text, is_page).len();
+    assert_eq!(wide(&format!("/// {words}\nlet code = \"{words}\";\n"), false), 1);
+    assert_eq!(wide(&words, true), 1);
+    assert_eq!(wide(&format!("```text\n{words}\n```\n{words}\n"), true), 1);
+    assert_eq!(wide(&format!("//! left ─►    right {words}"), false), 0);
+    assert_eq!(wide(&format!("- `{}`", "n".repeat(120)), true), 0);
+    assert_eq!(wide(&format!("| {} | {} |", "c".repeat(CELL), "c".repeat(CELL)), true), 0);
+    assert_eq!(wide(&format!("| {} | c |", "c".repeat(CELL + 1)), true), 1);
+}
+
+/// The numbers of a file's lines that are wider than a reader's window. A drawing has columns.
+fn too_wide(text: &str, is_page: bool) -> Vec<usize> {
+    let (mut found, mut is_code) = (vec![], false);
+    for (number, line) in (1..).zip(text.lines()) {
+        let prose = line.trim_start().trim_start_matches("- ");
+        is_code ^= is_page && prose.starts_with("```");
+        let is_wide = if is_page && prose.starts_with('|') {
+            prose.split('|').any(|cell| cell.trim().chars().count() > CELL)
+        } else {
+            let is_prose = if is_page { !is_code } else { prose.starts_with("//") };
+            let can_be_broken = prose.contains(' ') && !prose.contains("   ");
+            is_prose && can_be_broken && line.chars().count() > WIDTH
+        };
+        found.extend(is_wide.then_some(number));
+    }
+    found
+}
+
 /// What a heading is called in a link.
 fn slug(line: &str) -> Option<String> {
     let (marks, title) = line.split_once(' ').filter(|(marks, _)| marks.starts_with('#'))?;
@@ -393,7 +446,7 @@ struct Tests {
 impl Tests {
     fn of_the_project() -> Self {
         let mut tests = Self::default();
-        visit(&root(), &mut |path, text| tests.read(path, text));
+        visit(&root(), &SOURCES, &mut |path, text| tests.read(path, text));
         tests.settle();
         tests
     }
@@ -468,13 +521,13 @@ fn function(line: &str) -> Option<&str> {
     name.split(['(', '<']).next()
 }
 
-fn visit(folder: &Path, see: &mut impl FnMut(&Path, &str)) {
+fn visit(folder: &Path, endings: &[&str], see: &mut impl FnMut(&Path, &str)) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            visit(&path, see);
-        } else if name.ends_with(".rs") || name.ends_with("_test.go") {
+            visit(&path, endings, see);
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
             see(&path, &std::fs::read_to_string(&path).unwrap());
         }
     }
@@ -536,7 +589,7 @@ fn standing_in_for(program: &str, script: &str) -> (tempfile::TempDir, String) {
 }
 
 #[test]
-fn stages_that_run_beside_the_clusters_count_like_the_others() {
+fn stages_that_run_beside_others_count_like_them() {
     let make = "#!/bin/sh
 case $1 in
 test-*)
@@ -552,10 +605,11 @@ esac
         let printed = String::from_utf8(output.stdout).unwrap();
         (output.status.success(), printed.lines().last().unwrap_or_default().to_owned())
     };
-    // Nine checks and four stages of three tests.
-    assert_eq!(last_line(""), (true, "21 passed, 0 failed, 0 skipped".into()));
-    assert_eq!(last_line("check-clippy"), (false, "20 passed, 1 failed, 0 skipped".into()));
-    assert_eq!(last_line("test-units"), (false, "21 passed, 1 failed, 0 skipped".into()));
+    // Nine checks and five stages of three tests.
+    assert_eq!(last_line(""), (true, "24 passed, 0 failed, 0 skipped".into()));
+    assert_eq!(last_line("check-clippy"), (false, "23 passed, 1 failed, 0 skipped".into()));
+    assert_eq!(last_line("test-units"), (false, "24 passed, 1 failed, 0 skipped".into()));
+    assert_eq!(last_line("test-clusters"), (false, "24 passed, 2 failed, 0 skipped".into()));
     assert_eq!(last_line("images"), (false, "13 passed, 1 failed, 0 skipped".into()));
 }
 

@@ -13,9 +13,9 @@ cd "$(dirname "$0")/.." || exit 1
 passed=0 failed=0 skipped=0 failures=() times=()
 folder=$(mktemp -d)
 log=$folder/log
-beside=''
+declare -A beside=()
 finish() {
-  if [ -n "$beside" ]; then kill -TERM -- "-$beside" 2>/dev/null; fi
+  for lane in "${!beside[@]}"; do kill -TERM -- "-${beside[$lane]}" 2>/dev/null; done
   rm -rf "$folder"
 }
 trap finish EXIT
@@ -59,29 +59,29 @@ tests() {
   for one in "${wrong[@]}"; do failures+=("$title: $one"); done
 }
 
-# begin_beside FUNCTION: begins stages that run beside the next ones, at the lowest priority, in a process group of
-# their own.
+# begin_beside FUNCTION NICENESS: begins stages that run beside the next ones, in a process group of their own.
 begin_beside() {
-  echo "$1 begins beside the next stages; its output follows theirs"
+  local lane=$1
+  echo "$lane begins beside the next stages; its output follows theirs"
   set -m
   (
-    renice -n 19 -p "$BASHPID" >/dev/null
-    trap - EXIT
-    passed=0 failed=0 skipped=0 failures=() times=() log=$folder/log.beside
-    "$1"
-    declare -p passed failed skipped failures times | sed 's/^declare /declare -g /' > "$folder/sum.beside"
-  ) > "$folder/output.beside" 2>&1 &
-  beside=$!
+    renice -n "$2" -p "$BASHPID" >/dev/null
+    passed=0 failed=0 skipped=0 failures=() times=() log=$folder/log.$lane
+    "$lane"
+    declare -p passed failed skipped failures times | sed 's/^declare /declare -g /' > "$folder/sum.$lane"
+  ) > "$folder/output.$lane" 2>&1 &
+  beside[$lane]=$!
   set +m
 }
 
-# end_beside: waits for those stages, prints what they printed and adds what they counted.
+# end_beside FUNCTION: waits for those stages, prints what they printed and adds what they counted.
 end_beside() {
-  wait "$beside"
-  beside=''
-  cat "$folder/output.beside"
+  local lane=$1
+  wait "${beside[$lane]}"
+  unset "beside[$lane]"
+  cat "$folder/output.$lane"
   local p=$passed f=$failed s=$skipped failures_so_far=("${failures[@]}") times_so_far=("${times[@]}")
-  if ! . "$folder/sum.beside"; then failed=1 failures=("what ran beside the clusters gave no sum") times=(); fi
+  if ! . "$folder/sum.$lane"; then passed=0 failed=1 skipped=0 failures=("$lane gave no sum") times=(); fi
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   failures=("${failures_so_far[@]}" "${failures[@]}") times=("${times_so_far[@]}" "${times[@]}")
 }
@@ -95,7 +95,7 @@ quick() {
   check 'Nothing is compiled twice' make check-one-build
 }
 
-# What the processor alone is busy with. Clusters mostly wait, and none of this minds waiting for them.
+# What the processor alone is busy with. Clusters and operators mostly wait, and none of this minds waiting for them.
 steady() {
   check 'Go vet' make check-go
   tests 'Go tests' make test-go
@@ -104,30 +104,43 @@ steady() {
   check 'Clippy' make check-clippy
 }
 
+# Half of what needs a cluster with nodes; the other half runs beside it.
+clusters() { tests 'Rust: modes, story' make test-clusters RUN='modes story'; }
+
 target=${1:-test}
 case $target in
   check)
     quick
-    check 'Clippy' make check-clippy
-    tests 'Rust: units, model' make test-units
-    check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster' &&
+    if check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster' &&
+      check 'Programs' make build && check 'Rust tests are built' make build-tests; then
+      begin_beside steady 19
       tests 'Rust: conduct' make test-conduct
+      end_beside steady
+    else
+      steady
+    fi
     ;;
   test | nightly)
     quick
     # Without these nothing further can run.
     if check 'Kubernetes, helm and the cluster tool' make cluster-build && check 'Programs and images' make images &&
       check 'Rust tests are built' make build-tests; then
+      begin_beside steady 19
       tests 'Rust: fabric, kernel, admission, conduct' make test-others
-      begin_beside steady
-      tests 'Rust: clusters' make test-clusters
-      end_beside
+      begin_beside clusters 0
+      tests 'Rust: services, paths, standalone, new-vnet, soak' make test-clusters RUN='services paths standalone new-vnet soak'
+      end_beside clusters
+      end_beside steady
     else
       steady
     fi
     if [ "$target" = nightly ]; then
       check 'Book' make book
+      check 'Dependencies' make check-dependencies
+      check 'Release' make release
       tests 'Nightly' make test-nightly
+      tests 'Mutations' make mutations
+      tests "Kubernetes' conformance" env NIGHTLY=yes make conformance
     fi
     ;;
   *)

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What is reserved for a node. The operator mirrors the NIC into it; nothing in here is a wish.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,6 +104,9 @@ pub struct NodeIPAllocationSpec {
     /// VM's together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub elsewhere: u32,
+    /// When somebody else than Vnetpool has taken addresses off the NIC: the last three times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken_off_at: Vec<Time>,
     /// The NIC the addresses are on and, if that is a secondary one, the VM's primary NIC, through which pods
     /// reach Azure's own services on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -332,6 +336,11 @@ impl NodeIPAllocationSpec {
     /// All reservations of all interfaces.
     pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
+    }
+
+    /// The names of these.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.ip_configurations().map(|one| one.name.clone()).collect()
     }
 }
 

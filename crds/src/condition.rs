@@ -85,6 +85,10 @@ table! {
         "The agent has taken up the current `spec`, and every condition of its own is True.";
     Selected SELECTED: Both, Operator, True, false,
         "The pool that serves a node selects it. False: what it has given is kept for a while, then given back.";
+    Paused PAUSED: Both, Operator, False, false,
+        "Somebody has stopped all writes to Azure for the node, or for the pool's nodes. Absent otherwise.";
+    Updating UPDATING: NodeIPAllocation, Operator, Either, false,
+        "The node takes up an edit of its pool, one of those that may at a time. Absent once it has settled.";
     Writing WRITING: NodeIPAllocation, Operator, Either, false,
         "A NIC write is under way or its outcome isn't known. An operator that starts reads that NIC.";
     OperationsTracked OPERATIONS_TRACKED: NodeIPAllocation, Operator, True, false,
@@ -105,10 +109,10 @@ table! {
         "Nobody else takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
     DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
         "What the operator would do to the node's NIC if it ran without `--dry-run`.";
+    RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,
+        "Forwarding is on and the nftables table `inet vnetpool` is in place. Without, no pod gets an address.";
     Supplied SUPPLIED: NodeIPAllocation, Agent, True, true,
         "The node's ledger has been supplied from `spec` in this boot.";
-    RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,
-        "Forwarding is on and the nftables table `inet vnetpool` is in place.";
     CNIInstalled CNI_INSTALLED: NodeIPAllocation, Agent, True, true,
         "The CNI plugin is installed, and the runtime uses a configuration that leads to it.";
     AssignmentsBacked ASSIGNMENTS_BACKED: NodeIPAllocation, Agent, True, true,
@@ -125,8 +129,10 @@ table! {
         "The pool's own fields make sense together and with Azure.";
     NodesReady NODES_READY: NodeIPPool, Operator, True, false,
         "Every node that the pool serves is `Ready`. False names the reasons of those that aren't.";
+    Reconciling RECONCILING: NodeIPPool, Operator, Either, false,
+        "An edit of the pool is on its way to its nodes. Absent otherwise, as kstatus reads it.";
     Stalled STALLED: NodeIPPool, Operator, False, false,
-        "The pool serves no node before somebody edits it. Absent otherwise, as kstatus reads it.";
+        "The pool serves no node, or an edit reaches no further one, before somebody acts. Absent otherwise.";
     SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
         "A subnet of the pool has few free addresses. Unknown while Azure doesn't tell how many.";
 }

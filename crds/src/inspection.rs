@@ -1,4 +1,5 @@
-//! What the programs tell `kubectl vnetpool` of what no object has: the node's ledger and wiring, and the NIC.
+//! What the programs tell `kubectl vnetpool` of what no object has: the node's ledger and wiring, and the
+//! NIC.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,9 @@ pub struct NodeView {
     pub boot_id: String,
     /// The generation of the NodeIPAllocation that it was supplied from.
     pub generation: i64,
+    /// Whether the node lacks its rules, so that no pod gets what is free.
+    #[serde(default)]
+    pub lacks_rules: bool,
     pub addresses: Vec<AddressView>,
     /// Names that the node has given up for good and that `spec` still had.
     pub relinquished: Vec<String>,
@@ -91,6 +95,9 @@ pub struct Reservation {
     pub name: String,
     /// As a range; none while Azure hasn't chosen yet.
     pub address: Option<String>,
+    /// Of a route, the address that it leads to, if it does.
+    #[serde(default, rename = "nextHop", skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<String>,
     /// Azure's provisioning state.
     pub state: String,
 }

@@ -23,6 +23,7 @@ pub mod pool;
 pub mod reason;
 pub mod reference;
 pub mod refusal;
+pub mod verdict;
 
 pub use allocation::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPAllocationStatus};
 pub use pool::{NodeIPPool, NodeIPPoolSpec, NodeIPPoolStatus};

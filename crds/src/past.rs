@@ -1,14 +1,17 @@
-//! Objects whose past isn't what it was, as after a restore from a backup. What they say of a NIC was true once;
-//! in the meantime its addresses may have become somebody else's.
+//! Objects whose past isn't what it was, as after a restore from a backup. What they say of a NIC was true
+//! once; in the meantime its addresses may have become somebody else's.
 
 use crate::NodeIPAllocation;
 
 impl NodeIPAllocation {
-    /// Whether somebody has made it from a copy, addresses included. The operator makes an object without a boot
-    /// and names addresses for a boot in later versions only, after it has read the NIC.
+    /// Whether somebody has made it from a copy, addresses included. The operator makes an object without a
+    /// boot and names addresses for a boot in later versions only, after it has read the NIC. To be deleted
+    /// counts as a version of its own.
     pub fn is_copy(&self) -> bool {
         let names_addresses = self.spec.ip_configurations().next().is_some();
-        self.metadata.generation == Some(1) && !self.spec.boot_id.is_empty() && names_addresses
+        let written = self.metadata.generation.unwrap_or_default()
+            - i64::from(self.metadata.deletion_timestamp.is_some());
+        written == 1 && !self.spec.boot_id.is_empty() && names_addresses
     }
 
     /// Whether it is older than what its node's agent has taken up: the API server's store was set back.
@@ -42,6 +45,14 @@ mod tests {
         assert!(object(1, "b", &held, Value::Null).is_copy());
         assert!(!object(2, "b", &held, Value::Null).is_copy(), "written by the operator since");
         assert!(!object(1, "", &held, Value::Null).is_copy(), "made again by the operator");
+        let deleted = |generation| {
+            let mut object = object(generation, "b", &held, Value::Null);
+            object.metadata.deletion_timestamp =
+                serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+            object
+        };
+        assert!(deleted(2).is_copy(), "to be deleted is a version, and says nothing new of the NIC");
+        assert!(!deleted(3).is_copy());
         assert!(!object(1, "b", &[], Value::Null).is_copy(), "a new node's");
     }
 

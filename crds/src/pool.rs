@@ -2,6 +2,7 @@
 //! the way out.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::{Duration, Message, Rule, Selector, SelectorExt};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
     printcolumn(name = "Nodes-Ready", type_ = "integer", json_path = ".status.nodesReady"),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.updatedNodes"),
     printcolumn(name = "Held", type_ = "integer", json_path = ".status.held"),
     printcolumn(name = "Assigned", type_ = "integer", json_path = ".status.assigned"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
@@ -142,11 +144,34 @@ pub struct NodeIPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application_security_groups: Option<ApplicationSecurityGroups>,
 
+    /// How an edit of this pool reaches its nodes.
+    #[serde(default, skip_serializing_if = "Rollout::is_empty")]
+    pub rollout: Rollout,
+
     /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets
     /// than this percentage of its size, and False again when a quarter more than that are free. 0: never.
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "ten")]
     pub subnet_exhausting_percent: u32,
+}
+
+/// How an edit of a pool reaches its nodes: what changes what they hold, or how their pods are wired, in
+/// waves.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// How many nodes may take up an edit at a time, as a number or as a percentage of the pool's nodes
+    /// (rounded down, at least one). A node counts until it has settled: it holds what the edit asks for, and
+    /// its agent has taken that up. Default: 10%, and at least 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number_or_percentage")]
+    pub max_updating: Option<IntOrString>,
+}
+
+impl Rollout {
+    fn is_empty(&self) -> bool {
+        *self == Rollout::default()
+    }
 }
 
 /// What pods reach of the instance metadata service.
@@ -363,6 +388,10 @@ pub struct NodeIPPoolStatus {
     /// Those of them whose NodeIPAllocation is `Ready`.
     #[serde(default)]
     pub nodes_ready: u32,
+    /// Those of them that follow the pool's `spec` as it is: they have taken up the last edit, or it changes
+    /// nothing of what they hold.
+    #[serde(default)]
+    pub updated_nodes: u32,
     /// When the sums were made. Those of addresses are made of what the nodes have counted, each at its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_at: Option<Time>,
@@ -454,8 +483,8 @@ fn seconds(n: u64) -> Duration {
     std::time::Duration::from_secs(n).into()
 }
 
-/// A LabelSelector, with what Kubernetes checks of one only in its own kinds. A slip would otherwise be taken,
-/// and the pool would serve no node.
+/// A LabelSelector, with what Kubernetes checks of one only in its own kinds. A slip would otherwise be
+/// taken, and the pool would serve no node.
 fn node_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let value = schemars::json_schema!({
         "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
@@ -500,6 +529,17 @@ fn node_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
+fn number_or_percentage(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "nullable": true,
+        "x-kubernetes-int-or-string": true,
+        "x-kubernetes-validations": [{
+            "rule": "type(self) == int ? self >= 1 && self <= 100000 : string(self).matches('^([1-9][0-9]?|100)%$')",
+            "message": "rollout.maxUpdating takes a number of nodes from 1 to 100000, or a percentage from 1% to 100%",
+        }],
+    })
+}
+
 // The defaults, one function each because serde and the schema want them so.
 fn eight() -> u32 {
     8
@@ -530,8 +570,8 @@ fn five_minutes() -> Duration {
     seconds(300)
 }
 
-/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing. It
-/// takes all units that programs write: of `0s` Rust makes `0ns`, and of `0.001ms` `1µs`.
+/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing.
+/// It takes all units that programs write: of `0s` Rust makes `0ns`, and of `0.001ms` `1µs`.
 fn duration_rule(field: &str, least: &str, most: &str) -> Rule {
     Rule::new(format!(
         "self.matches('^([0-9]+(\\\\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$') && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"

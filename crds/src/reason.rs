@@ -105,6 +105,8 @@ table! {
     Reporting: &[AgentReporting], None, "The agent has taken up the object.", Nobody, "";
     Writing: &[Writing], None, "A write to the NIC is under way, or its outcome is not known.", Nobody, "";
     Settled: &[Writing], None, "No write to the NIC is under way.", Nobody, "";
+    Updating: &[Updating], None, "The node takes up an edit of its pool.", Nobody, "";
+    RollingOut: &[Reconciling], None, "Nodes take up an edit of the pool, so many at a time.", Nobody, "";
     MoreThanWanted: &[Surplus], None,
         "More addresses are held than wanted. They are given back after `sizing.releaseAfter`.", Nobody, "";
     AsWanted: &[Surplus], None, "No more addresses are held than wanted.", Nobody, "";
@@ -150,6 +152,12 @@ table! {
     DryRun: &[Reserved, ApplicationSecurityGroups], NORMAL,
         "The operator runs with `--dry-run` and writes nothing to Azure.", Cluster,
         "Start the operator without `--dry-run` to have it done.";
+    Paused: &[Paused, Ready, Reserved, Full], None,
+        "The Node, or the pool, has the annotation `vnetpool.io/paused`: nothing is written to Azure.", Cluster,
+        "Remove the annotation, as the message says.";
+    PoolPaused: &[Paused, Ready, Reserved, Full], None,
+        "The pool of the node has the annotation `vnetpool.io/paused`: nothing is written to Azure.", Cluster,
+        "Remove the annotation, as the message says.";
     NothingToDo: &[DryRun], None, "Dry run: nothing would be done.", Nobody, "";
     WouldWrite: &[DryRun], None, "Dry run: the message says what would be done.", Cluster,
         "Start the operator without `--dry-run` to have it done.";
@@ -188,6 +196,9 @@ table! {
     Unreadable: &[ObjectsReadable], WARNING,
         "An object has a field that this release cannot read. Nothing is done for its node.", Cluster,
         "Correct the field that the message names, or bring the operator to the release that wrote it.";
+    RolloutStopped: &[Stalled], WARNING,
+        "As many nodes as may take up an edit of the pool at a time can't settle, so no further one does.", Cluster,
+        "Put right what these nodes say, or take the edit back.";
     FewFree: &[SubnetExhausting], None,
         "A subnet has fewer free addresses than `subnetExhaustingPercent` of its size.", Azure,
         "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
@@ -226,6 +237,14 @@ table! {
     InvalidSpec: &[Supplied, RulesApplied], None,
         "The agent cannot read `spec`, which a newer operator may have written.", Cluster,
         "Bring operator and agents to the same release.";
+    RulesMissing: &[Supplied], None,
+        "The node's rules are not in place, so no pod gets an address; pods that run keep theirs.", Node,
+        "Follow the condition `RulesApplied`.";
+    NotLookedAt: &[RulesApplied, CNIInstalled], None,
+        "The agent's last look at the node has not come to this.", Node,
+        "Follow the conditions `Supplied`, `RulesApplied` and `Undisturbed`.";
+    LinksUnlisted: &[RulesApplied], None, "The kernel does not list the node's links.", Node,
+        "Follow the message. The agent tries again by itself.";
     InterfaceMissing: &[RulesApplied], None, "The node has no link with the hardware address of its NIC.", Node,
         "Look at `ip link` on the node.";
     ForwardingOff: &[RulesApplied], None, "IP forwarding cannot be turned on.", Node,
@@ -295,6 +314,7 @@ table! {
     AzureUnavailable: AZURE, None, "Azure does not answer.", Nobody, "";
     OutcomeUnknown: AZURE, None, "A write was sent and its outcome is not known; the resource is read.", Nobody, "";
     Outgrown: AZURE, None, "A request gave its place in the queue up, unsent.", Nobody, "";
+    Unconfirmed: AZURE, None, "The API server did not confirm a write that was announced; it was not sent.", Nobody, "";
     OperationFailed: AZURE, WARNING, "Azure took the write and gave it up later; Vnetpool makes it again.", Azure,
         "If it lasts, ask Azure's support about that operation.";
     NotAttachable: AZURE, WARNING, "Azure cannot attach what a pod asks for.", Azure, "Follow the message.";

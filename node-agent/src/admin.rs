@@ -8,9 +8,11 @@ use crate::metrics::Metrics;
 
 /// A reconcile comes every 30 s, and none waits for so long.
 const STUCK: Duration = Duration::from_secs(120);
+/// Looks are broken off when they take long, and begun again: one after the other only if something hangs.
+const LOOKS_STUCK: Duration = Duration::from_secs(600);
 
-/// For probes, which come from the node itself. Alive is whose reconciles end, well or badly; a task that dies
-/// ends the process. Ready is a node that has a ledger and the CNI configuration.
+/// For probes, which come from the node itself. Alive is whose reconciles and looks end, well or badly; a task
+/// that dies ends the process. Ready is a node that has a ledger and the CNI configuration.
 pub fn probes(metrics: &Metrics) -> Router {
     let readiness = metrics.ready.clone();
     let ready = move || async move {
@@ -21,16 +23,34 @@ pub fn probes(metrics: &Metrics) -> Router {
             }
         }
     };
-    let reconciles = metrics.clone();
+    let metrics = metrics.clone();
     let alive = move || async move {
-        let since = reconciles.since_reconcile();
-        match since < STUCK {
-            true => (StatusCode::OK, "ok\n".to_owned()),
-            false => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("no reconcile has ended for {} s\n", since.as_secs()),
-            ),
+        match stuck(metrics.since_reconcile(), metrics.looking_for()) {
+            None => (StatusCode::OK, "ok\n".to_owned()),
+            Some(why) => (StatusCode::INTERNAL_SERVER_ERROR, why + "\n"),
         }
     };
     Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
+}
+
+/// What has not ended for too long: the last reconcile ended so long ago, and looks have been under way for so
+/// long.
+fn stuck(since_reconcile: Duration, looking_for: Duration) -> Option<String> {
+    let all = [("reconcile", since_reconcile, STUCK), ("look at the node", looking_for, LOOKS_STUCK)];
+    let (what, since, _) = all.into_iter().find(|(_, since, most)| since >= most)?;
+    Some(format!("no {what} has ended for {} s", since.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_whose_reconciles_or_looks_hang_is_not_alive_and_one_that_looks_long_is() {
+        let stuck = |reconcile, look| stuck(Duration::from_secs(reconcile), Duration::from_secs(look));
+        assert_eq!(stuck(40, 0), None);
+        assert_eq!(stuck(40, 599), None);
+        assert_eq!(stuck(120, 0).unwrap(), "no reconcile has ended for 120 s");
+        assert_eq!(stuck(40, 600).unwrap(), "no look at the node has ended for 600 s");
+    }
 }

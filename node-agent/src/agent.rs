@@ -2,17 +2,21 @@
 //! reconcile over what concerns the ledger; beside it, every so often, a look at the whole node.
 //!
 //! A reconcile supplies the ledger and reports. It waits for locks and for the API server, never for another
-//! program. What is slow is done in looks ([`keeper`]), of which one is under way at a time. A reconcile
+//! program. What is slow is done in looks (`keeper`), of which one is under way at a time. A reconcile
 //! holds back only what needs a look first: a spec whose rules are others than those in place.
 //!
-//! What fails is told in a condition and stops nothing else; only without a ledger is there nothing to go on
-//! with. Everything is read anew: what an earlier reconcile or look knew is never trusted.
+//! What fails is told in a condition and stops nothing else, with two exceptions: without its rules the node
+//! gives no pod an address, and without a ledger there is nothing to go on with. Everything is read anew:
+//! what an earlier reconcile or look knew is never trusted.
 
 mod install;
 mod keeper;
 mod restore;
 mod rules;
 mod supply;
+mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering,
@@ -26,10 +30,10 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{
     NodeIPAllocation,
     condition::{self, Type},
-    reason::Reason,
 };
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
@@ -43,17 +47,25 @@ use crate::{
 };
 use keeper::{Keeper, Looked, Notes, Reserved, Wanted};
 use supply::{Meaning, Taken};
+use tables::{Tables, guard};
+
+pub use supply::rebuild;
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How often a reconcile comes without an occasion.
+const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// How often everything on the node is looked at without an occasion.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Between two looks because something has changed on the node: a daemon that fights with us costs no more.
 const LOOKS_APART: Duration = Duration::from_secs(1);
+/// How long a look may take: longer than all together that it runs and waits for, each of which is bounded by
+/// itself, but for the kernel.
+const LOOK_WITHIN: Duration = Duration::from_secs(240);
 /// Between two reconciles for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
-/// After a look at which something failed that may go well soon.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// After a look at which something failed that may go well soon; twice as long after each further one.
+const FIRST_LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -74,6 +86,7 @@ pub struct Agent {
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     notes: Notes,
+    tables: Tables,
     /// None while it looks.
     keeper: Option<Keeper>,
     /// What the next look is for, and what the last one was for and has come to.
@@ -83,6 +96,9 @@ pub struct Agent {
     /// When the last look began, and when the next one is due.
     begun: Option<Instant>,
     next_look: Instant,
+    /// Before this nothing on the node has it looked at: looks take about half of the time at most.
+    rested: Instant,
+    look_again: Duration,
     uplinks: watch::Sender<Uplinks>,
     /// Names of what the metadata service no longer lists.
     unlisted: watch::Sender<BTreeSet<String>>,
@@ -99,9 +115,7 @@ pub struct Agent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
     type_: Type,
-    is_true: bool,
-    reason: Reason,
-    message: String,
+    verdict: Verdict,
 }
 
 impl Agent {
@@ -111,8 +125,10 @@ impl Agent {
         let notes = Notes::new(metrics.clone());
         let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
         let (told, heard) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
+        let tables = Tables::default();
+        let keeper = Keeper::new(config.clone(), store.clone(), notes.clone(), tables.clone(), told, heard);
         Ok(Agent {
-            keeper: Some(Keeper::new(config.clone(), store.clone(), notes.clone(), told, heard)),
+            keeper: Some(keeper),
             store,
             boot_id,
             config,
@@ -123,11 +139,14 @@ impl Agent {
             generation: None,
             has_seen_ledger: false,
             notes,
+            tables,
             wanted: Wanted::default(),
             looked: Looked::default(),
             reserved: Reserved::default(),
             begun: None,
             next_look: Instant::now(),
+            rested: Instant::now(),
+            look_again: FIRST_LOOK_AGAIN,
             uplinks,
             unlisted: watch::Sender::default(),
             unwatched,
@@ -142,7 +161,7 @@ impl Agent {
     pub async fn run(self) -> anyhow::Result<()> {
         let dir = &self.config.state_dir;
         self.store.make_private().with_context(|| format!("can't close {} to others", dir.display()))?;
-        let (changed, disturbed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let [changed, disturbed, tables_changed] = std::array::from_fn(|_| Arc::new(Notify::new()));
         let publisher = Publisher {
             state_dir: self.config.state_dir.clone(),
             reports: self.reports.subscribe(),
@@ -156,7 +175,8 @@ impl Agent {
             result = source.follow(self.objects.clone(), self.waiting.subscribe(), errors) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone()) => result,
-            result = firewall::events::watch(disturbed.clone()) => result,
+            result = firewall::events::watch(tables_changed.clone()) => result,
+            never = guard(self.tables.clone(), self.notes.clone(), &tables_changed, &disturbed) => never,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
@@ -175,10 +195,10 @@ impl Agent {
             );
             let outcome = self.reconcile(object.as_deref()).await;
             self.metrics.reconcile_ended();
-            let mut again = match outcome {
+            let again = match outcome {
                 Ok(cooled) => {
                     retry = FIRST_RETRY;
-                    self.metrics.ready.store(self.looked.is_installed, Ordering::Relaxed);
+                    self.metrics.ready.store(self.is_ready(), Ordering::Relaxed);
                     cooled
                 }
                 Err(error) => {
@@ -200,22 +220,27 @@ impl Agent {
                 }
             };
             self.look_if_due(&mut looks);
-            if self.keeper.is_some() {
-                again = Some(again.map_or(self.next_look, |again| again.min(self.next_look)));
-            }
+            // A look that is under way, however long, holds up none of this.
+            let every = Some(Instant::now() + RECONCILE_EVERY);
+            let look = self.keeper.as_ref().map(|_| self.next_look);
+            let again = [again, every, look].into_iter().flatten().min();
             tokio::select! {
                 result = objects.changed() => result?,
                 result = unlisted.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
                 () = disturbed.notified() => {
                     sleep(DEBOUNCE).await;
-                    let soon = self.begun.map_or_else(Instant::now, |begun| begun + LOOKS_APART);
-                    self.next_look = self.next_look.min(soon);
+                    self.next_look = self.next_look.min(self.rested);
                 }
                 Some(ended) = looks.join_next() => self.take_back(ended.context("a look was lost")?),
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
+    }
+
+    /// Whether pods can be given what they need: a ledger, of which each report is, and the CNI configuration.
+    fn is_ready(&self) -> bool {
+        self.looked.is_installed && self.reports.borrow().is_some()
     }
 
     /// Begins a look if one is due, or something else is wanted than at the last.
@@ -224,36 +249,47 @@ impl Agent {
         if let Some(keeper) = self.keeper.take_if(|_| is_due) {
             self.begun = Some(Instant::now());
             self.next_look = Instant::now() + LOOK_EVERY;
-            looks.spawn(keeper.look(self.wanted.clone(), self.reserved.clone()));
+            looks.spawn(keeper.look(self.wanted.clone(), self.reserved.clone(), LOOK_WITHIN));
         }
     }
 
     /// A look has ended.
     fn take_back(&mut self, (keeper, looked): (Keeper, Looked)) {
+        let now = Instant::now();
         if looked.has_failed {
-            self.next_look = self.next_look.min(Instant::now() + LOOK_AGAIN);
+            self.next_look = self.next_look.min(now + self.look_again);
+            self.look_again = (self.look_again * 2).min(LOOK_EVERY);
+        } else {
+            self.look_again = FIRST_LOOK_AGAIN;
         }
+        let took = self.begun.map_or(Duration::ZERO, |begun| now - begun);
+        self.rested = now + took.clamp(LOOKS_APART, LOOK_EVERY);
+        self.next_look = self.next_look.max(self.rested);
         (self.keeper, self.looked) = (Some(keeper), looked);
     }
 
     /// One reconcile. Returns when the next address has cooled.
     ///
-    /// The order is part of how pods are kept safe: a pod needs its rules with its first packet, and an address
-    /// must be the pods' alone when it is handed out.
+    /// The order is part of how pods are kept safe: a pod needs its rules with its first packet, and an
+    /// address must be the pods' alone when it is handed out.
     async fn reconcile(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
         let object = self.newest(object);
+        // What the NIC no longer holds is the administrator's to give to a link.
+        self.reserved = Reserved::default();
         let meaning = match object {
             Some(object) => Some(self.meaning(object).await?),
             None => None,
         };
         if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning) {
             self.reserved = Reserved::of(&object.spec, &supply.entries);
-            if supply.boot_id == self.boot_id {
-                self.wanted.rules = Some(rules::basis(&object.spec));
-            }
+            self.want_rules(object);
         }
-        let is_ruled = self.wanted.rules == self.looked.wanted.rules;
-        let meaning = meaning.filter(|_| is_ruled);
+        let is_ours = matches!(meaning, Some(Meaning::Ours(_)));
+        // A spec that can't be taken in, or not yet, changes nothing of what pods have of an earlier one.
+        self.wanted.installs &= meaning.is_some();
+        // What the rules are made from waits for the look that makes them, well or badly.
+        let is_tried = self.wanted.rules == self.looked.wanted.rules;
+        let meaning = meaning.filter(|_| is_tried);
         if let (Some(object), Some(Meaning::Ours(_))) = (object, &meaning)
             && object.metadata.generation != self.generation
         {
@@ -262,16 +298,32 @@ impl Agent {
             self.generation = object.metadata.generation;
         }
         let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(None) };
-        self.wanted.installs = taken.ledger.had_first_address();
+        if is_ours {
+            self.wanted.installs = taken.ledger.had_first_address();
+        }
         // Of rules that are yet to come nothing is said. What isn't told of pods that were refused has ended.
-        let is_said = |said: &&Said| is_ruled || said.type_ == condition::METADATA_REFUSED;
+        let is_said = |said: &&Said| is_tried || said.type_ == condition::METADATA_REFUSED;
         taken.said.extend(self.looked.said.iter().filter(is_said).cloned());
         taken.said.push(self.notes.say());
         Ok(self.report(object, taken))
     }
 
-    /// Whether the API server itself has an older version of the object than this process has seen, as after a
-    /// restore from a backup. What the watch brings may be older for a moment; what is read isn't.
+    /// From here on looks make the rules of this object, which is for this node, if it is for this boot.
+    fn want_rules(&mut self, object: &NodeIPAllocation) {
+        if object.spec.boot_id == self.boot_id {
+            self.wanted.rules = Some(rules::basis(&object.spec));
+        }
+    }
+
+    /// Whether the rules that are wanted are in place, by the last look; None if it wasn't for them, or if
+    /// this process knows of no spec yet. An object that is gone or refused changes nothing of it.
+    fn is_ruled(&self) -> Option<bool> {
+        let is_tried = self.wanted.rules.is_some() && self.wanted.rules == self.looked.wanted.rules;
+        is_tried.then_some(self.looked.is_ruled)
+    }
+
+    /// Whether the API server itself has an older version of the object than this process has seen, as after
+    /// a restore from a backup. What the watch brings may be older for a moment; what is read isn't.
     async fn is_store_set_back(&self, object: Option<&NodeIPAllocation>) -> bool {
         let is_older = |object: &NodeIPAllocation| watches::version(object) < self.latest;
         if !object.is_some_and(is_older) {
@@ -297,9 +349,8 @@ impl Agent {
         self.metrics.set_counts(counts);
         let time = Timestamp::now();
         let generation = object.and_then(|object| object.metadata.generation);
-        let conditions = said.into_iter().map(|Said { type_, is_true, reason, message }| {
-            condition::new(type_, is_true, reason, message, generation, time)
-        });
+        let conditions =
+            said.into_iter().map(|Said { type_, verdict }| verdict.condition(type_, generation, time));
         let cooled = ledger
             .next_ready(at)
             .map(|ready| Instant::now() + Duration::from_millis(ready.saturating_sub(at)).max(COOLED_EVERY));
@@ -331,100 +382,4 @@ fn is_deleted(dir: &Path) -> bool {
 /// Runs what waits for locks or the kernel aside, so that the watches go on meanwhile.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("a task was lost")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args::Args;
-    use clap::Parser;
-    use serde_json::json;
-    use std::net::Ipv4Addr;
-
-    /// An agent of a VM of no cluster, whose files are below `root`. Its looks are the test's to make.
-    fn agent(root: &Path) -> Agent {
-        let flags = [("--state-dir", "state"), ("--cni-bin-dir", "bin"), ("--cni-conf-dir", "net.d")];
-        let flags =
-            flags.map(|(flag, name)| [flag.to_owned(), root.join(name).to_string_lossy().into_owned()]);
-        let config = Args::parse_from(["agent".to_owned()].into_iter().chain(flags.concat())).config;
-        let (settings, state_dir) = (config.imds.clone(), config.state_dir.clone());
-        let source = Source::Metadata { settings, boot_id: config.boot_id().unwrap(), state_dir };
-        let metrics = Metrics::new(&config.state_dir);
-        Agent::new(config, source, metrics).unwrap()
-    }
-
-    /// The node's object in this generation, with addresses 10.240.250.1 and so on.
-    fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPAllocation {
-        let one = |n| json!({ "name": format!("vnp-{n}"), "address": format!("10.240.250.{n}/32") });
-        let interface = json!({
-            "id": "nic", "mac": "00:0d:3a:e5:1c:c0", "primaryAddress": "10.240.0.4",
-            "subnet": { "id": "subnet", "prefixes": ["10.240.0.0/16"] },
-            "ipConfigurations": (1..=count).map(one).collect::<Vec<_>>(),
-        });
-        let object = json!({
-            "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
-            "metadata": { "name": "n", "uid": "u", "generation": generation, "resourceVersion": generation.to_string() },
-            "spec": {
-                "nodeUID": "node", "bootID": agent.boot_id, "pool": "p", "cooldown": "30s", "target": 8,
-                "snatExclusions": [exclusion], "interfaces": [interface],
-            },
-        });
-        let object: NodeIPAllocation = serde_json::from_value(object).unwrap();
-        agent.objects.send_replace(Some(Arc::new(object.clone())));
-        object
-    }
-
-    fn is_held(agent: &Agent, number: u8) -> bool {
-        let address = Ipv4Addr::new(10, 240, 250, number);
-        agent
-            .store
-            .peek()
-            .is_ok_and(|ledger| ledger.records().iter().any(|one| one.entry().address == address))
-    }
-
-    #[tokio::test]
-    async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_rules_it_brings() {
-        let root = tempfile::tempdir_in("/dev/shm").unwrap();
-        let mut agent = agent(root.path());
-        let looks = agent.keeper.take();
-        let first = object(&agent, 2, 1, "192.168.0.0/16");
-        agent.reconcile(Some(&first)).await.unwrap();
-        assert!(!is_held(&agent, 1), "a pod would come before its rules");
-        agent.looked.wanted = agent.wanted.clone();
-        agent.reconcile(Some(&first)).await.unwrap();
-        assert!(is_held(&agent, 1));
-
-        let more = object(&agent, 3, 2, "192.168.0.0/16");
-        agent.reconcile(Some(&more)).await.unwrap();
-        assert!(is_held(&agent, 2), "no rule is made from a free address");
-
-        let other_rules = object(&agent, 4, 3, "172.16.0.0/12");
-        agent.reconcile(Some(&other_rules)).await.unwrap();
-        assert!(!is_held(&agent, 3));
-        assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
-        drop(looks);
-    }
-
-    #[tokio::test]
-    async fn what_a_look_has_said_is_told_with_every_report_so_that_a_new_spec_is_one_write() {
-        let root = tempfile::tempdir_in("/dev/shm").unwrap();
-        let mut agent = agent(root.path());
-        let installed = Said {
-            type_: condition::CNI_INSTALLED,
-            is_true: true,
-            reason: Reason::Installed,
-            message: String::new(),
-        };
-        let first = object(&agent, 2, 1, "192.168.0.0/16");
-        agent.wanted.rules = Some(rules::basis(&first.spec));
-        agent.looked = Looked { wanted: agent.wanted.clone(), said: vec![installed], ..Looked::default() };
-        for (generation, count) in [(2, 1), (3, 2)] {
-            let object = object(&agent, generation, count, "192.168.0.0/16");
-            agent.reconcile(Some(&object)).await.unwrap();
-            let report = agent.reports.borrow().clone().unwrap();
-            assert_eq!(report.generation, Some(generation));
-            assert_eq!(report.conditions.len(), 4);
-            assert!(report.conditions.iter().all(|one| one.observed_generation == Some(generation)));
-        }
-    }
 }

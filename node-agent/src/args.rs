@@ -26,7 +26,12 @@ pub enum Command {
     Run,
     /// Remove from the node what the agent put there. Refused while a pod has an address. End the agent first (delete the
     /// DaemonSet): one that runs puts everything back.
-    Cleanup,
+    Cleanup {
+        /// Try until it is done, and then stay: as the chart's DaemonSet does with nodeAgent.cleanUp. Ready is a
+        /// node that is clean.
+        #[arg(long)]
+        stay: bool,
+    },
     /// Print who has which address of this node.
     Status {
         /// For people, or with the wiring, as JSON for `kubectl vnetpool`.

@@ -81,8 +81,8 @@ fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyh
     io::stdout().write_all(&stdout).context("can't print the result")
 }
 
-/// What a runtime would give the plugin: a network's name, the list's version and our entry. Others may have put entries of
-/// theirs before it.
+/// What a runtime would give the plugin: a network's name, the list's version and our entry. Others may have
+/// put entries of theirs before it.
 fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let text = fs::read(conflist).with_context(|| {
         format!("can't read {}; the agent writes it when the node has its first address", conflist.display())

@@ -1,11 +1,14 @@
 //! Takes what the agent put on the node off it again, for uninstalling.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, ensure};
 use vnetpool_plugin::{cni, ledger::file::Store, wiring};
 
-use crate::{config::Config, firewall, install, others_firewall};
+use crate::{config::Config, firewall, install, metrics::Metrics, others_firewall};
+
+/// How long between two attempts.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Removes configuration, plugin, table and state. Refused while a pod has an address: it would lose its
 /// network. IP forwarding stays on, since others on the node may have come to need it.
@@ -29,7 +32,26 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     others_firewall::nft::close().await?;
     wiring::steer::unsteer()?;
     wiring::range::close(&[])?;
-    gone(&config.state_dir, fs::remove_dir_all(&config.state_dir))
+    let emptied = fs::remove_dir_all(&config.state_dir);
+    // In a container the folder is a mount, which stays: what is in it has gone.
+    let is_empty = fs::read_dir(&config.state_dir).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty { Ok(()) } else { gone(&config.state_dir, emptied) }
+}
+
+/// Cleans the node as soon as no pod has an address any more, and keeps it so. Probes see whether it is
+/// clean.
+pub async fn stay(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
+    loop {
+        let cleaned = run(config).await;
+        let was_clean = metrics.ready.swap(cleaned.is_ok(), Ordering::Relaxed);
+        match cleaned {
+            Ok(()) if was_clean => {}
+            Ok(()) => tracing::info!("the node is clean"),
+            Err(error) => tracing::warn!("the node isn't clean yet: {error:#}"),
+        }
+        metrics.reconcile_ended();
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Fine if it was already gone.

@@ -21,6 +21,7 @@ use vnetpool_plugin::{
 
 use crate::error::Error;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 
 /// How long what is over is told.
 pub const TOLD_FOR: Duration = Duration::from_secs(3600);
@@ -45,6 +46,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 7] =
+        [Kind::Address, Kind::Firewall, Kind::Forwarding, Kind::Link, Kind::Mac, Kind::Route, Kind::Table];
+
     /// In a word, for metrics.
     pub fn word(self) -> &'static str {
         match self {
@@ -115,9 +119,12 @@ struct Repairs {
 }
 
 impl Disturbances {
-    /// A look has ended, and found this in the way.
-    pub fn looked(&mut self, standing: BTreeSet<String>) {
-        self.standing = standing;
+    /// A look has ended, and found this in the way. What stood before stands on if it hasn't seen all.
+    pub fn looked(&mut self, standing: BTreeSet<String>, has_seen_all: bool) {
+        if has_seen_all {
+            self.standing.clear();
+        }
+        self.standing.extend(standing);
     }
 
     /// Something was put right: what it was about, as `10.240.0.17 on eth0`.
@@ -129,7 +136,7 @@ impl Disturbances {
 
     /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and
     /// the remedy.
-    pub fn tell(&self, now: Millis) -> (bool, Reason, String) {
+    pub fn tell(&self, now: Millis) -> Verdict {
         let told_for = TOLD_FOR.as_millis() as Millis;
         let recent = self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < told_for);
         let repaired = recent.map(|(kind, Repairs { count, what, .. })| {
@@ -140,10 +147,10 @@ impl Disturbances {
         let all =
             self.standing.iter().cloned().chain(repaired.iter().cloned()).collect::<Vec<_>>().join("; ");
         match (self.standing.is_empty(), repaired.is_empty()) {
-            (false, _) => (false, Reason::InTheWay, all),
-            (true, false) => (true, Reason::Repaired, all),
+            (false, _) => Verdict::no(Reason::InTheWay, all),
+            (true, false) => Verdict::yes(Reason::Repaired, all),
             (true, true) => {
-                (true, Reason::Undisturbed, "nothing else on the node is in the way of its pods".to_owned())
+                Verdict::yes(Reason::Undisturbed, "nothing else on the node is in the way of its pods")
             }
         }
     }
@@ -205,14 +212,14 @@ mod tests {
     #[test]
     fn what_was_put_right_is_told_for_an_hour_with_its_remedy() {
         let mut disturbances = Disturbances::default();
-        assert_eq!(disturbances.tell(0).1, "Undisturbed");
+        assert_eq!(disturbances.tell(0).reason, "Undisturbed");
         disturbances.repaired(Kind::Address, "10.240.0.5/24 on eth0", 1_000);
         disturbances.repaired(Kind::Address, "10.240.0.6/24 on eth0", 2_000);
-        let (is_true, reason, message) = disturbances.tell(3_000);
-        assert_eq!((is_true, reason), (true, Reason::Repaired));
+        let Verdict { holds, reason, message } = disturbances.tell(3_000);
+        assert_eq!((holds, reason), (Some(true), Reason::Repaired));
         assert!(message.contains("2 times so far, the last was 10.240.0.6/24 on eth0"), "{message}");
         assert!(message.contains("apply_network_config_for_secondary_ips: false"), "{message}");
-        assert_eq!(disturbances.tell(2_000 + TOLD_FOR.as_millis() as Millis).1, "Undisturbed");
+        assert_eq!(disturbances.tell(2_000 + TOLD_FOR.as_millis() as Millis).reason, "Undisturbed");
     }
 
     #[test]
@@ -220,14 +227,16 @@ mod tests {
         let mut disturbances = Disturbances::default();
         disturbances.repaired(Kind::Route, "10.240.0.6", 0);
         let chain = "chain FORWARD of table ip filter drops what pods send";
-        disturbances.looked(BTreeSet::from([chain.to_owned()]));
-        let (is_true, reason, message) = disturbances.tell(0);
-        assert_eq!((is_true, reason), (false, Reason::InTheWay));
+        disturbances.looked(BTreeSet::from([chain.to_owned()]), true);
+        let Verdict { holds, reason, message } = disturbances.tell(0);
+        assert_eq!((holds, reason), (Some(false), Reason::InTheWay));
         assert!(
             message.starts_with("chain FORWARD") && message.contains("ManageForeignRoutes=no"),
             "{message}"
         );
-        disturbances.looked(BTreeSet::new());
-        assert!(disturbances.tell(0).0);
+        disturbances.looked(BTreeSet::new(), false);
+        assert_eq!(disturbances.tell(0).holds, Some(false), "nobody has looked for it again");
+        disturbances.looked(BTreeSet::new(), true);
+        assert_eq!(disturbances.tell(0).holds, Some(true));
     }
 }

@@ -204,8 +204,8 @@ impl Rules {
             MetadataAccess::All => &[WIRE_SERVER],
         };
         let closed = closed.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
-        // Replies are pods' answers to load balancers' probes. The set has a rule of its own: where it takes no
-        // more, a rule ends without its verdict.
+        // Replies are pods' answers to load balancers' probes. The set has a rule of its own: where it takes
+        // no more, a rule ends without its verdict.
         format!(
             "\tchain restricted {{\n\
              \t\tct direction reply accept\n\
@@ -253,6 +253,7 @@ mod tests {
             report_holders: false,
             pod_metadata_access: MetadataAccess::None,
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
+            taken_off_at: vec![],
             interfaces: vec![Interface {
                 id: "nic".into(),
                 mac: "00:0d:3a:e5:1c:c0".into(),

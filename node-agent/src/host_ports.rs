@@ -16,8 +16,8 @@ pub struct HostPorts {
 }
 
 impl HostPorts {
-    /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have lost
-    /// their rules.
+    /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have
+    /// lost their rules.
     pub fn look<'a>(
         &mut self,
         tenants: impl Iterator<Item = &'a Tenant>,

@@ -181,6 +181,7 @@ impl Instance {
                 report_holders: false,
                 pod_metadata_access: settings.pod_metadata_access,
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),
+                taken_off_at: vec![],
                 interfaces: vec![interface],
             },
             status: None,

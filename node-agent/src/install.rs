@@ -41,8 +41,8 @@ pub enum Error {
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and
 /// `cniVersions` names both for those who know it, unless a plugin behind ours is too old for that.
 ///
-/// What a pod's TCP hands down at once has to fit the uplink: the kernel itself would cut what is larger, which
-/// is nearly all that pods send in bulk.
+/// What a pod's TCP hands down at once has to fit the uplink: the kernel itself would cut what is larger,
+/// which is nearly all that pods send in bulk.
 pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path) -> Value {
     let mut ours = json!({ "type": PLUGIN, "mtu": uplink.mtu, "wiring": wiring });
     if let Some(size) = uplink.gso_max {

@@ -47,7 +47,8 @@ async fn run() -> anyhow::Result<()> {
     log(log_format);
     match command.unwrap_or(Command::Run) {
         Command::Run => serve(config).await,
-        Command::Cleanup => cleanup::run(&config).await,
+        Command::Cleanup { stay: false } => cleanup::run(&config).await,
+        Command::Cleanup { stay: true } => clean(config).await,
         Command::Status { output } => status(&config, output),
         Command::Attach { container, namespace } => {
             attach::attach(&container, &namespace, &config.cni_conf_dir)
@@ -86,6 +87,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Some(result) = scraped => result,
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+/// Cleans the node until told to end.
+async fn clean(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let metrics = Metrics::new(&config.state_dir);
+    tokio::select! {
+        result = cleanup::stay(&config, &metrics) => result,
+        result = listen(config.admin_address, admin::probes(&metrics)) => result,
+        _ = terminate.recv() => Ok(()),
     }
 }
 

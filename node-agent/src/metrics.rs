@@ -18,6 +18,8 @@ use vnetpool_plugin::{
 };
 use vnetpool_process::lock::lock;
 
+use crate::{disturbance, sweep::Suspect};
+
 const PREFIX: &str = "vnetpool_agent";
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -78,6 +80,8 @@ pub struct Metrics {
     pub ready: Arc<AtomicBool>,
     /// When a reconcile, good or bad, ended last.
     reconciled: Arc<Mutex<Instant>>,
+    /// When the first of those looks began that have not ended by themselves; None if the last one has.
+    looking: Arc<Mutex<Option<Instant>>>,
     /// What the plugin has logged is counted when somebody scrapes.
     log: Arc<Mutex<Reader>>,
 }
@@ -96,8 +100,9 @@ impl Metrics {
         let help = "Addresses that this node holds: the states add up";
         registry.register("addresses", help, addresses.clone());
         let unheld = Family::default();
-        let help = "Addresses that left this node's NIC by somebody else's hand (lost, if a pod has one, else withdrawn), \
-                    and those given up that are still on it (relinquished)";
+        let help = "Addresses that left this node's NIC by somebody else's hand (lost, if a pod has one, else \
+                    withdrawn), those that no pod has and none gets while the node lacks its rules (withheld), and \
+                    those given up that are still on it (relinquished)";
         registry.register("unheld_addresses", help, unheld.clone());
         let waiting = Gauge::default();
         registry.register("waiting_pods", "Pods that wait for an address", waiting.clone());
@@ -135,6 +140,16 @@ impl Metrics {
         );
         let rules = Counter::default();
         registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
+        // Prometheus sees no increase in what begins with its first event.
+        for kind in Suspect::KINDS {
+            drop(sweeps.get_or_create(&Kind { kind }));
+        }
+        for kind in disturbance::Kind::ALL {
+            drop(repairs.get_or_create(&Kind { kind: kind.word() }));
+        }
+        for outcome in ["ok", "later", "failed"] {
+            drop(verbs.get_or_create(&Verb { verb: "ADD", outcome }));
+        }
         let reconciled = Arc::new(Mutex::new(Instant::now()));
         Self {
             registry: Arc::new(all),
@@ -154,6 +169,7 @@ impl Metrics {
             rules,
             ready: Arc::default(),
             reconciled,
+            looking: Arc::default(),
             log: Arc::new(Mutex::new(Reader::from_now(state_dir))),
         }
     }
@@ -166,19 +182,24 @@ impl Metrics {
         metrics.count_call(&Call { verb, micros: 3000, phases, error: None });
         metrics.count_report(true);
         metrics.count_relinquished(1);
-        metrics.count_sweep("record");
-        metrics.count_repair("route");
         metrics.count_dropped("metadata".to_owned(), 1);
         metrics.count_refused("default/web", 1);
         metrics
     }
 
     pub fn set_counts(&self, counts: Counts) {
-        let Counts { held: _, assigned, cooling, free, waiting, relinquished, vanished, withdrawn } = counts;
+        let Counts { held: _, assigned, cooling, free, waiting, relinquished, vanished, withdrawn, withheld } =
+            counts;
         for (state, count) in [("assigned", assigned - vanished), ("cooling", cooling), ("free", free)] {
             self.addresses.get_or_create(&State { state }).set(count.into());
         }
-        for (state, count) in [("lost", vanished), ("withdrawn", withdrawn), ("relinquished", relinquished)] {
+        let unheld = [
+            ("lost", vanished),
+            ("withdrawn", withdrawn),
+            ("withheld", withheld),
+            ("relinquished", relinquished),
+        ];
+        for (state, count) in unheld {
             self.unheld.get_or_create(&State { state }).set(count.into());
         }
         self.waiting.set(waiting.into());
@@ -220,12 +241,27 @@ impl Metrics {
         lock(&self.reconciled).elapsed()
     }
 
+    /// A look at the node begins.
+    pub fn look_began(&self) {
+        lock(&self.looking).get_or_insert_with(Instant::now);
+    }
+
+    /// A look has ended by itself.
+    pub fn look_ended(&self) {
+        *lock(&self.looking) = None;
+    }
+
+    /// For how long no look has ended by itself; zero if none is under way.
+    pub fn looking_for(&self) -> Duration {
+        lock(&self.looking).map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).
     pub fn count_sweep(&self, kind: &'static str) {
         self.sweeps.get_or_create(&Kind { kind }).inc();
     }
 
-    /// `kind` is that of [`Kind::word`](crate::disturbance::Kind::word).
+    /// `kind` is that of `disturbance::Kind::word`.
     pub fn count_repair(&self, kind: &'static str) {
         self.repairs.get_or_create(&Kind { kind }).inc();
     }
@@ -277,6 +313,15 @@ mod tests {
         assert_eq!(values.sum::<u32>(), held);
         says(&metrics, r#"vnetpool_agent_unheld_addresses{state="lost"} 1"#);
         says(&metrics, "vnetpool_agent_waiting_pods 6");
+    }
+
+    #[test]
+    fn what_has_never_happened_is_counted_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new(dir.path());
+        says(&metrics, r#"vnetpool_agent_repairs_total{kind="route"} 0"#);
+        says(&metrics, r#"vnetpool_agent_sweeps_total{kind="record"} 0"#);
+        says(&metrics, r#"vnetpool_agent_cni_duration_seconds_count{verb="ADD",outcome="failed"} 0"#);
     }
 
     #[test]

@@ -37,8 +37,17 @@ pub struct Report {
 /// The agent's part of the status, given the status published last: what says the same keeps its times.
 pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
     let Report { ledger, at, time, generation, warm: _, names_holders, unlisted, conditions } = report;
-    let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn: _ } =
-        ledger.counts(*at);
+    let Counts {
+        held,
+        assigned,
+        cooling,
+        free,
+        waiting,
+        relinquished: _,
+        vanished,
+        withdrawn: _,
+        withheld: _,
+    } = ledger.counts(*at);
 
     let mut relinquished: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
     relinquished.sort();
@@ -176,7 +185,7 @@ mod tests {
     }
 
     fn ledger(names: &[u8]) -> Ledger {
-        Ledger::rebuild("boot", &[], &[], &supply(names), None, 0)
+        Ledger::rebuild("boot", &[], &[], &supply(names), None, 0, true)
     }
 
     fn sandbox(id: &str) -> Sandbox {
@@ -294,7 +303,7 @@ mod tests {
 
         assert_eq!(leased(&status, "another boot"), []);
         let occupants = leased(&status, "boot");
-        let rebuilt = Ledger::rebuild("boot", &occupants, &[], &supply(&[9, 10, 11]), Some(0), 0);
+        let rebuilt = Ledger::rebuild("boot", &occupants, &[], &supply(&[9, 10, 11]), Some(0), 0, true);
         assert_eq!(rebuilt.address_of(&sandbox("a")), Some(Ipv4Addr::new(10, 240, 0, 9)));
         assert_eq!(rebuilt.address_of(&sandbox("b")), None, "known from its link, if at all");
         let again = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: None };

@@ -9,13 +9,16 @@ use vnetpool_plugin::ledger::{Counts, Ledger, Millis, Occupant, Pod, Proof, Sand
 
 /// The ledger at this moment, and the conditions of the agent's last report if there is one.
 pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus>) -> String {
-    let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn } =
+    let Counts { held, assigned, cooling, free, waiting, relinquished: _, vanished, withdrawn, withheld } =
         ledger.counts(now);
     let mut text = format!(
         "holds {held} addresses: {assigned} assigned, {cooling} cooling, {free} free; {waiting} waiting\n"
     );
     if vanished + withdrawn > 0 {
         let _ = writeln!(text, "no longer the VM's: {vanished} in use, {withdrawn} not");
+    }
+    if withheld > 0 {
+        let _ = writeln!(text, "withheld, since the node lacks its rules (RulesApplied): {withheld}");
     }
     let _ = writeln!(text, "\n{:<16}{:<11}{:<8}CONTAINER", "ADDRESS", "STATE", "SINCE");
     let mut records: Vec<_> = ledger.records().iter().collect();
@@ -30,7 +33,9 @@ pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus
                 let container = format!("{}/{}{pod}", sandbox.container_id, sandbox.ifname);
                 (if assignment.vanished { "vanished" } else { "assigned" }, Some(assignment.since), container)
             }
-            State::Free { since } => ("free", *since, String::new()),
+            State::Free { since } => {
+                (if ledger.is_ruled() { "free" } else { "withheld" }, *since, String::new())
+            }
             State::Withdrawn { since } => ("withdrawn", *since, String::new()),
         };
         let since = since.map_or("-".to_owned(), |since| format!("{}s", now.saturating_sub(since) / 1000));
@@ -68,6 +73,7 @@ pub fn view(ledger: &Ledger, wired: &[Occupant], now: Millis) -> NodeView {
     NodeView {
         boot_id: ledger.boot_id().to_owned(),
         generation: ledger.generation(),
+        lacks_rules: !ledger.is_ruled(),
         addresses: addresses.collect(),
         relinquished: ledger.relinquished().map(str::to_owned).collect(),
         waiting: ledger.waiting().iter().map(|waiter| tenant(&waiter.sandbox, &waiter.pod)).collect(),
@@ -103,7 +109,7 @@ mod tests {
             cooldown: Duration::from_secs(30),
             entries: vec![entry(6), entry(5)],
         };
-        let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0);
+        let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0, true);
         let sandbox = Sandbox { container_id: "web".into(), ifname: "eth0".into() };
         let pod = Pod { name: "shop".into(), ..Pod::default() };
         ledger.assign(&Claim::wired(&sandbox, &pod, ""), 5_000);
@@ -114,6 +120,12 @@ mod tests {
             lines,
             ["10.240.0.5      free       -", "10.240.0.6      assigned   2s      web/eth0 (shop)"]
         );
+        ledger.rule(false);
+        let text = show(&ledger, 7_000, None);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "withheld, since the node lacks its rules (RulesApplied): 1");
+        assert_eq!(lines[4], "10.240.0.5      withheld   -");
+        assert!(!text.contains("no longer the VM's"), "{text}");
     }
 
     #[test]
@@ -126,7 +138,7 @@ mod tests {
             cooldown: Duration::from_secs(30),
             entries: vec![Entry { name: "vnp-5".into(), address: [10, 240, 0, 5].into(), attached_to: None }],
         };
-        let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0);
+        let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0, true);
         let sandbox = Sandbox { container_id: "web".into(), ifname: "eth0".into() };
         let pod = Pod { namespace: "shop".into(), name: "cart".into(), uid: "u".into() };
         ledger.assign(&Claim::wired(&sandbox, &pod, ""), 5_000);

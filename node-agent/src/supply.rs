@@ -87,6 +87,7 @@ mod tests {
                 report_holders: false,
                 pod_metadata_access: Default::default(),
                 snat_exclusions: vec![],
+                taken_off_at: vec![],
                 interfaces: vec![Interface { ip_configurations, ..Default::default() }],
             },
         );

@@ -51,6 +51,9 @@ impl Sweep {
 }
 
 impl Suspect {
+    /// Every word of [`Suspect::kind`].
+    pub const KINDS: [&str; 3] = ["record", "link", "stranger"];
+
     /// In a word, for metrics and logs.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -150,7 +153,7 @@ mod tests {
             cooldown: Duration::ZERO,
             entries,
         };
-        Ledger::rebuild("boot", &[], &[], &supply, None, 0)
+        Ledger::rebuild("boot", &[], &[], &supply, None, 0, true)
     }
 
     fn assigned() -> Ledger {

@@ -1,46 +1,61 @@
-//! The kernel's network settings that routed pods need, written only where they differ.
+//! The kernel's network settings that pods need, written only where they differ. `dir` is `/proc/sys/net` or
+//! where it is mounted; it shows the network namespace of whoever looks.
 
 use std::{fs, io, path::Path};
 
 /// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all
 /// links, which sets each, and one for each link, which decides.
 const ALL: &str = "ipv4/ip_forward";
-const ON: &str = "1";
+const BRIDGES: &str = "bridge/bridge-nf-call-iptables";
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "can't set net/{setting} to {ON}: {source}; the agent needs NET_ADMIN and a writable {setting} (--sysctl-net-dir)"
+    "can't set net/{setting} to {value}: {source}; the agent needs NET_ADMIN and a writable {setting} (--sysctl-net-dir)"
 )]
 pub struct Error {
     setting: String,
+    value: &'static str,
     source: io::Error,
 }
 
-/// Turns forwarding on, for all links and for each of these. `dir` is `/proc/sys/net` or where it is mounted;
-/// it shows the network namespace of whoever looks. Returns the settings it had to change.
+/// Turns forwarding on, for all links and for each of these. Returns the settings it had to change.
 pub fn ensure<'a>(dir: &Path, links: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
     let of_link = |link: &str| format!("ipv4/conf/{link}/forwarding");
-    let settings = [ALL.to_owned(), of_link("default")].into_iter().chain(links.map(of_link));
     let mut changed = Vec::new();
-    for setting in settings {
-        let path = dir.join(&setting);
-        let put = || -> io::Result<bool> {
-            match fs::read_to_string(&path) {
-                Ok(found) if found.trim() == ON => return Ok(false),
-                // A link may go while we look.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && setting != ALL => return Ok(false),
-                found => found?,
-            };
-            fs::write(&path, ON)?;
-            Ok(true)
-        };
-        match put() {
-            Ok(true) => changed.push(setting),
-            Ok(false) => {}
-            Err(source) => return Err(Error { setting, source }),
+    for setting in [ALL.to_owned(), of_link("default")].into_iter().chain(links.map(of_link)) {
+        // A link may go while we look.
+        if set(dir, &setting, "1", setting != ALL)? {
+            changed.push(setting);
         }
     }
     Ok(changed)
+}
+
+/// Has the node's rules see packets of bridged pods only where the node routes them. Returns whether that is
+/// new.
+///
+/// With this setting, which the kernel turns on, a bridge hands them packets that it is still about to pass
+/// on. The first packet to a Service is then translated there, and where the pod that is to have it is behind
+/// the same bridge, it would go from port to port, which isolated ports don't let through. The setting is the
+/// node's: a bridge can ask for more than it says, and not for less.
+pub fn route_bridged(dir: &Path) -> Result<bool, Error> {
+    // A kernel may not be able to do that at all.
+    set(dir, BRIDGES, "0", true)
+}
+
+/// Returns whether it had to change. `may_lack`: that there is no such setting is fine.
+fn set(dir: &Path, setting: &str, value: &'static str, may_lack: bool) -> Result<bool, Error> {
+    let path = dir.join(setting);
+    let put = || -> io::Result<bool> {
+        match fs::read_to_string(&path) {
+            Ok(found) if found.trim() == value => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && may_lack => return Ok(false),
+            found => found?,
+        };
+        fs::write(&path, value)?;
+        Ok(true)
+    };
+    put().map_err(|source| Error { setting: setting.to_owned(), value, source })
 }
 
 #[cfg(test)]

@@ -88,14 +88,11 @@ pub enum Command {
         #[arg(long, requires = "resource_group")]
         subnet: Option<ResourceId>,
     },
-    /// Prints what Azure has reserved on these NICs, or in these route tables, as JSON for `kubectl vnetpool`.
+    /// Prints what Azure has reserved on NICs, or in route tables, as JSON for `kubectl vnetpool`.
     ///
-    /// Signs in as the operator would. Changes nothing.
-    Reserved {
-        /// Their ids.
-        #[arg(required = true)]
-        id: Vec<ResourceId>,
-    },
+    /// Reads their ids from standard input, one a line, and prints a line for each as soon as it is read.
+    /// Signs in as the operator would, at the lowest share of Azure's request limits. Changes nothing.
+    Reserved,
     /// Says from inside a pod whether the pod network works: is the pod's address reserved for its node, and
     /// does every node answer? What `helm test` runs. Fails if anything is wrong.
     Datapath {

@@ -69,8 +69,8 @@ pub struct ApiVersions {
 }
 
 impl ApiVersions {
-    /// A PUT replaces everything that its API version knows of, and nothing else can be sent. So these are the
-    /// newest versions seen in recordings of real traffic: an older one would hide, and then reset, what
+    /// A PUT replaces everything that its API version knows of, and nothing else can be sent. So these are
+    /// the newest versions seen in recordings of real traffic: an older one would hide, and then reset, what
     /// others set with a newer one. New versions come to the other clouds late (azure-cli#23985): there it is
     /// those of the documents at hand. Nobody has tried them there.
     pub fn of(cloud: Cloud) -> ApiVersions {
@@ -129,6 +129,23 @@ pub struct RequestRecord {
     pub took: Duration,
 }
 
+/// A write that was carried out.
+#[derive(Clone, Debug)]
+pub struct Written<T> {
+    /// The resource after it.
+    pub after: Arc<T>,
+    /// False: there was nothing to do, so Azure wasn't asked.
+    pub was_sent: bool,
+}
+
+impl<T> std::ops::Deref for Written<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.after
+    }
+}
+
 /// A client of Azure. The whole operator shares one, since it holds the budget and the cache of NICs.
 #[derive(Debug)]
 pub struct Azure {
@@ -164,8 +181,8 @@ impl Azure {
         self.transport.observe(observer);
     }
 
-    /// From now on a write is sent only while `may_write` says so, asked when it is about to leave. One that may
-    /// not waits for ever: whoever makes it is about to end.
+    /// From now on a write is sent only while `may_write` says so, asked when it is about to leave. One that
+    /// may not waits for ever: whoever makes it is about to end.
     pub fn write_only_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
         self.transport.write_only_while(may_write);
     }
@@ -237,7 +254,7 @@ impl Azure {
         Ok(self.nics.learn(&mut known, read))
     }
 
-    /// Carries out `change` on a NIC in one write and returns the NIC after it. Sends nothing if there is
+    /// Carries out `change` on a NIC in one write and gives the NIC after it. Sends nothing if there is
     /// nothing to do. Other writers' parts of the NIC stay as they are: if somebody has changed the NIC since
     /// it was read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
     ///
@@ -249,7 +266,7 @@ impl Azure {
         id: &ResourceId,
         change: &Change,
         urgency: impl Into<Urgency>,
-    ) -> Result<Arc<Nic>, Error> {
+    ) -> Result<Written<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
         let urgency = urgency.into();
         if let Some(instance) = id.instance() {
@@ -270,7 +287,7 @@ impl Azure {
             Ok(Some(body)) => body,
             nothing_to_send => {
                 self.nics.keep(&mut known, before.clone());
-                return nothing_to_send.map(|_| before.nic);
+                return nothing_to_send.map(|_| Written { after: before.nic, was_sent: false });
             }
         };
         let url = self.url(id, &self.versions.network);
@@ -289,7 +306,7 @@ impl Azure {
         let nic = document.nic.clone();
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written");
         self.nics.keep(&mut known, document);
-        Ok(nic)
+        Ok(Written { after: nic, was_sent: true })
     }
 
     /// Whether the last write in the NIC's resource group could be followed to its end; `None` if none was

@@ -7,6 +7,7 @@ mod changes;
 mod intake;
 pub mod kept;
 pub mod proof;
+mod renewal;
 pub mod unreadable;
 mod wakeups;
 
@@ -36,8 +37,9 @@ use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
 use crate::pool::left_alone::{self, is_left_alone};
+use renewal::Renewal;
 use unreadable::Unknown;
-pub use wakeups::{Waker, Wakeups};
+pub use wakeups::{Waker, Wakeups, woken};
 
 /// So many pods come in one answer, some ten megabytes of text.
 const PAGE: u32 = 1000;
@@ -60,10 +62,20 @@ pub struct Cluster {
     unknown_nodes: Unknown,
     unknown_allocations: Unknown,
     unknown_pools: Unknown,
+    renewals: Renewals,
+}
+
+/// Each watch's.
+#[derive(Clone, Debug, Default)]
+struct Renewals {
+    nodes: Renewal,
+    allocations: Renewal,
+    pools: Renewal,
+    pods: Renewal,
 }
 
 impl Cluster {
-    fn new(
+    pub(crate) fn new(
         nodes: Store<Node>,
         allocations: Store<NodeIPAllocation>,
         pools: Store<NodeIPPool>,
@@ -79,6 +91,7 @@ impl Cluster {
             unknown_nodes: Unknown::default(),
             unknown_allocations: Unknown::default(),
             unknown_pools: Unknown::default(),
+            renewals: Renewals::default(),
         }
     }
 
@@ -91,22 +104,24 @@ impl Cluster {
         let (waker, wakeups) = wakeups::channels();
         let ends = || (cluster.clone(), waker.clone());
         let from = || (client.clone(), health.clone());
+        let renewals = cluster.renewals.clone();
 
         let everything = watcher::Config::default();
         // Large pages, since little of each pod is kept. No streaming lists: kube 5 asks for the first list
         // of any version ("0"), and a list that is made anew could go back in time.
         let bound = watcher::Config::default().fields("spec.nodeName!=").page_size(PAGE);
-        let ((view, call), (client, health)) = (ends(), from());
+        let (view, call) = ends();
         let take = intake::nodes(view, call, node_writer);
-        let nodes = follow("Node", client, health, everything.clone(), take);
-        let ((view, call), (client, health)) = (ends(), from());
+        let nodes = follow("Node", from(), everything.clone(), renewals.nodes, take);
+        let (view, call) = ends();
         let take = intake::allocations(view, call, allocation_writer);
-        let allocations = follow("NodeIPAllocation", client, health, everything.clone(), take);
-        let ((view, call), (client, health)) = (ends(), from());
+        let allocations = follow("NodeIPAllocation", from(), everything.clone(), renewals.allocations, take);
+        let (view, call) = ends();
         let take = intake::pools(view, call, pool_writer);
-        let pools = follow("NodeIPPool", client, health, everything, take);
-        let ((view, call), (client, health)) = (ends(), from());
-        let pods = follow("Pod", client, health, bound, intake::pods(view, call, listed));
+        let pools = follow("NodeIPPool", from(), everything, renewals.pools, take);
+        let (view, call) = ends();
+        let take = intake::pods(view, call, listed);
+        let pods = follow("Pod", from(), bound, renewals.pods, take);
         let watches = [
             ("watch of Nodes", nodes.boxed()),
             ("watch of NodeIPAllocations", allocations.boxed()),
@@ -184,8 +199,8 @@ impl Cluster {
                     answers.remove(&name);
                 }
             }
-            // A list is as new as the store. An answer that is newer still follows at once; one that only seems
-            // to be, because the store was set back, must not hide what there is.
+            // A list is as new as the store. An answer that is newer still follows at once; one that only
+            // seems to be, because the store was set back, must not hide what there is.
             Event::InitDone => answers.clear(),
             Event::Init | Event::InitApply(_) => {}
         }
@@ -299,27 +314,38 @@ impl Cluster {
 }
 
 /// Gives each event of a kind to `take`. Never ends: errors of the watch are logged and retried with the
-/// default backoff.
+/// default backoff, and a watch that is found dead is begun anew with a list.
 async fn follow<K>(
     kind: &'static str,
-    client: Client,
-    health: Arc<Health>,
+    (client, health): (Client, Arc<Health>),
     config: watcher::Config,
+    renewal: Renewal,
     mut take: impl FnMut(Event<Reading<K>>) + Send,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut events = watcher(Api::<Reading<K>>::all(client), config).default_backoff().boxed();
-    while let Some(event) = events.next().await {
+    let begin = || watcher(Api::<Reading<K>>::all(client.clone()), config.clone()).default_backoff().boxed();
+    let mut events = begin();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = renewal.due() => {
+                health.interrupted(kind);
+                warn!(kind, "the watch lacks what a list shows; beginning anew");
+                events = begin();
+                continue;
+            }
+        };
         match event {
-            Ok(event) => {
+            Some(Ok(event)) => {
                 health.heard(kind);
                 take(event);
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 health.interrupted(kind);
                 warn!(kind, %error, "watch interrupted");
             }
+            None => return,
         }
     }
 }

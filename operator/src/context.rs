@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
 use kube::Client;
-use tokio::sync::watch;
 
 use crate::azure::Azure;
 use crate::cluster::{Cluster, Waker};
@@ -14,6 +13,7 @@ use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
 use crate::refusals::Refusals;
+use crate::rollout::Rollouts;
 use crate::shortage::Shortages;
 use crate::writes::Writes;
 
@@ -36,8 +36,8 @@ pub struct Context {
     pub shortages: Arc<Mutex<Shortages>>,
     /// What Azure refuses to all of a scope.
     pub refusals: Arc<Mutex<Refusals>>,
-    /// How many such refusals there were.
-    pub refused: watch::Sender<u64>,
+    /// Which nodes take up an edit of their pool.
+    pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
     pub started: Instant,
     /// Nobody has led for long before that. The store may have been set back meanwhile, so no `spec` is
@@ -51,19 +51,22 @@ pub struct Context {
 pub struct Waits {
     /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
     /// caches, give a passing 404.
-    pub second_look: Duration,
-    /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several times
-    /// what it takes when each request to Azure and to the API server takes as long as it may.
+    pub second_read: Duration,
+    /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several
+    /// times what it takes when each request to Azure and to the API server takes as long as it may.
     pub deadline: Duration,
-    /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice, and
-    /// for a tool that syncs every few minutes.
+    /// So much later than its NIC is read a write may be carried out whose answer is lost: no request takes
+    /// longer than that on its way.
+    pub late: Duration,
+    /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice,
+    /// and for a tool that syncs every few minutes.
     pub grace: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Waits {
-        let [second_look, deadline, grace] = [60, 300, 15 * 60].map(Duration::from_secs);
-        Waits { second_look, deadline, grace }
+        let [second_read, deadline, late, grace] = [60, 300, 60, 15 * 60].map(Duration::from_secs);
+        Waits { second_read, deadline, late, grace }
     }
 }
 
@@ -83,7 +86,7 @@ impl Context {
             writes,
             shortages: Arc::default(),
             refusals: Arc::default(),
-            refused: watch::Sender::default(),
+            rollouts: Arc::default(),
             started: Instant::now(),
             was_leaderless,
             waits,

@@ -30,8 +30,8 @@ pub struct Report {
     pub wrong: Vec<String>,
 }
 
-/// Looks at this pod's own address and calls every node's kubelet at `port`. That the API server answers shows
-/// that its Service is reached.
+/// Looks at this pod's own address and calls every node's kubelet at `port`. That the API server answers
+/// shows that its Service is reached.
 ///
 /// # Errors
 /// When the API server can't be asked.

@@ -232,16 +232,37 @@ mod tests {
 
     #[test]
     fn a_static_pod_is_known_by_the_uid_that_its_node_gives_it() {
-        let metadata = json!({ "uid": "of-the-mirror", "annotations": { "kubernetes.io/config.mirror": "of-the-manifest" } });
+        let metadata =
+            json!({ "uid": "of-the-mirror", "annotations": { "kubernetes.io/config.mirror": "0f7b1e" } });
         let mirror = decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
         let (mut demand, now) = (Demand::default(), Instant::now());
         demand.apply(Event::Init, now);
         demand.apply(Event::InitApply(mirror.clone()), now);
         demand.apply(Event::InitDone, now);
-        assert_eq!(demand.pods("n"), uids(&["of-the-manifest"]));
+        assert_eq!(demand.pods("n"), uids(&["0f7b1e"]));
         assert!(demand.wishes("n").is_empty());
         demand.apply(Event::Delete(mirror), now);
         assert!(demand.pods("n").is_empty());
+    }
+
+    #[test]
+    fn a_pod_can_not_pass_itself_off_as_another_that_the_api_server_has_made() {
+        const VICTIM: &str = "4f1c0000-0000-4000-8000-000000000001";
+        let pod = |metadata: Value| decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
+        let wish = json!({ "vnetpool.io/public-address": "true" });
+        let victim = pod(json!({ "uid": VICTIM, "namespace": "a", "name": "victim", "annotations": wish }));
+        let annotations = json!({ "kubernetes.io/config.mirror": VICTIM });
+        let impostor =
+            pod(json!({ "uid": "4f1c0000-0000-4000-8000-000000000002", "annotations": annotations }));
+        let (mut demand, now) = (Demand::default(), Instant::now());
+        demand.apply(Event::Init, now);
+        demand.apply(Event::InitApply(victim), now);
+        demand.apply(Event::InitDone, now);
+        let before = demand.wishes("n");
+        demand.apply(Event::Apply(impostor.clone()), now);
+        demand.apply(Event::Delete(impostor), now);
+        assert_eq!((demand.pods("n"), demand.wishes("n")), (uids(&[VICTIM]), before.clone()));
+        assert_eq!(before[VICTIM].pod, "a/victim");
     }
 
     #[test]

@@ -11,9 +11,9 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::warn;
 
-use crate::verdict::name_some;
 use vnetpool_crds::reason::{Loudness, Reason};
 use vnetpool_crds::refusal;
+use vnetpool_crds::verdict::name_some;
 
 /// Says things about objects. Nobody waits for it: a pod may be waiting for what comes next.
 pub struct Events {
@@ -195,8 +195,8 @@ pub fn attached(attached: &Attached) -> Event {
     event(Reason::Attached, "Attach", format!("attached to the pod's address: {}", all.join(", ")))
 }
 
-/// The rules of a node keep this pod, a `namespace/name`, from the metadata service. The pod is related to the
-/// Event, which makes each pod's another one.
+/// The rules of a node keep this pod, a `namespace/name`, from the metadata service. The pod is related to
+/// the Event, which makes each pod's another one.
 pub fn refused(pod: &str, pool: &str) -> Event {
     let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
     let related = ObjectReference {

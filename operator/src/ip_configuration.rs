@@ -1,5 +1,5 @@
-//! An address, or a block of them, on a NIC, and what is attached to it: what the planner plans with and Azure's
-//! documents are read into.
+//! An address, or a block of them, on a NIC, and what is attached to it: what the planner plans with and
+//! Azure's documents are read into.
 
 use std::collections::HashSet;
 

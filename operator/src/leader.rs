@@ -1,5 +1,5 @@
-//! Who leads: the holder of a Lease. Losing it ends the process, so that there is never a leader that has
-//! forgotten to be none.
+//! Who leads: the holder of a Lease. Losing it ends all that the leader has begun, so that there is never one
+//! that has forgotten to be none.
 //!
 //! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood
 //! unchanged, as Kubernetes' own components do. What a leader does that was paused beyond its lease is
@@ -103,7 +103,8 @@ impl Candidate {
         }
     }
 
-    /// One look at the Lease, and one grasp at it if it is free. Gives it with the time since its last renewal.
+    /// One look at the Lease, and one grasp at it if it is free. Gives it with the time since its last
+    /// renewal.
     async fn attempt(
         &self,
         seen: &mut Option<(Option<String>, Instant)>,
@@ -230,8 +231,8 @@ impl Leadership {
         }
     }
 
-    /// Releases the Lease so that the next leader can start at once. If this fails, the next one starts when the
-    /// Lease expires.
+    /// Releases the Lease so that the next leader can start at once. If this fails, the next one starts when
+    /// the Lease expires.
     pub async fn release(self) {
         let mut free = self.lease;
         let spec = free.spec.get_or_insert_default();

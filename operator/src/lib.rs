@@ -36,9 +36,9 @@ mod priority;
 mod refusals;
 pub mod reserved;
 mod resource_id;
+mod rollout;
 mod shortage;
 pub mod telemetry;
-mod verdict;
 mod writes;
 
 // At home where the agent shares them.

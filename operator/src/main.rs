@@ -1,10 +1,12 @@
 //! The operator's process.
 
-use std::io::{Write, stdout};
+use std::io::{Write, stdin, stdout};
 use std::path::Path;
+use std::pin::pin;
 
 use anyhow::Context;
 use clap::Parser;
+use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_apiserver::client;
 use vnetpool_operator::args::{Args, Command, Crds};
@@ -49,13 +51,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
             anyhow::ensure!(report.lacks() == 0, "{} permissions are missing or of no use", report.lacks());
             Ok(())
         }
-        Some(Command::Reserved { id }) => {
+        Some(Command::Reserved) => {
             let azure = Azure::new(&args.config().context("reading the configuration")?.azure)?;
-            let mut views = vec![];
-            for id in &id {
-                views.push(reserved::view(&azure, id).await);
+            let ids = std::io::read_to_string(stdin()).context("reading the ids")?;
+            let mut views = pin!(reserved::views(&azure, ids.lines()));
+            while let Some(view) = views.next().await {
+                writeln!(stdout(), "{}", serde_json::to_string(&view)?)?;
             }
-            writeln!(stdout(), "{}", serde_json::to_string(&views)?)?;
             Ok(())
         }
         Some(Command::Datapath { node, address, kubelet_port }) => {

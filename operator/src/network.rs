@@ -108,8 +108,8 @@ impl Networks {
             sleep(wait).await;
             let in_use = in_use();
             self.lock().retain(|subnet, _| in_use.contains(subnet));
-            let looks = self.due().into_iter().map(|subnets| self.look(subnets, changed));
-            join_all(looks).await;
+            let reads = self.due().into_iter().map(|subnets| self.read(subnets, changed));
+            join_all(reads).await;
         }
     }
 
@@ -125,7 +125,7 @@ impl Networks {
         due.into_values().map(|(_, subnets)| subnets).collect()
     }
 
-    async fn look(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    async fn read(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in subnets {
             // One request for all subnets of a virtual network.
             match self.azure.network(&subnet, URGENCY).await {

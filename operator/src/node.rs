@@ -8,7 +8,8 @@
 //! ```text
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
-//!  planner, scope, growth, attachments     what to do
+//!  planner, takeup, scope, growth, attachments     what to do
+//!  pause         whether any of it may be done
 //!  write, attachments/step          the plan at Azure
 //!  publish       spec, and the object's end
 //!  report/       conditions, Events, the taint
@@ -27,11 +28,15 @@ mod mending;
 mod need;
 mod observe;
 pub mod outlook;
+pub mod pause;
 mod progress;
 mod publish;
+mod recalled;
 mod report;
 mod scope;
 mod setback;
+mod strays;
+mod takeup;
 mod vacate;
 mod write;
 
@@ -52,6 +57,7 @@ use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
 use crate::azure;
 use crate::cluster::kept;
+use crate::cluster::proof::Unproved;
 use crate::context::{Context, Stop};
 use crate::deadline::within;
 use crate::lock::lock;
@@ -60,12 +66,18 @@ use attachments::step;
 use error::Error;
 use memory::{Memories, Memory};
 use need::Need;
+use observe::Seen;
+use observe::known::Read;
+pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
-use observe::{Seen, wiped};
 use progress::{Next, Progress};
 use report::announcement::Announcement;
 use report::taint;
 use setback::{Setback, Stage};
+use takeup::Place;
+
+/// From a reconcile that was overtaken to the next.
+const SOON: Duration = Duration::from_millis(100);
 
 /// What the node controller works with.
 struct Nodes {
@@ -101,7 +113,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let name = watched.name_any();
     let started = Instant::now();
     if let Some(unreadable) = ctx.cluster.unreadable(&name) {
-        // Unknown isn't absent. The node is called when it can be read.
+        // Unknown isn't absent. The node is woken when it can be read.
         debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");
         ctx.metrics.reconciled("node", "Unreadable", started.elapsed());
         return Ok(Action::await_change());
@@ -110,9 +122,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
-    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version that
-    // is older than what it has seen, and those still to come would all be. A copy's addresses belong to whoever
-    // wrote them: what is applied leaves them there.
+    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version
+    // that is older than what it has seen, and those still to come would all be. A copy's addresses belong to
+    // whoever wrote them: what is applied leaves them there.
     let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
     let is_of_another_past = allocation.is_copy() || is_set_back();
     let work =
@@ -120,8 +132,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let result =
         within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
     if matches!(result, Err(Error::Overdue { .. })) {
-        // Whatever it had begun, the NIC tells what has come of it.
+        // Whatever it had begun, the NIC tells what has come of it, at once or when a write comes late.
         memory.nic.must_read = true;
+        memory.nic.lost_answer();
     }
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
@@ -154,6 +167,7 @@ async fn reconcile_one(
 ) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
         stand_back(ctx, &allocation);
+        takeup::leave(ctx, &allocation.name_any());
         return vacate::vacate(ctx, &allocation, memory).await;
     };
     memory.vacant_since = None;
@@ -163,14 +177,21 @@ async fn reconcile_one(
     }
     if is_of_another_past && !ctx.azure.is_dry_run() {
         publish::begin_to_replace(ctx, &allocation).await?;
-        return Ok(Next::After(recheck::LOOK_AGAIN));
+        return Ok(Next::After(recheck::REQUEUE));
     }
     let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut progress, &node, memory).await {
             // In this reconcile: what has outgrown it waits for an answer.
-            Err(error) if error.is_outgrown() => catch_up(ctx, &mut progress, memory),
+            Err(error) if error.is_given_up() => {
+                let begun = progress.allocation.clone();
+                catch_up(ctx, &mut progress, memory);
+                let newest = ctx.cluster.node(&begun.name_any());
+                if !is_as_begun((&begun, &node), &progress.allocation, newest.as_deref()) {
+                    return Ok(Next::After(SOON));
+                }
+            }
             outcome => break outcome,
         }
     };
@@ -185,22 +206,36 @@ async fn reconcile_one(
             let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
             // One that isn't there is soon asked for again; the node waits for it.
             if let azure::Error::NotFound { .. } = error {
-                setback.until = now + ctx.waits.second_look;
+                setback.until = now + ctx.waits.second_read;
             }
             memory.setback = Some(setback);
         }
         Err(_) => return outcome.map(|()| Next::Gone),
     }
-    if progress.is_done_with() {
+    if progress.is_done_with() && progress.pause.is_none() {
         taint::set(ctx, &node, false).await?;
         publish::delete(ctx, &progress.allocation).await?;
         return Ok(Next::Gone);
     }
     let report_again = report::report(ctx, &mut progress, &node, memory).await?;
+    if progress.has_taken_up() {
+        takeup::leave(ctx, &progress.allocation.name_any());
+    }
     outcome?;
-    let recheck =
-        Recheck::of(&progress.allocation, memory.nic.at, ctx.started).next_look(progress.observed_at);
+    let recheck = Recheck::of(&progress.allocation, memory.nic.at, ctx.started).due_in(progress.observed_at);
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
+}
+
+/// Whether a reconcile that has waited goes on: for the same machine, and an object that is to stay. Another
+/// one finds out what there is to do instead.
+fn is_as_begun(
+    (allocation, node): (&NodeIPAllocation, &Node),
+    newest: &NodeIPAllocation,
+    newest_node: Option<&Node>,
+) -> bool {
+    let is_same_node = newest_node.is_some_and(|newest| kept::is_same_machine(node, newest));
+    let is_to_stay = newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid();
+    is_same_node && is_to_stay
 }
 
 /// The node gives away every turn that others may be waiting for.
@@ -210,7 +245,7 @@ fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
     scope::stand_back(ctx, &node, now);
 }
 
-/// Ends turns and calls whoever comes next, for as long as the operator leads. Never ends.
+/// Ends turns and wakes the next nodes, for as long as the operator leads. Never ends.
 pub async fn keep_time(ctx: Arc<Context>) {
     // A turn lasts half a minute, so a second more or less doesn't matter.
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
@@ -221,6 +256,7 @@ pub async fn keep_time(ctx: Arc<Context>) {
         ctx.wake(&woken);
         let woken = lock(&ctx.refusals).tick(now);
         ctx.wake(&woken);
+        takeup::tick(&ctx);
     }
 }
 
@@ -235,6 +271,10 @@ async fn serve(
     if progress.acts_on_a_mirror() {
         memory.nic.must_read = true;
         observe_and_plan(ctx, progress, node, memory).await?;
+    }
+    // Its place stands in its object before it takes anything up: the next leader counts it.
+    if progress.is_updating && !progress.says_updating() {
+        report::report(ctx, progress, node, memory).await?;
     }
     let mut outcome = Ok(());
     if progress.wants_write() {
@@ -255,6 +295,10 @@ async fn serve(
     }
     settle_left(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await?;
+    if progress.pause.is_none() {
+        memory.nic.must_choose |=
+            strays::settle(ctx, &progress.allocation, kept::boot_id(node), &mut memory.strays).await;
+    }
     outcome?;
     attach(ctx, progress, node, memory).await
 }
@@ -267,34 +311,46 @@ async fn observe_and_plan(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     if !memory.knows_pods && ctx.cluster.misses_pods(&progress.allocation) {
-        ctx.cluster.prove_pods(&ctx.client, &node.name_any()).await?;
+        let proved = ctx.cluster.prove_pods(&ctx.client, &node.name_any()).await;
+        if matches!(proved, Err(Unproved::Behind)) {
+            let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
+            ctx.cluster.lacks_pods_since(*since);
+        }
+        // Unproved it won't come to ask, so it holds nobody up meanwhile.
+        proved.inspect_err(|_| stand_back(ctx, &progress.allocation))?;
         memory.knows_pods = true;
+    } else {
+        memory.lacks_pods_since = None;
     }
     let now = Instant::now();
     progress.begin(now);
+    progress.pause = pause::of(&ctx.cluster, &progress.allocation);
     let observed = observe(ctx, progress, node, memory, now).await.map_err(Error::Find);
     if !matches!(observed, Ok(Some(_))) {
         // It won't come to ask, so it holds nobody up meanwhile.
         stand_back(ctx, &progress.allocation);
     }
     let Some(mut seen) = observed? else { return Ok(()) };
+    seen.observed.may_write &= progress.pause.is_none();
     let plan = planner::plan(&seen.observed);
     let plan = scope::limit(ctx, &progress.allocation, &mut seen, plan, &mut memory.setback, now);
     let shortage = (&mut memory.setback, &mut memory.recalled);
     let plan = growth::limit(ctx, &progress.allocation, &mut seen, plan, shortage, now);
     memory.run_clocks(&plan, now);
-    let lag = lag::lag(&progress.allocation, kept::boot_id(node));
-    memory.await_agent(seen.has_vanished, &lag, now);
-    memory.setback = memory.setback.take().filter(|setback| match setback.stage {
-        Stage::Find => setback.holds(now),
-        Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
-    });
-    let attachments = attachments::plan(ctx, &progress.allocation, node, &seen, &mut memory.attaching, now);
-    progress.attachments = Some(attachments);
-    let (plan, rehearsal) = if ctx.azure.is_dry_run() {
+    if !seen.is_held_back {
+        let lag = lag::lag(&progress.allocation, kept::boot_id(node));
+        memory.end_what_is_over(&plan, seen.has_vanished, &lag, now);
+    }
+    let attachments = attachments::plan(ctx, &progress.allocation, node, &seen, memory, now);
+    let is_dry_run = ctx.azure.is_dry_run();
+    let (plan, rehearsal) = if is_dry_run || progress.pause.is_some() {
+        // No address is kept for anybody, and none taken from whom it is kept for.
+        progress.attachments = Some(attachments.rehearse(&progress.allocation));
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
-        (plan, Some(rehearsal))
+        // What would be done on a NIC that isn't known isn't known either.
+        (plan, Some(rehearsal).filter(|_| is_dry_run && !seen.is_held_back))
     } else {
+        progress.attachments = Some(attachments);
         (plan, None)
     };
     (progress.seen, progress.plan, progress.rehearsal) = (Some(seen), Some(plan), rehearsal);
@@ -305,14 +361,19 @@ async fn observe_and_plan(
 /// must be asked, but an error holds that back for now.
 async fn observe(
     ctx: &Context,
-    progress: &Progress,
+    progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
     now: Instant,
 ) -> Result<Option<Seen>, azure::Error> {
-    let allocation = &*progress.allocation;
-    let cluster = observe::cluster(ctx, allocation, node, now);
-    if let Some(edit) = memory.pool_seen(cluster.pool.as_deref(), now) {
+    let allocation = &*progress.allocation.clone();
+    let (cluster, place) = observe::cluster(ctx, allocation, node, progress.pause.is_some(), now);
+    progress.is_updating = place == Place::Given;
+    // An edit that isn't taken up yet can't cure what Azure has refused.
+    if place != Place::Awaited
+        && progress.pause.is_none()
+        && let Some(edit) = memory.pool_seen(cluster.pool.as_deref(), now)
+    {
         growth::pool_edited(ctx, &allocation.spec, edit, now);
         scope::pool_edited(ctx, &allocation.spec, edit, now);
     }
@@ -325,9 +386,9 @@ async fn observe(
     let urgency = observe::urgency(&cluster, allocation, &progress.need, occasion);
     let occasion = (occasion, &urgency);
     let found = observe::nic(ctx, allocation, &cluster, &vm, occasion, memory).await?;
-    memory.nic.learn(&found.read, found.nic.as_deref(), allocation, now);
-    if let Some(nic) = found.nic.as_deref() {
-        memory.wipes.note(wiped::missing(allocation, nic), now);
+    memory.nic.learn(&found.read, found.nic.as_deref(), allocation, ctx.waits.late, now);
+    if let Read::All { strays, .. } = &found.read {
+        memory.strays.found(strays);
     }
     let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
@@ -346,7 +407,9 @@ async fn write(
         report::announce_write(ctx, progress, node, memory).await?;
         return write::write(ctx, progress, node, memory, |write| write).await.map_err(Error::Write);
     }
-    let announcement = Announcement::of(ctx, progress, node, memory).await?;
+    // The write may wait for minutes; what people look at says how things stand before that.
+    report::report(ctx, progress, node, memory).await?;
+    let announcement = Announcement::of(ctx, progress, node);
     let outcome = write::write(ctx, progress, node, memory, |write| announcement.before(write)).await;
     announcement.take_in(ctx, progress, node, memory)?;
     outcome.map_err(Error::Write)
@@ -389,8 +452,13 @@ async fn publish(
     }
     let marks = progress.attachments.as_ref().map(|plan| &plan.marks);
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
-    let spec = publish::spec(&progress.allocation.spec, node, seen, plan, marks);
-    let spec = NodeIPAllocationSpec { report_holders: asks, ..spec };
+    let before = &progress.allocation.spec;
+    let spec = if seen.is_held_back {
+        // All else waits for the NIC: nobody may take a list for newer than it is.
+        NodeIPAllocationSpec { target: plan.target, ..before.clone() }
+    } else {
+        NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, marks) }
+    };
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())
 }
@@ -408,11 +476,14 @@ async fn attach(
     if step::writes_nic(&next) {
         report::announce_write(ctx, progress, node, memory).await?;
     }
-    let urgency = |priority| match &progress.seen {
-        Some(seen) => progress.need.of_write(&seen.observed, priority),
-        None => priority.into(),
+    let urgency = |priority| {
+        let urgency = match &progress.seen {
+            Some(seen) => progress.need.of_write(&seen.observed, priority),
+            None => priority.into(),
+        };
+        pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, urgency)
     };
-    step::carry_out(ctx, (nic, next), urgency, &mut memory.attaching).await.map_err(Error::Write)?;
+    step::carry_out(ctx, (nic, next), urgency, memory).await.map_err(Error::Write)?;
     observe_again(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await
 }
@@ -426,6 +497,9 @@ async fn settle_left(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let now = Instant::now();
+    if progress.pause.is_some() {
+        return Ok(());
+    }
     let is_gone = vacate::proof(ctx, &progress.allocation, memory, now);
     for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
         match vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await {
@@ -439,17 +513,16 @@ async fn settle_left(
             }
         }
     }
-    if progress.seen.is_some() {
+    if progress.seen.as_ref().is_some_and(|seen| !seen.is_held_back) {
         memory.absences.clear();
     }
     Ok(())
 }
 
 /// What Azure's error means was decided when it happened, see [`Setback::after`]: it holds the next reconcile
-/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's errors
-/// are retried ever less often.
+/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's
+/// errors are retried ever less often.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
-    const SOON: Duration = Duration::from_millis(100);
     Action::requeue(match error {
         Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,
         _ if error.is_conflict() => SOON,
@@ -458,4 +531,38 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
             jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64)))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_reconcile_that_has_waited_goes_on_only_for_the_same_machine_and_an_object_that_is_to_stay() {
+        let object = |uid: &str, ends: Option<&str>| -> NodeIPAllocation {
+            let metadata = json!({"name": "n", "uid": uid, "deletionTimestamp": ends});
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+        };
+        let machine = |uid: &str, vm: &str, boot: &str| -> Node {
+            let info = json!({"architecture": "", "bootID": boot, "containerRuntimeVersion": "", "kernelVersion": "",
+                "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "",
+                "systemUUID": ""});
+            serde_json::from_value(json!({"metadata": {"name": "n", "uid": uid}, "spec": {"providerID": vm},
+                "status": {"nodeInfo": info}}))
+            .unwrap()
+        };
+        let (begun, node) = (object("a", None), machine("u", "vm", "b"));
+        let goes_on = |newest: &NodeIPAllocation, newest_node: Option<&Node>| {
+            is_as_begun((&begun, &node), newest, newest_node)
+        };
+        assert!(goes_on(&object("a", None), Some(&machine("u", "vm", "b"))));
+        assert!(!goes_on(&object("a", Some("2026-01-01T00:00:00Z")), Some(&node)), "somebody deletes it");
+        assert!(!goes_on(&object("b", None), Some(&node)), "made anew");
+        assert!(!goes_on(&begun, None), "the Node is gone");
+        for other in [machine("v", "vm", "b"), machine("u", "vm2", "b"), machine("u", "vm", "b2")] {
+            assert!(!goes_on(&begun, Some(&other)), "{other:?}");
+        }
+    }
 }

@@ -1,10 +1,10 @@
-//! A leader's life: it waits for the Lease, runs the controllers, ends the work under way and releases the
-//! Lease.
+//! A replica's life: it waits for the Lease, runs the controllers, ends the work under way and releases the
+//! Lease. One that loses the Lease begins anew, with nothing of what it knew.
 
 mod news;
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,9 @@ use crate::context::{Context, Stop, Waits};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::leader::{Candidate, Lost};
+use crate::lock::lock;
 use crate::metrics::{self, Metrics};
+use crate::rollout::Rollouts;
 use crate::writes::Writes;
 use crate::{admin, node, pool};
 
@@ -65,8 +67,6 @@ pub enum Error {
     Azure(#[from] azure::Error),
     #[error("the admin endpoint can't be served on {address}: {source}")]
     Admin { address: SocketAddr, source: std::io::Error },
-    #[error("no longer the leader: {0}")]
-    Lost(#[from] Lost),
     #[error("a background task ended: {task}")]
     Ended { task: &'static str },
 }
@@ -79,9 +79,10 @@ async fn listen(address: SocketAddr, routes: Router) -> Error {
     }
 }
 
-/// Runs the operator until `stop`, then ends the reconciles under way and gives the Lease up. Dropped, it stops
-/// at once. `lease` asks for the Lease and for nothing else: when an API server dies without a word, all idle
-/// connections of a client are dead, and the time in which a Lease must be renewed is enough to find out one.
+/// Runs the operator until `stop`, then ends the reconciles under way and gives the Lease up. Dropped, it
+/// stops at once. `lease` asks for the Lease and for nothing else: when an API server dies without a word,
+/// all idle connections of a client are dead, and the time in which a Lease must be renewed is enough to find
+/// out one.
 ///
 /// # Errors
 /// When it can't go on; whoever called should end the process, for then another replica leads.
@@ -92,6 +93,24 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let mut stop = pin!(stop);
+    loop {
+        match serve(&config, &client, &lease, stop.as_mut()).await {
+            // An outage of the API server is no reason to restart a process.
+            Ok(Some(lost)) => warn!("no longer the leader: {lost}; a standby from now on"),
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Stands by and leads, until `stop` or until the Lease is lost; gives how. All that was begun ends with it:
+/// what is still beside it, such as the making of a public address, writes only while that Lease is sure.
+async fn serve(
+    config: &Config,
+    client: &Client,
+    lease: &Client,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Lost>, Error> {
     let metrics = Arc::new(Metrics::default());
     let azure = Arc::new(Azure::new(&config.azure)?);
     metrics::observe(&metrics, &azure);
@@ -111,7 +130,7 @@ pub async fn run(
 
     let health = metrics.health.clone();
     // A standby watches, too, so that it knows the cluster when it comes to lead.
-    let (cluster, waker, mut wakeups, watches) = Cluster::watch(&client, &health);
+    let (cluster, waker, mut wakeups, watches) = Cluster::watch(client, &health);
     for (task, watch) in watches {
         spawn(&mut tasks, task, &health, watch);
     }
@@ -125,15 +144,15 @@ pub async fn run(
     };
     spawn(&mut tasks, "readiness", &health, sync);
 
-    let candidate = Candidate::new(lease, &config.namespace, LEASE, config.identity.clone());
+    let candidate = Candidate::new(lease.clone(), &config.namespace, LEASE, config.identity.clone());
     let mut leadership = tokio::select! {
         leadership = candidate.acquire() => leadership,
         () = wakeups.ignore() => return Err(Error::Ended { task: "watches" }),
         error = ended(&mut tasks) => return Err(error),
-        () = &mut stop => return Ok(()),
+        () = &mut stop => return Ok(None),
     };
     metrics.leading(true);
-    let was_leaderless = leadership.gap().is_some_and(|gap| gap > LEADERLESS);
+    let was_leaderless = is_leaderless(leadership.gap());
     // A leader alone says how the nodes stand, or each would be counted once for every replica.
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
@@ -148,12 +167,13 @@ pub async fn run(
         Some(pool.object_ref(&()))
     };
     let (events, deliver) = Events::new(client.clone(), &config.identity, pool_of);
-    // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before it.
+    // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before
+    // it.
     let mut delivery = JoinSet::new();
     let alive = health.clone();
     delivery.spawn(async move { alive.alive("Events", deliver).await });
     let ctx = Arc::new(Context::new(
-        (client, writes),
+        (client.clone(), writes),
         events,
         azure,
         metrics,
@@ -167,28 +187,29 @@ pub async fn run(
     let outcome = {
         let mut control = pin!(control(ctx, wakeups, stopped));
         tokio::select! {
-            lost = leadership.keep() => Err(lost.into()),
+            lost = leadership.keep() => Ok(Some(lost)),
             error = ended(&mut tasks) => Err(error),
-            ended = &mut control => {
-                Err(ended.err().map_or(Error::Ended { task: "controllers" }, Error::Lost))
-            }
+            ended = &mut control => match ended {
+                Ok(()) => Err(Error::Ended { task: "controllers" }),
+                Err(lost) => Ok(Some(lost)),
+            },
             () = &mut stop => {
                 info!("asked to stop");
                 drop(end);
                 tokio::select! {
-                    lost = leadership.keep() => Err(lost.into()),
+                    lost = leadership.keep() => warn!("no longer the leader: {lost}"),
                     drained = timeout(DRAIN, control) => {
                         if drained.is_err() {
                             warn!("reconciles under way are abandoned: the next leader reads their NICs");
                         }
-                        Ok(())
                     }
                 }
+                Ok(None)
             }
         }
     };
     tasks.shutdown().await;
-    if outcome.is_ok() {
+    if let Ok(None) = outcome {
         leadership.release().await;
         if timeout(LAST_WORDS, delivery.join_next()).await.is_err() {
             warn!("some Events were not published");
@@ -203,6 +224,8 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
         let is_ready = ctx.cluster.ready().await;
         if is_ready {
             ctx.cluster.catch_up_with(&ctx.client).await?;
+            let nodes = ctx.cluster.allocations().state();
+            *lock(&ctx.rollouts) = Rollouts::of(nodes.iter().map(AsRef::as_ref));
         }
         Ok(is_ready)
     };
@@ -259,5 +282,22 @@ async fn ended(tasks: &mut JoinSet<Error>) -> Error {
         Some(Ok(error)) => error,
         Some(Err(_)) => Error::Ended { task: "one that panicked" },
         None => futures::future::pending().await,
+    }
+}
+
+/// Whether nobody led for so long before this leader that the store may have been set back: its Lease wasn't
+/// renewed for that time, or there was none.
+fn is_leaderless(gap: Option<Duration>) -> bool {
+    gap.is_none_or(|gap| gap > LEADERLESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_is_not_there_or_was_not_renewed_for_a_minute_may_be_of_a_store_that_was_set_back() {
+        let after = |seconds| is_leaderless(Some(Duration::from_secs(seconds)));
+        assert_eq!([after(0), after(60), after(61), is_leaderless(None)], [false, false, true, true]);
     }
 }

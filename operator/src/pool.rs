@@ -3,6 +3,7 @@
 mod forecast;
 mod leaving;
 pub mod left_alone;
+mod rolling;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -23,18 +24,19 @@ use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{
-    self, NODES_READY, OBJECTS_READABLE, READY, SELECTED, STALLED, SUBNET_EXHAUSTING, Type, VALID,
+    self, NODES_READY, OBJECTS_READABLE, PAUSED, READY, SELECTED, STALLED, SUBNET_EXHAUSTING, Type, VALID,
 };
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
 use crate::cluster::unreadable;
 use crate::context::{Context, Stop};
 use crate::events;
 use crate::lock::lock;
+use crate::node::pause;
 use crate::pod_cidr;
-use crate::verdict::{Verdict, name_some};
 
 /// A pool is looked at no more often than this.
 const PACE: Duration = Duration::from_secs(1);
@@ -94,6 +96,7 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     let nodes = ctx.cluster.nodes().state_filter(left_alone::is_left_alone);
     left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
     leaving::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    rolling::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
@@ -113,6 +116,10 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     }
     if let Some(leave) = turned_false(SELECTED, &before.conditions, &next.conditions) {
         ctx.events.say(&[pool.object_ref(&())], events::turned(leave, "Select"));
+    }
+    if let Some(stopped) = rolling::turned_stopped(&before.conditions, &next.conditions) {
+        let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
+        ctx.events.say(&[pool.object_ref(&())], event);
     }
     if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
         let event = events::stuck(Reason::SubnetExhausting, "Forecast", &short.message);
@@ -188,6 +195,7 @@ pub(crate) fn roll_up<'a>(
             let held = interface.ip_configurations.iter().map(IpConfiguration::count);
             usage.held = held.fold(usage.held, u32::saturating_add);
         }
+        next.updated_nodes += u32::from(rolling::has_taken_up(pool, node));
         match condition::find(node.conditions(), READY) {
             Some(ready) if ready.status == "True" => next.nodes_ready += 1,
             Some(ready) => drop(short.insert(ready.reason.clone())),
@@ -220,12 +228,26 @@ pub(crate) fn roll_up<'a>(
             Verdict::no(Reason::NodesNotReady, message)
         }
     };
-    let (ready, stalled) = match valid.is_false() {
-        true => (valid.clone(), Some(Verdict::yes(valid.reason, &valid.message))),
-        false => (Verdict::yes(Reason::Ready, "the pool can serve nodes"), None),
+    let paused = pause::word(pool).map(|word| {
+        format!(
+            "nothing is written to Azure for nodes of NodeIPPool {name} ({word}). They keep what they have, and new nodes get \
+             nothing. To go on: kubectl annotate nodeippool {name} {}-",
+            names::PAUSED,
+            name = pool.name_any(),
+        )
+    });
+    let (ready, stalled) = match (valid.is_false(), &paused) {
+        (true, _) => (valid.clone(), Some(Verdict::yes(valid.reason, &valid.message))),
+        (false, Some(message)) => (Verdict::no(Reason::Paused, message), None),
+        (false, None) => (Verdict::yes(Reason::Ready, "the pool can serve nodes"), None),
     };
-    let said =
-        [(VALID, Some(valid)), (READY, Some(ready)), (STALLED, stalled), (NODES_READY, Some(nodes_ready))];
+    let said = [
+        (VALID, Some(valid)),
+        (READY, Some(ready)),
+        (STALLED, stalled),
+        (PAUSED, paused.map(|message| Verdict::yes(Reason::Paused, message))),
+        (NODES_READY, Some(nodes_ready)),
+    ];
     for (type_, verdict) in said {
         match verdict {
             Some(verdict) => {
@@ -299,11 +321,11 @@ mod tests {
     use serde_json::Value;
     use vnetpool_apiserver::reading::Reading;
 
-    fn pool(spec: Value) -> NodeIPPool {
+    pub fn pool(spec: Value) -> NodeIPPool {
         NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
     }
 
-    fn node(name: &str, subnet: &str, held: u32, ready: &str) -> NodeIPAllocation {
+    pub fn node(name: &str, subnet: &str, held: u32, ready: &str) -> NodeIPAllocation {
         let mut node: NodeIPAllocation = serde_json::from_value(json!({
             "metadata": {"name": name},
             "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [
@@ -325,7 +347,7 @@ mod tests {
         node
     }
 
-    fn rolled(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
+    pub fn rolled(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
         roll_up(pool, nodes.iter(), None, Timestamp::UNIX_EPOCH)
     }
 
@@ -376,6 +398,26 @@ mod tests {
         assert!(!condition::is_true(&status.conditions, READY));
         assert!(condition::is_true(&status.conditions, STALLED));
         assert_eq!(turned_false(VALID, &status.conditions, &status.conditions), None);
+    }
+
+    #[test]
+    fn a_paused_pool_says_who_to_ask_and_how_to_go_on_and_is_neither_ready_nor_stalled() {
+        let mut pool = pool(json!({}));
+        pool.annotations_mut().insert(names::PAUSED.into(), "incident 7".into());
+        let mut status = rolled(&pool, &[node("a", "s", 8, "Ready")]);
+        let [paused, ready] =
+            [PAUSED, READY].map(|type_| condition::find(&status.conditions, type_).unwrap().clone());
+        assert_eq!((paused.status.as_str(), ready.status.as_str()), ("True", "False"));
+        assert_eq!((paused.reason.as_str(), ready.reason.as_str()), ("Paused", "Paused"));
+        for part in ["(incident 7)", "kubectl annotate nodeippool p vnetpool.io/paused-"] {
+            assert!(paused.message.contains(part), "{}", paused.message);
+        }
+        assert!(condition::find(&status.conditions, STALLED).is_none());
+        pool.annotations_mut().clear();
+        pool.status = Some(std::mem::take(&mut status));
+        let status = rolled(&pool, &[]);
+        assert!(condition::find(&status.conditions, PAUSED).is_none());
+        assert!(condition::is_true(&status.conditions, READY));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub async fn run(
                  --resource-group to test without nodes."
             );
             report.kube_proxy = Some(
-                kube_proxy::look(client.clone())
+                kube_proxy::check(client.clone())
                     .await
                     .context("reading the ConfigMap kube-system/kube-proxy")?,
             );

@@ -1,37 +1,53 @@
-//! `vnetpool-operator reserved`: what Azure has on a NIC, or in a route table, now. Reads only.
+//! `vnetpool-operator reserved`: what Azure has on NICs, or in route tables, now. Reads only.
 
+use futures::{Stream, StreamExt, stream};
 use vnetpool_crds::inspection::{Reservation, ReservedView};
 use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
 use crate::azure::{Azure, Error, Freshness, Priority, ResourceId};
 
-/// One that can't be read says why.
-pub async fn view(azure: &Azure, id: &ResourceId) -> ReservedView {
-    let read = match id.is("Microsoft.Network", "routeTables") {
-        true => table(azure, id).await,
-        false => nic(azure, id).await,
+/// So many are read at once; the budget paces them.
+const AT_ONCE: usize = 8;
+/// It knows nothing of what the operator's own process pays, so it leaves as much as a call can.
+const PRIORITY: Priority = Priority::GiveBack;
+
+/// One for each id, as it is read. One that can't be read says why.
+pub fn views<'a>(
+    azure: &'a Azure,
+    ids: impl Iterator<Item = &'a str> + 'a,
+) -> impl Stream<Item = ReservedView> + 'a {
+    stream::iter(ids.map(async |id| view(azure, id).await)).buffer_unordered(AT_ONCE)
+}
+
+async fn view(azure: &Azure, id: &str) -> ReservedView {
+    let read = match id.parse::<ResourceId>() {
+        Ok(id) if id.is("Microsoft.Network", "routeTables") => table(azure, &id).await,
+        Ok(id) => nic(azure, &id).await,
+        Err(malformed) => Err(malformed.into()),
     };
     let failed = |error: Error| ReservedView { error: Some(error.to_string()), ..ReservedView::default() };
-    ReservedView { id: id.to_string(), ..read.unwrap_or_else(failed) }
+    ReservedView { id: id.to_owned(), ..read.unwrap_or_else(failed) }
 }
 
 async fn nic(azure: &Azure, id: &ResourceId) -> Result<ReservedView, Error> {
-    let nic = azure.nic(id, Freshness::Fresh, Priority::WarmRefill).await?;
+    let nic = azure.nic(id, Freshness::Fresh, PRIORITY).await?;
     let reservations = nic.ip_configurations.iter().map(|one| Reservation {
         name: one.name.clone(),
         address: one.address.map(|address| address.to_string()),
+        next_hop: None,
         state: format!("{:?}", one.state),
     });
     Ok(ReservedView { reservations: reservations.collect(), others: nic.foreign, ..ReservedView::default() })
 }
 
 async fn table(azure: &Azure, id: &ResourceId) -> Result<ReservedView, Error> {
-    let table = azure.route_table(id, Priority::WarmRefill).await?;
+    let table = azure.route_table(id, PRIORITY).await?;
     let (ours, others): (Vec<_>, Vec<_>) =
         table.routes.iter().partition(|route| route.name.starts_with(IP_CONFIGURATION_PREFIX));
     let reservations = ours.into_iter().map(|route| Reservation {
         name: route.name.clone(),
         address: route.range.map(|range| range.to_string()),
+        next_hop: route.next_hop.map(|address| address.to_string()),
         state: format!("{:?}", route.state),
     });
     Ok(ReservedView {

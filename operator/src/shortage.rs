@@ -8,7 +8,7 @@
 //!
 //! The order is that of need: nodes with pods that lack an address come first, among them the one that holds
 //! least for what it needs. Who has asked in vain goes behind its equals. A turn has its end from the moment
-//! its node is called, and who doesn't use it is out until it asks again: a node that can't act holds nobody
+//! its node is woken, and who doesn't use it is out until it asks again: a node that can't act holds nobody
 //! up.
 //!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
@@ -111,13 +111,13 @@ impl Shortages {
         for source in sources {
             let Some(shortage) = self.0.get_mut(source) else { continue };
             match shortage.ask(node, want, now) {
-                (Some(share), called) => {
-                    woken.extend(called);
+                (Some(share), next) => {
+                    woken.extend(next);
                     units = Some(units.map_or(share, |least: u32| least.min(share)));
                 }
-                (None, called) => {
+                (None, next) => {
                     let said = shortage.said.clone();
-                    woken.extend(called);
+                    woken.extend(next);
                     for other in sources.iter().filter(|other| *other != source) {
                         woken.extend(self.leave(other, node, now));
                     }
@@ -183,7 +183,7 @@ impl Shortages {
         shortage.at_most = shortage.at_most.saturating_add(count);
         shortage.wait = PROBE;
         shortage.wants.values_mut().for_each(|waiting| waiting.misses = 0);
-        self.end(source).unwrap_or_else(|| self.with(source, |shortage| shortage.call(now)))
+        self.end(source).unwrap_or_else(|| self.with(source, |shortage| shortage.wake_next(now)))
     }
 
     /// A node's turn has come to nothing, for a reason that says nothing about the source.
@@ -196,7 +196,7 @@ impl Shortages {
     }
 
     /// A node wants nothing more of any source, or can't ask for it now.
-    pub fn content(&mut self, node: &str, now: Instant) -> Woken {
+    pub fn withdraw(&mut self, node: &str, now: Instant) -> Woken {
         let sources: Vec<Source> = self.0.keys().cloned().collect();
         sources.iter().flat_map(|source| self.leave(source, node, now)).collect()
     }
@@ -204,7 +204,7 @@ impl Shortages {
     /// Somebody may have made room: a subnet and its virtual network are tried at once. The same `cause`
     /// counts once.
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
-        let mut calls = vec![];
+        let mut woken = vec![];
         for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
             if cause.is_none() || shortage.cause != cause {
                 shortage.cause = cause;
@@ -212,17 +212,17 @@ impl Shortages {
                 shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
                 shortage.wait = PROBE;
-                calls.extend(shortage.call(now));
+                woken.extend(shortage.wake_next(now));
             }
         }
-        calls
+        woken
     }
 
     /// Time has passed: turns end, and probes come due. Nobody else looks at the clock.
     pub fn tick(&mut self, now: Instant) -> Woken {
-        let calls = self.0.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
+        let woken = self.0.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
         self.0.retain(|_, shortage| !shortage.wants.is_empty());
-        calls
+        woken
     }
 
     /// The node stands back; with the last of them the shortage is forgotten.
@@ -231,18 +231,18 @@ impl Shortages {
         if shortage.wants.remove(node).is_none() {
             return vec![];
         }
-        let calls = shortage.pass_on(node, now);
+        let woken = shortage.pass_on(node, now);
         if shortage.wants.is_empty() {
             self.0.remove(source);
         }
-        calls
+        woken
     }
 
     fn with(&mut self, source: &Source, work: impl FnOnce(&mut Shortage) -> Woken) -> Woken {
         self.0.get_mut(source).map(work).unwrap_or_default()
     }
 
-    /// Ends a shortage when there seems to be enough for all, and calls them.
+    /// Ends a shortage when there seems to be enough for all, and wakes all who wait.
     fn end(&mut self, source: &Source) -> Option<Woken> {
         let shortage = self.0.get(source)?;
         let wanted: u32 = shortage.wants.values().map(|waiting| waiting.want.units).sum();
@@ -284,17 +284,17 @@ impl Shortage {
         let known = self.wants.get(node).map_or(0, |waiting| waiting.misses);
         let was_late = self.take_late(now).is_some_and(|late| late == node);
         self.wants.insert(node.to_owned(), Waiting { want, misses: known + u32::from(was_late) });
-        let mut calls = self.call(now);
-        // A node that its own question calls is there already.
-        calls.retain(|called| called != node);
+        let mut woken = self.wake_next(now);
+        // The node that asks needs no waking.
+        woken.retain(|woken| woken != node);
         let has_turn = self.turn.as_ref().is_some_and(|given| given.node == node);
-        (has_turn.then(|| self.share(node)), calls)
+        (has_turn.then(|| self.share(node)), woken)
     }
 
     /// Takes the turn from who hasn't used it, and gives it to the next.
     fn tick(&mut self, now: Instant) -> Woken {
         self.take_late(now);
-        self.call(now)
+        self.wake_next(now)
     }
 
     /// Who has let its turn run out is left out until it asks again.
@@ -306,7 +306,7 @@ impl Shortage {
 
     /// Gives the turn to whoever is in the greatest need, unless somebody has it or there is nothing to ask
     /// for.
-    fn call(&mut self, now: Instant) -> Woken {
+    fn wake_next(&mut self, now: Instant) -> Woken {
         if self.turn.is_some() {
             return vec![];
         }
@@ -330,10 +330,10 @@ impl Shortage {
         }
     }
 
-    /// Takes the turn from `node`, if it has it, and calls whoever comes next.
+    /// Takes the turn from `node`, if it has it, and wakes the next node.
     fn pass_on(&mut self, node: &str, now: Instant) -> Woken {
         self.turn = self.turn.take().filter(|given| given.node != node);
-        self.call(now)
+        self.wake_next(now)
     }
 
     /// How many of those believed to be there are for this node, when each goes to whoever is then in the

@@ -1,28 +1,11 @@
 //! What the chart renders, and what helm does with it over an installation's life.
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
-use vnetpool_tests::cluster::root;
-use vnetpool_tests::control_plane::{ControlPlane, path, template};
-
-/// The objects of a rendered chart by the template they come from.
-pub type Objects = BTreeMap<String, Vec<Value>>;
-
-pub fn rendered(args: &[&str]) -> Result<Objects> {
-    let mut objects = Objects::new();
-    for document in template(args)?.split("\n---\n") {
-        let source = document.lines().find_map(|line| line.strip_prefix("# Source: vnetpool/templates/"));
-        let object = Value::deserialize(serde_yaml_ng::Deserializer::from_str(document))?;
-        if !object.is_null() {
-            objects.entry(source.unwrap_or_default().into()).or_default().push(object);
-        }
-    }
-    Ok(objects)
-}
+use vnetpool_tests::cluster::{programs, root};
+use vnetpool_tests::control_plane::{ControlPlane, Objects, path, rendered, template};
 
 /// The pod that the one object of a template makes.
 fn pod<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
@@ -90,8 +73,8 @@ pub fn two_operators_never_share_a_node_and_can_still_be_replaced() -> Result<()
     ensure!(rule["topologyKey"] == "kubernetes.io/hostname", "{rule}");
     let selected = rule["labelSelector"]["matchLabels"].as_object().context("no labels")?;
     ensure!(selected.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value), "{selected:?}");
-    // Where the last node that takes it is drained, the other replica waits for a node: a budget would protect
-    // the one that is left, and the drain would never end.
+    // Where the last node that takes it is drained, the other replica waits for a node: a budget would
+    // protect the one that is left, and the drain would never end.
     let budgets: Vec<_> =
         objects.values().flatten().filter(|one| one["kind"] == "PodDisruptionBudget").collect();
     ensure!(budgets.is_empty(), "{budgets:?} can hold a drain up for ever");
@@ -105,6 +88,22 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
     let required = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
     let off = json!([{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }]);
     ensure!(required["nodeSelectorTerms"][0]["matchExpressions"] == off, "{required}");
+    let given = "{ matchExpressions: [{ key: ours, operator: Exists }] }, { matchFields: [{ key: metadata.name, \
+                 operator: In, values: [n] }] }";
+    let given = with_values(&format!(
+        "nodeAgent: {{ affinity: {{ nodeAffinity: {{ requiredDuringSchedulingIgnoredDuringExecution: \
+         {{ nodeSelectorTerms: [{given}] }} }} }} }}"
+    ))?;
+    let given = &self::pod(&given, "node-agent/daemonset.yaml")?["spec"]["affinity"];
+    let terms = &given["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    // One of them is enough for a node, so each has to leave them out.
+    for index in 0..2 {
+        ensure!(terms[index]["matchExpressions"][0] == off[0], "{terms}");
+    }
+    ensure!(
+        terms[0]["matchExpressions"][1]["key"] == "ours"
+            && terms[1]["matchFields"][0]["key"] == "metadata.name"
+    );
     ensure!(pod["containers"][0]["resources"]["limits"].get("cpu").is_none());
     let refusal =
         template(&["--set", "nodeAgent.resources.limits.cpu=1"]).err().map(|error| error.to_string());
@@ -115,9 +114,39 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
     Ok(())
 }
 
-/// One of our programs, as the images have it.
-fn program(name: &str) -> PathBuf {
-    root().join("target/x86_64-unknown-linux-gnu/debug").join(name)
+pub fn every_pod_runs_only_on_the_architecture_of_the_images() -> Result<()> {
+    let selectors = |args: &[&str]| -> Result<Vec<Value>> {
+        let objects = rendered(args)?;
+        let workloads = ["operator/deployment.yaml", "node-agent/daemonset.yaml", "crds/job.yaml"];
+        let pods = workloads.map(|template| pod(&objects, template));
+        let pods = pods.into_iter().chain([Ok(&objects["tests/pod.yaml"][0])]);
+        pods.map(|pod| Ok(pod?["spec"]["nodeSelector"].clone())).collect()
+    };
+    let usual = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64" });
+    let all = selectors(&[])?;
+    ensure!(all.len() == 4 && all.iter().all(|one| *one == usual), "{all:?}");
+    // Somebody who has images for another one says so; the pod of `helm test` runs wherever the image does.
+    let other = selectors(&[
+        "--set",
+        r"operator.nodeSelector.kubernetes\.io/arch=arm64,operator.nodeSelector.pool=a",
+    ])?;
+    ensure!(other[0]["kubernetes.io/arch"] == "arm64" && other[0]["pool"] == "a", "{other:?}");
+    let on_any = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" });
+    ensure!(other[3] == on_any, "{other:?}");
+    Ok(())
+}
+
+pub fn the_agents_of_an_uninstall_clean_all_nodes_at_once() -> Result<()> {
+    let objects = rendered(&["--set", "nodeAgent.cleanUp=true"])?;
+    let spec = &objects["node-agent/daemonset.yaml"][0]["spec"];
+    ensure!(
+        container(&objects, "node-agent/daemonset.yaml")?["args"] == json!(["cleanup", "--stay"]),
+        "{spec}"
+    );
+    ensure!(spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "100%", "{spec}");
+    let usual = rendered(&[])?;
+    ensure!(container(&usual, "node-agent/daemonset.yaml")?.get("args").is_none());
+    Ok(())
 }
 
 /// A setting that was renamed would otherwise go unheard in a cluster.
@@ -133,7 +162,7 @@ pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
         ("operator/deployment.yaml", "vnetpool-operator", 10),
         ("node-agent/daemonset.yaml", "vnetpool-node-agent", 12),
     ] {
-        let binary = self::program(program);
+        let binary = programs().join(program);
         let help = Command::new(&binary).arg("--help").output();
         let help = help.with_context(|| format!("{}: run `make build`", binary.display()))?;
         let text = String::from_utf8_lossy(&help.stdout);
@@ -291,6 +320,7 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
   podLabels: {{ team: network }}
   podAnnotations: {{ scrape: 'true' }}
   serviceAccount: {{ annotations: {{ owner: network }} }}
+  probes: {{ liveness: {{ timeoutSeconds: 20 }} }}
   priorityClassName: ours
   extraEnv: [{{ name: EXTRA, value: given }}]
   tolerations: [{{ key: dedicated, operator: Exists }}]
@@ -304,6 +334,9 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
         ensure!(pod["spec"]["priorityClassName"] == "ours", "{pod}");
         let container = &pod["spec"]["containers"][0];
         ensure!(container["image"].as_str().is_some_and(|image| image.ends_with(&digest)), "{container}");
+        let liveness = &container["livenessProbe"];
+        ensure!(liveness["timeoutSeconds"] == 20 && liveness["periodSeconds"] == 10, "{liveness}");
+        ensure!(liveness["httpGet"]["path"] == "/healthz", "{liveness}");
         let has = |list: &Value, one: Value| list.as_array().is_some_and(|all| all.contains(&one));
         ensure!(has(&container["env"], json!({ "name": "EXTRA", "value": "given" })), "{container}");
         ensure!(
@@ -312,6 +345,11 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
         );
         let account = template.replace("deployment", "serviceaccount").replace("daemonset", "serviceaccount");
         ensure!(objects[&account][0]["metadata"]["annotations"]["owner"] == "network");
+        // As `--reuse-values` brings them from a release that knew nothing of these.
+        let older = "{ probes: null, affinity: null, serviceAccount: { create: null } }";
+        ensure!(with_values(&format!("{component}: {older}"))?.contains_key(&account), "{account} goes");
+        let objects = with_values(&format!("{component}: {{ serviceAccount: {{ create: false }} }}"))?;
+        ensure!(!objects.contains_key(&account), "{account} was made");
     }
     Ok(())
 }
@@ -399,8 +437,9 @@ pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<
     let sent: Value = serde_json::from_str(given)?;
     ensure!(sent == json!([{ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }]), "{given}");
     let agent = |list: &str| {
-        let help =
-            Command::new(program("vnetpool-node-agent")).args(["--further-plugins", list, "status"]).output();
+        let help = Command::new(programs().join("vnetpool-node-agent"))
+            .args(["--further-plugins", list, "status"])
+            .output();
         help.map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
     };
     ensure!(!agent(given)?.contains("--further-plugins"), "{}", agent(given)?);
@@ -505,7 +544,7 @@ pub fn the_hook_brings_older_definitions_up_to_date(plane: &ControlPlane) -> Res
     plane.kubectl(&["patch", "crd", "nodeippools.vnetpool.io", "--type=json", "-p", &older])?;
     let objects = rendered(&[])?;
     let args = container(&objects, "crds/job.yaml")?["args"].as_array().context("no arguments")?;
-    let ran = Command::new(program("vnetpool-operator"))
+    let ran = Command::new(programs().join("vnetpool-operator"))
         .args(args.iter().filter_map(Value::as_str))
         .env("KUBECONFIG", &plane.kubeconfig)
         .output()?;

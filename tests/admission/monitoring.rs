@@ -1,10 +1,9 @@
 //! What the chart brings for Prometheus and Grafana.
 
-use crate::chart::rendered;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
-use vnetpool_tests::control_plane::path;
+use vnetpool_tests::control_plane::{path, rendered};
 use vnetpool_tests::monitoring::{self, ALERTS};
 
 const ALL: [&str; 2] = [

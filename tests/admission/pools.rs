@@ -48,6 +48,16 @@ pub const REFUSED: &[Case] = &[
         "{ mode: Prefix, sizing: { maximum: 15 } }",
         "sizing.maximum is below 16, which in mode Prefix is one block",
     ),
+    case(
+        "an edit that no node may take up",
+        "rollout: { maxUpdating: 0 }",
+        "rollout.maxUpdating takes a number of nodes from 1 to 100000, or a percentage from 1% to 100%",
+    ),
+    case(
+        "an edit that more than all nodes may take up",
+        "rollout: { maxUpdating: 101% }",
+        "rollout.maxUpdating takes a number of nodes",
+    ),
     case("a batch of nothing", "sizing: { batch: 0 }", "should be greater than or equal to 1"),
     case("a negative warm", "sizing: { warm: -1 }", "should be greater than or equal to 0"),
     case("an adoption of everything", "adopt: All", "supported values: \"Nothing\", \"Secondaries\""),

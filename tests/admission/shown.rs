@@ -32,22 +32,22 @@ pub fn a_pool_is_shown_in_the_promised_columns(plane: &ControlPlane) -> Result<(
     let pool = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPPool", "metadata": { "name": "shown" }, "spec": {} });
     plane.apply(&pool.to_string())?;
     let ready = condition("Ready", "False", "SubnetFull");
-    let status = json!({ "nodes": 3, "nodesReady": 2, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready, condition("SubnetExhausting", "True", "FewFree")] });
+    let status = json!({ "nodes": 3, "nodesReady": 2, "updatedNodes": 1, "held": 24, "assigned": 11, "free": 12, "cooling": 1, "waiting": 0, "conditions": [ready, condition("SubnetExhausting", "True", "FewFree")] });
     patch_status(plane, User::Operator, "nodeippool", "shown", status)?;
     columns(
         plane,
         "nodeippools",
         "shown",
         &[],
-        "NAME MODE NODES NODES-READY HELD ASSIGNED FREE READY REASON AGE",
-        "shown Address 3 2 24 11 12 False SubnetFull",
+        "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE",
+        "shown Address 3 2 1 24 11 12 False SubnetFull",
     )?;
     columns(
         plane,
         "nipp",
         "shown",
         &["-o", "wide"],
-        "NAME MODE NODES NODES-READY HELD ASSIGNED FREE READY REASON AGE COUNTED SUBNET-EXHAUSTING",
+        "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE COUNTED SUBNET-EXHAUSTING",
         "True",
     )
 }

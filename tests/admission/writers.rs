@@ -3,9 +3,10 @@
 use crate::shown::{condition, patch_status};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vnetpool_crds::names;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User, allocation};
+use vnetpool_tests::wait::Limit;
 
 pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
     published(plane, "own")?;
@@ -48,6 +49,22 @@ pub fn an_agent_does_not_touch_the_operators_conditions(plane: &ControlPlane) ->
         ensure!(message.contains("writes only the conditions Supplied, RulesApplied"), "{what}: {message}");
     }
     Ok(())
+}
+
+pub fn an_agent_reports_no_values_that_nobody_could_go_by(plane: &ControlPlane) -> Result<()> {
+    published(plane, "values")?;
+    let holder = |address: &str| json!([{ "address": address, "podUID": "u", "sandbox": "s/eth0" }]);
+    for (status, says) in [
+        (json!({ "held": 2, "free": 1 }), "held is assigned, cooling and free together"),
+        (json!({ "assigned": 60_000 }), "held is assigned, cooling and free together"),
+        (json!({ "lost": holder("10.240.0.300") }), "is no IPv4 address"),
+        (json!({ "confirmed": holder("fd00::1") }), "is no IPv4 address"),
+    ] {
+        let message = refused(plane, User::Agent("values"), "values", status.clone())?;
+        ensure!(message.contains(says), "{status}: {message}");
+    }
+    let status = json!({ "held": 3, "assigned": 1, "cooling": 1, "free": 1, "lost": holder("10.240.0.9") });
+    patch_status(plane, User::Agent("values"), "nodeipallocation", "values", status)
 }
 
 pub fn an_agent_writes_no_spec(plane: &ControlPlane) -> Result<()> {
@@ -141,11 +158,11 @@ pub fn of_a_node_the_operator_changes_its_own_taint_and_nothing_else(plane: &Con
     let taints = |taints: &[Value]| json!({ "spec": { "taints": taints } });
     let full = json!({ "key": FULL, "effect": "NoSchedule" });
     // The policy is taken up some moments after it was made.
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut limit = Limit::new(Duration::from_secs(30));
     let mut zones = 2..;
     let zone = |zone: Option<i32>| json!({ "metadata": { "labels": { "zone": zone.map(|zone| zone.to_string()) } } });
     while patch(&zone(zones.next())).is_ok() {
-        ensure!(Instant::now() < deadline, "labels are the operator's to change");
+        ensure!(!limit.is_over(), "labels are the operator's to change");
     }
     let forbidden = [
         json!({ "metadata": { "annotations": { "a": "b" } } }),
@@ -188,6 +205,7 @@ pub fn the_rights_are_the_least_that_do(plane: &ControlPlane) -> Result<()> {
         (User::Agent("a"), "get", "secrets".into(), false),
         (User::Agent("a"), "watch", "nodeipallocations.vnetpool.io".into(), true),
         (User::Agent("a"), "get", "nodeippools.vnetpool.io".into(), false),
+        (User::Agent("a"), "patch", "nodeippools.vnetpool.io".into(), false),
     ] {
         let (resource, subresource) = match what.split_once("/status") {
             Some((resource, _)) => (resource.to_string(), "--subresource=status"),

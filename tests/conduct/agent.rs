@@ -12,7 +12,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
 use vnetpool_apiserver::reading::Reading;
@@ -24,6 +24,7 @@ use vnetpool_node_agent::report::pace::{Pace, difference};
 use vnetpool_node_agent::report::{Report, compose};
 use vnetpool_node_agent::supply::supply;
 use vnetpool_plugin::ledger::{Claim, Ledger, Millis, Pod, Sandbox, Supplied};
+use vnetpool_process::lock::lock;
 
 /// All agents. Ends with the runtime.
 #[derive(Clone, Default)]
@@ -160,7 +161,7 @@ impl Agents {
                 },
                 () = self.news.notified() => {}
             }
-            concerned.append(&mut self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+            concerned.append(&mut lock(&self.touched));
             let news = concerned.iter().filter_map(|name| {
                 let object = objects.get(name)?;
                 Some((object, self.report(name, object)?))
@@ -182,7 +183,7 @@ impl Agents {
     }
 
     fn touch(&self, node: &str) {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(node.into());
+        lock(&self.touched).insert(node.into());
     }
 
     /// What the agent has to say about this version of its object, if it is news.
@@ -208,7 +209,7 @@ impl Agents {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Agent>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.nodes)
     }
 }
 
@@ -218,7 +219,7 @@ impl Agent {
         let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
         let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
         let ledger = self.ledger.get_or_insert_with(|| {
-            Ledger::rebuild(&self.boot, &[], &relinquished.collect::<Vec<_>>(), &supply, None, self.now)
+            Ledger::rebuild(&self.boot, &[], &relinquished.collect::<Vec<_>>(), &supply, None, self.now, true)
         });
         match ledger.supply(&supply) {
             Supplied::Applied => {}

@@ -12,6 +12,7 @@ use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, LogEntry, VnetConfig};
 use vnetpool_crds::condition;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 use vnetpool_tests::wait::patience;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -20,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_in_one_write_with_it,
     pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first,
     the_budget_its_spend_and_who_waits_are_metrics,
+    computes_limit_of_a_subscription_holds_new_nodes_up_and_nothing_else,
 ];
 
 /// Enough subnets that how full they are comes on several pages.
@@ -64,6 +66,36 @@ async fn each_request_that_azure_sees_is_on_the_operators_account(plane: &Contro
     let log = stage.asked();
     ensure!(log.iter().any(|one| one.path.contains("/operations/")), "no poll in the log");
     ensure!(log.iter().any(|one| one.status == 429), "nothing was throttled");
+    Ok(())
+}
+
+async fn computes_limit_of_a_subscription_holds_new_nodes_up_and_nothing_else(
+    plane: &ControlPlane,
+) -> Result<()> {
+    // Others use it up: two reads are left, and one comes back each second.
+    let azure = Config { compute_reads: (2.0, 60.0), ..quick() };
+    let stage =
+        Stage::set(plane, azure, json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
+    stage.node("n0", None).await?;
+    stage.until_holds("n0", 2).await?;
+    let others: Vec<String> = (1..8).map(|index| format!("n{index}")).collect();
+    try_join_all(others.iter().map(|name| stage.node(name, None))).await?;
+    let throttled = || stage.asked().iter().filter(|one| one.status == 429).count();
+    eventually("Compute throttles", Duration::from_secs(10), || async {
+        Ok((throttled() > 0).then_some(()))
+    })
+    .await?;
+    stage.bind("n0", 4).await?;
+    stage.until_holds("n0", 4).await?;
+    for name in &others {
+        stage.until_holds(name, 2).await?;
+    }
+    // Each time that Azure has asked for ends with a read of each who waits, at worst.
+    ensure!(throttled() <= others.len() * others.len(), "{} were throttled", throttled());
+    let log = stage.asked();
+    let wrong: Vec<_> =
+        log.iter().filter(|one| one.status == 429 && !one.path.contains("/virtualMachines/")).collect();
+    ensure!(wrong.is_empty(), "{wrong:?}");
     Ok(())
 }
 
@@ -143,7 +175,7 @@ fn within_the_budget(log: &[LogEntry]) -> Result<()> {
 }
 
 /// ARM wants to be left in peace for so long, and counts nothing left.
-fn used_up(seconds: u8, sort: &str) -> Effect {
+pub fn used_up(seconds: u8, sort: &str) -> Effect {
     let headers = [
         ("retry-after".to_owned(), seconds.to_string()),
         (format!("x-ms-ratelimit-remaining-subscription-{sort}"), "0".into()),

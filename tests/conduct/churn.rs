@@ -1,17 +1,15 @@
 //! Pods that come and go on nodes that have addresses for them: what that writes into the API server.
 
 use crate::Test;
-use crate::stage::{Stage, lock, quick};
+use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
-use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, watcher};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -22,24 +20,15 @@ pub const TESTS: &[Test] = crate::tests![
 /// Counts the versions of all objects of ours, which is how often they were written.
 fn count_versions(stage: &Stage<'_>) -> Arc<Mutex<HashSet<(String, String)>>> {
     let versions = Arc::new(Mutex::new(HashSet::new()));
-    fn follow<K>(api: Api<K>, versions: Arc<Mutex<HashSet<(String, String)>>>)
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
-        K: serde::de::DeserializeOwned,
-    {
-        tokio::spawn(async move {
-            let objects = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
-            let mut objects = objects.boxed();
-            while let Some(object) = objects.next().await {
-                let Ok(object) = object else { continue };
-                let version = (object.name_any(), object.resource_version().unwrap_or_default());
-                lock(&versions).insert(version);
-            }
-        });
-    }
-    follow(Api::<NodeIPAllocation>::all(stage.client.clone()), versions.clone());
-    follow(Api::<NodeIPPool>::all(stage.client.clone()), versions.clone());
+    let counted = versions.clone();
+    stage.follow(move |object: NodeIPAllocation| count(&counted, &object));
+    let counted = versions.clone();
+    stage.follow(move |object: NodeIPPool| count(&counted, &object));
     versions
+}
+
+fn count(versions: &Mutex<HashSet<(String, String)>>, object: &impl ResourceExt) {
+    lock(versions).insert((object.name_any(), object.resource_version().unwrap_or_default()));
 }
 
 async fn pods_that_come_and_go_write_hardly_anything(plane: &ControlPlane) -> Result<()> {

@@ -46,7 +46,8 @@ async fn somebody_elses_settings(stage: &Stage<'_>, owner: &str) -> Result<()> {
         "enableAcceleratedNetworking": true, "auxiliaryMode": "None", "disableTcpStateTracking": true,
         "dnsSettings": { "dnsServers": ["10.9.9.9", "10.1.1.1"] }, "anotherFieldOfTheFuture": ["x", { "y": [] }],
         "ipConfigurations": [first, theirs] } });
-    Ok(stage.sim.patch_nic("n1-nic", &settings).await?)
+    stage.sim.patch_nic("n1-nic", &settings).await?;
+    Ok(())
 }
 
 /// The NIC without what is ours, and without what each write changes.

@@ -89,7 +89,7 @@ async fn a_pool_that_is_gone_for_good_leaves_pods_what_they_have_until_they_end(
     stage.delete_pool("default").await?;
     stage.until_says("n1", SELECTED, "NoPool").await?;
     stage.nothing_was_written()?;
-    stage.annotate("n1", names::RELEASE).await?;
+    stage.annotate::<NodeIPAllocation>("n1", names::RELEASE, Some("true")).await?;
     stage.until_holds("n1", 1).await?;
     has_all(&stage).await?;
     ensure!(until_served(&stage, "n1", 1).await? == address);

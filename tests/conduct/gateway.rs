@@ -1,5 +1,5 @@
-//! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers some
-//! of them itself as an API server in trouble does.
+//! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers
+//! some of them itself as an API server in trouble does.
 
 mod hostile;
 
@@ -9,13 +9,17 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hostile::{Fate, Hostile};
+use hostile::Fate;
 use kube::Client;
 use serde_json::json;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use vnetpool_azure_sim::Draws;
+use vnetpool_process::lock::lock;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 
 /// Ends when dropped.
 pub struct Gateway {
@@ -45,12 +49,14 @@ struct Standing {
     trouble: Option<(Trouble, usize)>,
     /// How many lists have been asked for.
     lists: usize,
-    hostile: Option<Hostile>,
+    /// With what ends the silence of requests when it is dropped.
+    hostile: Option<(Draws, watch::Sender<()>)>,
 }
 
 impl Gateway {
-    /// On any free port of 127.0.0.1; `client` asks the API server.
-    pub async fn start(client: Client) -> Result<Gateway> {
+    /// On any free port of 127.0.0.1; asks the API server as an administrator.
+    pub async fn start(plane: &ControlPlane) -> Result<Gateway> {
+        let client = vnetpool_apiserver::client::client(plane.config(User::Administrator).await?)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let desk = Desk { client, state: Arc::default() };
@@ -67,8 +73,9 @@ impl Gateway {
     /// From now on what becomes of each request is drawn at random, by this seed; without one, no more. Gives
     /// for how many it was drawn until now.
     pub fn be_hostile(&self, seed: Option<u64>) -> usize {
-        let before = std::mem::replace(&mut self.desk.lock().hostile, seed.map(Hostile::of));
-        before.map_or(0, |hostile| hostile.drawn())
+        let hostile = seed.map(|seed| (Draws::of(seed), watch::Sender::default()));
+        let before = std::mem::replace(&mut self.desk.lock().hostile, hostile);
+        before.map_or(0, |(draws, _)| draws.count())
     }
 
     /// How many requests are still to meet it.
@@ -90,13 +97,15 @@ impl Drop for Gateway {
 
 impl Desk {
     fn lock(&self) -> MutexGuard<'_, Standing> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// What is drawn for this request.
-    fn draw(&self, request: &Request) -> Option<Fate> {
-        let uri = request.uri();
-        self.lock().hostile.as_mut()?.draw(request.method(), uri.path(), uri.query().unwrap_or_default())
+    fn draw(&self, request: &Request) -> Option<(Fate, watch::Receiver<()>)> {
+        let (uri, mut state) = (request.uri(), self.lock());
+        let (draws, silence) = state.hostile.as_mut()?;
+        let fate = hostile::draw(draws, request.method(), uri.path(), uri.query().unwrap_or_default())?;
+        Some((fate, silence.subscribe()))
     }
 
     /// The answer of a server in trouble, if this request is to get one.
@@ -147,7 +156,7 @@ async fn handle(State(desk): State<Desk>, request: Request) -> Response {
         return answer;
     }
     let answer = match desk.draw(&request) {
-        Some(fate) => fate.answer(desk.client, request).await,
+        Some((fate, healed)) => fate.answer(desk.client, request, healed).await,
         None => hand_on(desk.client, request).await,
     };
     answer.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())

@@ -4,12 +4,14 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_azure_sim::Config;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::snippets;
 
 pub const TESTS: &[Test] = crate::tests![
     what_is_forecast_of_an_edit_is_what_the_operator_does,
     an_address_leads_to_its_pod_and_back,
+    what_is_given_to_others_tells_no_ids_and_what_could_not_be_read,
     the_commands_that_inspect_do_what_they_say,
 ];
 
@@ -23,9 +25,7 @@ async fn what_is_forecast_of_an_edit_is_what_the_operator_does(plane: &ControlPl
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
     stage.until_holds("n1", 4).await?;
-    stage
-        .until("the agent has counted", "n1", |seen| (seen.status.as_ref()?.assigned == 3).then_some(()))
-        .await?;
+    stage.until_assigned("n1", 3).await?;
 
     let status = plane.vnetpool(&["status"], "")?;
     let node = &status["nodes"][0];
@@ -76,6 +76,39 @@ async fn an_address_leads_to_its_pod_and_back(plane: &ControlPlane) -> Result<()
 
     let subnets = plane.vnetpool(&["subnets"], "")?;
     ensure!(subnets["subnets"][0]["pool"] == "default", "{subnets}");
+    Ok(())
+}
+
+async fn what_is_given_to_others_tells_no_ids_and_what_could_not_be_read(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let Config { subscription, resource_group, .. } = Config::default();
+    let whole = plane.kubectl(&["get", "nodeipallocations", "--output", "json", "--show-managed-fields"])?;
+    let manager = "\"k:{\\\"id\\\":\\\"/subscriptions/";
+    ensure!(whole.contains(manager), "nobody manages an entry by its id, so this shows nothing: {whole}");
+    let parent = tempfile::tempdir()?;
+    let folder = parent.path().join("bundle");
+    let path = folder.to_str().context("a path")?;
+    let printed = plane.kubectl(&["vnetpool", "bundle", path])?;
+    for file in std::fs::read_dir(&folder)? {
+        let file = file?.path();
+        let text = std::fs::read_to_string(&file)?;
+        ensure!(!text.contains(&subscription), "{} has the subscription's id: {text}", file.display());
+        let group = format!("resourceGroups/{resource_group}");
+        ensure!(!text.contains(&group), "{} has the resource group: {text}", file.display());
+    }
+    let held = std::fs::read_to_string(folder.join("nodeipallocations.json"))?;
+    ensure!(held.contains("/resourceGroups/group-") && held.contains("n1-nic"), "{held}");
+    // There are neither agents nor an operator to ask here, and both say so.
+    let missing = std::fs::read_to_string(folder.join("missing.txt"))?;
+    for part in ["ledger-n1.json: no pod of vnetpool-node-agent runs", "no pod of vnetpool-operator runs"] {
+        ensure!(missing.contains(part) && printed.contains(part), "no {part} in {missing} {printed}");
+    }
+    let refused = plane.try_kubectl(User::Administrator, &["vnetpool", "check", "--apart", "0"], "")?;
+    ensure!(refused.is_err(), "a node without an agent is well: {refused:?}");
+    let typo = plane.refusal(User::Administrator, &["vnetpool", "check", "n7"], "")?;
+    ensure!(typo.contains("node n7 has no NodeIPAllocation"), "{typo}");
     Ok(())
 }
 

@@ -108,6 +108,9 @@ async fn a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the
         // The write for one more pod meets a NIC that has changed.
         stage.bind("n1", 1).await?;
         stage.until_holds("n1", 2 + round).await?;
+        // The next operator goes on counting.
+        stage.kill().await?;
+        stage.start().await?;
     }
     let says = stage.until_says("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
     ensure!(says.message.contains("n1-nic") && says.message.contains("ignore_changes"), "{}", says.message);
@@ -443,6 +446,6 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let says = stage.until_says("n1", condition::READY, "ScopeMissing").await?;
     ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
-    stage.annotate("n1", names::GONE).await?;
+    stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
     stage.until_gone("n1").await
 }

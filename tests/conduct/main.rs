@@ -40,10 +40,12 @@ mod operations;
 mod operator;
 mod outlived;
 mod overdue;
+mod paused;
 mod proxy;
 mod quiet;
 mod refused;
 mod restored;
+mod rollout;
 mod routes;
 mod shortage;
 mod stage;
@@ -56,8 +58,9 @@ use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::wait::patience;
 
@@ -65,6 +68,15 @@ use vnetpool_tests::wait::patience;
 pub struct Test {
     name: &'static str,
     run: for<'a> fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>,
+}
+
+impl Test {
+    fn trial(&self, planes: &Arc<Planes>, longest: Duration) -> Trial {
+        let (planes, run) = (Arc::clone(planes), self.run);
+        // The binary's own name says nothing.
+        let name = self.name.split_once("::").map_or(self.name, |(_, name)| name);
+        Trial::test(name, move || planes.lend(longest, run))
+    }
 }
 
 /// The tests of a module: `tests![a_sentence, another]` as the value of its `pub const TESTS: &[Test]`.
@@ -75,7 +87,7 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
-/// No test takes longer than this on a machine that does nothing else.
+/// No other test takes longer than this on a machine that does nothing else.
 const LONGEST: Duration = Duration::from_secs(180);
 /// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the
 /// operator's pauses.
@@ -89,14 +101,8 @@ fn main() -> ExitCode {
         vnetpool_operator::telemetry::init(vnetpool_operator::telemetry::LogFormat::Text);
     }
     let planes = Arc::new(Planes::default());
-    let trial = |test: &'static Test| {
-        let planes = Arc::clone(&planes);
-        // The binary's own name says nothing.
-        let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
-        Trial::test(name, move || planes.lend(test.run).map_err(|error| Failed::from(format!("{error:#}"))))
-    };
-    let further = match hostile::seeds() {
-        Ok(seeds) => seeds.into_iter().skip(hostile::TESTS.len()),
+    let further = match hostile::further_seeds() {
+        Ok(seeds) => seeds,
         Err(error) => {
             eprintln!("{error:#}");
             return ExitCode::FAILURE;
@@ -104,9 +110,8 @@ fn main() -> ExitCode {
     };
     let of_seed = |seed: u64| {
         let planes = Arc::clone(&planes);
-        let run = move || planes.lend(|plane| Box::pin(hostile::survive(plane, seed)));
         Trial::test(format!("hostile::seed_{seed}"), move || {
-            run().map_err(|error| format!("{error:#}").into())
+            planes.lend(hostile::LONGEST, |plane| Box::pin(hostile::survive(plane, seed)))
         })
     };
     let trials = [
@@ -115,14 +120,11 @@ fn main() -> ExitCode {
         churn::TESTS,
         concurrency::TESTS,
         cost::TESTS,
-        disturbed::TESTS,
         dry_run::TESTS,
         edits::TESTS,
         finding::TESTS,
         groups::TESTS,
         habits::TESTS,
-        // They take minutes and have not been run on enough machines yet: `make nightly` runs them.
-        if hostile::is_asked_for() { hostile::TESTS } else { &[] },
         identity::TESTS,
         inspected::TESTS,
         lost::TESTS,
@@ -136,20 +138,25 @@ fn main() -> ExitCode {
         metadata::TESTS,
         outlived::TESTS,
         overdue::TESTS,
+        paused::TESTS,
         quiet::TESTS,
         refused::TESTS,
         restored::TESTS,
+        rollout::TESTS,
         routes::TESTS,
         shortage::TESTS,
         standby::TESTS,
         subnets::TESTS,
         unreadable::TESTS,
+        // At the end the operators have most processor time, and these measure how soon they are back.
+        disturbed::TESTS,
     ]
     .into_iter()
     .flatten()
-    .map(trial)
-    .chain(further.map(of_seed))
-    .collect();
+    .map(|test| test.trial(&planes, LONGEST));
+    // The longest begin first, so that nothing waits for them at the end.
+    let longest = hostile::TESTS.iter().map(|test| test.trial(&planes, hostile::LONGEST));
+    let trials = longest.chain(further.into_iter().map(of_seed)).chain(trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends.
     drop(planes);
@@ -164,16 +171,29 @@ struct Planes {
 }
 
 impl Planes {
-    /// Runs a test on a server, with all its tasks ended when this returns.
-    fn lend(&self, run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>) -> Result<()> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Runs a test on a server.
+    fn lend(
+        &self,
+        longest: Duration,
+        run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>,
+    ) -> Result<(), Failed> {
+        self.run(longest, run).map_err(|error| format!("{error:#}").into())
+    }
+
+    /// All its tasks have ended when this returns.
+    fn run(
+        &self,
+        longest: Duration,
+        run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>,
+    ) -> Result<()> {
+        let idle = || lock(&self.idle);
         let waiting = idle().pop();
         let plane = match waiting {
             Some(plane) => plane,
             None => ControlPlane::up(&format!("conduct-{}", self.made.fetch_add(1, Ordering::Relaxed)))?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let outcome = runtime.block_on(async { tokio::time::timeout(patience(LONGEST), run(&plane)).await });
+        let outcome = runtime.block_on(async { tokio::time::timeout(patience(longest), run(&plane)).await });
         drop(runtime);
         idle().push(plane);
         outcome?

@@ -35,6 +35,12 @@ impl Metrics {
         .await
     }
 
+    /// Scrapes until the operator doesn't lead, as after the loss of its Lease.
+    pub async fn until_standby(stage: &Stage<'_>) -> Result<Metrics> {
+        let stands_by = |metrics: &Metrics| metrics.sum("vnetpool_operator_leader", &[]) == 0.0;
+        Metrics::until(stage, "the operator leads no more", stands_by).await
+    }
+
     /// The sum over all series of a family that have these labels, written as in the text: `kind="read"`.
     pub fn sum(&self, family: &str, labels: &[&str]) -> f64 {
         let of_family = |line: &&str| {

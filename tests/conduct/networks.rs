@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use vnetpool_azure_sim::{Config, NewVm};
+use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, RESERVED};
 use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::ControlPlane;
@@ -14,6 +15,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     nodes_in_the_network_of_the_template_get_addresses_of_it,
     foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_leave_is_used,
+    a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open,
 ];
 
 /// As `az deployment group create` does it, with the resource group there already.
@@ -62,6 +64,48 @@ async fn nodes_in_the_network_of_the_template_get_addresses_of_it(plane: &Contro
     let says = stage.until_says("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(says.message.contains("other-machines"), "{}: {}", vm.nic_id, says.message);
     Ok(())
+}
+
+/// A peering of one network to the other.
+async fn peer(stage: &Stage<'_>, from: &str, to: &str, is_open: bool) -> Result<String> {
+    let Config { subscription, resource_group, .. } = Config::default();
+    let remote = format!(
+        "/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/Microsoft.Network/virtualNetworks/{to}"
+    );
+    let body = json!({ "properties": { "remoteVirtualNetwork": { "id": remote },
+        "allowVirtualNetworkAccess": is_open } });
+    stage.put(&format!("Microsoft.Network/virtualNetworks/{from}/virtualNetworkPeerings/to-{to}"), body).await
+}
+
+async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open(
+    plane: &ControlPlane,
+) -> Result<()> {
+    const RANGE: &str = "10.60.0.0/16";
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
+    let other = json!({ "properties": { "addressSpace": { "addressPrefixes": [RANGE] }, "subnets": [] } });
+    stage.put("Microsoft.Network/virtualNetworks/other", other).await?;
+    peer(&stage, "vnet", "other", true).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let excluded = |seen: &NodeIPAllocation| seen.spec.snat_exclusions.iter().any(|range| range == RANGE);
+    ensure!(!excluded(&stage.allocation("n1").await?), "a peering that is only initiated has no routes");
+    // The look of an operator that starts, so that nobody waits for the minute's.
+    let looks = async |is_excluded: bool, what: &str| {
+        stage.kill().await?;
+        stage.start().await?;
+        stage.until(what, "n1", |seen| (excluded(seen) == is_excluded).then_some(())).await
+    };
+    let back = peer(&stage, "other", "vnet", true).await?;
+    looks(true, "the peering is whole").await?;
+    peer(&stage, "vnet", "other", false).await?;
+    looks(false, "it is closed").await?;
+    peer(&stage, "vnet", "other", true).await?;
+    looks(true, "it is open again").await?;
+    let url = format!("{}{back}?api-version=2025-05-01", stage.sim.arm_url());
+    reqwest::Client::new().delete(url).bearer_auth("owner").send().await?.error_for_status()?;
+    looks(false, "the other side has gone").await
 }
 
 /// Every NIC's etag and addresses by name.

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once,
     the_limit_of_a_vm_counts_what_its_other_nics_hold,
     a_node_goes_over_to_another_nic_when_the_first_is_empty,
+    what_a_nic_that_does_not_serve_holds_of_ours_goes_back,
 ];
 
 pub(crate) fn subnet(name: &str) -> String {
@@ -82,6 +83,36 @@ async fn the_limit_of_a_vm_counts_what_its_other_nics_hold(plane: &ControlPlane)
     stage.until_offers("n1", 54).await?;
     ensure!(stage.held("n1").len() == 54, "{}", stage.held("n1").len());
     Ok(())
+}
+
+async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    node(&stage, "n1", "nodes", "small", 1).await?;
+    stage.bind("n1", 2).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.until_assigned("n1", 2).await?;
+    // A leader that was paused, with a view of a pool for that subnet.
+    let mut document = stage.sim.nic("n1-second").context("no NIC")?;
+    let all = document["properties"]["ipConfigurations"].as_array_mut().context("no ipConfigurations")?;
+    let others = all.clone();
+    let ours = |name: &str| json!({ "name": name, "properties": { "subnet": { "id": subnet("small") } } });
+    all.extend([ours("vnp-0000000000000001"), ours("vnp-0000000000000002")]);
+    stage.sim.patch_nic("n1-second", &document).await?;
+    ensure!(second(&stage, "n1") == 2, "{document}");
+    stage.boot("n1", "boot-2").await?;
+    // It has what is somebody else's, which counts.
+    let is_counted = |seen: &NodeIPAllocation| {
+        let is_booted = seen.spec.boot_id == "boot-2" && seen.spec.elsewhere == 2;
+        (is_booted && second(&stage, "n1") == 0).then_some(())
+    };
+    stage.until("the second NIC holds nothing of ours", "n1", is_counted).await?;
+    let left = stage.sim.nic("n1-second").unwrap_or_default();
+    let names = |all: &Value| -> Vec<Value> {
+        all.as_array().into_iter().flatten().map(|one| one["name"].clone()).collect()
+    };
+    ensure!(names(&left["properties"]["ipConfigurations"]) == names(&json!(others)), "{left}");
+    stage.until_holds("n1", 2).await
 }
 
 async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &ControlPlane) -> Result<()> {

@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
     writes_that_are_complete_when_answered_are_published_at_once,
     an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic,
-    a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_look,
+    a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_read,
 ];
 
 async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it(
@@ -151,7 +151,7 @@ async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up
     stage.until_holds("n1", 1).await
 }
 
-async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_look(
+async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_read(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });

@@ -3,13 +3,14 @@
 
 use anyhow::{Result, anyhow};
 use reqwest::Url;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use vnetpool_operator::azure::{self, ApiVersions, Cloud, Credential};
 use vnetpool_operator::{Config, Waits};
 use vnetpool_tests::control_plane::NAMESPACE;
+use vnetpool_tests::eventually;
 
 /// The usual configuration: ARM is at `arm`, the metadata service at `imds`, its own metrics at `admin`.
 pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Config {
@@ -23,8 +24,24 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
         dry_run: false,
     };
     // A pool that goes takes effect at once, but where a test is about that.
-    let waits = Waits { second_look: Duration::from_secs(2), grace: Duration::ZERO, ..Waits::default() };
+    let soon = Duration::from_secs(2);
+    let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, ..Waits::default() };
     Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, waits }
+}
+
+/// Where an operator may serve its metrics. Not 127.0.0.1: whoever calls from there might be given the port
+/// before the operator listens.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.88.0.1:0")?.local_addr()?)
+}
+
+/// Waits until the caches of the operator that serves its metrics there are synced.
+pub async fn until_ready(admin: SocketAddr, within: Duration) -> Result<()> {
+    eventually("the operator is ready", within, || async {
+        let answer = reqwest::get(format!("http://{admin}/readyz")).await?;
+        Ok(answer.status().is_success().then_some(()))
+    })
+    .await
 }
 
 /// How it ends.

@@ -1,5 +1,5 @@
-//! A reconcile that takes longer than it may is given up; one that waits for Azure's limits, or for the end of a
-//! write, isn't.
+//! A reconcile that takes longer than it may is given up; one that waits for Azure's limits, or for the end
+//! of a write, isn't.
 
 use crate::Test;
 use crate::metrics::Metrics;

@@ -10,13 +10,11 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, Settings};
-use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_recheck,
@@ -24,21 +22,51 @@ pub const TESTS: &[Test] = crate::tests![
     a_metadata_service_that_lags_behind_raises_no_hint,
     a_hint_that_azure_contradicts_costs_one_read,
     a_read_that_is_refused_is_not_made_again_for_each_reconcile,
+    a_read_that_fails_stops_no_other_clock_of_its_node,
 ];
 
 /// A node with three pods whose addresses the metadata service has listed.
 async fn listed(plane: &ControlPlane) -> Result<(Stage<'_>, BTreeSet<String>)> {
-    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let stage = listed_by(plane, sizing()).await?;
+    let addresses = until_served(&stage, "n1", 3).await?;
+    Ok((stage, addresses))
+}
+
+/// The same with this pool.
+async fn listed_by(plane: &ControlPlane, pool: Value) -> Result<Stage<'_>> {
+    let stage = Stage::set(plane, quick(), pool).await?;
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
-    let addresses = until_served(&stage, "n1", 3).await?;
+    until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
     stage.look("n1", 1).await?;
-    Ok((stage, addresses))
+    Ok(stage)
 }
 
 fn lag(stage: &Stage<'_>, lags: bool) -> Result<()> {
     Ok(stage.sim.set(&Settings { metadata_lags: Some(lags), ..Settings::default() })?)
+}
+
+/// Leaves the service with what the NIC of `n1` held for a moment, so that its agent hints at all of it.
+async fn mislead(stage: &Stage<'_>) -> Result<()> {
+    let document = stage.nic("n1");
+    wipe(stage, "n1").await?;
+    lag(stage, true)?;
+    stage.sim.patch_nic("n1-nic", &document).await?;
+    stage.sim.clear_log();
+    stage.look("n1", 2).await
+}
+
+/// From now on Azure refuses reads of the NIC of `n1`; gives the fault.
+fn refuse_reads(stage: &Stage<'_>) -> u64 {
+    let body = json!({ "error": { "code": "AuthorizationFailed", "message": "No." } });
+    let refusal = Effect::Status { status: 403, body, headers: Default::default() };
+    stage.fault("GET", "/n1-nic", None, refusal)
+}
+
+/// How many reads were refused.
+fn refused(stage: &Stage<'_>) -> u64 {
+    stage.sim.faults().iter().map(|fault| fault.hits).sum()
 }
 
 /// What Azure was asked about the NIC of `n1`.
@@ -120,46 +148,63 @@ async fn a_metadata_service_that_lags_behind_raises_no_hint(plane: &ControlPlane
 
 async fn a_hint_that_azure_contradicts_costs_one_read(plane: &ControlPlane) -> Result<()> {
     let (stage, _) = listed(plane).await?;
-    // The service is left with what a NIC held for a moment.
-    let document = stage.nic("n1");
-    wipe(&stage, "n1").await?;
-    lag(&stage, true)?;
-    stage.sim.patch_nic("n1-nic", &document).await?;
-    stage.sim.clear_log();
-    stage.look("n1", 2).await?;
+    mislead(&stage).await?;
     let is_hinted =
         |seen: &NodeIPAllocation| (seen.status.as_ref()?.unlisted.len() == 4).then(|| names(seen));
     let names = stage.until("the agent hints at what isn't listed", "n1", is_hinted).await?;
     ensure!(names == stage.held("n1"), "nothing is lost");
-    let passes = |metrics: &Metrics| {
-        metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#, r#"outcome="ok""#])
-    };
     for round in 0..3 {
-        let before = passes(&Metrics::scrape(&stage).await?);
         stage.look("n1", 1).await?;
-        let label = Patch::Merge(json!({ "metadata": { "labels": { "round": round.to_string() } } }));
-        let api = Api::<Node>::all(stage.client.clone());
-        api.patch("n1", &PatchParams::default(), &label).await.context("no label")?;
-        let one_more = |metrics: &Metrics| passes(metrics) > before;
-        Metrics::until(&stage, "the node was looked at", one_more).await?;
+        reconciled(&stage, round).await?;
     }
     ensure!(asked(&stage) == ["GET"], "{:?}", asked(&stage));
     Ok(())
 }
 
+/// Has `n1` reconciled once more, by a label of its Node.
+async fn reconciled(stage: &Stage<'_>, round: usize) -> Result<()> {
+    let count = |metrics: &Metrics| {
+        metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#, r#"outcome="ok""#])
+    };
+    let before = count(&Metrics::scrape(stage).await?);
+    let label = Patch::Merge(json!({ "metadata": { "labels": { "round": round.to_string() } } }));
+    let api = Api::<Node>::all(stage.client.clone());
+    api.patch("n1", &PatchParams::default(), &label).await.context("no label")?;
+    let one_more = |metrics: &Metrics| count(metrics) > before;
+    Metrics::until(stage, "the node was reconciled", one_more).await.map(drop)
+}
+
 async fn a_read_that_is_refused_is_not_made_again_for_each_reconcile(plane: &ControlPlane) -> Result<()> {
     let (stage, _) = listed(plane).await?;
-    let body = json!({ "error": { "code": "AuthorizationFailed", "message": "No." } });
-    let refusal = Effect::Status { status: 403, body, headers: Default::default() };
-    let fault = stage.fault("GET", "/n1-nic", None, refusal);
+    let fault = refuse_reads(&stage);
     // The hint has the NIC read.
     wipe(&stage, "n1").await?;
     stage.look("n1", 2).await?;
     stage.until_struck(fault, 1).await?;
-    throughout("it isn't asked again", Duration::from_secs(5), || async {
-        let refused: u64 = stage.sim.faults().iter().map(|fault| fault.hits).sum();
-        ensure!(refused == 1, "{refused} reads");
-        Ok(())
-    })
-    .await
+    for round in 0..5 {
+        reconciled(&stage, round).await?;
+    }
+    ensure!(refused(&stage) == 1, "{} reads", refused(&stage));
+    Ok(())
+}
+
+async fn a_read_that_fails_stops_no_other_clock_of_its_node(plane: &ControlPlane) -> Result<()> {
+    let sizing = |release_after: &str| json!({ "sizing": { "minimum": 0, "warm": 1, "batch": 1, "releaseAfter": release_after } });
+    let stage = listed_by(plane, sizing("10s")).await?;
+    let fault = refuse_reads(&stage);
+    mislead(&stage).await?;
+    stage.until_struck(fault, 1).await?;
+    stage.until_says("n1", condition::RESERVED, "PermissionDenied").await?;
+    stage.unbind("n1", 3).await?;
+    // Two clocks, one after the other: a second until it is said, ten until it is given back.
+    stage.until_says("n1", condition::SURPLUS, "MoreThanWanted").await?;
+    let gives_up = |seen: &NodeIPAllocation| {
+        (seen.spec.target == 1 && seen.status.as_ref()?.relinquished.len() == 3).then_some(())
+    };
+    stage.until("the agent has given up what isn't wanted", "n1", gives_up).await?;
+    ensure!(refused(&stage) == 1, "{} reads", refused(&stage));
+    stage.nothing_was_written()?;
+    stage.sim.lift_fault(fault)?;
+    stage.pool("default", sizing("11s")).await?;
+    stage.until_holds("n1", 1).await
 }

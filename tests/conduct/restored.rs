@@ -2,14 +2,18 @@
 
 use crate::Test;
 use crate::machines::is_backed;
+use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use vnetpool_azure_sim::{Effect, LogEntry, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, names};
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::{eventually, throughout};
 
@@ -17,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     objects_made_again_from_copies_give_nothing_out_before_their_nics_are_read,
     an_object_that_was_set_back_is_made_again_after_its_nic_was_read,
     after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_read,
+    an_object_that_goes_while_its_nic_is_read_is_not_made_again_as_it_was,
 ];
 
 fn sizing(minimum: u32) -> Value {
@@ -25,28 +30,51 @@ fn sizing(minimum: u32) -> Value {
 
 /// The addresses that an object says its node has.
 fn addresses(object: &NodeIPAllocation) -> BTreeSet<String> {
-    object.spec.ip_configurations().map(|one| one.address.clone()).collect()
+    object.spec.ip_configurations().map(|one| one.address.trim_end_matches("/32").to_owned()).collect()
+}
+
+/// A node that held four addresses when `back_up` was called and has given two of them back since, which a
+/// second has by now. Gives the first's object of then, and the second's VM.
+async fn given_back<'a>(
+    plane: &'a ControlPlane,
+    back_up: impl FnOnce() -> Result<()>,
+) -> Result<(Stage<'a>, NodeIPAllocation, VmInfo)> {
+    let stage = Stage::set(plane, quick(), sizing(4)).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let before = stage.allocation("n1").await?;
+    back_up()?;
+    stage.pool("default", sizing(2)).await?;
+    stage.until_holds("n1", 2).await?;
+    let second = stage.node("n2", None).await?;
+    stage.until_holds("n2", 2).await?;
+    let others = addresses(&stage.allocation("n2").await?);
+    ensure!(!others.is_disjoint(&addresses(&before)), "the test shows nothing: {others:?}");
+    Ok((stage, before, second))
+}
+
+/// What the operator did with the first's NIC since the log was cleared began with a look at it.
+fn was_read_first(stage: &Stage<'_>) -> Result<()> {
+    let of_nic = |one: &LogEntry| one.path.ends_with("/n1-nic");
+    let first = stage.asked().into_iter().find(of_nic).context("not asked for")?;
+    ensure!(first.method == "GET", "{first:?}");
+    Ok(())
+}
+
+/// Takes the finalizer off the first's object, with the operator's rights; gives a client that has these.
+async fn strip(plane: &ControlPlane) -> Result<Api<NodeIPAllocation>> {
+    let operator = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Operator).await?)?);
+    let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    operator.patch_metadata("n1", &PatchParams::default(), &free).await?;
+    Ok(operator)
 }
 
 async fn objects_made_again_from_copies_give_nothing_out_before_their_nics_are_read(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing(4)).await?;
-    stage.node("n1", None).await?;
-    stage.until_holds("n1", 4).await?;
-    let backup = stage.allocation("n1").await?;
-    stage.pool("default", sizing(2)).await?;
-    stage.until_holds("n1", 2).await?;
-    // What the first has given back since the backup, the second gets.
-    stage.node("n2", None).await?;
-    stage.until_holds("n2", 2).await?;
-    let others = addresses(&stage.allocation("n2").await?);
-    ensure!(!others.is_disjoint(&addresses(&backup)), "the test shows nothing: {others:?}");
-
+    let (stage, backup, _) = given_back(plane, || Ok(())).await?;
     stage.kill().await?;
-    let operator = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Operator).await?)?);
-    let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-    operator.patch_metadata("n1", &PatchParams::default(), &free).await?;
+    let operator = strip(plane).await?;
     operator.delete("n1", &DeleteParams::default()).await?;
     let mut copy = NodeIPAllocation::new("n1", backup.spec.clone());
     copy.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
@@ -66,10 +94,7 @@ async fn objects_made_again_from_copies_give_nothing_out_before_their_nics_are_r
     let (mine, others) =
         (addresses(&stage.allocation("n1").await?), addresses(&stage.allocation("n2").await?));
     ensure!(mine.is_disjoint(&others), "both have an address: {mine:?} and {others:?}");
-    let first =
-        stage.asked().into_iter().find(|one| one.path.ends_with("/n1-nic")).context("not asked for")?;
-    ensure!(first.method == "GET", "{first:?}");
-    Ok(())
+    was_read_first(&stage)
 }
 
 async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
@@ -106,29 +131,19 @@ async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
 async fn after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_read(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing(4)).await?;
-    stage.node("n1", None).await?;
-    stage.until_holds("n1", 4).await?;
-    plane.back_up()?;
-    stage.pool("default", sizing(2)).await?;
-    stage.until_holds("n1", 2).await?;
-    // What the first has given back since the backup, the second gets.
-    let second = stage.node("n2", None).await?;
-    stage.until_holds("n2", 2).await?;
+    let (stage, _, second) = given_back(plane, || plane.back_up()).await?;
     let ahead = stage.allocation("n1").await?;
 
     stage.agents.go_down();
     plane.restore()?;
     let restored = stage.allocation("n1").await?;
     ensure!(restored.metadata.generation < ahead.metadata.generation, "the store didn't go back");
-    // The operator notices by its Lease, and ends as if it had lost it.
-    let ended = async || Ok(stage.ended());
-    let why = eventually("the operator ends", Duration::from_secs(20), ended).await?;
-    ensure!(why.contains("no longer the leader"), "{why}");
+    // The operator notices by its Lease, and stands by as if it had lost it.
+    Metrics::until_standby(&stage).await?;
     stage.age_lease(Duration::from_secs(600)).await?;
 
     // Edits bring the object to a version that the agent would take for newer than what it knows.
-    stage.start().await?;
+    stage.sim.clear_log();
     stage.join("n2", &second.provider_id).await?;
     for seconds in 1.. {
         let cooldown = format!("{seconds}s");
@@ -149,5 +164,53 @@ async fn after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_re
     let others = addresses(&stage.allocation("n2").await?);
     let doubled: Vec<_> = pods.values().map(ToString::to_string).filter(|one| others.contains(one)).collect();
     ensure!(doubled.is_empty(), "{doubled:?} are on the NIC of n2, and pods of n1 have them");
-    Ok(())
+    was_read_first(&stage)
+}
+
+async fn an_object_that_goes_while_its_nic_is_read_is_not_made_again_as_it_was(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing(4)).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.stop().await?;
+    stage.agents.go_down();
+    // Its agent has given an address up, which has left the NIC since.
+    let nic = stage.nic("n1");
+    let mut configurations = nic["properties"]["ipConfigurations"].as_array().context("no list")?.clone();
+    let given_up = configurations.pop().context("no address")?;
+    let name = given_up["name"].as_str().context("no name")?;
+    stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": configurations } })).await?;
+    let agent = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Agent("n1")).await?)?);
+    let status = Patch::Merge(json!({ "status": { "relinquished": [name] } }));
+    agent.patch_status("n1", &PatchParams::default(), &status).await?;
+    stage.delete_allocation("n1").await?;
+
+    let read = stage.fault("GET", "/networkInterfaces/n1-nic", Some(1), Effect::HoldBefore);
+    stage.start().await?;
+    stage.until_struck(read, 1).await?;
+    let before = stage.allocation("n1").await?.uid();
+    // Each version of the new object, however soon it is mended.
+    let shown = Arc::new(Mutex::new(vec![]));
+    let (seen, old, given_up) = (shown.clone(), before.clone(), name.to_owned());
+    stage.follow(move |object: NodeIPAllocation| {
+        if object.uid() != old && object.spec.ip_configurations().any(|one| one.name == given_up) {
+            lock(&seen).push(object.metadata.generation);
+        }
+    });
+    // Nobody else makes a new one meanwhile, for there is no Node: the API server would let none take its
+    // place.
+    stage.delete_node("n1").await?;
+    strip(plane).await?;
+    stage.until_gone("n1").await?;
+    stage.sim.lift_fault(read)?;
+    let never_shows = || async {
+        ensure!(lock(&shown).is_empty(), "generations {:?} show again what was given up", lock(&shown));
+        Ok(())
+    };
+    throughout("what was given up stays away", Duration::from_secs(3), never_shows).await?;
+    stage.agents.come_back();
+    stage.join("n1", &vm.provider_id).await?;
+    stage.until_holds("n1", 4).await?;
+    never_shows().await
 }

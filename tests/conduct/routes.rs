@@ -12,6 +12,7 @@ use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
+use vnetpool_tests::wait::Limit;
 
 pub const TESTS: &[Test] = crate::tests![
     each_node_gets_a_range_of_its_own_and_many_share_a_write,
@@ -208,10 +209,10 @@ async fn until_quiet(stage: &Stage<'_>) -> Result<()> {
         let metrics = Metrics::scrape(stage).await?;
         anyhow::Ok(metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#]))
     };
-    let (deadline, mut since, mut last) =
-        (Instant::now() + Duration::from_secs(60), Instant::now(), passes().await?);
+    let (mut limit, mut since, mut last) =
+        (Limit::new(Duration::from_secs(60)), Instant::now(), passes().await?);
     while since.elapsed() < Duration::from_secs(11) {
-        ensure!(Instant::now() < deadline, "nodes are looked at all the time");
+        ensure!(!limit.is_over(), "nodes are looked at all the time");
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = passes().await?;
         if now != last {

@@ -6,15 +6,18 @@ use crate::metrics::Metrics;
 use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::Uri;
+use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,9 +26,10 @@ use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
 use vnetpool_crds::condition::{self, Type};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_plugin::ledger;
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
-use vnetpool_tests::wait::patience;
+use vnetpool_tests::wait::Limit;
 
 /// How long anything is waited for on a machine that does nothing else: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,8 +74,7 @@ impl<'a> Stage<'a> {
     pub async fn empty(plane: &'a ControlPlane, azure: Config) -> Result<Self> {
         let client = Client::try_from(plane.config(User::Administrator).await?)?;
         sweep(&client).await?;
-        // Not 127.0.0.1: whoever calls from there might be given the port before the operator listens.
-        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
+        let admin = operator::free_address()?;
         let agents = Agents::start(client.clone());
         let sim = Sim::start(azure).await?;
         let arm = sim.arm_url().to_owned();
@@ -112,7 +115,7 @@ impl<'a> Stage<'a> {
 
     /// Starts another one beside it, which serves its metrics somewhere else.
     pub async fn stand_by(&self) -> Result<(Operator, SocketAddr)> {
-        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
+        let admin = operator::free_address()?;
         Ok((self.operator_at(admin, |_| {}).await?, admin))
     }
 
@@ -146,11 +149,11 @@ impl<'a> Stage<'a> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Term)
     }
 
-    /// The operator ends as by SIGKILL. Its Lease is taken away, so that the next one needn't wait for its
+    /// The operator ends as by SIGKILL. Its Lease is nobody's then, so that the next one needn't wait for its
     /// end.
     pub async fn kill(&self) -> Result<()> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
-        delete_all::<Lease>(Api::namespaced(self.client.clone(), NAMESPACE)).await
+        self.patch_leases(json!({ "holderIdentity": "" })).await
     }
 
     /// Why the operator has ended by itself, if it has.
@@ -158,12 +161,23 @@ impl<'a> Stage<'a> {
         lock(&self.operator).as_mut().and_then(Operator::ended)
     }
 
+    /// The identity of the leader, and how often that has changed.
+    pub async fn leader(&self) -> Result<(Option<String>, Option<i32>)> {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
+        let lease = leases.get("vnetpool-operator").await?.spec.context("an empty Lease")?;
+        Ok((lease.holder_identity, lease.lease_transitions))
+    }
+
     /// The Lease was renewed that long ago, as one from a backup was.
     pub async fn age_lease(&self, age: Duration) -> Result<()> {
-        let api = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
+        self.patch_leases(json!({ "renewTime": MicroTime(Timestamp::now() - age) })).await
+    }
+
+    async fn patch_leases(&self, spec: Value) -> Result<()> {
+        let (api, patch) =
+            (Api::<Lease>::namespaced(self.client.clone(), NAMESPACE), json!({ "spec": spec }));
         for lease in api.list(&ListParams::default()).await? {
-            let patch = json!({ "spec": { "renewTime": MicroTime(Timestamp::now() - age) } });
-            api.patch(&lease.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+            api.patch(&lease.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
         }
         Ok(())
     }
@@ -247,7 +261,7 @@ impl<'a> Stage<'a> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let uid = api.get(pod).await?.uid().unwrap_or_default();
         let has = async || Ok(self.agents.addresses(node).get(&uid).copied());
-        let address = eventually(&format!("{pod} has an address"), patience(PATIENCE), has).await?;
+        let address = eventually(&format!("{pod} has an address"), PATIENCE, has).await?;
         let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
         api.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
@@ -322,11 +336,15 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// A person says `true` in this annotation of a node's NodeIPAllocation.
-    pub async fn annotate(&self, node: &str, annotation: &str) -> Result<()> {
-        let said = json!({ "metadata": { "annotations": { annotation: "true" } } });
-        let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        api.patch(node, &PatchParams::default(), &Patch::Merge(said)).await?;
+    /// A person says something in this annotation of an object, or takes it back.
+    pub async fn annotate<K>(&self, name: &str, annotation: &str, word: Option<&str>) -> Result<()>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
+        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let said = json!({ "metadata": { "annotations": { annotation: word } } });
+        let api = Api::<K>::all(self.client.clone());
+        api.patch(name, &PatchParams::default(), &Patch::Merge(said)).await?;
         Ok(())
     }
 
@@ -348,7 +366,7 @@ impl<'a> Stage<'a> {
         node: &str,
         look: impl Fn(&NodeIPAllocation) -> Option<T>,
     ) -> Result<T> {
-        let (begun, patience) = (tokio::time::Instant::now(), patience(PATIENCE));
+        let mut limit = Limit::new(PATIENCE);
         loop {
             let seen = self.allocation(node).await;
             if let Some(shown) = seen.as_ref().ok().and_then(&look) {
@@ -357,12 +375,12 @@ impl<'a> Stage<'a> {
             if let Some(why) = self.ended() {
                 bail!("{what}: the operator has ended by itself: {why}");
             }
-            if begun.elapsed() > patience {
+            if limit.is_over() {
                 let seen = seen.map_or_else(
                     |error| error.to_string(),
                     |seen| json!({ "spec": seen.spec, "status": seen.status }).to_string(),
                 );
-                bail!("{what}: not within {} s; {node} shows {seen}", patience.as_secs());
+                bail!("{what}: not within {} s; {node} shows {seen}", PATIENCE.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -408,7 +426,7 @@ impl<'a> Stage<'a> {
         name: &str,
         look: impl Fn(&NodeIPPool) -> Option<T>,
     ) -> Result<T> {
-        eventually(what, patience(POOLS_PATIENCE), || async {
+        eventually(what, POOLS_PATIENCE, || async {
             let seen = self.node_pool(name).await?;
             look(&seen).map(Some).with_context(|| json!(seen.status).to_string())
         })
@@ -417,7 +435,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until a fault has struck so many times.
     pub async fn until_struck(&self, fault: u64, times: u64) -> Result<()> {
-        eventually(&format!("the fault strikes {times} times"), patience(PATIENCE), || async {
+        eventually(&format!("the fault strikes {times} times"), PATIENCE, || async {
             let hits = self.sim.faults().iter().find(|one| one.id == fault).map(|one| one.hits);
             ensure!(hits >= Some(times), "{hits:?}");
             Ok(Some(()))
@@ -465,6 +483,22 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Hands over each version of each object that a watch shows from now on, until the test ends.
+    pub fn follow<K>(&self, mut see: impl FnMut(K) + Send + 'static)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: serde::de::DeserializeOwned,
+    {
+        let api = Api::<K>::all(self.client.clone());
+        tokio::spawn(async move {
+            let objects = watcher(api, watcher::Config::default()).default_backoff().applied_objects();
+            let mut objects = objects.boxed();
+            while let Some(object) = objects.next().await {
+                object.into_iter().for_each(&mut see);
+            }
+        });
+    }
+
     pub async fn node_pool(&self, name: &str) -> Result<NodeIPPool> {
         Ok(Api::all(self.client.clone()).get(name).await?)
     }
@@ -506,7 +540,7 @@ impl<'a> Stage<'a> {
     /// Waits until a node's NodeIPAllocation is gone.
     pub async fn until_gone(&self, node: &str) -> Result<()> {
         let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        eventually(&format!("{node} is gone"), patience(PATIENCE), || async {
+        eventually(&format!("{node} is gone"), PATIENCE, || async {
             match api.get_opt(node).await? {
                 Some(seen) => bail!("it is there: {:?}", seen.status),
                 None => Ok(Some(())),
@@ -527,7 +561,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The NIC writes among these of a node's VM.
+    /// Of what ARM was asked, the writes of the NIC of a node's VM.
     pub fn writes(&self, node: &str) -> Vec<LogEntry> {
         let nic = format!("/{node}-nic").to_lowercase();
         let is_write = |one: &LogEntry| one.method == "PUT" && one.path.to_lowercase().ends_with(&nic);
@@ -552,7 +586,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until so many Events at least have this reason, and gives them.
     pub async fn until_said(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
-        eventually(&format!("{count} Events {reason} about {node}"), patience(PATIENCE), || async {
+        eventually(&format!("{count} Events {reason} about {node}"), PATIENCE, || async {
             let mut said = self.events(node, reason).await?;
             ensure!(said.len() >= count, "there are {said:?}");
             said.sort();
@@ -586,10 +620,6 @@ fn node_status(boot: &str) -> Value {
 /// A condition of an object, if it has it.
 pub fn find(seen: &NodeIPAllocation, type_: Type) -> Option<Condition> {
     condition::find(&seen.status.as_ref()?.conditions, type_).cloned()
-}
-
-pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Leaves nothing of the test before.

@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Duration;
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead,
@@ -22,11 +21,7 @@ fn sizing() -> serde_json::Value {
 /// A standby that is ready, beside an operator at work.
 async fn ready(stage: &Stage<'_>) -> Result<crate::operator::Operator> {
     let (standby, admin) = stage.stand_by().await?;
-    eventually("the standby is ready", Duration::from_secs(60), || async {
-        let answer = reqwest::get(format!("http://{admin}/readyz")).await?;
-        Ok(answer.status().is_success().then_some(()))
-    })
-    .await?;
+    crate::operator::until_ready(admin, Duration::from_secs(60)).await?;
     Ok(standby)
 }
 
@@ -42,9 +37,11 @@ async fn a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead
         Ok(stage.served()?.sum("apiserver_request_total", &labels))
     };
     let before = lists()?;
+    ensure!(before > 0.0, "the API server has counted no list of all pods");
     stage.kill().await?;
     stage.bind("n1", 6).await?;
     stage.until_holds("n1", 6).await?;
+    ensure!(before > 0.0, "the standby's own list isn't counted");
     ensure!(lists()? == before, "{before} lists of all pods before, {} after", lists()?);
     standby.end(End::Term)
 }

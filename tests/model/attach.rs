@@ -1,11 +1,12 @@
-//! The model of attachments: whatever is attached to an address in Azure for one pod, no other pod of the node
-//! has that address, through every interleaving of two pods' lives, the kubelet's word, the agent's reports
-//! and the operator's steps.
+//! The model of attachments: whatever is attached to an address in Azure for one pod, no other pod of the
+//! node has that address, through every interleaving of two pods' lives, the kubelet's word, the agent's
+//! reports and the operator's steps.
 //!
 //! Decided by the product: [`attachments::plan`], [`attachments::holders`] and the ledger. Modelled: a mark
 //! reaches the node with a generation of `spec`, whenever the agent takes that up; its report lands whenever
 //! it does; the kubelet tells a pod's address once, and doesn't take it back when the sandbox ends; a NIC
-//! write takes as long as it takes.
+//! write takes as long as it takes; one whose answer is lost is carried out at once, later, or never, and not
+//! after another write, whose ETag it doesn't have.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -35,6 +36,8 @@ enum Broken {
     BelievesOldReports,
     /// Generation and holders are of one write.
     ReportsInTwoWrites,
+    /// While a write may still come, no mark goes.
+    BelievesTheNic,
 }
 
 /// The marks of one generation of `spec`: UIDs by the number of the address.
@@ -66,6 +69,9 @@ struct State {
     /// What is attached in Azure, by address, and what a write under way will attach or take off.
     attached: BTreeSet<u8>,
     write: Option<(bool, BTreeSet<u8>)>,
+    /// A write whose answer was lost and that may still come; and whether the operator has to mind that.
+    late: Option<(bool, BTreeSet<u8>)>,
+    in_doubt: bool,
     changes: u8,
 }
 
@@ -81,6 +87,10 @@ enum Action {
     ReportLands,
     OperatorActs,
     WriteLands,
+    AnswerIsLost,
+    ComesLate,
+    /// So long after the loss that nothing comes any more.
+    DoubtEnds,
 }
 
 struct Attaching {
@@ -121,7 +131,7 @@ impl State {
         marked.collect()
     }
 
-    /// One pass of the operator: plans, publishes the marks, and takes the next step.
+    /// One reconcile of the operator: plans, publishes the marks, and takes the next step.
     fn operator_acts(&mut self, broken: Broken) {
         let pool: ResourceId = POOL.parse().unwrap();
         let held: Vec<IpConfiguration> = (1..=self.addresses)
@@ -161,6 +171,7 @@ impl State {
                 has: &has,
                 confirmed: self.reported.generation == self.generation
                     || broken == Broken::BelievesOldReports,
+                in_doubt: self.in_doubt && broken != Broken::BelievesTheNic,
                 offered: &Attachments {
                     backend_pools: vec![BackendPool { name: "web".into(), id: POOL.into() }],
                     public_address_namespaces: vec![],
@@ -185,6 +196,13 @@ impl State {
             Some(Step::Delete(_) | Step::LookUp(_)) | None => None,
         };
     }
+
+    fn carry_out(&mut self, (attaches, all): (bool, BTreeSet<u8>)) {
+        match attaches {
+            true => self.attached.extend(all),
+            false => self.attached.retain(|one| !all.contains(one)),
+        }
+    }
 }
 
 impl Model for Attaching {
@@ -195,7 +213,15 @@ impl Model for Attaching {
         let marks = Marks::new();
         vec![State {
             generation: 1,
-            ledger: Book::new(Ledger::rebuild("boot", &[], &[], &supply(1, &marks, self.addresses), None, 0)),
+            ledger: Book::new(Ledger::rebuild(
+                "boot",
+                &[],
+                &[],
+                &supply(1, &marks, self.addresses),
+                None,
+                0,
+                true,
+            )),
             addresses: self.addresses,
             taken_up: (1, marks.clone()),
             marks,
@@ -206,6 +232,8 @@ impl Model for Attaching {
             reported: Report { generation: 1, confirmed: Marks::new() },
             attached: BTreeSet::new(),
             write: None,
+            late: None,
+            in_doubt: false,
             changes: self.changes,
         }]
     }
@@ -227,6 +255,15 @@ impl Model for Attaching {
             Some(_) => actions.push(Action::ReportLands),
         }
         actions.push(if state.write.is_some() { Action::WriteLands } else { Action::OperatorActs });
+        if state.write.is_some() && !state.in_doubt && state.changes > 0 {
+            actions.push(Action::AnswerIsLost);
+        }
+        if state.late.is_some() {
+            actions.push(Action::ComesLate);
+        }
+        if state.in_doubt {
+            actions.push(Action::DoubtEnds);
+        }
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
@@ -270,12 +307,20 @@ impl Model for Attaching {
             Action::ReportLands => state.reported = state.on_its_way.take()?,
             Action::OperatorActs => state.operator_acts(self.broken),
             Action::WriteLands => {
-                let (attaches, all) = state.write.take()?;
-                match attaches {
-                    true => state.attached.extend(all),
-                    false => state.attached.retain(|one| !all.contains(one)),
-                }
+                let write = state.write.take()?;
+                state.carry_out(write);
+                state.late = None;
             }
+            Action::AnswerIsLost => {
+                state.late = state.write.take();
+                state.in_doubt = true;
+                state.changes -= 1;
+            }
+            Action::ComesLate => {
+                let write = state.late.take()?;
+                state.carry_out(write);
+            }
+            Action::DoubtEnds => (state.late, state.in_doubt) = (None, false),
         }
         (state != *last).then_some(state)
     }
@@ -325,4 +370,10 @@ fn a_report_from_before_the_mark_is_not_enough_to_attach_anything() {
 #[test]
 fn a_generation_without_its_holders_is_not_enough_to_attach_anything() {
     assert!(explore(Broken::ReportsInTwoWrites, 1, 6).discovery(NOBODY_ELSES).is_some());
+}
+
+/// The NIC shows nothing attached, the mark goes, and then the write comes.
+#[test]
+fn what_a_nic_shows_while_a_write_may_still_come_frees_no_address() {
+    assert!(explore(Broken::BelievesTheNic, 1, 6).discovery(NOBODY_ELSES).is_some());
 }

@@ -18,9 +18,9 @@
 //! [`vnetpool_plugin::ledger::Ledger`]. Modelled, after `operator/src/node` and `node-agent/src/agent`: who
 //! reads and writes what, in which order, and where a process may stand still or die in between. Between two
 //! steps of anybody, anybody else may do anything: two leaders, of whom either may be paused at any step and
-//! then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose answer
-//! is lost; agents and DELs that die; a ledger that is lost; a boot; pods that come and go; an object deleted
-//! by hand; another user of the subnet who takes what was given back.
+//! then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose
+//! answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that come
+//! and go; an object deleted by hand; another user of the subnet who takes what was given back.
 //!
 //! What must hold in every state stands in [`protocol`]; that each of them leads to the good end once nothing
 //! goes wrong any more, in [`settle`]. Left out: time (the cooldown is 0, every wait is over; both have tests
@@ -48,7 +48,7 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use protocol::{ALWAYS, COMES_AGAIN, HANDED_OUT, NOT_ROBBED, ON_THE_NIC, Protocol};
+use protocol::{ALWAYS, COMES_AGAIN, HANDED_OUT, NOT_EXPOSED, NOT_ROBBED, ON_THE_NIC, Protocol};
 use world::Faults;
 
 /// A rule of the protocol that is left out.
@@ -65,6 +65,8 @@ pub enum Broken {
     ReportsOnAnyVersion,
     /// The object is written before a ledger is built.
     BuildsUnannounced,
+    /// A ledger that is built while the node lacks its rules hands out nothing before it has them.
+    BuildsAsIfRuled,
     /// The ledger refuses a generation older than it has seen (and the agent, as below).
     AcceptsStaleGenerations,
     /// The agent refuses a version of the object older than one it has used.
@@ -160,6 +162,13 @@ fn writes_that_fail_or_whose_answers_are_lost_and_operators_that_die_do_no_harm(
 fn an_agent_that_crashes_and_a_ledger_that_is_lost_do_no_harm() {
     let faults = Faults { agent_crashes: 1, wipes: 1, broken_dels: 1, pod_changes: 2, ..NONE };
     holds("wiped", Protocol { seen_versions: 2, ..Protocol::new(Broken::None, faults) });
+}
+
+#[test]
+fn a_node_that_lacks_its_rules_gets_no_pods_meanwhile_and_loses_nothing() {
+    let faults = Faults { lost_rules: 1, wipes: 1, pod_changes: 2, ..NONE };
+    holds("without rules", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
+    fails(Broken::BuildsAsIfRuled, NOT_EXPOSED, faults);
 }
 
 #[test]

@@ -109,8 +109,16 @@ impl World {
         };
         let supply = self.supply(&object, broken);
         let boot = boot_id(self.node.boot);
+        let is_ruled = self.node.is_ruled || broken == Broken::BuildsAsIfRuled;
         self.node.ledger =
-            Some(Book::new(Ledger::rebuild(&boot, &occupants, &relinquished, &supply, None, NOW)));
+            Some(Book::new(Ledger::rebuild(&boot, &occupants, &relinquished, &supply, None, NOW, is_ruled)));
+    }
+
+    /// The reconcile after a look at the rules, with or without an object.
+    pub fn agent_rules(&mut self, is_ruled: bool) {
+        self.node.is_ruled = is_ruled;
+        let book = self.node.ledger.iter_mut();
+        book.for_each(|book| book.with(|ledger| ledger.rule(is_ruled)));
     }
 
     /// Whether the kernel and the ledger disagree about what is in use.
@@ -147,6 +155,7 @@ impl World {
             assigned
         });
         if let Assign::Assigned(address) = assigned {
+            self.exposed |= !self.node.is_ruled && self.node.wired[pod].is_none();
             self.node.wired[pod] = Some(address.octets()[3]);
         }
     }

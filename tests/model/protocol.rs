@@ -52,6 +52,8 @@ pub enum Action {
     AgentDies,
     ReportIsLate,
     LateReportLands,
+    /// A look of the agent has failed at the rules, or has made them.
+    Rules(bool),
     Wipe,
     Reboot,
     Bind(usize),
@@ -126,6 +128,10 @@ impl Protocol {
                 if let Some(report) = world.node.late.take() {
                     world.land(&report);
                 }
+            }
+            Action::Rules(is_ruled) => {
+                world.agent_rules(is_ruled);
+                world.faults.lost_rules -= u8::from(!is_ruled);
             }
             Action::Wipe => {
                 world.node.ledger = None;
@@ -270,6 +276,8 @@ impl Model for Protocol {
             (faults.agent_crashes > 0 && is_agent_busy, Action::AgentDies),
             (faults.wipes > 0 && node.ledger.is_some(), Action::Wipe),
             (faults.reboots > 0, Action::Reboot),
+            (faults.lost_rules > 0 && node.is_ruled, Action::Rules(false)),
+            (!node.is_ruled, Action::Rules(true)),
             (
                 faults.deletions > 0 && api.current().is_some_and(|object| !object.deleted),
                 Action::DeleteObject,
@@ -307,6 +315,7 @@ impl Model for Protocol {
                 })
             }),
             Property::always(NOT_ROBBED, |_, world: &World| !world.robbed),
+            Property::always(NOT_EXPOSED, |_, world: &World| !world.exposed),
             Property::always(GOOD_END, settle::comes_to_a_good_end),
             Property::sometimes(COMES_AGAIN, |protocol, world: &World| {
                 let first = protocol.pods as u8; // at first, names and addresses go up together from 1 and 0
@@ -322,8 +331,9 @@ pub const NEVER_TWICE: &str = "no address is in two sandboxes";
 pub const ON_THE_NIC: &str = "an address in use is on the NIC";
 pub const HANDED_OUT: &str = "what the ledger hands out is on the NIC";
 pub const NOT_ROBBED: &str = "nothing but what was relinquished is removed from the NIC";
+pub const NOT_EXPOSED: &str = "no pod comes while the node lacks its rules";
 pub const GOOD_END: &str = "with no more faults, NIC, spec and ledger come to agree on what is wanted";
-pub const ALWAYS: [&str; 5] = [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, GOOD_END];
+pub const ALWAYS: [&str; 6] = [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, NOT_EXPOSED, GOOD_END];
 /// Not a promise but a proof that the model gets there.
 pub const COMES_AGAIN: &str = "an address given back is in use under a new name";
 

@@ -66,6 +66,7 @@ fn begin(world: &World) -> World {
     }
     world.given_up.clear();
     world.robbed = false;
+    world.exposed = false;
     world.canonical(1)
 }
 
@@ -99,6 +100,9 @@ fn round(protocol: &Protocol, world: &World) -> World {
     }
     while !is_idle(&world) {
         step(protocol, &mut world);
+    }
+    if !world.node.is_ruled {
+        act(&mut world, Action::Rules(true));
     }
     if world.api.exists {
         if world.node.ledger.is_none() {

@@ -33,6 +33,8 @@ pub struct World {
     pub given_up: BTreeSet<u8>,
     /// An ipConfiguration that nobody had given up was removed from the NIC.
     pub robbed: bool,
+    /// A pod has come while the node lacked its rules.
+    pub exposed: bool,
 }
 
 /// The NIC and what is on its way to it.
@@ -157,6 +159,8 @@ pub struct Look {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     pub boot: u8,
+    /// Whether the node's rules are in place, by the agent's last look.
+    pub is_ruled: bool,
     /// Pods bound to the node.
     pub pods: [bool; PODS],
     /// The address behind each sandbox's host link: what the kernel knows, whatever the ledger says.
@@ -253,6 +257,8 @@ pub struct Faults {
     pub reboots: u8,
     /// A DEL dies between silencing the sandbox and freeing its address.
     pub broken_dels: u8,
+    /// The node's rules can't be put in place, until they can.
+    pub lost_rules: u8,
     /// Somebody deletes the NodeIPAllocation.
     pub deletions: u8,
     /// Somebody else takes an address of the subnet.
@@ -273,6 +279,7 @@ impl Faults {
         wipes: 0,
         reboots: 0,
         broken_dels: 0,
+        lost_rules: 0,
         deletions: 0,
         strangers: 0,
         late_reports: 0,
@@ -289,6 +296,7 @@ impl World {
             operators: [None, None],
             node: Node {
                 boot: 1,
+                is_ruled: true,
                 pods: std::array::from_fn(|pod| pod < pods),
                 wired: [None; PODS],
                 ledger: None,
@@ -301,6 +309,7 @@ impl World {
             faults: Faults::NONE,
             given_up: BTreeSet::new(),
             robbed: false,
+            exposed: false,
         }
     }
 

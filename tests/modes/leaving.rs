@@ -37,6 +37,15 @@ const KINDS: &str = "crds,clusterroles,clusterrolebindings,roles,rolebindings,va
     validatingadmissionpolicybindings,priorityclasses,namespaces,serviceaccounts,configmaps,secrets,daemonsets,deployments,jobs,\
     services,poddisruptionbudgets,leases";
 
+/// Makes what is left on a node whose agent can't clean it, of each kind one.
+const LEFT: &str = "mkdir -p /run/vnetpool /etc/cni/net.d
+    touch /run/vnetpool/ledger /etc/cni/net.d/10-vnetpool.conflist /opt/cni/bin/vnetpool /opt/cni/bin/vnetpool-ipam
+    nft add table inet vnetpool
+    nft add table arp vnetpool
+    ip link add vnpbridge type bridge
+    ip route add 10.9.9.9/32 dev lo proto 176
+    ip rule add from 10.9.9.9 lookup 100 protocol 176";
+
 /// A cluster and its nodes, line by line.
 #[derive(Debug)]
 pub struct Look(BTreeMap<String, BTreeSet<String>>);
@@ -86,6 +95,19 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
         cluster.type_in(&of_cluster, &[], "").await?;
     }
     println!("uninstalled after {:.1} s", begun.elapsed().as_secs_f64());
+    // The agents have left no more on their nodes than an empty folder, and the forwarding that others may
+    // need.
+    let stays = |line: &String| line.ends_with(": /run/vnetpool") || line.contains("settings of");
+    eventually("nodes that their agents have cleaned", Duration::from_secs(30), || async {
+        let mut left = world.before.difference(&Look::at(cluster).await?);
+        left.retain(|line| !stays(line));
+        ensure!(left.is_empty(), "\n{}", left.join("\n"));
+        Ok(Some(()))
+    })
+    .await?;
+    for node in NODES {
+        cluster.run_on(node, &["sh", "-euxc", LEFT]).await?;
+    }
     for of_node in snippets::of("uninstall-node")? {
         for node in NODES {
             let ran = cluster.run_on(node, &[&of_node.shell, "-euc", &of_node.script]).await;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use vnetpool_tests::chapters;
-use vnetpool_tests::chapters::Anew;
+use vnetpool_tests::chapters::{Anew, Chapters};
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::place::{Machine, Place, arm, id, peer, put_subnet};
 use vnetpool_tests::probe;
@@ -126,9 +126,15 @@ fn main() -> Result<ExitCode> {
     if let Some(probe) = probe::asked_for() {
         return probe;
     }
+    let mut tests = Chapters::new()?;
+    if chapters::is_nightly() {
+        chapters![
+            tests, World::make;
+            full::a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool,
+        ];
+    }
     chapters![
-        World::make;
-        full::a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool,
+        tests, World::make;
         blocks::pods_of_a_block_have_its_addresses_and_keep_every_path,
         blocks::a_block_goes_back_to_azure_when_no_pod_has_an_address_of_it,
         wired::a_host_port_leads_to_a_routed_pod,
@@ -142,5 +148,6 @@ fn main() -> Result<ExitCode> {
         ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
         ranges::a_node_that_goes_loses_its_route,
         leaving::nothing_stays_after_the_uninstall_that_is_documented,
-    ]
+    ];
+    Ok(tests.run())
 }

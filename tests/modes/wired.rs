@@ -3,10 +3,13 @@
 use crate::{PATIENCE, World, blocks};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use vnetpool_crds::{condition, pool::Wiring};
+use vnetpool_process::lock::lock;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Call, Place, Seen};
-use vnetpool_tests::workload::{PORT, ProbePod};
+use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 /// The megabytes that Kubernetes lets through before a limit holds: containerd asks for a burst of 2^32 - 1
 /// bits.
@@ -46,25 +49,39 @@ pub async fn new_pods_are_behind_the_bridge_and_old_ones_reach_them(world: &Worl
     }
     let pairs = world.cluster.all_pairs(&all).await?;
     ensure!(pairs.total == 30 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
+    let service = format!("--port={PORT}");
+    world.cluster.kubectl(&["expose", "deployment", "bridged-2", &service]).await?;
+    let service = ["get", "service", "bridged-2", "--output", "jsonpath={.spec.clusterIP}"];
+    let service = world.cluster.kubectl(&service).await?;
     for pod in all.iter().filter(|pod| pod.name.starts_with("bridged")) {
         let (place, node) = (Place::pod(pod)?, world.node(&pod.node)?);
+        let answered = Mutex::new(BTreeSet::new());
+        eventually(&format!("both pods of a Service answer {}", pod.name), PATIENCE, || async {
+            let seen = place.seen_by(&service).await?;
+            let mut answered = lock(&answered);
+            answered.insert(seen.local);
+            Ok((answered.len() == 2).then_some(()))
+        })
+        .await?;
         let seen = place.seen_by(&world.internet.address).await?;
         ensure!(seen == Seen::new(&node.address, &world.internet.address), "the internet sees {seen:?}");
         let seen = node.seen_by(&place.address).await?;
         ensure!(seen == Seen::new(&node.address, &place.address), "the pod sees its node as {seen:?}");
     }
+    world.cluster.kubectl(&["delete", "service", "bridged-2"]).await?;
     world.end(&["two", "bridged-2", "bridged-3"]).await
 }
 
 /// One probe with more fields for its pod's metadata and its container's port.
 async fn probe(world: &World, name: &str, node: &str, annotations: Value, ports: Value) -> Result<ProbePod> {
+    let mut container = container(PORT);
+    container["ports"] = ports;
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": name, "namespace": "default", "labels": { "app": name }, "annotations": annotations },
         "spec": {
             "terminationGracePeriodSeconds": 1, "nodeName": node, "automountServiceAccountToken": false,
-            "containers": [{ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-                "args": ["serve", "--listen", format!(":{PORT}")], "ports": ports }],
+            "containers": [container],
         },
     });
     world.cluster.apply(&pod.to_string()).await?;

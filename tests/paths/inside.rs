@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_tests::place::{Place, Seen};
-use vnetpool_tests::{eventually, throughout};
+use vnetpool_tests::{eventually, throughout, workload};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -47,8 +47,7 @@ fn one_probe(name: &str, node: &str, port: u16, pod: Value, container: Value) ->
     let mut spec = json!({
         "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "enableServiceLinks": false,
         "nodeSelector": { "kubernetes.io/hostname": node },
-        "containers": [{ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-            "args": ["serve", "--listen", format!(":{port}")] }],
+        "containers": [workload::container(port)],
     });
     for (target, more) in [("", pod), ("/containers/0", container)] {
         let target = if target.is_empty() { Some(&mut spec) } else { spec.pointer_mut(target) };

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Seen, arm, id, until_dropped, until_seen};
+use vnetpool_tests::wait::Limit;
 
 /// The frontend of the load balancer before the nodes.
 pub const FRONTEND: &str = "10.240.15.200";
@@ -113,9 +114,9 @@ pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(wo
     write_load_balancer(world, HEALTH).await?;
     let mut sources = BTreeSet::new();
     let all: BTreeSet<_> = world.nodes.iter().map(|node| node.address.clone()).collect();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let mut limit = Limit::new(Duration::from_secs(30));
     while sources != all {
-        ensure!(tokio::time::Instant::now() < deadline, "it came from {sources:?} only");
+        ensure!(!limit.is_over(), "it came from {sources:?} only");
         let seen = world.vm.seen_at(FRONTEND, SERVED).await;
         // Until kube-proxy and the probes have followed it may still be as before, or nothing at all.
         let Ok(seen) = seen else { continue };

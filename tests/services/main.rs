@@ -21,7 +21,7 @@ use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::Place;
 use vnetpool_tests::probe;
-use vnetpool_tests::workload::{PORT, ProbePod};
+use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 /// How long kube-proxy and an engine take to follow, at most.
 const SOON: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ impl World {
         cluster.install().await?;
         let quick = json!({ "write_seconds": 1, "probe_seconds": 0.5, "limits": false });
         cluster.azure.admin("PATCH", "/settings", quick).await?;
-        names::bring_coredns(&cluster).await?;
+        cluster.bring_coredns().await?;
         let probes = [("web", "node-1"), ("near", "node-1"), ("away", "node-2")];
         for (name, node) in probes {
             cluster.deploy(name, 1, Some(node)).await?;
@@ -107,10 +107,8 @@ impl World {
         more: Value,
     ) -> Result<ProbePod> {
         let metadata = json!({ "name": name, "namespace": "default", "labels": { "app": name }, "annotations": annotations });
-        let container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-            "args": ["serve", "--listen", format!(":{port}")] });
         let mut spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
-            "nodeSelector": { "kubernetes.io/hostname": node }, "containers": [container] });
+            "nodeSelector": { "kubernetes.io/hostname": node }, "containers": [container(port)] });
         if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
             spec.extend(more);
         }

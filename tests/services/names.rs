@@ -8,22 +8,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, until_dropped};
-use vnetpool_tests::workload::{PORT, ProbePod, target};
-
-/// Deploys CoreDNS as clusters have it, and waits until it serves.
-pub async fn bring_coredns(cluster: &Cluster) -> Result<()> {
-    cluster.load("coredns").await?;
-    cluster.apply(include_str!("coredns.yaml")).await?;
-    rollout(cluster, "status").await
-}
-
-/// `restart`, or `status`: waits until it serves.
-async fn rollout(cluster: &Cluster, verb: &str) -> Result<()> {
-    cluster.kubectl(&["rollout", verb, "deployment/coredns", "--namespace=kube-system"]).await.map(drop)
-}
+use vnetpool_tests::workload::{PORT, ProbePod, container, target};
 
 /// CoreDNS' pod as the API server has it, once the one that it replaced is gone: until then either may be
 /// asked.
@@ -112,8 +99,8 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
             until_dropped(&Place::pod(pod)?, &world.internet.address, PORT).await?;
         }
         // One that starts anew: flows that were translated before go on as they are.
-        rollout(&world.cluster, "restart").await?;
-        rollout(&world.cluster, "status").await?;
+        world.cluster.roll_out_coredns("restart").await?;
+        world.cluster.roll_out_coredns("status").await?;
         is_asked_for(world, &world.near, last, address, &asking_node(world).await?).await
     };
     let outcome = untranslated.await;
@@ -122,8 +109,8 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
     outcome
 }
 
-/// A name leads to an address that is called there, and Azure's resolver is asked for it by nodes only, the one
-/// of CoreDNS among them: a pod of CoreDNS that is ending may still answer on another.
+/// A name leads to an address that is called there, and Azure's resolver is asked for it by nodes only, the
+/// one of CoreDNS among them: a pod of CoreDNS that is ending may still answer on another.
 async fn is_asked_for(
     world: &World,
     pod: &ProbePod,
@@ -158,9 +145,7 @@ pub async fn a_headless_service_gives_names_to_its_pods_that_lead_to_their_own_a
     world: &World,
 ) -> Result<()> {
     world.serve("set", "set", json!({ "clusterIP": "None" })).await?;
-    let container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-        "args": ["serve", "--listen", format!(":{PORT}")] });
-    let spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "containers": [container] });
+    let spec = json!({ "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "containers": [container(PORT)] });
     let set = json!({ "apiVersion": "apps/v1", "kind": "StatefulSet",
         "metadata": { "name": "set", "namespace": "default" },
         "spec": { "serviceName": "set", "replicas": 2, "podManagementPolicy": "Parallel",

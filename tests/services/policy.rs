@@ -9,7 +9,7 @@ use std::time::Duration;
 use vnetpool_tests::engine::{block, lets_in, lets_out, pods};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
-use vnetpool_tests::workload::{PORT, ProbePod};
+use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -108,8 +108,7 @@ pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: 
 /// A StatefulSet of one probe on node-1, with more fields for its container.
 async fn stateful(world: &World, name: &str, grace: u32, more: Value) -> Result<ProbePod> {
     let labels = json!({ "app": name });
-    let mut container = json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-        "args": ["serve", "--listen", format!(":{PORT}")] });
+    let mut container = container(PORT);
     if let (Value::Object(container), Value::Object(more)) = (&mut container, more) {
         container.extend(more);
     }

@@ -137,6 +137,15 @@ impl Azure {
         self.call(reqwest::Method::DELETE, &format!("/faults/{id}"), None).await.map(drop)
     }
 
+    /// Ends all faults.
+    pub async fn mend_all(&self) -> Result<()> {
+        let faults = self.call(reqwest::Method::GET, "/faults", None).await?;
+        for fault in faults.as_array().into_iter().flatten() {
+            self.mend(&fault["id"]).await?;
+        }
+        Ok(())
+    }
+
     /// Refuses these actions with 403 from now on; an empty list allows all again.
     pub async fn deny(&self, actions: &[&str]) -> Result<()> {
         self.call(reqwest::Method::PUT, "/permissions", Some(json!({ "denied": actions }))).await.map(drop)

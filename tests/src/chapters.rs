@@ -102,21 +102,29 @@ impl<W: Send + 'static> Chapters<W> {
     }
 }
 
+/// Whether chapters are asked for that keep the machine busy for minutes: `make nightly` sets `NIGHTLY`.
+pub fn is_nightly() -> bool {
+    std::env::var_os("NIGHTLY").is_some()
+}
+
 /// Whether the last chapter is to come first: so it shows which of them needs another one before.
 pub fn backwards() -> bool {
     std::env::var_os("CHAPTERS").is_some_and(|order| order == "backwards")
 }
 
 /// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes.
-/// Gives the exit code. With [`Chapters`] and the name of one of several worlds before that it only adds
-/// them.
+/// Gives the exit code. With [`Chapters`], or these and the name of one of several worlds, before that it
+/// only adds them.
 #[macro_export]
 macro_rules! chapters {
     ($make:path; $($chapter:path),* $(,)?) => {{
         let mut chapters = $crate::chapters::Chapters::new()?;
-        $(chapters.add(None, stringify!($chapter), $make, $chapter);)*
+        $crate::chapters![chapters, $make; $($chapter),*];
         Ok(chapters.run())
     }};
+    ($chapters:ident, $make:path; $($chapter:path),* $(,)?) => {
+        $($chapters.add(None, stringify!($chapter), $make, $chapter);)*
+    };
     ($chapters:ident, $world:expr, $make:expr; $($chapter:path),* $(,)?) => {
         $($chapters.add(Some($world), stringify!($chapter), $make, $chapter);)*
     };

@@ -53,9 +53,14 @@ pub fn root() -> PathBuf {
 /// Where programs are looked for: our kubectl, helm and programs first.
 pub fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
-    let [tools, programs] =
-        ["target/cluster/bin", "target/x86_64-unknown-linux-gnu/debug"].map(|folder| root().join(folder));
-    format!("{}:{}:{inherited}", tools.display(), programs.display())
+    format!("{}:{}:{inherited}", root().join("target/cluster/bin").display(), programs().display())
+}
+
+/// Where cargo has put our programs: the folder of the one that runs, or the one above that of tests.
+pub fn programs() -> PathBuf {
+    let running = std::env::current_exe().unwrap_or_default();
+    let folder = running.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    folder.unwrap_or(&running).to_owned()
 }
 
 /// Where the built Kubernetes commands and the cluster tool are.
@@ -114,24 +119,31 @@ impl Cluster {
     /// Installs or upgrades the chart with the images built from the working tree, and waits until nodes are
     /// Ready.
     pub async fn install(&self) -> Result<()> {
-        let chart = root().join("charts/vnetpool");
-        let values = root().join("tests/cluster/values.yaml");
+        self.install_with(&[]).await
+    }
+
+    /// The same with more arguments for helm.
+    pub async fn install_with(&self, more: &[&str]) -> Result<()> {
+        let [chart, values] = ["charts/vnetpool", "tests/cluster/values.yaml"].map(|one| root().join(one));
+        let (chart, values) = (chart.to_string_lossy(), values.to_string_lossy());
         let endpoint = format!("azure.armEndpoint={}", self.state.arm_endpoint);
-        let mut helm = Command::new(tool("helm"));
-        helm.args([
-            "upgrade",
-            "--install",
-            "vnetpool",
-            "--namespace",
-            "vnetpool-system",
-            "--create-namespace",
-        ])
-        .arg(chart)
-        .arg("--values")
-        .arg(values)
-        .args(["--set", &endpoint, "--wait", "--timeout", "4m"]);
-        self.output(helm).await?;
+        let install = ["upgrade", "--install", "vnetpool", "--create-namespace", &chart, "--values", &values];
+        let settings = ["--set", &endpoint, "--wait", "--timeout", "4m"];
+        self.helm(&[&install[..], &settings, more].concat()).await?;
         self.nodes_ready().await
+    }
+
+    /// Deploys CoreDNS as clusters have it, and waits until it serves.
+    pub async fn bring_coredns(&self) -> Result<()> {
+        self.load("coredns").await?;
+        self.apply(include_str!("coredns.yaml")).await?;
+        self.roll_out_coredns("status").await
+    }
+
+    /// `restart`, or `status`: waits until it serves.
+    pub async fn roll_out_coredns(&self, verb: &str) -> Result<()> {
+        let rollout = ["rollout", verb, "deployment/coredns", "--namespace=kube-system"];
+        self.kubectl(&rollout).await.map(drop)
     }
 
     /// Waits until every node of the state is Ready.
@@ -163,9 +175,7 @@ impl Cluster {
         self.output(kubectl).await
     }
 
-    /// Runs commands of a document with our kubectl, its plugin and helm, in the project's folder and the
-    /// shell that the document names, as somebody would who administers the cluster; `before` is what the
-    /// shell is told first.
+    /// Runs commands of a document, as [`Snippet::command`] has them run, and gives what they printed.
     ///
     /// # Errors
     /// When one of its commands fails.
@@ -175,10 +185,32 @@ impl Cluster {
         variables: &[(&str, &str)],
         before: &str,
     ) -> Result<String> {
-        let mut shell = Command::new(&snippet.shell);
-        shell.args(["-euxc", &format!("{before}\n{}", snippet.script)]);
-        shell.env("PATH", search_path()).envs(variables.iter().copied()).current_dir(root());
-        self.output(shell).await.with_context(|| snippet.place.clone())
+        self.output(snippet.command(before, variables).into()).await.with_context(|| snippet.place.clone())
+    }
+
+    /// Runs helm in Vnetpool's namespace and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails: with what it printed then.
+    pub async fn helm(&self, args: &[&str]) -> Result<String> {
+        let mut helm = Command::new(tool("helm"));
+        helm.args(["--namespace", "vnetpool-system"]).args(args);
+        self.output(helm).await
+    }
+
+    /// Runs our plugin of kubectl, whose exit code may say that something isn't well, and gives both.
+    ///
+    /// # Errors
+    /// When it couldn't do what was asked: it ends with 2.
+    pub async fn vnetpool(&self, args: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut kubectl = Command::new(tool("kubectl"));
+        kubectl.arg("vnetpool").args(args).env("PATH", search_path());
+        kubectl.env("KUBECONFIG", &self.state.kubeconfig).stdin(Stdio::null()).kill_on_drop(true);
+        let output = kubectl.output().await?;
+        let (code, said) = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(matches!(code, Some(0 | 1)), "kubectl vnetpool {args:?}: {}: {said}{error}", output.status);
+        Ok((code, said))
     }
 
     /// Applies a manifest by `kubectl apply`, with its strict validation.

@@ -3,13 +3,17 @@
 
 use crate::cluster::{root, search_path, tool};
 use crate::snippets::Snippet;
+use crate::wait::Limit;
 use anyhow::{Context, Result, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use reqwest::header::{HeaderName, HeaderValue};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub const NAMESPACE: &str = "vnetpool-system";
 
@@ -89,11 +93,11 @@ impl ControlPlane {
     /// The API server takes policies up some moments after they were made.
     fn wait_for_policies(&self) -> Result<()> {
         let probe = allocation("probe", "node-uid");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut limit = Limit::new(Duration::from_secs(30));
         loop {
             match self.try_kubectl(User::Administrator, &["create", "--dry-run=server", "-f", "-"], &probe)? {
                 Err(message) if message.contains("only Vnetpool's operator") => return Ok(()),
-                other if Instant::now() > deadline => {
+                other if limit.is_over() => {
                     bail!("no admission policy works after 30 s: {other:?}")
                 }
                 _ => std::thread::sleep(Duration::from_millis(100)),
@@ -113,6 +117,7 @@ impl ControlPlane {
     pub fn try_kubectl(&self, user: User, args: &[&str], input: &str) -> Result<Result<String, String>> {
         let mut kubectl = Command::new(tool("kubectl"));
         kubectl.args(user.flags()).args(args).env("KUBECONFIG", &self.kubeconfig);
+        kubectl.env("PATH", search_path());
         run(kubectl, input)
     }
 
@@ -129,22 +134,19 @@ impl ControlPlane {
     /// # Errors
     /// Its own, in its words.
     pub fn vnetpool(&self, args: &[&str], input: &str) -> Result<serde_json::Value> {
-        let mut kubectl = Command::new(tool("kubectl"));
-        kubectl.arg("vnetpool").args(args).args(["--output", "json"]).env("KUBECONFIG", &self.kubeconfig);
-        kubectl.env("PATH", search_path());
-        let printed =
-            run(kubectl, input)?.map_err(|error| anyhow::anyhow!("kubectl vnetpool {args:?}: {error}"))?;
+        let args = [&["vnetpool"], args, &["--output", "json"]].concat();
+        let printed = self.try_kubectl(User::Administrator, &args, input)?;
+        let printed = printed.map_err(|error| anyhow::anyhow!("kubectl {args:?}: {error}"))?;
         serde_json::from_str(&printed).with_context(|| printed)
     }
 
-    /// Runs commands of a document, with our kubectl and its plugin, and gives what they printed.
+    /// Runs commands of a document, as [`Snippet::command`] has them run, and gives what they printed.
     ///
     /// # Errors
     /// When one of them fails.
     pub fn type_in(&self, snippet: &Snippet, variables: &[(&str, &str)]) -> Result<String> {
-        let mut shell = Command::new(&snippet.shell);
-        shell.args(["-euc", &snippet.script]).env("PATH", search_path()).env("KUBECONFIG", &self.kubeconfig);
-        shell.envs(variables.iter().copied());
+        let mut shell = snippet.command("", variables);
+        shell.env("KUBECONFIG", &self.kubeconfig);
         run(shell, "")?.map_err(|error| anyhow::anyhow!("{}: {error}", snippet.place))
     }
 
@@ -257,6 +259,25 @@ pub fn template(args: &[&str]) -> Result<String> {
     ]);
     helm.args(args);
     run(helm, "")?.map_err(|error| anyhow::anyhow!(error))
+}
+
+/// The objects of a rendered chart by the template they come from.
+pub type Objects = BTreeMap<String, Vec<Value>>;
+
+/// The objects that `template` renders.
+///
+/// # Errors
+/// When helm refuses, or what it renders is no YAML.
+pub fn rendered(args: &[&str]) -> Result<Objects> {
+    let mut objects = Objects::new();
+    for document in template(args)?.split("\n---\n") {
+        let source = document.lines().find_map(|line| line.strip_prefix("# Source: vnetpool/templates/"));
+        let object = Value::deserialize(serde_yaml_ng::Deserializer::from_str(document))?;
+        if !object.is_null() {
+            objects.entry(source.unwrap_or_default().into()).or_default().push(object);
+        }
+    }
+    Ok(objects)
 }
 
 /// A NodeIPAllocation as the operator makes it.

@@ -4,6 +4,7 @@
 //! ```text
 //!   control_plane  an API server on loopback with our kinds, rights and policies; no node
 //!   cluster   the machines: bring up, install, run things in them, take down
+//!   audit     what must hold of a cluster whatever happens to it, by eyes of its own
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
@@ -13,12 +14,14 @@
 //!   snippets  the commands that README and the documents tell people to type
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
 //!   reference the pages of docs/reference that are made from the programs
+//!   specs     what Kubernetes' own suite of specs reports
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
 //!   glimpse   a node's addresses in simulated Azure, before there is a cluster
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
+pub mod audit;
 pub mod azure;
 pub mod chapters;
 pub mod cluster;
@@ -31,6 +34,7 @@ pub mod place;
 pub mod probe;
 pub mod reference;
 pub mod snippets;
+pub mod specs;
 pub mod story;
 pub mod wait;
 pub mod workload;

@@ -2,8 +2,9 @@
 
 use crate::cluster::root;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Labels that Prometheus adds to every series when it scrapes as the PodMonitors say.
 const TARGET: [&str; 4] = ["namespace", "node", "pod", "instance"];
@@ -60,6 +61,85 @@ pub fn alerts() -> Result<Vec<Value>> {
     let rules = yaml(&std::fs::read_to_string(root().join(ALERTS))?)?;
     let groups = rules["groups"].as_array().context("no groups")?;
     Ok(groups.iter().filter_map(|group| group["rules"].as_array()).flatten().cloned().collect())
+}
+
+/// The configuration by which a Prometheus scrapes what PodMonitors select, as the Prometheus operator makes
+/// it of them, but every second; and evaluates the chart's alerts. What there is to select from stands in the
+/// file `targets`: Debian's Prometheus can't ask Kubernetes itself.
+///
+/// # Errors
+/// When a PodMonitor lacks what it must have.
+pub fn configuration(monitors: &[&Value], targets: &Path) -> Result<Value> {
+    let mut jobs = vec![];
+    for monitor in monitors {
+        let [namespace, name] = ["namespace", "name"].map(|key| text(&monitor["metadata"][key]));
+        let (namespace, name) = (namespace?, name?);
+        let labels = monitor["spec"]["selector"]["matchLabels"].as_object().context("no labels")?;
+        let endpoints = monitor["spec"]["podMetricsEndpoints"].as_array().context("no endpoints")?;
+        for endpoint in endpoints {
+            let keep = |label: &str, value: &Value| json!({ "action": "keep", "source_labels": [label], "regex": value });
+            let set = |from: &str, to: &str| json!({ "source_labels": [from], "target_label": to });
+            let of_label = |(key, value): (&String, &Value)| keep(&meta_label(key), value);
+            let mut relabeling: Vec<Value> = labels.iter().map(of_label).collect();
+            relabeling.push(keep("__meta_kubernetes_namespace", &monitor["metadata"]["namespace"]));
+            relabeling.push(keep("__meta_kubernetes_pod_container_port_name", &endpoint["port"]));
+            relabeling.push(set("__meta_kubernetes_namespace", "namespace"));
+            relabeling.push(set("__meta_kubernetes_pod_name", "pod"));
+            relabeling
+                .extend(endpoint["relabelings"].as_array().into_iter().flatten().map(in_prometheus_words));
+            jobs.push(json!({
+                "job_name": format!("{namespace}/{name}"),
+                "metrics_path": endpoint["path"],
+                "file_sd_configs": [{ "files": [targets] }],
+                "relabel_configs": relabeling,
+            }));
+        }
+    }
+    Ok(json!({
+        "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
+        "rule_files": [root().join(ALERTS)],
+        "scrape_configs": jobs,
+    }))
+}
+
+/// What Prometheus' discovery in Kubernetes (`role: pod`) makes of pods: a target for each port of a
+/// container.
+pub fn targets(pods: &[Value]) -> Value {
+    let mut targets = vec![];
+    for pod in pods {
+        let labels = pod["metadata"]["labels"].as_object().into_iter().flatten();
+        let labels: Map<_, _> = labels.map(|(key, value)| (meta_label(key), value.clone())).collect();
+        let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+        for port in containers.flat_map(|one| one["ports"].as_array().into_iter().flatten()) {
+            let mut labels = labels.clone();
+            for (label, value) in [
+                ("namespace", &pod["metadata"]["namespace"]),
+                ("pod_name", &pod["metadata"]["name"]),
+                ("pod_node_name", &pod["spec"]["nodeName"]),
+                ("pod_container_port_name", &port["name"]),
+            ] {
+                labels.insert(format!("__meta_kubernetes_{label}"), value.clone());
+            }
+            let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+            let target = format!("{address}:{}", port["containerPort"]);
+            targets.push(json!({ "targets": [target], "labels": labels }));
+        }
+    }
+    targets.into()
+}
+
+fn meta_label(key: &str) -> String {
+    format!("__meta_kubernetes_pod_label_{}", key.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
+}
+
+/// A PodMonitor says `sourceLabels`, Prometheus `source_labels`.
+fn in_prometheus_words(relabeling: &Value) -> Value {
+    let word = |key: &String| {
+        let letters = key.chars().flat_map(|c| c.is_ascii_uppercase().then_some('_').into_iter().chain([c]));
+        letters.collect::<String>().to_lowercase()
+    };
+    let fields = relabeling.as_object().into_iter().flatten();
+    Value::Object(fields.map(|(key, value)| (word(key), value.clone())).collect::<Map<_, _>>())
 }
 
 fn yaml(text: &str) -> Result<Value> {
@@ -203,6 +283,37 @@ impl Exposition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_monitor_becomes_a_job_that_keeps_its_pods_and_its_port() {
+        let monitor = json!({
+            "metadata": { "namespace": "n", "name": "m" },
+            "spec": {
+                "selector": { "matchLabels": { "app.kubernetes.io/name": "a" } },
+                "podMetricsEndpoints": [{
+                    "port": "admin", "path": "/metrics",
+                    "relabelings": [{ "sourceLabels": ["__meta_x"], "targetLabel": "node" }],
+                }],
+            },
+        });
+        let made = configuration(&[&monitor], Path::new("/targets")).unwrap();
+        let job = &made["scrape_configs"][0];
+        assert_eq!((&job["job_name"], &job["metrics_path"]), (&json!("n/m"), &json!("/metrics")));
+        let steps = &job["relabel_configs"];
+        assert_eq!(steps[0]["source_labels"], json!(["__meta_kubernetes_pod_label_app_kubernetes_io_name"]));
+        let kept: Vec<_> = (0..3).map(|step| &steps[step]["regex"]).collect();
+        assert_eq!(kept, ["a", "n", "admin"]);
+        assert_eq!(steps[5], json!({ "source_labels": ["__meta_x"], "target_label": "node" }));
+        let pod = json!({
+            "metadata": { "namespace": "n", "name": "p", "labels": { "app.kubernetes.io/name": "a" } },
+            "spec": { "nodeName": "node-1", "containers": [{ "ports": [{ "name": "admin", "containerPort": 9 }] }] },
+            "status": { "podIP": "10.0.0.4" },
+        });
+        let made = &targets(&[pod])[0];
+        assert_eq!(made["targets"], json!(["10.0.0.4:9"]));
+        assert_eq!(made["labels"]["__meta_kubernetes_pod_label_app_kubernetes_io_name"], "a");
+        assert_eq!(made["labels"]["__meta_kubernetes_pod_node_name"], "node-1");
+    }
 
     #[test]
     fn an_expression_names_its_metrics_their_labels_and_what_it_groups_by() {

@@ -2,7 +2,8 @@
 
 use crate::cluster::{Cluster, Host};
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vnetpool_plugin::ledger::Ledger;
 use vnetpool_plugin::ledger::file::Store;
@@ -25,18 +26,27 @@ impl Host {
             .with_context(|| format!("the ledger of {}", self.name))
     }
 
-    /// The ids of the processes on this machine whose program has this name.
+    /// The ids of the processes on this machine that were started under this name.
     pub fn processes(&self, program: &str) -> Vec<u32> {
-        let network = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-        let ours = network(self.pid);
-        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|&pid: &u32| {
-                let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-                exe.file_name().is_some_and(|name| name == program) && network(pid) == ours
-            })
-            .collect()
+        processes_in(&PathBuf::from(format!("/proc/{}/ns/net", self.pid)), program)
     }
+}
+
+/// The ids of the processes in a network namespace, given by a file of it, that were started under this name.
+/// Kubernetes' programs are one file of many names, so the file says nothing.
+pub fn processes_in(namespace: &Path, program: &str) -> Vec<u32> {
+    let id = |file: &Path| std::fs::metadata(file).ok().map(|file| (file.dev(), file.ino()));
+    let Some(theirs) = id(namespace) else { return vec![] };
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let process = PathBuf::from(format!("/proc/{pid}"));
+            let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();
+            let name = arguments.split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            name == program.as_bytes() && id(&process.join("ns/net")) == Some(theirs)
+        })
+        .collect()
 }
 
 impl Cluster {

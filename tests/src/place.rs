@@ -7,7 +7,8 @@ use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -69,6 +70,7 @@ impl Place {
             let lines: Vec<&str> = table.lines().map(str::trim).collect();
             let own = format!("|-- {address}");
             program.file_name().is_some_and(|name| name == "probe")
+                && is_of_this_run(process)
                 && lines.windows(2).any(|pair| pair[0] == own && pair[1] == "/32 host LOCAL")
         };
         let process = { processes }.find(is_in_pod);
@@ -174,6 +176,14 @@ impl Place {
             _process: process,
         })
     }
+}
+
+/// Whether a process is of this run and not of one beside it, whose pods have the same addresses: `cluster
+/// apart` gives each run cgroups of its own and has it see them as the root.
+fn is_of_this_run(process: &Path) -> bool {
+    let cgroups = std::fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    { paths }.all(|path| !path.starts_with("/..") && !path.contains("/vnp-apart-"))
 }
 
 /// A command's standard output. The error is that it failed, with what it complained of.
@@ -291,6 +301,25 @@ pub fn id(resource: &str) -> String {
     format!(
         "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/{resource}"
     )
+}
+
+impl Cluster {
+    /// Somebody else writes a machine's NIC with its primary address alone, as a template does that lists no
+    /// other. Gives the addresses that are gone with that.
+    ///
+    /// # Errors
+    /// When the NIC can't be read or written.
+    pub async fn wipe(&self, host: &Host) -> Result<Vec<Ipv4Addr>> {
+        let name = host.nic_id.rsplit('/').next().context("a NIC without a name")?;
+        let nic = arm(self, "GET", &format!("networkInterfaces/{name}"), json!({})).await?;
+        let primary = &nic["properties"]["ipConfigurations"][0];
+        ensure!(primary.is_object(), "no primary address in {nic}");
+        let document = json!({ "properties": { "ipConfigurations": [primary] } });
+        let answer = self.azure.admin("PATCH", &format!("/nics/{name}"), document).await?;
+        let held = answer["before"]["properties"]["ipConfigurations"].as_array().context("no NIC")?;
+        let address = |one: &Value| one["properties"]["privateIPAddress"].as_str()?.parse().ok();
+        Ok(held.iter().filter(|one| one["name"] != primary["name"]).filter_map(address).collect())
+    }
 }
 
 /// A request to ARM as its administrator, and for a PUT the end of the write.

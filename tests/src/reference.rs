@@ -1,5 +1,5 @@
-//! The pages of `docs/reference` that are made from the programs themselves. `make manifests` writes them, and
-//! a test of `docs` fails while one isn't current.
+//! The pages of `docs/reference` that are made from the programs themselves. `make manifests` writes them,
+//! and a test of `docs` fails while one isn't current.
 
 mod commands;
 mod kinds;

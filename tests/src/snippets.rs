@@ -4,9 +4,10 @@
 //! A comment stands right before each block of commands. `<!-- run: GROUP -->` names the test that runs the
 //! block, by [`GROUPS`]; `<!-- not run: REASON -->` says why none does.
 
-use crate::cluster::root;
+use crate::cluster::{root, search_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What runs the blocks of a group.
 pub const GROUPS: [(&str, &str); 8] = [
@@ -44,6 +45,16 @@ pub enum Fate {
 }
 
 impl Snippet {
+    /// Its commands with our kubectl, its plugin and helm, in the project's folder and the shell that the
+    /// document names, as somebody would type them who administers the cluster; `before` is what the shell is
+    /// told first.
+    pub fn command(&self, before: &str, variables: &[(&str, &str)]) -> Command {
+        let mut shell = Command::new(&self.shell);
+        shell.args(["-euxc", &format!("{before}\n{}", self.script)]);
+        shell.env("PATH", search_path()).envs(variables.iter().copied()).current_dir(root());
+        shell
+    }
+
     /// The lines of `prints` that head a table, as words: people look for these columns.
     pub fn headers(&self) -> Vec<Vec<&str>> {
         let lines = self.prints.iter().flat_map(|text| text.lines());

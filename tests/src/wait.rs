@@ -15,12 +15,36 @@ const LENGTH: usize = 240;
 /// So much longer than usual things may take at most on a machine that does much else.
 const MOST_STRAINED: f64 = 4.0;
 
-/// A limit that is no promise of the product's but only there so that a test ends: longer in the measure in
-/// which more processes want to run on this machine than it has cores.
+/// A limit that runs out more slowly while more processes want to run on this machine than it has cores:
+/// what gets no processor time promises nothing.
+pub struct Limit {
+    left: Duration,
+    counted: Instant,
+}
+
+impl Limit {
+    /// Begins now. `within` is how long it lasts on a machine that has the cores for what runs.
+    pub fn new(within: Duration) -> Limit {
+        Limit { left: within, counted: Instant::now() }
+    }
+
+    pub fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        self.left = self.left.saturating_sub((now - self.counted).div_f64(strain_now()));
+        self.counted = now;
+        self.left.is_zero()
+    }
+}
+
+/// The same for what takes its limit beforehand, by what runs now.
 pub fn patience(limit: Duration) -> Duration {
+    limit.mul_f64(strain_now())
+}
+
+fn strain_now() -> f64 {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
-    limit.mul_f64(strain(load, std::thread::available_parallelism().map_or(1, usize::from)))
+    strain(load, std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn strain(load: f64, cores: usize) -> f64 {
@@ -30,6 +54,8 @@ fn strain(load: f64, cores: usize) -> f64 {
 /// Looks until `look` gives something, a few times a second. Whatever it saw before that is printed: a wrong
 /// state that passes is no failure, but nobody should have to guess that it was there.
 ///
+/// `within` is a [`Limit`]'s.
+///
 /// # Errors
 /// When it didn't come true in time; with what was seen last and before.
 pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut look: F) -> Result<T>
@@ -38,6 +64,7 @@ where
     Fut: Future<Output = Result<Option<T>>>,
 {
     let begun = Instant::now();
+    let mut limit = Limit::new(within);
     let mut before = Changes::default();
     loop {
         let last = match look().await {
@@ -50,9 +77,10 @@ where
             Ok(None) => "not yet".to_owned(),
             Err(error) => format!("{error:#}"),
         };
-        if begun.elapsed() >= within {
+        if limit.is_over() {
             let changes = before.told().map(|changes| format!(" (in the meantime {changes})"));
-            bail!("{what}: not within {} s: {last}{}", within.as_secs(), changes.unwrap_or_default());
+            let (within, took) = (within.as_secs(), begun.elapsed().as_secs());
+            bail!("{what}: not within {within} s, after {took} s: {last}{}", changes.unwrap_or_default());
         }
         before.saw(begun.elapsed(), last);
         sleep(PAUSE).await;
@@ -139,7 +167,8 @@ mod tests {
             if looks.get() == 1 { Err::<Option<()>, _>(anyhow!("no pod")) } else { bail!("it is Pending") }
         });
         let error = waited.await.unwrap_err().to_string();
-        assert!(error.starts_with("a pod: not within 1 s: it is Pending"), "{error}");
+        assert!(error.starts_with("a pod: not within 1 s, after "), "{error}");
+        assert!(error.contains(" s: it is Pending (in the meantime "), "{error}");
         assert!(error.contains("at 0.0 s: no pod, then at 0.2 s: it is Pending"), "{error}");
     }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 use vnetpool_plugin::ledger::{self, Sandbox};
@@ -26,7 +26,7 @@ pub struct Dial {
 }
 
 /// A running probe pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbePod {
     pub name: String,
     pub node: String,
@@ -34,6 +34,19 @@ pub struct ProbePod {
 }
 
 impl ProbePod {
+    /// A pod that is ready and isn't ending.
+    pub fn of(pod: &Pod) -> Option<ProbePod> {
+        let status = pod.status.as_ref()?;
+        let ready =
+            status.conditions.as_ref()?.iter().any(|one| one.type_ == "Ready" && one.status == "True");
+        (ready && pod.metadata.deletion_timestamp.is_none()).then_some(())?;
+        Some(ProbePod {
+            name: pod.metadata.name.clone()?,
+            node: pod.spec.as_ref()?.node_name.clone()?,
+            address: status.pod_ip.as_ref()?.parse().ok()?,
+        })
+    }
+
     /// The name of the link on its node that leads to it; the pod is in the namespace `default`.
     pub fn host_link(&self) -> String {
         let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
@@ -61,10 +74,7 @@ impl Cluster {
                         "automountServiceAccountToken": false,
                         "enableServiceLinks": false,
                         "nodeSelector": selector,
-                        "containers": [{
-                            "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
-                            "args": ["serve", "--listen", format!(":{PORT}")],
-                        }],
+                        "containers": [container(PORT)],
                     },
                 },
             },
@@ -100,7 +110,7 @@ impl Cluster {
     pub async fn running(&self, name: &str, count: usize, within: Duration) -> Result<Vec<ProbePod>> {
         crate::eventually(&format!("{count} pods of {name} Running"), within, || async {
             let pods = self.pods(name).await?;
-            let running: Vec<_> = pods.iter().filter_map(running).collect();
+            let running: Vec<_> = pods.iter().filter_map(ProbePod::of).collect();
             anyhow::ensure!(running.len() == count && pods.len() == count, "{} of {count}", running.len());
             Ok(Some(running))
         })
@@ -135,18 +145,15 @@ impl Cluster {
     }
 }
 
+/// The container of a probe that serves at this port. Its pod is Ready once somebody listens there; it is
+/// asked no more after that.
+pub fn container(port: u16) -> Value {
+    json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
+        "args": ["serve", "--listen", format!(":{port}")],
+        "startupProbe": { "tcpSocket": { "port": port }, "periodSeconds": 1, "failureThreshold": 60 } })
+}
+
 /// `address:port` of a probe.
 pub fn target(address: impl std::fmt::Display) -> String {
     format!("{address}:{PORT}")
-}
-
-fn running(pod: &Pod) -> Option<ProbePod> {
-    let status = pod.status.as_ref()?;
-    let ready = status.conditions.as_ref()?.iter().any(|one| one.type_ == "Ready" && one.status == "True");
-    (ready && pod.metadata.deletion_timestamp.is_none()).then_some(())?;
-    Some(ProbePod {
-        name: pod.metadata.name.clone()?,
-        node: pod.spec.as_ref()?.node_name.clone()?,
-        address: status.pod_ip.as_ref()?.parse().ok()?,
-    })
 }

@@ -328,9 +328,9 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         assert!(Instant::now() < deadline, "the agent never sleeps for five seconds: {before} then {now}");
         before = now;
     }
-    // More than the half minute between two looks, and between two questions to the metadata service: at most two
-    // of each are in it. tokio's timer wheel ends a long sleep in up to two steps before its end. However long a look
-    // takes, it is one wake: only a pause ends it.
+    // More than the half minute between two looks, and between two questions to the metadata service: at most
+    // two of each are in it. tokio's timer wheel ends a long sleep in up to two steps before its end. However
+    // long a look takes, it is one wake: only a pause ends it.
     let (mut wakes_seen, mut was_awake) = (0, false);
     for _ in 0..35 * 4 {
         thread::sleep(Duration::from_millis(250));

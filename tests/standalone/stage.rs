@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
-use vnetpool_tests::cluster::root;
+use std::time::Duration;
+use vnetpool_tests::cluster::{programs, tool};
+use vnetpool_tests::wait::Limit;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,26 +85,25 @@ impl Drop for Stage {
 }
 
 /// A program of this project's as `make images` builds it.
-fn built(path: &str) -> Result<PathBuf> {
-    let path = root().join("target").join(path);
+fn built(path: PathBuf) -> Result<PathBuf> {
     ensure!(path.exists(), "{} is missing: run `make images`", path.display());
     Ok(path)
 }
 
 pub fn agent_program() -> Result<PathBuf> {
-    built("x86_64-unknown-linux-gnu/debug/vnetpool-node-agent")
+    built(programs().join("vnetpool-node-agent"))
 }
 
 pub fn plugin_program() -> Result<PathBuf> {
-    built("x86_64-unknown-linux-gnu/plugin/vnetpool")
+    built(programs().with_file_name("plugin").join("vnetpool"))
 }
 
 pub fn probe_program() -> Result<PathBuf> {
-    built("cluster/bin/probe")
+    built(tool("probe"))
 }
 
 pub fn cnitool_program() -> Result<PathBuf> {
-    built("cluster/bin/cnitool")
+    built(tool("cnitool"))
 }
 
 pub fn run(command: &mut Command) -> Result<Output> {
@@ -116,9 +116,9 @@ pub fn run(command: &mut Command) -> Result<Output> {
 /// Looks until this holds.
 #[track_caller]
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let mut limit = Limit::new(PATIENCE);
     while !holds() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(!limit.is_over(), "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -135,7 +135,7 @@ impl Stage {
         let mut simulator = Command::new("nsenter");
         simulator
             .arg(stage.net("fabric"))
-            .arg(built("x86_64-unknown-linux-gnu/debug/azure-sim")?)
+            .arg(built(programs().join("azure-sim"))?)
             .args(["--fabric", "--admin-socket"])
             .arg(stage.folder.path().join("admin"))
             .stderr(File::create(stage.log("azure-sim"))?);

@@ -94,12 +94,12 @@ pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluste
         let table = cluster.kubectl(&["get", "nodeippools"]).await?;
         let row: Vec<_> =
             table.lines().nth(1).unwrap_or_default().split_whitespace().map(str::to_owned).collect();
-        ensure!(row.get(5).map(String::as_str) == Some("60"), "{table}");
+        ensure!(row.get(6).map(String::as_str) == Some("60"), "{table}");
         Ok(Some(table))
     })
     .await?;
     let header: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
-    let columns = "NAME MODE NODES NODES-READY HELD ASSIGNED FREE READY REASON AGE";
+    let columns = "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE";
     ensure!(header.join(" ") == columns, "{table}");
     let table = cluster.kubectl(&["get", "nodeipallocations", "-o", "wide"]).await?;
     for column in "POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE NIC SUBNET".split(' ') {

@@ -3,6 +3,8 @@
 //! Each makes what it needs, so any can run alone.
 
 mod chapters;
+mod inspected;
+mod monitored;
 mod trouble;
 mod typed;
 
@@ -63,6 +65,11 @@ fn main() -> Result<ExitCode> {
         chapters::addresses_go_back_to_azure_when_the_pods_are_gone,
         typed::the_commands_of_the_documents_do_what_they_say,
         typed::both_programs_log_by_one_schema,
+        typed::helm_test_names_a_node_that_pods_do_not_reach,
+        inspected::the_plugin_of_kubectl_tells_what_operator_ledger_and_kernel_have,
+        inspected::a_bundle_has_everything_and_no_id_of_the_subscription,
+        inspected::check_finds_what_leaked_on_a_nic_in_a_ledger_and_on_a_link,
+        monitored::prometheus_scrapes_by_the_charts_pod_monitors_and_has_what_alerts_and_panels_ask_for,
         chapters::a_changed_pool_changes_what_the_nodes_hold,
         chapters::a_burst_of_sixty_pods_costs_two_nic_writes_at_most,
         chapters::pods_start_and_stop_while_the_agent_is_down,

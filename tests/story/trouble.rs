@@ -13,7 +13,6 @@ use vnetpool_crds::condition::{self, Type};
 use vnetpool_crds::names;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::arm;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -106,11 +105,7 @@ pub async fn a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes(cluste
         Ok(after.next().map(drop))
     })
     .await?;
-    let name = host.nic_id.rsplit('/').next().unwrap_or_default();
-    let nic = arm(cluster, "GET", &format!("networkInterfaces/{name}"), json!({})).await?;
-    let primary = json!([nic["properties"]["ipConfigurations"][0]]);
-    let wiped = json!({ "properties": { "ipConfigurations": primary } });
-    cluster.azure.admin("PATCH", &format!("/nics/{name}"), wiped).await?;
+    cluster.wipe(&host).await?;
     let held = cluster.azure.nic(&host.nic_id).await?.pod_addresses();
     ensure!(pods.iter().all(|pod| !held.contains(&pod.address)), "the NIC still holds {held:?}");
     eventually("the pods' addresses on the NIC again", Duration::from_secs(150), || async {

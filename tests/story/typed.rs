@@ -11,7 +11,8 @@ pub async fn install(cluster: &Cluster) -> Result<()> {
     let values = root().join("tests/cluster/values.yaml");
     let (values, endpoint) = (values.display(), &cluster.state.arm_endpoint);
     let helm = format!(
-        "helm() {{ command helm \"$@\" --values {values} --set azure.armEndpoint={endpoint} --timeout 4m; }}"
+        "helm() {{ command helm \"$@\" --values {values} --set azure.armEndpoint={endpoint},monitoring.expose=true \
+         --timeout 4m; }}"
     );
     for snippet in snippets::of("install")? {
         cluster.type_in(&snippet, &[("REGISTRY", "localhost")], &helm).await?;
@@ -63,4 +64,19 @@ pub async fn both_programs_log_by_one_schema(cluster: &Cluster) -> Result<()> {
         ensure!(lines > 0, "{program} has written nothing");
     }
     Ok(())
+}
+
+/// A healthy cluster passes it as the documents have it typed.
+pub async fn helm_test_names_a_node_that_pods_do_not_reach(cluster: &Cluster) -> Result<()> {
+    let port = ["-p", "tcp", "--dport", "10250", "-j", "DROP"];
+    cluster.run_on("node-2", &[&["iptables", "-I", "INPUT"], &port[..]].concat()).await?;
+    let tested = cluster.helm(&["test", "vnetpool", "--timeout", "90s"]).await;
+    cluster.run_on("node-2", &[&["iptables", "-D", "INPUT"], &port[..]].concat()).await?;
+    ensure!(tested.is_err(), "helm test passes: {tested:?}");
+    let log = cluster.kubectl(&["logs", "-n", "vnetpool-system", "vnetpool-test"]).await?;
+    let wrong: Vec<_> = log.lines().filter(|line| line.starts_with("WRONG")).collect();
+    ensure!(wrong.len() == 1 && wrong[0].contains("node node-2 isn't reached"), "{log}");
+    ensure!(log.lines().filter(|line| line.starts_with("good")).count() == 3, "{log}");
+    cluster.kubectl(&["delete", "pod", "-n", "vnetpool-system", "vnetpool-test"]).await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await
 }

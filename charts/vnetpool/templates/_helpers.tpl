@@ -61,7 +61,7 @@ values' own. */}}
 {{- define "vnetpool.operatorAffinity" -}}
 {{- $own := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (include "vnetpool.operatorPods" . | fromYaml) -}}
 {{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- $affinity := deepCopy .Values.operator.affinity -}}
+{{- $affinity := deepCopy (.Values.operator.affinity | default dict) -}}
 {{- $anti := $affinity.podAntiAffinity | default dict -}}
 {{- $anti = set $anti $required (prepend (get $anti $required | default list) $own) -}}
 {{ set $affinity "podAntiAffinity" $anti | toYaml }}
@@ -101,14 +101,29 @@ probes come from the node itself, and others see metrics only where the values s
 {{- end }}
 {{- end }}
 
-{{/* On a node that is short of processor time an answer may take seconds. */}}
+{{/* A component's probes. Call with .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may lack them. */}}
 {{- define "vnetpool.probes" -}}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
-  periodSeconds: 10
-  timeoutSeconds: 5
+  {{- with (.probes | default dict).liveness }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 readinessProbe:
   httpGet: { host: 127.0.0.1, path: /readyz, port: admin }
-  periodSeconds: 5
-  timeoutSeconds: 5
+  {{- with (.probes | default dict).readiness }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Where the agents may run: not on a virtual kubelet's node, where none could ever start, whatever else the values ask for. */}}
+{{- define "vnetpool.nodeAgentAffinity" -}}
+{{- $own := dict "key" "type" "operator" "NotIn" "values" (list "virtual-kubelet") -}}
+{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $affinity := deepCopy (.Values.nodeAgent.affinity | default dict) -}}
+{{- $node := $affinity.nodeAffinity | default dict -}}
+{{- $terms := list -}}
+{{- range (get $node $required | default dict).nodeSelectorTerms | default (list dict) -}}
+{{- $terms = append $terms (set . "matchExpressions" (prepend (.matchExpressions | default list) $own)) -}}
+{{- end -}}
+{{ set $affinity "nodeAffinity" (set $node $required (dict "nodeSelectorTerms" $terms)) | toYaml }}
 {{- end }}

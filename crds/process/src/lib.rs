@@ -1,6 +1,6 @@
 //! What each of Vnetpool's programs tells of itself: its build, and what its process uses. Prometheus' own
-//! libraries call the latter `process_*`, and so do the dashboards that everybody has. And how they lock plain
-//! data.
+//! libraries call the latter `process_*`, and so do the dashboards that everybody has. And how they lock
+//! plain data.
 
 pub mod lock;
 

@@ -15,6 +15,9 @@
 //!    gone from spec     ▼
 //!                    forgotten      (a Free entry gone from spec is Withdrawn, too)
 //! ```
+//!
+//! While the node lacks its rules, which a pod needs with its first packet, what is free stays free, and goes
+//! to no pod and off no NIC: see [`Ledger::rule`].
 
 mod choice;
 pub mod file;
@@ -74,7 +77,7 @@ pub enum Assign {
 }
 
 /// `held` = `assigned` - `vanished` + `cooling` + `free`. The entries counted by `relinquished` and
-/// `withdrawn` are no longer held.
+/// `withdrawn` are no longer held, and those that are `withheld` not as long as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub held: u32,
@@ -88,6 +91,8 @@ pub struct Counts {
     /// Assigned, but gone from the spec.
     pub vanished: u32,
     pub withdrawn: u32,
+    /// Not assigned, while the node lacks its rules: neither free nor cooling until it has them.
+    pub withheld: u32,
 }
 
 /// The node's addresses and their use. See the module for the transitions.
@@ -104,6 +109,7 @@ pub struct Ledger {
     /// When entries that are new to this ledger were freed, as far as is known.
     freed_at: Option<Millis>,
     had_first_address: bool,
+    is_ruled: bool,
     records: Vec<Record>,
     /// Names given up for release. They are never assigned, and forgotten once the spec no longer has them.
     relinquished: Vec<String>,
@@ -117,7 +123,7 @@ impl Ledger {
     ///
     /// `freed_at` is when the addresses not in use were freed, as far as is known. It is None for the first
     /// ledger of a boot, since whatever used them ended with the boot before. It is `Some(now)` when an
-    /// earlier ledger of this boot may have been lost.
+    /// earlier ledger of this boot may have been lost. `is_ruled` is as in [`Ledger::rule`].
     pub fn rebuild(
         boot_id: &str,
         occupants: &[Occupant],
@@ -125,6 +131,7 @@ impl Ledger {
         supply: &Supply,
         freed_at: Option<Millis>,
         now: Millis,
+        is_ruled: bool,
     ) -> Ledger {
         let mut ledger = Ledger {
             boot_id: boot_id.to_owned(),
@@ -134,6 +141,7 @@ impl Ledger {
             cooldown: millis(supply.cooldown),
             freed_at,
             had_first_address: false,
+            is_ruled,
             records: Vec::new(),
             relinquished: relinquished.to_vec(),
             waiting: Vec::new(),
@@ -182,8 +190,24 @@ impl Ledger {
                 }
             }
         }
-        self.had_first_address |= !self.records.is_empty();
+        self.note_first_address();
         Supplied::Applied
+    }
+
+    /// Takes down whether the node's rules are in place. Without them no address is assigned or relinquished,
+    /// or counts as free; what pods have, and when addresses were freed, isn't touched.
+    pub fn rule(&mut self, is_ruled: bool) {
+        self.is_ruled = is_ruled;
+        self.note_first_address();
+    }
+
+    fn note_first_address(&mut self) {
+        let is_held = |record: &Record| match record.state() {
+            State::Free { .. } => self.is_ruled,
+            State::Assigned(_) => true,
+            State::Withdrawn { .. } => false,
+        };
+        self.had_first_address |= self.records.iter().any(is_held);
     }
 
     /// Relinquishes what is held beyond `target`, as far as it is free, has cooled and has nothing attached:
@@ -311,7 +335,7 @@ impl Ledger {
         if self.waiting.is_empty() {
             return;
         }
-        let mut choice = Choice::at(&self.records, self.cooldown, now);
+        let mut choice = self.choice(now);
         let mut line = std::mem::take(&mut self.waiting).into_iter();
         while !choice.is_empty()
             && let Some(waiter) = line.next()
@@ -330,8 +354,13 @@ impl Ledger {
         self.waiting.extend(line);
     }
 
+    /// The records that can be assigned now.
+    fn choice(&self, now: Millis) -> Choice {
+        if self.is_ruled { Choice::at(&self.records, self.cooldown, now) } else { Choice::default() }
+    }
+
     fn readiness(&self) -> Readiness {
-        Readiness::of(&self.records, self.cooldown)
+        if self.is_ruled { Readiness::of(&self.records, self.cooldown) } else { Readiness::default() }
     }
 
     /// When the next of the addresses that cool now will be ready.
@@ -342,7 +371,7 @@ impl Ledger {
 
     /// Whether somebody waits who could have an address now, since time alone makes cooling addresses ready.
     pub fn is_due(&self, now: Millis) -> bool {
-        let choice = Choice::at(&self.records, self.cooldown, now);
+        let choice = self.choice(now);
         let can_be_served = |waiter: &Waiter| choice.for_pod(&self.records, &waiter.pod.uid).is_some();
         !choice.is_empty() && self.waiting.iter().any(can_be_served)
     }
@@ -362,6 +391,7 @@ impl Ledger {
                     counts.vanished += u32::from(assignment.vanished);
                 }
                 State::Withdrawn { .. } => counts.withdrawn += 1,
+                State::Free { .. } if !self.is_ruled => counts.withheld += 1,
                 State::Free { .. } if record.entry().attached_to.is_some() => counts.cooling += 1,
                 State::Free { .. } if readiness.is_ready(record, now) => counts.free += 1,
                 State::Free { .. } => counts.cooling += 1,
@@ -410,8 +440,13 @@ impl Ledger {
         &self.boot_id
     }
 
-    /// Whether the node ever held an address in this boot. From then on it is ready for pods, though it may
-    /// be full.
+    /// Whether the node's rules are in place, as far as the agent knows.
+    pub fn is_ruled(&self) -> bool {
+        self.is_ruled
+    }
+
+    /// Whether the node ever held an address in this boot, with its rules in place or in use. From then on it
+    /// is ready for pods, though it may be full.
     pub fn had_first_address(&self) -> bool {
         self.had_first_address
     }

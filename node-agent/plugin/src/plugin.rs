@@ -21,7 +21,7 @@ use crate::{
     cni::{self, PrevResult, Program, Request, Task, Verb, Version, Versions, code},
     ledger::{
         Claim, Proof, Tenant,
-        file::{self, LOCK_WAIT, SandboxLock, Store},
+        file::{self, LOCK_WAIT, SandboxLock, Store, WakeUp},
     },
     sandbox::{Pod, Sandbox},
     wiring::{self, Identity, Netns},
@@ -193,8 +193,8 @@ fn del(
     Ok(())
 }
 
-/// Frees the sandbox's address in the ledger, if there is a ledger that can be used. In another the agent of its
-/// release finds the sandbox disconnected, and frees its address.
+/// Frees the sandbox's address in the ledger, if there is a ledger that can be used. In another the agent of
+/// its release finds the sandbox disconnected, and frees its address.
 fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
     match store.with(|ledger, now| ledger.free(sandbox, now)) {
         Err(error) if error.is_lasting() => Ok(None),
@@ -212,7 +212,8 @@ fn known(store: &Store, sandbox: &Sandbox, told: &Pod) -> Pod {
     Some(told).filter(|told| !told.name.is_empty()).cloned().or_else(recorded).unwrap_or_default()
 }
 
-/// The sandbox's lock, for a DEL: an ADD that holds it while it waits for an address is made to give up.
+/// The sandbox's lock, for a DEL: an ADD that waits for an address is made to give up, whether it holds the
+/// lock, or none because there is no ledger.
 fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Error> {
     let deadline = Instant::now() + LOCK_WAIT;
     let mut wait = Duration::ZERO;
@@ -221,7 +222,11 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
             Err(file::Error::Busy(..)) if Instant::now() < deadline => {}
             // It has waited for more than this one attempt.
             Err(file::Error::Busy(path, _)) => return Err(file::Error::Busy(path, LOCK_WAIT).into()),
-            result => return Ok(result?),
+            result => {
+                let lock = result?;
+                WakeUp::end(store, sandbox)?;
+                return Ok(lock);
+            }
         }
         if store.peek().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {
             store.with(|ledger, _| ledger.cancel(sandbox))?;
@@ -258,6 +263,7 @@ fn recorded(store: &Store, sandbox: &Sandbox, expected: &[Ipv4Addr]) -> Result<I
 fn status(store: &Store) -> Result<(), Error> {
     let reason = match store.peek() {
         Ok(ledger) if ledger.had_first_address() => return Ok(()),
+        Ok(ledger) if !ledger.is_ruled() => "its rules are not in place (RulesApplied)".to_owned(),
         Ok(_) => "the operator has published none".to_owned(),
         Err(error) => error.to_string(),
     };

@@ -2,65 +2,72 @@
 
 use std::path::Path;
 
+use vnetpool_crds::pool::Wiring;
 use vnetpool_crds::reason::Reason;
-use vnetpool_crds::{condition, pool::Wiring};
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_plugin::{cni::IPAM, wiring::Uplink};
 
-use super::{Said, keeper::Keeper};
+use super::{blocking, keeper::Keeper};
 use crate::{
     chain::{self, Chain, Missing},
+    config::Config,
     install::{self, Preceding},
 };
 
 impl Keeper {
-    /// Installs the CNI plugin and the configuration that leads to it.
-    pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring) {
+    /// Installs the CNI plugin and the configuration that leads to it. Says how that went.
+    pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring) -> Verdict {
         let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
         let (further, bin_dir) = (&self.config.further_plugins, &self.config.cni_bin_dir);
         let chain =
             self.chained.at(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
-        let installed = self.put_in_place(uplink, wiring, &chain);
-        let (is_true, reason, message) =
-            installed.unwrap_or_else(|error| (false, Reason::NotInstalled, error.to_string()));
-        self.said_installed = Some(Said { type_: condition::CNI_INSTALLED, is_true, reason, message });
-    }
-
-    fn put_in_place(
-        &self,
-        uplink: &Uplink,
-        wiring: Wiring,
-        chain: &Chain,
-    ) -> Result<(bool, Reason, String), install::Error> {
-        let (bin_dir, conf_dir) = (&self.config.cni_bin_dir, &self.config.cni_conf_dir);
-        let plugin = install::plugin(&self.config.plugin, bin_dir)?;
-        let configuration = match self.config.ipam_only {
-            true => install::no_configuration(conf_dir)?,
-            false => {
-                let wanted = install::conflist(uplink, wiring, chain, &self.config.state_dir);
-                install::configuration(&wanted, conf_dir)?
-            }
-        };
-        if plugin || configuration {
-            tracing::info!(plugin, configuration, "changed CNI files");
-        }
-        if self.config.ipam_only {
-            let message =
-                format!("{} is there for the plugin that wires the pods", bin_dir.join(IPAM).display());
-            return Ok((true, Reason::IPAMOnly, message));
-        }
-        Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
+        self.has_installed = true;
+        let (config, uplink) = (self.config.clone(), uplink.clone());
+        let alone = self.installing.clone().lock_owned().await;
+        let installed = blocking(move || {
+            let _alone = alone;
+            put_in_place(&config, &uplink, wiring, &chain)
+        })
+        .await;
+        let installed = installed.and_then(|installed| Ok(installed?));
+        installed.unwrap_or_else(|error| Verdict::no(Reason::NotInstalled, error.to_string()))
     }
 }
 
+fn put_in_place(
+    config: &Config,
+    uplink: &Uplink,
+    wiring: Wiring,
+    chain: &Chain,
+) -> Result<Verdict, install::Error> {
+    let (bin_dir, conf_dir) = (&config.cni_bin_dir, &config.cni_conf_dir);
+    let plugin = install::plugin(&config.plugin, bin_dir)?;
+    let configuration = match config.ipam_only {
+        true => install::no_configuration(conf_dir)?,
+        false => {
+            let wanted = install::conflist(uplink, wiring, chain, &config.state_dir);
+            install::configuration(&wanted, conf_dir)?
+        }
+    };
+    if plugin || configuration {
+        tracing::info!(plugin, configuration, "changed CNI files");
+    }
+    if config.ipam_only {
+        let message = format!("{} is there for the plugin that wires the pods", bin_dir.join(IPAM).display());
+        return Ok(Verdict::yes(Reason::IPAMOnly, message));
+    }
+    Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
+}
+
 /// What the condition `CNIInstalled` says of files that are in place.
-fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool, Reason, String) {
+fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> Verdict {
     let conflist = install::CONFLIST;
     if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
         let message = format!(
             "the runtime uses {} instead of {conflist}, since it comes first by name: remove or rename it",
             path.display()
         );
-        return (false, Reason::OtherConfiguration, message);
+        return Verdict::no(Reason::OtherConfiguration, message);
     }
     if !chain.needed_missing.is_empty() {
         let message = format!(
@@ -69,7 +76,7 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
             chain.needed_missing.join(" and "),
             bin_dir.display()
         );
-        return (false, Reason::OthersPluginMissing, message);
+        return Verdict::no(Reason::OthersPluginMissing, message);
     }
     let mut used = match &preceding {
         Some(Preceding { path, .. }) => format!(
@@ -83,10 +90,12 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> (bool
         used = format!("{used}, with {} behind it, which others have put there", chain.others.join(" and "));
     }
     match (chain.missing.is_empty(), preceding) {
-        (true, None) => (true, Reason::Installed, used),
-        (true, Some(_)) => (true, Reason::Delegated, used),
+        (true, None) => Verdict::yes(Reason::Installed, used),
+        (true, Some(_)) => Verdict::yes(Reason::Delegated, used),
         // Pods run all the same, so the node is as ready as without what is missing.
-        (false, _) => (true, Reason::PluginMissing, format!("{used}; {}", Missing(&chain.missing, bin_dir))),
+        (false, _) => {
+            Verdict::yes(Reason::PluginMissing, format!("{used}; {}", Missing(&chain.missing, bin_dir)))
+        }
     }
 }
 
@@ -102,18 +111,23 @@ mod tests {
             said_of(chain, preceding, Path::new("/opt/cni/bin"))
         };
         let alone = Chain::default();
-        assert_eq!((true, Reason::Installed), (said(&alone, None).0, said(&alone, None).1));
-        let (is_true, reason, message) = said(&alone, Some(true));
-        assert_eq!((is_true, reason), (true, Reason::Delegated), "{message}");
-        let (is_true, reason, message) = said(&alone, Some(false));
-        assert_eq!((is_true, reason), (false, Reason::OtherConfiguration), "{message}");
-        assert!(message.contains("/etc/cni/net.d/00-multus.conf"), "{message}");
+        assert_eq!(
+            said(&alone, None),
+            Verdict::yes(Reason::Installed, "the runtime uses 10-vnetpool.conflist")
+        );
+        let kind = |verdict: &Verdict| (verdict.holds, verdict.reason);
+        let verdict = said(&alone, Some(true));
+        assert_eq!(kind(&verdict), (Some(true), Reason::Delegated), "{verdict:?}");
+        let verdict = said(&alone, Some(false));
+        assert_eq!(kind(&verdict), (Some(false), Reason::OtherConfiguration), "{verdict:?}");
+        assert!(verdict.message.contains("/etc/cni/net.d/00-multus.conf"), "{verdict:?}");
         let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
-        let (is_true, reason, message) = said(&mesh, None);
-        assert_eq!((is_true, reason), (true, Reason::Installed), "{message}");
-        assert!(message.contains("istio-cni behind it"), "{message}");
-        let (is_true, reason, message) = said(&Chain { needed_missing: mesh.others.clone(), ..mesh }, None);
-        assert_eq!((is_true, reason), (false, Reason::OthersPluginMissing), "{message}");
+        let verdict = said(&mesh, None);
+        assert_eq!(kind(&verdict), (Some(true), Reason::Installed), "{verdict:?}");
+        assert!(verdict.message.contains("istio-cni behind it"), "{verdict:?}");
+        let Verdict { holds, reason, message } =
+            said(&Chain { needed_missing: mesh.others.clone(), ..mesh }, None);
+        assert_eq!((holds, reason), (Some(false), Reason::OthersPluginMissing), "{message}");
         assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
     }
 }

@@ -7,33 +7,37 @@ use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use tokio::sync::watch;
-use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason};
+use tokio::{sync::watch, time::timeout};
+use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason, verdict::Verdict};
 use vnetpool_plugin::{
     ledger::{Entry, Ledger, file, file::Store},
-    wiring::{self, Uplinks},
+    wiring::{self, HostLink, Uplink, Uplinks},
 };
 use vnetpool_process::lock::lock;
 
-use super::{Said, blocking};
+use super::{Said, blocking, tables::Tables};
 use crate::{
     chain,
     config::Config,
     disturbance::{self, Disturbances, Kind},
-    firewall::apply::Firewall,
+    firewall::apply::Ensured,
     host_ports::HostPorts,
     metrics::Metrics,
     refusals::Refusals,
     sweep::{self, Sweep},
 };
 
+/// How long it may take to take addresses off the node's own links.
+pub(super) const TAKE_OFF_WITHIN: Duration = Duration::from_secs(5);
+
 /// What a look is for. A change of it has the node looked at soon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
-    /// What the rules are made from, see [`rules::basis`](super::rules::basis). None if there is no spec for
-    /// this node and boot.
+    /// What the rules are made from, see [`rules::basis`](super::rules::basis): the latest spec for this node
+    /// and boot, which outlives its object for the pods that still run. None if there was none.
     pub rules: Option<NodeIPAllocationSpec>,
     /// Whether pods may come: the node has had an address.
     pub installs: bool,
@@ -43,6 +47,8 @@ pub(super) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Looked {
     pub wanted: Wanted,
+    /// Whether the rules that are wanted are in place: not if they couldn't be put there, or looked at.
+    pub is_ruled: bool,
     pub said: Vec<Said>,
     /// Whether the CNI configuration is in place.
     pub is_installed: bool,
@@ -51,7 +57,7 @@ pub(super) struct Looked {
 }
 
 /// The addresses that mustn't be on the node's own links, and those that must.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Reserved {
     for_pods: Vec<Ipv4Addr>,
     primaries: Vec<Ipv4Addr>,
@@ -83,27 +89,41 @@ impl Notes {
         lock(&self.disturbances).repaired(kind, what, file::now());
     }
 
-    /// What was found in the way, by all of a look.
-    fn looked(&self, standing: BTreeSet<String>) {
-        lock(&self.disturbances).looked(standing);
+    /// Notes what became of a table; returns whether it was put back.
+    pub(super) fn kept(&self, table: &str, ensured: Ensured) -> bool {
+        if ensured == Ensured::Standing {
+            return false;
+        }
+        tracing::info!(table, "put a table of nftables in place");
+        self.metrics.rules.inc();
+        if ensured == Ensured::Restored {
+            self.repaired(Kind::Table, format!("table {table}"));
+        }
+        ensured == Ensured::Restored
+    }
+
+    /// What was found in the way, by a look that has seen all or not.
+    fn looked(&self, standing: BTreeSet<String>, has_seen_all: bool) {
+        lock(&self.disturbances).looked(standing, has_seen_all);
     }
 
     /// The condition `Undisturbed`.
     pub(super) fn say(&self) -> Said {
-        let (is_true, reason, message) = lock(&self.disturbances).tell(file::now());
-        Said { type_: condition::UNDISTURBED, is_true, reason, message }
+        Said { type_: condition::UNDISTURBED, verdict: lock(&self.disturbances).tell(file::now()) }
     }
 
     /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
     /// address of a link for the node itself, whatever the routes say. Returns what couldn't be taken off.
+    /// It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address wait for it.
     pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> Vec<String> {
         let (Reserved { for_pods, primaries }, net) = (reserved.clone(), config.sysctl_net_dir.clone());
         let taken = blocking(move || {
             let misplaced = disturbance::misplaced(&for_pods, &primaries, wiring::addresses()?);
             Ok::<_, wiring::Error>(disturbance::take_off(&misplaced, &net))
         });
+        let late = |_| Err(anyhow::anyhow!("the kernel hasn't answered for {TAKE_OFF_WITHIN:?}"));
         let mut standing = Vec::new();
-        match taken.await {
+        match timeout(TAKE_OFF_WITHIN, taken).await.unwrap_or_else(late) {
             Ok(Ok(taken)) => {
                 for (what, result) in taken {
                     match result {
@@ -126,14 +146,15 @@ pub(super) struct Keeper {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
     pub(super) notes: Notes,
-    pub(super) firewall: Firewall,
-    pub(super) arp: Firewall,
+    pub(super) tables: Tables,
     /// Whether this process has seen to forwarding.
     pub(super) has_forwarded: bool,
     sweep: Sweep,
     pub(super) chained: chain::Look,
-    /// What was said of the CNI files last.
-    pub(super) said_installed: Option<Said>,
+    /// Whether this process has seen to the CNI files.
+    pub(super) has_installed: bool,
+    /// Held while they are put in place: a look that was broken off may still be at it beside the next.
+    pub(super) installing: Arc<tokio::sync::Mutex<()>>,
     pub(super) refusals: Refusals,
     pub(super) host_ports: HostPorts,
     /// The links that pods get out by, for the watch of the kernel.
@@ -149,6 +170,7 @@ impl Keeper {
         config: Config,
         store: Store,
         notes: Notes,
+        tables: Tables,
         uplinks: watch::Sender<Uplinks>,
         unwatched: watch::Receiver<Option<String>>,
     ) -> Keeper {
@@ -157,12 +179,12 @@ impl Keeper {
             store,
             metrics: notes.metrics.clone(),
             notes,
-            firewall: Firewall::default(),
-            arp: Firewall::of("arp"),
+            tables,
             has_forwarded: false,
             sweep: Sweep::default(),
             chained: chain::Look::default(),
-            said_installed: None,
+            has_installed: false,
+            installing: Arc::default(),
             refusals: Refusals::default(),
             host_ports: HostPorts::default(),
             uplinks,
@@ -171,39 +193,95 @@ impl Keeper {
         }
     }
 
-    /// Looks at everything, and puts right what isn't as it should be. The order is part of how pods are kept
-    /// safe: the rules come before the configuration that brings pods.
-    pub(super) async fn look(mut self, wanted: Wanted, reserved: Reserved) -> (Keeper, Looked) {
+    /// Looks at everything, and puts right what isn't as it should be; breaks off after `within`.
+    pub(super) async fn look(
+        mut self,
+        wanted: Wanted,
+        reserved: Reserved,
+        within: Duration,
+    ) -> (Keeper, Looked) {
+        let mut looked = Looked { wanted, has_failed: true, ..Looked::default() };
+        self.metrics.look_began();
+        let has_seen_all = match timeout(within, self.look_at_all(&mut looked, &reserved)).await {
+            Ok(has_seen_all) => {
+                self.metrics.look_ended();
+                has_seen_all
+            }
+            Err(_) => {
+                let told =
+                    format!("a look of the agent at the node was broken off after {} s", within.as_secs());
+                tracing::warn!("{told}");
+                self.stands(format!("{told}: see what keeps the kernel or nft from answering"));
+                false
+            }
+        };
+        self.notes.looked(std::mem::take(&mut self.standing), has_seen_all);
+        let installs = looked.wanted.installs || self.has_installed;
+        let told =
+            [(condition::RULES_APPLIED, looked.wanted.rules.is_some()), (condition::CNI_INSTALLED, installs)];
+        for (type_, _) in told.into_iter().filter(|(_, is_told)| *is_told) {
+            // What an earlier look has found may be otherwise by now.
+            if !looked.said.iter().any(|said| said.type_ == type_) {
+                looked.said.push(Said { type_, verdict: unseen() });
+            }
+        }
+        (self, looked)
+    }
+
+    /// The order is part of how pods are kept safe: the rules come before the configuration that brings pods.
+    /// Says whether everything could be looked at.
+    async fn look_at_all(&mut self, looked: &mut Looked, reserved: &Reserved) -> bool {
         if let Some(why) = &*self.unwatched.borrow() {
             self.standing.insert(format!(
                 "{why}: the agent looks every second instead. Raise fs.inotify.max_user_instances and \
                  fs.inotify.max_user_watches, or stop what has used them up"
             ));
         }
-        let (mut said, mut uplink) = (Vec::new(), None);
+        let (wanted, mut uplink) = (looked.wanted.clone(), None);
         if let Some(spec) = &wanted.rules {
             let (told, found) = self.rules(spec).await;
-            said.push(told);
+            looked.is_ruled = told.verdict.holds == Some(true);
+            looked.said.push(told);
             uplink = found;
         }
-        self.standing.extend(self.notes.take_off(&reserved, &self.config).await);
+        self.standing.extend(self.notes.take_off(reserved, &self.config).await);
         if let (Some(spec), Some(uplink), true) = (&wanted.rules, &uplink, wanted.installs) {
-            self.install(uplink, spec.wiring).await;
+            let verdict = self.install(uplink, spec.wiring).await;
+            looked.is_installed = verdict.reason != Reason::NotInstalled;
+            looked.said.push(Said { type_: condition::CNI_INSTALLED, verdict });
         }
-        let is_installed =
-            self.said_installed.as_ref().is_some_and(|said| said.reason != Reason::NotInstalled);
-        let has_failed = said.iter().any(|said| !said.is_true) || (wanted.installs && !is_installed);
-        said.extend(self.said_installed.clone());
-        if let Ok(ledger) = self.store.peek() {
-            self.sweep(&ledger).await;
-            self.restore(&ledger).await;
-            if let Some(uplink) = uplink {
-                self.let_through(&ledger, &uplink.name).await;
+        let has_seen_all = self.look_at_pods(looked, uplink.as_ref()).await;
+        looked.has_failed = !has_seen_all
+            || (wanted.installs && !looked.is_installed)
+            || (wanted.rules.is_some() && !looked.is_ruled);
+        has_seen_all
+    }
+
+    /// Looks at what the ledger tells of, and how it goes for the pods. Says whether that could be looked at.
+    async fn look_at_pods(&mut self, looked: &mut Looked, uplink: Option<&Uplink>) -> bool {
+        let ledger = match self.store.peek() {
+            Ok(ledger) => ledger,
+            // The reconcile makes one as soon as there is a spec.
+            Err(file::Error::Missing(_)) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "can't look at the node's pods");
+                return false;
             }
-            said.extend(wanted.rules.as_ref().and_then(|spec| self.say_refused(&ledger, &spec.pool)));
+        };
+        let links = blocking(wiring::host_links).await.and_then(|links| Ok(links?));
+        match &links {
+            Ok(links) => {
+                self.sweep(&ledger, links).await;
+                self.restore(&ledger, links).await;
+            }
+            Err(error) => tracing::warn!(%error, "can't look at the pods' links"),
         }
-        self.notes.looked(std::mem::take(&mut self.standing));
-        (self, Looked { wanted, said, is_installed, has_failed })
+        if let Some(uplink) = uplink {
+            self.let_through(&ledger, &uplink.name).await;
+        }
+        let pool = looked.wanted.rules.as_ref().map(|spec| spec.pool.as_str());
+        looked.said.extend(pool.and_then(|pool| self.say_refused(&ledger, pool)));
+        links.is_ok()
     }
 
     pub(super) fn repaired(&self, kind: Kind, what: String) {
@@ -215,13 +293,8 @@ impl Keeper {
     }
 
     /// Looks for what leaked and clears it. What can't be looked at stays as it is.
-    async fn sweep(&mut self, ledger: &Ledger) {
-        let links = match blocking(wiring::host_links).await {
-            Ok(Ok(links)) => links,
-            Ok(Err(error)) => return tracing::warn!(%error, "can't look for leaked records"),
-            Err(error) => return tracing::warn!(%error, "can't look for leaked records"),
-        };
-        for suspect in self.sweep.look(ledger, &links, file::now()) {
+    async fn sweep(&mut self, ledger: &Ledger, links: &[HostLink]) {
+        for suspect in self.sweep.look(ledger, links, file::now()) {
             let (store, kind) = (self.store.clone(), suspect.kind());
             let clear = {
                 let suspect = suspect.clone();
@@ -238,4 +311,10 @@ impl Keeper {
             }
         }
     }
+}
+
+/// What is said of what a look hasn't come to.
+fn unseen() -> Verdict {
+    let message = "not looked at: the look at the node was broken off, or the node lacks its rules or a spec of its own";
+    Verdict::unknown(Reason::NotLookedAt, message)
 }

@@ -1,10 +1,14 @@
 //! The parts of a look that undo what others on the node do to the pods' network.
 
+use std::{io, time::Duration};
+
+use tokio::time::timeout;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{condition, reason::Reason};
 use vnetpool_plugin::{
     ledger::{Ledger, file},
     sandbox::LINK_PREFIX,
-    wiring,
+    wiring::HostLink,
 };
 
 use super::{Said, blocking, keeper::Keeper};
@@ -15,20 +19,18 @@ use crate::{
     sysctl,
 };
 
+/// How long it may take to list others' firewalls: thousands of rules hold up no other part of a look.
+const FIREWALLS_WITHIN: Duration = Duration::from_secs(60);
+
 impl Keeper {
     /// Restores the host ends of pods and what they need of the node. What can't be looked at stays as it is.
-    pub(super) async fn restore(&mut self, ledger: &Ledger) {
-        let links = match blocking(wiring::host_links).await {
-            Ok(Ok(links)) => links,
-            Ok(Err(error)) => return tracing::warn!(%error, "can't look at the pods' links"),
-            Err(error) => return tracing::warn!(%error, "can't look at the pods' links"),
-        };
-        let names = links.iter().filter(|link| !link.is_silenced()).map(|link| link.name.as_str());
-        match sysctl::ensure(&self.config.sysctl_net_dir, names) {
+    pub(super) async fn restore(&mut self, ledger: &Ledger, links: &[HostLink]) {
+        let names = links.iter().filter(|link| !link.is_silenced()).map(|link| link.name.clone()).collect();
+        match self.ensure_forwarding(names).await {
             Ok(changed) => changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what)),
             Err(error) => self.stands(error.to_string()),
         }
-        let damaged: Vec<_> = disturbance::damaged(ledger, &links)
+        let damaged: Vec<_> = disturbance::damaged(ledger, links)
             .map(|(link, identity)| (link.clone(), identity.address))
             .collect();
         for (link, pod) in damaged {
@@ -41,6 +43,12 @@ impl Keeper {
                 Err(error) => tracing::warn!(%error, "can't restore the way to a pod"),
             }
         }
+    }
+
+    /// Turns forwarding on, for all links and for each of these. Returns the settings it had to change.
+    pub(super) async fn ensure_forwarding(&self, links: Vec<String>) -> anyhow::Result<Vec<String>> {
+        let dir = self.config.sysctl_net_dir.clone();
+        Ok(blocking(move || sysctl::ensure(&dir, links.iter().map(String::as_str))).await??)
     }
 
     /// Looks for firewalls that drop what pods send or receive, and opens them if that was asked for.
@@ -56,7 +64,9 @@ impl Keeper {
             let listed = nft::Listed::now().await?;
             Ok::<_, nft::Error>((nft::dropping(&listed, &packets).await?, listed))
         };
-        match looked.await {
+        let late =
+            || nft::Error::Run("nft", io::Error::new(io::ErrorKind::TimedOut, "its lists take too long"));
+        match timeout(FIREWALLS_WITHIN, looked).await.unwrap_or_else(|_| Err(late())) {
             Ok((dropping, listed)) => {
                 bases.extend(dropping);
                 self.name_lost_host_ports(ledger, &listed);
@@ -107,6 +117,6 @@ impl Keeper {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
         self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
         let message = self.refusals.tell(pool, file::now())?;
-        Some(Said { type_: condition::METADATA_REFUSED, is_true: true, reason: Reason::PodsAsk, message })
+        Some(Said { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }
 }

@@ -5,6 +5,7 @@ use std::{fmt::Display, net::Ipv4Addr, time::Duration};
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{
     NodeIPAllocationSpec,
     allocation::{Interface, IpConfiguration},
@@ -19,7 +20,7 @@ use vnetpool_plugin::{
 use super::{Said, blocking, keeper::Keeper};
 use crate::{
     disturbance::Kind,
-    firewall::{self, Rules, apply::Ensured},
+    firewall::{self, Rules},
     sysctl,
 };
 
@@ -36,6 +37,7 @@ pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
         cooldown: Duration::ZERO.into(),
         warm: 0,
         report_holders: false,
+        taken_off_at: vec![],
         ..spec.clone()
     }
 }
@@ -67,12 +69,11 @@ impl Keeper {
     /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through
     /// which the pods get out.
     pub(super) async fn rules(&mut self, spec: &NodeIPAllocationSpec) -> (Said, Option<Uplink>) {
-        let said =
-            |is_true, reason, message| Said { type_: condition::RULES_APPLIED, is_true, reason, message };
-        match self.apply_rules(spec).await {
-            Ok((message, uplink)) => (said(true, Reason::Applied, message), uplink),
-            Err(Failure { reason, message }) => (said(false, reason, message), None),
-        }
+        let (verdict, uplink) = match self.apply_rules(spec).await {
+            Ok((message, uplink)) => (Verdict::yes(Reason::Applied, message), uplink),
+            Err(Failure { reason, message }) => (Verdict::no(reason, message), None),
+        };
+        (Said { type_: condition::RULES_APPLIED, verdict }, uplink)
     }
 
     async fn apply_rules(
@@ -80,20 +81,27 @@ impl Keeper {
         spec: &NodeIPAllocationSpec,
     ) -> Result<(String, Option<Uplink>), Failure> {
         kernel::require(kernel::TRANSLATION).map_err(Failure::of_wiring(Reason::KernelTooOld))?;
-        let uplinks =
-            uplinks_of(spec, &wiring::uplinks().map_err(Failure::of_wiring(Reason::InterfaceMissing))?)?;
+        let uplinks = uplinks_of(spec, &aside(Reason::LinksUnlisted, wiring::uplinks).await?)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
         let table = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?.render();
         self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
-        self.forward(uplinks.iter().map(|(_, link)| link.name.as_str()))?;
+        self.forward(uplinks.iter().map(|(_, link)| link.name.clone()).collect()).await?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
         // configuration asks for it any more.
         if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first()) {
-            let ensured = bridge::ensure(uplink.mtu, &self.config.sysctl_net_dir);
-            if ensured.map_err(Failure::of_wiring(Reason::BridgeMissing))? {
+            let (mtu, net) = (uplink.mtu, self.config.sysctl_net_dir.clone());
+            if aside(Reason::BridgeMissing, move || bridge::ensure(mtu, &net)).await? {
                 tracing::info!("made the pods' bridge");
             }
+        }
+        let net = self.config.sysctl_net_dir.clone();
+        let route = move || if bridge::is_there() { sysctl::route_bridged(&net) } else { Ok(false) };
+        let routed = blocking(route).await.and_then(|routed| Ok(routed?));
+        if routed.map_err(Failure::of_chain(Reason::BridgeMissing))? {
+            tracing::info!(
+                "bridge-nf-call-iptables is 0: packets of pods meet the node's rules where it routes them"
+            );
         }
         let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
         let link = secondary.and_then(|nic| name_of(&nic.mac));
@@ -107,9 +115,8 @@ impl Keeper {
         Ok((message, uplink))
     }
 
-    fn forward<'a>(&mut self, links: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
-        let changed =
-            sysctl::ensure(&self.config.sysctl_net_dir, links).map_err(Failure::of(Reason::ForwardingOff))?;
+    async fn forward(&mut self, links: Vec<String>) -> Result<(), Failure> {
+        let changed = self.ensure_forwarding(links).await.map_err(Failure::of(Reason::ForwardingOff))?;
         // The first time it is no repair: the node is being set up.
         if self.has_forwarded {
             changed.into_iter().for_each(|what| self.repaired(Kind::Forwarding, what));
@@ -119,16 +126,17 @@ impl Keeper {
     }
 
     async fn put_table(&mut self, table: &str) -> Result<(), Failure> {
-        let ensured = self.firewall.ensure(table).await.map_err(Failure::of(Reason::TableRefused))?;
-        self.tell_of("inet vnetpool", ensured);
+        let ensured = self.tables.lock().await.inet.ensure(table).await;
+        self.notes.kept("inet vnetpool", ensured.map_err(Failure::of(Reason::TableRefused))?);
         Ok(())
     }
 
     /// Says what a node lacks that refuses the table: pods are as well connected without it.
     async fn put_arp_table(&mut self) -> String {
         let table = firewall::arp(self.config.ipam_only);
-        match self.arp.ensure(&table).await {
-            Ok(ensured) => self.tell_of("arp vnetpool", ensured),
+        let ensured = self.tables.lock().await.arp.ensure(&table).await;
+        match ensured {
+            Ok(ensured) => _ = self.notes.kept("arp vnetpool", ensured),
             Err(_) if self.config.ipam_only => {}
             Err(error) => {
                 return format!("; a pod can fill the node's table of neighbours, because {error}");
@@ -138,7 +146,8 @@ impl Keeper {
     }
 
     async fn count_dropped(&mut self) {
-        let dropped = match self.firewall.dropped().await {
+        let dropped = self.tables.lock().await.inet.dropped().await;
+        let dropped = match dropped {
             Ok(dropped) => dropped,
             Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
         };
@@ -154,7 +163,7 @@ impl Keeper {
     async fn count_refused(&mut self) -> anyhow::Result<()> {
         // First, since what the rules have counted is told once.
         let (ledger, now) = (self.store.peek()?, file::now());
-        let asked = self.firewall.asked().await?;
+        let asked = self.tables.lock().await.inet.asked().await?;
         for (address, packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
             let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
             let Some((_, assigned)) = assigned else { continue };
@@ -165,24 +174,18 @@ impl Keeper {
         Ok(())
     }
 
-    /// Notes what became of a table.
-    fn tell_of(&mut self, table: &str, ensured: Ensured) {
-        if ensured == Ensured::Standing {
-            return;
-        }
-        tracing::info!(table, "put a table of nftables in place");
-        self.metrics.rules.inc();
-        if ensured == Ensured::Restored {
-            self.repaired(Kind::Table, format!("table {table}"));
-        }
-    }
-
     async fn close_ranges(&self, spec: &NodeIPAllocationSpec) -> Result<(), Failure> {
         let ranges = own_ranges(spec);
-        let closed =
-            blocking(move || range::close(&ranges)).await.map_err(Failure::of_chain(Reason::RangeOpen))?;
-        closed.map_err(Failure::of_wiring(Reason::RangeOpen))
+        aside(Reason::RangeOpen, move || range::close(&ranges)).await
     }
+}
+
+/// Runs what waits for the kernel aside. A failure of it is of this reason.
+async fn aside<T: Send + 'static>(
+    reason: Reason,
+    work: impl FnOnce() -> Result<T, wiring::Error> + Send + 'static,
+) -> Result<T, Failure> {
+    blocking(work).await.map_err(Failure::of_chain(reason))?.map_err(Failure::of_wiring(reason))
 }
 
 /// The node's link of each NIC in the spec, beside the NIC's hardware address.

@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 use vnetpool_crds::reason::Reason;
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_crds::verdict::Verdict;
+use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, condition};
 use vnetpool_plugin::{
-    ledger::{Entry, Ledger, Millis, Supplied, Supply, file},
+    ledger::{Entry, Ledger, Millis, Supplied, Supply, file, file::Store},
     wiring,
 };
 
@@ -70,13 +71,13 @@ impl Agent {
         let generation = object.and_then(|object| object.metadata.generation).unwrap_or_default();
         let held = match supplied {
             Some(Supplied::Applied) => Some(generation),
-            // The ledger is ahead of the object: by the watch's delay, or because the API server's store was set
-            // back, which the operator learns from this.
+            // The ledger is ahead of the object: by the watch's delay, or because the API server's store was
+            // set back, which the operator learns from this.
             Some(Supplied::Stale) => Some(ledger.generation()),
             Some(Supplied::OtherBoot) | None => None,
         };
         let mut said = Vec::new();
-        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied)));
+        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied, ledger.is_ruled())));
         said.push(say_backed(&ledger));
         Ok(Some(Taken { ledger, at, generation: held, said }))
     }
@@ -108,18 +109,19 @@ impl Agent {
         Ok(Meaning::Ours(supply))
     }
 
-    /// Two transactions, so that pods that wait get what is new before any of it is given up.
+    /// Two transactions, so that pods that wait get what is new before any of it is given up. The first also
+    /// takes down whether the node has its rules, with or without a spec.
     async fn transact(
         &self,
         supply: Option<Supply>,
         target: u32,
     ) -> anyhow::Result<Result<Transacted, file::Error>> {
-        let store = self.store.clone();
+        let (store, is_ruled) = (self.store.clone(), self.is_ruled());
         blocking(move || {
-            let supplied = match supply {
-                Some(supply) => Some(store.with(|ledger, _| ledger.supply(&supply))?),
-                None => None,
-            };
+            let supplied = store.with(|ledger, _| {
+                is_ruled.into_iter().for_each(|is_ruled| ledger.rule(is_ruled));
+                supply.map(|supply| ledger.supply(&supply))
+            })?;
             let transacted = store.with(|ledger, at| {
                 let relinquished = match supplied {
                     Some(Supplied::Applied) => ledger.relinquish(target, at),
@@ -133,7 +135,8 @@ impl Agent {
     }
 
     /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from
-    /// the spec. `is_first` if nothing says that there was a ledger in this boot before.
+    /// the spec, whose rules may be others than those of the version that the watch has brought. `is_first` if
+    /// nothing says that there was a ledger in this boot before.
     async fn rebuild(&mut self, is_first: bool) -> anyhow::Result<()> {
         // From here on nothing of an earlier ledger is reported: what it relinquished and did not report is
         // free again.
@@ -147,60 +150,74 @@ impl Agent {
             Meaning::Ours(supply) => supply,
             Meaning::Refused { message, .. } => anyhow::bail!(message),
         };
+        self.want_rules(&object);
+        let is_ruled = self.is_ruled() == Some(true);
         // Nor does one land that is still on its way.
         let object = self.source.announce(object).await?;
         self.latest = self.latest.max(version(&object));
         let status = object.status.unwrap_or_default();
         let is_first = is_first && !self.has_seen_ledger && status.boot_id != self.boot_id;
         let (store, boot_id) = (self.store.clone(), self.boot_id.clone());
-        blocking(move || -> anyhow::Result<()> {
-            let quiet = store.quiesce()?;
-            // Somebody else, an agent that is just being replaced, has built one since.
-            if store.peek().is_ok() {
-                return Ok(());
-            }
-            let mut occupants = wiring::occupants()?;
-            occupants.extend(leased(&status, &boot_id));
-            let now = file::now();
-            let freed_at = if is_first && occupants.is_empty() { None } else { Some(now) };
-            quiet.create(&Ledger::rebuild(
-                &boot_id,
-                &occupants,
-                &status.relinquished,
-                &supply,
-                freed_at,
-                now,
-            ))?;
-            tracing::info!(
-                in_use = occupants.len(),
-                relinquished = status.relinquished.len(),
-                "built a ledger"
-            );
-            Ok(())
-        })
-        .await??;
+        blocking(move || rebuild(&store, &boot_id, &status, &supply, is_first, is_ruled)).await??;
         self.metrics.rebuilds.inc();
         Ok(())
     }
 
     /// The condition `Supplied`; None if there is no news, as with a view older than one already taken in.
-    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>) -> Option<Said> {
-        let (is_true, reason, message) = match (meaning, supplied) {
-            (Meaning::Refused { reason, message }, _) => (false, reason, message),
+    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>, is_ruled: bool) -> Option<Said> {
+        let verdict = match (meaning, supplied) {
+            (Meaning::Refused { reason, message }, _) => Verdict::no(reason, message),
+            (Meaning::Ours(_), Some(Supplied::Applied)) if !is_ruled => {
+                let message =
+                    "the node lacks its rules (RulesApplied), so no pod gets an address that is free";
+                Verdict::no(Reason::RulesMissing, message)
+            }
             (Meaning::Ours(_), Some(Supplied::Applied)) => {
-                (true, Reason::Supplied, "the ledger has all addresses of spec".to_owned())
+                Verdict::yes(Reason::Supplied, "the ledger has all addresses of spec")
             }
             (Meaning::Ours(supply), Some(Supplied::OtherBoot)) => {
                 let message = format!(
                     "spec.bootID is {:?} and the node's boot is {:?}: waiting for the operator to read the NIC for this boot",
                     supply.boot_id, self.boot_id
                 );
-                (false, Reason::OtherBoot, message)
+                Verdict::no(Reason::OtherBoot, message)
             }
             (Meaning::Ours(_), Some(Supplied::Stale) | None) => return None,
         };
-        Some(Said { type_: condition::SUPPLIED, is_true, reason, message })
+        Some(Said { type_: condition::SUPPLIED, verdict })
     }
+}
+
+/// Builds the ledger that there isn't, once no verb runs: from what is in use on the node, then from what the
+/// object's status remembers of an earlier one, and from the spec last. `is_ruled` is as in [`Ledger::rule`].
+pub fn rebuild(
+    store: &Store,
+    boot_id: &str,
+    status: &NodeIPAllocationStatus,
+    supply: &Supply,
+    is_first: bool,
+    is_ruled: bool,
+) -> anyhow::Result<()> {
+    let quiet = store.quiesce()?;
+    // Somebody else, an agent that is just being replaced, has built one since.
+    if store.peek().is_ok() {
+        return Ok(());
+    }
+    let mut occupants = wiring::occupants()?;
+    occupants.extend(leased(status, boot_id));
+    let now = file::now();
+    let freed_at = if is_first && occupants.is_empty() { None } else { Some(now) };
+    quiet.create(&Ledger::rebuild(
+        boot_id,
+        &occupants,
+        &status.relinquished,
+        supply,
+        freed_at,
+        now,
+        is_ruled,
+    ))?;
+    tracing::info!(in_use = occupants.len(), relinquished = status.relinquished.len(), "built a ledger");
+    Ok(())
 }
 
 struct Transacted {
@@ -219,14 +236,14 @@ fn say_backed(ledger: &Ledger) -> Said {
         .collect();
     let type_ = condition::ASSIGNMENTS_BACKED;
     if vanished.is_empty() {
-        let message = "every pod's address is reserved for this node".to_owned();
-        return Said { type_, is_true: true, reason: Reason::Backed, message };
+        let verdict = Verdict::yes(Reason::Backed, "every pod's address is reserved for this node");
+        return Said { type_, verdict };
     }
     let message = format!(
         "no longer reserved for this node, though in use: {}; these pods can't be reached, delete them so that they get new addresses",
         vanished.join(", ")
     );
-    Said { type_, is_true: false, reason: Reason::AddressVanished, message }
+    Said { type_, verdict: Verdict::no(Reason::AddressVanished, message) }
 }
 
 #[cfg(test)]
@@ -254,16 +271,16 @@ mod tests {
     #[test]
     fn each_pod_whose_address_is_lost_is_named_with_the_remedy_and_no_other() {
         let mut ledger =
-            Ledger::rebuild("b", &[], &[], &supply(1, &["10.0.0.5", "10.0.0.6", "10.0.0.7"]), None, 0);
+            Ledger::rebuild("b", &[], &[], &supply(1, &["10.0.0.5", "10.0.0.6", "10.0.0.7"]), None, 0, true);
         for name in ["web-0", "web-1", ""] {
             let pod = Pod { namespace: "shop".to_owned(), name: name.to_owned(), uid: name.to_owned() };
             let sandbox = Sandbox { container_id: format!("container-{name}"), ifname: "eth0".to_owned() };
             ledger.assign(&Claim::wired(&sandbox, &pod, ""), 0);
         }
-        assert_eq!(say_backed(&ledger).reason, "Backed");
+        assert_eq!(say_backed(&ledger).verdict.reason, "Backed");
         ledger.supply(&supply(2, &["10.0.0.6"]));
-        let said = say_backed(&ledger);
-        assert_eq!((said.is_true, said.reason), (false, Reason::AddressVanished));
+        let said = say_backed(&ledger).verdict;
+        assert_eq!((said.holds, said.reason), (Some(false), Reason::AddressVanished));
         assert!(said.message.contains("10.0.0.5 of shop/web-0, "), "{}", said.message);
         assert!(said.message.contains("10.0.0.7 of container-;"), "{}", said.message);
         assert!(said.message.contains("delete them") && !said.message.contains("web-1"), "{}", said.message);

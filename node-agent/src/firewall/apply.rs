@@ -78,6 +78,14 @@ impl Firewall {
         Ok(ensured)
     }
 
+    /// Puts back what was put in place last, if somebody has changed or removed it.
+    pub async fn restore(&mut self) -> Result<Ensured, Error> {
+        match self.applied.as_ref().map(|applied| applied.text.clone()) {
+            Some(text) => self.ensure(&text).await,
+            None => Ok(Ensured::Standing),
+        }
+    }
+
     /// The packets that the table has dropped since this was asked last, by the name of its counter.
     pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
         let listed = self.listed(&["counters", "table", self.family, "vnetpool"]).await?;

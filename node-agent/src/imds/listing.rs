@@ -1,5 +1,5 @@
 //! Which of a node's addresses the instance metadata service no longer lists: somebody else than the operator
-//! may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch`]
+//! may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch()`]
 //! asks.
 //!
 //! The service is local to the VM and free, so every node can look once a minute, where reading thousands of

@@ -215,7 +215,7 @@ mod tests {
                 cooldown: Duration::from_secs(30),
                 entries: (1..=addresses).map(entry).collect(),
             };
-            let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0);
+            let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0, true);
             let mut churn = Churn { ledger, pods: 0, at: 0 };
             (0..pods).for_each(|_| churn.start());
             churn

@@ -1,6 +1,7 @@
 //! What the table translates and drops, and how it is kept.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use vnetpool_node_agent::firewall::{
     apply::{self, Ensured, Firewall},
     events::Events,
 };
+use vnetpool_node_agent::sysctl;
 use vnetpool_plugin::wiring::{self, Wiring};
 
 use crate::world::{
@@ -259,4 +261,21 @@ fn a_table_that_nft_refuses_leaves_the_one_in_place() {
         .inside(|| block_on(firewall.ensure("table inet vnetpool\ndelete table inet vnetpool\nnonsense\n")));
     assert!(matches!(error, Err(apply::Error::Refused(..))), "{error:?}");
     assert_eq!(node.run("nft list ruleset"), before);
+}
+
+#[test]
+fn a_service_leads_to_a_pod_behind_the_same_bridge() {
+    const SERVICE: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 10);
+    let world = World::wired(Wiring::Bridge);
+    world.node.run("nft add table ip service");
+    world.node.run("nft add chain ip service nat { type nat hook prerouting priority -100; }");
+    world.node.run(&format!("nft add rule ip service nat ip daddr {SERVICE} dnat to {OTHER_POD}"));
+    world.other_pod.answer(OTHER_POD);
+    // As nodes are set up on which bridges' pods have no gateway, and some by their distributions.
+    let settings = Path::new("/proc/sys/net");
+    world.node.inside(|| std::fs::write(settings.join("bridge/bridge-nf-call-iptables"), "1").unwrap());
+    assert!(world.pod.connect(SERVICE).is_err(), "nobody has set that right yet: what does this test show?");
+    assert!(world.node.inside(|| sysctl::route_bridged(settings).unwrap()));
+    assert_eq!(world.pod.source_seen_by(SERVICE), POD);
+    assert!(!world.node.inside(|| sysctl::route_bridged(settings).unwrap()), "it is right");
 }

@@ -26,7 +26,7 @@ fn ledger(dir: &Path) -> Store {
         entries: vec![entry(POD), entry(OTHER_POD)],
     };
     let store = Store::at(dir);
-    let mut ledger = Ledger::rebuild(&boot_id, &[], &[], &supply, None, file::now());
+    let mut ledger = Ledger::rebuild(&boot_id, &[], &[], &supply, None, file::now(), true);
     for address in [POD, OTHER_POD] {
         ledger.assign(&Claim::wired(&sandbox(address), &Pod::default(), ""), 0);
     }

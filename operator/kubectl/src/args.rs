@@ -61,8 +61,8 @@ pub enum Command {
     Subnets,
     /// What `kubectl apply -f` of this file would do to each node. Applies nothing.
     ///
-    /// The API server is asked to apply it as a dry run, so its rules and defaults hold, and whoever asks needs
-    /// the right to apply it.
+    /// The API server is asked to apply it as a dry run, so its rules and defaults hold, and whoever asks
+    /// needs the right to apply it.
     Plan {
         /// A file with NodeIPPools.
         #[arg(short, long)]
@@ -74,9 +74,16 @@ pub enum Command {
     Check {
         /// Only this node.
         node: Option<String>,
-        /// How many seconds after the first look it takes the second.
+        /// How many seconds after the first snapshot it takes the second.
         #[arg(long, default_value_t = 30)]
         apart: u64,
+    },
+    /// What keeps the nodes of a cluster with another pod network from being moved to Vnetpool, before
+    /// anything is installed. Ends with 1 if something does.
+    Migrate {
+        /// There is no more to it: nodes are moved by whoever administers them.
+        #[arg(long, required = true)]
+        check: bool,
     },
     /// Tests each permission the operator needs in Azure, by the operator's own `preflight`.
     #[command(disable_help_flag = true)]
@@ -87,8 +94,8 @@ pub enum Command {
     },
     /// Writes objects, ledgers, reservations and logs to a new folder, without ids and secrets.
     ///
-    /// Ids are replaced by the same words everywhere. Addresses and names of nodes and pods stay: look through it
-    /// before you give it to others.
+    /// Ids are replaced by the same words everywhere. Addresses and names of nodes and pods stay: look
+    /// through it before you give it to others.
     Bundle { folder: PathBuf },
     /// Prints the program `kubectl_complete-vnetpool`: on the PATH, it has kubectl complete these commands.
     Completions,

@@ -1,35 +1,31 @@
 //! `bundle`: objects, ledgers and logs in a folder, without ids and secrets, for whoever is to help.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use kube::ResourceExt;
+use anyhow::{Context, Result, anyhow};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
 use serde_json::Value;
+use vnetpool_crds::NodeIPAllocation;
 
-use crate::check::place;
-use crate::cluster::Objects;
+use crate::check::places;
+use crate::cluster::{Objects, cannot_be_read};
 use crate::kubectl::{Kubectl, Program};
 use crate::redact::Redaction;
 
 /// So many lines of each log.
 const LINES: &str = "--tail=5000";
-
-/// A folder that is being filled.
-struct Folder {
-    path: PathBuf,
-    redaction: Redaction,
-    /// What couldn't be had, and why not.
-    missing: Vec<String>,
-}
+/// What couldn't be had.
+const MISSING: &str = "missing.txt";
 
 /// Writes the folder and gives what is missing in it.
 ///
 /// # Errors
 /// When the folder is there, or can't be written.
 pub fn bundle(kubectl: &Kubectl, folder: &Path) -> Result<Vec<String>> {
-    fs::create_dir(folder).with_context(|| format!("making the folder {}", folder.display()))?;
-    let mut folder = Folder { path: folder.to_owned(), redaction: Redaction::default(), missing: vec![] };
+    let mut folder = Folder::new(folder)?;
     let namespace = &kubectl.namespace;
     let objects = [
         ("nodeippools.json", "/apis/vnetpool.io/v1alpha1/nodeippools".to_owned()),
@@ -42,58 +38,117 @@ pub fn bundle(kubectl: &Kubectl, folder: &Path) -> Result<Vec<String>> {
         ("version.json", "/version".to_owned()),
     ];
     for (file, path) in objects {
-        folder.json(file, || kubectl.get(&path))?;
+        folder.json(file, kubectl.get::<Value>(&path))?;
     }
     for program in [Program::Operator, Program::NodeAgent] {
-        let pods = kubectl.pods(program, None);
-        let pods = pods.unwrap_or_else(|error| {
-            folder.missing.push(format!("logs of {}: {error:#}", program.name()));
-            vec![]
-        });
-        for pod in pods.iter().map(ResourceExt::name_any) {
-            let args = ["logs", "--namespace", namespace, &pod, "--container", program.name(), LINES];
-            folder.text(&format!("log-{pod}.txt"), || kubectl.run(&args))?;
+        match kubectl.pods(program, None) {
+            Ok(pods) => {
+                let pods: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+                kubectl
+                    .logs(program, &pods, LINES, |pod, log| folder.text(&format!("log-{pod}.txt"), log))?;
+            }
+            Err(error) => folder.lack(&format!("logs of {}", program.name()), &error),
         }
     }
-    if let Ok(ours) = Objects::ours(kubectl) {
-        for node in ours.allocations.iter().map(ResourceExt::name_any) {
-            folder
-                .json(&format!("ledger-{node}.json"), || Ok(serde_json::to_value(kubectl.node(&node)?)?))?;
+    match Objects::ours(kubectl) {
+        Ok(ours) => {
+            ours.unreadable.iter().for_each(|one| folder.lack("objects", &anyhow!(cannot_be_read(one))));
+            // Also of a node whose object can't be read: its ledger says most.
+            let unread = ours.unreadable.iter().filter(|one| one.kind == NodeIPAllocation::kind(&()));
+            let nodes: BTreeSet<String> = ours
+                .allocations
+                .iter()
+                .map(ResourceExt::name_any)
+                .chain(unread.map(|one| one.name()))
+                .collect();
+            for (node, ledger) in kubectl.nodes(nodes.iter().map(String::as_str)) {
+                folder.json(&format!("ledger-{node}.json"), ledger.map_err(anyhow::Error::msg))?;
+            }
+            let (mut views, mut failed) = (vec![], BTreeMap::<String, Vec<String>>::new());
+            for (id, view) in kubectl.reserved(places(&ours.allocations)) {
+                match view {
+                    Ok(view) => views.push(view),
+                    // One failure may be that of many.
+                    Err(why) => failed.entry(why).or_default().push(id),
+                }
+            }
+            folder.json("reserved.json", Ok(views))?;
+            for (why, ids) in failed {
+                folder.lack(&format!("reserved.json: {}", ids.join(", ")), &anyhow!(why));
+            }
         }
-        let ids: Vec<&str> = ours.allocations.iter().filter_map(place).collect();
-        folder.json("reserved.json", || Ok(serde_json::to_value(kubectl.reserved(&ids)?)?))?;
+        Err(error) => folder.lack("ledgers and reserved.json", &error),
     }
-    if !folder.missing.is_empty() {
-        fs::write(folder.path.join("missing.txt"), folder.missing.join("\n") + "\n")?;
-    }
-    Ok(folder.missing)
+    folder.finish()
+}
+
+/// A folder that is being filled. Nothing gets into it, or to the user, that isn't redacted.
+struct Folder {
+    path: PathBuf,
+    redaction: Redaction,
+    /// What has been written, and how much was known then.
+    written: Vec<(String, usize)>,
+    /// What couldn't be had, and why not.
+    missing: String,
 }
 
 impl Folder {
-    fn json(&mut self, file: &str, read: impl FnOnce() -> Result<Value>) -> Result<()> {
-        match read() {
+    fn new(path: &Path) -> Result<Folder> {
+        fs::create_dir(path).with_context(|| format!("making the folder {}", path.display()))?;
+        let (written, missing) = (vec![], String::new());
+        Ok(Folder { path: path.to_owned(), redaction: Redaction::default(), written, missing })
+    }
+
+    fn json(&mut self, file: &str, read: Result<impl Serialize>) -> Result<()> {
+        match read.and_then(|value| Ok(serde_json::to_value(value)?)) {
             Ok(mut value) => {
                 self.redaction.object(&mut value);
-                fs::write(self.path.join(file), serde_json::to_vec_pretty(&value)?)?;
+                self.write(file, &serde_json::to_string_pretty(&value)?)
             }
-            Err(error) => self.lack(file, &error),
+            Err(error) => {
+                self.lack(file, &error);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    fn text(&mut self, file: &str, read: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
-        match read() {
+    fn text(&mut self, file: &str, read: Result<Vec<u8>>) -> Result<()> {
+        match read {
             Ok(text) => {
                 let clean = self.redaction.text(&String::from_utf8_lossy(&text));
-                fs::write(self.path.join(file), clean)?;
+                self.write(file, &clean)
             }
-            Err(error) => self.lack(file, &error),
+            Err(error) => {
+                self.lack(file, &error);
+                Ok(())
+            }
         }
+    }
+
+    fn lack(&mut self, what: &str, error: &anyhow::Error) {
+        let line = self.redaction.text(&format!("{what}: {error:#}"));
+        self.missing += &(line.replace('\n', " ") + "\n");
+    }
+
+    fn write(&mut self, file: &str, clean: &str) -> Result<()> {
+        fs::write(self.path.join(file), clean).with_context(|| format!("writing {file}"))?;
+        self.written.push((file.to_owned(), self.redaction.knows()));
         Ok(())
     }
 
-    fn lack(&mut self, file: &str, error: &anyhow::Error) {
-        let line = self.redaction.text(&format!("{file}: {error:#}"));
-        self.missing.push(line);
+    /// A name that was learned late stands in what was written before. Gives what is missing.
+    fn finish(mut self) -> Result<Vec<String>> {
+        for (file, known) in std::mem::take(&mut self.written) {
+            if known < self.redaction.knows() {
+                let path = self.path.join(&file);
+                let clean = self.redaction.again(&fs::read_to_string(&path)?);
+                fs::write(&path, clean).with_context(|| format!("writing {file}"))?;
+            }
+        }
+        let missing = self.redaction.again(&self.missing);
+        if !missing.is_empty() {
+            fs::write(self.path.join(MISSING), &missing).with_context(|| format!("writing {MISSING}"))?;
+        }
+        Ok(missing.lines().map(str::to_owned).collect())
     }
 }

@@ -1,99 +1,162 @@
 //! `check`: do NIC, `spec`, ledger, kernel and pods agree?
 //!
-//! They are read one after the other while all of them change, so that each look sees differences that are none.
-//! Only what two looks see counts.
+//! They are read one after the other while all of them change, so each snapshot sees differences that are
+//! none. Only what two snapshots see counts. The second is at nodes in doubt alone, so it reads what it
+//! compares close together.
+
+mod difference;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use anyhow::Result;
-use kube::ResourceExt;
+use anyhow::{Result, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
-use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::allocation::IpConfiguration;
-use vnetpool_crds::inspection::{AddressView, NodeView, ReservedView, State};
+use vnetpool_crds::inspection::{NodeView, ReservedView};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_operator::outlook::needs_address;
 
-use crate::cluster::{Objects, addresses_of, full_name, node_of};
-use crate::kubectl::Kubectl;
+use crate::cluster::{Objects, cannot_be_read};
+use crate::kubectl::{Answers, Kubectl};
+use crate::pod::node_of;
 use crate::show::{indented, table};
-use crate::who::contains;
+pub use difference::{Between, Difference};
+use difference::{Node, shared};
 
-/// Everything that is compared, as one look has seen it.
+/// Everything that is compared, as one snapshot has seen it. What has no answer couldn't be seen.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct Snapshot {
     pub objects: Objects,
+    /// The nodes that it is at; all, if none.
+    pub only: Option<BTreeSet<String>>,
     /// By the id of the NIC, or of the route table, in lower case.
-    pub reserved: BTreeMap<String, ReservedView>,
+    pub reserved: Answers<ReservedView>,
     /// By node.
-    pub ledgers: BTreeMap<String, NodeView>,
-    /// What couldn't be looked at, and why not.
-    pub unseen: Vec<String>,
+    pub ledgers: Answers<NodeView>,
 }
 
-impl Look {
-    /// Reads everything, of one node or of all.
-    ///
-    /// # Errors
-    /// When the API server refuses.
-    pub fn take(kubectl: &Kubectl, node: Option<&str>) -> Result<Look> {
+/// Compares all nodes, or one.
+///
+/// # Errors
+/// When the API server refuses, or the node has nothing to compare.
+pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<Verdict> {
+    let first = Snapshot::take(kubectl, node.map(|node| BTreeSet::from([node.to_owned()])))?;
+    first.has(node)?;
+    // What was well at the first snapshot needs no second.
+    let doubtful = Findings::of(&first).doubtful();
+    if doubtful.is_empty() {
+        return Ok(Verdict::of(&first, &first));
+    }
+    std::thread::sleep(apart);
+    Ok(Verdict::of(&first, &Snapshot::take(kubectl, Some(doubtful))?))
+}
+
+impl Snapshot {
+    fn take(kubectl: &Kubectl, only: Option<BTreeSet<String>>) -> Result<Snapshot> {
         // The NICs first: what is on one and in no `spec` that is read later has been forgotten.
-        let mut objects = Objects::ours(kubectl)?;
-        objects.allocations.retain(|one| node.is_none_or(|node| one.name_any() == node));
-        let ids: BTreeSet<&str> = objects.allocations.iter().filter_map(place).collect();
-        let (mut reserved, mut unseen) = (BTreeMap::new(), objects.unreadable.clone());
-        match kubectl.reserved(&ids.into_iter().collect::<Vec<_>>()) {
-            Ok(views) => {
-                for view in views {
-                    match &view.error {
-                        None => drop(reserved.insert(view.id.to_lowercase(), view)),
-                        Some(error) => unseen.push(format!("{}: {error}", view.id)),
-                    }
+        let before = Snapshot { objects: Objects::ours(kubectl)?, only, ..Snapshot::default() };
+        let reserved = kubectl.reserved(places(before.allocations()));
+        let nodes: Vec<String> = before.allocations().map(ResourceExt::name_any).collect();
+        let ledgers = kubectl.nodes(nodes.iter().map(String::as_str));
+        Ok(Snapshot { objects: Objects::all(kubectl)?, reserved, ledgers, ..before })
+    }
+
+    /// An error names a node that there is nothing of.
+    fn has(&self, node: Option<&str>) -> Result<()> {
+        if let Some(node) = node
+            && self.objects.allocation(node).is_none()
+            && !self.objects.unreadable.iter().any(|one| is_of(one, node))
+        {
+            bail!("node {node} has no NodeIPAllocation: `kubectl vnetpool status` says why not");
+        }
+        Ok(())
+    }
+
+    fn is_at(&self, node: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(node))
+    }
+
+    /// Of the nodes that it is at.
+    fn allocations(&self) -> impl Iterator<Item = &NodeIPAllocation> {
+        self.objects.allocations.iter().filter(|one| self.is_at(&one.name_any()))
+    }
+
+    fn reserved(&self, allocation: &NodeIPAllocation) -> Option<&Result<ReservedView, String>> {
+        self.reserved.get(&place(allocation)?.to_lowercase())
+    }
+
+    /// What it couldn't see.
+    fn unseen(&self) -> Vec<Unseen> {
+        const MOVED: &str = "it came up, or changed its NIC, during the snapshot";
+        use Between::{LedgerAndKernel, LedgerAndPods, NicAndSpec, NodeAndNode, SpecAndLedger};
+        let mut all = vec![];
+        for one in &self.objects.unreadable {
+            let nodes: BTreeSet<String> = match one.kind == NodeIPPool::kind(&()) {
+                true => self
+                    .allocations()
+                    .filter(|at| at.spec.pool == one.name())
+                    .map(ResourceExt::name_any)
+                    .collect(),
+                false => [one.name()].into_iter().filter(|node| self.is_at(node)).collect(),
+            };
+            let between: &[Between] = match is_of(one, &one.name()) {
+                true => &[NicAndSpec, SpecAndLedger, LedgerAndKernel, LedgerAndPods, NodeAndNode],
+                false => &[],
+            };
+            if !nodes.is_empty() {
+                all.push(Unseen { nodes, between, why: cannot_be_read(one) });
+            }
+        }
+        // One failure may be that of many NICs.
+        let mut failed = BTreeMap::<&str, (BTreeSet<&str>, BTreeSet<String>)>::new();
+        for allocation in self.allocations() {
+            let node = allocation.name_any();
+            if let Some(place) = place(allocation) {
+                let why = match self.reserved(allocation) {
+                    Some(Ok(_)) => None,
+                    Some(Err(why)) => Some(why.as_str()),
+                    None => Some(MOVED),
+                };
+                if let Some(why) = why {
+                    let (places, nodes) = failed.entry(why).or_default();
+                    places.insert(place);
+                    nodes.insert(node.clone());
                 }
             }
-            Err(error) => unseen.push(format!("what Azure has reserved: {error:#}")),
+            let why = match self.ledgers.get(&node) {
+                Some(Ok(_)) => continue,
+                Some(Err(why)) => why.as_str(),
+                None => MOVED,
+            };
+            all.push(Unseen {
+                why: format!("node {node}: {why}"),
+                nodes: [node].into(),
+                between: &[SpecAndLedger, LedgerAndKernel, LedgerAndPods, NodeAndNode],
+            });
         }
-        let mut ledgers = BTreeMap::new();
-        for node in objects.allocations.iter().map(ResourceExt::name_any) {
-            match kubectl.node(&node) {
-                Ok(view) => drop(ledgers.insert(node, view)),
-                Err(error) => unseen.push(format!("node {node}: {error:#}")),
-            }
+        for (why, (places, nodes)) in failed {
+            let what = match places.iter().collect::<Vec<_>>().as_slice() {
+                [one] => (**one).to_owned(),
+                all => format!("what Azure has reserved in {} places", all.len()),
+            };
+            all.push(Unseen { nodes, between: &[NicAndSpec], why: format!("{what}: {why}") });
         }
-        let mut objects = Objects::all(kubectl)?;
-        objects.allocations.retain(|one| node.is_none_or(|node| one.name_any() == node));
-        Ok(Look { objects, reserved, ledgers, unseen })
+        all
     }
 }
 
-/// Something that two places say differently.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Difference {
-    pub node: String,
-    pub between: Between,
-    /// An address, or a reservation.
-    pub what: String,
-    pub message: String,
+fn is_of(one: &vnetpool_apiserver::reading::Unreadable, node: &str) -> bool {
+    one.kind == NodeIPAllocation::kind(&()) && one.name() == node
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Between {
-    NicAndSpec,
-    SpecAndLedger,
-    LedgerAndKernel,
-    LedgerAndPods,
-}
-
-impl fmt::Display for Between {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Between::NicAndSpec => "NIC, spec",
-            Between::SpecAndLedger => "spec, ledger",
-            Between::LedgerAndKernel => "ledger, kernel",
-            Between::LedgerAndPods => "ledger, pods",
-        })
-    }
+/// Something that a snapshot couldn't see.
+struct Unseen {
+    nodes: BTreeSet<String>,
+    /// What couldn't be compared therefore.
+    between: &'static [Between],
+    why: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -109,174 +172,98 @@ impl Verdict {
         self.differences.is_empty() && self.unseen.is_empty()
     }
 
-    /// What both looks have seen. What one of them couldn't look at isn't well.
-    pub fn of(first: &Look, second: &Look) -> Verdict {
-        let (before, after) = (differences(first), differences(second));
-        let lasts = |one: &Difference| {
-            before
-                .iter()
-                .any(|other| (&other.node, other.between, &other.what) == (&one.node, one.between, &one.what))
-        };
+    /// What both snapshots have seen. What one alone has seen, and the other couldn't, isn't well, and
+    /// neither is what the second couldn't look at.
+    pub fn of(first: &Snapshot, second: &Snapshot) -> Verdict {
+        let (before, after) = (Findings::of(first), Findings::of(second));
+        let once = before.seen_once(&after).chain(after.seen_once(&before));
+        let mut unseen: Vec<String> = after.unseen.iter().map(|one| one.why.clone()).chain(once).collect();
+        unseen.sort();
+        unseen.dedup();
         Verdict {
-            nodes: second.objects.allocations.len(),
-            differences: after.into_iter().filter(lasts).collect(),
-            unseen: second.unseen.clone(),
+            nodes: first.allocations().count(),
+            differences: after.differences.iter().filter(|one| before.has(one)).cloned().collect(),
+            unseen,
         }
     }
 }
 
-/// What one look has seen.
-pub fn differences(look: &Look) -> Vec<Difference> {
-    let mut all = vec![];
-    for allocation in &look.objects.allocations {
-        let mut found = Found { node: allocation.name_any(), differences: &mut all };
-        if let Some(reserved) = look.reserved.get(&place(allocation).unwrap_or_default().to_lowercase()) {
-            found.nic_and_spec(allocation, reserved);
+/// What one snapshot has found.
+struct Findings {
+    differences: Vec<Difference>,
+    unseen: Vec<Unseen>,
+    /// Nodes whose ledger is of another `spec` than the one it was to be compared with.
+    behind: BTreeSet<String>,
+}
+
+impl Findings {
+    fn of(snapshot: &Snapshot) -> Findings {
+        let mut found = Findings { differences: vec![], unseen: snapshot.unseen(), behind: BTreeSet::new() };
+        let uids = snapshot.objects.uids();
+        let mut pods = BTreeMap::<&str, Vec<&Pod>>::new();
+        for pod in snapshot.objects.pods.iter().filter(|pod| needs_address(pod)) {
+            node_of(pod).into_iter().for_each(|node| pods.entry(node).or_default().push(pod));
         }
-        let Some(ledger) = look.ledgers.get(&allocation.name_any()) else { continue };
-        found.spec_and_ledger(allocation, ledger);
-        found.ledger_and_kernel(ledger);
-        found.ledger_and_pods(&look.objects, ledger);
+        for allocation in snapshot.allocations() {
+            let mut node = Node { allocation, name: allocation.name_any(), found: &mut found };
+            if let Some(Ok(reserved)) = snapshot.reserved(allocation) {
+                node.nic_and_spec(reserved);
+            }
+            let Some(Ok(ledger)) = snapshot.ledgers.get(&node.name) else { continue };
+            node.spec_and_ledger(ledger);
+            node.ledger_and_kernel(ledger);
+            let here = pods.get(node.name.as_str()).map_or(&[][..], Vec::as_slice);
+            node.ledger_and_pods(ledger, here, &uids);
+        }
+        found.differences.extend(shared(snapshot));
+        found.differences.sort();
+        found
     }
-    all.sort();
-    all
+
+    fn has(&self, difference: &Difference) -> bool {
+        self.differences.iter().any(|one| one.is(difference))
+    }
+
+    /// Nodes that a second snapshot is due at.
+    fn doubtful(&self) -> BTreeSet<String> {
+        let unseen = self.unseen.iter().flat_map(|one| one.nodes.iter().cloned());
+        self.differences.iter().map(|one| one.node.clone()).chain(unseen).collect()
+    }
+
+    /// Why it couldn't have found this.
+    fn blind(&self, one: &Difference) -> Option<&str> {
+        let is_it =
+            |unseen: &&Unseen| unseen.nodes.contains(&one.node) && unseen.between.contains(&one.between);
+        let is_behind = one.between == Between::SpecAndLedger && self.behind.contains(&one.node);
+        let behind = is_behind.then_some("the ledger was of another spec");
+        self.unseen.iter().find(is_it).map(|unseen| unseen.why.as_str()).or(behind)
+    }
+
+    /// What it has found and the other snapshot couldn't.
+    fn seen_once<'a>(&'a self, other: &'a Findings) -> impl Iterator<Item = String> + 'a {
+        // That a ledger is behind is told by a snapshot that sees it behind, or by none.
+        self.differences.iter().filter(|one| one.at.is_none() && !other.has(one)).filter_map(|one| {
+            let Difference { node, between, what, message, at: _ } = one;
+            let why = other.blind(one)?;
+            Some(format!(
+                "node {node}: seen in one of two snapshots: {between}: {what}: {message} In the other: {why}"
+            ))
+        })
+    }
 }
 
 /// Where the node's addresses are reserved: its route table, or its NIC.
-pub fn place(allocation: &NodeIPAllocation) -> Option<&str> {
+fn place(allocation: &NodeIPAllocation) -> Option<&str> {
     let nic = allocation.spec.serving().map(|nic| nic.id.as_str());
     allocation.spec.route_table_id.as_deref().or(nic)
 }
 
-struct Found<'a> {
-    node: String,
-    differences: &'a mut Vec<Difference>,
-}
-
-impl Found<'_> {
-    fn add(&mut self, between: Between, what: &str, message: impl Into<String>) {
-        let (node, what, message) = (self.node.clone(), what.to_owned(), message.into());
-        self.differences.push(Difference { node, between, what, message });
-    }
-
-    fn nic_and_spec(&mut self, allocation: &NodeIPAllocation, reserved: &ReservedView) {
-        let spec = &allocation.spec;
-        let shown: BTreeMap<&str, &IpConfiguration> =
-            spec.ip_configurations().map(|one| (one.name.as_str(), one)).collect();
-        // A route table has the routes of all nodes.
-        let is_nic = spec.route_table_id.is_none();
-        for one in reserved.reservations.iter().filter(|one| is_nic || shown.contains_key(one.name.as_str()))
-        {
-            let address = one.address.as_deref().unwrap_or("no address yet");
-            match shown.get(one.name.as_str()) {
-                None => self.add(
-                    Between::NicAndSpec,
-                    &one.name,
-                    format!("Azure has it ({address}, {}), and spec doesn't: no pod can get it.", one.state),
-                ),
-                Some(known) if one.address.as_ref() != Some(&known.address) => self.add(
-                    Between::NicAndSpec,
-                    &one.name,
-                    format!("Azure has it with {address}, and spec with {}.", known.address),
-                ),
-                Some(_) => {}
-            }
-        }
-        let names: BTreeSet<&str> = reserved.reservations.iter().map(|one| one.name.as_str()).collect();
-        for one in shown.values().filter(|one| !names.contains(one.name.as_str())) {
-            let message = format!("spec has it ({}), and Azure doesn't: its packets are lost.", one.address);
-            self.add(Between::NicAndSpec, &one.name, message);
-        }
-    }
-
-    fn spec_and_ledger(&mut self, allocation: &NodeIPAllocation, ledger: &NodeView) {
-        let generation = allocation.metadata.generation.unwrap_or_default();
-        if ledger.generation != generation {
-            let message = format!(
-                "The ledger was supplied from generation {} of the object, which is at {generation}.",
-                ledger.generation
-            );
-            // By this alone: with each write the numbers are others.
-            return self.add(Between::SpecAndLedger, "generation", message);
-        }
-        let relinquished: BTreeSet<&str> = ledger.relinquished.iter().map(String::as_str).collect();
-        for one in allocation.spec.ip_configurations().filter(|one| !relinquished.contains(one.name.as_str()))
-        {
-            let records = ledger.addresses.iter().filter(|record| record.name == one.name).count();
-            if records < one.count() as usize {
-                let message = format!(
-                    "spec has it ({}), and the ledger has {records} of its {} addresses: no pod can get the others.",
-                    one.address,
-                    one.count()
-                );
-                self.add(Between::SpecAndLedger, &one.name, message);
-            }
-        }
-        // One that was withdrawn is remembered until the node boots, and no pod gets it.
-        for record in ledger.addresses.iter().filter(|record| record.state == State::Vanished) {
-            let message = format!("{} has it, and it left the NIC.", whose(record));
-            self.add(Between::SpecAndLedger, &record.address, message);
-        }
-    }
-
-    fn ledger_and_kernel(&mut self, ledger: &NodeView) {
-        let wired: BTreeSet<&str> = ledger.wired.iter().map(|one| one.address.as_str()).collect();
-        for record in assigned(ledger).filter(|one| !one.is_leased && !wired.contains(one.address.as_str())) {
-            let message =
-                format!("{} has it by the ledger, and no link of the node leads to it.", whose(record));
-            self.add(Between::LedgerAndKernel, &record.address, message);
-        }
-        let known: BTreeSet<&str> = assigned(ledger).map(|one| one.address.as_str()).collect();
-        for one in ledger.wired.iter().filter(|one| !known.contains(one.address.as_str())) {
-            let pod = if one.tenant.pod.is_empty() { "some pod" } else { &one.tenant.pod };
-            let message =
-                format!("A link of the node leads to it, for {pod}, and by the ledger no pod has it.");
-            self.add(Between::LedgerAndKernel, &one.address, message);
-        }
-    }
-
-    fn ledger_and_pods(&mut self, objects: &Objects, ledger: &NodeView) {
-        let uids = objects.uids();
-        for record in assigned(ledger) {
-            let Some(tenant) = &record.tenant else { continue };
-            if !tenant.pod_uid.is_empty() && !uids.contains(tenant.pod_uid.as_str()) {
-                let message =
-                    format!("{} has it by the ledger, and there is no such pod any more.", whose(record));
-                self.add(Between::LedgerAndPods, &record.address, message);
-            }
-        }
-        let node = self.node.clone();
-        let here = objects.pods.iter().filter(|pod| node_of(pod) == Some(&node) && needs_address(pod));
-        for pod in here {
-            let own = addresses_of(pod).into_iter().find(|one| one.parse::<Ipv4Addr>().is_ok());
-            let Some(address) = own else { continue };
-            let is_ours = || {
-                let address = address.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
-                let allocation = objects.allocation(&node);
-                allocation.is_some_and(|one| {
-                    one.spec.ip_configurations().any(|one| contains(&one.address, address))
-                })
-            };
-            let has = assigned(ledger).any(|record| record.address == address);
-            if !has {
-                let reserved = if is_ours() { "free" } else { "not the node's" };
-                let message = format!("{} reports it, and by the ledger it is {reserved}.", full_name(pod));
-                self.add(Between::LedgerAndPods, address, message);
-            }
-        }
-    }
-}
-
-fn assigned(ledger: &NodeView) -> impl Iterator<Item = &AddressView> {
-    ledger.addresses.iter().filter(|one| matches!(one.state, State::Assigned | State::Vanished))
-}
-
-fn whose(record: &AddressView) -> String {
-    match &record.tenant {
-        Some(tenant) if !tenant.pod.is_empty() => tenant.pod.clone(),
-        Some(tenant) => format!("sandbox {}", tenant.sandbox),
-        None => "somebody".to_owned(),
-    }
+/// The places of all of these, each once.
+pub fn places<'a>(
+    allocations: impl IntoIterator<Item = &'a NodeIPAllocation>,
+) -> impl Iterator<Item = &'a str> {
+    let by_id = allocations.into_iter().filter_map(place).map(|id| (id.to_lowercase(), id));
+    by_id.collect::<BTreeMap<_, _>>().into_values()
 }
 
 impl fmt::Display for Verdict {
@@ -307,174 +294,4 @@ impl fmt::Display for Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-    use serde_json::json;
-    use vnetpool_crds::inspection::{Reservation, Tenant, Wired};
-
-    fn tenant(pod: &str) -> Tenant {
-        Tenant { pod: format!("shop/{pod}"), pod_uid: format!("uid-{pod}"), sandbox: format!("{pod}/eth0") }
-    }
-
-    fn record(n: u8, pod: Option<&str>) -> AddressView {
-        AddressView {
-            address: format!("10.240.0.{n}"),
-            name: format!("vnp-{n}"),
-            state: if pod.is_some() { State::Assigned } else { State::Free },
-            tenant: pod.map(tenant),
-            ..AddressView::default()
-        }
-    }
-
-    fn wired(n: u8, pod: &str) -> Wired {
-        Wired { address: format!("10.240.0.{n}"), tenant: tenant(pod) }
-    }
-
-    /// Node 1 of the fixture, with all in agreement.
-    fn well() -> Look {
-        let mut objects = fixture::objects();
-        objects.allocations.truncate(1);
-        let reserve = |n: u8| Reservation {
-            name: format!("vnp-{n}"),
-            address: Some(format!("10.240.0.{n}/32")),
-            state: "Succeeded".into(),
-        };
-        let id = place(&objects.allocations[0]).unwrap().to_owned();
-        let reserved = ReservedView {
-            id: id.clone(),
-            reservations: (10..14).map(reserve).collect(),
-            ..Default::default()
-        };
-        let ledger = NodeView {
-            boot_id: "boot".into(),
-            generation: 3,
-            addresses: vec![record(10, Some("a")), record(11, Some("b")), record(12, None), record(13, None)],
-            wired: vec![wired(10, "a"), wired(11, "b")],
-            ..NodeView::default()
-        };
-        Look {
-            objects,
-            reserved: [(id.to_lowercase(), reserved)].into(),
-            ledgers: [("node-1".to_owned(), ledger)].into(),
-            unseen: vec![],
-        }
-    }
-
-    fn nic(look: &mut Look) -> &mut ReservedView {
-        look.reserved.values_mut().next().unwrap()
-    }
-
-    fn ledger(look: &mut Look) -> &mut NodeView {
-        look.ledgers.values_mut().next().unwrap()
-    }
-
-    /// What is found when this is changed.
-    fn found(change: impl Fn(&mut Look)) -> Vec<(String, String)> {
-        let mut look = well();
-        change(&mut look);
-        differences(&look).into_iter().map(|one| (one.between.to_string(), one.what)).collect()
-    }
-
-    fn only(between: Between, what: &str) -> Vec<(String, String)> {
-        vec![(between.to_string(), what.to_owned())]
-    }
-
-    #[test]
-    fn what_agrees_is_no_difference() {
-        assert_eq!(differences(&well()), []);
-        let verdict = Verdict::of(&well(), &well());
-        assert!(verdict.is_well());
-        assert_eq!(verdict.to_string(), "NIC, spec, ledger, kernel and pods agree on each node: 1.\n");
-    }
-
-    #[test]
-    fn a_reservation_that_is_on_the_nic_alone_or_not_at_all_is_a_difference() {
-        let leaked = found(|look| {
-            nic(look).reservations.push(Reservation { name: "vnp-99".into(), ..Default::default() })
-        });
-        assert_eq!(leaked, only(Between::NicAndSpec, "vnp-99"));
-        assert_eq!(found(|look| drop(nic(look).reservations.pop())), only(Between::NicAndSpec, "vnp-13"));
-    }
-
-    #[test]
-    fn an_address_that_the_ledger_lacks_or_remembers_is_a_difference() {
-        assert_eq!(found(|look| drop(ledger(look).addresses.pop())), only(Between::SpecAndLedger, "vnp-13"));
-        let given_up = found(|look| {
-            ledger(look).addresses.pop();
-            ledger(look).relinquished.push("vnp-13".into());
-        });
-        assert_eq!(given_up, []);
-        let gone = |state| {
-            found(|look| {
-                ledger(look).addresses.push(AddressView { state, ..record(9, Some("a")) });
-                ledger(look).wired.push(wired(9, "a"));
-            })
-        };
-        assert_eq!(gone(State::Vanished), only(Between::SpecAndLedger, "10.240.0.9"));
-        let withdrawn = found(|look| {
-            ledger(look).addresses.push(AddressView { state: State::Withdrawn, ..record(9, None) })
-        });
-        assert_eq!(withdrawn, []);
-    }
-
-    #[test]
-    fn a_ledger_of_another_generation_is_one_difference_and_not_many() {
-        let late = found(|look| {
-            ledger(look).generation = 2;
-            ledger(look).addresses.pop();
-        });
-        assert_eq!(late, only(Between::SpecAndLedger, "generation"));
-    }
-
-    #[test]
-    fn a_record_without_a_link_and_a_link_without_a_record_are_differences() {
-        assert_eq!(
-            found(|look| drop(ledger(look).wired.pop())),
-            only(Between::LedgerAndKernel, "10.240.0.11")
-        );
-        assert_eq!(
-            found(|look| ledger(look).wired.push(wired(12, "x"))),
-            only(Between::LedgerAndKernel, "10.240.0.12")
-        );
-        let leased = found(|look| {
-            ledger(look).wired.pop();
-            ledger(look).addresses[1].is_leased = true;
-        });
-        assert_eq!(leased, []);
-    }
-
-    #[test]
-    fn an_outlived_sandbox_and_a_pod_that_the_ledger_does_not_know_are_differences() {
-        let outlived = found(|look| look.objects.pods.retain(|pod| pod.name_any() != "a"));
-        assert_eq!(outlived, only(Between::LedgerAndPods, "10.240.0.10"));
-        let stranger = found(|look| look.objects.pods.push(fixture::pod("x", "node-1", "10.240.0.12")));
-        assert_eq!(stranger, only(Between::LedgerAndPods, "10.240.0.12"));
-        let host = found(|look| {
-            let mut pod = serde_json::to_value(fixture::pod("x", "node-1", "10.240.0.4")).unwrap();
-            pod["spec"]["hostNetwork"] = json!(true);
-            look.objects.pods.push(serde_json::from_value(pod).unwrap());
-        });
-        assert_eq!(host, []);
-    }
-
-    #[test]
-    fn only_what_two_looks_have_seen_counts_and_what_was_not_looked_at_is_not_well() {
-        let mut leaked = well();
-        nic(&mut leaked).reservations.push(Reservation {
-            name: "vnp-99".into(),
-            state: "Succeeded".into(),
-            address: None,
-        });
-        assert!(Verdict::of(&well(), &leaked).is_well() && Verdict::of(&leaked, &well()).is_well());
-        let expected = "\
-NODE     BETWEEN     WHAT     HOW
-node-1   NIC, spec   vnp-99   Azure has it (no address yet, Succeeded), and spec doesn't: no pod can get it.
-
-Nodes: 1; differences, each seen twice: 1; not looked at: 0.
-";
-        assert_eq!(Verdict::of(&leaked, &leaked).to_string(), expected);
-        let unseen = Look { unseen: vec!["node node-1: no agent".into()], ..well() };
-        assert!(!Verdict::of(&well(), &unseen).is_well());
-    }
-}
+mod tests;

@@ -8,11 +8,12 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use vnetpool_apiserver::reading::Reading;
+use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_operator::outlook::{Facts, Outlook, needs_address, outlook};
 
 use crate::kubectl::Kubectl;
+use crate::pod::node_of;
 
 const POOLS: &str = "/apis/vnetpool.io/v1alpha1/nodeippools";
 const ALLOCATIONS: &str = "/apis/vnetpool.io/v1alpha1/nodeipallocations";
@@ -24,8 +25,8 @@ pub struct Objects {
     pub allocations: Vec<NodeIPAllocation>,
     pub nodes: Vec<Node>,
     pub pods: Vec<Pod>,
-    /// Objects that are there and can't be read, with the reason.
-    pub unreadable: Vec<String>,
+    /// Objects that are there and can't be read.
+    pub unreadable: Vec<Unreadable>,
     pub now: Timestamp,
 }
 
@@ -53,15 +54,15 @@ impl Objects {
     }
 
     pub fn allocation(&self, node: &str) -> Option<&NodeIPAllocation> {
-        self.allocations.iter().find(|one| one.name_any() == node)
+        self.allocations.iter().find(|one| one.metadata.name.as_deref() == Some(node))
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.iter().find(|one| one.name_any() == name)
+        self.nodes.iter().find(|one| one.metadata.name.as_deref() == Some(name))
     }
 
     pub fn pool(&self, name: &str) -> Option<&NodeIPPool> {
-        self.pools.iter().find(|one| one.name_any() == name).map(AsRef::as_ref)
+        self.pools.iter().find(|one| one.metadata.name.as_deref() == Some(name)).map(AsRef::as_ref)
     }
 
     /// How many pods of each node need an address.
@@ -91,30 +92,19 @@ impl Objects {
 /// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// The node a pod is bound to.
-pub fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref()
+/// Why there is nothing to tell of it.
+pub fn cannot_be_read(one: &Unreadable) -> String {
+    format!("{} {} can't be read: {}", one.kind, one.name(), one.error)
 }
 
-/// Its addresses, as its kubelet reports them.
-pub fn addresses_of(pod: &Pod) -> Vec<&str> {
-    let all = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
-    all.map(|one| one.ip.as_str()).collect()
-}
-
-/// As people name it.
-pub fn full_name(pod: &Pod) -> String {
-    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
-}
-
-fn readable<K>(all: Vec<Reading<K>>, unreadable: &mut Vec<String>) -> Vec<K>
+fn readable<K>(all: Vec<Reading<K>>, unreadable: &mut Vec<Unreadable>) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned,
 {
     let read = |Reading(one): Reading<K>| match one {
         Ok(object) => Some(object),
         Err(one) => {
-            unreadable.push(format!("{} {} can't be read: {}", one.kind, one.name(), one.error));
+            unreadable.push(*one);
             None
         }
     };

@@ -1,6 +1,6 @@
-//! What kubectl asks a plugin for when its user presses Tab: it calls the program `kubectl_complete-vnetpool` with
-//! the words so far, and offers the lines that this prints. So these commands are completed in every shell that
-//! kubectl knows.
+//! What kubectl asks a plugin for when its user presses Tab: it calls the program `kubectl_complete-vnetpool`
+//! with the words so far, and offers the lines that this prints. So these commands are completed in every
+//! shell that kubectl knows.
 
 use clap::{Arg, Command};
 

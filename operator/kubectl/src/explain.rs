@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Result, anyhow, bail};
 use kube::ResourceExt;
 use serde::Serialize;
-use vnetpool_crds::pool::Sizing;
+use vnetpool_crds::pool::{Mode, Sizing};
 use vnetpool_operator::outlook::Outlook;
 use vnetpool_operator::planner::{Demand, Plan, Steps};
 
@@ -18,7 +18,7 @@ pub struct Explanation {
     pub node: String,
     /// The pool whose policy holds.
     pub pool: Option<String>,
-    pub mode: String,
+    pub mode: Mode,
     pub sizing: Option<Sizing>,
     pub demand: Demand,
     /// How old the node's own counts are.
@@ -54,7 +54,7 @@ pub fn explain(objects: &Objects, node: &str) -> Result<Explanation> {
     Ok(Explanation {
         node: node.to_owned(),
         pool: pool.map(|pool| pool.name_any()),
-        mode: format!("{:?}", allocation.spec.mode),
+        mode: allocation.spec.mode,
         sizing,
         demand,
         counted: counted.map(|counted| age(counted.0, objects.now)),
@@ -102,9 +102,9 @@ impl Explanation {
         let counted = self.counted.as_ref().map(|age| format!(", counted {age} ago")).unwrap_or_default();
         let kubelet =
             pods_allowed.map(|most| format!(", as far as the kubelet takes {most} pods")).unwrap_or_default();
-        let room = match self.mode.as_str() {
-            "Route" => "the node's range".to_owned(),
-            _ => format!(
+        let room = match self.mode {
+            Mode::Route => "the node's range".to_owned(),
+            Mode::Address | Mode::Prefix => format!(
                 "what fits on the NIC: {} reservations, for 1 is the node's own and {} are on the VM's other NICs",
                 self.slots, self.elsewhere
             ),
@@ -130,7 +130,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Explanation { node, pool, mode, held, .. } = self;
         let pool = pool.as_ref().map_or("no NodeIPPool".to_owned(), |pool| format!("NodeIPPool {pool}"));
-        writeln!(f, "Node {node}, {pool}, mode {mode}, holds {}.\n", addresses(*held))?;
+        writeln!(f, "Node {node}, {pool}, mode {mode:?}, holds {}.\n", addresses(*held))?;
         if let Some((steps, sizing)) = self.steps.as_ref().zip(self.sizing.as_ref()) {
             writeln!(f, "{}", table(&["ADDRESSES", "WHY"], &self.lines(steps, sizing)))?;
         }

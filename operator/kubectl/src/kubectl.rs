@@ -1,32 +1,61 @@
 //! The one way to the cluster: kubectl itself, which has started us. It signs in as its user does.
+//!
+//! Nothing is waited for without end, and only so many of its processes run at once.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use vnetpool_crds::inspection::{NodeView, ReservedView};
 
 use crate::args::Access;
+use crate::pod::node_of;
 
 /// kubectl, as the user has chosen it.
 pub struct Kubectl {
     flags: Vec<OsString>,
     pub namespace: String,
+    /// Waits for its processes.
+    runtime: Runtime,
 }
 
-/// So many ids are handed over at once: they go into the request's URL.
-const AT_ONCE: usize = 20;
+/// An answer of the API server is that of one page, and the user may have to sign in meanwhile.
+const READ: Duration = Duration::from_secs(30);
+/// What a kubelet answers: a program in a pod, or a log.
+const POD: Duration = Duration::from_secs(20);
+/// The operator says what it has read of one NIC after the other, as Azure's request limits let it.
+const SILENT: Duration = Duration::from_secs(60);
+/// So many objects are in a page of a list.
+const PAGE: usize = 2000;
+/// So many processes of kubectl run at once.
+const AT_ONCE: usize = 16;
 
-/// A list as the API server answers it.
+/// A page of a list as the API server answers it.
 #[derive(Deserialize)]
 #[serde(bound = "K: DeserializeOwned")]
 struct List<K> {
     items: Vec<K>,
+    #[serde(default)]
+    metadata: Page,
+}
+
+#[derive(Default, Deserialize)]
+struct Page {
+    /// What to ask for the next page with; empty in the last.
+    #[serde(default, rename = "continue")]
+    next: String,
 }
 
 /// One of Vnetpool's programs, as its pods are labelled and its container is named.
@@ -50,8 +79,13 @@ impl Program {
     }
 }
 
+/// What many were asked for: an answer, or why there is none.
+pub type Answers<T> = BTreeMap<String, Result<T, String>>;
+
 impl Kubectl {
-    pub fn new(access: &Access) -> Kubectl {
+    /// # Errors
+    /// When the system gives no means to wait.
+    pub fn new(access: &Access) -> Result<Kubectl> {
         let flag = |name: &str, value: Option<OsString>| {
             value.map(|value| [OsString::from(format!("--{name}")), value])
         };
@@ -60,18 +94,11 @@ impl Kubectl {
             flag("context", access.context.clone().map(Into::into)),
             flag("as", access.user.clone().map(Into::into)),
         ];
-        Kubectl {
+        Ok(Kubectl {
             flags: flags.into_iter().flatten().flatten().collect(),
             namespace: access.namespace.clone(),
-        }
-    }
-
-    /// What kubectl prints.
-    ///
-    /// # Errors
-    /// When it can't be started, or fails: then with what it said.
-    pub fn run(&self, args: &[&str]) -> Result<Vec<u8>> {
-        output(self.command(args))
+            runtime: Builder::new_current_thread().enable_all().build()?,
+        })
     }
 
     /// What the API server answers, as it sends it.
@@ -79,16 +106,27 @@ impl Kubectl {
     /// # Errors
     /// When the API server refuses, or the answer can't be read.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.run(&["get", "--raw", path])?;
+        // Whoever signs in by kubectl may have to type.
+        let command = self.command(&["get", "--raw", path], Stdio::inherit());
+        let answer = self.runtime.block_on(output(command, READ))?;
         serde_json::from_slice(&answer).with_context(|| format!("reading the answer to {path}"))
     }
 
-    /// Every object of a list.
+    /// Every object of a list, page by page.
     ///
     /// # Errors
     /// When the API server refuses, or the answer can't be read.
     pub fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
-        Ok(self.get::<List<T>>(path)?.items)
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let (mut all, mut from) = (vec![], String::new());
+        loop {
+            let page: List<T> = self.get(&format!("{path}{joint}limit={PAGE}{from}"))?;
+            all.extend(page.items);
+            if page.metadata.next.is_empty() {
+                return Ok(all);
+            }
+            from = format!("&continue={}", page.metadata.next);
+        }
     }
 
     /// The pods of a program, on one node or on all.
@@ -104,50 +142,102 @@ impl Kubectl {
         ))
     }
 
-    /// What a program prints when it is started once more, in a pod in which it runs.
-    ///
-    /// # Errors
-    /// When it runs nowhere, when the user may not start it, or when it fails.
-    pub fn exec(&self, program: Program, node: Option<&str>, args: &[&str]) -> Result<Vec<u8>> {
-        output(self.in_pod(program, node, args)?)
-    }
-
-    fn in_pod(&self, program: Program, node: Option<&str>, args: &[&str]) -> Result<Command> {
-        let pods = self.pods(program, node)?;
-        let Some(pod) = pods.iter().find_map(running) else {
-            let place = node.map(|node| format!(" on node {node}")).unwrap_or_default();
-            bail!("no pod of {} runs in namespace {}{place}", program.command(), self.namespace);
+    /// The ledger and the wiring of each of these nodes, as its agent tells them.
+    pub fn nodes<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Answers<NodeView> {
+        let names: Vec<&str> = names.into_iter().collect();
+        let only = if let [one] = names.as_slice() { Some(*one) } else { None };
+        let pods = match names.is_empty() {
+            true => Ok(vec![]),
+            false => self.pods(Program::NodeAgent, only).map_err(|error| format!("{error:#}")),
         };
-        let command = program.command();
-        let mut all =
-            vec!["exec", "--namespace", &self.namespace, pod, "--container", program.name(), "--", &command];
-        all.extend(args);
-        Ok(self.command(&all))
+        let pods = pods.map(|pods| -> BTreeMap<String, String> {
+            let runs =
+                pods.iter().filter_map(|pod| Some((node_of(pod)?.to_owned(), running(pod)?.to_owned())));
+            runs.collect()
+        });
+        let ask = async |node: &str| -> Result<NodeView, String> {
+            let pods = pods.as_ref().map_err(Clone::clone)?;
+            let program = Program::NodeAgent;
+            let pod = pods.get(node).ok_or_else(|| self.runs_nowhere(program, Some(node)))?;
+            let command = self.exec(program, pod, &[], &["status", "--output", "json"]);
+            let told = output(command, POD).await.map_err(|error| format!("{error:#}"))?;
+            serde_json::from_slice(&told).map_err(|error| format!("reading what its agent says: {error}"))
+        };
+        let each = names.iter().map(async |node| ((*node).to_owned(), ask(node).await));
+        self.runtime.block_on(stream::iter(each).buffer_unordered(AT_ONCE).collect())
     }
 
-    /// The ledger and the wiring of a node.
-    ///
-    /// # Errors
-    /// When its agent doesn't tell.
-    pub fn node(&self, node: &str) -> Result<NodeView> {
-        let told = self.exec(Program::NodeAgent, Some(node), &["status", "--output", "json"])?;
-        serde_json::from_slice(&told).with_context(|| format!("reading what the agent of node {node} says"))
-    }
-
-    /// What Azure has reserved in these places, as the operator reads it.
-    ///
-    /// # Errors
-    /// When no operator runs, or the user may not start it.
-    pub fn reserved(&self, ids: &[&str]) -> Result<Vec<ReservedView>> {
-        let mut views = vec![];
-        for some in ids.chunks(AT_ONCE) {
-            let args: Vec<&str> = ["reserved"].into_iter().chain(some.iter().copied()).collect();
-            let told = self.exec(Program::Operator, None, &args)?;
-            let some: Vec<ReservedView> =
-                serde_json::from_slice(&told).context("reading what the operator says")?;
-            views.extend(some);
+    /// What Azure has reserved in these places, by their ids in lower case. One process of the operator reads
+    /// all of it, so that its share of Azure's request limits paces it.
+    pub fn reserved<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Answers<ReservedView> {
+        let ids: Vec<&str> = ids.into_iter().collect();
+        let mut answers = Answers::new();
+        let end = match ids.is_empty() {
+            true => Ok(()),
+            false => self.read_reserved(&ids, &mut answers),
+        };
+        let why = end.err().map_or("the operator gave no answer".to_owned(), |error| format!("{error:#}"));
+        for id in ids {
+            answers.entry(id.to_lowercase()).or_insert_with(|| Err(why.clone()));
         }
-        Ok(views)
+        answers
+    }
+
+    /// What was read before it fails is kept.
+    fn read_reserved(&self, ids: &[&str], answers: &mut Answers<ReservedView>) -> Result<()> {
+        let program = Program::Operator;
+        let pods = self.pods(program, None)?;
+        let Some(pod) = pods.iter().find_map(running) else { bail!(self.runs_nowhere(program, None)) };
+        let mut command = self.exec(program, pod, &["--stdin"], &["reserved"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let asked = ids.join("\n") + "\n";
+        self.runtime.block_on(async {
+            let mut child = command.spawn().context(NO_KUBECTL)?;
+            let (mut to, mut errors) =
+                (child.stdin.take().context("no stdin")?, child.stderr.take().context("no stderr")?);
+            let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+            // Both beside the reading: a pipe that is full would stop it. That it ended early, its end tells.
+            tokio::spawn(async move { drop(to.write_all(asked.as_bytes()).await) });
+            let said = tokio::spawn(async move {
+                let mut said = vec![];
+                errors.read_to_end(&mut said).await.map(|_| said)
+            });
+            while let Some(line) = within(SILENT, lines.next_line()).await?? {
+                let view: ReservedView =
+                    serde_json::from_str(&line).context("reading what the operator says")?;
+                let id = view.id.to_lowercase();
+                answers.insert(id, if let Some(error) = view.error { Err(error) } else { Ok(view) });
+            }
+            let status = within(POD, child.wait()).await??;
+            let said = within(POD, said).await???;
+            ensure!(status.success(), "{}", String::from_utf8_lossy(&said).trim());
+            Ok(())
+        })
+    }
+
+    /// The last lines of the log of each of these pods of a program, as they come. Only so many are held at
+    /// once.
+    ///
+    /// # Errors
+    /// When `take` fails.
+    pub fn logs(
+        &self,
+        program: Program,
+        pods: &[String],
+        lines: &str,
+        mut take: impl FnMut(&str, Result<Vec<u8>>) -> Result<()>,
+    ) -> Result<()> {
+        let each = pods.iter().map(async |pod| {
+            let args = ["logs", "--namespace", &self.namespace, pod, "--container", program.name(), lines];
+            (pod, output(self.command(&args, Stdio::null()), POD).await)
+        });
+        self.runtime.block_on(async {
+            let mut logs = stream::iter(each).buffered(AT_ONCE);
+            while let Some((pod, log)) = logs.next().await {
+                take(pod, log)?;
+            }
+            Ok(())
+        })
     }
 
     /// Has a program of ours speak to the user itself, and gives its exit code.
@@ -155,30 +245,50 @@ impl Kubectl {
     /// # Errors
     /// When it runs nowhere, or can't be started.
     pub fn attach(&self, program: Program, args: &[&str]) -> Result<u8> {
-        let status = self.in_pod(program, None, args)?.status().context("kubectl can't be started")?;
+        let pods = self.pods(program, None)?;
+        let Some(pod) = pods.iter().find_map(running) else { bail!(self.runs_nowhere(program, None)) };
+        let mut command = self.exec(program, pod, &[], args);
+        let status = self.runtime.block_on(async { command.status().await }).context(NO_KUBECTL)?;
         Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
     }
 
-    /// The objects of a file as they would be if it were applied.
+    /// The objects of a file as they would be if it were applied. `-` is the standard input, for which there
+    /// is no hurry.
     ///
     /// # Errors
     /// When the API server refuses them.
     pub fn rehearse(&self, file: &Path) -> Result<Vec<Value>> {
         let file = file.to_string_lossy();
-        let answer = self.run(&["apply", "--dry-run=server", "--output", "json", "--filename", &file])?;
-        let mut answer: Value = serde_json::from_slice(&answer).context("reading what would be applied")?;
+        let args = ["apply", "--dry-run=server", "--output", "json", "--filename", &file];
+        let mut apply = self.command(&args, Stdio::inherit());
+        let answer = self.runtime.block_on(async { apply.output().await });
+        let mut answer: Value =
+            serde_json::from_slice(&succeeded(answer)?).context("reading what would be applied")?;
         Ok(match answer["items"].take() {
             Value::Array(items) => items,
             _ => vec![answer],
         })
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    fn runs_nowhere(&self, program: Program, node: Option<&str>) -> String {
+        let place = node.map(|node| format!(" on node {node}")).unwrap_or_default();
+        format!("no pod of {} runs in namespace {}{place}", program.command(), self.namespace)
+    }
+
+    /// A program of ours, started once more in a pod in which it runs.
+    fn exec(&self, program: Program, pod: &str, flags: &[&str], args: &[&str]) -> Command {
+        let exec = ["exec", "--namespace", &self.namespace, pod, "--container", program.name()];
+        self.command(&[&exec, flags, &["--", &program.command()], args].concat(), Stdio::null())
+    }
+
+    fn command(&self, args: &[&str], input: Stdio) -> Command {
         let mut command = Command::new("kubectl");
-        command.args(&self.flags).args(args);
+        command.args(&self.flags).args(args).stdin(input);
         command
     }
 }
+
+const NO_KUBECTL: &str = "kubectl can't be started; it must be on the PATH";
 
 /// The pod's name if it runs.
 fn running(pod: &Pod) -> Option<&str> {
@@ -186,12 +296,31 @@ fn running(pod: &Pod) -> Option<&str> {
     pod.metadata.name.as_deref().filter(|_| phase == "Running" && pod.metadata.deletion_timestamp.is_none())
 }
 
-/// It inherits the standard input, for a file that is `-`.
-fn output(mut command: Command) -> Result<Vec<u8>> {
-    let Output { status, stdout, stderr } = command
-        .stdin(Stdio::inherit())
-        .output()
-        .context("kubectl can't be started; it must be on the PATH")?;
+async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T> {
+    timeout(limit, what).await.map_err(|_| anyhow!("no answer within {} s", limit.as_secs()))
+}
+
+/// What kubectl prints. A process that takes longer is killed.
+async fn output(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
+    succeeded(within(limit, command.kill_on_drop(true).output()).await?)
+}
+
+fn succeeded(ended: std::io::Result<Output>) -> Result<Vec<u8>> {
+    let Output { status, stdout, stderr } = ended.context(NO_KUBECTL)?;
     ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr).trim());
     Ok(stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gives_no_answer_is_not_waited_for_without_end() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let error = runtime.block_on(output(command, Duration::from_secs(1))).unwrap_err();
+        assert_eq!(error.to_string(), "no answer within 1 s");
+    }
 }

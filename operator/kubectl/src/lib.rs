@@ -4,7 +4,7 @@
 //! ```text
 //!  kubectl    the one way to the cluster: objects, and what the programs print when they are started in their pods
 //!  cluster    the objects, read
-//!  status, who, explain, subnets, plan, check    each a pure function from what was read to what is shown
+//!  status, who, explain, subnets, plan, check, migrate    each a pure function from what was read to what is shown
 //!  bundle, redact    everything for whoever is to help, without ids and secrets
 //! ```
 //!
@@ -17,7 +17,9 @@ pub mod cluster;
 pub mod complete;
 pub mod explain;
 pub mod kubectl;
+pub mod migrate;
 pub mod plan;
+pub mod pod;
 mod redact;
 mod show;
 pub mod status;
@@ -36,6 +38,7 @@ mod tests {
     fn the_krew_manifest_is_one_when_a_release_has_filled_it_in() {
         let filled = include_str!("../krew.yaml")
             .replace("$VERSION", env!("CARGO_PKG_VERSION"))
+            .replace("$ARCH", "amd64")
             .replace("$URI", "https://example.test")
             .replace("$SHA256", &"0".repeat(64));
         assert!(!filled.lines().any(|line| !line.starts_with('#') && line.contains('$')), "{filled}");

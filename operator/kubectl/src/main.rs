@@ -9,11 +9,11 @@ use clap::{CommandFactory, Parser};
 use kube::ResourceExt;
 use serde::Serialize;
 use vnetpool_kubectl::args::{Args, Command, Output};
-use vnetpool_kubectl::check::{self, Look, Verdict};
 use vnetpool_kubectl::cluster::Objects;
 use vnetpool_kubectl::kubectl::{Kubectl, Program};
+use vnetpool_kubectl::migrate::Before;
 use vnetpool_kubectl::who::Asked;
-use vnetpool_kubectl::{bundle, complete, explain, plan, status, subnets, who};
+use vnetpool_kubectl::{bundle, check, complete, explain, migrate, plan, status, subnets, who};
 
 /// What could not be done; a `check` that finds differences ends with 1.
 const FAILED: u8 = 2;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
-    let kubectl = Kubectl::new(&access);
+    let kubectl = Kubectl::new(&access)?;
     match command {
         Command::Status => {
             let nodes = kubectl.list("/api/v1/nodes")?;
@@ -36,7 +36,7 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
         Command::Who { what } => {
             let (objects, asked) = (Objects::all(&kubectl)?, Asked::parse(&what));
             let nodes = who::nodes_to_ask(&objects, &asked);
-            let told: Vec<_> = nodes.into_iter().map(|node| (node.clone(), kubectl.node(&node))).collect();
+            let told = kubectl.nodes(nodes.iter().map(String::as_str));
             print(&who::who(&objects, &asked, &told)?, output)?;
         }
         Command::Explain { node } => print(&explain::explain(&Objects::all(&kubectl)?, &node)?, output)?,
@@ -46,9 +46,14 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             print(&plan::plan(&Objects::all(&kubectl)?, applied)?, output)?;
         }
         Command::Check { node, apart } => {
-            let verdict = check(&kubectl, node.as_deref(), Duration::from_secs(apart))?;
+            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart))?;
             print(&verdict, output)?;
             return Ok(if verdict.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Migrate { check: _ } => {
+            let report = migrate::report(&Before::read(&kubectl)?);
+            print(&report, output)?;
+            return Ok(if report.is_free() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Preflight { options } => {
             let args: Vec<&str> =
@@ -75,16 +80,6 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What was well at the first look needs no second.
-fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<Verdict> {
-    let first = Look::take(kubectl, node)?;
-    if first.unseen.is_empty() && check::differences(&first).is_empty() {
-        return Ok(Verdict::of(&first, &first));
-    }
-    std::thread::sleep(apart);
-    Ok(Verdict::of(&first, &Look::take(kubectl, node)?))
 }
 
 fn print<T: Serialize + std::fmt::Display>(view: &T, output: Output) -> Result<()> {

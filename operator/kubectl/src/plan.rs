@@ -1,5 +1,5 @@
-//! `plan`: what an edit of pools would do to each node. The planner decides it, for the pools as they are and as
-//! they would be.
+//! `plan`: what an edit of pools would do to each node. The planner decides it, for the pools as they are and
+//! as they would be.
 
 use std::fmt;
 use std::sync::Arc;
@@ -172,7 +172,10 @@ impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = |value: &Option<Value>| value.as_ref().map_or("-".to_owned(), ToString::to_string);
         let fields = self.fields.iter().map(|one| match &one.before {
-            None => vec![one.pool.clone(), one.field.clone(), "-".to_owned(), "(new)".to_owned()],
+            // Of a pool that isn't there yet, all is new.
+            None if one.field == "spec" => {
+                vec![one.pool.clone(), one.field.clone(), "-".to_owned(), "(new)".to_owned()]
+            }
             before => vec![one.pool.clone(), one.field.clone(), value(before), value(&one.after)],
         });
         match self.fields.is_empty() {
@@ -248,6 +251,19 @@ Nodes for which something changes: 2; nothing: 1.
         let joins: Vec<_> =
             forecast.nodes.iter().map(|node| (node.name.as_str(), node.pool.to_string())).collect();
         assert_eq!(joins, [("node-3", "none -> default".to_owned())]);
+    }
+
+    #[test]
+    fn a_field_that_is_set_for_the_first_time_shows_its_value_and_a_new_pool_is_new() {
+        let spec = json!({"nodeSelector": selects(json!({"pods": "yes"})), "subnetID": fixture::SUBNET});
+        let fields = |objects: &Objects| plan(objects, edit(spec.clone())).unwrap().to_string();
+        let set = fields(&fixture::objects());
+        assert!(
+            set.contains(&format!("default   spec.subnetID   -        \"{}\"", fixture::SUBNET)),
+            "{set}"
+        );
+        let new = fields(&Objects { pools: vec![], ..fixture::objects() });
+        assert!(new.contains("default   spec    -        (new)"), "{new}");
     }
 
     #[test]

@@ -52,8 +52,8 @@ pub fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or("-".to_owned(), |value| value.to_string())
 }
 
-/// The conditions of an object that aren't as they are when all is well. `Ready` repeats others, and is told only
-/// if no other says why.
+/// The conditions of an object that aren't as they are when all is well. `Ready` repeats others, and is told
+/// only if no other says why.
 pub fn troubles(object: &str, conditions: &[Condition], now: Timestamp) -> Vec<Trouble> {
     let abnormal = |condition: &&Condition| {
         let row = TYPES.iter().find(|row| condition.type_ == row.name);

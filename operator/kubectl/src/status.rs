@@ -6,9 +6,10 @@ use kube::ResourceExt;
 use serde::Serialize;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, READY};
+use vnetpool_crds::pool::Mode;
 use vnetpool_operator::outlook::is_left_alone;
 
-use crate::cluster::Objects;
+use crate::cluster::{Objects, cannot_be_read};
 use crate::show::{Trouble, list, table, troubles};
 
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +24,7 @@ pub struct Status {
 #[serde(rename_all = "camelCase")]
 pub struct Pool {
     pub name: String,
-    pub mode: String,
+    pub mode: Mode,
     pub nodes: u32,
     pub nodes_ready: u32,
     pub counts: Counts,
@@ -69,7 +70,7 @@ pub fn status(objects: &Objects) -> Status {
         all.extend(troubles(&format!("NodeIPPool {}", pool.name_any()), &said.conditions, objects.now));
         pools.push(Pool {
             name: pool.name_any(),
-            mode: format!("{:?}", pool.spec.mode),
+            mode: pool.spec.mode,
             nodes: said.nodes,
             nodes_ready: said.nodes_ready,
             counts: Counts {
@@ -115,10 +116,10 @@ pub fn status(objects: &Objects) -> Status {
             },
         });
     }
-    let unreadable = objects.unreadable.iter().map(|message| Trouble {
+    let unreadable = objects.unreadable.iter().map(|one| Trouble {
         object: "Object".to_owned(),
         what: "can't be read".to_owned(),
-        message: message.clone(),
+        message: cannot_be_read(one),
     });
     all.extend(unreadable);
     Status { pools, nodes, troubles: all }
@@ -127,7 +128,7 @@ pub fn status(objects: &Objects) -> Status {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pools = self.pools.iter().map(|pool| {
-            let first = [&pool.name, &pool.mode].map(ToString::to_string);
+            let first = [pool.name.clone(), format!("{:?}", pool.mode)];
             let nodes = format!("{}/{}", pool.nodes_ready, pool.nodes);
             first.into_iter().chain([nodes]).chain(pool.counts.cells()).chain([pool.ready.clone()]).collect()
         });

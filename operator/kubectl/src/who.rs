@@ -1,5 +1,8 @@
 //! `who`: who has an address, which addresses a pod has, and where they are reserved.
 
+mod standing;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -9,13 +12,16 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::Serialize;
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::allocation::{Interface, IpConfiguration};
+use vnetpool_crds::allocation::{Holder, Interface, IpConfiguration};
 use vnetpool_crds::inspection::{NodeView, State};
 use vnetpool_crds::names;
 use vnetpool_operator::outlook::needs_address;
 
-use crate::cluster::{Objects, addresses_of, full_name, node_of};
+use crate::cluster::Objects;
+use crate::kubectl::Answers;
+use crate::pod::{addresses_of, full_name, node_of};
 use crate::show::{indented, length, or_dash, short, table};
+pub use standing::Standing;
 
 /// What is known of some addresses.
 #[derive(Clone, Debug, Serialize)]
@@ -29,8 +35,7 @@ pub struct Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Address {
     pub address: String,
-    /// In a word or two.
-    pub state: String,
+    pub state: Standing,
     pub pod: Option<String>,
     pub node: Option<String>,
     pub pool: Option<String>,
@@ -78,177 +83,223 @@ impl Asked {
     }
 }
 
-/// The nodes whose ledgers can tell more: those that hold the address, or on which the pod is.
+/// The nodes whose ledgers can tell more: those that hold the address, or on which the pod is. What no object
+/// knows any more may still stand in the ledger of any node.
 pub fn nodes_to_ask(objects: &Objects, asked: &Asked) -> Vec<String> {
-    match asked {
+    let told = objects.allocations.iter().filter(|one| match asked {
         Asked::Address(address) => {
-            let of_spec = objects.allocations.iter().filter(|one| reservation(one, *address).is_some());
-            let of_pod = pods_with(objects, *address)
-                .filter_map(node_of)
-                .filter(|node| objects.allocation(node).is_some());
-            let lost = objects.allocations.iter().filter(|one| {
-                one.status
-                    .iter()
-                    .flat_map(|status| status.lost.iter().chain(&status.leases))
-                    .any(|one| is(&one.address, *address))
-            });
-            let mut nodes: Vec<String> =
-                of_spec.chain(lost).map(ResourceExt::name_any).chain(of_pod.map(str::to_owned)).collect();
-            nodes.sort();
-            nodes.dedup();
-            // One that no object knows any more may still stand in the ledger of any node.
-            if nodes.is_empty() {
-                objects.allocations.iter().map(ResourceExt::name_any).collect()
-            } else {
-                nodes
-            }
+            reservation(one, *address).is_some() || holders(one).any(|one| is(&one.address, *address))
         }
-        Asked::Pod(..) => {
-            let on = objects.pods.iter().filter(|pod| asked.is(pod)).filter_map(node_of);
-            on.filter(|node| objects.allocation(node).is_some()).map(str::to_owned).collect()
-        }
+        Asked::Pod(..) => holders(one).any(|one| asked.is_named(&one.pod)),
+    });
+    let pods: Vec<&Pod> = match asked {
+        Asked::Address(address) => pods_with(objects, *address).collect(),
+        Asked::Pod(..) => objects.pods.iter().filter(|pod| asked.is(pod)).collect(),
+    };
+    let on = pods.iter().filter_map(|pod| objects.allocation(node_of(pod)?));
+    let nodes: BTreeSet<String> = told.chain(on).map(ResourceExt::name_any).collect();
+    let is_unknown = match asked {
+        Asked::Address(_) => nodes.is_empty(),
+        Asked::Pod(..) => pods.is_empty(),
+    };
+    match is_unknown {
+        true => objects.allocations.iter().map(ResourceExt::name_any).collect(),
+        false => nodes.into_iter().collect(),
     }
+}
+
+/// The pods that a node's agent names, with their addresses.
+fn holders(allocation: &NodeIPAllocation) -> impl Iterator<Item = &Holder> {
+    allocation
+        .status
+        .iter()
+        .flat_map(|status| status.lost.iter().chain(&status.leases).chain(&status.holders))
 }
 
 /// `told` is what the ledgers of some nodes say.
 ///
 /// # Errors
 /// When there is no such pod.
-pub fn who(objects: &Objects, asked: &Asked, told: &[(String, Result<NodeView>)]) -> Result<Answer> {
-    let views: Vec<(&str, &NodeView)> =
-        told.iter().filter_map(|(node, view)| Some((node.as_str(), view.as_ref().ok()?))).collect();
-    let mut addresses: Vec<Ipv4Addr> = match asked {
-        Asked::Address(address) => vec![*address],
+pub fn who(objects: &Objects, asked: &Asked, told: &Answers<NodeView>) -> Result<Answer> {
+    let views = told.iter().filter_map(|(node, view)| Some((node.as_str(), view.as_ref().ok()?))).collect();
+    let unread: Vec<String> = told
+        .iter()
+        .filter_map(|(node, view)| Some(format!("node {node}: {}", view.as_ref().err()?)))
+        .collect();
+    let known = Known { objects, asked, views, uids: objects.uids() };
+    let pods: Vec<&Pod> = objects.pods.iter().filter(|pod| asked.is(pod)).collect();
+    let addresses: BTreeSet<Ipv4Addr> = match asked {
+        Asked::Address(address) => [*address].into(),
         Asked::Pod(..) => {
-            let pods: Vec<&Pod> = objects.pods.iter().filter(|pod| asked.is(pod)).collect();
-            let in_ledgers = views.iter().flat_map(|(_, view)| &view.addresses);
-            let in_ledgers: Vec<_> = in_ledgers
-                .filter(|one| one.tenant.iter().any(|tenant| asked.is_named(&tenant.pod)))
-                .collect();
-            ensure!(!pods.is_empty() || !in_ledgers.is_empty(), "there is no such pod");
+            let records = known.views.values().flat_map(|view| &view.addresses);
+            let in_ledgers =
+                records.filter(|one| one.tenant.iter().any(|tenant| asked.is_named(&tenant.pod)));
+            let in_ledgers = in_ledgers.map(|one| one.address.as_str());
+            let held = objects.allocations.iter().flat_map(holders).filter(|one| asked.is_named(&one.pod));
             let reported = pods.iter().flat_map(|pod| addresses_of(pod));
-            reported
-                .chain(in_ledgers.iter().map(|one| one.address.as_str()))
-                .filter_map(|one| one.parse().ok())
-                .collect()
+            let all = reported.chain(in_ledgers).chain(held.map(|one| one.address.as_str()));
+            all.filter_map(|one| one.parse().ok()).collect()
         }
     };
-    addresses.sort();
-    addresses.dedup();
-    let unread =
-        told.iter().filter_map(|(node, view)| Some(format!("node {node}: {:#}", view.as_ref().err()?)));
-    let mut answer = Answer {
-        addresses: addresses.into_iter().map(|address| one(objects, address, &views)).collect(),
-        unread: unread.collect(),
-    };
-    if let (Asked::Pod(..), true) = (asked, answer.addresses.is_empty()) {
-        let pods = objects.pods.iter().filter(|pod| asked.is(pod));
-        answer.addresses = pods.map(without_address).collect();
+    let mut rows: Vec<Address> = addresses.into_iter().flat_map(|address| known.rows(address)).collect();
+    if let (Asked::Pod(namespace, name), true) = (asked, rows.is_empty()) {
+        let namespace = namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        let unread = match unread.len() {
+            0 => String::new(),
+            count => format!(" The ledgers of {count} of them couldn't be read, such as of {}.", unread[0]),
+        };
+        ensure!(
+            !pods.is_empty(),
+            "there is no such pod as {namespace}{name}, and none of {} nodes is known to have an address for it.{unread} \
+             `kubectl get pods --all-namespaces` lists the pods there are.",
+            told.len()
+        );
+        rows = pods.into_iter().map(without_address).collect();
     }
-    Ok(answer)
+    Ok(Answer { addresses: rows, unread })
 }
 
 fn without_address(pod: &Pod) -> Address {
-    let state = if needs_address(pod) { "waits for an address" } else { "needs no address" };
     Address {
         address: "-".to_owned(),
-        state: state.to_owned(),
+        state: if needs_address(pod) { Standing::Waits } else { Standing::NeedsNone },
         pod: Some(full_name(pod)),
         node: node_of(pod).map(str::to_owned),
         ..Address::default()
     }
 }
 
-/// All that is known of one address.
-fn one(objects: &Objects, address: Ipv4Addr, views: &[(&str, &NodeView)]) -> Address {
-    let holder = objects
-        .allocations
-        .iter()
-        .find_map(|allocation| Some((allocation, reservation(allocation, address)?)));
-    let ledger = views.iter().find_map(|(node, view)| {
-        let record = view.addresses.iter().find(|record| is(&record.address, address))?;
-        Some((*node, record))
-    });
-    let pod = pods_with(objects, address).next();
-    let node =
-        holder.map(|(allocation, _)| allocation.name_any()).or(ledger.map(|(node, _)| node.to_owned()));
-    let node = node.or(pod.and_then(node_of).map(str::to_owned));
-    let allocation = node.as_deref().and_then(|node| objects.allocation(node));
-
-    // Whether the ledger of the node that holds it was read.
-    let is_read = holder.is_some_and(|(one, _)| views.iter().any(|(node, _)| *node == one.name_any()));
-
-    let mut notes = vec![];
-    let tenant = ledger.and_then(|(_, record)| record.tenant.as_ref());
-    let outlived = tenant
-        .filter(|tenant| !tenant.pod_uid.is_empty() && !objects.uids().contains(tenant.pod_uid.as_str()));
-    let (nic, reservation) = holder.map(|(_, (nic, one))| (nic, one)).unzip();
-    let is_given_up = reservation.is_some_and(|one| {
-        allocation.iter().flat_map(|one| &one.status).any(|status| status.relinquished.contains(&one.name))
-            || views.iter().any(|(_, view)| view.relinquished.contains(&one.name))
-    });
-    let cooldown: Duration = allocation.map(|one| one.spec.cooldown.into()).unwrap_or_default();
-    let state = match (ledger.map(|(_, record)| (record.state, record.since_seconds)), pod) {
-        (Some((State::Assigned, _)), _) if outlived.is_some() => "outlived",
-        (Some((State::Assigned, _)), _) => "assigned",
-        (Some((State::Vanished, _)), _) => "lost",
-        (Some((State::Withdrawn, _)), _) => "withdrawn",
-        (_, Some(pod)) if !needs_address(pod) => "the node's own",
-        (Some((State::Free, _)), Some(_)) => "in doubt",
-        (None, Some(_)) => "assigned",
-        _ if is_given_up => "given up",
-        _ if reservation.is_some_and(|one| one.attached_to.is_some()) => "kept",
-        (Some((State::Free, Some(since))), None) if Duration::from_secs(since) < cooldown => {
-            let rest = cooldown.saturating_sub(Duration::from_secs(since));
-            notes.push(format!("A pod had it {since} s ago; another one can get it in {}.", length(rest)));
-            "cooling"
-        }
-        (Some((State::Free, _)), None) => "free",
-        (None, None) if reservation.is_some() && !is_read => "no pod has it, as far as objects say",
-        (None, None) if reservation.is_some() => "leaked",
-        (None, None) if primary(objects, address).is_some() => "a NIC's primary address",
-        (None, None) => "unknown",
-    };
-    notes.extend(explanation(state).map(str::to_owned));
-    if let Some(uid) = reservation.and_then(|one| one.attached_to.as_deref()) {
-        notes.push(match uid {
-            names::OTHERS => "Somebody else than Vnetpool has attached something to it in Azure.".to_owned(),
-            uid => format!(
-                "Something in Azure is attached to it, or is about to be, for the pod with UID {uid}."
-            ),
-        });
-    }
-    let node = node.or(primary(objects, address).map(|allocation| allocation.name_any()));
-    Address {
-        address: address.to_string(),
-        state: state.to_owned(),
-        pod: tenant.map(|tenant| tenant.pod.clone()).filter(|pod| !pod.is_empty()).or(pod.map(full_name)),
-        pool: node.as_deref().and_then(|node| objects.allocation(node)).map(|one| one.spec.pool.clone()),
-        node,
-        nic: reservation.and_then(|_| {
-            let table = allocation.and_then(|one| one.spec.route_table_id.clone());
-            table.or(nic.map(|nic| nic.id.clone()))
-        }),
-        reservation: reservation.map(|one| one.name.clone()),
-        notes,
-    }
+/// What there is to tell from.
+struct Known<'a> {
+    objects: &'a Objects,
+    asked: &'a Asked,
+    /// The ledgers that were read.
+    views: BTreeMap<&'a str, &'a NodeView>,
+    uids: BTreeSet<&'a str>,
 }
 
-fn explanation(state: &str) -> Option<&'static str> {
-    Some(match state {
-        "outlived" => {
-            "Its pod is gone, and its sandbox still has it. The runtime frees it when it ends the sandbox."
+impl Known<'_> {
+    /// All that is known of one address: a row for each node that has anything to do with it.
+    fn rows(&self, address: Ipv4Addr) -> Vec<Address> {
+        let of_object = self.objects.allocations.iter().filter(|one| {
+            reservation(one, address).is_some() || holders(one).any(|one| is(&one.address, address))
+        });
+        let has_record = |view: &NodeView| view.addresses.iter().any(|record| is(&record.address, address));
+        let of_ledger =
+            self.views.iter().filter(|(_, view)| has_record(view)).map(|(node, _)| (*node).to_owned());
+        let of_pod = pods_with(self.objects, address).filter(|pod| needs_address(pod)).filter_map(node_of);
+        let nodes: BTreeSet<String> =
+            of_object.map(ResourceExt::name_any).chain(of_ledger).chain(of_pod.map(str::to_owned)).collect();
+        match nodes.is_empty() {
+            true => vec![self.of_nobody(address)],
+            false => nodes.into_iter().map(|node| self.of_node(address, node)).collect(),
         }
-        "lost" => "Somebody took it off the NIC while its pod has it. The operator asks Azure for it again.",
-        "withdrawn" => "Somebody took it off the NIC while it was free. No pod gets it.",
-        "in doubt" => {
-            "Its pod reports it, and the node's ledger says that it is free. `check` says whether that lasts."
+    }
+
+    /// What an address is to a node that has it, or whose pod does.
+    fn of_node(&self, address: Ipv4Addr, node: String) -> Address {
+        let allocation = self.objects.allocation(&node);
+        let status = allocation.and_then(|one| one.status.as_ref());
+        let (nic, reservation) = allocation.and_then(|one| reservation(one, address)).unzip();
+        let view = self.views.get(node.as_str());
+        let record = view.and_then(|view| view.addresses.iter().find(|record| is(&record.address, address)));
+        let tenant = record.and_then(|record| record.tenant.as_ref());
+        // The pod asked for, if it is one of them.
+        let here =
+            pods_with(self.objects, address).filter(|pod| node_of(pod) == Some(&node) && needs_address(pod));
+        let pod = here.max_by_key(|pod| self.asked.is(pod));
+        let is_given_up = reservation.is_some_and(|one| {
+            status.is_some_and(|status| status.relinquished.contains(&one.name))
+                || view.is_some_and(|view| view.relinquished.contains(&one.name))
+        });
+        let has_outlived = tenant
+            .is_some_and(|tenant| !tenant.pod_uid.is_empty() && !self.uids.contains(tenant.pod_uid.as_str()));
+        // What the agent reports stands for a ledger that wasn't read.
+        let holder = allocation
+            .filter(|_| view.is_none())
+            .and_then(|one| holders(one).find(|one| is(&one.address, address)));
+        let is_lost = holder.is_some_and(|holder| status.is_some_and(|status| status.lost.contains(holder)));
+        let cooldown: Duration = allocation.map(|one| one.spec.cooldown.into()).unwrap_or_default();
+        let since = record.and_then(|record| record.since_seconds).map(Duration::from_secs);
+        let rest = since.and_then(|since| cooldown.checked_sub(since)).filter(|rest| !rest.is_zero());
+
+        let state = match (record.map(|record| record.state), pod) {
+            (Some(State::Assigned), _) if has_outlived => Standing::Outlived,
+            (Some(State::Assigned), _) => Standing::Assigned,
+            (Some(State::Vanished), _) => Standing::Lost,
+            (None, _) if is_lost => Standing::Lost,
+            (None, Some(_)) if is_given_up => Standing::GivenUp,
+            (None, Some(_)) if view.is_none() => Standing::Assigned,
+            (_, Some(_)) => Standing::InDoubt,
+            (Some(State::Withdrawn), None) => Standing::Withdrawn,
+            (None, None) if holder.is_some() => Standing::Assigned,
+            (_, None) if is_given_up => Standing::GivenUp,
+            (_, None) if reservation.is_some_and(|one| one.attached_to.is_some()) => Standing::Kept,
+            (Some(State::Free), None) if view.is_some_and(|view| view.lacks_rules) => Standing::Withheld,
+            (Some(State::Free), None) if rest.is_some() => Standing::Cooling,
+            (Some(State::Free), None) => Standing::Free,
+            (None, None) if view.is_none() => Standing::Unheld,
+            (None, None) => Standing::Leaked,
+        };
+        let mut notes = vec![];
+        if let (Standing::Cooling, Some((since, rest))) = (state, since.zip(rest)) {
+            let since = since.as_secs();
+            notes.push(format!("A pod had it {since} s ago; another one can get it in {}.", length(rest)));
         }
-        "given up" => "The node has given it up for good. The operator is yet to take it off the NIC.",
-        "leaked" => "It is reserved, and the node's ledger doesn't have it. `check` says whether that lasts.",
-        "unknown" => "No node holds it, and no pod has it.",
-        _ => return None,
-    })
+        notes.extend(state.explanation().map(str::to_owned));
+        if let (Standing::GivenUp, Some(pod)) = (state, pod) {
+            notes.push(format!("{} reports it: it is about to lose it.", full_name(pod)));
+        }
+        if let Some(uid) = reservation.and_then(|one| one.attached_to.as_deref()) {
+            notes.push(match uid {
+                names::OTHERS => {
+                    "Somebody else than Vnetpool has attached something to it in Azure.".to_owned()
+                }
+                uid => format!(
+                    "Something in Azure is attached to it, or is about to be, for the pod with UID {uid}."
+                ),
+            });
+        }
+        let names = tenant.map(|tenant| &tenant.pod).or(holder.map(|holder| &holder.pod));
+        Address {
+            address: address.to_string(),
+            state,
+            pod: names.filter(|pod| !pod.is_empty()).cloned().or(pod.map(full_name)),
+            pool: allocation.map(|one| one.spec.pool.clone()),
+            node: Some(node),
+            nic: reservation.and_then(|_| {
+                let table = allocation.and_then(|one| one.spec.route_table_id.clone());
+                table.or(nic.map(|nic| nic.id.clone()))
+            }),
+            reservation: reservation.map(|one| one.name.clone()),
+            notes,
+        }
+    }
+
+    /// An address that no node has for a pod. That of a node is also that of each of its pods on the host
+    /// network: only one that was asked for is named.
+    fn of_nobody(&self, address: Ipv4Addr) -> Address {
+        let pod = pods_with(self.objects, address).max_by_key(|pod| self.asked.is(pod));
+        let primary = primary(self.objects, address);
+        let state = match (pod, primary) {
+            (Some(_), _) => Standing::NodesOwn,
+            (None, Some(_)) => Standing::Primary,
+            (None, None) => Standing::Unknown,
+        };
+        let node = pod.and_then(node_of).map(str::to_owned).or(primary.map(ResourceExt::name_any));
+        Address {
+            address: address.to_string(),
+            state,
+            pod: pod.filter(|pod| self.asked.is(pod)).map(full_name),
+            pool: node
+                .as_deref()
+                .and_then(|node| self.objects.allocation(node))
+                .map(|one| one.spec.pool.clone()),
+            node,
+            notes: state.explanation().map(str::to_owned).into_iter().collect(),
+            ..Address::default()
+        }
+    }
 }
 
 /// Pods that report the address and haven't ended.
@@ -279,12 +330,18 @@ fn is(text: &str, address: Ipv4Addr) -> bool {
     text.parse() == Ok(address)
 }
 
-/// Whether a range, like `10.240.0.16/28`, has the address in it.
+/// The first and the last address of a range, like `10.240.0.16/28`, or of a single one.
+pub fn ends(range: &str) -> Option<(u32, u32)> {
+    let (first, length) = range.split_once('/').unwrap_or((range, "32"));
+    let host = u32::MAX.checked_shr(length.parse().ok()?).unwrap_or(0);
+    let first = u32::from(first.parse::<Ipv4Addr>().ok()?) & !host;
+    Some((first, first | host))
+}
+
+/// Whether a range has the address in it.
 pub fn contains(range: &str, address: Ipv4Addr) -> bool {
-    let Some((first, length)) = range.split_once('/') else { return false };
-    let (Ok(first), Ok(length)) = (first.parse::<Ipv4Addr>(), length.parse::<u32>()) else { return false };
-    let mask = u32::MAX.checked_shl(32_u32.saturating_sub(length)).unwrap_or(0);
-    u32::from(first) & mask == u32::from(address) & mask
+    let ends = ends(range).filter(|_| range.contains('/'));
+    ends.is_some_and(|(first, last)| (first..=last).contains(&u32::from(address)))
 }
 
 impl fmt::Display for Answer {
@@ -292,7 +349,7 @@ impl fmt::Display for Answer {
         let rows = self.addresses.iter().map(|one| {
             vec![
                 one.address.clone(),
-                one.state.clone(),
+                one.state.words().to_owned(),
                 or_dash(one.pod.as_ref()),
                 or_dash(one.node.as_ref()),
                 or_dash(one.pool.as_ref()),
@@ -314,89 +371,4 @@ impl fmt::Display for Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-    use anyhow::anyhow;
-    use vnetpool_crds::inspection::{AddressView, Tenant};
-
-    fn record(n: u8, state: State, since: u64, pod: &str) -> AddressView {
-        let tenant =
-            Tenant { pod: format!("shop/{pod}"), pod_uid: format!("uid-{pod}"), sandbox: "c/eth0".into() };
-        AddressView {
-            address: format!("10.240.0.{n}"),
-            name: format!("vnp-{n}"),
-            state,
-            since_seconds: Some(since),
-            tenant: (!pod.is_empty()).then_some(tenant),
-            is_leased: false,
-        }
-    }
-
-    fn told() -> Vec<(String, Result<NodeView>)> {
-        let addresses = vec![
-            record(10, State::Assigned, 60, "a"),
-            record(11, State::Assigned, 60, "gone"),
-            record(12, State::Free, 10, ""),
-            record(9, State::Withdrawn, 60, ""),
-            record(8, State::Vanished, 60, "b"),
-        ];
-        vec![("node-1".to_owned(), Ok(NodeView { addresses, ..NodeView::default() }))]
-    }
-
-    fn asked(what: &str) -> Answer {
-        let mut objects = fixture::objects();
-        objects.pods.retain(|pod| pod.name_any() != "b" || what != "10.240.0.11");
-        who(&objects, &Asked::parse(what), &told()).unwrap()
-    }
-
-    #[test]
-    fn an_address_leads_to_its_pod_its_node_its_pool_and_its_nic() {
-        let expected = "\
-ADDRESS       STATE      POD      NODE     POOL      RESERVED ON   AS
-10.240.0.10   assigned   shop/a   node-1   default   node-1-nic    vnp-10
-";
-        assert_eq!(asked("10.240.0.10").to_string(), expected);
-        assert_eq!(asked("shop/a").to_string(), expected);
-        assert_eq!(asked("a").to_string(), expected);
-    }
-
-    #[test]
-    fn what_the_ledger_alone_knows_is_told() {
-        let state = |n: u8| asked(&format!("10.240.0.{n}")).addresses[0].state.clone();
-        assert_eq!(
-            [11, 12, 13, 9, 8, 99].map(state),
-            ["outlived", "cooling", "leaked", "withdrawn", "lost", "unknown"]
-        );
-        let cooling = asked("10.240.0.12").to_string();
-        assert!(cooling.contains("A pod had it 10 s ago; another one can get it in 20s."), "{cooling}");
-    }
-
-    #[test]
-    fn without_the_ledger_the_objects_speak_and_the_answer_says_so() {
-        let silent = vec![("node-1".to_owned(), Err(anyhow!("no pod of vnetpool-node-agent runs")))];
-        let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &silent).unwrap();
-        assert_eq!(answer.addresses[0].state, "no pod has it, as far as objects say");
-        assert!(answer.to_string().contains("weren't read"), "{answer}");
-    }
-
-    #[test]
-    fn an_address_that_no_object_knows_is_looked_for_in_every_ledger() {
-        let nodes = |what: &str| nodes_to_ask(&fixture::objects(), &Asked::parse(what));
-        assert_eq!(nodes("10.240.0.99"), ["node-1", "node-2"]);
-        assert_eq!(
-            (nodes("10.240.0.22"), nodes("d")),
-            (vec!["node-2".to_owned()], vec!["node-2".to_owned()])
-        );
-    }
-
-    #[test]
-    fn an_address_of_a_block_is_reserved_with_it() {
-        let of = |address: &str| contains("10.240.0.16/28", address.parse().unwrap());
-        assert_eq!(
-            ["10.240.0.15", "10.240.0.16", "10.240.0.31", "10.240.0.32"].map(of),
-            [false, true, true, false]
-        );
-        assert!(!contains("10.240.0.16", "10.240.0.16".parse().unwrap()));
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! What can go wrong with Azure as facts of our domain, and the one place that says what to do about each.
 
 mod arm_error;
+mod classify;
 mod codes;
+mod matter;
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -11,8 +12,10 @@ use ipnet::Ipv4Net;
 use super::{nic, route_table};
 use crate::resource_id::Malformed;
 pub(super) use arm_error::ArmError;
-use codes::Class;
+use classify::named_in;
+pub(super) use classify::{Effect, classify};
 pub use codes::Limit;
+pub use matter::Matter;
 use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
@@ -110,10 +113,14 @@ pub enum Error {
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
     #[error(
-        "what was about to be asked of {resource} waited for Azure's request limits, and meanwhile pods came that need more, or \
-         the API server didn't confirm the write; nothing was sent, Vnetpool plans anew"
+        "what was about to be asked of {resource} was given up before it was sent, since pods came that need more, or somebody \
+         has paused the node; Vnetpool plans anew"
     )]
     Outgrown { resource: String },
+    #[error(
+        "the API server didn't confirm that {resource} may be written; nothing was sent, Vnetpool plans anew"
+    )]
+    Unconfirmed { resource: String },
     #[error("the operator can't sign in to Azure: {message}")]
     Credential { message: String },
     #[error("providerID {provider_id:?}: {cause}; {remedy}")]
@@ -156,52 +163,6 @@ impl std::fmt::Display for Scope {
     }
 }
 
-/// What is refused, and to everything in which scope: two errors of the same matter are one refusal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Matter {
-    reason: Reason,
-    /// What of it, where the reason alone doesn't say.
-    what: String,
-    /// An id in lower case.
-    scope: String,
-    /// One refusal says that everything in the scope is refused. Otherwise it may concern one resource only.
-    pub is_wide: bool,
-}
-
-impl Matter {
-    /// `None`: that isn't the id of anything in which a node could be.
-    fn of(reason: Reason, what: &str, scope: &str) -> Option<Matter> {
-        let scope = scope.trim_end_matches('/').to_ascii_lowercase();
-        if !scope.starts_with("/subscriptions/") {
-            return None;
-        }
-        let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
-        let is_wide = is_network || !scope.contains("/providers/");
-        // What a refusal names is mostly the resource itself, wherever the right to it, or the lock on it, is
-        // missing or set.
-        let scope = if is_wide { scope } else { group(&scope) };
-        Some(Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide })
-    }
-
-    /// Whether one of these, ids in lower case, is in the scope.
-    pub fn is_around(&self, sites: &[String]) -> bool {
-        let rest = |site: &String| {
-            site.strip_prefix(self.scope.as_str()).map(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        sites.iter().any(|site| rest(site) == Some(true))
-    }
-}
-
-/// The id of the resource group of a resource.
-fn group(id: &str) -> String {
-    id.split_once("/providers/").map_or(id, |(group, _)| group).to_ascii_lowercase()
-}
-
-/// The id of the subscription of a resource.
-fn subscription(id: &str) -> String {
-    id.split('/').take(3).collect::<Vec<_>>().join("/").to_ascii_lowercase()
-}
-
 /// What to do about an [`Error`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
@@ -216,9 +177,7 @@ pub enum Remedy {
 }
 
 /// How long to wait where Azure doesn't say.
-const THROTTLED: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(15);
-const UNAVAILABLE: Duration = Duration::from_secs(10);
 const FAILED: Duration = Duration::from_secs(5);
 const BEING_FREED: Duration = Duration::from_secs(5);
 /// A full subnet may empty by our own give-backs, the rest needs a person, and role assignments take minutes
@@ -226,8 +185,6 @@ const BEING_FREED: Duration = Duration::from_secs(5);
 const FULL: Duration = Duration::from_secs(60);
 const PERSON: Duration = Duration::from_secs(120);
 const SIGN_IN: Duration = Duration::from_secs(15);
-/// No `Retry-After` longer than this is believed; Azure's longest window is an hour.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 impl Error {
     /// An answer about this resource that can't be used, and why.
@@ -248,6 +205,7 @@ impl Error {
             | Error::Superseded { .. }
             | Error::AddressTaken { .. }
             | Error::Outgrown { .. }
+            | Error::Unconfirmed { .. }
             | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
             Error::SubnetFull { .. } | Error::NetworkFull { .. } => wait(FULL),
             Error::Credential { .. } => wait(SIGN_IN),
@@ -294,6 +252,7 @@ impl Error {
             Error::Unavailable { .. } => Reason::AzureUnavailable,
             Error::OutcomeUnknown { .. } => Reason::OutcomeUnknown,
             Error::Outgrown { .. } => Reason::Outgrown,
+            Error::Unconfirmed { .. } => Reason::Unconfirmed,
             Error::Failed { .. } => Reason::OperationFailed,
             Error::Unattachable { .. } => Reason::NotAttachable,
             Error::Credential { .. } => Reason::CredentialRefused,
@@ -307,47 +266,24 @@ impl Error {
         }
     }
 
-    /// What this error says of other resources than its own; `None`: nothing.
-    pub fn matter(&self) -> Option<Matter> {
-        let reason = self.reason();
-        match self {
-            Error::Denied { action, scope, .. } => Matter::of(reason, action, scope),
-            Error::DenyAssignment { action, resource, .. } => Matter::of(reason, action, resource),
-            Error::Locked { scope, .. } => Matter::of(reason, "", scope),
-            Error::SubscriptionUnusable { resource, .. }
-            | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => {
-                Matter::of(reason, "", &subscription(resource))
-            }
-            Error::ScopeMissing { resource, scope: Scope::Group, .. } => {
-                Matter::of(reason, "", &group(resource))
-            }
-            _ => None,
-        }
+    /// Whether the call gave its place up by our own decision: nothing was sent, nothing was learnt of Azure.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self, Error::Outgrown { .. } | Error::Unconfirmed { .. })
     }
 
-    /// The same of another resource, which would meet it, too.
-    pub fn about(mut self, other: &str) -> Error {
-        if let Error::DenyAssignment { resource, .. }
-        | Error::Locked { resource, .. }
-        | Error::SubscriptionUnusable { resource, .. }
-        | Error::ScopeMissing { resource, .. } = &mut self
-        {
-            other.clone_into(resource);
-        }
-        self
-    }
-
-    /// Which of the addresses or blocks asked for belong to somebody else: those that Azure names, or all if
-    /// it names none. A block that Azure knows by an address in it counts as named.
+    /// Which of the addresses or blocks asked for certainly belong to somebody else: those that Azure names,
+    /// or the only one. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressTaken { message, .. } = self else { return vec![] };
-        named_in(message, asked)
+        if asked.len() == 1 { asked.to_vec() } else { named_in(message, asked) }
     }
 
-    /// Which of the addresses or blocks asked for can't be had for a while, likewise.
+    /// Which of the addresses or blocks asked for can't be had for a while: those that Azure names, or all if
+    /// it names none.
     pub fn being_freed(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressBeingFreed { message, .. } = self else { return vec![] };
-        named_in(message, asked)
+        let named = named_in(message, asked);
+        if named.is_empty() { asked.to_vec() } else { named }
     }
 
     /// Whether a NIC is certainly as it was before the write that was answered with this.
@@ -369,6 +305,7 @@ impl Error {
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
             | Error::Outgrown { .. }
+            | Error::Unconfirmed { .. }
             | Error::Credential { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId(_)
@@ -390,146 +327,6 @@ impl Error {
 
 fn seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64().ceil())
-}
-
-/// Whether a call could have changed anything, for outcomes that can't be told from the answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
-    None,
-    Write,
-}
-
-/// Turns a refusal into our error. `status` is the HTTP status, or `None` for an operation that ended badly;
-/// `resource` is the id of the resource that the call was about; `retry_after` is the header of that name.
-/// What a code means stands in the table of [`codes`].
-pub(super) fn classify(
-    status: Option<u16>,
-    error: &ArmError,
-    retry_after: Option<Duration>,
-    resource: &str,
-    effect: Effect,
-) -> Error {
-    let message = error.words();
-    let resource = resource.to_owned();
-    // "0 seconds" is no time to wait.
-    let stated = retry_after.or_else(|| seconds_in(&message)).filter(|wait| !wait.is_zero());
-    let retry = |default: Duration| stated.unwrap_or(default).min(LONGEST_WAIT);
-    if let Some(denied) = deny_assignment(&message, &resource) {
-        return denied;
-    }
-    if message.contains("marked for deletion") {
-        return Error::Busy { resource, retry_after: retry(BUSY), message };
-    }
-    // Of a scale set, an instance that isn't there any more is a parameter out of range.
-    if error.find(&["InvalidParameter"]).is_some_and(|wrong| wrong.target.eq_ignore_ascii_case("instanceId"))
-    {
-        return Error::NotFound { resource, message };
-    }
-    let (class, telling) = codes::class(status, error);
-    match class {
-        Class::SubnetFull => {
-            let subnet = telling.map(|full| subnet_in(&full.message)).unwrap_or_default();
-            Error::SubnetFull { subnet, resource, message }
-        }
-        Class::NetworkFull => Error::NetworkFull { resource, message },
-        Class::VersionUnknown => Error::Config {
-            message: format!(
-                "Azure doesn't know the API version in which it was asked about {resource}. Set azure.networkAPIVersion or \
-                 azure.computeAPIVersion of the chart (--network-api-version, --compute-api-version) to one that it names. \
-                 Azure says: {message}"
-            ),
-        },
-        Class::AddressTaken => Error::AddressTaken { resource, message },
-        Class::AddressBeingFreed => Error::AddressBeingFreed { resource, message },
-        Class::Superseded => Error::Superseded { resource, message },
-        Class::Locked => {
-            let scope = quoted(&message).last().unwrap_or_else(|| resource.clone());
-            Error::Locked { resource, scope, message }
-        }
-        Class::PolicyForbidden => Error::PolicyForbidden { resource, message },
-        Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },
-        Class::Denied => {
-            let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
-            Error::Denied { action, scope, message }
-        }
-        Class::SubscriptionUnusable(remedy) => Error::SubscriptionUnusable { resource, remedy, message },
-        Class::QuotaExceeded => Error::QuotaExceeded { resource, message },
-        Class::Busy => Error::Busy { resource, retry_after: retry(BUSY), message },
-        Class::Conflict => Error::Conflict { resource, code: error.code.clone(), message },
-        Class::NotFound => Error::NotFound { resource, message },
-        Class::GroupMissing => Error::ScopeMissing { resource, scope: Scope::Group, message },
-        Class::SubscriptionMissing => Error::ScopeMissing { resource, scope: Scope::Subscription, message },
-        Class::Throttled(limit) => {
-            Error::Throttled { resource, retry_after: retry(THROTTLED), message, limit }
-        }
-        Class::TokenRefused => Error::Credential { message: format!("ARM refused its token: {message}") },
-        Class::Stale => Error::Stale { resource },
-        Class::Unanswered if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
-        Class::Unanswered => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
-        Class::Refused => {
-            Error::Arm { resource, status: status.unwrap_or_default(), code: error.code.clone(), message }
-        }
-        Class::OperationFailed => Error::Failed { resource, code: error.code.clone(), message },
-    }
-}
-
-/// Azure reports a deny assignment under the codes of a missing permission, too. The words are the same.
-fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
-    let (_, by) = message.split_once("because of the deny assignment")?;
-    let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
-    let action = between(message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
-    Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
-}
-
-/// Those of the addresses or blocks that a message names, by themselves or by an address in them; all, if it
-/// names none.
-fn named_in(message: &str, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
-    let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
-    let is_named = |one: &&Ipv4Net| {
-        words().map(|word| word.trim_end_matches('.')).any(|word| {
-            word.parse() == Ok(**one) || word.parse::<Ipv4Addr>().is_ok_and(|address| one.contains(&address))
-        })
-    };
-    let named: Vec<Ipv4Net> = asked.iter().filter(is_named).copied().collect();
-    if named.is_empty() { asked.to_vec() } else { named }
-}
-
-/// What stands between the first `before` and the next `after`.
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
-    let (_, rest) = text.split_once(before)?;
-    rest.split_once(after).map(|(inner, _)| inner)
-}
-
-/// What stands between single quotes, in order.
-fn quoted(text: &str) -> impl Iterator<Item = String> {
-    text.split('\'').skip(1).step_by(2).map(str::to_owned)
-}
-
-/// The action and the scope that a 403 names after "does not have": the first quoted texts there. The linked
-/// kind names the action that is granted before that.
-fn denied_in(message: &str) -> Option<(String, String)> {
-    let (_, lacks) = message.split_once("does not have")?;
-    let mut names = quoted(lacks);
-    Some((names.next()?, names.next()?))
-}
-
-/// "Subnet S with address prefix P does not have enough capacity for N IP addresses."
-fn subnet_in(message: &str) -> String {
-    let text = message.strip_prefix("Subnet ").unwrap_or(message);
-    match text.split_once(" with address prefix ") {
-        Some((name, rest)) => {
-            let prefix = rest.split_once(" does not have").map_or(rest, |(prefix, _)| prefix);
-            format!("{name} ({prefix})")
-        }
-        None => text.to_owned(),
-    }
-}
-
-/// The wait is sometimes in words only: "The call can be retried in 14 seconds.", "try again after '5'
-/// seconds".
-fn seconds_in(message: &str) -> Option<Duration> {
-    let (before, _) = message.split_once(" seconds")?;
-    before.rsplit(' ').next()?.trim_matches('\'').parse().ok().map(Duration::from_secs)
 }
 
 #[cfg(test)]

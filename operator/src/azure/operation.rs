@@ -20,9 +20,9 @@ use crate::lock::lock;
 
 /// The interval of polls if Azure names none. Azure's is used within the bounds below.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// When to poll first if Azure doesn't say, for pods may wait and most writes take seconds. A `Retry-After` of the
-/// answer to the write is Azure saying so: ARM's contract is that nobody polls sooner, and who does is throttled.
-/// The one recording of a running VM's NIC has 10 s there, so that in practice is what pods wait.
+/// When to poll first if Azure doesn't say, for pods may wait and most writes take seconds. A `Retry-After`
+/// of the answer to the write is Azure saying so: ARM's contract is that nobody polls sooner, and who does is
+/// throttled. The one recording of a running VM's NIC has 10 s there, so that in practice is what pods wait.
 const FIRST: Duration = Duration::from_secs(2);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);

@@ -5,7 +5,7 @@ use tokio::sync::OwnedMutexGuard;
 use tracing::{info, instrument};
 
 use super::cache::parse;
-use super::{Azure, Error, Kind, Priority, ResourceId, Urgency, call};
+use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,10 +47,10 @@ impl Azure {
         &self,
         reserved: &Reserved,
         new: &NewPublicAddress,
-        priority: Priority,
+        urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
-        let mut call = call(Kind::Write, priority, id);
+        let mut call = call(Kind::Write, urgency, id);
         call.region = Some(new.location.clone());
         let url = self.url(id, &self.versions.network);
         let accepted = self.transport.send(&call, url.clone(), None, Some(new.body())).await?;
@@ -80,7 +80,8 @@ impl Azure {
         id: &ResourceId,
         urgency: impl Into<Urgency>,
     ) -> Result<(), Error> {
-        // One that is being made is made first: deleted before, it would be there afterwards, and in no record.
+        // One that is being made is made first: deleted before, it would be there afterwards, and in no
+        // record.
         let _reserved = self.reserve_public_address(id).await;
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);

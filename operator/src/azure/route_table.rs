@@ -108,7 +108,7 @@ impl RouteTable {
         }
     }
 
-    /// The route of a node: the one with a range within a pod CIDR (there is at most one, since [`edit`]
+    /// The route of a node: the one with a range within a pod CIDR (there is at most one, since `edit`
     /// makes no second), or one that leads to the node.
     pub fn of(&self, node: &str, within: Option<Ipv4Net>, next_hop: Ipv4Addr) -> Option<&Route> {
         let leads =

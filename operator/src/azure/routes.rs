@@ -21,7 +21,7 @@ use super::cache::{Slots, etag, parse};
 use super::operation;
 use super::route_table::{self, Change, RouteTable};
 use super::transport::Call;
-use super::{Azure, Error, Kind, Priority, ProvisioningState, ResourceId, Urgency, call};
+use super::{Azure, Error, Kind, Priority, ProvisioningState, ResourceId, Urgency, Written, call};
 use crate::deadline::uncounted;
 use crate::lock::lock;
 
@@ -65,7 +65,7 @@ impl Document {
 struct Wanted {
     change: Change,
     urgency: Urgency,
-    answer: oneshot::Sender<Result<Arc<RouteTable>, Error>>,
+    answer: oneshot::Sender<Result<Written<RouteTable>, Error>>,
 }
 
 impl Wants {
@@ -132,7 +132,7 @@ impl Azure {
         known.as_ref().map(|document| document.table.clone())
     }
 
-    /// Carries out a change in a route table, together with those of others, and returns the table after it.
+    /// Carries out a change in a route table, together with those of others, and gives the table after it.
     /// Sends nothing if there is nothing to do.
     ///
     /// # Errors
@@ -144,7 +144,7 @@ impl Azure {
         id: &ResourceId,
         change: Change,
         urgency: impl Into<Urgency>,
-    ) -> Result<Arc<RouteTable>, Error> {
+    ) -> Result<Written<RouteTable>, Error> {
         let Tables { known, wanted } = &self.tables;
         let (table, urgency) = (id.key(), urgency.into());
         let (answer, mut outcome) = oneshot::channel();
@@ -172,6 +172,11 @@ impl Azure {
     /// One write for all of these; each gets the outcome. If the write was outgrown before its turn, nothing
     /// was sent: only the changes that are outgrown themselves get this outcome, and the others wait again.
     async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
+        // What is outgrown before anything is sent has no part in what others send.
+        let (outgrown, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.urgency.is_outgrown());
+        for one in outgrown {
+            let _ = one.answer.send(Err(Error::Outgrown { resource: id.to_string() }));
+        }
         // The previous holder of the lock has answered just before it passed the lock on.
         if all.is_empty() {
             return;
@@ -180,7 +185,7 @@ impl Azure {
         let urgency = self.tables.wanted.urgency(&id.key(), &all);
         let written = self.write_table(id, known, &changes, &urgency).await;
         let all = match &written {
-            Err(Error::Outgrown { .. }) => {
+            Err(error) if error.is_given_up() => {
                 let (outgrown, others): (Vec<_>, Vec<_>) =
                     all.into_iter().partition(|one| one.urgency.is_outgrown());
                 self.tables.wanted.add(&id.key(), others);
@@ -190,8 +195,8 @@ impl Azure {
         };
         for (index, Wanted { answer, .. }) in all.into_iter().enumerate() {
             let outcome = match &written {
-                Ok((table, outcomes)) => match &outcomes[index] {
-                    Ok(()) => Ok(table.clone()),
+                Ok((written, outcomes)) => match &outcomes[index] {
+                    Ok(()) => Ok(written.clone()),
                     Err(source) => Err(Error::Routes { table: id.to_string(), source: source.clone() }),
                 },
                 Err(error) => Err(error.clone()),
@@ -225,7 +230,7 @@ impl Azure {
         known: &mut Option<Document>,
         changes: &[Change],
         urgency: &Urgency,
-    ) -> Result<(Arc<RouteTable>, Vec<Result<(), route_table::Refusal>>), Error> {
+    ) -> Result<(Written<RouteTable>, Vec<Result<(), route_table::Refusal>>), Error> {
         // Forget the cached document first, so that any early return leaves the resource unknown.
         let begun = Instant::now();
         let mut before = self.known_table(id, known.take(), urgency).await?;
@@ -238,7 +243,7 @@ impl Azure {
         if after == before.value {
             let table = before.table.clone();
             *known = Some(before);
-            return Ok((table, outcomes));
+            return Ok((Written { after: table, was_sent: false }, outcomes));
         }
         if before.table.state == ProvisioningState::Updating {
             return Err(operation::unsettled(id));
@@ -261,6 +266,6 @@ impl Azure {
         info!(table = %id, nodes, routes, took = ?started.elapsed(), "route table written");
         let table = document.table.clone();
         *known = Some(document);
-        Ok((table, outcomes))
+        Ok((Written { after: table, was_sent: true }, outcomes))
     }
 }

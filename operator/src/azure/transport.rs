@@ -125,15 +125,20 @@ impl Transport {
         }
         let lane = call.lane(&url);
         let Urgency { priority, .. } = call.urgency;
-        let given_up = || Error::Outgrown { resource: call.resource.clone() };
+        let outgrown = || Error::Outgrown { resource: call.resource.clone() };
+        let is_write = call.effect() == Effect::Write;
+        // Where nobody waits, the gate lets everything pass.
+        if is_write && call.urgency.is_outgrown() {
+            return Err(outgrown());
+        }
         let turn = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown());
         let Some(turn) = uncounted(turn).await else {
-            return Err(given_up());
+            return Err(outgrown());
         };
         // This is the last moment at which a call may be given up. From here on it may have taken effect.
-        if call.effect() == Effect::Write && !call.urgency.is_confirmed().await {
+        if is_write && !call.urgency.is_confirmed().await {
             self.0.gate.give_back(&lane, &turn);
-            return Err(given_up());
+            return Err(Error::Unconfirmed { resource: call.resource.clone() });
         }
         let waited = turn.waited;
         if waited > LONG_WAIT {
@@ -145,7 +150,7 @@ impl Transport {
             );
         }
         let token = self.0.tokens.header().await?;
-        if call.effect() == Effect::Write && self.0.may_write.get().is_some_and(|may_write| !may_write()) {
+        if is_write && self.0.may_write.get().is_some_and(|may_write| !may_write()) {
             warn!(resource = call.resource, "not written: another may lead by now");
             return std::future::pending().await;
         }

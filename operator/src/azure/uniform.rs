@@ -10,7 +10,7 @@
 //! the NIC has: otherwise a smaller wish would never be met where a larger one wasn't.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use super::cache::{Known, etag, parse};
 use super::nic::{self, Form};
 use super::operation;
 use super::transport::Call;
-use super::{Azure, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, call};
+use super::{Azure, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, Written, call};
 use crate::lock::lock;
 
 /// The one version in which the network provider shows these NICs.
@@ -75,7 +75,7 @@ impl Azure {
         known: &mut Known,
         change: &Change,
         urgency: Urgency,
-    ) -> Result<Arc<Nic>, Error> {
+    ) -> Result<Written<Nic>, Error> {
         let mut call = call(Kind::Write, urgency, instance);
         // Forget the cached document first, so that any early return leaves the resource unknown.
         let before = known.nic();
@@ -104,7 +104,7 @@ impl Azure {
             .map_err(|source| Error::Nic { resource: id.to_string(), source })?;
         let Some(body) = body else {
             let document = self.read_nic(&reading, id).await?;
-            return Ok(self.nics.learn(known, document));
+            return Ok(Written { after: self.nics.learn(known, document), was_sent: false });
         };
         let url = self.url(instance, &self.versions.compute);
         let sent = Some(body.to_string().into_bytes());
@@ -121,7 +121,7 @@ impl Azure {
         self.follow(&call, &url, &accepted).await?;
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
-        Ok(nic)
+        Ok(Written { after: nic, was_sent: true })
     }
 }
 
@@ -142,7 +142,8 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
 }
 
 /// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
-/// to repair. `on_nic` is the NIC itself, where the last write failed: what we have on it is then what counts.
+/// to repair. `on_nic` is the NIC itself, where the last write failed: what we have on it is then what
+/// counts.
 ///
 /// The body has only what is needed. What a PUT of an instance leaves out stays (recorded), and sending back
 /// the image's reference would need the right to read Microsoft's images (AKS#1819). The list of NICs is

@@ -11,7 +11,8 @@ use super::Priority;
 
 /// Why a call is made. Before its turn within Azure's limits has come, its node may come to need something
 /// more urgent; and when it has come, whoever calls may have to agree once more. If not, the call gives its
-/// place up and ends as [`super::Error::Outgrown`]: nothing was sent and nothing paid.
+/// place up and ends as [`super::Error::Outgrown`] or [`super::Error::Unconfirmed`]: nothing was sent and
+/// nothing paid.
 #[derive(Clone)]
 pub struct Urgency {
     pub(super) priority: Priority,
@@ -63,9 +64,9 @@ impl Urgency {
         }
     }
 
-    /// Whether that has been noticed.
+    /// Whether it isn't any more.
     pub(super) fn is_outgrown(&self) -> bool {
-        self.outgrown.as_ref().is_some_and(|outgrown| outgrown.peek().is_some())
+        self.outgrown().now_or_never().is_some()
     }
 }
 

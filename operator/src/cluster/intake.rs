@@ -154,6 +154,7 @@ mod tests {
     use super::*;
     use crate::cluster::{unreadable, wakeups};
     use crate::planner::sizing::{Demand, wanted};
+    use kube::CustomResourceExt;
     use kube::runtime::reflector;
     use proptest::prelude::*;
     use proptest::sample::Index;
@@ -166,7 +167,9 @@ mod tests {
         json!({
             "metadata": {"name": name, "uid": name, "resourceVersion": "3", "labels": {"a": "b"}},
             "spec": {"providerID": "azure:///x", "taints": [{"key": "vnetpool.io/full", "effect": "NoSchedule"}]},
-            "status": {"allocatable": {"pods": "110"}, "nodeInfo": {"bootID": "b", "kernelVersion": "", "architecture": "",
+            "status": {"allocatable": {"pods": "110"},
+                "conditions": [{"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "NetworkReady=false"}],
+                "nodeInfo": {"bootID": "b", "kernelVersion": "", "architecture": "",
                 "containerRuntimeVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
                 "operatingSystem": "", "osImage": "", "systemUUID": ""}}
         })
@@ -174,16 +177,21 @@ mod tests {
 
     fn allocation(name: &str) -> Value {
         json!({
-            "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 2},
+            "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 2,
+                "annotations": {"vnetpool.io/gone": "true", "vnetpool.io/release": "true"}},
             "spec": {"nodeUID": name, "bootID": "b", "pool": "p", "mode": "Route", "routeTableID": "t", "wiring": "Routed",
-                "target": 8, "cooldown": "30s", "warm": 8, "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "interfaces": [{
+                "target": 8, "cooldown": "30s", "warm": 8, "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1,
+                "takenOffAt": ["2026-01-01T00:00:00Z"], "podMetadataAccess": "None",
+                "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"}, "interfaces": [{
                     "id": "nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
                     "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],
                     "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
                         "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
             "status": {"observedGeneration": 2, "bootID": "b", "held": 8, "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
                 "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
-                "lost": [{"address": "10.244.0.6", "podUID": "u", "sandbox": "s/eth0"}],
+                "lost": [{"address": "10.244.0.6", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
+                "confirmed": [{"address": "10.244.0.7", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
+                "leases": [{"address": "10.244.0.8", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
                 "holders": [{"address": "10.244.0.5", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
                 "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",
                     "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
@@ -194,20 +202,27 @@ mod tests {
         json!({
             "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 1},
             "spec": {"nodeSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
-                "weight": 3, "mode": "Route", "wiring": "Bridge", "cooldown": "30s",
+                "weight": 3, "mode": "Route", "wiring": "Bridge", "cooldown": "30s", "adopt": "Secondaries",
+                "subnetID": "s", "subnetExhaustingPercent": 10, "rollout": {"maxUpdating": "5%"}, "podMetadataAccess": "All",
                 "route": {"podCIDR": "10.244.0.0/16", "nodePrefixLength": 24, "routeTableID": "t"},
                 "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"},
                 "snat": {"nonMasqueradeCIDRs": ["10.0.0.0/8"]},
                 "attachments": {"backendPools": [{"name": "web", "id": "i"}], "publicAddressNamespaces": ["shop"]},
                 "applicationSecurityGroups": {"ids": ["g"], "onSharedNIC": true}},
-            "status": {"nodes": 1, "held": 8, "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}]}
+            "status": {"observedGeneration": 1, "countedAt": "2026-01-01T00:00:00Z", "nodes": 1, "nodesReady": 1, "updatedNodes": 1,
+                "held": 8,
+                "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
+                "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}],
+                "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",
+                    "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
         })
     }
 
     fn pod(name: &str) -> Value {
         json!({
             "metadata": {"name": name, "namespace": "d", "uid": name, "resourceVersion": "3",
-                "annotations": {"vnetpool.io/backend-pools": "web"}},
+                "annotations": {"vnetpool.io/backend-pools": "web", "vnetpool.io/public-address": "true",
+                    "vnetpool.io/dns-label": "shop", "kubernetes.io/config.mirror": "u"}},
             "spec": {"nodeName": "bad", "hostNetwork": false, "containers": []}, "status": {"phase": "Running", "podIP": "10.244.0.5"}
         })
     }
@@ -312,6 +327,30 @@ mod tests {
         assert!(kind != 1 || view.allocation("bad").is_some());
         while let Ok(unreadable) = wakeups.unreadable.try_recv() {
             assert!(unreadable::message(&unreadable).contains(" bad "), "{unreadable:?}");
+        }
+    }
+
+    /// The properties of a schema that a sample lacks.
+    fn lacks(schema: &Value, sample: &Value, path: &str) -> Vec<String> {
+        let inner = schema["properties"].as_object().into_iter().flatten();
+        let of_items = schema.get("items").map(|items| lacks(items, &sample[0], &format!("{path}/0")));
+        let of_fields = inner.flat_map(|(name, schema)| match sample.get(name) {
+            Some(inner) => lacks(schema, inner, &format!("{path}/{name}")),
+            None => vec![format!("{path}/{name}")],
+        });
+        of_fields.chain(of_items.into_iter().flatten()).collect()
+    }
+
+    #[test]
+    fn every_field_of_our_kinds_is_one_that_gets_garbage() {
+        for (crd, of) in
+            [(NodeIPPool::crd(), pool as fn(&str) -> Value), (NodeIPAllocation::crd(), allocation)]
+        {
+            let schema = json!(crd)["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take();
+            for part in ["spec", "status"] {
+                let missing = lacks(&schema["properties"][part], &of("bad")[part], part);
+                assert!(missing.is_empty(), "{missing:?}");
+            }
         }
     }
 

@@ -10,8 +10,15 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 use crate::pool::left_alone::is_left_alone;
 
-/// Leaves of a Node its identity, labels, taints, providerID, bootID and the kubelet's pod limit; and its
-/// condition Ready, while the kubelet says there that the runtime has no network.
+/// Of the annotations only that one.
+fn keep_pause(metadata: &mut ObjectMeta) {
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|name, _| name == names::PAUSED);
+    }
+}
+
+/// Leaves of a Node its identity, labels, pause, taints, providerID, bootID and the kubelet's pod limit; and
+/// its condition Ready, while the kubelet says there that the runtime has no network.
 pub fn strip_node(node: &mut Node) {
     node.metadata = ObjectMeta {
         name: node.metadata.name.take(),
@@ -19,8 +26,10 @@ pub fn strip_node(node: &mut Node) {
         resource_version: node.metadata.resource_version.take(),
         deletion_timestamp: node.metadata.deletion_timestamp.take(),
         labels: node.metadata.labels.take(),
+        annotations: node.metadata.annotations.take(),
         ..Default::default()
     };
+    keep_pause(&mut node.metadata);
     node.spec = node.spec.take().map(|spec| NodeSpec {
         provider_id: spec.provider_id,
         taints: spec.taints,
@@ -64,7 +73,7 @@ pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
 
 pub fn strip_pool(pool: &mut NodeIPPool) {
     pool.metadata.managed_fields = None;
-    pool.metadata.annotations = None;
+    keep_pause(&mut pool.metadata);
 }
 
 pub fn node_digest(node: &Node) -> u64 {
@@ -77,6 +86,7 @@ pub fn node_digest(node: &Node) -> u64 {
         is_tainted_full(node),
         networkless(node),
         is_left_alone(node),
+        node.annotations().get(names::PAUSED),
     ))
 }
 
@@ -121,17 +131,20 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     ))
 }
 
-/// The part of the operator's conditions that the pool's status repeats: `Ready`.
+/// The part of the operator's conditions that the pool's status repeats.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
-    let told = allocation
-        .conditions()
-        .iter()
-        .filter(|one| one.type_ == condition::READY || one.type_ == condition::SELECTED);
+    let repeated = [condition::READY, condition::SELECTED, condition::UPDATING];
+    let told = allocation.conditions().iter().filter(|one| repeated.iter().any(|type_| one.type_ == *type_));
     digest(told.map(|one| (&one.type_, &one.status, &one.reason)).collect::<Vec<_>>())
 }
 
 pub fn pool_digest(pool: &NodeIPPool) -> u64 {
-    digest((&pool.metadata.uid, pool.metadata.generation, pool.metadata.deletion_timestamp.is_some()))
+    digest((
+        &pool.metadata.uid,
+        pool.metadata.generation,
+        pool.metadata.deletion_timestamp.is_some(),
+        pool.annotations().get(names::PAUSED),
+    ))
 }
 
 fn digest(of: impl Hash) -> u64 {
@@ -151,6 +164,12 @@ pub fn boot_id(node: &Node) -> &str {
     info.map(|info| info.boot_id.as_str()).unwrap_or_default()
 }
 
+/// Whether both are of one machine, and of one boot of it.
+pub fn is_same_machine(one: &Node, other: &Node) -> bool {
+    let of = |node| (provider_id(node).to_owned(), boot_id(node).to_owned());
+    one.metadata.uid == other.metadata.uid && of(one) == of(other)
+}
+
 /// The kubelet's pod limit; `None` before its first report.
 pub fn pods_allowed(node: &Node) -> Option<u32> {
     count(&node.status.as_ref()?.allocatable.as_ref()?.get("pods")?.0)
@@ -165,7 +184,8 @@ fn count(quantity: &str) -> Option<u32> {
     digits.parse::<u32>().ok()?.checked_mul(unit)
 }
 
-/// What the kubelet says of a runtime that finds no network plugin to start pods with; `None` if it finds one.
+/// What the kubelet says of a runtime that finds no network plugin to start pods with; `None` if it finds
+/// one.
 pub fn networkless(node: &Node) -> Option<&str> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().find(|one| one.type_ == "Ready" && one.status == "False")?;
@@ -201,6 +221,33 @@ mod tests {
         let first = node_digest(&node("2026-01-01T00:00:00Z", "b1"));
         assert_eq!(first, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
         assert_ne!(first, node_digest(&node("2026-01-01T00:00:10Z", "b2")));
+    }
+
+    #[test]
+    fn a_pause_is_kept_and_is_news_and_other_annotations_are_neither() {
+        let noise = json!({"node.alpha.kubernetes.io/ttl": "0"});
+        let pauses = json!({"vnetpool.io/paused": "incident 7", "node.alpha.kubernetes.io/ttl": "0"});
+        let node = |annotations: &serde_json::Value| -> (u64, Vec<String>) {
+            let mut node = node("2026-01-01T00:00:00Z", "b1");
+            node.metadata.annotations = serde_json::from_value(annotations.clone()).unwrap();
+            strip_node(&mut node);
+            (node_digest(&node), node.annotations().values().cloned().collect())
+        };
+        let pool = |annotations: &serde_json::Value| -> (u64, Vec<String>) {
+            let object = json!({"metadata": {"name": "p", "annotations": annotations}, "spec": {}});
+            let mut pool: NodeIPPool = serde_json::from_value(object).unwrap();
+            strip_pool(&mut pool);
+            (pool_digest(&pool), pool.annotations().values().cloned().collect())
+        };
+        let seen = [
+            [node(&json!({})), node(&noise), node(&pauses)],
+            [pool(&json!({})), pool(&noise), pool(&pauses)],
+        ];
+        for [none, noise, paused] in seen {
+            assert_eq!(none, noise);
+            assert_ne!(none.0, paused.0);
+            assert_eq!(paused.1, ["incident 7"]);
+        }
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Whether the view is as new as the Lease. What a standby knows may lack what the leader before has written
-//! last, or what it has gone by: a watch brings it some time later, and each kind's watch is as late as it is.
+//! last, or what it has gone by: a watch brings it some time later, and each kind's watch is as late as it
+//! is.
 //!
-//! A leader of long standing has written everything in the allocations, from a view that is no older than what
-//! it wrote. A new one has that only once it is proved:
+//! A leader of long standing has written everything in the allocations, from a view that is no older than
+//! what it wrote. A new one has that only once it is proved:
 //! - of a NodeIPAllocation, a `spec` that is missing, or a `Writing`, would be believed to be absent;
 //! - with a Node of before, a NIC that its successor has come to would be taken for one that it has left, and
 //!   be emptied; and a Node that isn't known yet would be taken for gone;
 //! - with a pool of before, addresses would be given back that its edit keeps;
 //! - a pod that isn't known yet would be taken for one that has ended: what is attached to its address would
-//!   be deleted, or what another plugin gave it taken off the NIC. There are too many of these for a list, so a
-//!   node's are asked for once, before the first decision of this leader that rests on the absence of one.
+//!   be deleted, or what another plugin gave it taken off the NIC. There are too many of these for a list, so
+//!   a node's are asked for once, before the first decision of this leader that rests on the absence of one.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -19,13 +20,14 @@ use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::Cluster;
+use super::renewal::Renewal;
 use super::unreadable::Unknown;
 use crate::demand::pod::{self, Decoded};
 use crate::leader::Lost;
@@ -69,20 +71,25 @@ impl Cluster {
     /// nothing of it.
     pub async fn catch_up_with(&self, client: &Client) -> Result<(), Lost> {
         futures::try_join!(
-            catch_up(client, &self.nodes, &self.unknown_nodes),
-            catch_up(client, &self.allocations, &self.unknown_allocations),
-            catch_up(client, &self.pools, &self.unknown_pools),
+            catch_up(client, &self.nodes, &self.unknown_nodes, &self.renewals.nodes),
+            catch_up(client, &self.allocations, &self.unknown_allocations, &self.renewals.allocations),
+            catch_up(client, &self.pools, &self.unknown_pools, &self.renewals.pools),
         )
         .map(|_| ())
     }
 
-    /// Whether a decision about this node rests on the absence of a pod: of one that has something attached to
-    /// its address, or of one that has none of ours.
+    /// Whether a decision about this node rests on the absence of a pod: of one that has something attached
+    /// to its address, or of one that has none of ours.
     pub fn misses_pods(&self, allocation: &NodeIPAllocation) -> bool {
         let wishes = self.wishes(&allocation.name_any());
         let marks = allocation.spec.ip_configurations().filter_map(|one| one.attached_to.as_ref());
         allocation.spec.report_holders
             || marks.into_iter().any(|uid| uid != names::OTHERS && !wishes.contains_key(uid))
+    }
+
+    /// Has the watch of Pods begun anew if the view has lacked a pod for long, ever since then.
+    pub fn lacks_pods_since(&self, since: Instant) {
+        self.renewals.pods.lags_since(since);
     }
 
     /// Fails unless the view shows all pods of this node that there were when this was called.
@@ -95,16 +102,23 @@ impl Cluster {
     }
 }
 
-async fn catch_up<K>(client: &Client, store: &Store<K>, unknown: &Unknown) -> Result<(), Lost>
+async fn catch_up<K>(
+    client: &Client,
+    store: &Store<K>,
+    unknown: &Unknown,
+    renewal: &Renewal,
+) -> Result<(), Lost>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
+    let mut lags_since = None;
     loop {
         let versions = store.state().into_iter().map(|one| number(one.resource_version()));
         let newest = versions.max().unwrap_or_default();
         match Listed::now::<K>(client).await {
             Ok(listed) if newest > listed.at => return Err(Lost::SetBack),
             Ok(listed) => {
+                let since = *lags_since.get_or_insert_with(Instant::now);
                 let caught_up = async {
                     while lags_behind(store, unknown, &listed) {
                         sleep(LOOK).await;
@@ -114,6 +128,7 @@ where
                     return Ok(());
                 }
                 warn!(kind = %K::kind(&()), "the cache isn't as new as the Lease yet");
+                renewal.lags_since(since);
             }
             Err(error) => {
                 warn!(kind = %K::kind(&()), %error, "can't tell yet whether the cache is as new as the Lease");
@@ -178,6 +193,9 @@ mod tests {
     use super::*;
     use crate::demand::Demand;
     use crate::lock::lock;
+    use axum::body::Body;
+    use axum::extract::Request;
+    use axum::response::Response;
     use axum::routing::get;
     use axum::{Json, Router};
     use k8s_openapi::api::core::v1::Node;
@@ -185,7 +203,6 @@ mod tests {
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
     use std::sync::{Arc, Mutex};
-    use std::time::Instant;
     use tokio::net::TcpListener;
     use tokio::sync::watch;
 
@@ -218,9 +235,6 @@ mod tests {
 
     /// An API server that answers with these in turn, and then with the last again and again.
     async fn server(mut answers: Vec<Value>) -> (Client, Arc<Mutex<u32>>) {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         answers.reverse();
         let (answers, asked) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(0)));
         let count = asked.clone();
@@ -230,9 +244,16 @@ mod tests {
             let answer = if answers.len() > 1 { answers.pop() } else { answers.last().cloned() };
             std::future::ready(Json(answer.unwrap()))
         };
-        let routes = Router::new().fallback(get(answer));
+        (serve(Router::new().fallback(get(answer))).await, asked)
+    }
+
+    /// A client of these.
+    async fn serve(routes: Router) -> Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        (vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap(), asked)
+        vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap()
     }
 
     fn nodes(version: &str, names: &[&str]) -> Value {
@@ -250,7 +271,7 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
                 .unwrap();
         writer.apply_watcher_event(&Event::Apply(known));
-        catch_up(&client, &store, &Unknown::default()).await.unwrap();
+        catch_up(&client, &store, &Unknown::default(), &Renewal::default()).await.unwrap();
         assert_eq!(*lock(&asked), 2);
     }
 
@@ -260,8 +281,42 @@ mod tests {
         let (store, mut writer) = reflector::store::<Node>();
         let ahead = json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "12"}});
         writer.apply_watcher_event(&Event::Apply(serde_json::from_value(ahead).unwrap()));
-        let proved = catch_up(&client, &store, &Unknown::default()).await;
+        let proved = catch_up(&client, &store, &Unknown::default(), &Renewal::default()).await;
         assert!(matches!(proved, Err(Lost::SetBack)), "{proved:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_falls_silent_is_begun_anew_when_it_lacks_what_there_is() {
+        // Its lists have what there is; what comes after them, its watches keep to themselves.
+        let listed = Arc::new(Mutex::new(nodes("9", &["a"])));
+        let lists = listed.clone();
+        let answer = move |request: Request| {
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let mut list = lock(&lists).clone();
+            if !request.uri().path().ends_with("/nodes") {
+                list["items"] = json!([]);
+            }
+            let accepted = request.headers().get("accept").and_then(|accepted| accepted.to_str().ok());
+            if accepted.is_none_or(|accepted| !accepted.contains("PartialObjectMetadata")) {
+                list["apiVersion"] = json!("v1");
+                list["kind"] = json!("List");
+            }
+            let silence = futures::stream::pending::<Result<String, std::io::Error>>();
+            let body = if is_watch { Body::from_stream(silence) } else { Body::from(list.to_string()) };
+            std::future::ready(
+                Response::builder().header("content-type", "application/json").body(body).unwrap(),
+            )
+        };
+        let client = serve(Router::new().fallback(get(answer))).await;
+        let (cluster, _waker, _wakeups, watches) = Cluster::watch(&client, &Arc::default());
+        let watches = futures::future::join_all(watches.map(|(_, watch)| tokio::spawn(watch)));
+        tokio::spawn(watches);
+        assert!(cluster.ready().await);
+        cluster.catch_up_with(&client).await.unwrap();
+
+        *lock(&listed) = nodes("12", &["a", "b"]);
+        timeout(Duration::from_secs(40), cluster.catch_up_with(&client)).await.unwrap().unwrap();
+        assert!(cluster.node("b").is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -269,12 +324,12 @@ mod tests {
         let (client, _) = server(vec![nodes("9", &["a"])]).await;
         let (store, mut writer) = reflector::store::<Node>();
         let unknown = Unknown::default();
-        assert!(timeout(RETRY * 5, catch_up(&client, &store, &unknown)).await.is_err());
+        assert!(timeout(RETRY * 5, catch_up(&client, &store, &unknown, &Renewal::default())).await.is_err());
         let shown: Node =
             serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "5"}}))
                 .unwrap();
         writer.apply_watcher_event(&Event::Apply(shown));
-        catch_up(&client, &store, &unknown).await.unwrap();
+        catch_up(&client, &store, &unknown, &Renewal::default()).await.unwrap();
     }
 
     #[tokio::test]
@@ -299,7 +354,7 @@ mod tests {
         }))
         .unwrap();
         let shown = pod::read(Event::Apply(shown)).unwrap();
-        Demand::apply(&mut lock(&cluster.demand), shown, Instant::now());
+        Demand::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
         cluster.prove_pods(&client, "n").await.unwrap();
         assert!(!cluster.misses_pods(&marked));
     }

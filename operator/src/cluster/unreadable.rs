@@ -49,8 +49,8 @@ impl Sieve {
         Sieve { unknown, listed: HashSet::new() }
     }
 
-    /// `read` gives what was read last of an object, and `keep` stores what is left of the event. What turns readable, or
-    /// goes, stays unknown until that is done: an object is never absent in between.
+    /// `read` gives what was read last of an object, and `keep` stores what is left of the event. What turns
+    /// readable, or goes, stays unknown until that is done: an object is never absent in between.
     pub fn sift<K: Resource<DynamicType = ()> + Clone>(
         &mut self,
         event: Event<Reading<K>>,

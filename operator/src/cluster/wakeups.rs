@@ -50,6 +50,14 @@ pub struct Waker {
     heard: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
+/// Waits until the node that was asked to be heard of is woken again.
+pub async fn woken(heard: &mut watch::Receiver<()>) {
+    // The sender is dropped only at shutdown.
+    if heard.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 pub fn channels() -> (Waker, Wakeups) {
     let ((nodes, node_calls), (allocations, allocation_calls), (pools, pool_calls), (unreadable, told)) =
         (unbounded(), unbounded(), unbounded(), unbounded());

@@ -59,7 +59,9 @@ fn identity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     Ok(ObjectMeta { name, namespace, uid, resource_version, annotations, ..ObjectMeta::default() })
 }
 
-/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
+/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID, a digest of 32 hex
+/// digits. Anybody may annotate a pod so; a pod that the API server has made has a UUID with hyphens, and is
+/// nobody else's to speak for.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The annotations that are read.
 const READ: [&str; 4] = [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL, MIRROR];
@@ -81,7 +83,7 @@ impl Pod {
         // manifest; the API server has a mirror of it, with a UID of its own that nobody on the node has
         // heard of.
         let mirrored = pod.metadata.annotations.as_mut().and_then(|all| all.remove(MIRROR));
-        let uid = mirrored.or_else(|| pod.metadata.uid.take())?;
+        let uid = mirrored.filter(|uid| !uid.contains('-')).or_else(|| pod.metadata.uid.take())?;
         let Spec { node_name, host_network } = pod.spec;
         let needs_address = needs(host_network, pod.status.phase.as_deref());
         let address = pod.status.pod_ip.as_ref().and_then(|address| address.parse().ok());

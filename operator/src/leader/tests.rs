@@ -150,6 +150,7 @@ async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
     let lost = leadership.keep().await;
     assert!(matches!(&lost, Lost::NotRenewed { last } if last.contains("doesn't answer")), "{lost}");
     assert!(renewed.elapsed() <= GIVE_UP, "{:?}", renewed.elapsed());
+    assert!(renewed.elapsed() < LEASE, "{:?}", renewed.elapsed());
     assert!(renewed.elapsed() + Duration::from_secs(1) >= GIVE_UP, "{:?}", renewed.elapsed());
 }
 

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::azure::Error;
+use crate::azure::{Error, Scope};
 
-/// How long Azure must not have known a NIC's subscription or resource group before that is believed.
+/// How long Azure must not have known a NIC's resource group before that is believed. That a subscription is
+/// unknown is believed for no time at all: whoever has lost the access to it, or its tenant, sees the same.
 const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
 /// By what is absent, in lower case: when Azure first said so. A restart of the operator begins to count
@@ -37,13 +38,14 @@ impl Absences {
         self.0.clear();
     }
 
-    /// Whether this error proves that what was asked for is gone. Of a NIC it does `second_look`
+    /// Whether this error proves that what was asked for is gone. Of a NIC it does `second_read`
     /// after the first answer. Of a subscription or resource group a person may say so, too: `is_said`.
-    pub fn prove(&self, error: &Error, second_look: Duration, is_said: bool, now: Instant) -> bool {
+    pub fn prove(&self, error: &Error, second_read: Duration, is_said: bool, now: Instant) -> bool {
         let needed = match error {
             Error::ScopeMissing { .. } if is_said => return true,
-            Error::ScopeMissing { .. } => BELIEVED,
-            _ => second_look,
+            Error::ScopeMissing { scope: Scope::Group, .. } => BELIEVED,
+            Error::ScopeMissing { .. } => return false,
+            _ => second_read,
         };
         let since = absent(error).and_then(|what| self.0.get(&what).copied());
         since.is_some_and(|since| now.saturating_duration_since(since) >= needed)
@@ -64,7 +66,6 @@ fn absent(error: &Error) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::Scope;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_is_gone_when_a_second_look_a_minute_later_does_not_find_it_either() {
+    fn a_nic_is_gone_when_a_second_read_a_minute_later_does_not_find_it_either() {
         let start = Instant::now();
         let absences = noted(&[nic("A")], start);
         let prove = |error: &Error, after| absences.prove(error, MINUTE, false, start + after);
@@ -119,6 +120,16 @@ mod tests {
         assert!(!prove(&scope("g"), BELIEVED - Duration::from_secs(1)));
         assert!(prove(&scope("g"), BELIEVED));
         assert!(!prove(&scope("other"), BELIEVED));
+    }
+
+    #[test]
+    fn a_missing_subscription_is_believed_after_no_time() {
+        let start = Instant::now();
+        let missing =
+            Error::ScopeMissing { resource: id("g", "n"), scope: Scope::Subscription, message: "m".into() };
+        let absences = noted(std::slice::from_ref(&missing), start);
+        assert!(!absences.prove(&missing, MINUTE, false, start + 365 * BELIEVED));
+        assert!(absences.prove(&missing, MINUTE, true, start), "a person says so");
     }
 
     #[test]

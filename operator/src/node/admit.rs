@@ -64,6 +64,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             pod_metadata_access: pool.spec.pod_metadata_access,
             snat_exclusions: vec![],
             elsewhere: 0,
+            taken_off_at: vec![],
             interfaces: vec![],
         },
     );

@@ -16,12 +16,12 @@ use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
 use super::lag::{Lag, lag};
+use super::memory::Memory;
 use super::observe::Seen;
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::planner::attachments::{self, Facts, Mark, Plan};
-use remembered::Attaching;
 
 /// What should be attached to the node's addresses.
 pub fn plan(
@@ -29,9 +29,11 @@ pub fn plan(
     allocation: &NodeIPAllocation,
     node: &Node,
     seen: &Seen,
-    attaching: &mut Attaching,
+    memory: &mut Memory,
     now: Instant,
 ) -> Plan {
+    let in_doubt = memory.nic.is_in_doubt();
+    let attaching = &mut memory.attaching;
     let wishes = ctx.cluster.wishes(&node.name_any());
     step::take_made(ctx, attaching);
     attaching.refused.retain(|uid, _| wishes.contains_key(uid));
@@ -49,13 +51,14 @@ pub fn plan(
     let refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| one.holds(now)).map(|(uid, _)| uid.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
-    let plan = attachments::plan(
+    attachments::plan(
         &Facts {
             held: &seen.observed.held,
             marks: &marks,
             wishes: &wishes,
             has: &has,
             confirmed: lag(allocation, kept::boot_id(node)) == Lag::None,
+            in_doubt,
             offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
@@ -64,9 +67,14 @@ pub fn plan(
             batch: attaching.batch,
         },
         |uid| public_id(nic.as_ref()?, uid),
-    );
-    // A dry run keeps no address for anybody, and takes none from whom it is kept for.
-    if ctx.azure.is_dry_run() { Plan { marks, step: None, make: vec![], ..plan } } else { plan }
+    )
+}
+
+impl Plan {
+    /// The plan without anything that has an effect: the marks are those that `spec` shows.
+    pub fn rehearse(self, allocation: &NodeIPAllocation) -> Plan {
+        Plan { marks: marks(allocation), step: None, make: vec![], ..self }
+    }
 }
 
 /// Azure attaches to single addresses of ordinary NICs only.

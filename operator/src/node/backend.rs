@@ -12,6 +12,7 @@ use vnetpool_crds::pool::{Mode, Sizing};
 
 use crate::azure::{self, Network, ResourceId, Urgency};
 use crate::context::Context;
+use crate::planner::Change;
 pub use route_table::{Routed, leave, watch};
 pub use terms::{Holding, NicView, Outcome, Task};
 
@@ -56,6 +57,20 @@ impl Backend {
         Ok(if is_instance { Backend::Instance } else { Backend::Nic })
     }
 
+    /// The ids of what a change writes, and of the subnet that a NIC refers to, in lower case.
+    pub fn sites(&self, nic: &Interface, change: &Change) -> Vec<String> {
+        let (table, writes_nic) = match self {
+            Backend::Nic | Backend::Instance => (None, true),
+            Backend::RouteTable(routed) => {
+                let writes_table = change.reserve > 0 || change.mend || !change.release.is_empty();
+                (writes_table.then_some(routed.table.as_str()), change.forward || !change.leave.is_empty())
+            }
+        };
+        let of_nic = [nic.id.as_str(), &nic.subnet.id];
+        let of_nic = of_nic.into_iter().filter(|_| writes_nic);
+        of_nic.chain(table).map(str::to_ascii_lowercase).collect()
+    }
+
     /// Carries a planned change out. The condition `Writing` has announced it.
     ///
     /// # Errors
@@ -63,9 +78,7 @@ impl Backend {
     pub async fn apply(&self, ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Error> {
         match self {
             Backend::Nic | Backend::Instance => nic::apply(ctx, task).await,
-            Backend::RouteTable(routed) => {
-                route_table::apply(ctx, task, routed).await.map(|()| Outcome::default())
-            }
+            Backend::RouteTable(routed) => route_table::apply(ctx, task, routed).await,
         }
     }
 
@@ -112,5 +125,34 @@ impl Backend {
             Backend::Nic | Backend::Instance => network.peered.clone(),
             Backend::RouteTable(routed) => routed.within.into_iter().collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_refusal_concerns_what_is_written_and_nothing_else() {
+        let in_group =
+            |group: &str, rest: &str| format!("/subscriptions/s/resourceGroups/{group}/providers/{rest}");
+        let id = in_group("g", "Microsoft.Network/networkInterfaces/n");
+        let subnet = in_group("net", "Microsoft.Network/virtualNetworks/v/subnets/a");
+        let nic: Interface = serde_json::from_value(
+            json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": subnet}}),
+        )
+        .unwrap();
+        let table = in_group("routes", "Microsoft.Network/routeTables/t");
+        let routed = Routed { table: table.parse().unwrap(), within: None, claim: None };
+        let routed = Backend::RouteTable(routed);
+        let lower = |ids: &[&String]| ids.iter().map(|id| id.to_ascii_lowercase()).collect::<Vec<_>>();
+        let reserves = Change { reserve: 1, ..Change::default() };
+        let forwards = Change { forward: true, ..Change::default() };
+        assert_eq!(Backend::Nic.sites(&nic, &reserves), lower(&[&id, &subnet]));
+        assert_eq!(routed.sites(&nic, &reserves), lower(&[&table]));
+        assert_eq!(routed.sites(&nic, &forwards), lower(&[&id, &subnet]));
+        let both = Change { forward: true, ..reserves };
+        assert_eq!(routed.sites(&nic, &both), lower(&[&id, &subnet, &table]));
     }
 }

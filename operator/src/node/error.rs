@@ -48,13 +48,13 @@ impl Error {
     }
 
     /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
-    pub fn is_outgrown(&self) -> bool {
-        matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if matches!(error, azure::Error::Outgrown { .. }))
+    pub fn is_given_up(&self) -> bool {
+        matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if error.is_given_up())
     }
 
     /// A write that failed like this has sent nothing to Azure: it gave its place up, or wasn't announced.
     pub fn has_sent_nothing(&self) -> bool {
-        self.is_outgrown() || !matches!(self, Error::Write(_))
+        self.is_given_up() || !matches!(self, Error::Write(_))
     }
 
     /// The object had been changed since it was read: nothing is wrong, the plan was made from the past.

@@ -1,15 +1,14 @@
-//! A node's part in a shortage of its subnet or virtual network: it asks for its turn before it grows, and records what came of
-//! its write.
+//! A node's part in a shortage of its subnet or virtual network: it asks for its turn before it grows, and
+//! records what came of its write.
 
 use std::time::Instant;
 
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
-use vnetpool_crds::condition;
 use vnetpool_crds::pool::BLOCK;
-use vnetpool_crds::reason::Reason;
 
 use super::observe::Seen;
+use super::recalled::Recalled;
 use super::setback::{Setback, Stage};
 use crate::azure::Error;
 use crate::context::Context;
@@ -63,7 +62,7 @@ pub fn limit(
 
 /// The node asks for nothing now, or can't.
 pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
-    ctx.wake(&lock(&ctx.shortages).content(node, now));
+    ctx.wake(&lock(&ctx.shortages).withdraw(node, now));
 }
 
 /// Records what a write that has ended means for the other nodes of the subnet and of its network.
@@ -165,25 +164,5 @@ fn want(seen: &Seen, plan: &Plan) -> Want {
         wanted: plan.wanted,
         units: plan.change.reserve,
         grain: seen.observed.grain,
-    }
-}
-
-/// What an operator before this one has left written of a shortage.
-#[derive(Clone, Debug)]
-pub struct Recalled {
-    is_network: bool,
-    said: Said,
-}
-
-impl Recalled {
-    pub fn of(allocation: &NodeIPAllocation) -> Option<Recalled> {
-        let reserved = condition::find(allocation.conditions(), condition::RESERVED)?;
-        let full = [Reason::SubnetFull, Reason::VirtualNetworkFull]
-            .into_iter()
-            .find(|full| *full == reserved.reason.as_str())?;
-        let is_network = full == Reason::VirtualNetworkFull;
-        let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
-        let said = Said { subnet, message: "it had none when it was last asked".to_owned() };
-        Some(Recalled { is_network, said })
     }
 }

@@ -12,13 +12,13 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::absences::Absences;
 use super::attachments::remembered::Attaching;
-use super::growth::Recalled;
 use super::lag::Lag;
 use super::mending::Mending;
 use super::observe::known::Known;
-use super::observe::wiped::Wipes;
+use super::recalled::Recalled;
 use super::report::reports::Reports;
-use super::setback::Setback;
+use super::setback::{Setback, Stage};
+use super::strays::Strays;
 use crate::lock::lock;
 use crate::planner::Plan;
 
@@ -37,8 +37,8 @@ pub struct Memory {
     pub surplus_since: Option<Instant>,
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
+    pub strays: Strays,
     pub mending: Mending,
-    pub wipes: Wipes,
     /// Azure has refused the pool's application security groups.
     pub grouping: Option<Setback>,
     /// What an operator before this one has found of the subnet or network, until it has been looked into.
@@ -47,6 +47,8 @@ pub struct Memory {
     pool: Option<(Option<String>, Option<i64>)>,
     /// All pods that the node had when this process came to lead are known.
     pub knows_pods: bool,
+    /// Since when some of them aren't known that there are.
+    pub lacks_pods_since: Option<tokio::time::Instant>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
     /// What Azure says isn't there.
@@ -68,12 +70,13 @@ impl Memory {
             surplus_since: None,
             release_since: None,
             setback: None,
+            strays: Strays::default(),
             mending: Mending::default(),
-            wipes: Wipes::default(),
             grouping: None,
             recalled: Recalled::of(allocation),
             pool: None,
             knows_pods: false,
+            lacks_pods_since: None,
             vacant_since: None,
             absences: Absences::default(),
             failures: 0,
@@ -101,7 +104,7 @@ impl Memory {
     }
 
     /// The agent is waited for from when something vanished until it has taken up a `spec` without it.
-    pub fn await_agent(&mut self, has_vanished: bool, lag: &Lag, now: Instant) {
+    fn await_agent(&mut self, has_vanished: bool, lag: &Lag, now: Instant) {
         self.vanished_since = match (has_vanished, lag) {
             (true, _) => self.vanished_since.or(Some(now)),
             (false, Lag::None) => None,
@@ -115,9 +118,18 @@ impl Memory {
         self.growth_since = clock(self.growth_since, plan.grows);
         self.release_since = clock(self.release_since, plan.releases);
         self.surplus_since = clock(self.surplus_since, plan.surplus);
+    }
+
+    /// Ends what the NIC, or what was planned from it, shows to be over.
+    pub fn end_what_is_over(&mut self, plan: &Plan, has_vanished: bool, lag: &Lag, now: Instant) {
+        self.await_agent(has_vanished, lag, now);
         if !plan.repairs && !plan.forwards {
             self.mending.mended();
         }
+        self.setback = self.setback.take().filter(|setback| match setback.stage {
+            Stage::Find => setback.holds(now),
+            Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
+        });
     }
 }
 
@@ -180,7 +192,6 @@ impl Memories {
 
 #[cfg(test)]
 mod tests {
-    use super::super::setback::Stage;
     use super::*;
     use serde_json::json;
     use vnetpool_crds::condition;

@@ -1,5 +1,5 @@
-//! What a node needs, also while its reconcile waits for its turn at Azure: pods that come meanwhile may not wait
-//! as long as what their node wanted before them.
+//! What a node needs, also while its reconcile waits for its turn at Azure: pods that come meanwhile may not
+//! wait as long as what their node wanted before them.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{Priority, Urgency};
-use crate::cluster::{Cluster, Waker, kept};
+use crate::cluster::{Cluster, Waker, kept, woken};
 use crate::planner::{self, Demand, Observed};
 
 /// A node as the cluster has it, now and later.
@@ -95,10 +95,7 @@ impl Need {
 
     /// Waits until the node is woken again.
     async fn woken(&mut self) {
-        // The sender is dropped only at shutdown.
-        if self.wakeups.changed().await.is_err() {
-            std::future::pending().await
-        }
+        woken(&mut self.wakeups).await;
     }
 }
 

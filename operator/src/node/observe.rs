@@ -10,7 +10,7 @@ pub mod obstacle;
 pub mod policy;
 pub mod recheck;
 mod surroundings;
-pub mod wiped;
+pub mod taken_off;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::{self, Need};
 use super::setback::Stage;
+use super::takeup::{self, Place};
 use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
@@ -61,6 +62,8 @@ pub struct Seen {
     pub observed: Observed,
     /// This process has read the NIC; otherwise all is as `spec` mirrors it.
     pub is_read: bool,
+    /// An error holds back the read of the NIC that is due.
+    pub is_held_back: bool,
     /// What is to become of others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
     /// What is to become of the NIC's application security groups.
@@ -69,6 +72,8 @@ pub struct Seen {
     pub left: Vec<ResourceId>,
     /// Something that `spec` shows has left the NIC by another hand.
     pub has_vanished: bool,
+    /// The same, also where a lost address can't be asked for: an instance's.
+    pub is_taken_off: bool,
     /// How long to wait for the agent to tell what pods use.
     pub told_by: Option<Instant>,
 }
@@ -111,21 +116,27 @@ struct AzureView {
     forwarding_lacks: bool,
 }
 
-pub fn cluster(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, now: Instant) -> ClusterView {
+/// And the node's place in the rollout of its pool's edit.
+pub fn cluster(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    is_paused: bool,
+    now: Instant,
+) -> (ClusterView, Place) {
     let (bound, changed) = ctx.cluster.bound(&node.name_any());
-    let Policy { pool, change } = policy::decide(policy::Facts {
+    let demand = need::demand(allocation, node, bound);
+    let decided = policy::decide(policy::Facts {
         allocation,
         selected: ctx.cluster.pool_of(node),
         last: ctx.cluster.pool(&allocation.spec.pool),
+        is_paused,
         grace: ctx.waits.grace,
         now: Timestamp::now(),
     });
-    ClusterView {
-        pool,
-        pool_change: change,
-        demand: need::demand(allocation, node, bound),
-        bound_still_for: changed.map_or(Duration::MAX, |changed| now.saturating_duration_since(changed)),
-    }
+    let (Policy { pool, change }, place) = takeup::limit(ctx, allocation, decided, &demand, is_paused);
+    let bound_still_for = changed.map_or(Duration::MAX, |changed| now.saturating_duration_since(changed));
+    (ClusterView { pool, pool_change: change, demand, bound_still_for }, place)
 }
 
 /// The node's VM, or why the node is to hold nothing though Azure wasn't asked.
@@ -138,8 +149,8 @@ pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> 
     Ok(vm)
 }
 
-/// What may be asked of Azure now, and what must be. `None`: the NIC must be read, or the last observation
-/// failed, and an error holds that back.
+/// What may be asked of Azure now, and what must be. `None`: an error holds back what must be, and what
+/// `spec` says is nothing to go by meanwhile.
 pub fn occasion(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -154,13 +165,14 @@ pub fn occasion(
     let held_back = memory.setback.as_ref().filter(|setback| setback.holds(now));
     let has_failed = held_back.is_some_and(|setback| setback.stage == Stage::Find);
     let may_ask = held_back.is_none();
-    if has_failed || (is_new || memory.nic.needs_read(now)) && !may_ask {
+    let is_held_back = has_failed || (is_new || memory.nic.needs_read(now)) && !may_ask;
+    if is_held_back && (is_new || !memory.nic.is_mirrored()) {
         return None;
     }
     let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
     let recheck = recheck::Recheck::of(allocation, memory.nic.at, ctx.started);
     let is_due = (is_hinted || recheck.is_due(now)) && may_ask;
-    Some(Occasion { is_new, is_begun: is_begun(memory), is_hinted, is_due, may_ask })
+    Some(Occasion { is_new, is_begun: is_begun(memory), is_hinted, is_due, may_ask, is_held_back })
 }
 
 /// A write of this process has failed, and what became of it isn't known yet.
@@ -215,7 +227,7 @@ pub async fn around(
     let (nic, interface) = (found.nic.as_deref(), &found.serving);
     let view = NicView { interface, held: &found.held, slots: found.slots, is_read: nic.is_some() };
     let (backend, holding) = backend::observe(ctx, allocation, pool, &view, urgency).await?;
-    let network = surroundings::around(ctx, spec, &interface.subnet).await?;
+    let network = surroundings::around(ctx, spec, &interface.subnet, occasion).await?;
     let network = network.as_deref();
     let primary = found.primary.as_ref().map(|nic| nic.subnet.id.as_str());
     let obstacle = obstacle(ctx, pool, (interface, primary), node, &backend, network)?;
@@ -239,6 +251,8 @@ pub async fn around(
         .map(|lost| memory.mending.askable(lost, now));
     let has_vanished =
         nic.filter(|_| backend.takes_asked_address()).is_some_and(|nic| drift::has_vanished(allocation, nic));
+    let is_taken_off =
+        nic.filter(|_| backend.draws_on_subnet()).is_some_and(|nic| drift::has_vanished(allocation, nic));
     // A write that grows could be given the very address, and a second one would be needed for what pods use.
     let is_told = !has_vanished && lag(allocation, kept::boot_id(node)) == Lag::None;
     let since = memory.vanished_since.or(has_vanished.then_some(now));
@@ -274,12 +288,13 @@ pub async fn around(
     Ok(Seen {
         nic: Some(Interface { subnet, application_security_groups: groups, ..found.serving }),
         primary_nic: match found.primary {
-            Some(nic) => Some(beside(ctx, spec, nic).await?),
+            Some(nic) => Some(beside(ctx, spec, nic, occasion).await?),
             None => None,
         },
         elsewhere: found.elsewhere,
         left: found.left,
         is_read,
+        is_held_back: occasion.is_held_back,
         pool: cluster.pool,
         pool_change: cluster.pool_change,
         backend,
@@ -290,6 +305,7 @@ pub async fn around(
         grouping,
         told_by,
         has_vanished,
+        is_taken_off,
     })
 }
 
@@ -298,8 +314,9 @@ async fn beside(
     ctx: &Context,
     spec: &NodeIPAllocationSpec,
     nic: Interface,
+    occasion: Occasion,
 ) -> Result<Interface, azure::Error> {
-    let network = surroundings::around(ctx, spec, &nic.subnet).await?;
+    let network = surroundings::around(ctx, spec, &nic.subnet, occasion).await?;
     let subnet = surroundings::subnet(network.as_deref(), spec, &nic.subnet);
     Ok(Interface { subnet, secondary: false, ip_configurations: vec![], ..nic })
 }
@@ -323,12 +340,14 @@ impl Seen {
             backend: Backend::default(),
             observed,
             is_read: false,
+            is_held_back: false,
             primary_nic: None,
             elsewhere: 0,
             adoption: None,
             grouping: Grouping::default(),
             left: vec![],
             has_vanished: false,
+            is_taken_off: false,
             told_by: None,
         }
     }
@@ -372,7 +391,7 @@ fn observed(
         grain: azure.wanted.grain,
         release_after: azure.wanted.release_after,
         relinquished: relinquished(allocation),
-        shown: shown(allocation),
+        shown: allocation.spec.names(),
         adopt: azure.adopt,
         join: azure.join,
         leave: azure.leave,
@@ -392,11 +411,6 @@ fn observed(
 /// The names that the agent has given up for good.
 pub fn relinquished(allocation: &NodeIPAllocation) -> BTreeSet<String> {
     allocation.status.iter().flat_map(|status| status.relinquished.iter().cloned()).collect()
-}
-
-/// The names that `spec` shows.
-pub fn shown(allocation: &NodeIPAllocation) -> BTreeSet<String> {
-    allocation.spec.ip_configurations().map(|one| one.name.clone()).collect()
 }
 
 pub fn surplus_for(allocation: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
@@ -429,8 +443,14 @@ mod tests {
             is_begun(&memory)
         };
         assert!(failed(Stage::Write) && failed(Stage::Repair) && !failed(Stage::Find));
-        let quiet =
-            Occasion { is_new: false, is_begun: false, is_hinted: false, is_due: false, may_ask: true };
+        let quiet = Occasion {
+            is_new: false,
+            is_begun: false,
+            is_hinted: false,
+            is_due: false,
+            may_ask: true,
+            is_held_back: false,
+        };
         assert_eq!(priority(quiet), None);
         assert!(priority(Occasion { is_begun: true, ..quiet }).unwrap() < Priority::NewNode);
     }

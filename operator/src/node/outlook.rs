@@ -1,6 +1,6 @@
-//! What the operator would make of a node's objects, without asking Azure and without doing it: for people who
-//! want to know why a node holds what it holds, or what an edit would do. The decisions are the reconcile's own;
-//! of the NIC it believes what `spec` mirrors, as an operator does that has just started.
+//! What the operator would make of a node's objects, without asking Azure and without doing it: for people
+//! who want to know why a node holds what it holds, or what an edit would do. The decisions are the
+//! reconcile's own; of the NIC it believes what `spec` mirrors, as an operator does that has just started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::observe::obstacle::{self, Obstacle};
 use super::observe::policy::{self, Policy};
-use super::observe::{NIC_SLOTS, mirrored, relinquished, shown, surplus_for};
+use super::observe::{NIC_SLOTS, mirrored, relinquished, surplus_for};
 use super::{backend, need};
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
@@ -60,6 +60,8 @@ pub fn outlook(facts: &Facts) -> Outlook {
         allocation,
         selected: selected.and_then(|pool| named(&pool.name_any())),
         last: named(&spec.pool),
+        // What is to become of it when it goes on.
+        is_paused: false,
         grace,
         now: *now,
     });
@@ -83,7 +85,7 @@ pub fn outlook(facts: &Facts) -> Outlook {
         grain,
         release_after: served.map(|pool| pool.spec.sizing.release_after.into()).unwrap_or_default(),
         relinquished: relinquished(allocation),
-        shown: shown(allocation),
+        shown: allocation.spec.names(),
         adopt: vec![],
         join: vec![],
         leave: vec![],

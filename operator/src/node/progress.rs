@@ -4,11 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::{self, UPDATING};
 
+use kube::ResourceExt;
+
+use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::Need;
-use super::observe::Seen;
 use super::observe::obstacle::Obstacle;
+use super::observe::{Seen, policy};
+use super::pause::Pause;
 use super::setback::Setback;
 use crate::planner::{Plan, Rehearsal, attachments};
 
@@ -17,6 +22,10 @@ pub struct Progress {
     /// The newest version there is.
     pub allocation: Arc<NodeIPAllocation>,
     pub need: Need,
+    /// Why nothing may be written to Azure.
+    pub pause: Option<Pause>,
+    /// The node has a place in the rollout of its pool's edit.
+    pub is_updating: bool,
     /// When the node was last observed: what held then has shaped the plan, though it may hold no more.
     pub observed_at: Instant,
     /// `None` while an error holds the observation back.
@@ -59,12 +68,24 @@ struct Reasons {
     hint: Option<Duration>,
     /// A write that mends has to show its effect, or Azure is freeing an address.
     mending: Option<Duration>,
+    /// Azure has refused to take back what another NIC holds of ours, or the VM's NICs are to be read again.
+    strays: Option<Duration>,
 }
 
 impl Progress {
     pub fn of(allocation: Arc<NodeIPAllocation>, need: Need) -> Progress {
         let observed_at = Instant::now();
-        Progress { allocation, need, observed_at, seen: None, plan: None, rehearsal: None, attachments: None }
+        Progress {
+            allocation,
+            need,
+            pause: None,
+            is_updating: false,
+            observed_at,
+            seen: None,
+            plan: None,
+            rehearsal: None,
+            attachments: None,
+        }
     }
 
     /// Forgets what was found, to observe the node anew.
@@ -89,6 +110,35 @@ impl Progress {
         !is_named || joins_more || spec.route_table_id != table
     }
 
+    /// Whether the object says that the node has its place.
+    pub fn says_updating(&self) -> bool {
+        condition::is_true(self.allocation.conditions(), UPDATING)
+    }
+
+    /// Whether the node holds what its pool asks for, and its agent has taken that up. A surplus holds no
+    /// place: pods may pin it, and an edit of less can be taken back until it has lasted. Groups that Azure
+    /// refuses are told by themselves: pods have addresses either way.
+    pub fn is_settled(&self, boot_id: &str, memory: &Memory) -> bool {
+        let (Some(seen), Some(plan)) = (&self.seen, &self.plan) else { return false };
+        let is_seen = !seen.is_held_back && seen.obstacle.is_none() && seen.left.is_empty();
+        let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.forwards;
+        let is_grouped = !plan.regroups || memory.grouping.is_some();
+        let follows = seen.pool.as_ref().is_some_and(|pool| {
+            pool.name_any() == self.allocation.spec.pool && policy::follows(&self.allocation.spec, pool)
+        });
+        is_seen
+            && is_fulfilled
+            && is_grouped
+            && follows
+            && !memory.nic.writing
+            && lag(&self.allocation, boot_id) == Lag::None
+    }
+
+    /// Whether the node has settled, and has said so: its place is free.
+    pub fn has_taken_up(&self) -> bool {
+        self.is_updating && self.pause.is_none() && !self.says_updating()
+    }
+
     pub fn wants_write(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
@@ -100,24 +150,31 @@ impl Progress {
 
     /// Whether an attachment's step is to be taken on the NIC, or in a public address.
     fn has_step(&self) -> bool {
-        self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+        self.may_write() && self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+    }
+
+    /// Whether no error holds every write back.
+    fn may_write(&self) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.observed.may_write)
     }
 
     pub fn wants_attachments(&self) -> bool {
-        self.has_step() || self.attachments.as_ref().is_some_and(|plan| !plan.make.is_empty())
+        let makes = || self.attachments.as_ref().is_some_and(|plan| !plan.make.is_empty());
+        self.has_step() || (self.may_write() && makes())
     }
 
     /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from
     /// the NIC itself.
     pub fn acts_on_a_mirror(&self) -> bool {
-        let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read);
+        let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read && !seen.is_held_back);
         let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
         is_mirrored && (self.wants_write() || self.wants_attachments() || rehearses)
     }
 
     /// No pool serves the node any more, and it has given back everything.
     pub fn is_done_with(&self) -> bool {
-        let no_pool = self.seen.as_ref().is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
+        let is_known = self.seen.as_ref().filter(|seen| !seen.is_held_back);
+        let no_pool = is_known.is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
         let holds_nothing =
             self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
         no_pool && holds_nothing
@@ -146,13 +203,18 @@ impl Progress {
             plan: self.plan.as_ref().and_then(|plan| plan.requeue),
             grace: seen.and_then(|seen| seen.pool_change.as_ref()?.due()),
             setback: holding(&memory.setback),
-            nic: seen.and_then(|_| memory.nic.wait(now)),
+            nic: seen.filter(|seen| !seen.is_held_back).and_then(|_| memory.nic.wait(now)),
             more: (self.wants_write() || attaches).then_some(Duration::ZERO),
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
             report,
             told_by: seen.and_then(|seen| seen.told_by).map(|until| until.saturating_duration_since(now)),
             mending: memory.mending.wait(now),
+            strays: if memory.nic.must_choose && self.may_write() {
+                Some(Duration::ZERO)
+            } else {
+                memory.strays.wait(now)
+            },
             // One that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
         };
@@ -162,9 +224,10 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons { plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending } =
-            self;
-        let all = [plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending];
+        let Reasons { plan, grace, setback, nic, more, refused, ungrouped, .. } = self;
+        let Reasons { report, told_by, hint, mending, strays, .. } = self;
+        let all =
+            [plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending, strays];
         all.into_iter().flatten().min()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -15,6 +16,7 @@ use vnetpool_crds::names;
 use super::error::Error;
 use super::observe::Seen;
 use super::observe::known::Known;
+use super::observe::taken_off;
 use crate::api_server::{NOT_FOUND, is_status};
 use crate::cluster::kept;
 use crate::context::Context;
@@ -54,6 +56,7 @@ pub fn spec(
         report_holders: before.report_holders,
         snat_exclusions: seen.snat_exclusions.clone(),
         elsewhere: seen.elsewhere,
+        taken_off_at: taken_off::noted(&before.taken_off_at, seen.is_taken_off, Timestamp::now()),
         interfaces: interface.into_iter().chain(seen.primary_nic.clone()).collect(),
     }
 }

@@ -17,14 +17,16 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use vnetpool_crds::allocation::NodeIPAllocation;
-use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, READY};
+use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, PAUSED, READY, UPDATING};
 use vnetpool_crds::names;
+use vnetpool_crds::verdict::Verdict;
 
 use super::attachments::step;
 use super::error::Error;
 use super::lag::lag;
 use super::memory::Memory;
-use super::observe::groups;
+use super::observe::{groups, taken_off};
+use super::pause::Pause;
 use super::progress::Progress;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -77,6 +79,7 @@ async fn made(
         .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
     let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
+    let (taken_off, day_ends) = taken_off::verdict(&progress.allocation.spec, Timestamp::now()).unzip();
     let facts = Facts {
         allocation: &progress.allocation,
         boot_id: kept::boot_id(node),
@@ -84,6 +87,9 @@ async fn made(
         plan: progress.plan.as_ref(),
         grace: ctx.waits.grace,
         dry_run: ctx.azure.is_dry_run(),
+        pause: progress.pause.as_ref(),
+        is_updating: progress.is_updating,
+        is_settled: progress.is_settled(kept::boot_id(node), memory),
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),
         writing: memory.nic.writing,
@@ -95,12 +101,12 @@ async fn made(
         }),
         attached: progress.attachments.as_ref().and_then(|plan| attached::condition(plan, &memory.attaching)),
         outlived,
-        wiped: progress.seen.as_ref().and_then(|seen| memory.wipes.verdict(&seen.nic.as_ref()?.id)),
+        taken_off,
         behind_for: memory.reports.behind_for(now),
         networkless: complaint.filter(|_| is_networkless),
         surplus_for: surplus_for.unwrap_or_default(),
     };
-    let next = [next_finding, grace_of_runtime].into_iter().flatten().min();
+    let next = [next_finding, grace_of_runtime, day_ends].into_iter().flatten().min();
     Ok((conditions::conditions(&facts, Timestamp::now()), next))
 }
 
@@ -165,11 +171,28 @@ pub async fn vacant(
     reason: Reason,
     message: String,
 ) -> Result<(), Error> {
+    set_vacant(ctx, allocation, Verdict::no(reason, message), None).await
+}
+
+/// Of an object that stays as it is though it is to go, because somebody has paused its node.
+pub async fn paused(ctx: &Context, allocation: &NodeIPAllocation, pause: &Pause) -> Result<(), Error> {
+    let ready = Verdict::no(pause.reason, pause.message());
+    set_vacant(ctx, allocation, ready, Some(pause.verdict())).await
+}
+
+async fn set_vacant(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    ready: Verdict,
+    paused: Option<Verdict>,
+) -> Result<(), Error> {
+    let (generation, now) = (allocation.metadata.generation, Timestamp::now());
     let mut next = ours(allocation);
-    condition::set(
-        &mut next,
-        condition::new(READY, false, reason, message, allocation.metadata.generation, Timestamp::now()),
-    );
+    next.retain(|one| one.type_ != UPDATING && (one.type_ != PAUSED || paused.is_some()));
+    let said = [Some((READY, ready)), paused.map(|paused| (PAUSED, paused))];
+    for (type_, verdict) in said.into_iter().flatten() {
+        condition::set(&mut next, verdict.condition(type_, generation, now));
+    }
     if !condition::same(&ours(allocation), &next) {
         let _under_way = ctx.writes.report().await;
         apply_conditions(&ctx.client, allocation, &next).await.map_err(Error::Report)?;

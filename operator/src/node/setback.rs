@@ -33,8 +33,8 @@ pub struct Setback {
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
-    /// What it takes to get on is in the subnet or its network. When the node may grow is then decided for all
-    /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
+    /// What it takes to get on is in the subnet or its network. When the node may grow is then decided for
+    /// all of the nodes there, see [`crate::shortage`]; nothing else is held up.
     pub in_shortage: bool,
     /// The reason of the error itself.
     cause: Reason,

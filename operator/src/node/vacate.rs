@@ -13,8 +13,8 @@ use super::error::Error;
 use super::memory::Memory;
 use super::progress::Next;
 use super::setback::{Setback, Stage};
-use super::{backend, growth, publish, report};
-use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId};
+use super::{SOON, backend, growth, pause, publish, report};
+use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId, Urgency};
 use crate::context::Context;
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the
@@ -35,6 +35,10 @@ pub async fn vacate(
         memory.setback = None;
     }
     let since = *memory.vacant_since.get_or_insert(now);
+    if let Some(pause) = pause::of(&ctx.cluster, allocation) {
+        report::paused(ctx, allocation, &pause).await?;
+        return Ok(Next::After(LATEST));
+    }
     if let Some(wait) = held_back(allocation, memory, now) {
         return Ok(Next::After(wait));
     }
@@ -56,18 +60,20 @@ pub async fn vacate(
         }
     }
     if in_use.is_none()
-        && let Err(error) = backend::leave(ctx, allocation).await
+        && let Err(error) = backend::leave(ctx, allocation, give_back(ctx, allocation)).await
         && !is_gone(&error)
     {
         return refused(ctx, allocation, memory, (error, &gone), now).await;
     }
     memory.setback = None;
-    memory.absences.clear();
     let Some(vm) = in_use else {
-        growth::gone(ctx, allocation);
+        // Somebody may write the object in that moment: what has gone back is counted once, and what was
+        // found to be absent stays so, when it is tried again.
         publish::delete(ctx, allocation).await?;
+        growth::gone(ctx, allocation);
         return Ok(Next::Gone);
     };
+    memory.absences.clear();
     let message = format!(
         "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
          VM is deleted; a new Node of that name takes them over.",
@@ -97,8 +103,8 @@ pub fn proof(
     now: Instant,
 ) -> impl Fn(&azure::Error) -> bool + Sync + use<> {
     let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
-    let second_look = ctx.waits.second_look;
-    move |error| absences.prove(error, second_look, is_said, now)
+    let second_read = ctx.waits.second_read;
+    move |error| absences.prove(error, second_read, is_said, now)
 }
 
 async fn refused(
@@ -108,15 +114,19 @@ async fn refused(
     (error, why): (azure::Error, &str),
     now: Instant,
 ) -> Result<Next, Error> {
+    if error.is_given_up() {
+        // Somebody has paused the node while a write waited for its turn.
+        return Ok(Next::After(SOON));
+    }
     memory.absences.note(&error, now);
     if matches!(error, AzureError::NotFound { .. }) {
         let message = format!(
             "{why}, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this record of what \
              the NIC holds goes. {error}",
-            ctx.waits.second_look.as_secs()
+            ctx.waits.second_read.as_secs()
         );
         report::vacant(ctx, allocation, error.reason(), message).await?;
-        return Ok(Next::After(ctx.waits.second_look));
+        return Ok(Next::After(ctx.waits.second_read));
     }
     memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
     let message = format!("{why}, but: {error}");
@@ -135,12 +145,19 @@ pub async fn replace(
     const WHY: &str = "somebody deleted this object while its Node lives; it is made again once the addresses that the node \
         has given up are off the NIC";
     let now = Instant::now();
+    let has_given_up = allocation.status.as_ref().is_some_and(|status| !status.relinquished.is_empty());
+    if let Some(pause) = pause::of(&ctx.cluster, allocation).filter(|_| has_given_up) {
+        report::paused(ctx, allocation, &pause).await?;
+        return Ok(Next::After(LATEST));
+    }
     if let Some(wait) = held_back(allocation, memory, now) {
         return Ok(Next::After(wait));
     }
     let is_gone = proof(ctx, allocation, memory, now);
     let interfaces = match release_relinquished(ctx, allocation, is_gone).await {
-        Ok(interfaces) => interfaces,
+        Ok(Some(interfaces)) => interfaces,
+        // A new one begins with what its NIC holds.
+        Ok(None) => return Ok(Next::Gone),
         Err(Error::Find(error) | Error::Write(error)) => {
             return refused(ctx, allocation, memory, (error, WHY), now).await;
         }
@@ -152,7 +169,7 @@ pub async fn replace(
 
 /// Gives the interfaces without the addresses that their NICs no longer hold: the object may be a copy from a
 /// backup, and an agent that has forgotten that it gave an address up would hand it out again. One with a
-/// public address stays, since nothing else tells of that.
+/// public address stays, since nothing else tells of that. `None`: the object has gone.
 ///
 /// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If
 /// it hasn't, the ETag of ours makes it fail. Then the object is looked at, uncached: what an object that has
@@ -162,7 +179,7 @@ async fn release_relinquished(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     is_gone: impl Fn(&azure::Error) -> bool,
-) -> Result<Vec<Interface>, Error> {
+) -> Result<Option<Vec<Interface>>, Error> {
     let mut interfaces = allocation.spec.interfaces.clone();
     let release: Vec<String> =
         allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();
@@ -179,17 +196,18 @@ async fn release_relinquished(
         };
         if !release.is_empty() {
             if !publish::is_there(ctx, allocation).await? {
-                break;
+                return Ok(None);
             }
             let change = Change { release: release.clone(), ..Change::default() };
-            nic = ctx.azure.update(&id, &change, Priority::GiveBack).await.map_err(Error::Write)?;
+            let written = ctx.azure.update(&id, &change, give_back(ctx, allocation)).await;
+            nic = written.map_err(Error::Write)?.after;
         }
         if is_on_nic {
             let is_held = |name: &str| nic.ip_configurations.iter().any(|one| one.name == name);
             interface.ip_configurations.retain(|one| is_held(&one.name) || one.public_address.is_some());
         }
     }
-    Ok(interfaces)
+    Ok(Some(interfaces))
 }
 
 /// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that
@@ -208,7 +226,7 @@ pub async fn end(
     let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
     let groups = interface.clone().flat_map(|one| &one.application_security_groups);
     let groups = groups.filter_map(|id| id.parse().ok()).collect();
-    let in_use = match settle(ctx, nic, mac, groups).await {
+    let in_use = match settle(ctx, allocation, nic, mac, groups).await {
         Err(error) if is_gone(&error) => None,
         in_use => in_use?,
     };
@@ -216,7 +234,7 @@ pub async fn end(
         for public in
             interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
         {
-            match ctx.azure.delete_public_address(&public.id.parse()?, Priority::GiveBack).await {
+            match ctx.azure.delete_public_address(&public.id.parse()?, give_back(ctx, allocation)).await {
                 Err(error) if is_gone(&error) => {}
                 deleted => deleted?,
             }
@@ -228,6 +246,7 @@ pub async fn end(
 /// The NIC's part of it.
 async fn settle(
     ctx: &Context,
+    allocation: &NodeIPAllocation,
     id: &ResourceId,
     mac: Option<&str>,
     groups: Vec<ResourceId>,
@@ -242,7 +261,12 @@ async fn settle(
     }
     let release = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
     let change = Change { release, leave: groups, ..Change::default() };
-    ctx.azure.update(id, &change, Priority::GiveBack).await?;
+    ctx.azure.update(id, &change, give_back(ctx, allocation)).await?;
     ctx.azure.forget(id);
     Ok(None)
+}
+
+/// How urgent a write is by which something goes back.
+fn give_back(ctx: &Context, allocation: &NodeIPAllocation) -> Urgency {
+    pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack)
 }

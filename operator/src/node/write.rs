@@ -12,6 +12,7 @@ use super::growth;
 use super::memory::Memory;
 use super::mending;
 use super::observe::groups;
+use super::pause;
 use super::progress::Progress;
 use super::scope;
 use super::setback::{Setback, Stage};
@@ -39,23 +40,35 @@ pub async fn write(
         observed: &seen.observed,
         change: &plan.change,
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
-        urgency: announced(scope::while_allowed(
-            ctx,
-            &node.name_any(),
-            seen,
-            need.of_write(&seen.observed, plan.priority),
+        urgency: announced(pause::while_not(
+            &ctx.cluster,
+            &ctx.waker,
+            allocation,
+            scope::while_allowed(
+                ctx,
+                &node.name_any(),
+                seen,
+                &plan.change,
+                need.of_write(&seen.observed, plan.priority),
+            ),
         )),
         about: [node.object_ref(&()), allocation.object_ref(&())],
     };
     let result = seen.backend.apply(ctx, &task).await;
-    if let Err(error @ azure::Error::Outgrown { .. }) = result {
-        return Err(error);
+    if result.as_ref().is_err_and(azure::Error::is_given_up) {
+        return result.map(drop);
     }
     let now = Instant::now();
-    growth::record_write(ctx, &node.name_any(), seen, plan, result.as_ref().map(|_| ()));
-    let holds_all = scope::record_write(ctx, &node.name_any(), seen, result.as_ref().map(|_| ()), now);
+    memory.nic.wrote(&result);
+    // Where nothing was sent there is nothing to learn.
+    if result.as_ref().map_or(true, |outcome| outcome.was_sent) {
+        growth::record_write(ctx, &node.name_any(), seen, plan, result.as_ref().map(|_| ()));
+    }
     match result {
         Ok(outcome) => {
+            if outcome.was_sent {
+                scope::succeeded(ctx, seen, &plan.change, now);
+            }
             if outcome.is_known {
                 memory.nic.at = Some(now);
             }
@@ -75,36 +88,62 @@ pub async fn write(
             Ok(())
         }
         Err(error) => {
-            if matches!(error, azure::Error::OutcomeUnknown { .. }) {
-                memory.nic.lost_answer();
-            }
-            memory.taken.extend(error.taken(&plan.change.restore));
-            // Addresses that pods lost are left out of the next write, so that the node gets others all the same.
-            if let Some((addresses, first)) = withheld(&error, &plan.change.restore) {
+            let taken = error.taken(&plan.change.restore);
+            memory.taken.extend(&taken);
+            // Addresses that pods lost are left out of the next write, so that the node gets others all the
+            // same.
+            if let Some((addresses, first)) = withheld(&error, &taken, &plan.change.restore) {
                 memory.mending.withhold(addresses, first, now);
                 return Err(error);
             }
             // Groups that are refused are left out of the next write, so that the node gets its addresses all
-            // the same.
-            let (setback, stage) = if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
-                (&mut memory.grouping, Stage::Write)
-            } else {
-                (&mut memory.setback, if plan.change.repair { Stage::Repair } else { Stage::Write })
-            };
-            let own = Setback::after(setback.as_ref(), stage, &error, now);
-            *setback = Some(if holds_all { own.without_wait(now) } else { own });
+            // the same. Only what is refused without them is asked for others, too.
+            if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
+                let own = Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now);
+                memory.grouping = Some(own);
+                return Err(error);
+            }
+            let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
+            let own = Setback::after(memory.setback.as_ref(), stage, &error, now);
+            let holds_all = scope::refused(ctx, &node.name_any(), seen, &plan.change, &error, now);
+            memory.setback = Some(if holds_all { own.without_wait(now) } else { own });
             Err(error)
         }
     }
 }
 
-/// Which of the addresses to restore can't be had for a while, and for how long at first. `None`: the error isn't about them.
-fn withheld(error: &azure::Error, restore: &[Ipv4Net]) -> Option<(Vec<Ipv4Net>, Duration)> {
+/// Which of the addresses to restore can't be had for a while, and for how long at first; of `taken` it is
+/// certain that they never can. `None`: the error isn't about them.
+fn withheld(
+    error: &azure::Error,
+    taken: &[Ipv4Net],
+    restore: &[Ipv4Net],
+) -> Option<(Vec<Ipv4Net>, Duration)> {
     let (addresses, first) = match error {
+        // One of these is; which of them shows when they are asked for one by one.
+        azure::Error::AddressTaken { .. } if taken.is_empty() => (restore.to_vec(), mending::REFUSED),
         azure::Error::AddressBeingFreed { .. } => (error.being_freed(restore), mending::FREEING),
         // Whatever Azure objects to, it may be one of these.
         azure::Error::Arm { .. } | azure::Error::QuotaExceeded { .. } => (restore.to_vec(), mending::REFUSED),
         _ => return None,
     };
     (!addresses.is_empty()).then_some((addresses, first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_azure_names_no_address_that_is_taken_each_is_asked_for_by_itself_before_it_is_given_up() {
+        let [one, other] = ["10.0.0.5/32", "10.0.0.16/28"].map(|one| one.parse::<Ipv4Net>().unwrap());
+        let error = azure::Error::AddressTaken { resource: "nic".into(), message: "somebody has it".into() };
+        let outcome = |restore: &[Ipv4Net]| {
+            let taken = error.taken(restore);
+            let later = withheld(&error, &taken, restore);
+            (taken, later)
+        };
+        assert_eq!(outcome(&[one, other]), (vec![], Some((vec![one, other], mending::REFUSED))));
+        assert_eq!(outcome(&[other]), (vec![other], None));
+    }
 }

@@ -14,8 +14,8 @@
 //!          address deleted
 //! ```
 //!
-//! Only the pod's end, or its own word, takes anything off: a pod that lives and asks for what its pool doesn't
-//! offer any more keeps what it has. Pools are edited, replaced and lost by accident.
+//! Only the pod's end, or its own word, takes anything off: a pod that lives and asks for what its pool
+//! doesn't offer any more keeps what it has. Pools are edited, replaced and lost by accident.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -61,6 +61,8 @@ pub struct Facts<'a> {
     pub has: &'a HashMap<Ipv4Addr, String>,
     /// The agent reports from this boot and with all marks in its ledger.
     pub confirmed: bool,
+    /// A write of the NIC may still come that attaches something: its answer was lost.
+    pub in_doubt: bool,
     /// What the pool lets pods ask for.
     pub offered: &'a Attachments,
     /// Why nothing can be attached to this node's addresses at all, and the remedy, if so.
@@ -280,7 +282,7 @@ fn ending(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> Outcome {
     } else {
         made(mark, facts).map(Next::Delete)
     };
-    let mark = (next.is_some() || attached.other).then(|| mark.clone());
+    let mark = (next.is_some() || attached.other || facts.in_doubt).then(|| mark.clone());
     Outcome { mark, next, ..Outcome::default() }
 }
 

@@ -27,8 +27,8 @@ impl Demand {
     }
 }
 
-/// The way from a node's pods to what it should hold: what there is after each step. `kubectl vnetpool explain`
-/// shows them.
+/// The way from a node's pods to what it should hold: what there is after each step. `kubectl vnetpool
+/// explain` shows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Steps {

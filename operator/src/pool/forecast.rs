@@ -6,10 +6,10 @@ use kube::ResourceExt;
 use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use crate::network::{Free, Subnet};
-use crate::verdict::Verdict;
 
 /// Shows in the status what is known of its subnets, and what that promises.
 pub fn tell(

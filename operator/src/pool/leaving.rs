@@ -5,10 +5,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::condition::{self, SELECTED};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
-use crate::verdict::{Verdict, name_some};
 
 /// Names them in the status. Says nothing as long as there was nothing to say.
 pub fn tell<'a>(

@@ -6,10 +6,10 @@ use kube::ResourceExt;
 use kube::core::SelectorExt;
 use vnetpool_crds::condition::{self, NODES_SUPPORTED};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
-use crate::verdict::{Verdict, name_some};
 
 /// Why a Node is left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ const REMEDY: &str = "Set detectLocalMode: InterfaceNamePrefix and detectLocal.i
                       (docs/node-neighbours.md), and restart kube-proxy";
 
 /// What there is to say of the cluster's kube-proxy.
-pub async fn look(client: Client) -> anyhow::Result<String> {
+pub async fn check(client: Client) -> anyhow::Result<String> {
     let unseen = |why: &str| format!("not looked at: {why}. docs/node-neighbours.md says what it should say");
     match Api::<ConfigMap>::namespaced(client, NAMESPACE).get(NAME).await {
         Ok(found) => Ok(match found.data.as_ref().and_then(|data| data.get(KEY)) {

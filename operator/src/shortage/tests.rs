@@ -116,7 +116,7 @@ fn only_one_node_has_the_turn_and_the_next_is_called_when_it_is_done() {
     ask(&mut all, "b", want(4, 1, 0), now);
     let now = now + PROBE;
     assert_eq!(all.tick(now), ["a"]);
-    // Another that looks by itself calls nobody: the turn has been given.
+    // Another that asks by itself wakes nobody: the turn has been given.
     assert_eq!(all.ask(&[source()], "b", want(4, 1, 0), now), (later(), vec![]));
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Now(1));
     assert_eq!(all.granted(&source(), "a", 1, now), ["a"]);
@@ -136,7 +136,7 @@ fn pods_that_wait_come_before_warm_addresses_and_the_worst_served_first() {
     let mut order = all.tick(now + PROBE);
     for _ in 0..3 {
         let done = order.last().unwrap().clone();
-        order.extend(all.content(&done, now + PROBE));
+        order.extend(all.withdraw(&done, now + PROBE));
     }
     assert_eq!(order, ["c", "b", "d", "a"]);
 }
@@ -202,8 +202,8 @@ fn a_node_that_wants_nothing_more_gives_its_turn_away_and_the_last_ends_the_shor
     ask(&mut all, "b", want(4, 3, 0), now);
     let now = now + PROBE;
     assert_eq!(all.tick(now), ["b"]);
-    assert_eq!(all.content("b", now), ["a"]);
-    assert_eq!(all.content("a", now), [""; 0]);
+    assert_eq!(all.withdraw("b", now), ["a"]);
+    assert_eq!(all.withdraw("a", now), [""; 0]);
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Free);
 }
 
@@ -293,7 +293,7 @@ struct Subnet {
 struct Node {
     pods: u32,
     held: u32,
-    /// What it does when it is called.
+    /// What it does when it is woken.
     acts: Acts,
 }
 
@@ -316,54 +316,54 @@ impl Subnet {
         Subnet { free, nodes: pods.iter().map(node).collect(), requests: 0 }
     }
 
-    /// One pass of a node, and of all whom it calls.
-    fn look(&mut self, all: &mut Shortages, node: usize, now: Instant) {
-        let mut calls = vec![node];
-        while let Some(node) = calls.pop() {
-            calls.extend(self.pass(all, node, now).iter().map(|name| name[1..].parse::<usize>().unwrap()));
+    /// One reconcile of a node, and of all whom it wakes.
+    fn reconcile(&mut self, all: &mut Shortages, node: usize, now: Instant) {
+        let mut woken = vec![node];
+        while let Some(node) = woken.pop() {
+            woken.extend(self.ask(all, node, now).iter().map(|name| name[1..].parse::<usize>().unwrap()));
         }
     }
 
     /// Time has passed.
     fn tick(&mut self, all: &mut Shortages, now: Instant) {
-        for called in all.tick(now) {
-            self.look(all, called[1..].parse().unwrap(), now);
+        for woken in all.tick(now) {
+            self.reconcile(all, woken[1..].parse().unwrap(), now);
         }
     }
 
-    /// One pass of a node; gives whom it calls.
-    fn pass(&mut self, all: &mut Shortages, node: usize, now: Instant) -> Woken {
+    /// What one reconcile of a node asks; gives whom it wakes.
+    fn ask(&mut self, all: &mut Shortages, node: usize, now: Instant) -> Woken {
         let Node { pods, held, acts } = self.nodes[node];
         let (name, want) = (format!("n{node:02}"), want(pods, held, 0));
         match acts {
             Acts::Never => return vec![],
-            Acts::Fails => return all.content(&name, now),
-            _ if pods <= held => return all.content(&name, now),
+            Acts::Fails => return all.withdraw(&name, now),
+            _ if pods <= held => return all.withdraw(&name, now),
             Acts::Well | Acts::Hangs | Acts::IsRefused => {}
         }
-        let (turn, mut called) = all.ask(&[source()], &name, want, now);
+        let (turn, mut woken) = all.ask(&[source()], &name, want, now);
         let count = match turn {
             Turn::Free => want.units,
             Turn::Now(count) => count,
-            Turn::Later(..) => return called,
+            Turn::Later(..) => return woken,
         };
         if acts == Acts::Hangs {
-            return called;
+            return woken;
         }
         self.requests += 1;
         if acts == Acts::IsRefused {
-            called.extend(all.missed(&source(), &name, now));
+            woken.extend(all.missed(&source(), &name, now));
             // Until it may try again it can't ask.
-            called.extend(all.content(&name, now));
+            woken.extend(all.withdraw(&name, now));
         } else if count <= self.free {
             self.free -= count;
             self.nodes[node].held += count;
-            called.extend(all.granted(&source(), &name, count, now));
-            called.push(name);
+            woken.extend(all.granted(&source(), &name, count, now));
+            woken.push(name);
         } else {
-            called.extend(all.refused(&source(), (&name, want), count, said(), now));
+            woken.extend(all.refused(&source(), (&name, want), count, said(), now));
         }
-        called
+        woken
     }
 }
 
@@ -376,7 +376,7 @@ fn acts() -> impl Strategy<Value = Acts> {
 
 proptest! {
     /// Whatever is there is found, nothing more is given, and once there is enough everybody has what it
-    /// needs, though each is looked at only when it is called.
+    /// needs, though each is looked at only when it is woken.
     #[test]
     fn nobody_is_forgotten_and_nothing_lies_idle(
         pods in prop::collection::vec(1..12_u32, 2..8),
@@ -388,15 +388,15 @@ proptest! {
         let total: u32 = pods.iter().sum();
         let mut subnet = Subnet::of(&pods, free);
         let count = subnet.nodes.len();
-        (0..count).for_each(|node| subnet.look(&mut all, node, now));
+        (0..count).for_each(|node| subnet.reconcile(&mut all, node, now));
         for (node, more, ours) in steps {
             subnet.free += more;
             if ours && more > 0 {
-                for called in all.released(&source(), more, now) {
-                    subnet.look(&mut all, called[1..].parse().unwrap(), now);
+                for woken in all.released(&source(), more, now) {
+                    subnet.reconcile(&mut all, woken[1..].parse().unwrap(), now);
                 }
             }
-            subnet.look(&mut all, node % count, now);
+            subnet.reconcile(&mut all, node % count, now);
             now += Duration::from_secs(7);
         }
         // Time passes with no further news.
@@ -414,7 +414,7 @@ proptest! {
     #[test]
     fn a_node_that_can_not_act_holds_nobody_up(
         nodes in prop::collection::vec((1..12_u32, acts()), 2..8),
-        looks in prop::collection::vec((0..8_usize, acts()), 0..20),
+        reconciles in prop::collection::vec((0..8_usize, acts()), 0..20),
     ) {
         let mut now = Instant::now();
         let mut all = Shortages::default();
@@ -422,28 +422,28 @@ proptest! {
         let mut subnet = Subnet::of(&pods, 0);
         let count = subnet.nodes.len();
         // All have asked while they could.
-        (0..count).for_each(|node| subnet.look(&mut all, node, now));
+        (0..count).for_each(|node| subnet.reconcile(&mut all, node, now));
         for (node, (_, acts)) in subnet.nodes.iter_mut().zip(&nodes) {
             node.acts = *acts;
         }
-        for (node, acts) in looks {
+        for (node, acts) in reconciles {
             let node = node % count;
             subnet.nodes[node].acts = acts;
-            subnet.look(&mut all, node, now);
+            subnet.reconcile(&mut all, node, now);
             now += Duration::from_secs(1);
             subnet.tick(&mut all, now);
         }
         let total: u32 = pods.iter().sum();
         subnet.free = total;
-        for called in all.released(&source(), total, now) {
-            subnet.look(&mut all, called[1..].parse().unwrap(), now);
+        for woken in all.released(&source(), total, now) {
+            subnet.reconcile(&mut all, woken[1..].parse().unwrap(), now);
         }
         for _ in 0..count as u64 * TURN.as_secs() {
             now += Duration::from_secs(1);
             subnet.tick(&mut all, now);
         }
         // One that has failed since comes back by itself, when its error allows it.
-        (0..count).for_each(|node| subnet.look(&mut all, node, now));
+        (0..count).for_each(|node| subnet.reconcile(&mut all, node, now));
         for _ in 0..count as u64 * TURN.as_secs() {
             now += Duration::from_secs(1);
             subnet.tick(&mut all, now);
@@ -458,11 +458,11 @@ proptest! {
         let now = Instant::now();
         let mut all = Shortages::default();
         let mut subnet = Subnet::of(&pods, 0);
-        (0..pods.len()).for_each(|node| subnet.look(&mut all, node, now));
+        (0..pods.len()).for_each(|node| subnet.reconcile(&mut all, node, now));
         for _ in 0..pods.len() * 3 {
             subnet.free += 1;
-            for called in all.released(&source(), 1, now) {
-                subnet.look(&mut all, called[1..].parse().unwrap(), now);
+            for woken in all.released(&source(), 1, now) {
+                subnet.reconcile(&mut all, woken[1..].parse().unwrap(), now);
             }
         }
         prop_assert_eq!(subnet.free, 0);

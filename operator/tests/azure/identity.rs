@@ -328,8 +328,8 @@ async fn a_token_that_arm_refuses_before_its_end_is_replaced() {
     assert_eq!(tokens_asked(&world.sim).len(), 2);
 }
 
-/// Microsoft, "How to use managed identities for Azure resources on an Azure VM": the service keeps a token until
-/// it ends, and can't be made to give another.
+/// Microsoft, "How to use managed identities for Azure resources on an Azure VM": the service keeps a token
+/// until it ends, and can't be made to give another.
 #[tokio::test]
 async fn a_token_that_arm_keeps_refusing_is_not_asked_for_again_and_again() {
     let world = World::start("nodes", 0.2).await;

@@ -255,9 +255,25 @@ async fn a_write_that_is_outgrown_after_its_turn_is_followed_to_its_end() {
         .next(accepted(format!("{}{OPERATION}", script.url)))
         .next(answer(200, json!({ "status": "Succeeded" })))
         .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])));
-    let outgrown = Urgency::until(Priority::WarmRefill, std::future::ready(()));
+    let turn = std::sync::Arc::new(tokio::sync::Notify::new());
+    let has_come = turn.clone();
+    let outgrown = Urgency::until(Priority::WarmRefill, async move { has_come.notified().await });
+    let outgrown = outgrown.confirmed(move || {
+        turn.notify_one();
+        std::future::ready(true)
+    });
     let written = script.azure().update(&id(), &reserve("vnp-1"), outgrown).await.unwrap();
     assert_eq!(written.ip_configurations[0].state, ProvisioningState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_write_that_is_outgrown_before_it_comes_to_queue_is_not_sent_though_nobody_waits() {
+    let script = Script::start().await;
+    script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
+    let outgrown = Urgency::until(Priority::WarmRefill, std::future::ready(()));
+    let error = script.azure().update(&id(), &reserve("vnp-1"), outgrown).await.unwrap_err();
+    assert!(matches!(error, Error::Outgrown { .. }), "{error}");
+    assert_eq!(script.heard().len(), 1);
 }
 
 #[tokio::test]

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Peering, Sim};
+use vnetpool_crds::inspection::ReservedView;
 use vnetpool_operator::azure::{
     Azure, Change, Config as AzureConfig, Error, Freshness, Nic, Priority, ProvisioningState, Remedy,
     ResourceId, Urgency, VmId,
@@ -58,7 +60,10 @@ impl World {
     }
 
     pub async fn reserve(&self, names: &[&str]) -> Result<std::sync::Arc<Nic>, Error> {
-        self.azure.update(&self.nic, &change(names, &[]), Priority::WaitingPods).await
+        self.azure
+            .update(&self.nic, &change(names, &[]), Priority::WaitingPods)
+            .await
+            .map(|written| written.after)
     }
 
     pub fn refuse(&self, method: &str, status: u16, body: Value, headers: &[(&str, &str)]) {
@@ -119,9 +124,10 @@ async fn a_write_that_is_not_confirmed_when_its_turn_has_come_is_not_sent_and_co
     let change = change(&["vnp-1"], &[]);
     let write = |urgency| world.azure.update(&world.nic, &change, urgency);
     let error = write(confirmed(false)).await.unwrap_err();
-    assert!(matches!(error, Error::Outgrown { .. }), "{error}");
-    assert_eq!((world.asked(), spent(&world.azure)), (vec!["GET".to_owned()], 0));
-    // What is known of the NIC stays known.
+    assert!(matches!(error, Error::Unconfirmed { .. }), "{error}");
+    assert_eq!(world.asked(), ["GET"]);
+    // What is known of the NIC stays known, and what was given back pays for this one: a counter goes never
+    // down.
     write(confirmed(true)).await.unwrap();
     assert_eq!((world.asked(), spent(&world.azure)), (["GET", "PUT", "GET"].map(str::to_owned).into(), 1));
     // Asked once for each turn, and not for what follows it.
@@ -142,16 +148,23 @@ async fn what_is_reserved_is_told_as_azure_has_it_and_nothing_is_written() {
     let world = World::start("nodes", 0.2).await;
     world.reserve(&["vnp-1", "vnp-2"]).await.unwrap();
     let before = world.asked().len();
-    let view = vnetpool_operator::reserved::view(&world.azure, &world.nic).await;
+    let view = reserved(&world, world.nic.as_str()).await;
     let told: Vec<_> = view.reservations.iter().map(|one| (one.name.clone(), one.address.clone())).collect();
     let held: Vec<_> =
         world.held().into_iter().map(|(name, address)| (name, Some(format!("{address}/32")))).collect();
     assert_eq!((told, view.others, view.error), (held, 1, None));
     assert_eq!(world.asked()[before..], ["GET"]);
 
-    let gone: ResourceId = world.nic.to_string().replace("node-1-nic", "gone-nic").parse().unwrap();
-    let view = vnetpool_operator::reserved::view(&world.azure, &gone).await;
-    assert!(view.error.unwrap().contains("gone-nic") && view.reservations.is_empty());
+    for wrong in [world.nic.as_str().replace("node-1-nic", "gone-nic"), "gone-nic".to_owned()] {
+        let view = reserved(&world, &wrong).await;
+        assert!(view.error.unwrap().contains("gone-nic") && view.reservations.is_empty());
+        assert_eq!(view.id, wrong);
+    }
+}
+
+async fn reserved(world: &World, id: &str) -> ReservedView {
+    let mut views = std::pin::pin!(vnetpool_operator::reserved::views(&world.azure, [id].into_iter()));
+    views.next().await.unwrap()
 }
 
 const FIVE: [&str; 5] = ["vnp-1", "vnp-2", "vnp-3", "vnp-4", "vnp-5"];

@@ -41,6 +41,8 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/vms/{name}", delete(delete_vm))
         .route("/vms/{name}/nics", post(add_nic))
         .route("/vms/{name}/replug", post(replug))
+        .route("/vms/{name}/start", post(start))
+        .route("/vms/{name}/deallocate", post(deallocate))
         .route("/scalesets", post(add_scale_set))
         .route("/scalesets/{name}/instances", post(add_instance))
         .route("/vms/{name}/upgrade", post(upgrade))
@@ -90,6 +92,16 @@ async fn add_nic(
 
 async fn replug(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
     azure.replug(&name).await?;
+    Ok(done())
+}
+
+async fn start(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+    azure.set_running(&name, true).await?;
+    Ok(done())
+}
+
+async fn deallocate(State(azure): Azured, Path(name): Path<String>) -> Result<Json<Value>, Error> {
+    azure.set_running(&name, false).await?;
     Ok(done())
 }
 
@@ -195,8 +207,7 @@ async fn patch_nic(
     Path(name): Path<String>,
     Json(patch): Json<Value>,
 ) -> Result<Json<Value>, Error> {
-    azure.patch_nic(&name, &patch).await?;
-    Ok(done())
+    Ok(Json(json!({ "before": azure.patch_nic(&name, &patch).await? })))
 }
 
 #[derive(Deserialize)]

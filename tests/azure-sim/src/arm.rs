@@ -90,7 +90,7 @@ pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Repl
             );
             reply = reply.header("x-ms-operation-identifier", identifier);
         }
-        if path.contains("/microsoft.compute/") {
+        if is_of_compute(request) {
             reply = reply.header("x-ms-need-to-refresh-epl-cache", "False");
         }
     }
@@ -108,6 +108,10 @@ pub(crate) fn answer(world: &mut World, request: &Request, now: Instant) -> Repl
         reply = reply.header(name, value);
     }
     reply
+}
+
+fn is_of_compute(request: &Request) -> bool {
+    request.path.to_lowercase().contains("/microsoft.compute/")
 }
 
 fn front_door(world: &mut World, request: &Request, kind: Kind, now: Instant) -> Result<Reply, Reply> {
@@ -137,6 +141,9 @@ fn front_door(world: &mut World, request: &Request, kind: Kind, now: Instant) ->
     }
     let call = Call { request, kind, segments, version, now };
     permission::check(world, &action(&call), &authorized(world, &call))?;
+    if world.config.limits && kind == Kind::Read && is_of_compute(request) {
+        world.limits.compute_of_all(now)?;
+    }
     dispatch(world, &call)
 }
 

@@ -145,6 +145,17 @@ fn check_public_address(world: &World, address: &str, by: &str) -> Result<(), Re
     }
 }
 
+/// That a public address is in the machine's zone, where that is asked for. The code of the refusal is
+/// published nowhere.
+fn check_zone(world: &World, address: &str, by: &str) -> Result<(), Reply> {
+    let zones = world.resource(Kind::PublicAddress, address).map(|address| &address["zones"]);
+    if !world.config.habits.wants_zones || zones.is_some_and(|zones| zones.is_array()) {
+        return Ok(());
+    }
+    let message = format!("Resource {by} is in an availability zone, and public IP address {address} isn't.");
+    Err(refusal("PublicIPAddressZoneMismatch", message))
+}
+
 /// Checks that each frontend has a free public address, or a subnet.
 fn check_frontends(world: &World, resource: &Value) -> Result<(), Reply> {
     for frontend in list(resource, "frontendIPConfigurations") {
@@ -223,6 +234,7 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
                 return Err(refusal("PublicIPAddressNotSupportedOnIpConfigurationWithPrefix", message));
             }
             check_public_address(world, address, own)?;
+            check_zone(world, address, own)?;
         }
         for pool in pools(configuration) {
             let Some(balancer) = world.balancer_of(pool) else { return Err(missing(pool, own)) };

@@ -280,6 +280,24 @@ impl Azure {
         self.program().await
     }
 
+    /// Deallocates a VM, or starts it again. Its NICs keep their addresses, and nothing reaches them
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    pub async fn set_running(&self, name: &str, is_running: bool) -> Result<(), Error> {
+        {
+            let mut world = lock(&self.world);
+            let key = vm_key(&world, name)?;
+            if is_running {
+                world.stopped.remove(&key)
+            } else {
+                world.stopped.insert(key)
+            };
+        }
+        self.program().await
+    }
+
     /// Gives a VM a new `eth0`, after its namespace was made anew.
     ///
     /// # Errors
@@ -390,23 +408,27 @@ impl Azure {
         Ok(())
     }
 
-    /// Somebody else's write to a NIC: a JSON merge patch, carried out at once under Azure's rules.
+    /// Somebody else's write to a NIC: a JSON merge patch, carried out at once under Azure's rules. Gives the
+    /// NIC as it was.
     ///
     /// # Errors
     /// When there is no such NIC, or the outcome breaks a rule.
-    pub async fn patch_nic(&self, name: &str, patch: &Value) -> Result<(), Error> {
-        {
+    pub async fn patch_nic(&self, name: &str, patch: &Value) -> Result<Value, Error> {
+        let before = {
             let mut world = lock(&self.world);
             world.advance(now());
             let wanted = format!("/{NICS}/{name}").to_lowercase();
             let known = world.nics.iter().find(|(key, _)| key.ends_with(&wanted));
             let Some((_, nic)) = known else { return Err(Error::NotFound(format!("NIC {name}"))) };
-            let mut body = nic.document.clone();
+            let before = nic.document.clone();
+            let mut body = before.clone();
             merge(&mut body, patch);
-            let id = nic.document["id"].as_str().unwrap_or_default().to_owned();
+            let id = before["id"].as_str().unwrap_or_default().to_owned();
             world.put_nic((&id, name), body, None, now())?;
-        }
-        self.program().await
+            before
+        };
+        self.program().await?;
+        Ok(before)
     }
 
     /// Deploys a template into the world's resource group, as `az deployment group create` would; gives the

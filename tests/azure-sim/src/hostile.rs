@@ -1,22 +1,11 @@
 //! An Azure at its worst: what becomes of a request is drawn from a table of what Azure, its networks and
 //! proxies have been seen to answer.
-//!
-//! A draw depends on the seed, the request and how often it was made, never on the clock. So a seed that
-//! shows a fault shows it again, as far as the client asks the same.
 
+use crate::draws::Draws;
 use crate::fault::{Effect, Ending};
 use crate::request::Request;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-
-/// One seed's draws.
-#[derive(Debug)]
-pub(crate) struct Hostile {
-    seed: u64,
-    /// How often each request was made.
-    asked: BTreeMap<String, u64>,
-}
 
 /// Codes with the status they come with. A resource's own 404 isn't among them: who is told twice that a NIC
 /// is gone must believe it.
@@ -51,42 +40,31 @@ const CODES: &[(u16, &str)] = &[
     (504, "GatewayTimeout"),
 ];
 
-impl Hostile {
-    pub(crate) fn of(seed: u64) -> Self {
-        Self { seed, asked: BTreeMap::new() }
-    }
-
-    /// What becomes of a request; `None`: it is answered as always.
-    pub(crate) fn draw(&mut self, request: &Request) -> Option<Effect> {
-        // An operation's own name differs each time.
-        let path = request.path.split("/operations/").next().unwrap_or_default().to_lowercase();
-        let key = format!("{} {path}", request.method);
-        let count = self.asked.entry(key.clone()).or_default();
-        *count += 1;
-        let random = BuildHasherDefault::<DefaultHasher>::default().hash_one((self.seed, key, *count));
-        let (choice, detail) = (random % 100, (random / 100) as usize);
-        let is_write = request.method != "GET";
-        Some(match choice {
-            0..14 => refusal(CODES[detail % CODES.len()], &request.path),
-            14..18 => Effect::CutBeforeApply,
-            18..22 => Effect::CutAfterApply,
-            22..25 => Effect::CutBody,
-            25..31 => Effect::Delay { ms: detail as u64 % 1500 },
-            31..32 => Effect::Hold,
-            32..33 => Effect::HoldBefore,
-            33..36 => Effect::Status { status: 200, body: garbage(detail), headers: BTreeMap::new() },
-            36..38 => Effect::Garble { body: garbage(detail) },
-            38..48 if is_write => {
-                let (_, code) = CODES[detail % CODES.len()];
-                let status = if detail.is_multiple_of(3) { Ending::Canceled } else { Ending::Failed };
-                Effect::OperationEnds {
-                    status,
-                    error: json!({ "code": code, "message": words(code, &request.path) }),
-                }
-            }
-            _ => return None,
-        })
-    }
+/// What becomes of a request; `None`: it is answered as always.
+pub(crate) fn draw(draws: &mut Draws, request: &Request) -> Option<Effect> {
+    // An operation's own name differs each time.
+    let path = request.path.split("/operations/").next().unwrap_or_default().to_lowercase();
+    let random = draws.next(&format!("{} {path}", request.method));
+    let (choice, detail) = (random % 100, (random / 100) as usize);
+    let is_write = request.method != "GET";
+    Some(match choice {
+        0..14 => refusal(CODES[detail % CODES.len()], &request.path),
+        14..18 => Effect::CutBeforeApply,
+        18..22 => Effect::CutAfterApply,
+        22..25 => Effect::CutBody,
+        25..31 => Effect::Delay { ms: detail as u64 % 1500 },
+        31..32 => Effect::Hold,
+        32..33 => Effect::HoldBefore,
+        33..36 => Effect::Status { status: 200, body: garbage(detail), headers: BTreeMap::new() },
+        36..38 => Effect::Garble { body: garbage(detail) },
+        38..48 if is_write => {
+            let (_, code) = CODES[detail % CODES.len()];
+            let status = if detail.is_multiple_of(3) { Ending::Canceled } else { Ending::Failed };
+            let error = json!({ "code": code, "message": words(code, &request.path) });
+            Effect::OperationEnds { status, error }
+        }
+        _ => return None,
+    })
 }
 
 fn refusal((status, code): (u16, &str), path: &str) -> Effect {
@@ -137,18 +115,24 @@ fn garbage(which: usize) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
-    fn drawn(seed: u64, count: usize) -> Vec<String> {
-        let mut hostile = Hostile::of(seed);
+    /// One of seven NICs.
+    fn path(index: usize) -> String {
+        format!("/subscriptions/s/resourceGroups/g/providers/P/networkInterfaces/n{}", index % 7)
+    }
+
+    fn drawn(seed: u64, count: usize) -> Vec<Value> {
+        let mut draws = Draws::of(seed);
         let request = |index: usize| Request {
             method: if index.is_multiple_of(2) { "GET" } else { "PUT" }.into(),
-            path: format!("/subscriptions/s/resourceGroups/g/providers/P/networkInterfaces/n{}", index % 7),
+            path: path(index),
             query: String::new(),
             headers: BTreeMap::new(),
             body: Ok(None),
             from: std::net::Ipv4Addr::LOCALHOST.into(),
         };
-        (0..count).map(|index| serde_json::to_string(&hostile.draw(&request(index))).unwrap()).collect()
+        (0..count).map(|index| json!(draw(&mut draws, &request(index)))).collect()
     }
 
     #[test]
@@ -159,20 +143,23 @@ mod tests {
 
     #[test]
     fn every_kind_of_answer_is_drawn() {
-        let all = drawn(1, 20_000).join("\n");
-        for (status, code) in CODES {
-            assert!(all.contains(&format!("\"status\":{status}")) && all.contains(code), "{code}");
+        let all = drawn(1, 20_000);
+        for code in CODES {
+            let is_refused = (0..7).any(|nic| all.contains(&json!(refusal(*code, &path(nic)))));
+            assert!(is_refused, "{code:?}");
         }
-        for kind in [
-            "cut_before_apply",
+        let kinds: BTreeSet<&str> = all.iter().filter_map(|effect| effect["kind"].as_str()).collect();
+        let expected = [
             "cut_after_apply",
+            "cut_before_apply",
             "cut_body",
             "delay",
-            "hold_before",
             "garble",
+            "hold",
+            "hold_before",
             "operation_ends",
-        ] {
-            assert!(all.contains(kind), "{kind}");
-        }
+            "status",
+        ];
+        assert_eq!(kinds, BTreeSet::from(expected));
     }
 }

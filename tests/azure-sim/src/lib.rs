@@ -16,6 +16,7 @@ mod arm;
 mod attachment;
 mod azure;
 mod dns;
+mod draws;
 mod entra;
 mod fabric;
 mod fault;
@@ -47,6 +48,7 @@ mod world;
 pub use azure::{
     Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Question, Settings, VmInfo,
 };
+pub use draws::Draws;
 pub use entra::Application;
 pub use fault::{Effect, Ending, Fault, Standing};
 pub use log::LogEntry;

@@ -87,6 +87,8 @@ pub(crate) struct Limits {
     global: [Bucket; 3],
     network_reads: Window,
     network_writes: Window,
+    /// Compute: reads of the subscription.
+    compute_reads: Bucket,
     /// Compute: reads of one VM or one operation, by its id.
     compute: HashMap<String, Bucket>,
     /// IMDS: requests of one VM, by its address and by whether they are for a token.
@@ -95,8 +97,9 @@ pub(crate) struct Limits {
 
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// With so many reads of the subscription's that Compute takes at once, and so many more a minute.
+    pub(crate) fn new((burst, per_minute): (f64, f64)) -> Self {
         let buckets = |factor: f64| {
             [(250.0, 25.0), (200.0, 10.0), (200.0, 10.0)]
                 .map(|(capacity, rate)| Bucket::new(capacity * factor, rate * factor))
@@ -106,13 +109,12 @@ impl Default for Limits {
             global: buckets(15.0),
             network_reads: Window::new(10_000, FIVE_MINUTES),
             network_writes: Window::new(1_000, FIVE_MINUTES),
+            compute_reads: Bucket::new(burst, per_minute / 60.0),
             compute: HashMap::new(),
             metadata: HashMap::new(),
         }
     }
-}
 
-impl Limits {
     /// ARM's own limits, before a provider sees the request.
     pub(crate) fn arm(&mut self, kind: Kind, subscription: &str, now: Instant) -> Result<(), Reply> {
         let index = kind as usize;
@@ -152,17 +154,12 @@ impl Limits {
     ) -> Result<(), Reply> {
         let new = || Bucket::new(burst, per_minute / 60.0);
         let bucket = self.compute.entry(resource.to_lowercase()).or_insert_with(new);
-        bucket.take(now).map_err(|wait| {
-            let seconds = whole_seconds(wait);
-            Reply::nrp(
-                429,
-                "OperationNotAllowed",
-                "The server rejected the request because too many requests have been received for this resource.",
-                serde_json::json!([{ "code": "TooManyRequests", "target": resource,
-                    "message": format!("Retry after {seconds} seconds.") }]),
-            )
-            .header("retry-after", seconds.to_string())
-        })
+        bucket.take(now).map_err(|wait| too_many("resource", resource, wait))
+    }
+
+    /// Compute's limit for reads of all of the subscription ("Compute throttling limits").
+    pub(crate) fn compute_of_all(&mut self, now: Instant) -> Result<(), Reply> {
+        self.compute_reads.take(now).map_err(|wait| too_many("subscription", "HighCostGet", wait))
     }
 
     /// IMDS: 5 requests a second for each VM, 20 for tokens. Returns whether the request may pass.
@@ -193,6 +190,17 @@ impl Limits {
     }
 }
 
+/// Compute's words.
+fn too_many(of: &str, target: &str, wait: Duration) -> Reply {
+    let seconds = whole_seconds(wait);
+    let message = format!(
+        "The server rejected the request because too many requests have been received for this {of}."
+    );
+    let details = serde_json::json!([{ "code": "TooManyRequests", "target": target,
+        "message": format!("Retry after {seconds} seconds.") }]);
+    Reply::nrp(429, "OperationNotAllowed", message, details).header("retry-after", seconds.to_string())
+}
+
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs_f64().ceil().max(1.0) as u64
 }
@@ -201,9 +209,13 @@ fn whole_seconds(wait: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    fn limits() -> Limits {
+        Limits::new((15_000.0, 5_000.0))
+    }
+
     #[test]
     fn a_burst_of_writes_is_stopped_after_200_and_goes_on_at_10_a_second() {
-        let (mut limits, start) = (Limits::default(), Instant::now());
+        let (mut limits, start) = (limits(), Instant::now());
         for _ in 0..200 {
             limits.arm(Kind::Write, "s", start).unwrap();
         }
@@ -218,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_network_provider_takes_1000_writes_in_five_minutes() {
-        let (mut limits, start) = (Limits::default(), Instant::now());
+        let (mut limits, start) = (limits(), Instant::now());
         for second in 0..1000 {
             limits.network(Kind::Write, "PutNicOperation", start + Duration::from_millis(second)).unwrap();
         }
@@ -230,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_counters_fall_with_each_request() {
-        let mut limits = Limits::default();
+        let mut limits = limits();
         limits.arm(Kind::Read, "s", Instant::now()).unwrap();
         let values = limits.headers(Kind::Read).map(|(_, value)| value);
         assert_eq!(values, ["249", "3749"]);
@@ -238,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_vm_may_ask_for_its_metadata_five_times_a_second() {
-        let (mut limits, now) = (Limits::default(), Instant::now());
+        let (mut limits, now) = (limits(), Instant::now());
         let passed = (0..10).filter(|_| limits.metadata("10.0.0.4", false, now)).count();
         assert_eq!(passed, 5);
         assert!(limits.metadata("10.0.0.5", false, now), "another VM has its own count");

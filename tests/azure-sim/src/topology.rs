@@ -78,9 +78,9 @@ impl Network {
     }
 }
 
-/// A NIC whose machine stands in a namespace.
+/// A NIC whose machine stands in a namespace and runs.
 fn plug(world: &World, nic: &Nic) -> Option<Plug> {
-    let vm = world.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?;
+    let vm = world.running(&nic.document)?;
     let id = nic.document["id"].as_str().unwrap_or_default();
     let place = vm::nic_ids(&vm.document).iter().position(|known| known.eq_ignore_ascii_case(id));
     let primary = nic::primary(&nic.document)?;

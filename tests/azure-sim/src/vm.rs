@@ -112,12 +112,16 @@ pub(crate) fn nic_ids(vm: &Value) -> Vec<String> {
     nics.into_iter().flatten().filter_map(|nic| nic["id"].as_str().map(str::to_owned)).collect()
 }
 
-/// The instance view of a running machine.
-pub(crate) fn instance_view() -> Value {
+/// The instance view of a machine.
+pub(crate) fn instance_view(is_running: bool) -> Value {
     let status =
         |code: &str, display: &str| json!({ "code": code, "level": "Info", "displayStatus": display });
     json!({ "statuses": [
         status("ProvisioningState/succeeded", "Provisioning succeeded"),
-        status("PowerState/running", "VM running"),
+        if is_running {
+            status("PowerState/running", "VM running")
+        } else {
+            status("PowerState/deallocated", "VM deallocated")
+        },
     ] })
 }

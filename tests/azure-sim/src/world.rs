@@ -48,6 +48,8 @@ pub struct Config {
     pub access: Access,
     /// How many ipConfigurations the NICs of a VNet can have in all.
     pub network_addresses: usize,
+    /// How many reads Compute takes of the subscription at once, and how many more a minute.
+    pub compute_reads: (f64, f64),
     pub habits: Habits,
     /// How many entries a page of a VNet's usages has at most; without it, all.
     pub page_size: Option<usize>,
@@ -64,12 +66,17 @@ pub struct Habits {
     /// A write to a NIC that is complete in its answer names an operation all the same (recorded at
     /// 2021-08-01, and for other resources).
     pub names_ended_operations: bool,
-    /// A write to a NIC while another is under way is refused instead of taking its place (bosh-azure-cpi#179).
+    /// A write to a NIC while another is under way is refused instead of taking its place
+    /// (bosh-azure-cpi#179).
     pub refuses_second_write: bool,
     /// A NIC lists its primary ipConfiguration last. Recorded is that it comes first when it has changed.
     pub lists_primary_last: bool,
     /// A write to a NIC is answered with 202 and `Location`, and nothing else.
     pub answers_location_only: bool,
+    /// A write to the NIC of a stopped machine is refused; otherwise it is complete in its answer.
+    pub refuses_writes_to_stopped: bool,
+    /// A public address without zones is refused to every machine, as if all were in one.
+    pub wants_zones: bool,
     /// How long the addresses of a VM's NIC stay taken when both have gone (transformerlab#2357: 3 minutes).
     pub frees_after_seconds: f64,
 }
@@ -105,6 +112,7 @@ impl Default for Config {
             denied: Vec::new(),
             access: Access::default(),
             network_addresses: 65_536,
+            compute_reads: (15_000.0, 5_000.0),
             habits: Habits::default(),
             page_size: None,
             application: Application::default(),
@@ -127,7 +135,7 @@ pub(crate) struct Nic {
     pub(crate) was_attached: bool,
 }
 
-/// A virtual machine. It runs as long as it exists.
+/// A virtual machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Vm {
     pub(crate) document: Value,
@@ -157,6 +165,8 @@ pub(crate) struct World {
     pub(crate) vnets: BTreeMap<String, Value>,
     pub(crate) nics: BTreeMap<String, Nic>,
     pub(crate) vms: BTreeMap<String, Vm>,
+    /// Those of the machines that are deallocated.
+    pub(crate) stopped: BTreeSet<String>,
     pub(crate) resources: BTreeMap<String, (Kind, Value)>,
     /// By VNet.
     pub(crate) gateways: BTreeMap<String, Gateway>,
@@ -189,6 +199,7 @@ impl World {
             vnets: BTreeMap::new(),
             nics: BTreeMap::new(),
             vms: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             resources: BTreeMap::new(),
             gateways: BTreeMap::new(),
             scale_sets: BTreeMap::new(),
@@ -198,7 +209,7 @@ impl World {
             health: Health::default(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
-            limits: Limits::default(),
+            limits: Limits::new(config.compute_reads),
             tokens: BTreeMap::new(),
             told: None,
             macs: 0,
@@ -378,7 +389,14 @@ impl World {
         }
     }
 
-    /// Replaces a NIC's document. The write ends at once if the NIC has no VM, otherwise after `takes`.
+    /// The machine of a NIC, by its key, if it runs.
+    pub(crate) fn running(&self, nic: &Value) -> Option<&Vm> {
+        let key = nic::vm_id(nic)?.to_lowercase();
+        self.vms.get(&key).filter(|_| !self.stopped.contains(&key))
+    }
+
+    /// Replaces a NIC's document. The write ends at once if the NIC has no machine that runs, otherwise after
+    /// `takes`.
     pub(crate) fn put_nic(
         &mut self,
         (id, name): (&str, &str),
@@ -388,7 +406,13 @@ impl World {
     ) -> Result<Option<Operation>, Reply> {
         let key = id.to_lowercase();
         let old = self.nics.get(&key).map(|nic| &nic.document);
-        let takes = takes.filter(|_| old.is_some_and(|nic| nic::vm_id(nic).is_some()));
+        let is_stopped = old.is_some_and(|nic| nic::vm_id(nic).is_some() && self.running(nic).is_none());
+        if is_stopped && self.config.habits.refuses_writes_to_stopped {
+            let message =
+                format!("Cannot modify network interface {id}: its virtual machine is deallocated.");
+            return Err(Reply::nrp(409, "OperationNotAllowed", message, json!([])));
+        }
+        let takes = takes.filter(|_| old.is_some_and(|nic| self.running(nic).is_some()));
         let state = if takes.is_some() { "Updating" } else { "Succeeded" };
         let put = nic::Put { id, name, old, body, etag: new_etag(), state };
         let mut document = put.apply(|subnet| self.subnet(subnet, &key))?;
@@ -423,8 +447,8 @@ impl World {
         }
     }
 
-    /// "Networking limits": private addresses of a virtual network, where a block counts once. The code of the
-    /// refusal isn't published.
+    /// "Networking limits": private addresses of a virtual network, where a block counts once. The code of
+    /// the refusal isn't published.
     fn check_network_limit(&self, key: &str, document: &Value) -> Result<(), Reply> {
         let count = |nic: &Value| nic::ip_configurations(nic).len();
         let before = self.nics.get(key).map_or(0, |nic| count(&nic.document));
@@ -518,6 +542,7 @@ impl World {
     /// Removes a VM. Its NICs stay, without a machine. Returns their keys.
     pub(crate) fn remove_vm(&mut self, key: &str) -> Option<Vec<String>> {
         let vm = self.vms.remove(key)?;
+        self.stopped.remove(key);
         let id = vm.document["id"].as_str().unwrap_or_default();
         let mut freed = Vec::new();
         for (key, nic) in &mut self.nics {
@@ -549,7 +574,7 @@ impl World {
             block.is_some_and(|block| block.addr() == address)
         };
         let nic = self.nics.values().find(is_primary)?;
-        Some((self.vms.get(&nic::vm_id(&nic.document)?.to_lowercase())?, nic))
+        Some((self.running(&nic.document)?, nic))
     }
 }
 

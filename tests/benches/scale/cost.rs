@@ -61,7 +61,12 @@ impl Cost {
     }
 
     /// Prints what has come since, and gives it, and all so far.
-    pub async fn next(self, phase: &str, world: &World<'_>, operator: &Process) -> Result<(Value, Cost)> {
+    pub async fn until_now(
+        &self,
+        phase: &str,
+        world: &World<'_>,
+        operator: &Process,
+    ) -> Result<(Value, Cost)> {
         let took = self.since.elapsed().as_secs_f64();
         let now = Cost::so_far(world, operator).await?;
         let [memory, most] = now.usage.memory;

@@ -1,10 +1,10 @@
 //! What a cluster of many nodes costs: a real API server, the operator as a process of its own, simulated
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
-//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=…`. Azure limits each subscription, so nodes in many show
-//! what the operator itself takes. Every scenario begins with all nodes and their pods coming (`join`), then
-//! goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `takeover` by a standby; or `all` of
-//! these. What each has cost goes to `target/bench/scale.json`.
+//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=…`. Azure limits each subscription, so nodes in many
+//! show what the operator itself takes. Every scenario begins with all nodes and their pods coming (`join`),
+//! then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `takeover` by a standby; or `all`
+//! of these. What each has cost goes to `target/bench/scale.json`.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 

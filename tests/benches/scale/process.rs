@@ -4,13 +4,12 @@ use crate::metrics::Metrics;
 use crate::operator;
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_tests::control_plane::{ControlPlane, User};
-use vnetpool_tests::eventually;
 
 /// The first argument of this program when it is to be the operator.
 pub const ROLE: &str = "operator";
@@ -32,8 +31,7 @@ pub struct Usage {
 
 impl Process {
     pub fn start(plane: &ControlPlane, arm: &str, identity: &str) -> Result<Process> {
-        // Not 127.0.0.1: whoever calls from there might be given the port before the operator listens.
-        let admin = TcpListener::bind("127.88.0.1:0")?.local_addr()?;
+        let admin = operator::free_address()?;
         let mut program = Command::new(std::env::current_exe()?);
         program.arg(ROLE).arg(&plane.kubeconfig).args([arm, &admin.to_string(), identity]);
         let child = program.stdin(Stdio::null()).spawn()?;
@@ -46,11 +44,7 @@ impl Process {
 
     /// Waits until its caches are synced.
     pub async fn until_ready(&self, patience: Duration) -> Result<()> {
-        eventually("the operator is ready", patience, || async {
-            let answer = reqwest::get(format!("http://{}/readyz", self.admin)).await?;
-            Ok(answer.status().is_success().then_some(()))
-        })
-        .await
+        operator::until_ready(self.admin, patience).await
     }
 
     pub fn kill(mut self) -> Result<()> {

@@ -5,12 +5,9 @@ use crate::process::Process;
 use crate::world::{AT_ONCE, EACH, PATIENCE, World};
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::Api;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tokio::time::{interval, sleep};
-use vnetpool_tests::control_plane::NAMESPACE;
+use tokio::time::{interval, sleep, timeout};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
@@ -57,16 +54,26 @@ const CHURN: Duration = Duration::from_secs(60);
 pub struct Run<'a> {
     world: &'a World<'a>,
     operator: Option<Process>,
-    cost: Option<Cost>,
+    /// All so far, at the end of the last phase.
+    cost: Cost,
 }
 
 impl<'a> Run<'a> {
     pub async fn begin(world: &'a World<'a>, operator: Process) -> Result<Run<'a>> {
         let cost = Cost::so_far(world, &operator).await?;
-        Ok(Run { world, operator: Some(operator), cost: Some(cost) })
+        Ok(Run { world, operator: Some(operator), cost })
     }
 
+    /// Plays a scenario to its end, and gives what it cost.
+    ///
+    /// # Errors
+    /// When something fails, or it takes longer than [`PATIENCE`].
     pub async fn play(&mut self, scenario: Scenario) -> Result<Value> {
+        let played = timeout(PATIENCE, self.play_on(scenario)).await;
+        played.with_context(|| format!("{} hasn't ended after {PATIENCE:?}", scenario.name()))?
+    }
+
+    async fn play_on(&mut self, scenario: Scenario) -> Result<Value> {
         let world = self.world;
         match scenario {
             Scenario::Join => {
@@ -104,9 +111,8 @@ impl<'a> Run<'a> {
     /// What it has cost since the last time.
     async fn told(&mut self, phase: &str, more: Value) -> Result<Value> {
         let operator = self.operator.as_ref().context("no operator")?;
-        let cost = self.cost.take().context("no cost")?;
-        let (mut told, next) = cost.next(phase, self.world, operator).await?;
-        self.cost = Some(next);
+        let (mut told, now) = self.cost.until_now(phase, self.world, operator).await?;
+        self.cost = now;
         if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
             told.extend(more);
         }
@@ -116,7 +122,7 @@ impl<'a> Run<'a> {
     /// Waits until nothing trails any more: Events, reports.
     async fn settle(&mut self) -> Result<()> {
         let operator = self.operator.as_ref().context("no operator")?;
-        let mut last = f64::MAX;
+        let mut last = f64::NEG_INFINITY;
         loop {
             let used = operator.usage()?.processor;
             if used - last < 0.5 {
@@ -170,14 +176,10 @@ impl<'a> Run<'a> {
     }
 
     async fn until_leads(&self, identity: &str) -> Result<()> {
-        let leases = Api::<Lease>::namespaced(self.world.stage.client.clone(), NAMESPACE);
-        loop {
-            let lease = leases.get("vnetpool-operator").await?;
-            if lease.spec.and_then(|spec| spec.holder_identity).as_deref() == Some(identity) {
-                return Ok(());
-            }
+        while self.world.stage.leader().await?.0.as_deref() != Some(identity) {
             sleep(LOOK).await;
         }
+        Ok(())
     }
 }
 

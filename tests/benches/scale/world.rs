@@ -13,8 +13,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, NewVm, Sim, VnetConfig};
-use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::ledger;
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -22,7 +23,7 @@ use vnetpool_tests::eventually;
 pub const EACH: usize = 12;
 /// So many requests of the benchmark's own are under way at once.
 pub const AT_ONCE: usize = 32;
-/// No phase takes longer.
+/// No scenario takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(3600);
 
 pub struct World<'a> {
@@ -78,24 +79,22 @@ impl<'a> World<'a> {
         joins.buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// A pod comes to a node, as the scheduler and the kubelet would have it.
-    pub async fn start_pod(&self, node: &str) -> Result<()> {
+    /// A pod comes to a node, as the scheduler and the kubelet would have it; gives its name.
+    pub async fn start_pod(&self, node: &str) -> Result<String> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let pod: Pod = serde_json::from_value(pod(&format!("web-{number}"), node))?;
         let made = self.api().create(&PostParams::default(), &pod).await?;
         let uid = made.uid().context("a pod without a UID")?;
-        self.serve(node, |pods| {
-            pods.push(ledger::Pod { namespace: NAMESPACE.into(), name: made.name_any(), uid });
-        });
-        Ok(())
+        let name = made.name_any();
+        let pod = ledger::Pod { namespace: NAMESPACE.into(), name: name.clone(), uid };
+        self.serve(node, |pods| pods.push(pod));
+        Ok(name)
     }
 
     /// The same, and the kubelet says that it runs.
     pub async fn run_pod(&self, node: &str) -> Result<()> {
-        self.start_pod(node).await?;
-        let last = lock(&self.pods).get(node).and_then(|pods| pods.last()).map(|pod| pod.name.clone());
+        let name = self.start_pod(node).await?;
         let status = json!({ "status": { "phase": "Running", "podIP": "10.16.0.1" } });
-        let name = last.context("no pod")?;
         self.api().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
     }
@@ -121,13 +120,14 @@ impl<'a> World<'a> {
         Api::namespaced(self.stage.client.clone(), NAMESPACE)
     }
 
-    /// Waits until the pool's status counts all nodes, their addresses and no node that isn't ready.
+    /// Waits until the pool's status counts all nodes and their addresses, and says that all are ready.
     pub async fn until_served(&self) -> Result<()> {
         let (nodes, held) = (self.nodes() as u32, (self.nodes() * EACH) as u32);
         self.until("all nodes hold addresses", async || {
             let pool = self.stage.node_pool("default").await?;
             let status = pool.status.unwrap_or_default();
-            Ok(status.nodes == nodes && status.held >= held)
+            let are_ready = condition::is_true(&status.conditions, condition::NODES_READY);
+            Ok(status.nodes == nodes && status.held >= held && are_ready)
         })
         .await
     }
@@ -181,8 +181,4 @@ fn azure(index: usize) -> Result<Config> {
     };
     let subscription = format!("00000000-0000-0000-0000-{:012}", index + 1);
     Ok(Config { vnets: vec![vnet], subscription, ..Config::default() })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -36,6 +36,12 @@ type program struct {
 	static  bool
 	tags    string
 	inputs  []string // all it depends on; empty: ask the Go command, which is quick for a small program
+	// Of Debian, for an image that it goes into.
+	packages []string
+	// It is a test binary, made of a package's tests.
+	tests bool
+	// It is built only where it is named.
+	onRequest bool
 }
 
 var programs = []program{
@@ -80,14 +86,26 @@ var programs = []program{
 		ldflags: "-X github.com/projectcalico/calico/felix/buildinfo.GitVersion=" + felixVersion,
 		inputs:  []string{"felix/go.mod", "felix/go.sum"},
 	},
+	{
+		// Without its tag it is no package for whoever vets or tests them all.
+		name: "conformance", label: "Kubernetes' conformance specs (about 3 minutes the first time)", folder: ".", pack: "./conformance",
+		tests: true, tags: "conformance", onRequest: true,
+		inputs: []string{"go.mod", "go.sum", "conformance/conformance_test.go"},
+	},
+	{
+		name: "agnhost", label: "agnhost, which those specs run in pods", folder: ".", pack: agnhostPackage, static: true, onRequest: true,
+		inputs:   []string{"go.mod", "go.sum"},
+		packages: []string{"bind9-dnsutils", "busybox", "curl", "netcat-openbsd"},
+	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
 }
 
-// parts gives the programs of these names, without the version that some carry: all of them if there are no names.
+// parts gives the programs of these names, without the version that some carry: if there are no names, all but those that
+// have to be named.
 func parts(names []string) ([]program, error) {
 	if len(names) == 0 {
-		return programs, nil
+		return slices.DeleteFunc(slices.Clone(programs), func(p program) bool { return p.onRequest }), nil
 	}
 	var chosen []program
 	for _, name := range names {
@@ -117,9 +135,12 @@ func build(ctx context.Context, names []string) error {
 	if err != nil {
 		return err
 	}
-	needed := packages
+	needed := slices.Clone(packages)
 	if len(names) == 0 {
-		needed = append(slices.Clone(packages), testPackages...)
+		needed = append(needed, testPackages...)
+	}
+	for _, p := range chosen {
+		needed = append(needed, p.packages...)
 	}
 	if err := installPackages(ctx, needed); err != nil {
 		return err
@@ -165,7 +186,12 @@ func (p program) build(ctx context.Context, root repo) error {
 		progress("building %s", p.label)
 		defer heartbeat("still building " + p.name)()
 	}
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", "-s -w "+p.ldflags, "-o", root.bin(p.name), p.pack)
+	verb := []string{"build"}
+	if p.tests {
+		verb = []string{"test", "-c"}
+	}
+	flags := []string{"-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", "-s -w " + p.ldflags, "-o", root.bin(p.name), p.pack}
+	command := exec.CommandContext(ctx, "go", append(verb, flags...)...)
 	command.Dir = root.source(p.folder)
 	// The compiler collects its garbage less often: a tenth less time, for some hundred megabytes more.
 	command.Env = append(os.Environ(), "GOGC=400")

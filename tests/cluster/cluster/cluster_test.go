@@ -179,8 +179,12 @@ func TestAProcessIsKilledOnlyByItsOwnCluster(t *testing.T) {
 
 func TestOnlyThePartsThatAreAskedForAreBuilt(t *testing.T) {
 	all, err := parts(nil)
-	if err != nil || len(all) != len(programs) {
-		t.Errorf("%d of %d, %v", len(all), len(programs), err)
+	if err != nil || len(all)+2 != len(programs) {
+		t.Errorf("%d of %d, %v: all but the two that have to be named", len(all), len(programs), err)
+	}
+	named, err := parts([]string{"conformance", "agnhost"})
+	if err != nil || len(named) != 2 || !named[0].onRequest || !named[1].onRequest {
+		t.Errorf("%v, %v", named, err)
 	}
 	some, err := parts([]string{"kube", "helm"})
 	if err != nil || len(some) != 2 || some[0].name != "kube" || some[1].name != "helm-"+helmVersion {

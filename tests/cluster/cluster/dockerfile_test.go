@@ -24,7 +24,7 @@ FROM scratch AS other
 ENTRYPOINT ["/other"]
 `
 	found, err := recipeOf(dockerfile, "it")
-	wanted := recipe{"target/images/it", imageConfig{[]string{"/it", "now"}, []string{"PATH=/usr/sbin:/"}, "1:2"}}
+	wanted := recipe{"target/images/it", imageConfig{Entrypoint: []string{"/it", "now"}, Env: []string{"PATH=/usr/sbin:/"}, User: "1:2"}}
 	if err != nil || !reflect.DeepEqual(found, wanted) {
 		t.Errorf("%+v, %v", found, err)
 	}

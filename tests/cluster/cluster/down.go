@@ -76,7 +76,7 @@ func deleteNames(ctx context.Context) error {
 	nodes, err := cgroupNodes()
 	problems = append(problems, err)
 	for _, node := range nodes {
-		problems = append(problems, deleteCgroups(ctx, node))
+		problems = append(problems, deleteCgroups(ctx, cgroupRoot(node)))
 	}
 	return errors.Join(problems...)
 }

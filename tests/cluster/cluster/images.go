@@ -12,16 +12,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
 // image is a root file system and how its program is started.
 type image struct {
 	archive   string
-	name      string
+	names     []string
 	recipe    recipe
-	program   string // all there is in it, one of `build`'s or by its path one of Debian's; empty: somebody has staged it
-	onRequest bool   // not on every node, but where `load` brings it
+	programs  []string                             // all there is in it, `build`'s or by their paths Debian's; none: somebody has staged it
+	more      func(root repo, folder string) error // stages what else it needs
+	onRequest bool                                 // not on every node, but where `load` brings it
 }
 
 // forUse are the Dockerfile's images, under names with this registry and tag.
@@ -36,7 +38,7 @@ func forUse(root repo, registry, tag string) ([]image, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, image{stage, registry + "vnetpool/" + stage + ":" + tag, recipe, "", false})
+		all = append(all, image{archive: stage, names: []string{registry + "vnetpool/" + stage + ":" + tag}, recipe: recipe})
 	}
 	return all, nil
 }
@@ -47,15 +49,20 @@ func allImages(root repo) ([]image, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := func(root string, entrypoint ...string) recipe {
-		return recipe{root: "target/cluster/rootfs/" + root, config: imageConfig{Entrypoint: entrypoint}}
+	own := func(name, program string, onRequest bool, entrypoint ...string) image {
+		config := imageConfig{Entrypoint: entrypoint}
+		return image{
+			archive: name, names: []string{"localhost/" + name + ":dev"}, programs: []string{program}, onRequest: onRequest,
+			recipe: recipe{root: "target/cluster/rootfs/" + filepath.Base(program), config: config},
+		}
 	}
 	haproxy := "/usr/sbin/haproxy"
 	return append(all,
-		image{"probe", "localhost/probe:dev", own("probe", "/probe"), "probe", false},
-		image{"pause", "localhost/pause:dev", own("probe", "/probe", "pause"), "probe", false},
-		image{"coredns", "localhost/coredns:dev", own("coredns", "/coredns"), "coredns", true},
-		image{"haproxy", "localhost/haproxy:dev", own("haproxy", haproxy), haproxy, true},
+		own("probe", "probe", false, "/probe"),
+		own("pause", "probe", false, "/probe", "pause"),
+		own("coredns", "coredns", true, "/coredns"),
+		own("haproxy", haproxy, true, haproxy),
+		agnhostImage(),
 	), nil
 }
 
@@ -74,7 +81,7 @@ func images(ctx context.Context) error {
 			return err
 		}
 		if err := i.build(root); err != nil {
-			return fmt.Errorf("image %s: %w", i.name, err)
+			return fmt.Errorf("image %s: %w", i.archive, err)
 		}
 	}
 	return nil
@@ -100,9 +107,9 @@ func releaseCommand(args []string) error {
 		return err
 	}
 	for _, i := range all {
-		content, err := ociArchive(i.name, i.recipe.config, os.DirFS(root.path(i.recipe.root)))
+		content, err := ociArchive(i.names, i.recipe.config, os.DirFS(root.path(i.recipe.root)))
 		if err != nil {
-			return fmt.Errorf("image %s: %w", i.name, err)
+			return fmt.Errorf("image %s: %w", i.archive, err)
 		}
 		archive := filepath.Join(*out, fmt.Sprintf("vnetpool-%s-%s-%s.oci.tar", i.archive, *tag, runtime.GOARCH))
 		if err := writeFile(archive, content, 0o644); err != nil {
@@ -112,28 +119,30 @@ func releaseCommand(args []string) error {
 	return nil
 }
 
-// hasProgram tells whether what runs in the image is there.
-func (i image) hasProgram(root repo) bool {
-	path := i.program
-	if !filepath.IsAbs(path) {
-		path = root.bin(path)
-	}
-	_, err := os.Stat(path)
-	return err == nil
+// hasPrograms tells whether what runs in the image is there.
+func (i image) hasPrograms(root repo) bool {
+	return !slices.ContainsFunc(i.programs, func(path string) bool {
+		if !filepath.IsAbs(path) {
+			path = root.bin(path)
+		}
+		_, err := os.Stat(path)
+		return err != nil
+	})
 }
 
-// stage puts an image's program into its root file system, and with Debian's the libraries that the linker finds for it.
+// stage puts an image's programs into its root file system, and with Debian's the libraries that the linker finds for them.
 func (i image) stage(root repo) error {
-	files := map[string]string{"/" + i.program: root.bin(i.program)}
-	if i.program == "" {
-		return nil
-	}
-	if filepath.IsAbs(i.program) {
-		output, err := exec.Command("ldd", i.program).Output()
-		if err != nil {
-			return fmt.Errorf("ldd %s: %w", i.program, err)
+	files := map[string]string{}
+	for _, program := range i.programs {
+		if !filepath.IsAbs(program) {
+			files["/"+program] = root.bin(program)
+			continue
 		}
-		files = map[string]string{i.program: i.program}
+		output, err := exec.Command("ldd", program).Output()
+		if err != nil {
+			return fmt.Errorf("ldd %s: %w", program, err)
+		}
+		files[program] = program
 		for _, word := range strings.Fields(string(output)) {
 			if filepath.IsAbs(word) {
 				files[word] = word
@@ -149,27 +158,30 @@ func (i image) stage(root repo) error {
 			return err
 		}
 	}
-	return nil
+	if i.more == nil {
+		return nil
+	}
+	return i.more(root, root.path(i.recipe.root))
 }
 
 // build writes one image's archive unless it holds just that already.
 func (i image) build(root repo) error {
 	folder := root.path(i.recipe.root)
-	if i.onRequest && !i.hasProgram(root) {
-		progress("image %s skipped: its program is not built", i.name)
+	if i.onRequest && !i.hasPrograms(root) {
+		progress("image %s skipped: its program is not built", i.archive)
 		return nil
 	}
 	if err := i.stage(root); err != nil {
 		return fmt.Errorf("%w: run cluster build first", err)
 	}
 	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
-		progress("image %s skipped: %s is missing; stage its root file system there first", i.name, i.recipe.root)
+		progress("image %s skipped: %s is missing; stage its root file system there first", i.archive, i.recipe.root)
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(folder, i.recipe.config.Entrypoint[0])); err != nil {
 		return fmt.Errorf("%w: stage the program there first", err)
 	}
-	content, err := ociArchive(i.name, i.recipe.config, os.DirFS(folder))
+	content, err := ociArchive(i.names, i.recipe.config, os.DirFS(folder))
 	if err != nil {
 		return err
 	}
@@ -180,7 +192,7 @@ func (i image) build(root repo) error {
 	if current, err := os.ReadFile(archive); err == nil && bytes.Equal(current, content) {
 		return nil
 	}
-	progress("image %s", i.name)
+	progress("image %s", i.archive)
 	// Into a new file, then renamed: nobody imports half an archive.
 	if err := writeFile(archive+".new", content, 0o644); err != nil {
 		return err

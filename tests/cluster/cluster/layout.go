@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 )
 
 // repo is the root of the working tree.
@@ -46,6 +47,12 @@ func (r repo) output(parts ...string) string {
 }
 
 func (r repo) bin(name string) string { return r.output("bin", name) }
+
+// program is one of the Rust programs, which cargo builds for this machine's architecture.
+func (r repo) program(name string) string {
+	architecture := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
+	return r.path("target", architecture+"-unknown-linux-gnu", "debug", name)
+}
 
 // entries are what a cluster keeps in its folder beside its logs.
 var entries = []string{"nodes", "etcd", "etcd.saved", "pki", "kubeconfig", "state.json", "state.json.new", "state.lock", "azure.sock"}

@@ -14,7 +14,8 @@ import (
 
 const usage = `usage:
   cluster build [PART...]                        build everything that clusters and tests need, or only these parts of it, such as
-                                                 kube, helm, probe, cluster; install missing Debian packages
+                                                 kube, helm, probe, cluster; install missing Debian packages;
+                                                 Kubernetes' conformance suite only as PART: conformance agnhost
   cluster images                                 build the images of the operator, the node agent, probe and pause
   cluster release --tag VERSION --out DIR        write the images of the operator and the node agent as archives of a release
   cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
@@ -23,6 +24,7 @@ const usage = `usage:
   cluster node add|delete|stop|start|reboot --dir DIR NAME
   cluster backup save|restore --dir DIR          keep what the API server stores, and bring it back: the control plane starts anew
   cluster load --dir DIR ARCHIVE...              import image archives into every running node
+  cluster apart COMMAND...                       run a command in namespaces of its own, where a cluster can be up beside others
   cluster exec --dir DIR NAME -- COMMAND...      run a command inside a node, a VM or the internet host
 `
 
@@ -70,6 +72,8 @@ func dispatch(ctx context.Context, args []string) error {
 		return loadCommand(ctx, args)
 	case "exec":
 		return execCommand(args)
+	case "apart":
+		return apart(ctx, args)
 	// What follows is how the tool starts its own processes; nobody types these.
 	case "enter":
 		return enter(args)
@@ -77,6 +81,8 @@ func dispatch(ctx context.Context, args []string) error {
 		return boot(args)
 	case "forward":
 		return forward(args)
+	case "apart-inside":
+		return apartInside(args)
 	case "boot-id-hook":
 		return bootIDHook()
 	}

@@ -42,8 +42,8 @@ func createNetns(name string) error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("new network namespace %s: %w", name, err)
 		}
-		if err := unix.Mount("/proc/thread-self/ns/net", netnsPath(name), "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind network namespace %s: %w", name, err)
+		if err := mount("/proc/thread-self/ns/net", netnsPath(name), "", unix.MS_BIND, ""); err != nil {
+			return err
 		}
 		for sysctl, value := range freshSysctls {
 			if err := os.WriteFile("/proc/sys/"+sysctl, []byte(value), 0o644); err != nil {
@@ -61,17 +61,15 @@ func shareNetnsFolder() error {
 	if err := os.MkdirAll(netnsFolder, 0o755); err != nil {
 		return err
 	}
-	err := unix.Mount("", netnsFolder, "", unix.MS_SHARED|unix.MS_REC, "")
-	if errors.Is(err, unix.EINVAL) { // no mount yet
-		if err := unix.Mount(netnsFolder, netnsFolder, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", netnsFolder, err)
-		}
-		err = unix.Mount("", netnsFolder, "", unix.MS_SHARED|unix.MS_REC, "")
+	share := func() error { return mount("", netnsFolder, "", unix.MS_SHARED|unix.MS_REC, "") }
+	if err := share(); !errors.Is(err, unix.EINVAL) {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("share %s: %w", netnsFolder, err)
+	// It was no mount yet.
+	if err := mount(netnsFolder, netnsFolder, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
 	}
-	return nil
+	return share()
 }
 
 // deleteNetns removes a namespace's name; the kernel removes it when its last process is gone, too.

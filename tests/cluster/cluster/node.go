@@ -110,7 +110,7 @@ func (c *Cluster) bootNode(ctx context.Context, node Node) error {
 	if err != nil {
 		return err
 	}
-	if err := createCgroups(node.Name); err != nil {
+	if err := createCgroups(cgroupRoot(node.Name)); err != nil {
 		return err
 	}
 	init, err := c.start(process{name: node.Name, netns: node.Netns,
@@ -173,7 +173,7 @@ func (c *Cluster) powerOff(ctx context.Context, node Node) error {
 	if err := deleteNetns(node.Netns); err != nil {
 		return err
 	}
-	if err := deleteCgroups(ctx, node.Name); err != nil {
+	if err := deleteCgroups(ctx, cgroupRoot(node.Name)); err != nil {
 		return err
 	}
 	return c.setPID(node.Name, 0)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"runtime"
 )
 
@@ -17,12 +18,14 @@ type object = map[string]any
 // imageConfig is how a container of an image starts, in the words of the format.
 type imageConfig struct {
 	Entrypoint []string
+	Cmd        []string `json:",omitempty"`
 	Env        []string `json:",omitempty"`
 	User       string   `json:",omitempty"`
 }
 
-// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root throughout.
-func ociArchive(name string, start imageConfig, root fs.FS) ([]byte, error) {
+// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root throughout. An image may
+// have several names.
+func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
 	layer, err := layerOf(root)
 	if err != nil {
 		return nil, err
@@ -57,9 +60,14 @@ func ociArchive(name string, start imageConfig, root fs.FS) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The name under which containerd files it.
-	manifest["annotations"] = object{"io.containerd.image.name": name}
-	if files["index.json"], err = json.Marshal(object{"schemaVersion": 2, "manifests": []object{manifest}}); err != nil {
+	var manifests []object
+	for _, name := range names {
+		named := maps.Clone(manifest)
+		// The name under which containerd files it.
+		named["annotations"] = object{"io.containerd.image.name": name}
+		manifests = append(manifests, named)
+	}
+	if files["index.json"], err = json.Marshal(object{"schemaVersion": 2, "manifests": manifests}); err != nil {
 		return nil, err
 	}
 	var archive bytes.Buffer

@@ -8,13 +8,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"testing"
 	"testing/fstest"
 	"time"
 )
 
 func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
-	archive, err := ociArchive("localhost/it:dev", imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{"it": {Data: []byte("program"), Mode: 0o755}})
+	names := []string{"localhost/it:dev", "localhost/other:1"}
+	archive, err := ociArchive(names, imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{"it": {Data: []byte("program"), Mode: 0o755}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,8 +28,15 @@ func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
 	}
 	var index struct{ Manifests []reference }
 	parse(t, files["index.json"], &index)
-	if name := index.Manifests[0].Annotations["io.containerd.image.name"]; name != "localhost/it:dev" {
-		t.Errorf("name %q", name)
+	var found []string
+	for _, manifest := range index.Manifests {
+		found = append(found, manifest.Annotations["io.containerd.image.name"])
+		if manifest.Digest != index.Manifests[0].Digest {
+			t.Errorf("another image: %v", manifest)
+		}
+	}
+	if !slices.Equal(found, names) {
+		t.Errorf("names %q", found)
 	}
 	blob := func(r reference) []byte {
 		content := files["blobs/sha256/"+r.Digest[len("sha256:"):]]
@@ -59,7 +68,7 @@ func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
 func TestTheSameFilesGiveTheSameBytesWhateverTheirTimes(t *testing.T) {
 	var archives [][]byte
 	for _, year := range []int{2001, 2002} {
-		archive, err := ociArchive("it", imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{
+		archive, err := ociArchive([]string{"it"}, imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{
 			"it":  {Data: []byte("program"), Mode: 0o755, ModTime: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)},
 			"etc": {Mode: fs.ModeDir | 0o755},
 		})

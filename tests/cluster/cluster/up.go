@@ -46,7 +46,7 @@ func upCommand(ctx context.Context, args []string) error {
 		return err
 	}
 	if s.azureSim == "" {
-		s.azureSim = cluster.repo.path("target/x86_64-unknown-linux-gnu/debug/azure-sim")
+		s.azureSim = cluster.repo.program("azure-sim")
 	}
 	if s.proxyMode != "iptables" && s.proxyMode != "nftables" {
 		return fmt.Errorf("--proxy-mode %s is unknown: use iptables or nftables", s.proxyMode)

@@ -35,6 +35,7 @@ const atOnce = 64
 type identity struct {
 	Source       string `json:"source"` // the caller's address as seen here
 	Local        string `json:"local"`
+	Name         string `json:"name"`                    // of the machine that answers; a pod's is its own
 	ForwardedFor string `json:"forwarded_for,omitempty"` // whom a proxy names as its caller
 }
 
@@ -103,7 +104,10 @@ func handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, r *http.Request) {
 		local := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String()), ForwardedFor: strings.Join(r.Header.Values("X-Forwarded-For"), ", ")})
+		// Without a name it is empty.
+		name, _ := os.Hostname()
+		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String()), Name: name,
+			ForwardedFor: strings.Join(r.Header.Values("X-Forwarded-For"), ", ")})
 	})
 	mux.HandleFunc("GET /resolve", func(w http.ResponseWriter, r *http.Request) {
 		// By Go's own resolver, for this program is static: the servers and search domains of /etc/resolv.conf.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,11 @@ func TestACallerIsToldWhoseProxyItIs(t *testing.T) {
 	}
 	defer response.Body.Close()
 	var seen identity
-	if err := json.NewDecoder(response.Body).Decode(&seen); err != nil || seen != (identity{"127.0.0.1", "127.0.0.1", "10.240.0.9"}) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.NewDecoder(response.Body).Decode(&seen); err != nil || seen != (identity{"127.0.0.1", "127.0.0.1", hostname, "10.240.0.9"}) {
 		t.Errorf("%+v, %v", seen, err)
 	}
 }

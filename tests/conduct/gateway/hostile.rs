@@ -1,8 +1,8 @@
-//! An API server at its worst: what becomes of a request is drawn from what API servers, and what stands before
-//! them, have been seen to do.
+//! An API server at its worst: what becomes of a request is drawn from what API servers, and what stands
+//! before them, have been seen to do.
 //!
-//! Not drawn: that an object isn't there (404, or a list without it), since whoever is told so must believe it;
-//! and anything about Leases, for an operator that has lost its Lease ends, as it should.
+//! Not drawn: that an object isn't there (404, or a list without it), since whoever is told so must believe
+//! it; and anything about Leases, for an operator that has lost its Lease ends, as it should.
 
 use anyhow::Result;
 use axum::body::{Body, Bytes};
@@ -11,28 +11,13 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
 use kube::Client;
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
-
-/// One seed's draws. As in `tests/azure-sim/src/hostile.rs`, a draw depends on the seed, the request and how
-/// often it was made.
-pub struct Hostile {
-    seed: u64,
-    asked: BTreeMap<String, u64>,
-    /// Dropped, what is held goes on.
-    held: watch::Sender<()>,
-}
+use vnetpool_azure_sim::Draws;
 
 /// What becomes of one request.
-pub struct Fate {
-    kind: Kind,
-    healed: watch::Receiver<()>,
-}
-
-enum Kind {
+pub enum Fate {
     Refused(StatusCode),
     /// JSON, and not what was asked for.
     Garbage(&'static str),
@@ -50,63 +35,54 @@ const CODES: &[u16] = &[400, 401, 403, 409, 410, 422, 429, 429, 500, 500, 502, 5
 const GARBAGE: &[&str] =
     &["{}", "[]", "17", "\"text\"", "null", r#"{"kind":"Status"}"#, r#"{"metadata":{"name":7}}"#];
 
-impl Hostile {
-    pub fn of(seed: u64) -> Hostile {
-        Hostile { seed, asked: BTreeMap::new(), held: watch::Sender::default() }
+/// What becomes of a request; `None`: it is answered as always.
+pub fn draw(draws: &mut Draws, method: &Method, path: &str, query: &str) -> Option<Fate> {
+    if path.contains("/leases") {
+        return None;
     }
-
-    /// How many requests it has drawn for.
-    pub fn drawn(&self) -> usize {
-        self.asked.values().map(|&count| count as usize).sum()
-    }
-
-    /// What becomes of a request; `None`: it is answered as always.
-    pub fn draw(&mut self, method: &Method, path: &str, query: &str) -> Option<Fate> {
-        if path.contains("/leases") {
-            return None;
-        }
-        let is_watch = query.contains("watch=true");
-        let key = format!("{method} {path} {is_watch}");
-        let count = self.asked.entry(key.clone()).or_default();
-        *count += 1;
-        let random = BuildHasherDefault::<DefaultHasher>::default().hash_one((self.seed, key, *count));
-        let (choice, detail) = (random % 100, (random / 100) as usize);
-        let kind = match choice {
-            0..9 => Kind::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
-            9..12 => Kind::Garbage(GARBAGE[detail % GARBAGE.len()]),
-            12..17 => Kind::Late(Duration::from_millis(detail as u64 % 1500)),
-            17..18 => Kind::Silence { is_done: detail.is_multiple_of(2) },
-            18..22 => Kind::Half,
-            _ => return None,
-        };
-        Some(Fate { kind, healed: self.held.subscribe() })
-    }
+    let is_watch = query.contains("watch=true");
+    let random = draws.next(&format!("{method} {path} {is_watch}"));
+    let (choice, detail) = (random % 100, (random / 100) as usize);
+    Some(match choice {
+        0..9 => Fate::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
+        9..12 => Fate::Garbage(GARBAGE[detail % GARBAGE.len()]),
+        12..17 => Fate::Late(Duration::from_millis(detail as u64 % 1500)),
+        17..18 => Fate::Silence { is_done: detail.is_multiple_of(2) },
+        18..22 => Fate::Half,
+        _ => return None,
+    })
 }
 
 impl Fate {
-    pub async fn answer(mut self, client: Client, request: Request) -> Result<Response> {
-        Ok(match self.kind {
-            Kind::Refused(status) => {
+    /// What is held goes on when the sender of `healed` is dropped.
+    pub async fn answer(
+        self,
+        client: Client,
+        request: Request,
+        mut healed: watch::Receiver<()>,
+    ) -> Result<Response> {
+        Ok(match self {
+            Fate::Refused(status) => {
                 let mut answer = (status, super::status_body(status, "Trouble")).into_response();
                 if status == StatusCode::TOO_MANY_REQUESTS {
                     answer.headers_mut().insert(header::RETRY_AFTER, 1.into());
                 }
                 answer
             }
-            Kind::Garbage(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
-            Kind::Late(wait) => {
+            Fate::Garbage(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+            Fate::Late(wait) => {
                 tokio::time::sleep(wait).await;
                 super::hand_on(client, request).await?
             }
-            Kind::Silence { is_done } => {
+            Fate::Silence { is_done } => {
                 if is_done {
                     super::hand_on(client, request).await?;
                 }
                 // Ends with an error when the sender is dropped.
-                drop(self.healed.changed().await);
+                drop(healed.changed().await);
                 StatusCode::GATEWAY_TIMEOUT.into_response()
             }
-            Kind::Half => {
+            Fate::Half => {
                 let answer = super::hand_on(client, request).await?;
                 let (mut head, body) = answer.into_parts();
                 head.headers.remove(header::CONTENT_LENGTH);

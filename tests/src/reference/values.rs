@@ -1,4 +1,5 @@
-//! The chart's values, from its schema and the defaults in `values.yaml`. The same text is the chart's README.
+//! The chart's values, from its schema and the defaults in `values.yaml`. The same text is the chart's
+//! README.
 
 use super::wrapped;
 use crate::cluster::root;

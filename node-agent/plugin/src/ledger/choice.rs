@@ -1,26 +1,25 @@
 //! When addresses are ready to be assigned, and which of them a pod gets.
 
-use std::{
-    cmp::Reverse,
-    collections::HashMap,
-    hash::{BuildHasherDefault, DefaultHasher},
-    net::Ipv4Addr,
-};
+use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
+
+use foldhash::fast::FixedState;
 
 use super::{Millis, Record, State};
 
 /// The keys are Azure's and the operator's, nobody's who would search for collisions. So there is no need to
-/// ask the kernel for random bytes.
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+/// ask the kernel for random bytes, nor for a hash that takes as long as the reading of the ledger.
+type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// When each address is ready that is free under some name; None while a pod has it under another. An address
 /// may be in several records, if it was given back and came again under a new name. Use and cooldown under
 /// one name hold for the others, too.
+#[derive(Default)]
 pub(super) struct Readiness(Map<Ipv4Addr, Option<Millis>>);
 
 impl Readiness {
     pub(super) fn of(records: &[Record], cooldown: Millis) -> Readiness {
-        let mut all: Map<Ipv4Addr, Option<Millis>> = Map::default();
+        let mut all: Map<Ipv4Addr, Option<Millis>> =
+            Map::with_capacity_and_hasher(records.len(), FixedState::default());
         for record in records.iter().filter(|record| record.is_free()) {
             all.insert(record.entry().address, Some(0));
         }
@@ -49,6 +48,7 @@ impl Readiness {
 }
 
 /// The records that can be assigned at one moment.
+#[derive(Default)]
 pub(super) struct Choice {
     /// In the order of the records.
     ready: Vec<Candidate>,
@@ -68,10 +68,11 @@ impl Choice {
     pub(super) fn at(records: &[Record], cooldown: Millis, now: Millis) -> Choice {
         // Most ledgers of a node on which pods wait have nothing free at all.
         if !records.iter().any(Record::is_free) {
-            return Choice { ready: Vec::new(), in_use: Vec::new() };
+            return Choice::default();
         }
         let readiness = Readiness::of(records, cooldown);
-        let mut blocks: Map<&str, usize> = Map::default();
+        let mut blocks: Map<&str, usize> =
+            Map::with_capacity_and_hasher(records.len(), FixedState::default());
         let mut ready = Vec::new();
         for (index, record) in records.iter().enumerate().filter(|(_, one)| readiness.is_ready(one, now)) {
             let count = blocks.len();

@@ -105,6 +105,10 @@ pub struct Store {
     boot_id: Option<String>,
 }
 
+/// One state of a file that is replaced: its inode, and when that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp(u64, i64, i64);
+
 /// Held for a whole verb on one sandbox; released when dropped.
 #[derive(Debug)]
 pub struct SandboxLock(Lock);
@@ -171,9 +175,8 @@ impl Store {
     }
 
     /// Tells one state of the ledger from another: each change is a new file. None if there is no ledger.
-    pub fn stamp(&self) -> Option<(u64, i64, i64)> {
-        let file = fs::metadata(self.dir.join(LEDGER)).ok()?;
-        Some((file.ino(), file.ctime(), file.ctime_nsec()))
+    pub fn stamp(&self) -> Option<Stamp> {
+        stamp(&self.dir.join(LEDGER))
     }
 
     /// The ledger as it stands, without the waiters whose ADD has ended.
@@ -246,11 +249,10 @@ impl Store {
     fn load(&self) -> Result<Arc<String>, Error> {
         let path = self.dir.join(LEDGER);
         let read = || -> io::Result<Vec<u8>> {
-            let file = fs::File::open(&path)?;
-            // Nobody writes to a file that has this name, so it needs no read that finds its end.
-            let size = file.metadata()?.len();
-            let mut bytes = Vec::with_capacity(size as usize);
-            file.take(size).read_to_end(&mut bytes)?;
+            let mut file = fs::File::open(&path)?;
+            // Nobody writes to a file that has this name: one read gets all of it.
+            let mut bytes = vec![0; file.metadata()?.len() as usize];
+            file.read_exact(&mut bytes)?;
             Ok(bytes)
         };
         match read().map(String::from_utf8) {
@@ -293,6 +295,12 @@ impl Store {
         };
         write().map_err(|error| Error::Io(path, error))
     }
+}
+
+/// Tells the file of this name from all that had it before; None if there is none.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    Some(Stamp(file.ino(), file.ctime(), file.ctime_nsec()))
 }
 
 /// Whether a verb runs on this sandbox. If that can't be determined, the answer is yes.

@@ -16,6 +16,8 @@
 //! end
 //! ```
 //!
+//! While the node lacks its rules, a line `ruled no` stands behind `had-first-address`.
+//!
 //! An empty word is written `-`. Bytes that would break a word are written `%XX`.
 //!
 //! It is not JSON, because every pod waits for it to be read and written. For the same reason no record is
@@ -28,10 +30,11 @@ use super::{
 };
 
 /// Versions of the format that are read. The first line has the version. A reader ignores words behind those
-/// it knows, and they are lost when it changes their line; any other change needs a new version. What is written has the
-/// lowest version that can express it, so that a neighbouring release can read it as long as possible: 2 only
-/// where a sandbox is known by its namespace.
-pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=2;
+/// it knows, and they are lost when it changes their line; any other change needs a new version. What is
+/// written has the lowest version that can express it, so that a neighbouring release can read it as long as
+/// possible: 2 only where a sandbox is known by its namespace, 3 only while the node lacks its rules, when a
+/// release that doesn't know of that mustn't assign anything.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
 
 /// Why a text isn't a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +79,7 @@ pub(super) fn write(ledger: &Ledger) -> Text {
         cooldown,
         freed_at,
         had_first_address,
+        is_ruled,
         records,
         relinquished,
         waiting,
@@ -87,7 +91,10 @@ pub(super) fn write(ledger: &Ledger) -> Text {
     out.line("node").text(node_uid).end();
     out.line("spec").text(object).number(generation).end();
     out.line("cooldown").number(cooldown).time(*freed_at).end();
-    out.line("had-first-address").text(if *had_first_address { "yes" } else { "no" }).end();
+    out.line("had-first-address").yes_or_no(*had_first_address).end();
+    if version > 2 {
+        out.line("ruled").yes_or_no(*is_ruled).end();
+    }
     for record in records {
         if let Some(line) = record.line() {
             out.keep(line);
@@ -124,6 +131,9 @@ fn version_of(ledger: &Ledger) -> u32 {
         _ => false,
     };
     let waits_by_namespace = |waiter: &Waiter| matches!(waiter.proof, Proof::Namespace { .. });
+    if !ledger.is_ruled {
+        return 3;
+    }
     let needs_2 = ledger.records.iter().any(is_by_namespace) || ledger.waiting.iter().any(waits_by_namespace);
     if needs_2 { 2 } else { 1 }
 }
@@ -152,6 +162,7 @@ pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
         cooldown: times.number()?,
         freed_at: times.time()?,
         had_first_address: line("had-first-address")?.word()? == "yes",
+        is_ruled: version < 3 || line("ruled")?.word()? == "yes",
         records: Vec::with_capacity(count(text, b'\n')),
         relinquished: Vec::new(),
         waiting: Vec::new(),
@@ -259,6 +270,10 @@ impl Writer {
         if text.is_empty() { self } else { self.text(text) }
     }
 
+    fn yes_or_no(&mut self, is_so: bool) -> &mut Writer {
+        self.text(if is_so { "yes" } else { "no" })
+    }
+
     fn number(&mut self, number: impl fmt::Display) -> &mut Writer {
         use fmt::Write;
         let _ = write!(self.text, " {number}"); // a String takes everything
@@ -306,6 +321,12 @@ fn count(text: &str, wanted: u8) -> usize {
     text.as_bytes().chunks(usize::from(u8::MAX)).map(|part| usize::from(in_part(part))).sum()
 }
 
+/// Where a byte is in a text for the first time. Words and lines are short: looking at each byte is faster
+/// than `find` and `split_once`, which prepare for long ones.
+fn position(text: &str, wanted: u8) -> Option<usize> {
+    text.bytes().position(|byte| byte == wanted)
+}
+
 /// A word that isn't what it says.
 fn decode(word: &str) -> Option<String> {
     if word == "-" {
@@ -330,7 +351,7 @@ impl<'a> Lines<'a> {
         self.start = if self.number == 0 { 0 } else { self.end + 1 };
         let rest = self.text.get(self.start..)?;
         self.number += 1;
-        let line = &rest[..rest.find('\n').unwrap_or(rest.len())];
+        let line = &rest[..position(rest, b'\n').unwrap_or(rest.len())];
         self.end = self.start + line.len();
         Some(Words { line: self.number, end: self.end, rest: Some(line) })
     }
@@ -367,8 +388,7 @@ impl<'a> Words<'a> {
 
     fn word(&mut self) -> Result<&'a str, Malformed> {
         let rest = self.rest.ok_or(Malformed::Line(self.line))?;
-        // Words are short: looking at each byte is faster than `split_once`, which prepares for long ones.
-        let (word, rest) = match rest.bytes().position(|byte| byte == b' ') {
+        let (word, rest) = match position(rest, b' ') {
             Some(blank) => (&rest[..blank], Some(&rest[blank + 1..])),
             None => (rest, None),
         };
@@ -383,8 +403,8 @@ impl<'a> Words<'a> {
         Ok((Tenant { sandbox, pod, network: self.last()?, proof }, vanished))
     }
 
-    /// Makes sure that [`Words::tenant`] can read what follows. Where the words are as they nearly always are,
-    /// it does so without taking them apart.
+    /// Makes sure that [`Words::tenant`] can read what follows. Where the words are as they nearly always
+    /// are, it does so without taking them apart.
     fn sound_tenant(&mut self) -> Result<Sound, Malformed> {
         let rest = self.rest.ok_or(Malformed::Line(self.line))?;
         let blanks = count(rest, b' ');
@@ -492,12 +512,17 @@ end
         assert_eq!((counts.withdrawn, counts.relinquished, counts.waiting), (1, 1, 1));
     }
 
-    #[test]
-    fn a_sandbox_known_by_its_namespace_takes_version_2_and_nothing_else_does() {
-        let text = VERSION_1
+    /// The same in version 2: a sandbox that has an address and one that waits are known by their namespaces.
+    fn by_namespace() -> String {
+        VERSION_1
             .replacen("ledger 1", "ledger 2", 1)
             .replacen(" vnp0123456789a ", " /run/netns/cni-1#4026532001 ", 1)
-            .replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1);
+            .replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1)
+    }
+
+    #[test]
+    fn a_sandbox_known_by_its_namespace_takes_version_2_and_nothing_else_does() {
+        let text = by_namespace();
         let ledger = read(&text).unwrap();
         assert_eq!(write(&ledger), text);
         let proofs: Vec<_> = ledger.assignments().map(|(_, assignment)| &assignment.proof).collect();
@@ -505,6 +530,23 @@ end
         assert_eq!(proofs, [&namespace, &Proof::Link("vnp0123456789b".to_owned())]);
         // The text of a release that knows no namespaces is written so that this release can read it again.
         assert_eq!(write(&read(VERSION_1).unwrap()).lines().next(), Some("ledger 1"));
+    }
+
+    #[test]
+    fn a_node_that_lacks_its_rules_takes_version_3_and_with_them_the_version_is_as_it_was() {
+        for before in [VERSION_1, &by_namespace()] {
+            let mut ledger = read(before).unwrap();
+            assert!(ledger.is_ruled());
+            ledger.rule(false);
+            let text = write(&ledger);
+            let head: Vec<&str> = text.lines().take(7).collect();
+            assert_eq!((head[0], head[5], head[6]), ("ledger 3", "had-first-address yes", "ruled no"));
+            let mut ledger = read(&text).unwrap();
+            assert!(!ledger.is_ruled());
+            ledger.rule(true);
+            assert_eq!(write(&ledger), before);
+        }
+        assert_eq!(read(&VERSION_1.replacen('1', "3", 1)).unwrap_err(), Malformed::Line(7));
     }
 
     /// The networks came one release after the version they are in, so they may be missing.
@@ -543,7 +585,7 @@ end
     #[test]
     fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
         let refusal = |text: &str| read(text).unwrap_err();
-        assert_eq!(refusal(&VERSION_1.replacen('1', "3", 1)), Malformed::Version(3));
+        assert_eq!(refusal(&VERSION_1.replacen('1', "4", 1)), Malformed::Version(4));
         assert_eq!(refusal(""), Malformed::Line(1));
         for line in 1..VERSION_1.lines().count() {
             let cut: String = VERSION_1.lines().take(line).map(|line| format!("{line}\n")).collect();

@@ -32,7 +32,7 @@ fn supply(generation: i64, numbers: &[u8]) -> Supply {
 
 /// A ledger on the first start of a node.
 fn holding(numbers: &[u8]) -> Ledger {
-    Ledger::rebuild(BOOT, &[], &[], &supply(1, numbers), None, START)
+    Ledger::rebuild(BOOT, &[], &[], &supply(1, numbers), None, START, true)
 }
 
 fn sandbox(number: u8) -> Sandbox {
@@ -192,6 +192,45 @@ fn a_free_entry_gone_from_the_spec_is_withdrawn_until_it_comes_back() {
 }
 
 #[test]
+fn without_the_nodes_rules_no_pod_gets_an_address_and_with_them_all_is_as_it_was() {
+    let mut ledger = holding(&[1, 2]);
+    assign(&mut ledger, 7, START);
+    assign(&mut ledger, 8, START);
+    ledger.free(&sandbox(8), START);
+    ledger.rule(false);
+    assert_eq!(ledger.supply(&supply(2, &[1, 2, 3])), Supplied::Applied);
+    let counts = Counts { held: 1, assigned: 1, withheld: 2, ..Counts::default() };
+    assert_eq!(ledger.counts(START + COOLDOWN), counts);
+    assert_eq!(ledger.next_ready(START), None, "time alone makes nothing ready");
+    assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), None);
+    ledger.cancel(&sandbox(9));
+    assert_eq!(ledger.relinquish(0, START + COOLDOWN), Vec::<String>::new());
+    ledger.free(&sandbox(7), START + COOLDOWN);
+    assert_eq!(assign(&mut ledger, 9, START + 3 * COOLDOWN), None, "nor one that a pod gives back meanwhile");
+    ledger.rule(true);
+    assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), Some(address(3)));
+    let since = |number: u8| {
+        ledger.records().iter().find(|one| one.entry().address == address(number)).unwrap().freed()
+    };
+    assert_eq!([since(1), since(2)], [Some(START + COOLDOWN), Some(START)]);
+}
+
+#[test]
+fn a_ledger_built_without_the_nodes_rules_knows_who_has_what_and_calls_for_no_pods() {
+    let supply = supply(5, &[1, 2, 3]);
+    let relinquished = ["vnp-2".to_owned()];
+    let mut empty = Ledger::rebuild(BOOT, &[], &relinquished, &supply, None, START, false);
+    assert!(!empty.had_first_address());
+    empty.rule(true);
+    assert!(empty.had_first_address());
+    let wired = [occupant(7, address(1))];
+    let ledger = Ledger::rebuild(BOOT, &wired, &relinquished, &supply, Some(START), START, false);
+    let counts = Counts { held: 1, assigned: 1, withheld: 1, relinquished: 1, ..Counts::default() };
+    assert_eq!(ledger.counts(START), counts, "its address isn't lost");
+    assert!(ledger.had_first_address());
+}
+
+#[test]
 fn an_assigned_entry_gone_from_the_spec_is_kept_and_withdrawn_when_freed() {
     let mut ledger = holding(&[1]);
     assign(&mut ledger, 7, START);
@@ -283,7 +322,8 @@ fn a_free_address_with_something_attached_is_of_no_use_to_new_pods() {
 fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
     let wired = [occupant(7, address(1)), occupant(8, address(9))];
     let relinquished = ["vnp-2".to_owned()];
-    let mut ledger = Ledger::rebuild(BOOT, &wired, &relinquished, &supply(5, &[1, 2, 3]), Some(START), START);
+    let mut ledger =
+        Ledger::rebuild(BOOT, &wired, &relinquished, &supply(5, &[1, 2, 3]), Some(START), START, true);
     assert_eq!(ledger.address_of(&sandbox(7)), Some(address(1)));
     assert_eq!(ledger.address_of(&sandbox(8)), Some(address(9)));
     let counts =
@@ -297,7 +337,7 @@ fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
 #[test]
 fn a_ledger_rebuilt_before_the_operator_has_seen_this_boot_remembers_what_was_relinquished() {
     let old = Supply { boot_id: "boot before".to_owned(), ..supply(5, &[1, 2]) };
-    let mut ledger = Ledger::rebuild(BOOT, &[], &["vnp-1".to_owned()], &old, None, START);
+    let mut ledger = Ledger::rebuild(BOOT, &[], &["vnp-1".to_owned()], &old, None, START, true);
     assert_eq!(ledger.counts(START), Counts { relinquished: 1, ..Counts::default() });
     assert!(!ledger.had_first_address());
     ledger.supply(&supply(6, &[1, 2]));
@@ -307,7 +347,8 @@ fn a_ledger_rebuilt_before_the_operator_has_seen_this_boot_remembers_what_was_re
 
 #[test]
 fn the_spec_names_an_address_that_was_found_in_use() {
-    let mut ledger = Ledger::rebuild(BOOT, &[occupant(7, address(1))], &[], &supply(1, &[]), None, START);
+    let mut ledger =
+        Ledger::rebuild(BOOT, &[occupant(7, address(1))], &[], &supply(1, &[]), None, START, true);
     assert_eq!(ledger.counts(START).vanished, 1);
     ledger.supply(&supply(2, &[1]));
     let names: Vec<_> = ledger.assignments().map(|(entry, _)| entry.name.clone()).collect();
@@ -332,7 +373,7 @@ fn block(name: &str, first: u8) -> Vec<Entry> {
 
 fn holding_blocks() -> Ledger {
     let entries = [block("vnp-a", 16), block("vnp-b", 32)].concat();
-    Ledger::rebuild(BOOT, &[], &[], &Supply { entries, ..supply(1, &[]) }, None, START)
+    Ledger::rebuild(BOOT, &[], &[], &Supply { entries, ..supply(1, &[]) }, None, START, true)
 }
 
 #[test]
@@ -403,7 +444,7 @@ fn a_ledger_rebuilt_knows_the_block_of_an_address_in_use() {
     let entries = block("vnp-a", 16);
     let wired = [occupant(1, address(17))];
     let mut ledger =
-        Ledger::rebuild(BOOT, &wired, &[], &Supply { entries, ..supply(1, &[]) }, Some(START), START);
+        Ledger::rebuild(BOOT, &wired, &[], &Supply { entries, ..supply(1, &[]) }, Some(START), START, true);
     assert_eq!(ledger.relinquish(0, START + COOLDOWN), Vec::<String>::new());
     ledger.free(&sandbox(1), START);
     assert_eq!(ledger.relinquish(0, START + COOLDOWN), ["vnp-a"]);

@@ -16,7 +16,7 @@ pub(super) enum Error {
     Ledger(#[from] file::Error),
     #[error("the node has had no free address for {0:?}")]
     NoAddress(Duration),
-    #[error("a DEL of the same sandbox came while this ADD was waiting for an address")]
+    #[error("a DEL or another ADD of the same sandbox came while this ADD was waiting for an address")]
     Cancelled,
     #[error("the lock file was removed while this ADD was running, so its address may have been given away")]
     LockLost,
@@ -79,8 +79,8 @@ impl Error {
             }
             Error::Ledger(_) => "another verb of this sandbox is still running: the runtime tries again",
             Error::NoAddress(_) => {
-                "the operator reserves more unless the pool's or Azure's maximum is reached: see \
-                 `kubectl describe nodeipallocation`"
+                "the operator reserves more unless the pool's or Azure's maximum is reached, and the agent withholds \
+                 what is free while the node lacks its rules: see `kubectl describe nodeipallocation`"
             }
             Error::Cancelled => "nothing: the pod is being deleted, or the runtime tries again",
             Error::LockLost => "nothing may delete files in this folder; the runtime tries again",
@@ -149,7 +149,7 @@ mod tests {
         let ledger = [
             file::Error::Missing("/run/vnetpool/ledger".into()),
             file::Error::OtherBoot("other".into()),
-            file::Error::OtherVersion("/run/vnetpool/ledger".into(), 3),
+            file::Error::OtherVersion("/run/vnetpool/ledger".into(), 4),
             file::Error::Busy("/run/vnetpool/lock".into(), Duration::from_secs(5)),
             file::Error::Io("/run/vnetpool/ledger".into(), io()),
         ];

@@ -3,7 +3,6 @@
 
 use std::{
     net::Ipv4Addr,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -13,32 +12,43 @@ use crate::ledger::{
     file::{LOCK_WAIT, SandboxLock, Store, WakeUp, now},
 };
 
-/// How often who waits looks by itself whether the ledger has changed: who would have woken it may have died in
-/// between, or may not reach it.
+/// How often who waits looks by itself whether the ledger has changed or an address has cooled: who would have
+/// woken it may have died in between, or may not reach it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often an ADD looks whether there is a ledger, as long as there is none.
 const LEDGER_EVERY: Duration = Duration::from_millis(100);
 
 /// The sandbox's address, for which it waits until `deadline` at most, and the sandbox's lock.
 ///
-/// After a boot the runtime sends pods before the agent has made a ledger, and a ledger may be lost. Who waits
-/// for one holds no lock, since the agent needs all of them to make it.
+/// After a boot the runtime sends pods before the agent has made a ledger, and a ledger may be lost. Who
+/// waits for one holds no lock, since the agent needs all of them to make it. Its socket shows that it waits:
+/// a DEL removes it, and so ends the wait.
 pub(super) fn address(
     store: &Store,
     claim: &Claim<'_>,
     deadline: Instant,
     line: &mut Line,
 ) -> Result<(SandboxLock, Ipv4Addr), Error> {
+    let mut waited: Option<WakeUp> = None;
     loop {
         let lock = store.lock_sandbox(claim.sandbox, LOCK_WAIT)?;
         line.phase("lock");
-        match in_line(store, claim, deadline) {
-            Err(Error::Ledger(error)) if error.needs_rebuild() && Instant::now() < deadline => drop(lock),
+        if waited.take().is_some_and(|wake_up| !wake_up.is_there()) {
+            return Err(Error::Cancelled);
+        }
+        let wake_up = match in_line(store, claim, deadline) {
+            Err(Error::Ledger(error)) if error.needs_rebuild() && Instant::now() < deadline => {
+                WakeUp::of(store, claim.sandbox)?
+            }
             address => return Ok((lock, address?)),
+        };
+        drop(lock);
+        let is_missing = || store.peek().is_err_and(|error| error.needs_rebuild());
+        while is_missing() && wake_up.is_there() && Instant::now() < deadline {
+            wake_up.wait(LEDGER_EVERY)?;
         }
-        while store.peek().is_err_and(|error| error.needs_rebuild()) && Instant::now() < deadline {
-            thread::sleep(LEDGER_EVERY);
-        }
+        line.phase("no-ledger");
+        waited = Some(wake_up);
     }
 }
 
@@ -60,8 +70,8 @@ fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Ad
         }
         let place = ledger.waiting().iter().position(|waiter| waiter.sandbox == *sandbox);
         let place = place.ok_or(Error::Cancelled)?;
-        let (now, left) = (now(), deadline.saturating_duration_since(Instant::now()));
-        if left.is_zero() || ledger.is_due(now) {
+        let (read_at, left) = (now(), deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() || ledger.is_due(read_at) {
             let served = store.with(|ledger, now| match ledger.address_of(sandbox) {
                 None if !ledger.is_waiting(sandbox) => Err(Error::Cancelled),
                 None if left.is_zero() => {
@@ -78,15 +88,20 @@ fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Ad
             }
             continue; // its place may be another now
         }
-        // Time alone wakes nobody but the first in line, who then serves the others, too.
-        let ready = if place == 0 { ledger.next_ready(now) } else { None };
-        let wait = ready.map_or(left, |ready| left.min(Duration::from_millis(ready - now)));
+        // Time alone wakes nobody but the first in line, who then serves the others, too. They see to it at
+        // their next look if it has died.
+        let ready = ledger.next_ready(read_at);
+        let at_once = ready.filter(|_| place == 0);
+        let wait = at_once.map_or(left, |ready| left.min(Duration::from_millis(ready - read_at)));
         let end = Instant::now() + wait;
         let until_end = || end.saturating_duration_since(Instant::now());
+        let is_ready = || ready.is_some_and(|ready| ready <= now());
         // Reading the ledger grows with those who wait, so nobody reads it twice.
-        while !wake_up.wait(until_end().min(LOOK_EVERY))? && store.stamp() == stamp && !until_end().is_zero()
-        {
-        }
+        while !wake_up.wait(until_end().min(LOOK_EVERY))?
+            && store.stamp() == stamp
+            && !until_end().is_zero()
+            && !is_ready()
+        {}
     }
 }
 
@@ -107,7 +122,7 @@ mod tests {
             cooldown: Duration::ZERO,
             entries: Vec::new(),
         };
-        let ledger = Ledger::rebuild(boot_id().unwrap(), &[], &[], &nothing, None, now());
+        let ledger = Ledger::rebuild(boot_id().unwrap(), &[], &[], &nothing, None, now(), true);
         store.quiesce().unwrap().create(&ledger).unwrap();
 
         let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };

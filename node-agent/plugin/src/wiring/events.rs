@@ -76,21 +76,23 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// Whether it may contain somebody's change that disturbs pods. `is_wired` tells of an address whether its pod
-    /// is wired still, and is asked only about one whose route has gone.
+    /// Whether it may contain somebody's change that disturbs pods. `is_wired` tells of an address whether
+    /// its pod is wired still, and is asked only about one whose route has gone.
     pub fn concerns(&self, uplinks: &Uplinks, is_wired: impl Fn(Ipv4Addr) -> bool) -> bool {
         let Heard::Messages(bytes) = self else { return true };
         let mut rest = &bytes[..];
-        let mut is_concerned = false;
         while let Ok(message) = NetlinkBuffer::new_checked(&rest) {
-            is_concerned |= match message.message_type() {
+            let is_concerned = match message.message_type() {
                 NEW_NETCONF => is_forwarding_off(message.payload()),
                 kind => RouteNetlinkMessage::parse_with_param(message.payload(), kind)
                     .is_ok_and(|message| concerns(&message, uplinks, &is_wired)),
             };
+            if is_concerned {
+                return true;
+            }
             rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
         }
-        is_concerned
+        false
     }
 }
 

@@ -53,8 +53,8 @@ pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<O
     Ok(None)
 }
 
-/// Whether the pod that has this address by the ledger is wired: DEL silences its link before it does anything
-/// else.
+/// Whether the pod that has this address by the ledger is wired: DEL silences its link before it does
+/// anything else.
 pub fn is_wired(ledger: &Ledger, address: Ipv4Addr) -> Result<bool, Error> {
     let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
     let Some((_, Tenant { sandbox, pod, .. })) = assigned.map(|(entry, of)| (entry, &**of)) else {

@@ -33,8 +33,8 @@ impl fmt::Display for Damage {
 }
 
 /// Restores what [`connect`](super::connect) made of the host end with this index for this sandbox, and
-/// returns what had to be restored. Must be called under the sandbox's lock. A link whose alias has changed belongs to nobody, or to a later ADD,
-/// and is left alone.
+/// returns what had to be restored. Must be called under the sandbox's lock. A link whose alias has changed
+/// belongs to nobody, or to a later ADD, and is left alone.
 ///
 /// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
 pub fn restore(index: u32, identity: &Identity) -> Result<Vec<Damage>, Error> {

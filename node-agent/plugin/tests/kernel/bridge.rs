@@ -159,10 +159,12 @@ fn without_its_bridge_an_add_is_to_be_tried_again_and_without_the_ledger_the_por
     let links = node.netns.inside(|| host_links().unwrap());
     assert_eq!(links.iter().map(|link| link.routes.clone()).collect::<Vec<_>>(), [[address]]);
     let occupants: Vec<_> = links.iter().flat_map(HostLink::occupants).collect();
-    let ledger = Ledger::rebuild(file::boot_id().unwrap(), &occupants, &[], &supply(2, 2), None, file::now());
+    let ledger =
+        Ledger::rebuild(file::boot_id().unwrap(), &occupants, &[], &supply(2, 2), None, file::now(), true);
     assert_eq!(ledger.address_of(&a.sandbox()), Some(address));
     // A ledger that has forgotten the pod: the bridge has not.
-    let forgetful = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now());
+    let forgetful =
+        Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now(), true);
     node.store.quiesce().unwrap().create(&forgetful).unwrap();
     let refused = run(&node, "ADD", &b, &config);
     assert!(refused.message().contains("already routes"), "{}", refused.message());

@@ -1,111 +1,361 @@
-//! The plugin killed at any point.
+//! The plugin killed before each of its system calls, one after the other, and what becomes of what it left:
+//! whoever comes next makes it good.
 
 use std::{
-    collections::BTreeMap,
-    os::unix::process::ExitStatusExt,
-    process::Child,
-    thread,
-    time::{Duration, Instant},
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    net::Ipv4Addr,
+    path::Path,
+    time::Duration,
 };
 
-use crate::node::{Node, Pod, finish};
+use serde_json::{Value, json};
+use vnetpool_node_agent::sweep::{self, GRACE, Sweep};
 use vnetpool_plugin::{
-    ledger::{Claim, file},
-    wiring::host_links,
+    ledger::{Claim, Ledger, Millis, file},
+    wiring::{bridge, host_links},
 };
 
-/// How often the plugin is killed, at least; the moments are spread over the time that a whole verb takes,
-/// and a little more.
-const KILLS: u32 = 40;
-/// So many kills must have met the plugin between its first trace in the ledger and its end.
-const MIDWAY: u32 = 5;
-/// It ends, even if the kills don't meet it.
-const MOST: u32 = 10 * KILLS;
+use crate::{
+    calls,
+    node::{Answer, Node, Pod, eventually, finish},
+};
 
-/// Whether a process was still running when it was killed.
-fn kill(process: &mut Child) -> bool {
-    process.kill().unwrap();
-    process.wait().unwrap().signal() == Some(9)
+/// How many addresses the node holds.
+const HELD: u8 = 12;
+/// No verb makes so many system calls: one that never ends is a fault.
+const MOST_CALLS: usize = 1000;
+
+/// A verb in a situation.
+struct Victim {
+    verb: &'static str,
+    what: &'static str,
+    /// What was there before it.
+    before: fn(&Stage, &Pod),
+    /// Who may come after it.
+    next: &'static [Next],
 }
 
-/// The addresses inside the pods' namespaces that the node routes there, with the pod of each.
-fn live_addresses<'a>(node: &Node, pods: &'a [Pod]) -> BTreeMap<String, &'a str> {
-    let routes = node.netns.ip("route show scope link proto static");
-    let mut live = BTreeMap::new();
-    for pod in pods {
-        let addresses = pod.netns.ip("-4 -o address show scope global");
-        for address in addresses.split_whitespace().filter_map(|word| word.strip_suffix("/32")) {
-            if routes.contains(&format!("{address} dev {}", pod.host_link())) {
-                let other = live.insert(address.to_owned(), pod.id.as_str());
-                assert_eq!(other, None, "{address} is on two pods, {} is one of them", pod.id);
+const ADDS: [Victim; 3] = [
+    Victim { verb: "ADD", what: "a pod's first", before: |_, _| {}, next: ALL },
+    Victim {
+        verb: "ADD",
+        what: "one that has its address",
+        before: |stage, pod| _ = stage.add(pod),
+        next: ALL,
+    },
+    Victim {
+        verb: "ADD",
+        what: "one that finds half a link",
+        before: |stage, pod| stage.half_wire(pod),
+        next: ALL,
+    },
+];
+const DELS: [Victim; 3] = [
+    Victim { verb: "DEL", what: "a wired pod's", before: |stage, pod| _ = stage.add(pod), next: ALL },
+    Victim {
+        verb: "DEL",
+        what: "one that finds half a link",
+        before: |stage, pod| stage.half_wire(pod),
+        next: ALL,
+    },
+    Victim {
+        verb: "DEL",
+        what: "a pod's whose namespace has ended",
+        before: |stage, pod| {
+            stage.add(pod);
+            stage.end_namespace(pod);
+        },
+        next: &[NewSandbox, Collection, Sweeping],
+    },
+];
+const OTHERS: [Victim; 2] = [
+    Victim { verb: "GC", what: "of one pod", before: |stage, pod| _ = stage.add(pod), next: ALL },
+    Victim { verb: "CHECK", what: "a wired pod's", before: |stage, pod| _ = stage.add(pod), next: ALL },
+];
+
+/// Who comes next and finds what a killed plugin has left.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// The runtime tries again.
+    SameAdd,
+    /// The runtime gives the sandbox up and starts another of the pod.
+    NewSandbox,
+    /// The runtime no longer knows the sandbox.
+    Collection,
+    /// The pod's namespace ends, and nobody calls the plugin again.
+    Sweeping,
+}
+use Next::{Collection, NewSandbox, SameAdd, Sweeping};
+
+const ALL: &[Next] = &[SameAdd, NewSandbox, Collection, Sweeping];
+
+/// A node whose plugins are killed.
+struct Stage {
+    node: Node,
+    config: Value,
+}
+
+impl Stage {
+    fn new(wiring: &str) -> Stage {
+        let node = Node::holding(HELD);
+        node.netns.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
+        let mut config = node.config();
+        config["cniVersion"] = "1.1.0".into();
+        config["wiring"] = wiring.into();
+        config["cni.dev/valid-attachments"] = json!([]); // what a GC finds is garbage; other verbs don't look
+        Stage { node, config }
+    }
+
+    fn run(&self, verb: &str, pod: &Pod) -> Answer {
+        self.node.run_by(&self.config, verb, pod)
+    }
+
+    fn add(&self, pod: &Pod) -> Ipv4Addr {
+        self.run("ADD", pod).address()
+    }
+
+    /// As an ADD leaves it that ends right after it has made the pair.
+    fn half_wire(&self, pod: &Pod) {
+        let assign = |ledger: &mut Ledger, now| {
+            ledger.assign(&Claim::wired(&pod.sandbox(), &pod.told(), "vnetpool"), now)
+        };
+        self.node.store.with(assign).unwrap();
+        let (link, netns) = (pod.host_link(), pod.netns.path());
+        let netns = netns.file_name().unwrap().to_str().unwrap();
+        self.node.netns.ip(&format!("link add {link} type veth peer name eth0 netns {netns}"));
+    }
+
+    /// Ends the pod's namespace. Its links go some time later.
+    fn end_namespace(&self, pod: &Pod) {
+        pod.netns.end();
+        eventually("the links of the namespace have gone", || !self.links().contains(&pod.host_link()));
+    }
+
+    /// Kills a verb of this pod before this call; what is left must be safe. Whether the verb came so far.
+    fn kill_before(&self, call: usize, verb: &str, pod: &Pod) -> bool {
+        let mut config = self.config.clone();
+        if verb == "CHECK" {
+            let address = self.node.ledger().address_of(&pod.sandbox()).unwrap();
+            config["prevResult"] =
+                json!({ "cniVersion": "1.1.0", "ips": [{ "address": format!("{address}/32") }] });
+        }
+        let (mut plugin, input) = (Node::call(verb, pod), config.to_string());
+        let is_killed = self.node.netns.inside(|| calls::kill_before(call, &mut plugin, input.as_bytes()));
+        self.is_safe();
+        is_killed
+    }
+
+    /// No address is lost or twice in the ledger, and each that leads to a pod is that pod's in the ledger.
+    fn is_safe(&self) {
+        let ledger = self.node.ledger();
+        let addresses: BTreeSet<Ipv4Addr> =
+            ledger.records().iter().map(|record| record.entry().address).collect();
+        assert_eq!((addresses.len(), ledger.records().len()), (usize::from(HELD), usize::from(HELD)));
+        assert_eq!(ledger.counts(file::now()).held, u32::from(HELD));
+        let assigned: BTreeSet<Ipv4Addr> = ledger.assignments().map(|(entry, _)| entry.address).collect();
+        for (address, link) in self.routed() {
+            assert!(assigned.contains(&address), "{address} leads to {link} and isn't assigned");
+        }
+        for occupant in
+            self.node.netns.inside(|| host_links().unwrap()).iter().flat_map(|link| link.occupants())
+        {
+            assert_eq!(ledger.address_of(&occupant.sandbox), Some(occupant.address), "{occupant:?}");
+        }
+    }
+
+    /// The addresses that lead to pods, and by which link.
+    fn routed(&self) -> BTreeMap<Ipv4Addr, String> {
+        // A line a route: its link, its destination and so on, addresses in hex as they lie in memory.
+        let routes =
+            self.node.netns.inside(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap());
+        let mut routed = BTreeMap::new();
+        for words in routes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+            if words[0].starts_with("vnp") {
+                let address = Ipv4Addr::from(u32::from_str_radix(words[1], 16).unwrap().swap_bytes());
+                assert_eq!(routed.insert(address, words[0].to_owned()), None, "{routes}");
             }
         }
+        routed
     }
-    live
-}
 
-#[test]
-fn an_add_killed_at_any_moment_never_leaves_an_address_doubled_or_lost() {
-    let node = Node::holding(8);
-    let pods: Vec<Pod> = (0..6).map(|number| Pod::new(&format!("pod{number}"))).collect();
-    let start = Instant::now();
-    node.add(&pods[0]).succeeds();
-    let mut whole = start.elapsed();
-    node.del(&pods[0]).succeeds();
-
-    let (mut kills, mut midway) = (0, 0);
-    while kills < KILLS || midway < MIDWAY && kills < MOST {
-        let (victim, other) = (&pods[kills as usize % 3], &pods[3 + kills as usize % 3]);
-        let start = Instant::now();
-        let mut add = node.start_add(victim);
-        let moment = whole * 5 * (kills % KILLS) / (KILLS * 4);
-        thread::sleep(moment.saturating_sub(start.elapsed()));
-        let is_killed = kill(&mut add);
-        midway += u32::from(is_killed && node.ledger().counts(file::now()).free < 8);
-
-        // Whatever it left: another pod gets an address of its own, and the killed one gets one when tried
-        // again.
-        let address = node.add(other).address();
-        live_addresses(&node, &pods);
-        // How long one takes is measured each time: a busy machine is slower by the minute.
-        let start = Instant::now();
-        let again = node.add(victim).address();
-        whole = start.elapsed();
-        assert_ne!(address, again);
-        assert_eq!(live_addresses(&node, &pods).get(&again.to_string()), Some(&victim.id.as_str()));
-        node.check(victim, again).succeeds();
-        node.del(victim).succeeds();
-        node.del(other).succeeds();
-        assert_eq!(node.ledger().counts(file::now()).free, 8, "after kill {kills}");
-        kills += 1;
+    /// The links of pods by their names, and the bridge.
+    fn links(&self) -> Vec<String> {
+        let links = self.node.netns.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let names = links.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
+        names.filter(|name| name.starts_with("vnp")).collect()
     }
-    assert!(midway >= MIDWAY, "{midway} of {kills} kills met an ADD midway");
-}
 
-#[test]
-fn a_del_killed_at_any_moment_can_be_done_again() {
-    let (node, pod) = (Node::holding(1), Pod::new("a"));
-    let (mut kills, mut midway, mut whole) = (0, 0, Duration::from_millis(4));
-    while kills < KILLS || midway < MIDWAY && kills < MOST {
-        node.add(&pod).succeeds();
-        let start = Instant::now();
-        let mut del = node.start("DEL", &pod.id, &pod.netns.path(), &node.config());
-        let moment = whole * 5 * (kills % KILLS) / (KILLS * 4);
-        thread::sleep(moment.saturating_sub(start.elapsed()));
-        let is_killed = kill(&mut del);
-        let is_routed = !node.netns.ip("route show scope link proto static").is_empty();
-        // Its first deed is to take the pod's route away.
-        midway += u32::from(is_killed && !is_routed);
-        if node.ledger().counts(file::now()).free == 1 {
-            assert_eq!(node.netns.ip("route show scope link proto static"), "", "free, but not silent");
+    /// One record, one link, and whole: the pod's address leads to it.
+    fn is_served(&self, pod: &Pod, address: Ipv4Addr) {
+        let (ledger, links) = (self.node.ledger(), self.node.netns.inside(|| host_links().unwrap()));
+        let records = ledger.assignments().filter(|(_, found)| found.sandbox == pod.sandbox()).count();
+        let wired = |link: &&vnetpool_plugin::wiring::HostLink| {
+            link.occupants().iter().any(|occupant| occupant.sandbox == pod.sandbox())
+        };
+        let links: Vec<&str> = links.iter().filter(wired).map(|link| link.name.as_str()).collect();
+        assert_eq!((ledger.address_of(&pod.sandbox()), records), (Some(address), 1));
+        assert_eq!(links, [pod.host_link()]);
+        let leads_to = if self.config["wiring"] == "Bridge" { "vnpbridge" } else { links[0] };
+        assert_eq!(self.routed().get(&address).map(String::as_str), Some(leads_to));
+        assert!(pod.netns.ip("-4 -o address show dev eth0").contains(&format!("{address}/32")));
+        self.node.check(pod, address).succeeds();
+        self.is_safe();
+    }
+
+    fn is_freed(&self, pod: &Pod) {
+        assert_eq!(self.node.ledger().address_of(&pod.sandbox()), None);
+        self.is_safe();
+    }
+
+    /// All that tells of pods on the node, and how many addresses are free.
+    fn traces(&self) -> (String, u32) {
+        let ip = |what: &str| self.node.netns.ip(what);
+        let neighbours = ip("neighbour show dev vnpbridge");
+        let all = ip("-4 route show table all");
+        let is_of_pod = |line: &&str| line.contains(" vnp") || line.contains("10.240.1.");
+        let routes: Vec<&str> = all.lines().filter(is_of_pod).collect();
+        let files = std::fs::read_dir(self.node.dir.path()).unwrap();
+        let mut files: BTreeSet<String> =
+            files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        files.remove("ledger.new"); // the next transaction begins it anew
+        let left = format!("{:?} {neighbours}{routes:?} {files:?}", self.links());
+        (left, self.node.ledger().counts(file::now()).free)
+    }
+
+    /// Has whoever comes next find what was left of a pod.
+    fn come(&self, next: Next, pod: &Pod) {
+        match next {
+            SameAdd => {
+                let address = self.add(pod);
+                self.is_served(pod, address);
+                self.run("DEL", pod).succeeds();
+            }
+            NewSandbox => {
+                self.run("DEL", pod).succeeds();
+                self.is_freed(pod);
+                let newer = Pod::named(&format!("{}-newer", pod.id), &pod.name);
+                let address = self.add(&newer);
+                self.is_served(&newer, address);
+                self.run("DEL", &newer).succeeds();
+                self.is_freed(&newer);
+            }
+            Collection => self.run("GC", pod).succeeds(),
+            Sweeping => {
+                self.end_namespace(pod);
+                sweep_up(&self.node);
+            }
         }
-        let start = Instant::now();
-        node.del(&pod).succeeds();
-        whole = start.elapsed().max(whole / 2);
-        assert_eq!(node.ledger().counts(file::now()).free, 1);
-        kills += 1;
+        self.is_freed(pod);
     }
-    assert!(midway >= MIDWAY, "{midway} of {kills} kills met a DEL midway");
+}
+
+/// What the agent does once what leaked has looked so for long enough.
+pub fn sweep_up(Node { netns, store, .. }: &Node) {
+    let (ledger, links) = (store.read().unwrap(), netns.inside(|| host_links().unwrap()));
+    let mut sweep = Sweep::default();
+    sweep.look(&ledger, &links, 0);
+    for suspect in sweep.look(&ledger, &links, GRACE.as_millis() as Millis) {
+        netns.inside(|| sweep::clear(store, &suspect).unwrap());
+    }
+}
+
+/// Kills this verb before each of its calls, and once not at all; has everybody come after each.
+fn survives(wiring: &str, victim: &Victim) {
+    let Victim { verb, what, before, next } = victim;
+    let stage = Stage::new(wiring);
+    // Makes lock and log.
+    let first = Pod::new("first");
+    stage.add(&first);
+    stage.run("DEL", &first).succeeds();
+    sweep_up(&stage.node);
+    let nothing = stage.traces();
+    let mut calls = 0;
+    for call in 1..=MOST_CALLS {
+        let mut is_killed = false;
+        for &next in *next {
+            let pod = Pod::new(&format!("pod-{call}-{next:?}"));
+            before(&stage, &pod);
+            is_killed |= stage.kill_before(call, verb, &pod);
+            stage.come(next, &pod);
+        }
+        sweep_up(&stage.node);
+        assert_eq!(stage.traces(), nothing, "{verb}, {what}, killed before call {call}");
+        if !is_killed {
+            break;
+        }
+        calls = call;
+    }
+    assert!(calls < MOST_CALLS, "{verb}, {what}");
+    tell(calls, victim, wiring);
+}
+
+/// Tells how many system calls were covered, past the harness, which keeps what a test that passes prints.
+fn tell(calls: usize, Victim { verb, what, .. }: &Victim, wiring: &str) {
+    assert!(calls > 10, "{verb}, {what}, {wiring}: {calls} system calls");
+    let _ =
+        writeln!(std::io::stderr(), "{verb}, {what}, {wiring}: killed before each of {calls} system calls");
+}
+
+/// Usually the first of these; all of them nightly.
+fn all_survive(wiring: &str, victims: &[Victim]) {
+    let is_nightly = std::env::var_os("NIGHTLY").is_some();
+    let count = if is_nightly { victims.len() } else { 1 };
+    victims.iter().take(count).for_each(|victim| survives(wiring, victim));
+}
+
+#[test]
+fn an_add_killed_before_any_of_its_system_calls_leaves_no_address_doubled_or_lost() {
+    all_survive("Routed", &ADDS);
+}
+
+#[test]
+fn a_del_killed_before_any_of_its_system_calls_can_be_done_again() {
+    all_survive("Routed", &DELS);
+}
+
+#[test]
+fn a_gc_or_check_killed_before_any_of_its_system_calls_is_no_matter() {
+    ["Routed", "Bridge"].iter().for_each(|wiring| all_survive(wiring, &OTHERS));
+}
+
+#[test]
+fn an_add_killed_before_any_of_its_system_calls_leaves_the_bridge_as_it_was() {
+    all_survive("Bridge", &ADDS);
+}
+
+#[test]
+fn a_del_killed_before_any_of_its_system_calls_leaves_the_bridge_as_it_was() {
+    all_survive("Bridge", &DELS);
+}
+
+/// The newer one gets the name of the older one's link, which goes on under another.
+#[test]
+fn an_add_killed_beside_an_older_sandbox_of_its_pod_leaves_that_one_whole() {
+    let stage = Stage::new("Routed");
+    for call in 1..=MOST_CALLS {
+        let (older, newer) = (Pod::named("older", "web-0"), Pod::named("newer", "web-0"));
+        let of_older = stage.add(&older);
+        let is_killed = stage.kill_before(call, "ADD", &newer);
+        stage.node.check(&older, of_older).succeeds();
+        let of_newer = stage.add(&newer);
+        stage.is_served(&newer, of_newer);
+        stage.node.check(&older, of_older).succeeds();
+        stage.run("DEL", &older).succeeds();
+        stage.is_served(&newer, of_newer);
+        stage.run("DEL", &newer).succeeds();
+        sweep_up(&stage.node);
+        assert_eq!(
+            (stage.links(), stage.routed()),
+            (vec!["vnpbridge".to_owned()], BTreeMap::new()),
+            "{call}"
+        );
+        if !is_killed {
+            tell(call - 1, &ADDS[0], "Routed, beside an older sandbox");
+            return;
+        }
+    }
+    panic!("it makes more than {MOST_CALLS} system calls");
 }
 
 #[test]
@@ -129,17 +379,13 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
 /// Until its alias is written, only the far end of a link tells whose it is.
 #[test]
 fn what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del() {
-    let (node, pod, next) = (Node::holding(2), Pod::named("a", "web-0"), Pod::named("b", "web-0"));
-    node.store
-        .with(|ledger, now| ledger.assign(&Claim::wired(&pod.sandbox(), &pod.told(), "vnetpool"), now))
-        .unwrap();
-    let (link, netns) = (pod.host_link(), pod.netns.path());
-    let netns = netns.file_name().unwrap().to_string_lossy();
-    node.netns.ip(&format!("link add {link} type veth peer name eth0 netns {netns}"));
-    node.del(&pod).succeeds();
-    assert_eq!(node.ledger().counts(file::now()).free, 2);
-    assert!(node.netns.inside(|| host_links().unwrap()).is_empty(), "it keeps its name from the pod's next");
-    let address = node.add(&next).address();
-    node.del(&pod).succeeds();
-    node.check(&next, address).succeeds();
+    let (stage, pod, next) = (Stage::new("Routed"), Pod::named("a", "web-0"), Pod::named("b", "web-0"));
+    stage.half_wire(&pod);
+    stage.run("DEL", &pod).succeeds();
+    assert_eq!(stage.node.ledger().counts(file::now()).free, u32::from(HELD));
+    let links = stage.node.netns.inside(|| host_links().unwrap());
+    assert!(links.is_empty(), "it keeps its name from the pod's next: {links:?}");
+    let address = stage.add(&next);
+    stage.run("DEL", &pod).succeeds();
+    stage.is_served(&next, address);
 }

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy takes only `#[test]` functions for tests, not what they share
 
 mod bridge;
+mod calls;
 mod chain;
 mod containerd;
 mod crashes;
+mod folder;
 mod hazards;
 mod names;
 mod node;

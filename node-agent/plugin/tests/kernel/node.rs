@@ -69,11 +69,18 @@ impl Namespace {
 
     /// Ends the namespace now.
     pub fn delete(self) {}
+
+    /// Ends the namespace, and keeps its name to speak of it.
+    pub fn end(&self) {
+        if self.path().exists() {
+            let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        }
+    }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        self.end();
     }
 }
 
@@ -198,7 +205,7 @@ impl Node {
     pub fn holding(count: u8) -> Node {
         let node = Node::new();
         let ledger =
-            Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, count), None, file::now());
+            Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, count), None, file::now(), true);
         node.store.quiesce().unwrap().create(&ledger).unwrap();
         node
     }
@@ -247,6 +254,25 @@ impl Node {
         netns: &Path,
         config: &Value,
     ) -> Child {
+        let mut command = Node::command(program, (ifname, verb), (id, name), netns);
+        // A child is born in the namespace of the thread that starts it.
+        let mut child = self.netns.inside(|| command.spawn().unwrap());
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        child
+    }
+
+    /// The plugin as a runtime starts it for a verb of a pod.
+    pub fn call(verb: &str, pod: &Pod) -> Command {
+        let plugin = Path::new(env!("CARGO_BIN_EXE_vnetpool"));
+        Node::command(plugin, ("eth0", verb), (&pod.id, &pod.name), &pod.netns.path())
+    }
+
+    fn command(
+        program: &Path,
+        (ifname, verb): (&str, &str),
+        (id, name): (&str, &str),
+        netns: &Path,
+    ) -> Command {
         let mut command = Command::new(program);
         command
             .env_clear()
@@ -261,10 +287,12 @@ impl Node {
             )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        // A child is born in the namespace of the thread that starts it.
-        let mut child = self.netns.inside(|| command.spawn().unwrap());
-        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-        child
+        command
+    }
+
+    /// A verb of a pod, by this configuration.
+    pub fn run_by(&self, config: &Value, verb: &str, pod: &Pod) -> Answer {
+        finish(self.start_of(verb, &pod.id, &pod.name, &pod.netns.path(), config))
     }
 
     pub fn run(&self, verb: &str, id: &str, netns: &Path, config: &Value) -> Answer {
@@ -320,7 +348,7 @@ pub fn supply(generation: i64, count: u8) -> Supply {
 
 /// Waits until this holds.
 #[track_caller]
-pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !holds() {
         assert!(Instant::now() < deadline, "not within 10 s: {what}");

@@ -62,7 +62,7 @@ fn a_verb_makes_few_system_calls_and_starts_no_process() {
     let pods = [Pod::new("a"), Pod::new("b")];
     // The first makes lock file and log.
     node.add(&pods[0]).succeeds();
-    for (verb, most) in [("ADD", 72), ("DEL", 52)] {
+    for (verb, most) in [("ADD", 71), ("DEL", 51)] {
         let trace = Traced::start(&node, verb, &pods[1]).finish();
         let total = trace.total();
         assert!(total <= most, "{verb}: {total} system calls, {most} are enough\n{}", trace.text);

@@ -73,7 +73,7 @@ fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_nobody_who_makes_one() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let ledger = node.dir.path().join("ledger");
     let mut add = node.start_add(&pod);
-    let good = Ledger::rebuild("another-boot", &[], &[], &supply(1, 1), None, 0);
+    let good = Ledger::rebuild("another-boot", &[], &[], &supply(1, 1), None, 0, true);
     node.store.quiesce().unwrap().create(&good).unwrap();
     let text = fs::read_to_string(&ledger).unwrap().replace("another-boot", file::boot_id().unwrap());
     for garbage in [
@@ -88,7 +88,7 @@ fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_nobody_who_makes_one() {
         assert!(add.try_wait().unwrap().is_none());
     }
     assert!(pod.netns.ip("link show").lines().all(|line| !line.contains("eth0")), "nothing was wired");
-    let good = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, 1), None, 0);
+    let good = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, 1), None, 0, true);
     node.store.quiesce().unwrap().create(&good).unwrap();
     assert_eq!(finish(add).address().to_string(), "10.240.1.1");
 }
@@ -97,7 +97,7 @@ fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_nobody_who_makes_one() {
 fn an_add_is_to_be_tried_again_when_the_ledger_is_a_newer_releases() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let ledger = node.dir.path().join("ledger");
-    let text = fs::read_to_string(&ledger).unwrap().replacen("ledger 1", "ledger 3", 1);
+    let text = fs::read_to_string(&ledger).unwrap().replacen("ledger 1", "ledger 4", 1);
     fs::write(&ledger, text).unwrap();
     assert_eq!(node.add(&pod).code(), 11);
     assert!(pod.netns.ip("link show").lines().all(|line| !line.contains("eth0")), "nothing was wired");
@@ -188,7 +188,7 @@ fn status_fails_only_until_the_node_has_had_its_first_address() {
     config["cniVersion"] = "1.1.0".into();
     let status = || node.run("STATUS", "", Path::new(""), &config);
     assert_eq!(status().code(), 50, "no ledger");
-    let empty = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, 0), None, file::now());
+    let empty = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, 0), None, file::now(), true);
     node.store.quiesce().unwrap().create(&empty).unwrap();
     assert_eq!(status().code(), 50, "no address yet");
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();

@@ -1,6 +1,6 @@
 //! ADDs that find nothing to assign.
 
-use std::{fs, process::Child};
+use std::{fs, process::Child, time::Duration};
 
 use crate::{
     node::{Node, Pod, eventually, finish, supply},
@@ -47,6 +47,65 @@ fn del_cancels_an_add_that_waits_and_a_later_add_works() {
     finish(again).succeeds();
 }
 
+/// The sockets of ADDs that wait.
+fn sockets(node: &Node) -> usize {
+    let names = fs::read_dir(node.dir.path()).unwrap().map(|file| file.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("wake-")).count()
+}
+
+fn make_ledger(node: &Node, count: u8) {
+    let ledger =
+        Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, count), None, file::now(), true);
+    node.store.quiesce().unwrap().create(&ledger).unwrap();
+}
+
+#[test]
+fn del_cancels_an_add_that_waits_for_a_ledger_and_a_later_add_works() {
+    let (node, pod) = (Node::new(), Pod::new("a"));
+    let add = node.start_add(&pod);
+    eventually("the ADD waits, under no lock", || {
+        sockets(&node) == 1 && node.store.try_lock_sandbox(&pod.sandbox()).unwrap().is_some()
+    });
+    node.del(&pod).succeeds();
+    make_ledger(&node, 1);
+    let cancelled = finish(add);
+    assert_eq!(cancelled.code(), 11);
+    assert!(cancelled.message().contains("DEL"), "{}", cancelled.message());
+    assert_eq!((waiting(&node), node.ledger().counts(file::now()).assigned, sockets(&node)), (vec![], 0, 0));
+    assert!(node.store.try_lock_sandbox(&pod.sandbox()).unwrap().is_some());
+    // In the log a ledger that is missing looks like no lock that is taken.
+    let log = fs::read_to_string(node.dir.path().join("plugin.log")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let phases =
+        lines.filter(|line| line["verb"] == "ADD").map(|line| line["phases"].clone()).next().unwrap();
+    let names: Vec<_> = phases.as_array().unwrap().iter().map(|phase| phase[0].clone()).collect();
+    assert_eq!(names, ["lock", "no-ledger", "lock"]);
+    node.add(&pod).succeeds();
+}
+
+#[test]
+fn a_del_leaves_nothing_of_an_add_that_was_killed_while_it_waited_for_a_ledger() {
+    let (node, pod) = (Node::new(), Pod::new("a"));
+    let mut dead = node.start_add(&pod);
+    eventually("the ADD waits", || sockets(&node) == 1);
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    node.del(&pod).succeeds();
+    assert_eq!(sockets(&node), 0);
+}
+
+#[test]
+fn of_two_adds_of_a_sandbox_that_wait_for_a_ledger_the_later_gets_its_address() {
+    let (node, pod) = (Node::new(), Pod::new("a"));
+    let earlier = node.start_add(&pod);
+    eventually("the first ADD waits", || sockets(&node) == 1);
+    let later = node.start_add(&pod);
+    assert_eq!(finish(earlier).code(), 11);
+    make_ledger(&node, 1);
+    assert_eq!(finish(later).address().to_string(), "10.240.1.1");
+    assert_eq!(sockets(&node), 0);
+}
+
 #[test]
 fn a_dead_add_no_longer_waits() {
     let (node, a, b) = (Node::holding(0), Pod::new("a"), Pod::new("b"));
@@ -69,7 +128,7 @@ fn an_add_that_waits_when_the_ledger_is_lost_is_served_by_the_next_one() {
     fs::remove_file(node.dir.path().join("ledger")).unwrap();
     // Who builds a ledger has to wait for verbs to end, and this one lets go.
     let quiet = node.store.quiesce().unwrap();
-    let next = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now());
+    let next = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now(), true);
     quiet.create(&next).unwrap();
     assert_eq!(finish(add).address().to_string(), "10.240.1.1");
 }
@@ -152,11 +211,32 @@ fn an_add_that_waits_makes_no_more_system_calls_because_others_wait_too() {
 fn an_add_is_served_when_an_address_has_cooled() {
     let (node, a, b) = (Node::holding(1), Pod::new("a"), Pod::new("b"));
     let mut cooling = supply(2, 1);
-    cooling.cooldown = std::time::Duration::from_millis(300);
+    cooling.cooldown = Duration::from_millis(300);
     node.store.with(|ledger, _| ledger.supply(&cooling)).unwrap();
     node.add(&a).succeeds();
     node.del(&a).succeeds();
     let freed = file::now();
     node.add(&b).succeeds();
     assert!(file::now() >= freed + 250, "assigned before it had cooled");
+}
+
+#[test]
+fn who_is_second_is_served_when_an_address_has_cooled_though_the_first_has_died() {
+    let (node, a, b, c) = (Node::holding(1), Pod::new("a"), Pod::new("b"), Pod::new("c"));
+    let mut cooling = supply(2, 1);
+    cooling.cooldown = Duration::from_secs(2);
+    node.store.with(|ledger, _| ledger.supply(&cooling)).unwrap();
+    node.add(&a).succeeds();
+    node.del(&a).succeeds();
+    let mut first = node.start_add(&b);
+    eventually("the first ADD waits", || waiting(&node) == [b.sandbox()]);
+    let second = node.start_add(&c);
+    eventually("the second ADD waits", || waiting(&node).len() == 2);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let died = file::now();
+    finish(second).succeeds();
+    // It would have got it at the end of its time, too.
+    let waited = file::now() - died;
+    assert!(waited < 12_000, "{waited} ms");
 }

@@ -133,7 +133,8 @@ fn a_ledger_built_from_the_kernel_says_what_the_lost_one_said() {
     }
     let quiet = node.store.quiesce().unwrap();
     let occupants: Vec<_> = links_of(&node).iter().flat_map(HostLink::occupants).collect();
-    let ledger = Ledger::rebuild(file::boot_id().unwrap(), &occupants, &[], &supply(2, 3), None, file::now());
+    let ledger =
+        Ledger::rebuild(file::boot_id().unwrap(), &occupants, &[], &supply(2, 3), None, file::now(), true);
     quiet.create(&ledger).unwrap();
     assert_eq!(node.ledger().address_of(&a.sandbox()), Some(address));
     assert_eq!(node.ledger().counts(file::now()).assigned, 1);
@@ -145,7 +146,8 @@ fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
     let (node, a, b) = (Node::holding(1), Pod::new("a"), Pod::new("b"));
     let address = node.add(&a).address();
     // A ledger that knows nothing of what is wired: what the agent must never write.
-    let forgetful = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now());
+    let forgetful =
+        Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now(), true);
     node.store.quiesce().unwrap().create(&forgetful).unwrap();
     let refused = node.add(&b);
     assert_eq!(refused.code(), 100);

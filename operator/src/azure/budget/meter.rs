@@ -3,8 +3,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::queue::Shared;
 use super::{Account, Kind, Lane, Priority, Provider};
+
+/// The meters that calls share with many others. There are a few of each subscription: its providers' of
+/// each region.
+pub(super) type Shared = Vec<Meter>;
 
 /// A meter by which Azure counts calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +29,8 @@ pub(super) struct Level {
     /// Azure has told us to wait until then.
     closed_until: Option<Instant>,
     spent: u64,
+    /// Of those, how many were given back and not used since: a counter never goes down.
+    unused: u64,
 }
 
 enum Gauge {
@@ -106,7 +111,7 @@ impl Meter {
             }
             _ => Gauge::Bucket { capacity, per_second: per_second * share, tokens: capacity, at: now },
         };
-        Level { gauge, closed_until: None, spent: 0 }
+        Level { gauge, closed_until: None, spent: 0, unused: 0 }
     }
 }
 
@@ -157,7 +162,10 @@ impl Level {
     }
 
     pub(super) fn take(&mut self, now: Instant) {
-        self.spent += 1;
+        match self.unused.checked_sub(1) {
+            Some(rest) => self.unused = rest,
+            None => self.spent += 1,
+        }
         match &mut self.gauge {
             Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
             Gauge::Window { used, .. } => used.push_back(now),
@@ -166,7 +174,7 @@ impl Level {
 
     /// What was taken at `taken` wasn't used.
     pub(super) fn give_back(&mut self, taken: Instant) {
-        self.spent = self.spent.saturating_sub(1);
+        self.unused += 1;
         match &mut self.gauge {
             Gauge::Bucket { capacity, tokens, .. } => *tokens = (*tokens + 1.0).min(*capacity),
             Gauge::Window { used, .. } => {

@@ -3,15 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 
-use super::meter::Meter;
+use super::meter::{Meter, Shared};
 use super::{Priority, Ticket};
 
 /// The order of calls: by priority, then those that know their NIC already, then by age.
 pub(super) type Place = (Priority, bool, Ticket);
-
-/// The meters that calls share with many others. There are a few of each subscription: its providers' of
-/// each region.
-pub(super) type Shared = Vec<Meter>;
 
 #[derive(Default)]
 pub(super) struct Queue {

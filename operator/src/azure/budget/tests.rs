@@ -235,8 +235,8 @@ fn accounts_tell_what_was_spent_what_is_left_and_who_waits() {
     assert_eq!(budget.waiting().map(|(_, count)| count), [0, 0, 0, 1, 0]);
 }
 
-/// Nodes that each ask again some time after their last call was let through, like reconciles of the controller
-/// do.
+/// Nodes that each ask again some time after their last call was let through, like reconciles of the
+/// controller do.
 #[derive(Clone, Debug)]
 struct Asking {
     priority: Priority,

@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use super::classify::THROTTLED;
 use super::*;
 
 const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::classify::{LONGEST_WAIT, THROTTLED, UNAVAILABLE};
 use super::*;
 use vnetpool_crds::reason::Reason;
 
@@ -264,6 +265,11 @@ fn an_address_that_is_taken_is_told_from_the_others_asked_for() {
                  allocated to resource /b/ipConfigurations/ipconfig1.";
     assert_eq!(taken(words), asked[..1]);
     assert_eq!(taken(&words.replace("10.0.0.5", "10.0.0.16/28")), asked[2..]);
-    assert_eq!(taken("somebody has one of them"), asked);
+    // An address in a block gives up that block, and no other.
+    assert_eq!(taken(&words.replace("10.0.0.5", "10.0.0.20")), asked[2..]);
+    // Nobody gives up all for the sake of one.
+    assert_eq!(taken("somebody has one of them"), []);
+    let unnamed = Error::AddressTaken { resource: "nic".into(), message: "somebody has it".into() };
+    assert_eq!(unnamed.taken(&asked[1..2]), asked[1..2]);
     assert_eq!(Error::Stale { resource: "nic".into() }.taken(&asked), []);
 }

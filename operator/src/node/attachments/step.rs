@@ -14,6 +14,8 @@ use crate::azure::{
 };
 use crate::context::Context;
 use crate::events;
+use crate::node::memory::Memory;
+use crate::node::pause;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
 use crate::planner::attachments::{Attach, Invalid, Make, Step};
@@ -47,24 +49,26 @@ pub async fn carry_out(
     ctx: &Context,
     (nic, step): (ResourceId, Step),
     urgency: impl Fn(Priority) -> Urgency,
-    attaching: &mut Attaching,
+    memory: &mut Memory,
 ) -> Result<(), azure::Error> {
+    let attaching = &mut memory.attaching;
     let result = match step {
         Step::Detach(names) => {
             let attach = names.into_iter().map(|name| (name, Attached::default())).collect();
             let change = Change { attach, ..Change::default() };
-            ctx.azure.update(&nic, &change, urgency(Priority::GiveBack)).await.map(drop)
+            let result = ctx.azure.update(&nic, &change, urgency(Priority::GiveBack)).await;
+            memory.nic.wrote(&result);
+            result.map(drop)
         }
         Step::Delete(ids) => delete(ctx, attaching, ids, urgency(Priority::GiveBack)).await,
         Step::LookUp(ids) => look_up(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
-            attach_all(ctx, &nic, attach, attaching).await;
-            return Ok(());
+            return attach_all(ctx, &nic, attach, urgency(Priority::WaitingPods), memory).await;
         }
     };
     attaching.setback = match result {
         Ok(()) => None,
-        Err(error @ azure::Error::Outgrown { .. }) => return Err(error),
+        Err(error) if error.is_given_up() => return Err(error),
         Err(error) => Some(setback(attaching.setback.as_ref(), &error)),
     };
     Ok(())
@@ -112,10 +116,19 @@ fn shown(PublicAddress { id, address, dns_name }: PublicAddress) -> allocation::
 }
 
 /// Attaches everything in one write. Who is refused waits alone.
-async fn attach_all(ctx: &Context, nic: &ResourceId, attach: Vec<Attach>, attaching: &mut Attaching) {
+async fn attach_all(
+    ctx: &Context,
+    nic: &ResourceId,
+    attach: Vec<Attach>,
+    urgency: Urgency,
+    memory: &mut Memory,
+) -> Result<(), azure::Error> {
     let attached = attach.iter().map(|one| (one.name.clone(), one.attached.clone())).collect();
     let change = Change { attach: attached, ..Change::default() };
-    match ctx.azure.update(nic, &change, Priority::WaitingPods).await {
+    let result = ctx.azure.update(nic, &change, urgency).await;
+    memory.nic.wrote(&result);
+    let attaching = &mut memory.attaching;
+    match result {
         Ok(_) => {
             attaching.setback = None;
             attaching.batch = attaching.batch.saturating_mul(2);
@@ -124,8 +137,10 @@ async fn attach_all(ctx: &Context, nic: &ResourceId, attach: Vec<Attach>, attach
                 ctx.events.say(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
         }
+        Err(error) if error.is_given_up() => return Err(error),
         Err(error) => refuse(ctx, &pods(&attach), &error, attaching),
     }
+    Ok(())
 }
 
 /// The UIDs and names of these pods.
@@ -133,8 +148,9 @@ fn pods(attach: &[Attach]) -> Vec<(&str, &str)> {
     attach.iter().map(|one| (one.uid.as_str(), one.pod.as_str())).collect()
 }
 
-/// Begins to make the public addresses that pods of the node are to have: beside its reconciles, for each takes
-/// Azure some seconds, and the node's addresses must not wait for it. The plan's marks have been published.
+/// Begins to make the public addresses that pods of the node are to have: beside its reconciles, for each
+/// takes Azure some seconds, and the node's addresses must not wait for it. The plan's marks have been
+/// published.
 pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now: Instant) {
     let (Some(nic), Some(plan)) = (nic(progress, attaching, now), &progress.attachments) else { return };
     for asked in plan.make.clone() {
@@ -142,8 +158,9 @@ pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now
         let reserved = ctx.azure.reserve_public_address(&asked.id).await;
         let (azure, waker, making) = (ctx.azure.clone(), ctx.waker.clone(), attaching.making.clone());
         let (nic, node) = (nic.clone(), progress.allocation.name_any());
+        let urgency = pause::while_not(&ctx.cluster, &waker, &progress.allocation, Priority::WaitingPods);
         tokio::spawn(async move {
-            let result = made(&azure, &nic, &asked, &reserved).await;
+            let result = made(&azure, &nic, &asked, (&reserved, urgency)).await;
             making.ended(Made { asked, result });
             waker.allocation(&node);
         });
@@ -165,11 +182,11 @@ async fn made(
     azure: &Azure,
     nic: &ResourceId,
     asked: &Make,
-    reserved: &Reserved,
+    (reserved, urgency): (&Reserved, Urgency),
 ) -> Result<PublicAddress, azure::Error> {
-    let location = azure.nic(nic, azure::Freshness::Cached, Priority::WaitingPods).await?.location.clone();
+    let location = azure.nic(nic, azure::Freshness::Cached, &urgency).await?.location.clone();
     let new = NewPublicAddress { location, dns_label: asked.dns_label.clone(), pod: asked.pod.clone() };
-    azure.make_public_address(reserved, &new, Priority::WaitingPods).await
+    azure.make_public_address(reserved, &new, urgency).await
 }
 
 /// Takes in what has come of public addresses that were being made.

@@ -25,7 +25,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     let result = ctx.azure.update(&id, &change, &task.urgency).await;
     match &result {
         Ok(_) => ctx.metrics.nic_written("ok", begun.elapsed()),
-        Err(azure::Error::Outgrown { .. }) => {}
+        Err(error) if error.is_given_up() => {}
         Err(error) => ctx.metrics.nic_written(error.reason().name(), begun.elapsed()),
     }
     let nic = result?;
@@ -39,7 +39,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
         ctx.events.say(&task.about, event);
     }
     let lacks_groups = !planned.join.iter().all(|group| nic.groups.contains(group));
-    Ok(Outcome { is_known: true, lacks_groups })
+    Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks_groups })
 }
 
 /// The planned change as Azure's client takes it: each new ipConfiguration has a name.

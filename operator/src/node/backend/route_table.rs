@@ -17,7 +17,7 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::pool::{PodRoute, Sizing};
 use vnetpool_crds::{NodeIPAllocationSpec, NodeIPPool};
 
-use super::terms::{Holding, NicView, Task};
+use super::terms::{Holding, NicView, Outcome, Task};
 use crate::azure::{
     self, Azure, Claim, IpConfiguration, Priority, ProvisioningState, ResourceId, RouteChange, RouteTable,
     Urgency, route_name,
@@ -129,13 +129,14 @@ pub fn sizing(pool: &NodeIPPool) -> Sizing {
 ///
 /// # Errors
 /// Azure's. What became of the table is then to be read again.
-pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<(), azure::Error> {
+pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Outcome, azure::Error> {
+    let mut was_sent = false;
     let Task { nic, observed, change: planned, about, urgency, .. } = task;
     let Change { forward, leave, .. } = planned;
     if *forward || !leave.is_empty() {
         let id: ResourceId = nic.parse()?;
         let change = azure::Change { forward: *forward, leave: leave.clone(), ..Default::default() };
-        ctx.azure.update(&id, &change, urgency).await?;
+        was_sent |= ctx.azure.update(&id, &change, urgency).await?.was_sent;
         if *forward {
             info!(nic = %id, "IP forwarding turned on");
             ctx.events.say(about, events::forwarding(id.name()));
@@ -147,7 +148,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<()
     let (table, grain) = (&routed.table, observed.grain);
     if !planned.release.is_empty() {
         let release = RouteChange::Release { names: planned.release.clone() };
-        ctx.azure.change_routes(table, release, urgency).await?;
+        was_sent |= ctx.azure.change_routes(table, release, urgency).await?.was_sent;
         ctx.events.say(about, events::released(grain, 0, table.name()));
     }
     if let Some(claim) = routed.claim.as_ref().filter(|_| planned.reserve > 0 || planned.mend) {
@@ -156,7 +157,8 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<()
             held: claim.held.clone().filter(|(name, _)| !planned.release.contains(name)),
             ..claim.clone()
         };
-        ctx.azure.change_routes(table, RouteChange::Claim(claim), urgency).await?;
+        let claimed = ctx.azure.change_routes(table, RouteChange::Claim(claim), urgency).await?;
+        was_sent |= claimed.was_sent;
         let event = if planned.mend {
             events::mended(table.name())
         } else {
@@ -164,11 +166,15 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<()
         };
         ctx.events.say(about, event);
     }
-    Ok(())
+    Ok(Outcome { was_sent, ..Outcome::default() })
 }
 
 /// Removes the routes of a node that is gone.
-pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), azure::Error> {
+pub async fn leave(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    urgency: Urgency,
+) -> Result<(), azure::Error> {
     let spec = &allocation.spec;
     let Some(table) = &spec.route_table_id else { return Ok(()) };
     let next_hop = spec.serving().and_then(|nic| nic.primary_address.parse().ok());
@@ -177,7 +183,7 @@ pub async fn leave(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), a
         names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
         next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED),
     };
-    match ctx.azure.change_routes(&table.parse()?, change, Priority::GiveBack).await {
+    match ctx.azure.change_routes(&table.parse()?, change, urgency).await {
         Ok(_) | Err(azure::Error::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
     }

@@ -43,6 +43,8 @@ pub struct Task<'a> {
 /// What a change has shown.
 #[derive(Debug, Default)]
 pub struct Outcome {
+    /// False: there was nothing to do, so Azure wasn't asked.
+    pub was_sent: bool,
     /// All that the back-end holds is known from Azure's answer.
     pub is_known: bool,
     /// The NIC doesn't show application security groups that it has joined.

@@ -30,8 +30,8 @@ pub struct Adoption {
 /// `boot_id` is the node's boot.
 ///
 /// Only an answer of the agent's counts, to a `spec` that asks for it: it is newer than the look at the NIC
-/// that found something to remove. Later pods do no harm: one that has had an address of ours was wired by our
-/// plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
+/// that found something to remove. Later pods do no harm: one that has had an address of ours was wired by
+/// our plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
 pub fn adoption(
     adopt: Adopt,
     bound: &HashSet<Uid>,

@@ -21,9 +21,9 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Only on the NIC they were on: elsewhere the old NIC may still have them. And none of `taken`, which have
 /// turned out to be somebody else's.
 ///
-/// The agent must have taken up the current `spec`, which mirrors the NIC without them: its word is then newer
-/// than the look at the NIC. A pod may have ended since: an address too many is then asked for again and stays
-/// with the node as one more to hand out.
+/// The agent must have taken up the current `spec`, which mirrors the NIC without them: its word is then
+/// newer than the look at the NIC. A pod may have ended since: an address too many is then asked for again
+/// and stays with the node as one more to hand out.
 pub fn lost(
     allocation: &NodeIPAllocation,
     boot_id: &str,
@@ -101,6 +101,22 @@ mod tests {
         assert_eq!(lost_of(&[], "b1", &[]), ["10.0.0.5/32", "10.0.0.6/32"]);
         assert_eq!(lost_of(&[], "b2", &[]), [""; 0], "pods of before the boot use nothing");
         assert_eq!(lost_of(&[], "b1", &["10.0.0.5/32"]), ["10.0.0.6/32"]);
+    }
+
+    #[test]
+    fn what_a_serving_nic_has_lost_is_lost_wherever_it_stands_in_spec() {
+        let nic = sample_nic(&[]);
+        let interface = |id: &str, is_secondary: bool| json!({"id": id, "mac": "m", "secondary": is_secondary, "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
+        let (primary, serving) = (interface("/primary", false), interface(nic.id.as_str(), true));
+        for interfaces in [[&primary, &serving], [&serving, &primary]] {
+            let allocation: NodeIPAllocation = serde_json::from_value(json!({
+                "metadata": {"name": "n", "generation": 3},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": interfaces},
+                "status": {"bootID": "b1", "observedGeneration": 3, "lost": [{"address": "10.0.0.5", "sandbox": "s"}]},
+            }))
+            .unwrap();
+            assert_eq!(lost(&allocation, "b1", &nic, 1, &BTreeSet::new()).len(), 1);
+        }
     }
 
     #[test]

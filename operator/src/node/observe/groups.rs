@@ -8,11 +8,11 @@
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use crate::azure::{self, Nic, Remedy, ResourceId};
 use crate::node::setback::Setback;
-use crate::verdict::Verdict;
 
 /// Everything the decision may depend on.
 pub struct Facts<'a> {
@@ -87,6 +87,7 @@ pub fn may_be_refused(error: &azure::Error) -> bool {
         azure::Error::SubnetFull { .. }
             | azure::Error::NetworkFull { .. }
             | azure::Error::Credential { .. }
+            | azure::Error::Locked { .. }
             | azure::Error::NotFound { .. }
             | azure::Error::ScopeMissing { .. }
             | azure::Error::SubscriptionUnusable { .. }

@@ -36,6 +36,8 @@ pub struct Occasion {
     pub is_due: bool,
     /// No error holds that back.
     pub may_ask: bool,
+    /// Azure is to be asked, and an error holds that back: until then the node is as `spec` has it.
+    pub is_held_back: bool,
 }
 
 /// The NIC that serves, as far as it had to be looked for.
@@ -69,6 +71,8 @@ struct Chosen {
     elsewhere: u32,
     /// The wanted subnet, if none of the NICs is in it.
     lacking: Option<ResourceId>,
+    /// Others that hold something of ours.
+    strays: Vec<ResourceId>,
 }
 
 impl Wanted<'_> {
@@ -80,7 +84,7 @@ impl Wanted<'_> {
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
         let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
-        self.occasion.is_new || (is_elsewhere && is_empty && known.lacking != wanted)
+        self.occasion.is_new || known.must_choose || (is_elsewhere && is_empty && known.lacking != wanted)
     }
 
     /// The NIC that is in application security groups by our doing.
@@ -112,10 +116,14 @@ pub async fn find(
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own = vec![];
-    let (nic, read) = if wanted.must_choose(known) && wanted.occasion.may_ask {
+    let (nic, read) = if wanted.occasion.is_held_back {
+        (None, Read::Nothing)
+    } else if wanted.must_choose(known) && wanted.occasion.may_ask {
         let chosen = choose(ctx, vm, wanted, urgency).await?;
-        (elsewhere, primary, own) = (chosen.elsewhere, Some(interface(&chosen.primary)), chosen.all);
-        (Some(chosen.serving), Read::All { at: Instant::now(), lacking: chosen.lacking })
+        (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
+        own.clone_from(&chosen.all);
+        let Chosen { serving, lacking, strays, .. } = chosen;
+        (Some(serving), Read::All { at: Instant::now(), lacking, strays })
     } else if known.is_left_alone(now) {
         (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
     } else if known.needs_read(now) || wanted.occasion.is_due {
@@ -165,7 +173,9 @@ async fn choose(
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
     let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
     let (serving, primary) = (nics[index].clone(), nics[0].clone());
-    Ok(Chosen { serving, primary, all, elsewhere, lacking })
+    let holds = |nic: &&Arc<Nic>| nic.id != serving.id && !nic.ip_configurations.is_empty();
+    let strays = nics.iter().filter(holds).map(|nic| nic.id.clone()).collect();
+    Ok(Chosen { serving, primary, all, elsewhere, lacking, strays })
 }
 
 /// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours

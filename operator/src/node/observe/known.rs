@@ -6,16 +6,12 @@ use vnetpool_apiserver::doubled;
 use vnetpool_crds::{NodeIPAllocation, condition};
 
 use super::hint::Hints;
-use crate::azure::{Nic, ResourceId};
+use crate::azure::{self, Nic, ResourceId};
 
 /// How long an unsettled NIC is left alone at first. It may stay so for hours, and each read is one less for
 /// other nodes; so it is twice as long each time.
 const UNSETTLED: Duration = Duration::from_secs(5);
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
-/// A write whose answer is lost may be carried out later than the NIC is read. No request takes longer than
-/// that on its way.
-const LATE: Duration = Duration::from_secs(60);
-
 /// All of it can be lost: the NIC is then read.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -23,6 +19,8 @@ pub struct Known {
     pub at: Option<Instant>,
     /// The NIC may not be as we know it.
     pub must_read: bool,
+    /// The VM's NICs are to be read, all of them.
+    pub must_choose: bool,
     /// How often in a row it was read and something was at work on it, and when it is to be read again.
     unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
@@ -48,10 +46,11 @@ pub enum Read {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have.
+    /// have; `strays` hold something of ours and don't serve.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
+        strays: Vec<ResourceId>,
     },
 }
 
@@ -101,15 +100,33 @@ impl Known {
         self.unsettled.is_some_and(|(_, until)| now < until)
     }
 
-    /// A write of ours was sent, and Azure's answer is lost.
+    /// What has become of a write of ours.
+    pub fn wrote<T>(&mut self, outcome: &Result<T, azure::Error>) {
+        if matches!(outcome, Err(azure::Error::OutcomeUnknown { .. })) {
+            self.lost_answer();
+        }
+    }
+
+    /// A write of ours may have been sent, and Azure's answer is lost.
     pub fn lost_answer(&mut self) {
         self.in_doubt = true;
+    }
+
+    /// Whether a write may still come of which it isn't known what has become.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt || self.once_more.is_some()
     }
 
     /// Whether the NIC is to be read before anything else.
     pub fn needs_read(&self, now: Instant) -> bool {
         let is_second = self.once_more.is_some_and(|at| now >= at);
         !self.is_left_alone(now) && (self.must_read || self.unsettled.is_some() || is_second)
+    }
+
+    /// Whether the NIC can be taken to be as `spec` has it while it can't be read: this process has seen it
+    /// so, or nothing says otherwise.
+    pub fn is_mirrored(&self) -> bool {
+        self.at.is_some() || !self.must_read
     }
 
     /// How long until the NIC is to be read again, because it was unsettled or a write may have come late.
@@ -120,12 +137,20 @@ impl Known {
     }
 
     /// The NIC was looked for at `now`; `nic` is what it shows, if it is known. One that nobody meant to read
-    /// may have been read all the same, since Azure's client forgets what was written with an unknown outcome.
-    pub fn learn(&mut self, read: &Read, nic: Option<&Nic>, allocation: &NodeIPAllocation, now: Instant) {
+    /// may have been read all the same, since Azure's client forgets what was written with an unknown
+    /// outcome. A write whose answer was lost may still come within `late`.
+    pub fn learn(
+        &mut self,
+        read: &Read,
+        nic: Option<&Nic>,
+        allocation: &NodeIPAllocation,
+        late: Duration,
+        now: Instant,
+    ) {
         match read {
-            Read::All { at, lacking } => {
+            Read::All { at, lacking, strays: _ } => {
                 self.at = Some(*at);
-                self.must_read = false;
+                (self.must_read, self.must_choose) = (false, false);
                 self.lacking.clone_from(lacking);
             }
             Read::Nic { at } => {
@@ -148,13 +173,14 @@ impl Known {
             self.unsettled = Some((times, at + wait));
         }
         if !nic.is_updating() {
-            self.writing = false;
             if !matches!(read, Read::Nothing) {
                 self.once_more = self.once_more.filter(|at| now < *at);
             }
             if std::mem::take(&mut self.in_doubt) {
-                self.once_more = Some(now + LATE);
+                self.once_more = Some(now + late);
             }
+            // The condition stands until then, so that the next leader has the same doubt.
+            self.writing = self.once_more.is_some();
         }
     }
 }
@@ -168,6 +194,8 @@ mod tests {
     use super::*;
     use crate::azure::{ProvisioningState, sample_nic};
     use serde_json::json;
+
+    const LATE: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_nic_that_stays_unsettled_is_read_ever_less_often_until_it_has_settled() {
@@ -187,14 +215,14 @@ mod tests {
             if let Read::Nic { .. } = read {
                 reads.push(second);
             }
-            known.learn(&read, Some(&updating), &allocation, now);
+            known.learn(&read, Some(&updating), &allocation, LATE, now);
         }
         assert_eq!(reads, [0, 5, 15, 35, 75, 155, 315, 635, 955]);
         let now = start + Duration::from_secs(1000);
-        known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation, now);
+        known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation, LATE, now);
         assert!(!known.needs_read(now) && known.wait(now).is_none());
         // After a write whose answer was lost the cache gives what it has just read.
-        known.learn(&Read::Nothing, Some(&updating), &allocation, now);
+        known.learn(&Read::Nothing, Some(&updating), &allocation, LATE, now);
         assert_eq!(known.wait(now), Some(UNSETTLED));
     }
 
@@ -204,7 +232,8 @@ mod tests {
         let allocation: NodeIPAllocation =
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let (mut known, start, nic) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
-        let read = |known: &mut Known, now| known.learn(&Read::Nic { at: now }, Some(&nic), &allocation, now);
+        let read =
+            |known: &mut Known, now| known.learn(&Read::Nic { at: now }, Some(&nic), &allocation, LATE, now);
         read(&mut known, start);
         assert_eq!(known.wait(start), None);
         known.lost_answer();
@@ -213,9 +242,11 @@ mod tests {
         // What else has it read doesn't count.
         read(&mut known, start + LATE / 2);
         assert!(!known.needs_read(start + LATE / 2) && known.needs_read(start + LATE));
-        known.learn(&Read::Nothing, Some(&nic), &allocation, start + LATE);
+        known.learn(&Read::Nothing, Some(&nic), &allocation, LATE, start + LATE);
         assert!(known.needs_read(start + LATE));
+        assert!(known.is_in_doubt() && known.writing, "a leader that came now would not know of the doubt");
         read(&mut known, start + LATE);
         assert!(!known.needs_read(start + 2 * LATE) && known.wait(start + LATE).is_none());
+        assert!(!known.is_in_doubt() && !known.writing);
     }
 }

@@ -13,12 +13,14 @@ use kube::ResourceExt;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 use vnetpool_crds::condition::{self, SELECTED};
 use vnetpool_crds::pool::{
-    Adopt, ApplicationSecurityGroups, Attachments, Mode, NodeIPPoolSpec, PodRoute, Sizing, Snat,
+    Adopt, ApplicationSecurityGroups, Attachments, Mode, NodeIPPoolSpec, PodRoute, Rollout, Sizing, Snat,
 };
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
 
-use crate::verdict::Verdict;
+use crate::node::pause;
+use crate::planner::{Demand, sizing};
 
 /// Everything the decision may depend on.
 pub struct Facts<'a> {
@@ -27,6 +29,8 @@ pub struct Facts<'a> {
     pub selected: Option<Arc<NodeIPPool>>,
     /// The pool that served the node last, if it is there.
     pub last: Option<Arc<NodeIPPool>>,
+    /// Nothing is to change for the node now.
+    pub is_paused: bool,
     pub grace: Duration,
     pub now: Timestamp,
 }
@@ -72,9 +76,13 @@ pub enum Rest {
 }
 
 pub fn decide(facts: Facts) -> Policy {
-    let Facts { allocation, selected, last, grace, now } = facts;
+    let Facts { allocation, selected, last, is_paused, grace, now } = facts;
     let spec = &allocation.spec;
     let last = last.filter(|last| last.spec.mode == spec.mode && last.metadata.deletion_timestamp.is_none());
+    if is_paused {
+        // The grace begins when the pause is over: nobody looks for two things at once.
+        return Policy { pool: Some(last.unwrap_or_else(|| Arc::new(recorded(spec)))), change: None };
+    }
     if selected.as_ref().is_some_and(|pool| takes_nothing(spec, pool)) || holds_nothing(spec) {
         return Policy { pool: selected, change: None };
     }
@@ -89,7 +97,7 @@ pub fn decide(facts: Facts) -> Policy {
     let since =
         said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
     let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    let is_said = allocation.annotations().get(names::RELEASE).is_some_and(|value| value == "true");
+    let is_said = pause::is_said_to_be_released(allocation);
     let rest = match grace.saturating_sub(passed) {
         _ if is_said => Rest::Over,
         _ if cause == Cause::SelectorInvalid => Rest::Open,
@@ -110,16 +118,76 @@ fn takes_nothing(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
         // What somebody writes into the pool that serves the node is meant. Its mode can't be written.
         return pool.spec.mode == spec.mode;
     }
-    let Some(nic) = spec.serving() else { return true };
-    let same = |one: &str, other: &str| one.eq_ignore_ascii_case(other);
-    let subnet = pool.spec.subnet_id.as_deref();
-    let groups = pool.spec.application_security_groups.as_ref();
-    let groups = groups.filter(|groups| nic.secondary || groups.on_shared_nic);
-    let names = |id: &String| groups.is_some_and(|groups| groups.ids.iter().any(|one| same(one, id)));
+    has_reservations(spec, pool)
+}
+
+/// Whether the node goes by all of this pool that is rolled out: nothing of what it holds would change. A
+/// node that holds nothing has nothing to lose.
+pub fn follows(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    holds_nothing(spec) || (has_sizing(spec, pool) && has_all_else(spec, pool))
+}
+
+/// Whether pods of the node lack addresses that it gets from this pool, and it has to change nothing else for
+/// that.
+pub fn is_needy(spec: &NodeIPAllocationSpec, pool: &NodeIPPool, demand: &Demand) -> bool {
+    let Some(sizing) = &spec.sizing else { return false };
+    let wanted = |sizing| sizing::wanted(sizing, demand, pool.spec.grain(), u32::MAX);
+    let has = wanted(sizing);
+    has_all_else(spec, pool) && demand.pods() > has && wanted(&pool.spec.sizing) > has
+}
+
+fn has_sizing(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    // A range has as many addresses as it has.
+    pool.spec.mode == Mode::Route || spec.sizing.as_ref().is_none_or(|sizing| *sizing == pool.spec.sizing)
+}
+
+fn has_all_else(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    pool.spec.wiring == spec.wiring && has_reservations(spec, pool)
+}
+
+/// Whether what is reserved for the node is where the pool has it, so that it can all stay.
+fn has_reservations(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     pool.spec.mode == spec.mode
-        && subnet.map_or(!nic.secondary, |wanted| same(wanted, &nic.subnet.id))
-        && nic.application_security_groups.iter().all(names)
+        && has_subnet(spec, pool)
+        && has_groups(spec, pool)
         && (spec.mode != Mode::Route || pool.spec.route.as_ref().is_some_and(|route| leads(spec, route)))
+}
+
+fn has_subnet(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    let Some(nic) = spec.serving() else { return true };
+    let wanted = pool.spec.subnet_id.as_ref();
+    wanted.map_or(!nic.secondary, |wanted| wanted.eq_ignore_ascii_case(&nic.subnet.id))
+}
+
+/// Whether the NIC is by our doing in no other groups than the pool's: leaving one is rolled out. Joining one
+/// takes nothing away, and of a group that the NIC was in before us the object says nothing.
+fn has_groups(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
+    let Some(nic) = spec.serving() else { return true };
+    let wanted = pool.spec.application_security_groups.as_ref();
+    let wanted = wanted.filter(|groups| nic.secondary || groups.on_shared_nic);
+    let names =
+        |id: &String| wanted.is_some_and(|groups| groups.ids.iter().any(|one| one.eq_ignore_ascii_case(id)));
+    nic.application_security_groups.iter().all(names)
+}
+
+/// The policy that the node has taken up: what is rolled out is as its object has it, all else as its pool
+/// has it now, if that is there.
+pub fn held(spec: &NodeIPAllocationSpec, pool: Option<&NodeIPPool>) -> NodeIPPool {
+    let recorded = recorded(spec);
+    let Some(pool) = pool else { return recorded };
+    let (was, is) = (recorded.spec, pool.spec.clone());
+    let spec = NodeIPPoolSpec {
+        sizing: if has_sizing(spec, pool) { is.sizing } else { was.sizing },
+        subnet_id: if has_subnet(spec, pool) { is.subnet_id } else { was.subnet_id },
+        application_security_groups: if has_groups(spec, pool) {
+            is.application_security_groups
+        } else {
+            was.application_security_groups
+        },
+        wiring: was.wiring,
+        ..is
+    };
+    NodeIPPool { spec, ..pool.clone() }
 }
 
 /// Whether what the node has is a range of this route.
@@ -170,6 +238,7 @@ fn recorded(spec: &NodeIPAllocationSpec) -> NodeIPPool {
         attachments: Attachments::default(),
         application_security_groups: (!groups.is_empty())
             .then_some(ApplicationSecurityGroups { ids: groups, on_shared_nic: true }),
+        rollout: Rollout::default(),
         subnet_exhausting_percent: 0,
     };
     NodeIPPool::new(&spec.pool, policy)
@@ -246,6 +315,7 @@ fn minutes(grace: Duration) -> String {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use vnetpool_crds::pool::Wiring;
 
     const GRACE: Duration = Duration::from_secs(900);
     const SUBNET: &str = "/s/subnets/nodes";
@@ -283,7 +353,7 @@ mod tests {
         last: Option<Arc<NodeIPPool>>,
         second: i64,
     ) -> Policy {
-        decide(Facts { allocation, selected, last, grace: GRACE, now: at(second) })
+        decide(Facts { allocation, selected, last, is_paused: false, grace: GRACE, now: at(second) })
     }
 
     fn rest(policy: &Policy) -> Option<Rest> {
@@ -329,6 +399,93 @@ mod tests {
             let policy = decided(&allocation, selected, broken.clone(), 1_000_000);
             assert_eq!((policy.pool == broken, rest(&policy)), (true, Some(Rest::Open)));
         }
+    }
+
+    #[test]
+    fn an_edit_of_what_nodes_hold_or_how_they_are_wired_is_rolled_out_and_any_other_is_not() {
+        let same = json!({"sizing": {"minimum": 2, "warm": 1, "maximum": 9}, "applicationSecurityGroups":
+            {"ids": ["G"], "onSharedNIC": true}});
+        let follows = |change: Value, node: Value| {
+            let mut spec = same.clone();
+            spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            follows(&served(node).spec, &pool("p", spec).unwrap())
+        };
+        let none = json!({});
+        assert!(follows(json!({}), none.clone()));
+        for edit in [
+            json!({"cooldown": "0s"}),
+            json!({"podMetadataAccess": "All"}),
+            json!({"snat": {"nonMasqueradeCIDRs": ["10.1.0.0/16"]}}),
+            json!({"adopt": "Secondaries"}),
+            json!({"subnetID": SUBNET.to_uppercase()}),
+            json!({"applicationSecurityGroups": {"ids": ["g", "h"], "onSharedNIC": true}}),
+        ] {
+            assert!(follows(edit.clone(), none.clone()), "{edit}");
+        }
+        for edit in [
+            json!({"sizing": {"minimum": 2, "warm": 1, "maximum": 8}}),
+            json!({"wiring": "Bridge"}),
+            json!({"subnetID": "/s/subnets/b"}),
+            json!({"applicationSecurityGroups": {"ids": ["h"], "onSharedNIC": true}}),
+            json!({"applicationSecurityGroups": {"ids": ["g"]}}),
+            json!({"applicationSecurityGroups": null}),
+        ] {
+            assert!(!follows(edit.clone(), none.clone()), "{edit}");
+            assert!(follows(edit.clone(), json!({"interfaces": []})), "{edit}: it has nothing");
+        }
+    }
+
+    #[test]
+    fn a_node_that_waits_goes_by_what_it_has_taken_up_and_by_its_pool_in_all_else() {
+        let edited = json!({"sizing": {"minimum": 5}, "wiring": "Bridge", "subnetID": "/s/subnets/b", "cooldown": "0s",
+            "adopt": "Secondaries", "applicationSecurityGroups": {"ids": ["h"], "onSharedNIC": true}});
+        let (node, edited) = (served(json!({})), pool("p", edited).unwrap());
+        let held = held(&node.spec, Some(&edited));
+        assert!(follows(&node.spec, &held) && !follows(&node.spec, &edited));
+        assert_eq!(
+            (held.spec.sizing.minimum, held.spec.wiring, held.spec.subnet_id),
+            (2, Wiring::Routed, None)
+        );
+        assert_eq!((held.spec.adopt, held.spec.cooldown), (Adopt::Secondaries, edited.spec.cooldown));
+        let none = self::held(&node.spec, None);
+        assert!(follows(&node.spec, &none) && none.spec.adopt == Adopt::Nothing);
+    }
+
+    #[test]
+    fn needy_is_who_has_more_pods_than_its_sizing_gives_addresses_where_the_edit_gives_more() {
+        let needy = |bound: u32, edit: Value| {
+            let demand = Demand { bound, ..Demand::default() };
+            let groups = json!({"ids": ["g"], "onSharedNIC": true});
+            let mut spec = json!({"applicationSecurityGroups": groups});
+            spec.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+            is_needy(&served(json!({})).spec, &pool("p", spec).unwrap(), &demand)
+        };
+        let more = json!({"sizing": {"maximum": 20}});
+        assert!(needy(10, more.clone()) && !needy(9, more.clone()));
+        assert!(!needy(10, json!({"sizing": {"maximum": 8}})));
+        assert!(
+            !needy(10, json!({"sizing": {"maximum": 20}, "subnetID": "/s/subnets/b"})),
+            "it would lose some"
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_paused_stays_with_its_pool_whatever_selects_it() {
+        let (p, other) = (pool("p", json!({})), pool("other", json!({})));
+        let held = |last: Option<Arc<NodeIPPool>>| {
+            let node = said(served(json!({})), 0);
+            let now = at(1_000_000);
+            decide(Facts {
+                allocation: &node,
+                selected: other.clone(),
+                last,
+                is_paused: true,
+                grace: GRACE,
+                now,
+            })
+        };
+        assert_eq!(held(p.clone()), Policy { pool: p, change: None });
+        assert_eq!(held(None).pool.unwrap().spec.sizing.maximum, 9, "as the object has it");
     }
 
     #[test]

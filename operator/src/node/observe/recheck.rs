@@ -9,11 +9,11 @@ use vnetpool_crds::NodeIPAllocation;
 /// Where the node's metadata service tells what leaves the NIC: after this long, or up to twice as long. The
 /// reads of many nodes must not come at once.
 const RECHECK: Duration = Duration::from_secs(4 * 3600);
-/// Where it lists neither blocks nor what belongs to routes. Azure gives addresses that have left a NIC to
-/// others, so pods could share one for as long.
+/// Where it doesn't list what the node needs. Azure gives blocks that have left a NIC to others, so pods
+/// could share an address for as long; and without IP forwarding the pods of a node with a route are cut off.
 const OFTEN: Duration = Duration::from_secs(15 * 60);
 /// Even a node that nothing happens to is looked at again after this long; that alone asks Azure nothing.
-pub const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+pub const REQUEUE: Duration = Duration::from_secs(3600);
 
 /// When a NIC is to be read again.
 pub struct Recheck {
@@ -34,9 +34,13 @@ impl Recheck {
         };
         let due = match (is_listed, known) {
             (true, known) => known.unwrap_or(started) + RECHECK + spread(RECHECK),
-            // The times at which NICs were read are as far apart as those of the first reads.
-            (false, Some(known)) => known + OFTEN,
-            (false, None) => started + spread(OFTEN),
+            // At times of the node's own: many may have been read or written at the same moment.
+            (false, known) => {
+                let first = started + spread(OFTEN);
+                let since = known.and_then(|known| known.checked_duration_since(first));
+                let passed = since.map_or(0, |since| since.as_secs() / OFTEN.as_secs() + 1);
+                first + OFTEN * u32::try_from(passed).unwrap_or(u32::MAX)
+            }
         };
         Recheck { due }
     }
@@ -47,14 +51,14 @@ impl Recheck {
 
     /// How long until the node is to be looked at again though nothing has happened: until its NIC is due, so
     /// that the spread isn't lost to the beat in which all nodes are looked at after a start.
-    pub fn next_look(&self, now: Instant) -> Duration {
+    pub fn due_in(&self, now: Instant) -> Duration {
         let due = self.due.saturating_duration_since(now);
         // What is due and wasn't done is held back by an error, which has a time of its own.
-        if due.is_zero() { LOOK_AGAIN } else { due.min(LOOK_AGAIN) }
+        if due.is_zero() { REQUEUE } else { due.min(REQUEUE) }
     }
 }
 
-/// Whether the metadata service lists all that the node holds: single addresses on its NIC.
+/// Whether the metadata service lists all that the node's pods need of its NIC: single addresses.
 fn is_listed(allocation: &NodeIPAllocation) -> bool {
     let spec = &allocation.spec;
     spec.route_table_id.is_none()
@@ -69,18 +73,18 @@ mod tests {
     const HOUR: f64 = 3600.0;
 
     /// The moments, in seconds after a start that looks at all of them at once, at which NICs of idle nodes
-    /// are read.
-    fn reads(nodes: usize, is_listed: bool, hours: f64) -> Vec<f64> {
+    /// are read. The start may read all of them.
+    fn reads(nodes: usize, is_listed: bool, hours: f64, reads_all: bool) -> Vec<f64> {
         let start = Instant::now();
         let mut reads = vec![];
         for node in (0..nodes).map(|index| format!("aks-pool-12345678-vmss{index:06}")) {
-            let (mut known, mut now) = (None, start);
+            let (mut known, mut now) = (reads_all.then_some(start), start);
             while now < start + Duration::from_secs_f64(hours * HOUR) {
                 if Recheck::after(&node, is_listed, known, start).is_due(now) {
                     reads.push(now.duration_since(start).as_secs_f64());
                     known = Some(now);
                 }
-                now += Recheck::after(&node, is_listed, known, start).next_look(now);
+                now += Recheck::after(&node, is_listed, known, start).due_in(now);
             }
         }
         reads
@@ -89,14 +93,14 @@ mod tests {
     #[test]
     fn an_idle_node_costs_a_quarter_of_a_request_an_hour_at_most() {
         let (nodes, hours) = (1000, 240.0);
-        let per_node_and_hour = reads(nodes, true, hours).len() as f64 / nodes as f64 / hours;
+        let per_node_and_hour = reads(nodes, true, hours, false).len() as f64 / nodes as f64 / hours;
         assert!((0.12..=0.25).contains(&per_node_and_hour), "{per_node_and_hour}");
     }
 
     #[test]
     fn where_nothing_else_tells_a_nic_is_read_four_times_an_hour_and_no_more() {
         let (nodes, hours) = (1000, 24.0);
-        let per_node_and_hour = reads(nodes, false, hours).len() as f64 / nodes as f64 / hours;
+        let per_node_and_hour = reads(nodes, false, hours, false).len() as f64 / nodes as f64 / hours;
         assert!((3.9..=4.0).contains(&per_node_and_hour), "{per_node_and_hour}");
         let node = |address: &str, table: Option<&str>| -> NodeIPAllocation {
             let held = json!({"name": "vnp-1", "address": address});
@@ -112,12 +116,18 @@ mod tests {
     fn no_minute_sees_many_of_the_rechecks() {
         // 1,000 nodes within the first four hours in which any is due are 4 a minute; within a quarter of an
         // hour they are 67.
-        for (is_listed, most) in [(true, 16), (false, 100)] {
+        for (is_listed, reads_all, most) in
+            [(true, false, 16), (true, true, 16), (false, false, 100), (false, true, 100)]
+        {
             let mut minutes = [0; 24 * 60];
-            for at in reads(1000, is_listed, 24.0) {
+            for at in reads(1000, is_listed, 24.0, reads_all) {
                 minutes[(at / 60.0) as usize] += 1;
             }
-            assert!(minutes.iter().all(|count| *count <= most), "{:?}", minutes.iter().max());
+            assert!(
+                minutes.iter().all(|count| *count <= most),
+                "{is_listed} {reads_all} {:?}",
+                minutes.iter().max()
+            );
         }
     }
 
@@ -136,6 +146,6 @@ mod tests {
         let now = start + 3 * RECHECK;
         let recheck = Recheck::after("node-1", true, Some(start), start);
         assert!(recheck.is_due(now));
-        assert_eq!(recheck.next_look(now), LOOK_AGAIN);
+        assert_eq!(recheck.due_in(now), REQUEUE);
     }
 }

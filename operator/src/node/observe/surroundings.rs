@@ -6,11 +6,13 @@ use tracing::warn;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::{NodeIPAllocationSpec, Subnet};
 
+use super::interfaces::Occasion;
 use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
 use crate::node::backend::Backend;
 
-/// The network around a NIC's subnet. `None`: it can't be read now, but what `spec` says of it stays good.
+/// The network around a NIC's subnet. `None`: it can't be read now, or isn't to be, but what `spec` says of
+/// it stays good.
 ///
 /// # Errors
 /// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so
@@ -19,7 +21,11 @@ pub async fn around(
     ctx: &Context,
     spec: &NodeIPAllocationSpec,
     subnet: &Subnet,
+    occasion: Occasion,
 ) -> Result<Option<Arc<Network>>, azure::Error> {
+    if occasion.is_held_back {
+        return Ok(None);
+    }
     let id: ResourceId = subnet.id.parse()?;
     match ctx.networks.around(&id).await {
         Ok(network) => Ok(Some(network)),

@@ -2,8 +2,8 @@
 
 use crate::node::attachments::remembered::Attaching;
 use crate::planner::attachments::Plan;
-use crate::verdict::Verdict;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 
 /// So many pods are named in a message.
 const NAMED: usize = 3;

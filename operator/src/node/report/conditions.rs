@@ -10,17 +10,19 @@ use kube::runtime::events::Event;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationStatus};
 use vnetpool_crds::condition::{
     self, ADDRESSES_KEPT, ADOPTED, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, ATTACHED, DRY_RUN, FULL,
-    INTERFACE_FOUND, OPERATIONS_TRACKED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type, WRITING,
+    INTERFACE_FOUND, OPERATIONS_TRACKED, PAUSED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type,
+    UPDATING, WRITING,
 };
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 
 use crate::node::lag::{AGENT_GRACE, Lag, lag};
 use crate::node::observe::adopt::Adoption;
 use crate::node::observe::obstacle::Obstacle;
 use crate::node::observe::{Seen, groups};
+use crate::node::pause::Pause;
 use crate::node::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
-use crate::verdict::Verdict;
 use crate::{azure, events};
 
 /// What the conditions are made from.
@@ -35,6 +37,12 @@ pub struct Facts<'a> {
     /// How long the policy of a pool that serves the node no more holds.
     pub grace: Duration,
     pub dry_run: bool,
+    /// The node has a place in the rollout of its pool's edit.
+    pub is_updating: bool,
+    /// It holds what its pool asks for, and its agent has taken that up.
+    pub is_settled: bool,
+    /// Why nothing may be written to Azure.
+    pub pause: Option<&'a Pause>,
     /// In a dry run, what would be done.
     pub rehearsal: Option<&'a Rehearsal>,
     pub setback: Option<&'a Setback>,
@@ -48,7 +56,7 @@ pub struct Facts<'a> {
     /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
     pub outlived: Option<Verdict>,
     /// What there is to say of others who take addresses off the NIC.
-    pub wiped: Option<Verdict>,
+    pub taken_off: Option<Verdict>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
     /// What the kubelet says of a runtime that has found no network for longer than it needs to take up our
@@ -56,6 +64,13 @@ pub struct Facts<'a> {
     pub networkless: Option<&'a str>,
     /// How long more has been held than wanted, as far as this process knows.
     pub surplus_for: Duration,
+}
+
+/// The operator's conditions as an object has them, and that a write is under way.
+pub fn announced(allocation: &NodeIPAllocation, now: Timestamp) -> Vec<Condition> {
+    let mut next = super::ours(allocation);
+    condition::set(&mut next, writing(true).condition(WRITING, allocation.metadata.generation, now));
+    next
 }
 
 /// All conditions of the operator's. Transition times go on from those the object has.
@@ -71,11 +86,12 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     let reserved = reserved(facts, !found.is_false());
     let agent = agent_reporting(facts, condition::is_true(before, AGENT_REPORTING));
     let ready = ready(&[&found, &reserved, &agent]);
+    let agent_is_well = !agent.is_false();
     set(INTERFACE_FOUND, found);
     set(RESERVED, reserved);
     set(AGENT_REPORTING, agent);
     set(READY, ready);
-    set(WRITING, writing(facts));
+    set(WRITING, writing(facts.writing));
     if let Some(is_said) = facts.plan.and_then(|plan| says_surplus(facts, plan)) {
         let since = if is_said { now - facts.surplus_for } else { now };
         condition::set(&mut next, surplus(is_said).condition(SURPLUS, generation, since));
@@ -89,6 +105,17 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
             Some(adoption) => set(ADOPTED, adopted(adoption)),
             None => next.retain(|one| one.type_ != ADOPTED),
         }
+    }
+    // While it is paused its place stays as it is.
+    let keeps_place = facts.is_updating && (facts.pause.is_some() || !facts.is_settled || !agent_is_well);
+    if keeps_place {
+        condition::set(&mut next, updating(facts).condition(UPDATING, generation, now));
+    } else {
+        next.retain(|one| one.type_ != UPDATING);
+    }
+    match facts.pause {
+        Some(pause) => condition::set(&mut next, pause.verdict().condition(PAUSED, generation, now)),
+        None => next.retain(|one| one.type_ != PAUSED),
     }
     if let Some(seen) = facts.seen {
         next.retain(|one| one.type_ != SELECTED || seen.pool_change.is_some());
@@ -111,8 +138,8 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if let Some(outlived) = &facts.outlived {
         set(SANDBOXES_ENDED, outlived.clone());
     }
-    if let Some(wiped) = &facts.wiped {
-        set(ADDRESSES_KEPT, wiped.clone());
+    if let Some(taken_off) = &facts.taken_off {
+        set(ADDRESSES_KEPT, taken_off.clone());
     }
     if let Some(grouped) = &facts.grouped {
         set(APPLICATION_SECURITY_GROUPS, grouped.clone());
@@ -125,7 +152,7 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if facts.attached.is_none() && facts.plan.is_some() {
         next.retain(|one| one.type_ != ATTACHED);
     }
-    if facts.wiped.is_none() && facts.plan.is_some() {
+    if facts.taken_off.is_none() {
         next.retain(|one| one.type_ != ADDRESSES_KEPT);
     }
     if facts.grouped.is_none() && facts.plan.is_some() {
@@ -165,6 +192,10 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
     }
     if !found {
         return Verdict::no(Reason::NoInterface, "there is no NIC to reserve addresses on");
+    }
+    // What was refused before says nothing while nothing is tried.
+    if let Some(pause) = facts.pause.filter(|_| facts.plan.is_some_and(|plan| plan.grows || plan.repairs)) {
+        return Verdict::no(pause.reason, pause.message());
     }
     // A re-check of a NIC that failed is no news while the node has what it needs.
     let matters = |setback: &&Setback| {
@@ -287,12 +318,17 @@ fn ready(parts: &[&Verdict]) -> Verdict {
     }
 }
 
-fn writing(facts: &Facts) -> Verdict {
-    if facts.writing {
+fn writing(is_under_way: bool) -> Verdict {
+    if is_under_way {
         Verdict::yes(Reason::Writing, "a write to the NIC is under way or its outcome isn't known")
     } else {
         Verdict::no(Reason::Settled, "no write to the NIC is under way")
     }
+}
+
+fn updating(facts: &Facts) -> Verdict {
+    let message = format!("the node takes up an edit of NodeIPPool {}", facts.allocation.spec.pool);
+    Verdict::yes(Reason::Updating, message)
 }
 
 fn operations_tracked(tracked: &Result<(), Arc<azure::Error>>) -> Verdict {
@@ -385,6 +421,9 @@ fn full(facts: &Facts) -> Verdict {
     if seen.nic.is_none() || seen.obstacle.is_some() || free > 0 || seen.observed.demand.pods() < plan.kept {
         return none();
     }
+    if let Some(pause) = facts.pause.filter(|_| plan.grows) {
+        return Verdict::yes(pause.reason, pause.message());
+    }
     // What a dry run holds back says nothing of the subnet.
     let holds_back = |setback: &&Setback| setback.needs_change && setback.reason != Reason::DryRun;
     match facts.setback.filter(holds_back) {
@@ -399,10 +438,12 @@ fn full(facts: &Facts) -> Verdict {
 }
 
 /// What passes, or is told elsewhere, gets no Event.
-const PASSING: [Reason; 6] = [
+const PASSING: [Reason; 8] = [
     Reason::Pending,
     Reason::Reserving,
     Reason::DryRun,
+    Reason::Paused,
+    Reason::PoolPaused,
     Reason::Repairing,
     Reason::NoInterface,
     Reason::MaximumReached,

@@ -12,13 +12,13 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::{COUNTED_WITHIN, Holder};
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::{Verdict, name_some};
 
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::demand::Uid;
 use crate::node::error::Error;
 use crate::node::lag::{Lag, lag};
-use crate::verdict::{Verdict, name_some};
 
 /// How long a pod's end may take, and the agent's report of it.
 const GRACE: Duration = Duration::from_secs(60);
@@ -166,8 +166,8 @@ pub async fn condition(
     Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
-/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `holders` tell no more is
-/// named by its UID.
+/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `holders` tell no more
+/// is named by its UID.
 fn message(node: &str, due: &BTreeSet<Suspect>, holders: &[Holder]) -> String {
     let name = |(address, uid): &Suspect| {
         let one = holders.iter().find(|one| one.address == *address && one.pod_uid == *uid);

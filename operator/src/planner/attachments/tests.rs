@@ -20,6 +20,7 @@ struct World {
     wishes: HashMap<String, Wish>,
     has: HashMap<Ipv4Addr, String>,
     confirmed: bool,
+    in_doubt: bool,
     offered: Attachments,
     impossible: Option<&'static str>,
     public: HashMap<ResourceId, Option<PublicAddress>>,
@@ -45,6 +46,7 @@ fn world(n: u8) -> World {
         wishes: HashMap::new(),
         has: HashMap::new(),
         confirmed: true,
+        in_doubt: false,
         offered: Attachments {
             backend_pools: vec![vnetpool_crds::pool::BackendPool { name: "web".into(), id: POOL.into() }],
             public_address_namespaces: vec!["default".into()],
@@ -58,13 +60,26 @@ fn world(n: u8) -> World {
 
 impl World {
     fn plan(&self) -> Plan {
-        let World { held, marks, wishes, has, confirmed, offered, impossible, public, refused, batch } = self;
+        let World {
+            held,
+            marks,
+            wishes,
+            has,
+            confirmed,
+            in_doubt,
+            offered,
+            impossible,
+            public,
+            refused,
+            batch,
+        } = self;
         let facts = Facts {
             held,
             marks,
             wishes,
             has,
             confirmed: *confirmed,
+            in_doubt: *in_doubt,
             offered,
             impossible: *impossible,
             public,
@@ -178,6 +193,10 @@ fn the_mark_stays_until_nothing_is_attached_any_more() {
     assert_eq!(world.plan().step, Some(Step::Detach(vec!["vnp-1".into()])));
     assert_eq!(world.plan().marks["vnp-1"].attached_to, "a");
     world.step();
+    // What attaches something may still come.
+    world.in_doubt = true;
+    assert_eq!((&world.plan().marks["vnp-1"].attached_to, world.plan().step), (&"a".to_owned(), None));
+    world.in_doubt = false;
     assert!(world.plan().marks.is_empty());
 }
 

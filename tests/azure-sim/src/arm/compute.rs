@@ -15,7 +15,9 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
         ("GET", ["virtualmachines"]) => list(world, call, "virtualmachines"),
         ("GET", ["virtualmachines", name]) => get(world, call, name),
         ("GET", ["virtualmachines", name, "instanceview"]) => {
-            get(world, call, name).map(|_| Reply::new(200, vm::instance_view()))
+            get(world, call, name)?;
+            let key = world.resource_id(call.group(), VMS, name).to_lowercase();
+            Ok(Reply::new(200, vm::instance_view(!world.stopped.contains(&key))))
         }
         ("PUT", ["virtualmachines", _]) => put(world, call),
         ("DELETE", ["virtualmachines", _]) => delete(world, call),
@@ -57,7 +59,7 @@ fn get(world: &mut World, call: &Call, name: &str) -> Result<Reply, Reply> {
     let vm = world.vms.get(&key).ok_or_else(|| not_found(VMS, call.segment(7), call.group()))?;
     let mut document = vm.document.clone();
     if call.request.parameter("$expand").is_some_and(|expand| expand.eq_ignore_ascii_case("instanceView")) {
-        document["properties"]["instanceView"] = vm::instance_view();
+        document["properties"]["instanceView"] = vm::instance_view(!world.stopped.contains(&key));
     }
     Ok(Reply::new(200, document).header("etag", vm::quoted(vm.etag)))
 }

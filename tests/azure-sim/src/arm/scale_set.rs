@@ -223,8 +223,8 @@ fn put_instance(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     Ok(operation.announce(reply, &call.base(), &world.config.subscription, &call.version))
 }
 
-/// Compute asks the network provider for addresses after it has answered: the operation ends Failed, the model
-/// keeps what was asked for, and later writes try it again (kube-egress-gateway#981, cilium#43598).
+/// Compute asks the network provider for addresses after it has answered: the operation ends Failed, the
+/// model keeps what was asked for, and later writes try it again (kube-egress-gateway#981, cilium#43598).
 fn is_found_out_late(refusal: &Reply) -> bool {
     matches!(refusal.code(), Some("SubnetIsFull" | "PrivateIPAddressLimitReached"))
 }

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("peered_networks_reach_each_other_when_both_sides_have_a_peering", peered_networks),
+        trial("a_peering_that_one_side_closes_lets_no_packet_through", closed_peering),
+        trial("nothing_reaches_a_stopped_machine_and_all_does_when_it_is_started", stopped),
         trial("premises_are_reached_through_the_gateway_with_true_addresses", premises),
         trial("a_security_group_decides_by_source_and_destination_and_lets_answers_pass", security_groups),
         trial("a_subnets_and_a_nics_group_must_both_allow", two_groups),
@@ -16,14 +18,15 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-fn peer(stage: &Stage, from: &str, to: &str) {
+fn peer(stage: &Stage, from: &str, to: &str, is_open: bool) {
     let id = Stage::id(&format!("virtualNetworks/{to}"));
-    let body = json!({ "properties": { "remoteVirtualNetwork": { "id": id }, "allowGatewayTransit": true } });
+    let body = json!({ "properties": { "remoteVirtualNetwork": { "id": id }, "allowGatewayTransit": true,
+        "allowVirtualNetworkAccess": is_open } });
     stage.put(&format!("virtualNetworks/{from}/virtualNetworkPeerings/to-{to}"), &body);
 }
 
-/// `c` is 10.60.0.4 in a network of its own.
-fn peered_networks(stage: &mut Stage) {
+/// Makes `c`, which is 10.60.0.4 in a network of its own.
+fn add_far(stage: &mut Stage) {
     let space = json!({ "addressPrefixes": ["10.60.0.0/16"] });
     let subnets = json!([{ "name": "far", "properties": { "addressPrefix": "10.60.0.0/24" } }]);
     stage.put(
@@ -31,16 +34,43 @@ fn peered_networks(stage: &mut Stage) {
         &json!({ "properties": { "addressSpace": space, "subnets": subnets } }),
     );
     stage.add_vm("c", &json!({ "vnet": "other", "subnet": "far" }));
+}
+
+fn peered_networks(stage: &mut Stage) {
+    add_far(stage);
     let (mut a, mut c) = (stage.listen("a"), stage.listen("c"));
     stage.send("a", "10.240.0.4", "10.60.0.4", "no peering");
-    peer(stage, "vnet", "other");
+    peer(stage, "vnet", "other", true);
     stage.send("a", "10.240.0.4", "10.60.0.4", "one side only");
     stage.send("c", "10.60.0.4", "10.240.0.4", "one side only");
-    peer(stage, "other", "vnet");
+    peer(stage, "other", "vnet", true);
     stage.send("a", "10.240.0.4", "10.60.0.4", "there");
     c.next_is("there from 10.240.0.4 to 10.60.0.4");
     stage.send("c", "10.60.0.4", "10.240.0.4", "and back");
     a.next_is("and back from 10.60.0.4 to 10.240.0.4");
+}
+
+fn closed_peering(stage: &mut Stage) {
+    add_far(stage);
+    peer(stage, "vnet", "other", true);
+    peer(stage, "other", "vnet", false);
+    let (mut a, mut c) = (stage.listen("a"), stage.listen("c"));
+    stage.send("a", "10.240.0.4", "10.60.0.4", "closed there");
+    stage.send("c", "10.60.0.4", "10.240.0.4", "closed here");
+    peer(stage, "other", "vnet", true);
+    stage.send("a", "10.240.0.4", "10.60.0.4", "open");
+    c.next_is("open from 10.240.0.4 to 10.60.0.4");
+    stage.send("c", "10.60.0.4", "10.240.0.4", "open, too");
+    a.next_is("open, too from 10.60.0.4 to 10.240.0.4");
+}
+
+fn stopped(stage: &mut Stage) {
+    stage.admin("POST", "/vms/b/deallocate", &json!({}));
+    stage.send("a", "10.240.0.4", "10.240.0.5", "to nobody");
+    stage.admin("POST", "/vms/b/start", &json!({}));
+    let mut b = stage.listen("b");
+    stage.send("a", "10.240.0.4", "10.240.0.5", "started");
+    b.next_is("started from 10.240.0.4 to 10.240.0.5");
 }
 
 fn premises(stage: &mut Stage) {

@@ -37,7 +37,7 @@ fn ledger(count: u8) -> Ledger {
         cooldown: Duration::ZERO,
         entries: (1..=count).map(entry).collect(),
     };
-    Ledger::rebuild(boot_id().unwrap(), &[], &[], &supply, None, now())
+    Ledger::rebuild(boot_id().unwrap(), &[], &[], &supply, None, now(), true)
 }
 
 fn sandbox(number: usize) -> Sandbox {
@@ -191,12 +191,12 @@ fn only_what_needs_a_new_ledger_makes_the_agent_build_one() {
 fn a_ledger_of_a_newer_format_is_never_replaced() {
     let Folder { store, dir } = Folder::holding(1);
     let path = dir.path().join(LEDGER);
-    let newer = fs::read_to_string(&path).unwrap().replacen("ledger 1", "ledger 3", 1);
+    let newer = fs::read_to_string(&path).unwrap().replacen("ledger 1", "ledger 4", 1);
     fs::write(&path, &newer).unwrap();
     let refused = store.with(|ledger, now| ledger.free(&sandbox(1), now)).unwrap_err();
-    assert!(matches!(refused, Error::OtherVersion(_, 3)), "{refused}");
+    assert!(matches!(refused, Error::OtherVersion(_, 4)), "{refused}");
     assert!(!refused.needs_rebuild());
     let refused = store.quiesce().unwrap().create(&ledger(1)).unwrap_err();
-    assert!(matches!(refused, Error::OtherVersion(_, 3)), "{refused}");
+    assert!(matches!(refused, Error::OtherVersion(_, 4)), "{refused}");
     assert_eq!(fs::read_to_string(&path).unwrap(), newer);
 }

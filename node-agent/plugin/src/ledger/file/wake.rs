@@ -17,7 +17,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::{Error, Store};
+use super::{Error, Stamp, Store, stamp};
 use crate::ledger::{Sandbox, Waiter};
 
 /// How the names of these sockets begin.
@@ -28,6 +28,8 @@ const PREFIX: &str = "wake-";
 pub struct WakeUp {
     socket: UnixDatagram,
     path: PathBuf,
+    /// Tells the socket's file from another's under this name.
+    stamp: Option<Stamp>,
 }
 
 impl WakeUp {
@@ -43,9 +45,24 @@ impl WakeUp {
             Ok(socket)
         };
         match bind() {
-            Ok(socket) => Ok(WakeUp { socket, path }),
+            Ok(socket) => Ok(WakeUp { stamp: stamp(&path), socket, path }),
             Err(error) => Err(Error::Io(path, error)),
         }
+    }
+
+    /// Ends the wait of a sandbox's ADD that waits under no lock. The caller holds the sandbox's lock, and has
+    /// nobody to wake: who waits so looks several times a second.
+    pub fn end(store: &Store, sandbox: &Sandbox) -> Result<(), Error> {
+        let path = path(store.dir(), sandbox);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::Io(path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether nobody has ended the wait, nor begun another for this sandbox.
+    pub fn is_there(&self) -> bool {
+        self.stamp.is_some() && stamp(&self.path) == self.stamp
     }
 
     /// Returns once somebody has called, or after `timeout`; says whether somebody has.
@@ -70,7 +87,9 @@ impl WakeUp {
 
 impl Drop for WakeUp {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path); // who finds it later removes it
+        if self.is_there() {
+            let _ = fs::remove_file(&self.path); // who finds it later removes it
+        }
     }
 }
 
@@ -113,12 +132,10 @@ fn caller() -> io::Result<UnixDatagram> {
     socket.set_nonblocking(true).map(|()| socket)
 }
 
+/// Takes nothing away that nobody answers at, of an ADD that was killed: the sandbox's next ADD may just be
+/// putting its own in that place. That one, or a DEL, removes it under the sandbox's lock.
 fn send(socket: &UnixDatagram, path: &Path) {
-    let sent = socket.send_to(&[], path);
-    if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-        // Its ADD was killed.
-        let _ = fs::remove_file(path);
-    }
+    let _ = socket.send_to(&[], path);
 }
 
 #[cfg(test)]
@@ -174,6 +191,9 @@ mod tests {
         assert!(!path.exists());
         is_killed();
         wake_all(dir.path());
+        wake(dir.path(), &[&sandbox(1)]);
+        assert!(path.exists(), "only who holds the sandbox's lock may take it away");
+        WakeUp::end(&store, &sandbox(1)).unwrap();
         assert!(!path.exists());
     }
 }

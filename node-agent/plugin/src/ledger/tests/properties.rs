@@ -29,6 +29,8 @@ enum Event {
     Supply(BTreeSet<u8>),
     /// A spec seen earlier is seen again.
     SupplyAgain(usize),
+    /// The node's rules are in place, or no longer.
+    Rules(bool),
     /// The operator removes from NIC and spec what is relinquished.
     Release,
     Relinquish(u32),
@@ -48,6 +50,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => vec(0..8u8, 0..3).prop_map(Event::Serve),
         3 => proptest::collection::btree_set(0..10u8, 0..8).prop_map(Event::Supply),
         1 => (0..20usize).prop_map(Event::SupplyAgain),
+        1 => any::<bool>().prop_map(Event::Rules),
         2 => Just(Event::Release),
         2 => (0..6u32).prop_map(Event::Relinquish),
         1 => Just(Event::Rebuild),
@@ -70,6 +73,7 @@ struct World {
     seen: Vec<Supply>,
     freed: HashMap<Ipv4Addr, Millis>,
     given_up: BTreeSet<String>,
+    is_ruled: bool,
 }
 
 impl World {
@@ -83,6 +87,7 @@ impl World {
             seen: Vec::new(),
             freed: HashMap::new(),
             given_up: BTreeSet::new(),
+            is_ruled: true,
         }
     }
 
@@ -133,6 +138,12 @@ impl World {
                     assert_eq!(outcome, if is_current { Supplied::Applied } else { Supplied::Stale });
                 }
             }
+            Event::Rules(is_ruled) => {
+                let records = self.ledger.records().to_vec();
+                self.ledger.rule(is_ruled);
+                assert_eq!(self.ledger.records(), records, "no record is rewritten for it");
+                self.is_ruled = is_ruled;
+            }
             Event::Release => {
                 let relinquished: BTreeSet<String> = self.ledger.relinquished().map(str::to_owned).collect();
                 self.published.retain(|entry| !relinquished.contains(&entry.name));
@@ -141,6 +152,7 @@ impl World {
             Event::Relinquish(target) => {
                 let before = self.ledger.counts(self.now).held;
                 let names = self.ledger.relinquish(target, self.now);
+                assert!(self.is_ruled || names.is_empty(), "{names:?} were given up without rules");
                 assert!(self.ledger.counts(self.now).held >= target.min(before), "no more than the surplus");
                 for name in names {
                     assert!(self.given_up.insert(name), "given up once");
@@ -156,7 +168,15 @@ impl World {
                 let wired: Vec<Occupant> = wired.collect();
                 let relinquished: Vec<String> = self.ledger.relinquished().map(str::to_owned).collect();
                 let supply = Supply { entries: self.published.clone(), ..supply(self.generation, &[]) };
-                self.ledger = Ledger::rebuild(BOOT, &wired, &relinquished, &supply, Some(self.now), self.now);
+                self.ledger = Ledger::rebuild(
+                    BOOT,
+                    &wired,
+                    &relinquished,
+                    &supply,
+                    Some(self.now),
+                    self.now,
+                    self.is_ruled,
+                );
             }
             Event::Wait(time) => self.now += time,
             Event::Store => {
@@ -177,6 +197,7 @@ impl World {
             assert!(sandboxes.insert(&assignment.sandbox), "{:?} has two addresses", assignment.sandbox);
             assert!(!self.ledger.is_waiting(&assignment.sandbox), "served and still waiting");
             if !before.contains_key(&assignment.sandbox) {
+                assert!(self.is_ruled, "{entry:?} was assigned while the node lacks its rules");
                 assert!(!self.given_up.contains(&entry.name), "{} was relinquished and assigned", entry.name);
                 let is_published = self.published.iter().any(|published| published == entry);
                 assert!(is_published, "{entry:?} was assigned, but is not on the NIC");
@@ -186,10 +207,12 @@ impl World {
             }
         }
         let counts = self.ledger.counts(self.now);
-        let Counts { held, assigned, cooling, free, waiting, relinquished, vanished, withdrawn } = counts;
+        let Counts { held, assigned, cooling, free, waiting, relinquished, vanished, withdrawn, withheld } =
+            counts;
+        assert!(if self.is_ruled { withheld == 0 } else { cooling + free == 0 }, "{counts:?}");
         assert_eq!(held + vanished, assigned + cooling + free, "{counts:?}");
         assert_eq!(
-            (assigned + cooling + free + withdrawn) as usize,
+            (assigned + cooling + free + withdrawn + withheld) as usize,
             self.ledger.records().len(),
             "{counts:?}"
         );

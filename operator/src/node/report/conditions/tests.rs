@@ -21,6 +21,9 @@ struct Story {
     seen: Option<Seen>,
     setback: Option<Setback>,
     dry_run: bool,
+    pause: Option<Pause>,
+    is_updating: bool,
+    is_settled: bool,
     behind_for: Duration,
     networkless: Option<&'static str>,
     surplus_for: Duration,
@@ -57,10 +60,12 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         elsewhere: 0,
         observed,
         is_read: true,
+        is_held_back: false,
         adoption: None,
         grouping: Default::default(),
         left: vec![],
         has_vanished: false,
+        is_taken_off: false,
         told_by: None,
     };
     Story {
@@ -68,6 +73,9 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         seen: Some(seen),
         setback: None,
         dry_run: false,
+        pause: None,
+        is_updating: false,
+        is_settled: false,
         behind_for: Duration::ZERO,
         surplus_for: Duration::ZERO,
         networkless: None,
@@ -92,6 +100,9 @@ impl Story {
             plan: plan.as_ref(),
             grace: Duration::from_secs(900),
             dry_run: self.dry_run,
+            is_updating: self.is_updating,
+            is_settled: self.is_settled,
+            pause: self.pause.as_ref(),
             rehearsal: rehearsal.as_ref(),
             setback: self.setback.as_ref(),
             writing: false,
@@ -99,7 +110,7 @@ impl Story {
             grouped: None,
             attached: None,
             outlived: None,
-            wiped: None,
+            taken_off: None,
             behind_for: self.behind_for,
             networkless: self.networkless,
             surplus_for: self.surplus_for,
@@ -313,4 +324,17 @@ fn after_a_dry_run_nothing_of_it_is_left() {
     // While it lasts, and Azure can't be looked at, what was said stands.
     let blind = Story { dry_run: true, seen: None, ..story };
     assert!(condition::find(&blind.conditions(), DRY_RUN).is_some());
+}
+
+#[test]
+fn a_node_keeps_its_place_until_it_has_settled_and_its_agent_is_well() {
+    let has_place = |story: &Story| condition::is_true(&story.conditions(), UPDATING);
+    let mut story = Story { is_updating: true, ..story(8, 0, 255, json!({})) };
+    assert!(has_place(&story), "it hasn't settled");
+    story.is_settled = true;
+    assert!(!has_place(&story));
+    let complaint = json!({"conditions": [{"type": "RulesApplied", "status": "False", "reason": "KernelTooOld",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let ill = Story { is_updating: true, is_settled: true, ..self::story(8, 0, 255, complaint) };
+    assert!(has_place(&ill), "its agent complains");
 }

@@ -2,8 +2,9 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use vnetpool_crds::condition::{self, Type};
-use vnetpool_crds::reason::Reason;
+
+use crate::condition::{self, Type};
+use crate::reason::Reason;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {

@@ -1,0 +1,455 @@
+//! The agent's reconciles and looks, each made by the test.
+
+use super::*;
+use crate::args::Args;
+use clap::Parser;
+use serde_json::json;
+use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use vnetpool_crds::reason::Reason;
+use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file};
+
+/// An agent of a VM of no cluster, whose files are below `root`. Its looks are the test's to make.
+fn agent(root: &Path) -> Agent {
+    let flags = [
+        ("--state-dir", "state"),
+        ("--cni-bin-dir", "bin"),
+        ("--cni-conf-dir", "net.d"),
+        ("--plugin", "plugin"),
+    ];
+    let flags = flags.map(|(flag, name)| [flag.to_owned(), root.join(name).to_string_lossy().into_owned()]);
+    let config = Args::parse_from(["agent".to_owned()].into_iter().chain(flags.concat())).config;
+    let (settings, state_dir) = (config.imds.clone(), config.state_dir.clone());
+    let source = Source::Metadata { settings, boot_id: config.boot_id().unwrap(), state_dir };
+    let metrics = Metrics::new(&config.state_dir);
+    Agent::new(config, source, metrics).unwrap()
+}
+
+/// The node's object in this generation, with addresses 10.240.250.1 and so on.
+fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPAllocation {
+    let one = |n| json!({ "name": format!("vnp-{n}"), "address": format!("10.240.250.{n}/32") });
+    let interface = json!({
+        "id": "nic", "mac": "00:0d:3a:e5:1c:c0", "primaryAddress": "10.240.0.4",
+        "subnet": { "id": "subnet", "prefixes": ["10.240.0.0/16"] },
+        "ipConfigurations": (1..=count).map(one).collect::<Vec<_>>(),
+    });
+    let object = json!({
+        "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+        "metadata": { "name": "n", "uid": "u", "generation": generation, "resourceVersion": generation.to_string() },
+        "spec": {
+            "nodeUID": "node", "bootID": agent.boot_id, "pool": "p", "cooldown": "30s", "target": 8,
+            "snatExclusions": [exclusion], "interfaces": [interface],
+        },
+    });
+    let object: NodeIPAllocation = serde_json::from_value(object).unwrap();
+    agent.objects.send_replace(Some(Arc::new(object.clone())));
+    object
+}
+
+/// A look has made the rules that are wanted.
+fn has_looked(agent: &mut Agent) {
+    let wanted = agent.wanted.clone();
+    agent.looked = Looked { is_ruled: wanted.rules.is_some(), wanted, ..Looked::default() };
+}
+
+fn is_held(agent: &Agent, number: u8) -> bool {
+    let address = Ipv4Addr::new(10, 240, 250, number);
+    agent.store.peek().is_ok_and(|ledger| ledger.records().iter().any(|one| one.entry().address == address))
+}
+
+#[tokio::test]
+async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_rules_it_brings() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let looks = agent.keeper.take();
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(!is_held(&agent, 1), "a pod would come before its rules");
+    has_looked(&mut agent);
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(is_held(&agent, 1));
+
+    let more = object(&agent, 3, 2, "192.168.0.0/16");
+    agent.reconcile(Some(&more)).await.unwrap();
+    assert!(is_held(&agent, 2), "no rule is made from a free address");
+
+    let other_rules = object(&agent, 4, 3, "172.16.0.0/12");
+    agent.reconcile(Some(&other_rules)).await.unwrap();
+    assert!(!is_held(&agent, 3));
+    assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
+    drop(looks);
+}
+
+#[tokio::test]
+async fn what_a_look_has_said_is_told_with_every_report_so_that_a_new_spec_is_one_write() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let installed = Said { type_: condition::CNI_INSTALLED, verdict: Verdict::yes(Reason::Installed, "") };
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&first.spec));
+    has_looked(&mut agent);
+    agent.looked.said.push(installed);
+    for (generation, count) in [(2, 1), (3, 2)] {
+        let object = object(&agent, generation, count, "192.168.0.0/16");
+        agent.reconcile(Some(&object)).await.unwrap();
+        let report = agent.reports.borrow().clone().unwrap();
+        assert_eq!(report.generation, Some(generation));
+        assert_eq!(report.conditions.len(), 4);
+        assert!(report.conditions.iter().all(|one| one.observed_generation == Some(generation)));
+    }
+}
+
+#[tokio::test]
+async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_installed() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&first.spec));
+    has_looked(&mut agent);
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert_ne!(agent.reserved, Reserved::default());
+    assert!(agent.wanted.installs);
+
+    agent.objects.send_replace(None);
+    agent.reconcile(None).await.unwrap();
+    assert_eq!(agent.reserved, Reserved::default());
+    assert!(!agent.wanted.installs);
+    assert!(agent.wanted.rules.is_some(), "pods that still run keep their rules");
+}
+
+#[tokio::test]
+async fn without_a_ledger_an_agent_is_not_ready_whatever_is_installed() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    agent.looked.is_installed = true;
+    agent.reconcile(None).await.unwrap();
+    assert!(!agent.is_ready());
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&first.spec));
+    has_looked(&mut agent);
+    agent.looked.is_installed = true;
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(agent.is_ready());
+}
+
+#[tokio::test]
+async fn after_a_look_that_took_long_the_next_waits_as_long_and_what_keeps_failing_is_looked_at_less() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let mut rests = Vec::new();
+    for (took, has_failed) in
+        [(4, false), (90, false), (0, true), (0, true), (0, true), (0, true), (0, false), (0, true)]
+    {
+        let keeper = agent.keeper.take().unwrap();
+        let now = Instant::now();
+        agent.begun = Some(now - Duration::from_secs(took));
+        // As a change on the node has it while a look is under way.
+        agent.next_look = if took > 0 { now } else { now + LOOK_EVERY };
+        agent.take_back((keeper, Looked { has_failed, ..Looked::default() }));
+        rests.push(agent.next_look.duration_since(now).as_secs());
+    }
+    assert_eq!(rests, [4, 30, 5, 10, 20, 30, 30, 5]);
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_built_from_a_later_spec_offers_nothing_before_that_ones_rules() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&first.spec));
+    has_looked(&mut agent);
+    object(&agent, 3, 2, "172.16.0.0/12");
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn reconciles_come_whatever_a_look_does() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let _looks = agent.keeper.take();
+    let mut reports = agent.reports.subscribe();
+    let (changed, disturbed) = (Notify::new(), Notify::new());
+    let three = async {
+        for _ in 0..3 {
+            reports.changed().await.unwrap();
+        }
+    };
+    tokio::select! {
+        ended = agent.work(&changed, &disturbed) => panic!("{ended:?}"),
+        () = three => {}
+        () = sleep(3 * RECONCILE_EVERY) => panic!("not three reconciles in so long"),
+    }
+}
+
+const NODE: &str = "VNETPOOL_TEST_NODE";
+
+/// The real nft, but for what a file beside it says.
+const NFT: &str = r#"#!/bin/sh
+PATH="${PATH#*:}"
+[ -e "$VNETPOOL_TEST_NODE/broken" ] && echo out of order >&2 && exit 1
+[ -e "$VNETPOOL_TEST_NODE/hangs" ] && exec sleep 3600
+exec nft "$@"
+"#;
+
+/// Runs a test by itself on a node of its own: a network namespace with a NIC, and [`NFT`]. Returns the folder
+/// of both in there, and None out here once the test has passed.
+fn on_a_node(test: &str) -> Option<PathBuf> {
+    if let Some(dir) = env::var_os(NODE) {
+        return Some(dir.into());
+    }
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let nft = dir.path().join("nft");
+    fs::write(&nft, NFT).unwrap();
+    fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(dir.path().join("plugin"), "plugin").unwrap();
+    let mut alone = Command::new("unshare");
+    alone.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
+    alone.arg(
+        "ip link add eth0 address 00:0d:3a:e5:1c:c0 type veth peer name wire && ip link set eth0 up && \
+         exec \"$0\" \"$@\"",
+    );
+    alone.arg(env::current_exe().unwrap()).args([&format!("agent::tests::{test}"), "--exact", "--nocapture"]);
+    let path = format!("{}:{}", dir.path().display(), env::var("PATH").unwrap());
+    let ended = alone.env(NODE, dir.path()).env("PATH", path).output().unwrap();
+    let told = [&ended.stdout, &ended.stderr].map(|told| String::from_utf8_lossy(told));
+    assert!(ended.status.success() && told[0].contains("1 passed"), "{}\n{}", told[0], told[1]);
+    None
+}
+
+async fn look(agent: &mut Agent, within: Duration) {
+    let keeper = agent.keeper.take().unwrap();
+    let looked = keeper.look(agent.wanted.clone(), agent.reserved.clone(), within).await;
+    agent.take_back(looked);
+}
+
+/// A reconcile, the look that it asks for, and the reconcile after that.
+async fn settle(agent: &mut Agent, object: &NodeIPAllocation) {
+    agent.reconcile(Some(object)).await.unwrap();
+    look(agent, LOOK_WITHIN).await;
+    agent.reconcile(Some(object)).await.unwrap();
+}
+
+fn counts(agent: &Agent) -> Counts {
+    agent.store.peek().unwrap().counts(file::now())
+}
+
+fn assign(agent: &Agent, sandbox: &Sandbox) -> Assign {
+    let pod = Pod::default();
+    agent.store.with(|ledger, now| ledger.assign(&Claim::wired(sandbox, &pod, ""), now)).unwrap()
+}
+
+/// Status and reason of a condition as reported.
+fn told(agent: &Agent, type_: Type) -> (String, String) {
+    let report = agent.reports.borrow().clone().unwrap();
+    let found = condition::find(&report.conditions, type_).unwrap();
+    (found.status.clone(), found.reason.clone())
+}
+
+#[tokio::test]
+async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_keep_theirs() {
+    let test = "a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_keep_theirs";
+    let Some(dir) = on_a_node(test) else { return };
+    let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+    let broken = dir.join("broken");
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+
+    fs::write(&broken, "").unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+    assert!(!agent.store.peek().unwrap().had_first_address(), "the runtime sends no pods");
+    assert_eq!(told(&agent, condition::RULES_APPLIED), is("False", "TableRefused"));
+    assert_eq!(told(&agent, condition::SUPPLIED), is("False", "RulesMissing"));
+    assert_eq!(agent.reports.borrow().as_ref().unwrap().generation, Some(2), "nothing else is held back");
+
+    fs::remove_file(&broken).unwrap();
+    settle(&mut agent, &object).await;
+    settle(&mut agent, &object).await;
+    assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
+    for type_ in [condition::RULES_APPLIED, condition::SUPPLIED, condition::CNI_INSTALLED] {
+        assert_eq!(told(&agent, type_).0, "True", "{type_:?}");
+    }
+    assert!(agent.is_ready());
+    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
+
+    fs::write(&broken, "").unwrap();
+    settle(&mut agent, &object).await;
+    let without = Counts { held: 1, assigned: 1, withheld: 1, ..Counts::default() };
+    assert_eq!(counts(&agent), without);
+    assert_eq!(told(&agent, condition::ASSIGNMENTS_BACKED), is("True", "Backed"));
+    assert_eq!(told(&agent, condition::CNI_INSTALLED), is("Unknown", "NotLookedAt"));
+    assert!(!agent.is_ready());
+    assert_eq!(assign(&agent, &b), Assign::Waiting);
+    agent.store.with(|ledger, _| ledger.cancel(&b)).unwrap();
+
+    fs::remove_file(&broken).unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(counts(&agent), Counts { held: 2, assigned: 1, free: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
+    let test = "rules_that_stand_again_have_pods_served_though_the_object_is_gone";
+    let Some(dir) = on_a_node(test) else { return };
+    let broken = dir.join("broken");
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    fs::write(&broken, "").unwrap();
+    look(&mut agent, LOOK_WITHIN).await;
+    agent.reconcile(Some(&object)).await.unwrap();
+    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    assert_eq!(assign(&agent, &a), Assign::Waiting);
+    let alive = agent.store.lock_sandbox(&a, Duration::ZERO).unwrap();
+
+    fs::remove_file(&broken).unwrap();
+    agent.reconcile(None).await.unwrap();
+    assert_eq!(assign(&agent, &b), Assign::Waiting, "the rules are yet to come");
+    look(&mut agent, LOOK_WITHIN).await;
+    agent.reconcile(None).await.unwrap();
+    assert!(agent.store.peek().unwrap().address_of(&a).is_some(), "{:?}", counts(&agent));
+    assert!(matches!(assign(&agent, &b), Assign::Assigned(_)), "{:?}", counts(&agent));
+    drop(alive);
+}
+
+#[tokio::test]
+async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other() {
+    let test = "what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let mut object = object(&agent, 2, 1, "192.168.0.0/16");
+    object.spec.cooldown = Duration::ZERO.into();
+    settle(&mut agent, &object).await;
+    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
+    fs::write(dir.join("broken"), "").unwrap();
+    look(&mut agent, LOOK_WITHIN).await;
+    agent.reconcile(Some(&object)).await.unwrap();
+    agent.store.with(|ledger, now| ledger.free(&a, now)).unwrap();
+    assert_eq!(assign(&agent, &b), Assign::Waiting);
+}
+
+#[tokio::test]
+async fn a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_way() {
+    let test = "a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_way";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    let _look = agent.keeper.take();
+    let nft = |args: &str| Command::new("nft").args(args.split(' ')).output().unwrap().status.success();
+    let (changed, disturbed) = (Arc::new(Notify::new()), Notify::new());
+    let back = async {
+        for _ in 0..2 {
+            sleep(LOOKS_APART).await; // so that the socket listens, and the repair before is over
+            assert!(nft("flush ruleset"));
+            let flushed = Instant::now();
+            while !nft("list table inet vnetpool") || !nft("list table arp vnetpool") {
+                assert!(flushed.elapsed() < Duration::from_secs(2), "not back");
+                sleep(Duration::from_millis(50)).await;
+            }
+            disturbed.notified().await;
+        }
+    };
+    tokio::select! {
+        ended = firewall::events::watch(changed.clone()) => panic!("{ended:?}"),
+        never = guard(agent.tables.clone(), agent.notes.clone(), &changed, &disturbed) => never,
+        () = back => {}
+    }
+    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+}
+
+#[tokio::test]
+async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
+    let test = "a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    settle(&mut agent, &object).await;
+    assert!(agent.is_ready());
+    let mut refused = object.clone();
+    refused.metadata.generation = Some(3);
+    refused.spec.interfaces[0].ip_configurations[0].address = "10.240.250.1/31".to_owned();
+    settle(&mut agent, &refused).await;
+    assert_eq!(told(&agent, condition::SUPPLIED), ("False".to_owned(), "InvalidSpec".to_owned()));
+    assert_eq!(told(&agent, condition::CNI_INSTALLED).0, "True");
+    assert!(agent.is_ready());
+}
+
+#[tokio::test]
+async fn what_a_look_that_was_broken_off_still_installs_the_next_waits_for() {
+    let test = "what_a_look_that_was_broken_off_still_installs_the_next_waits_for";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    let installing = agent.keeper.as_ref().unwrap().installing.clone();
+    let plugin = dir.join("bin/vnetpool");
+    let broken_off = installing.lock().await;
+    look(&mut agent, Duration::from_secs(2)).await;
+    assert!(!agent.looked.is_installed && !plugin.exists());
+    drop(broken_off);
+    look(&mut agent, LOOK_WITHIN).await;
+    assert!(agent.looked.is_installed && plugin.exists());
+}
+
+#[tokio::test]
+async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
+    let test = "a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&object.spec));
+    has_looked(&mut agent);
+    // Whoever writes this waits for a reader.
+    agent.config.sysctl_net_dir = dir.join("net");
+    let hangs = dir.join("net/ipv4/conf/eth0/promote_secondaries");
+    fs::create_dir_all(hangs.parent().unwrap()).unwrap();
+    let run = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success());
+    run(&format!("mkfifo {}; ip address add 10.240.250.1/24 dev eth0", hangs.display()));
+    let begun = Instant::now();
+    agent.reconcile(Some(&object)).await.unwrap();
+    let took = begun.elapsed();
+    fs::read(&hangs).unwrap(); // before anything can fail: the test ends when no thread hangs any more
+    assert!((keeper::TAKE_OFF_WITHIN..2 * keeper::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
+    assert!(is_held(&agent, 1));
+}
+
+#[tokio::test]
+async fn a_look_that_hangs_is_broken_off_and_what_stood_in_the_way_is_told_until_one_has_seen_all() {
+    let test = "a_look_that_hangs_is_broken_off_and_what_stood_in_the_way_is_told_until_one_has_seen_all";
+    let Some(dir) = on_a_node(test) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 1, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    settle(&mut agent, &object).await;
+    assert_eq!(agent.metrics.looking_for(), Duration::ZERO);
+    let reason = |agent: &Agent| agent.notes.say().verdict.reason;
+    assert_eq!(reason(&agent), Reason::Undisturbed, "{:?}", agent.notes.say());
+
+    fs::write(dir.join("hangs"), "").unwrap();
+    look(&mut agent, Duration::from_millis(200)).await;
+    fs::remove_file(dir.join("hangs")).unwrap();
+    assert!(agent.looked.has_failed);
+    assert!(agent.metrics.looking_for() > Duration::ZERO);
+    agent.reconcile(Some(&object)).await.unwrap();
+    for type_ in [condition::RULES_APPLIED, condition::CNI_INSTALLED] {
+        assert_eq!(told(&agent, type_), ("Unknown".to_owned(), "NotLookedAt".to_owned()));
+    }
+    let Verdict { reason: told, message, .. } = agent.notes.say().verdict;
+    assert_eq!(told, Reason::InTheWay);
+    assert!(message.contains("broken off"), "{message}");
+
+    let ledger = agent.config.state_dir.join(file::LEDGER);
+    let text = fs::read(&ledger).unwrap();
+    fs::write(&ledger, "nonsense").unwrap();
+    look(&mut agent, LOOK_WITHIN).await;
+    assert_eq!(agent.metrics.looking_for(), Duration::ZERO, "it has ended");
+    assert_eq!((agent.looked.has_failed, reason(&agent)), (true, Reason::InTheWay));
+    fs::write(&ledger, text).unwrap();
+    look(&mut agent, LOOK_WITHIN).await;
+    let seen = (agent.looked.has_failed, reason(&agent));
+    assert_eq!(seen, (false, Reason::Undisturbed), "{:?}", agent.notes.say());
+}

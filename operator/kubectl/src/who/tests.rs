@@ -1,0 +1,190 @@
+use super::*;
+use crate::fixture;
+use serde_json::json;
+use vnetpool_crds::inspection::{AddressView, Tenant};
+
+fn record(n: u8, state: State, since: u64, pod: &str) -> AddressView {
+    let tenant =
+        Tenant { pod: format!("shop/{pod}"), pod_uid: format!("uid-{pod}"), sandbox: "c/eth0".into() };
+    AddressView {
+        address: format!("10.240.0.{n}"),
+        name: format!("vnp-{n}"),
+        state,
+        since_seconds: Some(since),
+        tenant: (!pod.is_empty()).then_some(tenant),
+        is_leased: false,
+    }
+}
+
+fn told() -> Answers<NodeView> {
+    let addresses = vec![
+        record(10, State::Assigned, 60, "a"),
+        record(11, State::Assigned, 60, "gone"),
+        record(12, State::Free, 10, ""),
+        record(9, State::Withdrawn, 60, ""),
+        record(8, State::Vanished, 60, "b"),
+    ];
+    [("node-1".to_owned(), Ok(NodeView { addresses, ..NodeView::default() }))].into()
+}
+
+fn asked(what: &str) -> Answer {
+    let mut objects = fixture::objects();
+    objects.pods.retain(|pod| pod.name_any() != "b" || what != "10.240.0.11");
+    who(&objects, &Asked::parse(what), &told()).unwrap()
+}
+
+#[test]
+fn an_address_leads_to_its_pod_its_node_its_pool_and_its_nic() {
+    let expected = "\
+ADDRESS       STATE      POD      NODE     POOL      RESERVED ON   AS
+10.240.0.10   assigned   shop/a   node-1   default   node-1-nic    vnp-10
+";
+    assert_eq!(asked("10.240.0.10").to_string(), expected);
+    assert_eq!(asked("shop/a").to_string(), expected);
+    assert_eq!(asked("a").to_string(), expected);
+}
+
+#[test]
+fn what_the_ledger_alone_knows_is_told() {
+    let state = |n: u8| asked(&format!("10.240.0.{n}")).addresses[0].state.words();
+    assert_eq!(
+        [11, 12, 13, 9, 8, 99].map(state),
+        ["outlived", "cooling", "leaked", "withdrawn", "lost", "unknown"]
+    );
+    let mut told = told();
+    told.values_mut().flatten().for_each(|view| view.lacks_rules = true);
+    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &told).unwrap();
+    assert_eq!(answer.addresses[0].state, Standing::Withheld);
+    let cooling = asked("10.240.0.12").to_string();
+    assert!(cooling.contains("A pod had it 10 s ago; another one can get it in 20s."), "{cooling}");
+}
+
+#[test]
+fn without_the_ledger_the_objects_speak_and_the_answer_says_so() {
+    let silent = [("node-1".to_owned(), Err("no pod of vnetpool-node-agent runs".to_owned()))].into();
+    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &silent).unwrap();
+    assert_eq!(answer.addresses[0].state, Standing::Unheld);
+    assert!(answer.to_string().contains("weren't read"), "{answer}");
+}
+
+#[test]
+fn an_address_that_no_object_knows_is_looked_for_in_every_ledger() {
+    let nodes = |what: &str| nodes_to_ask(&fixture::objects(), &Asked::parse(what));
+    assert_eq!(nodes("10.240.0.99"), ["node-1", "node-2"]);
+    assert_eq!((nodes("10.240.0.22"), nodes("d")), (vec!["node-2".to_owned()], vec!["node-2".to_owned()]));
+}
+
+#[test]
+fn an_address_of_a_block_is_reserved_with_it() {
+    let of = |address: &str| contains("10.240.0.16/28", address.parse().unwrap());
+    assert_eq!(
+        ["10.240.0.15", "10.240.0.16", "10.240.0.31", "10.240.0.32"].map(of),
+        [false, true, true, false]
+    );
+    assert!(!contains("10.240.0.16", "10.240.0.16".parse().unwrap()));
+}
+
+#[test]
+fn an_address_that_two_nodes_have_is_told_of_each() {
+    let mut objects = fixture::objects();
+    objects.pods[2] = fixture::pod("c", "node-2", "10.240.0.8");
+    objects.allocations[1] = fixture::allocation("node-2", &[8], json!({}));
+    let mut told = told();
+    let addresses = vec![record(8, State::Assigned, 5, "c")];
+    told.insert("node-2".into(), Ok(NodeView { addresses, ..NodeView::default() }));
+    let answer = who(&objects, &Asked::parse("10.240.0.8"), &told).unwrap().to_string();
+    let expected = "\
+ADDRESS      STATE      POD      NODE     POOL      RESERVED ON   AS
+10.240.0.8   lost       shop/b   node-1   default   -             -
+10.240.0.8   assigned   shop/c   node-2   default   node-2-nic    vnp-8
+";
+    assert!(answer.starts_with(expected), "{answer}");
+}
+
+#[test]
+fn an_address_of_a_pod_that_the_ledger_does_not_have_is_in_doubt() {
+    let mut objects = fixture::objects();
+    objects.pods.push(fixture::pod("x", "node-1", "10.240.0.13"));
+    let asked = |objects: &Objects, told| who(objects, &Asked::parse("10.240.0.13"), &told).unwrap();
+    assert_eq!(asked(&objects, told()).addresses[0].state, Standing::InDoubt);
+    assert_eq!(asked(&objects, Answers::new()).addresses[0].state, Standing::Assigned);
+    let mut given_up = told();
+    given_up.get_mut("node-1").unwrap().as_mut().unwrap().relinquished.push("vnp-13".into());
+    let answer = asked(&objects, given_up);
+    assert_eq!(answer.addresses[0].state, Standing::GivenUp);
+    assert!(answer.to_string().contains("shop/x reports it"), "{answer}");
+}
+
+#[test]
+fn a_pod_that_is_gone_is_looked_for_in_every_ledger() {
+    let mut objects = fixture::objects();
+    objects.pods.clear();
+    let asked = Asked::parse("shop/gone");
+    assert_eq!(nodes_to_ask(&objects, &asked), ["node-1", "node-2"]);
+    let answer = who(&objects, &asked, &told()).unwrap();
+    let one = &answer.addresses[0];
+    assert_eq!((one.address.as_str(), one.state), ("10.240.0.11", Standing::Outlived));
+    let mut told = told();
+    told.insert("node-2".into(), Err("no agent".into()));
+    let error = who(&objects, &Asked::parse("shop/never"), &told).unwrap_err().to_string();
+    for part in ["pod as shop/never", "2 nodes", "node node-2: no agent", "kubectl get pods"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn what_agents_report_stands_for_ledgers_that_were_not_read() {
+    let mut objects = fixture::objects();
+    let holder = |n: u8, pod: &str| json!({"address": format!("10.240.0.{n}"), "pod": format!("shop/{pod}"), "sandbox": "s"});
+    let status = json!({"lost": [holder(9, "lost")], "holders": [holder(12, "held")]});
+    objects.allocations[0] = fixture::allocation("node-1", &[12], status);
+    let told = |what: &str| {
+        let answer = who(&objects, &Asked::parse(what), &Answers::new()).unwrap();
+        (answer.addresses[0].address.clone(), answer.addresses[0].state)
+    };
+    assert_eq!(told("shop/lost"), ("10.240.0.9".into(), Standing::Lost));
+    assert_eq!(told("shop/held"), ("10.240.0.12".into(), Standing::Assigned));
+}
+
+#[test]
+fn of_pods_on_the_host_network_only_the_one_asked_for_is_named() {
+    let mut objects = fixture::objects();
+    for name in ["first", "second", "third"] {
+        let mut pod = serde_json::to_value(fixture::pod(name, "node-1", "10.240.0.4")).unwrap();
+        pod["spec"]["hostNetwork"] = json!(true);
+        objects.pods.push(serde_json::from_value(pod).unwrap());
+    }
+    let pod = |what: &str| {
+        let answer = who(&objects, &Asked::parse(what), &told()).unwrap();
+        assert_eq!(answer.addresses[0].state, Standing::NodesOwn);
+        answer.addresses[0].pod.clone()
+    };
+    assert_eq!((pod("shop/second"), pod("10.240.0.4")), (Some("shop/second".into()), None));
+}
+
+/// Each state stands in the table for people.
+#[test]
+fn the_states_are_those_of_the_document() {
+    let document = include_str!("../../../../docs/inspect.md");
+    for state in [
+        Standing::Assigned,
+        Standing::Outlived,
+        Standing::Lost,
+        Standing::Withdrawn,
+        Standing::Withheld,
+        Standing::InDoubt,
+        Standing::GivenUp,
+        Standing::Kept,
+        Standing::Cooling,
+        Standing::Free,
+        Standing::Unheld,
+        Standing::Leaked,
+        Standing::NodesOwn,
+        Standing::Primary,
+        Standing::Unknown,
+        Standing::Waits,
+        Standing::NeedsNone,
+    ] {
+        assert!(document.contains(&format!("\n| {} |", state.words())), "{}", state.words());
+    }
+}

@@ -1,0 +1,86 @@
+//! What a refusal says of other resources than the one that met it: in which scope all are refused.
+
+use vnetpool_crds::reason::Reason;
+
+use super::{Error, Scope};
+
+/// What is refused, and to everything in which scope: two errors of the same matter are one refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Matter {
+    reason: Reason,
+    /// What of it, where the reason alone doesn't say.
+    what: String,
+    /// An id in lower case.
+    scope: String,
+    /// One refusal says that everything in the scope is refused. Otherwise it may concern one resource only.
+    pub is_wide: bool,
+}
+
+impl Matter {
+    /// `None`: that isn't the id of anything that one of the sites is in.
+    fn of(reason: Reason, what: &str, scope: &str, sites: &[String]) -> Option<Matter> {
+        let scope = scope.trim_end_matches('/').to_ascii_lowercase();
+        // What is only referred to, an application security group say, is refused to who refers to it: it
+        // says nothing of what else is in its group.
+        if !scope.starts_with("/subscriptions/") || !is_around(&scope, sites) {
+            return None;
+        }
+        let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
+        let is_wide = is_network || !scope.contains("/providers/");
+        // What a refusal names is mostly the resource itself, wherever the right to it, or the lock on it, is
+        // missing or set.
+        let scope = if is_wide { scope } else { group(&scope) };
+        Some(Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide })
+    }
+
+    /// Whether one of these, ids in lower case, is in the scope.
+    pub fn is_around(&self, sites: &[String]) -> bool {
+        is_around(&self.scope, sites)
+    }
+}
+
+fn is_around(scope: &str, sites: &[String]) -> bool {
+    let rest = |site: &String| site.strip_prefix(scope).map(|rest| rest.is_empty() || rest.starts_with('/'));
+    sites.iter().any(|site| rest(site) == Some(true))
+}
+
+/// The id of the resource group of a resource.
+fn group(id: &str) -> String {
+    id.split_once("/providers/").map_or(id, |(group, _)| group).to_ascii_lowercase()
+}
+
+/// The id of the subscription of a resource.
+fn subscription(id: &str) -> String {
+    id.split('/').take(3).collect::<Vec<_>>().join("/").to_ascii_lowercase()
+}
+
+impl Error {
+    /// What this error of a write says of other resources than the sites, what was written: ids in lower
+    /// case. `None`: nothing.
+    pub fn matter(&self, sites: &[String]) -> Option<Matter> {
+        let matter = |what, scope| Matter::of(self.reason(), what, scope, sites);
+        match self {
+            Error::Denied { action, scope, .. } => matter(action, scope),
+            Error::DenyAssignment { action, resource, .. } => matter(action, resource),
+            Error::Locked { scope, .. } => matter("", scope),
+            Error::SubscriptionUnusable { resource, .. }
+            | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => {
+                matter("", &subscription(resource))
+            }
+            Error::ScopeMissing { resource, scope: Scope::Group, .. } => matter("", &group(resource)),
+            _ => None,
+        }
+    }
+
+    /// The same of another resource, which would meet it, too.
+    pub fn about(mut self, other: &str) -> Error {
+        if let Error::DenyAssignment { resource, .. }
+        | Error::Locked { resource, .. }
+        | Error::SubscriptionUnusable { resource, .. }
+        | Error::ScopeMissing { resource, .. } = &mut self
+        {
+            other.clone_into(resource);
+        }
+        self
+    }
+}

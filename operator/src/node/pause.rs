@@ -1,0 +1,202 @@
+//! A pause: somebody has annotated a Node or its pool, and as long as that stands nothing is written to Azure
+//! for the node, and nothing that it has is taken away. Pure but for the stores it looks at.
+
+use kube::ResourceExt;
+use vnetpool_crds::condition::{self, PAUSED};
+use vnetpool_crds::names;
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+
+use crate::azure::Urgency;
+use crate::cluster::{Cluster, Waker, woken};
+
+/// As much of what somebody has written as a message repeats.
+const LONGEST_WORD: usize = 256;
+
+/// Why a node is paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// `Paused`: its own Node is. `PoolPaused`: its pool is.
+    pub reason: Reason,
+    message: String,
+}
+
+impl Pause {
+    /// What the condition says.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::yes(self.reason, &self.message)
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+/// Whether a node is paused: by its Node, by the pool that serves it, or by the one that is to serve it. So
+/// neither a label nor a weight leads a node out of a pause.
+pub fn of(cluster: &Cluster, allocation: &NodeIPAllocation) -> Option<Pause> {
+    let node = cluster.node(&allocation.name_any());
+    let selecting = node.as_ref().and_then(|node| cluster.pool_of(node));
+    let pools = [cluster.pool(&allocation.spec.pool), selecting];
+    decide(allocation, node.as_ref().map(|node| word(&**node)), pools.iter().flatten().map(AsRef::as_ref))
+}
+
+/// The same, from what the Node says, if there is one, and the pools that may serve it.
+fn decide<'a>(
+    allocation: &NodeIPAllocation,
+    node: Option<Option<&str>>,
+    pools: impl Iterator<Item = &'a NodeIPPool>,
+) -> Option<Pause> {
+    let (name, paused) = (allocation.name_any(), names::PAUSED);
+    let own = match node {
+        Some(word) => word.map(|word| {
+            format!(
+                "Node {name} is paused ({word}): nothing is written to Azure for it. It keeps what it has, and pods get the free \
+                 addresses that are there. To go on: kubectl annotate node {name} {paused}-"
+            )
+        }),
+        // The annotation went with the Node, so that nobody can take it off.
+        None => (was_paused(allocation) && !is_said_to_be_released(allocation)).then(|| {
+            format!(
+                "Node {name} was paused when it was deleted, so nothing is written to Azure for it and its addresses stay reserved. \
+                 Register it again, or, to give them back: kubectl annotate nodeipallocation {name} {}=true",
+                names::RELEASE
+            )
+        }),
+    };
+    let of_pool = || {
+        pools.filter_map(|pool| Some((pool.name_any(), word(pool)?))).next().map(|(pool, word)| {
+            format!(
+                "NodeIPPool {pool} is paused ({word}): nothing is written to Azure for its nodes. They keep what they have, and pods \
+                 get the free addresses that are there. To go on: kubectl annotate nodeippool {pool} {paused}-"
+            )
+        })
+    };
+    match own {
+        Some(message) => Some(Pause { reason: Reason::Paused, message }),
+        None => of_pool().map(|message| Pause { reason: Reason::PoolPaused, message }),
+    }
+}
+
+/// What somebody has written who paused the object; `None` if nobody has. Empty, or `false`, it is paused,
+/// too.
+pub fn word(object: &impl ResourceExt) -> Option<&str> {
+    let word = object.annotations().get(names::PAUSED)?.trim();
+    Some(match word {
+        "" => "no reason given",
+        word => &word[..word.floor_char_boundary(LONGEST_WORD)],
+    })
+}
+
+fn was_paused(allocation: &NodeIPAllocation) -> bool {
+    let said = condition::find(allocation.conditions(), PAUSED);
+    said.is_some_and(|said| said.status == "True" && Reason::Paused == said.reason.as_str())
+}
+
+/// Whether a person says that the node needn't keep what it has.
+pub fn is_said_to_be_released(allocation: &NodeIPAllocation) -> bool {
+    allocation.annotations().get(names::RELEASE).is_some_and(|value| value == "true")
+}
+
+/// The same urgency for a write about a node, but at most until that is paused: thousands of writes may wait
+/// for their turn at Azure when somebody pauses them.
+pub fn while_not(
+    cluster: &Cluster,
+    waker: &Waker,
+    allocation: &NodeIPAllocation,
+    urgency: impl Into<Urgency>,
+) -> Urgency {
+    let (cluster, name, recorded) = (cluster.clone(), allocation.name_any(), allocation.clone());
+    let mut wakeups = waker.hear(&name);
+    urgency.into().at_most_until(async move {
+        loop {
+            let newest = cluster.allocation(&name);
+            if of(&cluster, newest.as_deref().unwrap_or(&recorded)).is_some() {
+                return;
+            }
+            woken(&mut wakeups).await;
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    fn record() -> NodeIPAllocation {
+        let object =
+            json!({"metadata": {"name": "n1"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn pool(name: &str, word: Option<&str>) -> NodeIPPool {
+        let mut pool = NodeIPPool::new(name, serde_json::from_value(json!({})).unwrap());
+        pool.annotations_mut().extend(word.map(|word| (names::PAUSED.to_owned(), word.to_owned())));
+        pool
+    }
+
+    fn said(mut allocation: NodeIPAllocation, reason: Reason) -> NodeIPAllocation {
+        let said = condition::new(PAUSED, true, reason, "", None, Timestamp::UNIX_EPOCH);
+        allocation.status.get_or_insert_default().conditions.push(said);
+        allocation
+    }
+
+    fn decided(
+        allocation: &NodeIPAllocation,
+        node: Option<Option<&str>>,
+        pools: &[NodeIPPool],
+    ) -> Option<Reason> {
+        decide(allocation, node, pools.iter()).map(|pause| pause.reason)
+    }
+
+    #[test]
+    fn a_node_is_paused_by_its_own_word_or_by_a_pool_that_serves_it_or_is_to() {
+        let (free, held) = (pool("p", None), pool("q", Some("incident 7")));
+        assert_eq!(decided(&record(), Some(None), std::slice::from_ref(&free)), None);
+        assert_eq!(decided(&record(), Some(Some("mine")), std::slice::from_ref(&free)), Some(Reason::Paused));
+        assert_eq!(decided(&record(), Some(Some("mine")), std::slice::from_ref(&held)), Some(Reason::Paused));
+        assert_eq!(decided(&record(), Some(None), &[free, held]), Some(Reason::PoolPaused));
+    }
+
+    #[test]
+    fn who_paused_says_why_and_how_to_go_on() {
+        let message = |node: Option<Option<&str>>, pools: &[NodeIPPool]| {
+            decide(&said(record(), Reason::Paused), node, pools.iter()).unwrap().message
+        };
+        let of_pool = message(Some(None), &[pool("p", Some("incident 7"))]);
+        assert!(of_pool.starts_with("NodeIPPool p is paused (incident 7)"), "{of_pool}");
+        assert!(of_pool.ends_with("kubectl annotate nodeippool p vnetpool.io/paused-"), "{of_pool}");
+        let own = message(Some(Some("disk swap")), &[]);
+        assert!(own.starts_with("Node n1 is paused (disk swap)"), "{own}");
+        assert!(own.ends_with("kubectl annotate node n1 vnetpool.io/paused-"), "{own}");
+        let deleted = message(None, &[]);
+        assert!(
+            deleted.ends_with("kubectl annotate nodeipallocation n1 vnetpool.io/release=true"),
+            "{deleted}"
+        );
+    }
+
+    #[test]
+    fn a_word_that_says_nothing_pauses_and_a_long_one_is_cut() {
+        assert_eq!(word(&pool("p", None)), None);
+        assert_eq!(word(&pool("p", Some(" "))), Some("no reason given"));
+        assert_eq!(word(&pool("p", Some("false"))), Some("false"));
+        assert_eq!(word(&pool("p", Some(&"ü".repeat(500)))).unwrap().len(), LONGEST_WORD);
+    }
+
+    #[test]
+    fn a_node_that_was_paused_stays_so_when_it_is_deleted_until_a_person_releases_it() {
+        let mut record = said(record(), Reason::Paused);
+        assert_eq!(decided(&record, None, &[]), Some(Reason::Paused));
+        record.annotations_mut().insert(names::RELEASE.into(), "true".into());
+        assert_eq!(decided(&record, None, &[]), None);
+        // Another Node of that name says for itself.
+        assert_eq!(decided(&record, Some(None), &[]), None);
+        // The pool is still there to be asked.
+        let by_pool = said(self::record(), Reason::PoolPaused);
+        assert_eq!(decided(&by_pool, None, &[pool("p", None)]), None);
+    }
+}

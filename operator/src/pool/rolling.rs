@@ -1,0 +1,142 @@
+//! How far an edit of a pool has come, in its status, and whether it has stopped. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use vnetpool_crds::condition::{self, PAUSED, READY, RECONCILING, STALLED, UPDATING};
+use vnetpool_crds::reason::{Actor, Reason};
+use vnetpool_crds::verdict::{Verdict, name_some};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
+
+use super::NAMED;
+use crate::node;
+use crate::rollout::places;
+
+/// Whether a node goes by the pool as it is now, and has settled.
+pub fn has_taken_up(pool: &NodeIPPool, node: &NodeIPAllocation) -> bool {
+    !condition::is_true(node.conditions(), UPDATING) && node::follows(&node.spec, pool)
+}
+
+/// Says how many nodes follow the pool, until all do; or that no further one will, and why.
+pub fn tell<'a>(
+    pool: &NodeIPPool,
+    status: &mut NodeIPPoolStatus,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+    now: Timestamp,
+) {
+    let (updated, all, generation) = (status.updated_nodes, status.nodes, pool.metadata.generation);
+    // A pool that is stalled for another reason stays so, and nothing else is said beside it.
+    if updated == all || condition::is_true(&status.conditions, STALLED) {
+        status.conditions.retain(|one| one.type_ != RECONCILING);
+        return;
+    }
+    let follow = format!("{updated} of {all} nodes follow generation {}", generation.unwrap_or_default());
+    let mut stuck: Vec<(String, &str)> = nodes.filter_map(stuck).collect();
+    stuck.sort();
+    let is_paused = condition::is_true(&status.conditions, PAUSED);
+    let is_stopped = !is_paused && stuck.len() >= places(pool, all);
+    let (type_, verdict) = if is_stopped {
+        let reasons: BTreeSet<&str> = stuck.iter().map(|(_, reason)| *reason).collect();
+        let reasons = reasons.into_iter().collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "{follow}, and no further one will: as many as may take it up at a time can't settle ({reasons}): {}. Put right what \
+             they say, or take the edit of NodeIPPool {} back.",
+            name_some(stuck.iter().map(|(name, _)| name.clone()), NAMED),
+            pool.name_any()
+        );
+        (STALLED, Verdict::yes(Reason::RolloutStopped, message))
+    } else {
+        let paused = if is_paused { "; paused" } else { "" };
+        (RECONCILING, Verdict::yes(Reason::RollingOut, format!("{follow}{paused}")))
+    };
+    // One of the two stands, as long as it did before: the sums have taken `Stalled` off.
+    let before = pool.status.as_ref().and_then(|before| condition::find(&before.conditions, type_));
+    status.conditions.retain(|one| one.type_ != STALLED && one.type_ != RECONCILING);
+    status.conditions.extend(before.cloned());
+    condition::set(&mut status.conditions, verdict.condition(type_, generation, now));
+}
+
+/// The name of a node that takes the edit up and can't settle before somebody acts, and what it says.
+fn stuck(node: &NodeIPAllocation) -> Option<(String, &str)> {
+    let ready = condition::find(node.conditions(), READY).filter(|ready| ready.status == "False")?;
+    let needs_somebody = Reason::of(&ready.reason).is_none_or(|reason| reason.row().actor != Actor::Nobody);
+    let is_updating = condition::is_true(node.conditions(), UPDATING);
+    (is_updating && needs_somebody).then(|| (node.name_any(), ready.reason.as_str()))
+}
+
+/// The condition by which a rollout has just stopped.
+pub fn turned_stopped<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let is_stopped = |one: &&Condition| one.status == "True" && Reason::RolloutStopped == one.reason.as_str();
+    let was = condition::find(before, STALLED).filter(is_stopped);
+    condition::find(next, STALLED).filter(is_stopped).filter(|_| was.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{node, pool, rolled};
+    use super::*;
+    use serde_json::json;
+
+    /// A node in the rollout, or one that waits.
+    fn behind(name: &str, ready: &str, is_updating: bool) -> NodeIPAllocation {
+        let mut node = node(name, "s", 8, ready);
+        node.spec.sizing = Some(serde_json::from_value(json!({"minimum": 1})).unwrap());
+        let said = Verdict::yes(Reason::Updating, "").condition(UPDATING, None, Timestamp::UNIX_EPOCH);
+        node.status.get_or_insert_default().conditions.extend(is_updating.then_some(said));
+        node
+    }
+
+    fn told(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
+        let mut status = rolled(pool, nodes);
+        tell(pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
+        status
+    }
+
+    #[test]
+    fn a_pool_says_how_many_nodes_follow_it_until_all_do() {
+        let mut pool = pool(json!({}));
+        pool.metadata.generation = Some(7);
+        let mut nodes =
+            vec![node("a", "s", 8, "Ready"), behind("b", "Ready", true), behind("c", "Ready", false)];
+        let status = told(&pool, &nodes);
+        let said = condition::find(&status.conditions, RECONCILING).unwrap();
+        assert_eq!((status.updated_nodes, status.nodes), (1, 3), "a place alone is no update");
+        assert_eq!((said.status.as_str(), said.reason.as_str()), ("True", "RollingOut"));
+        assert_eq!(said.message, "1 of 3 nodes follow generation 7");
+        assert!(condition::is_true(&status.conditions, READY));
+        nodes.truncate(1);
+        pool.status = Some(status);
+        assert!(condition::find(&told(&pool, &nodes).conditions, RECONCILING).is_none());
+    }
+
+    #[test]
+    fn as_many_that_can_not_settle_as_may_update_stop_the_rollout_and_fewer_do_not() {
+        let pool = pool(json!({"rollout": {"maxUpdating": 2}}));
+        let waits = || behind("z", "Ready", false);
+        let full = |name| behind(name, "SubnetFull", true);
+        for nodes in [
+            vec![full("a"), behind("b", "Ready", true), waits()],
+            vec![full("a"), behind("b", "Throttled", true), waits()],
+            vec![full("a"), behind("b", "SubnetFull", false), waits()],
+        ] {
+            let status = told(&pool, &nodes);
+            assert!(condition::is_true(&status.conditions, RECONCILING));
+            assert!(condition::find(&status.conditions, STALLED).is_none());
+        }
+        let mut status = told(&pool, &[full("b"), full("a"), waits()]);
+        let said = turned_stopped(&[], &status.conditions).unwrap();
+        for part in ["0 of 3 nodes", "(SubnetFull): a, b.", "take the edit of NodeIPPool p back"] {
+            assert!(said.message.contains(part), "{}", said.message);
+        }
+        assert!(turned_stopped(&status.conditions, &status.conditions).is_none());
+        assert!(condition::find(&status.conditions, RECONCILING).is_none());
+        // It goes on where it may again.
+        let mut before = pool.clone();
+        before.status = Some(std::mem::take(&mut status));
+        let status = told(&before, &[full("a"), behind("b", "Ready", true), waits()]);
+        assert!(condition::find(&status.conditions, STALLED).is_none());
+        assert!(condition::is_true(&status.conditions, RECONCILING));
+    }
+}

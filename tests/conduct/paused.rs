@@ -1,0 +1,188 @@
+//! Writes that a person has stopped, for a node or for all of a pool: none is sent until that person lets
+//! them go on, whatever pods need, pools ask for, or Nodes come to.
+
+use crate::Test;
+use crate::budget::used_up;
+use crate::metrics::Metrics;
+use crate::stage::{Stage, find, quick};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+use std::time::Duration;
+use vnetpool_crds::condition::{self, FULL, PAUSED, READY, Type};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::throughout;
+
+pub const TESTS: &[Test] = crate::tests![
+    of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_and_it_goes_on_at_once,
+    a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_deleted_and_others_go_on,
+    a_pause_stops_what_waits_for_its_turn_too,
+];
+
+/// So long nothing must happen: a node that isn't paused is done in half of it.
+const QUIET: Duration = Duration::from_secs(3);
+
+fn sizing(minimum: u8, warm: u8) -> Value {
+    let sizing = json!({ "minimum": minimum, "warm": warm, "batch": 1, "releaseAfter": "0s" });
+    json!({ "sizing": sizing, "cooldown": "0s" })
+}
+
+async fn pause_pool(stage: &Stage<'_>, word: Option<&str>) -> Result<()> {
+    stage.annotate::<NodeIPPool>("default", names::PAUSED, word).await
+}
+
+async fn pause_node(stage: &Stage<'_>, node: &str, word: Option<&str>) -> Result<()> {
+    stage.annotate::<Node>(node, names::PAUSED, word).await
+}
+
+/// Waits until the pool says that it is paused, or says nothing of it any more.
+async fn until_pool_says(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
+    let says = |pool: &NodeIPPool| {
+        let conditions = &pool.status.as_ref()?.conditions;
+        let ready = condition::find(conditions, READY)?;
+        let is_said = condition::is_true(conditions, PAUSED);
+        let is_so = is_said == is_paused && (ready.reason == "Paused") == is_paused;
+        is_so.then_some(())
+    };
+    stage.until_pool(&format!("paused: {is_paused}"), "default", says).await
+}
+
+async fn until_unpaused(stage: &Stage<'_>, node: &str) -> Result<()> {
+    stage.until("it says no pause", node, |seen| find(seen, PAUSED).is_none().then_some(())).await
+}
+
+/// The reason and the status of a condition.
+fn said(seen: &NodeIPAllocation, type_: Type) -> Option<(String, String)> {
+    find(seen, type_).map(|one| (one.status, one.reason))
+}
+
+/// Nodes that hold two addresses each.
+async fn two_nodes(plane: &ControlPlane) -> Result<Stage<'_>> {
+    let stage = Stage::set(plane, quick(), sizing(2, 1)).await?;
+    for node in ["n1", "n2"] {
+        stage.node(node, None).await?;
+        stage.until_holds(node, 2).await?;
+    }
+    Ok(stage)
+}
+
+async fn of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_and_it_goes_on_at_once(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = two_nodes(plane).await?;
+    pause_pool(&stage, Some("incident 7")).await?;
+    for node in ["n1", "n2"] {
+        let paused = stage.until_says(node, PAUSED, "PoolPaused").await?;
+        ensure!(paused.message.contains("NodeIPPool default is paused (incident 7)"), "{}", paused.message);
+    }
+    until_pool_says(&stage, true).await?;
+    stage.sim.clear_log();
+
+    // Pods get what is there. One lacks an address, an edit asks for more, and a machine is new.
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 2).await?;
+    stage.pool("default", sizing(6, 1)).await?;
+    stage.node("n3", None).await?;
+    // The other goes by what it has until the edit is rolled out, and lacks nothing.
+    for node in ["n1", "n3"] {
+        stage.until_says(node, READY, "PoolPaused").await?;
+    }
+    stage.until_says("n1", FULL, "PoolPaused").await?;
+    throughout("nothing is written", QUIET, async || stage.nothing_was_written()).await?;
+    // Nor does an edit that asks for less have anything given up, and a leader that comes changes nothing.
+    stage.kill().await?;
+    stage.pool("default", sizing(0, 0)).await?;
+    stage.start().await?;
+    let keeps = async || {
+        let seen = stage.allocation("n2").await?;
+        ensure!(seen.spec.target >= 2 && seen.spec.addresses() == 2, "{:?}", seen.spec);
+        stage.nothing_was_written()
+    };
+    throughout("nothing is given up", QUIET, keeps).await?;
+
+    pause_pool(&stage, None).await?;
+    stage.until_holds("n1", 3).await?;
+    stage.until_holds("n2", 0).await?;
+    stage.until_assigned("n1", 3).await?;
+    until_unpaused(&stage, "n3").await?;
+    until_pool_says(&stage, false).await
+}
+
+async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_deleted_and_others_go_on(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = two_nodes(plane).await?;
+    pause_node(&stage, "n1", Some("disk swap")).await?;
+    stage.until_says("n1", PAUSED, "Paused").await?;
+    let written = stage.writes("n1").len();
+    let untouched = || {
+        let writes = stage.writes("n1");
+        ensure!(writes.len() == written && stage.held("n1").len() == 2, "{writes:?}");
+        Ok(())
+    };
+    for node in ["n1", "n2"] {
+        stage.bind(node, 4).await?;
+    }
+    stage.until_holds("n2", 5).await?;
+    stage.until_says("n1", READY, "Paused").await?;
+    ensure!(find(&stage.allocation("n2").await?, PAUSED).is_none(), "only one is paused");
+    throughout("nothing is written for it", QUIET, async || untouched()).await?;
+
+    pause_node(&stage, "n1", None).await?;
+    stage.until_holds("n1", 5).await?;
+    until_unpaused(&stage, "n1").await?;
+
+    // Deleted while it is paused, with its VM, its record stays and nothing of it is given back.
+    pause_node(&stage, "n1", Some("")).await?;
+    stage.until_says("n1", PAUSED, "Paused").await?;
+    stage.delete_node("n1").await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let says = |seen: &NodeIPAllocation| {
+        let (is_paused, ready) = (said(seen, PAUSED)?, find(seen, READY)?);
+        let is_so = is_paused == ("True".into(), "Paused".into()) && ready.reason == "Paused";
+        (is_so && ready.message.contains("vnetpool.io/release=true")).then_some(())
+    };
+    stage.until("its record says why it stays", "n1", says).await?;
+    throughout("its record and its addresses stay", QUIET, async || {
+        stage.allocation("n1").await.context("its record is gone")?;
+        ensure!(stage.held("n1").len() == 5, "{:?}", stage.held("n1"));
+        Ok(())
+    })
+    .await?;
+    stage.annotate::<NodeIPAllocation>("n1", names::RELEASE, Some("true")).await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1").is_empty(), "{:?}", stage.held("n1"));
+    Ok(())
+}
+
+async fn a_pause_stops_what_waits_for_its_turn_too(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", sizing(2, 0)).await?;
+    stage.start_with(|config| config.azure.budget_percent = 10).await?;
+    let names = ["n0", "n1", "n2", "n3"];
+    for name in names {
+        stage.node(name, None).await?;
+    }
+    for name in names {
+        stage.until_holds(name, 2).await?;
+    }
+    // From here on there is one write a second for pods, and none for refills for six.
+    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(1, "writes"));
+    stage.bind("n0", 3).await?;
+    stage.until_holds("n0", 3).await?;
+    stage.pool("default", sizing(4, 0)).await?;
+    let waiting =
+        |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="warm_refill""#]);
+    Metrics::until(&stage, "the refills wait", |metrics| waiting(metrics) >= 3.0).await?;
+    stage.sim.clear_log();
+    pause_pool(&stage, Some("stop")).await?;
+    Metrics::until(&stage, "nothing waits", |metrics| waiting(metrics) == 0.0).await?;
+    // Longer than they would have waited.
+    throughout("nothing is written", Duration::from_secs(7), async || stage.nothing_was_written()).await?;
+    pause_pool(&stage, None).await?;
+    for name in names {
+        stage.until_holds(name, 4).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The rules of safety, left out of the product one after the other: each time one of the tests that are
+//! named for the rule has to fail. What is caught is a test that passes here; the last line is the share.
+//!
+//! The product is compiled in an overlay of the whole folder, which only the compiler and its tests see: the
+//! sources and what is built of them stay as they are, and only what a mutation changes is compiled. The
+//! first test is the product as it is: what fails anyway catches nothing, nor does what isn't there any more.
+//! Needs root, and a file system that bears an overlay.
+
+mod table;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use table::{ALL, Mutation};
+use vnetpool_tests::cluster::root;
+
+/// Seconds that a build and the tests may take. Where a rule is left out somebody may wait forever, and that
+/// is noticed, too.
+const BUILT_WITHIN: &str = "1800";
+const TESTED_WITHIN: &str = "300";
+/// Mounts the overlay for itself alone and runs cargo in it.
+const MOUNT: &str = r#"mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$1" && cd "$1" && shift 2 && exec "$@""#;
+
+/// What differs from the product in its folder.
+struct Overlay {
+    dir: PathBuf,
+}
+
+impl Overlay {
+    /// As yet nothing does.
+    fn new() -> Result<Overlay> {
+        let dir = root().join("target/mutations");
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        fs::create_dir_all(dir.join("upper"))?;
+        fs::create_dir_all(dir.join("work"))?;
+        Ok(Overlay { dir })
+    }
+
+    /// Puts a source there.
+    fn put(&self, file: &str, source: &str) -> Result<()> {
+        let path = self.dir.join("upper").join(file);
+        fs::create_dir_all(path.parent().unwrap_or(&self.dir))?;
+        fs::write(&path, source).with_context(|| path.display().to_string())
+    }
+
+    /// Builds a test program, which must succeed, and runs these tests of it: whether they have all passed,
+    /// and what was printed.
+    fn run(&self, program: &str, tests: &[&str]) -> Result<(bool, String)> {
+        let (is_built, printed) = self.cargo(BUILT_WITHIN, &["--no-run", program])?;
+        ensure!(is_built, "it doesn't compile: {printed}");
+        self.cargo(TESTED_WITHIN, &[&["--no-fail-fast", program, "--"], tests].concat())
+    }
+
+    fn cargo(&self, within: &str, arguments: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", MOUNT, "sh"]).arg(root()).arg(&self.dir);
+        command.args(["timeout", "--kill-after=5", within, "cargo", "test", "--workspace"]).args(arguments);
+        let output = command.output()?;
+        let printed =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok((output.status.success(), printed.concat()))
+    }
+}
+
+/// The product as it is passes the tests of all mutations, and there are such tests.
+fn is_sound() -> Result<()> {
+    let overlay = Overlay::new()?;
+    let mut programs: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for Mutation { program, tests, .. } in ALL {
+        programs.entry(program).or_default().extend(*tests);
+    }
+    for (program, tests) in programs {
+        let tests: Vec<&str> = tests.into_iter().collect();
+        let (is_green, printed) = overlay.run(program, &tests)?;
+        ensure!(is_green, "they fail without a mutation, too: {printed}");
+        for test in tests {
+            let has_run = |line: &str| line.starts_with("test ") && line.contains(test);
+            ensure!(printed.lines().any(has_run), "{program} has no test {test}");
+        }
+    }
+    Ok(())
+}
+
+/// A test notices that the rule is left out.
+fn is_caught(Mutation { file, from, to, program, tests, .. }: &Mutation) -> Result<()> {
+    let overlay = Overlay::new()?;
+    let source = fs::read_to_string(root().join(file))?;
+    let found = source.matches(from).count();
+    ensure!(found == 1, "{file} has `{from}` {found} times: write the mutation anew");
+    overlay.put(file, &source.replace(from, to))?;
+    let (is_green, _) = overlay.run(program, tests)?;
+    ensure!(!is_green, "none of {tests:?} fails where {file} has `{to}`");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    // They share the folder of the overlay.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let told = |result: Result<()>| result.map_err(|error| format!("{error:#}").into());
+    let sound = Trial::test("the_tests_pass_where_no_rule_is_left_out", move || told(is_sound()));
+    let caught = ALL.iter().map(|one| Trial::test(one.rule, move || told(is_caught(one))));
+    let conclusion = libtest_mimic::run(&arguments, std::iter::once(sound).chain(caught).collect());
+    println!("{} caught, {} not", conclusion.num_passed, conclusion.num_failed);
+    conclusion.exit_code()
+}

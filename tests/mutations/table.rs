@@ -1,0 +1,259 @@
+//! The mutations: a rule of safety each, where it stands in the product, what stands there when it is left
+//! out, and the tests that must notice.
+
+/// One edit of one place in the product's source.
+pub struct Mutation {
+    /// The rule that it leaves out, as the test's name.
+    pub rule: &'static str,
+    pub file: &'static str,
+    /// Stands there once.
+    pub from: &'static str,
+    pub to: &'static str,
+    /// The test program, as cargo's argument.
+    pub program: &'static str,
+    /// Its tests, at least one of which must fail.
+    pub tests: &'static [&'static str],
+}
+
+const UNITS: &str = "--lib";
+const KERNEL: &str = "--test=kernel";
+
+const PLANNER: &str = "operator/src/planner.rs";
+const NIC: &str = "operator/src/azure/nic.rs";
+const LEADER: &str = "operator/src/leader.rs";
+const LEDGER: &str = "node-agent/plugin/src/ledger.rs";
+const FILE: &str = "node-agent/plugin/src/ledger/file.rs";
+const PLUGIN: &str = "node-agent/plugin/src/plugin.rs";
+const WIRE: &str = "node-agent/plugin/src/plugin/wire.rs";
+const BRIDGE: &str = "node-agent/plugin/src/wiring/bridge.rs";
+const SWEEP: &str = "node-agent/src/sweep.rs";
+
+/// Those of one file stand together, so that least is compiled again.
+pub const ALL: &[Mutation] = &[
+    Mutation {
+        rule: "the_operator_releases_only_what_the_agent_has_given_up",
+        file: PLANNER,
+        from: "partition(|one| relinquished.contains(&one.name));",
+        to: "partition(|_| !relinquished.is_empty());",
+        program: UNITS,
+        tests: &["only_relinquished_addresses_are_ever_released"],
+    },
+    Mutation {
+        rule: "a_surplus_is_given_back_only_when_it_has_lasted",
+        file: PLANNER,
+        from: "let target = if surplus_to_last.is_some() { kept } else { wanted };",
+        to: "let target = wanted;",
+        program: UNITS,
+        tests: &["a_surplus_is_the_target_until_it_has_lasted"],
+    },
+    Mutation {
+        rule: "an_address_that_azure_has_not_finished_is_not_published",
+        file: PLANNER,
+        from: ".filter(|one| one.state == ProvisioningState::Succeeded || shown.contains(&one.name))",
+        to: ".filter(|_| true)",
+        program: UNITS,
+        tests: &["an_address_azure_has_not_finished_is_counted_but_not_published"],
+    },
+    Mutation {
+        rule: "a_write_removes_nothing_of_others",
+        file: NIC,
+        from: "named.into_iter().find(|name| !name.starts_with(IP_CONFIGURATION_PREFIX))",
+        to: "named.into_iter().find(|name| name.is_empty())",
+        program: UNITS,
+        tests: &["what_is_not_ours_can_neither_be_released_nor_reserved"],
+    },
+    Mutation {
+        rule: "a_leader_stops_before_another_may_start",
+        file: LEADER,
+        from: "const GIVE_UP: Duration = Duration::from_secs(12);",
+        to: "const GIVE_UP: Duration = Duration::from_secs(20);",
+        program: UNITS,
+        tests: &["a_leader_that_can_not_renew_stops_before_another_may_start"],
+    },
+    Mutation {
+        rule: "a_leader_that_was_paused_is_not_sure_to_lead",
+        file: LEADER,
+        from: "self.renewed().elapsed() < GIVE_UP",
+        to: "self.renewed().elapsed() < GIVE_UP * 1000",
+        program: UNITS,
+        tests: &["a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead"],
+    },
+    Mutation {
+        rule: "a_lease_that_was_set_back_ends_leading",
+        file: LEADER,
+        from: "version(found) < version(&self.lease)",
+        to: "version(found) > version(&self.lease) && false",
+        program: UNITS,
+        tests: &["a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us"],
+    },
+    Mutation {
+        rule: "who_may_lead_no_more_writes_nothing",
+        file: "operator/src/writes.rs",
+        from: "if !self.tenure.is_sure() {",
+        to: "if false {",
+        program: UNITS,
+        tests: &["who_may_lead_no_more_writes_neither_spec_nor_conditions"],
+    },
+    Mutation {
+        rule: "what_was_given_up_is_never_handed_out_again",
+        file: LEDGER,
+        from: ".filter(|entry| !self.relinquished.contains(&entry.name))",
+        to: ".filter(|_| true)",
+        program: UNITS,
+        tests: &["the_surplus_is_relinquished_oldest_first_and_never_handed_out_again"],
+    },
+    Mutation {
+        rule: "a_late_view_of_the_spec_changes_nothing",
+        file: LEDGER,
+        from: "*object == self.object && *generation < self.generation",
+        to: "*object == self.object && *generation < 0",
+        program: UNITS,
+        tests: &["a_late_view_of_the_spec_does_not_bring_a_forgotten_entry_back"],
+    },
+    Mutation {
+        rule: "a_spec_of_another_boot_changes_nothing",
+        file: LEDGER,
+        from: "if *boot_id != self.boot_id {",
+        to: "if false {",
+        program: UNITS,
+        tests: &["a_spec_of_another_boot_changes_nothing"],
+    },
+    Mutation {
+        rule: "an_address_that_left_the_nic_under_its_pod_is_not_free_after_it",
+        file: LEDGER,
+        from: "true => State::Withdrawn { since: Some(now) },",
+        to: "true => State::Free { since: Some(now) },",
+        program: UNITS,
+        tests: &["an_assigned_entry_gone_from_the_spec_is_kept_and_withdrawn_when_freed"],
+    },
+    Mutation {
+        rule: "a_block_is_given_back_only_within_the_surplus",
+        file: LEDGER,
+        from: "if size <= surplus {",
+        to: "if surplus > 0 {",
+        program: UNITS,
+        tests: &["a_block_is_not_given_back_if_less_than_the_target_would_be_left"],
+    },
+    Mutation {
+        rule: "an_address_cools_before_its_next_pod",
+        file: "node-agent/plugin/src/ledger/choice.rs",
+        from: "Some(since.map_or(0, |since| since.saturating_add(cooldown)))",
+        to: "Some(since.map_or(0, |since| since.saturating_add(cooldown.min(0))))",
+        program: UNITS,
+        tests: &["a_cooling_address_is_not_free"],
+    },
+    Mutation {
+        rule: "a_marked_address_goes_to_its_pod_only",
+        file: "node-agent/plugin/src/ledger/record.rs",
+        from: "self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)",
+        to: "self.attached_to.as_deref().is_none_or(|uid| uid.len() >= pod_uid.len())",
+        program: UNITS,
+        tests: &["an_entry_with_something_attached_is_for_its_pod_only_and_not_relinquished"],
+    },
+    Mutation {
+        rule: "a_node_that_lacks_its_rules_assigns_nothing",
+        file: LEDGER,
+        from: "if self.is_ruled { Choice::at(&self.records, self.cooldown, now) } else { Choice::default() }",
+        to: "Choice::at(&self.records, self.cooldown, now)",
+        program: UNITS,
+        tests: &["no_address_is_doubled_or_lost_under_any_sequence_of_events"],
+    },
+    Mutation {
+        rule: "a_ledger_of_another_boot_is_none",
+        file: FILE,
+        from: "if ledger.boot_id != this_boot {",
+        to: "if false && ledger.boot_id != this_boot {",
+        program: KERNEL,
+        tests: &["folder::of_a_ledger_that_is_none_the_agent_makes_one"],
+    },
+    Mutation {
+        rule: "a_ledger_is_replaced_as_a_whole",
+        file: FILE,
+        from: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;",
+        to: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?; \
+             fs::copy(&path, &new)?;",
+        program: KERNEL,
+        tests: &["crashes::an_add_killed_before_any_of_its_system_calls_leaves_no_address"],
+    },
+    Mutation {
+        rule: "gc_collects_its_own_network_only",
+        file: PLUGIN,
+        from: "tenant.network == network && duty.has_served(&tenant.proof)",
+        to: "duty.has_served(&tenant.proof)",
+        program: KERNEL,
+        tests: &["verbs::gc_collects_what_is_of_its_own_network"],
+    },
+    Mutation {
+        rule: "del_silences_a_pod_before_it_frees_its_address",
+        file: WIRE,
+        from: "let link = wiring::disconnect(sandbox, pod)?;",
+        to: "let early = free_in_ledger(store, sandbox)?; let link = wiring::disconnect(sandbox, pod)?; \
+             if early.is_some() { return Ok(Undone { address: early, is_found: link.is_some() }); }",
+        program: KERNEL,
+        tests: &["crashes::a_del_killed_before_any_of_its_system_calls_can_be_done_again"],
+    },
+    Mutation {
+        rule: "del_tidies_what_a_killed_add_has_left",
+        file: WIRE,
+        from: "netns.map_or(Ok(()), |netns| wiring::delete_unfinished(netns, sandbox))?",
+        to: "netns.map_or(Ok(()), |_| Ok::<(), wiring::Error>(())).inspect(|()| drop(sandbox))?",
+        program: KERNEL,
+        tests: &["crashes::what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del"],
+    },
+    Mutation {
+        rule: "an_add_whose_lock_was_removed_gives_its_address_back",
+        file: WIRE,
+        from: "if !lock.is_current() {",
+        to: "if !lock.is_current() && false {",
+        program: KERNEL,
+        tests: &["crashes::an_add_whose_lock_file_was_removed_under_it"],
+    },
+    Mutation {
+        rule: "an_address_behind_another_port_is_not_given_to_a_second_pod",
+        file: BRIDGE,
+        from: "port_entry(link, address), true),",
+        to: "port_entry(link, address), false),",
+        program: KERNEL,
+        tests: &["bridge::without_its_bridge_an_add_is_to_be_tried_again"],
+    },
+    Mutation {
+        rule: "a_ports_route_goes_with_its_pod",
+        file: BRIDGE,
+        from: "routes::remove(&mut netlink, address, bridge)?;",
+        to: "let _ = routes::remove;",
+        program: KERNEL,
+        tests: &["crashes::a_del_killed_before_any_of_its_system_calls_leaves_the_bridge"],
+    },
+    Mutation {
+        rule: "a_ledger_is_built_from_what_is_wired_first",
+        file: "node-agent/src/agent/supply.rs",
+        from: "let mut occupants = wiring::occupants()?;",
+        to: "let mut occupants = wiring::occupants()?; occupants.clear();",
+        program: KERNEL,
+        tests: &["folder::of_a_ledger_that_is_none_the_agent_makes_one"],
+    },
+    Mutation {
+        rule: "nothing_is_swept_that_has_looked_leaked_only_once",
+        file: SWEEP,
+        from: "let since = known.get(&suspect).copied().unwrap_or(now);",
+        to: "let since = known.get(&suspect).copied().unwrap_or(0);",
+        program: UNITS,
+        tests: &["one_look_is_not_enough_however_late"],
+    },
+    Mutation {
+        rule: "nothing_is_swept_that_a_verb_is_at_work_on",
+        file: SWEEP,
+        from: "let Some(_lock) = store.try_lock_sandbox(sandbox)? else { return Ok(false) };",
+        to: "let _lock = store.try_lock_sandbox(sandbox)?;",
+        program: KERNEL,
+        tests: &["sweep::a_record_whose_pod_is_gone_is_freed_but_not_while_a_verb_is_at_work_on_it"],
+    },
+    Mutation {
+        rule: "a_pod_sends_under_its_own_address_only",
+        file: "node-agent/src/firewall.rs",
+        from: "let spoofed = \"fib saddr . iif oif missing counter name \\\"spoofed\\\" drop\";",
+        to: "let spoofed = \"fib saddr . iif oif missing counter name \\\"spoofed\\\"\";",
+        program: KERNEL,
+        tests: &["rules::a_pod_gets_nowhere_under_an_address_that_is_not_its_own"],
+    },
+];

@@ -1,0 +1,79 @@
+//! Pods that come and go on all nodes.
+
+use crate::World;
+use anyhow::Result;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::json;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+use vnetpool_azure_sim::Draws;
+use vnetpool_tests::workload::{PORT, container};
+
+const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+/// How many pods a node has at most.
+const MOST: usize = 8;
+const BETWEEN: Duration = Duration::from_millis(400);
+/// An API server that stands still holds the churn up no longer.
+const REQUEST: Duration = Duration::from_secs(5);
+/// The label of all pods here.
+pub const LABEL: &str = "app=soak";
+
+pub fn pods(world: &World) -> Api<Pod> {
+    Api::namespaced(world.cluster.client.clone(), "default")
+}
+
+/// Makes and deletes pods until then. What the API server doesn't take is left.
+pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
+    let (mut draws, api) = (Draws::of(seed), pods(world));
+    let mut there: BTreeMap<&str, VecDeque<String>> = BTreeMap::new();
+    for number in 0.. {
+        if Instant::now() >= until {
+            break;
+        }
+        let node = NODES[draws.below(NODES.len(), "node")];
+        let pods = there.entry(node).or_default();
+        if pods.len() < MOST && (pods.is_empty() || draws.below(5, "comes") < 3) {
+            let pod = serde_json::from_value(pod(&format!("soak-{number}"), node))?;
+            if let Ok(Ok(made)) = timeout(REQUEST, api.create(&PostParams::default(), &pod)).await {
+                pods.extend(made.metadata.name);
+            }
+        } else if let Some(name) = pods.pop_front() {
+            // Now and then as by `kubectl delete --force`.
+            let grace = if draws.below(4, "force") == 0 { 0 } else { 1 };
+            let how = DeleteParams::default().grace_period(grace);
+            match timeout(REQUEST, api.delete(&name, &how)).await {
+                Ok(Ok(_)) => {}
+                // It went with its node.
+                Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {}
+                _ => pods.push_back(name),
+            }
+        }
+        sleep(BETWEEN).await;
+    }
+    Ok(())
+}
+
+/// Deletes them all.
+pub async fn end(world: &World) -> Result<()> {
+    let all = ListParams::default().labels(LABEL);
+    pods(world).delete_collection(&DeleteParams::default().grace_period(1), &all).await?;
+    Ok(())
+}
+
+fn pod(name: &str, node: &str) -> serde_json::Value {
+    json!({
+        "metadata": { "name": name, "labels": { "app": "soak" } },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            // A node that is full or just booting has the pod all the same.
+            "tolerations": [{ "operator": "Exists" }],
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "containers": [container(PORT)],
+        },
+    })
+}
