@@ -50,12 +50,13 @@ nightly: setup ## the same and what is too long for that
 mutations: setup ## each rule of safety left out of a copy of the product: do the tests notice?
 	cargo test --workspace --test mutations
 
-# Of a release build: SCENARIO is all, join, idle, churn, edit or takeover.
+# Of a release build: SCENARIO is all, join, idle, churn, edit, strangers, outage or takeover.
 SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1
+EACH ?= 12
 bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json
-	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS)
+	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
 
 # With the reference plugins and a floor as peers. The harness is built as tests are; only the plugins' own builds count.
 bench-node: setup ## what ADD and DEL cost beside other plugins, to target/bench/node.json

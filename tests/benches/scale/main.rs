@@ -1,10 +1,11 @@
 //! What a cluster of many nodes costs: a real API server, the operator as a process of its own, simulated
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
-//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=…`. Azure limits each subscription, so nodes in many
-//! show what the operator itself takes. Every scenario begins with all nodes and their pods coming (`join`),
-//! then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `takeover` by a standby; or `all`
-//! of these. What each has cost goes to `target/bench/scale.json`.
+//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=…`. Azure limits each subscription, so nodes in
+//! many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
+//! (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `strangers` among the
+//! nodes, an `outage` of ARM, `takeover` by a standby; or `all` of these. What each has cost goes to
+//! `target/bench/scale.json`.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 
@@ -23,6 +24,7 @@ mod scenario;
 #[path = "../../conduct/stage.rs"]
 #[allow(dead_code)]
 mod stage;
+mod trouble;
 mod world;
 
 use anyhow::{Context, Result, ensure};
@@ -31,7 +33,7 @@ use scenario::{Run, Scenario};
 use serde_json::json;
 use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::ControlPlane;
-use world::{EACH, World};
+use world::{Size, World};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|one| !one.starts_with("--")).collect();
@@ -42,23 +44,20 @@ fn main() -> Result<()> {
         return runtime.block_on(process::run([kubeconfig, arm, admin, identity]));
     }
     let number = |index: usize, usual: usize| {
-        arguments.get(index).map_or(Ok(usual), |given| given.parse().context("SCENARIO NODES SUBSCRIPTIONS"))
+        let given = arguments.get(index);
+        given.map_or(Ok(usual), |given| given.parse().context("SCENARIO NODES SUBSCRIPTIONS EACH"))
     };
     let scenarios = Scenario::named(arguments.first().map_or("all", String::as_str))?;
-    let (nodes, subscriptions) = (number(1, 1000)?, number(2, 1)?);
-    ensure!(nodes > 0 && subscriptions > 0, "no nodes");
+    let size = Size { nodes: number(1, 1000)?, subscriptions: number(2, 1)?, each: number(3, 12)? };
+    ensure!(size.nodes > 0 && size.subscriptions > 0 && size.each > 0, "no nodes: {size:?}");
     let plane = ControlPlane::up("scale")?;
-    runtime.block_on(measure(&plane, &scenarios, nodes, subscriptions))
+    runtime.block_on(measure(&plane, &scenarios, size))
 }
 
-async fn measure(
-    plane: &ControlPlane,
-    scenarios: &[Scenario],
-    nodes: usize,
-    subscriptions: usize,
-) -> Result<()> {
-    let world = World::new(plane, nodes, subscriptions).await?;
-    println!("{nodes} nodes of {EACH} addresses and pods, in {subscriptions} subscriptions");
+async fn measure(plane: &ControlPlane, scenarios: &[Scenario], size: Size) -> Result<()> {
+    let world = World::new(plane, size).await?;
+    let Size { nodes, subscriptions, each } = size;
+    println!("{nodes} nodes of {each} addresses and pods, in {subscriptions} subscriptions");
     let operator = Process::start(plane, world.stage.sim.arm_url(), &world.stage.new_identity())?;
     let mut run = Run::begin(&world, operator).await?;
     let mut costs = serde_json::Map::new();
@@ -67,7 +66,7 @@ async fn measure(
         let all = json!({
             "nodes": nodes,
             "subscriptions": subscriptions,
-            "addressesAndPodsEach": EACH,
+            "addressesAndPodsEach": each,
             "isOptimised": !cfg!(debug_assertions),
             "objectBytes": world.object_size().await?,
             "scenarios": costs,

@@ -2,7 +2,8 @@
 
 use crate::cost::{Cost, each};
 use crate::process::Process;
-use crate::world::{AT_ONCE, EACH, PATIENCE, World};
+use crate::trouble;
+use crate::world::{AT_ONCE, PATIENCE, World};
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
@@ -15,12 +16,21 @@ pub enum Scenario {
     Idle,
     Churn,
     Edit,
+    Strangers,
+    Outage,
     Takeover,
 }
 
 impl Scenario {
-    const ALL: [Scenario; 5] =
-        [Scenario::Join, Scenario::Idle, Scenario::Churn, Scenario::Edit, Scenario::Takeover];
+    const ALL: [Scenario; 7] = [
+        Scenario::Join,
+        Scenario::Idle,
+        Scenario::Churn,
+        Scenario::Edit,
+        Scenario::Strangers,
+        Scenario::Outage,
+        Scenario::Takeover,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -28,6 +38,8 @@ impl Scenario {
             Scenario::Idle => "idle",
             Scenario::Churn => "churn",
             Scenario::Edit => "edit",
+            Scenario::Strangers => "strangers",
+            Scenario::Outage => "outage",
             Scenario::Takeover => "takeover",
         }
     }
@@ -47,7 +59,7 @@ impl Scenario {
 /// Nothing happens for so long.
 const IDLE: Duration = Duration::from_secs(60);
 /// So many pods start a second, each in the place of another, for so long.
-const STARTS: u32 = 20;
+const STARTS: u32 = 50;
 const CHURN: Duration = Duration::from_secs(60);
 
 /// The cluster under way.
@@ -96,11 +108,24 @@ impl<'a> Run<'a> {
                 Ok(cost)
             }
             Scenario::Edit => {
-                let sizing = json!({ "minimum": EACH, "warm": 0 });
+                let sizing = json!({ "minimum": world.size.each, "warm": 0 });
                 world.stage.pool("default", json!({ "sizing": sizing, "cooldown": "31s" })).await?;
                 let all = async || Ok(cooldowns(world, "31s").await? == world.nodes());
                 world.until("the edit has reached every node", all).await?;
                 let cost = self.told("a pool edit", Value::Null).await?;
+                self.settle().await?;
+                Ok(cost)
+            }
+            Scenario::Strangers => {
+                let waits = trouble::strangers(world).await?;
+                let cost = self.told("strangers among the nodes", waits).await?;
+                self.settle().await?;
+                Ok(cost)
+            }
+            Scenario::Outage => {
+                let waits =
+                    trouble::outage(world, async || self.told("without ARM", Value::Null).await).await?;
+                let cost = self.told("ARM is back", waits).await?;
                 self.settle().await?;
                 Ok(cost)
             }

@@ -19,8 +19,15 @@ use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
-/// How many addresses a node holds, and how many pods it has.
-pub const EACH: usize = 12;
+/// How large the cluster is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub nodes: usize,
+    pub subscriptions: usize,
+    /// How many addresses a node holds, and how many pods it has.
+    pub each: usize,
+}
+
 /// So many requests of the benchmark's own are under way at once.
 pub const AT_ONCE: usize = 32;
 /// No scenario takes longer.
@@ -29,16 +36,19 @@ pub const PATIENCE: Duration = Duration::from_secs(3600);
 pub struct World<'a> {
     pub plane: &'a ControlPlane,
     pub stage: Stage<'a>,
+    pub size: Size,
     /// Name and providerID.
     vms: Vec<(String, String)>,
     pods: Mutex<BTreeMap<String, Vec<ledger::Pod>>>,
     next: AtomicUsize,
-    _others: Vec<Sim>,
+    /// Azure's other subscriptions; the stage has the first.
+    others: Vec<Sim>,
 }
 
 impl<'a> World<'a> {
     /// Machines, without Nodes yet.
-    pub async fn new(plane: &'a ControlPlane, nodes: usize, subscriptions: usize) -> Result<World<'a>> {
+    pub async fn new(plane: &'a ControlPlane, size: Size) -> Result<World<'a>> {
+        let Size { nodes, subscriptions, each } = size;
         let stage = Stage::empty(plane, azure(0)?).await?;
         let mut others = vec![];
         for index in 1..subscriptions {
@@ -56,11 +66,11 @@ impl<'a> World<'a> {
             };
             vms.push((name, made.provider_id));
         }
-        let sizing = json!({ "minimum": EACH, "warm": 0 });
+        let sizing = json!({ "minimum": each, "warm": 0 });
         stage.pool("default", json!({ "sizing": sizing })).await?;
         stage.agents.pace();
         let (pods, next) = (Mutex::default(), AtomicUsize::default());
-        Ok(World { plane, stage, vms, pods, next, _others: others })
+        Ok(World { plane, stage, size, vms, pods, next, others })
     }
 
     pub fn nodes(&self) -> usize {
@@ -71,7 +81,7 @@ impl<'a> World<'a> {
     pub async fn join(&self) -> Result<()> {
         let joins = stream::iter(&self.vms).map(async |(name, id)| {
             self.stage.join(name, id).await?;
-            for _ in 0..EACH {
+            for _ in 0..self.size.each {
                 self.start_pod(name).await?;
             }
             Ok::<_, anyhow::Error>(())
@@ -79,21 +89,25 @@ impl<'a> World<'a> {
         joins.buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    /// A pod comes to a node, as the scheduler and the kubelet would have it; gives its name.
-    pub async fn start_pod(&self, node: &str) -> Result<String> {
+    /// Azure's subscriptions. The node `n<index>` is in the one at `index` modulo their number.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Sim> {
+        std::iter::once(&self.stage.sim).chain(&self.others)
+    }
+
+    /// A pod comes to a node, as the scheduler and the kubelet would have it.
+    pub async fn start_pod(&self, node: &str) -> Result<ledger::Pod> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let pod: Pod = serde_json::from_value(pod(&format!("web-{number}"), node))?;
         let made = self.api().create(&PostParams::default(), &pod).await?;
         let uid = made.uid().context("a pod without a UID")?;
-        let name = made.name_any();
-        let pod = ledger::Pod { namespace: NAMESPACE.into(), name: name.clone(), uid };
-        self.serve(node, |pods| pods.push(pod));
-        Ok(name)
+        let pod = ledger::Pod { namespace: NAMESPACE.into(), name: made.name_any(), uid };
+        self.serve(node, |pods| pods.push(pod.clone()));
+        Ok(pod)
     }
 
     /// The same, and the kubelet says that it runs.
     pub async fn run_pod(&self, node: &str) -> Result<()> {
-        let name = self.start_pod(node).await?;
+        let ledger::Pod { name, .. } = self.start_pod(node).await?;
         let status = json!({ "status": { "phase": "Running", "podIP": "10.16.0.1" } });
         self.api().patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
@@ -122,7 +136,7 @@ impl<'a> World<'a> {
 
     /// Waits until the pool's status counts all nodes and their addresses, and says that all are ready.
     pub async fn until_served(&self) -> Result<()> {
-        let (nodes, held) = (self.nodes() as u32, (self.nodes() * EACH) as u32);
+        let (nodes, held) = (self.nodes() as u32, (self.nodes() * self.size.each) as u32);
         self.until("all nodes hold addresses", async || {
             let pool = self.stage.node_pool("default").await?;
             let status = pool.status.unwrap_or_default();
@@ -147,6 +161,9 @@ impl<'a> World<'a> {
         Ok(serde_json::to_vec(&api.get("n0").await?)?.len())
     }
 }
+
+/// A subnet that holds too few addresses for the few nodes that come to it.
+pub const SMALL: (&str, &str) = ("small", "10.15.0.0/26");
 
 /// Where pods are made.
 const NAMESPACE: &str = "default";
@@ -177,7 +194,7 @@ fn azure(index: usize) -> Result<Config> {
     let vnet = VnetConfig {
         name: "vnet".into(),
         address_prefixes: vec!["10.0.0.0/8".parse()?],
-        subnets: vec![("nodes".into(), "10.16.0.0/13".parse()?)],
+        subnets: vec![("nodes".into(), "10.16.0.0/13".parse()?), (SMALL.0.into(), SMALL.1.parse()?)],
     };
     let subscription = format!("00000000-0000-0000-0000-{:012}", index + 1);
     Ok(Config { vnets: vec![vnet], subscription, ..Config::default() })
