@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations bench-scale bench-node book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations bench-scale bench-node plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -73,6 +73,9 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 	@$(OUT)/demo glimpse
 	@$(MAKE) images PARTS="$(DEMO_PARTS)"
 	@$(OUT)/demo
+
+plots: build ## what the benchmarks have measured, drawn for docs/evidence
+	$(OUT)/plots
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 RELEASE := target/release-$(VERSION)

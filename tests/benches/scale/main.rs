@@ -5,7 +5,7 @@
 //! many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
 //! (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `strangers` among the
 //! nodes, an `outage` of ARM, `takeover` by a standby; or `all` of these. What each has cost goes to
-//! `target/bench/scale.json`.
+//! `target/bench/scale.json`, which has the last run of each size; `make plots` draws it.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 
@@ -20,6 +20,7 @@ mod metrics;
 #[allow(dead_code)]
 mod operator;
 mod process;
+mod runs;
 mod scenario;
 #[path = "../../conduct/stage.rs"]
 #[allow(dead_code)]
@@ -31,7 +32,6 @@ use anyhow::{Context, Result, ensure};
 use process::Process;
 use scenario::{Run, Scenario};
 use serde_json::json;
-use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::ControlPlane;
 use world::{Size, World};
 
@@ -63,17 +63,14 @@ async fn measure(plane: &ControlPlane, scenarios: &[Scenario], size: Size) -> Re
     let mut costs = serde_json::Map::new();
     for scenario in scenarios {
         costs.insert(scenario.name().to_owned(), run.play(*scenario).await?);
-        let all = json!({
+        runs::keep(json!({
             "nodes": nodes,
             "subscriptions": subscriptions,
             "addressesAndPodsEach": each,
             "isOptimised": !cfg!(debug_assertions),
             "objectBytes": world.object_size().await?,
             "scenarios": costs,
-        });
-        let dir = root().join("target/bench");
-        std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join("scale.json"), serde_json::to_vec_pretty(&all)?)?;
+        }))?;
     }
     Ok(())
 }

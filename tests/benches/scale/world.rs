@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, NewVm, Sim, VnetConfig};
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::ledger;
@@ -134,16 +134,23 @@ impl<'a> World<'a> {
         Api::namespaced(self.stage.client.clone(), NAMESPACE)
     }
 
-    /// Waits until the pool's status counts all nodes and their addresses, and says that all are ready.
-    pub async fn until_served(&self) -> Result<()> {
+    /// Waits until the pool's status counts all nodes and their addresses, and says that all are ready. Gives
+    /// how many addresses were held after how many seconds, each time that had changed.
+    pub async fn until_served(&self) -> Result<Vec<(f64, u32)>> {
         let (nodes, held) = (self.nodes() as u32, (self.nodes() * self.size.each) as u32);
+        let (began, progress) = (Instant::now(), Mutex::new(vec![(0.0, 0)]));
         self.until("all nodes hold addresses", async || {
             let pool = self.stage.node_pool("default").await?;
             let status = pool.status.unwrap_or_default();
+            let mut progress = lock(&progress);
+            if progress.last().is_none_or(|(_, before)| *before != status.held) {
+                progress.push((began.elapsed().as_secs_f64(), status.held));
+            }
             let are_ready = condition::is_true(&status.conditions, condition::NODES_READY);
             Ok(status.nodes == nodes && status.held >= held && are_ready)
         })
-        .await
+        .await?;
+        Ok(lock(&progress).clone())
     }
 
     pub async fn until(&self, what: &str, is: impl AsyncFn() -> Result<bool>) -> Result<()> {

@@ -1,0 +1,35 @@
+//! What was measured: the last run of each size.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use vnetpool_tests::cluster::root;
+
+fn path() -> PathBuf {
+    root().join("target/bench/scale.json")
+}
+
+/// By the number of nodes.
+fn all() -> Result<Vec<Value>> {
+    match fs::read(path()) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| path().display().to_string()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(vec![]),
+        Err(error) => Err(error).with_context(|| path().display().to_string()),
+    }
+}
+
+/// Keeps a run, in the place of one of the same size.
+pub fn keep(run: Value) -> Result<()> {
+    let size = |run: &Value| {
+        ["nodes", "subscriptions", "addressesAndPodsEach"].map(|of| run[of].as_u64().unwrap_or_default())
+    };
+    let mut all = all()?;
+    all.retain(|one| size(one) != size(&run));
+    all.push(run);
+    all.sort_by_key(size);
+    fs::create_dir_all(path().parent().context("a folder")?)?;
+    fs::write(path(), serde_json::to_vec_pretty(&all)?)?;
+    Ok(())
+}
