@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations bench-scale bench-node plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -59,13 +59,18 @@ bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json
 	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
 
 # With the reference plugins and a floor as peers. The harness is built as tests are; only the plugins' own builds count.
-bench-node: setup ## what ADD and DEL cost beside other plugins, to target/bench/node.json
-	@tests/setup.sh go
-	mkdir -p target/bench
+bench-node: setup bench-peers ## what ADD and DEL cost beside other plugins, to target/bench/node.json
 	cargo build --profile plugin --package vnetpool-plugin
 	gcc -O2 -static -o target/bench/floor node-agent/plugin/benches/floor.c
-	cd tests/cluster/plugins && CGO_ENABLED=0 $(GO) build -ldflags "-s -w" -o $(CURDIR)/target/bench/ tool
 	cargo bench --profile dev --workspace --bench add_del
+
+bench-wire: setup bench-peers ## what pods of two nodes get through the wire beside others, to target/bench/wire.json
+	cargo bench --workspace --bench wire
+
+bench-peers:
+	@tests/setup.sh go
+	mkdir -p target/bench
+	cd tests/cluster/plugins && CGO_ENABLED=0 $(GO) build -ldflags "-s -w" -o $(CURDIR)/target/bench/ tool
 
 # The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still to be built.
 demo: PARTS = $(DEMO_PARTS)
