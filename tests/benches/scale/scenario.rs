@@ -4,7 +4,7 @@ use crate::cost::{Cost, each};
 use crate::process::Process;
 use crate::trouble;
 use crate::world::{AT_ONCE, PATIENCE, Size, World};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -44,15 +44,20 @@ impl Scenario {
         }
     }
 
-    /// What is to be played for this name: the cluster has to come first.
-    pub fn named(name: &str) -> Result<Vec<Scenario>> {
-        if name == "all" {
+    /// What is to be played for these names, separated by commas, or for `all`: the cluster has to come first.
+    pub fn named(names: &str) -> Result<Vec<Scenario>> {
+        if names == "all" {
             return Ok(Scenario::ALL.to_vec());
         }
-        let Some(asked) = Scenario::ALL.into_iter().find(|one| one.name() == name) else {
-            bail!("no scenario {name}; there are all, {}", Scenario::ALL.map(Scenario::name).join(", "));
+        let named = |name: &str| {
+            let known = || {
+                format!("no scenario {name}; there are all, {}", Scenario::ALL.map(Scenario::name).join(", "))
+            };
+            Scenario::ALL.into_iter().find(|one| one.name() == name).with_context(known)
         };
-        Ok(if asked == Scenario::Join { vec![asked] } else { vec![Scenario::Join, asked] })
+        let asked: Vec<Scenario> = names.split(',').map(named).collect::<Result<_>>()?;
+        let further = asked.into_iter().filter(|one| *one != Scenario::Join);
+        Ok(std::iter::once(Scenario::Join).chain(further).collect())
     }
 }
 
