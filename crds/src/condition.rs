@@ -6,10 +6,7 @@
 
 use std::fmt;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
-
-use crate::reason::Reason;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// The kind of object that has a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,39 +184,6 @@ pub fn set(conditions: &mut Vec<Condition>, mut condition: Condition) {
     }
 }
 
-/// A condition that turned to `status` at `now`. `generation` is that of the object it was observed on.
-pub fn new(
-    type_: Type,
-    status: bool,
-    reason: Reason,
-    message: impl Into<String>,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> Condition {
-    let is_listed = reason.row().conditions.contains(&type_);
-    // These two repeat the reason of the part that fails.
-    let repeats = matches!(type_, Type::Ready | Type::AgentReporting);
-    debug_assert!(is_listed || repeats, "the table of reasons doesn't have {reason} for {type_}");
-    Condition {
-        type_: type_.name().into(),
-        status: if status { "True" } else { "False" }.into(),
-        reason: reason.name().into(),
-        message: bounded(message.into()),
-        observed_generation: generation,
-        last_transition_time: Time(now),
-    }
-}
-
-/// The message, cut where the API server would refuse all of the status for it.
-fn bounded(mut message: String) -> String {
-    if message.len() > LONGEST_MESSAGE {
-        let cut = " … (cut: the whole is longer than a condition can be)";
-        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE - cut.len()));
-        message.push_str(cut);
-    }
-    message
-}
-
 pub fn find(conditions: &[Condition], type_: Type) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == type_)
 }
@@ -239,6 +203,9 @@ pub fn same(a: &[Condition], b: &[Condition]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::Reason;
+    use crate::verdict::Verdict;
+    use k8s_openapi::jiff::Timestamp;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -247,42 +214,22 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_transition_time_until_its_status_turns() {
         let mut conditions = vec![];
-        set(&mut conditions, new(READY, false, Reason::SubnetFull, "a", None, at(1)));
-        set(&mut conditions, new(READY, false, Reason::Throttled, "b", None, at(2)));
+        set(&mut conditions, Verdict::no(Reason::SubnetFull, "a").condition(READY, None, at(1)));
+        set(&mut conditions, Verdict::no(Reason::Throttled, "b").condition(READY, None, at(2)));
         assert_eq!(find(&conditions, READY).unwrap().last_transition_time.0, at(1));
         assert_eq!(find(&conditions, READY).unwrap().reason, "Throttled");
-        set(&mut conditions, new(READY, true, Reason::Ready, "c", None, at(3)));
+        set(&mut conditions, Verdict::yes(Reason::Ready, "c").condition(READY, None, at(3)));
         assert_eq!(find(&conditions, READY).unwrap().last_transition_time.0, at(3));
         assert_eq!(conditions.len(), 1);
     }
 
     #[test]
     fn conditions_that_differ_only_in_time_say_the_same() {
-        let ready = |message: &str, second| [new(READY, true, Reason::Ready, message, None, at(second))];
+        let ready =
+            |message: &str, second| [Verdict::yes(Reason::Ready, message).condition(READY, None, at(second))];
         assert!(same(&ready("", 1), &ready("", 9)));
         assert!(!same(&ready("", 1), &ready("other", 1)));
         assert!(!same(&ready("", 1), &[]));
-    }
-
-    #[test]
-    #[should_panic(expected = "doesn't have Throttled for Writing")]
-    fn a_reason_that_the_table_does_not_have_for_a_type_can_not_be_set() {
-        new(WRITING, true, Reason::Throttled, "", None, at(1));
-    }
-
-    #[test]
-    fn a_message_that_the_api_server_would_refuse_is_cut_and_says_so() {
-        let told = |message: String| new(READY, true, Reason::Ready, message, None, at(1)).message;
-        let most = "ü".repeat(LONGEST_MESSAGE / 2);
-        assert_eq!(told(most.clone()), most);
-        for more in ["ü", "x", "x".repeat(LONGEST_MESSAGE).as_str()] {
-            let cut = told(format!("{most}{more}"));
-            assert!((LONGEST_MESSAGE - 3..=LONGEST_MESSAGE).contains(&cut.len()), "{}", cut.len());
-            assert!(
-                cut.starts_with("üü")
-                    && cut.ends_with("ü … (cut: the whole is longer than a condition can be)")
-            );
-        }
     }
 
     #[test]

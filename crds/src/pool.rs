@@ -1,12 +1,18 @@
 //! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on
 //! the way out.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+mod schema;
+mod status;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::core::{Duration, Message, Rule, Selector, SelectorExt};
+use kube::core::{Duration, Selector, SelectorExt};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+use schema::{duration_rule, node_selector, number_or_percentage};
+pub use status::{NodeIPPoolStatus, SubnetUse};
 
 /// Policy for the pod addresses of a set of nodes.
 ///
@@ -375,71 +381,6 @@ pub struct ApplicationSecurityGroups {
     pub on_shared_nic: bool,
 }
 
-/// The sums over the nodes this pool serves. Written by the operator.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeIPPoolStatus {
-    /// The generation of `spec` these figures were made from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Nodes this pool serves.
-    #[serde(default)]
-    pub nodes: u32,
-    /// Those of them whose NodeIPAllocation is `Ready`.
-    #[serde(default)]
-    pub nodes_ready: u32,
-    /// Those of them that follow the pool's `spec` as it is: they have taken up the last edit, or it changes
-    /// nothing of what they hold.
-    #[serde(default)]
-    pub updated_nodes: u32,
-    /// When the sums were made. Those of addresses are made of what the nodes have counted, each at its time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub counted_at: Option<Time>,
-    /// Addresses these nodes hold.
-    #[serde(default)]
-    pub held: u32,
-    /// Held addresses that a pod has.
-    #[serde(default)]
-    pub assigned: u32,
-    /// Held addresses that a new pod could get at once.
-    #[serde(default)]
-    pub free: u32,
-    /// Held addresses that were freed less than `cooldown` ago.
-    #[serde(default)]
-    pub cooling: u32,
-    /// Pods that wait for an address.
-    #[serde(default)]
-    pub waiting: u32,
-    /// The subnets the addresses come from.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
-    pub subnets: Vec<SubnetUse>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
-}
-
-/// What a pool holds in one subnet.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SubnetUse {
-    /// Azure resource id of the subnet.
-    pub id: String,
-    /// Nodes of the pool with their NIC in it.
-    pub nodes: u32,
-    /// Addresses these nodes hold in it.
-    pub held: u32,
-    /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until
-    /// it has been read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u32>,
-    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it.
-    /// Absent while Azure doesn't tell; the condition `SubnetExhausting` says why.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub free: Option<u32>,
-}
-
 impl NodeIPPool {
     /// The pool that serves a node with these labels, or none: the heaviest that matches, then the first by
     /// name.
@@ -483,63 +424,6 @@ fn seconds(n: u64) -> Duration {
     std::time::Duration::from_secs(n).into()
 }
 
-/// A LabelSelector, with what Kubernetes checks of one only in its own kinds. A slip would otherwise be
-/// taken, and the pool would serve no node.
-fn node_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let value = schemars::json_schema!({
-        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
-    });
-    let key = schemars::json_schema!({
-        "type": "string", "maxLength": 317,
-        "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-    });
-    schemars::json_schema!({
-        "type": "object",
-        "nullable": true,
-        "properties": {
-            "matchLabels": {
-                "description": "Labels with their values; all of them must be on the node.",
-                "type": "object",
-                "additionalProperties": value,
-                "maxProperties": 64,
-            },
-            "matchExpressions": {
-                "description": "Further requirements; the node must meet all of them.",
-                "type": "array",
-                "maxItems": 64,
-                "items": {
-                    "type": "object",
-                    "required": ["key", "operator"],
-                    "properties": {
-                        "key": key,
-                        "operator": { "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"] },
-                        "values": {
-                            "description": "At least one for In and NotIn, none for Exists and DoesNotExist.",
-                            "type": "array", "maxItems": 1024, "items": value,
-                        },
-                    },
-                    "x-kubernetes-validations": [{
-                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
-                        "message": "nodeSelector.matchExpressions takes values with the operators In and NotIn, at least one, \
-                                    and none with Exists and DoesNotExist",
-                    }],
-                },
-            },
-        },
-    })
-}
-
-fn number_or_percentage(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({
-        "nullable": true,
-        "x-kubernetes-int-or-string": true,
-        "x-kubernetes-validations": [{
-            "rule": "type(self) == int ? self >= 1 && self <= 100000 : string(self).matches('^([1-9][0-9]?|100)%$')",
-            "message": "rollout.maxUpdating takes a number of nodes from 1 to 100000, or a percentage from 1% to 100%",
-        }],
-    })
-}
-
 // The defaults, one function each because serde and the schema want them so.
 fn eight() -> u32 {
     8
@@ -568,17 +452,6 @@ fn thirty_seconds() -> Duration {
 
 fn five_minutes() -> Duration {
     seconds(300)
-}
-
-/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing.
-/// It takes all units that programs write: of `0s` Rust makes `0ns`, and of `0.001ms` `1µs`.
-fn duration_rule(field: &str, least: &str, most: &str) -> Rule {
-    Rule::new(format!(
-        "self.matches('^([0-9]+(\\\\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$') && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
-    ))
-    .message(Message::Message(format!(
-        "{field} takes a duration such as 30s, 5m or 1h30m, from {least} to {most}"
-    )))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! What a condition says, before it has a type and a time.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::condition::{self, Type};
+use crate::condition::{LONGEST_MESSAGE, Type};
 use crate::reason::Reason;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Verdict {
         Verdict::new(None, reason, message)
     }
 
-    fn new(holds: Option<bool>, reason: Reason, message: impl Into<String>) -> Verdict {
+    pub fn new(holds: Option<bool>, reason: Reason, message: impl Into<String>) -> Verdict {
         Verdict { holds, reason, message: message.into() }
     }
 
@@ -35,16 +35,37 @@ impl Verdict {
         self.holds == Some(false)
     }
 
-    /// The condition of this type of an object of this generation, as of `now`.
+    /// The condition of this type, observed on an object of this generation. It turned at `now`.
     pub fn condition(self, type_: Type, generation: Option<i64>, now: Timestamp) -> Condition {
-        let status = match self.holds {
+        let Verdict { holds, reason, message } = self;
+        let is_listed = reason.row().conditions.contains(&type_);
+        // These two repeat the reason of the part that fails.
+        let repeats = matches!(type_, Type::Ready | Type::AgentReporting);
+        debug_assert!(is_listed || repeats, "the table of reasons doesn't have {reason} for {type_}");
+        let status = match holds {
             Some(true) => "True",
             Some(false) => "False",
             None => "Unknown",
         };
-        let condition = condition::new(type_, false, self.reason, self.message, generation, now);
-        Condition { status: status.into(), ..condition }
+        Condition {
+            type_: type_.name().into(),
+            status: status.into(),
+            reason: reason.name().into(),
+            message: bounded(message),
+            observed_generation: generation,
+            last_transition_time: Time(now),
+        }
     }
+}
+
+/// The message, cut where the API server would refuse all of the status for it.
+fn bounded(mut message: String) -> String {
+    if message.len() > LONGEST_MESSAGE {
+        let cut = " … (cut: the whole is longer than a condition can be)";
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE - cut.len()));
+        message.push_str(cut);
+    }
+    message
 }
 
 /// The first `most` of these by name, and how many more there are.
@@ -60,6 +81,30 @@ pub fn name_some(names: impl ExactSizeIterator<Item = String>, most: usize) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::condition::{READY, WRITING};
+
+    #[test]
+    #[should_panic(expected = "doesn't have Throttled for Writing")]
+    fn a_reason_that_the_table_does_not_have_for_a_type_can_not_be_set() {
+        Verdict::yes(Reason::Throttled, "").condition(WRITING, None, Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn a_message_that_the_api_server_would_refuse_is_cut_and_says_so() {
+        let told = |message: String| {
+            Verdict::yes(Reason::Ready, message).condition(READY, None, Timestamp::UNIX_EPOCH).message
+        };
+        let most = "ü".repeat(LONGEST_MESSAGE / 2);
+        assert_eq!(told(most.clone()), most);
+        for more in ["ü", "x", "x".repeat(LONGEST_MESSAGE).as_str()] {
+            let cut = told(format!("{most}{more}"));
+            assert!((LONGEST_MESSAGE - 3..=LONGEST_MESSAGE).contains(&cut.len()), "{}", cut.len());
+            assert!(
+                cut.starts_with("üü")
+                    && cut.ends_with("ü … (cut: the whole is longer than a condition can be)")
+            );
+        }
+    }
 
     #[test]
     fn the_first_few_are_named_and_the_rest_is_counted() {

@@ -9,8 +9,10 @@
 //! gives no pod an address, and without a ledger there is nothing to go on with. Everything is read anew:
 //! what an earlier reconcile or look knew is never trusted.
 
+mod blocking;
 mod install;
 mod keeper;
+mod notes;
 mod restore;
 mod rules;
 mod supply;
@@ -30,11 +32,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
-use vnetpool_crds::verdict::Verdict;
-use vnetpool_crds::{
-    NodeIPAllocation,
-    condition::{self, Type},
-};
+use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
@@ -45,7 +43,8 @@ use crate::{
     source::Source,
     watch as watches,
 };
-use keeper::{Keeper, Looked, Notes, Reserved, Wanted};
+use keeper::{Keeper, Looked, Wanted};
+use notes::{Notes, Reserved, Said};
 use supply::{Meaning, Taken};
 use tables::{Tables, guard};
 
@@ -109,13 +108,6 @@ pub struct Agent {
     /// Whether a pod waits for an address.
     waiting: watch::Sender<bool>,
     reports: watch::Sender<Option<Report>>,
-}
-
-/// What one stage has to say: a condition without its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
-    type_: Type,
-    verdict: Verdict,
 }
 
 impl Agent {
@@ -377,9 +369,4 @@ impl Agent {
 /// Whether the folder exists only because somebody still has it open.
 fn is_deleted(dir: &Path) -> bool {
     fs::metadata(dir).is_ok_and(|metadata| metadata.nlink() == 0)
-}
-
-/// Runs what waits for locks or the kernel aside, so that the watches go on meanwhile.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("a task was lost")
 }

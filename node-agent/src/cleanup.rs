@@ -1,11 +1,12 @@
 //! Takes what the agent put on the node off it again, for uninstalling.
 
-use std::{fs, io, path::Path, sync::atomic::Ordering, time::Duration};
+use std::{fs, path::Path, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, ensure};
 use vnetpool_plugin::{cni, ledger::file::Store, wiring};
 
-use crate::{config::Config, firewall, install, metrics::Metrics, others_firewall};
+use crate::install::{self, gone};
+use crate::{config::Config, firewall, metrics::Metrics, others_firewall};
 
 /// How long between two attempts.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -24,8 +25,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     // First what would bring new pods.
     let bin = |name| config.cni_bin_dir.join(name);
     let files = [config.cni_conf_dir.join(install::CONFLIST), bin(cni::IPAM), bin(cni::PLUGIN)];
+    let failed = |path: &Path| format!("can't remove {}", path.display());
     for file in &files {
-        gone(file, fs::remove_file(file))?;
+        gone(fs::remove_file(file)).with_context(|| failed(file))?;
     }
     firewall::apply::remove().await?;
     wiring::bridge::remove()?;
@@ -35,7 +37,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let emptied = fs::remove_dir_all(&config.state_dir);
     // In a container the folder is a mount, which stays: what is in it has gone.
     let is_empty = fs::read_dir(&config.state_dir).is_ok_and(|mut entries| entries.next().is_none());
-    if is_empty { Ok(()) } else { gone(&config.state_dir, emptied) }
+    if is_empty { Ok(()) } else { gone(emptied).with_context(|| failed(&config.state_dir)) }
 }
 
 /// Cleans the node as soon as no pod has an address any more, and keeps it so. Probes see whether it is
@@ -51,15 +53,5 @@ pub async fn stay(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
         }
         metrics.reconcile_ended();
         tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// Fine if it was already gone.
-fn gone(path: &Path, removed: io::Result<()>) -> anyhow::Result<()> {
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", path.display()))
-        }
-        _ => Ok(()),
     }
 }

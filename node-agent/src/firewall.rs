@@ -234,35 +234,20 @@ fn range(text: &str) -> Result<Option<Ipv4Net>, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::sample;
     use vnetpool_crds::allocation::{Interface, PublicAddress, Subnet};
 
     fn spec(exclusions: &[&str]) -> NodeIPAllocationSpec {
         NodeIPAllocationSpec {
-            node_uid: String::new(),
-            boot_id: String::new(),
-            pool: "default".into(),
-            mode: Default::default(),
-            route_table_id: None,
-            wiring: Default::default(),
-            sizing: None,
-            elsewhere: 0,
-            target: 8,
-            cooldown: Duration::from_secs(30).into(),
-            warm: 0,
-            report_holders: false,
-            pod_metadata_access: MetadataAccess::None,
             snat_exclusions: exclusions.iter().map(|&text| text.into()).collect(),
-            taken_off_at: vec![],
             interfaces: vec![Interface {
                 id: "nic".into(),
                 mac: "00:0d:3a:e5:1c:c0".into(),
-                application_security_groups: vec![],
-                secondary: false,
                 primary_address: "10.240.0.4".into(),
                 subnet: Subnet { id: "subnet".into(), prefixes: vec!["10.240.0.0/20".into()] },
-                ip_configurations: vec![],
+                ..Default::default()
             }],
+            ..sample::spec()
         }
     }
 

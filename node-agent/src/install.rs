@@ -88,7 +88,7 @@ pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
 }
 
 /// Fine if there was nothing.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+pub fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 

@@ -18,6 +18,8 @@
 
 pub mod admin;
 pub mod agent;
+#[cfg(test)]
+mod alone;
 pub mod args;
 pub mod attach;
 mod chain;
@@ -34,6 +36,8 @@ pub mod metrics;
 mod others_firewall;
 mod refusals;
 pub mod report;
+#[cfg(test)]
+mod sample;
 pub mod show;
 pub mod source;
 pub mod supply;

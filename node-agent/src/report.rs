@@ -12,6 +12,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocationStatus, allocation::Holder, condition};
 use vnetpool_plugin::ledger::{Assignment, Counts, Entry, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
 
@@ -113,7 +114,7 @@ pub fn building(
     let message = format!("the node has no ledger; one is being built since {now}");
     let mut status = published.cloned().unwrap_or_default();
     status.conditions = ours(&status);
-    let supplied = condition::new(condition::SUPPLIED, false, Reason::Building, message, generation, now);
+    let supplied = Verdict::no(Reason::Building, message).condition(condition::SUPPLIED, generation, now);
     condition::set(&mut status.conditions, supplied);
     status
 }
@@ -198,7 +199,7 @@ mod tests {
 
     fn report(ledger: Ledger, at: Millis) -> Report {
         let time = Timestamp::from_millisecond(1_000_000_000_000 + at as i64).unwrap();
-        let supplied = condition::new(condition::SUPPLIED, true, Reason::Supplied, "", Some(1), time);
+        let supplied = Verdict::yes(Reason::Supplied, "").condition(condition::SUPPLIED, Some(1), time);
         Report {
             ledger,
             at,
@@ -269,11 +270,8 @@ mod tests {
     fn what_announces_a_new_ledger_keeps_what_the_last_one_gave_up_and_is_never_the_same_twice() {
         let published = NodeIPAllocationStatus {
             relinquished: vec!["vnp-9".into()],
-            conditions: vec![condition::new(
+            conditions: vec![Verdict::yes(Reason::Ready, "").condition(
                 condition::READY,
-                true,
-                Reason::Ready,
-                "",
                 None,
                 Timestamp::UNIX_EPOCH,
             )],
@@ -375,14 +373,8 @@ mod tests {
     fn the_operators_conditions_are_neither_written_nor_compared() {
         let mut published = compose(&report(ledger(&[9]), 0), None);
         let time = Timestamp::from_second(0).unwrap();
-        published.conditions.push(condition::new(
-            condition::READY,
-            false,
-            Reason::SubnetFull,
-            "",
-            None,
-            time,
-        ));
+        let full = Verdict::no(Reason::SubnetFull, "").condition(condition::READY, None, time);
+        published.conditions.push(full);
         let status = compose(&report(ledger(&[9]), 0), Some(&published));
         assert!(condition::find(&status.conditions, condition::READY).is_none());
         assert!(is_published(&status, Some(&published)));

@@ -59,6 +59,7 @@ fn is_whole(range: Ipv4Net) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample;
     use vnetpool_crds::allocation::{Interface, NodeIPAllocationSpec};
 
     fn object(addresses: &[(&str, &str)]) -> NodeIPAllocation {
@@ -73,22 +74,8 @@ mod tests {
         let mut object = NodeIPAllocation::new(
             "node-1",
             NodeIPAllocationSpec {
-                node_uid: "uid-of-node-1".into(),
-                boot_id: "boot".into(),
-                pool: "default".into(),
-                mode: Default::default(),
-                route_table_id: None,
-                wiring: Default::default(),
-                sizing: None,
-                elsewhere: 0,
-                target: 8,
-                cooldown: Duration::from_secs(30).into(),
-                warm: 0,
-                report_holders: false,
-                pod_metadata_access: Default::default(),
-                snat_exclusions: vec![],
-                taken_off_at: vec![],
                 interfaces: vec![Interface { ip_configurations, ..Default::default() }],
+                ..sample::spec()
             },
         );
         object.metadata.uid = Some("uid-of-object".into());

@@ -186,6 +186,7 @@ fn may_be_wired(store: &Store, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alone::{self, this_test};
     use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -297,15 +298,11 @@ mod tests {
     /// In a user namespace of its own, whose limit is nobody else's.
     #[tokio::test(start_paused = true)]
     async fn without_inotify_the_ledger_is_looked_at_every_second_and_that_is_told() {
-        let test = "watch::tests::without_inotify_the_ledger_is_looked_at_every_second_and_that_is_told";
         if std::env::var_os(WITHOUT).is_none() {
-            let mut alone = std::process::Command::new("unshare");
-            alone.args(["--user", "--map-root-user", "sh", "-c"]);
-            alone.arg("echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"");
-            alone.arg(std::env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]);
-            let ended = alone.env(WITHOUT, "1").output().unwrap();
-            assert!(ended.status.success(), "{ended:?}");
-            return;
+            let before = "echo 0 > /proc/sys/user/max_inotify_instances";
+            let mut again = alone::again(&this_test!(), &[], before);
+            again.env(WITHOUT, "1");
+            return alone::passes(again);
         }
         let (dir, changed, unwatched) =
             (tempfile::tempdir().unwrap(), Arc::new(Notify::new()), watch::Sender::new(None));

@@ -40,7 +40,7 @@ pub use error::{Error, Limit, Matter, Remedy, Scope};
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;
-pub use nic::{Change, Error as NicError, Nic, Others};
+pub use nic::{Change, Nic, Others};
 pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress, Reserved};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};

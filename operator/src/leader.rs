@@ -22,7 +22,7 @@ use crate::lock::lock;
 /// After this long without a renewal the next one may take over.
 pub const LEASE: Duration = Duration::from_secs(15);
 /// One small request to the API server each.
-pub const RENEW: Duration = Duration::from_secs(5);
+const RENEW: Duration = Duration::from_secs(5);
 /// A leader that couldn't renew for this long stops: before anyone else may start.
 const GIVE_UP: Duration = Duration::from_secs(12);
 /// No single request may use up the time for the next one.

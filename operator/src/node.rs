@@ -6,6 +6,7 @@
 //! instead (see [`vacate`]).
 //!
 //! ```text
+//!  controller    when a node is reconciled, and what is remembered until the next time
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
 //!  planner, takeup, scope, growth, attachments     what to do
@@ -20,6 +21,7 @@ mod absences;
 pub mod admit;
 mod attachments;
 pub mod backend;
+pub mod controller;
 mod error;
 mod growth;
 mod lag;
@@ -37,126 +39,37 @@ mod scope;
 mod setback;
 mod strays;
 mod takeup;
+pub mod turns;
 mod vacate;
 mod write;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use kube::runtime::Controller;
-use kube::runtime::controller::{self, Action};
-use kube::runtime::reflector::ObjectRef;
-use tracing::{Instrument, debug, info_span, warn};
-use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
 use crate::azure;
 use crate::cluster::kept;
 use crate::cluster::proof::Unproved;
-use crate::context::{Context, Stop};
-use crate::deadline::within;
-use crate::lock::lock;
+use crate::context::Context;
 use crate::planner;
 use attachments::step;
 use error::Error;
-use memory::{Memories, Memory};
+use memory::Memory;
 use need::Need;
 use observe::Seen;
 use observe::known::Read;
 pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
-use progress::{Next, Progress};
+use progress::{Next, Progress, SOON};
 use report::announcement::Announcement;
 use report::taint;
 use setback::{Setback, Stage};
 use takeup::Place;
-
-/// From a reconcile that was overtaken to the next.
-const SOON: Duration = Duration::from_millis(100);
-
-/// What the node controller works with.
-struct Nodes {
-    ctx: Arc<Context>,
-    memories: Memories,
-}
-
-/// Runs until `stop`; then reconciles under way are finished.
-///
-/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
-/// pace.
-pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
-    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.was_leaderless) });
-    Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
-        .graceful_shutdown_on(stop)
-        .reconcile_on(requests)
-        .run(reconcile, error_policy, nodes)
-        .for_each(|result| async {
-            match result {
-                // A Node or a pod wakes its object by name, before there is one.
-                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
-                Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
-                    debug!(%error, "planned from the past");
-                }
-                Err(error) => warn!(%error, "reconcile failed"),
-            }
-        })
-        .await;
-}
-
-async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<Action, Error> {
-    let Nodes { ctx, memories } = &*nodes;
-    let name = watched.name_any();
-    let started = Instant::now();
-    if let Some(unreadable) = ctx.cluster.unreadable(&name) {
-        // Unknown isn't absent. The node is woken when it can be read.
-        debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");
-        ctx.metrics.reconciled("node", "Unreadable", started.elapsed());
-        return Ok(Action::await_change());
-    }
-    let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
-    let _under_way = ctx.metrics.health.begin(&name);
-    let mut memory = memories.take(&allocation);
-    memory.nic.saw(&allocation);
-    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version
-    // that is older than what it has seen, and those still to come would all be. A copy's addresses belong to
-    // whoever wrote them: what is applied leaves them there.
-    let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
-    let is_of_another_past = allocation.is_copy() || is_set_back();
-    let work =
-        reconcile_one(ctx, allocation, &mut memory, is_of_another_past).instrument(info_span!("node", name));
-    let result =
-        within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
-    if matches!(result, Err(Error::Overdue { .. })) {
-        // Whatever it had begun, the NIC tells what has come of it, at once or when a write comes late.
-        memory.nic.must_read = true;
-        memory.nic.lost_answer();
-    }
-    ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
-    match &result {
-        Err(Error::Find(_) | Error::Left(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
-        Err(error) if error.is_conflict() => {}
-        Err(_) => memory.failures += 1,
-    }
-    match result {
-        Ok(Next::Gone) => {
-            memories.forget(&name);
-            Ok(Action::await_change())
-        }
-        Ok(Next::After(wait)) => {
-            memories.put(&name, memory);
-            Ok(Action::requeue(wait))
-        }
-        Err(error) => {
-            memories.put(&name, memory);
-            Err(error)
-        }
-    }
-}
+use turns::stand_back;
 
 /// The object of a Node that is gone, one that somebody deleted, or that of a node to serve.
 async fn reconcile_one(
@@ -236,28 +149,6 @@ fn is_as_begun(
     let is_same_node = newest_node.is_some_and(|newest| kept::is_same_machine(node, newest));
     let is_to_stay = newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid();
     is_same_node && is_to_stay
-}
-
-/// The node gives away every turn that others may be waiting for.
-fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
-    let (node, now) = (allocation.name_any(), Instant::now());
-    growth::stand_back(ctx, &node, now);
-    scope::stand_back(ctx, &node, now);
-}
-
-/// Ends turns and wakes the next nodes, for as long as the operator leads. Never ends.
-pub async fn keep_time(ctx: Arc<Context>) {
-    // A turn lasts half a minute, so a second more or less doesn't matter.
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        seconds.tick().await;
-        let now = Instant::now();
-        let woken = lock(&ctx.shortages).tick(now);
-        ctx.wake(&woken);
-        let woken = lock(&ctx.refusals).tick(now);
-        ctx.wake(&woken);
-        takeup::tick(&ctx);
-    }
 }
 
 /// Observe, plan, write, publish, attach.
@@ -517,20 +408,6 @@ async fn settle_left(
         memory.absences.clear();
     }
     Ok(())
-}
-
-/// What Azure's error means was decided when it happened, see [`Setback::after`]: it holds the next reconcile
-/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's
-/// errors are retried ever less often.
-fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
-    Action::requeue(match error {
-        Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,
-        _ if error.is_conflict() => SOON,
-        _ => {
-            let failures = nodes.memories.failures(&allocation.name_any());
-            jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64)))
-        }
-    })
 }
 
 #[cfg(test)]

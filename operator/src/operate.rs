@@ -27,7 +27,7 @@ use crate::cluster::{Cluster, Wakeups, unreadable};
 use crate::context::{Context, Stop, Waits};
 use crate::events::{self, Events};
 use crate::health::Health;
-use crate::leader::{Candidate, Lost};
+use crate::leader::{Candidate, Leadership, Lost};
 use crate::lock::lock;
 use crate::metrics::{self, Metrics};
 use crate::rollout::Rollouts;
@@ -112,37 +112,17 @@ async fn serve(
     mut stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Option<Lost>, Error> {
     let metrics = Arc::new(Metrics::default());
+    let health = metrics.health.clone();
     let azure = Arc::new(Azure::new(&config.azure)?);
     metrics::observe(&metrics, &azure);
-    let (is_ready, ready) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    let scrapes = || {
-        let metrics = metrics.clone();
-        vnetpool_admin::scrapes(move || metrics.render())
-    };
-    if let Some(address) = config.admin {
-        let routes = admin::probes(metrics.clone(), ready).merge(scrapes());
-        tasks.spawn(listen(address, routes));
-    }
-    if let Some(address) = config.scraped {
-        tasks.spawn(listen(address, scrapes()));
-    }
-
-    let health = metrics.health.clone();
     // A standby watches, too, so that it knows the cluster when it comes to lead.
     let (cluster, waker, mut wakeups, watches) = Cluster::watch(client, &health);
     for (task, watch) in watches {
         spawn(&mut tasks, task, &health, watch);
     }
-    let synced = cluster.clone();
-    let sync = async move {
-        if synced.ready().await {
-            is_ready.send_replace(true);
-        }
-        // Never again otherwise: a list that is made anew leaves the caches as they are until it is complete.
-        futures::future::pending().await
-    };
-    spawn(&mut tasks, "readiness", &health, sync);
+    let ready = follow_readiness(&mut tasks, &health, cluster.clone());
+    open(&mut tasks, config, &metrics, ready);
 
     let candidate = Candidate::new(lease.clone(), &config.namespace, LEASE, config.identity.clone());
     let mut leadership = tokio::select! {
@@ -159,19 +139,7 @@ async fn serve(
     let writes = Arc::new(Writes::new(tenure.clone()));
     azure.write_only_while(move || tenure.is_sure());
 
-    let (end, stopped) = oneshot::channel();
-    let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
-    let view = cluster.clone();
-    let pool_of = move |node: &str| {
-        let pool = view.pools().get(&ObjectRef::new(&view.allocation(node)?.spec.pool))?;
-        Some(pool.object_ref(&()))
-    };
-    let (events, deliver) = Events::new(client.clone(), &config.identity, pool_of);
-    // In a JoinSet of its own, because this task may end: it delivers the Events of tasks that ended before
-    // it.
-    let mut delivery = JoinSet::new();
-    let alive = health.clone();
-    delivery.spawn(async move { alive.alive("Events", deliver).await });
+    let (events, mut delivery) = deliver(config, client, &cluster, &health);
     let ctx = Arc::new(Context::new(
         (client.clone(), writes),
         events,
@@ -182,32 +150,9 @@ async fn serve(
         config.waits,
     ));
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
-    spawn(&mut tasks, "turns", &health, node::keep_time(ctx.clone()));
+    spawn(&mut tasks, "turns", &health, node::turns::keep_time(ctx.clone()));
 
-    let outcome = {
-        let mut control = pin!(control(ctx, wakeups, stopped));
-        tokio::select! {
-            lost = leadership.keep() => Ok(Some(lost)),
-            error = ended(&mut tasks) => Err(error),
-            ended = &mut control => match ended {
-                Ok(()) => Err(Error::Ended { task: "controllers" }),
-                Err(lost) => Ok(Some(lost)),
-            },
-            () = &mut stop => {
-                info!("asked to stop");
-                drop(end);
-                tokio::select! {
-                    lost = leadership.keep() => warn!("no longer the leader: {lost}"),
-                    drained = timeout(DRAIN, control) => {
-                        if drained.is_err() {
-                            warn!("reconciles under way are abandoned: the next leader reads their NICs");
-                        }
-                    }
-                }
-                Ok(None)
-            }
-        }
-    };
+    let outcome = lead(&mut leadership, &mut tasks, (ctx, wakeups), stop).await;
     tasks.shutdown().await;
     if let Ok(None) = outcome {
         leadership.release().await;
@@ -216,6 +161,91 @@ async fn serve(
         }
     }
     outcome
+}
+
+/// Opens the endpoints of probes and metrics that are configured.
+fn open(tasks: &mut JoinSet<Error>, config: &Config, metrics: &Arc<Metrics>, ready: watch::Receiver<bool>) {
+    let scrapes = || {
+        let metrics = metrics.clone();
+        vnetpool_admin::scrapes(move || metrics.render())
+    };
+    if let Some(address) = config.admin {
+        let routes = admin::probes(metrics.clone(), ready).merge(scrapes());
+        tasks.spawn(listen(address, routes));
+    }
+    if let Some(address) = config.scraped {
+        tasks.spawn(listen(address, scrapes()));
+    }
+}
+
+/// Turns true once the caches are filled.
+fn follow_readiness(
+    tasks: &mut JoinSet<Error>,
+    health: &Arc<Health>,
+    cluster: Cluster,
+) -> watch::Receiver<bool> {
+    let (is_ready, ready) = watch::channel(false);
+    let sync = async move {
+        if cluster.ready().await {
+            is_ready.send_replace(true);
+        }
+        // Never again otherwise: a list that is made anew leaves the caches as they are until it is complete.
+        futures::future::pending().await
+    };
+    spawn(tasks, "readiness", health, sync);
+    ready
+}
+
+/// The queue of Events, and the task that delivers them. That has a JoinSet of its own, because it may end:
+/// it delivers the Events of tasks that ended before it.
+fn deliver(
+    config: &Config,
+    client: &Client,
+    cluster: &Cluster,
+    health: &Arc<Health>,
+) -> (Events, JoinSet<()>) {
+    let view = cluster.clone();
+    let pool_of = move |node: &str| {
+        let pool = view.pools().get(&ObjectRef::new(&view.allocation(node)?.spec.pool))?;
+        Some(pool.object_ref(&()))
+    };
+    let (events, deliver) = Events::new(client.clone(), &config.identity, pool_of);
+    let mut delivery = JoinSet::new();
+    let alive = health.clone();
+    delivery.spawn(async move { alive.alive("Events", deliver).await });
+    (events, delivery)
+}
+
+/// Runs the controllers until `stop`, then until the reconciles under way are done. Gives how the Lease was
+/// lost, if it was meanwhile.
+async fn lead(
+    leadership: &mut Leadership,
+    tasks: &mut JoinSet<Error>,
+    (ctx, wakeups): (Arc<Context>, Wakeups),
+    stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Lost>, Error> {
+    let (end, stopped) = oneshot::channel();
+    let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
+    let mut control = pin!(control(ctx, wakeups, stopped));
+    tokio::select! {
+        lost = leadership.keep() => return Ok(Some(lost)),
+        error = ended(tasks) => return Err(error),
+        ended = &mut control => return match ended {
+            Ok(()) => Err(Error::Ended { task: "controllers" }),
+            Err(lost) => Ok(Some(lost)),
+        },
+        () = stop => info!("asked to stop"),
+    }
+    drop(end);
+    tokio::select! {
+        lost = leadership.keep() => warn!("no longer the leader: {lost}"),
+        drained = timeout(DRAIN, control) => {
+            if drained.is_err() {
+                warn!("reconciles under way are abandoned: the next leader reads their NICs");
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The controllers. End when they are stopped and their reconciles are done.
@@ -239,7 +269,7 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
     let Wakeups { nodes, allocations, pools, unreadable } = wakeups;
     let controllers = async {
         futures::join!(
-            node::run(ctx.clone(), allocations, stop.clone()),
+            node::controller::run(ctx.clone(), allocations, stop.clone()),
             node::admit::run(ctx.clone(), nodes, stop.clone()),
             pool::run(ctx.clone(), pools, stop),
         )

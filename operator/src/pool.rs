@@ -167,75 +167,16 @@ pub(crate) fn roll_up<'a>(
     conflict: Option<String>,
     now: Timestamp,
 ) -> NodeIPPoolStatus {
+    let (sums, short) = sums(pool, nodes);
     let before = pool.status.clone().unwrap_or_default();
     let mut next = NodeIPPoolStatus {
         observed_generation: pool.metadata.generation,
         conditions: before.conditions,
         counted_at: Some(Time(now)),
-        ..Default::default()
+        ..sums
     };
-    let mut subnets: BTreeMap<String, SubnetUse> = BTreeMap::new();
-    // Reasons, without names or numbers: in a large pool some node is always joining.
-    let mut short = BTreeSet::new();
-    for node in nodes {
-        next.nodes += 1;
-        if let Some(status) = &node.status {
-            next.held = next.held.saturating_add(status.held);
-            next.assigned = next.assigned.saturating_add(status.assigned);
-            next.free = next.free.saturating_add(status.free);
-            next.cooling = next.cooling.saturating_add(status.cooling);
-            next.waiting = next.waiting.saturating_add(status.waiting);
-        }
-        for interface in &node.spec.interfaces {
-            // Azure's ids differ in case from one answer to the next.
-            let usage = subnets
-                .entry(interface.subnet.id.to_lowercase())
-                .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
-            usage.nodes += 1;
-            let held = interface.ip_configurations.iter().map(IpConfiguration::count);
-            usage.held = held.fold(usage.held, u32::saturating_add);
-        }
-        next.updated_nodes += u32::from(rolling::has_taken_up(pool, node));
-        match condition::find(node.conditions(), READY) {
-            Some(ready) if ready.status == "True" => next.nodes_ready += 1,
-            Some(ready) => drop(short.insert(ready.reason.clone())),
-            None => drop(short.insert(Reason::Pending.name().to_owned())),
-        }
-    }
-    next.subnets = subnets.into_values().collect();
-
-    let valid = match (pool.spec.selector(), conflict) {
-        (Ok(_), None) => Verdict::yes(Reason::Valid, ""),
-        (Ok(_), Some(conflict)) => Verdict::no(Reason::RangeOverlap, conflict),
-        (Err(error), _) => Verdict::no(
-            Reason::SelectorInvalid,
-            format!(
-                "NodeIPPool {} takes no further node, for its nodeSelector can't be read ({error}); the nodes that it serves \
-                 keep what they have. Use the operators In, NotIn, Exists and DoesNotExist.",
-                pool.name_any()
-            ),
-        ),
-    };
-    let nodes_ready = match short.is_empty() {
-        true if next.nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
-        true => Verdict::yes(Reason::AllReady, "all nodes of the pool are ready"),
-        false => {
-            let message = format!(
-                "some nodes are not ready ({}): kubectl get nodeipallocations --field-selector spec.pool={}",
-                name_some(short.into_iter(), NAMED),
-                pool.name_any()
-            );
-            Verdict::no(Reason::NodesNotReady, message)
-        }
-    };
-    let paused = pause::word(pool).map(|word| {
-        format!(
-            "nothing is written to Azure for nodes of NodeIPPool {name} ({word}). They keep what they have, and new nodes get \
-             nothing. To go on: kubectl annotate nodeippool {name} {}-",
-            names::PAUSED,
-            name = pool.name_any(),
-        )
-    });
+    let valid = valid(pool, conflict);
+    let paused = paused(pool);
     let (ready, stalled) = match (valid.is_false(), &paused) {
         (true, _) => (valid.clone(), Some(Verdict::yes(valid.reason, &valid.message))),
         (false, Some(message)) => (Verdict::no(Reason::Paused, message), None),
@@ -246,7 +187,7 @@ pub(crate) fn roll_up<'a>(
         (READY, Some(ready)),
         (STALLED, stalled),
         (PAUSED, paused.map(|message| Verdict::yes(Reason::Paused, message))),
-        (NODES_READY, Some(nodes_ready)),
+        (NODES_READY, Some(nodes_ready(pool, next.nodes, short))),
     ];
     for (type_, verdict) in said {
         match verdict {
@@ -258,6 +199,85 @@ pub(crate) fn roll_up<'a>(
         }
     }
     next
+}
+
+/// The sums over a pool's nodes, and the reasons why some aren't ready: without names or numbers, for in a
+/// large pool some node is always joining.
+fn sums<'a>(
+    pool: &NodeIPPool,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+) -> (NodeIPPoolStatus, BTreeSet<String>) {
+    let (mut sums, mut short) = (NodeIPPoolStatus::default(), BTreeSet::new());
+    let mut subnets: BTreeMap<String, SubnetUse> = BTreeMap::new();
+    for node in nodes {
+        sums.nodes += 1;
+        if let Some(status) = &node.status {
+            sums.held = sums.held.saturating_add(status.held);
+            sums.assigned = sums.assigned.saturating_add(status.assigned);
+            sums.free = sums.free.saturating_add(status.free);
+            sums.cooling = sums.cooling.saturating_add(status.cooling);
+            sums.waiting = sums.waiting.saturating_add(status.waiting);
+        }
+        for interface in &node.spec.interfaces {
+            // Azure's ids differ in case from one answer to the next.
+            let usage = subnets
+                .entry(interface.subnet.id.to_lowercase())
+                .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
+            usage.nodes += 1;
+            let held = interface.ip_configurations.iter().map(IpConfiguration::count);
+            usage.held = held.fold(usage.held, u32::saturating_add);
+        }
+        sums.updated_nodes += u32::from(rolling::has_taken_up(pool, node));
+        match condition::find(node.conditions(), READY) {
+            Some(ready) if ready.status == "True" => sums.nodes_ready += 1,
+            Some(ready) => drop(short.insert(ready.reason.clone())),
+            None => drop(short.insert(Reason::Pending.name().to_owned())),
+        }
+    }
+    sums.subnets = subnets.into_values().collect();
+    (sums, short)
+}
+
+fn valid(pool: &NodeIPPool, conflict: Option<String>) -> Verdict {
+    match (pool.spec.selector(), conflict) {
+        (Ok(_), None) => Verdict::yes(Reason::Valid, ""),
+        (Ok(_), Some(conflict)) => Verdict::no(Reason::RangeOverlap, conflict),
+        (Err(error), _) => Verdict::no(
+            Reason::SelectorInvalid,
+            format!(
+                "NodeIPPool {} takes no further node, for its nodeSelector can't be read ({error}); the nodes that it serves \
+                 keep what they have. Use the operators In, NotIn, Exists and DoesNotExist.",
+                pool.name_any()
+            ),
+        ),
+    }
+}
+
+fn nodes_ready(pool: &NodeIPPool, nodes: u32, short: BTreeSet<String>) -> Verdict {
+    match short.is_empty() {
+        true if nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
+        true => Verdict::yes(Reason::AllReady, "all nodes of the pool are ready"),
+        false => {
+            let message = format!(
+                "some nodes are not ready ({}): kubectl get nodeipallocations --field-selector spec.pool={}",
+                name_some(short.into_iter(), NAMED),
+                pool.name_any()
+            );
+            Verdict::no(Reason::NodesNotReady, message)
+        }
+    }
+}
+
+/// The message about a pool that a person has paused.
+fn paused(pool: &NodeIPPool) -> Option<String> {
+    pause::word(pool).map(|word| {
+        format!(
+            "nothing is written to Azure for nodes of NodeIPPool {name} ({word}). They keep what they have, and new nodes get \
+             nothing. To go on: kubectl annotate nodeippool {name} {}-",
+            names::PAUSED,
+            name = pool.name_any(),
+        )
+    })
 }
 
 /// Names in the status what can't be read of the pool's nodes. Says nothing as long as there was nothing to
@@ -336,14 +356,8 @@ mod tests {
         }))
         .unwrap();
         let conditions = &mut node.status.as_mut().unwrap().conditions;
-        conditions.push(condition::new(
-            READY,
-            ready == "Ready",
-            Reason::of(ready).unwrap(),
-            "",
-            None,
-            Timestamp::UNIX_EPOCH,
-        ));
+        let verdict = Verdict::new(Some(ready == "Ready"), Reason::of(ready).unwrap(), "");
+        conditions.push(verdict.condition(READY, None, Timestamp::UNIX_EPOCH));
         node
     }
 

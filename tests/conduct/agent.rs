@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, condition, names};
 use vnetpool_node_agent::imds::{Network, listing::Listing};
 use vnetpool_node_agent::report::pace::{Pace, difference};
@@ -255,7 +256,8 @@ impl Agent {
         let is_backed = ledger.counts(self.now).vanished == 0;
         let reason = if is_backed { Reason::Backed } else { Reason::AddressVanished };
         let at = Timestamp::UNIX_EPOCH;
-        let backed = condition::new(condition::ASSIGNMENTS_BACKED, is_backed, reason, "", None, at);
+        let backed =
+            Verdict::new(Some(is_backed), reason, "").condition(condition::ASSIGNMENTS_BACKED, None, at);
         let report = Report {
             ledger: ledger.clone(),
             at: self.now,

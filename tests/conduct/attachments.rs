@@ -2,6 +2,7 @@
 //! detached when they go.
 
 use crate::Test;
+use crate::finding::nothing_was_listed;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -120,7 +121,7 @@ async fn a_public_address_with_a_dns_label_comes_and_goes_with_its_pod(plane: &C
     stage.until("nothing is kept", "n1", |seen| kept(seen).is_none().then_some(())).await?;
     ensure!(attached(&stage, "n1", &entry.name)? == json!([null, null]), "still attached");
     ensure!(!stage.exists(&public.id).await?, "{public:?} costs money still");
-    Ok(())
+    nothing_was_listed(&stage)
 }
 
 async fn a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached(

@@ -2,13 +2,19 @@
 //! locked, nodes of several subscriptions.
 
 use crate::Test;
+use crate::operator;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
 use serde_json::json;
 use vnetpool_azure_sim::{Access, Config, DenyAssignment, Effect, Lock, LockLevel, NewVm, Sim, VnetConfig};
 use vnetpool_crds::condition::{INTERFACE_FOUND, RESERVED};
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_operator::azure::Azure;
+use vnetpool_operator::preflight::{self, Subject};
+use vnetpool_tests::control_plane::{ControlPlane, User};
 
 /// For so many seconds at least a failed sign-in answers all who ask.
 const KEPT: f64 = 5.0;
@@ -17,6 +23,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nodes,
     a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays,
     nodes_of_several_subscriptions_and_groups_are_served_and_one_that_is_throttled_stops_no_other,
+    preflight_reads_a_cluster_with_the_operators_own_rights,
 ];
 
 async fn a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nodes(
@@ -139,5 +146,33 @@ async fn nodes_of_several_subscriptions_and_groups_are_served_and_one_that_is_th
     // What is used up in one is not asked for again, by none of its nodes.
     let refused = stage.asked().iter().filter(|one| one.status == 429).count();
     ensure!(refused == 1, "{refused} writes into a closed door");
+    Ok(())
+}
+
+/// Nodes, pools and kube-proxy's ConfigMap, as an API server gives them to whoever has the chart's roles.
+async fn preflight_reads_a_cluster_with_the_operators_own_rights(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.node("n1", None).await?;
+    let web =
+        stage.put("Microsoft.Network/applicationSecurityGroups/web", json!({ "properties": {} })).await?;
+    stage.pool("default", json!({ "applicationSecurityGroups": { "ids": [web] } })).await?;
+    let proxies = Api::<ConfigMap>::namespaced(stage.client.clone(), "kube-system");
+    let proxy = json!({ "metadata": { "name": "kube-proxy" },
+        "data": { "config.conf": "clusterCIDR: 10.244.0.0/16\ndetectLocalMode: \"\"\n" } });
+    proxies.create(&PostParams::default(), &serde_json::from_value(proxy)?).await?;
+
+    let arm = stage.sim.arm_url();
+    let config = operator::config(arm.parse()?, arm.parse()?, stage.admin, stage.new_identity());
+    let azure = Azure::new(&config.azure)?;
+    let client = Client::try_from(plane.config(User::Operator).await?)?;
+    let report = preflight::run(&azure, Subject::Nodes, async || Ok(client)).await;
+    proxies.delete("kube-proxy", &DeleteParams::default()).await?;
+    let report = report?;
+    ensure!(report.lacks() == 0, "{report}");
+    let (text, join) =
+        (report.to_string(), "Microsoft.Network/applicationSecurityGroups/joinIpConfiguration");
+    ensure!(text.starts_with("Looked at node n1, NodeIPPool default."), "{text}");
+    ensure!(text.contains("Microsoft.Network/networkInterfaces/write") && text.contains(join), "{text}");
+    ensure!(text.contains("kube-proxy: it takes 10.244.0.0/16 for pods"), "{text}");
     Ok(())
 }

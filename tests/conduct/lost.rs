@@ -2,10 +2,14 @@
 
 use crate::Test;
 use crate::metrics::Metrics;
-use crate::stage::{Stage, quick};
+use crate::operator::free_address;
+use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use vnetpool_azure_sim::{Effect, Sim};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::READY;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -83,14 +87,23 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
 
 async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> Result<()> {
     let mut stage = Stage::empty(plane, quick()).await?;
-    // An address that nobody else is given a port of.
-    let address = std::net::TcpListener::bind("127.88.0.2:0")?.local_addr()?;
+    let address = free_address()?;
+    // Reserved never to exist (RFC 6761).
+    stage.azure_at("http://arm.invalid");
     let vm = stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "n1".into(), ..Default::default() }).await?;
-    stage.azure_at(&format!("http://{address}"));
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start().await?;
     stage.join("n1", &vm.provider_id).await?;
-    stage.until_says("n1", vnetpool_crds::condition::READY, "AzureUnavailable").await?;
+    let has_no_name = |says: &Condition| says.message.contains("dns error");
+    let says = stage.until_says("n1", READY, "AzureUnavailable").await?;
+    ensure!(has_no_name(&says), "{}", says.message);
+    stage.stop().await?;
+    stage.azure_at(&format!("http://{address}"));
+    stage.start().await?;
+    let is_named = |seen: &NodeIPAllocation| {
+        find(seen, READY).filter(|says| says.reason == "AzureUnavailable" && !has_no_name(says)).map(drop)
+    };
+    stage.until("nobody listens there", "n1", is_named).await?;
     stage.sim = Sim::listen(quick(), address).await?;
     stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "n1".into(), ..Default::default() }).await?;
     stage.until_holds("n1", 4).await

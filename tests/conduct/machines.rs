@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
     a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told,
+    a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that,
 ];
 
 pub fn sizing() -> Value {
@@ -216,6 +217,29 @@ async fn an_instance_of_a_uniform_scale_set_serves_its_pods(plane: &ControlPlane
     stage.pool("default", json!({ "sizing": { "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" }, "cooldown": "0s" })).await?;
     stage.until_offers(NODE, 0).await?;
     ensure!(held(&stage, &vm.nic_id).is_empty());
+    Ok(())
+}
+
+async fn a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
+    let vm = instance(&stage).await?;
+    let met = [(429, "TooManyRequests", "Throttled"), (409, "AnotherOperationInProgress", "ResourceBusy")];
+    let refuse = |status, code: &str| {
+        let body = json!({ "error": { "code": code, "message": "words" } });
+        let headers = [("retry-after".to_owned(), "1".to_owned())].into();
+        stage.fault("PUT", "/virtualMachineScaleSets/", None, Effect::Status { status, body, headers })
+    };
+    // The one that was ordered first acts until it is lifted.
+    let faults = met.map(|(status, code, _)| refuse(status, code));
+    stage.join(NODE, &vm.provider_id).await?;
+    for (fault, (_, _, reason)) in faults.into_iter().zip(met) {
+        stage.until_says(NODE, condition::RESERVED, reason).await?;
+        stage.sim.lift_fault(fault)?;
+    }
+    stage.until_offers(NODE, 1).await?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocation, refusal};
 use vnetpool_tests::control_plane::ControlPlane;
 
@@ -25,7 +26,7 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     let says = async |pods: &[&str]| -> Result<()> {
         let message = refusal::message(pods.iter().copied(), "default");
         let at = Timestamp::UNIX_EPOCH;
-        let condition = condition::new(METADATA_REFUSED, true, Reason::PodsAsk, message, None, at);
+        let condition = Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, at);
         let patch = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
             "status": { "conditions": [condition] } });
         let api = Api::<NodeIPAllocation>::all(stage.client.clone());

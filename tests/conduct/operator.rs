@@ -3,7 +3,8 @@
 
 use anyhow::{Result, anyhow};
 use reqwest::Url;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -29,10 +30,12 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
     Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, waits }
 }
 
-/// Where an operator may serve its metrics. Not 127.0.0.1: whoever calls from there might be given the port
-/// before the operator listens.
+/// Where a server may listen, and listen again once it was killed. Each has an IP address of its own, so that
+/// nobody else in this process is given the port meanwhile: no other server, nor who calls from 127.0.0.1.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.88.0.1:0")?.local_addr()?)
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ok(TcpListener::bind((Ipv4Addr::new(127, 88, high, low), 0))?.local_addr()?)
 }
 
 /// Waits until the caches of the operator that serves its metrics there are synced.

@@ -1,6 +1,7 @@
 //! Pools of mode Route: the operator keeps a route table, and others write to it, too.
 
 use crate::Test;
+use crate::finding::nothing_was_listed;
 use crate::metrics::Metrics;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
@@ -151,7 +152,7 @@ async fn the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses(plane: &Co
     let left: Vec<String> =
         until_routes(&stage, &table, 2).await?.into_iter().map(|(_, range, _)| range).collect();
     ensure!(left == ["172.31.0.0/16".to_owned(), kept], "{left:?}");
-    Ok(())
+    nothing_was_listed(&stage)
 }
 
 async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {

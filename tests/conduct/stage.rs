@@ -7,6 +7,7 @@ use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
 use axum::http::Uri;
 use futures::StreamExt;
+use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
@@ -238,9 +239,7 @@ impl<'a> Stage<'a> {
 
     /// Puts so many more pods on a node.
     pub async fn bind(&self, node: &str, count: usize) -> Result<()> {
-        for _ in 0..count {
-            self.make_pod(node, json!({})).await?;
-        }
+        try_join_all((0..count).map(|_| self.make_pod(node, json!({})))).await?;
         self.agents.serve(node, self.pods_on(node).await?);
         Ok(())
     }

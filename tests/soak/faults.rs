@@ -3,6 +3,7 @@
 use crate::World;
 use anyhow::{Result, ensure};
 use serde_json::json;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -223,23 +224,32 @@ async fn hunt(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// Has something take addresses off a node's NIC, which is excused meanwhile and after that.
+async fn excused(
+    world: &World,
+    node: &str,
+    taking: impl Future<Output = (Result<Vec<Ipv4Addr>>, Result<()>)>,
+) -> Result<()> {
+    world.sums(|sums| sums.excuses.begin(node));
+    let (taken, outcome) = taking.await;
+    let off = taken.as_deref().unwrap_or_default();
+    world.sums(|sums| sums.excuses.taken(node, off, Instant::now()));
+    taken.map(drop).and(outcome)
+}
+
 /// Somebody takes all that is for pods off the NIC, as a template does that doesn't list it.
 async fn wipe(world: &World, host: &Host) -> Result<()> {
-    world.sums(|sums| sums.excuses.begin(&host.name));
-    let wiped = world.cluster.wipe(host).await;
-    let taken = wiped.as_deref().unwrap_or_default();
-    world.sums(|sums| sums.excuses.taken(&host.name, taken, Instant::now()));
-    wiped.map(drop)
+    excused(world, &host.name, async { (world.cluster.wipe(host).await, Ok(())) }).await
 }
 
 /// Its machine and its Node are deleted and made anew. Until the API server and the new kubelet have noticed,
 /// the old one's pods seem to run with the addresses that went with it.
 async fn replace(world: &World, host: &Host) -> Result<()> {
-    world.sums(|sums| sums.excuses.begin(&host.name));
-    let held = world.cluster.azure.nic(&host.nic_id).await.map(|nic| nic.pod_addresses());
-    let deleted = world.cluster.node("delete", &host.name).await;
-    let added = world.cluster.node("add", &host.name).await;
-    let gone = held.as_deref().unwrap_or_default();
-    world.sums(|sums| sums.excuses.taken(&host.name, gone, Instant::now()));
-    held.map(drop).and(deleted).and(added)
+    let replaced = async {
+        let held = world.cluster.azure.nic(&host.nic_id).await.map(|nic| nic.pod_addresses());
+        let deleted = world.cluster.node("delete", &host.name).await;
+        let added = world.cluster.node("add", &host.name).await;
+        (held, deleted.and(added))
+    };
+    excused(world, &host.name, replaced).await
 }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_node_agent::imds::listing;
+use vnetpool_tests::wait::patience;
 
 /// A look that misses what was listed comes within a minute, the next ten seconds later.
 const MISSED: Duration = Duration::from_secs(75);
@@ -72,12 +73,12 @@ pub fn what_somebody_takes_off_a_nic_is_missed_within_a_minute(stage: &mut Stage
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(SOON, looked).await.with_context(|| format!("it looks {} times", looks(stage)))
+        timeout(patience(SOON), looked).await.with_context(|| format!("it looks {} times", looks(stage)))
     };
     let (missed, looks) = looking(stage, "vm1", object, async |mut told| {
         looked(1).await?;
         stage.give("vm1", 1)?;
-        let missed = timeout(MISSED, told.wait_for(|names| !names.is_empty())).await;
+        let missed = timeout(patience(MISSED), told.wait_for(|names| !names.is_empty())).await;
         let missed = missed.context("nothing is missed")??.clone();
         looked(3).await?;
         Ok((missed, looks(stage)))

@@ -98,13 +98,14 @@ pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluste
         Ok(Some(table))
     })
     .await?;
-    let header: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
-    let columns = "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE";
-    ensure!(header.join(" ") == columns, "{table}");
+    let has_columns = |table: &str, columns: &str| {
+        let header: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+        ensure!(header.join(" ") == columns, "{table}");
+        Ok(())
+    };
+    has_columns(&table, "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE")?;
     let table = cluster.kubectl(&["get", "nodeipallocations", "-o", "wide"]).await?;
-    for column in "POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE NIC SUBNET".split(' ') {
-        ensure!(table.contains(column), "no column {column}:\n{table}");
-    }
+    has_columns(&table, "NAME POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE NIC SUBNET")?;
     // Who has an address stands in the Pods, as the node's own ledger has it.
     let node = "node-1";
     let ledger = cluster.host(node)?.ledger()?;

@@ -24,6 +24,7 @@ pub mod file;
 mod format;
 mod record;
 mod supply;
+mod tenant;
 #[cfg(test)]
 mod tests;
 
@@ -33,8 +34,9 @@ use choice::{Choice, Readiness};
 
 pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
-pub use record::{Assignment, Entry, Proof, Record, State, Tenant};
+pub use record::{Assignment, Record, State};
 pub use supply::{Occupant, Supplied, Supply};
+pub use tenant::{Entry, Proof, Tenant};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;

@@ -7,7 +7,7 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_plugin::{cni::IPAM, wiring::Uplink};
 
-use super::{blocking, keeper::Keeper};
+use super::{blocking::blocking, keeper::Keeper};
 use crate::{
     chain::{self, Chain, Missing},
     config::Config,

@@ -3,35 +3,27 @@
 //! It looks at all of it at once, in a task of its own, since a look runs other programs and lists what grows
 //! with the pods: nobody who waits for an address waits for a look.
 
-use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason, verdict::Verdict};
 use vnetpool_plugin::{
-    ledger::{Entry, Ledger, file, file::Store},
+    ledger::{Ledger, file, file::Store},
     wiring::{self, HostLink, Uplink, Uplinks},
 };
-use vnetpool_process::lock::lock;
 
-use super::{Said, blocking, tables::Tables};
+use super::blocking::blocking;
+use super::notes::{Notes, Reserved, Said};
+use super::tables::Tables;
 use crate::{
     chain,
     config::Config,
-    disturbance::{self, Disturbances, Kind},
-    firewall::apply::Ensured,
+    disturbance::Kind,
     host_ports::HostPorts,
     metrics::Metrics,
     refusals::Refusals,
     sweep::{self, Sweep},
 };
-
-/// How long it may take to take addresses off the node's own links.
-pub(super) const TAKE_OFF_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a look is for. A change of it has the node looked at soon.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,89 +46,6 @@ pub(super) struct Looked {
     pub is_installed: bool,
     /// Whether something failed that may go well soon.
     pub has_failed: bool,
-}
-
-/// The addresses that mustn't be on the node's own links, and those that must.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Reserved {
-    for_pods: Vec<Ipv4Addr>,
-    primaries: Vec<Ipv4Addr>,
-}
-
-impl Reserved {
-    pub(super) fn of(spec: &NodeIPAllocationSpec, entries: &[Entry]) -> Reserved {
-        let primaries = spec.interfaces.iter().filter_map(|interface| interface.primary_address.parse().ok());
-        let for_pods = entries.iter().map(|entry| entry.address).collect();
-        Reserved { for_pods, primaries: primaries.collect() }
-    }
-}
-
-/// Where it is told what others do on the node. A clone tells in the same place.
-#[derive(Clone, Debug)]
-pub(super) struct Notes {
-    metrics: Metrics,
-    disturbances: Arc<Mutex<Disturbances>>,
-}
-
-impl Notes {
-    pub(super) fn new(metrics: Metrics) -> Notes {
-        Notes { metrics, disturbances: Arc::default() }
-    }
-
-    pub(super) fn repaired(&self, kind: Kind, what: String) {
-        tracing::warn!(kind = kind.word(), what, "put right what somebody else had changed");
-        self.metrics.count_repair(kind.word());
-        lock(&self.disturbances).repaired(kind, what, file::now());
-    }
-
-    /// Notes what became of a table; returns whether it was put back.
-    pub(super) fn kept(&self, table: &str, ensured: Ensured) -> bool {
-        if ensured == Ensured::Standing {
-            return false;
-        }
-        tracing::info!(table, "put a table of nftables in place");
-        self.metrics.rules.inc();
-        if ensured == Ensured::Restored {
-            self.repaired(Kind::Table, format!("table {table}"));
-        }
-        ensured == Ensured::Restored
-    }
-
-    /// What was found in the way, by a look that has seen all or not.
-    fn looked(&self, standing: BTreeSet<String>, has_seen_all: bool) {
-        lock(&self.disturbances).looked(standing, has_seen_all);
-    }
-
-    /// The condition `Undisturbed`.
-    pub(super) fn say(&self) -> Said {
-        Said { type_: condition::UNDISTURBED, verdict: lock(&self.disturbances).tell(file::now()) }
-    }
-
-    /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
-    /// address of a link for the node itself, whatever the routes say. Returns what couldn't be taken off.
-    /// It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address wait for it.
-    pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> Vec<String> {
-        let (Reserved { for_pods, primaries }, net) = (reserved.clone(), config.sysctl_net_dir.clone());
-        let taken = blocking(move || {
-            let misplaced = disturbance::misplaced(&for_pods, &primaries, wiring::addresses()?);
-            Ok::<_, wiring::Error>(disturbance::take_off(&misplaced, &net))
-        });
-        let late = |_| Err(anyhow::anyhow!("the kernel hasn't answered for {TAKE_OFF_WITHIN:?}"));
-        let mut standing = Vec::new();
-        match timeout(TAKE_OFF_WITHIN, taken).await.unwrap_or_else(late) {
-            Ok(Ok(taken)) => {
-                for (what, result) in taken {
-                    match result {
-                        Ok(()) => self.repaired(Kind::Address, what),
-                        Err(error) => standing.push(format!("{what}: {error}")),
-                    }
-                }
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "can't look at the node's addresses"),
-            Err(error) => tracing::warn!(%error, "can't look at the node's addresses"),
-        }
-        standing
-    }
 }
 
 /// Keeps one node right. Each look gives it back.

@@ -11,7 +11,7 @@ use vnetpool_plugin::{
     wiring::HostLink,
 };
 
-use super::{Said, blocking, keeper::Keeper};
+use super::{blocking::blocking, keeper::Keeper, notes::Said};
 use crate::{
     disturbance::{self, Kind},
     host_ports,

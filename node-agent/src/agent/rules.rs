@@ -17,7 +17,7 @@ use vnetpool_plugin::{
     wiring::{self, Uplink, bridge, kernel, range, steer},
 };
 
-use super::{Said, blocking, keeper::Keeper};
+use super::{blocking::blocking, keeper::Keeper, notes::Said};
 use crate::{
     disturbance::Kind,
     firewall::{self, Rules},

@@ -9,7 +9,7 @@ use vnetpool_plugin::{
     wiring,
 };
 
-use super::{Agent, Said, blocking};
+use super::{Agent, blocking::blocking, notes::Said};
 use crate::{
     report::leased,
     supply::{Invalid, supply},

@@ -8,7 +8,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::keeper::Notes;
+use super::notes::Notes;
 use crate::firewall::apply::{Error, Firewall};
 
 /// Between two repairs: a daemon that fights with us costs no more.

@@ -1,11 +1,12 @@
 //! The agent's reconciles and looks, each made by the test.
 
 use super::*;
+use crate::alone::{self, this_test};
 use crate::args::Args;
 use clap::Parser;
 use serde_json::json;
 use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
-use vnetpool_crds::reason::Reason;
+use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
 use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file};
 
 /// An agent of a VM of no cluster, whose files are below `root`. Its looks are the test's to make.
@@ -202,17 +203,11 @@ fn on_a_node(test: &str) -> Option<PathBuf> {
     fs::write(&nft, NFT).unwrap();
     fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(dir.path().join("plugin"), "plugin").unwrap();
-    let mut alone = Command::new("unshare");
-    alone.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
-    alone.arg(
-        "ip link add eth0 address 00:0d:3a:e5:1c:c0 type veth peer name wire && ip link set eth0 up && \
-         exec \"$0\" \"$@\"",
-    );
-    alone.arg(env::current_exe().unwrap()).args([&format!("agent::tests::{test}"), "--exact", "--nocapture"]);
+    let before = "ip link add eth0 address 00:0d:3a:e5:1c:c0 type veth peer name wire && ip link set eth0 up";
+    let mut again = alone::again(test, &["--net"], before);
     let path = format!("{}:{}", dir.path().display(), env::var("PATH").unwrap());
-    let ended = alone.env(NODE, dir.path()).env("PATH", path).output().unwrap();
-    let told = [&ended.stdout, &ended.stderr].map(|told| String::from_utf8_lossy(told));
-    assert!(ended.status.success() && told[0].contains("1 passed"), "{}\n{}", told[0], told[1]);
+    again.env(NODE, dir.path()).env("PATH", path);
+    alone::passes(again);
     None
 }
 
@@ -247,8 +242,7 @@ fn told(agent: &Agent, type_: Type) -> (String, String) {
 
 #[tokio::test]
 async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_keep_theirs() {
-    let test = "a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_keep_theirs";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
     let broken = dir.join("broken");
     let mut agent = agent(&dir);
@@ -290,8 +284,7 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
 
 #[tokio::test]
 async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
-    let test = "rules_that_stand_again_have_pods_served_though_the_object_is_gone";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let broken = dir.join("broken");
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
@@ -315,8 +308,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
 
 #[tokio::test]
 async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other() {
-    let test = "what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let mut object = object(&agent, 2, 1, "192.168.0.0/16");
     object.spec.cooldown = Duration::ZERO.into();
@@ -332,8 +324,7 @@ async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other()
 
 #[tokio::test]
 async fn a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_way() {
-    let test = "a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_way";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     settle(&mut agent, &object).await;
@@ -362,8 +353,7 @@ async fn a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_
 
 #[tokio::test]
 async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
-    let test = "a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     settle(&mut agent, &object).await;
@@ -380,8 +370,7 @@ async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
 
 #[tokio::test]
 async fn what_a_look_that_was_broken_off_still_installs_the_next_waits_for() {
-    let test = "what_a_look_that_was_broken_off_still_installs_the_next_waits_for";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     settle(&mut agent, &object).await;
@@ -397,8 +386,7 @@ async fn what_a_look_that_was_broken_off_still_installs_the_next_waits_for() {
 
 #[tokio::test]
 async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
-    let test = "a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&object.spec));
@@ -413,14 +401,13 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     agent.reconcile(Some(&object)).await.unwrap();
     let took = begun.elapsed();
     fs::read(&hangs).unwrap(); // before anything can fail: the test ends when no thread hangs any more
-    assert!((keeper::TAKE_OFF_WITHIN..2 * keeper::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
+    assert!((notes::TAKE_OFF_WITHIN..2 * notes::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
     assert!(is_held(&agent, 1));
 }
 
 #[tokio::test]
 async fn a_look_that_hangs_is_broken_off_and_what_stood_in_the_way_is_told_until_one_has_seen_all() {
-    let test = "a_look_that_hangs_is_broken_off_and_what_stood_in_the_way_is_told_until_one_has_seen_all";
-    let Some(dir) = on_a_node(test) else { return };
+    let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 1, "192.168.0.0/16");
     settle(&mut agent, &object).await;

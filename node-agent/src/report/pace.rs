@@ -124,6 +124,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
     use std::{collections::BTreeSet, net::Ipv4Addr};
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::verdict::Verdict;
     use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox, Supply};
 
     fn status(assigned: u32, cooling: u32, free: u32) -> NodeIPAllocationStatus {
@@ -149,7 +150,7 @@ mod tests {
         let holder = vnetpool_crds::allocation::Holder { address: "10.0.0.5".into(), ..Default::default() };
         let true_ = |generation| {
             let at = Timestamp::UNIX_EPOCH;
-            vec![condition::new(condition::SUPPLIED, true, Reason::Supplied, "", Some(generation), at)]
+            vec![Verdict::yes(Reason::Supplied, "").condition(condition::SUPPLIED, Some(generation), at)]
         };
         for news in [
             NodeIPAllocationStatus { waiting: 1, ..before.clone() },

@@ -134,6 +134,7 @@ pub fn short(id: &str) -> String {
 mod tests {
     use super::*;
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::verdict::Verdict;
 
     #[test]
     fn columns_are_as_wide_as_their_longest_cell() {
@@ -147,8 +148,10 @@ mod tests {
         let told = |conditions: &[Condition]| -> Vec<String> {
             troubles("o", conditions, at).into_iter().map(|one| one.what).collect()
         };
-        let ready = |status| condition::new(condition::READY, status, Reason::SubnetFull, "", None, at);
-        let reserved = condition::new(condition::RESERVED, false, Reason::SubnetFull, "", None, at);
+        let full =
+            |holds, type_| Verdict::new(Some(holds), Reason::SubnetFull, "").condition(type_, None, at);
+        let ready = |holds| full(holds, condition::READY);
+        let reserved = full(false, condition::RESERVED);
         assert_eq!(told(&[]), ["has no condition Ready"]);
         assert_eq!(told(&[ready(true)]), Vec::<String>::new());
         assert_eq!(told(&[ready(false)]), ["Ready is False for 0s (SubnetFull)"]);

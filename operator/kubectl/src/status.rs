@@ -57,6 +57,20 @@ impl Counts {
     }
 }
 
+/// Of a pool's or of a node's status, which both have these.
+macro_rules! counts {
+    ($status:expr) => {{
+        let status = &$status;
+        Counts {
+            held: status.held,
+            assigned: status.assigned,
+            free: status.free,
+            cooling: status.cooling,
+            waiting: status.waiting,
+        }
+    }};
+}
+
 pub fn status(objects: &Objects) -> Status {
     let ready = |conditions: &[_]| {
         condition::find(conditions, READY).map_or("Unknown".to_owned(), |ready| match ready.status.as_str() {
@@ -73,13 +87,7 @@ pub fn status(objects: &Objects) -> Status {
             mode: pool.spec.mode,
             nodes: said.nodes,
             nodes_ready: said.nodes_ready,
-            counts: Counts {
-                held: said.held,
-                assigned: said.assigned,
-                free: said.free,
-                cooling: said.cooling,
-                waiting: said.waiting,
-            },
+            counts: counts!(said),
             ready: ready(&said.conditions),
         });
     }
@@ -91,13 +99,7 @@ pub fn status(objects: &Objects) -> Status {
             name: allocation.name_any(),
             pool: allocation.spec.pool.clone(),
             target: allocation.spec.target,
-            counts: Counts {
-                held: said.held,
-                assigned: said.assigned,
-                free: said.free,
-                cooling: said.cooling,
-                waiting: said.waiting,
-            },
+            counts: counts!(said),
             ready: ready(&said.conditions),
         });
     }

@@ -124,33 +124,10 @@ impl Transport {
             return Err(Error::DryRun { resource: call.resource.clone() });
         }
         let lane = call.lane(&url);
-        let Urgency { priority, .. } = call.urgency;
-        let outgrown = || Error::Outgrown { resource: call.resource.clone() };
-        let is_write = call.effect() == Effect::Write;
-        // Where nobody waits, the gate lets everything pass.
-        if is_write && call.urgency.is_outgrown() {
-            return Err(outgrown());
-        }
-        let turn = self.0.gate.wait_for_turn(&lane, priority, call.urgency.outgrown());
-        let Some(turn) = uncounted(turn).await else {
-            return Err(outgrown());
-        };
-        // This is the last moment at which a call may be given up. From here on it may have taken effect.
-        if is_write && !call.urgency.is_confirmed().await {
-            self.0.gate.give_back(&lane, &turn);
-            return Err(Error::Unconfirmed { resource: call.resource.clone() });
-        }
-        let waited = turn.waited;
-        if waited > LONG_WAIT {
-            info!(
-                resource = call.resource,
-                kind = call.kind.as_str(),
-                ?waited,
-                "waited for Azure's request limits"
-            );
-        }
+        let waited = self.wait_for_turn(call, &lane).await?;
         let token = self.0.tokens.header().await?;
-        if is_write && self.0.may_write.get().is_some_and(|may_write| !may_write()) {
+        let may_write = || self.0.may_write.get().is_none_or(|may_write| may_write());
+        if call.effect() == Effect::Write && !may_write() {
             warn!(resource = call.resource, "not written: another may lead by now");
             return std::future::pending().await;
         }
@@ -176,7 +153,7 @@ impl Transport {
         };
         let record = RequestRecord {
             kind: call.kind,
-            priority,
+            priority: call.urgency.priority,
             status: outcome.as_ref().ok().map(|answer| answer.status),
             waited,
             took: started.elapsed(),
@@ -202,6 +179,36 @@ impl Transport {
             Ok(answer) => self.judge(call, &lane, answer),
             Err(error) => Err(lost(call, &error)),
         }
+    }
+
+    /// Waits until the budget allows the call, unless it is outgrown by then. Gives how long that took.
+    async fn wait_for_turn(&self, call: &Call, lane: &Lane) -> Result<Duration, Error> {
+        let Urgency { priority, .. } = call.urgency;
+        let outgrown = || Error::Outgrown { resource: call.resource.clone() };
+        let is_write = call.effect() == Effect::Write;
+        // Where nobody waits, the gate lets everything pass.
+        if is_write && call.urgency.is_outgrown() {
+            return Err(outgrown());
+        }
+        let turn = self.0.gate.wait_for_turn(lane, priority, call.urgency.outgrown());
+        let Some(turn) = uncounted(turn).await else {
+            return Err(outgrown());
+        };
+        // This is the last moment at which a call may be given up. From here on it may have taken effect.
+        if is_write && !call.urgency.is_confirmed().await {
+            self.0.gate.give_back(lane, &turn);
+            return Err(Error::Unconfirmed { resource: call.resource.clone() });
+        }
+        let waited = turn.waited;
+        if waited > LONG_WAIT {
+            info!(
+                resource = call.resource,
+                kind = call.kind.as_str(),
+                ?waited,
+                "waited for Azure's request limits"
+            );
+        }
+        Ok(waited)
     }
 
     /// Lets the budget learn from the answer, and turns everything but a success into an error.

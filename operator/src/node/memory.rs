@@ -196,6 +196,7 @@ mod tests {
     use serde_json::json;
     use vnetpool_crds::condition;
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::verdict::Verdict;
 
     fn allocation(uid: &str, version: u64, generation: i64) -> NodeIPAllocation {
         let object = json!({
@@ -207,7 +208,7 @@ mod tests {
 
     fn written(mut object: NodeIPAllocation) -> NodeIPAllocation {
         let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
-        let writing = condition::new(condition::WRITING, true, Reason::Writing, "", None, now);
+        let writing = Verdict::yes(Reason::Writing, "").condition(condition::WRITING, None, now);
         object.status.get_or_insert_default().conditions.push(writing);
         object
     }

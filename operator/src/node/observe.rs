@@ -25,7 +25,6 @@ use vnetpool_crds::pool::Sizing;
 use vnetpool_crds::{NodeIPPool, condition};
 
 use super::backend::{self, Backend, Holding, NicView};
-use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::{self, Need};
 use super::setback::Stage;
@@ -35,6 +34,7 @@ use crate::cluster::kept;
 use crate::context::Context;
 use crate::planner::{Demand, Observed};
 use adopt::Adoption;
+use drift::Drift;
 use groups::Grouping;
 use interfaces::{Found, Occasion};
 pub use interfaces::{NIC_SLOTS, mirrored};
@@ -245,24 +245,12 @@ pub async fn around(
         is_dry_run: ctx.azure.is_dry_run(),
     });
     let wanted = Wanted::of(pool, obstacle.as_ref());
-    let lost = nic
-        .filter(|_| backend.takes_asked_address())
-        .map(|nic| drift::lost(allocation, kept::boot_id(node), nic, wanted.grain, &memory.taken))
-        .map(|lost| memory.mending.askable(lost, now));
-    let has_vanished =
-        nic.filter(|_| backend.takes_asked_address()).is_some_and(|nic| drift::has_vanished(allocation, nic));
-    let is_taken_off =
-        nic.filter(|_| backend.draws_on_subnet()).is_some_and(|nic| drift::has_vanished(allocation, nic));
-    // A write that grows could be given the very address, and a second one would be needed for what pods use.
-    let is_told = !has_vanished && lag(allocation, kept::boot_id(node)) == Lag::None;
-    let since = memory.vanished_since.or(has_vanished.then_some(now));
-    let until = since.filter(|_| !is_told).map(|since| since + drift::PATIENCE);
-    let told_by = until.filter(|until| *until > now);
+    let drift = Drift::of((nic, &backend), allocation, kept::boot_id(node), wanted.grain, memory, now);
     // Groups that Azure has refused are left out for a while.
     let may_join = memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now));
     let azure = AzureView {
         wanted,
-        lost: lost.unwrap_or_default(),
+        lost: drift.lost,
         adopt: adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect(),
         join: if may_join { grouping.lacks.clone() } else { vec![] },
         leave: grouping.leave.clone(),
@@ -273,7 +261,7 @@ pub async fn around(
         forwarding_lacks: served.is_some()
             && backend.needs_forwarding()
             && nic.is_some_and(|nic| !nic.forwards),
-        awaits_agent: told_by.is_some(),
+        awaits_agent: drift.told_by.is_some(),
         holding: Holding { route_is_wrong: holding.route_is_wrong && obstacle.is_none(), ..holding },
     };
     let observed = observed(&cluster, allocation, azure, memory, now);
@@ -303,9 +291,9 @@ pub async fn around(
         observed,
         adoption,
         grouping,
-        told_by,
-        has_vanished,
-        is_taken_off,
+        told_by: drift.told_by,
+        has_vanished: drift.has_vanished,
+        is_taken_off: drift.is_taken_off,
     })
 }
 

@@ -139,7 +139,7 @@ mod tests {
     }
 
     fn said(mut allocation: NodeIPAllocation, reason: Reason) -> NodeIPAllocation {
-        let said = condition::new(PAUSED, true, reason, "", None, Timestamp::UNIX_EPOCH);
+        let said = Verdict::yes(reason, "").condition(PAUSED, None, Timestamp::UNIX_EPOCH);
         allocation.status.get_or_insert_default().conditions.push(said);
         allocation
     }

@@ -36,6 +36,9 @@ pub struct Progress {
     pub attachments: Option<attachments::Plan>,
 }
 
+/// From a reconcile that was overtaken to the next.
+pub const SOON: Duration = Duration::from_millis(100);
+
 /// What follows a reconcile.
 pub enum Next {
     After(Duration),

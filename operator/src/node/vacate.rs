@@ -11,9 +11,9 @@ use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::error::Error;
 use super::memory::Memory;
-use super::progress::Next;
+use super::progress::{Next, SOON};
 use super::setback::{Setback, Stage};
-use super::{SOON, backend, growth, pause, publish, report};
+use super::{backend, growth, pause, publish, report};
 use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId, Urgency};
 use crate::context::Context;
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 use vnetpool_crds::pool::Mode;
 
-use super::backend::Task;
+use super::backend::{Outcome, Task};
 use super::growth;
 use super::memory::Memory;
 use super::mending;
@@ -18,6 +18,7 @@ use super::scope;
 use super::setback::{Setback, Stage};
 use crate::azure::{self, Urgency};
 use crate::context::Context;
+use crate::planner::Change;
 
 /// Carries the plan's change out. The condition `Writing` has announced it, or does so when `announced` is
 /// asked.
@@ -69,47 +70,57 @@ pub async fn write(
             if outcome.was_sent {
                 scope::succeeded(ctx, seen, &plan.change, now);
             }
-            if outcome.is_known {
-                memory.nic.at = Some(now);
-            }
-            memory.setback = None;
-            memory.mending.restored(&plan.change.restore);
-            if plan.change.repair || plan.change.forward {
-                memory.mending.written(now);
-            }
-            if outcome.lacks_groups {
-                // Written once more at once it would show them no sooner.
-                let error = azure::Error::Unexpected {
-                    resource: nic.id.clone(),
-                    message: "it doesn't show application security groups that it has joined".to_owned(),
-                };
-                memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
-            }
+            learn(memory, &plan.change, &nic.id, &outcome, now);
             Ok(())
         }
         Err(error) => {
-            let taken = error.taken(&plan.change.restore);
-            memory.taken.extend(&taken);
-            // Addresses that pods lost are left out of the next write, so that the node gets others all the
-            // same.
-            if let Some((addresses, first)) = withheld(&error, &taken, &plan.change.restore) {
-                memory.mending.withhold(addresses, first, now);
-                return Err(error);
+            if let Some(own) = learn_from(memory, &plan.change, &error, now) {
+                let holds_all = scope::refused(ctx, &node.name_any(), seen, &plan.change, &error, now);
+                memory.setback = Some(if holds_all { own.without_wait(now) } else { own });
             }
-            // Groups that are refused are left out of the next write, so that the node gets its addresses all
-            // the same. Only what is refused without them is asked for others, too.
-            if !plan.change.join.is_empty() && groups::may_be_refused(&error) {
-                let own = Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now);
-                memory.grouping = Some(own);
-                return Err(error);
-            }
-            let stage = if plan.change.repair { Stage::Repair } else { Stage::Write };
-            let own = Setback::after(memory.setback.as_ref(), stage, &error, now);
-            let holds_all = scope::refused(ctx, &node.name_any(), seen, &plan.change, &error, now);
-            memory.setback = Some(if holds_all { own.without_wait(now) } else { own });
             Err(error)
         }
     }
+}
+
+/// Remembers the outcome of a write that has succeeded.
+fn learn(memory: &mut Memory, change: &Change, nic: &str, outcome: &Outcome, now: Instant) {
+    if outcome.is_known {
+        memory.nic.at = Some(now);
+    }
+    memory.setback = None;
+    memory.mending.restored(&change.restore);
+    if change.repair || change.forward {
+        memory.mending.written(now);
+    }
+    if outcome.lacks_groups {
+        // Written once more at once it would show them no sooner.
+        let error = azure::Error::Unexpected {
+            resource: nic.to_owned(),
+            message: "it doesn't show application security groups that it has joined".to_owned(),
+        };
+        memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
+    }
+}
+
+/// Remembers the failure of a write. Returns the setback for all of the node's writes, unless only a part of
+/// this one is left out of the next, so that the node gets its addresses all the same.
+fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: Instant) -> Option<Setback> {
+    let taken = error.taken(&change.restore);
+    memory.taken.extend(&taken);
+    // Addresses that pods lost.
+    if let Some((addresses, first)) = withheld(error, &taken, &change.restore) {
+        memory.mending.withhold(addresses, first, now);
+        return None;
+    }
+    // Groups that are refused. Only what is refused without them is asked for others, too.
+    if !change.join.is_empty() && groups::may_be_refused(error) {
+        let own = Setback::after(memory.grouping.as_ref(), Stage::Write, error, now);
+        memory.grouping = Some(own);
+        return None;
+    }
+    let stage = if change.repair { Stage::Repair } else { Stage::Write };
+    Some(Setback::after(memory.setback.as_ref(), stage, error, now))
 }
 
 /// Which of the addresses to restore can't be had for a while, and for how long at first; of `taken` it is

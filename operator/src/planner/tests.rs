@@ -280,25 +280,16 @@ prop_compose! {
             }),
             demand: Demand { bound, assigned, waiting, cooling, pods_allowed },
             held: if grain == 1 { ours(0..held) } else { blocks(0..held / 8) },
-            lost: BTreeSet::new(),
             slots,
             grain,
-            release_after: Duration::from_secs(300),
             relinquished,
-            shown: BTreeSet::new(),
-            adopt: vec![],
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
             growth_wanted_for: Duration::from_millis(grown),
             release_wanted_for: Duration::from_millis(waited),
             may_reserve,
             may_write,
-            nic_failed: false,
-            may_mend: true,
-            forwarding_lacks: false,
-            join: vec![],
-            leave: vec![],
-            route_is_wrong: false,
+            ..observed(0, 0)
         }
     }
 }

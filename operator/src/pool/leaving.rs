@@ -52,7 +52,7 @@ mod tests {
             json!({"metadata": {"name": name}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
         let mut node: NodeIPAllocation = serde_json::from_value(object).unwrap();
         let said = message
-            .map(|text| condition::new(SELECTED, false, Reason::NoPool, text, None, Timestamp::UNIX_EPOCH));
+            .map(|text| Verdict::no(Reason::NoPool, text).condition(SELECTED, None, Timestamp::UNIX_EPOCH));
         node.status.get_or_insert_default().conditions.extend(said);
         node
     }

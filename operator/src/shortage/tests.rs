@@ -287,9 +287,19 @@ struct Subnet {
     free: u32,
     nodes: Vec<Node>,
     requests: u32,
+    /// Azure has decided these and not answered yet.
+    under_way: Vec<Answer>,
 }
 
 #[derive(Debug)]
+struct Answer {
+    node: usize,
+    asked: u32,
+    is_granted: bool,
+    due: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Node {
     pods: u32,
     held: u32,
@@ -308,12 +318,14 @@ enum Acts {
     Fails,
     /// It may not write its NIC.
     IsRefused,
+    /// Azure answers it after so many seconds.
+    IsLate(u64),
 }
 
 impl Subnet {
     fn of(pods: &[u32], free: u32) -> Subnet {
         let node = |&pods: &u32| Node { pods, held: 0, acts: Acts::Well };
-        Subnet { free, nodes: pods.iter().map(node).collect(), requests: 0 }
+        Subnet { free, nodes: pods.iter().map(node).collect(), requests: 0, under_way: vec![] }
     }
 
     /// One reconcile of a node, and of all whom it wakes.
@@ -326,6 +338,13 @@ impl Subnet {
 
     /// Time has passed.
     fn tick(&mut self, all: &mut Shortages, now: Instant) {
+        while let Some(due) = self.under_way.iter().position(|answer| answer.due <= now) {
+            let Answer { node, asked, is_granted, .. } = self.under_way.swap_remove(due);
+            let woken = self.answer(all, node, asked, is_granted, now);
+            for next in woken.iter().map(|name| name[1..].parse().unwrap()).chain([node]) {
+                self.reconcile(all, next, now);
+            }
+        }
         for woken in all.tick(now) {
             self.reconcile(all, woken[1..].parse().unwrap(), now);
         }
@@ -338,8 +357,10 @@ impl Subnet {
         match acts {
             Acts::Never => return vec![],
             Acts::Fails => return all.withdraw(&name, now),
+            // Its last write isn't answered yet.
+            _ if self.under_way.iter().any(|answer| answer.node == node) => return vec![],
             _ if pods <= held => return all.withdraw(&name, now),
-            Acts::Well | Acts::Hangs | Acts::IsRefused => {}
+            Acts::Well | Acts::Hangs | Acts::IsRefused | Acts::IsLate(_) => {}
         }
         let (turn, mut woken) = all.ask(&[source()], &name, want, now);
         let count = match turn {
@@ -355,15 +376,49 @@ impl Subnet {
             woken.extend(all.missed(&source(), &name, now));
             // Until it may try again it can't ask.
             woken.extend(all.withdraw(&name, now));
-        } else if count <= self.free {
-            self.free -= count;
-            self.nodes[node].held += count;
-            woken.extend(all.granted(&source(), &name, count, now));
+            return woken;
+        }
+        let is_granted = count <= self.free;
+        self.free -= if is_granted { count } else { 0 };
+        if let Acts::IsLate(seconds) = acts {
+            let due = now + Duration::from_secs(seconds);
+            self.under_way.push(Answer { node, asked: count, is_granted, due });
+            return woken;
+        }
+        woken.extend(self.answer(all, node, count, is_granted, now));
+        if is_granted {
             woken.push(name);
-        } else {
-            woken.extend(all.refused(&source(), (&name, want), count, said(), now));
         }
         woken
+    }
+
+    /// Azure's answer to a node; gives whom it wakes.
+    fn answer(
+        &mut self,
+        all: &mut Shortages,
+        node: usize,
+        asked: u32,
+        is_granted: bool,
+        now: Instant,
+    ) -> Woken {
+        let (name, Node { pods, held, .. }) = (format!("n{node:02}"), self.nodes[node]);
+        if !is_granted {
+            return all.refused(&source(), (&name, want(pods, held, 0)), asked, said(), now);
+        }
+        self.nodes[node].held += asked;
+        all.granted(&source(), &name, asked, now)
+    }
+
+    /// Another operator leads, which knows only the objects. It finds the outcomes of writes under way on the
+    /// NICs.
+    fn begin_anew(&mut self, now: Instant) -> Shortages {
+        for Answer { node, asked, .. } in self.under_way.drain(..).filter(|answer| answer.is_granted) {
+            self.nodes[node].held += asked;
+        }
+        let mut all = Shortages::default();
+        all.recall(&source(), said(), now);
+        (0..self.nodes.len()).for_each(|node| self.reconcile(&mut all, node, now));
+        all
     }
 }
 
@@ -450,6 +505,40 @@ proptest! {
         }
         let served = subnet.nodes.iter().all(|node| node.acts != Acts::Well || node.pods <= node.held);
         prop_assert!(served, "{:?} {:?}", subnet.nodes, all);
+    }
+
+    /// Answers that come when turns are long over, and operators that come and go, lose nobody and nothing.
+    #[test]
+    fn answers_that_come_late_lose_nobody(
+        pods in prop::collection::vec((1..12_u32, 0..90_u64), 2..8),
+        free in 0..30_u32,
+        steps in prop::collection::vec((0..8_usize, 0..6_u32, prop::bool::weighted(0.1)), 1..40),
+    ) {
+        let mut now = Instant::now();
+        let mut all = Shortages::default();
+        let mut subnet = Subnet::of(&pods.iter().map(|(pods, _)| *pods).collect::<Vec<_>>(), free);
+        for (node, (_, seconds)) in subnet.nodes.iter_mut().zip(&pods) {
+            node.acts = Acts::IsLate(*seconds);
+        }
+        let count = subnet.nodes.len();
+        (0..count).for_each(|node| subnet.reconcile(&mut all, node, now));
+        for (node, more, is_another) in steps {
+            subnet.free += more;
+            if is_another {
+                all = subnet.begin_anew(now);
+            }
+            subnet.reconcile(&mut all, node % count, now);
+            now += Duration::from_secs(7);
+            subnet.tick(&mut all, now);
+        }
+        subnet.free += pods.iter().map(|(pods, _)| *pods).sum::<u32>();
+        let is_served = |subnet: &Subnet| subnet.nodes.iter().all(|node| node.pods <= node.held);
+        let end = now + 20 * LONGEST;
+        while !is_served(&subnet) && now < end {
+            now += Duration::from_secs(5);
+            subnet.tick(&mut all, now);
+        }
+        prop_assert!(is_served(&subnet), "{:?} {:?} {:?}", subnet.nodes, subnet.under_way, all);
     }
 
     /// While there is too little, no node is more than one address better off than its need allows.

@@ -24,6 +24,8 @@ struct Play {
     /// Headers and bodies of the answers so far, which may have named what is asked for next.
     given: String,
     heard: Vec<Heard>,
+    /// Requests that the script has no answer for, or one to another question.
+    unforeseen: Vec<String>,
     no_tokens: bool,
 }
 
@@ -89,8 +91,10 @@ impl Drop for Script {
         if std::thread::panicking() {
             return;
         }
-        // The script answers whatever it is asked, so a wrong path or verb would go unseen.
+        // The script answers whatever it is asked, so a wrong path, verb or order would go unseen.
         let play = self.state.lock().unwrap();
+        assert!(play.unforeseen.is_empty(), "unforeseen: {:?}", play.unforeseen);
+        assert!(play.to_come.is_empty(), "{} answers were never asked for", play.to_come.len());
         let follows = |heard: &Heard| heard.method == Method::GET && play.given.contains(heard.uri.path());
         let own = play.heard.iter().filter(|heard| !follows(heard));
         crate::role::assert_listed(own.map(|heard| (heard.method.as_str(), heard.uri.path())));
@@ -137,8 +141,13 @@ async fn play(
         }))
         .into_response();
     }
+    let asked = format!("{method} {}", uri.path());
+    let next = state.to_come.pop_front();
+    if !next.as_ref().is_some_and(|next| is_answer_to(uri.path(), &next.body)) {
+        state.unforeseen.push(asked);
+    }
     state.heard.push(Heard { method, uri, headers, at: Instant::now() });
-    let Some(Answer { status, headers, body }) = state.to_come.pop_front() else {
+    let Some(Answer { status, headers, body }) = next else {
         return (StatusCode::IM_A_TEAPOT, "nothing more in the script").into_response();
     };
     state.given.push_str(&body.to_string());
@@ -148,4 +157,16 @@ async fn play(
         response.headers_mut().insert(name, value.parse().unwrap());
     }
     response
+}
+
+/// Whether a body is what stands at this path: the state of an operation, or the document of a NIC. An error
+/// may stand anywhere.
+fn is_answer_to(path: &str, body: &Value) -> bool {
+    let path = path.to_ascii_lowercase();
+    let is_of_operation = body["status"].is_string();
+    let is_of_nic = body["properties"]["ipConfigurations"].is_array();
+    let is_error = body["error"]["code"].is_string() && !is_of_operation;
+    is_error
+        || is_of_operation == path.contains("/operations/")
+            && (!is_of_nic || path.contains("/networkinterfaces/"))
 }

@@ -8,6 +8,7 @@ mod settings;
 
 use crate::fabric::Fabric;
 use crate::fault::{Ending, Fault, Faults, Standing};
+use crate::lock::lock;
 use crate::log::LogEntry;
 use crate::permission::Access;
 use crate::reply::Reply;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -119,10 +120,6 @@ pub struct Azure {
     /// Other subscriptions by id in lower case. They share nothing: a NIC and its VNet are in one
     /// subscription, and limits are a subscription's own.
     neighbours: Mutex<BTreeMap<String, Arc<Azure>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tokio's clock, so that a test can pause it.

@@ -2,11 +2,12 @@
 
 use crate::draws::Draws;
 use crate::hostile;
+use crate::lock::lock;
 use crate::request::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tokio::sync::watch;
 
 /// Which requests a fault strikes, how often, and what it does. A condition that is absent matches
@@ -97,7 +98,7 @@ struct Ordered {
 
 impl Faults {
     fn lock(&self) -> std::sync::MutexGuard<'_, Ordered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub(crate) fn order(&self, fault: Fault) -> u64 {

@@ -24,6 +24,7 @@ mod health;
 mod hostile;
 mod http;
 mod imds;
+mod lock;
 mod log;
 mod nic;
 mod operation;

@@ -1,12 +1,13 @@
 //! A TLS-inspecting HTTP proxy, as companies have them, in front of simulated Azure. Clients reach Entra and
 //! ARM under their own names, by HTTPS, with a certificate of an authority that they must be told to trust.
 
+use crate::lock::lock;
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -66,7 +67,7 @@ impl Proxy {
     /// The hosts that clients asked for, with ports, in order.
     #[must_use]
     pub fn tunnels(&self) -> Vec<String> {
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.tunnels).clone()
     }
 }
 
@@ -89,7 +90,7 @@ impl Lead {
             line.clear();
             client.read_line(&mut line).await?;
         }
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner).push(host.clone());
+        lock(&self.tunnels).push(host.clone());
         client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
         let name = host.split(':').next().unwrap_or_default();
         let acceptor = TlsAcceptor::from(Arc::new(self.certified(name)?));

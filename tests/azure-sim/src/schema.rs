@@ -3,6 +3,7 @@
 //! The documents are Swagger 2.0; their schemas are JSON Schema draft 4 with a few differences, which are
 //! translated here.
 
+use crate::lock::lock;
 use crate::log::LogEntry;
 use anyhow::{Context, anyhow};
 use jsonschema::Validator;
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The documents that describe what the simulator serves, below `specification/`.
 const DOCUMENTS: [&str; 14] = [
@@ -199,7 +200,7 @@ impl Documents {
     }
 
     fn validator(&self, schema: &Value) -> anyhow::Result<Arc<Validator>> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut compiled = lock(&self.compiled);
         match compiled.entry(schema.to_string()) {
             Entry::Occupied(known) => Ok(known.get().clone()),
             Entry::Vacant(place) => {

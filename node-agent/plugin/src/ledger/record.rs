@@ -1,25 +1,12 @@
-//! An address of the node and what it is used for.
+//! What an address of the node is used for.
 
-use std::{
-    net::Ipv4Addr,
-    ops::{Deref, Range},
-    sync::{Arc, OnceLock},
-};
+use std::{net::Ipv4Addr, ops::Deref, sync::OnceLock};
 
-use super::{Millis, format};
-use crate::sandbox::{Pod, Sandbox};
-
-/// An address that the node holds, as published in the spec. Its identity is the name of its ipConfiguration,
-/// which is never used twice. The addresses of a block are entries of one name: each is assigned by itself,
-/// but they come, go and are relinquished only together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Empty after a rebuild for an address in use that no spec has named yet.
-    pub name: String,
-    pub address: Ipv4Addr,
-    /// UID of the only pod that may have it: something in Azure is attached to this address.
-    pub attached_to: Option<String>,
-}
+use super::Millis;
+use super::format::line::Line;
+use super::format::reader;
+use super::tenant::{Entry, Proof, Tenant};
+use crate::sandbox::Sandbox;
 
 /// An entry and what it is used for.
 ///
@@ -30,13 +17,6 @@ pub struct Record {
     entry: Entry,
     state: State,
     line: Option<Line>,
-}
-
-/// A part of the text that a ledger was read from.
-#[derive(Clone, Debug)]
-pub(super) struct Line {
-    text: Arc<String>,
-    range: Range<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,76 +46,6 @@ pub struct Assignment {
     tenant: OnceLock<Box<Tenant>>,
 }
 
-/// The sandbox that has an entry, and how to see whether it lives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tenant {
-    pub sandbox: Sandbox,
-    pub pod: Pod,
-    /// The name of the CNI network whose ADD asked for it. Empty if it isn't known: the wiring doesn't tell,
-    /// nor did the release before.
-    pub network: String,
-    pub proof: Proof,
-}
-
-impl Tenant {
-    /// Whose it is, for people: the pod as `namespace/name`, or the container where the runtime named none.
-    pub fn whose(&self) -> String {
-        match self.pod.name.is_empty() {
-            true => self.sandbox.container_id.clone(),
-            false => self.pod.to_string(),
-        }
-    }
-}
-
-/// How to see whether a sandbox lives. One that can't be looked at lives.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Proof {
-    /// By the host's end of its veth pair, which is our wiring and ends with the sandbox's network namespace.
-    /// The name is the one that ADD gave the link. It may have changed since; the link's alias tells whose it
-    /// is.
-    Link(String),
-    /// By the file of its network namespace and, if known, the namespace's inode: another plugin wired the
-    /// sandbox and asked only for the address (delegated IPAM). An inode number comes again, but not behind
-    /// the same path.
-    Namespace { path: String, inode: Option<u64> },
-}
-
-impl Default for Proof {
-    fn default() -> Proof {
-        Proof::Link(String::new())
-    }
-}
-
-impl Entry {
-    /// Whether the pod with this UID may have it. No pod has the empty UID.
-    pub(super) fn is_for(&self, pod_uid: &str) -> bool {
-        self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
-    }
-
-    /// Whether the record of `recorded` is of this entry of the spec. A record from a rebuild, in use and
-    /// unnamed yet, takes the name that the spec has for its address.
-    pub(super) fn is_recorded_as(&self, recorded: &Entry) -> bool {
-        self.address == recorded.address && (recorded.name.is_empty() || self.name == recorded.name)
-    }
-}
-
-impl Line {
-    /// This part of the text, which is shorter than 4 GiB.
-    pub(super) fn of(text: &Arc<String>, range: Range<usize>) -> Line {
-        Line { text: text.clone(), range: range.start as u32..range.end as u32 }
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        self.text.get(self.range.start as usize..self.range.end as usize).unwrap_or_default()
-    }
-
-    /// This line and `next` as one, if `next` follows it in the same text.
-    pub(super) fn joined(&self, next: &Line) -> Option<Line> {
-        let follows = Arc::ptr_eq(&self.text, &next.text) && self.range.end == next.range.start;
-        follows.then(|| Line { text: self.text.clone(), range: self.range.start..next.range.end })
-    }
-}
-
 impl PartialEq for Assignment {
     fn eq(&self, other: &Assignment) -> bool {
         (self.since, self.vanished) == (other.since, other.vanished) && **self == **other
@@ -148,7 +58,7 @@ impl Deref for Assignment {
     type Target = Tenant;
 
     fn deref(&self) -> &Tenant {
-        let read = || self.words.as_ref().map(|words| format::tenant(words.as_str())).unwrap_or_default();
+        let read = || self.words.as_ref().map(|words| reader::tenant(words.as_str())).unwrap_or_default();
         self.tenant.get_or_init(|| Box::new(read()))
     }
 }
@@ -171,7 +81,7 @@ impl Assignment {
 
     fn is_of(&self, sandbox: &Sandbox) -> bool {
         match (self.tenant.get(), &self.words) {
-            (None, Some(words)) => format::is_tenant(words.as_str(), sandbox),
+            (None, Some(words)) => reader::is_tenant(words.as_str(), sandbox),
             _ => self.sandbox == *sandbox,
         }
     }

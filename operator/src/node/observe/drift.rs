@@ -2,17 +2,56 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::Interface;
 
 use crate::azure::Nic;
+use crate::node::backend::Backend;
 use crate::node::lag::{Lag, lag};
+use crate::node::memory::Memory;
 
 /// So long the agent may take to say what pods use of what has left the NIC, before the node grows without.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What has left the node's NIC by another hand.
+pub struct Drift {
+    /// What pods use of it, and what may be asked for again now.
+    pub lost: BTreeSet<Ipv4Net>,
+    /// Something has, where what is lost can be asked for.
+    pub has_vanished: bool,
+    /// The same, also where a lost address can't be asked for: an instance's.
+    pub is_taken_off: bool,
+    /// How long to wait for the agent to tell what pods use. A write that grows could be given the very
+    /// address, and a second one would be needed for what pods use.
+    pub told_by: Option<Instant>,
+}
+
+impl Drift {
+    /// Of the NIC, if it has been read, where a pool's addresses come by the `grain`.
+    pub fn of(
+        (nic, backend): (Option<&Nic>, &Backend),
+        allocation: &NodeIPAllocation,
+        boot_id: &str,
+        grain: u32,
+        memory: &Memory,
+        now: Instant,
+    ) -> Drift {
+        let has_vanished = |nic| has_vanished(allocation, nic);
+        let is_taken_off = nic.filter(|_| backend.draws_on_subnet()).is_some_and(has_vanished);
+        let nic = nic.filter(|_| backend.takes_asked_address());
+        let has_vanished = nic.is_some_and(has_vanished);
+        let lost = nic.map(|nic| lost(allocation, boot_id, nic, grain, &memory.taken));
+        let lost = lost.map(|lost| memory.mending.askable(lost, now)).unwrap_or_default();
+        let is_told = !has_vanished && lag(allocation, boot_id) == Lag::None;
+        let since = memory.vanished_since.or(has_vanished.then_some(now));
+        let until = since.filter(|_| !is_told).map(|since| since + PATIENCE);
+        let told_by = until.filter(|until| *until > now);
+        Drift { lost, has_vanished, is_taken_off, told_by }
+    }
+}
 
 /// What pods of this boot use though it has left the NIC without our doing, as somebody else's write makes
 /// it: addresses, or the blocks of `grain` addresses they are in. An instance of a Uniform scale set has
@@ -24,7 +63,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The agent must have taken up the current `spec`, which mirrors the NIC without them: its word is then
 /// newer than the look at the NIC. A pod may have ended since: an address too many is then asked for again
 /// and stays with the node as one more to hand out.
-pub fn lost(
+fn lost(
     allocation: &NodeIPAllocation,
     boot_id: &str,
     nic: &Nic,
@@ -43,7 +82,7 @@ pub fn lost(
 
 /// Whether something that `spec` shows has left the NIC without our doing. Which of it pods use, the agent
 /// says once it has taken up a `spec` without it.
-pub fn has_vanished(allocation: &NodeIPAllocation, nic: &Nic) -> bool {
+fn has_vanished(allocation: &NodeIPAllocation, nic: &Nic) -> bool {
     let is_here = |known: &&Interface| known.id.eq_ignore_ascii_case(nic.id.as_str());
     let Some(known) = allocation.spec.serving().filter(is_here) else { return false };
     let given_up =

@@ -65,6 +65,7 @@ mod tests {
     use super::*;
     use k8s_openapi::jiff::Timestamp;
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::verdict::Verdict;
 
     #[test]
     fn a_runtime_has_a_minute_to_find_a_new_configuration() {
@@ -82,7 +83,7 @@ mod tests {
     fn a_pod_that_is_kept_from_the_metadata_service_is_told_once() {
         let says = |pods: &[&str]| {
             let message = refusal::message(pods.iter().copied(), "default");
-            [condition::new(METADATA_REFUSED, true, Reason::PodsAsk, message, None, Timestamp::now())]
+            [Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now())]
         };
         let mut reports = Reports::default();
         let mut news = |pods: &[&str]| reports.news_of_refused(&says(pods));

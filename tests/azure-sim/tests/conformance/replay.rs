@@ -162,6 +162,12 @@ fn compare_bodies(
                     None => report(format!("{place} is missing")),
                 }
             }
+            for name in own.keys().filter(|name| !recorded.contains_key(*name)) {
+                let place = format!("{place}/{name}");
+                if !left_out.contains(&place.as_str()) {
+                    report(format!("{place} is more than was recorded"));
+                }
+            }
         }
         (Value::Array(recorded), Value::Array(own)) => {
             if recorded.len() != own.len() {

@@ -1,0 +1,70 @@
+//! The operator's counts and conditions of a pool.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// The sums over the nodes this pool serves. Written by the operator.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeIPPoolStatus {
+    /// The generation of `spec` these figures were made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Nodes this pool serves.
+    #[serde(default)]
+    pub nodes: u32,
+    /// Those of them whose NodeIPAllocation is `Ready`.
+    #[serde(default)]
+    pub nodes_ready: u32,
+    /// Those of them that follow the pool's `spec` as it is: they have taken up the last edit, or it changes
+    /// nothing of what they hold.
+    #[serde(default)]
+    pub updated_nodes: u32,
+    /// When the sums were made. Those of addresses are made of what the nodes have counted, each at its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_at: Option<Time>,
+    /// Addresses these nodes hold.
+    #[serde(default)]
+    pub held: u32,
+    /// Held addresses that a pod has.
+    #[serde(default)]
+    pub assigned: u32,
+    /// Held addresses that a new pod could get at once.
+    #[serde(default)]
+    pub free: u32,
+    /// Held addresses that were freed less than `cooldown` ago.
+    #[serde(default)]
+    pub cooling: u32,
+    /// Pods that wait for an address.
+    #[serde(default)]
+    pub waiting: u32,
+    /// The subnets the addresses come from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub subnets: Vec<SubnetUse>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// What a pool holds in one subnet.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubnetUse {
+    /// Azure resource id of the subnet.
+    pub id: String,
+    /// Nodes of the pool with their NIC in it.
+    pub nodes: u32,
+    /// Addresses these nodes hold in it.
+    pub held: u32,
+    /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until
+    /// it has been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u32>,
+    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it.
+    /// Absent while Azure doesn't tell; the condition `SubnetExhausting` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<u32>,
+}

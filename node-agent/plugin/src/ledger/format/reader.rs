@@ -1,0 +1,198 @@
+//! Reads lines and words. It is made for speed, since every pod waits for it.
+
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::str::FromStr;
+
+use crate::ledger::Millis;
+use crate::ledger::tenant::{Entry, Proof, Tenant};
+use crate::sandbox::{Pod, Sandbox};
+
+/// Versions of the format that are read. The first line has the version. A reader ignores words behind those
+/// it knows, and they are lost when it changes their line; any other change needs a new version. What is
+/// written has the lowest version that can express it, so that a neighbouring release can read it as long as
+/// possible: 2 only where a sandbox is known by its namespace, 3 only while the node lacks its rules, when a
+/// release that doesn't know of that mustn't assign anything.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
+
+/// Why a text isn't a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("its format version is {0}, and this release reads {VERSIONS:?}")]
+    Version(u32),
+    #[error("its line {0} is not what it should be")]
+    Line(usize),
+    #[error("its end is missing")]
+    CutOff,
+}
+
+/// The tenant in these words, which were found sound.
+pub(in crate::ledger) fn tenant(words: &str) -> Tenant {
+    Words::of(words).tenant().map(|(tenant, _)| tenant).unwrap_or_default()
+}
+
+/// Whether the tenant in these words is this sandbox.
+pub(in crate::ledger) fn is_tenant(words: &str, Sandbox { container_id, ifname }: &Sandbox) -> bool {
+    let mut words = Words::of(words);
+    let is_next = |words: &mut Words<'_>, text: &str| match words.word() {
+        Ok(word) if word == "-" || word.starts_with('%') => decode(word).is_some_and(|word| word == text),
+        word => word == Ok(text),
+    };
+    words.word().is_ok() && is_next(&mut words, container_id) && is_next(&mut words, ifname)
+}
+
+/// How often a byte is in a text. It counts in bytes, so that sixteen and more are looked at at a time.
+pub(super) fn count(text: &str, wanted: u8) -> usize {
+    let in_part = |part: &[u8]| part.iter().map(|byte| u8::from(*byte == wanted)).sum::<u8>();
+    text.as_bytes().chunks(usize::from(u8::MAX)).map(|part| usize::from(in_part(part))).sum()
+}
+
+/// Where a byte is in a text for the first time. Words and lines are short: looking at each byte is faster
+/// than `find` and `split_once`, which prepare for long ones.
+fn position(text: &str, wanted: u8) -> Option<usize> {
+    text.bytes().position(|byte| byte == wanted)
+}
+
+/// A word that isn't what it says.
+fn decode(word: &str) -> Option<String> {
+    if word == "-" {
+        return Some(String::new());
+    }
+    let bytes: Option<Vec<u8>> =
+        word.split('%').skip(1).map(|hex| u8::from_str_radix(hex, 16).ok()).collect();
+    String::from_utf8(bytes?).ok()
+}
+
+/// Goes through the lines of a text.
+pub(super) struct Lines<'a> {
+    text: &'a str,
+    /// Of the last line.
+    number: usize,
+    start: usize,
+    pub(super) end: usize,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn of(text: &'a str) -> Lines<'a> {
+        Lines { text, number: 0, start: 0, end: 0 }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Words<'a>> {
+        self.start = if self.number == 0 { 0 } else { self.end + 1 };
+        let rest = self.text.get(self.start..)?;
+        self.number += 1;
+        let line = &rest[..position(rest, b'\n').unwrap_or(rest.len())];
+        self.end = self.start + line.len();
+        Some(Words { line: self.number, end: self.end, rest: Some(line) })
+    }
+
+    /// Where the last line stands in the text, with what ends it.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.end + 1
+    }
+}
+
+/// The words of a line that are still to be read.
+pub(super) struct Words<'a> {
+    pub(super) line: usize,
+    /// Where the line ends in its text.
+    end: usize,
+    rest: Option<&'a str>,
+}
+
+/// What is known of a tenant whose words were looked at, but not taken apart.
+pub(super) struct Sound {
+    pub(super) vanished: bool,
+    pub(super) is_by_namespace: bool,
+}
+
+impl<'a> Words<'a> {
+    fn of(words: &'a str) -> Words<'a> {
+        Words { line: 0, end: words.len(), rest: Some(words) }
+    }
+
+    /// Where the next word begins in the line's text.
+    pub(super) fn at(&self) -> usize {
+        self.end - self.rest.map_or(0, str::len)
+    }
+
+    pub(super) fn word(&mut self) -> Result<&'a str, Malformed> {
+        let rest = self.rest.ok_or(Malformed::Line(self.line))?;
+        let (word, rest) = match position(rest, b' ') {
+            Some(blank) => (&rest[..blank], Some(&rest[blank + 1..])),
+            None => (rest, None),
+        };
+        self.rest = rest;
+        Ok(word)
+    }
+
+    /// The tenant, and whether its address has vanished.
+    pub(super) fn tenant(&mut self) -> Result<(Tenant, bool), Malformed> {
+        let (proof, sandbox, pod) = (self.proof()?, self.sandbox()?, self.pod()?);
+        let vanished = self.word()? == "vanished";
+        Ok((Tenant { sandbox, pod, network: self.last()?, proof }, vanished))
+    }
+
+    /// Makes sure that [`Words::tenant`] can read what follows. Where the words are as they nearly always
+    /// are, it does so without taking them apart.
+    pub(super) fn sound_tenant(&mut self) -> Result<Sound, Malformed> {
+        let rest = self.rest.ok_or(Malformed::Line(self.line))?;
+        let blanks = count(rest, b' ');
+        // `vanished` is the seventh word, and the network behind it may be missing.
+        if !matches!(blanks, 6 | 7) || rest.starts_with('/') || count(rest, b'%') > 0 {
+            let (tenant, vanished) = self.tenant()?;
+            return Ok(Sound { vanished, is_by_namespace: matches!(tenant.proof, Proof::Namespace { .. }) });
+        }
+        let vanished = rest.rsplit(' ').nth(blanks - 6) == Some("vanished");
+        Ok(Sound { vanished, is_by_namespace: false })
+    }
+
+    pub(super) fn text(&mut self) -> Result<String, Malformed> {
+        match self.word()? {
+            word if word == "-" || word.starts_with('%') => decode(word).ok_or(Malformed::Line(self.line)),
+            word => Ok(word.to_owned()),
+        }
+    }
+
+    /// A word that may be missing, which means the same as an empty one.
+    pub(super) fn last(&mut self) -> Result<String, Malformed> {
+        if self.rest.is_none() { Ok(String::new()) } else { self.text() }
+    }
+
+    pub(super) fn number<T: FromStr>(&mut self) -> Result<T, Malformed> {
+        self.word()?.parse().map_err(|_| Malformed::Line(self.line))
+    }
+
+    pub(super) fn time(&mut self) -> Result<Option<Millis>, Malformed> {
+        if self.rest.is_some_and(|rest| rest.starts_with('-')) {
+            return self.word().map(|_| None);
+        }
+        self.number().map(Some)
+    }
+
+    pub(super) fn entry(&mut self) -> Result<Entry, Malformed> {
+        let (name, address, attached_to) = (self.text()?, self.number::<Ipv4Addr>()?, self.text()?);
+        Ok(Entry { name, address, attached_to: Some(attached_to).filter(|uid| !uid.is_empty()) })
+    }
+
+    pub(super) fn proof(&mut self) -> Result<Proof, Malformed> {
+        let text = self.text()?;
+        if !text.starts_with('/') {
+            return Ok(Proof::Link(text));
+        }
+        let inode = text.rsplit_once('#').and_then(|(path, inode)| Some((path, inode.parse().ok()?)));
+        Ok(match inode {
+            Some((path, inode)) => Proof::Namespace { path: path.to_owned(), inode: Some(inode) },
+            None => Proof::Namespace { path: text, inode: None },
+        })
+    }
+
+    pub(super) fn sandbox(&mut self) -> Result<Sandbox, Malformed> {
+        Ok(Sandbox { container_id: self.text()?, ifname: self.text()? })
+    }
+
+    pub(super) fn pod(&mut self) -> Result<Pod, Malformed> {
+        let (uid, namespace, name) = (self.text()?, self.text()?, self.text()?);
+        Ok(Pod { namespace, name, uid })
+    }
+}

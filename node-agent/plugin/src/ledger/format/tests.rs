@@ -1,0 +1,124 @@
+use super::*;
+
+fn read(text: &str) -> Result<Ledger, Malformed> {
+    super::read(&Arc::new(text.to_owned()))
+}
+
+/// As text, with nothing kept of what it was read from.
+fn write(ledger: &Ledger) -> String {
+    let anew = |record: &Record| Record::new(record.entry().clone(), record.state().clone());
+    let anew = Ledger { records: ledger.records.iter().map(anew).collect(), ..ledger.clone() };
+    let text: String = super::write(&anew).pieces().collect();
+    assert!(super::write(&anew).is(&text));
+    assert_eq!(read(&super::write(ledger).pieces().collect::<String>()).as_ref(), Ok(&anew));
+    text
+}
+
+/// As the first release writes it. Never change it: a later format is another text with another version.
+const VERSION_1: &str = "\
+ledger 1
+boot 0c164634-574d-42e3-9c75-2b20a7cb207f
+node node-uid
+spec object-uid 7
+cooldown 30000 1234
+had-first-address yes
+free vnp-00c1 10.1.2.3 pod-uid 81023
+free vnp-00c6 10.1.2.8 - -
+assigned vnp-00c2 10.1.2.4 - 90511 vnp0123456789a 4f1c eth0 uid-0 default web-0 -
+assigned - 10.1.2.7 - 90600 vnp0123456789b 5a2d eth0 - - - vanished
+withdrawn vnp-00c3 10.1.2.5 - -
+relinquished vnp-00c4
+waiting 95002 77aa eth0 uid-1 default web-1
+end
+";
+
+#[test]
+fn the_text_of_the_first_release_is_read_and_written() {
+    let ledger = read(VERSION_1).unwrap();
+    assert_eq!(write(&ledger), VERSION_1);
+    let counts = ledger.counts(200_000);
+    assert_eq!((counts.held, counts.free, counts.assigned, counts.vanished), (3, 1, 2, 1));
+    assert_eq!((counts.withdrawn, counts.relinquished, counts.waiting), (1, 1, 1));
+}
+
+/// The same in version 2: a sandbox that has an address and one that waits are known by their namespaces.
+fn by_namespace() -> String {
+    VERSION_1
+        .replacen("ledger 1", "ledger 2", 1)
+        .replacen(" vnp0123456789a ", " /run/netns/cni-1#4026532001 ", 1)
+        .replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1)
+}
+
+#[test]
+fn a_sandbox_known_by_its_namespace_takes_version_2_and_nothing_else_does() {
+    let text = by_namespace();
+    let ledger = read(&text).unwrap();
+    assert_eq!(write(&ledger), text);
+    let proofs: Vec<_> = ledger.assignments().map(|(_, assignment)| &assignment.proof).collect();
+    let namespace = Proof::Namespace { path: "/run/netns/cni-1".to_owned(), inode: Some(4026532001) };
+    assert_eq!(proofs, [&namespace, &Proof::Link("vnp0123456789b".to_owned())]);
+    // The text of a release that knows no namespaces is written so that this release can read it again.
+    assert_eq!(write(&read(VERSION_1).unwrap()).lines().next(), Some("ledger 1"));
+}
+
+#[test]
+fn a_node_that_lacks_its_rules_takes_version_3_and_with_them_the_version_is_as_it_was() {
+    for before in [VERSION_1, &by_namespace()] {
+        let mut ledger = read(before).unwrap();
+        assert!(ledger.is_ruled());
+        ledger.rule(false);
+        let text = write(&ledger);
+        let head: Vec<&str> = text.lines().take(7).collect();
+        assert_eq!((head[0], head[5], head[6]), ("ledger 3", "had-first-address yes", "ruled no"));
+        let mut ledger = read(&text).unwrap();
+        assert!(!ledger.is_ruled());
+        ledger.rule(true);
+        assert_eq!(write(&ledger), before);
+    }
+    assert_eq!(read(&VERSION_1.replacen('1', "3", 1)).unwrap_err(), Malformed::Line(7));
+}
+
+/// The networks came one release after the version they are in, so they may be missing.
+fn with_networks(text: &str) -> String {
+    let add = |line: &str| match line.split(' ').next() {
+        Some("assigned" | "waiting") => format!("{line} vnetpool\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(add).collect()
+}
+
+#[test]
+fn the_network_stands_behind_the_words_that_the_release_before_knows() {
+    let version_2 = VERSION_1.replacen("ledger 1", "ledger 2", 1);
+    let version_2 = version_2.replacen(" vnp0123456789a ", " /run/netns/cni-1 ", 1);
+    let version_2 = version_2.replacen("web-1\n", "web-1 /run/netns/cni-2\n", 1);
+    for text in [with_networks(VERSION_1), with_networks(&version_2)] {
+        let ledger = read(&text).unwrap();
+        let networks = ledger.assignments().map(|(_, assignment)| &assignment.network);
+        assert!(networks.chain(ledger.waiting().iter().map(|waiter| &waiter.network)).eq(["vnetpool"; 3]));
+        assert_eq!(write(&ledger), text);
+    }
+    let before = read(VERSION_1).unwrap();
+    assert!(before.assignments().all(|(_, assignment)| assignment.network.is_empty()));
+}
+
+#[test]
+fn words_that_a_later_release_adds_to_a_line_are_no_matter() {
+    let now = with_networks(VERSION_1);
+    let later: String = now.lines().map(|line| format!("{line} new words\n")).collect();
+    assert_eq!(write(&read(&later).unwrap()), now);
+}
+
+#[test]
+fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
+    let refusal = |text: &str| read(text).unwrap_err();
+    assert_eq!(refusal(&VERSION_1.replacen('1', "4", 1)), Malformed::Version(4));
+    assert_eq!(refusal(""), Malformed::Line(1));
+    for line in 1..VERSION_1.lines().count() {
+        let cut: String = VERSION_1.lines().take(line).map(|line| format!("{line}\n")).collect();
+        assert!(read(&cut).is_err(), "cut off after line {line}");
+        let garbled =
+            VERSION_1.lines().enumerate().map(|(index, text)| if index == line - 1 { "?" } else { text });
+        assert_eq!(refusal(&garbled.collect::<Vec<_>>().join("\n")), Malformed::Line(line));
+    }
+}

@@ -1,0 +1,41 @@
+//! Tests that run themselves once more: alone, in namespaces of their own.
+
+use std::env;
+use std::process::Command;
+
+/// The name of the test around this, as the harness has it.
+macro_rules! this_test {
+    () => {{
+        fn here() {}
+        crate::alone::test_of(std::any::type_name_of_val(&here))
+    }};
+}
+pub(crate) use this_test;
+
+/// The part of `crate::module::test::{{closure}}::here` that names the test.
+pub fn test_of(here: &str) -> String {
+    let path = here.split("::").skip(1).take_while(|part| !part.starts_with('{') && *part != "here");
+    path.collect::<Vec<_>>().join("::")
+}
+
+/// A command that runs the test once more, in a user namespace and in these others. A shell runs `before`
+/// there first.
+pub fn again(test: &str, namespaces: &[&str], before: &str) -> Command {
+    let mut again = Command::new("unshare");
+    again.args(["--user", "--map-root-user"]).args(namespaces).args(["sh", "-c"]);
+    again.arg(format!("{before} && exec \"$0\" \"$@\"")).arg(env::current_exe().unwrap());
+    again.args([test, "--exact", "--nocapture"]);
+    again
+}
+
+/// Runs the test once more, and shows its output unless it passes.
+pub fn passes(mut again: Command) {
+    let ended = again.output().unwrap();
+    let told = [&ended.stdout, &ended.stderr].map(|told| String::from_utf8_lossy(told));
+    assert!(ended.status.success() && told[0].contains("1 passed"), "{}\n{}", told[0], told[1]);
+}
+
+#[tokio::test]
+async fn a_test_knows_its_own_name() {
+    assert_eq!(this_test!(), "alone::a_test_knows_its_own_name");
+}

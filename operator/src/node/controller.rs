@@ -1,0 +1,114 @@
+//! Has nodes reconciled: each with its memory, within a deadline, and again when that is due.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use kube::ResourceExt;
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::ObjectRef;
+use tracing::{Instrument, debug, info_span, warn};
+use vnetpool_apiserver::{doubled, jittered};
+use vnetpool_crds::NodeIPAllocation;
+
+use super::error::Error;
+use super::memory::Memories;
+use super::progress::{Next, SOON};
+use super::reconcile_one;
+use crate::context::{Context, Stop};
+use crate::deadline::within;
+
+/// What the node controller works with.
+struct Nodes {
+    ctx: Arc<Context>,
+    memories: Memories,
+}
+
+/// Runs until `stop`; then reconciles under way are finished.
+///
+/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
+/// pace.
+pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
+    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.was_leaderless) });
+    Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
+        .graceful_shutdown_on(stop)
+        .reconcile_on(requests)
+        .run(reconcile, error_policy, nodes)
+        .for_each(|result| async {
+            match result {
+                // A Node or a pod wakes its object by name, before there is one.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
+                    debug!(%error, "planned from the past");
+                }
+                Err(error) => warn!(%error, "reconcile failed"),
+            }
+        })
+        .await;
+}
+
+async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<Action, Error> {
+    let Nodes { ctx, memories } = &*nodes;
+    let name = watched.name_any();
+    let started = Instant::now();
+    if let Some(unreadable) = ctx.cluster.unreadable(&name) {
+        // Unknown isn't absent. The node is woken when it can be read.
+        debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");
+        ctx.metrics.reconciled("node", "Unreadable", started.elapsed());
+        return Ok(Action::await_change());
+    }
+    let allocation = ctx.cluster.allocation(&name).unwrap_or(watched);
+    let _under_way = ctx.metrics.health.begin(&name);
+    let mut memory = memories.take(&allocation);
+    memory.nic.saw(&allocation);
+    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version
+    // that is older than what it has seen, and those still to come would all be. A copy's addresses belong to
+    // whoever wrote them: what is applied leaves them there.
+    let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
+    let is_of_another_past = allocation.is_copy() || is_set_back();
+    let work =
+        reconcile_one(ctx, allocation, &mut memory, is_of_another_past).instrument(info_span!("node", name));
+    let result =
+        within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
+    if matches!(result, Err(Error::Overdue { .. })) {
+        // Whatever it had begun, the NIC tells what has come of it, at once or when a write comes late.
+        memory.nic.must_read = true;
+        memory.nic.lost_answer();
+    }
+    ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
+    match &result {
+        Err(Error::Find(_) | Error::Left(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
+        Err(error) if error.is_conflict() => {}
+        Err(_) => memory.failures += 1,
+    }
+    match result {
+        Ok(Next::Gone) => {
+            memories.forget(&name);
+            Ok(Action::await_change())
+        }
+        Ok(Next::After(wait)) => {
+            memories.put(&name, memory);
+            Ok(Action::requeue(wait))
+        }
+        Err(error) => {
+            memories.put(&name, memory);
+            Err(error)
+        }
+    }
+}
+
+/// What Azure's error means was decided when it happened, see [`Setback::after`]: it holds the next reconcile
+/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's
+/// errors are retried ever less often.
+fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
+    Action::requeue(match error {
+        Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,
+        _ if error.is_conflict() => SOON,
+        _ => {
+            let failures = nodes.memories.failures(&allocation.name_any());
+            jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64)))
+        }
+    })
+}

@@ -1,0 +1,219 @@
+use super::*;
+use serde_json::{Value, json};
+use vnetpool_crds::pool::Wiring;
+
+const GRACE: Duration = Duration::from_secs(900);
+const SUBNET: &str = "/s/subnets/nodes";
+
+fn pool(name: &str, spec: Value) -> Option<Arc<NodeIPPool>> {
+    Some(Arc::new(NodeIPPool::new(name, serde_json::from_value(spec).unwrap())))
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// A node that pool `p` has served, with a group, two addresses and whatever `change` makes of it.
+fn served(change: Value) -> NodeIPAllocation {
+    let mut spec = json!({
+        "nodeUID": "u", "pool": "p", "cooldown": "7s", "target": 2, "sizing": {"minimum": 2, "warm": 1, "maximum": 9},
+        "snatExclusions": ["10.0.0.0/8"],
+        "interfaces": [{"id": "n", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": SUBNET},
+            "applicationSecurityGroups": ["g"],
+            "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.5/32"}, {"name": "vnp-2", "address": "10.0.0.6/32"}]}],
+    });
+    change.as_object().unwrap().iter().for_each(|(field, value)| spec[field] = value.clone());
+    serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": spec})).unwrap()
+}
+
+fn said(mut allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
+    let said = Verdict::no(Reason::NoPool, "").condition(SELECTED, None, at(second));
+    allocation.status.get_or_insert_default().conditions.push(said);
+    allocation
+}
+
+fn decided(
+    allocation: &NodeIPAllocation,
+    selected: Option<Arc<NodeIPPool>>,
+    last: Option<Arc<NodeIPPool>>,
+    second: i64,
+) -> Policy {
+    decide(Facts { allocation, selected, last, is_paused: false, grace: GRACE, now: at(second) })
+}
+
+fn rest(policy: &Policy) -> Option<Rest> {
+    policy.change.as_ref().map(|change| change.rest)
+}
+
+#[test]
+fn the_policy_of_a_pool_that_is_gone_holds_for_the_grace_as_the_object_records_it() {
+    let policy = decided(&served(json!({})), None, None, 100);
+    assert_eq!(rest(&policy), Some(Rest::Lasts(GRACE)));
+    let held = policy.pool.unwrap();
+    assert_eq!((held.name_any().as_str(), held.spec.sizing.maximum, held.spec.sizing.warm), ("p", 9, 1));
+    assert_eq!(held.spec.snat.non_masquerade_cidrs, ["10.0.0.0/8"]);
+    assert_eq!(held.spec.application_security_groups.as_ref().unwrap().ids, ["g"]);
+    // The clock is in the API: who takes over goes on with it.
+    let allocation = said(served(json!({})), 100);
+    assert_eq!(rest(&decided(&allocation, None, None, 999)), Some(Rest::Lasts(Duration::from_secs(1))));
+    let over = decided(&allocation, None, None, 1000);
+    assert_eq!((over.pool.is_none(), rest(&over)), (true, Some(Rest::Over)));
+}
+
+#[test]
+fn a_pool_made_again_serves_at_once_and_one_that_selects_no_more_holds_as_it_stands() {
+    let p = pool("p", json!({}));
+    assert_eq!(
+        decided(&served(json!({})), p.clone(), p.clone(), 0),
+        Policy { pool: p.clone(), change: None }
+    );
+    let deselected = decided(&served(json!({})), None, p.clone(), 0);
+    assert_eq!((deselected.pool == p, rest(&deselected)), (true, Some(Rest::Lasts(GRACE))));
+    // Of another mode it isn't the same pool.
+    let blocks = pool("p", json!({"mode": "Prefix"}));
+    let held = decided(&served(json!({})), blocks.clone(), blocks, 0).pool.unwrap();
+    assert_eq!(held.spec.mode, Mode::Address);
+}
+
+#[test]
+fn a_selector_that_can_not_be_read_holds_what_it_has_for_as_long_as_it_takes() {
+    let broken = pool("p", json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
+    let allocation = said(served(json!({})), 0);
+    for selected in [None, pool("default", json!({}))] {
+        let policy = decided(&allocation, selected, broken.clone(), 1_000_000);
+        assert_eq!((policy.pool == broken, rest(&policy)), (true, Some(Rest::Open)));
+    }
+}
+
+#[test]
+fn an_edit_of_what_nodes_hold_or_how_they_are_wired_is_rolled_out_and_any_other_is_not() {
+    let same = json!({"sizing": {"minimum": 2, "warm": 1, "maximum": 9}, "applicationSecurityGroups":
+        {"ids": ["G"], "onSharedNIC": true}});
+    let follows = |change: Value, node: Value| {
+        let mut spec = same.clone();
+        spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        follows(&served(node).spec, &pool("p", spec).unwrap())
+    };
+    let none = json!({});
+    assert!(follows(json!({}), none.clone()));
+    for edit in [
+        json!({"cooldown": "0s"}),
+        json!({"podMetadataAccess": "All"}),
+        json!({"snat": {"nonMasqueradeCIDRs": ["10.1.0.0/16"]}}),
+        json!({"adopt": "Secondaries"}),
+        json!({"subnetID": SUBNET.to_uppercase()}),
+        json!({"applicationSecurityGroups": {"ids": ["g", "h"], "onSharedNIC": true}}),
+    ] {
+        assert!(follows(edit.clone(), none.clone()), "{edit}");
+    }
+    for edit in [
+        json!({"sizing": {"minimum": 2, "warm": 1, "maximum": 8}}),
+        json!({"wiring": "Bridge"}),
+        json!({"subnetID": "/s/subnets/b"}),
+        json!({"applicationSecurityGroups": {"ids": ["h"], "onSharedNIC": true}}),
+        json!({"applicationSecurityGroups": {"ids": ["g"]}}),
+        json!({"applicationSecurityGroups": null}),
+    ] {
+        assert!(!follows(edit.clone(), none.clone()), "{edit}");
+        assert!(follows(edit.clone(), json!({"interfaces": []})), "{edit}: it has nothing");
+    }
+}
+
+#[test]
+fn a_node_that_waits_goes_by_what_it_has_taken_up_and_by_its_pool_in_all_else() {
+    let edited = json!({"sizing": {"minimum": 5}, "wiring": "Bridge", "subnetID": "/s/subnets/b", "cooldown": "0s",
+        "adopt": "Secondaries", "applicationSecurityGroups": {"ids": ["h"], "onSharedNIC": true}});
+    let (node, edited) = (served(json!({})), pool("p", edited).unwrap());
+    let held = held(&node.spec, Some(&edited));
+    assert!(follows(&node.spec, &held) && !follows(&node.spec, &edited));
+    assert_eq!((held.spec.sizing.minimum, held.spec.wiring, held.spec.subnet_id), (2, Wiring::Routed, None));
+    assert_eq!((held.spec.adopt, held.spec.cooldown), (Adopt::Secondaries, edited.spec.cooldown));
+    let none = self::held(&node.spec, None);
+    assert!(follows(&node.spec, &none) && none.spec.adopt == Adopt::Nothing);
+}
+
+#[test]
+fn needy_is_who_has_more_pods_than_its_sizing_gives_addresses_where_the_edit_gives_more() {
+    let needy = |bound: u32, edit: Value| {
+        let demand = Demand { bound, ..Demand::default() };
+        let groups = json!({"ids": ["g"], "onSharedNIC": true});
+        let mut spec = json!({"applicationSecurityGroups": groups});
+        spec.as_object_mut().unwrap().extend(edit.as_object().unwrap().clone());
+        is_needy(&served(json!({})).spec, &pool("p", spec).unwrap(), &demand)
+    };
+    let more = json!({"sizing": {"maximum": 20}});
+    assert!(needy(10, more.clone()) && !needy(9, more.clone()));
+    assert!(!needy(10, json!({"sizing": {"maximum": 8}})));
+    assert!(!needy(10, json!({"sizing": {"maximum": 20}, "subnetID": "/s/subnets/b"})), "it would lose some");
+}
+
+#[test]
+fn a_node_that_is_paused_stays_with_its_pool_whatever_selects_it() {
+    let (p, other) = (pool("p", json!({})), pool("other", json!({})));
+    let held = |last: Option<Arc<NodeIPPool>>| {
+        let node = said(served(json!({})), 0);
+        let now = at(1_000_000);
+        decide(Facts { allocation: &node, selected: other.clone(), last, is_paused: true, grace: GRACE, now })
+    };
+    assert_eq!(held(p.clone()), Policy { pool: p, change: None });
+    assert_eq!(held(None).pool.unwrap().spec.sizing.maximum, 9, "as the object has it");
+}
+
+#[test]
+fn a_person_ends_the_grace_by_annotation() {
+    let mut allocation = served(json!({}));
+    allocation.annotations_mut().insert(names::RELEASE.into(), "true".into());
+    let policy = decided(&allocation, None, pool("p", json!({})), 0);
+    assert_eq!((policy.pool, policy.change.unwrap().rest), (None, Rest::Over));
+}
+
+#[test]
+fn a_node_goes_over_at_once_to_a_pool_that_takes_nothing_from_it() {
+    let groups = json!({"ids": ["G", "h"], "onSharedNIC": true});
+    let kind = |spec: Value| pool("other", spec);
+    let goes = |allocation: &NodeIPAllocation, other: Option<Arc<NodeIPPool>>| {
+        decided(allocation, other, pool("p", json!({})), 0).change.is_none()
+    };
+    let node = served(json!({}));
+    assert!(goes(&node, kind(json!({"applicationSecurityGroups": groups, "sizing": {"minimum": 0}}))));
+    assert!(goes(
+        &node,
+        kind(json!({"applicationSecurityGroups": groups, "subnetID": SUBNET.to_uppercase()}))
+    ));
+    assert!(!goes(&node, kind(json!({}))), "it would leave a group");
+    assert!(!goes(&node, kind(json!({"applicationSecurityGroups": {"ids": ["g"]}}))), "not on this NIC");
+    assert!(!goes(&node, kind(json!({"applicationSecurityGroups": groups, "mode": "Prefix"}))));
+    assert!(!goes(&node, kind(json!({"applicationSecurityGroups": groups, "subnetID": "/s/subnets/b"}))));
+    assert!(goes(&served(json!({"interfaces": []})), kind(json!({"mode": "Prefix"}))), "it has nothing");
+}
+
+#[test]
+fn a_range_goes_over_to_a_pool_that_it_is_part_of() {
+    let interface = json!({"id": "n", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": SUBNET},
+        "ipConfigurations": [{"name": "r", "address": "10.244.3.0/24"}]});
+    let node = served(json!({"mode": "Route", "routeTableID": "T", "interfaces": [interface]}));
+    let goes = |cidr: &str, length: u32, table: &str| {
+        let route = json!({"podCIDR": cidr, "nodePrefixLength": length, "routeTableID": table});
+        decided(&node, pool("other", json!({"mode": "Route", "route": route})), None, 0).change.is_none()
+    };
+    assert!(goes("10.244.0.0/16", 24, "t"));
+    assert!(!goes("10.245.0.0/16", 24, "t") && !goes("10.244.0.0/16", 25, "t"));
+    assert!(!goes("10.244.0.0/16", 24, "other"));
+    let held = decided(&node, None, None, 0).pool.unwrap();
+    assert_eq!(held.spec.route.as_ref().unwrap().pod_cidr, "10.244.3.0/24");
+    assert_eq!(held.spec.grain(), 256);
+}
+
+#[test]
+fn what_will_happen_is_said_before_with_the_time_and_both_remedies() {
+    let verdict = |change: Option<Change>| change.unwrap().verdict("n1", "p", GRACE).message;
+    let node = said(served(json!({})), 100);
+    let waits = verdict(decided(&node, pool("other", json!({})), pool("p", json!({})), 100).change);
+    for part in ["NodeIPPool other", "node n1", "Until 1970-01-01T00:16:40Z, 15 minutes", "release=true"] {
+        assert!(waits.contains(part), "{part} isn't in {waits}");
+    }
+    let gone = verdict(decided(&node, None, None, 100).change);
+    assert!(gone.contains("NodeIPPool p is gone") && gone.contains("pods keep their addresses"), "{gone}");
+    let over = verdict(decided(&node, None, None, 1000).change);
+    assert!(over.contains("Now free addresses go back") && !over.contains("release=true"), "{over}");
+}

@@ -1,0 +1,34 @@
+//! Turns in a full subnet or network, and turns to try a write that is refused to many: given away, and ended
+//! in time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::ResourceExt;
+use vnetpool_crds::NodeIPAllocation;
+
+use super::{growth, scope, takeup};
+use crate::context::Context;
+use crate::lock::lock;
+
+/// The node gives away every turn that others may be waiting for.
+pub fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
+    let (node, now) = (allocation.name_any(), Instant::now());
+    growth::stand_back(ctx, &node, now);
+    scope::stand_back(ctx, &node, now);
+}
+
+/// Ends turns and wakes the next nodes, for as long as the operator leads. Never ends.
+pub async fn keep_time(ctx: Arc<Context>) {
+    // A turn lasts half a minute, so a second more or less doesn't matter.
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        let now = Instant::now();
+        let woken = lock(&ctx.shortages).tick(now);
+        ctx.wake(&woken);
+        let woken = lock(&ctx.refusals).tick(now);
+        ctx.wake(&woken);
+        takeup::tick(&ctx);
+    }
+}
