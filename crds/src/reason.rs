@@ -255,6 +255,9 @@ table! {
         "Follow the message.";
     TableRefused: &[RulesApplied], None, "The kernel refuses the table `inet vnetpool`.", Node,
         "Follow the message of nft.";
+    TableInDoubt: &[RulesApplied], None,
+        "Whether the table `inet vnetpool` is in place cannot be seen: nft cannot be run, or does not end.", Node,
+        "Follow the message. The agent tries again by itself.";
     RangeOpen: &[RulesApplied], None, "The node's range cannot be closed to addresses that no pod has.", Node,
         "Follow the message.";
     KernelTooOld: &[RulesApplied], None, "The node's kernel is older than Linux 5.5.", Node,

@@ -91,6 +91,9 @@ pub struct Agent {
     /// What the next look is for, and what the last one was for and has come to.
     wanted: Wanted,
     looked: Looked,
+    /// Whether the rules of what the ledger holds are in place, by the last look for them; None if this process
+    /// hasn't looked. An object that is gone or refused changes nothing of it, nor do rules yet to come.
+    is_ruled: Option<bool>,
     reserved: Reserved,
     /// When the last look began, and when the next one is due.
     begun: Option<Instant>,
@@ -134,6 +137,7 @@ impl Agent {
             tables,
             wanted: Wanted::default(),
             looked: Looked::default(),
+            is_ruled: None,
             reserved: Reserved::default(),
             begun: None,
             next_look: Instant::now(),
@@ -153,7 +157,7 @@ impl Agent {
     pub async fn run(self) -> anyhow::Result<()> {
         let dir = &self.config.state_dir;
         self.store.make_private().with_context(|| format!("can't close {} to others", dir.display()))?;
-        let [changed, disturbed, tables_changed] = std::array::from_fn(|_| Arc::new(Notify::new()));
+        let [changed, disturbed] = std::array::from_fn(|_| Arc::new(Notify::new()));
         let publisher = Publisher {
             state_dir: self.config.state_dir.clone(),
             reports: self.reports.subscribe(),
@@ -167,8 +171,8 @@ impl Agent {
             result = source.follow(self.objects.clone(), self.waiting.subscribe(), errors) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
             result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone()) => result,
-            result = firewall::events::watch(tables_changed.clone()) => result,
-            never = guard(self.tables.clone(), self.notes.clone(), &tables_changed, &disturbed) => never,
+            result = firewall::events::watch(self.tables.known.clone()) => result,
+            result = guard(self.tables.clone(), self.notes.clone(), &disturbed) => result,
             result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
@@ -177,6 +181,7 @@ impl Agent {
 
     async fn work(mut self, changed: &Notify, disturbed: &Notify) -> anyhow::Result<()> {
         let (mut objects, mut unlisted) = (self.objects.subscribe(), self.unlisted.subscribe());
+        let mut tables = self.tables.known.subscribe();
         let mut retry = FIRST_RETRY;
         let mut looks = JoinSet::new();
         loop {
@@ -220,6 +225,11 @@ impl Agent {
                 result = objects.changed() => result?,
                 result = unlisted.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
+                // A table that was changed stands again by then, as a rule.
+                result = tables.changed() => {
+                    result?;
+                    sleep(DEBOUNCE).await;
+                }
                 () = disturbed.notified() => {
                     sleep(DEBOUNCE).await;
                     self.next_look = self.next_look.min(self.rested);
@@ -241,6 +251,10 @@ impl Agent {
         if let Some(keeper) = self.keeper.take_if(|_| is_due) {
             self.begun = Some(Instant::now());
             self.next_look = Instant::now() + LOOK_EVERY;
+            if !self.are_rules_tried() {
+                // Until it ends the kernel may have these rules or those of before, should they come back.
+                self.looked.wanted.rules = None;
+            }
             looks.spawn(keeper.look(self.wanted.clone(), self.reserved.clone(), LOOK_WITHIN));
         }
     }
@@ -265,6 +279,7 @@ impl Agent {
     /// The order is part of how pods are kept safe: a pod needs its rules with its first packet, and an
     /// address must be the pods' alone when it is handed out.
     async fn reconcile(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
+        let is_there = object.is_some();
         let object = self.newest(object);
         // What the NIC no longer holds is the administrator's to give to a link.
         self.reserved = Reserved::default();
@@ -277,16 +292,20 @@ impl Agent {
             self.want_rules(object);
         }
         let is_ours = matches!(meaning, Some(Meaning::Ours(_)));
-        // A spec that can't be taken in, or not yet, changes nothing of what pods have of an earlier one.
-        self.wanted.installs &= meaning.is_some();
+        // A spec that can't be taken in, or not yet, or is older than what the ledger was built from, changes
+        // nothing of what pods have of another one.
+        self.wanted.installs &= is_there;
         // What the rules are made from waits for the look that makes them, well or badly.
-        let is_tried = self.wanted.rules == self.looked.wanted.rules;
+        let is_tried = self.are_rules_tried();
+        if is_tried && self.wanted.rules.is_some() {
+            self.is_ruled = Some(self.looked.is_ruled);
+        }
         let meaning = meaning.filter(|_| is_tried);
         if let (Some(object), Some(Meaning::Ours(_))) = (object, &meaning)
             && object.metadata.generation != self.generation
         {
-            // What can't be taken off is told by the next look.
-            self.notes.take_off(&self.reserved, &self.config).await;
+            // What can't be taken off, or seen, is told by the next look.
+            let _ = self.notes.take_off(&self.reserved, &self.config).await;
             self.generation = object.metadata.generation;
         }
         let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(None) };
@@ -307,11 +326,15 @@ impl Agent {
         }
     }
 
-    /// Whether the rules that are wanted are in place, by the last look; None if it wasn't for them, or if
-    /// this process knows of no spec yet. An object that is gone or refused changes nothing of it.
+    /// Whether the last look was for the rules that are wanted.
+    fn are_rules_tried(&self) -> bool {
+        self.wanted.rules == self.looked.wanted.rules
+    }
+
+    /// What the ledger is to say of the node's rules; None: what it says. They aren't in place while nobody has
+    /// seen the table stand since the kernel told of a change of it, whatever a look has seen before.
     fn is_ruled(&self) -> Option<bool> {
-        let is_tried = self.wanted.rules.is_some() && self.wanted.rules == self.looked.wanted.rules;
-        is_tried.then_some(self.looked.is_ruled)
+        self.is_ruled.map(|is_ruled| is_ruled && !self.tables.are_in_doubt())
     }
 
     /// Whether the API server itself has an older version of the object than this process has seen, as after

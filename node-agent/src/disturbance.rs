@@ -2,9 +2,10 @@
 //! for [`restore`] and [`take_off`], which act.
 //!
 //! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing
-//! that isn't ours is changed, with three exceptions, which are told in the condition `Undisturbed`: an
+//! that isn't ours is changed, with four exceptions, which are told in the condition `Undisturbed`: an
 //! address that Azure reserves for pods is taken off the node's own links, IP forwarding is turned on again,
-//! and, only if asked for, pods are let through somebody's firewall.
+//! where there are bridged pods `bridge-nf-call-iptables` is set to 0 again, and, only if asked for, pods are
+//! let through somebody's firewall.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,6 +32,8 @@ pub const TOLD_FOR: Duration = Duration::from_secs(3600);
 pub enum Kind {
     /// An address for pods on a link of the node.
     Address,
+    /// The node's rules made to see packets of bridged pods before the node routes them.
+    Bridge,
     /// Somebody's firewall that drops what pods send or receive.
     Firewall,
     /// Forwarding turned off.
@@ -46,13 +49,22 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] =
-        [Kind::Address, Kind::Firewall, Kind::Forwarding, Kind::Link, Kind::Mac, Kind::Route, Kind::Table];
+    pub const ALL: [Kind; 8] = [
+        Kind::Address,
+        Kind::Bridge,
+        Kind::Firewall,
+        Kind::Forwarding,
+        Kind::Link,
+        Kind::Mac,
+        Kind::Route,
+        Kind::Table,
+    ];
 
     /// In a word, for metrics.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Address => "address",
+            Kind::Bridge => "bridge",
             Kind::Firewall => "firewall",
             Kind::Forwarding => "forwarding",
             Kind::Link => "link",
@@ -69,6 +81,11 @@ impl Kind {
                 "took a pods' address off a link of the node",
                 "keep cloud-init (datasource: {Azure: {apply_network_config_for_secondary_ips: false}}), cloud-netconfig \
                  (CLOUD_NETCONFIG_MANAGE=no) and nm-cloud-setup from configuring secondary addresses",
+            ),
+            Kind::Bridge => (
+                "set net.bridge.bridge-nf-call-iptables to 0",
+                "find who sets it to 1, in /etc/sysctl.d for instance: no bridged pod would reach a Service's pod on its \
+                 own node",
             ),
             Kind::Firewall => (
                 "put rules before somebody's firewall that accept what pods send and receive",

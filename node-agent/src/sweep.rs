@@ -109,7 +109,7 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
         return Ok(false);
     }
     match strangers(&ledger, &links).find(|occupant| occupant.sandbox == *sandbox) {
-        Some(occupant) => Ok(store.with(|ledger, now| ledger.adopt(&occupant, now))?),
+        Some(occupant) => Ok(store.note(|ledger, now| ledger.adopt(&occupant, now))?),
         None => {
             // A route to a bridge stays behind when its pod goes.
             let assigned = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox);
@@ -122,7 +122,7 @@ pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
                 }
                 None => {}
             }
-            Ok(store.with(|ledger, now| ledger.free(sandbox, now))?.is_some())
+            Ok(store.note(|ledger, now| ledger.free(sandbox, now))?.is_some())
         }
     }
 }

@@ -6,7 +6,8 @@ use std::{fs, io, path::Path};
 /// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all
 /// links, which sets each, and one for each link, which decides.
 const ALL: &str = "ipv4/ip_forward";
-const BRIDGES: &str = "bridge/bridge-nf-call-iptables";
+/// Of the node as a whole, and 1 where the kernel has just come to have it.
+pub const BRIDGES: &str = "bridge/bridge-nf-call-iptables";
 
 #[derive(Debug, thiserror::Error)]
 #[error(

@@ -23,10 +23,10 @@
 //! and go; an object deleted by hand; another user of the subnet who takes what was given back.
 //!
 //! What must hold in every state stands in [`protocol`]; that each of them leads to the good end once nothing
-//! goes wrong any more, in [`settle`]. Left out: time (the cooldown is 0, every wait is over; both have tests
-//! of their own); an ADD and the building of a ledger halfway (the sandbox locks keep them apart); Azure's
-//! state Updating, during which an operator waits (the model is harsher: a write under way can't be seen at
-//! all); changes of the NIC by others.
+//! goes wrong any more, in [`settle`], with the node's rules and without. Left out: time (the cooldown is 0,
+//! every wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the sandbox
+//! locks keep them apart); Azure's state Updating, during which an operator waits (the model is harsher: a
+//! write under way can't be seen at all); changes of the NIC by others.
 //!
 //! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does
 //! harm: that is what the second half of the tests shows, and that the model would notice. Run with
@@ -48,7 +48,7 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use protocol::{ALWAYS, COMES_AGAIN, HANDED_OUT, NOT_EXPOSED, NOT_ROBBED, ON_THE_NIC, Protocol};
+use protocol::{ALWAYS, COMES_AGAIN, GIVEN_BACK, HANDED_OUT, NOT_EXPOSED, NOT_ROBBED, ON_THE_NIC, Protocol};
 use world::Faults;
 
 /// A rule of the protocol that is left out.
@@ -67,6 +67,8 @@ pub enum Broken {
     BuildsUnannounced,
     /// A ledger that is built while the node lacks its rules hands out nothing before it has them.
     BuildsAsIfRuled,
+    /// A node gives back what it doesn't need whether or not it has its rules.
+    KeepsAllWithoutRules,
     /// The ledger refuses a generation older than it has seen (and the agent, as below).
     AcceptsStaleGenerations,
     /// The agent refuses a version of the object older than one it has used.
@@ -169,6 +171,14 @@ fn a_node_that_lacks_its_rules_gets_no_pods_meanwhile_and_loses_nothing() {
     let faults = Faults { lost_rules: 1, wipes: 1, pod_changes: 2, ..NONE };
     holds("without rules", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
     fails(Broken::BuildsAsIfRuled, NOT_EXPOSED, faults);
+}
+
+/// As when the pool of a node goes whose kernel is too old: nobody waits for rules that never come.
+#[test]
+fn a_node_that_lacks_its_rules_for_good_gives_back_what_no_pod_has() {
+    let faults = Faults { lost_rules: 1, lost_answers: 1, pod_changes: 2, ..NONE };
+    holds("without rules for good", Protocol { seen_versions: 2, ..Protocol::new(Broken::None, faults) });
+    fails(Broken::KeepsAllWithoutRules, GIVEN_BACK, faults);
 }
 
 #[test]

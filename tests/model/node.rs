@@ -30,7 +30,8 @@ impl World {
             return self.report(object.uid, &[], broken);
         }
         let (target, relinquished) = (object.spec.target, object.status.relinquished.clone());
-        let has_surplus = book.read().counts(NOW).held > target;
+        let counts = book.read().counts(NOW);
+        let has_surplus = counts.held + counts.withheld > target;
         self.node.supplied = Some(world::Supplied { object: object.uid, target, relinquished });
         if !has_surplus {
             self.agent_relinquishes(broken);
@@ -40,6 +41,9 @@ impl World {
     /// Second half: relinquishes, and has a report ready to be sent.
     pub fn agent_relinquishes(&mut self, broken: Broken) {
         let (Some(seen), Some(book)) = (self.node.supplied.take(), &mut self.node.ledger) else { return };
+        if broken == Broken::KeepsAllWithoutRules && !self.node.is_ruled {
+            return self.report(seen.object, &[], broken);
+        }
         if broken == Broken::ReportsBeforeRelinquishing {
             // Says first what it would relinquish, and does so when it sees its own word published.
             let would = book.read().clone().relinquish(seen.target, NOW);

@@ -8,7 +8,7 @@ use vnetpool_plugin::ledger::State;
 
 use crate::Broken;
 use crate::operator::{Operator, number};
-use crate::settle;
+use crate::settle::{self, Rules};
 use crate::world::{Faults, PODS, Step, World};
 
 /// A world to explore, from a node at rest with `pods` pods running.
@@ -316,7 +316,12 @@ impl Model for Protocol {
             }),
             Property::always(NOT_ROBBED, |_, world: &World| !world.robbed),
             Property::always(NOT_EXPOSED, |_, world: &World| !world.exposed),
-            Property::always(GOOD_END, settle::comes_to_a_good_end),
+            Property::always(GOOD_END, |protocol: &Protocol, world: &World| {
+                settle::comes_to_a_good_end(protocol, world, Rules::ComeBack)
+            }),
+            Property::always(GIVEN_BACK, |protocol: &Protocol, world: &World| {
+                world.node.is_ruled || settle::comes_to_a_good_end(protocol, world, Rules::StayAway)
+            }),
             Property::sometimes(COMES_AGAIN, |protocol, world: &World| {
                 let first = protocol.pods as u8; // at first, names and addresses go up together from 1 and 0
                 world.azure.nic.iter().any(|one| {
@@ -333,7 +338,9 @@ pub const HANDED_OUT: &str = "what the ledger hands out is on the NIC";
 pub const NOT_ROBBED: &str = "nothing but what was relinquished is removed from the NIC";
 pub const NOT_EXPOSED: &str = "no pod comes while the node lacks its rules";
 pub const GOOD_END: &str = "with no more faults, NIC, spec and ledger come to agree on what is wanted";
-pub const ALWAYS: [&str; 6] = [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, NOT_EXPOSED, GOOD_END];
+pub const GIVEN_BACK: &str = "with no more faults but without rules, what no pod is there for is given back";
+pub const ALWAYS: [&str; 7] =
+    [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, NOT_EXPOSED, GOOD_END, GIVEN_BACK];
 /// Not a promise but a proof that the model gets there.
 pub const COMES_AGAIN: &str = "an address given back is in use under a new name";
 

@@ -1,6 +1,6 @@
 //! What becomes of a world when nothing goes wrong any more: one fixed schedule in which everybody does their
 //! duty in turn. If it comes to rest in the good end, the good end was reachable, and no address is lost for
-//! good.
+//! good. A node may lack its rules to the end: then no pod comes, and nothing else is missing.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
@@ -14,31 +14,38 @@ use crate::world::{Faults, PODS, Step, World};
 /// More rounds than any world needs.
 const ROUNDS: usize = 30;
 
+/// What becomes of rules that the node lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rules {
+    ComeBack,
+    StayAway,
+}
+
 /// The world at rest.
 pub fn rest(world: World) -> World {
     let protocol = Protocol::new(Broken::None, Faults::NONE);
     let mut world = begin(&world);
     for _ in 0..ROUNDS {
-        world = round(&protocol, &world);
+        world = round(&protocol, &world, Rules::ComeBack);
     }
     world
 }
 
 /// The property: see the module.
-pub fn comes_to_a_good_end(protocol: &Protocol, world: &World) -> bool {
+pub fn comes_to_a_good_end(protocol: &Protocol, world: &World, rules: Rules) -> bool {
     let mut world = begin(world);
     let mut passed = vec![];
     let mut is_rechecked = false;
     let is_known = |hash: &u64| protocol.settled.lock().unwrap().contains(hash);
     for _ in 0..ROUNDS {
-        let hash = hash(&world);
-        if is_known(&hash) || is_good_end(&world) {
+        let hash = hash(&world, rules);
+        if is_known(&hash) || is_good_end(&world, rules) {
             passed.push(hash);
             protocol.settled.lock().unwrap().extend(passed);
             return true;
         }
         passed.push(hash);
-        let next = round(protocol, &world);
+        let next = round(protocol, &world, rules);
         if next != world {
             world = next;
         } else if !is_rechecked {
@@ -89,7 +96,7 @@ fn step(protocol: &Protocol, world: &mut World) {
 }
 
 /// Everybody does what is theirs once.
-fn round(protocol: &Protocol, world: &World) -> World {
+fn round(protocol: &Protocol, world: &World, rules: Rules) -> World {
     let mut world = world.clone();
     let act = |world: &mut World, action: Action| protocol.act(world, &action);
     // A pass of the operator: a new one, or the rest of the one it is in.
@@ -101,7 +108,7 @@ fn round(protocol: &Protocol, world: &World) -> World {
     while !is_idle(&world) {
         step(protocol, &mut world);
     }
-    if !world.node.is_ruled {
+    if !world.node.is_ruled && rules == Rules::ComeBack {
         act(&mut world, Action::Rules(true));
     }
     if world.api.exists {
@@ -125,8 +132,9 @@ fn round(protocol: &Protocol, world: &World) -> World {
     world.canonical(1)
 }
 
-/// NIC = spec = ledger, held = wanted, every pod has an address, and nobody waits for anybody.
-fn is_good_end(world: &World) -> bool {
+/// NIC = spec = ledger, held = wanted, every pod has an address, unless the rules stay away, and nobody waits
+/// for anybody.
+fn is_good_end(world: &World, rules: Rules) -> bool {
     let (Some(object), Some(book)) = (world.api.current(), &world.node.ledger) else { return false };
     let bound = world.node.pods.iter().filter(|is_bound| **is_bound).count();
     let ledger = book.read();
@@ -149,13 +157,16 @@ fn is_good_end(world: &World) -> bool {
     names == on_nic
         && published == world.azure.nic
         && on_nic.len() == bound
-        && (0..PODS).all(|pod| world.node.pods[pod] == world.node.wired[pod].is_some())
+        && (0..PODS).all(|pod| match world.node.wired[pod] {
+            Some(_) => world.node.pods[pod],
+            None => !world.node.pods[pod] || rules == Rules::StayAway,
+        })
         && ledger.relinquished().next().is_none()
         && object.status.relinquished.is_empty()
         && !object.status.writing
         && world.operators[1].as_ref().is_some_and(|process| process.step == Step::Idle)
 }
 
-fn hash(world: &World) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(world)
+fn hash(world: &World, rules: Rules) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((world, rules))
 }

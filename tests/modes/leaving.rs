@@ -26,7 +26,10 @@ const ASPECTS: [(&str, &str); 8] = [
         "iptables",
         "for save in iptables-nft-save iptables-legacy-save; do $save | grep '^[:-]' | grep -Ev 'KUBE-|CNI-HOSTPORT-' | sed 's/ \\[.*//'; done || true",
     ),
-    ("settings", "sysctl -a --pattern '^net[.]ipv[46][.](ip_forward|conf[.](all|default|lo|eth0|eth1)[.])'"),
+    (
+        "settings",
+        "sysctl -a --pattern '^net[.](ipv[46][.](ip_forward|conf[.](all|default|lo|eth0|eth1)[.])|bridge[.])'",
+    ),
     (
         "files",
         "find /etc/cni /opt/cni /run /var/lib/cni -maxdepth 3 -not -path '/run/containerd*' -not -path '/run/netns*' -not -path /run/xtables.lock -not -path '/var/lib/cni/results'",
@@ -95,7 +98,7 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
         cluster.type_in(&of_cluster, &[], "").await?;
     }
     println!("uninstalled after {:.1} s", begun.elapsed().as_secs_f64());
-    // The agents have left no more on their nodes than an empty folder, and the forwarding that others may
+    // The agents have left no more on their nodes than an empty folder, and the settings that others may
     // need.
     let stays = |line: &String| line.ends_with(": /run/vnetpool") || line.contains("settings of");
     eventually("nodes that their agents have cleaned", Duration::from_secs(30), || async {

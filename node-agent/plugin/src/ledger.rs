@@ -16,8 +16,8 @@
 //!                    forgotten      (a Free entry gone from spec is Withdrawn, too)
 //! ```
 //!
-//! While the node lacks its rules, which a pod needs with its first packet, what is free stays free, and goes
-//! to no pod and off no NIC: see [`Ledger::rule`].
+//! While the node lacks its rules, which a pod needs with its first packet, what is free goes to no pod: see
+//! [`Ledger::rule`]. It is given back all the same, since an address needs no rules to leave.
 
 mod choice;
 pub mod file;
@@ -196,8 +196,8 @@ impl Ledger {
         Supplied::Applied
     }
 
-    /// Takes down whether the node's rules are in place. Without them no address is assigned or relinquished,
-    /// or counts as free; what pods have, and when addresses were freed, isn't touched.
+    /// Takes down whether the node's rules are in place. Without them no address is assigned, or counts as
+    /// free; what pods have, and when addresses were freed, isn't touched.
     pub fn rule(&mut self, is_ruled: bool) {
         self.is_ruled = is_ruled;
         self.note_first_address();
@@ -212,11 +212,12 @@ impl Ledger {
         self.had_first_address |= self.records.iter().any(is_held);
     }
 
-    /// Relinquishes what is held beyond `target`, as far as it is free, has cooled and has nothing attached:
-    /// the entries freed longest ago first, those of a block only all together. This can't be taken back,
-    /// since the operator may already be removing the entries. Returns their names.
+    /// Relinquishes what is held or withheld beyond `target`, as far as it is free, has cooled and has nothing
+    /// attached: the entries freed longest ago first, those of a block only all together. This can't be taken
+    /// back, since the operator may already be removing the entries. Returns their names.
     pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
-        let mut surplus = self.counts(now).held.saturating_sub(target);
+        let Counts { held, withheld, .. } = self.counts(now);
+        let mut surplus = (held + withheld).saturating_sub(target);
         let mut names = Vec::new();
         for (name, size) in self.idle(now) {
             if size <= surplus {
@@ -229,8 +230,9 @@ impl Ledger {
         names
     }
 
-    /// The names of which every address could be assigned now, each with the number of its addresses. The
-    /// name freed longest ago comes first; a block counts as freed when its last address was freed.
+    /// The names of which every address could be assigned now if the node has its rules, each with the number
+    /// of its addresses. The name freed longest ago comes first; a block counts as freed when its last address
+    /// was freed.
     fn idle(&self, now: Millis) -> Vec<(String, u32)> {
         #[derive(Default)]
         struct Reservation {
@@ -241,7 +243,7 @@ impl Ledger {
         // In the order of the records, so that names freed at the same time keep that order.
         let mut order: Vec<&str> = Vec::new();
         let mut all: HashMap<&str, Reservation> = HashMap::new();
-        let readiness = self.readiness();
+        let readiness = Readiness::of(&self.records, self.cooldown);
         for record in &self.records {
             let name = record.entry().name.as_str();
             let one = all.entry(name).or_insert_with(|| {
@@ -326,6 +328,11 @@ impl Ledger {
         let before = self.waiting.len();
         self.waiting.retain(|waiter| waiter.sandbox != *sandbox);
         self.waiting.len() < before
+    }
+
+    /// Ends the waits of all ADDs.
+    pub fn cancel_all(&mut self) {
+        self.waiting.clear();
     }
 
     /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came. One whose

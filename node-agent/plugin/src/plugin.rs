@@ -196,7 +196,7 @@ fn del(
 /// Frees the sandbox's address in the ledger, if there is a ledger that can be used. In another the agent of
 /// its release finds the sandbox disconnected, and frees its address.
 fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, Error> {
-    match store.with(|ledger, now| ledger.free(sandbox, now)) {
+    match store.note(|ledger, now| ledger.free(sandbox, now)) {
         Err(error) if error.is_lasting() => Ok(None),
         result => Ok(result?),
     }
@@ -229,7 +229,7 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
             }
         }
         if store.peek().is_ok_and(|ledger| ledger.is_waiting(sandbox)) {
-            store.with(|ledger, _| ledger.cancel(sandbox))?;
+            store.note(|ledger, _| ledger.cancel(sandbox))?;
         }
         wait = CANCEL_EVERY;
     }

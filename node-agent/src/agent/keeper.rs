@@ -58,6 +58,8 @@ pub(super) struct Keeper {
     pub(super) tables: Tables,
     /// Whether this process has seen to forwarding.
     pub(super) has_forwarded: bool,
+    /// Whether this process has seen to the packets of bridged pods.
+    pub(super) has_routed_bridged: bool,
     sweep: Sweep,
     pub(super) chained: chain::Look,
     /// Whether this process has seen to the CNI files.
@@ -90,6 +92,7 @@ impl Keeper {
             notes,
             tables,
             has_forwarded: false,
+            has_routed_bridged: false,
             sweep: Sweep::default(),
             chained: chain::Look::default(),
             has_installed: false,
@@ -153,13 +156,17 @@ impl Keeper {
             looked.said.push(told);
             uplink = found;
         }
-        self.standing.extend(self.notes.take_off(reserved, &self.config).await);
+        let taken_off = self.notes.take_off(reserved, &self.config).await;
+        let has_seen_addresses = taken_off.is_ok();
+        self.standing.extend(taken_off.unwrap_or_else(|error| {
+            vec![format!("can't tell whether a pods' address is on a link of the node: {error:#}")]
+        }));
         if let (Some(spec), Some(uplink), true) = (&wanted.rules, &uplink, wanted.installs) {
             let verdict = self.install(uplink, spec.wiring).await;
             looked.is_installed = verdict.reason != Reason::NotInstalled;
             looked.said.push(Said { type_: condition::CNI_INSTALLED, verdict });
         }
-        let has_seen_all = self.look_at_pods(looked, uplink.as_ref()).await;
+        let has_seen_all = self.look_at_pods(looked, uplink.as_ref()).await && has_seen_addresses;
         looked.has_failed = !has_seen_all
             || (wanted.installs && !looked.is_installed)
             || (wanted.rules.is_some() && !looked.is_ruled);

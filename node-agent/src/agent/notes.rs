@@ -72,7 +72,7 @@ impl Notes {
 
     /// Notes what became of a table; returns whether it was put back.
     pub(super) fn kept(&self, table: &str, ensured: Ensured) -> bool {
-        if ensured == Ensured::Standing {
+        if matches!(ensured, Ensured::Standing | Ensured::Unseen) {
             return false;
         }
         tracing::info!(table, "put a table of nftables in place");
@@ -94,28 +94,27 @@ impl Notes {
     }
 
     /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
-    /// address of a link for the node itself, whatever the routes say. Returns what couldn't be taken off.
-    /// It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address wait for it.
-    pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> Vec<String> {
+    /// address of a link for the node itself, whatever the routes say. Returns what couldn't be taken off; fails
+    /// if that couldn't be seen. It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address wait
+    /// for it.
+    pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> anyhow::Result<Vec<String>> {
         let (Reserved { for_pods, primaries }, net) = (reserved.clone(), config.sysctl_net_dir.clone());
         let taken = blocking(move || {
             let misplaced = disturbance::misplaced(&for_pods, &primaries, wiring::addresses()?);
             Ok::<_, wiring::Error>(disturbance::take_off(&misplaced, &net))
         });
         let late = |_| Err(anyhow::anyhow!("the kernel hasn't answered for {TAKE_OFF_WITHIN:?}"));
+        let taken = timeout(TAKE_OFF_WITHIN, taken).await.unwrap_or_else(late);
+        let taken = taken.and_then(|taken| Ok(taken?)).inspect_err(|error| {
+            tracing::warn!(error = format!("{error:#}"), "can't look at the node's addresses");
+        })?;
         let mut standing = Vec::new();
-        match timeout(TAKE_OFF_WITHIN, taken).await.unwrap_or_else(late) {
-            Ok(Ok(taken)) => {
-                for (what, result) in taken {
-                    match result {
-                        Ok(()) => self.repaired(Kind::Address, what),
-                        Err(error) => standing.push(format!("{what}: {error}")),
-                    }
-                }
+        for (what, result) in taken {
+            match result {
+                Ok(()) => self.repaired(Kind::Address, what),
+                Err(error) => standing.push(format!("{what}: {error}")),
             }
-            Ok(Err(error)) => tracing::warn!(%error, "can't look at the node's addresses"),
-            Err(error) => tracing::warn!(%error, "can't look at the node's addresses"),
         }
-        standing
+        Ok(standing)
     }
 }

@@ -20,7 +20,7 @@ use vnetpool_plugin::{
 use super::{blocking::blocking, keeper::Keeper, notes::Said};
 use crate::{
     disturbance::Kind,
-    firewall::{self, Rules},
+    firewall::{self, Rules, apply::Ensured},
     sysctl,
 };
 
@@ -95,22 +95,15 @@ impl Keeper {
                 tracing::info!("made the pods' bridge");
             }
         }
-        let net = self.config.sysctl_net_dir.clone();
-        let route = move || if bridge::is_there() { sysctl::route_bridged(&net) } else { Ok(false) };
-        let routed = blocking(route).await.and_then(|routed| Ok(routed?));
-        if routed.map_err(Failure::of_chain(Reason::BridgeMissing))? {
-            tracing::info!(
-                "bridge-nf-call-iptables is 0: packets of pods meet the node's rules where it routes them"
-            );
-        }
+        self.route_bridged().await?;
         let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
         let link = secondary.and_then(|nic| name_of(&nic.mac));
         let steered = steer(spec, secondary, link).await.map_err(Failure::of_chain(Reason::NotSteered))?;
-        self.put_table(&table).await?;
+        let unseen = self.put_table(&table).await?;
         let lacks = self.put_arp_table().await;
         self.count_dropped().await;
         self.close_ranges(spec).await?;
-        let message = format!("forwarding is on and table inet vnetpool is in place{steered}{lacks}");
+        let message = format!("forwarding is on and table inet vnetpool is in place{steered}{unseen}{lacks}");
         let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
         Ok((message, uplink))
     }
@@ -125,10 +118,40 @@ impl Keeper {
         Ok(())
     }
 
-    async fn put_table(&mut self, table: &str) -> Result<(), Failure> {
-        let ensured = self.tables.lock().await.inet.ensure(table).await;
-        self.notes.kept("inet vnetpool", ensured.map_err(Failure::of(Reason::TableRefused))?);
+    /// Has the node's rules see packets of bridged pods only where the node routes them. The bridge stays for
+    /// the pods that have it when no configuration asks for it any more, and so does this.
+    async fn route_bridged(&mut self) -> Result<(), Failure> {
+        let net = self.config.sysctl_net_dir.clone();
+        let route = move || {
+            let is_there = bridge::is_there();
+            Ok::<_, sysctl::Error>((is_there, is_there && sysctl::route_bridged(&net)?))
+        };
+        let routed = blocking(route).await.and_then(|routed| Ok(routed?));
+        let (is_there, is_new) = routed.map_err(Failure::of_chain(Reason::BridgeMissing))?;
+        // The first time it is no repair: the node is being set up.
+        if is_new && self.has_routed_bridged {
+            self.repaired(Kind::Bridge, sysctl::BRIDGES.to_owned());
+        } else if is_new {
+            tracing::info!(
+                "bridge-nf-call-iptables is 0: packets of pods meet the node's rules where it routes them"
+            );
+        }
+        self.has_routed_bridged |= is_there;
         Ok(())
+    }
+
+    /// Says so if nft couldn't show the table.
+    async fn put_table(&mut self, table: &str) -> Result<&'static str, Failure> {
+        let ensured = self.tables.put(table).await.map_err(|error| {
+            let is_silent = matches!(error, firewall::apply::Error::Run(_));
+            let reason = if is_silent { Reason::TableInDoubt } else { Reason::TableRefused };
+            Failure { reason, message: error.to_string() }
+        })?;
+        self.notes.kept("inet vnetpool", ensured);
+        Ok(match ensured {
+            Ensured::Unseen => "; nft doesn't answer, and by the kernel nobody has changed the table",
+            Ensured::Standing | Ensured::Put | Ensured::Restored => "",
+        })
     }
 
     /// Says what a node lacks that refuses the table: pods are as well connected without it.

@@ -118,7 +118,7 @@ impl Agent {
     ) -> anyhow::Result<Result<Transacted, file::Error>> {
         let (store, is_ruled) = (self.store.clone(), self.is_ruled());
         blocking(move || {
-            let supplied = store.with(|ledger, _| {
+            let supplied = store.note(|ledger, _| {
                 is_ruled.into_iter().for_each(|is_ruled| ledger.rule(is_ruled));
                 supply.map(|supply| ledger.supply(&supply))
             })?;
@@ -151,6 +151,9 @@ impl Agent {
             Meaning::Refused { message, .. } => anyhow::bail!(message),
         };
         self.want_rules(&object);
+        if !self.are_rules_tried() {
+            self.is_ruled = Some(false);
+        }
         let is_ruled = self.is_ruled() == Some(true);
         // Nor does one land that is still on its way.
         let object = self.source.announce(object).await?;

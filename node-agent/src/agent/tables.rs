@@ -4,18 +4,29 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Mutex, Notify},
+    sync::{Mutex, MutexGuard, Notify, watch},
     time::sleep,
 };
 
+use super::LONGEST_RETRY;
 use super::notes::Notes;
-use crate::firewall::apply::{Error, Firewall};
+use crate::firewall::{
+    apply::{Ensured, Error, Firewall},
+    events::Known,
+};
 
 /// Between two repairs: a daemon that fights with us costs no more.
 const REPAIRS_APART: Duration = Duration::from_secs(1);
+/// Between two looks at the tables because the kernel told of a change that wasn't one, or that couldn't be
+/// undone; twice as long after each further one.
+const FIRST_LOOK_APART: Duration = Duration::from_millis(100);
 
-/// Shared by the looks and by the guard.
-pub(super) type Tables = Arc<Mutex<Kept>>;
+/// Shared by the looks, the guard and the reconciles, which wait for no program.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    kept: Arc<Mutex<Kept>>,
+    pub known: watch::Sender<Known>,
+}
 
 /// The tables as this process has put them in place.
 #[derive(Debug)]
@@ -24,33 +35,68 @@ pub(super) struct Kept {
     pub arp: Firewall,
 }
 
-impl Default for Kept {
-    fn default() -> Kept {
-        Kept { inet: Firewall::default(), arp: Firewall::of("arp") }
+impl Default for Tables {
+    fn default() -> Tables {
+        let known = watch::Sender::default();
+        let [inet, arp] = ["inet", "arp"].map(|family| Firewall::hearing(family, &known));
+        Tables { kept: Arc::new(Mutex::new(Kept { inet, arp })), known }
     }
 }
 
-/// Puts the tables back whenever somebody has `changed` them. Has the node looked at when there was something
-/// to put back, or it couldn't be: whoever did that may have done more.
-pub(super) async fn guard(tables: Tables, notes: Notes, changed: &Notify, disturbed: &Notify) -> ! {
+impl Tables {
+    pub async fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().await
+    }
+
+    /// Whether table `inet vnetpool` may have been changed since it was seen to stand.
+    pub fn are_in_doubt(&self) -> bool {
+        self.known.borrow().is_in_doubt()
+    }
+
+    /// Has table `inet vnetpool` be what this transaction makes.
+    pub async fn put(&self, text: &str) -> Result<Ensured, Error> {
+        let mut kept = self.kept.lock().await;
+        let ensured = kept.inet.ensure(text).await;
+        self.note(&kept.inet);
+        ensured
+    }
+
+    /// Returns whether there was something to put back.
+    async fn restore(&self, notes: &Notes) -> Result<bool, Error> {
+        let mut kept = self.kept.lock().await;
+        let inet = kept.inet.restore().await.map(|ensured| notes.kept("inet vnetpool", ensured));
+        self.note(&kept.inet);
+        let arp = kept.arp.restore().await.map(|ensured| notes.kept("arp vnetpool", ensured));
+        Ok(inet? | arp?)
+    }
+
+    fn note(&self, inet: &Firewall) {
+        // One that couldn't be put in place has replaced nothing: what stood before stands as it was seen.
+        if let Some(seen) = inet.seen() {
+            self.known.send_if_modified(|known| known.seen.replace(seen) != Some(seen));
+        }
+    }
+}
+
+/// Puts the tables back whenever somebody has changed them, and goes on until they stand. Has the node looked
+/// at when there was something to put back, or it couldn't be: whoever did that may have done more.
+pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> anyhow::Result<()> {
+    let mut known = tables.known.subscribe();
+    let mut pause = FIRST_LOOK_APART;
     loop {
-        changed.notified().await;
-        match restore(&tables, &notes).await {
+        known.wait_for(Known::is_in_doubt).await?;
+        match tables.restore(&notes).await {
             Ok(false) => {}
-            Ok(true) => disturbed.notify_one(),
+            Ok(true) => {
+                disturbed.notify_one();
+                pause = REPAIRS_APART;
+            }
             Err(error) => {
                 tracing::warn!(%error, "can't put a table of nftables back");
                 disturbed.notify_one();
             }
         }
-        sleep(REPAIRS_APART).await;
+        sleep(pause).await;
+        pause = if tables.are_in_doubt() { (pause * 2).min(LONGEST_RETRY) } else { FIRST_LOOK_APART };
     }
-}
-
-/// Returns whether there was something to put back.
-async fn restore(tables: &Tables, notes: &Notes) -> Result<bool, Error> {
-    let mut tables = tables.lock().await;
-    let inet = notes.kept("inet vnetpool", tables.inet.restore().await?);
-    let arp = notes.kept("arp vnetpool", tables.arp.restore().await?);
-    Ok(inet || arp)
 }

@@ -1,8 +1,10 @@
 //! The agent's reconciles and looks, each made by the test.
 
+mod tables;
+
 use super::*;
 use crate::alone::{self, this_test};
-use crate::args::Args;
+use crate::{args::Args, supply, sysctl};
 use clap::Parser;
 use serde_json::json;
 use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
@@ -78,6 +80,45 @@ async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_ru
     assert!(!is_held(&agent, 3));
     assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
     drop(looks);
+}
+
+#[tokio::test]
+async fn rules_that_come_back_while_others_are_being_made_are_made_again_before_what_comes_with_them() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.reconcile(Some(&first)).await.unwrap();
+    has_looked(&mut agent);
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(is_held(&agent, 1));
+
+    let others = object(&agent, 3, 2, "172.16.0.0/12");
+    agent.reconcile(Some(&others)).await.unwrap();
+    let mut looks = JoinSet::new();
+    agent.look_if_due(&mut looks);
+    assert!(agent.keeper.is_none(), "a look has begun");
+    looks.abort_all(); // and comes to nothing on the machine of this test
+    let as_before = object(&agent, 4, 3, "192.168.0.0/16");
+    agent.reconcile(Some(&as_before)).await.unwrap();
+    assert!(!is_held(&agent, 3), "the kernel may have the others");
+    assert_eq!(counts(&agent), Counts { held: 1, free: 1, ..Counts::default() });
+    has_looked(&mut agent);
+    agent.reconcile(Some(&as_before)).await.unwrap();
+    assert!(is_held(&agent, 3));
+}
+
+#[tokio::test]
+async fn by_a_spec_older_than_what_the_ledger_was_built_from_nothing_is_taken_back() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = agent(root.path());
+    let first = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&first.spec));
+    has_looked(&mut agent);
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(agent.wanted.installs);
+    agent.latest = 3;
+    agent.reconcile(Some(&first)).await.unwrap();
+    assert!(agent.wanted.installs);
 }
 
 #[tokio::test]
@@ -184,11 +225,12 @@ async fn reconciles_come_whatever_a_look_does() {
 
 const NODE: &str = "VNETPOOL_TEST_NODE";
 
-/// The real nft, but for what a file beside it says.
+/// The real nft, but for calls that begin as a file beside it says: those fail, or hang.
 const NFT: &str = r#"#!/bin/sh
 PATH="${PATH#*:}"
-[ -e "$VNETPOOL_TEST_NODE/broken" ] && echo out of order >&2 && exit 1
-[ -e "$VNETPOOL_TEST_NODE/hangs" ] && exec sleep 3600
+cd "$VNETPOOL_TEST_NODE"
+[ -e broken ] && case "$*" in "$(cat broken)"*) echo out of order >&2; exit 1;; esac
+[ -e hangs ] && case "$*" in "$(cat hangs)"*) : > hung; exec sleep 3600;; esac
 exec nft "$@"
 "#;
 
@@ -280,6 +322,13 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
     fs::remove_file(&broken).unwrap();
     settle(&mut agent, &object).await;
     assert_eq!(counts(&agent), Counts { held: 2, assigned: 1, free: 1, ..Counts::default() });
+
+    fs::write(&broken, "").unwrap();
+    let mut leaving = object.clone();
+    (leaving.metadata.generation, leaving.spec.target) = (Some(3), 0);
+    settle(&mut agent, &leaving).await;
+    let left = Counts { held: 1, assigned: 1, relinquished: 1, ..Counts::default() };
+    assert_eq!(counts(&agent), left, "its pool is gone, and its rules don't come back");
 }
 
 #[tokio::test]
@@ -323,32 +372,30 @@ async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other()
 }
 
 #[tokio::test]
-async fn a_table_that_is_flushed_is_back_within_a_second_though_a_look_is_under_way() {
+async fn who_has_the_nodes_rules_see_bridged_packets_again_is_told_and_undone() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
-    settle(&mut agent, &object).await;
-    let _look = agent.keeper.take();
-    let nft = |args: &str| Command::new("nft").args(args.split(' ')).output().unwrap().status.success();
-    let (changed, disturbed) = (Arc::new(Notify::new()), Notify::new());
-    let back = async {
-        for _ in 0..2 {
-            sleep(LOOKS_APART).await; // so that the socket listens, and the repair before is over
-            assert!(nft("flush ruleset"));
-            let flushed = Instant::now();
-            while !nft("list table inet vnetpool") || !nft("list table arp vnetpool") {
-                assert!(flushed.elapsed() < Duration::from_secs(2), "not back");
-                sleep(Duration::from_millis(50)).await;
-            }
-            disturbed.notified().await;
-        }
-    };
-    tokio::select! {
-        ended = firewall::events::watch(changed.clone()) => panic!("{ended:?}"),
-        never = guard(agent.tables.clone(), agent.notes.clone(), &changed, &disturbed) => never,
-        () = back => {}
+    let net = dir.join("net");
+    agent.keeper.as_mut().unwrap().config.sysctl_net_dir.clone_from(&net);
+    let forwarding = ["ipv4/ip_forward", "ipv4/conf/default/forwarding", "ipv4/conf/eth0/forwarding"];
+    for setting in forwarding.into_iter().chain([sysctl::BRIDGES]) {
+        fs::create_dir_all(net.join(setting).parent().unwrap()).unwrap();
+        fs::write(net.join(setting), "1").unwrap();
     }
-    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+    let bridged = || fs::read_to_string(net.join(sysctl::BRIDGES)).unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(bridged(), "1", "without bridged pods it is nobody's business");
+    assert!(
+        Command::new("ip").args(["link", "add", "vnpbridge", "type", "bridge"]).status().unwrap().success()
+    );
+    settle(&mut agent, &object).await;
+    assert_eq!((bridged().as_str(), agent.notes.say().verdict.reason), ("0", Reason::Undisturbed));
+    fs::write(net.join(sysctl::BRIDGES), "1").unwrap();
+    settle(&mut agent, &object).await;
+    let Verdict { reason, message, .. } = agent.notes.say().verdict;
+    assert_eq!((bridged().as_str(), reason), ("0", Reason::Repaired), "{message}");
+    assert!(message.contains("bridge-nf-call-iptables"), "{message}");
 }
 
 #[tokio::test]
@@ -393,14 +440,25 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     has_looked(&mut agent);
     // Whoever writes this waits for a reader.
     agent.config.sysctl_net_dir = dir.join("net");
+    let mut keeper = agent.keeper.take().unwrap();
+    keeper.config.sysctl_net_dir = dir.join("net");
+    let reserved = Reserved::of(&object.spec, &supply::supply(&object).unwrap().entries);
     let hangs = dir.join("net/ipv4/conf/eth0/promote_secondaries");
     fs::create_dir_all(hangs.parent().unwrap()).unwrap();
     let run = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success());
     run(&format!("mkfifo {}; ip address add 10.240.250.1/24 dev eth0", hangs.display()));
     let begun = Instant::now();
-    agent.reconcile(Some(&object)).await.unwrap();
-    let took = begun.elapsed();
+    let look = keeper.look(Wanted::default(), reserved, LOOK_WITHIN);
+    let reconcile = async {
+        agent.reconcile(Some(&object)).await.unwrap();
+        begun.elapsed()
+    };
+    let (looked, took) = tokio::join!(look, reconcile);
     fs::read(&hangs).unwrap(); // before anything can fail: the test ends when no thread hangs any more
+    assert!(looked.1.has_failed);
+    let Verdict { reason, message, .. } = agent.notes.say().verdict;
+    assert_eq!(reason, Reason::InTheWay, "{message}");
+    assert!(message.contains("can't tell whether a pods' address is on a link of the node"), "{message}");
     assert!((notes::TAKE_OFF_WITHIN..2 * notes::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
     assert!(is_held(&agent, 1));
 }

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::{process::Command, sync::watch};
 
-use super::ASKED;
+use super::{ASKED, events::Known};
 use crate::child;
 
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,8 @@ pub enum Error {
     Run(#[from] io::Error),
     #[error("nft refuses table {0} vnetpool: {1}")]
     Refused(&'static str, String),
+    #[error("nft doesn't show table {0} vnetpool, which it has just put in place")]
+    Missing(&'static str),
     #[error("what nft prints can't be read: {0}")]
     Unreadable(#[from] serde_json::Error),
 }
@@ -23,6 +25,8 @@ pub enum Error {
 pub enum Ensured {
     /// It stood as it was put.
     Standing,
+    /// nft couldn't say. It stood when it was seen last, and the kernel has told of no change since.
+    Unseen,
     /// It was put in place, since something else is wanted than before.
     Put,
     /// It was put in place, since somebody had changed or removed it.
@@ -33,19 +37,33 @@ pub enum Ensured {
 #[derive(Debug)]
 pub struct Firewall {
     family: &'static str,
-    applied: Option<Applied>,
+    known: watch::Sender<Known>,
+    put: Option<Put>,
     /// What its counters said last, by name. A table that is put in place begins with none.
     counted: BTreeMap<String, u64>,
     /// The same of the set of pods that asked the metadata service.
     asked: BTreeMap<Ipv4Addr, u64>,
 }
 
+/// What was put in place last.
 #[derive(Debug)]
-struct Applied {
+enum Put {
+    /// This was asked for, and isn't known to have come there. Once it has, it is told as `ensured`.
+    Tried {
+        text: String,
+        ensured: Ensured,
+    },
+    Done(Done),
+}
+
+#[derive(Debug)]
+struct Done {
     /// What was asked for.
     text: String,
     /// How the kernel showed it right afterwards, without counters.
     listing: Option<String>,
+    /// How many changes had been heard of before it was last seen so.
+    seen: u64,
 }
 
 impl Default for Firewall {
@@ -55,35 +73,72 @@ impl Default for Firewall {
 }
 
 impl Firewall {
-    /// The table of this family, of which nothing is known yet.
+    /// The table of this family, of whose changes nobody hears.
     pub fn of(family: &'static str) -> Firewall {
-        Firewall { family, applied: None, counted: BTreeMap::new(), asked: BTreeMap::new() }
+        Firewall::hearing(family, &watch::Sender::default())
+    }
+
+    /// The table of this family, of which nothing is known yet but its changes from now on.
+    pub fn hearing(family: &'static str, known: &watch::Sender<Known>) -> Firewall {
+        let (counted, asked) = (BTreeMap::new(), BTreeMap::new());
+        Firewall { family, known: known.clone(), put: None, counted, asked }
     }
 
     /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed
-    /// after the last time.
+    /// after the last time. If nft can't show it, it stands as long as the kernel has told of no change: the
+    /// kernel tells of each.
     pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
-        let ensured = match &self.applied {
-            Some(applied) if applied.text == text => match applied.listing == list(self.family).await? {
-                true => return Ok(Ensured::Standing),
-                false => Ensured::Restored,
+        let heard = self.heard();
+        let ensured = match &mut self.put {
+            Some(Put::Done(done)) if done.text == text => match list(self.family).await {
+                Ok(listing) if listing == done.listing => {
+                    done.seen = heard;
+                    return Ok(Ensured::Standing);
+                }
+                Ok(_) => Ensured::Restored,
+                Err(error) if done.seen > 0 && done.seen == self.known.borrow().heard => {
+                    tracing::warn!(%error, "can't look at a table of nftables, which nobody has changed");
+                    return Ok(Ensured::Unseen);
+                }
+                Err(error) => return Err(error.into()),
             },
+            Some(Put::Tried { text: tried, ensured }) if *tried == text => *ensured,
             _ => Ensured::Put,
         };
-        self.applied = None;
+        self.put = Some(Put::Tried { text: text.to_owned(), ensured });
         self.counted.clear();
         self.asked.clear();
         nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
-        self.applied = Some(Applied { text: text.to_owned(), listing: list(self.family).await? });
+        let seen = self.heard();
+        let listing = list(self.family).await?;
+        if listing.is_none() && text != super::no_table(self.family) {
+            return Err(Error::Missing(self.family));
+        }
+        self.put = Some(Put::Done(Done { text: text.to_owned(), listing, seen }));
         Ok(ensured)
     }
 
-    /// Puts back what was put in place last, if somebody has changed or removed it.
+    /// Puts back what was in place, if somebody has changed or removed it, or if that has failed before.
     pub async fn restore(&mut self) -> Result<Ensured, Error> {
-        match self.applied.as_ref().map(|applied| applied.text.clone()) {
-            Some(text) => self.ensure(&text).await,
-            None => Ok(Ensured::Standing),
+        match &self.put {
+            Some(Put::Done(Done { text, .. }) | Put::Tried { text, ensured: Ensured::Restored }) => {
+                let text = text.clone();
+                self.ensure(&text).await
+            }
+            Some(Put::Tried { .. }) | None => Ok(Ensured::Standing),
         }
+    }
+
+    /// How many changes had been heard of before it was last seen to stand; None if it may not.
+    pub fn seen(&self) -> Option<u64> {
+        match &self.put {
+            Some(Put::Done(done)) => Some(done.seen),
+            Some(Put::Tried { .. }) | None => None,
+        }
+    }
+
+    fn heard(&self) -> u64 {
+        self.known.borrow().heard
     }
 
     /// The packets that the table has dropped since this was asked last, by the name of its counter.

@@ -3,7 +3,7 @@
 //! Every change of every table is announced there, thousands at once when kube-proxy writes its own. Only the
 //! name of the table is read of them, before anything else is done.
 
-use std::{io, sync::Arc, thread};
+use std::{io, thread};
 
 use anyhow::Context;
 use netlink_packet_core::{NetlinkBuffer, NlaBuffer};
@@ -12,7 +12,7 @@ use nix::{
     errno::Errno,
     sys::socket::{setsockopt, sockopt},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 
 /// NFNLGRP_NFTABLES of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
@@ -28,6 +28,23 @@ const ALIGN: usize = 4;
 const DATAGRAM: usize = 64 * 1024;
 /// Room for what kube-proxy writes at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
+
+/// What is known of our tables by what the kernel tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// How many changes it has told of. That somebody began to listen counts as one; 0 as long as nobody does.
+    pub heard: u64,
+    /// After which of them table `inet vnetpool` was seen to stand as it was put. None: this process hasn't put
+    /// it there.
+    pub seen: Option<u64>,
+}
+
+impl Known {
+    /// Whether the table may have been changed since it was seen.
+    pub fn is_in_doubt(&self) -> bool {
+        self.seen.is_some_and(|seen| seen != self.heard)
+    }
+}
 
 /// A socket that hears of every change in the tables of the network namespace in which it was opened.
 #[derive(Debug)]
@@ -80,16 +97,18 @@ fn is_ours(payload: &[u8]) -> bool {
     false
 }
 
-/// Notifies of every change of our tables, our own changes included.
-pub async fn watch(changed: Arc<Notify>) -> anyhow::Result<()> {
+/// Counts every change of our tables in `known`, our own changes included.
+pub async fn watch(known: watch::Sender<Known>) -> anyhow::Result<()> {
     const CANT: &str = "can't hear the kernel's nftables events";
     let events = Events::open().context(CANT)?;
+    let heard = move || known.send_modify(|known| known.heard += 1);
+    heard(); // for whatever happened before
     let (ended, end) = oneshot::channel();
     // A thread of its own, as for the kernel's other events.
     thread::Builder::new().name("nftables-events".to_owned()).spawn(move || {
         let error = loop {
             match events.wait() {
-                Ok(true) => changed.notify_one(),
+                Ok(true) => heard(),
                 Ok(false) => {}
                 Err(error) => break error,
             }

@@ -1,4 +1,4 @@
-//! The ledger on disk: locks, reading, atomic replacement. [`Store::with`] is the only way to change it.
+//! The ledger on disk: locks, reading, atomic replacement. Only [`Store::with`] and [`Store::note`] change it.
 //!
 //! The folder holds `ledger`, which is replaced atomically, and `lock`, which is never replaced or removed.
 //! The locks are OFD byte-range locks on `lock`, so they end with their holder however it ends. Byte 0 is the
@@ -152,14 +152,29 @@ impl Store {
     /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves the waiting ADDs in the
     /// order in which they came, writes if anything changed, and wakes those whose wait is over. `f` must not
     /// do I/O: all verbs on the node wait for it.
+    ///
+    /// They are served before `f`, too, which decides over what they leave: who gets an address, or whether
+    /// it is given up.
     pub fn with<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
+        self.transact(true, f)
+    }
+
+    /// A transaction that takes down what is so: the node lacks its rules, the spec has lost an address, one
+    /// is in use. Nobody is served by what the ledger said before.
+    pub fn note<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
+        self.transact(false, f)
+    }
+
+    fn transact<T>(&self, serves_first: bool, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
         let lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
         let before = self.load()?;
         let mut ledger = self.parse(&before)?;
         let line: Vec<Sandbox> = ledger.waiting.iter().map(|waiter| waiter.sandbox.clone()).collect();
         let now = now();
         let is_alive = |sandbox: &Sandbox| is_held(&lock.file, sandbox);
-        ledger.serve(now, is_alive);
+        if serves_first {
+            ledger.serve(now, is_alive);
+        }
         let value = f(&mut ledger, now);
         ledger.serve(now, is_alive);
         self.replace(&ledger, &before)?;

@@ -204,7 +204,6 @@ fn without_the_nodes_rules_no_pod_gets_an_address_and_with_them_all_is_as_it_was
     assert_eq!(ledger.next_ready(START), None, "time alone makes nothing ready");
     assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), None);
     ledger.cancel(&sandbox(9));
-    assert_eq!(ledger.relinquish(0, START + COOLDOWN), Vec::<String>::new());
     ledger.free(&sandbox(7), START + COOLDOWN);
     assert_eq!(assign(&mut ledger, 9, START + 3 * COOLDOWN), None, "nor one that a pod gives back meanwhile");
     ledger.rule(true);
@@ -213,6 +212,26 @@ fn without_the_nodes_rules_no_pod_gets_an_address_and_with_them_all_is_as_it_was
         ledger.records().iter().find(|one| one.entry().address == address(number)).unwrap().freed()
     };
     assert_eq!([since(1), since(2)], [Some(START + COOLDOWN), Some(START)]);
+}
+
+#[test]
+fn a_node_that_lacks_its_rules_gives_back_what_has_cooled_beyond_the_target_and_no_more() {
+    let mut ledger = holding(&[1, 2, 3, 4]);
+    for number in [7, 8] {
+        assign(&mut ledger, number, START);
+    }
+    ledger.free(&sandbox(8), START);
+    ledger.rule(false);
+    let cooled = START + COOLDOWN;
+    assert_eq!(ledger.relinquish(4, cooled), Vec::<String>::new(), "what is withheld counts once");
+    assert_eq!(ledger.relinquish(3, cooled - 1), ["vnp-3"]);
+    assert_eq!(ledger.relinquish(0, cooled - 1), ["vnp-4"], "one is in use, and one cools");
+    assert_eq!(ledger.relinquish(0, cooled), ["vnp-2"]);
+    assert_eq!(ledger.counts(cooled), Counts { held: 1, assigned: 1, relinquished: 3, ..Counts::default() });
+    ledger.free(&sandbox(7), cooled);
+    assert_eq!(ledger.relinquish(0, cooled + COOLDOWN), ["vnp-1"]);
+    ledger.rule(true);
+    assert_eq!(assign(&mut ledger, 9, cooled + COOLDOWN), None, "what was given up never comes back");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The file and its locks, with several users in one process: locks belong to open files, not to processes.
 
-use std::{sync::mpsc, thread};
+use std::{net::Ipv4Addr, sync::mpsc, thread};
 
 use super::*;
-use crate::ledger::{Assign, Claim, Entry, Pod, Supply};
+use crate::ledger::{Assign, Claim, Entry, Occupant, Pod, Proof, Supplied, Supply};
 
 /// Short enough for a test, long enough to tell waiting from trying.
 const SHORT: Duration = Duration::from_millis(30);
@@ -152,6 +152,51 @@ fn who_supplies_serves_those_who_wait_and_live() {
     assert_eq!(store.read().unwrap().waiting().len(), 1, "the dead one doesn't count");
     store.with(|ledger, now| ledger.free(&third, now)).unwrap();
     assert!(store.read().unwrap().address_of(&alive).is_some());
+}
+
+/// Somebody waits, and the only address has just cooled.
+#[test]
+fn what_a_transaction_takes_down_counts_before_anybody_is_served() {
+    let (alive, other) = (sandbox(1), sandbox(2));
+    let pod = Pod::default();
+    let served_after = |serves: &dyn Fn(&Store)| {
+        let Folder { store, dir: _dir } = Folder::holding(0);
+        let _lock = store.lock_sandbox(&alive, Duration::ZERO).unwrap();
+        let mut due = ledger(1);
+        due.assign(&Claim::wired(&other, &pod, ""), 0);
+        due.assign(&Claim::wired(&alive, &pod, ""), 0);
+        due.free(&other, 0);
+        store.replace(&due, "").unwrap();
+        serves(&store);
+        store.peek().unwrap().address_of(&alive)
+    };
+    let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+    assert_eq!(served_after(&|store| store.with(|_, _| ()).unwrap()), address);
+    assert_eq!(served_after(&|store| store.note(|_, _| ()).unwrap()), address);
+    let lacks_rules = |store: &Store| store.note(|ledger, _| ledger.rule(false)).unwrap();
+    assert_eq!(served_after(&lacks_rules), None, "the node lacks its rules");
+    let lost = Supply {
+        object: "allocation".to_owned(),
+        generation: 2,
+        node_uid: "node".to_owned(),
+        boot_id: boot_id().unwrap().to_owned(),
+        cooldown: Duration::ZERO,
+        entries: Vec::new(),
+    };
+    let loses = |store: &Store| {
+        assert_eq!(store.note(|ledger, _| ledger.supply(&lost)).unwrap(), Supplied::Applied);
+    };
+    assert_eq!(served_after(&loses), None, "the address is no longer on the NIC");
+    let found = Occupant {
+        sandbox: other.clone(),
+        pod: pod.clone(),
+        address: [10, 0, 0, 1].into(),
+        proof: Proof::Link(String::new()),
+    };
+    let finds = |store: &Store| assert!(store.note(|ledger, now| ledger.adopt(&found, now)).unwrap());
+    assert_eq!(served_after(&finds), None, "the address is in use");
+    let cancels = |store: &Store| assert!(store.note(|ledger, _| ledger.cancel(&alive)).unwrap());
+    assert_eq!(served_after(&cancels), None, "the pod goes");
 }
 
 #[test]

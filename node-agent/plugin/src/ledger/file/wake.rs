@@ -33,7 +33,8 @@ pub struct WakeUp {
 }
 
 impl WakeUp {
-    /// The caller holds the sandbox's lock. What is found under this name is of an ADD that was killed.
+    /// The caller holds the sandbox's lock. What is found under this name is of an ADD that was killed, or of one
+    /// that waits for a ledger, under no lock: its wait ends with this.
     pub fn of(store: &Store, sandbox: &Sandbox) -> Result<WakeUp, Error> {
         let path = path(store.dir(), sandbox);
         let bind = || {

@@ -150,10 +150,16 @@ impl World {
                 self.publish();
             }
             Event::Relinquish(target) => {
-                let before = self.ledger.counts(self.now).held;
+                let kept = |ledger: &Ledger| {
+                    let Counts { held, withheld, .. } = ledger.counts(self.now);
+                    held + withheld
+                };
+                let before = kept(&self.ledger);
+                let mut ruled = self.ledger.clone();
+                ruled.rule(true);
                 let names = self.ledger.relinquish(target, self.now);
-                assert!(self.is_ruled || names.is_empty(), "{names:?} were given up without rules");
-                assert!(self.ledger.counts(self.now).held >= target.min(before), "no more than the surplus");
+                assert_eq!(names, ruled.relinquish(target, self.now), "with rules or without");
+                assert!(kept(&self.ledger) >= target.min(before), "no more than the surplus");
                 for name in names {
                     assert!(self.given_up.insert(name), "given up once");
                 }

@@ -1,0 +1,146 @@
+//! What becomes of the tables, and of the pods that wait, while others change them or nft doesn't work.
+
+use super::*;
+use crate::firewall::events::Known;
+use tokio::time::timeout;
+
+/// How long is waited for what comes in milliseconds.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Runs this while the kernel's events are heard and the tables guarded.
+async fn guarded(tables: Tables, notes: Notes, disturbed: &Notify, test: impl Future<Output = ()>) {
+    tokio::select! {
+        ended = firewall::events::watch(tables.known.clone()) => panic!("{ended:?}"),
+        ended = guard(tables.clone(), notes, disturbed) => panic!("{ended:?}"),
+        () = test => {}
+    }
+}
+
+async fn until(tables: &Tables, is_so: impl FnMut(&Known) -> bool) {
+    let mut known = tables.known.subscribe();
+    let waited = timeout(SOON, known.wait_for(is_so)).await.is_ok();
+    assert!(waited, "{:?}", tables.known.borrow());
+}
+
+fn listens(known: &Known) -> bool {
+    known.heard > 0
+}
+
+fn stands(known: &Known) -> bool {
+    listens(known) && known.seen.is_some() && !known.is_in_doubt()
+}
+
+fn nft(args: &str) -> bool {
+    Command::new("nft").args(args.split(' ')).output().unwrap().status.success()
+}
+
+#[tokio::test]
+async fn a_table_that_is_flushed_is_put_back_beside_a_look_that_is_under_way() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    fs::write(dir.join("hangs"), "-j list chains").unwrap();
+    let keeper = agent.keeper.take().unwrap();
+    let look = keeper.look(agent.wanted.clone(), agent.reserved.clone(), LOOK_WITHIN);
+    let disturbed = Notify::new();
+    let back = async {
+        until(&agent.tables, listens).await;
+        timeout(SOON, async {
+            while !dir.join("hung").exists() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("the look hasn't come to where nft hangs");
+        for _ in 0..2 {
+            assert!(nft("flush ruleset"));
+            let flushed = Instant::now();
+            timeout(SOON, disturbed.notified()).await.expect("nobody has noticed");
+            assert!(nft("list table inet vnetpool") && nft("list table arp vnetpool"), "not back");
+            let took = flushed.elapsed();
+            assert!(took < Duration::from_secs(2), "back after {took:?}");
+        }
+    };
+    tokio::select! {
+        () = guarded(agent.tables.clone(), agent.notes.clone(), &disturbed, back) => {}
+        _ = look => panic!("the look has ended"),
+    }
+    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+}
+
+#[tokio::test]
+async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_tells_of_no_change() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+    let (mut agent, hangs) = (agent(&dir), dir.join("hangs"));
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    let lacks = Counts { withheld: 2, ..Counts::default() };
+    let has = Counts { held: 2, free: 2, ..Counts::default() };
+    settle(&mut agent, &object).await;
+    fs::write(&hangs, "--stateless list table inet").unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(told(&agent, condition::RULES_APPLIED), is("False", "TableInDoubt"), "nobody listens");
+    assert_eq!(counts(&agent), lacks);
+    fs::remove_file(&hangs).unwrap();
+
+    let (tables, notes) = (agent.tables.clone(), agent.notes.clone());
+    let listening = async {
+        until(&tables, listens).await;
+        settle(&mut agent, &object).await;
+        until(&tables, stands).await;
+        fs::write(&hangs, "--stateless list table inet").unwrap();
+        settle(&mut agent, &object).await;
+        assert_eq!(told(&agent, condition::RULES_APPLIED), is("True", "Applied"));
+        assert_eq!(counts(&agent), has);
+        assert!(nft("delete table inet vnetpool"));
+        until(&tables, Known::is_in_doubt).await;
+        agent.reconcile(Some(&object)).await.unwrap();
+        assert_eq!(counts(&agent), lacks);
+    };
+    guarded(tables.clone(), notes, &Notify::new(), listening).await;
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_put_back_is_lacking_at_once_and_until_it_stands_again() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (mut agent, broken) = (agent(&dir), dir.join("broken"));
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    let (tables, notes, disturbed) = (agent.tables.clone(), agent.notes.clone(), Notify::new());
+    let listening = async {
+        until(&tables, listens).await;
+        settle(&mut agent, &object).await;
+        until(&tables, stands).await;
+        agent.reconcile(Some(&object)).await.unwrap();
+        assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
+
+        // As if one that has passed the rules were under way: none ends from here on.
+        let _look = agent.keeper.take();
+        fs::write(&broken, "-f").unwrap();
+        assert!(nft("flush ruleset"));
+        timeout(SOON, disturbed.notified()).await.expect("nobody has noticed");
+        agent.reconcile(Some(&object)).await.unwrap();
+        assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+        fs::remove_file(&broken).unwrap();
+        until(&tables, stands).await;
+        assert!(nft("list table inet vnetpool"));
+        agent.reconcile(Some(&object)).await.unwrap();
+        assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
+    };
+    guarded(tables.clone(), notes, &disturbed, listening).await;
+    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+}
+
+#[tokio::test]
+async fn a_table_that_nft_does_not_show_after_it_has_put_it_is_not_taken_for_standing() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (mut agent, broken) = (agent(&dir), dir.join("broken"));
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    fs::write(&broken, "--stateless list").unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+    assert_eq!(told(&agent, condition::RULES_APPLIED), ("False".to_owned(), "TableRefused".to_owned()));
+    fs::remove_file(&broken).unwrap();
+    settle(&mut agent, &object).await;
+    assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
+}
