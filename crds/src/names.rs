@@ -27,7 +27,8 @@ pub const OTHERS: &str = "others";
 /// is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
 /// Annotation of a NodeIPAllocation by which a person says that its node needn't keep what a pool that
-/// doesn't serve it any more has given it, or its Node that was paused when it was deleted: `true` ends both.
+/// doesn't serve it any more has given it, nor a pause of a Node or a pool that was deleted meanwhile: `true`
+/// ends both.
 pub const RELEASE: &str = "vnetpool.io/release";
 /// Annotation of a Node or a NodeIPPool by which a person has nothing written to Azure for that node, or for
 /// all of the pool's. Its value says why.

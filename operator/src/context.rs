@@ -8,6 +8,7 @@ use futures::future::{Map, Shared};
 use kube::Client;
 
 use crate::azure::Azure;
+use crate::beside::Beside;
 use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
@@ -30,6 +31,8 @@ pub struct Context {
     pub networks: Arc<Networks>,
     pub events: Events,
     pub metrics: Arc<Metrics>,
+    /// What is done beside the reconciles.
+    pub beside: Arc<Beside>,
     /// Requeues nodes and pools.
     pub waker: Waker,
     /// Subnets and virtual networks that have run out of addresses.
@@ -84,6 +87,7 @@ impl Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
             writes,
+            beside: Arc::default(),
             shortages: Arc::default(),
             refusals: Arc::default(),
             rollouts: Arc::default(),

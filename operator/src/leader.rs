@@ -5,6 +5,7 @@
 //! unchanged, as Kubernetes' own components do. What a leader does that was paused beyond its lease is
 //! stopped by resourceVersions and ETags; the Lease only keeps two replicas from working against each other.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,26 +44,34 @@ pub struct Leadership {
     gap: Option<Duration>,
 }
 
-/// Since when the Lease has stood unrenewed, for those who act on it.
+/// Since when the Lease has stood unrenewed, for those who act on it, and whether it has been lost.
 #[derive(Clone)]
-pub struct Tenure(Arc<Mutex<Instant>>);
+pub struct Tenure {
+    renewed: Arc<Mutex<Instant>>,
+    is_over: Arc<AtomicBool>,
+}
 
 impl Tenure {
     pub fn new(renewed: Instant) -> Tenure {
-        Tenure(Arc::new(Mutex::new(renewed)))
+        Tenure { renewed: Arc::new(Mutex::new(renewed)), is_over: Arc::default() }
     }
 
     fn renewed(&self) -> Instant {
-        *lock(&self.0)
+        *lock(&self.renewed)
     }
 
     fn renew(&self, asked: Instant) {
-        *lock(&self.0) = asked;
+        *lock(&self.renewed) = asked;
+    }
+
+    /// Somebody else may lead from now on, however short ago the Lease was renewed.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
     }
 
     /// Whether nobody else can lead yet. A process that was paused may find that somebody does.
     pub fn is_sure(&self) -> bool {
-        self.renewed().elapsed() < GIVE_UP
+        !self.is_over.load(Ordering::SeqCst) && self.renewed().elapsed() < GIVE_UP
     }
 }
 

@@ -14,6 +14,7 @@
 mod admin;
 pub mod args;
 pub mod azure;
+mod beside;
 mod cluster;
 mod context;
 pub mod crds;

@@ -79,13 +79,13 @@ async fn reconcile_one(
     is_of_another_past: bool,
 ) -> Result<Next, Error> {
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
-        stand_back(ctx, &allocation);
+        stand_back(ctx, &allocation.name_any());
         takeup::leave(ctx, &allocation.name_any());
         return vacate::vacate(ctx, &allocation, memory).await;
     };
     memory.vacant_since = None;
     if allocation.metadata.deletion_timestamp.is_some() {
-        stand_back(ctx, &allocation);
+        stand_back(ctx, &allocation.name_any());
         return vacate::replace(ctx, &allocation, memory).await;
     }
     if is_of_another_past && !ctx.azure.is_dry_run() {
@@ -99,11 +99,12 @@ async fn reconcile_one(
             // In this reconcile: what has outgrown it waits for an answer.
             Err(error) if error.is_given_up() => {
                 let begun = progress.allocation.clone();
-                catch_up(ctx, &mut progress, memory);
-                let newest = ctx.cluster.node(&begun.name_any());
-                if !is_as_begun((&begun, &node), &progress.allocation, newest.as_deref()) {
+                let name = begun.name_any();
+                let (newest, newest_node) = (ctx.cluster.allocation(&name), ctx.cluster.node(&name));
+                if !is_as_begun((&begun, &node), newest.as_deref(), newest_node.as_deref()) {
                     return Ok(Next::After(SOON));
                 }
+                catch_up(ctx, &mut progress, memory);
             }
             outcome => break outcome,
         }
@@ -125,7 +126,7 @@ async fn reconcile_one(
         }
         Err(_) => return outcome.map(|()| Next::Gone),
     }
-    if progress.is_done_with() && progress.pause.is_none() {
+    if progress.is_done_with(&memory.strays) && progress.pause.is_none() {
         taint::set(ctx, &node, false).await?;
         publish::delete(ctx, &progress.allocation).await?;
         return Ok(Next::Gone);
@@ -143,11 +144,13 @@ async fn reconcile_one(
 /// one finds out what there is to do instead.
 fn is_as_begun(
     (allocation, node): (&NodeIPAllocation, &Node),
-    newest: &NodeIPAllocation,
+    newest: Option<&NodeIPAllocation>,
     newest_node: Option<&Node>,
 ) -> bool {
     let is_same_node = newest_node.is_some_and(|newest| kept::is_same_machine(node, newest));
-    let is_to_stay = newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid();
+    let is_to_stay = newest.is_some_and(|newest| {
+        newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid()
+    });
     is_same_node && is_to_stay
 }
 
@@ -172,7 +175,6 @@ async fn serve(
         // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before
         // it joins them: the next leader finds it there.
         if progress.names_less_than_is_written() {
-            settle_left(ctx, progress, node, memory).await?;
             publish(ctx, progress, node, memory).await?;
         }
         outcome = write(ctx, progress, node, memory).await;
@@ -184,7 +186,6 @@ async fn serve(
             return outcome.and(Err(error));
         }
     }
-    settle_left(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await?;
     if progress.pause.is_none() {
         memory.nic.must_choose |=
@@ -208,7 +209,7 @@ async fn observe_and_plan(
             ctx.cluster.lacks_pods_since(*since);
         }
         // Unproved it won't come to ask, so it holds nobody up meanwhile.
-        proved.inspect_err(|_| stand_back(ctx, &progress.allocation))?;
+        proved.inspect_err(|_| stand_back(ctx, &progress.allocation.name_any()))?;
         memory.knows_pods = true;
     } else {
         memory.lacks_pods_since = None;
@@ -219,7 +220,7 @@ async fn observe_and_plan(
     let observed = observe(ctx, progress, node, memory, now).await.map_err(Error::Find);
     if !matches!(observed, Ok(Some(_))) {
         // It won't come to ask, so it holds nobody up meanwhile.
-        stand_back(ctx, &progress.allocation);
+        stand_back(ctx, &progress.allocation.name_any());
     }
     let Some(mut seen) = observed? else { return Ok(()) };
     seen.observed.may_write &= progress.pause.is_none();
@@ -227,6 +228,10 @@ async fn observe_and_plan(
     let plan = scope::limit(ctx, &progress.allocation, &mut seen, plan, &mut memory.setback, now);
     let shortage = (&mut memory.setback, &mut memory.recalled);
     let plan = growth::limit(ctx, &progress.allocation, &mut seen, plan, shortage, now);
+    if plan.change.is_empty() && seen.observed.may_write {
+        // It waits for room, and doesn't try on behalf of others meanwhile.
+        scope::stand_back(ctx, &node.name_any(), now);
+    }
     memory.run_clocks(&plan, now);
     if !seen.is_held_back {
         let lag = lag::lag(&progress.allocation, kept::boot_id(node));
@@ -329,13 +334,19 @@ fn catch_up(ctx: &Context, progress: &mut Progress, memory: &mut Memory) {
     }
 }
 
+/// Publishes `spec`, once what it is about to forget holds nothing of ours.
 async fn publish(
     ctx: &Context,
     progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
+    settle_left(ctx, progress, node, memory).await?;
     let (Some(seen), Some(plan)) = (&progress.seen, &progress.plan) else { return Ok(()) };
+    // What a NIC that the node has left still holds is written nowhere else.
+    if !seen.left.is_empty() {
+        return Ok(());
+    }
     // A Node that has just registered anew has no providerID for a while. What its object records is still
     // there, and is nobody else's to remember.
     if seen.nic.is_none() && !progress.allocation.spec.interfaces.is_empty() {
@@ -380,21 +391,21 @@ async fn attach(
 }
 
 /// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before
-/// `spec` forgets them, unless another VM has them and may use it.
+/// `spec` forgets them, unless another VM has them and may use it. While the node is paused they stay as they
+/// are, and `spec` names them.
 async fn settle_left(
     ctx: &Context,
-    progress: &Progress,
+    progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let now = Instant::now();
-    if progress.pause.is_some() {
-        return Ok(());
-    }
+    let Some(seen) = progress.seen.as_mut().filter(|_| progress.pause.is_none()) else { return Ok(()) };
     let is_gone = vacate::proof(ctx, &progress.allocation, memory, now);
-    for nic in progress.seen.iter().flat_map(|seen| &seen.left) {
+    for nic in &seen.left {
         match vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await {
-            Ok(None) => {}
+            // With it went the public addresses of its pods.
+            Ok(None) => memory.attaching.public.clear(),
             Ok(Some(vm)) => {
                 report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
             }
@@ -404,7 +415,8 @@ async fn settle_left(
             }
         }
     }
-    if progress.seen.as_ref().is_some_and(|seen| !seen.is_held_back) {
+    seen.left.clear();
+    if !seen.is_held_back {
         memory.absences.clear();
     }
     Ok(())
@@ -432,8 +444,9 @@ mod tests {
         };
         let (begun, node) = (object("a", None), machine("u", "vm", "b"));
         let goes_on = |newest: &NodeIPAllocation, newest_node: Option<&Node>| {
-            is_as_begun((&begun, &node), newest, newest_node)
+            is_as_begun((&begun, &node), Some(newest), newest_node)
         };
+        assert!(!is_as_begun((&begun, &node), None, Some(&node)), "it is gone");
         assert!(goes_on(&object("a", None), Some(&machine("u", "vm", "b"))));
         assert!(!goes_on(&object("a", Some("2026-01-01T00:00:00Z")), Some(&node)), "somebody deletes it");
         assert!(!goes_on(&object("b", None), Some(&node)), "made anew");

@@ -103,8 +103,8 @@ pub async fn run(
     }
 }
 
-/// Stands by and leads, until `stop` or until the Lease is lost; gives how. All that was begun ends with it:
-/// what is still beside it, such as the making of a public address, writes only while that Lease is sure.
+/// Stands by and leads, until `stop` or until the Lease is lost; gives how. All that was begun ends with it,
+/// so that nothing is written in its name beside the next leadership, and nothing keeps its view.
 async fn serve(
     config: &Config,
     client: &Client,
@@ -137,7 +137,8 @@ async fn serve(
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
     let writes = Arc::new(Writes::new(tenure.clone()));
-    azure.write_only_while(move || tenure.is_sure());
+    let may_write = tenure.clone();
+    azure.write_only_while(move || may_write.is_sure());
 
     let (events, mut delivery) = deliver(config, client, &cluster, &health);
     let ctx = Arc::new(Context::new(
@@ -149,11 +150,14 @@ async fn serve(
         was_leaderless,
         config.waits,
     ));
+    let beside = ctx.beside.clone();
     spawn(&mut tasks, "networks", &health, news::follow(ctx.clone()));
     spawn(&mut tasks, "turns", &health, node::turns::keep_time(ctx.clone()));
 
     let outcome = lead(&mut leadership, &mut tasks, (ctx, wakeups), stop).await;
+    tenure.end();
     tasks.shutdown().await;
+    beside.end().await;
     if let Ok(None) = outcome {
         leadership.release().await;
         if timeout(LAST_WORDS, delivery.join_next()).await.is_err() {

@@ -7,9 +7,14 @@
 //! tries, until one succeeds: then all go on. A right that is missing on a NIC says nothing of the others at
 //! first; when the same is missing on three, it counts for their resource group.
 //!
+//! Several may be refused the same write. Then one that tries because of one of them is held up by none of
+//! the others, or it would take the turns of all at once to try at all; and who is held up by nothing else
+//! tries first, since only its write can tell that this one has ended.
+//!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,12 +40,14 @@ struct Refusal {
     alike: usize,
     /// When a write has last shown that those who had met it didn't speak for all.
     disproved: Option<Instant>,
-    /// Who would write, but for this.
-    waiting: BTreeSet<String>,
+    /// Who would write, but for this, and the ids of what.
+    waiting: BTreeMap<String, Vec<String>>,
     turn: Option<Given>,
     /// Who has tried last.
     last: String,
     again_at: Instant,
+    /// Before that only who is held up by nothing else tries: another has met something else.
+    shared_at: Instant,
     /// The pool's edit that was last taken for a reason to try at once.
     cause: Option<u64>,
 }
@@ -74,9 +81,10 @@ impl Refusals {
     /// Why a node may not write now, if others are known to be refused the same. `sites` are the ids of what
     /// it writes and refers to, in lower case.
     pub fn refusal_for(&self, sites: &[String], node: &str) -> Option<&Error> {
-        let mut all = self.all.iter();
-        let (_, refusal) = all.find(|(matter, one)| one.concerns(matter, sites) && !one.is_turn_of(node))?;
-        Some(&refusal.error)
+        let around = self.all.iter().filter(|(matter, one)| one.concerns(matter, sites));
+        let mut around = around.map(|(_, one)| one).peekable();
+        let refusal = *around.peek()?;
+        (!around.any(|one| one.is_turn_of(node))).then_some(&refusal.error)
     }
 
     /// The same of one that is about to write: held up it waits to be woken, and otherwise its turn is used.
@@ -90,25 +98,34 @@ impl Refusals {
                     }
                 }
                 _ => {
-                    refusal.waiting.insert(node.to_owned());
+                    refusal.waiting.insert(node.to_owned(), sites.to_vec());
                 }
             }
         }
         error
     }
 
-    /// A node's write was refused. Returns whether that holds up all of a scope from now on.
-    pub fn refused(&mut self, matter: Matter, node: &str, error: &Error, now: Instant) -> bool {
+    /// A node's write to these sites was refused. Returns whether that holds up all of a scope from now on.
+    pub fn refused(
+        &mut self,
+        matter: Matter,
+        (node, sites): (&str, &[String]),
+        error: &Error,
+        now: Instant,
+    ) -> bool {
         let is_wide = matter.is_wide;
+        // Whichever of them it tried for, it has its answer.
+        for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
+            (refusal.turn, refusal.shared_at) = (None, now + AGAIN);
+        }
         let refusal = self.all.entry(matter).or_insert_with(|| Refusal::of(error, now));
         refusal.error = error.clone();
         refusal.met.insert(node.to_owned());
-        refusal.turn = refusal.turn.take().filter(|given| given.node != node);
         node.clone_into(&mut refusal.last);
         refusal.again_at = now + AGAIN;
         let holds_all = is_wide || refusal.speaks_for_all();
         if holds_all {
-            refusal.waiting.insert(node.to_owned());
+            refusal.waiting.insert(node.to_owned(), sites.to_vec());
             self.news.send_replace(());
         }
         holds_all
@@ -121,7 +138,7 @@ impl Refusals {
             if !matter.is_around(sites) {
                 return true;
             }
-            woken.extend(std::mem::take(&mut refusal.waiting));
+            woken.extend(std::mem::take(&mut refusal.waiting).into_keys());
             refusal.turn = None;
             if !matter.is_wide && refusal.speaks_for_all() {
                 refusal.alike = refusal.alike.saturating_mul(4);
@@ -135,39 +152,41 @@ impl Refusals {
 
     /// A node has nothing to write, or can't.
     pub fn left(&mut self, node: &str, now: Instant) -> Woken {
-        let mut woken = vec![];
-        for refusal in self.all.values_mut() {
+        let mut free = vec![];
+        for (matter, refusal) in &mut self.all {
             refusal.waiting.remove(node);
             if refusal.is_turn_of(node) {
                 refusal.turn = None;
-                woken.extend(refusal.wake_next(now));
+                free.push(matter.clone());
             }
         }
-        woken
+        self.wake_next(free, now)
     }
 
     /// Somebody may have ended it: it is tried at once. The same `cause` counts once.
     pub fn try_now(&mut self, sites: &[String], cause: u64, now: Instant) -> Woken {
         let around = self.all.iter_mut().filter(|(matter, _)| matter.is_around(sites));
-        let mut woken = vec![];
-        for (_, refusal) in around.filter(|(_, refusal)| refusal.cause != Some(cause)) {
+        let mut tried = vec![];
+        for (matter, refusal) in around.filter(|(_, refusal)| refusal.cause != Some(cause)) {
             refusal.cause = Some(cause);
             refusal.again_at = refusal.again_at.min(now);
-            woken.extend(refusal.wake_next(now));
+            tried.push(matter.clone());
         }
-        woken
+        self.wake_next(tried, now)
     }
 
     /// Time has passed: turns end, and attempts come due.
     pub fn tick(&mut self, now: Instant) -> Woken {
-        let (mut woken, mut has_ended) = (vec![], false);
+        let mut has_ended = false;
         for refusal in self.all.values_mut() {
             if let Some(late) = refusal.turn.take_if(|given| given.until <= now) {
                 has_ended = true;
                 refusal.waiting.remove(&late.node);
             }
-            woken.extend(refusal.wake_next(now));
         }
+        let due =
+            self.all.iter().filter(|(_, refusal)| refusal.is_due(now)).map(|(matter, _)| matter.clone());
+        let woken = self.wake_next(due.collect(), now);
         if has_ended {
             // A call that is still queued at Azure has lost its turn, too.
             self.news.send_replace(());
@@ -176,6 +195,26 @@ impl Refusals {
         self.all.retain(|_, refusal| {
             !refusal.waiting.is_empty() || now < refusal.again_at + KEPT || refusal.is_doubted(now)
         });
+        woken
+    }
+
+    /// Gives the turns of these, where one is due, to those who haven't tried for longest: of those whom
+    /// nothing else holds up, if there are any.
+    fn wake_next(&mut self, matters: Vec<Matter>, now: Instant) -> Woken {
+        let mut woken = vec![];
+        for matter in matters {
+            let is_held_elsewhere = |sites: &[String]| {
+                self.all.iter().any(|(other, one)| *other != matter && one.concerns(other, sites))
+            };
+            let next = self.all.get(&matter).filter(|one| one.is_due(now)).and_then(|one| {
+                let free = one.next(|sites| !is_held_elsewhere(sites));
+                free.or_else(|| one.next(|_| true).filter(|_| now >= one.shared_at)).cloned()
+            });
+            let Some((next, refusal)) = next.zip(self.all.get_mut(&matter)) else { continue };
+            next.clone_into(&mut refusal.last);
+            refusal.turn = Some(Given { node: next.clone(), is_used: false, until: now + TURN });
+            woken.push(next);
+        }
         woken
     }
 }
@@ -197,10 +236,11 @@ impl Refusal {
             met: BTreeSet::new(),
             alike: ALIKE,
             disproved: None,
-            waiting: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             turn: None,
             last: String::new(),
             again_at: now,
+            shared_at: now,
             cause: None,
         }
     }
@@ -221,18 +261,19 @@ impl Refusal {
         self.turn.as_ref().is_some_and(|given| given.node == node)
     }
 
-    /// Gives the turn to the one after the last that has tried.
-    fn wake_next(&mut self, now: Instant) -> Option<String> {
-        if self.turn.is_some() || now < self.again_at {
-            return None;
-        }
-        let next =
-            self.waiting.iter().find(|node| **node > self.last).or_else(|| self.waiting.first())?.clone();
-        next.clone_into(&mut self.last);
-        self.turn = Some(Given { node: next.clone(), is_used: false, until: now + TURN });
-        Some(next)
+    /// Somebody may try.
+    fn is_due(&self, now: Instant) -> bool {
+        self.turn.is_none() && now >= self.again_at
+    }
+
+    /// The one after the last that has tried, of those that may by what they write.
+    fn next(&self, may: impl Fn(&[String]) -> bool) -> Option<&String> {
+        let after = self.waiting.range::<str, _>((Bound::Excluded(self.last.as_str()), Bound::Unbounded));
+        after.chain(&self.waiting).find(|(_, sites)| may(sites)).map(|(node, _)| node)
     }
 }
 
+#[cfg(test)]
+mod several;
 #[cfg(test)]
 mod tests;

@@ -94,12 +94,24 @@ impl Rollouts {
     }
 
     /// Gives away the places that are free, of which each pool has so many, and gives the nodes that got one.
-    pub fn tick(&mut self, places: impl Fn(&str) -> usize) -> Vec<String> {
-        let mut woken = vec![];
+    /// Who can't act would hold it for nobody: it is left out until it asks again.
+    pub fn tick(&mut self, places: impl Fn(&str) -> usize, can_act: impl Fn(&str) -> bool) -> Vec<String> {
+        let (mut woken, mut absent) = (vec![], vec![]);
         for (pool, rollout) in self.pools.iter().filter(|(_, rollout)| !rollout.waiting.is_empty()) {
-            let free = places(pool).saturating_sub(rollout.updating);
-            woken.extend(rollout.waiting.iter().take(free).map(|(.., node)| (pool.clone(), node.clone())));
+            let mut free = places(pool).saturating_sub(rollout.updating);
+            for (.., node) in &rollout.waiting {
+                if free == 0 {
+                    break;
+                }
+                if can_act(node) {
+                    free -= 1;
+                    woken.push((pool.clone(), node.clone()));
+                } else {
+                    absent.push(node.clone());
+                }
+            }
         }
+        absent.iter().for_each(|node| self.left(node));
         let woken = woken.into_iter().map(|(pool, node)| {
             self.stand(&node, Stand { pool, waits: None });
             node
@@ -153,11 +165,11 @@ mod tests {
     #[test]
     fn as_many_are_called_as_there_are_places_and_each_that_settles_makes_room_for_the_next_by_name() {
         let mut all = asked(&["c", "a", "d", "b"]);
-        assert_eq!(all.tick(|_| 2), ["a", "b"]);
-        assert!(all.tick(|_| 2).is_empty());
+        assert_eq!(all.tick(|_| 2, |_| true), ["a", "b"]);
+        assert!(all.tick(|_| 2, |_| true).is_empty());
         assert!(all.ask("p", "a", READY) && !all.ask("p", "c", READY));
         all.left("a");
-        assert_eq!(all.tick(|_| 2), ["c"]);
+        assert_eq!(all.tick(|_| 2, |_| true), ["c"]);
     }
 
     #[test]
@@ -165,33 +177,43 @@ mod tests {
         let mut all = asked(&["b", "c"]);
         all.ask("p", "a", Asks { is_ready: false, ..READY });
         assert!(all.ask("p", "d", Asks { is_needy: true, ..READY }));
-        assert!(all.tick(|_| 1).is_empty(), "the needy has the one place");
-        assert_eq!(all.tick(|_| 3), ["b", "c"]);
+        assert!(all.tick(|_| 1, |_| true).is_empty(), "the needy has the one place");
+        assert_eq!(all.tick(|_| 3, |_| true), ["b", "c"]);
         all.left("b");
-        assert_eq!(all.tick(|_| 3), ["a"]);
+        assert_eq!(all.tick(|_| 3, |_| true), ["a"]);
     }
 
     #[test]
     fn who_has_waiting_pods_is_called_first_ready_or_not() {
         let mut all = asked(&["a", "b"]);
         all.ask("p", "c", Asks { has_waiting_pods: true, ..Asks::default() });
-        assert_eq!(all.tick(|_| 2), ["c", "a"]);
+        assert_eq!(all.tick(|_| 2, |_| true), ["c", "a"]);
+    }
+
+    #[test]
+    fn who_can_not_act_takes_no_place_from_the_next_and_asks_again_when_it_can() {
+        let mut all = asked(&["a", "b", "c"]);
+        assert_eq!(all.tick(|_| 1, |node| node != "a"), ["b"]);
+        all.left("b");
+        assert_eq!(all.tick(|_| 2, |_| true), ["c"]);
+        assert!(!all.ask("p", "a", READY), "it has no place");
+        assert_eq!(all.tick(|_| 2, |_| true), ["a"]);
     }
 
     #[test]
     fn a_pool_without_places_calls_nobody_and_other_pools_go_on() {
         let mut all = asked(&["a"]);
         all.ask("q", "b", READY);
-        assert_eq!(all.tick(|pool| usize::from(pool == "q")), ["b"]);
+        assert_eq!(all.tick(|pool| usize::from(pool == "q"), |_| true), ["b"]);
     }
 
     #[test]
     fn a_node_that_goes_over_to_another_pool_waits_there() {
         let mut all = asked(&["a", "b"]);
-        assert_eq!(all.tick(|_| 1), ["a"]);
+        assert_eq!(all.tick(|_| 1, |_| true), ["a"]);
         assert!(!all.ask("q", "a", READY));
-        assert_eq!(all.tick(|pool| usize::from(pool == "p")), ["b"]);
-        assert_eq!(all.tick(|_| 1), ["a"]);
+        assert_eq!(all.tick(|pool| usize::from(pool == "p"), |_| true), ["b"]);
+        assert_eq!(all.tick(|_| 1, |_| true), ["a"]);
     }
 
     #[test]
@@ -207,8 +229,8 @@ mod tests {
         };
         let mut all = Rollouts::of(&[node("a", "True"), node("b", "False")]);
         assert!(all.has_place("p", "a") && !all.ask("p", "b", READY));
-        assert!(all.tick(|_| 1).is_empty());
-        assert_eq!(all.tick(|_| 2), ["b"]);
+        assert!(all.tick(|_| 1, |_| true).is_empty());
+        assert_eq!(all.tick(|_| 2, |_| true), ["b"]);
     }
 
     #[test]
@@ -250,7 +272,7 @@ mod tests {
             let mut waits: BTreeSet<usize> = BTreeSet::new();
             let name = |node: usize| format!("n{node:02}");
             let tick = |all: &mut Rollouts, has: &mut BTreeSet<usize>, waits: &mut BTreeSet<usize>| {
-                for woken in all.tick(|_| places) {
+                for woken in all.tick(|_| places, |_| true) {
                     let node = woken[1..].parse().unwrap();
                     assert!(waits.remove(&node) && has.insert(node), "{woken} didn't wait");
                 }

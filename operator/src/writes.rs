@@ -70,4 +70,15 @@ mod tests {
         assert!(timeout(LEASE, writes.urgent()).await.is_err());
         assert!(timeout(LEASE, writes.report()).await.is_err());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_lost_its_lease_writes_nothing_though_it_was_renewed_a_moment_ago() {
+        let tenure = Tenure::new(Instant::now());
+        let writes = Writes::new(tenure.clone());
+        assert!(writes.urgent().await.is_some());
+        tenure.end();
+        assert!(!tenure.is_sure());
+        assert!(timeout(LEASE, writes.urgent()).await.is_err());
+        assert!(timeout(LEASE, writes.report()).await.is_err());
+    }
 }

@@ -3,21 +3,26 @@
 
 use crate::Test;
 use crate::budget::used_up;
+use crate::machines::held;
 use crate::metrics::Metrics;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use std::time::Duration;
+use vnetpool_azure_sim::NewVm;
+use vnetpool_crds::allocation::PublicAddress;
 use vnetpool_crds::condition::{self, FULL, PAUSED, READY, Type};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_and_it_goes_on_at_once,
     a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_deleted_and_others_go_on,
     a_pause_stops_what_waits_for_its_turn_too,
+    a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_the_pool_was_deleted_meanwhile,
 ];
 
 /// So long nothing must happen: a node that isn't paused is done in half of it.
@@ -185,4 +190,68 @@ async fn a_pause_stops_what_waits_for_its_turn_too(plane: &ControlPlane) -> Resu
         stage.until_holds(name, 4).await?;
     }
     Ok(())
+}
+
+async fn a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_the_pool_was_deleted_meanwhile(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let mut pool = sizing(2, 0);
+    pool["attachments"] = json!({ "publicAddressNamespaces": ["default"] });
+    let stage = Stage::set(plane, quick(), pool.clone()).await?;
+    let first = stage.node("n1", None).await?;
+    let asks = json!({ "vnetpool.io/public-address": "true" });
+    let (stays, ends) = (stage.pod("n1", asks.clone()).await?, stage.pod("n1", asks).await?);
+    let uid = stage.uid(&ends).await?;
+    let public_addresses = |seen: &NodeIPAllocation| -> Vec<PublicAddress> {
+        let all = seen.spec.ip_configurations().filter_map(|one| one.public_address.clone());
+        all.filter(|one| one.address.is_some()).collect()
+    };
+    let two = stage.until("both pods have public addresses", "n1", |seen| {
+        Some(public_addresses(seen)).filter(|all| all.len() == 2)
+    });
+    let of_ended = two.await?.into_iter().find(|one| one.id.ends_with(&uid)).context("not named for it")?;
+    pause_pool(&stage, Some("incident 7")).await?;
+    stage.until_says("n1", PAUSED, "PoolPaused").await?;
+
+    // Its machine comes back with another NIC, and the first outlives the VM that it belonged to.
+    stage.delete_node("n1").await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let second = stage.sim.add_vm(NewVm { name: "n1-again".into(), ..NewVm::default() }).await?;
+    stage.join("n1", &second.provider_id).await?;
+    stage.boot("n1", "boot-2").await?;
+    stage.remove("n1", &ends).await?;
+    let reads = || stage.asked().iter().filter(|one| one.path.eq_ignore_ascii_case(&second.nic_id)).count();
+    eventually("the second NIC is read", QUIET * 10, || async { Ok((reads() > 0).then_some(())) }).await?;
+    let serves = |seen: &NodeIPAllocation, nic: &str| {
+        seen.spec.serving().is_some_and(|serving| serving.id.eq_ignore_ascii_case(nic))
+    };
+    let is_kept = async || {
+        let seen = stage.allocation("n1").await?;
+        ensure!(serves(&seen, &first.nic_id), "its record has forgotten the first NIC: {:?}", seen.spec);
+        ensure!(held(&stage, &first.nic_id).len() == 2, "{:?}", held(&stage, &first.nic_id));
+        Ok(())
+    };
+    throughout("its record names the first NIC", QUIET, async || is_kept().await).await?;
+    // As by `kubectl replace --force` that is cut off half-way.
+    stage.delete_pool("default").await?;
+    let says = |seen: &NodeIPAllocation| {
+        let paused = find(seen, PAUSED)?;
+        paused.message.contains("was paused when it was deleted").then_some(())
+    };
+    stage.until("it stays paused", "n1", says).await?;
+    throughout("it is paused without its pool", QUIET, async || is_kept().await).await?;
+
+    stage.pool("default", pool).await?;
+    let is_served = |seen: &NodeIPAllocation| {
+        let count = seen.spec.ip_configurations().count();
+        (serves(seen, &second.nic_id) && count == 2).then_some(())
+    };
+    stage.until("the second NIC serves", "n1", is_served).await?;
+    ensure!(held(&stage, &first.nic_id).is_empty(), "{:?}", held(&stage, &first.nic_id));
+    ensure!(!stage.exists(&of_ended.id).await?, "{of_ended:?} costs money still");
+    until_unpaused(&stage, "n1").await?;
+    // The pod that goes on gets another under the same id.
+    stage.tell_address("n1", &stays).await?;
+    let is_attached = |seen: &NodeIPAllocation| (public_addresses(seen).len() == 1).then_some(());
+    stage.until("it has a public address again", "n1", is_attached).await
 }

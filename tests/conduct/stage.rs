@@ -154,6 +154,11 @@ impl<'a> Stage<'a> {
     /// end.
     pub async fn kill(&self) -> Result<()> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
+        self.unseat().await
+    }
+
+    /// Somebody clears the Lease: whoever asks next may lead.
+    pub async fn unseat(&self) -> Result<()> {
         self.patch_leases(json!({ "holderIdentity": "" })).await
     }
 
@@ -256,7 +261,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Tells the pod's address in its status, as its kubelet does once the pod has one.
-    async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
+    pub async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let uid = api.get(pod).await?.uid().unwrap_or_default();
         let has = async || Ok(self.agents.addresses(node).get(&uid).copied());
@@ -264,6 +269,11 @@ impl<'a> Stage<'a> {
         let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
         api.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
+    }
+
+    pub async fn uid(&self, pod: &str) -> Result<String> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
+        api.get(pod).await?.uid().context("a pod without a UID")
     }
 
     /// Takes that pod from its node.
@@ -506,6 +516,17 @@ impl<'a> Stage<'a> {
     pub async fn delete_pool(&self, name: &str) -> Result<()> {
         let api = Api::<NodeIPPool>::all(self.client.clone());
         api.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// The Node goes, and its NodeIPAllocation with it, whatever that stands for: its finalizers are taken
+    /// off.
+    pub async fn delete_by_force(&self, node: &str) -> Result<()> {
+        self.delete_node(node).await?;
+        let api = Api::<NodeIPAllocation>::all(self.client.clone());
+        let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        api.delete(node, &DeleteParams::default()).await?;
+        api.patch_metadata(node, &PatchParams::default(), &free).await?;
         Ok(())
     }
 

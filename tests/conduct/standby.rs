@@ -1,17 +1,23 @@
 //! A replica that stands by, and comes to lead.
 
 use crate::Test;
+use crate::budget::used_up;
+use crate::metrics::Metrics;
 use crate::operator::End;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Duration;
+use tokio::time::Instant;
+use vnetpool_crds::condition::ATTACHED;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead,
     what_happens_while_nobody_leads_is_done_by_the_next_leader,
     the_operator_and_its_lease_have_flows_of_their_own,
+    what_a_leader_began_beside_its_reconciles_ends_when_its_lease_is_taken_from_it,
 ];
 
 fn sizing() -> serde_json::Value {
@@ -75,4 +81,35 @@ async fn the_operator_and_its_lease_have_flows_of_their_own(plane: &ControlPlane
         ensure!(asked > 0.0, "nothing was asked in the flow {flow} of {level}");
     }
     Ok(())
+}
+
+async fn what_a_leader_began_beside_its_reconciles_ends_when_its_lease_is_taken_from_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), crate::attachments::pool()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    // Writes are used up. They come back when the Lease is lost at the latest, and the leader that has lost
+    // it would be sure for a while still.
+    const SECONDS: u8 = 7;
+    let fault = stage.fault("PUT", "/n2-nic", Some(1), used_up(SECONDS, "writes"));
+    stage.node("n2", None).await?;
+    stage.until_struck(fault, 1).await?;
+    let come_back = Instant::now() + Duration::from_secs(SECONDS.into());
+    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let waiting = |metrics: &Metrics| {
+        metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="waiting_pods""#]) >= 1.0
+    };
+    Metrics::until(&stage, "the making of the public address waits", waiting).await?;
+    stage.unseat().await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    let made = async || {
+        let is_made = |path: &str| path.to_lowercase().contains("/publicipaddresses/");
+        let puts = stage.asked().into_iter().filter(|one| one.method == "PUT" && is_made(&one.path));
+        let count = puts.count();
+        ensure!(count == 1, "the public address was made {count} times");
+        Ok(())
+    };
+    let rest = come_back.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
+    throughout("only who leads has made it", rest, made).await
 }

@@ -16,7 +16,7 @@ use vnetpool_crds::NodeIPAllocation;
 use super::error::Error;
 use super::memory::Memories;
 use super::progress::{Next, SOON};
-use super::reconcile_one;
+use super::{reconcile_one, takeup, turns};
 use crate::context::{Context, Stop};
 use crate::deadline::within;
 
@@ -26,20 +26,31 @@ struct Nodes {
     memories: Memories,
 }
 
+impl Nodes {
+    /// There is no object of that name: a Node or a pod wakes it before it is made, and one may go by another
+    /// hand, without a reconcile.
+    fn absent(&self, name: &str) {
+        self.memories.forget(name);
+        takeup::leave(&self.ctx, name);
+        turns::stand_back(&self.ctx, name);
+    }
+}
+
 /// Runs until `stop`; then reconciles under way are finished.
 ///
 /// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
 /// pace.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
     let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.was_leaderless) });
+    let all = nodes.clone();
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
         .reconcile_on(requests)
         .run(reconcile, error_policy, nodes)
         .for_each(|result| async {
             match result {
-                // A Node or a pod wakes its object by name, before there is one.
-                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Ok(_) => {}
+                Err(controller::Error::ObjectNotFound(object)) => all.absent(&object.name),
                 Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
                     debug!(%error, "planned from the past");
                 }
@@ -56,6 +67,8 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     if let Some(unreadable) = ctx.cluster.unreadable(&name) {
         // Unknown isn't absent. The node is woken when it can be read.
         debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");
+        takeup::stand_back(ctx, &watched);
+        turns::stand_back(ctx, &name);
         ctx.metrics.reconciled("node", "Unreadable", started.elapsed());
         return Ok(Action::await_change());
     }

@@ -68,7 +68,7 @@ pub struct Seen {
     pub adoption: Option<Adoption>,
     /// What is to become of the NIC's application security groups.
     pub grouping: Grouping,
-    /// NICs in `spec` that aren't the node's any more.
+    /// NICs in `spec` that aren't the node's any more, until they hold nothing of ours.
     pub left: Vec<ResourceId>,
     /// Something that `spec` shows has left the NIC by another hand.
     pub has_vanished: bool,
@@ -338,6 +338,20 @@ impl Seen {
             is_taken_off: false,
             told_by: None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Seen {
+    /// Of a node without a pool, a NIC and pods.
+    pub fn sample(allocation: &NodeIPAllocation, obstacle: Obstacle, memory: &Memory, now: Instant) -> Seen {
+        let cluster = ClusterView {
+            pool: None,
+            pool_change: None,
+            demand: Demand::default(),
+            bound_still_for: Duration::MAX,
+        };
+        Seen::without_nic(cluster, allocation, obstacle, memory, now)
     }
 }
 

@@ -17,7 +17,7 @@ const LONGEST_WORD: usize = 256;
 /// Why a node is paused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// `Paused`: its own Node is. `PoolPaused`: its pool is.
+    /// `Paused`: its own Node is. `PoolPaused`: its pool is, or was when it was deleted.
     pub reason: Reason,
     message: String,
 }
@@ -34,19 +34,23 @@ impl Pause {
 }
 
 /// Whether a node is paused: by its Node, by the pool that serves it, or by the one that is to serve it. So
-/// neither a label nor a weight leads a node out of a pause.
+/// neither a label nor a weight leads a node out of a pause, nor does the end of the pool that has paused it.
 pub fn of(cluster: &Cluster, allocation: &NodeIPAllocation) -> Option<Pause> {
     let node = cluster.node(&allocation.name_any());
     let selecting = node.as_ref().and_then(|node| cluster.pool_of(node));
     let pools = [cluster.pool(&allocation.spec.pool), selecting];
-    decide(allocation, node.as_ref().map(|node| word(&**node)), pools.iter().flatten().map(AsRef::as_ref))
+    let pools = pools.iter().flatten().map(AsRef::as_ref);
+    let gone = paused_by(allocation).filter(|pool| cluster.pool(pool).is_none());
+    decide(allocation, node.as_ref().map(|node| word(&**node)), pools, gone)
 }
 
-/// The same, from what the Node says, if there is one, and the pools that may serve it.
+/// The same, from what the Node says, if there is one, the pools that may serve it, and one that had paused
+/// it and is gone.
 fn decide<'a>(
     allocation: &NodeIPAllocation,
     node: Option<Option<&str>>,
     pools: impl Iterator<Item = &'a NodeIPPool>,
+    gone: Option<&str>,
 ) -> Option<Pause> {
     let (name, paused) = (allocation.name_any(), names::PAUSED);
     let own = match node {
@@ -68,14 +72,25 @@ fn decide<'a>(
     let of_pool = || {
         pools.filter_map(|pool| Some((pool.name_any(), word(pool)?))).next().map(|(pool, word)| {
             format!(
-                "NodeIPPool {pool} is paused ({word}): nothing is written to Azure for its nodes. They keep what they have, and pods \
+                "{POOL}{pool} is paused ({word}): nothing is written to Azure for its nodes. They keep what they have, and pods \
                  get the free addresses that are there. To go on: kubectl annotate nodeippool {pool} {paused}-"
+            )
+        })
+    };
+    // The annotation went with the pool.
+    let of_gone = || {
+        gone.filter(|_| !is_said_to_be_released(allocation)).map(|pool| {
+            format!(
+                "{POOL}{pool} was paused when it was deleted, so nothing is written to Azure for node {name}. It keeps what it has, \
+                 and pods get the free addresses that are there. Make the pool again, or, to give everything back: kubectl annotate \
+                 nodeipallocation {name} {}=true",
+                names::RELEASE
             )
         })
     };
     match own {
         Some(message) => Some(Pause { reason: Reason::Paused, message }),
-        None => of_pool().map(|message| Pause { reason: Reason::PoolPaused, message }),
+        None => of_pool().or_else(of_gone).map(|message| Pause { reason: Reason::PoolPaused, message }),
     }
 }
 
@@ -89,9 +104,22 @@ pub fn word(object: &impl ResourceExt) -> Option<&str> {
     })
 }
 
+/// With these words, and the pool's name, begins what is said of a node that its pool has paused.
+const POOL: &str = "NodeIPPool ";
+
 fn was_paused(allocation: &NodeIPAllocation) -> bool {
-    let said = condition::find(allocation.conditions(), PAUSED);
-    said.is_some_and(|said| said.status == "True" && Reason::Paused == said.reason.as_str())
+    told(allocation, Reason::Paused).is_some()
+}
+
+/// The pool by which the node was paused when that was last said.
+fn paused_by(allocation: &NodeIPAllocation) -> Option<&str> {
+    told(allocation, Reason::PoolPaused)?.strip_prefix(POOL)?.split(' ').next()
+}
+
+/// What the node's object says of a pause for this reason.
+fn told(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
+    let said = condition::find(allocation.conditions(), PAUSED)?;
+    (said.status == "True" && reason == said.reason.as_str()).then_some(said.message.as_str())
 }
 
 /// Whether a person says that the node needn't keep what it has.
@@ -144,12 +172,22 @@ mod tests {
         allocation
     }
 
+    /// As of a cluster that has no other pools.
+    fn pause(
+        allocation: &NodeIPAllocation,
+        node: Option<Option<&str>>,
+        pools: &[NodeIPPool],
+    ) -> Option<Pause> {
+        let gone = paused_by(allocation).filter(|name| pools.iter().all(|pool| pool.name_any() != *name));
+        decide(allocation, node, pools.iter(), gone)
+    }
+
     fn decided(
         allocation: &NodeIPAllocation,
         node: Option<Option<&str>>,
         pools: &[NodeIPPool],
     ) -> Option<Reason> {
-        decide(allocation, node, pools.iter()).map(|pause| pause.reason)
+        pause(allocation, node, pools).map(|pause| pause.reason)
     }
 
     #[test]
@@ -164,7 +202,7 @@ mod tests {
     #[test]
     fn who_paused_says_why_and_how_to_go_on() {
         let message = |node: Option<Option<&str>>, pools: &[NodeIPPool]| {
-            decide(&said(record(), Reason::Paused), node, pools.iter()).unwrap().message
+            pause(&said(record(), Reason::Paused), node, pools).unwrap().message
         };
         let of_pool = message(Some(None), &[pool("p", Some("incident 7"))]);
         assert!(of_pool.starts_with("NodeIPPool p is paused (incident 7)"), "{of_pool}");
@@ -198,5 +236,40 @@ mod tests {
         // The pool is still there to be asked.
         let by_pool = said(self::record(), Reason::PoolPaused);
         assert_eq!(decided(&by_pool, None, &[pool("p", None)]), None);
+    }
+
+    #[test]
+    fn a_node_whose_pool_had_paused_it_stays_so_when_that_is_deleted_until_it_is_there_again() {
+        let held = pool("p", Some("incident 7"));
+        let (free, other) = (pool("p", None), pool("q", None));
+        let mut record = record();
+        let mut say = |pause: Option<Pause>| {
+            let said = pause.expect("it is paused").verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
+            record.status.get_or_insert_default().conditions = vec![said];
+            record.clone()
+        };
+        let paused = say(pause(&self::record(), Some(None), std::slice::from_ref(&held)));
+        // What is said from then on is as good, whoever leads, and whether the Node lives or not.
+        let gone = pause(&paused, Some(None), std::slice::from_ref(&other));
+        let message = gone.clone().map(|pause| pause.message).unwrap_or_default();
+        assert!(message.starts_with("NodeIPPool p was paused when it was deleted"), "{message}");
+        assert!(message.ends_with("nodeipallocation n1 vnetpool.io/release=true"), "{message}");
+        let mut paused = say(gone);
+        assert_eq!(decided(&paused, None, &[]), Some(Reason::PoolPaused));
+        // A pool that is there says for itself.
+        assert_eq!(decided(&paused, Some(None), &[free, other]), None);
+        paused.annotations_mut().insert(names::RELEASE.into(), "true".into());
+        assert_eq!(decided(&paused, None, &[]), None);
+        assert_eq!(decided(&paused, None, &[held]), Some(Reason::PoolPaused));
+    }
+
+    #[test]
+    fn a_pool_that_is_long_gone_keeps_no_node_paused_that_another_had_paused() {
+        // Its pool p is gone, and q is to serve it.
+        let of_other = pause(&record(), Some(None), &[pool("q", Some("incident 7"))]).unwrap();
+        let mut record = record();
+        let said = of_other.verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
+        record.status.get_or_insert_default().conditions.push(said);
+        assert_eq!(decided(&record, Some(None), &[pool("q", None)]), None);
     }
 }

@@ -15,6 +15,7 @@ use super::observe::obstacle::Obstacle;
 use super::observe::{Seen, policy};
 use super::pause::Pause;
 use super::setback::Setback;
+use super::strays::Strays;
 use crate::planner::{Plan, Rehearsal, attachments};
 
 /// What has been found and decided so far.
@@ -153,7 +154,8 @@ impl Progress {
 
     /// Whether an attachment's step is to be taken on the NIC, or in a public address.
     fn has_step(&self) -> bool {
-        self.may_write() && self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
+        let has_nic = self.seen.as_ref().is_some_and(|seen| seen.nic.is_some());
+        self.may_write() && has_nic && self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
     }
 
     /// Whether no error holds every write back.
@@ -174,13 +176,13 @@ impl Progress {
         is_mirrored && (self.wants_write() || self.wants_attachments() || rehearses)
     }
 
-    /// No pool serves the node any more, and it has given back everything.
-    pub fn is_done_with(&self) -> bool {
+    /// No pool serves the node any more, and it has given back everything, on whatever NIC that was.
+    pub fn is_done_with(&self, strays: &Strays) -> bool {
         let is_known = self.seen.as_ref().filter(|seen| !seen.is_held_back);
         let no_pool = is_known.is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
         let holds_nothing =
             self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
-        no_pool && holds_nothing
+        no_pool && holds_nothing && strays.nics().is_empty()
     }
 
     /// How long until the node is to be reconciled again. Every reason is asked as of the last observation,
@@ -200,20 +202,22 @@ impl Progress {
             let holding = setback.as_ref().filter(|setback| setback.holds(now));
             holding.map(|setback| setback.until - now)
         };
+        // Without a NIC there is none to read, however long it is due.
+        let has_nic = seen.is_some_and(|seen| !seen.is_held_back && seen.nic.is_some());
         // While the last write was under way, more may have come to do.
         let attaches = self.has_step() && !memory.attaching.holds(now);
         let reasons = Reasons {
             plan: self.plan.as_ref().and_then(|plan| plan.requeue),
             grace: seen.and_then(|seen| seen.pool_change.as_ref()?.due()),
             setback: holding(&memory.setback),
-            nic: seen.filter(|seen| !seen.is_held_back).and_then(|_| memory.nic.wait(now)),
+            nic: memory.nic.wait(now).filter(|_| has_nic),
             more: (self.wants_write() || attaches).then_some(Duration::ZERO),
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
             report,
             told_by: seen.and_then(|seen| seen.told_by).map(|until| until.saturating_duration_since(now)),
             mending: memory.mending.wait(now),
-            strays: if memory.nic.must_choose && self.may_write() {
+            strays: if memory.nic.must_choose && self.may_write() && has_nic {
                 Some(Duration::ZERO)
             } else {
                 memory.strays.wait(now)
@@ -238,31 +242,72 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::super::memory::Memories;
+    use super::super::observe::known::Read;
     use super::super::setback::Stage;
     use super::*;
-    use crate::azure;
+    use crate::azure::{self, Nic, ProvisioningState, sample_nic};
     use crate::cluster::Cluster;
+    use crate::planner;
     use kube::Client;
     use serde_json::json;
 
-    #[tokio::test]
-    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Of a node about which nothing is known, in a cluster that nobody watches.
+    fn begun() -> (Progress, Memory) {
         let object = json!({
             "metadata": {"name": "n", "uid": "a", "resourceVersion": "9"},
             "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
         });
         let allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
-        let mut memory = Memories::default().take(&allocation);
-        // A cluster that nobody watches.
+        let memory = Memories::default().take(&allocation);
         let url = "http://127.0.0.1:1".parse().unwrap();
         let client = Client::try_from(kube::Config::new(url)).unwrap();
         let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default());
-        let progress = Progress::of(allocation, Need::of(&cluster, &waker, "n"));
+        (Progress::of(allocation, Need::of(&cluster, &waker, "n")), memory)
+    }
+
+    /// Nothing is held for the node, and nothing wanted.
+    fn with_nothing(progress: &mut Progress, memory: &Memory) {
+        let seen = Seen::sample(&progress.allocation, Obstacle::NoPool, memory, progress.observed_at);
+        progress.plan = Some(planner::plan(&seen.observed));
+        progress.seen = Some(seen);
+    }
+
+    #[tokio::test]
+    async fn an_object_stays_as_long_as_a_nic_beside_the_one_that_serves_holds_something_of_ours() {
+        let (mut progress, mut memory) = begun();
+        with_nothing(&mut progress, &memory);
+        assert!(progress.is_done_with(&memory.strays));
+        memory.strays.found(std::slice::from_ref(&sample_nic(&[]).id));
+        assert!(!progress.is_done_with(&memory.strays));
+        memory.strays.found(&[]);
+        assert!(progress.is_done_with(&memory.strays));
+    }
+
+    #[tokio::test]
+    async fn a_read_that_is_due_is_no_reason_to_look_at_a_node_that_has_no_nic() {
+        let (mut progress, mut memory) = begun();
+        let begun = progress.observed_at;
+        let updating = Nic { state: ProvisioningState::Updating, ..sample_nic(&[]) };
+        memory.nic.learn(&Read::Nic { at: begun }, Some(&updating), &progress.allocation, HOUR, begun);
+        memory.nic.must_choose = true;
+        // It is due by now.
+        progress.observed_at += HOUR;
+        with_nothing(&mut progress, &memory);
+        let wait = progress.requeue_in(&memory, None, 2 * HOUR, progress.observed_at);
+        assert_eq!(wait, 2 * HOUR);
+        progress.seen.as_mut().unwrap().nic = Some(Default::default());
+        assert_eq!(progress.requeue_in(&memory, None, 2 * HOUR, progress.observed_at), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
+        let (progress, mut memory) = begun();
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));
-        let hour = Duration::from_secs(3600);
         let wait = |after| {
-            progress.requeue_in(&memory, None, hour, progress.observed_at + Duration::from_millis(after))
+            progress.requeue_in(&memory, None, HOUR, progress.observed_at + Duration::from_millis(after))
         };
         // Half a second is how long it holds.
         assert_eq!(wait(200), Duration::from_millis(300));

@@ -51,8 +51,9 @@ pub fn succeeded(ctx: &Context, seen: &Seen, change: &Change, now: Instant) {
 /// Records what the refusal of a write means for others. Returns whether it holds up all of a scope: when it
 /// is tried again is then decided for all of them.
 pub fn refused(ctx: &Context, node: &str, seen: &Seen, change: &Change, error: &Error, now: Instant) -> bool {
-    let matter = error.matter(&sites(seen, change));
-    matter.is_some_and(|matter| lock(&ctx.refusals).refused(matter, node, error, now))
+    let sites = sites(seen, change);
+    let matter = error.matter(&sites);
+    matter.is_some_and(|matter| lock(&ctx.refusals).refused(matter, (node, &sites), error, now))
 }
 
 /// The same urgency until others are refused what is about to be asked: a thousand calls may wait for their

@@ -30,6 +30,11 @@ impl Strays {
         self.nics = nics.to_vec();
     }
 
+    /// Those that are known.
+    pub fn nics(&self) -> &[ResourceId] {
+        &self.nics
+    }
+
     /// How long Azure's refusal still holds.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
         let (_, until) = self.refused.filter(|(_, until)| now < *until)?;
@@ -56,6 +61,8 @@ pub async fn settle(
                 is_released |= released;
                 strays.refused = None;
             }
+            // It may be gone: which NICs the VM has is read again.
+            Err(azure::Error::NotFound { .. }) => is_released = true,
             // Somebody has paused the node: it is asked again when it goes on.
             Err(error) if error.is_given_up() => return is_released,
             Err(error) => {

@@ -76,19 +76,23 @@ pub fn leave(ctx: &Context, node: &str) {
     lock(&ctx.rollouts).left(node);
 }
 
+/// The node can't act, and asks again when it can. What it has taken up by then keeps its place, as of any
+/// node that can't settle.
+pub fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
+    if !condition::is_true(allocation.conditions(), UPDATING) {
+        leave(ctx, &allocation.name_any());
+    }
+}
+
 /// Wakes the next nodes.
 pub fn tick(ctx: &Context) {
     let places = |name: &str| {
         let pool = ctx.cluster.pool(name).filter(|pool| pause::word(&**pool).is_none());
         pool.map_or(0, |pool| rollout::places(&pool, nodes_of(&pool)))
     };
-    let mut rollouts = lock(&ctx.rollouts);
-    let woken = rollouts.tick(places);
-    // Of an object that went without a reconcile nobody else gives the place back.
-    let (woken, gone): (Vec<_>, Vec<_>) =
-        woken.into_iter().partition(|node| ctx.cluster.allocation(node).is_some());
-    gone.iter().for_each(|node| rollouts.left(node));
-    drop(rollouts);
+    let can_act =
+        |node: &str| ctx.cluster.allocation(node).is_some() && ctx.cluster.unreadable(node).is_none();
+    let woken = lock(&ctx.rollouts).tick(places, can_act);
     ctx.wake(&woken);
 }
 

@@ -4,18 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt;
-use vnetpool_crds::NodeIPAllocation;
-
 use super::{growth, scope, takeup};
 use crate::context::Context;
 use crate::lock::lock;
 
 /// The node gives away every turn that others may be waiting for.
-pub fn stand_back(ctx: &Context, allocation: &NodeIPAllocation) {
-    let (node, now) = (allocation.name_any(), Instant::now());
-    growth::stand_back(ctx, &node, now);
-    scope::stand_back(ctx, &node, now);
+pub fn stand_back(ctx: &Context, node: &str) {
+    let now = Instant::now();
+    growth::stand_back(ctx, node, now);
+    scope::stand_back(ctx, node, now);
 }
 
 /// Ends turns and wakes the next nodes, for as long as the operator leads. Never ends.

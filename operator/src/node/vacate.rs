@@ -45,14 +45,15 @@ pub async fn vacate(
     let is_gone = proof(ctx, allocation, memory, now);
     let gone = format!("Node {} is gone", allocation.name_any());
     let mut in_use = None;
-    for interface in &allocation.spec.interfaces {
-        let settled = match interface.id.parse() {
-            Ok(nic) => end(ctx, &nic, Some(&interface.mac), allocation, &is_gone).await,
+    let strays = memory.strays.nics().to_vec();
+    for (id, mac) in nics(allocation, &strays) {
+        let settled = match id.parse() {
+            Ok(nic) => end(ctx, &nic, mac, allocation, &is_gone).await,
             Err(error) => Err(error.into()),
         };
         match settled {
             Ok(Some(vm)) => {
-                memory.absences.found(&interface.id);
+                memory.absences.found(id);
                 in_use = in_use.or(Some(vm));
             }
             Ok(None) => {}
@@ -81,6 +82,17 @@ pub async fn vacate(
     );
     report::vacant(ctx, allocation, Reason::NodeGone, message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
+}
+
+/// The NICs that may hold something of a node's, with their hardware addresses where these are known.
+fn nics<'a>(
+    allocation: &'a NodeIPAllocation,
+    strays: &'a [ResourceId],
+) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+    let named = &allocation.spec.interfaces;
+    let is_named = |nic: &&ResourceId| named.iter().any(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
+    let others = strays.iter().filter(move |nic| !is_named(nic)).map(|nic| (nic.as_str(), None));
+    named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
 /// Whether a person says that nothing of this object is left in Azure.
@@ -269,4 +281,28 @@ async fn settle(
 /// How urgent a write is by which something goes back.
 fn give_back(ctx: &Context, allocation: &NodeIPAllocation) -> Urgency {
     pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::sample_nic;
+    use serde_json::json;
+
+    #[test]
+    fn of_a_node_that_is_gone_each_nic_is_emptied_that_held_something_of_its() {
+        let stray = sample_nic(&[]).id;
+        let serving = stray.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-");
+        let interface =
+            json!({"id": serving, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
+        let allocation: NodeIPAllocation = serde_json::from_value(json!({
+            "metadata": {"name": "n"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
+        }))
+        .unwrap();
+        // A leader that was paused has written there before it served, too.
+        let strays = [stray.clone(), serving.to_uppercase().parse().unwrap()];
+        let all: Vec<_> = nics(&allocation, &strays).collect();
+        assert_eq!(all, [(serving.as_str(), Some("m")), (stray.as_str(), None)]);
+    }
 }

@@ -234,6 +234,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
         plan.marks.extend(outcome.mark.map(|mark| (entry.name.clone(), mark)));
         next.extend(outcome.next);
     }
+    next.extend(forgotten(&plan.marks, facts).map(Next::Delete));
     plan.attached = satisfied.len();
     plan.pending = grants.len() - satisfied.len();
     (plan.step, plan.make) = step(next, facts);
@@ -342,6 +343,23 @@ fn granted(
 fn made(mark: &Mark, facts: &Facts) -> Option<ResourceId> {
     let id: ResourceId = mark.public_address.as_ref()?.id.parse().ok()?;
     (facts.public.get(&id) != Some(&None)).then_some(id)
+}
+
+/// The public addresses that are known to be there for pods that are gone, and that no mark names: somebody
+/// else took their ipConfigurations off the NIC, and the marks went with them.
+fn forgotten<'a>(
+    marks: &'a BTreeMap<String, Mark>,
+    facts: &'a Facts,
+) -> impl Iterator<Item = ResourceId> + use<'a> {
+    let named = marks.values().filter_map(|mark| mark.public_address.as_ref()?.id.parse().ok());
+    let attached = facts.held.iter().filter_map(|entry| entry.attached.public_address.clone());
+    let used: HashSet<ResourceId> = named.chain(attached).chain(facts.making.iter().cloned()).collect();
+    let is_gone = |id: &ResourceId| {
+        let uid = id.name().strip_prefix(names::IP_CONFIGURATION_PREFIX);
+        uid.is_some_and(|uid| !facts.wishes.contains_key(uid))
+    };
+    let there = facts.public.iter().filter(|(_, public)| public.is_some() && !facts.in_doubt);
+    there.map(|(id, _)| id).filter(move |id| is_gone(id) && !used.contains(*id)).cloned()
 }
 
 /// The kind of step that comes first, for all that need it, and what is to be made beside it.

@@ -26,7 +26,7 @@ fn denied(node: usize) -> Error {
 
 fn refuse(all: &mut Refusals, node: usize, error: &Error, now: Instant) -> bool {
     let matter = error.matter(&sites(node)).expect("it may concern others");
-    all.refused(matter, &name(node), error, now)
+    all.refused(matter, (&name(node), &sites(node)), error, now)
 }
 
 #[test]

@@ -43,8 +43,15 @@ impl Making {
         lock(&self.0).insert(id.clone(), None);
     }
 
+    /// One that was given up is as if it had never begun: nothing was sent.
     pub fn ended(&self, made: Made) {
-        lock(&self.0).insert(made.asked.id.clone(), Some(made));
+        let (id, is_given_up) =
+            (made.asked.id.clone(), made.result.as_ref().is_err_and(azure::Error::is_given_up));
+        let mut all = lock(&self.0);
+        match is_given_up {
+            true => drop(all.remove(&id)),
+            false => drop(all.insert(id, Some(made))),
+        }
     }
 
     pub fn under_way(&self) -> HashSet<ResourceId> {
@@ -83,5 +90,31 @@ impl Attaching {
 
     pub fn holds(&self, now: Instant) -> bool {
         self.setback.as_ref().is_some_and(|setback| setback.holds(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_up_before_it_was_sent_is_no_refusal_of_azures() {
+        let id: ResourceId =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/p"
+                .parse()
+                .unwrap();
+        let asked = Make { id: id.clone(), uid: "u".into(), pod: "ns/pod".into(), dns_label: None };
+        let told_of = |error: azure::Error| {
+            let making = Making::default();
+            making.begins(&id);
+            assert_eq!(making.under_way().len(), 1);
+            making.ended(Made { asked: asked.clone(), result: Err(error) });
+            assert!(making.under_way().is_empty());
+            making.take().len()
+        };
+        let resource = || id.to_string();
+        assert_eq!(told_of(azure::Error::QuotaExceeded { resource: resource(), message: "m".into() }), 1);
+        assert_eq!(told_of(azure::Error::Outgrown { resource: resource() }), 0);
+        assert_eq!(told_of(azure::Error::Unconfirmed { resource: resource() }), 0);
     }
 }

@@ -159,7 +159,7 @@ pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now
         let (azure, waker, making) = (ctx.azure.clone(), ctx.waker.clone(), attaching.making.clone());
         let (nic, node) = (nic.clone(), progress.allocation.name_any());
         let urgency = pause::while_not(&ctx.cluster, &waker, &progress.allocation, Priority::WaitingPods);
-        tokio::spawn(async move {
+        ctx.beside.begin(async move {
             let result = made(&azure, &nic, &asked, (&reserved, urgency)).await;
             making.ended(Made { asked, result });
             waker.allocation(&node);

@@ -229,6 +229,23 @@ fn a_public_address_is_in_the_mark_before_it_is_made_and_until_it_is_deleted() {
 }
 
 #[test]
+fn a_public_address_whose_mark_went_with_its_ip_configuration_is_deleted_once_its_pod_is_gone() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    // By another hand. The pod may still get its address back.
+    world.held.clear();
+    world.publish();
+    assert_eq!((world.marks.len(), world.plan().step), (0, None));
+    (world.wishes, world.has) = Default::default();
+    world.in_doubt = true;
+    assert_eq!(world.plan().step, None);
+    world.in_doubt = false;
+    assert_eq!(world.plan().step, Some(Step::Delete(vec![public_id("a").unwrap()])));
+    world.settle();
+    assert!(world.public.values().all(Option::is_none));
+}
+
+#[test]
 fn a_public_address_asked_for_later_is_announced_before_it_is_made() {
     let mut world = world(1).wants_web("a").with("a", 1);
     world.publish();
