@@ -249,11 +249,16 @@ pub struct NodeIPAllocationStatus {
     /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed
     /// and lists no longer: a hint that something else than the operator has taken them off the NIC, which
     /// the operator then reads. Only single addresses are looked for, since the service lists no blocks and
-    /// no routes; empty where it can't be asked.
+    /// no routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub unlisted: Vec<String>,
+    /// Whether the VM's instance metadata service has told nothing of the NIC for some minutes, because it is
+    /// closed to the agent, for one. What leaves the NIC is then found by the operator alone, which reads it
+    /// every 15 minutes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub metadata_silent: bool,
     /// When these counts were taken. They are not written for each pod: see the agent's `report/pace.rs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_at: Option<Time>,

@@ -104,6 +104,8 @@ table! {
         "The NIC is in the pool's application security groups. Pods have addresses either way.";
     AddressesKept ADDRESSES_KEPT: NodeIPAllocation, Operator, True, false,
         "Nobody else takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
+    GroupFound GROUP_FOUND: NodeIPAllocation, Operator, True, false,
+        "Azure knows the resource groups of this record. False since when it doesn't: a day counts as proof. Absent otherwise.";
     DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
         "What the operator would do to the node's NIC if it ran without `--dry-run`.";
     RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,

@@ -68,6 +68,17 @@ const AZURE: &[Type] = &[
     ApplicationSecurityGroups,
     SubnetExhausting,
 ];
+/// A scope that isn't there, besides.
+const SCOPE: &[Type] = &[
+    InterfaceFound,
+    Reserved,
+    Full,
+    OperationsTracked,
+    Attached,
+    ApplicationSecurityGroups,
+    SubnetExhausting,
+    GroupFound,
+];
 const NORMAL: Option<Loudness> = Some(Loudness::Normal);
 const WARNING: Option<Loudness> = Some(Loudness::Warning);
 
@@ -312,7 +323,7 @@ table! {
         "Change what the message objects to.";
     ResourceNotFound: AZURE, WARNING, "The VM or the NIC does not exist, or the identity may not see it.", Azure,
         "Delete the Node if its VM is gone, or grant read access.";
-    ScopeMissing: AZURE, WARNING, "Azure does not know the subscription or resource group. Everything is kept.", Azure,
+    ScopeMissing: SCOPE, WARNING, "Azure does not know the subscription or resource group. Everything is kept.", Azure,
         "If it is gone for good, annotate the NodeIPAllocation with `vnetpool.io/gone=true`.";
     AzureUnavailable: AZURE, None, "Azure does not answer.", Nobody, "";
     OutcomeUnknown: AZURE, None, "A write was sent and its outcome is not known; the resource is read.", Nobody, "";

@@ -20,10 +20,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
@@ -38,6 +35,7 @@ use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 use crate::{
     config::Config,
     firewall,
+    imds::listing::Told,
     metrics::Metrics,
     report::{Report, publish::Publisher},
     source::Source,
@@ -102,8 +100,8 @@ pub struct Agent {
     rested: Instant,
     look_again: Duration,
     uplinks: watch::Sender<Uplinks>,
-    /// Names of what the metadata service no longer lists.
-    unlisted: watch::Sender<BTreeSet<String>>,
+    /// What the metadata service tells of the NIC.
+    listed: watch::Sender<Told>,
     /// Why changes of the ledger go unseen until somebody looks.
     unwatched: watch::Sender<Option<String>>,
     gate: Arc<Mutex<()>>,
@@ -144,7 +142,7 @@ impl Agent {
             rested: Instant::now(),
             look_again: FIRST_LOOK_AGAIN,
             uplinks,
-            unlisted: watch::Sender::default(),
+            listed: watch::Sender::default(),
             unwatched,
             gate: Arc::default(),
             objects: watch::Sender::new(None),
@@ -166,21 +164,21 @@ impl Agent {
             metrics: self.metrics.clone(),
         };
         let source = self.source.clone();
-        let errors = self.metrics.watch_errors.clone();
+        let metrics = || self.metrics.clone();
         tokio::select! {
-            result = source.follow(self.objects.clone(), self.waiting.subscribe(), errors) => result,
-            result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone()) => result,
-            result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone()) => result,
-            result = firewall::events::watch(self.tables.known.clone()) => result,
+            result = source.follow(self.objects.clone(), self.waiting.subscribe(), metrics()) => result,
+            result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone(), metrics()) => result,
+            result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone(), metrics()) => result,
+            result = firewall::events::watch(self.tables.known.clone(), metrics()) => result,
             result = guard(self.tables.clone(), self.notes.clone(), &disturbed) => result,
-            result = source.look_out(self.objects.subscribe(), self.unlisted.clone()) => result,
+            result = source.look_out(self.objects.subscribe(), self.listed.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
         }
     }
 
     async fn work(mut self, changed: &Notify, disturbed: &Notify) -> anyhow::Result<()> {
-        let (mut objects, mut unlisted) = (self.objects.subscribe(), self.unlisted.subscribe());
+        let (mut objects, mut listed) = (self.objects.subscribe(), self.listed.subscribe());
         let mut tables = self.tables.known.subscribe();
         let mut retry = FIRST_RETRY;
         let mut looks = JoinSet::new();
@@ -223,7 +221,7 @@ impl Agent {
             let again = [again, every, look].into_iter().flatten().min();
             tokio::select! {
                 result = objects.changed() => result?,
-                result = unlisted.changed() => result?,
+                result = listed.changed() => result?,
                 () = changed.notified() => sleep(DEBOUNCE).await,
                 // A table that was changed stands again by then, as a rule.
                 result = tables.changed() => {
@@ -372,13 +370,15 @@ impl Agent {
         let is_held = |name: &&String| {
             object.is_some_and(|object| object.spec.ip_configurations().any(|one| one.name == **name))
         };
-        let unlisted = self.unlisted.borrow().iter().filter(is_held).cloned().collect();
+        let told = self.listed.borrow().clone();
+        let unlisted = told.unlisted.iter().filter(is_held).cloned().collect();
         let conditions = conditions.collect();
         let spec = object.map(|object| &object.spec);
         self.reports.send_replace(Some(Report {
             warm: spec.map_or(0, |spec| spec.warm),
             names_holders: spec.is_some_and(|spec| spec.report_holders),
             unlisted,
+            metadata_silent: told.is_silent,
             conditions,
             generation: supplied,
             at,

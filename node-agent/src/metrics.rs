@@ -1,5 +1,7 @@
 //! The agent's metrics, `vnetpool_agent_*`.
 
+mod ages;
+
 use std::{
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -19,6 +21,8 @@ use vnetpool_plugin::{
 use vnetpool_process::lock::lock;
 
 use crate::{disturbance, sweep::Suspect};
+use ages::Ages;
+pub use ages::Watch;
 
 const PREFIX: &str = "vnetpool_agent";
 
@@ -78,8 +82,7 @@ pub struct Metrics {
     pub rules: Counter,
     /// Whether the node has a ledger and the CNI configuration: what /readyz says.
     pub ready: Arc<AtomicBool>,
-    /// When a reconcile, good or bad, ended last.
-    reconciled: Arc<Mutex<Instant>>,
+    ages: Ages,
     /// When the first of those looks began that have not ended by themselves; None if the last one has.
     looking: Arc<Mutex<Option<Instant>>>,
     /// What the plugin has logged is counted when somebody scrapes.
@@ -150,7 +153,8 @@ impl Metrics {
         for outcome in ["ok", "later", "failed"] {
             drop(verbs.get_or_create(&Verb { verb: "ADD", outcome }));
         }
-        let reconciled = Arc::new(Mutex::new(Instant::now()));
+        let ages = Ages::new();
+        registry.register_collector(Box::new(ages.clone()));
         Self {
             registry: Arc::new(all),
             addresses,
@@ -168,7 +172,7 @@ impl Metrics {
             rebuilds,
             rules,
             ready: Arc::default(),
-            reconciled,
+            ages,
             looking: Arc::default(),
             log: Arc::new(Mutex::new(Reader::from_now(state_dir))),
         }
@@ -184,6 +188,7 @@ impl Metrics {
         metrics.count_relinquished(1);
         metrics.count_dropped("metadata".to_owned(), 1);
         metrics.count_refused("default/web", 1);
+        metrics.heard(Watch::Object);
         metrics
     }
 
@@ -233,12 +238,17 @@ impl Metrics {
 
     /// A reconcile has ended, good or bad.
     pub fn reconcile_ended(&self) {
-        *lock(&self.reconciled) = Instant::now();
+        self.ages.reconcile_ended(Instant::now());
+    }
+
+    /// A watch has begun, or brought something.
+    pub fn heard(&self, watch: Watch) {
+        self.ages.heard(watch, Instant::now());
     }
 
     /// How long ago the last reconcile ended.
     pub fn since_reconcile(&self) -> Duration {
-        lock(&self.reconciled).elapsed()
+        self.ages.reconciled().elapsed()
     }
 
     /// A look at the node begins.
@@ -313,6 +323,27 @@ mod tests {
         assert_eq!(values.sum::<u32>(), held);
         says(&metrics, r#"vnetpool_agent_unheld_addresses{state="lost"} 1"#);
         says(&metrics, "vnetpool_agent_waiting_pods 6");
+    }
+
+    #[test]
+    fn how_long_ago_a_reconcile_ended_and_each_watch_brought_something_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new(dir.path());
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        metrics.ages.reconcile_ended(ago(7));
+        metrics.ages.heard(Watch::Object, ago(50));
+        metrics.heard(Watch::Ledger);
+        let text = metrics.text().unwrap();
+        let told = |series: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
+        };
+        let silence = |kind| told(&format!(r#"vnetpool_agent_watch_silence_seconds{{kind="{kind}"}}"#));
+        assert!((7.0..40.0).contains(&told("vnetpool_agent_last_reconcile_age_seconds")), "{text}");
+        assert!((50.0..90.0).contains(&silence("NodeIPAllocation")), "{text}");
+        assert!((0.0..30.0).contains(&silence("ledger")), "{text}");
+        metrics.reconcile_ended();
+        assert!(metrics.since_reconcile() < Duration::from_secs(5));
     }
 
     #[test]

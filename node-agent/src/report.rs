@@ -31,13 +31,25 @@ pub struct Report {
     pub names_holders: bool,
     /// Names of what the metadata service no longer lists.
     pub unlisted: BTreeSet<String>,
+    /// Whether it tells nothing of the NIC; `None` if this agent hasn't found out yet.
+    pub metadata_silent: Option<bool>,
     /// The agent's conditions.
     pub conditions: Vec<Condition>,
 }
 
 /// The agent's part of the status, given the status published last: what says the same keeps its times.
 pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
-    let Report { ledger, at, time, generation, warm: _, names_holders, unlisted, conditions } = report;
+    let Report {
+        ledger,
+        at,
+        time,
+        generation,
+        warm: _,
+        names_holders,
+        unlisted,
+        metadata_silent,
+        conditions,
+    } = report;
     let Counts {
         held,
         assigned,
@@ -55,6 +67,10 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
 
     // What the node itself has given up is on its way off the NIC: that it isn't listed is no news.
     let unlisted = unlisted.iter().filter(|name| !relinquished.contains(name)).cloned().collect();
+
+    // An agent that has just started would have the operator wait for hints that don't come.
+    let was_silent =
+        || published.is_some_and(|last| last.metadata_silent && last.boot_id == ledger.boot_id());
 
     let pods: BTreeSet<&str> = ledger.assignments().map(|(_, one)| one.pod.uid.as_str()).collect();
     let mut merged = published.map(ours).unwrap_or_default();
@@ -78,6 +94,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         pods: pods.iter().filter(|uid| !uid.is_empty()).count() as u32,
         relinquished,
         unlisted,
+        metadata_silent: metadata_silent.unwrap_or_else(was_silent),
         lost: holders(ledger, |_, one| one.vanished),
         // A mark that is in no `spec` any more, since its address isn't, confirms nothing.
         confirmed: holders(ledger, |entry, one| entry.attached_to.is_some() && !one.vanished),
@@ -208,6 +225,7 @@ mod tests {
             warm: 0,
             names_holders: false,
             unlisted: BTreeSet::new(),
+            metadata_silent: None,
             conditions: vec![supplied],
         }
     }
@@ -306,6 +324,20 @@ mod tests {
         assert_eq!(rebuilt.address_of(&sandbox("b")), None, "known from its link, if at all");
         let again = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: None };
         assert_eq!(rebuilt.assignments().next().unwrap().1.proof, again);
+    }
+
+    #[test]
+    fn that_the_metadata_service_is_silent_stands_until_an_agent_of_this_boot_knows_better() {
+        let silent = |is_silent, published: Option<&NodeIPAllocationStatus>| {
+            compose(&Report { metadata_silent: is_silent, ..report(ledger(&[9]), 0) }, published)
+        };
+        assert!(!silent(None, None).metadata_silent);
+        let published = silent(Some(true), None);
+        assert!(published.metadata_silent);
+        assert!(silent(None, Some(&published)).metadata_silent, "the agent has started anew");
+        assert!(!silent(Some(false), Some(&published)).metadata_silent);
+        let of_another_boot = NodeIPAllocationStatus { boot_id: "before".into(), ..published };
+        assert!(!silent(None, Some(&of_another_boot)).metadata_silent);
     }
 
     #[test]

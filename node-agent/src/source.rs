@@ -1,18 +1,21 @@
 //! Where a node learns which addresses it holds, and where it reports: its NodeIPAllocation in a cluster, or,
 //! on a VM of no cluster, the instance metadata service and a file.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::PartialObjectMeta};
-use prometheus_client::metrics::counter::Counter;
 use tokio::{sync::watch, time::sleep};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
 use crate::{
-    imds::{self, Settings, client, listing},
+    imds::{
+        self, Settings, client,
+        listing::{self, Told},
+    },
+    metrics::{Metrics, Watch},
     report::{
         local,
         publish::{self, Publisher},
@@ -49,11 +52,11 @@ impl Source {
         &self,
         objects: Objects,
         waiting: watch::Receiver<bool>,
-        errors: Counter,
+        metrics: Metrics,
     ) -> anyhow::Result<()> {
         match self {
             Source::Cluster { client, name } => {
-                watches::object(Api::all(client.clone()), name.clone(), objects, waiting, errors).await
+                watches::object(Api::all(client.clone()), name.clone(), objects, waiting, metrics).await
             }
             Source::Metadata { settings, boot_id, .. } => {
                 let mut retry = FIRST_RETRY;
@@ -61,6 +64,7 @@ impl Source {
                     match instance(settings, boot_id).await {
                         Ok(object) => {
                             retry = FIRST_RETRY;
+                            metrics.heard(Watch::Metadata);
                             let is_news = |known: &Option<Arc<NodeIPAllocation>>| {
                                 known.as_ref().is_none_or(|known| known.spec != object.spec)
                             };
@@ -70,7 +74,7 @@ impl Source {
                             sleep(ASK_EVERY).await;
                         }
                         Err(error) => {
-                            errors.inc();
+                            metrics.watch_errors.inc();
                             tracing::warn!(
                                 error = format!("{error:#}"),
                                 "can't learn this VM's addresses; trying again"
@@ -126,16 +130,15 @@ impl Source {
         }
     }
 
-    /// Keeps `unlisted` at the names of what may have left the node's NIC, as far as the node itself can
-    /// know. On a VM of no cluster the metadata service is what counts, and there is nothing to compare it
-    /// with.
+    /// Keeps `told` at what may have left the node's NIC, as far as the node itself can know. On a VM of no
+    /// cluster the metadata service is what counts, and there is nothing to compare it with.
     pub async fn look_out(
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-        unlisted: watch::Sender<BTreeSet<String>>,
+        told: watch::Sender<Told>,
     ) -> anyhow::Result<()> {
         match self {
-            Source::Cluster { .. } => listing::watch(objects, unlisted).await,
+            Source::Cluster { .. } => listing::watch(objects, told).await,
             Source::Metadata { .. } => std::future::pending().await,
         }
     }

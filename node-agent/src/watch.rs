@@ -10,7 +10,6 @@ use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, watcher},
 };
-use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -21,6 +20,8 @@ use vnetpool_plugin::{
     ledger::file::{LEDGER, Store},
     wiring::{self, Events, Uplinks},
 };
+
+use crate::metrics::{Metrics, Watch};
 
 /// While a pod waits, the object is read when the watch has been silent for so long.
 const SILENT: Duration = Duration::from_secs(5);
@@ -33,8 +34,9 @@ pub async fn object(
     name: String,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
     mut waiting: watch::Receiver<bool>,
-    errors: Counter,
+    metrics: Metrics,
 ) -> anyhow::Result<()> {
+    metrics.heard(Watch::Object);
     let mut events = pin!(watcher::watch_object(api.clone(), &name).default_backoff());
     let mut heard = Instant::now();
     // The version seen last, also of an object that can't be read.
@@ -43,11 +45,12 @@ pub async fn object(
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(object)) => {
+                    metrics.heard(Watch::Object);
                     known = object.as_ref().map_or(known, version_of);
                     take(object, &objects);
                 }
                 Some(Err(error)) => {
-                    errors.inc();
+                    metrics.watch_errors.inc();
                     tracing::warn!(%error, "can't watch the node's NodeIPAllocation; trying again");
                 }
                 None => anyhow::bail!("the watch of NodeIPAllocation {name} has ended"),
@@ -119,6 +122,7 @@ pub async fn ledger(
     dir: PathBuf,
     changed: Arc<Notify>,
     unwatched: watch::Sender<Option<String>>,
+    metrics: Metrics,
 ) -> anyhow::Result<()> {
     let mask = WatchMask::MOVED_TO
         | WatchMask::DELETE
@@ -139,7 +143,9 @@ pub async fn ledger(
             sleep(BLIND).await;
             continue;
         };
+        metrics.heard(Watch::Ledger);
         while let Some(event) = events.try_next().await? {
+            metrics.heard(Watch::Ledger);
             // The folder is gone: another may be made in its place, which this watch doesn't see.
             if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
                 break;
@@ -158,8 +164,10 @@ pub async fn kernel(
     uplinks: watch::Receiver<Uplinks>,
     store: Store,
     disturbed: Arc<Notify>,
+    metrics: Metrics,
 ) -> anyhow::Result<()> {
     let events = Events::open()?;
+    metrics.heard(Watch::Network);
     let is_wired = move |address| may_be_wired(&store, address);
     let (ended, end) = oneshot::channel();
     // A thread of its own, which ends with the process: tokio offers nothing safe to wait for a netlink
@@ -167,8 +175,12 @@ pub async fn kernel(
     thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
         let error = loop {
             match events.wait() {
-                Ok(heard) if heard.concerns(&uplinks.borrow().clone(), &is_wired) => disturbed.notify_one(),
-                Ok(_) => {}
+                Ok(heard) => {
+                    metrics.heard(Watch::Network);
+                    if heard.concerns(&uplinks.borrow().clone(), &is_wired) {
+                        disturbed.notify_one();
+                    }
+                }
                 Err(error) => break error,
             }
         };
@@ -230,6 +242,10 @@ mod tests {
         vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap()
     }
 
+    fn metrics() -> Metrics {
+        Metrics::new(std::path::Path::new("/nonexistent"))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn while_a_pod_waits_a_silent_watch_is_not_trusted() {
         // What is first said where nobody listens is never said to the test beside this one that does.
@@ -239,7 +255,7 @@ mod tests {
         let objects = watch::Sender::new(None);
         let (waiting, is_waiting) = watch::channel(false);
         let mut seen = objects.subscribe();
-        tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting, Counter::default()));
+        tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting, metrics()));
         let is = |version: u64| {
             move |object: &Option<Arc<NodeIPAllocation>>| {
                 object.as_deref().is_some_and(|object| super::version(object) == version)
@@ -285,7 +301,7 @@ mod tests {
         let client = server(newest.clone()).await;
         let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(true));
         let mut seen = objects.subscribe();
-        tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), Counter::default()));
+        tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
         seen.wait_for(Option::is_some).await.unwrap();
         newest.store(101, Ordering::Relaxed);
         sleep(20 * SILENT).await;
@@ -307,7 +323,7 @@ mod tests {
         let (dir, changed, unwatched) =
             (tempfile::tempdir().unwrap(), Arc::new(Notify::new()), watch::Sender::new(None));
         let mut told = unwatched.subscribe();
-        let watching = tokio::spawn(ledger(dir.path().to_owned(), changed.clone(), unwatched));
+        let watching = tokio::spawn(ledger(dir.path().to_owned(), changed.clone(), unwatched, metrics()));
         let begun = Instant::now();
         for _ in 0..3 {
             changed.notified().await;

@@ -320,19 +320,15 @@ impl Azure {
         self.nics.forget(id);
     }
 
-    /// A subnet and the virtual network around it, not older than [`NETWORK_KEPT`]. An error is kept as long,
-    /// since all nodes of all the network's subnets would meet it, unless Azure allows another try sooner.
+    /// A subnet and the virtual network around it, not older than [`NETWORK_KEPT`]. An error is kept, too,
+    /// since all nodes of all the network's subnets would meet it.
     #[instrument(skip_all, fields(subnet = %subnet))]
     pub async fn network(&self, subnet: &ResourceId, priority: Priority) -> Result<Network, Error> {
         let id = network::vnet_of(subnet)?;
         let slot = self.networks.slot(&id);
         let mut known = uncounted(slot.lock()).await;
-        let kept = |read: &Result<VirtualNetwork, Error>| match read.as_ref().map_err(Error::remedy) {
-            Err(Remedy::RetryAfter(wait)) => wait.min(NETWORK_KEPT),
-            Err(Remedy::WaitForChange { .. } | Remedy::ReadAgain) | Ok(_) => NETWORK_KEPT,
-        };
         let (at, read) = match known.take() {
-            Some((at, read)) if at.elapsed() < kept(&read) => (at, read),
+            Some((at, read)) if at.elapsed() < network::kept(read.as_ref().err()) => (at, read),
             _ => (Instant::now(), network::read(&self.transport, &id, priority).await),
         };
         let network = read.as_ref().map_err(Clone::clone).and_then(|read| read.around(subnet));

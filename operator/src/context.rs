@@ -49,7 +49,8 @@ pub struct Context {
     pub waits: Waits,
 }
 
-/// How long the operator waits before it lets go of something. Less than the default only in tests.
+/// How long the operator waits before it lets go of something, or looks again. Less than the default only in
+/// tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
     /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
@@ -64,12 +65,17 @@ pub struct Waits {
     /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice,
     /// and for a tool that syncs every few minutes.
     pub grace: Duration,
+    /// So often a NIC is read where the node's metadata service doesn't tell what leaves it. Azure gives
+    /// blocks that have left a NIC to others, so pods could share an address for as long; and without IP
+    /// forwarding the pods of a node with a route are cut off.
+    pub unlisted: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Waits {
-        let [second_read, deadline, late, grace] = [60, 300, 60, 15 * 60].map(Duration::from_secs);
-        Waits { second_read, deadline, late, grace }
+        let [second_read, deadline, late] = [60, 300, 60].map(Duration::from_secs);
+        let [grace, unlisted] = [15 * 60; 2].map(Duration::from_secs);
+        Waits { second_read, deadline, late, grace, unlisted }
     }
 }
 

@@ -2,8 +2,9 @@
 //! that has forgotten to be none.
 //!
 //! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood
-//! unchanged, as Kubernetes' own components do. What a leader does that was paused beyond its lease is
-//! stopped by resourceVersions and ETags; the Lease only keeps two replicas from working against each other.
+//! unchanged, as Kubernetes' own components do. A leader that was paused beyond its lease sends no write, see
+//! [`crate::fence`]. What it had on the wire by then is stopped by resourceVersions and ETags. Conditions and
+//! public addresses have none: they are set right, or found, by the next leader.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

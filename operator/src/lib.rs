@@ -22,6 +22,7 @@ pub mod datapath;
 mod deadline;
 mod demand;
 mod events;
+mod fence;
 mod health;
 mod ip_configuration;
 mod leader;

@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
@@ -56,6 +57,7 @@ use crate::cluster::kept;
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
 use crate::planner;
+use absences::Recorded;
 use attachments::step;
 use error::Error;
 use memory::Memory;
@@ -119,7 +121,7 @@ async fn reconcile_one(
             let now = Instant::now();
             let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
             // One that isn't there is soon asked for again; the node waits for it.
-            if let azure::Error::NotFound { .. } = error {
+            if Recorded::of(&progress.allocation, Timestamp::now()).lacks_second_look(error) {
                 setback.until = now + ctx.waits.second_read;
             }
             memory.setback = Some(setback);
@@ -136,7 +138,8 @@ async fn reconcile_one(
         takeup::leave(ctx, &progress.allocation.name_any());
     }
     outcome?;
-    let recheck = Recheck::of(&progress.allocation, memory.nic.at, ctx.started).due_in(progress.observed_at);
+    let recheck = Recheck::of(&progress.allocation, &memory.nic, ctx.started, ctx.waits.unlisted)
+        .due_in(progress.observed_at);
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
 }
 

@@ -155,8 +155,8 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
         "status": status,
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let _under_way = ctx.writes.report().await;
-    Api::<NodeIPPool>::all(ctx.client.clone()).patch_status(name, &params, &Patch::Apply(&object)).await?;
+    let (api, patch) = (Api::<NodeIPPool>::all(ctx.client.clone()), Patch::Apply(&object));
+    ctx.writes.report(api.patch_status(name, &params, &patch)).await?;
     Ok(())
 }
 

@@ -1,18 +1,16 @@
 //! How many writes to the API server are under way at once, and whether this process may still write.
 
-use std::future::pending;
-
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tracing::warn;
+use tokio::sync::Semaphore;
 
 use crate::deadline::uncounted;
+use crate::fence;
 use crate::leader::Tenure;
 
 /// How many writes of each sort are under way at once. An edit of a pool concerns thousands of nodes in the
 /// same moment, and each request that is under way has a connection of its own.
 ///
-/// Who may lead no more writes nothing: conditions are applied whatever the version, so nothing else would
-/// stop them. Such a write waits for ever, since the process is about to end.
+/// Who may lead no more writes nothing, see [`fence`]: conditions are applied whatever the version, so nothing
+/// else would stop them.
 pub struct Writes {
     announcements: Semaphore,
     urgent: Semaphore,
@@ -28,29 +26,25 @@ impl Writes {
         Writes { announcements, urgent, reports, tenure }
     }
 
-    /// For what a write to Azure waits for, in its turn: it isn't to stand behind an edit of a pool.
-    pub async fn announcement(&self) -> Option<SemaphorePermit<'_>> {
-        self.turn(&self.announcements).await
+    /// Does what a write to Azure waits for, in its turn: it isn't to stand behind an edit of a pool.
+    pub async fn announcement<T>(&self, write: impl Future<Output = T>) -> T {
+        self.turn(&self.announcements, write).await
     }
 
-    /// For what nodes wait for: `spec`, and the object itself.
-    pub async fn urgent(&self) -> Option<SemaphorePermit<'_>> {
-        self.turn(&self.urgent).await
+    /// Does what nodes wait for: `spec`, and the object itself.
+    pub async fn urgent<T>(&self, write: impl Future<Output = T>) -> T {
+        self.turn(&self.urgent, write).await
     }
 
-    /// For what people read.
-    pub async fn report(&self) -> Option<SemaphorePermit<'_>> {
-        self.turn(&self.reports).await
+    /// Does what people read.
+    pub async fn report<T>(&self, write: impl Future<Output = T>) -> T {
+        self.turn(&self.reports, write).await
     }
 
-    async fn turn<'a>(&self, of: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
+    async fn turn<T>(&self, of: &Semaphore, write: impl Future<Output = T>) -> T {
         // It is never closed.
-        let turn = uncounted(of.acquire()).await.ok();
-        if !self.tenure.is_sure() {
-            warn!("nothing is written: another may lead by now");
-            return pending().await;
-        }
-        turn
+        let _turn = uncounted(of.acquire()).await.ok();
+        fence::only_while(|| self.tenure.is_sure(), "the API server", write).await
     }
 }
 
@@ -58,17 +52,61 @@ impl Writes {
 mod tests {
     use super::*;
     use crate::leader::LEASE;
+    use axum::Router;
+    use axum::http::StatusCode;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::Api;
+    use kube::api::{Patch, PatchParams};
+    use std::future::ready;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::net::TcpListener;
     use tokio::time::{Instant, advance, timeout};
 
     #[tokio::test(start_paused = true)]
     async fn who_may_lead_no_more_writes_neither_spec_nor_conditions() {
         let writes = Writes::new(Tenure::new(Instant::now()));
-        assert!(writes.urgent().await.is_some() && writes.report().await.is_some());
-        assert!(writes.announcement().await.is_some());
+        writes.urgent(ready(())).await;
+        writes.report(ready(())).await;
+        writes.announcement(ready(())).await;
         advance(LEASE).await;
-        assert!(timeout(LEASE, writes.announcement()).await.is_err());
-        assert!(timeout(LEASE, writes.urgent()).await.is_err());
-        assert!(timeout(LEASE, writes.report()).await.is_err());
+        assert!(timeout(LEASE, writes.announcement(ready(()))).await.is_err());
+        assert!(timeout(LEASE, writes.urgent(ready(()))).await.is_err());
+        assert!(timeout(LEASE, writes.report(ready(()))).await.is_err());
+    }
+
+    /// The API server says when a write is to be made again, and the client makes it: by then another may
+    /// lead.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_the_api_server_has_put_off_is_not_sent_by_who_may_lead_no_more() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let routes = Router::new().fallback(move || async move {
+            count.fetch_add(1, Ordering::Relaxed);
+            (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "5")])
+        });
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let api = Api::<ConfigMap>::namespaced(
+            vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap(),
+            "n",
+        );
+        let (params, patch) = (PatchParams::default(), Patch::Merge(serde_json::json!({})));
+
+        let asked_by = async |writes: Writes| {
+            let write = writes.report(api.patch("p", &params, &patch));
+            let sent = timeout(Duration::from_secs(8), write).await;
+            assert!(sent.is_err(), "{sent:?}");
+            asked.swap(0, Ordering::Relaxed)
+        };
+        assert_eq!(asked_by(Writes::new(Tenure::new(Instant::now()))).await, 2, "one that leads");
+        let tenure = Tenure::new(Instant::now());
+        advance(Duration::from_secs(8)).await;
+        assert!(tenure.is_sure());
+        assert_eq!(asked_by(Writes::new(tenure)).await, 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
         ("nodeipallocation.spec.interfaces.ipConfigurations.name", "Name of the ipConfiguration"),
         ("nodeipallocation.status.relinquished", "given up for good"),
         ("nodeipallocation.status.unlisted", "lists no longer"),
+        ("nodeipallocation.status.metadataSilent", "every 15 minutes"),
         ("nodeipallocation.status.confirmed", "gets anything attached"),
         ("nodeipallocation.status.lost.pod", "namespace/name"),
     ] {

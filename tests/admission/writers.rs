@@ -11,7 +11,7 @@ use vnetpool_tests::wait::Limit;
 pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
     published(plane, "own")?;
     patch_status(plane, User::Agent("own"), "nodeipallocation", "own", json!({ "held": 1, "free": 1 }))?;
-    let hint = json!({ "unlisted": ["vnp-0123456789abcdef"] });
+    let hint = json!({ "unlisted": ["vnp-0123456789abcdef"], "metadataSilent": true });
     patch_status(plane, User::Agent("own"), "nodeipallocation", "own", hint)?;
     let both = json!({ "conditions": [condition("Ready", "True", "Ready"), condition("Supplied", "True", "Supplied")] });
     patch_status(plane, User::Agent("own"), "nodeipallocation", "own", both)

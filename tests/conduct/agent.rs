@@ -98,7 +98,7 @@ impl Agents {
 
     /// What it has missed by now.
     pub fn unlisted(&self, node: &str) -> BTreeSet<String> {
-        self.lock().get(node).map(|agent| agent.listing.unlisted()).unwrap_or_default()
+        self.lock().get(node).map(|agent| agent.listing.told().unlisted).unwrap_or_default()
     }
 
     /// From now on reports wait as those of real agents do.
@@ -255,6 +255,7 @@ impl Agent {
         ledger.relinquish(object.spec.target, self.now);
         let is_backed = ledger.counts(self.now).vanished == 0;
         let reason = if is_backed { Reason::Backed } else { Reason::AddressVanished };
+        let told = self.listing.told();
         let at = Timestamp::UNIX_EPOCH;
         let backed =
             Verdict::new(Some(is_backed), reason, "").condition(condition::ASSIGNMENTS_BACKED, None, at);
@@ -265,7 +266,8 @@ impl Agent {
             generation: object.metadata.generation,
             warm: object.spec.warm,
             names_holders: object.spec.report_holders,
-            unlisted: self.listing.unlisted(),
+            unlisted: told.unlisted,
+            metadata_silent: told.is_silent,
             conditions: vec![backed],
         };
         Some(compose(&report, None))

@@ -4,8 +4,11 @@
 use crate::Test;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use vnetpool_azure_sim::{Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -29,6 +32,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
     a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told,
     a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that,
+    the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone,
 ];
 
 pub fn sizing() -> Value {
@@ -471,5 +475,29 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
+    stage.until_gone("n1").await
+}
+
+async fn the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 1).await?;
+    stage.until_offers("n1", 2).await?;
+    not_found(&stage, "ResourceGroupNotFound", None);
+    stage.delete_node("n1").await?;
+    let says = stage.until_says("n1", condition::GROUP_FOUND, "ScopeMissing").await?;
+    ensure!(says.message.contains("for 24 h"), "{}", says.message);
+    stage.kill().await?;
+    // It has been so for a day.
+    let mut conditions = stage.allocation("n1").await?.status.context("no status")?.conditions;
+    for one in conditions.iter_mut().filter(|one| one.type_ == condition::GROUP_FOUND) {
+        one.last_transition_time.0 -= Duration::from_secs(24 * 3600);
+    }
+    let patch = json!({ "status": { "conditions": conditions } });
+    let api = Api::<NodeIPAllocation>::all(stage.client.clone());
+    api.patch_status("n1", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    stage.start().await?;
     stage.until_gone("n1").await
 }

@@ -4,6 +4,7 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::time::Duration;
 use vnetpool_azure_sim::NewVm;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::INTERFACE_FOUND;
@@ -14,6 +15,7 @@ pub const TESTS: &[Test] = crate::tests![
     the_limit_of_a_vm_counts_what_its_other_nics_hold,
     a_node_goes_over_to_another_nic_when_the_first_is_empty,
     what_a_nic_that_does_not_serve_holds_of_ours_goes_back,
+    what_a_late_write_leaves_on_the_nic_that_has_served_goes_back_without_a_boot,
 ];
 
 pub(crate) fn subnet(name: &str) -> String {
@@ -149,4 +151,31 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     back.await?;
     ensure!(stage.held("n1").len() == 2 && second(&stage, "n1") == 0, "both hold addresses");
     Ok(())
+}
+
+async fn what_a_late_write_leaves_on_the_nic_that_has_served_goes_back_without_a_boot(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 1, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", json!({ "sizing": sizing })).await?;
+    stage.start_with(|config| config.waits.late = Duration::from_secs(10)).await?;
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.until_holds("n1", 1).await?;
+    stage.pool("second", json!({ "weight": 1, "subnetID": subnet("small"), "sizing": sizing })).await?;
+    let moved = |seen: &NodeIPAllocation| {
+        let serving = seen.spec.serving()?;
+        (serving.secondary && serving.ip_configurations.len() == 1).then_some(())
+    };
+    stage.until("the second NIC serves", "n1", moved).await?;
+    let mut document = stage.nic("n1");
+    let all = document["properties"]["ipConfigurations"].as_array_mut().context("no ipConfigurations")?;
+    let late =
+        json!({ "name": "vnp-0000000000000001", "properties": { "subnet": { "id": subnet("nodes") } } });
+    all.push(late);
+    stage.sim.patch_nic("n1-nic", &document).await?;
+    ensure!(stage.held("n1").len() == 1, "{document}");
+    let is_settled =
+        |seen: &NodeIPAllocation| (stage.held("n1").is_empty() && moved(seen).is_some()).then_some(());
+    stage.until("the first NIC holds nothing of ours", "n1", is_settled).await
 }

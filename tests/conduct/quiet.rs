@@ -12,6 +12,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, Settings};
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_hint_that_azure_contradicts_costs_one_read,
     a_read_that_is_refused_is_not_made_again_for_each_reconcile,
     a_read_that_fails_stops_no_other_clock_of_its_node,
+    a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent,
 ];
 
 /// A node with three pods whose addresses the metadata service has listed.
@@ -207,4 +209,29 @@ async fn a_read_that_fails_stops_no_other_clock_of_its_node(plane: &ControlPlane
     stage.sim.lift_fault(fault)?;
     stage.pool("default", sizing("11s")).await?;
     stage.until_holds("n1", 1).await
+}
+
+async fn a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", sizing()).await?;
+    stage.start_with(|config| config.waits.unlisted = Duration::from_secs(5)).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    let seen = stage.allocation("n1").await?;
+    let nothing = serde_json::from_value(json!({ "interface": [] }))?;
+    for _ in 0..5 {
+        stage.agents.look("n1", seen.spec.serving().context("no NIC")?, &nothing);
+    }
+    let is_said = |seen: &NodeIPAllocation| seen.status.as_ref()?.metadata_silent.then_some(());
+    stage.until("its agent says so", "n1", is_said).await?;
+    let wiped = names(&seen);
+    wipe(&stage, "n1").await?;
+    let is_anew = |seen: &NodeIPAllocation| names(seen).is_disjoint(&wiped).then_some(());
+    stage.until("all are reserved anew", "n1", is_anew).await?;
+    ensure!(until_served(&stage, "n1", 3).await? == before);
+    Ok(())
 }

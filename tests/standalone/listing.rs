@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_node_agent::imds::listing;
+use vnetpool_node_agent::imds::listing::{self, Told};
 use vnetpool_tests::wait::patience;
 
 /// A look that misses what was listed comes within a minute, the next ten seconds later.
@@ -41,15 +41,15 @@ fn looking<T: Send>(
     stage: &Stage,
     machine: &str,
     object: NodeIPAllocation,
-    meanwhile: impl AsyncFnOnce(watch::Receiver<BTreeSet<String>>) -> Result<T> + Send,
+    meanwhile: impl AsyncFnOnce(watch::Receiver<Told>) -> Result<T> + Send,
 ) -> Result<T> {
     inside(&stage.machine(machine), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (_objects, object) = watch::channel(Some(Arc::new(object)));
-        let (unlisted, told) = watch::channel(BTreeSet::new());
+        let (tell, told) = watch::channel(Told::default());
         runtime.block_on(async {
             tokio::select! {
-                ended = listing::watch(object, unlisted) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
+                ended = listing::watch(object, tell) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
                 outcome = meanwhile(told) => outcome,
             }
         })
@@ -78,8 +78,8 @@ pub fn what_somebody_takes_off_a_nic_is_missed_within_a_minute(stage: &mut Stage
     let (missed, looks) = looking(stage, "vm1", object, async |mut told| {
         looked(1).await?;
         stage.give("vm1", 1)?;
-        let missed = timeout(patience(MISSED), told.wait_for(|names| !names.is_empty())).await;
-        let missed = missed.context("nothing is missed")??.clone();
+        let missed = timeout(patience(MISSED), told.wait_for(|told| !told.unlisted.is_empty())).await;
+        let missed = missed.context("nothing is missed")??.unlisted.clone();
         looked(3).await?;
         Ok((missed, looks(stage)))
     })?;

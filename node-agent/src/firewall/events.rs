@@ -14,6 +14,8 @@ use nix::{
 };
 use tokio::sync::{oneshot, watch};
 
+use crate::metrics::{Metrics, Watch};
+
 /// NFNLGRP_NFTABLES of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
 /// `struct nfgenmsg`, before the attributes.
@@ -98,18 +100,23 @@ fn is_ours(payload: &[u8]) -> bool {
 }
 
 /// Counts every change of our tables in `known`, our own changes included.
-pub async fn watch(known: watch::Sender<Known>) -> anyhow::Result<()> {
+pub async fn watch(known: watch::Sender<Known>, metrics: Metrics) -> anyhow::Result<()> {
     const CANT: &str = "can't hear the kernel's nftables events";
     let events = Events::open().context(CANT)?;
     let heard = move || known.send_modify(|known| known.heard += 1);
+    metrics.heard(Watch::Tables);
     heard(); // for whatever happened before
     let (ended, end) = oneshot::channel();
     // A thread of its own, as for the kernel's other events.
     thread::Builder::new().name("nftables-events".to_owned()).spawn(move || {
         let error = loop {
             match events.wait() {
-                Ok(true) => heard(),
-                Ok(false) => {}
+                Ok(is_ours) => {
+                    metrics.heard(Watch::Tables);
+                    if is_ours {
+                        heard();
+                    }
+                }
                 Err(error) => break error,
             }
         };

@@ -28,12 +28,27 @@ const LOOK_EVERY: Duration = Duration::from_secs(40);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// So many looks in a row must miss what was listed.
 const MISSES: u32 = 2;
+/// So many looks in a row in which the service has told nothing make it a silent one: for four minutes or
+/// five. A VM that Azure moves to another host may be without it for a moment.
+const SILENT: u32 = 5;
+
+/// What the looks have come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Names of what was listed and isn't any more.
+    pub unlisted: BTreeSet<String>,
+    /// Whether the service tells nothing of the NIC. `None`: this process hasn't found out yet.
+    pub is_silent: Option<bool>,
+}
 
 /// What the service has listed of a NIC since this process started.
 #[derive(Debug, Default)]
 pub struct Listing {
     /// By the reservation's name, how many looks in a row have missed it since it was listed.
     missed: BTreeMap<String, u32>,
+    /// How many looks in a row it has told nothing.
+    untold: u32,
+    is_silent: Option<bool>,
 }
 
 impl Listing {
@@ -43,11 +58,12 @@ impl Listing {
         let has_mac = |one: &&super::Nic| {
             hardware_address(&one.mac_address).is_ok_and(|mac| mac.eq_ignore_ascii_case(&nic.mac))
         };
-        let Some(told) = answer.interface.iter().find(has_mac) else { return };
-        let listed: BTreeSet<&str> = told.listed().collect();
+        let told = answer.interface.iter().find(has_mac);
+        let listed: BTreeSet<&str> = told.into_iter().flat_map(super::Nic::listed).collect();
         if !listed.contains(nic.primary_address.as_str()) {
-            return;
+            return self.look_in_vain();
         }
+        (self.untold, self.is_silent) = (0, Some(false));
         let held: BTreeMap<&str, Ipv4Addr> = singles(nic).collect();
         self.missed.retain(|name, _| held.contains_key(name.as_str()));
         for (name, address) in held {
@@ -59,9 +75,17 @@ impl Listing {
         }
     }
 
-    /// The names of what was listed and isn't any more.
-    pub fn unlisted(&self) -> BTreeSet<String> {
-        self.missed.iter().filter(|(_, missed)| **missed >= MISSES).map(|(name, _)| name.clone()).collect()
+    /// No answer came, or none that can be believed.
+    pub fn look_in_vain(&mut self) {
+        self.untold = self.untold.saturating_add(1);
+        if self.untold >= SILENT {
+            self.is_silent = Some(true);
+        }
+    }
+
+    pub fn told(&self) -> Told {
+        let unlisted = self.missed.iter().filter(|(_, missed)| **missed >= MISSES);
+        Told { unlisted: unlisted.map(|(name, _)| name.clone()).collect(), is_silent: self.is_silent }
     }
 
     /// Whether the next look will tell whether something is missing.
@@ -78,12 +102,12 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Looks about once a minute for as long as the node holds single addresses, and keeps `unlisted` at what is
-/// missing. Where the service doesn't answer, because a node's administrator has closed it, for one, that is
-/// no news: nothing depends on it.
+/// Looks about once a minute for as long as the node holds single addresses, and keeps `told` at what that
+/// has come to. Where the service doesn't answer, because a node's administrator has closed it, for one, no
+/// pod misses it: the operator reads the NIC more often instead.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-    unlisted: watch::Sender<BTreeSet<String>>,
+    told: watch::Sender<Told>,
 ) -> anyhow::Result<()> {
     let mut listing = Listing::default();
     for count in 0_u64.. {
@@ -99,11 +123,14 @@ pub async fn watch(
         let Some(object) = object else { continue };
         match (answer, object.spec.serving()) {
             (Ok(answer), Some(nic)) => listing.look(nic, &answer),
-            (Err(error), _) => tracing::debug!(error = format!("{error:#}"), "not looked for lost addresses"),
+            (Err(error), _) => {
+                tracing::debug!(error = format!("{error:#}"), "not looked for lost addresses");
+                listing.look_in_vain();
+            }
             (Ok(_), None) => {}
         }
-        let missing = listing.unlisted();
-        unlisted.send_if_modified(|told| std::mem::replace(told, missing.clone()) != missing);
+        let now = listing.told();
+        told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         let pause = if listing.is_in_doubt() { LOOK_AGAIN } else { pause(&object.spec.node_uid, count) };
         sleep(pause).await;
     }
@@ -150,7 +177,7 @@ mod tests {
     }
 
     fn names(listing: &Listing) -> Vec<String> {
-        listing.unlisted().into_iter().collect()
+        listing.told().unlisted.into_iter().collect()
     }
 
     const TWO: [(&str, &str); 2] = [("vnp-1", "10.240.0.5/32"), ("vnp-2", "10.240.0.6/32")];
@@ -198,6 +225,22 @@ mod tests {
             listing.look(&nic, &answer_of("000D3AE51CC0", &[]));
         }
         assert_eq!((names(&listing), listing.is_in_doubt()), (vec![], false));
+    }
+
+    #[test]
+    fn a_service_that_tells_nothing_five_times_in_a_row_is_silent_until_it_tells_something() {
+        let (mut listing, nic) = (Listing::default(), nic(&TWO));
+        let is_silent = |listing: &Listing| listing.told().is_silent;
+        (0..4).for_each(|_| listing.look_in_vain());
+        assert_eq!(is_silent(&listing), None, "an agent that has just started doesn't know");
+        listing.look(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
+        assert_eq!(is_silent(&listing), Some(true), "an answer without the NIC tells nothing of it");
+        listing.look(&nic, &answer(&[]));
+        assert_eq!(is_silent(&listing), Some(false));
+        (0..4).for_each(|_| listing.look_in_vain());
+        assert_eq!(is_silent(&listing), Some(false), "looks in a row count");
+        listing.look_in_vain();
+        assert_eq!(is_silent(&listing), Some(true));
     }
 
     #[test]

@@ -159,6 +159,7 @@ mod tests {
             NodeIPAllocationStatus { held: 41, ..before.clone() },
             NodeIPAllocationStatus { relinquished: vec!["vnp-1".into()], ..before.clone() },
             NodeIPAllocationStatus { unlisted: vec!["vnp-1".into()], ..before.clone() },
+            NodeIPAllocationStatus { metadata_silent: true, ..before.clone() },
             NodeIPAllocationStatus { lost: vec![holder.clone()], ..before.clone() },
             NodeIPAllocationStatus { confirmed: vec![holder.clone()], ..before.clone() },
             NodeIPAllocationStatus { leases: vec![holder.clone()], ..before.clone() },
@@ -250,6 +251,7 @@ mod tests {
                 warm: 8,
                 names_holders: false,
                 unlisted: BTreeSet::new(),
+                metadata_silent: None,
                 conditions: vec![],
             };
             compose(&report, None)

@@ -114,10 +114,10 @@ pub struct Account {
     pub subscription: String,
     /// Empty if Azure has one limit for all regions, or while the region isn't known.
     pub region: String,
-    /// Whose limit it is: `arm`, `network` or `compute`.
-    pub limit: &'static str,
+    /// Whose limit it is: `arm`, `network` or `compute`, or the action that Azure has closed.
+    pub limit: String,
     pub writes: bool,
-    /// How many calls we may make at once when nothing has been used.
+    /// How many calls we may make at once when nothing has been used; infinite for an action.
     pub capacity: f64,
     pub left: f64,
     /// How many calls it has paid for.
@@ -282,7 +282,8 @@ impl Budget {
                 level.account(meter, now)
             })
             .collect();
-        let key = |one: &Account| (one.subscription.clone(), one.limit, one.region.clone(), one.writes);
+        let key =
+            |one: &Account| (one.subscription.clone(), one.limit.clone(), one.region.clone(), one.writes);
         accounts.sort_by_key(key);
         accounts
     }

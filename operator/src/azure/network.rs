@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use azure_core_legacy as legacy;
 use azure_core_legacy::util::deserialize_null_as_default as or_default;
@@ -14,7 +15,7 @@ use serde::Deserialize;
 
 use super::budget::Kind;
 use super::transport::{Call, Transport};
-use super::{Error, Priority, ResourceId};
+use super::{Error, NETWORK_KEPT, Priority, Remedy, ResourceId};
 use crate::resource_id::Malformed;
 
 /// A subnet and the virtual network around it. IPv4 only; each list sorted, without repetitions.
@@ -69,6 +70,15 @@ impl Peering {
 
     fn serves(&self, subnet: &str) -> bool {
         self.subnets.as_ref().is_none_or(|names| names.iter().any(|name| name == subnet))
+    }
+}
+
+/// How long what was read is used, or the error that came instead: for as long as Azure asks to be left in
+/// peace, if it does.
+pub(super) fn kept(error: Option<&Error>) -> Duration {
+    match error.map(Error::remedy) {
+        Some(Remedy::RetryAfter(wait)) => wait,
+        Some(Remedy::WaitForChange { .. } | Remedy::ReadAgain) | None => NETWORK_KEPT,
     }
 }
 
@@ -244,6 +254,20 @@ mod tests {
 
     fn subnet(name: &str) -> ResourceId {
         format!("{VNET}/subnets/{name}").parse().unwrap()
+    }
+
+    #[test]
+    fn a_look_that_azure_throttles_is_not_made_again_before_it_may_be() {
+        let throttled = |seconds| Error::Throttled {
+            resource: VNET.into(),
+            message: "m".into(),
+            retry_after: Duration::from_secs(seconds),
+            limit: super::super::Limit::Action,
+        };
+        assert_eq!(kept(Some(&throttled(372))), Duration::from_secs(372));
+        assert_eq!(kept(Some(&throttled(2))), Duration::from_secs(2));
+        let denied = Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
+        assert_eq!((kept(Some(&denied)), kept(None)), (NETWORK_KEPT, NETWORK_KEPT));
     }
 
     fn vnet() -> VirtualNetwork {

@@ -18,6 +18,7 @@ use super::error::{ArmError, Effect, Error, classify};
 use super::token::Tokens;
 use super::{Config, RequestRecord, Urgency};
 use crate::deadline::uncounted;
+use crate::fence;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -126,11 +127,6 @@ impl Transport {
         let lane = call.lane(&url);
         let waited = self.wait_for_turn(call, &lane).await?;
         let token = self.0.tokens.header().await?;
-        let may_write = || self.0.may_write.get().is_none_or(|may_write| may_write());
-        if call.effect() == Effect::Write && !may_write() {
-            warn!(resource = call.resource, "not written: another may lead by now");
-            return std::future::pending().await;
-        }
         let started = Instant::now();
         let request_id = Uuid::new_v4();
         let mut request = self
@@ -147,7 +143,9 @@ impl Transport {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        let outcome = match request.send().await {
+        let may_send =
+            || call.effect() != Effect::Write || self.0.may_write.get().is_none_or(|may_write| may_write());
+        let outcome = match fence::only_while(may_send, &call.resource, request.send()).await {
             Ok(answer) => receive(answer).await,
             Err(error) => Err(error),
         };

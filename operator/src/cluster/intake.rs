@@ -188,7 +188,7 @@ mod tests {
                     "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
                         "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
             "status": {"observedGeneration": 2, "bootID": "b", "held": 8, "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
-                "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
+                "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"], "metadataSilent": true,
                 "lost": [{"address": "10.244.0.6", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
                 "confirmed": [{"address": "10.244.0.7", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],
                 "leases": [{"address": "10.244.0.8", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],

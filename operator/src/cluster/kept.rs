@@ -104,6 +104,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         pods,
         relinquished,
         unlisted,
+        metadata_silent,
         lost,
         confirmed,
         leases: _,
@@ -126,7 +127,8 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
             allocation.metadata.deletion_timestamp.is_some(),
             [names::GONE, names::RELEASE].map(|name| allocation.annotations().get(name)),
         ),
-        (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished, unlisted),
+        (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished),
+        (unlisted, metadata_silent),
         theirs,
     ))
 }

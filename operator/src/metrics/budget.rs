@@ -33,7 +33,7 @@ struct Limit {
     subscription: String,
     /// Empty where Azure doesn't tell regions apart, or while it isn't known.
     region: String,
-    limit: &'static str,
+    limit: String,
     kind: &'static str,
 }
 
@@ -42,7 +42,7 @@ impl Limit {
         Limit {
             subscription: account.subscription.clone(),
             region: account.region.clone(),
-            limit: account.limit,
+            limit: account.limit.clone(),
             kind: if account.writes { "write" } else { "read" },
         }
     }
@@ -54,7 +54,9 @@ impl Collector for Accounts {
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: fn(&Account) -> f64| {
             let kind = ConstGauge::<f64>::new(0.0).metric_type();
             let mut metric = encoder.encode_descriptor(name, help, unit, kind)?;
-            accounts.iter().try_for_each(|account| {
+            // How much a closed action allows isn't known.
+            let mut known = accounts.iter().filter(|account| value(account).is_finite());
+            known.try_for_each(|account| {
                 ConstGauge::new(value(account)).encode(metric.encode_family(&Limit::of(account))?)
             })
         };
@@ -79,7 +81,7 @@ impl Collector for Accounts {
         let kind = ConstCounter::new(0_u64).metric_type();
         let help = "Requests paid from our share of a limit of Azure's";
         let mut metric = encoder.encode_descriptor("arm_budget_spent", help, None, kind)?;
-        for account in &accounts {
+        for account in accounts.iter().filter(|account| account.capacity.is_finite()) {
             ConstCounter::new(account.spent).encode(metric.encode_family(&Limit::of(account))?)?;
         }
         let kind = ConstGauge::new(0_i64).metric_type();

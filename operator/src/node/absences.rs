@@ -2,9 +2,19 @@
 //!
 //! One 404 proves nothing: Azure gives it during incidents, and for a moment after changes elsewhere. A
 //! NodeIPAllocation is the only record of what its NIC holds of ours, so it goes only on proof.
+//!
+//! Of a resource group the proof takes a day. Leaders change meanwhile, so its beginning stands in the
+//! object: it is the transition time of the condition `GroupFound`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use vnetpool_crds::condition::{self, GROUP_FOUND};
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::Verdict;
+use vnetpool_crds::{NodeIPAllocation, names};
 
 use crate::azure::{Error, Scope};
 
@@ -12,55 +22,131 @@ use crate::azure::{Error, Scope};
 /// unknown is believed for no time at all: whoever has lost the access to it, or its tenant, sees the same.
 const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
-/// By what is absent, in lower case: when Azure first said so. A restart of the operator begins to count
-/// anew.
+/// What this process has been told.
 #[derive(Clone, Debug, Default)]
-pub struct Absences(BTreeMap<String, Instant>);
+pub struct Absences {
+    /// By what is absent, in lower case: when Azure first said so.
+    seen: BTreeMap<String, Instant>,
+    /// The resource groups that are missing. An operator before this one may have been told so.
+    groups: BTreeSet<String>,
+}
 
-impl Absences {
-    /// Takes note of an error. One that isn't about something absent shows that what was missed is there.
-    pub fn note(&mut self, error: &Error, now: Instant) {
-        match absent(error) {
-            Some(what) => {
-                self.0.entry(what).or_insert(now);
-            }
-            None => self.clear(),
-        }
+/// What the object says of missing resource groups.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recorded {
+    groups: BTreeSet<String>,
+    /// For how long all of them have been missing.
+    lasted: Duration,
+}
+
+impl Recorded {
+    pub fn of(allocation: &NodeIPAllocation, now: Timestamp) -> Recorded {
+        let Some(said) = said(allocation) else { return Recorded::default() };
+        let lasted = now.duration_since(said.last_transition_time.0).try_into().unwrap_or_default();
+        Recorded { groups: groups(&said.message), lasted }
     }
 
-    /// This resource has been found.
+    /// Whether that has lasted for long enough to believe it of this error's resource group.
+    fn is_believed(&self, error: &Error) -> bool {
+        let is_group = matches!(error, Error::ScopeMissing { scope: Scope::Group, .. });
+        is_group && self.lasted >= BELIEVED && absent(error).is_some_and(|group| self.groups.contains(&group))
+    }
+
+    /// Whether a second look is all that is lacking to believe this error.
+    pub fn lacks_second_look(&self, error: &Error) -> bool {
+        matches!(error, Error::NotFound { .. }) || self.is_believed(error)
+    }
+}
+
+impl Absences {
+    /// What an operator before this one has left.
+    pub fn of(allocation: &NodeIPAllocation) -> Absences {
+        let groups = said(allocation).map(|said| groups(&said.message)).unwrap_or_default();
+        Absences { groups, ..Absences::default() }
+    }
+
+    /// Takes note of an error. One that isn't about something absent shows that what was missed is there.
+    pub fn note(&mut self, error: &Error, now: Instant) {
+        let Some(what) = absent(error) else { return self.clear() };
+        if matches!(error, Error::ScopeMissing { scope: Scope::Group, .. }) {
+            self.groups.insert(what.clone());
+        }
+        self.seen.entry(what).or_insert(now);
+    }
+
+    /// This resource has been found, and so has its group.
     pub fn found(&mut self, id: &str) {
-        self.0.remove(&id.to_lowercase());
+        let group = group_of(id);
+        self.seen.retain(|what, _| *what != id.to_lowercase() && *what != group);
+        self.groups.remove(&group);
     }
 
     /// Everything that was asked for has been found, or has been believed to be gone.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Absences::default();
     }
 
     /// Whether this error proves that what was asked for is gone. Of a NIC it does `second_read`
-    /// after the first answer. Of a subscription or resource group a person may say so, too: `is_said`.
-    pub fn prove(&self, error: &Error, second_read: Duration, is_said: bool, now: Instant) -> bool {
-        let needed = match error {
+    /// after the first answer, and of a resource group if the object records it for long enough besides. Of
+    /// a subscription or resource group a person may say so, too: `is_said`.
+    pub fn prove(
+        &self,
+        error: &Error,
+        recorded: &Recorded,
+        second_read: Duration,
+        is_said: bool,
+        now: Instant,
+    ) -> bool {
+        match error {
             Error::ScopeMissing { .. } if is_said => return true,
-            Error::ScopeMissing { scope: Scope::Group, .. } => BELIEVED,
-            Error::ScopeMissing { .. } => return false,
-            _ => second_read,
-        };
-        let since = absent(error).and_then(|what| self.0.get(&what).copied());
-        since.is_some_and(|since| now.saturating_duration_since(since) >= needed)
+            Error::ScopeMissing { .. } if !recorded.is_believed(error) => return false,
+            _ => {}
+        }
+        let since = absent(error).and_then(|what| self.seen.get(&what).copied());
+        since.is_some_and(|since| now.saturating_duration_since(since) >= second_read)
     }
+
+    /// The condition that says which groups are missing. One more begins the day anew: there is one time for
+    /// all.
+    pub fn condition(&self, allocation: &NodeIPAllocation, now: Timestamp) -> Option<Condition> {
+        if self.groups.is_empty() {
+            return None;
+        }
+        let since = said(allocation).filter(|said| self.groups.is_subset(&groups(&said.message)));
+        let since = since.map_or(now, |said| said.last_transition_time.0);
+        let named = self.groups.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "{named}: Azure doesn't know this resource group. What this object records of it is kept until that has lasted \
+             for 24 h, or somebody says that it is gone by the annotation {}=true",
+            names::GONE
+        );
+        let verdict = Verdict::no(Reason::ScopeMissing, message);
+        Some(verdict.condition(GROUP_FOUND, allocation.metadata.generation, since))
+    }
+}
+
+fn said(allocation: &NodeIPAllocation) -> Option<&Condition> {
+    condition::find(allocation.conditions(), GROUP_FOUND).filter(|said| said.status == "False")
+}
+
+/// The groups that such a message names.
+fn groups(message: &str) -> BTreeSet<String> {
+    let named = message.split_once(": ").map_or("", |(named, _)| named);
+    named.split(", ").filter(|group| !group.is_empty()).map(str::to_owned).collect()
 }
 
 /// What an error says Azure doesn't find: a resource, or the subscription and resource group of one.
 fn absent(error: &Error) -> Option<String> {
     match error {
         Error::NotFound { resource, .. } => Some(resource.to_lowercase()),
-        Error::ScopeMissing { resource, .. } => {
-            Some(resource.to_lowercase().split('/').take(5).collect::<Vec<_>>().join("/"))
-        }
+        Error::ScopeMissing { resource, .. } => Some(group_of(resource)),
         _ => None,
     }
+}
+
+/// The subscription and resource group of a resource, in lower case.
+fn group_of(resource: &str) -> String {
+    resource.to_lowercase().split('/').take(5).collect::<Vec<_>>().join("/")
 }
 
 #[cfg(test)]
@@ -91,8 +177,9 @@ mod tests {
     fn a_nic_is_gone_when_a_second_read_a_minute_later_does_not_find_it_either() {
         let start = Instant::now();
         let absences = noted(&[nic("A")], start);
-        let prove = |error: &Error, after| absences.prove(error, MINUTE, false, start + after);
-        assert!(!Absences::default().prove(&nic("a"), MINUTE, false, start), "the first look");
+        let none = Recorded::default();
+        let prove = |error: &Error, after| absences.prove(error, &none, MINUTE, false, start + after);
+        assert!(!Absences::default().prove(&nic("a"), &none, MINUTE, false, start), "the first look");
         assert!(!prove(&nic("a"), MINUTE - Duration::from_secs(1)));
         assert!(prove(&nic("a"), MINUTE));
         assert!(!prove(&nic("b"), MINUTE), "another NIC");
@@ -102,24 +189,63 @@ mod tests {
     fn two_nics_are_missed_side_by_side_and_any_other_answer_counts_anew() {
         let start = Instant::now();
         let both = noted(&[nic("a"), nic("b")], start);
-        assert!([nic("a"), nic("b")].iter().all(|one| both.prove(one, MINUTE, false, start + MINUTE)));
+        let proves = |absences: &Absences, error: &Error| {
+            absences.prove(error, &Recorded::default(), MINUTE, false, start + MINUTE)
+        };
+        assert!([nic("a"), nic("b")].iter().all(|one| proves(&both, one)));
         let mut found = both.clone();
         found.found(&id("G", "A"));
-        assert!(!found.prove(&nic("a"), MINUTE, false, start + MINUTE), "it was seen in between");
-        assert!(found.prove(&nic("b"), MINUTE, false, start + MINUTE));
+        assert!(!proves(&found, &nic("a")), "it was seen in between");
+        assert!(proves(&found, &nic("b")));
         let answered = Error::Stale { resource: id("g", "a") };
         let anew = noted(&[nic("a"), answered], start);
-        assert!(!anew.prove(&nic("a"), MINUTE, false, start + MINUTE));
+        assert!(!proves(&anew, &nic("a")));
+    }
+
+    /// The object as it is once this condition has been applied.
+    fn object(said: Option<Condition>) -> NodeIPAllocation {
+        let object = serde_json::json!({"metadata": {"name": "n", "generation": 1},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+            "status": {"conditions": said.into_iter().collect::<Vec<_>>()}});
+        serde_json::from_value(object).unwrap()
     }
 
     #[test]
     fn a_missing_resource_group_is_believed_after_a_day_and_not_before() {
-        let start = Instant::now();
-        let absences = noted(&[scope("G")], start);
-        let prove = |error: &Error, after| absences.prove(error, MINUTE, false, start + after);
-        assert!(!prove(&scope("g"), BELIEVED - Duration::from_secs(1)));
-        assert!(prove(&scope("g"), BELIEVED));
-        assert!(!prove(&scope("other"), BELIEVED));
+        let (start, epoch) = (Instant::now(), Timestamp::UNIX_EPOCH);
+        let first = noted(&[scope("G")], start);
+        let recorded = object(first.condition(&object(None), epoch));
+        let prove = |absences: &Absences, error: &Error, after| {
+            absences.prove(error, &Recorded::of(&recorded, epoch + after), MINUTE, false, start + after)
+        };
+        assert!(!prove(&first, &scope("g"), BELIEVED - Duration::from_secs(1)));
+        assert!(prove(&first, &scope("g"), BELIEVED));
+        assert!(!prove(&first, &scope("other"), BELIEVED));
+        // The next leader counts on, and looks twice for itself.
+        let mut next = Absences::of(&recorded);
+        assert!(!prove(&next, &scope("g"), BELIEVED));
+        assert!(Recorded::of(&recorded, epoch + BELIEVED).lacks_second_look(&scope("g")));
+        next.note(&scope("g"), start + BELIEVED);
+        assert!(!prove(&next, &scope("g"), BELIEVED) && prove(&next, &scope("g"), BELIEVED + MINUTE));
+    }
+
+    #[test]
+    fn the_day_of_a_missing_group_goes_on_until_another_is_missed_too_or_it_is_found() {
+        let hour = |hours: u64| Timestamp::UNIX_EPOCH + Duration::from_secs(hours * 3600);
+        let mut absences = noted(&[scope("G")], Instant::now());
+        let mut known = object(absences.condition(&object(None), hour(0)));
+        let mut since = |absences: &Absences, now| {
+            known = object(absences.condition(&known, now));
+            said(&known).map(|said| said.last_transition_time.0)
+        };
+        absences.note(&scope("g"), Instant::now());
+        assert_eq!(since(&absences, hour(5)), Some(hour(0)));
+        absences.note(&scope("h"), Instant::now());
+        assert_eq!(since(&absences, hour(6)), Some(hour(6)), "one time for both");
+        absences.found(&id("H", "n"));
+        assert_eq!(since(&absences, hour(7)), Some(hour(6)));
+        absences.note(&Error::Stale { resource: id("g", "n") }, Instant::now());
+        assert_eq!(since(&absences, hour(8)), None);
     }
 
     #[test]
@@ -128,15 +254,18 @@ mod tests {
         let missing =
             Error::ScopeMissing { resource: id("g", "n"), scope: Scope::Subscription, message: "m".into() };
         let absences = noted(std::slice::from_ref(&missing), start);
-        assert!(!absences.prove(&missing, MINUTE, false, start + 365 * BELIEVED));
-        assert!(absences.prove(&missing, MINUTE, true, start), "a person says so");
+        assert!(absences.condition(&object(None), Timestamp::UNIX_EPOCH).is_none());
+        let none = Recorded::default();
+        assert!(!absences.prove(&missing, &none, MINUTE, false, start + 365 * BELIEVED));
+        assert!(absences.prove(&missing, &none, MINUTE, true, start), "a person says so");
     }
 
     #[test]
     fn a_person_says_that_a_missing_resource_group_is_gone_and_of_nothing_else() {
         let now = Instant::now();
         let denied = Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
-        let prove = |error: &Error| Absences::default().prove(error, MINUTE, true, now);
+        let none = Recorded::default();
+        let prove = |error: &Error| Absences::default().prove(error, &none, MINUTE, true, now);
         assert!(prove(&scope("g")));
         assert!(!prove(&nic("a")) && !prove(&denied));
     }

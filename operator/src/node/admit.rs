@@ -70,9 +70,8 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
     );
     first.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
     let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
-    let _under_way = ctx.writes.urgent().await;
     // Created, not applied: one that exists by now, unseen by the watch, must keep its content.
-    match Api::all(ctx.client.clone()).create(&params, &first).await {
+    match ctx.writes.urgent(Api::all(ctx.client.clone()).create(&params, &first)).await {
         Ok(_) => info!(node = name, pool = first.spec.pool, "Node admitted"),
         Err(error) if is_status(&error, CONFLICT) => {}
         Err(error) => {

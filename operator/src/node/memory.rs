@@ -78,7 +78,7 @@ impl Memory {
             knows_pods: false,
             lacks_pods_since: None,
             vacant_since: None,
-            absences: Absences::default(),
+            absences: Absences::of(allocation),
             failures: 0,
             attaching: Attaching::default(),
             reports: Reports::default(),

@@ -170,9 +170,11 @@ pub fn occasion(
         return None;
     }
     let is_hinted = memory.nic.hints.due(allocation, now).is_some_and(|wait| wait.is_zero());
-    let recheck = recheck::Recheck::of(allocation, memory.nic.at, ctx.started);
+    let recheck = recheck::Recheck::of(allocation, &memory.nic, ctx.started, ctx.waits.unlisted);
     let is_due = (is_hinted || recheck.is_due(now)) && may_ask;
-    Some(Occasion { is_new, is_begun: is_begun(memory), is_hinted, is_due, may_ask, is_held_back })
+    let all_are_due = recheck.are_all_due(now) && may_ask;
+    let is_begun = is_begun(memory);
+    Some(Occasion { is_new, is_begun, is_hinted, is_due, all_are_due, may_ask, is_held_back })
 }
 
 /// A write of this process has failed, and what became of it isn't known yet.
@@ -450,6 +452,7 @@ mod tests {
             is_begun: false,
             is_hinted: false,
             is_due: false,
+            all_are_due: false,
             may_ask: true,
             is_held_back: false,
         };

@@ -217,10 +217,10 @@ impl Progress {
             report,
             told_by: seen.and_then(|seen| seen.told_by).map(|until| until.saturating_duration_since(now)),
             mending: memory.mending.wait(now),
-            strays: if memory.nic.must_choose && self.may_write() && has_nic {
+            strays: if memory.nic.must_choose(now) && self.may_write() && has_nic {
                 Some(Duration::ZERO)
             } else {
-                memory.strays.wait(now)
+                [memory.strays.wait(now), memory.nic.wait_for_all(now)].into_iter().flatten().min()
             },
             // One that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),

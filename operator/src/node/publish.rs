@@ -107,8 +107,8 @@ async fn apply(
         "spec": spec,
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let _under_way = ctx.writes.urgent().await;
-    let mut answer = allocations(ctx).patch(name, &params, &Patch::Apply(&object)).await?;
+    let api = allocations(ctx);
+    let mut answer = ctx.writes.urgent(api.patch(name, &params, &Patch::Apply(&object))).await?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }
@@ -130,8 +130,8 @@ pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> R
     warn!("this object is of another past: it is made again, and its NIC is read first");
     let exactly = Preconditions { uid: allocation.uid(), resource_version: allocation.resource_version() };
     let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
-    let _under_way = ctx.writes.urgent().await;
-    allocations(ctx).delete(&allocation.name_any(), &params).await.map_err(Error::Delete)?;
+    let (api, name) = (allocations(ctx), allocation.name_any());
+    ctx.writes.urgent(api.delete(&name, &params)).await.map_err(Error::Delete)?;
     Ok(())
 }
 
@@ -159,8 +159,8 @@ pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), 
     if allocation.metadata.deletion_timestamp.is_none() {
         let exactly = Preconditions { uid: allocation.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(exactly), ..Default::default() };
-        let _under_way = ctx.writes.urgent().await;
-        match allocations(ctx).delete(&allocation.name_any(), &params).await {
+        let (api, name) = (allocations(ctx), allocation.name_any());
+        match ctx.writes.urgent(api.delete(&name, &params)).await {
             Ok(_) => {}
             Err(error) if is_status(&error, NOT_FOUND) => return Ok(()),
             Err(error) => return Err(Error::Delete(error)),
@@ -183,8 +183,8 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
     let Some(found) = found.filter(|found| found.uid() == allocation.uid()) else { return Ok(()) };
     let others: Vec<_> = found.finalizers().iter().filter(|one| *one != names::FINALIZER).collect();
     let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
-    let _under_way = ctx.writes.urgent().await;
-    match api.patch(&found.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+    let (name, params, patch) = (found.name_any(), PatchParams::default(), Patch::Merge(patch));
+    match ctx.writes.urgent(api.patch(&name, &params, &patch)).await {
         Ok(_) => Ok(()),
         Err(error) if is_status(&error, NOT_FOUND) => Ok(()),
         Err(error) => Err(Error::Delete(error)),

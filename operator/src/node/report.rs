@@ -17,10 +17,13 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 use vnetpool_crds::allocation::NodeIPAllocation;
-use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, FULL, PAUSED, READY, UPDATING};
+use vnetpool_crds::condition::{
+    self, APPLICATION_SECURITY_GROUPS, FULL, GROUP_FOUND, PAUSED, READY, UPDATING,
+};
 use vnetpool_crds::names;
 use vnetpool_crds::verdict::Verdict;
 
+use super::absences::Absences;
 use super::attachments::step;
 use super::error::Error;
 use super::lag::lag;
@@ -101,6 +104,7 @@ async fn made(
         }),
         attached: progress.attachments.as_ref().and_then(|plan| attached::condition(plan, &memory.attaching)),
         outlived,
+        missing: memory.absences.condition(&progress.allocation, Timestamp::now()),
         taken_off,
         behind_for: memory.reports.behind_for(now),
         networkless: complaint.filter(|_| is_networkless),
@@ -139,9 +143,8 @@ async fn apply(
     if says_the_same(&before, &next) {
         return Ok(());
     }
-    let under_way = ctx.writes.report().await;
-    let answer = apply_conditions(&ctx.client, &progress.allocation, &next).await.map_err(Error::Report)?;
-    drop(under_way);
+    let write = apply_conditions(&ctx.client, &progress.allocation, &next);
+    let answer = ctx.writes.report(write).await.map_err(Error::Report)?;
     applied(ctx, progress, node, memory, (next, answer));
     Ok(())
 }
@@ -168,36 +171,50 @@ fn applied(
 pub async fn vacant(
     ctx: &Context,
     allocation: &NodeIPAllocation,
+    absences: &Absences,
     reason: Reason,
     message: String,
 ) -> Result<(), Error> {
-    set_vacant(ctx, allocation, Verdict::no(reason, message), None).await
+    set_vacant(ctx, allocation, absences, Verdict::no(reason, message), None).await
 }
 
 /// Of an object that stays as it is though it is to go, because somebody has paused its node.
-pub async fn paused(ctx: &Context, allocation: &NodeIPAllocation, pause: &Pause) -> Result<(), Error> {
+pub async fn paused(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    absences: &Absences,
+    pause: &Pause,
+) -> Result<(), Error> {
     let ready = Verdict::no(pause.reason, pause.message());
-    set_vacant(ctx, allocation, ready, Some(pause.verdict())).await
+    set_vacant(ctx, allocation, absences, ready, Some(pause.verdict())).await
 }
 
 async fn set_vacant(
     ctx: &Context,
     allocation: &NodeIPAllocation,
+    absences: &Absences,
     ready: Verdict,
     paused: Option<Verdict>,
 ) -> Result<(), Error> {
     let (generation, now) = (allocation.metadata.generation, Timestamp::now());
     let mut next = ours(allocation);
     next.retain(|one| one.type_ != UPDATING && (one.type_ != PAUSED || paused.is_some()));
+    set_missing(&mut next, absences.condition(allocation, now));
     let said = [Some((READY, ready)), paused.map(|paused| (PAUSED, paused))];
     for (type_, verdict) in said.into_iter().flatten() {
         condition::set(&mut next, verdict.condition(type_, generation, now));
     }
     if !condition::same(&ours(allocation), &next) {
-        let _under_way = ctx.writes.report().await;
-        apply_conditions(&ctx.client, allocation, &next).await.map_err(Error::Report)?;
+        let write = apply_conditions(&ctx.client, allocation, &next);
+        ctx.writes.report(write).await.map_err(Error::Report)?;
     }
     Ok(())
+}
+
+/// Its transition time is a fact, which the condition's status wouldn't tell.
+fn set_missing(conditions: &mut Vec<Condition>, missing: Option<Condition>) {
+    conditions.retain(|one| one.type_ != GROUP_FOUND);
+    conditions.extend(missing);
 }
 
 /// The operator's conditions, all of them: one that isn't sent is taken off. Of this object only, not of one

@@ -16,7 +16,7 @@ use crate::context::Context;
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Lost, they are found again when the node boots.
+/// Lost, they are found again when the VM's NICs are read: when the node boots, or within hours.
 #[derive(Clone, Debug, Default)]
 pub struct Strays {
     nics: Vec<ResourceId>,

@@ -3,18 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
 
+use super::absences::Recorded;
 use super::error::Error;
 use super::memory::Memory;
 use super::progress::{Next, SOON};
 use super::setback::{Setback, Stage};
 use super::{backend, growth, pause, publish, report};
-use crate::azure::{self, Change, Error as AzureError, Freshness, Priority, ResourceId, Urgency};
+use crate::azure::{self, Change, Freshness, Priority, ResourceId, Urgency};
 use crate::context::Context;
 
 /// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the
@@ -36,7 +38,7 @@ pub async fn vacate(
     }
     let since = *memory.vacant_since.get_or_insert(now);
     if let Some(pause) = pause::of(&ctx.cluster, allocation) {
-        report::paused(ctx, allocation, &pause).await?;
+        report::paused(ctx, allocation, &memory.absences, &pause).await?;
         return Ok(Next::After(LATEST));
     }
     if let Some(wait) = held_back(allocation, memory, now) {
@@ -80,7 +82,7 @@ pub async fn vacate(
          VM is deleted; a new Node of that name takes them over.",
         allocation.name_any()
     );
-    report::vacant(ctx, allocation, Reason::NodeGone, message).await?;
+    report::vacant(ctx, allocation, &memory.absences, Reason::NodeGone, message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
 }
 
@@ -115,8 +117,9 @@ pub fn proof(
     now: Instant,
 ) -> impl Fn(&azure::Error) -> bool + Sync + use<> {
     let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
+    let recorded = Recorded::of(allocation, Timestamp::now());
     let second_read = ctx.waits.second_read;
-    move |error| absences.prove(error, second_read, is_said, now)
+    move |error| absences.prove(error, &recorded, second_read, is_said, now)
 }
 
 async fn refused(
@@ -131,18 +134,18 @@ async fn refused(
         return Ok(Next::After(SOON));
     }
     memory.absences.note(&error, now);
-    if matches!(error, AzureError::NotFound { .. }) {
+    if Recorded::of(allocation, Timestamp::now()).lacks_second_look(&error) {
         let message = format!(
             "{why}, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this record of what \
              the NIC holds goes. {error}",
             ctx.waits.second_read.as_secs()
         );
-        report::vacant(ctx, allocation, error.reason(), message).await?;
+        report::vacant(ctx, allocation, &memory.absences, error.reason(), message).await?;
         return Ok(Next::After(ctx.waits.second_read));
     }
     memory.setback = Some(Setback::after(memory.setback.as_ref(), Stage::Find, &error, now));
     let message = format!("{why}, but: {error}");
-    report::vacant(ctx, allocation, error.reason(), message).await?;
+    report::vacant(ctx, allocation, &memory.absences, error.reason(), message).await?;
     Err(Error::Find(error))
 }
 
@@ -159,7 +162,7 @@ pub async fn replace(
     let now = Instant::now();
     let has_given_up = allocation.status.as_ref().is_some_and(|status| !status.relinquished.is_empty());
     if let Some(pause) = pause::of(&ctx.cluster, allocation).filter(|_| has_given_up) {
-        report::paused(ctx, allocation, &pause).await?;
+        report::paused(ctx, allocation, &memory.absences, &pause).await?;
         return Ok(Next::After(LATEST));
     }
     if let Some(wait) = held_back(allocation, memory, now) {

@@ -10,7 +10,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// Runs this while the kernel's events are heard and the tables guarded.
 async fn guarded(tables: Tables, notes: Notes, disturbed: &Notify, test: impl Future<Output = ()>) {
     tokio::select! {
-        ended = firewall::events::watch(tables.known.clone()) => panic!("{ended:?}"),
+        ended = firewall::events::watch(tables.known.clone(), notes.metrics.clone()) => panic!("{ended:?}"),
         ended = guard(tables.clone(), notes, disturbed) => panic!("{ended:?}"),
         () = test => {}
     }

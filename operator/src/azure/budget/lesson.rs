@@ -36,6 +36,8 @@ enum Throttler {
     Provider,
     /// Compute, for one of its resources.
     Resource,
+    /// Whoever it is, for one action: other calls pass.
+    Action,
 }
 
 /// ARM's limit for a subscription is this many times that for one identity in it.
@@ -51,17 +53,12 @@ impl Lesson {
             .flat_map(|(name, value)| counters(name, value, writes))
             .collect();
         match error {
-            // Other calls pass, and whoever made this one waits by itself.
-            Some(Error::Throttled { limit: Limit::Action, message, .. }) if !is_of_nics(message) => {
-                Lesson { counters, ..Lesson::default() }
-            }
             Some(Error::Throttled { retry_after, limit, message, .. }) => Lesson {
                 counters,
                 closed_for: Some(*retry_after),
                 by: match limit {
                     Limit::Arm => Throttler::Arm,
-                    // Nearly all calls to the network provider are about NICs, and all nodes make them.
-                    Limit::Action => Throttler::Provider,
+                    Limit::Action => Throttler::Action,
                     // Compute's words; the other kind is "for this subscription".
                     Limit::Provider if message.contains("for this resource") => Throttler::Resource,
                     Limit::Provider => Throttler::Provider,
@@ -90,14 +87,9 @@ impl Lesson {
             Meter::Arm { .. } => self.by == Throttler::Arm,
             Meter::Network { .. } | Meter::Compute { .. } => self.by == Throttler::Provider,
             Meter::Resource { .. } => self.by == Throttler::Resource,
+            Meter::Action { .. } => self.by == Throttler::Action,
         }
     }
-}
-
-/// Whether the action that a limit concerns is one on NICs: "Number of requests for action
-/// 'Microsoft.Network/networkInterfaces/write' exceeded the limit …".
-fn is_of_nics(message: &str) -> bool {
-    message.contains("Microsoft.Network/networkInterfaces/")
 }
 
 /// The counters in one header, by the rest of its name, that count this sort of call.
@@ -145,6 +137,10 @@ impl Lesson {
 
     pub(super) fn closed_by_provider(peace: Duration) -> Lesson {
         Lesson { by: Throttler::Provider, ..Lesson::closed_by_arm(peace) }
+    }
+
+    pub(super) fn closed_for_action(peace: Duration) -> Lesson {
+        Lesson { by: Throttler::Action, ..Lesson::closed_by_arm(peace) }
     }
 }
 
@@ -253,13 +249,16 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_one_action_closes_nothing_but_what_every_node_calls() {
-        let lesson = |action: &str| {
-            let message = format!("Number of requests for action '{action}' exceeded the limit of '2000'");
-            Lesson::of(&HeaderMap::new(), false, Some(&throttled(&message, Limit::Action)))
-        };
-        assert_eq!(lesson("Microsoft.Network/virtualNetworks/read"), Lesson::default());
-        let nics = lesson("Microsoft.Network/networkInterfaces/read");
-        assert!(nics.closed_for.is_some() && !nics.closes(&arm(false)));
+    fn a_limit_of_one_action_closes_neither_arms_nor_a_providers_meter() {
+        let message =
+            "Number of requests for action 'Microsoft.Network/networkInterfaces/write' exceeded the limit";
+        let lesson = Lesson::of(&HeaderMap::new(), true, Some(&throttled(message, Limit::Action)));
+        let (subscription, region) = (SUBSCRIPTION.to_owned(), "westeurope".to_owned());
+        let network =
+            Meter::Network { subscription: subscription.clone(), region: region.clone(), writes: true };
+        let action = Meter::Action { subscription, region, action: "a".into(), writes: true };
+        assert_eq!(lesson.closed_for, Some(Duration::from_secs(9)));
+        let closed = [action, network, arm(true), compute(), vm()].map(|meter| lesson.closes(&meter));
+        assert_eq!(closed, [true, false, false, false, false]);
     }
 }

@@ -21,6 +21,9 @@ pub(super) enum Meter {
     Compute { subscription: String, region: String, writes: bool },
     /// The compute resource provider's for one resource or operation.
     Resource { path: String, kind: Kind },
+    /// That of one action, such as `microsoft.network/networkinterfaces/write`, in a region. Azure publishes
+    /// no such limit, but closes one.
+    Action { subscription: String, region: String, action: String, writes: bool },
 }
 
 /// How much of a meter is left to us.
@@ -34,6 +37,8 @@ pub(super) struct Level {
 }
 
 enum Gauge {
+    /// How much there is isn't known.
+    Unlimited,
     /// Refills steadily up to `capacity`.
     Bucket { capacity: f64, per_second: f64, tokens: f64, at: Instant },
     /// At most `capacity` in any `span`.
@@ -65,15 +70,40 @@ pub(super) fn of(lane: &Lane) -> (Shared, Option<Meter>) {
     let Lane { subscription, provider, region, kind, resource } = lane;
     let (subscription, writes) = (subscription.clone(), kind.writes());
     let region = region.clone().unwrap_or_default();
-    let arm = Meter::Arm { subscription: subscription.clone(), writes };
+    let mut shared = vec![Meter::Arm { subscription: subscription.clone(), writes }];
+    let mut own = None;
+    shared.extend(action(lane).map(|action| Meter::Action {
+        subscription: subscription.clone(),
+        region: region.clone(),
+        action,
+        writes,
+    }));
     match provider {
-        Provider::Network => (vec![arm, Meter::Network { subscription, region, writes }], None),
+        Provider::Network => shared.push(Meter::Network { subscription, region, writes }),
         Provider::Compute => {
-            let own = Meter::Resource { path: resource.clone(), kind: *kind };
-            (vec![arm, Meter::Compute { subscription, region, writes }], Some(own))
+            shared.push(Meter::Compute { subscription, region, writes });
+            own = Some(Meter::Resource { path: resource.clone(), kind: *kind });
         }
-        Provider::Other => (vec![arm], None),
+        Provider::Other => {}
     }
+    (shared, own)
+}
+
+/// What Azure calls such calls. `None` for looks at virtual networks: nobody waits for one whose answer is
+/// that Azure throttles it, since what is known of the network stays good.
+fn action(lane: &Lane) -> Option<String> {
+    let (_, path) = lane.resource.rsplit_once("/providers/")?;
+    let (namespace, path) = path.split_once('/')?;
+    let kind = path.split('/').step_by(2).collect::<Vec<_>>().join("/");
+    if namespace == "microsoft.network" && kind.starts_with("virtualnetworks") {
+        return None;
+    }
+    let verb = match lane.kind {
+        Kind::Read | Kind::Poll => "read",
+        Kind::Write => "write",
+        Kind::Delete => "delete",
+    };
+    Some(format!("{namespace}/{kind}/{verb}"))
 }
 
 impl Meter {
@@ -92,6 +122,7 @@ impl Meter {
             Meter::Resource { kind: Kind::Read, .. } => a_minute(36.0, 12.0),
             Meter::Resource { kind: Kind::Write | Kind::Delete, .. } => a_minute(12.0, 4.0),
             Meter::Resource { kind: Kind::Poll, .. } => a_minute(45.0, 15.0),
+            Meter::Action { .. } => (f64::INFINITY, 0.0),
         }
     }
 
@@ -100,6 +131,7 @@ impl Meter {
         let (most, per_second) = self.limit();
         let capacity = (most * share).max(LEAST);
         let gauge = match self {
+            Meter::Action { .. } => Gauge::Unlimited,
             Meter::Network { .. } => {
                 let others = Others { count: 0, told: now };
                 Gauge::Window {
@@ -119,6 +151,7 @@ impl Level {
     /// Brings it up to `now`.
     pub(super) fn settle(&mut self, now: Instant) {
         match &mut self.gauge {
+            Gauge::Unlimited => {}
             Gauge::Bucket { capacity, per_second, tokens, at } => {
                 *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * *per_second).min(*capacity);
                 *at = now;
@@ -138,6 +171,7 @@ impl Level {
     pub(super) fn ready(&self, priority: Priority, now: Instant) -> Instant {
         let open = self.closed_until.map_or(now, |until| until.max(now));
         let filled = match &self.gauge {
+            Gauge::Unlimited => now,
             Gauge::Bucket { capacity, per_second, tokens, .. } => {
                 let lacking = capacity * priority.leaves() + 1.0 - tokens;
                 // A microsecond more than needed, so that rounding doesn't leave it a hair short then.
@@ -167,6 +201,7 @@ impl Level {
             None => self.spent += 1,
         }
         match &mut self.gauge {
+            Gauge::Unlimited => {}
             Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
             Gauge::Window { used, .. } => used.push_back(now),
         }
@@ -176,6 +211,7 @@ impl Level {
     pub(super) fn give_back(&mut self, taken: Instant) {
         self.unused += 1;
         match &mut self.gauge {
+            Gauge::Unlimited => {}
             Gauge::Bucket { capacity, tokens, .. } => *tokens = (*tokens + 1.0).min(*capacity),
             Gauge::Window { used, .. } => {
                 if let Ok(at) = used.binary_search(&taken) {
@@ -188,6 +224,7 @@ impl Level {
     /// Azure counts fewer left than we do, since others draw on it as well.
     pub(super) fn lower(&mut self, left: f64, now: Instant) {
         match &mut self.gauge {
+            Gauge::Unlimited => {}
             Gauge::Bucket { tokens, .. } => *tokens = tokens.min(left),
             Gauge::Window { capacity, used, others, .. } => {
                 let count = capacity.saturating_sub(used.len()).saturating_sub(left as usize);
@@ -204,14 +241,17 @@ impl Level {
     /// Nothing is used and nothing forbidden, as of the last [`Level::settle`].
     pub(super) fn is_full(&self, now: Instant) -> bool {
         let unused = match &self.gauge {
+            Gauge::Unlimited => true,
             Gauge::Bucket { capacity, tokens, .. } => tokens >= capacity,
             Gauge::Window { used, others, .. } => used.is_empty() && others.count == 0,
         };
         unused && self.closed_until.is_none_or(|until| until <= now)
     }
 
-    /// As of the last [`Level::settle`]; `None` for a single resource's.
+    /// As of the last [`Level::settle`]; `None` for a single resource's, and for an action that isn't closed.
     pub(super) fn account(&self, meter: &Meter, now: Instant) -> Option<Account> {
+        let closed_for =
+            self.closed_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         let (subscription, region, limit, writes) = match meter {
             Meter::Arm { subscription, writes } => (subscription, "", "arm", writes),
             Meter::Network { subscription, region, writes } => {
@@ -220,9 +260,13 @@ impl Level {
             Meter::Compute { subscription, region, writes } => {
                 (subscription, region.as_str(), "compute", writes)
             }
-            Meter::Resource { .. } => return None,
+            Meter::Action { subscription, region, action, writes } if !closed_for.is_zero() => {
+                (subscription, region.as_str(), action.as_str(), writes)
+            }
+            Meter::Action { .. } | Meter::Resource { .. } => return None,
         };
         let (capacity, left) = match &self.gauge {
+            Gauge::Unlimited => (f64::INFINITY, f64::INFINITY),
             Gauge::Bucket { capacity, tokens, .. } => (*capacity, *tokens),
             Gauge::Window { capacity, used, span, others } => {
                 let taken = used.len() + others.count - others.gone(*span, now);
@@ -232,14 +276,12 @@ impl Level {
         Some(Account {
             subscription: subscription.clone(),
             region: region.to_owned(),
-            limit,
+            limit: limit.to_owned(),
             writes: *writes,
             capacity,
             left,
             spent: self.spent,
-            closed_for: self
-                .closed_until
-                .map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            closed_for,
         })
     }
 }

@@ -138,6 +138,53 @@ fn the_providers_throttling_closes_its_region_only() {
     assert_eq!(budget.grant(now).0, [elsewhere]);
 }
 
+/// Of the network provider, about a resource of that type.
+fn about(kind: Kind, resource: &str, region: &str) -> Lane {
+    let resource = format!("/subscriptions/sub/resourcegroups/g/providers/microsoft.network/{resource}");
+    Lane { kind, resource, ..lane(Some(region), false) }
+}
+
+#[test]
+fn a_limit_of_one_action_holds_up_that_action_in_its_region_and_nothing_else() {
+    let now = Instant::now();
+    let mut budget = budget();
+    let throttled = Lesson::closed_for_action(Duration::from_secs(446));
+    budget.learn(&about(Kind::Write, "networkinterfaces/a", "westeurope"), &throttled, now);
+    let held_up = budget.ask(&about(Kind::Write, "networkinterfaces/b", "westeurope"), Priority::WaitingPods);
+    let others = [
+        about(Kind::Write, "networkinterfaces/c", "northeurope"),
+        about(Kind::Write, "publicipaddresses/p", "westeurope"),
+        about(Kind::Delete, "publicipaddresses/p", "westeurope"),
+        about(Kind::Write, "routetables/t", "westeurope"),
+        about(Kind::Read, "networkinterfaces/b", "westeurope"),
+        about(Kind::Poll, "locations/westeurope/operations/o", "westeurope"),
+    ];
+    let others = others.map(|lane| budget.ask(&lane, Priority::GiveBack));
+    let (mut granted, again) = budget.grant(now);
+    granted.sort_unstable();
+    assert_eq!((granted.as_slice(), again), (others.as_slice(), Some(after(now, 446.0))));
+    let closed = |budget: &mut Budget, now| -> Vec<(String, u64)> {
+        let accounts = budget.accounts(now).into_iter().filter(|one| !one.closed_for.is_zero());
+        accounts.map(|one| (one.limit, one.closed_for.as_secs())).collect()
+    };
+    assert_eq!(closed(&mut budget, now), [("microsoft.network/networkinterfaces/write".to_owned(), 446)]);
+    assert_eq!(budget.grant(after(now, 446.0)).0, [held_up]);
+    assert_eq!(closed(&mut budget, after(now, 446.0)), []);
+}
+
+/// Nodes whose network is known go on without the look.
+#[test]
+fn a_limit_of_looks_at_networks_keeps_nobody_waiting() {
+    let now = Instant::now();
+    let mut budget = budget();
+    for resource in ["virtualnetworks/v", "virtualnetworks/v/usages"] {
+        let look = about(Kind::Read, resource, "");
+        budget.learn(&look, &Lesson::closed_for_action(Duration::from_secs(372)), now);
+        let ticket = budget.ask(&look, Priority::WaitingPods);
+        assert_eq!(budget.grant(now).0, [ticket], "{resource}");
+    }
+}
+
 #[test]
 fn reads_that_the_provider_throttles_are_held_back_too() {
     let now = Instant::now();
@@ -228,7 +275,8 @@ fn accounts_tell_what_was_spent_what_is_left_and_who_waits() {
     let told: Vec<_> = accounts
         .iter()
         .map(|one| {
-            (one.limit, one.region.as_str(), one.spent, one.left, one.capacity, one.closed_for.as_secs())
+            let closed_for = one.closed_for.as_secs();
+            (one.limit.as_str(), one.region.as_str(), one.spent, one.left, one.capacity, closed_for)
         })
         .collect();
     assert_eq!(told, [("arm", "", 3, 157.0, 160.0, 7), ("network", "westeurope", 3, 797.0, 800.0, 0)]);

@@ -34,6 +34,8 @@ pub struct Occasion {
     pub is_begun: bool,
     /// It is time to read the NIC though nothing has changed.
     pub is_due: bool,
+    /// It is time to look what the VM's other NICs hold of ours.
+    pub all_are_due: bool,
     /// No error holds that back.
     pub may_ask: bool,
     /// Azure is to be asked, and an error holds that back: until then the node is as `spec` has it.
@@ -78,19 +80,25 @@ struct Chosen {
 impl Wanted<'_> {
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is
     /// asked once.
-    fn must_choose(&self, known: &Known) -> bool {
+    fn must_choose(&self, known: &Known, now: Instant) -> bool {
         let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
         let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
-        self.occasion.is_new || known.must_choose || (is_elsewhere && is_empty && known.lacking != wanted)
+        let is_due = self.occasion.all_are_due || known.must_choose(now);
+        self.occasion.is_new || is_due || (is_elsewhere && is_empty && known.lacking != wanted)
     }
 
     /// The NIC that is in application security groups by our doing.
     fn grouped(&self) -> Option<ResourceId> {
         let serving = self.spec().serving().filter(|nic| !nic.application_security_groups.is_empty());
         serving?.id.parse().ok()
+    }
+
+    /// The NIC whose addresses pods may have. When the node boots none has any.
+    fn current(&self) -> Option<ResourceId> {
+        self.spec().serving().filter(|_| !self.occasion.is_new)?.id.parse().ok()
     }
 
     fn spec(&self) -> &NodeIPAllocationSpec {
@@ -118,12 +126,14 @@ pub async fn find(
     let mut own = vec![];
     let (nic, read) = if wanted.occasion.is_held_back {
         (None, Read::Nothing)
-    } else if wanted.must_choose(known) && wanted.occasion.may_ask {
+    } else if wanted.must_choose(known, now) && wanted.occasion.may_ask {
         let chosen = choose(ctx, vm, wanted, urgency).await?;
         (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
         own.clone_from(&chosen.all);
         let Chosen { serving, lacking, strays, .. } = chosen;
-        (Some(serving), Read::All { at: Instant::now(), lacking, strays })
+        let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
+        let serves_anew = former.is_some_and(|former| former != serving.id && own.contains(&former));
+        (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
     } else if known.is_left_alone(now) {
         (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
     } else if known.needs_read(now) || wanted.occasion.is_due {
@@ -167,9 +177,10 @@ async fn choose(
     let all = ctx.azure.nics(vm, urgency).await?;
     let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, urgency));
     let nics = futures::future::try_join_all(reads).await?;
-    let index = pick(&nics, wanted.subnet().as_ref(), wanted.grouped().as_ref());
+    let (subnet, grouped, current) = (wanted.subnet(), wanted.grouped(), wanted.current());
+    let index = pick(&nics, subnet.as_ref(), grouped.as_ref(), current.as_ref());
     // None has it, not: another serves, because it still holds something.
-    let lacking = wanted.subnet().filter(|wanted| nics.iter().all(|nic| nic.subnet != *wanted));
+    let lacking = subnet.filter(|wanted| nics.iter().all(|nic| nic.subnet != *wanted));
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
     let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
     let (serving, primary) = (nics[index].clone(), nics[0].clone());
@@ -179,12 +190,19 @@ async fn choose(
 }
 
 /// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours
-/// serves until that is gone: nothing would bring its pods' addresses to the other, or take its groups off.
-fn pick(nics: &[Arc<Nic>], wanted: Option<&ResourceId>, grouped: Option<&ResourceId>) -> usize {
+/// serves until that is gone, and before all others the one that does so `current`ly: nothing would bring its
+/// pods' addresses to the other, or take its groups off.
+fn pick(
+    nics: &[Arc<Nic>],
+    wanted: Option<&ResourceId>,
+    grouped: Option<&ResourceId>,
+    current: Option<&ResourceId>,
+) -> usize {
     let is_wanted = |nic: &Arc<Nic>| wanted.is_some_and(|wanted| nic.subnet == *wanted);
     let holding = |nic: &Arc<Nic>| !nic.ip_configurations.is_empty() || grouped == Some(&nic.id);
     nics.iter()
-        .position(|nic| holding(nic) && is_wanted(nic))
+        .position(|nic| holding(nic) && current == Some(&nic.id))
+        .or_else(|| nics.iter().position(|nic| holding(nic) && is_wanted(nic)))
         .or_else(|| nics.iter().position(holding))
         .or_else(|| nics.iter().position(is_wanted))
         .unwrap_or_default()
@@ -250,20 +268,29 @@ mod tests {
     #[test]
     fn the_nic_in_the_pools_subnet_serves_and_without_one_the_primary() {
         let nics = [nic("a", &[]), nic("b", &[]), nic("c", &[])];
-        assert_eq!(pick(&nics, Some(&nics[2].subnet), None), 2);
+        assert_eq!(pick(&nics, Some(&nics[2].subnet), None, None), 2);
         let upper: ResourceId = nics[1].subnet.to_string().to_uppercase().parse().unwrap();
-        assert_eq!(pick(&nics, Some(&upper), None), 1);
-        assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet), None), 0);
-        assert_eq!(pick(&nics, None, None), 0);
+        assert_eq!(pick(&nics, Some(&upper), None, None), 1);
+        assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet), None, None), 0);
+        assert_eq!(pick(&nics, None, None, None), 0);
     }
 
     #[test]
     fn a_nic_that_still_holds_addresses_serves_until_they_are_gone() {
         let nics = [nic("a", &[]), nic("b", &[("vnp-1", "10.0.0.5/32")])];
-        assert_eq!(pick(&nics, Some(&nics[0].subnet), None), 1);
-        assert_eq!(pick(&nics, None, None), 1);
+        assert_eq!(pick(&nics, Some(&nics[0].subnet), None, None), 1);
+        assert_eq!(pick(&nics, None, None, None), 1);
         // Nor does one that has no more than groups to lose.
         let nics = [nic("a", &[]), nic("b", &[])];
-        assert_eq!(pick(&nics, Some(&nics[1].subnet), Some(&nics[0].id)), 0);
+        assert_eq!(pick(&nics, Some(&nics[1].subnet), Some(&nics[0].id), None), 0);
+    }
+
+    #[test]
+    fn the_nic_whose_addresses_pods_have_goes_on_though_another_holds_something_too() {
+        let nics = [nic("a", &[("vnp-1", "10.0.0.5/32")]), nic("b", &[("vnp-2", "10.0.1.5/32")])];
+        let pick = |current| pick(&nics, Some(&nics[1].subnet), None, current);
+        assert_eq!((pick(Some(&nics[0].id)), pick(None)), (0, 1));
+        let empty = [nic("a", &[]), nics[1].clone()];
+        assert_eq!(super::pick(&empty, Some(&nics[0].subnet), None, Some(&nics[0].id)), 1);
     }
 }

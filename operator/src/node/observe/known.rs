@@ -21,6 +21,10 @@ pub struct Known {
     pub must_read: bool,
     /// The VM's NICs are to be read, all of them.
     pub must_choose: bool,
+    /// When this process last read all of them.
+    pub all_at: Option<Instant>,
+    /// When to read all of them once more, because a write to the one that has served may have come late.
+    all_once_more: Option<Instant>,
     /// How often in a row it was read and something was at work on it, and when it is to be read again.
     unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
@@ -46,11 +50,12 @@ pub enum Read {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have; `strays` hold something of ours and don't serve.
+    /// have; `strays` hold something of ours and don't serve; `serves_anew`: until now another of them did.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
         strays: Vec<ResourceId>,
+        serves_anew: bool,
     },
 }
 
@@ -123,6 +128,16 @@ impl Known {
         !self.is_left_alone(now) && (self.must_read || self.unsettled.is_some() || is_second)
     }
 
+    /// Whether all of the VM's NICs are to be read.
+    pub fn must_choose(&self, now: Instant) -> bool {
+        self.must_choose || self.all_once_more.is_some_and(|at| now >= at)
+    }
+
+    /// How long until all of them are to be read once more.
+    pub fn wait_for_all(&self, now: Instant) -> Option<Duration> {
+        self.all_once_more.and_then(|at| at.checked_duration_since(now)).filter(|wait| !wait.is_zero())
+    }
+
     /// Whether the NIC can be taken to be as `spec` has it while it can't be read: this process has seen it
     /// so, or nothing says otherwise.
     pub fn is_mirrored(&self) -> bool {
@@ -148,10 +163,12 @@ impl Known {
         now: Instant,
     ) {
         match read {
-            Read::All { at, lacking, strays: _ } => {
-                self.at = Some(*at);
+            Read::All { at, lacking, strays: _, serves_anew } => {
+                (self.at, self.all_at) = (Some(*at), Some(*at));
                 (self.must_read, self.must_choose) = (false, false);
                 self.lacking.clone_from(lacking);
+                let left = self.all_once_more.filter(|due| now < *due);
+                self.all_once_more = serves_anew.then_some(*at + late).or(left);
             }
             Read::Nic { at } => {
                 self.at = Some(*at);
@@ -224,6 +241,24 @@ mod tests {
         // After a write whose answer was lost the cache gives what it has just read.
         known.learn(&Read::Nothing, Some(&updating), &allocation, LATE, now);
         assert_eq!(known.wait(now), Some(UNSETTLED));
+    }
+
+    #[test]
+    fn all_nics_are_read_once_more_a_minute_after_another_has_come_to_serve() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let (mut known, start, nic) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
+        let mut read = |serves_anew, at| {
+            let read = Read::All { at, lacking: None, strays: vec![], serves_anew };
+            known.learn(&read, Some(&nic), &allocation, LATE, at);
+            (known.must_choose(at), known.wait_for_all(at), known.must_choose(at + LATE))
+        };
+        assert_eq!(read(false, start), (false, None, false));
+        assert_eq!(read(true, start), (false, Some(LATE), true));
+        // A look before that is none after it.
+        assert_eq!(read(false, start + LATE / 2), (false, Some(LATE / 2), true));
+        assert_eq!(read(false, start + LATE), (false, None, false));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Facts<'a> {
     pub attached: Option<Verdict>,
     /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
     pub outlived: Option<Verdict>,
+    /// What there is to say of missing resource groups, and since when.
+    pub missing: Option<Condition>,
     /// What there is to say of others who take addresses off the NIC.
     pub taken_off: Option<Verdict>,
     /// How long the agent has lagged behind.
@@ -158,6 +160,7 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     if facts.grouped.is_none() && facts.plan.is_some() {
         next.retain(|one| one.type_ != APPLICATION_SECURITY_GROUPS);
     }
+    super::set_missing(&mut next, facts.missing.clone());
     next
 }
 

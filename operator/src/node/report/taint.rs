@@ -17,7 +17,10 @@ pub async fn set(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
     if kept::is_tainted_full(node) == full {
         return Ok(());
     }
-    let _under_way = ctx.writes.report().await;
+    ctx.writes.report(write(ctx, node, full)).await
+}
+
+async fn write(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
     let api = Api::<Node>::all(ctx.client.clone());
     let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
     let Some(found) = found.filter(|found| kept::is_tainted_full(found) != full) else { return Ok(()) };

@@ -110,6 +110,7 @@ impl Story {
             grouped: None,
             attached: None,
             outlived: None,
+            missing: None,
             taken_off: None,
             behind_for: self.behind_for,
             networkless: self.networkless,
