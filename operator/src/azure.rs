@@ -36,7 +36,7 @@ use tracing::{info, instrument};
 
 pub use budget::{Account, Kind};
 pub use credential::{Application, Cloud, Credential};
-pub use error::{Error, Limit, Matter, Remedy, Scope};
+pub use error::{Error, Limit, Matter, Remedy, Scope, codes};
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;

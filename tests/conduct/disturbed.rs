@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute,
     errors_of_the_api_server_cost_no_more_than_their_backoff,
     an_api_server_that_is_busy_is_asked_again_when_it_says,
+    lists_and_watches_that_are_refused_cost_no_more_than_their_backoff,
     watches_whose_version_is_too_old_are_listed_anew,
     an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
 ];
@@ -49,7 +50,7 @@ async fn set(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy)> {
     let mut stage = Stage::empty(plane, quick()).await?;
     let url = plane.config(User::Administrator).await?.cluster_url;
     let server = url.authority().context("no address")?.as_str().parse()?;
-    let proxy = Proxy::start(server).await?;
+    let proxy = Proxy::start(server)?;
     stage.api_server_at(format!("https://{}", proxy.address).parse()?);
     serve(&stage).await?;
     Ok((stage, proxy))
@@ -59,7 +60,7 @@ async fn set(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy)> {
 async fn set_gateway(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy, Gateway)> {
     let mut stage = Stage::empty(plane, quick()).await?;
     let gateway = Gateway::start(plane).await?;
-    let proxy = Proxy::start(gateway.address).await?;
+    let proxy = Proxy::start(gateway.address)?;
     stage.api_server_at(format!("http://{}", proxy.address).parse()?);
     serve(&stage).await?;
     Ok((stage, proxy, gateway))
@@ -74,6 +75,18 @@ async fn serve(stage: &Stage<'_>) -> Result<()> {
 
 fn sizing() -> Value {
     json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })
+}
+
+/// Ends every connection.
+async fn cut(proxy: &Proxy) -> Result<()> {
+    let before = proxy.met();
+    proxy.fault(Fault::Cut);
+    eventually("connections end", Duration::from_secs(5), || async {
+        Ok((proxy.met() >= before + 4).then_some(()))
+    })
+    .await?;
+    proxy.fault(Fault::None);
+    Ok(())
 }
 
 /// Waits until the node holds so many addresses; gives how long that took.
@@ -124,10 +137,7 @@ async fn a_list_that_stops_in_the_middle_holds_the_operator_up_no_longer_than_a_
 
 async fn watches_that_are_cut_cost_a_moment(plane: &ControlPlane) -> Result<()> {
     let (stage, proxy) = set(plane).await?;
-    proxy.fault(Fault::Cut);
-    eventually("connections end", Duration::from_secs(5), || async { Ok((proxy.met() >= 4).then_some(())) })
-        .await?;
-    proxy.fault(Fault::None);
+    cut(&proxy).await?;
     stage.bind("n1", 4).await?;
     served_within(&stage, 4, MOMENT).await
 }
@@ -194,14 +204,39 @@ async fn refused(plane: &ControlPlane, trouble: Trouble, within: Duration) -> Re
     Ok(())
 }
 
+async fn lists_and_watches_that_are_refused_cost_no_more_than_their_backoff(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, proxy, gateway) = set_gateway(plane).await?;
+    let unavailable = Trouble::RefuseToShow(StatusCode::SERVICE_UNAVAILABLE);
+    // Each of four watches twice, on average.
+    gateway.trouble(unavailable, 8);
+    cut(&proxy).await?;
+    stage.bind("n1", 4).await?;
+    served_within(&stage, 4, ERRORS).await?;
+    until_refused(&gateway).await?;
+    // An operator that starts lists first.
+    gateway.trouble(unavailable, 8);
+    stage.kill().await?;
+    stage.start().await?;
+    stage.bind("n1", 2).await?;
+    served_within(&stage, 6, ERRORS).await?;
+    until_refused(&gateway).await
+}
+
+async fn until_refused(gateway: &Gateway) -> Result<()> {
+    eventually("all were refused", ERRORS, || async {
+        ensure!(gateway.left() == 0, "{} weren't", gateway.left());
+        Ok(Some(()))
+    })
+    .await
+}
+
 async fn watches_whose_version_is_too_old_are_listed_anew(plane: &ControlPlane) -> Result<()> {
     let (stage, proxy, gateway) = set_gateway(plane).await?;
     let (before, lists) = (stage.leader().await?, gateway.lists());
     gateway.trouble(Trouble::Expire, 4);
-    proxy.fault(Fault::Cut);
-    eventually("connections end", Duration::from_secs(5), || async { Ok((proxy.met() >= 4).then_some(())) })
-        .await?;
-    proxy.fault(Fault::None);
+    cut(&proxy).await?;
     stage.bind("n1", 4).await?;
     served_within(&stage, 4, MOMENT).await?;
     // The back-off of a watch that was cut before goes on.

@@ -7,11 +7,13 @@ use anyhow::Result;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use hostile::Fate;
 use kube::Client;
 use serde_json::json;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::TcpListener;
@@ -33,6 +35,8 @@ pub struct Gateway {
 pub enum Trouble {
     /// This status to writes of NodeIPAllocations, with a `Retry-After` of so many seconds.
     Refuse(StatusCode, Option<u64>),
+    /// This status to lists and watches.
+    RefuseToShow(StatusCode),
     /// To a watch, that its version is too old: etcd was compacted.
     Expire,
 }
@@ -49,6 +53,8 @@ struct Standing {
     trouble: Option<(Trouble, usize)>,
     /// How many lists have been asked for.
     lists: usize,
+    /// What watches bring is lost.
+    are_watches_silent: bool,
     /// With what ends the silence of requests when it is dropped.
     hostile: Option<(Draws, watch::Sender<()>)>,
 }
@@ -76,6 +82,11 @@ impl Gateway {
         let hostile = seed.map(|seed| (Draws::of(seed), watch::Sender::default()));
         let before = std::mem::replace(&mut self.desk.lock().hostile, hostile);
         before.map_or(0, |(draws, _)| draws.count())
+    }
+
+    /// From now on nothing that a watch brings passes, or all of it again; its connection lives.
+    pub fn silence_watches(&self, are_silent: bool) {
+        self.desk.lock().are_watches_silent = are_silent;
     }
 
     /// How many requests are still to meet it.
@@ -108,18 +119,29 @@ impl Desk {
         Some((fate, silence.subscribe()))
     }
 
+    /// A watch's answer, of which nothing passes while watches are silent.
+    fn unless_silent(&self, answer: Response) -> Response {
+        let desk = self.clone();
+        answer.map(|body| {
+            let pieces = body.into_data_stream();
+            Body::from_stream(pieces.filter(move |_| ready(!desk.lock().are_watches_silent)))
+        })
+    }
+
     /// The answer of a server in trouble, if this request is to get one.
     fn meet(&self, request: &Request) -> Option<Response> {
         let mut state = self.lock();
-        let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+        let is_watch = is_watch(request.uri());
         let names_none = request.uri().path().rsplit('/').next().is_some_and(|last| last.ends_with('s'));
-        state.lists += usize::from(request.method() == Method::GET && names_none && !is_watch);
+        let is_list = request.method() == Method::GET && names_none && !is_watch;
+        state.lists += usize::from(is_list);
         let (trouble, left) = state.trouble.as_mut().filter(|(_, left)| *left > 0)?;
         let is_meant = match trouble {
             // What a node's pods wait for; an Event or a Lease that can't be written is another matter.
             Trouble::Refuse(..) => {
                 request.method() != Method::GET && request.uri().path().contains("/nodeipallocations/")
             }
+            Trouble::RefuseToShow(_) => is_list || is_watch,
             // An agent's watch of its one object reads that by name.
             Trouble::Expire => {
                 is_watch && !request.uri().query().unwrap_or_default().contains("metadata.name")
@@ -130,6 +152,7 @@ impl Desk {
         }
         *left -= 1;
         Some(match *trouble {
+            Trouble::RefuseToShow(status) => (status, status_body(status, "Trouble")).into_response(),
             Trouble::Refuse(status, retry_after) => {
                 let mut answer = (status, status_body(status, "Trouble")).into_response();
                 if let Some(seconds) = retry_after {
@@ -145,6 +168,10 @@ impl Desk {
     }
 }
 
+fn is_watch(uri: &Uri) -> bool {
+    uri.query().unwrap_or_default().contains("watch=true")
+}
+
 fn status_body(status: StatusCode, reason: &str) -> String {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
         "message": "the gateway says so", "code": status.as_u16() })
@@ -155,8 +182,12 @@ async fn handle(State(desk): State<Desk>, request: Request) -> Response {
     if let Some(answer) = desk.meet(&request) {
         return answer;
     }
+    let is_watch = is_watch(request.uri());
     let answer = match desk.draw(&request) {
         Some((fate, healed)) => fate.answer(desk.client, request, healed).await,
+        None if is_watch => {
+            hand_on(desk.client.clone(), request).await.map(|answer| desk.unless_silent(answer))
+        }
         None => hand_on(desk.client, request).await,
     };
     answer.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())

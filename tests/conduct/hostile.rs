@@ -10,16 +10,19 @@ use crate::machines::held;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, Draws};
-use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition::{self, FULL};
+use vnetpool_crds::condition::{self, FULL, SUBNET_EXHAUSTING};
+use vnetpool_crds::names::BACKEND_POOLS;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+use vnetpool_operator::azure::codes;
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
@@ -64,36 +67,40 @@ const RECOVERY: Duration = Duration::from_secs(140);
 const MOMENT: Duration = Duration::from_secs(5);
 
 pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
-    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "0s" } });
+    // What is free of the subnet is always said to be little, so that the pool has something to tell, too.
+    let pool = |minimum: u32| {
+        let sizing = json!({ "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+        json!({ "sizing": sizing, "subnetExhaustingPercent": 100 })
+    };
     let mut stage = Stage::empty(plane, Config { limits: false, ..quick() }).await?;
     let gateway = Gateway::start(plane).await?;
     stage.api_server_at(format!("http://{}", gateway.address).parse()?);
     stage.pool("default", pool(0)).await?;
     stage.start().await?;
     let turns = Turns::watch(&stage);
-    let mut draws = Draws::of(seed);
-    let mut nodes: BTreeMap<String, usize> = BTreeMap::new();
+    let mut world = World { draws: Draws::of(seed), pods: BTreeMap::new(), starts: 1 };
     for index in 0..NODES {
         let node = format!("n{index:02}");
         stage.node(&node, None).await?;
         stage.bind(&node, 1).await?;
-        nodes.insert(node, 1);
+        world.pods.insert(node, 1);
     }
-    for node in nodes.keys() {
+    for node in world.pods.keys() {
         stage.until_holds(node, 1).await?;
     }
-    stage.sim.be_hostile(Some(seed));
+    stage.sim.be_hostile(seed, codes());
     gateway.be_hostile(Some(seed));
     for step in 0..STEPS {
-        happen(&stage, step, &mut draws, &mut nodes).await?;
+        world.happen(&stage, step).await?;
         tokio::time::sleep(BETWEEN).await;
     }
-    stage.sim.be_hostile(None);
+    stage.sim.heal();
     let drawn = gateway.be_hostile(None);
     ensure!(drawn > STEPS, "little was asked of the API server: {drawn}");
     // Some of what Azure said only a person ends, and so whoever edits the pool has it tried again.
     stage.pool("default", pool(1)).await?;
-    let wanted: BTreeMap<String, usize> = nodes.into_iter().map(|(node, pods)| (node, pods.max(1))).collect();
+    let World { pods, starts, .. } = world;
+    let wanted: BTreeMap<String, usize> = pods.into_iter().map(|(node, pods)| (node, pods.max(1))).collect();
     eventually("every node has what it wants and nothing else is held", RECOVERY, || async {
         audit(&stage, &wanted).await?;
         Ok(Some(()))
@@ -101,48 +108,59 @@ pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
     .await?;
     // What the watch here shows comes a moment later.
     eventually("each Event was said for a turn", MOMENT, || async {
-        turns.audit(&stage).await?;
+        turns.audit(&stage, starts).await?;
         Ok(Some(()))
     })
     .await
 }
 
-/// One thing happens: pods come or go, a machine makes room for another, the operator is killed.
-async fn happen(
-    stage: &Stage<'_>,
-    step: usize,
-    draws: &mut Draws,
-    nodes: &mut BTreeMap<String, usize>,
-) -> Result<()> {
-    let node = nodes.keys().nth(draws.below(nodes.len(), "node")).context("no node")?.clone();
-    let pods = nodes[&node];
-    match draws.below(20, "event") {
-        0..10 => {
-            let more = 1 + draws.below(4, "pods");
-            stage.bind(&node, more).await?;
-            nodes.insert(node, pods + more);
+/// What there is while nothing can be relied on.
+struct World {
+    draws: Draws,
+    /// How many pods each node has.
+    pods: BTreeMap<String, usize>,
+    /// How often an operator was started.
+    starts: usize,
+}
+
+impl World {
+    /// One thing happens: pods come or go, a machine makes room for another, the operator is killed.
+    async fn happen(&mut self, stage: &Stage<'_>, step: usize) -> Result<()> {
+        let World { draws, pods: nodes, starts } = self;
+        let node = nodes.keys().nth(draws.below(nodes.len(), "node")).context("no node")?.clone();
+        let pods = nodes[&node];
+        match draws.below(20, "event") {
+            0..10 => {
+                let more = 1 + draws.below(4, "pods");
+                // Some ask for what their pool doesn't offer: they run without it, and are told.
+                let asks = json!({ BACKEND_POOLS: "not-offered" });
+                let annotations = if draws.below(3, "asks") == 0 { asks } else { json!({}) };
+                stage.bind_annotated(&node, more, annotations).await?;
+                nodes.insert(node, pods + more);
+            }
+            10..17 => {
+                let less = pods.min(1 + draws.below(4, "pods"));
+                stage.unbind(&node, less).await?;
+                nodes.insert(node, pods - less);
+            }
+            17..19 => {
+                // Its NIC stays half of the time.
+                stage.unbind(&node, pods).await?;
+                stage.sim.delete_vm(&node, draws.below(2, "NIC") == 0).await?;
+                stage.delete_node(&node).await?;
+                nodes.remove(&node);
+                let new = format!("m{step:02}");
+                stage.node(&new, None).await?;
+                nodes.insert(new, 0);
+            }
+            _ => {
+                stage.kill().await?;
+                stage.start().await?;
+                *starts += 1;
+            }
         }
-        10..17 => {
-            let less = pods.min(1 + draws.below(4, "pods"));
-            stage.unbind(&node, less).await?;
-            nodes.insert(node, pods - less);
-        }
-        17..19 => {
-            // Its NIC stays half of the time.
-            stage.unbind(&node, pods).await?;
-            stage.sim.delete_vm(&node, draws.below(2, "NIC") == 0).await?;
-            stage.delete_node(&node).await?;
-            nodes.remove(&node);
-            let new = format!("m{step:02}");
-            stage.node(&new, None).await?;
-            nodes.insert(new, 0);
-        }
-        _ => {
-            stage.kill().await?;
-            stage.start().await?;
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Every node holds as many addresses as it wants, `spec` shows those of its NIC and no others, each pod has
@@ -184,8 +202,12 @@ async fn audit(stage: &Stage<'_>, wanted: &BTreeMap<String, usize>) -> Result<()
     Ok(())
 }
 
-/// How often a condition of a node has turned to a reason, as a watch has seen it.
-type Seen = BTreeMap<(String, String), usize>;
+/// How often a condition of an object has turned to a reason, or an Event with it was said: by the object's
+/// kind and name, and the reason.
+type Seen = BTreeMap<(String, String, String), usize>;
+
+/// What Events of ours are about.
+const ABOUT: [&str; 4] = ["Node", "NodeIPAllocation", "NodeIPPool", "Pod"];
 
 /// Counts the turns of conditions, to compare them with the Events that were said.
 struct Turns {
@@ -194,26 +216,17 @@ struct Turns {
 
 impl Turns {
     fn watch(stage: &Stage<'_>) -> Turns {
-        let seen = Arc::new(Mutex::new(Seen::new()));
-        let counts = seen.clone();
-        let mut last: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
-        stage.follow(move |object: NodeIPAllocation| {
-            for one in object.conditions() {
-                let (key, now) =
-                    ((object.name_any(), one.type_.clone()), (one.status.clone(), one.reason.clone()));
-                if last.insert(key, now.clone()).as_ref() != Some(&now) {
-                    // The Event of `Full` has this reason, whatever the cause is.
-                    let is_full = one.type_ == FULL && one.status == "True";
-                    let reason = if is_full { FULL.name().to_owned() } else { now.1 };
-                    *lock(&counts).entry((object.name_any(), reason)).or_default() += 1;
-                }
-            }
-        });
+        let seen = Arc::<Mutex<Seen>>::default();
+        stage.follow(counting(seen.clone(), |object: &NodeIPAllocation| object.conditions().to_vec()));
+        stage.follow(counting(seen.clone(), |pool: &NodeIPPool| {
+            pool.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default()
+        }));
         Turns { seen }
     }
 
-    /// No Event was said more often than its condition turned.
-    async fn audit(&self, stage: &Stage<'_>) -> Result<()> {
+    /// No Event was said more often than its condition turned, or, of a pod, than an operator has started:
+    /// what a pod was told is written down nowhere.
+    async fn audit(&self, stage: &Stage<'_>, starts: usize) -> Result<()> {
         let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
         let mut said = Seen::new();
         for event in &events {
@@ -221,21 +234,50 @@ impl Turns {
             let (Some(kind), Some(name), Some(reason)) = (&about.kind, &about.name, &event.reason) else {
                 continue;
             };
+            ensure!(ABOUT.contains(&kind.as_str()), "an Event about a {kind}: {event:?}");
             let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
             // Others tell what was done, and not of a state.
-            let is_of_state = reason == FULL.name()
+            let is_of_state = [FULL, SUBNET_EXHAUSTING].iter().any(|type_| type_.name() == reason)
                 || Reason::of(reason).is_some_and(|reason| !reason.row().conditions.is_empty());
-            let is_warning = event.type_.as_deref() == Some("Warning");
-            if kind == "NodeIPAllocation" && is_warning && is_of_state {
-                *said.entry((name.clone(), reason.clone())).or_default() += usize::try_from(times)?;
+            if is_of_state {
+                let what = (kind.clone(), name.clone(), reason.clone());
+                *said.entry(what).or_default() += usize::try_from(times)?;
             }
         }
         let turned = lock(&self.seen).clone();
-        for (what, times) in &said {
-            let turns = turned.get(what).copied().unwrap_or_default();
-            ensure!(*times <= turns, "{what:?} was said {times} times and turned {turns} times");
+        for ((kind, name, reason), times) in &said {
+            // What is said of a Node stands in its NodeIPAllocation.
+            let stands = if kind == "Node" { "NodeIPAllocation" } else { kind.as_str() };
+            let turns = turned.get(&(stands.to_owned(), name.clone(), reason.clone())).copied();
+            let most = if kind == "Pod" { starts } else { turns.unwrap_or_default() };
+            ensure!(
+                *times <= most,
+                "{reason} of {kind} {name} was said {times} times, at most {most} are right"
+            );
         }
-        ensure!(!said.is_empty(), "nothing was said at all");
+        for kind in ABOUT {
+            ensure!(said.keys().any(|(about, ..)| about == kind), "nothing was said of any {kind}");
+        }
         Ok(())
+    }
+}
+
+/// Counts in `seen` how often conditions of these objects turn.
+fn counting<K: Resource<DynamicType = ()>>(
+    seen: Arc<Mutex<Seen>>,
+    conditions: impl Fn(&K) -> Vec<Condition>,
+) -> impl FnMut(K) {
+    let mut last: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
+    move |object: K| {
+        for one in conditions(&object) {
+            let now = (one.status.clone(), one.reason.clone());
+            if last.insert((object.name_any(), one.type_.clone()), now.clone()).as_ref() == Some(&now) {
+                continue;
+            }
+            // The Events of these have the type for their reason, whatever the cause is.
+            let goes_by_type = [FULL, SUBNET_EXHAUSTING].iter().any(|type_| type_.name() == one.type_);
+            let reason = if goes_by_type && one.status == "True" { one.type_ } else { now.1 };
+            *lock(&seen).entry((K::kind(&()).into(), object.name_any(), reason)).or_default() += 1;
+        }
     }
 }

@@ -123,7 +123,7 @@ async fn a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the
 }
 
 /// The addresses that a write asks for by themselves, the node's own left out.
-fn asked_for(write: &LogEntry) -> BTreeSet<String> {
+pub fn asked_for(write: &LogEntry) -> BTreeSet<String> {
     let all = write.request.as_ref().and_then(|body| body["properties"]["ipConfigurations"].as_array());
     let statics = all.into_iter().flatten().map(|one| &one["properties"]);
     statics

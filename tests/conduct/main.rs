@@ -5,6 +5,7 @@
 //!   stage     one test's world: Azure, machines with their Nodes and pods, the operator, and eyes on all of it
 //!   operator  the operator as a process would run it, and its two ends
 //!   agent     the nodes' side of the protocol: takes up addresses and gives them up as the real agents do
+//!   machine   one for the real agent and the real plugin, where a test is about these
 //!   gateway   stands before the API server and answers as one in trouble does; `proxy`, as a bad network does
 //! ```
 //! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at
@@ -29,6 +30,7 @@ mod identity;
 mod inspected;
 mod left_alone;
 mod lost;
+mod machine;
 mod machines;
 mod metadata;
 mod metrics;
@@ -44,9 +46,11 @@ mod paused;
 mod proxy;
 mod quiet;
 mod refused;
+mod reported;
 mod restored;
 mod rollout;
 mod routes;
+mod secluded;
 mod shortage;
 mod stage;
 mod standby;
@@ -141,6 +145,7 @@ fn main() -> ExitCode {
         paused::TESTS,
         quiet::TESTS,
         refused::TESTS,
+        reported::TESTS,
         restored::TESTS,
         rollout::TESTS,
         routes::TESTS,
@@ -150,6 +155,7 @@ fn main() -> ExitCode {
         unreadable::TESTS,
         // At the end the operators have most processor time, and these measure how soon they are back.
         disturbed::TESTS,
+        secluded::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -1,5 +1,5 @@
-//! A TCP proxy between the operator and its API server. It reads nothing of what passes, and does to it what
-//! networks and dying servers do.
+//! A TCP proxy between the operator or an agent and the API server. It reads nothing of what passes, and does
+//! to it what networks and dying servers do.
 
 use anyhow::Result;
 use socket2::{SockFilter, SockRef};
@@ -43,8 +43,14 @@ const NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 impl Proxy {
     /// On any free port of 127.0.0.1.
-    pub async fn start(server: SocketAddr) -> Result<Proxy> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    pub fn start(server: SocketAddr) -> Result<Proxy> {
+        Proxy::at(std::net::TcpListener::bind("127.0.0.1:0")?, server)
+    }
+
+    /// Where this listens, which may be in another network namespace.
+    pub fn at(listener: std::net::TcpListener, server: SocketAddr) -> Result<Proxy> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let (fault, faults) = watch::channel(Fault::None);
         let met = Arc::<AtomicUsize>::default();

@@ -211,13 +211,25 @@ impl<'a> Stage<'a> {
 
     /// The same with labels.
     pub async fn join_labelled(&self, name: &str, provider_id: &str, labels: &[(&str, &str)]) -> Result<()> {
+        self.register(name, provider_id, labels, FIRST_BOOT).await?;
+        self.start_agent(name, FIRST_BOOT).await
+    }
+
+    /// The Node alone, as the kubelet of that boot makes it.
+    pub async fn register(
+        &self,
+        name: &str,
+        provider_id: &str,
+        labels: &[(&str, &str)],
+        boot: &str,
+    ) -> Result<()> {
         let labels: std::collections::BTreeMap<_, _> = labels.iter().copied().collect();
-        // With its status, as the kubelet does it: a Node without a boot would be read again when it has one.
+        // With its status: a Node without a boot would be read again when it has one.
         let node = json!({ "metadata": { "name": name, "labels": labels }, "spec": { "providerID": provider_id },
-            "status": node_status(FIRST_BOOT) });
+            "status": node_status(boot) });
         let api = Api::<Node>::all(self.client.clone());
         api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
-        self.start_agent(name, FIRST_BOOT).await
+        Ok(())
     }
 
     /// The cloud's controller gives a Node its providerID.
@@ -244,7 +256,12 @@ impl<'a> Stage<'a> {
 
     /// Puts so many more pods on a node.
     pub async fn bind(&self, node: &str, count: usize) -> Result<()> {
-        try_join_all((0..count).map(|_| self.make_pod(node, json!({})))).await?;
+        self.bind_annotated(node, count, json!({})).await
+    }
+
+    /// The same with these annotations.
+    pub async fn bind_annotated(&self, node: &str, count: usize, annotations: Value) -> Result<()> {
+        try_join_all((0..count).map(|_| self.make_pod(node, annotations.clone()))).await?;
         self.agents.serve(node, self.pods_on(node).await?);
         Ok(())
     }
@@ -464,6 +481,13 @@ impl<'a> Stage<'a> {
         let answer = reqwest::Client::new().put(url).bearer_auth("owner").json(&body).send().await?;
         ensure!(answer.status().is_success(), "{resource}: {}", answer.text().await?);
         Ok(id)
+    }
+
+    /// The same, which takes a resource away.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
+        reqwest::Client::new().delete(url).bearer_auth("owner").send().await?.error_for_status()?;
+        Ok(())
     }
 
     /// What Azure has under an id.

@@ -2,6 +2,7 @@
 //! own node only, and of that, nothing is written, replaced or released.
 
 use crate::Test;
+use crate::attachments::kept;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -9,6 +10,7 @@ use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::time::Duration;
+use vnetpool_azure_sim::LogEntry;
 use vnetpool_crds::condition::{self, OBJECTS_READABLE};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -16,6 +18,7 @@ use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     an_allocation_that_can_not_be_read_costs_only_its_own_node,
+    of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_be_read,
     a_pool_of_a_newer_release_leaves_its_nodes_what_they_have,
 ];
 
@@ -59,6 +62,51 @@ async fn an_allocation_that_can_not_be_read_costs_only_its_own_node(plane: &Cont
 
     object.patch(json!({ "status": { "held": 2 } })).await?;
     stage.until_holds("n1", 4).await
+}
+
+async fn of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_be_read(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let offers = json!({ "publicAddressNamespaces": ["default"] });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing, "attachments": offers })).await?;
+    for node in ["n1", "n2"] {
+        stage.node(node, None).await?;
+    }
+    let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let named = |seen: &NodeIPAllocation| kept(seen)?.public_address;
+    let public = stage.until("the pod has a public address", "n1", |seen| {
+        named(seen).filter(|public| !public.address.as_ref().is_none_or(String::is_empty))
+    });
+    let public = public.await?.id;
+    stage.until_holds("n1", 1).await?;
+    let object = Raw::<NodeIPAllocation>::of(&stage, "n1");
+    object
+        .store("/status/properties/held/maximum", json!({ "status": { "held": 5_000_000_000_u64 } }))
+        .await?;
+    stage.sim.clear_log();
+    stage.remove("n1", &pod).await?;
+    stage.sim.delete_vm("n1", true).await?;
+    stage.delete_node("n1").await?;
+    // First for the operator that has read it once, then for one that starts.
+    served_within(&stage, "n2", 1, PATIENCE).await?;
+    stage.kill().await?;
+    stage.start().await?;
+    served_within(&stage, "n2", 2, PATIENCE).await?;
+    let is_about = |one: &&LogEntry| one.path.contains("/n1-nic") || one.path.contains("/publicIPAddresses/");
+    let asked = stage.asked();
+    let written: Vec<_> = asked.iter().filter(is_about).filter(|one| one.method != "GET").collect();
+    ensure!(written.is_empty(), "of a node that nobody can judge: {written:?}");
+    ensure!(stage.exists(&public).await? && stage.held("n1").len() == 1, "{:?}", stage.asked());
+    ensure!(
+        object.get().await?["spec"]["interfaces"][0]["ipConfigurations"].is_array(),
+        "the record is gone"
+    );
+
+    object.patch(json!({ "status": { "held": 1 } })).await?;
+    stage.until_gone("n1").await?;
+    ensure!(!stage.exists(&public).await? && stage.held("n1").is_empty(), "something is left");
+    Ok(())
 }
 
 async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &ControlPlane) -> Result<()> {

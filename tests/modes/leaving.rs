@@ -3,6 +3,7 @@
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -91,6 +92,50 @@ impl Look {
     }
 }
 
+/// What NICs hold of ours, by name.
+async fn held(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let nics = cluster.azure.nics().await?;
+    let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);
+    Ok(ours.map(|one| one.name.clone()).collect())
+}
+
+pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_what_hangs_is_as_documented(
+    world: &World,
+) -> Result<()> {
+    let cluster = &world.cluster;
+    world.pool("drained", &NODES, json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    let before = eventually("nodes hold addresses", Duration::from_secs(60), || async {
+        let held = held(cluster).await?;
+        Ok((held.len() >= 2 * NODES.len()).then_some(held))
+    })
+    .await?;
+    let nodes = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
+    let nodes: Vec<&str> = nodes.split_whitespace().collect();
+    let begun = Instant::now();
+    let drain = ["--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=90s"];
+    cluster.kubectl(&[&["drain"], &nodes[..], &drain].concat()).await?;
+    println!("all of {nodes:?} were drained after {:.1} s", begun.elapsed().as_secs_f64());
+    // The operator has no node any more, and nothing of its namespace waits for it.
+    cluster.kubectl(&["delete", "namespace", "vnetpool-system", "--timeout=90s"]).await?;
+    println!("the namespace was gone after {:.1} s", begun.elapsed().as_secs_f64());
+    let objects =
+        cluster.kubectl(&["get", "nodeipallocations", "-o", "jsonpath={.items[*].metadata.finalizers}"]);
+    let objects = objects.await?;
+    ensure!(objects.matches("vnetpool.io/nic").count() >= NODES.len(), "no record is left: {objects}");
+    let look = snippets::of("look")?.into_iter().find(|one| one.place.contains("uninstall"));
+    let listed = cluster.type_in(&look.context("no such command")?, &[], "").await?;
+    for node in NODES {
+        ensure!(listed.contains(&format!("{node}-nic")), "{node}'s NIC isn't listed: {listed}");
+    }
+    // The first of the two ways that the document has: from here its steps can be followed.
+    cluster.kubectl(&[&["uncordon"], &nodes[..]].concat()).await?;
+    crate::install(cluster).await?;
+    let after = held(cluster).await?;
+    ensure!(after.is_superset(&before), "{before:?} became {after:?}");
+    world.start("again", NODES[0], 1).await?;
+    world.end(&["again"]).await
+}
+
 pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World) -> Result<()> {
     let cluster = &world.cluster;
     let begun = Instant::now();
@@ -117,9 +162,7 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
             ran.with_context(|| of_node.place.clone())?;
         }
     }
-    let nics = cluster.azure.nics().await?;
-    let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);
-    let held: Vec<_> = ours.map(|one| &one.address).collect();
+    let held = held(cluster).await?;
     ensure!(held.is_empty(), "the NICs still hold {held:?}");
     world.is_gone.store(true, Ordering::Relaxed);
     let left = eventually("the cluster as it was", Duration::from_secs(30), || async {

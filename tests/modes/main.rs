@@ -147,6 +147,7 @@ fn main() -> Result<ExitCode> {
         ranges::the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node,
         ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
         ranges::a_node_that_goes_loses_its_route,
+        leaving::the_last_node_can_be_drained_and_the_namespace_deleted_and_what_hangs_is_as_documented,
         leaving::nothing_stays_after_the_uninstall_that_is_documented,
     ];
     Ok(tests.run())

@@ -14,7 +14,7 @@ use crate::resource_id::Malformed;
 pub(super) use arm_error::ArmError;
 use classify::named_in;
 pub(super) use classify::{Effect, classify};
-pub use codes::Limit;
+pub use codes::{Limit, codes};
 pub use matter::Matter;
 use vnetpool_crds::reason::Reason;
 

@@ -161,6 +161,7 @@ mod tests {
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
     use std::hint::black_box;
+    use vnetpool_crds::allocation::IpConfiguration;
 
     /// All of the four kinds as two nodes have them; whatever is read of an object is in it.
     fn node(name: &str) -> Value {
@@ -227,6 +228,9 @@ mod tests {
         })
     }
 
+    /// In an allocation, the id of its pod's.
+    const PUBLIC_ADDRESS: &str = "/spec/interfaces/0/ipConfigurations/0/publicAddress/id";
+
     const KINDS: [fn(&str) -> Value; 4] = [node, allocation, pool, pod];
 
     /// The place of each value in it but those that tell which object it is.
@@ -279,7 +283,8 @@ mod tests {
         let view = Cluster::new(nodes, allocations, pools, pods_listed);
         let (waker, mut wakeups) = wakeups::channels();
         let of = |each: usize| if each == kind { bad.clone() } else { KINDS[each]("bad") };
-        feed(super::nodes(view.clone(), waker.clone(), node_writer), node, &of(0));
+        let mut see_node = super::nodes(view.clone(), waker.clone(), node_writer);
+        feed(&mut see_node, node, &of(0));
         feed(super::allocations(view.clone(), waker.clone(), allocation_writer), allocation, &of(1));
         feed(super::pools(view.clone(), waker.clone(), pool_writer), pool, &of(2));
         feed(super::pods(view.clone(), waker.clone(), listed), pod, &of(3));
@@ -325,9 +330,24 @@ mod tests {
         // What was readable once is there, or is known to be unreadable: never absent.
         assert!(kind != 0 || view.node("bad").is_some());
         assert!(kind != 1 || view.allocation("bad").is_some());
+        // The public address that it names is that of a pod, whatever else it holds.
+        let names = |one: &IpConfiguration| one.public_address.as_ref().is_some_and(|one| one.id == "i");
+        let is_known =
+            || view.allocation("bad").is_some_and(|object| object.spec.ip_configurations().any(names));
+        assert!(of(1).pointer(PUBLIC_ADDRESS) != Some(&json!("i")) || is_known());
+        // Nor is it absent when its Node goes: nothing is given back of what can't be read.
+        let is_unknown = || view.unreadable("bad").is_some_and(|one| one.kind == "NodeIPAllocation");
+        let was_unknown = is_unknown();
+        see_node(Event::Delete(serde_json::from_value(of(0)).unwrap()));
+        assert!(view.node("bad").is_none() && is_unknown() == was_unknown);
+        assert_eq!(was_unknown, kind == 1 && !can_be_read::<NodeIPAllocation>(&bad));
         while let Ok(unreadable) = wakeups.unreadable.try_recv() {
             assert!(unreadable::message(&unreadable).contains(" bad "), "{unreadable:?}");
         }
+    }
+
+    fn can_be_read<K: DeserializeOwned + Resource<DynamicType = ()>>(content: &Value) -> bool {
+        serde_json::from_value::<Reading<K>>(content.clone()).unwrap().0.is_ok()
     }
 
     /// The properties of a schema that a sample lacks.

@@ -8,6 +8,7 @@ mod settings;
 
 use crate::fabric::Fabric;
 use crate::fault::{Ending, Fault, Faults, Standing};
+use crate::hostile::Hostile;
 use crate::lock::lock;
 use crate::log::LogEntry;
 use crate::permission::Access;
@@ -368,9 +369,15 @@ impl Azure {
         self.faults.order(fault)
     }
 
-    /// From now on what becomes of a client's request is drawn at random, by this seed; without one, no more.
-    pub fn be_hostile(&self, seed: Option<u64>) {
-        self.faults.draw(seed);
+    /// From now on what becomes of a client's request is drawn at random, by this seed. Of refusals, these
+    /// codes are drawn beside those known here, each with its status if it has one.
+    pub fn be_hostile(&self, seed: u64, codes: impl IntoIterator<Item = (Option<u16>, String)>) {
+        self.faults.draw(Some(Hostile::of(seed, codes.into_iter().collect())));
+    }
+
+    /// No more of that.
+    pub fn heal(&self) {
+        self.faults.draw(None);
     }
 
     #[must_use]
@@ -426,6 +433,20 @@ impl Azure {
         };
         self.program().await?;
         Ok(before)
+    }
+
+    /// Has the state of a NIC itself stay this one, whatever is written and however that ends; its
+    /// ipConfigurations go on as always. `None` ends that.
+    ///
+    /// # Errors
+    /// When there is no such NIC.
+    pub fn stick_nic(&self, name: &str, state: Option<&str>) -> Result<(), Error> {
+        let mut world = lock(&self.world);
+        world.advance(now());
+        let wanted = format!("/{NICS}/{name}").to_lowercase();
+        let nic = world.nics.iter_mut().find(|(key, _)| key.ends_with(&wanted));
+        nic.ok_or_else(|| Error::NotFound(format!("NIC {name}")))?.1.stick(state);
+        Ok(())
     }
 
     /// Deploys a template into the world's resource group, as `az deployment group create` would; gives the

@@ -1,7 +1,6 @@
 //! Faults that a test sets up: refused, delayed, held or cut-off requests.
 
-use crate::draws::Draws;
-use crate::hostile;
+use crate::hostile::Hostile;
 use crate::lock::lock;
 use crate::request::Request;
 use serde::{Deserialize, Serialize};
@@ -92,7 +91,7 @@ pub(crate) struct Faults(Mutex<Ordered>);
 struct Ordered {
     last: u64,
     /// With what ends the requests that it holds, when it is dropped.
-    hostile: Option<(Draws, watch::Sender<()>)>,
+    hostile: Option<(Hostile, watch::Sender<()>)>,
     standing: BTreeMap<u64, (Standing, watch::Sender<()>)>,
 }
 
@@ -114,9 +113,10 @@ impl Faults {
         self.lock().standing.remove(&id).is_some()
     }
 
-    /// From now on what becomes of a request is drawn; without a seed, nothing is, and what was held goes on.
-    pub(crate) fn draw(&self, seed: Option<u64>) {
-        self.lock().hostile = seed.map(|seed| (Draws::of(seed), watch::Sender::new(())));
+    /// From now on what becomes of a request is drawn; without anything, nothing is, and what was held goes
+    /// on.
+    pub(crate) fn draw(&self, hostile: Option<Hostile>) {
+        self.lock().hostile = hostile.map(|hostile| (hostile, watch::Sender::new(())));
     }
 
     pub(crate) fn standing(&self) -> Vec<Standing> {
@@ -137,8 +137,8 @@ impl Faults {
             // What the owner of the subscription does, a test does.
             let is_clients = path.starts_with("/subscriptions/")
                 && request.header("authorization") != Some("Bearer owner");
-            let (draws, held) = ordered.hostile.as_mut().filter(|_| is_clients)?;
-            return Some(Strike { effect: hostile::draw(draws, request)?, lifted: held.subscribe() });
+            let (hostile, held) = ordered.hostile.as_mut().filter(|_| is_clients)?;
+            return Some(Strike { effect: hostile.draw(request)?, lifted: held.subscribe() });
         };
         standing.hits += 1;
         Some(Strike { effect: standing.fault.effect.clone(), lifted: sender.subscribe() })

@@ -40,34 +40,59 @@ const CODES: &[(u16, &str)] = &[
     (504, "GatewayTimeout"),
 ];
 
-/// What becomes of a request; `None`: it is answered as always.
-pub(crate) fn draw(draws: &mut Draws, request: &Request) -> Option<Effect> {
-    // An operation's own name differs each time.
-    let path = request.path.split("/operations/").next().unwrap_or_default().to_lowercase();
-    let random = draws.next(&format!("{} {path}", request.method));
-    let (choice, detail) = (random % 100, (random / 100) as usize);
-    let is_write = request.method != "GET";
-    Some(match choice {
-        0..14 => refusal(CODES[detail % CODES.len()], &request.path),
-        14..18 => Effect::CutBeforeApply,
-        18..22 => Effect::CutAfterApply,
-        22..25 => Effect::CutBody,
-        25..31 => Effect::Delay { ms: detail as u64 % 1500 },
-        31..32 => Effect::Hold,
-        32..33 => Effect::HoldBefore,
-        33..36 => Effect::Status { status: 200, body: garbage(detail), headers: BTreeMap::new() },
-        36..38 => Effect::Garble { body: garbage(detail) },
-        38..48 if is_write => {
-            let (_, code) = CODES[detail % CODES.len()];
-            let status = if detail.is_multiple_of(3) { Ending::Canceled } else { Ending::Failed };
-            let error = json!({ "code": code, "message": words(code, &request.path) });
-            Effect::OperationEnds { status, error }
-        }
-        _ => return None,
-    })
+/// The statuses of codes that may come with any.
+const REFUSING: [u16; 3] = [400, 403, 409];
+
+/// Says that what it is about isn't there. Whoever reads that must believe it, so only writes are told.
+const ABSENT: &str = "ParentResourceNotFound";
+
+/// One seed's answers.
+pub(crate) struct Hostile {
+    draws: Draws,
+    codes: Vec<Code>,
 }
 
-fn refusal((status, code): (u16, &str), path: &str) -> Effect {
+/// A code, and the status that it comes with; without one, any of [`REFUSING`].
+type Code = (Option<u16>, String);
+
+impl Hostile {
+    /// `further` codes are drawn beside those known here.
+    pub(crate) fn of(seed: u64, further: Vec<Code>) -> Self {
+        let known = CODES.iter().map(|(status, code)| (Some(*status), (*code).to_owned()));
+        Self { draws: Draws::of(seed), codes: known.chain(further).collect() }
+    }
+
+    /// What becomes of a request; `None`: it is answered as always.
+    pub(crate) fn draw(&mut self, request: &Request) -> Option<Effect> {
+        // An operation's own name differs each time.
+        let path = request.path.split("/operations/").next().unwrap_or_default().to_lowercase();
+        let random = self.draws.next(&format!("{} {path}", request.method));
+        let (choice, detail) = (random % 100, (random / 100) as usize);
+        let is_write = request.method != "GET";
+        let (status, code) = &self.codes[detail % self.codes.len()];
+        let status = status.unwrap_or(REFUSING[detail / self.codes.len() % REFUSING.len()]);
+        Some(match choice {
+            0..14 if code == ABSENT && request.method != "PUT" => return None,
+            0..14 => refusal(status, code, &request.path),
+            14..18 => Effect::CutBeforeApply,
+            18..22 => Effect::CutAfterApply,
+            22..25 => Effect::CutBody,
+            25..31 => Effect::Delay { ms: detail as u64 % 1500 },
+            31..32 => Effect::Hold,
+            32..33 => Effect::HoldBefore,
+            33..36 => Effect::Status { status: 200, body: garbage(detail), headers: BTreeMap::new() },
+            36..38 => Effect::Garble { body: garbage(detail) },
+            38..48 if is_write => {
+                let status = if detail.is_multiple_of(3) { Ending::Canceled } else { Ending::Failed };
+                let error = json!({ "code": code, "message": words(code, &request.path) });
+                Effect::OperationEnds { status, error }
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn refusal(status: u16, code: &str, path: &str) -> Effect {
     let details = json!([{ "code": code, "message": words(code, path) }]);
     let body = json!({ "error": { "code": code, "message": words(code, path), "details": details } });
     // Without it a client waits for as long as it likes.
@@ -122,8 +147,12 @@ mod tests {
         format!("/subscriptions/s/resourceGroups/g/providers/P/networkInterfaces/n{}", index % 7)
     }
 
+    fn further() -> Vec<Code> {
+        vec![(Some(429), "OfOneStatus".to_owned()), (None, "OfAny".to_owned()), (None, ABSENT.to_owned())]
+    }
+
     fn drawn(seed: u64, count: usize) -> Vec<Value> {
-        let mut draws = Draws::of(seed);
+        let mut hostile = Hostile::of(seed, further());
         let request = |index: usize| Request {
             method: if index.is_multiple_of(2) { "GET" } else { "PUT" }.into(),
             path: path(index),
@@ -132,7 +161,7 @@ mod tests {
             body: Ok(None),
             from: std::net::Ipv4Addr::LOCALHOST.into(),
         };
-        (0..count).map(|index| json!(draw(&mut draws, &request(index)))).collect()
+        (0..count).map(|index| json!(hostile.draw(&request(index)))).collect()
     }
 
     #[test]
@@ -144,9 +173,11 @@ mod tests {
     #[test]
     fn every_kind_of_answer_is_drawn() {
         let all = drawn(1, 20_000);
-        for code in CODES {
-            let is_refused = (0..7).any(|nic| all.contains(&json!(refusal(*code, &path(nic)))));
-            assert!(is_refused, "{code:?}");
+        for (status, code) in Hostile::of(1, further()).codes {
+            for status in status.map_or(REFUSING.to_vec(), |status| vec![status]) {
+                let is_drawn = (0..7).any(|nic| all.contains(&json!(refusal(status, &code, &path(nic)))));
+                assert!(is_drawn, "{status} {code}");
+            }
         }
         let kinds: BTreeSet<&str> = all.iter().filter_map(|effect| effect["kind"].as_str()).collect();
         let expected = [

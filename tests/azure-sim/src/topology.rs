@@ -136,16 +136,16 @@ const fn net(a: u8, b: u8, length: u8) -> Ipv4Net {
 /// Azure drops packets for private ranges that belong to nobody.
 const PRIVATE: [Ipv4Net; 4] = [net(10, 0, 8), net(172, 16, 12), net(192, 168, 16), net(100, 64, 10)];
 
-fn system_routes(world: &World, key: &str, vnet: &Value) -> BTreeMap<Ipv4Net, Hop> {
+fn system_routes(world: &World, key: &str, vnet: &Value, subnet: &str) -> BTreeMap<Ipv4Net, Hop> {
     let mut routes = BTreeMap::from([(net(0, 0, 0), Hop::Internet)]);
     routes.extend(PRIVATE.map(|prefix| (prefix, Hop::Nowhere)));
-    let peered = peers(world, key, vnet).flat_map(|(_, remote)| vnet::address_space(remote));
+    let peered = peers(world, key, vnet).flat_map(|(peering, _)| vnet::reached(peering, subnet));
     routes.extend(vnet::address_space(vnet).into_iter().chain(peered).map(|prefix| (prefix, Hop::Direct)));
     routes
 }
 
 fn subnet_routes(world: &World, key: &str, vnet: &Value, subnet: &Value) -> BTreeMap<Ipv4Net, Hop> {
-    let mut routes = system_routes(world, key, vnet);
+    let mut routes = system_routes(world, key, vnet, subnet["name"].as_str().unwrap_or_default());
     let table = subnet["properties"]["routeTable"]["id"].as_str();
     let table = table.and_then(|id| world.resource(Kind::RouteTable, id));
     if table.is_none_or(|table| table["properties"]["disableBgpRoutePropagation"] != json!(true)) {
@@ -185,7 +185,8 @@ fn gateway_routes(world: &World, key: &str, vnet: &Value) -> BTreeMap<Ipv4Net, H
         peering["properties"]["allowGatewayTransit"] == json!(true)
             && back.is_some_and(|back| back["properties"]["useRemoteGateways"] == json!(true))
     };
-    let transit = peers(world, key, vnet).filter(uses).flat_map(|(_, remote)| vnet::address_space(remote));
+    let transit = peers(world, key, vnet).filter(uses);
+    let transit = transit.flat_map(|(peering, _)| vnet::reached(peering, "GatewaySubnet"));
     let reached = vnet::address_space(vnet).into_iter().chain(transit).map(|prefix| (prefix, Hop::Direct));
     std::iter::once((net(0, 0, 0), Hop::Nowhere)).chain(reached).collect()
 }

@@ -75,8 +75,37 @@ pub(crate) fn prefixes(subnet: &Value) -> Vec<Ipv4Net> {
 
 /// The prefixes of a virtual network.
 pub(crate) fn address_space(vnet: &Value) -> Vec<Ipv4Net> {
-    let prefixes = vnet.pointer("/properties/addressSpace/addressPrefixes").and_then(Value::as_array);
+    prefixes_of(&vnet["properties"]["addressSpace"])
+}
+
+/// Those of an address space.
+fn prefixes_of(space: &Value) -> Vec<Ipv4Net> {
+    let prefixes = space["addressPrefixes"].as_array();
     prefixes.into_iter().flatten().filter_map(|prefix| prefix.as_str()?.parse().ok()).collect()
+}
+
+/// The prefixes of the remote network to which a subnet has routes by a peering: those of the time when the
+/// two were synchronised. A peering of subnets is for those that it names.
+pub(crate) fn reached(peering: &Value, subnet: &str) -> Vec<Ipv4Net> {
+    let properties = &peering["properties"];
+    let is_it = |name: &Value| name.as_str().is_some_and(|name| name.eq_ignore_ascii_case(subnet));
+    let is_named = properties["localSubnetNames"].as_array().is_some_and(|names| names.iter().any(is_it));
+    let is_whole = properties["peerCompleteVnets"] != json!(false);
+    let is_ours = properties["enableOnlyIPv6Peering"] != json!(true) && (is_whole || is_named);
+    if is_ours { prefixes_of(&properties["remoteAddressSpace"]) } else { vec![] }
+}
+
+/// The part of a network that a peering to it names.
+pub(crate) fn peered_part(vnet: &Value, peering: &Value) -> Vec<Ipv4Net> {
+    let properties = &peering["properties"];
+    if properties["peerCompleteVnets"] != json!(false) {
+        return address_space(vnet);
+    }
+    let named = properties["remoteSubnetNames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let named: Vec<String> = named.map(str::to_lowercase).collect();
+    let is_named =
+        |subnet: &&Value| subnet["name"].as_str().is_some_and(|name| named.contains(&name.to_lowercase()));
+    subnets(vnet).iter().filter(is_named).flat_map(prefixes).collect()
 }
 
 /// A peering that is up, to a network with these prefixes.

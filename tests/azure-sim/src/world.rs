@@ -133,6 +133,24 @@ pub(crate) struct Nic {
     pub(crate) attached: BTreeSet<(Ipv4Addr, String)>,
     /// A NIC that never had a VM is deleted at once by Azure.
     pub(crate) was_attached: bool,
+    /// Its own state, whatever that of its ipConfigurations is and however writes end.
+    pub(crate) stuck: Option<String>,
+}
+
+impl Nic {
+    /// All of it is as a write that has succeeded leaves it.
+    fn settle(&mut self) {
+        nic::set_state(&mut self.document, "Succeeded", &new_etag());
+        if let Some(state) = &self.stuck {
+            self.document["properties"]["provisioningState"] = json!(state);
+        }
+    }
+
+    /// Its own state stays this one from now on, until that is taken back.
+    pub(crate) fn stick(&mut self, state: Option<&str>) {
+        self.stuck = state.map(str::to_owned);
+        self.settle();
+    }
 }
 
 /// A virtual machine.
@@ -312,7 +330,7 @@ impl World {
         match effect {
             Effect::FinishNic => {
                 if let Some(nic) = self.nics.get_mut(resource) {
-                    nic::set_state(&mut nic.document, "Succeeded", &new_etag());
+                    nic.settle();
                     nic.live = nic::addresses(&nic.document);
                     nic.attached = nic::attachments(&nic.document);
                 }
@@ -430,6 +448,7 @@ impl World {
             live: BTreeSet::new(),
             attached: BTreeSet::new(),
             was_attached: false,
+            stuck: None,
         };
         let nic = self.nics.entry(key.clone()).or_insert_with(new);
         nic.document = document;

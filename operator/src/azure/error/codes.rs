@@ -178,6 +178,15 @@ pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&Ar
     TABLE.iter().find_map(fits).unwrap_or((Class::Refused, None))
 }
 
+/// Every code of the table, with the status that its answers have, if that counts: for whoever simulates an
+/// Azure that refuses.
+pub fn codes() -> impl Iterator<Item = (Option<u16>, String)> {
+    TABLE.iter().flat_map(|row| {
+        let status = if let Answer(status) = row.place { Some(status) } else { None };
+        row.codes.iter().map(move |code| (status, code.replace('*', "Some")))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

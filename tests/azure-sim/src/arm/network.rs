@@ -252,6 +252,7 @@ fn put_vnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let document = vnet::replace(&id, name, old, body, &new_etag(), state);
     vnet::subnets(&document).iter().try_for_each(|subnet| attachment::check_subnet(world, subnet))?;
     world.vnets.insert(key.clone(), document.clone());
+    peering::announce_space(world, &key);
     let location = document["location"].as_str().unwrap_or_default().to_owned();
     let operation = world.start(Effect::FinishVnet, &key, &location, call.now + world.write_time());
     Ok(announce(world, call, &operation, Reply::new(201, document)))

@@ -9,6 +9,7 @@ use crate::reply::Reply;
 use crate::resource::list;
 use crate::vnet;
 use crate::world::{World, has_id, new_etag};
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 /// Requests for one peering; `vnet` is the id of an existing virtual network.
@@ -50,6 +51,7 @@ fn put(world: &mut World, call: &Call, key: &str, id: &str, known: Option<Value>
             format!("Cannot create or update peering {id}. The address spaces of both networks overlap.");
         return Err(Reply::nrp(400, "VnetAddressSpacesOverlap", message, json!([])));
     }
+    let part = vnet::peered_part(remote, &body);
     let answers = list(remote, "virtualNetworkPeerings")
         .iter()
         .any(|peering| has_id(&peering["properties"]["remoteVirtualNetwork"], key));
@@ -63,17 +65,42 @@ fn put(world: &mut World, call: &Call, key: &str, id: &str, known: Option<Value>
         ("allowForwardedTraffic", json!(false)),
         ("allowGatewayTransit", json!(false)),
         ("useRemoteGateways", json!(false)),
+        ("peerCompleteVnets", json!(true)),
     ] {
         default(properties, field, value);
     }
     properties["provisioningState"] = json!("Succeeded");
     properties["peeringState"] = json!(if answers { "Connected" } else { "Initiated" });
-    properties["peeringSyncLevel"] = json!("FullyInSync");
-    properties["remoteAddressSpace"] = json!({ "addressPrefixes": space });
-    properties["remoteVirtualNetworkAddressSpace"] = json!({ "addressPrefixes": space });
+    // What there was stays until it is asked for: "Parameter indicates the intention to sync the peering with
+    // the current address space on the remote vNet after it's updated".
+    let asks = call.request.parameter("syncRemoteAddressSpace").is_some_and(|asks| asks == "true");
+    let stays =
+        known.as_ref().filter(|_| !asks).map(|known| known["properties"]["remoteAddressSpace"].clone());
+    properties["remoteAddressSpace"] = stays.unwrap_or_else(|| json!({ "addressPrefixes": part }));
+    show_space(&mut body, &space);
     set(world, key, id, Some(body.clone()));
     announce_to_peer(world, key, &body, "Connected");
     Ok(Reply::new(if known.is_some() { 200 } else { 201 }, body))
+}
+
+/// Shows the space that the remote network has now. Which of the sync levels goes with it is an assumption.
+fn show_space(peering: &mut Value, space: &[Ipv4Net]) {
+    let properties = &mut peering["properties"];
+    properties["remoteVirtualNetworkAddressSpace"] = json!({ "addressPrefixes": space });
+    let is_whole = properties["peerCompleteVnets"] != json!(false);
+    let is_synced = properties["remoteAddressSpace"] == properties["remoteVirtualNetworkAddressSpace"];
+    let level = if is_synced || !is_whole { "FullyInSync" } else { "RemoteNotInSync" };
+    properties["peeringSyncLevel"] = json!(level);
+}
+
+/// A network has been written: whoever peers with it sees its space, and goes on with the one of before.
+pub(super) fn announce_space(world: &mut World, key: &str) {
+    let Some(space) = world.vnets.get(key).map(vnet::address_space) else { return };
+    for vnet in world.vnets.values_mut() {
+        let peerings = vnet["properties"]["virtualNetworkPeerings"].as_array_mut();
+        let to_it = |peering: &&mut Value| has_id(&peering["properties"]["remoteVirtualNetwork"], key);
+        peerings.into_iter().flatten().filter(to_it).for_each(|peering| show_space(peering, &space));
+    }
 }
 
 /// Replaces or removes one peering of a network.

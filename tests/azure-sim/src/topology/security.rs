@@ -79,13 +79,13 @@ struct Tags {
 }
 
 impl Tags {
-    /// `VirtualNetwork` is the network's own space, that of its peers, what it reaches through a gateway, and
-    /// the host's virtual address (documentation of service tags).
+    /// `VirtualNetwork` is the network's own space, what its peerings reach, what it reaches through a gateway,
+    /// and the host's virtual address (documentation of service tags).
     fn of(world: &World, subnet: &str) -> Self {
-        let key = subnet.split("/subnets/").next().unwrap_or_default();
+        let (key, subnet) = subnet.split_once("/subnets/").unwrap_or((subnet, ""));
         let own = world.vnets.get(key);
         let spaces = own.into_iter().flat_map(|vnet| {
-            let peered = peers(world, key, vnet).flat_map(|(_, remote)| vnet::address_space(remote));
+            let peered = peers(world, key, vnet).flat_map(|(peering, _)| vnet::reached(peering, subnet));
             let beyond = gateways(world, key, vnet).flat_map(|gateway| gateway.prefixes.iter().copied());
             vnet::address_space(vnet).into_iter().chain(peered).chain(beyond).collect::<Vec<_>>()
         });

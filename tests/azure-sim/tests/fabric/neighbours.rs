@@ -9,6 +9,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("peered_networks_reach_each_other_when_both_sides_have_a_peering", peered_networks),
         trial("a_peering_that_one_side_closes_lets_no_packet_through", closed_peering),
+        trial("a_range_that_a_peer_has_got_is_reached_once_both_are_in_sync", grown_peer),
+        trial("a_peering_of_subnets_leads_from_those_it_names_to_those_it_names", peered_subnets),
         trial("nothing_reaches_a_stopped_machine_and_all_does_when_it_is_started", stopped),
         trial("premises_are_reached_through_the_gateway_with_true_addresses", premises),
         trial("a_security_group_decides_by_source_and_destination_and_lets_answers_pass", security_groups),
@@ -25,15 +27,64 @@ fn peer(stage: &Stage, from: &str, to: &str, is_open: bool) {
     stage.put(&format!("virtualNetworks/{from}/virtualNetworkPeerings/to-{to}"), &body);
 }
 
-/// Makes `c`, which is 10.60.0.4 in a network of its own.
-fn add_far(stage: &mut Stage) {
+/// A network that isn't that of `a` and `b`, with subnet `far`.
+fn far() -> Value {
     let space = json!({ "addressPrefixes": ["10.60.0.0/16"] });
     let subnets = json!([{ "name": "far", "properties": { "addressPrefix": "10.60.0.0/24" } }]);
-    stage.put(
-        "virtualNetworks/other",
-        &json!({ "properties": { "addressSpace": space, "subnets": subnets } }),
-    );
+    json!({ "properties": { "addressSpace": space, "subnets": subnets } })
+}
+
+/// Makes `c`, which is 10.60.0.4 in a network of its own.
+fn add_far(stage: &mut Stage) {
+    stage.put("virtualNetworks/other", &far());
     stage.add_vm("c", &json!({ "vnet": "other", "subnet": "far" }));
+}
+
+/// `c` is 10.61.0.4 here, in a range that its network didn't have when it was peered with.
+fn grown_peer(stage: &mut Stage) {
+    let mut other = stage.put("virtualNetworks/other", &far());
+    peer(stage, "vnet", "other", true);
+    peer(stage, "other", "vnet", true);
+    for (list, new) in [
+        ("/properties/addressSpace/addressPrefixes", json!("10.61.0.0/16")),
+        ("/properties/subnets", json!({ "name": "new", "properties": { "addressPrefix": "10.61.0.0/24" } })),
+    ] {
+        other.pointer_mut(list).unwrap().as_array_mut().unwrap().push(new);
+    }
+    other["properties"]["virtualNetworkPeerings"] =
+        stage.get("virtualNetworks/other")["properties"]["virtualNetworkPeerings"].clone();
+    stage.put("virtualNetworks/other", &other);
+    stage.add_vm("c", &json!({ "vnet": "other", "subnet": "new" }));
+    let mut c = stage.listen("c");
+    stage.send("a", "10.240.0.4", "10.61.0.4", "not in sync");
+    let peering = stage.get("virtualNetworks/vnet/virtualNetworkPeerings/to-other");
+    let prefixes = |space: &str| peering["properties"][space]["addressPrefixes"].as_array().unwrap().len();
+    assert_eq!(prefixes("remoteAddressSpace"), 1, "{peering}");
+    assert_eq!(prefixes("remoteVirtualNetworkAddressSpace"), 2, "{peering}");
+    assert_eq!(peering["properties"]["peeringSyncLevel"], "RemoteNotInSync");
+    stage.put("virtualNetworks/vnet/virtualNetworkPeerings/to-other?syncRemoteAddressSpace=true", &peering);
+    stage.send("a", "10.240.0.4", "10.61.0.4", "in sync");
+    c.next_is("in sync from 10.240.0.4 to 10.61.0.4");
+}
+
+fn peered_subnets(stage: &mut Stage) {
+    add_far(stage);
+    let put = |from: &str, to: &str, locals: &str, remotes: &str| {
+        let id = Stage::id(&format!("virtualNetworks/{to}"));
+        let body = json!({ "properties": { "remoteVirtualNetwork": { "id": id }, "peerCompleteVnets": false,
+            "localSubnetNames": [locals], "remoteSubnetNames": [remotes] } });
+        let peering = format!("virtualNetworks/{from}/virtualNetworkPeerings/to-{to}");
+        stage.put(&format!("{peering}?syncRemoteAddressSpace=true"), &body);
+    };
+    put("other", "vnet", "far", "nodes");
+    let mut c = stage.listen("c");
+    put("vnet", "other", "small", "far");
+    stage.send("a", "10.240.0.4", "10.60.0.4", "from another subnet");
+    put("vnet", "other", "nodes", "none");
+    stage.send("a", "10.240.0.4", "10.60.0.4", "to another subnet");
+    put("vnet", "other", "nodes", "far");
+    stage.send("a", "10.240.0.4", "10.60.0.4", "as named");
+    c.next_is("as named from 10.240.0.4 to 10.60.0.4");
 }
 
 fn peered_networks(stage: &mut Stage) {

@@ -133,6 +133,10 @@ impl Stage {
         }
     }
 
+    pub(crate) fn get(&self, resource: &str) -> Value {
+        self.request("b", "GET", &Self::id(resource), None)
+    }
+
     /// Has ARM delete a resource of `Microsoft.Network`.
     pub(crate) fn delete(&self, resource: &str) {
         self.request("b", "DELETE", &Self::id(resource), None);
@@ -283,7 +287,8 @@ impl Stage {
     }
 
     fn request(&self, machine: &str, method: &str, id: &str, body: Option<&Value>) -> Value {
-        let path = format!("{id}?api-version=2024-03-01");
+        let sign = if id.contains('?') { '&' } else { '?' };
+        let path = format!("{id}{sign}api-version=2024-03-01");
         let mut probe = self.probe(machine, &["http", method, &path]);
         let mut process = probe.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let body = body.map(Value::to_string).unwrap_or_default();

@@ -1,0 +1,212 @@
+//! What people have reported of Azure in public: NICs that stay as they are, addresses that can't be had
+//! back, operations that others overtake.
+
+use crate::Test;
+use crate::machines::{asked_for, sizing, until_served, wipe};
+use crate::nics::subnet;
+use crate::stage::{Stage, find, quick};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::sleep;
+use vnetpool_azure_sim::{Effect, Ending, LogEntry};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::RESERVED;
+use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::Limit;
+
+pub const TESTS: &[Test] = crate::tests![
+    a_nic_that_stays_updating_is_read_ever_less_often_and_written_when_it_has_settled,
+    a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all_the_same,
+    an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up,
+    an_address_that_can_not_be_had_under_whichever_code_is_given_up_and_no_other,
+    an_operation_that_another_has_overtaken_is_made_again_within_seconds_and_nobody_is_told,
+];
+
+/// Of what ARM was asked, that about the NIC of a node's VM.
+fn asked(stage: &Stage<'_>, node: &str, method: &str) -> usize {
+    let nic = format!("/{node}-nic");
+    stage.asked().iter().filter(|one| one.method == method && one.path.ends_with(&nic)).count()
+}
+
+async fn a_nic_that_stays_updating_is_read_ever_less_often_and_written_when_it_has_settled(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.sim.stick_nic("n1-nic", Some("Updating"))?;
+    stage.sim.clear_log();
+    // The write for these meets another version, and so reads.
+    stage.bind("n1", 3).await?;
+    let mut limit = Limit::new(Duration::from_secs(40));
+    let mut pods = 3;
+    // At once, after 5 s and after 10 s more, though something happens to its node all the while.
+    while asked(&stage, "n1", "GET") < 3 {
+        ensure!(!limit.is_over(), "it is read too rarely: {:?}", stage.asked());
+        stage.bind("n1", 1).await?;
+        pods += 1;
+        sleep(Duration::from_millis(500)).await;
+    }
+    ensure!(pods >= 3 + 15, "it is read too often: {:?}", stage.asked());
+    let written = stage.writes("n1");
+    ensure!(written.iter().all(|write| write.status == 412), "{written:?}");
+    stage.sim.stick_nic("n1-nic", None)?;
+    stage.until_holds("n1", pods).await
+}
+
+async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all_the_same(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.sim.stick_nic("n1-nic", Some("Failed"))?;
+    stage.sim.clear_log();
+    stage.bind("n1", 3).await?;
+    stage.until_says("n1", RESERVED, "Repairing").await?;
+    stage.until_offers("n1", 3).await?;
+    // With what it grew by, after 5 s, and after 10 s more.
+    let good = || stage.writes("n1").iter().filter(|write| write.status < 300).count();
+    let written = good();
+    ensure!(written <= 2, "{:?}", stage.writes("n1"));
+    stage.bind("n1", 1).await?;
+    stage.until_offers("n1", 4).await?;
+    ensure!(good() <= written + 2, "{:?}", stage.writes("n1"));
+    // Nobody is told: it is mended or it passes.
+    ensure!(stage.events("n1", "Repairing").await?.is_empty(), "an Event");
+    stage.sim.stick_nic("n1-nic", None)?;
+    stage.until_says("n1", RESERVED, "Reserved").await?;
+    stage.until_holds("n1", 4).await
+}
+
+/// Three pods on a node that has one address more, all of which are gone from its NIC. No operator runs: the
+/// next one reads the NIC before it writes. Gives the pods' addresses.
+async fn wiped(stage: &Stage<'_>, nodes: &[&str]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut served = BTreeMap::new();
+    for node in nodes {
+        stage.node(node, None).await?;
+        stage.bind(node, 3).await?;
+    }
+    for node in nodes {
+        served.insert((*node).to_owned(), until_served(stage, node, 3).await?);
+        stage.until_holds(node, 4).await?;
+    }
+    stage.kill().await?;
+    for node in nodes {
+        wipe(stage, node).await?;
+    }
+    Ok(served)
+}
+
+/// A NIC of somebody else's has this address, so that it can't come back by chance.
+async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
+    let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
+        "privateIPAddress": address, "privateIPAllocationMethod": "Static" });
+    let body =
+        json!({ "properties": { "ipConfigurations": [{ "name": "theirs", "properties": properties }] } });
+    let nic = format!("Microsoft.Network/networkInterfaces/taken-{}", address.replace('.', "-"));
+    stage.put(&nic, body).await
+}
+
+/// Azure refuses the next write of the node's NIC, with this about an address.
+fn refuse(stage: &Stage<'_>, node: &str, code: &str, address: &str) {
+    let message = format!("Private static IP address {address} can not be used now, says {code}.");
+    let body = json!({ "error": { "code": code, "message": message, "details": [] } });
+    let refusal = Effect::Status { status: 400, body, headers: BTreeMap::new() };
+    stage.fault("PUT", &format!("/{node}-nic"), Some(1), refusal);
+}
+
+fn spec(seen: &NodeIPAllocation) -> BTreeSet<String> {
+    seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect()
+}
+
+async fn an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let before = wiped(&stage, &["n1"]).await?.remove("n1").context("not served")?;
+    let freed = before.iter().next().context("no pod")?.clone();
+    let theirs = take(&stage, &freed).await?;
+    refuse(&stage, "n1", "PrivateIPAddressIsBeingCleanedUp", &freed);
+    stage.bind("n1", 2).await?;
+    stage.start().await?;
+    let grows = |_: &_| stage.writes("n1").iter().any(|write| write.status < 300).then_some(());
+    stage.until("the node grows", "n1", grows).await?;
+    stage.delete(&theirs).await?;
+    let after = until_served(&stage, "n1", 5).await?;
+    ensure!(after.is_superset(&before), "{before:?} became {after:?}");
+    let writes: Vec<LogEntry> = stage.writes("n1");
+    let [first, second, third, ..] = &writes[..] else { anyhow::bail!("{writes:?}") };
+    ensure!(first.status == 400 && asked_for(first).contains(&freed), "{:?}", asked_for(first));
+    let rest: BTreeSet<String> = before.iter().filter(|one| **one != freed).cloned().collect();
+    ensure!(second.status < 300 && asked_for(second).is_superset(&rest), "{:?}", asked_for(second));
+    ensure!(!asked_for(second).contains(&freed), "it is asked for again at once");
+    ensure!(third.status < 300 && asked_for(third).contains(&freed), "{:?}", asked_for(third));
+    Ok(())
+}
+
+async fn an_address_that_can_not_be_had_under_whichever_code_is_given_up_and_no_other(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let codes = [
+        ("n1", "PrivateIPAddressInUse"),
+        ("n2", "PrivateIPAddressNotInSubnet"),
+        ("n3", "PrivateIPAddressInReservedRange"),
+    ];
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let before = wiped(&stage, &codes.map(|(node, _)| node)).await?;
+    let lost = |node: &str| before[node].iter().next().context("no pod").cloned();
+    for (node, code) in codes {
+        let lost = lost(node)?;
+        take(&stage, &lost).await?;
+        refuse(&stage, node, code, &lost);
+        stage.bind(node, 1).await?;
+    }
+    stage.start().await?;
+    for (node, code) in codes {
+        let lost = lost(node)?;
+        let rest: BTreeSet<String> = before[node].iter().filter(|one| **one != lost).cloned().collect();
+        let given_up = |seen: &NodeIPAllocation| {
+            let is_named = seen.status.as_ref()?.lost.iter().any(|one| one.address == lost);
+            let is_settled = find(seen, RESERVED)?.status == "True";
+            let spec = spec(seen);
+            (is_named && is_settled && spec.is_superset(&rest) && !spec.contains(&lost) && spec.len() >= 4)
+                .then_some(())
+        };
+        stage.until(&format!("{code}: the others are back, and one pod is named"), node, given_up).await?;
+        let tries = stage.writes(node).iter().filter(|one| asked_for(one).contains(&lost)).count();
+        ensure!(tries == 1, "{code}: {lost} was asked for {tries} times");
+    }
+    Ok(())
+}
+
+async fn an_operation_that_another_has_overtaken_is_made_again_within_seconds_and_nobody_is_told(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let codes = [
+        ("n1", "AnotherOperationInProgress"),
+        ("n2", "RetryableErrorDueToAnotherOperation"),
+        ("n3", "ReferencedResourceNotProvisioned"),
+    ];
+    let pool: Value = json!({ "sizing": { "minimum": 4, "warm": 0 } });
+    let stage = Stage::set(plane, quick(), pool).await?;
+    for (node, code) in codes {
+        let error = json!({ "code": code, "message": "Another operation on this or a dependent resource is in progress." });
+        let fails = Effect::OperationEnds { status: Ending::Failed, error };
+        stage.fault("PUT", &format!("/{node}-nic"), Some(1), fails);
+        stage.node(node, None).await?;
+    }
+    for (node, _) in codes {
+        stage.until_says(node, RESERVED, "ResourceBusy").await?;
+    }
+    for (node, _) in codes {
+        stage.until_holds(node, 4).await?;
+        ensure!(stage.writes(node).len() == 2, "{:?}", stage.writes(node));
+        ensure!(stage.events(node, "ResourceBusy").await?.is_empty(), "{node} is told");
+    }
+    Ok(())
+}
