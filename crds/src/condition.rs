@@ -132,8 +132,12 @@ table! {
         "An edit of the pool is on its way to its nodes. Absent otherwise, as kstatus reads it.";
     Stalled STALLED: NodeIPPool, Operator, False, false,
         "The pool serves no node, or an edit reaches no further one, before somebody acts. Absent otherwise.";
+    WritesScarce WRITES_SCARCE: NodeIPPool, Operator, False, false,
+        "The pool's nodes want more writes than Azure lets through, and take coarser steps. Absent until they did.";
     SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
         "A subnet of the pool has few free addresses. Unknown while Azure doesn't tell how many.";
+    NetworkExhausting NETWORK_EXHAUSTING: NodeIPPool, Operator, False, false,
+        "A virtual network of the pool takes few more private addresses. Unknown while Azure doesn't tell.";
 }
 
 impl Type {

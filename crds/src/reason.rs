@@ -67,6 +67,7 @@ const AZURE: &[Type] = &[
     Attached,
     ApplicationSecurityGroups,
     SubnetExhausting,
+    NetworkExhausting,
 ];
 /// A scope that isn't there, besides.
 const SCOPE: &[Type] = &[
@@ -106,7 +107,7 @@ macro_rules! table {
 table! {
     // All is well, or soon will be.
     Ready: &[Ready], None, "Everything that `Ready` sums up holds.", Nobody, "";
-    Pending: &[InterfaceFound, Reserved, SubnetExhausting], None, "Vnetpool has not looked yet.", Nobody, "";
+    Pending: &[InterfaceFound, Reserved, SubnetExhausting, NetworkExhausting], None, "Vnetpool has not looked yet.", Nobody, "";
     Found: &[InterfaceFound], None, "The node's VM and its serving NIC were found.", Nobody, "";
     Reserved: &[Reserved], None, "The NIC holds as many addresses as are wanted.", Nobody, "";
     Reserving: &[Reserved], None, "More addresses are being reserved.", Nobody, "";
@@ -137,11 +138,12 @@ table! {
     Valid: &[Valid], None, "The pool's fields make sense together and with Azure.", Nobody, "";
     Supported: &[NodesSupported], None, "Every node that the pool selects can be served.", Nobody, "";
     Readable: &[ObjectsReadable], None, "All objects of the pool's nodes can be read.", Nobody, "";
-    NoNodes: &[NodesReady, SubnetExhausting], None, "The pool serves no node.", Nobody, "";
-    Off: &[SubnetExhausting], None, "`subnetExhaustingPercent` of the pool is 0.", Nobody, "";
-    EnoughFree: &[SubnetExhausting], None,
-        "Every subnet of the pool has more free addresses than `subnetExhaustingPercent`.", Nobody, "";
-    Untold: &[SubnetExhausting], None, "Azure does not tell how many addresses of a subnet are free.", Nobody, "";
+    NoNodes: &[NodesReady, SubnetExhausting, NetworkExhausting], None, "The pool serves no node.", Nobody, "";
+    Off: &[SubnetExhausting, NetworkExhausting], None, "`subnetExhaustingPercent` of the pool is 0.", Nobody, "";
+    EnoughFree: &[SubnetExhausting, NetworkExhausting], None,
+        "Every subnet and network of the pool has more free addresses than `subnetExhaustingPercent`.", Nobody, "";
+    Untold: &[SubnetExhausting, NetworkExhausting], None, "Azure does not tell how many addresses are free.", Nobody, "";
+    EnoughWrites: &[WritesScarce], None, "Azure lets through the writes that the nodes want.", Nobody, "";
     Supplied: &[Supplied], None, "The ledger holds the addresses of `spec`.", Nobody, "";
     Building: &[Supplied], None, "The node has no ledger, and the agent builds one.", Nobody, "";
     Copied: &[Supplied], None,
@@ -210,9 +212,15 @@ table! {
     RolloutStopped: &[Stalled], WARNING,
         "As many nodes as may take up an edit of the pool at a time can't settle, so no further one does.", Cluster,
         "Put right what these nodes say, or take the edit back.";
-    FewFree: &[SubnetExhausting], None,
-        "A subnet has fewer free addresses than `subnetExhaustingPercent` of its size.", Azure,
-        "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
+    FewFree: &[SubnetExhausting, NetworkExhausting], None,
+        "A subnet or a virtual network has fewer addresses left than `subnetExhaustingPercent`.", Azure,
+        "Free addresses in it, lower the pool's sizing, or give new nodes another one. In a network use mode `Prefix`.";
+    CountAmbiguous: &[NetworkExhausting], None,
+        "Azure's figures do not tell whether it counts blocks as one address or as 16.", Azure,
+        "Count what the network's subnets and virtual machines have, as the message says.";
+    FewWrites: &[WritesScarce], None,
+        "Much of the writes that Azure allows in a subscription is used, so nodes write less often and more at once.", Cluster,
+        "Raise `sizing.batch` and `releaseAfter`, use mode `Prefix` or a further subscription, or raise `azure.budgetPercent`.";
     MaximumReached: &[Reserved, Full], None,
         "Pods lack an address: the pool's maximum, the NIC's 256 ipConfigurations or the node's range is used up.",
         Cluster, "Raise `sizing.maximum`, lower the kubelet's maxPods, or use more nodes.";
@@ -354,6 +362,8 @@ table! {
     // Events only.
     SubnetExhausting: &[], WARNING, "A subnet of the pool has few free addresses left.", Azure,
         "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
+    NetworkExhausting: &[], WARNING, "A virtual network of the pool takes few more private addresses.", Azure,
+        "Use mode `Prefix`, lower the pool's sizing, or give new nodes another virtual network.";
     AddressesReserved: &[], NORMAL, "Addresses were reserved on the node's NIC.", Nobody, "";
     AddressesReleased: &[], NORMAL, "Addresses were given back to Azure.", Nobody, "";
     AddressesRestored: &[], WARNING,

@@ -45,7 +45,7 @@ pub use permission::{Need, Permissions};
 pub use public_address::{NewPublicAddress, PublicAddress, Reserved};
 pub use route_table::{Change as RouteChange, Claim, Route, RouteTable, name as route_name};
 pub use urgency::Urgency;
-pub use usages::Free;
+pub use usages::{Usage, Usages};
 pub use vm_id::VmId;
 
 // What the verbs take and give, for whoever calls them.
@@ -336,9 +336,9 @@ impl Azure {
         network
     }
 
-    /// How many addresses are free in each subnet of a virtual network, read from Azure now.
+    /// How many addresses are taken in each subnet of a virtual network, read from Azure now.
     #[instrument(skip_all, fields(vnet = %vnet))]
-    pub async fn free(&self, vnet: &ResourceId, priority: Priority) -> Result<Free, Error> {
+    pub async fn usages(&self, vnet: &ResourceId, priority: Priority) -> Result<Usages, Error> {
         usages::read(&self.transport, vnet, &self.versions.network, priority).await
     }
 

@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::network::Networks;
 use crate::refusals::Refusals;
 use crate::rollout::Rollouts;
+use crate::scarcity::Scarcity;
 use crate::shortage::Shortages;
 use crate::writes::Writes;
 
@@ -37,6 +38,8 @@ pub struct Context {
     pub waker: Waker,
     /// Subnets and virtual networks that have run out of addresses.
     pub shortages: Arc<Mutex<Shortages>>,
+    /// Where writes to Azure are scarce, so that steps are coarse.
+    pub scarcity: Arc<Mutex<Scarcity>>,
     /// What Azure refuses to all of a scope.
     pub refusals: Arc<Mutex<Refusals>>,
     /// Which nodes take up an edit of their pool.
@@ -69,13 +72,15 @@ pub struct Waits {
     /// blocks that have left a NIC to others, so pods could share an address for as long; and without IP
     /// forwarding the pods of a node with a route are cut off.
     pub unlisted: Duration,
+    /// So long writes must have been scarce, or plenty again, before nodes take other steps.
+    pub scarce: Duration,
 }
 
 impl Default for Waits {
     fn default() -> Waits {
-        let [second_read, deadline, late] = [60, 300, 60].map(Duration::from_secs);
+        let [second_read, deadline, late, scarce] = [60, 300, 60, 60].map(Duration::from_secs);
         let [grace, unlisted] = [15 * 60; 2].map(Duration::from_secs);
-        Waits { second_read, deadline, late, grace, unlisted }
+        Waits { second_read, deadline, late, grace, unlisted, scarce }
     }
 }
 
@@ -95,6 +100,7 @@ impl Context {
             writes,
             beside: Arc::default(),
             shortages: Arc::default(),
+            scarcity: Arc::default(),
             refusals: Arc::default(),
             rollouts: Arc::default(),
             started: Instant::now(),

@@ -39,6 +39,7 @@ mod refusals;
 pub mod reserved;
 mod resource_id;
 mod rollout;
+mod scarcity;
 mod shortage;
 pub mod telemetry;
 mod writes;

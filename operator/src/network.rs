@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId};
+use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId, Usages};
 use crate::lock::lock;
 use vnetpool_crds::reason::Reason;
 
@@ -22,6 +22,8 @@ const URGENCY: Priority = Priority::WaitingPods;
 pub struct Networks {
     azure: Arc<Azure>,
     known: Mutex<HashMap<ResourceId, Known>>,
+    /// How full each virtual network is.
+    counts: Mutex<Counts>,
     /// A subnet is known that wasn't.
     arrived: Notify,
 }
@@ -33,23 +35,26 @@ struct Known {
     free: Free,
 }
 
-/// What Azure says of the free addresses of a subnet: a hint. That there are none is learned from a refused
-/// write.
+/// What Azure says of how full a subnet or a virtual network is: a hint. That there is no room is learned
+/// from a refused write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Free {
+pub enum Hint<T> {
     /// Not asked yet.
     #[default]
     Pending,
     /// As of a minute ago at most, if Azure answers.
-    Told(u32),
-    /// Azure has no figure for this subnet.
+    Told(T),
+    /// Azure has no figure for it.
     Untold,
     /// It couldn't be read.
     Unreadable { reason: Reason, message: String },
 }
 
+/// The free addresses of a subnet.
+pub type Free = Hint<u32>;
+
 /// When each virtual network was last asked how full it is, and what it said.
-type Counts = HashMap<ResourceId, (Instant, Result<azure::Free, Error>)>;
+type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
 
 /// A subnet as a pool's status shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +69,13 @@ pub struct Subnet {
 pub enum News {
     Network,
     Free,
+    /// Other subnets of its virtual network have become fuller or emptier.
+    Around,
 }
 
 impl Networks {
     pub fn new(azure: Arc<Azure>) -> Networks {
-        Networks { azure, known: Mutex::default(), arrived: Notify::new() }
+        Networks { azure, known: Mutex::default(), counts: Mutex::default(), arrived: Notify::new() }
     }
 
     /// The network around `subnet` as last read; asks Azure only for a subnet that is new here.
@@ -87,6 +94,11 @@ impl Networks {
         let known = self.lock();
         let Known { network, free, .. } = known.get(subnet)?;
         Some(Subnet { size: size(network), free: free.clone() })
+    }
+
+    /// How full a virtual network is, subnet by subnet.
+    pub fn usages(&self, vnet: &ResourceId) -> Hint<Arc<Usages>> {
+        lock(&self.counts).get(vnet).map(|(_, told)| told.clone()).unwrap_or_default()
     }
 
     /// Reads each network again when what is known of it is [`NETWORK_KEPT`] old, and how full it is, and
@@ -148,46 +160,59 @@ impl Networks {
     }
 
     async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
-        let mut counts = Counts::new();
         loop {
             // How full a new subnet is isn't read on its first node's way to its addresses, but right after.
+            let wait = until_due(lock(&self.counts).values().map(|(at, _)| *at));
             tokio::select! {
                 () = self.arrived.notified() => {}
-                () = sleep(until_due(counts.values().map(|(at, _)| *at))) => {}
+                () = sleep(wait) => {}
             }
-            self.count_due(&mut counts).await;
-            self.tell(&counts, changed);
+            let news = self.count_due().await;
+            self.tell(&news, changed);
         }
     }
 
-    async fn count_due(&self, counts: &mut Counts) {
+    /// Gives the virtual networks of which something else is told now.
+    async fn count_due(&self) -> HashSet<ResourceId> {
         let vnets: HashSet<ResourceId> =
             self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
-        counts.retain(|vnet, _| vnets.contains(vnet));
+        lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
+        let mut news = HashSet::new();
         for vnet in vnets {
-            if counts.get(&vnet).is_none_or(|(last, _)| last.elapsed() >= NETWORK_KEPT) {
-                let told = self.azure.free(&vnet, Priority::GiveBack).await;
-                counts.insert(vnet, (Instant::now(), told));
+            let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
+            if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
+                let told = match self.azure.usages(&vnet, Priority::GiveBack).await {
+                    Ok(usages) => Hint::Told(Arc::new(usages)),
+                    Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
+                };
+                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), told.clone()));
+                if before.is_none_or(|(_, before)| before != told) {
+                    news.insert(vnet);
+                }
             }
         }
+        news
     }
 
-    fn tell(&self, counts: &Counts, changed: &impl Fn(&ResourceId, News)) {
+    fn tell(&self, news: &HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in self.subnets() {
-            let told = azure::vnet_of(&subnet).ok().and_then(|vnet| counts.get(&vnet));
-            let Some((_, told)) = told else { continue };
-            let free = match told {
-                Ok(told) => match told.get(&subnet.name().to_ascii_lowercase()) {
-                    Some(free) => Free::Told(*free),
+            let Ok(vnet) = azure::vnet_of(&subnet) else { continue };
+            let free = match self.usages(&vnet) {
+                Hint::Pending => continue,
+                Hint::Told(usages) => match usages.get(&subnet.name().to_ascii_lowercase()) {
+                    Some(usage) => Free::Told(usage.free()),
                     None => Free::Untold,
                 },
-                Err(error) => Free::Unreadable { reason: error.reason(), message: error.to_string() },
+                Hint::Untold => Free::Untold,
+                Hint::Unreadable { reason, message } => Free::Unreadable { reason, message },
             };
             if self.note(&subnet, &free) {
                 if let Free::Unreadable { reason, message } = free {
                     warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
+            } else if news.contains(&vnet) {
+                changed(&subnet, News::Around);
             }
         }
     }

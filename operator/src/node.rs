@@ -227,6 +227,7 @@ async fn observe_and_plan(
     }
     let Some(mut seen) = observed? else { return Ok(()) };
     seen.observed.may_write &= progress.pause.is_none();
+    seen.observed.coarseness = growth::coarseness(ctx, &seen);
     let plan = planner::plan(&seen.observed);
     let plan = scope::limit(ctx, &progress.allocation, &mut seen, plan, &mut memory.setback, now);
     let shortage = (&mut memory.setback, &mut memory.recalled);

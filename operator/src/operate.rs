@@ -31,6 +31,7 @@ use crate::leader::{Candidate, Leadership, Lost};
 use crate::lock::lock;
 use crate::metrics::{self, Metrics};
 use crate::rollout::Rollouts;
+use crate::scarcity::Scarcity;
 use crate::writes::Writes;
 use crate::{admin, node, pool};
 
@@ -260,6 +261,9 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
             ctx.cluster.catch_up_with(&ctx.client).await?;
             let nodes = ctx.cluster.allocations().state();
             *lock(&ctx.rollouts) = Rollouts::of(nodes.iter().map(AsRef::as_ref));
+            let pools = ctx.cluster.pools().state();
+            let statuses = pools.iter().filter_map(|pool| pool.status.as_ref());
+            *lock(&ctx.scarcity) = Scarcity::recalled(statuses.flat_map(|status| &status.scarce_writes));
         }
         Ok(is_ready)
     };

@@ -43,8 +43,10 @@ pub struct Observed {
     pub slots: u32,
     /// How many addresses a new ipConfiguration brings: 1, or 16 if it is a block.
     pub grain: u32,
-    /// How long a surplus must last before it is given back.
+    /// How long a surplus must last before it is given back, where writes aren't scarce.
     pub release_after: Duration,
+    /// How many batches make a step: more than 1 where writes to Azure are scarce.
+    pub coarseness: u32,
     /// Names the agent has given up for good.
     pub relinquished: BTreeSet<String>,
     /// Names that `spec` shows.
@@ -149,12 +151,22 @@ pub fn plan(observed: &Observed) -> Plan {
     let kept = keeping.iter().map(|one| addresses(one, *grain)).sum();
     let free_slots = slots.saturating_sub(keeping.len() as u32);
     let room = free_slots.saturating_mul(*grain).saturating_add(kept);
-    let steps = sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, *grain, room));
-    let (asked, wanted) = steps.map_or((0, 0), |steps| (steps.asked, steps.wanted));
+    let steps =
+        sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, (*grain, room), observed.coarseness));
+    let coarseness = steps.map_or(1, |steps| steps.coarseness);
+    // What pods use goes first and waits for no burst, within the slots there are.
+    let restore: Vec<Ipv4Net> = match sizing {
+        Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
+        None => vec![],
+    };
+    let restored = (restore.len() as u32).saturating_mul(*grain);
+    let (asked, wanted) =
+        steps.map_or((0, 0), |steps| (steps.asked, should_hold(&steps, kept, kept + restored)));
 
     let surplus = wanted < kept;
+    let release_after = observed.release_after.saturating_mul(coarseness);
     let surplus_to_last = surplus
-        .then(|| observed.release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
+        .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
         .filter(|rest| !rest.is_zero());
     // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up
     // before.
@@ -162,19 +174,14 @@ pub fn plan(observed: &Observed) -> Plan {
 
     let grows = wanted > kept;
     let releases = !release.is_empty();
-    // What pods use goes first and waits for no burst, within the slots there are.
-    let restore: Vec<Ipv4Net> = match sizing {
-        Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
-        None => vec![],
-    };
-    let restored = (restore.len() as u32).saturating_mul(*grain);
     let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
     let reserve = reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32);
     let burst_to_last = burst_to_last(observed.bound_still_for, observed.growth_wanted_for);
     // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take
-    // the release along.
-    let release_to_wait = if kept > target || (reserve > 0 && !burst_to_last.is_zero()) {
-        COLLECT.saturating_sub(observed.release_wanted_for)
+    // the release along. Where writes are scarce one is waited for in any case.
+    let is_collected = kept > target || (reserve > 0 && !burst_to_last.is_zero()) || coarseness > 1;
+    let release_to_wait = if is_collected {
+        COLLECT.saturating_mul(coarseness).saturating_sub(observed.release_wanted_for)
     } else {
         Duration::ZERO
     };
@@ -225,6 +232,20 @@ pub fn plan(observed: &Observed) -> Plan {
         grows,
         releases,
         requeue: requeue.into_iter().flatten().min(),
+    }
+}
+
+/// What the node should hold, of which it has so many with those that are restored. Where steps are coarse,
+/// only what it lacks makes it grow, and only what a coarse step can't explain is too much: that the step
+/// has changed makes no node write. A new node takes what it needs, for many that join together are one
+/// cause of scarce writes, and would soon give the rest back.
+fn should_hold(steps: &Steps, kept: u32, has: u32) -> u32 {
+    if has == 0 {
+        steps.wanted
+    } else if has < steps.wanted || kept > steps.coarse {
+        steps.coarse
+    } else {
+        kept.max(steps.wanted)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The pool controller: is the pool sound, and how do its nodes stand?
 
+mod blocks;
 mod forecast;
 mod leaving;
 pub mod left_alone;
 mod rolling;
+mod scarce;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -24,19 +26,23 @@ use vnetpool_apiserver::jittered;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{
-    self, NODES_READY, OBJECTS_READABLE, PAUSED, READY, SELECTED, STALLED, SUBNET_EXHAUSTING, Type, VALID,
+    self, NETWORK_EXHAUSTING, NODES_READY, OBJECTS_READABLE, PAUSED, READY, SELECTED, STALLED,
+    SUBNET_EXHAUSTING, Type, VALID,
 };
 use vnetpool_crds::pool::SubnetUse;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
+use crate::azure::ResourceId;
 use crate::cluster::unreadable;
 use crate::context::{Context, Stop};
 use crate::events;
 use crate::lock::lock;
+use crate::network::{Hint, Networks, Subnet};
 use crate::node::pause;
 use crate::pod_cidr;
+use blocks::Blocks;
 
 /// A pool is looked at no more often than this.
 const PACE: Duration = Duration::from_secs(1);
@@ -91,12 +97,17 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     let networks = ctx.networks.known_among(subnets.into_iter());
     let conflict = pod_cidr::conflict(&pool, pools.iter().map(Arc::as_ref), &networks);
     let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
-    let known = |id: &str| ctx.networks.subnet(&id.parse().ok()?);
+    let blocks = Blocks::of(ctx.cluster.allocations().state().iter().map(Arc::as_ref));
+    let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
     forecast::tell(&pool, &mut next, known, Timestamp::now());
+    let told = |vnet: &ResourceId| ctx.networks.usages(vnet);
+    forecast::tell_networks(&pool, &mut next, told, &blocks, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(left_alone::is_left_alone);
     left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
     leaving::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     rolling::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
+    scarce::tell(&pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
     tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if says_the_same(&before, &next) {
@@ -121,9 +132,13 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
         let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
         ctx.events.say(&[pool.object_ref(&())], event);
     }
-    if let Some(short) = turned_exhausting(&before.conditions, &next.conditions) {
-        let event = events::stuck(Reason::SubnetExhausting, "Forecast", &short.message);
-        ctx.events.say(&[pool.object_ref(&())], event);
+    for (type_, reason) in
+        [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
+    {
+        if let Some(short) = turned_true(type_, &before.conditions, &next.conditions) {
+            let event = events::stuck(reason, "Forecast", &short.message);
+            ctx.events.say(&[pool.object_ref(&())], event);
+        }
     }
     Ok(Action::await_change())
 }
@@ -158,6 +173,16 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
     let (api, patch) = (Api::<NodeIPPool>::all(ctx.client.clone()), Patch::Apply(&object));
     ctx.writes.report(api.patch_status(name, &params, &patch)).await?;
     Ok(())
+}
+
+/// What is known of a subnet. What lies in blocks isn't free, however Azure counts these.
+fn known(networks: &Networks, blocks: &Blocks, id: &ResourceId) -> Option<Subnet> {
+    let subnet = networks.subnet(id)?;
+    let (Hint::Told(free), Hint::Told(usages)) = (&subnet.free, networks.usages(&id.parent()?)) else {
+        return Some(subnet);
+    };
+    let hidden = blocks.hidden(id, blocks.reading(&id.parent()?, &usages));
+    Some(Subnet { free: Hint::Told(free.saturating_sub(hidden)), ..subnet })
 }
 
 /// The status of a pool that serves these nodes, and whose pod CIDR has this `conflict`. Pure.
@@ -320,6 +345,7 @@ fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool 
         let mut status = NodeIPPoolStatus { assigned: 0, cooling: 0, free: 0, ..status.clone() };
         status.waiting = status.waiting.min(1);
         status.subnets.iter_mut().for_each(|subnet| subnet.free = subnet.free.map(|_| 0));
+        status.networks.iter_mut().for_each(|network| network.used = network.used.map(|_| 0));
         status
     };
     says_the_same(&without(before), &without(next))
@@ -330,9 +356,9 @@ fn turned_false<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) ->
     condition::find(next, type_).filter(|now| now.status == "False" && !was_false)
 }
 
-fn turned_exhausting<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
-    let was = condition::is_true(before, SUBNET_EXHAUSTING);
-    condition::find(next, SUBNET_EXHAUSTING).filter(|now| now.status == "True" && !was)
+fn turned_true<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was = condition::is_true(before, type_);
+    condition::find(next, type_).filter(|now| now.status == "True" && !was)
 }
 
 #[cfg(test)]

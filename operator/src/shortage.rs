@@ -128,6 +128,11 @@ impl Shortages {
         (units.map_or(Turn::Free, Turn::Now), woken)
     }
 
+    /// Whether one of these has run out.
+    pub fn has_any(&self, sources: &[Source]) -> bool {
+        sources.iter().any(|source| self.0.contains_key(source))
+    }
+
     /// Azure has no such number of ipConfigurations.
     pub fn refused(
         &mut self,

@@ -50,6 +50,7 @@ mod reported;
 mod restored;
 mod rollout;
 mod routes;
+mod scarce;
 mod secluded;
 mod shortage;
 mod stage;
@@ -149,6 +150,7 @@ fn main() -> ExitCode {
         restored::TESTS,
         rollout::TESTS,
         routes::TESTS,
+        scarce::TESTS,
         shortage::TESTS,
         standby::TESTS,
         subnets::TESTS,

@@ -26,7 +26,9 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
     };
     // A pool that goes takes effect at once, but where a test is about that.
     let soon = Duration::from_secs(2);
-    let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, ..Waits::default() };
+    // And steps are fine, but where a test is about coarse ones.
+    let scarce = Duration::from_secs(3600);
+    let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, scarce, ..Waits::default() };
     Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, waits }
 }
 

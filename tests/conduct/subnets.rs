@@ -1,4 +1,4 @@
-//! Subnets: what a pool's status shows of them, and the forecast of their end.
+//! Subnets and their networks: what a pool's status shows of them, and the forecast of their end.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -7,15 +7,16 @@ use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
-use vnetpool_azure_sim::NewVm;
+use vnetpool_azure_sim::{Config, Habits, NewVm, VnetConfig};
 use vnetpool_crds::NodeIPPoolStatus;
-use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
+use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SUBNET_EXHAUSTING, Type};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free,
     a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once,
     without_permission_to_count_nothing_but_the_forecast_is_missing,
+    what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_however_azure_counts_them,
 ];
 
 async fn until(
@@ -27,8 +28,19 @@ async fn until(
 }
 
 fn says(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {
-    condition::find(&status.conditions, SUBNET_EXHAUSTING)
-        .is_some_and(|one| one.status == turned && one.reason == reason)
+    says_of(status, SUBNET_EXHAUSTING, turned, reason)
+}
+
+fn says_of(status: &NodeIPPoolStatus, type_: Type, turned: &str, reason: &str) -> bool {
+    condition::find(&status.conditions, type_).is_some_and(|one| one.status == turned && one.reason == reason)
+}
+
+/// How often each kind of object was told of with this reason.
+async fn events(stage: &Stage<'_>, reason: Type) -> Result<Vec<(String, i32)>> {
+    let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
+    let about = events.iter().filter(|event| event.reason.as_deref() == Some(reason.name()));
+    let times = |event: &Event| event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
+    Ok(about.map(|event| (event.involved_object.kind.clone().unwrap_or_default(), times(event))).collect())
 }
 
 async fn a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free(plane: &ControlPlane) -> Result<()> {
@@ -73,15 +85,7 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &Co
     // A pool that wants to hear of it later says so itself.
     stage.pool("default", json!({ "sizing": sizing, "subnetExhaustingPercent": 20 })).await?;
     until(&stage, "it is withdrawn", |status| says(status, "False", "EnoughFree")).await?;
-    let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
-    let about: Vec<_> = events
-        .iter()
-        .filter(|event| event.reason.as_deref() == Some(SUBNET_EXHAUSTING.name()))
-        .map(|event| {
-            let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
-            (event.involved_object.kind.clone().unwrap_or_default(), times)
-        })
-        .collect();
+    let about = events(&stage, SUBNET_EXHAUSTING).await?;
     ensure!(about == [("NodeIPPool".to_owned(), 1)], "{about:?}");
     Ok(())
 }
@@ -104,5 +108,58 @@ async fn without_permission_to_count_nothing_but_the_forecast_is_missing(plane: 
     ensure!(message.is_some_and(|message| message.contains(action)), "{:?}", status.conditions);
     let subnet = status.subnets.first().context("no subnet")?;
     ensure!((subnet.size, subnet.free) == (Some(4091), None), "{subnet:?}");
+    Ok(())
+}
+
+async fn what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_however_azure_counts_them(
+    plane: &ControlPlane,
+) -> Result<()> {
+    const NODES: [&str; 3] = ["n1", "n2", "n3"];
+    for usages_count_blocks_once in [true, false] {
+        // A /22 has 1,019 addresses, of which 48 blocks take 768.
+        let (range, nodes) = ("10.240.0.0/16".parse()?, "10.240.0.0/22".parse()?);
+        let vnet = VnetConfig {
+            name: "vnet".into(),
+            address_prefixes: vec![range],
+            subnets: vec![("nodes".into(), nodes)],
+        };
+        let habits = Habits { usages_count_blocks_once, ..Habits::default() };
+        let stage = Stage::empty(plane, Config { vnets: vec![vnet], habits, ..quick() }).await?;
+        let pool = |percent: u8| {
+            json!({ "mode": "Prefix", "subnetExhaustingPercent": percent,
+                "sizing": { "minimum": 255, "warm": 0, "maximum": 256 } })
+        };
+        stage.pool("default", pool(20)).await?;
+        stage.start().await?;
+        for node in NODES {
+            stage.node(node, None).await?;
+        }
+        for node in NODES {
+            stage.until_holds(node, 16).await?;
+        }
+        // The count of an operator that starts, so that nobody waits for the minute's.
+        stage.kill().await?;
+        stage.start().await?;
+        // Each block counts once, and so does each of the nodes' own addresses.
+        let counted = |status: &NodeIPPoolStatus| {
+            status.networks.iter().map(|one| (one.used, one.limit)).eq([(Some(51), 65_536)])
+                && status.subnets.iter().map(|one| one.free).eq([Some(248)])
+                && says_of(status, NETWORK_EXHAUSTING, "False", "EnoughFree")
+        };
+        until(&stage, &format!("counted, blocks once: {usages_count_blocks_once}"), counted).await?;
+        // Of a pool that wants to hear of the first address taken.
+        stage.pool("default", pool(100)).await?;
+        let warns = |status: &NodeIPPoolStatus| says_of(status, NETWORK_EXHAUSTING, "True", "FewFree");
+        let status = until(&stage, "it is forecast", warns).await?;
+        let said = condition::find(&status.conditions, NETWORK_EXHAUSTING).context("no condition")?;
+        for part in ["/virtualNetworks/vnet has 51 of 65536 private addresses taken", "mode Prefix"] {
+            ensure!(said.message.contains(part), "{part}: {}", said.message);
+        }
+        stage.pool("default", pool(20)).await?;
+        let over = |status: &NodeIPPoolStatus| says_of(status, NETWORK_EXHAUSTING, "False", "EnoughFree");
+        until(&stage, "it is withdrawn", over).await?;
+        let about = events(&stage, NETWORK_EXHAUSTING).await?;
+        ensure!(about == [("NodeIPPool".to_owned(), 1)], "{about:?}");
+    }
     Ok(())
 }

@@ -229,6 +229,7 @@ impl Operator<'_> {
             slots: 255,
             grain: 1,
             release_after: Duration::ZERO,
+            coarseness: 1,
             adopt: vec![],
             relinquished,
             shown: Default::default(),

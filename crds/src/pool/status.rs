@@ -43,6 +43,15 @@ pub struct NodeIPPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub subnets: Vec<SubnetUse>,
+    /// The virtual networks around these subnets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub networks: Vec<NetworkUse>,
+    /// Subscriptions of the nodes' NICs in which writes to Azure are scarce; the condition `WritesScarce` says
+    /// what follows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["subscription".into()]))]
+    pub scarce_writes: Vec<ScarceWrites>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -67,4 +76,30 @@ pub struct SubnetUse {
     /// Absent while Azure doesn't tell; the condition `SubnetExhausting` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<u32>,
+}
+
+/// How much of a virtual network is taken, by whomever.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkUse {
+    /// Azure resource id of the virtual network.
+    pub id: String,
+    /// How many private addresses Azure takes in it in all. A block of 16 counts once.
+    pub limit: u32,
+    /// How many are taken at most, by Azure's count of a minute ago: where the figures don't tell whether Azure
+    /// counts a block as one address or as 16, as if it were one. A hint: nothing is decided by it. Absent
+    /// while Azure doesn't tell; the condition `NetworkExhausting` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u32>,
+}
+
+/// A subscription in which more writes are wanted than Azure lets through.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScarceWrites {
+    /// Its id, in lower case.
+    pub subscription: String,
+    /// How many times as large as `sizing.batch` the steps are in which nodes take and give back addresses,
+    /// and how many times as long as `sizing.releaseAfter` a surplus must last.
+    pub coarseness: u32,
 }

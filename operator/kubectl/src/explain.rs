@@ -110,7 +110,7 @@ impl Explanation {
             ),
         };
         let step = |number: u32, why: String| vec![number.to_string(), why];
-        vec![
+        let mut lines = vec![
             step(
                 steps.pods,
                 format!("pods: {bound} bound, or {assigned} with an address and {waiting} waiting{counted}"),
@@ -122,7 +122,16 @@ impl Explanation {
             step(steps.asked, format!("rounded up to whole reservations of {}", self.grain)),
             step(steps.asked.min(steps.maximum), format!("at most maximum {}", steps.maximum)),
             step(steps.wanted, format!("at most {}, {room}", steps.room)),
-        ]
+        ];
+        if steps.coarseness > 1 {
+            let why = format!(
+                "as steps of {} batches, for writes are scarce in the subscription: a node that lacks some takes so \
+                 many, and only more is given back",
+                steps.coarseness
+            );
+            lines.push(step(steps.coarse, why));
+        }
+        lines
     }
 }
 
@@ -149,6 +158,8 @@ impl fmt::Display for Explanation {
 mod tests {
     use super::*;
     use crate::fixture;
+    use std::sync::Arc;
+    use vnetpool_crds::pool::ScarceWrites;
 
     #[test]
     fn each_step_of_the_sizing_has_its_number() {
@@ -173,6 +184,23 @@ NodeIPAllocation node-2: Reserved is False for 2m (SubnetFull)
   subnet nodes has no address left. Free up some.
 ";
         assert_eq!(explain(&fixture::objects(), "node-2").unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn a_coarse_step_is_shown_with_its_reason() {
+        let mut objects = fixture::objects();
+        let mut pool = fixture::pool();
+        let scarce = ScarceWrites { subscription: "s".into(), coarseness: 4 };
+        pool.status.get_or_insert_default().scarce_writes = vec![scarce];
+        objects.pools = vec![Arc::new(pool)];
+        let shown = explain(&objects, "node-2").unwrap().to_string();
+        for line in [
+            "16          as steps of 4 batches, for writes are scarce in the subscription: a node that lacks some takes so many, \
+             and only more is given back\n",
+            "Next the operator reserves 13 addresses.\n",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
     }
 
     #[test]

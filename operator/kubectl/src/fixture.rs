@@ -33,6 +33,7 @@ pub fn pool() -> NodeIPPool {
         "metadata": {"name": "default"},
         "spec": {"nodeSelector": {"matchLabels": {"pods": "yes"}}},
         "status": {"nodes": 2, "nodesReady": 1, "held": 7, "assigned": 4, "free": 2, "cooling": 1, "waiting": 1,
+            "networks": [{"id": SUBNET.split_once("/subnets").map(|(vnet, _)| vnet), "used": 253, "limit": 65536}],
             "subnets": [{"id": SUBNET, "nodes": 2, "held": 7, "size": 251, "free": 3}],
             "conditions": [condition("Ready", "True", "Ready", "2026-01-01T00:00:00Z", ""), exhausting]},
     }))

@@ -1,10 +1,10 @@
-//! `subnets`: what there is in each, and whether it lasts.
+//! `subnets`: what there is in each and in the networks around them, and whether it lasts.
 
 use std::fmt;
 
 use kube::ResourceExt;
 use serde::Serialize;
-use vnetpool_crds::condition::{self, SUBNET_EXHAUSTING};
+use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SUBNET_EXHAUSTING};
 
 use crate::cluster::Objects;
 use crate::show::{age, indented, or_dash, short, table};
@@ -12,6 +12,7 @@ use crate::show::{age, indented, or_dash, short, table};
 #[derive(Clone, Debug, Serialize)]
 pub struct Subnets {
     pub subnets: Vec<Subnet>,
+    pub networks: Vec<Network>,
     pub forecasts: Vec<Forecast>,
 }
 
@@ -28,11 +29,22 @@ pub struct Subnet {
     pub free_share: Option<u32>,
 }
 
-/// What a pool's condition `SubnetExhausting` says.
+/// A virtual network, as one pool uses it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Network {
+    pub id: String,
+    pub pool: String,
+    pub limit: u32,
+    pub used: Option<u32>,
+}
+
+/// What a pool's conditions `SubnetExhausting` and `NetworkExhausting` say.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Forecast {
     pub pool: String,
+    /// The condition.
+    pub about: &'static str,
     pub percent: u32,
     pub exhausting: String,
     pub reason: String,
@@ -42,7 +54,7 @@ pub struct Forecast {
 }
 
 pub fn subnets(objects: &Objects) -> Subnets {
-    let (mut subnets, mut forecasts) = (vec![], vec![]);
+    let (mut subnets, mut networks, mut forecasts) = (vec![], vec![], vec![]);
     for pool in &objects.pools {
         let Some(status) = &pool.status else { continue };
         subnets.extend(status.subnets.iter().map(|one| Subnet {
@@ -54,9 +66,17 @@ pub fn subnets(objects: &Objects) -> Subnets {
             free: one.free,
             free_share: one.free.zip(one.size).and_then(|(free, size)| (100 * free).checked_div(size)),
         }));
-        if let Some(said) = condition::find(&status.conditions, SUBNET_EXHAUSTING) {
+        networks.extend(status.networks.iter().map(|one| Network {
+            id: one.id.clone(),
+            pool: pool.name_any(),
+            limit: one.limit,
+            used: one.used,
+        }));
+        for about in [SUBNET_EXHAUSTING, NETWORK_EXHAUSTING] {
+            let Some(said) = condition::find(&status.conditions, about) else { continue };
             forecasts.push(Forecast {
                 pool: pool.name_any(),
+                about: about.name(),
                 percent: pool.spec.subnet_exhausting_percent,
                 exhausting: said.status.clone(),
                 reason: said.reason.clone(),
@@ -65,7 +85,7 @@ pub fn subnets(objects: &Objects) -> Subnets {
             });
         }
     }
-    Subnets { subnets, forecasts }
+    Subnets { subnets, networks, forecasts }
 }
 
 impl fmt::Display for Subnets {
@@ -84,9 +104,18 @@ impl fmt::Display for Subnets {
         });
         let headers = ["SUBNET", "POOL", "NODES", "HELD", "SIZE", "FREE", "FREE%"];
         f.write_str(&table(&headers, &rows.collect::<Vec<_>>()))?;
+        if !self.networks.is_empty() {
+            let rows = self.networks.iter();
+            let rows = rows
+                .map(|one| vec![short(&one.id), one.pool.clone(), or_dash(one.used), one.limit.to_string()]);
+            write!(f, "\n{}", table(&["NETWORK", "POOL", "TAKEN", "LIMIT"], &rows.collect::<Vec<_>>()))?;
+        }
         for one in &self.forecasts {
-            let Forecast { pool, percent, exhausting, reason, age, .. } = one;
-            writeln!(f, "\nNodeIPPool {pool} warns below {percent}%: {exhausting} for {age} ({reason})")?;
+            let Forecast { pool, about, percent, exhausting, reason, age, .. } = one;
+            writeln!(
+                f,
+                "\nNodeIPPool {pool} warns below {percent}%: {about} is {exhausting} for {age} ({reason})"
+            )?;
             f.write_str(&indented(&one.message))?;
         }
         Ok(())
@@ -99,12 +128,15 @@ mod tests {
     use crate::fixture;
 
     #[test]
-    fn each_subnet_is_a_line_and_each_pool_says_whether_it_lasts() {
+    fn each_subnet_and_network_is_a_line_and_each_pool_says_whether_it_lasts() {
         let expected = "\
 SUBNET       POOL      NODES   HELD   SIZE   FREE   FREE%
 vnet/nodes   default   2       7      251    3      1%
 
-NodeIPPool default warns below 10%: True for 5m (FewFree)
+NETWORK   POOL      TAKEN   LIMIT
+vnet      default   253     65536
+
+NodeIPPool default warns below 10%: SubnetExhausting is True for 5m (FewFree)
   vnet/nodes has 3 of 251 addresses free
 ";
         assert_eq!(subnets(&fixture::objects()).to_string(), expected);

@@ -10,14 +10,21 @@ use super::error::Error;
 use super::transport::{Call, Transport};
 use super::{Priority, ResourceId, pages};
 
-/// Free addresses by the subnet's name in lower case. Subnets of which Azure doesn't know the number are left
-/// out.
-pub type Free = HashMap<String, u32>;
+/// By the subnet's name in lower case. Subnets of which Azure doesn't know the numbers are left out.
+pub type Usages = HashMap<String, Usage>;
+
+/// How many addresses of a subnet are taken, and how many there are. Whether a block counts there as one
+/// address or as 16 isn't documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u32,
+    pub size: u32,
+}
 
 /// `VirtualNetworkUsage`: doubles, -1 for the gateways' subnet.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Usage {
+struct Document {
     id: String,
     current_value: f64,
     limit: f64,
@@ -29,21 +36,28 @@ pub(super) async fn read(
     vnet: &ResourceId,
     api_version: &str,
     priority: Priority,
-) -> Result<Free, Error> {
+) -> Result<Usages, Error> {
     let call = Call::about(Kind::Read, priority, vnet.as_str());
     let mut url = transport.endpoint().clone();
     url.set_path(&format!("{vnet}/usages"));
     url.set_query(Some(&format!("api-version={api_version}")));
-    let usages: Vec<Usage> = pages::read(transport, &call, url).await?;
-    Ok(usages.iter().filter_map(Usage::free).collect())
+    let usages: Vec<Document> = pages::read(transport, &call, url).await?;
+    Ok(usages.iter().filter_map(Document::usage).collect())
 }
 
 impl Usage {
-    fn free(&self) -> Option<(String, u32)> {
+    /// Counters that lag have shown more than all to be taken.
+    pub fn free(self) -> u32 {
+        self.size.saturating_sub(self.used)
+    }
+}
+
+impl Document {
+    fn usage(&self) -> Option<(String, Usage)> {
         let name = self.id.rsplit('/').next()?.to_ascii_lowercase();
         // A cast of a float saturates.
         (self.limit >= 0.0 && self.current_value >= 0.0)
-            .then_some((name, (self.limit - self.current_value).max(0.0) as u32))
+            .then_some((name, Usage { used: self.current_value as u32, size: self.limit as u32 }))
     }
 }
 
@@ -52,14 +66,14 @@ mod tests {
     use super::*;
 
     fn free(used: f64, size: f64) -> Option<(String, u32)> {
-        Usage { id: "/v/subnets/Nodes".into(), current_value: used, limit: size }.free()
+        let document = Document { id: "/v/subnets/Nodes".into(), current_value: used, limit: size };
+        document.usage().map(|(name, usage)| (name, usage.free()))
     }
 
     #[test]
     fn free_is_the_size_less_what_is_used() {
         assert_eq!(free(2.0, 11.0), Some(("nodes".into(), 9)));
         assert_eq!(free(11.0, 11.0), Some(("nodes".into(), 0)));
-        // Counters that lag have shown this. No more than all can be used.
         assert_eq!(free(12.0, 11.0), Some(("nodes".into(), 0)));
     }
 

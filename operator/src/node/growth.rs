@@ -10,7 +10,7 @@ use vnetpool_crds::pool::BLOCK;
 use super::observe::Seen;
 use super::recalled::Recalled;
 use super::setback::{Setback, Stage};
-use crate::azure::Error;
+use crate::azure::{Error, ResourceId};
 use crate::context::Context;
 use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
@@ -58,6 +58,14 @@ pub fn limit(
         }
     };
     planner::plan(&seen.observed)
+}
+
+/// How many batches make a step of the node. One while its subnet or network has run out, where coarse steps
+/// would take what others lack, and for a range, which comes and goes whole.
+pub fn coarseness(ctx: &Context, seen: &Seen) -> u32 {
+    let has_enough = sources(seen).is_some_and(|sources| !lock(&ctx.shortages).has_any(&sources));
+    let nic = seen.nic.as_ref().filter(|_| has_enough).and_then(|nic| nic.id.parse::<ResourceId>().ok());
+    nic.map_or(1, |nic| lock(&ctx.scarcity).coarseness(nic.subscription()))
 }
 
 /// The node asks for nothing now, or can't.

@@ -394,6 +394,7 @@ fn observed(
         slots: azure.holding.slots,
         grain: azure.wanted.grain,
         release_after: azure.wanted.release_after,
+        coarseness: 1,
         relinquished: relinquished(allocation),
         shown: allocation.spec.names(),
         adopt: azure.adopt,

@@ -9,13 +9,14 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use vnetpool_crds::pool::{Mode, Sizing};
+use vnetpool_crds::pool::{Mode, ScarceWrites, Sizing};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::observe::obstacle::{self, Obstacle};
 use super::observe::policy::{self, Policy};
 use super::observe::{NIC_SLOTS, mirrored, relinquished, surplus_for};
 use super::{backend, need};
+use crate::azure::ResourceId;
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
 use crate::planner::{self, Demand, Observed, Plan};
@@ -76,6 +77,7 @@ pub fn outlook(facts: &Facts) -> Outlook {
         Mode::Address | Mode::Prefix => NIC_SLOTS.saturating_sub(1).saturating_sub(spec.elsewhere),
         Mode::Route => 1,
     };
+    let coarseness = served.map_or(1, |pool| coarseness(allocation, pool));
     let observed = Observed {
         sizing: sizing.clone(),
         demand: need::demand(allocation, node, *bound),
@@ -84,6 +86,7 @@ pub fn outlook(facts: &Facts) -> Outlook {
         slots,
         grain,
         release_after: served.map(|pool| pool.spec.sizing.release_after.into()).unwrap_or_default(),
+        coarseness,
         relinquished: relinquished(allocation),
         shown: allocation.spec.names(),
         adopt: vec![],
@@ -114,6 +117,16 @@ pub fn outlook(facts: &Facts) -> Outlook {
         plan: planner::plan(&observed),
         pool,
     }
+}
+
+/// As the pool's status has it for the subscription of the node's NIC.
+fn coarseness(allocation: &NodeIPAllocation, pool: &NodeIPPool) -> u32 {
+    let nic = allocation.spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
+    let scarce = pool.status.iter().flat_map(|status| &status.scarce_writes);
+    let is_here = |one: &&ScarceWrites| {
+        nic.as_ref().is_some_and(|nic| nic.subscription().eq_ignore_ascii_case(&one.subscription))
+    };
+    scarce.filter(is_here).map(|one| one.coarseness).max().unwrap_or(1)
 }
 
 /// As far as it can be told without Azure.
@@ -166,6 +179,17 @@ mod tests {
         let shrinks = seen(1, &p);
         assert_eq!((shrinks.plan.wanted, shrinks.plan.target, shrinks.plan.surplus), (3, 8, true));
         assert_eq!(shrinks.plan.requeue, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn the_step_is_as_coarse_as_the_pools_status_says_of_the_nics_subscription() {
+        let reserves = |subscription: &str| {
+            let mut pool = (*pool("p", json!({"sizing": {"minimum": 0, "warm": 2, "batch": 4}}))).clone();
+            let scarce = ScarceWrites { subscription: subscription.into(), coarseness: 4 };
+            pool.status.get_or_insert_default().scarce_writes = vec![scarce];
+            seen(9, &[Arc::new(pool)]).plan.change.reserve
+        };
+        assert_eq!((reserves("S"), reserves("other")), (8, 4));
     }
 
     #[test]

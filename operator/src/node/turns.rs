@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kube::ResourceExt;
+
 use super::{growth, scope, takeup};
 use crate::context::Context;
 use crate::lock::lock;
@@ -27,5 +29,15 @@ pub async fn keep_time(ctx: Arc<Context>) {
         let woken = lock(&ctx.refusals).tick(now);
         ctx.wake(&woken);
         takeup::tick(&ctx);
+        look_at_scarcity(&ctx, now);
+    }
+}
+
+/// Nodes find their step at their next reconcile: woken all at once they would give back all at once, and
+/// writes would be scarce again.
+fn look_at_scarcity(ctx: &Context, now: Instant) {
+    let (accounts, _) = ctx.azure.accounts();
+    if lock(&ctx.scarcity).take_in(&accounts, ctx.waits.scarce, now) {
+        ctx.cluster.pools().state().iter().for_each(|pool| ctx.waker.pool(&pool.name_any()));
     }
 }

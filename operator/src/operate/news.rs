@@ -12,8 +12,8 @@ use crate::context::Context;
 use crate::lock::lock;
 use crate::network::{Free, News};
 
-/// Requeues the nodes of a subnet when the network around it has changed, and its pools when it has become
-/// fuller or emptier. A subnet that had run out is tried again when there seems to be room in it. Never ends.
+/// Requeues the nodes of a subnet when the network around it has changed, and its pools when it or another
+/// subnet of the network has become fuller or emptier. A subnet that had run out is tried again when there seems to be room in it. Never ends.
 pub async fn follow(ctx: Arc<Context>) {
     let in_use = || {
         let allocations = ctx.cluster.allocations().state();
@@ -28,7 +28,7 @@ fn changed(ctx: &Context, subnet: &ResourceId, news: News) {
         let free = ctx.networks.subnet(subnet).map(|subnet| subnet.free);
         matches!(free, Some(Free::Told(count)) if count > 0)
     };
-    if news == News::Network || has_room() {
+    if news == News::Network || (news == News::Free && has_room()) {
         let mut shortages = lock(&ctx.shortages);
         let woken = shortages.try_now(&subnet.as_str().to_ascii_lowercase(), None, Instant::now());
         ctx.wake(&woken);

@@ -50,11 +50,16 @@ pub struct Steps {
     pub room: u32,
     /// What the node should hold.
     pub wanted: u32,
+    /// How many batches make a step: more than 1 where writes to Azure are scarce.
+    pub coarseness: u32,
+    /// The same as `wanted` in such steps: a node that lacks some grows up to it, and more than that is a
+    /// surplus. What it holds between the two it keeps.
+    pub coarse: u32,
 }
 
-/// The kubelet's limit caps the warm addresses only: what pods already need is never held against them.
-/// `grain` is how many addresses come at once.
-pub fn steps(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> Steps {
+/// The kubelet's limit caps the warm addresses, and what coarse steps add: what pods already need is never
+/// held against them. `grain` is how many addresses come at once.
+pub fn steps(sizing: &Sizing, demand: &Demand, (grain, room): (u32, u32), coarseness: u32) -> Steps {
     let rounded = |number: u32, step: u32| number.checked_next_multiple_of(step.max(1)).unwrap_or(number);
     let pods = demand.pods();
     let with_warm = pods.saturating_add(sizing.warm).min(demand.pods_allowed.unwrap_or(u32::MAX)).max(pods);
@@ -64,13 +69,30 @@ pub fn steps(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> Steps {
     let asked = rounded(in_batches, grain);
     let maximum = sizing.maximum - sizing.maximum % grain.max(1);
     let wanted = asked.min(maximum).min(room);
-    Steps { pods, with_warm, with_cooling, at_least, in_batches, asked, maximum, room, wanted }
+
+    let of_use = demand.pods_allowed.map_or(u32::MAX, |most| most.saturating_add(demand.cooling));
+    let in_steps = rounded(at_least, sizing.batch.saturating_mul(coarseness));
+    let in_steps = in_steps.min(rounded(of_use.max(at_least), sizing.batch)).max(in_batches);
+    let coarse = rounded(in_steps, grain).min(maximum).min(room);
+    Steps {
+        pods,
+        with_warm,
+        with_cooling,
+        at_least,
+        in_batches,
+        asked,
+        maximum,
+        room,
+        wanted,
+        coarseness,
+        coarse,
+    }
 }
 
 /// What the node should hold: what is asked for, within the pool's maximum, of which only whole grains count,
 /// and the `room` for addresses that Azure leaves us on the NIC.
 pub fn wanted(sizing: &Sizing, demand: &Demand, grain: u32, room: u32) -> u32 {
-    steps(sizing, demand, grain, room).wanted
+    steps(sizing, demand, (grain, room), 1).wanted
 }
 
 #[cfg(test)]
@@ -126,6 +148,21 @@ mod tests {
     fn a_waiting_pod_counts_even_before_the_operator_has_seen_it_bound() {
         let demand = Demand { bound: 1, assigned: 8, waiting: 2, ..Demand::default() };
         assert_eq!(wanted(&sizing(0, 0, 255, 1), &demand, 1, 255), 10);
+    }
+
+    #[test]
+    fn a_coarse_step_is_so_many_batches_and_no_more_than_kubelet_maximum_and_room_allow() {
+        let coarse = |demand: Demand, maximum: u32, room: u32, coarseness: u32| {
+            let steps = steps(&sizing(0, 2, maximum, 4), &demand, (1, room), coarseness);
+            (steps.wanted, steps.coarse)
+        };
+        assert_eq!([1, 2, 4].map(|by| coarse(bound(15), 255, 255, by)), [(20, 20), (20, 24), (20, 32)]);
+        assert_eq!(coarse(bound(15), 22, 255, 4), (20, 22));
+        assert_eq!(coarse(bound(15), 255, 21, 4), (20, 21));
+        let few = Demand { pods_allowed: Some(22), cooling: 1, ..bound(15) };
+        assert_eq!(coarse(few, 255, 255, 4), (20, 24));
+        let steps = steps(&sizing(0, 2, 255, 4), &bound(15), (16, 4080), 4);
+        assert_eq!((steps.wanted, steps.coarse), (32, 32));
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub(crate) fn observed(held: u32, bound: u32) -> Observed {
         slots: 255,
         grain: 1,
         release_after: Duration::from_secs(300),
+        coarseness: 1,
         relinquished: BTreeSet::new(),
         shown: BTreeSet::new(),
         adopt: vec![],
@@ -273,6 +274,7 @@ prop_compose! {
         surplus in prop::option::of(0..600_u64),
         (still, grown, waited) in (0..1000_u64, 0..3000_u64, 0..60_000_u64),
         (may_reserve, may_write) in (0..300_u32, prop::bool::weighted(0.9)),
+        coarseness in prop::sample::select(vec![1, 2, 4]),
     ) -> Observed {
         Observed {
             sizing: served.then(|| Sizing {
@@ -282,6 +284,7 @@ prop_compose! {
             held: if grain == 1 { ours(0..held) } else { blocks(0..held / 8) },
             slots,
             grain,
+            coarseness,
             relinquished,
             surplus_for: surplus.map(Duration::from_secs),
             bound_still_for: Duration::from_millis(still),
@@ -362,6 +365,45 @@ fn without_a_pool_the_groups_go_with_the_last_address_and_with_a_pool_at_once() 
     assert_eq!((all.change.release.len(), all.change.leave), (16, vec![group()]));
 }
 
+#[test]
+fn where_writes_are_scarce_a_node_grows_by_coarse_steps_and_what_they_explain_is_no_surplus() {
+    let scarce = |held, bound| plan(&Observed { coarseness: 4, ..observed(held, bound) });
+    // With 15 pods 23 are needed: 24 in batches of 4, and 32 in steps of four batches.
+    let grows = scarce(16, 15);
+    assert_eq!((grows.change.reserve, grows.wanted, grows.target), (16, 32, 32));
+    for held in 24..=32 {
+        let stays = scarce(held, 15);
+        assert!(stays.change.is_empty() && !stays.surplus && !stays.grows, "{held}: {stays:?}");
+        assert_eq!((stays.target, stays.requeue), (held, None));
+    }
+    // What is more than that goes back, after four times as long, down to the step.
+    let waits = scarce(33, 15);
+    assert_eq!((waits.surplus, waits.target, waits.requeue), (true, 33, Some(Duration::from_secs(1200))));
+    let lasted = Observed { surplus_for: Some(Duration::from_secs(1200)), coarseness: 4, ..observed(40, 15) };
+    assert_eq!(plan(&lasted).target, 32);
+}
+
+#[test]
+fn where_writes_are_scarce_a_new_node_takes_no_more_than_elsewhere() {
+    let new = Observed { coarseness: 4, ..observed(0, 15) };
+    assert_eq!(plan(&new).change.reserve, 24);
+    assert!(plan(&carried_out(&new, &plan(&new))).change.is_empty());
+}
+
+#[test]
+fn where_writes_are_scarce_what_is_given_up_waits_for_one_write_longer() {
+    let given = Observed {
+        relinquished: [name(0)].into(),
+        release_wanted_for: COLLECT,
+        coarseness: 2,
+        ..observed(17, 0)
+    };
+    let waits = plan(&given);
+    assert_eq!((waits.change.release.len(), waits.requeue), (0, Some(COLLECT)));
+    assert_eq!(plan(&Observed { release_wanted_for: 2 * COLLECT, ..given.clone() }).change.release.len(), 1);
+    assert_eq!(plan(&Observed { coarseness: 1, ..given }).change.release.len(), 1);
+}
+
 /// The NIC after the plan's write, as Azure would hold it.
 fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
     let mut next = observed.clone();
@@ -416,5 +458,23 @@ proptest! {
         let plan = plan(&observed);
         prop_assert!(plan.target <= plan.kept.max(plan.wanted));
         prop_assert!(plan.target >= plan.wanted);
+    }
+
+    #[test]
+    fn scarce_writes_cause_none_and_serve_pods_no_less(observed in any_observed(), lost in 0..20_u32) {
+        let lost = if observed.grain == 1 { ours(2000..2000 + lost) } else { blocks(2000..2000 + lost) };
+        let scarce = Observed { lost: lost.iter().filter_map(|one| one.address).collect(), ..observed };
+        let (coarse, fine) = (plan(&scarce), plan(&Observed { coarseness: 1, ..scarce.clone() }));
+        prop_assert!(coarse.change.reserve >= fine.change.reserve, "{:?} and {:?}", coarse, fine);
+        prop_assert!(coarse.target >= fine.target && coarse.grows == fine.grows);
+        prop_assert!(coarse.change.release.is_empty() || coarse.change.release == fine.change.release);
+        // But for how many are reserved, and what waits to be given back, they are the same.
+        let of_fine = Change {
+            reserve: if fine.change.reserve > 0 { coarse.change.reserve } else { 0 },
+            release: coarse.change.release.clone(),
+            ..fine.change.clone()
+        };
+        prop_assert_eq!(&coarse.change, &of_fine);
+        prop_assert!(coarse.change.is_empty() || !fine.change.is_empty());
     }
 }

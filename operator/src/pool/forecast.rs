@@ -1,4 +1,7 @@
-//! The condition `SubnetExhausting`: is a subnet about to run out of addresses? Pure.
+//! The conditions `SubnetExhausting` and `NetworkExhausting`: is a subnet about to run out of addresses, or a
+//! virtual network? Pure.
+
+mod network;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
@@ -9,7 +12,9 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
-use crate::network::{Free, Subnet};
+pub use network::tell as tell_networks;
+
+use crate::network::{Free, Hint, Subnet};
 
 /// Shows in the status what is known of its subnets, and what that promises.
 pub fn tell(
@@ -70,27 +75,8 @@ fn forecast(
             ),
         ));
     }
-    let unreadable = frees.iter().zip(subnets).find_map(|(free, subnet)| match free {
-        Free::Unreadable { reason, message } => Some((
-            *reason,
-            format!(
-                "how many addresses are free in {} isn't known; nothing else suffers. {message}",
-                subnet.id
-            ),
-        )),
-        Free::Untold => {
-            Some((Reason::Untold, format!("Azure doesn't tell how many addresses are free in {}", subnet.id)))
-        }
-        Free::Pending | Free::Told(_) => None,
-    });
-    match unreadable {
-        Some((reason, message)) => Some(Verdict::unknown(reason, message)),
-        // What was said stands until Azure has been asked, in a moment: else each start of the operator would
-        // turn it.
-        None if frees.contains(&Free::Pending) && before.is_some() => None,
-        None if frees.contains(&Free::Pending) => {
-            Some(Verdict::unknown(Reason::Pending, "Azure is about to be asked"))
-        }
+    match untold(frees.iter().zip(subnets.iter().map(|subnet| &*subnet.id)), before.is_some()) {
+        Some(verdict) => verdict,
         None if subnets.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         // Without counts, each of which would be news: they are in status.subnets.
         None => Some(Verdict::no(
@@ -100,10 +86,41 @@ fn forecast(
     }
 }
 
+/// What is said while not all of these are told. `Some(None)` leaves what was said before.
+fn untold<'a, T: PartialEq + 'a>(
+    hints: impl Iterator<Item = (&'a Hint<T>, &'a str)>,
+    is_said: bool,
+) -> Option<Option<Verdict>> {
+    let mut is_pending = false;
+    for (hint, id) in hints {
+        match hint {
+            Hint::Unreadable { reason, message } => {
+                let message = format!(
+                    "how many addresses are free in {id} isn't known; nothing else suffers. {message}"
+                );
+                return Some(Some(Verdict::unknown(*reason, message)));
+            }
+            Hint::Untold => {
+                let message = format!("Azure doesn't tell how many addresses are free in {id}");
+                return Some(Some(Verdict::unknown(Reason::Untold, message)));
+            }
+            Hint::Pending => is_pending = true,
+            Hint::Told(_) => {}
+        }
+    }
+    // What was said stands until Azure has been asked, in a moment: else each start of the operator would
+    // turn it.
+    is_pending.then(|| (!is_said).then(|| Verdict::unknown(Reason::Pending, "Azure is about to be asked")))
+}
+
 /// A subnet that was short stays so until a quarter more is free: addresses come and go all the time around
 /// the limit.
 fn is_short(subnet: &SubnetUse, percent: u32, was_short: bool) -> bool {
     let (Some(size), Some(free)) = (subnet.size, subnet.free) else { return false };
+    is_below(free, size, percent, was_short)
+}
+
+fn is_below(free: u32, size: u32, percent: u32, was_short: bool) -> bool {
     let limit = u64::from(size) * u64::from(percent) * if was_short { 125 } else { 100 };
     u64::from(free) * 100 * 100 < limit
 }

@@ -74,7 +74,7 @@ async fn on(world: &World, vm: &VmId) -> Result<(), Error> {
     let nic = world.azure.primary_nic(vm, Priority::NewNode).await?;
     let subnet = world.azure.nic(&nic, Freshness::Fresh, Priority::NewNode).await?.subnet.clone();
     world.azure.network(&subnet, Priority::NewNode).await?;
-    world.azure.free(&vnet_of(&subnet)?, Priority::GiveBack).await?;
+    world.azure.usages(&vnet_of(&subnet)?, Priority::GiveBack).await?;
     world.azure.update(&nic, &change(&["vnp-1"], &[]), Priority::WarmRefill).await?;
     world.azure.update(&nic, &change(&[], &["vnp-1"]), Priority::GiveBack).await.map(drop)
 }

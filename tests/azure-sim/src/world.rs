@@ -77,6 +77,8 @@ pub struct Habits {
     pub refuses_writes_to_stopped: bool,
     /// A public address without zones is refused to every machine, as if all were in one.
     pub wants_zones: bool,
+    /// A VNet's usages count a block of 16 addresses as one, as its limit does; otherwise as 16.
+    pub usages_count_blocks_once: bool,
     /// How long the addresses of a VM's NIC stay taken when both have gone (transformerlab#2357: 3 minutes).
     pub frees_after_seconds: f64,
 }

@@ -57,7 +57,27 @@ pub(super) fn page() -> String {
                 more. In mode `Route` pods take nothing of the subnet: a `podCIDR` of /16 does for 256 nodes with a /24 \
                 each.";
     page += &format!("\n{}", wrapped("", "", text));
+    page += &most_nodes();
     page
+}
+
+/// How many nodes go into a virtual network, of which a tenth is left.
+fn most_nodes() -> String {
+    let text = "Azure takes 65,536 private addresses in a virtual network. A block counts once, and each node has an \
+                address of its own. With a tenth left, at which `NetworkExhausting` warns, and with the defaults:";
+    let mut section = format!(
+        "\n## The most nodes of a virtual network, by their pods\n\n{}\n| mode |",
+        wrapped("", "", text)
+    );
+    PODS.iter().for_each(|pods| section += &format!(" {pods} |"));
+    section += &format!("\n|---|{}\n", "---|".repeat(PODS.len()));
+    for (mode, grain) in [("Address", 1), ("Prefix", BLOCK)] {
+        let _ = write!(section, "| `{mode}` |");
+        let taken = |pods: u32| held(&Sizing::default(), pods, grain) / grain + 1;
+        PODS.iter().for_each(|pods| section += &format!(" {} |", 65_536 * 9 / 10 / taken(*pods)));
+        section.push('\n');
+    }
+    section
 }
 
 /// The prefix of the smallest subnet with so many addresses, nine tenths full at most.

@@ -33,7 +33,9 @@ fn usage(world: &World, subnet: &Value) -> Option<Value> {
         (-1.0, -1.0)
     } else {
         let subnet = world.subnet(id, "")?;
-        (subnet.used() as f64, subnet.capacity() as f64)
+        let once = world.config.habits.usages_count_blocks_once;
+        let used = if once { subnet.taken.len() as u64 } else { subnet.used() };
+        (used as f64, subnet.capacity() as f64)
     };
     Some(json!({
         "id": id,
