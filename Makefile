@@ -12,14 +12,15 @@ MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
 PROFILE ?= dev
-# As `.cargo/config.toml` says: that of the machine that builds.
+# As in `.cargo/config.toml`: that of the machine that builds.
 TARGET = target/$(shell rustc --version --verbose | sed -n 's/^host: //p')
 OUT = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 IMAGES := target/images
 TOOLS := target/cluster/bin
 # The flags with which `cluster build` compiled Kubernetes: with others, vet and test would compile it again.
 GO := GOFLAGS="-trimpath -buildvcs=false" go
-# What of `tests/cluster` is built: all of it, or only these parts. The demo, and an API server with the chart, need less.
+# The parts of `tests/cluster` to build: all of it, or only these. The demo, and an API server with the chart,
+# need less.
 PARTS ?=
 DEMO_PARTS := kube helm probe cluster
 # Helm built from its module doesn't know which Kubernetes it is for.
@@ -136,7 +137,7 @@ book: setup ## the documents as a site, in the folder book; the first time it co
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads
 	$(TOOLS)/cluster images
 
-# What those above are made of.
+# The sources of those above.
 
 setup:
 	@tests/setup.sh cargo
@@ -148,9 +149,9 @@ cluster-build:
 	@tests/setup.sh go
 	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build $(PARTS)
 
-# The images' root file systems. They start from scratch: our programs are static. Of Debian there is only nft, whose
-# language for rules is the one stable interface to nftables, and the older iptables, whose tables nft doesn't see; with the
-# libraries they load.
+# The images' root file systems. They start from scratch: our programs are static. Of Debian there is only
+# nft, whose language for rules is the one stable interface to nftables, and the older iptables, whose tables
+# nft doesn't see; with the libraries they load.
 images-root: setup
 	cargo build --profile $(PROFILE) $(if $(filter dev,$(PROFILE)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
 	cargo build --profile plugin --package vnetpool-plugin
@@ -172,7 +173,7 @@ check-format:
 check-clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
 
-# What a pod waits for stays small: no Kubernetes client and no async runtime in the plugin.
+# A pod's wait stays short: no Kubernetes client and no async runtime in the plugin.
 check-plugin-alone:
 	@tree=$$(cargo tree --package vnetpool-plugin --edges normal); \
 	if grep -E '\b(kube|tokio|vnetpool-crds)\b' <<< "$$tree"; then exit 1; fi
@@ -194,7 +195,7 @@ check-chart:
 test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
-# What needs neither root nor Kubernetes.
+# Tests without root and Kubernetes.
 UNITS := azure behaviour scale_sets conformance manifests docs model commands
 test-units:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
@@ -202,11 +203,12 @@ test-units:
 	cargo test --workspace --no-fail-fast --lib $$(printf -- '--bin %s ' $$programs) $(addprefix --test ,$(UNITS))
 	cargo test --workspace --no-fail-fast --doc
 
-# What needs an API server and no node.
+# Tests with an API server and no node.
 test-conduct:
 	cargo test --workspace --no-fail-fast --test conduct
 
-# What needs a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and so can a demo.
+# Tests with a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and
+# so can a demo.
 CLUSTERS := story modes services paths standalone new-vnet soak
 RUN ?= $(CLUSTERS)
 test-clusters:

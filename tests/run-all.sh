@@ -1,12 +1,12 @@
 #!/bin/bash
 # run-all.sh [check|test|nightly]: runs the stages of that target, whatever fails before, and ends with the total.
 #
-#   check    what a change is to pass before anybody looks at it: format, lints, units, the model, conduct
+#   check    what a change is to pass before a review: format, lints, units, the model, conduct
 #   test     all that gates a landing
 #   nightly  the same, and what is too long for that
 #
-# Of the stages some are checks, which count as one, and some are tests: those count what they report, and to report
-# nothing is a failure.
+# Some stages are checks, which count as one, and some are tests: those count what they report, and a test
+# stage without a report is a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -52,7 +52,7 @@ tests() {
     esac
   done < <(awk -f tests/tally.awk "$log")
   if [ "$((p + f + s))" = 0 ]; then wrong+=("no test was reported"); fi
-  # What ended badly without a word of a failed test: it didn't compile, or crashed.
+  # A stage that ended badly without a failed test: it didn't compile, or crashed.
   if [ "$status" != 0 ] && [ "$f" = 0 ]; then wrong+=("exit code $status"); fi
   passed=$((passed + p)) failed=$((failed + f + ${#wrong[@]})) skipped=$((skipped + s))
   if [ "$f" != 0 ]; then failures+=("$title: $f tests"); fi
@@ -95,7 +95,8 @@ quick() {
   check 'Nothing is compiled twice' make check-one-build
 }
 
-# What the processor alone is busy with. Clusters and operators mostly wait, and none of this minds waiting for them.
+# Stages that need the processor alone. Clusters and operators mostly wait, and these stages can wait for
+# them.
 steady() {
   check 'Go vet' make check-go
   tests 'Go tests' make test-go
@@ -122,7 +123,7 @@ case $target in
     ;;
   test | nightly)
     quick
-    # Without these nothing further can run.
+    # Without these no further stage can run.
     if check 'Kubernetes, helm and the cluster tool' make cluster-build && check 'Programs and images' make images &&
       check 'Rust tests are built' make build-tests; then
       begin_beside steady 19

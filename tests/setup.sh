@@ -11,7 +11,7 @@ for tool in "$@"; do
 done
 
 # A C compiler and a static C library: Rust links with them, and one dependency (ring) has parts in C. nftables and iptables
-# go into an image; jq reads what cargo says of the workspace.
+# go into an image; jq reads cargo's description of the workspace.
 missing=()
 for package in gcc iptables jq libc6-dev nftables; do
   [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || missing+=("$package")

@@ -1,9 +1,9 @@
-//! NodeIPAllocation: one per node and named after it. What Azure has reserved for the node, and what the node
-//! does with it.
+//! NodeIPAllocation: one per node and named after it. Azure's reservations for the node, and the node's use
+//! of them.
 //!
 //! `spec` is the operator's alone, `status` the agent's of that node alone, except that in
 //! `status.conditions` each side applies its own types under its own field manager (see
-//! [`crate::condition`]). So nobody ever reads, modifies and writes.
+//! [`crate::condition`]). So no writer ever has to read, modify and write.
 
 use crate::pool::{MetadataAccess, Mode, Sizing, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -12,7 +12,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// What is reserved for a node. The operator mirrors the NIC into it; nothing in here is a wish.
+/// The addresses reserved for a node. The operator mirrors the NIC into it; nothing in here is a wish.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "vnetpool.io",
@@ -66,33 +66,33 @@ pub struct NodeIPAllocationSpec {
     /// How the addresses are reserved.
     #[serde(default)]
     pub mode: Mode,
-    /// In mode `Route`, the route table that leads to the node's range. What is reserved is then a route of
-    /// it rather than an ipConfiguration of the NIC.
+    /// In mode `Route`, the route table that leads to the node's range. The reservation is then a route of it
+    /// rather than an ipConfiguration of the NIC.
     #[serde(default, rename = "routeTableID", skip_serializing_if = "Option::is_none")]
     pub route_table_id: Option<String>,
     /// How new pods are connected to the node.
     #[serde(default)]
     pub wiring: Wiring,
-    /// How many addresses the node should hold. Lower than what it holds: the agent relinquishes the
-    /// difference.
+    /// How many addresses the node should hold. If it is lower than the number held, the agent relinquishes
+    /// the difference.
     #[serde(default)]
     pub target: u32,
-    /// How many addresses that pool wants for a node. With what else stands here it is the pool's last word:
-    /// it holds on for a while after the pool is gone.
+    /// How many addresses that pool wants for a node. With the other fields here it is the pool's last
+    /// policy: it holds on for a while after the pool is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "recorded_sizing")]
     pub sizing: Option<Sizing>,
     /// How long a freed address rests before another pod gets it.
     pub cooldown: Duration,
-    /// How many free addresses the pool keeps ready. The agent reports sooner what takes more than half of
-    /// them away.
+    /// How many free addresses the pool keeps ready. The agent reports sooner when more than half of them are
+    /// taken.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub warm: u32,
     /// Whether the agent is to name every pod that has an address (`status.holders`): while others'
     /// ipConfigurations are about to be removed, and while more pods have addresses than are bound.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub report_holders: bool,
-    /// What pods reach of the instance metadata service.
+    /// How much of the instance metadata service pods reach.
     #[serde(default)]
     pub pod_metadata_access: MetadataAccess,
     /// Destinations that see a pod under its own address: the VNet's and its peerings' ranges, and those the
@@ -104,7 +104,7 @@ pub struct NodeIPAllocationSpec {
     /// VM's together.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub elsewhere: u32,
-    /// When somebody else than Vnetpool has taken addresses off the NIC: the last three times.
+    /// When another client than Vnetpool has taken addresses off the NIC: the last three times.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken_off_at: Vec<Time>,
     /// The NIC the addresses are on and, if that is a secondary one, the VM's primary NIC, through which pods
@@ -122,10 +122,10 @@ pub struct Interface {
     pub id: String,
     /// Its hardware address as Linux shows it, like `00:0d:3a:e5:1c:c0`: how the agent finds the link.
     pub mac: String,
-    /// Whether it is another NIC than the VM's primary one: then what its pods send is steered to it.
+    /// Whether it is another NIC than the VM's primary one: then its pods' packets are steered to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secondary: bool,
-    /// The NIC's primary address: what destinations outside the VNet see.
+    /// The NIC's primary address, which destinations outside the VNet see.
     pub primary_address: String,
     /// The subnet all addresses of the NIC are in.
     pub subnet: Subnet,
@@ -134,8 +134,8 @@ pub struct Interface {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub application_security_groups: Vec<String>,
-    /// What is reserved for pods: only what Azure reports as `Succeeded`. In mode `Route`, the one route to
-    /// the node.
+    /// The reservations for pods: only those that Azure reports as `Succeeded`. In mode `Route`, the one
+    /// route to the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub ip_configurations: Vec<IpConfiguration>,
@@ -162,8 +162,8 @@ pub struct IpConfiguration {
     /// The address as a range: `10.240.0.17/32`, or a block of them: `10.240.0.32/28`, or all of a node's:
     /// `10.244.3.0/24`.
     pub address: String,
-    /// UID of the only pod that may have the address: something in Azure is attached to it, is about to be,
-    /// or is not known to be gone yet. `others`: somebody else than Vnetpool has attached something, and no
+    /// UID of the only pod that may have the address: a resource of Azure's is attached to it, is about to
+    /// be, or is not known to be gone yet. `others`: another client than Vnetpool has attached one, and no
     /// pod gets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached_to: Option<String>,
@@ -203,11 +203,11 @@ impl IpConfiguration {
 /// `report/pace.rs`.
 pub const COUNTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(16 * 60);
 
-/// What the node does with what it holds. Written by the node's agent, except for the operator's condition
+/// The state of the addresses on the node. Written by the node's agent, except for the operator's condition
 /// types.
 ///
-/// Each field has bounds: a node that somebody has taken over writes here, and everybody reads it. No NIC
-/// comes near them.
+/// Each field has bounds: a node in an attacker's hands writes here, and every client reads it. No NIC comes
+/// near them.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeIPAllocationStatus {
@@ -223,12 +223,12 @@ pub struct NodeIPAllocationStatus {
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub held: u32,
-    /// Held addresses that a pod has. `kubectl get pods -o wide` says which pod has which.
+    /// Held addresses that a pod has. `kubectl get pods -o wide` shows each pod's address.
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub assigned: u32,
-    /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with something
-    /// attached in Azure.
+    /// Held addresses that no new pod can get yet: freed less than `cooldown` ago, or still with an
+    /// attachment in Azure.
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub cooling: u32,
@@ -247,16 +247,16 @@ pub struct NodeIPAllocationStatus {
     #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub relinquished: Vec<String>,
     /// Names of the ipConfigurations in `spec` whose addresses the VM's instance metadata service has listed
-    /// and lists no longer: a hint that something else than the operator has taken them off the NIC, which
-    /// the operator then reads. Only single addresses are looked for, since the service lists no blocks and
-    /// no routes.
+    /// and lists no longer: a hint that another program than the operator has taken them off the NIC, which
+    /// the operator then reads. Only single addresses are compared, since the service lists no blocks and no
+    /// routes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 4096), inner(length(max = 80)))]
     pub unlisted: Vec<String>,
-    /// Whether the VM's instance metadata service has told nothing of the NIC for some minutes, because it is
-    /// closed to the agent, for one. What leaves the NIC is then found by the operator alone, which reads it
-    /// every 15 minutes.
+    /// Whether the VM's instance metadata service has reported nothing of the NIC for some minutes, for
+    /// instance because it is closed to the agent. Then only the operator finds which addresses have left the
+    /// NIC: it reads it every 15 minutes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub metadata_silent: bool,
     /// When these counts were taken. They are not written for each pod: see the agent's `report/pace.rs`.
@@ -266,20 +266,20 @@ pub struct NodeIPAllocationStatus {
     #[serde(default)]
     #[schemars(range(max = 65536))]
     pub pods: u32,
-    /// Addresses that a pod has and `spec` of the observed generation lacks: somebody else has taken them off
-    /// the NIC. The operator asks Azure for these again.
+    /// Addresses that a pod has and `spec` of the observed generation lacks: another client has taken them
+    /// off the NIC. The operator asks Azure for these again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     #[schemars(length(max = 4096))]
     pub lost: Vec<Holder>,
     /// Of the addresses that `spec` of the observed generation keeps for one pod (`attachedTo`), those that a
-    /// pod has. Only what stands here with its pod's UID gets anything attached in Azure.
+    /// pod has. Only an address that stands here with its pod's UID gets an attachment in Azure.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     #[schemars(length(max = 256))]
     pub confirmed: Vec<Holder>,
     /// Addresses of pods that another plugin has wired (`vnetpool-ipam`). From these an agent that has lost
-    /// the node's ledger learns of them, since no link of Vnetpool's tells.
+    /// the node's ledger learns of them, since no link of Vnetpool's shows them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["address".into()]))]
     #[schemars(length(max = 4096))]
@@ -295,7 +295,7 @@ pub struct NodeIPAllocationStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// An address and who has it.
+/// An address and its holder.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
@@ -306,7 +306,7 @@ pub struct Holder {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 320))]
     pub pod: String,
-    /// The pod's UID; empty where the runtime told none.
+    /// The pod's UID; empty where the runtime gave none.
     #[serde(default, rename = "podUID", skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 128))]
     pub pod_uid: String,
@@ -321,7 +321,7 @@ pub struct Holder {
 }
 
 impl NodeIPAllocation {
-    /// Of both sides; none before anybody has reported.
+    /// Of both sides; none before the first report.
     pub fn conditions(&self) -> &[Condition] {
         self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
     }
@@ -349,7 +349,7 @@ impl NodeIPAllocationSpec {
     }
 }
 
-/// Without the pool's rules, which are for people: what the operator records must never be refused. It writes
+/// Without the pool's rules, which are for people: the operator's own record must never be refused. It writes
 /// durations in units that the rules don't have, such as `0ns`.
 fn recorded_sizing(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let count = schemars::json_schema!({ "type": "integer", "format": "uint32" });

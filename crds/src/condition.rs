@@ -50,7 +50,7 @@ pub struct Row {
 
 macro_rules! table {
     ($($type:ident $alias:ident: $on:ident, $writer:ident, $polarity:ident, $in_ready:literal, $meaning:literal;)*) => {
-        /// What a condition is about.
+        /// The subject of a condition.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Type {
             $(#[doc = $meaning] $type,)*
@@ -73,7 +73,7 @@ macro_rules! table {
 
 table! {
     Ready READY: Both, Operator, True, false,
-        "The AND of its parts. The reason is that of the first part that fails. Of a pool it says nothing of nodes.";
+        "The AND of its parts. The reason is that of the first part that fails. A pool's doesn't cover its nodes.";
     InterfaceFound INTERFACE_FOUND: NodeIPAllocation, Operator, True, true,
         "The node's VM and the NIC that serves its pool were found in Azure.";
     Reserved RESERVED: NodeIPAllocation, Operator, True, true,
@@ -81,9 +81,9 @@ table! {
     AgentReporting AGENT_REPORTING: NodeIPAllocation, Operator, True, true,
         "The agent has taken up the current `spec`, and every condition of its own is True.";
     Selected SELECTED: Both, Operator, True, false,
-        "The pool that serves a node selects it. False: what it has given is kept for a while, then given back.";
+        "The pool that serves a node selects it. False: its addresses are kept for a while, then given back.";
     Paused PAUSED: Both, Operator, False, false,
-        "Somebody has stopped all writes to Azure for the node, or for the pool's nodes. Absent otherwise.";
+        "A person has stopped all writes to Azure for the node, or for the pool's nodes. Absent otherwise.";
     Updating UPDATING: NodeIPAllocation, Operator, Either, false,
         "The node takes up an edit of its pool, one of those that may at a time. Absent once it has settled.";
     Writing WRITING: NodeIPAllocation, Operator, Either, false,
@@ -93,7 +93,7 @@ table! {
     Surplus SURPLUS: NodeIPAllocation, Operator, Either, false,
         "More addresses are held than wanted. Its transition time starts `releaseAfter`.";
     Adopted ADOPTED: NodeIPAllocation, Operator, True, false,
-        "What others made is gone from the NIC, as the pool's `adopt` asks for. False while pods may use it.";
+        "ipConfigurations of others are gone from the NIC, as the pool's `adopt` asks for. False while pods may use them.";
     Full FULL: NodeIPAllocation, Operator, False, false,
         "All addresses are taken and no more can be had. The node carries a taint as long.";
     Attached ATTACHED: NodeIPAllocation, Operator, True, false,
@@ -103,11 +103,11 @@ table! {
     ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, false,
         "The NIC is in the pool's application security groups. Pods have addresses either way.";
     AddressesKept ADDRESSES_KEPT: NodeIPAllocation, Operator, True, false,
-        "Nobody else takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
+        "No other client takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
     GroupFound GROUP_FOUND: NodeIPAllocation, Operator, True, false,
         "Azure knows the resource groups of this record. False since when it doesn't: a day counts as proof. Absent otherwise.";
     DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
-        "What the operator would do to the node's NIC if it ran without `--dry-run`.";
+        "The writes that the operator would make to the node's NIC without `--dry-run`.";
     RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,
         "Forwarding is on and the nftables table `inet vnetpool` is in place. Without, no pod gets an address.";
     Supplied SUPPLIED: NodeIPAllocation, Agent, True, true,
@@ -117,7 +117,7 @@ table! {
     AssignmentsBacked ASSIGNMENTS_BACKED: NodeIPAllocation, Agent, True, true,
         "Every assigned address is still in `spec`. False names the pods whose address has been taken away.";
     Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, true,
-        "Nothing else on the node is in the way of its pods. The reason `Repaired` tells of the last hour.";
+        "No other program on the node is in the way of its pods. The reason `Repaired` covers the last hour.";
     MetadataRefused METADATA_REFUSED: NodeIPAllocation, Agent, False, false,
         "Pods asked the metadata service in vain within the last hour; the message names them. Absent otherwise.";
     NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, false,
@@ -131,13 +131,13 @@ table! {
     Reconciling RECONCILING: NodeIPPool, Operator, Either, false,
         "An edit of the pool is on its way to its nodes. Absent otherwise, as kstatus reads it.";
     Stalled STALLED: NodeIPPool, Operator, False, false,
-        "The pool serves no node, or an edit reaches no further one, before somebody acts. Absent otherwise.";
+        "The pool serves no node, or an edit reaches no further one, until a person acts. Absent otherwise.";
     WritesScarce WRITES_SCARCE: NodeIPPool, Operator, False, false,
         "The pool's nodes want more writes than Azure lets through, and take coarser steps. Absent until they did.";
     SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
-        "A subnet of the pool has few free addresses. Unknown while Azure doesn't tell how many.";
+        "A subnet of the pool has few free addresses. Unknown while Azure doesn't report how many.";
     NetworkExhausting NETWORK_EXHAUSTING: NodeIPPool, Operator, False, false,
-        "A virtual network of the pool takes few more private addresses. Unknown while Azure doesn't tell.";
+        "A virtual network of the pool takes few more private addresses. Unknown while Azure doesn't report how many.";
 }
 
 impl Type {
@@ -198,8 +198,7 @@ pub fn is_true(conditions: &[Condition], type_: Type) -> bool {
     find(conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
-/// Whether two lists say the same, whatever their transition times and order: if so, there is nothing to
-/// write.
+/// Whether two lists are the same except for transition times and order: if so, there is nothing to write.
 pub fn same(a: &[Condition], b: &[Condition]) -> bool {
     let says = |c: &Condition| (c.status.clone(), c.reason.clone(), c.message.clone(), c.observed_generation);
     a.len() == b.len()

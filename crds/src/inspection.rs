@@ -1,9 +1,9 @@
-//! What the programs tell `kubectl vnetpool` of what no object has: the node's ledger and wiring, and the
-//! NIC.
+//! The programs' reports to `kubectl vnetpool` about facts that no object has: the node's ledger and wiring,
+//! and the NIC.
 
 use serde::{Deserialize, Serialize};
 
-/// A node, as its agent's `status --output json` tells it.
+/// A node, as its agent's `status --output json` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeView {
@@ -12,7 +12,7 @@ pub struct NodeView {
     pub boot_id: String,
     /// The generation of the NodeIPAllocation that it was supplied from.
     pub generation: i64,
-    /// Whether the node lacks its rules, so that no pod gets what is free.
+    /// Whether the node lacks its rules, so that no pod gets a free address.
     #[serde(default)]
     pub lacks_rules: bool,
     pub addresses: Vec<AddressView>,
@@ -20,7 +20,7 @@ pub struct NodeView {
     pub relinquished: Vec<String>,
     /// Pods that wait for an address.
     pub waiting: Vec<Tenant>,
-    /// What is wired on the node, whatever the ledger says.
+    /// The sandboxes that are wired on the node, whatever the ledger has.
     pub wired: Vec<Wired>,
 }
 
@@ -35,7 +35,7 @@ pub struct AddressView {
     /// How long it has been in that state, as far as that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_seconds: Option<u64>,
-    /// Who has it.
+    /// The holder of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Tenant>,
     /// Another plugin has wired its pod.

@@ -7,9 +7,8 @@
 //!   allocations (operator)          status.conditions: each side applies its own types under its own field manager
 //! ```
 //!
-//! Nothing here talks to anything: types, defaults, validation rules, and the few pure functions that belong
-//! to them. `cargo run -p vnetpool-crds` prints the CustomResourceDefinitions; `manifests/` holds them as
-//! generated.
+//! Nothing here does I/O: types, defaults, validation rules, and the few pure functions that belong to them.
+//! `cargo run -p vnetpool-crds` prints the CustomResourceDefinitions; `manifests/` holds them as generated.
 
 // kube's printcolumn(...) repeats its inner keys for each column.
 #![allow(clippy::duplicated_attributes)]
@@ -36,7 +35,7 @@ use serde_json::Value;
 /// Both CustomResourceDefinitions as a cluster is to have them.
 ///
 /// # Errors
-/// Never, unless the types they are derived from can't be told in JSON.
+/// Never, unless the types they are derived from can't be written as JSON.
 pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
     let pool = described(shipped(NodeIPPool::crd())?, On::NodeIPPool);
     let allocation = described(shipped(NodeIPAllocation::crd())?, On::NodeIPAllocation);
@@ -56,13 +55,13 @@ fn described(mut definition: CustomResourceDefinition, on: On) -> CustomResource
     definition
 }
 
-/// In the API server's terms: it knows no format `uint32` and warns of it. Whatever the schema lets through
-/// must be readable, for one object that isn't is trouble for whoever watches them all. So each integer that
+/// In the API server's terms: it knows no format `uint32` and warns of it. Every value that the schema
+/// accepts must be readable, for one object that isn't disturbs every watch of its kind. So each integer that
 /// has no narrower bounds gets those of its type, and a condition those that Kubernetes' documentation gives
 /// it.
 ///
 /// And kept by Argo CD, which would delete the definitions with its Application, and with them every pool and
-/// every record of what nodes hold.
+/// every record of the nodes' addresses.
 fn shipped(definition: CustomResourceDefinition) -> serde_json::Result<CustomResourceDefinition> {
     let mut value = serde_json::to_value(definition)?;
     bound(&mut value);

@@ -4,7 +4,7 @@
 pub const OPERATOR: &str = "vnetpool-operator";
 /// Field manager of the node agents: owner of `NodeIPAllocation.status` and of their own condition types.
 pub const AGENT: &str = "vnetpool-node-agent";
-/// Keeps a `NodeIPAllocation` until what its NIC holds of ours is accounted for.
+/// Keeps a `NodeIPAllocation` until all our reservations on its NIC are accounted for.
 pub const FINALIZER: &str = "vnetpool.io/nic";
 /// `NoSchedule` taint of a node whose addresses are all taken and that can get no more for now.
 ///
@@ -12,7 +12,7 @@ pub const FINALIZER: &str = "vnetpool.io/nic";
 /// autoscaler would take the taint over into its template of a new node, believe that a new node is full,
 /// too, and add none.
 pub const FULL_TAINT: &str = "status-taint.cluster-autoscaler.kubernetes.io/vnetpool-full";
-/// Every ipConfiguration of ours on a NIC starts with this; what doesn't is never touched.
+/// Every ipConfiguration of ours on a NIC starts with this; others are never touched.
 pub const IP_CONFIGURATION_PREFIX: &str = "vnp-";
 /// Annotation of a pod: the load balancers' backend pools it joins, by the names its NodeIPPool gives them,
 /// separated by commas.
@@ -21,24 +21,24 @@ pub const BACKEND_POOLS: &str = "vnetpool.io/backend-pools";
 pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
 /// Annotation of a pod with a public address: its name below the region's domain.
 pub const DNS_LABEL: &str = "vnetpool.io/dns-label";
-/// `attachedTo` of an ipConfiguration that somebody else has attached something to.
+/// `attachedTo` of an ipConfiguration with an attachment of others.
 pub const OTHERS: &str = "others";
-/// Annotation of a NodeIPAllocation by which a person says that the subscription or resource group of its NIC
-/// is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
+/// Annotation of a NodeIPAllocation by which a person confirms that the subscription or resource group of its
+/// NIC is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
-/// Annotation of a NodeIPAllocation by which a person says that its node needn't keep what a pool that
+/// Annotation of a NodeIPAllocation by which a person confirms that its node needn't keep what a pool that
 /// doesn't serve it any more has given it, nor a pause of a Node or a pool that was deleted meanwhile: `true`
 /// ends both.
 pub const RELEASE: &str = "vnetpool.io/release";
 /// Annotation of a Node or a NodeIPPool by which a person has nothing written to Azure for that node, or for
-/// all of the pool's. Its value says why.
+/// all of the pool's. Its value is the reason.
 pub const PAUSED: &str = "vnetpool.io/paused";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Its `SanitizeTaints` leaves out what begins with this, whatever flags it was started with.
+    /// Its `SanitizeTaints` leaves out taints that begin with this, whatever flags it was started with.
     #[test]
     fn cluster_autoscaler_leaves_the_full_taint_out_of_its_template_of_a_new_node() {
         let name = FULL_TAINT.strip_prefix("status-taint.cluster-autoscaler.kubernetes.io/");

@@ -1,11 +1,11 @@
-//! Objects whose past isn't what it was, as after a restore from a backup. What they say of a NIC was true
-//! once; in the meantime its addresses may have become somebody else's.
+//! Objects with a history that isn't theirs, as after a restore from a backup. Their record of a NIC was true
+//! once; in the meantime its addresses may have become another node's.
 
 use crate::NodeIPAllocation;
 
 impl NodeIPAllocation {
-    /// Whether somebody has made it from a copy, addresses included. The operator makes an object without a
-    /// boot and names addresses for a boot in later versions only, after it has read the NIC. To be deleted
+    /// Whether the object was made from a copy, addresses included. The operator makes an object without a
+    /// boot and names addresses for a boot in later versions only, after it has read the NIC. A deletion
     /// counts as a version of its own.
     pub fn is_copy(&self) -> bool {
         let names_addresses = self.spec.ip_configurations().next().is_some();
@@ -14,7 +14,8 @@ impl NodeIPAllocation {
         written == 1 && !self.spec.boot_id.is_empty() && names_addresses
     }
 
-    /// Whether it is older than what its node's agent has taken up: the API server's store was set back.
+    /// Whether it is older than the version that its node's agent has taken up: the API server's store was
+    /// set back.
     pub fn is_set_back(&self) -> bool {
         let observed = self.status.as_ref().and_then(|status| status.observed_generation);
         observed.zip(self.metadata.generation).is_some_and(|(observed, generation)| observed > generation)

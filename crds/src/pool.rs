@@ -1,5 +1,5 @@
-//! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and what is translated on
-//! the way out.
+//! NodeIPPool: policy. Which nodes it is for, how many addresses each should hold, and which packets are
+//! translated on the way out.
 
 mod schema;
 mod status;
@@ -96,7 +96,7 @@ pub struct NodeIPPoolSpec {
 
     /// The Azure resource id of the subnet the addresses come from, and so of the NIC that gets them.
     /// Default: the subnet of the node's primary NIC. A node without a NIC in it gets no addresses, and a
-    /// condition says so. What its pods send leaves by the NIC their addresses are on.
+    /// condition reports that. Its pods' packets leave by the NIC that has their addresses.
     #[serde(default, rename = "subnetID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = Rule::new(
@@ -122,25 +122,26 @@ pub struct NodeIPPoolSpec {
     #[x_kube(validation = duration_rule("cooldown", "0s", "1h"))]
     pub cooldown: Duration,
 
-    /// What is translated to the node's own address on the way out.
+    /// Which packets are translated to the node's own address on the way out.
     #[serde(default)]
     pub snat: Snat,
 
-    /// What pods reach of the instance metadata service at 169.254.169.254, which gives every caller tokens
-    /// of the node's identities. `None`, the default: nothing. `All`: everything. Of Azure's other service,
-    /// 168.63.129.16, pods reach the DNS resolver only. Pods on the host network reach both in any case.
+    /// How much pods reach of the instance metadata service at 169.254.169.254, which gives every client
+    /// tokens of the node's identities. `None`, the default: nothing. `All`: everything. Of Azure's other
+    /// service, 168.63.129.16, pods reach the DNS resolver only. Pods on the host network reach both in any
+    /// case.
     #[serde(default)]
     pub pod_metadata_access: MetadataAccess,
 
-    /// What becomes of ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left
-    /// on the nodes' NICs. `Nothing`, the default: they stay, and take room among the NIC's 256.
-    /// `Secondaries`: they are removed from a node's NIC once every pod of the node has an address of
-    /// Vnetpool's, and so room is made for its own. Never the primary one, nor one with anything attached. It
-    /// can't be undone: whoever still uses such an address loses it.
+    /// How to treat ipConfigurations that other network plugins, such as azure-vnet or Cilium, have left on
+    /// the nodes' NICs. `Nothing`, the default: they stay, and take room among the NIC's 256. `Secondaries`:
+    /// they are removed from a node's NIC once every pod of the node has an address of Vnetpool's, and so
+    /// room is made for its own. Never the primary one, nor one with anything attached. It can't be undone:
+    /// software that still uses such an address loses it.
     #[serde(default)]
     pub adopt: Adopt,
 
-    /// What of Azure's may be attached to a pod's own address, for pods that ask by annotation. Nothing, by
+    /// What may be attached to a pod's own address in Azure, for pods that ask by annotation. Nothing, by
     /// default.
     #[serde(default, skip_serializing_if = "Attachments::is_empty")]
     pub attachments: Attachments,
@@ -162,8 +163,8 @@ pub struct NodeIPPoolSpec {
     pub subnet_exhausting_percent: u32,
 }
 
-/// How an edit of a pool reaches its nodes: what changes what they hold, or how their pods are wired, in
-/// waves.
+/// How an edit of a pool reaches its nodes: fields that change the nodes' addresses, or how their pods are
+/// wired, in waves.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
@@ -181,7 +182,7 @@ impl Rollout {
     }
 }
 
-/// What pods reach of the instance metadata service.
+/// How much pods reach of the instance metadata service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum MetadataAccess {
     /// Nothing: the node drops what they send there.
@@ -191,7 +192,7 @@ pub enum MetadataAccess {
     All,
 }
 
-/// What of others' is taken off the nodes' NICs.
+/// Which ipConfigurations of others are taken off the nodes' NICs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Adopt {
     /// Nothing: it isn't Vnetpool's.
@@ -218,16 +219,16 @@ pub const BLOCK: u32 = 16;
 
 /// Pod addresses from a range of their own, outside the VNet, which user-defined routes lead to the nodes.
 ///
-/// Vnetpool keeps these routes itself: it puts back what somebody removes, removes those of nodes that are
-/// gone, and touches no other. It turns on IP forwarding on the nodes' NICs. What lies beyond the VNet has no
-/// route to these addresses, so peered and on-premises networks see the node's.
+/// Vnetpool keeps these routes itself: it puts removed ones back, removes those of nodes that are gone, and
+/// touches no other. It turns on IP forwarding on the nodes' NICs. Networks beyond the VNet have no route to
+/// these addresses, so peered and on-premises networks see the node's.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!isCIDR(self.podCIDR) || cidr(self.podCIDR).prefixLength() <= self.nodePrefixLength")
     .message("route.nodePrefixLength is smaller than the prefix length of route.podCIDR: not even one node's range fits in it"))]
 pub struct PodRoute {
     /// The range all nodes' ranges are parts of, such as `10.244.0.0/16`. It must not overlap the VNet, its
-    /// peerings or another pool's; the pool's condition `Valid` says if it does.
+    /// peerings or another pool's; the pool's condition `Valid` reports an overlap.
     #[serde(rename = "podCIDR")]
     #[schemars(length(max = 18))]
     #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).masked() == cidr(self) && cidr(self).prefixLength() >= 8")
@@ -317,8 +318,8 @@ pub struct Snat {
     pub non_masquerade_cidrs: Vec<String>,
 }
 
-/// What pods on the pool's nodes may have attached to their addresses. Who may annotate a pod may ask for it,
-/// so the pool says what there is to be asked for.
+/// What pods on the pool's nodes may have attached to their addresses. A user who may annotate a pod may ask
+/// for it, so the pool names what may be asked for.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachments {
@@ -330,7 +331,7 @@ pub struct Attachments {
     pub backend_pools: Vec<BackendPool>,
     /// Namespaces whose pods may order a public address, which costs money, by the annotation
     /// `vnetpool.io/public-address: "true"`; with `vnetpool.io/dns-label: NAME` also a name in Azure's DNS.
-    /// None, by default: who may annotate a pod need not be who pays.
+    /// None, by default: the user who annotates a pod need not be the one who pays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
@@ -347,7 +348,7 @@ impl Attachments {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendPool {
-    /// What pods call it.
+    /// The name by which pods ask for it.
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message("attachments.backendPools.name takes lower-case letters, digits and dashes, since pods list names separated by commas"))]
@@ -361,8 +362,7 @@ pub struct BackendPool {
 }
 
 /// Application security groups for pods. Azure has one set of them for all addresses of a NIC, so these hold
-/// for the whole NIC: for each pod of the node, and on the VM's primary NIC for what the node itself sends
-/// and gets.
+/// for the whole NIC: for each pod of the node, and on the VM's primary NIC for the node's own traffic.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApplicationSecurityGroups {

@@ -7,18 +7,18 @@ use std::fmt;
 
 use crate::condition::Type::{self, *};
 
-/// Who has to act before a condition with the reason turns to its normal status.
+/// The person who has to act before a condition with the reason turns to its normal status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// Nobody: all is well, or Vnetpool goes on by itself.
+    /// Nobody: all is well, or Vnetpool goes on without help.
     Nobody,
-    /// Whoever edits the pools and runs the cluster.
+    /// The administrator of the cluster, who edits the pools.
     Cluster,
-    /// Whoever runs the subscription: roles, quotas, policies, subnets.
+    /// The administrator of the subscription: roles, quotas, policies, subnets.
     Azure,
-    /// Whoever administers the node: its kernel, firewall and other daemons.
+    /// The administrator of the node: its kernel, firewall and other daemons.
     Node,
-    /// Whoever owns the pod that the message names.
+    /// The owner of the pod that the message names.
     Pod,
 }
 
@@ -51,10 +51,10 @@ pub struct Row {
     pub conditions: &'static [Type],
     /// How loud the Event of that reason is, if there is one.
     pub event: Option<Loudness>,
-    /// What has happened.
+    /// The event or state behind the reason.
     pub meaning: &'static str,
     pub actor: Actor,
-    /// What that person does; empty if nobody has to act.
+    /// That person's task; empty if nobody has to act.
     pub remedy: &'static str,
 }
 
@@ -85,7 +85,7 @@ const WARNING: Option<Loudness> = Some(Loudness::Warning);
 
 macro_rules! table {
     ($($reason:ident: $conditions:expr, $event:expr, $meaning:literal, $actor:ident, $remedy:literal;)*) => {
-        /// Why a condition has its status, or what an Event tells.
+        /// Why a condition has its status, or the subject of an Event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason {
             $(#[doc = $meaning] $reason,)*
@@ -107,7 +107,7 @@ macro_rules! table {
 table! {
     // All is well, or soon will be.
     Ready: &[Ready], None, "Everything that `Ready` sums up holds.", Nobody, "";
-    Pending: &[InterfaceFound, Reserved, SubnetExhausting, NetworkExhausting], None, "Vnetpool has not looked yet.", Nobody, "";
+    Pending: &[InterfaceFound, Reserved, SubnetExhausting, NetworkExhausting], None, "Vnetpool has not reconciled the object yet.", Nobody, "";
     Found: &[InterfaceFound], None, "The node's VM and its serving NIC were found.", Nobody, "";
     Reserved: &[Reserved], None, "The NIC holds as many addresses as are wanted.", Nobody, "";
     Reserving: &[Reserved], None, "More addresses are being reserved.", Nobody, "";
@@ -142,12 +142,12 @@ table! {
     Off: &[SubnetExhausting, NetworkExhausting], None, "`subnetExhaustingPercent` of the pool is 0.", Nobody, "";
     EnoughFree: &[SubnetExhausting, NetworkExhausting], None,
         "Every subnet and network of the pool has more free addresses than `subnetExhaustingPercent`.", Nobody, "";
-    Untold: &[SubnetExhausting, NetworkExhausting], None, "Azure does not tell how many addresses are free.", Nobody, "";
+    Untold: &[SubnetExhausting, NetworkExhausting], None, "Azure does not report how many addresses are free.", Nobody, "";
     EnoughWrites: &[WritesScarce], None, "Azure lets through the writes that the nodes want.", Nobody, "";
     Supplied: &[Supplied], None, "The ledger holds the addresses of `spec`.", Nobody, "";
     Building: &[Supplied], None, "The node has no ledger, and the agent builds one.", Nobody, "";
     Copied: &[Supplied], None,
-        "Somebody has made the object from a copy. The operator reads the NIC before the addresses are used.", Nobody, "";
+        "The object was made from a copy. The operator reads the NIC before the addresses are used.", Nobody, "";
     OtherBoot: &[Supplied], None, "`spec` is of another boot. The operator reads the NIC for this one.", Nobody, "";
     Applied: &[RulesApplied], None, "Forwarding is on, and the table `inet vnetpool` is in place.", Nobody, "";
     Installed: &[CNIInstalled], None, "The runtime uses the configuration of Vnetpool.", Nobody, "";
@@ -158,10 +158,10 @@ table! {
     Backed: &[AssignmentsBacked], None, "Every pod's address is reserved for the node.", Nobody, "";
     Undisturbed: &[Undisturbed], None, "Nothing else on the node is in the way of its pods.", Nobody, "";
     Repaired: &[Undisturbed], None,
-        "Something else on the node changed what pods need, and the agent has put it right.", Node,
+        "Another program on the node changed what pods need, and the agent has repaired it.", Node,
         "Keep the program that the message names from doing it again.";
 
-    // What somebody has set up, or has to.
+    // Settings that a person has made, or has to make.
     DryRun: &[Reserved, ApplicationSecurityGroups], NORMAL,
         "The operator runs with `--dry-run` and writes nothing to Azure.", Cluster,
         "Start the operator without `--dry-run` to have it done.";
@@ -172,7 +172,7 @@ table! {
         "The pool of the node has the annotation `vnetpool.io/paused`, or had it when it was deleted: nothing is written to Azure.",
         Cluster, "Remove the annotation, or make the pool again, as the message says.";
     NothingToDo: &[DryRun], None, "Dry run: nothing would be done.", Nobody, "";
-    WouldWrite: &[DryRun], None, "Dry run: the message says what would be done.", Cluster,
+    WouldWrite: &[DryRun], None, "Dry run: the message names the writes that would be made.", Cluster,
         "Start the operator without `--dry-run` to have it done.";
     NoPool: &[InterfaceFound, Reserved, Selected], WARNING, "No pool selects the node.", Cluster,
         "Label the node, or extend the nodeSelector of a pool.";
@@ -181,7 +181,7 @@ table! {
     NodesLeave: &[Selected], WARNING, "The pool doesn't select nodes any more that it serves.", Cluster,
         "Extend its nodeSelector or raise its weight, if that was a slip.";
     NoInterface: &[Reserved], None, "There is no NIC to reserve addresses on.", Cluster,
-        "Follow what `InterfaceFound` says.";
+        "Follow the message of `InterfaceFound`.";
     NodeGone: &[Ready], None, "The Node was deleted while its VM lives, so its addresses stay reserved.", Cluster,
         "Delete the VM, or register a Node of that name with that VM.";
     Moving: &[InterfaceFound], WARNING,
@@ -200,7 +200,7 @@ table! {
     SelectorInvalid: &[Valid, Ready, Stalled, Selected], WARNING, "The pool's nodeSelector cannot be read.", Cluster,
         "Use the operators In, NotIn, Exists and DoesNotExist.";
     NodesNotReady: &[NodesReady], None, "Some nodes of the pool are not ready.", Cluster,
-        "List them as the message says: the column REASON tells why.";
+        "List them by the command in the message: the column REASON has the cause.";
     AllReady: &[NodesReady], None, "All nodes of the pool are ready.", Nobody, "";
     WindowsNodes: &[NodesSupported], None, "The pool selects nodes that run Windows. They are left alone.", Cluster,
         "Let the nodeSelector ask for `kubernetes.io/os: linux`.";
@@ -211,12 +211,12 @@ table! {
         "Correct the field that the message names, or bring the operator to the release that wrote it.";
     RolloutStopped: &[Stalled], WARNING,
         "As many nodes as may take up an edit of the pool at a time can't settle, so no further one does.", Cluster,
-        "Put right what these nodes say, or take the edit back.";
+        "Remove the causes that these nodes report, or take the edit back.";
     FewFree: &[SubnetExhausting, NetworkExhausting], None,
         "A subnet or a virtual network has fewer addresses left than `subnetExhaustingPercent`.", Azure,
-        "Free addresses in it, lower the pool's sizing, or give new nodes another one. In a network use mode `Prefix`.";
+        "Free up addresses in it, lower the pool's sizing, or give new nodes another one. In a network use mode `Prefix`.";
     CountAmbiguous: &[NetworkExhausting], None,
-        "Azure's figures do not tell whether it counts blocks as one address or as 16.", Azure,
+        "Azure's figures do not show whether it counts blocks as one address or as 16.", Azure,
         "Count what the network's subnets and virtual machines have, as the message says.";
     FewWrites: &[WritesScarce], None,
         "Much of the writes that Azure allows in a subscription is used, so nodes write less often and more at once.", Cluster,
@@ -224,7 +224,7 @@ table! {
     MaximumReached: &[Reserved, Full], None,
         "Pods lack an address: the pool's maximum, the NIC's 256 ipConfigurations or the node's range is used up.",
         Cluster, "Raise `sizing.maximum`, lower the kubelet's maxPods, or use more nodes.";
-    Full: &[], WARNING, "A node has no free address and can get no more.", Cluster, "Follow what the message says.";
+    Full: &[], WARNING, "A node has no free address and can get no more.", Cluster, "Follow the message.";
     SharedNIC: &[ApplicationSecurityGroups], WARNING,
         "The pool names security groups, and the NIC is the node's own, too.", Cluster,
         "Set `applicationSecurityGroups.onSharedNIC`, or give the VM a second NIC and the pool its `subnetID`.";
@@ -238,17 +238,17 @@ table! {
         "A pod asks for a backend pool or a public address that it cannot have.", Pod,
         "Change the annotation, or `attachments` of the NodeIPPool.";
     AttachedByOthers: &[Attached], None,
-        "Somebody else has attached something to an address of Vnetpool's, so no pod gets it.", Azure,
+        "Another client has attached a resource to an address of Vnetpool's, so no pod gets it.", Azure,
         "Detach it from the ipConfiguration that the message names.";
     InterfaceLeft: &[], WARNING,
         "A NIC that served the node belongs to another VM now and keeps its reservations.", Azure,
         "Register the other VM's Node, or delete the NIC.";
 
-    // What the agent says.
+    // Reports of the agent.
     NotReported: &[AgentReporting], None, "The agent has not reported since the node booted.", Cluster,
-        "Look at the pod of the DaemonSet `vnetpool-node-agent` on that node.";
+        "Check the pod of the DaemonSet `vnetpool-node-agent` on that node.";
     Behind: &[AgentReporting], None, "The agent has not taken up the current `spec` for half a minute.", Cluster,
-        "Look at the pod of the DaemonSet `vnetpool-node-agent` on that node.";
+        "Check the pod of the DaemonSet `vnetpool-node-agent` on that node.";
     AgentComplains: &[AgentReporting, Ready], None,
         "The agent gives a reason that this release of the operator does not know.", Cluster,
         "Follow the message.";
@@ -259,24 +259,24 @@ table! {
     RulesMissing: &[Supplied], None,
         "The node's rules are not in place, so no pod gets an address; pods that run keep theirs.", Node,
         "Follow the condition `RulesApplied`.";
-    NotLookedAt: &[RulesApplied, CNIInstalled], None,
-        "The agent's last look at the node has not come to this.", Node,
+    NotInspected: &[RulesApplied, CNIInstalled], None,
+        "The agent's last inspection of the node has not reached this part.", Node,
         "Follow the conditions `Supplied`, `RulesApplied` and `Undisturbed`.";
     LinksUnlisted: &[RulesApplied], None, "The kernel does not list the node's links.", Node,
-        "Follow the message. The agent tries again by itself.";
+        "Follow the message. The agent tries again without help.";
     InterfaceMissing: &[RulesApplied], None, "The node has no link with the hardware address of its NIC.", Node,
-        "Look at `ip link` on the node.";
+        "Check `ip link` on the node.";
     ForwardingOff: &[RulesApplied], None, "IP forwarding cannot be turned on.", Node,
         "Let the agent write below `/proc/sys/net`.";
     BridgeMissing: &[RulesApplied], None, "The bridge of the wiring `Bridge` cannot be made.", Node,
         "Follow the message. Linux 5.18 or newer is needed.";
-    NotSteered: &[RulesApplied], None, "What pods of a secondary NIC send cannot be steered to it.", Node,
+    NotSteered: &[RulesApplied], None, "Packets of a secondary NIC's pods cannot be steered to it.", Node,
         "Follow the message.";
     TableRefused: &[RulesApplied], None, "The kernel refuses the table `inet vnetpool`.", Node,
         "Follow the message of nft.";
     TableInDoubt: &[RulesApplied], None,
         "Whether the table `inet vnetpool` is in place cannot be seen: nft cannot be run, or does not end.", Node,
-        "Follow the message. The agent tries again by itself.";
+        "Follow the message. The agent tries again without help.";
     RangeOpen: &[RulesApplied], None, "The node's range cannot be closed to addresses that no pod has.", Node,
         "Follow the message.";
     KernelTooOld: &[RulesApplied], None, "The node's kernel is older than Linux 5.5.", Node,
@@ -286,7 +286,7 @@ table! {
         "The runtime uses another CNI configuration, whose name comes first.", Node,
         "Remove or rename the file that the message names.";
     RuntimeLooksElsewhere: &[AgentReporting], None,
-        "The runtime finds no network though the CNI configuration is installed: it looks in another folder.", Cluster,
+        "The runtime finds no network though the CNI configuration is installed: it reads another folder.", Cluster,
         "Set `nodeAgent.cni.confDir` and `binDir` of the chart to the runtime's folders.";
     OthersPluginMissing: &[CNIInstalled], None,
         "A plugin that others chained behind Vnetpool's is not on the node, so no pod can start.", Node,
@@ -299,23 +299,23 @@ table! {
         "Pods ask the metadata service, from which `podMetadataAccess` of their pool keeps them.", Pod,
         "Give the pod a workload identity or the host network, or its nodes a pool with `podMetadataAccess: All`.";
     InTheWay: &[Undisturbed], None,
-        "Something else on the node cuts pods off, and the agent may not change it.", Node, "Follow the message.";
+        "Another program on the node cuts pods off, and the agent may not change it.", Node, "Follow the message.";
 
-    // What Azure answers.
-    Throttled: AZURE, WARNING, "Azure limits requests, and Vnetpool waits as long as Azure says.", Nobody, "";
+    // Answers of Azure.
+    Throttled: AZURE, WARNING, "Azure limits requests, and Vnetpool waits as long as Azure asks for.", Nobody, "";
     SubnetFull: AZURE, WARNING, "The subnet has no free address for the node.", Azure,
-        "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
+        "Free up addresses in it, lower the pool's sizing, or give new nodes another subnet.";
     VirtualNetworkFull: AZURE, WARNING, "The virtual network has as many private addresses as Azure lets it have.", Azure,
         "Use mode `Prefix`, lower the pool's sizing, or give new nodes another virtual network.";
     TakenOffByOthers: &[AddressesKept], WARNING,
-        "Somebody takes Vnetpool's addresses off the NIC again and again.", Azure,
+        "Another client takes Vnetpool's addresses off the NIC again and again.", Azure,
         "Have the template or Terraform that owns the NIC leave its ipConfigurations alone (`ignore_changes`).";
     AddressTaken: AZURE, WARNING, "An address that a pod had cannot be had any more.", Pod,
         "Delete the pod that `AssignmentsBacked` names.";
     AddressBeingFreed: AZURE, None, "Azure still frees an address that a pod had. It is asked for again.", Nobody, "";
     PermissionDenied: AZURE, WARNING, "The operator's identity lacks a permission.", Azure,
         "Grant the action that the message names, on its scope.";
-    DenyAssignment: AZURE, WARNING, "A deny assignment forbids what roles grant.", Azure,
+    DenyAssignment: AZURE, WARNING, "A deny assignment forbids an action that roles grant.", Azure,
         "On AKS lift the lockdown of the node resource group.";
     ResourceLocked: AZURE, WARNING, "A lock forbids the write.", Azure, "Remove the lock.";
     QuotaExceeded: AZURE, WARNING, "A quota of the subscription is used up.", Azure,
@@ -324,7 +324,7 @@ table! {
         "Exempt the resource, or change the policy.";
     SubscriptionUnusable: AZURE, WARNING, "The subscription is disabled, or lacks the provider.", Azure,
         "Enable the subscription, or register the provider that the message names.";
-    Stale: AZURE, None, "Somebody else changed the resource; Vnetpool reads it again.", Nobody, "";
+    Stale: AZURE, None, "Another client changed the resource; Vnetpool reads it again.", Nobody, "";
     Superseded: AZURE, None, "Another write took the place of Vnetpool's.", Nobody, "";
     ResourceBusy: AZURE, None, "The resource is busy with another operation.", Nobody, "";
     ResourceConflict: AZURE, WARNING, "Azure refuses the request because of a conflict that lasts.", Azure,
@@ -339,7 +339,7 @@ table! {
     Unconfirmed: AZURE, None, "The API server did not confirm a write that was announced; it was not sent.", Nobody, "";
     OperationFailed: AZURE, WARNING, "Azure took the write and gave it up later; Vnetpool makes it again.", Azure,
         "If it lasts, ask Azure's support about that operation.";
-    NotAttachable: AZURE, WARNING, "Azure cannot attach what a pod asks for.", Azure, "Follow the message.";
+    NotAttachable: AZURE, WARNING, "Azure cannot attach the resource that a pod asks for.", Azure, "Follow the message.";
     CredentialRefused: AZURE, WARNING, "The operator cannot sign in to Azure.", Azure,
         "Check the identity that the chart's `azure.identity` names.";
     ProviderIDUnusable: AZURE, WARNING, "The Node's `spec.providerID` names no VM of Azure's.", Cluster,
@@ -361,7 +361,7 @@ table! {
 
     // Events only.
     SubnetExhausting: &[], WARNING, "A subnet of the pool has few free addresses left.", Azure,
-        "Free addresses in it, lower the pool's sizing, or give new nodes another subnet.";
+        "Free up addresses in it, lower the pool's sizing, or give new nodes another subnet.";
     NetworkExhausting: &[], WARNING, "A virtual network of the pool takes few more private addresses.", Azure,
         "Use mode `Prefix`, lower the pool's sizing, or give new nodes another virtual network.";
     AddressesReserved: &[], NORMAL, "Addresses were reserved on the node's NIC.", Nobody, "";

@@ -16,9 +16,8 @@ pub fn page() -> String {
     let mut page = String::from(
         "# Conditions, reasons and Events\n\n\
          This page is generated from `crds/src/condition.rs` and `crds/src/reason.rs` by `make manifests`.\n\n\
-         A condition of an object tells in its reason why it has its status, and in its message which object is meant,\n\
-         what the cause is and what to do. An Event of the same reason is published once for each time a condition\n\
-         turns. `kubectl describe` shows both.\n",
+         The reason of a condition is the cause of its status. Its message names the object, the cause and the remedy.\n\
+         An Event of the same reason is published once for each time a condition turns. `kubectl describe` shows both.\n",
     );
     for (on, kind) in [(On::NodeIPAllocation, "NodeIPAllocation"), (On::NodeIPPool, "NodeIPPool")] {
         let _ = write!(page, "\n## Conditions of a {kind}\n\n");
@@ -41,10 +40,10 @@ pub fn page() -> String {
              `Ready` and `AgentReporting` repeat the reason of the part that fails. A reason without conditions is that\n\
              of an Event only.\n";
     for row in TABLE {
-        let _ = write!(page, "\n### {}\n\n{}\n\n", row.name, row.meaning);
+        let _ = write!(page, "\n### {}\n\n{}\n", row.name, wrapped("", "", row.meaning));
         let types: Vec<String> = row.conditions.iter().map(|one: &Type| format!("`{one}`")).collect();
         if !types.is_empty() {
-            let _ = writeln!(page, "- Conditions: {}.", types.join(", "));
+            page += &wrapped("- ", "  ", &format!("Conditions: {}.", types.join(", ")));
         }
         match row.event {
             Some(Loudness::Normal) => page += "- Event: Normal.\n",
@@ -53,10 +52,30 @@ pub fn page() -> String {
         }
         let _ = writeln!(page, "- Who acts: {}.", row.actor.name());
         if !row.remedy.is_empty() {
-            let _ = writeln!(page, "- What to do: {}", row.remedy);
+            page += &wrapped("- ", "  ", &format!("What to do: {}", row.remedy));
         }
     }
     page
+}
+
+/// The text in lines of at most 110 columns, the first behind `first` and the others behind `next`.
+pub fn wrapped(first: &str, next: &str, text: &str) -> String {
+    let (mut lines, mut line) = (String::new(), first.to_owned());
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > 110 {
+            lines += line.trim_end();
+            lines.push('\n');
+            next.clone_into(&mut line);
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line += word;
+        is_empty = false;
+    }
+    lines + line.trim_end() + "\n"
 }
 
 fn rows(on: On) -> impl Iterator<Item = &'static Row> {

@@ -1,5 +1,5 @@
-//! What the condition `MetadataRefused` says: the agent writes it, and the operator reads out of it whom an
-//! Event has not named yet.
+//! The message of the condition `MetadataRefused`: the agent writes it, and the operator reads out of it
+//! which pods no Event has named yet.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What a condition says, before it has a type and a time.
+//! The content of a condition, before it has a type and a time.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;

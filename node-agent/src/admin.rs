@@ -1,4 +1,4 @@
-//! What the agent answers over HTTP to probes: /healthz and /readyz.
+//! The agent's HTTP answers to probes: /healthz and /readyz.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -8,11 +8,13 @@ use crate::metrics::Metrics;
 
 /// A reconcile comes every 30 s, and none waits for so long.
 const STUCK: Duration = Duration::from_secs(120);
-/// Looks are broken off when they take long, and begun again: one after the other only if something hangs.
-const LOOKS_STUCK: Duration = Duration::from_secs(600);
+/// An inspection that takes long is broken off, and the next one begins: several in a row are broken off only
+/// if something hangs.
+const INSPECTION_STUCK: Duration = Duration::from_secs(600);
 
-/// For probes, which come from the node itself. Alive is whose reconciles and looks end, well or badly; a task
-/// that dies ends the process. Ready is a node that has a ledger and the CNI configuration.
+/// For probes, which come from the node itself. An agent is alive while its reconciles and inspections end,
+/// well or badly; a task that dies ends the process. It is ready while its node has a ledger and the CNI
+/// configuration.
 pub fn probes(metrics: &Metrics) -> Router {
     let readiness = metrics.ready.clone();
     let ready = move || async move {
@@ -25,7 +27,7 @@ pub fn probes(metrics: &Metrics) -> Router {
     };
     let metrics = metrics.clone();
     let alive = move || async move {
-        match stuck(metrics.since_reconcile(), metrics.looking_for()) {
+        match stuck(metrics.since_reconcile(), metrics.inspecting_for()) {
             None => (StatusCode::OK, "ok\n".to_owned()),
             Some(why) => (StatusCode::INTERNAL_SERVER_ERROR, why + "\n"),
         }
@@ -33,10 +35,11 @@ pub fn probes(metrics: &Metrics) -> Router {
     Router::new().route("/healthz", get(alive)).route("/readyz", get(ready))
 }
 
-/// What has not ended for too long: the last reconcile ended so long ago, and looks have been under way for so
-/// long.
-fn stuck(since_reconcile: Duration, looking_for: Duration) -> Option<String> {
-    let all = [("reconcile", since_reconcile, STUCK), ("look at the node", looking_for, LOOKS_STUCK)];
+/// The task that has not ended for too long: the last reconcile ended so long ago, and inspections have been
+/// under way for so long.
+fn stuck(since_reconcile: Duration, inspecting_for: Duration) -> Option<String> {
+    let all =
+        [("reconcile", since_reconcile, STUCK), ("inspection of the node", inspecting_for, INSPECTION_STUCK)];
     let (what, since, _) = all.into_iter().find(|(_, since, most)| since >= most)?;
     Some(format!("no {what} has ended for {} s", since.as_secs()))
 }
@@ -46,11 +49,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_whose_reconciles_or_looks_hang_is_not_alive_and_one_that_looks_long_is() {
-        let stuck = |reconcile, look| stuck(Duration::from_secs(reconcile), Duration::from_secs(look));
+    fn an_agent_whose_reconciles_or_inspections_hang_is_not_alive_and_one_that_inspects_long_is() {
+        let stuck =
+            |reconcile, inspection| stuck(Duration::from_secs(reconcile), Duration::from_secs(inspection));
         assert_eq!(stuck(40, 0), None);
         assert_eq!(stuck(40, 599), None);
         assert_eq!(stuck(120, 0).unwrap(), "no reconcile has ended for 120 s");
-        assert_eq!(stuck(40, 600).unwrap(), "no look at the node has ended for 600 s");
+        assert_eq!(stuck(40, 600).unwrap(), "no inspection of the node has ended for 600 s");
     }
 }

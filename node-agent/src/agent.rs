@@ -1,13 +1,13 @@
 //! The agent's loop: at every change of the object or the ledger, and when an address has cooled, one
-//! reconcile over what concerns the ledger; beside it, every so often, a look at the whole node.
+//! reconcile of the ledger's part; beside it, every so often, an inspection of the whole node.
 //!
 //! A reconcile supplies the ledger and reports. It waits for locks and for the API server, never for another
-//! program. What is slow is done in looks (`keeper`), of which one is under way at a time. A reconcile
-//! holds back only what needs a look first: a spec whose rules are others than those in place.
+//! program. The slow work is done in inspections (`keeper`), of which one is under way at a time. A reconcile
+//! holds back only what needs an inspection first: a spec whose rules are others than those in place.
 //!
-//! What fails is told in a condition and stops nothing else, with two exceptions: without its rules the node
-//! gives no pod an address, and without a ledger there is nothing to go on with. Everything is read anew:
-//! what an earlier reconcile or look knew is never trusted.
+//! A failure is reported in a condition and stops nothing else, with two exceptions: without its rules the
+//! node gives no pod an address, and without a ledger there is nothing to go on with. Everything is read
+//! anew: the findings of an earlier reconcile or inspection are never trusted.
 
 mod blocking;
 mod install;
@@ -41,8 +41,8 @@ use crate::{
     source::Source,
     watch as watches,
 };
-use keeper::{Keeper, Looked, Wanted};
-use notes::{Notes, Reserved, Said};
+use keeper::{Inspected, Keeper, Wanted};
+use notes::{Finding, Notes, Reserved};
 use supply::{Meaning, Taken};
 use tables::{Tables, guard};
 
@@ -52,17 +52,18 @@ pub use supply::rebuild;
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How often a reconcile comes without an occasion.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// How often everything on the node is looked at without an occasion.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Between two looks because something has changed on the node: a daemon that fights with us costs no more.
-const LOOKS_APART: Duration = Duration::from_secs(1);
-/// How long a look may take: longer than all together that it runs and waits for, each of which is bounded by
-/// itself, but for the kernel.
-const LOOK_WITHIN: Duration = Duration::from_secs(240);
+/// How often the whole node is inspected without an occasion.
+const INSPECT_EVERY: Duration = Duration::from_secs(30);
+/// Between two inspections because something has changed on the node: a daemon that fights with us costs no
+/// more.
+const INSPECTIONS_APART: Duration = Duration::from_secs(1);
+/// How long an inspection may take: longer than all together that it runs and waits for, each of which has
+/// its own limit, but for the kernel.
+const INSPECT_WITHIN: Duration = Duration::from_secs(240);
 /// Between two reconciles for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
-/// After a look at which something failed that may go well soon; twice as long after each further one.
-const FIRST_LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// After an inspection with a failure that may be gone soon; twice as long after each further one.
+const FIRST_INSPECTION_RETRY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -78,31 +79,33 @@ pub struct Agent {
     node_uid: Option<String>,
     /// Version of the latest object that went into the ledger.
     latest: u64,
-    /// Generation of the object for whose addresses was last looked at the node's own.
+    /// The generation of the object for whose addresses the node's own were last checked.
     generation: Option<i64>,
     /// Whether there has been a ledger since this process started.
     has_seen_ledger: bool,
     notes: Notes,
     tables: Tables,
-    /// None while it looks.
+    /// `None` during an inspection.
     keeper: Option<Keeper>,
-    /// What the next look is for, and what the last one was for and has come to.
+    /// The purpose of the next inspection, and the purpose and outcome of the last one.
     wanted: Wanted,
-    looked: Looked,
-    /// Whether the rules of what the ledger holds are in place, by the last look for them; None if this process
-    /// hasn't looked. An object that is gone or refused changes nothing of it, nor do rules yet to come.
+    inspected: Inspected,
+    /// Whether the rules that the ledger's spec needs are in place, by the last inspection for them; `None` if
+    /// this process hasn't inspected. An object that is gone or refused changes nothing of it, nor do rules
+    /// yet to come.
     is_ruled: Option<bool>,
     reserved: Reserved,
-    /// When the last look began, and when the next one is due.
+    /// When the last inspection began, and when the next one is due.
     begun: Option<Instant>,
-    next_look: Instant,
-    /// Before this nothing on the node has it looked at: looks take about half of the time at most.
+    next_inspection: Instant,
+    /// Before this no change on the node causes an inspection: inspections take about half of the time at
+    /// most.
     rested: Instant,
-    look_again: Duration,
+    inspection_retry: Duration,
     uplinks: watch::Sender<Uplinks>,
-    /// What the metadata service tells of the NIC.
+    /// What the metadata service reports of the NIC.
     listed: watch::Sender<Told>,
-    /// Why changes of the ledger go unseen until somebody looks.
+    /// Why changes of the ledger go unseen until the next check.
     unwatched: watch::Sender<Option<String>>,
     gate: Arc<Mutex<()>>,
     objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
@@ -117,9 +120,10 @@ impl Agent {
         let store = Store::at(&config.state_dir).of_boot(&boot_id);
         let notes = Notes::new(metrics.clone());
         let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
-        let (told, heard) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
+        let (sent, received) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
         let tables = Tables::default();
-        let keeper = Keeper::new(config.clone(), store.clone(), notes.clone(), tables.clone(), told, heard);
+        let keeper =
+            Keeper::new(config.clone(), store.clone(), notes.clone(), tables.clone(), sent, received);
         Ok(Agent {
             keeper: Some(keeper),
             store,
@@ -134,13 +138,13 @@ impl Agent {
             notes,
             tables,
             wanted: Wanted::default(),
-            looked: Looked::default(),
+            inspected: Inspected::default(),
             is_ruled: None,
             reserved: Reserved::default(),
             begun: None,
-            next_look: Instant::now(),
+            next_inspection: Instant::now(),
             rested: Instant::now(),
-            look_again: FIRST_LOOK_AGAIN,
+            inspection_retry: FIRST_INSPECTION_RETRY,
             uplinks,
             listed: watch::Sender::default(),
             unwatched,
@@ -171,7 +175,7 @@ impl Agent {
             result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone(), metrics()) => result,
             result = firewall::events::watch(self.tables.known.clone(), metrics()) => result,
             result = guard(self.tables.clone(), self.notes.clone(), &disturbed) => result,
-            result = source.look_out(self.objects.subscribe(), self.listed.clone()) => result,
+            result = source.compare(self.objects.subscribe(), self.listed.clone()) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
         }
@@ -181,7 +185,7 @@ impl Agent {
         let (mut objects, mut listed) = (self.objects.subscribe(), self.listed.subscribe());
         let mut tables = self.tables.known.subscribe();
         let mut retry = FIRST_RETRY;
-        let mut looks = JoinSet::new();
+        let mut inspections = JoinSet::new();
         loop {
             let object = objects.borrow_and_update().clone();
             anyhow::ensure!(
@@ -214,11 +218,11 @@ impl Agent {
                     Some(again)
                 }
             };
-            self.look_if_due(&mut looks);
-            // A look that is under way, however long, holds up none of this.
+            self.inspect_if_due(&mut inspections);
+            // An inspection that is under way, however long, holds up none of this.
             let every = Some(Instant::now() + RECONCILE_EVERY);
-            let look = self.keeper.as_ref().map(|_| self.next_look);
-            let again = [again, every, look].into_iter().flatten().min();
+            let inspection = self.keeper.as_ref().map(|_| self.next_inspection);
+            let again = [again, every, inspection].into_iter().flatten().min();
             tokio::select! {
                 result = objects.changed() => result?,
                 result = listed.changed() => result?,
@@ -230,46 +234,46 @@ impl Agent {
                 }
                 () = disturbed.notified() => {
                     sleep(DEBOUNCE).await;
-                    self.next_look = self.next_look.min(self.rested);
+                    self.next_inspection = self.next_inspection.min(self.rested);
                 }
-                Some(ended) = looks.join_next() => self.take_back(ended.context("a look was lost")?),
+                Some(ended) = inspections.join_next() => self.take_back(ended.context("an inspection was lost")?),
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
     }
 
-    /// Whether pods can be given what they need: a ledger, of which each report is, and the CNI configuration.
+    /// Whether pods can be served: with a ledger, which every report has, and the CNI configuration.
     fn is_ready(&self) -> bool {
-        self.looked.is_installed && self.reports.borrow().is_some()
+        self.inspected.is_installed && self.reports.borrow().is_some()
     }
 
-    /// Begins a look if one is due, or something else is wanted than at the last.
-    fn look_if_due(&mut self, looks: &mut JoinSet<(Keeper, Looked)>) {
-        let is_due = Instant::now() >= self.next_look || self.wanted != self.looked.wanted;
+    /// Begins an inspection if one is due, or something else is wanted than at the last.
+    fn inspect_if_due(&mut self, inspections: &mut JoinSet<(Keeper, Inspected)>) {
+        let is_due = Instant::now() >= self.next_inspection || self.wanted != self.inspected.wanted;
         if let Some(keeper) = self.keeper.take_if(|_| is_due) {
             self.begun = Some(Instant::now());
-            self.next_look = Instant::now() + LOOK_EVERY;
+            self.next_inspection = Instant::now() + INSPECT_EVERY;
             if !self.are_rules_tried() {
                 // Until it ends the kernel may have these rules or those of before, should they come back.
-                self.looked.wanted.rules = None;
+                self.inspected.wanted.rules = None;
             }
-            looks.spawn(keeper.look(self.wanted.clone(), self.reserved.clone(), LOOK_WITHIN));
+            inspections.spawn(keeper.inspect(self.wanted.clone(), self.reserved.clone(), INSPECT_WITHIN));
         }
     }
 
-    /// A look has ended.
-    fn take_back(&mut self, (keeper, looked): (Keeper, Looked)) {
+    /// An inspection has ended.
+    fn take_back(&mut self, (keeper, inspected): (Keeper, Inspected)) {
         let now = Instant::now();
-        if looked.has_failed {
-            self.next_look = self.next_look.min(now + self.look_again);
-            self.look_again = (self.look_again * 2).min(LOOK_EVERY);
+        if inspected.has_failed {
+            self.next_inspection = self.next_inspection.min(now + self.inspection_retry);
+            self.inspection_retry = (self.inspection_retry * 2).min(INSPECT_EVERY);
         } else {
-            self.look_again = FIRST_LOOK_AGAIN;
+            self.inspection_retry = FIRST_INSPECTION_RETRY;
         }
         let took = self.begun.map_or(Duration::ZERO, |begun| now - begun);
-        self.rested = now + took.clamp(LOOKS_APART, LOOK_EVERY);
-        self.next_look = self.next_look.max(self.rested);
-        (self.keeper, self.looked) = (Some(keeper), looked);
+        self.rested = now + took.clamp(INSPECTIONS_APART, INSPECT_EVERY);
+        self.next_inspection = self.next_inspection.max(self.rested);
+        (self.keeper, self.inspected) = (Some(keeper), inspected);
     }
 
     /// One reconcile. Returns when the next address has cooled.
@@ -279,7 +283,7 @@ impl Agent {
     async fn reconcile(&mut self, object: Option<&NodeIPAllocation>) -> anyhow::Result<Option<Instant>> {
         let is_there = object.is_some();
         let object = self.newest(object);
-        // What the NIC no longer holds is the administrator's to give to a link.
+        // An address that the NIC no longer holds is the administrator's to give to a link.
         self.reserved = Reserved::default();
         let meaning = match object {
             Some(object) => Some(self.meaning(object).await?),
@@ -290,19 +294,19 @@ impl Agent {
             self.want_rules(object);
         }
         let is_ours = matches!(meaning, Some(Meaning::Ours(_)));
-        // A spec that can't be taken in, or not yet, or is older than what the ledger was built from, changes
-        // nothing of what pods have of another one.
+        // A spec that can't be taken in, or not yet, or is older than what the ledger was built from, leaves
+        // pods what they have of another one.
         self.wanted.installs &= is_there;
-        // What the rules are made from waits for the look that makes them, well or badly.
+        // The parts that rules are made from wait for the inspection that makes the rules, well or badly.
         let is_tried = self.are_rules_tried();
         if is_tried && self.wanted.rules.is_some() {
-            self.is_ruled = Some(self.looked.is_ruled);
+            self.is_ruled = Some(self.inspected.is_ruled);
         }
         let meaning = meaning.filter(|_| is_tried);
         if let (Some(object), Some(Meaning::Ours(_))) = (object, &meaning)
             && object.metadata.generation != self.generation
         {
-            // What can't be taken off, or seen, is told by the next look.
+            // The next inspection reports what can't be taken off, or seen.
             let _ = self.notes.take_off(&self.reserved, &self.config).await;
             self.generation = object.metadata.generation;
         }
@@ -310,33 +314,35 @@ impl Agent {
         if is_ours {
             self.wanted.installs = taken.ledger.had_first_address();
         }
-        // Of rules that are yet to come nothing is said. What isn't told of pods that were refused has ended.
-        let is_said = |said: &&Said| is_tried || said.type_ == condition::METADATA_REFUSED;
-        taken.said.extend(self.looked.said.iter().filter(is_said).cloned());
-        taken.said.push(self.notes.say());
+        // Rules that are yet to come are not reported. A refusal of pods that isn't reported again has ended.
+        let is_reported = |finding: &&Finding| is_tried || finding.type_ == condition::METADATA_REFUSED;
+        taken.findings.extend(self.inspected.findings.iter().filter(is_reported).cloned());
+        taken.findings.push(self.notes.undisturbed());
         Ok(self.report(object, taken))
     }
 
-    /// From here on looks make the rules of this object, which is for this node, if it is for this boot.
+    /// From here on inspections make the rules of this object, which is for this node, if it is for this
+    /// boot.
     fn want_rules(&mut self, object: &NodeIPAllocation) {
         if object.spec.boot_id == self.boot_id {
             self.wanted.rules = Some(rules::basis(&object.spec));
         }
     }
 
-    /// Whether the last look was for the rules that are wanted.
+    /// Whether the last inspection was for the wanted rules.
     fn are_rules_tried(&self) -> bool {
-        self.wanted.rules == self.looked.wanted.rules
+        self.wanted.rules == self.inspected.wanted.rules
     }
 
-    /// What the ledger is to say of the node's rules; None: what it says. They aren't in place while nobody has
-    /// seen the table stand since the kernel told of a change of it, whatever a look has seen before.
+    /// What the ledger is to record of the node's rules; `None`: what it has. They aren't in place while the
+    /// table hasn't been seen to stand since the kernel reported a change of it, whatever an inspection has
+    /// seen before.
     fn is_ruled(&self) -> Option<bool> {
         self.is_ruled.map(|is_ruled| is_ruled && !self.tables.are_in_doubt())
     }
 
     /// Whether the API server itself has an older version of the object than this process has seen, as after
-    /// a restore from a backup. What the watch brings may be older for a moment; what is read isn't.
+    /// a restore from a backup. The watch may bring an older version for a moment; a read doesn't.
     async fn is_store_set_back(&self, object: Option<&NodeIPAllocation>) -> bool {
         let is_older = |object: &NodeIPAllocation| watches::version(object) < self.latest;
         if !object.is_some_and(is_older) {
@@ -347,23 +353,24 @@ impl Agent {
     }
 
     /// The object, unless the ledger was built from a later version, read past the watch, perhaps of an
-    /// object that was made anew. What was relinquished and released in between must not come back.
+    /// object that was made anew. Addresses that were relinquished and released in between must not come
+    /// back.
     fn newest<'a>(&mut self, object: Option<&'a NodeIPAllocation>) -> Option<&'a NodeIPAllocation> {
         let object = object.filter(|object| watches::version(object) >= self.latest);
         self.latest = object.map_or(self.latest, watches::version);
         object
     }
 
-    /// Reports what a reconcile has come to. Returns when the next address has cooled.
+    /// Reports the outcome of a reconcile. Returns when the next address has cooled.
     fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Option<Instant> {
-        let Taken { ledger, at, generation: supplied, said } = taken;
+        let Taken { ledger, at, generation: supplied, findings } = taken;
         let counts = ledger.counts(at);
         self.waiting.send_replace(counts.waiting > 0);
         self.metrics.set_counts(counts);
         let time = Timestamp::now();
         let generation = object.and_then(|object| object.metadata.generation);
         let conditions =
-            said.into_iter().map(|Said { type_, verdict }| verdict.condition(type_, generation, time));
+            findings.into_iter().map(|Finding { type_, verdict }| verdict.condition(type_, generation, time));
         let cooled = ledger
             .next_ready(at)
             .map(|ready| Instant::now() + Duration::from_millis(ready.saturating_sub(at)).max(COOLED_EVERY));
@@ -389,7 +396,7 @@ impl Agent {
     }
 }
 
-/// Whether the folder exists only because somebody still has it open.
+/// Whether the folder exists only because a process still has it open.
 fn is_deleted(dir: &Path) -> bool {
     fs::metadata(dir).is_ok_and(|metadata| metadata.nlink() == 0)
 }

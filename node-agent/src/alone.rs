@@ -31,8 +31,8 @@ pub fn again(test: &str, namespaces: &[&str], before: &str) -> Command {
 /// Runs the test once more, and shows its output unless it passes.
 pub fn passes(mut again: Command) {
     let ended = again.output().unwrap();
-    let told = [&ended.stdout, &ended.stderr].map(|told| String::from_utf8_lossy(told));
-    assert!(ended.status.success() && told[0].contains("1 passed"), "{}\n{}", told[0], told[1]);
+    let output = [&ended.stdout, &ended.stderr].map(|output| String::from_utf8_lossy(output));
+    assert!(ended.status.success() && output[0].contains("1 passed"), "{}\n{}", output[0], output[1]);
 }
 
 #[tokio::test]

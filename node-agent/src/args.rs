@@ -15,24 +15,24 @@ pub struct Args {
     pub command: Option<Command>,
     #[command(flatten)]
     pub config: Config,
-    /// How log lines look.
+    /// The format of log lines.
     #[arg(long, global = true, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
 }
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Serve the node until told to end (the default).
+    /// Serve the node until a signal ends the process (the default).
     Run,
-    /// Remove from the node what the agent put there. Refused while a pod has an address. End the agent first (delete the
-    /// DaemonSet): one that runs puts everything back.
+    /// Remove from the node what the agent put there. Refused while a pod has an address. End the agent first
+    /// (delete the DaemonSet): an agent that runs puts everything back.
     Cleanup {
-        /// Try until it is done, and then stay: as the chart's DaemonSet does with nodeAgent.cleanUp. Ready is a
-        /// node that is clean.
+        /// Try until it is done, and then stay: as the chart's DaemonSet does with nodeAgent.cleanUp. Ready
+        /// is a node that is clean.
         #[arg(long)]
         stay: bool,
     },
-    /// Print who has which address of this node.
+    /// Print which pod has which address of this node.
     Status {
         /// For people, or with the wiring, as JSON for `kubectl vnetpool`.
         #[arg(short, long, value_enum, default_value_t = Output::Text)]

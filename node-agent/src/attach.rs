@@ -1,8 +1,8 @@
-//! Gives a container its address by hand, for runtimes that don't speak CNI: `docker run --network none`, or
-//! a bare network namespace.
+//! Gives a container its address by hand, for runtimes without CNI: `docker run --network none`, or a bare
+//! network namespace.
 //!
-//! It is the CNI plugin that does it, called in this process as a runtime would, so the container is like any
-//! other. One that ends without being detached is found by the agent's sweep.
+//! The CNI plugin does it, run in this process as a runtime would run it, so the container is like any other.
+//! A container that ends without being detached is found by the agent's sweep.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use vnetpool_plugin::{
 
 use crate::install;
 
-/// The network that these containers are of. Not the one of the runtimes that speak CNI: their GC would free
-/// the addresses of containers they have never heard of.
+/// The network that these containers are of. It differs from the network of runtimes with CNI: their GC would
+/// free the addresses of containers that they don't know.
 const NETWORK: &str = "vnetpool-attached";
 
 /// Which container.
@@ -29,7 +29,7 @@ pub struct Container {
     /// The container's id or name: the key of its address.
     #[arg(long)]
     container: String,
-    /// What its interface is called.
+    /// The name of its interface.
     #[arg(long, default_value = "eth0")]
     ifname: String,
 }
@@ -38,7 +38,7 @@ pub struct Container {
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct Namespace {
-    /// A process in the container, as `docker inspect -f '{{.State.Pid}}'` tells.
+    /// A process in the container, as `docker inspect -f '{{.State.Pid}}'` prints it.
     #[arg(long)]
     pid: Option<u32>,
     /// The namespace's file.
@@ -81,8 +81,8 @@ fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyh
     io::stdout().write_all(&stdout).context("can't print the result")
 }
 
-/// What a runtime would give the plugin: a network's name, the list's version and our entry. Others may have
-/// put entries of theirs before it.
+/// The runtime's input to the plugin: a network's name, the list's version and our entry. Others may have put
+/// entries of theirs before it.
 fn configuration(conflist: &Path) -> anyhow::Result<Value> {
     let text = fs::read(conflist).with_context(|| {
         format!("can't read {}; the agent writes it when the node has its first address", conflist.display())

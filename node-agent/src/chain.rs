@@ -1,11 +1,11 @@
-//! The plugins behind ours in the node's configuration: which of those wanted are there, and which CNI they
-//! speak.
+//! The plugins behind ours in the node's configuration: which of the wanted ones are there, and which
+//! versions of CNI they support.
 //!
 //! They are upstream's and on the node already, or not: nothing of them is installed. Meshes append an entry
-//! of their own to the configuration, and pods that start without it are outside the mesh: what others have
-//! put there stays. A list of plugins is run in one version, so it can be offered as 1.1.0, for STATUS and
-//! GC, only if each of them speaks that. What they speak they are asked, once for each file, since the older
-//! ones that distributions have don't.
+//! of their own to the configuration, and pods that start without it are outside the mesh: entries of others
+//! stay. A list of plugins is run in one version, so it can be offered as 1.1.0, for STATUS and GC, only if
+//! each of them supports that. Each file is asked once for its versions, since the older plugins that
+//! distributions have don't support it.
 
 use std::{
     collections::HashMap,
@@ -46,8 +46,8 @@ impl Chained {
     /// Its part of the configuration.
     pub fn configuration(self) -> Value {
         match self {
-            // Translates the source of a pod that reaches itself, and of the node's own 127.0.0.1; of nobody
-            // else.
+            // Translates the source of a pod that reaches itself, and of the node's own 127.0.0.1; of no
+            // other.
             Chained::Portmap => {
                 json!({ "type": self.name(), "capabilities": { "portMappings": true }, "snat": true })
             }
@@ -64,7 +64,7 @@ impl Chained {
 }
 
 /// Entries of further plugins that are to stand behind these. Unlike the optional ones above, no pod starts
-/// without them: who asks for one by name relies on it.
+/// without them: an administrator who names a plugin relies on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Further(Vec<Value>);
 
@@ -98,7 +98,7 @@ impl Further {
     }
 }
 
-/// What of the wanted chain there is on the node.
+/// The plugins of the wanted chain that are on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     pub found: Vec<Chained>,
@@ -108,7 +108,7 @@ pub struct Chain {
     pub others: Vec<String>,
     /// Those of these two that aren't on the node.
     pub needed_missing: Vec<String>,
-    /// Whether all that were found speak CNI 1.1.0.
+    /// Whether all found plugins support CNI 1.1.0.
     pub speaks_1_1: bool,
 }
 
@@ -118,8 +118,9 @@ fn type_of(entry: &Value) -> &str {
 }
 
 impl Chain {
-    /// Makes `ours` and the plugins behind it the plugins of a configuration. It remembers which of them were
-    /// asked for as further ones: an entry that is asked for no more would else be taken for somebody's.
+    /// Makes `ours` and the plugins behind it the plugins of a configuration. It records which of them were
+    /// requested as further ones: an entry that is requested no more would otherwise be taken for another
+    /// program's.
     pub fn put_into(&self, document: &mut Value, ours: Value) {
         let others = self.found.iter().map(|plugin| plugin.configuration());
         let further = self.further.0.iter().cloned();
@@ -133,12 +134,12 @@ impl Chain {
 /// The key of a configuration for the types of further plugins in it. Runtimes ignore keys they don't know.
 const FURTHER: &str = "vnetpool.io/furtherPlugins";
 
-/// Whether entries of this plugin are ours to make, whatever is asked for.
+/// Whether entries of this plugin are ours to make, whatever is requested.
 fn is_built_in(plugin: &str) -> bool {
     plugin == PLUGIN || Chained::value_variants().iter().any(|chained| chained.name() == plugin)
 }
 
-/// Whether entries of this plugin in a configuration are ours, by what it says itself.
+/// Whether entries of this plugin in a configuration are ours, by its own content.
 fn is_ours(plugin: &str, configuration: &Value) -> bool {
     let further = configuration[FURTHER].as_array();
     is_built_in(plugin) || further.is_some_and(|further| further.iter().any(|one| one == plugin))
@@ -154,8 +155,7 @@ pub fn others(found: &Value, further: &Further) -> Vec<String> {
     entries(found).iter().map(type_of).filter(is_others).map(str::to_owned).collect()
 }
 
-/// The configuration that is `wanted`, with what others have put into the one that was `found`, each entry in
-/// its place.
+/// The `wanted` configuration, with the entries of others in the `found` one, each in its place.
 pub fn merged(wanted: &Value, found: &Value) -> Value {
     let mut ours: Vec<&Value> = entries(wanted).iter().collect();
     let mut plugins: Vec<Value> = Vec::new();
@@ -175,7 +175,7 @@ pub fn merged(wanted: &Value, found: &Value) -> Value {
     merged
 }
 
-/// What is missing, why it matters, and what to do.
+/// The missing part, why it matters, and the remedy.
 #[derive(Debug)]
 pub struct Missing<'a>(pub &'a [Chained], pub &'a Path);
 
@@ -195,15 +195,15 @@ impl fmt::Display for Missing<'_> {
     }
 }
 
-/// Looks plugins up; remembers what each file said.
+/// Finds plugins; remembers each file's answer.
 #[derive(Debug, Default)]
-pub struct Look {
+pub struct Finder {
     answers: HashMap<PathBuf, (Option<SystemTime>, u64, bool)>,
 }
 
-impl Look {
-    /// Looks in this folder for the plugins that are wanted, for further ones and for those of others.
-    pub async fn at(
+impl Finder {
+    /// Searches this folder for the wanted plugins, for further ones and for those of others.
+    pub async fn find(
         &mut self,
         wanted: &[Chained],
         further: &Further,
@@ -230,7 +230,7 @@ impl Look {
         Chain { others, ..chain }
     }
 
-    /// Whether the plugin speaks CNI 1.1.0; None if it isn't there.
+    /// Whether the plugin supports CNI 1.1.0; `None` if it isn't there.
     async fn ask(&mut self, path: &Path) -> Option<bool> {
         let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let file = (metadata.modified().ok(), metadata.len());
@@ -238,15 +238,15 @@ impl Look {
             Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
             _ => speaks_1_1(path).await,
         };
-        // One that couldn't be asked, while it is being installed for instance, is asked again with the next
-        // look.
+        // A plugin that couldn't be asked, while it is being installed for instance, is asked again at the
+        // next inspection.
         self.answers.extend(answer.map(|answer| (path.to_owned(), (file.0, file.1, answer))));
         Some(answer == Some(true))
     }
 }
 
-/// Asks the plugin for its versions. One that can't be asked (`None`) counts as old: then the chain works,
-/// only without STATUS and GC.
+/// Asks the plugin for its versions. A plugin that can't be asked (`None`) counts as old: then the chain
+/// works, only without STATUS and GC.
 async fn speaks_1_1(plugin: &Path) -> Option<bool> {
     let mut command = Command::new(plugin);
     command.env_clear().env("CNI_COMMAND", "VERSION");
@@ -264,7 +264,7 @@ mod tests {
 
     const BOTH: [Chained; 2] = [Chained::Portmap, Chained::Bandwidth];
 
-    /// A plugin that says it speaks these versions.
+    /// A plugin that reports these versions.
     fn install(dir: &Path, plugin: Chained, versions: &str) {
         let script =
             format!("#!/bin/sh\necho '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":{versions}}}'\n");
@@ -278,7 +278,7 @@ mod tests {
     async fn what_is_there_is_chained_and_what_is_not_is_named() {
         let dir = tempfile::tempdir().unwrap();
         install(dir.path(), Chained::Bandwidth, r#"["1.0.0","1.1.0"]"#);
-        let chain = Look::default().at(&BOTH, &Further::default(), vec![], dir.path()).await;
+        let chain = Finder::default().find(&BOTH, &Further::default(), vec![], dir.path()).await;
         assert_eq!(chain.found, [Chained::Bandwidth]);
         let told = Missing(&chain.missing, dir.path()).to_string();
         assert!(told.contains("portmap not found in") && told.contains("hostPorts"), "{told}");
@@ -286,13 +286,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_others_have_chained_is_looked_for_and_asked_too() {
+    async fn plugins_that_others_have_chained_are_found_and_asked_too() {
         let dir = tempfile::tempdir().unwrap();
         let mesh = || vec!["istio-cni".to_owned()];
-        let chain = Look::default().at(&[], &Further::default(), mesh(), dir.path()).await;
+        let chain = Finder::default().find(&[], &Further::default(), mesh(), dir.path()).await;
         assert_eq!((chain.others, chain.needed_missing), (mesh(), mesh()));
         fs::write(dir.path().join("istio-cni"), "no program").unwrap();
-        let chain = Look::default().at(&[], &Further::default(), mesh(), dir.path()).await;
+        let chain = Finder::default().find(&[], &Further::default(), mesh(), dir.path()).await;
         assert_eq!((chain.others, chain.needed_missing), (mesh(), vec![]));
         assert!(!chain.speaks_1_1, "one that can't be asked counts as old");
     }
@@ -312,7 +312,7 @@ mod tests {
     async fn a_further_plugin_that_is_not_there_is_missed() {
         let dir = tempfile::tempdir().unwrap();
         let further = r#"[{"type": "tuning"}]"#.parse().unwrap();
-        let chain = Look::default().at(&[], &further, vec![], dir.path()).await;
+        let chain = Finder::default().find(&[], &further, vec![], dir.path()).await;
         assert_eq!(chain.needed_missing, ["tuning"]);
     }
 
@@ -339,19 +339,22 @@ mod tests {
     #[tokio::test]
     async fn the_newest_version_is_offered_only_if_every_chained_plugin_speaks_it() {
         let dir = tempfile::tempdir().unwrap();
-        let mut look = Look::default();
-        assert!(look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "ours alone");
+        let mut finder = Finder::default();
+        assert!(finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "ours alone");
         install(dir.path(), Chained::Portmap, r#"["0.4.0","1.0.0","1.1.0"]"#);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0"]"#);
-        assert!(!look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1);
+        assert!(!finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0","1.1.0"]"#);
         // Another test's new process may hold the file open for a moment: then it can't be asked.
         let mut speaks = false;
         for _ in 0..1000 {
-            speaks = speaks || look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1;
+            speaks = speaks || finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1;
         }
         assert!(speaks, "another file is asked anew");
         fs::write(dir.path().join("portmap"), "no program").unwrap();
-        assert!(!look.at(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "can't be asked");
+        assert!(
+            !finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1,
+            "can't be asked"
+        );
     }
 }

@@ -14,7 +14,7 @@ pub async fn run(command: &mut Command, stdin: &[u8], within: Duration) -> io::R
     let mut child = command.spawn()?;
     let ended = async move {
         if let Some(mut pipe) = child.stdin.take() {
-            // One that ends without having read this is none the worse.
+            // A program that ends without having read this does no harm.
             let _ = pipe.write_all(stdin).await;
         }
         child.wait_with_output().await

@@ -1,4 +1,4 @@
-//! Takes what the agent put on the node off it again, for uninstalling.
+//! Removes from the node what the agent put there, for uninstalling.
 
 use std::{fs, path::Path, sync::atomic::Ordering, time::Duration};
 
@@ -21,7 +21,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let store = Store::at(&config.state_dir).of_boot(config.boot_id()?);
     // To the end: an ADD that runs beside it would wire a pod without its rules.
     let _quiet = tokio::task::spawn_blocking(move || vacant(&store)).await??;
-    // First what would bring new pods.
+    // First the files that would bring new pods.
     let bin = |name| config.cni_bin_dir.join(name);
     let files = [config.cni_conf_dir.join(install::CONFLIST), bin(cni::IPAM), bin(cni::PLUGIN)];
     let failed = |path: &Path| format!("can't remove {}", path.display());
@@ -34,13 +34,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     wiring::steer::unsteer()?;
     wiring::range::close(&[])?;
     let emptied = fs::remove_dir_all(&config.state_dir);
-    // In a container the folder is a mount, which stays: what is in it has gone.
+    // In a container the folder is a mount, which stays: its files have gone.
     let is_empty = fs::read_dir(&config.state_dir).is_ok_and(|mut entries| entries.next().is_none());
     if is_empty { Ok(()) } else { gone(emptied).with_context(|| failed(&config.state_dir)) }
 }
 
-/// No verb runs on this node from here on, and no pod has an address. What can't be read tells of nobody, so it
-/// may be of anybody.
+/// No verb runs on this node from here on, and no pod has an address. A ledger that can't be read may name
+/// any pod.
 fn vacant(store: &Store) -> anyhow::Result<Quiet> {
     // An ADD that waits for an address would hold this up, and so would the next of its pod.
     match store.note(|ledger, _| ledger.cancel_all()) {

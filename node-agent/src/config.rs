@@ -11,7 +11,7 @@ use crate::{
     imds::Settings,
 };
 
-/// Who says which addresses the node holds.
+/// The source of the node's addresses.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum SourceKind {
     /// The node's NodeIPAllocation, kept by the operator.
@@ -35,11 +35,11 @@ pub struct Config {
     /// The folder with the ledger, shared with the CNI plugin; must be on a tmpfs.
     #[arg(long, global = true, env = "VNETPOOL_STATE_DIR", default_value = vnetpool_plugin::cni::STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Where the container runtime looks for CNI plugins.
+    /// The folder in which the container runtime finds CNI plugins.
     #[arg(long, global = true, env = "VNETPOOL_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
     pub cni_bin_dir: PathBuf,
-    /// Where the container runtime looks for CNI configurations. Its parent folder must be writable and on
-    /// the same mount: the configuration is written there and renamed in.
+    /// The folder in which the container runtime finds CNI configurations. Its parent folder must be writable
+    /// and on the same mount: the configuration is written there and renamed in.
     #[arg(long, global = true, env = "VNETPOOL_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
     /// The CNI plugin to install.

@@ -1,11 +1,11 @@
-//! What others on the node do to the pods' network: finding it, putting it right, and telling it. Pure, but
+//! Disturbances of the pods' network by others on the node: finding, repairing and reporting them. Pure, but
 //! for [`restore`] and [`take_off`], which act.
 //!
 //! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing
-//! that isn't ours is changed, with four exceptions, which are told in the condition `Undisturbed`: an
+//! that isn't ours is changed, with four exceptions, which are reported in the condition `Undisturbed`: an
 //! address that Azure reserves for pods is taken off the node's own links, IP forwarding is turned on again,
-//! where there are bridged pods `bridge-nf-call-iptables` is set to 0 again, and, only if asked for, pods are
-//! let through somebody's firewall.
+//! where there are bridged pods `bridge-nf-call-iptables` is set to 0 again, and, only if the configuration
+//! asks for it, pods are let through another program's firewall.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +24,8 @@ use crate::error::Error;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 
-/// How long what is over is told.
-pub const TOLD_FOR: Duration = Duration::from_secs(3600);
+/// How long a disturbance that is over is reported.
+pub const REPORTED_FOR: Duration = Duration::from_secs(3600);
 
 /// A kind of disturbance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,7 +34,7 @@ pub enum Kind {
     Address,
     /// The node's rules made to see packets of bridged pods before the node routes them.
     Bridge,
-    /// Somebody's firewall that drops what pods send or receive.
+    /// Another program's firewall that drops packets from or to pods.
     Firewall,
     /// Forwarding turned off.
     Forwarding,
@@ -74,8 +74,8 @@ impl Kind {
         }
     }
 
-    /// What was done, and how to keep it from happening again.
-    fn told(self) -> (&'static str, &'static str) {
+    /// The repair, and how to keep it from happening again.
+    fn words(self) -> (&'static str, &'static str) {
         match self {
             Kind::Address => (
                 "took a pods' address off a link of the node",
@@ -119,11 +119,11 @@ impl From<Damage> for Kind {
     }
 }
 
-/// What was put right, by kind, and what couldn't be.
+/// The repaired disturbances, by kind, and those that couldn't be.
 #[derive(Clone, Debug, Default)]
 pub struct Disturbances {
     repairs: BTreeMap<Kind, Repairs>,
-    /// As of the last look.
+    /// As of the last inspection.
     standing: BTreeSet<String>,
 }
 
@@ -131,33 +131,34 @@ pub struct Disturbances {
 struct Repairs {
     count: u32,
     last: Millis,
-    /// What the last was about.
+    /// The object of the last one.
     what: String,
 }
 
 impl Disturbances {
-    /// A look has ended, and found this in the way. What stood before stands on if it hasn't seen all.
-    pub fn looked(&mut self, standing: BTreeSet<String>, has_seen_all: bool) {
+    /// An inspection has ended, and found these obstacles. Earlier ones remain if it hasn't seen all.
+    pub fn inspected(&mut self, standing: BTreeSet<String>, has_seen_all: bool) {
         if has_seen_all {
             self.standing.clear();
         }
         self.standing.extend(standing);
     }
 
-    /// Something was put right: what it was about, as `10.240.0.17 on eth0`.
+    /// A repair, with its object, as `10.240.0.17 on eth0`.
     pub fn repaired(&mut self, kind: Kind, what: impl Into<String>, now: Millis) {
         let what = what.into();
         let entry = self.repairs.entry(kind).or_insert(Repairs { count: 0, last: now, what: String::new() });
         *entry = Repairs { count: entry.count + 1, last: now, what };
     }
 
-    /// Whether nothing is in the way now, a reason, and a message that names each disturbance, its end and
-    /// the remedy.
-    pub fn tell(&self, now: Millis) -> Verdict {
-        let told_for = TOLD_FOR.as_millis() as Millis;
-        let recent = self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < told_for);
+    /// Whether there is no obstacle now, a reason, and a message that names each disturbance, its end and the
+    /// remedy.
+    pub fn verdict(&self, now: Millis) -> Verdict {
+        let reported_for = REPORTED_FOR.as_millis() as Millis;
+        let recent =
+            self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < reported_for);
         let repaired = recent.map(|(kind, Repairs { count, what, .. })| {
-            let (done, remedy) = kind.told();
+            let (done, remedy) = kind.words();
             format!("{done}, {count} times so far, the last was {what}: {remedy}")
         });
         let repaired: Vec<String> = repaired.collect();
@@ -174,7 +175,7 @@ impl Disturbances {
 }
 
 /// The addresses that must not be where they are: `reserved` are for this node's pods. A NIC's own address,
-/// of `primaries`, is never among them, whatever the spec says.
+/// of `primaries`, is never among them, whatever the spec has.
 pub fn misplaced(
     reserved: &[Ipv4Addr],
     primaries: &[Ipv4Addr],
@@ -189,7 +190,7 @@ pub fn misplaced(
     addresses.into_iter().filter(is_misplaced).collect()
 }
 
-/// Takes them off their links; returns those that went, and why another didn't.
+/// Takes them off their links; returns those that went, and the errors of the others.
 pub fn take_off(
     addresses: &[LinkAddress],
     sysctl_net_dir: &Path,
@@ -227,33 +228,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_right_is_told_for_an_hour_with_its_remedy() {
+    fn what_was_put_right_is_reported_for_an_hour_with_its_remedy() {
         let mut disturbances = Disturbances::default();
-        assert_eq!(disturbances.tell(0).reason, "Undisturbed");
+        assert_eq!(disturbances.verdict(0).reason, "Undisturbed");
         disturbances.repaired(Kind::Address, "10.240.0.5/24 on eth0", 1_000);
         disturbances.repaired(Kind::Address, "10.240.0.6/24 on eth0", 2_000);
-        let Verdict { holds, reason, message } = disturbances.tell(3_000);
+        let Verdict { holds, reason, message } = disturbances.verdict(3_000);
         assert_eq!((holds, reason), (Some(true), Reason::Repaired));
         assert!(message.contains("2 times so far, the last was 10.240.0.6/24 on eth0"), "{message}");
         assert!(message.contains("apply_network_config_for_secondary_ips: false"), "{message}");
-        assert_eq!(disturbances.tell(2_000 + TOLD_FOR.as_millis() as Millis).reason, "Undisturbed");
+        assert_eq!(disturbances.verdict(2_000 + REPORTED_FOR.as_millis() as Millis).reason, "Undisturbed");
     }
 
     #[test]
-    fn what_stands_in_the_way_is_told_until_a_look_no_longer_finds_it() {
+    fn an_obstacle_is_reported_until_an_inspection_no_longer_finds_it() {
         let mut disturbances = Disturbances::default();
         disturbances.repaired(Kind::Route, "10.240.0.6", 0);
         let chain = "chain FORWARD of table ip filter drops what pods send";
-        disturbances.looked(BTreeSet::from([chain.to_owned()]), true);
-        let Verdict { holds, reason, message } = disturbances.tell(0);
+        disturbances.inspected(BTreeSet::from([chain.to_owned()]), true);
+        let Verdict { holds, reason, message } = disturbances.verdict(0);
         assert_eq!((holds, reason), (Some(false), Reason::InTheWay));
         assert!(
             message.starts_with("chain FORWARD") && message.contains("ManageForeignRoutes=no"),
             "{message}"
         );
-        disturbances.looked(BTreeSet::new(), false);
-        assert_eq!(disturbances.tell(0).holds, Some(false), "nobody has looked for it again");
-        disturbances.looked(BTreeSet::new(), true);
-        assert_eq!(disturbances.tell(0).holds, Some(true));
+        disturbances.inspected(BTreeSet::new(), false);
+        assert_eq!(disturbances.verdict(0).holds, Some(false), "no inspection has checked it again");
+        disturbances.inspected(BTreeSet::new(), true);
+        assert_eq!(disturbances.verdict(0).holds, Some(true));
     }
 }

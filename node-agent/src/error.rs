@@ -1,4 +1,4 @@
-//! Why the agent couldn't look after a sandbox.
+//! Why the agent couldn't serve a sandbox.
 
 use vnetpool_plugin::{ledger::file, wiring};
 

@@ -1,12 +1,12 @@
-//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: what they must say, as text. [`apply`] puts
-//! them into the kernel, [`events`] hears when others change them.
+//! The node's nftables tables `inet vnetpool` and `arp vnetpool`: their wanted content, as text. [`apply`]
+//! puts them into the kernel, [`events`] reports changes by others.
 //!
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
-//! reach no more of Azure's services on the host than they need, since these trust whoever calls from the
-//! machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so what pods send to elsewhere
-//! leaves under that. Nothing of this is per pod: the rules change when the NIC or the ranges do, not when
-//! pods come and go.
+//! reach no more of Azure's services on the host than they need, since these trust every client on the
+//! machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
+//! destinations leave under that. Nothing of this is per pod: the rules change when the NIC or the ranges do,
+//! not when pods come and go.
 
 pub mod apply;
 mod bridge;
@@ -19,10 +19,10 @@ use vnetpool_crds::NodeIPAllocationSpec;
 use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
-/// Azure's wire server: DNS, the source of load balancers' probes, and what is to configure the machine,
-/// secrets included.
+/// Azure's wire server: DNS, the source of load balancers' probes, and the machine's configuration, secrets
+/// included.
 const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
-/// Azure's instance metadata service: what the machine is, and tokens of its identities.
+/// Azure's instance metadata service: facts about the machine, and tokens of its identities.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// They answer a NIC's primary address only, so they are translated for even if a range that holds them is
 /// excluded.
@@ -32,9 +32,9 @@ const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 /// themselves put them there.
 const ASKED: &str = "asked";
 
-/// The counter of what is dropped on its way to the metadata service.
+/// The counter of packets that are dropped on their way to the metadata service.
 pub const METADATA_COUNTER: &str = "metadata";
-/// Counters of what is dropped, by what the packet wanted.
+/// Counters of dropped packets, by their aim.
 const COUNTERS: [&str; 4] = ["loopback", METADATA_COUNTER, "spoofed", "wire_server"];
 
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
@@ -61,7 +61,7 @@ pub fn arp(ipam_only: bool) -> String {
     text
 }
 
-/// What the table is made from.
+/// The facts from which the table is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     pub uplinks: Vec<Egress>,
@@ -69,7 +69,7 @@ pub struct Rules {
     pub direct: Vec<Ipv4Net>,
     /// Pod addresses with a public address of their own, under which Azure lets them out.
     pub public: BTreeSet<Ipv4Addr>,
-    /// What pods reach of the instance metadata service.
+    /// How much of the instance metadata service pods reach.
     pub metadata: MetadataAccess,
 }
 
@@ -82,7 +82,7 @@ pub struct Egress {
     pub address: Ipv4Addr,
 }
 
-/// What in the spec can't be made a rule of. Everything is parsed before it becomes text for nft.
+/// The part of the spec that can't be made a rule of. Everything is parsed before it becomes text for nft.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error("{0:?} is not a range of IPv4 addresses (a.b.c.d/n)")]
@@ -134,9 +134,8 @@ impl Rules {
         Ok(Rules { uplinks, direct, public, metadata: spec.pod_metadata_access })
     }
 
-    /// The transaction for `nft -f`: the table as it was is replaced as a whole, whatever was in it.
-    /// Established connections keep their translation, since that is looked up in the connection table and
-    /// not here.
+    /// The transaction for `nft -f`: the old table is replaced as a whole, whatever was in it. Established
+    /// connections keep their translation, since that is looked up in the connection table and not here.
     pub fn render(&self) -> String {
         let mut text = no_table("inet") + "table inet vnetpool {\n";
         for counter in COUNTERS {
@@ -196,8 +195,9 @@ impl Rules {
         text
     }
 
-    /// What pods may send to Azure's services. In the forward hook, where others' translations are done: what
-    /// a proxy on the node takes over doesn't come by here, and a Service that leads there does.
+    /// Which packets pods may send to Azure's services. The rules are in the forward hook, where others'
+    /// translations are done: packets that a proxy on the node takes over don't come by here, and packets to
+    /// a Service that leads there do.
     fn platform(&self) -> String {
         let closed = match self.metadata {
             MetadataAccess::None => &PLATFORM[..],

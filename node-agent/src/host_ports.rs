@@ -1,15 +1,16 @@
-//! Pods whose host ports lead nowhere, because somebody has flushed the tables in which portmap keeps their
-//! rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure.
+//! Pods whose host ports lead nowhere, because another program has flushed the tables in which portmap keeps
+//! their rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest;
 use vnetpool_plugin::ledger::{Sandbox, Tenant};
 
-/// Looks in a row that must miss a pod's rules: while a pod ends, they go a moment before its address does.
-const LOOKS: u32 = 2;
+/// Inspections in a row that must miss a pod's rules: while a pod ends, they go a moment before its address
+/// does.
+const MISSES: u32 = 2;
 
-/// The sandboxes that had rules of portmap's, and for how many looks these have been gone.
+/// The sandboxes that had rules of portmap's, and for how many inspections these have been gone.
 #[derive(Debug, Default)]
 pub struct HostPorts {
     missed: BTreeMap<Sandbox, u32>,
@@ -18,7 +19,7 @@ pub struct HostPorts {
 impl HostPorts {
     /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have
     /// lost their rules.
-    pub fn look<'a>(
+    pub fn lost<'a>(
         &mut self,
         tenants: impl Iterator<Item = &'a Tenant>,
         chains: &BTreeSet<&str>,
@@ -33,7 +34,7 @@ impl HostPorts {
                 true => Some(0),
                 false => known.get(sandbox).map(|missed| missed + 1),
             };
-            if missed.is_some_and(|missed| missed >= LOOKS) {
+            if missed.is_some_and(|missed| missed >= MISSES) {
                 lost.push(tenant.whose());
             }
             self.missed.extend(missed.map(|missed| (sandbox.clone(), missed)));
@@ -78,14 +79,14 @@ mod tests {
         let mut ports = HostPorts::default();
         let chains = chain("n14net", "abc");
         let chains = BTreeSet::from([chains.as_str()]);
-        let mut look = |chains: &BTreeSet<&str>, pods: &[&Tenant]| ports.look(pods.iter().copied(), chains);
+        let mut lost = |chains: &BTreeSet<&str>, pods: &[&Tenant]| ports.lost(pods.iter().copied(), chains);
         let (both, none) = ([&with, &without], BTreeSet::new());
-        assert!(look(&none, &both).is_empty(), "nothing is known of pods without host ports");
-        assert!(look(&chains, &both).is_empty());
-        assert!(look(&none, &both).is_empty(), "it may be ending");
-        assert_eq!(look(&none, &both), ["default/abc"]);
-        assert_eq!(look(&none, &both), ["default/abc"]);
-        assert!(look(&none, &[&without]).is_empty());
-        assert!(look(&none, &both).is_empty());
+        assert!(lost(&none, &both).is_empty(), "nothing is known of pods without host ports");
+        assert!(lost(&chains, &both).is_empty());
+        assert!(lost(&none, &both).is_empty(), "it may be ending");
+        assert_eq!(lost(&none, &both), ["default/abc"]);
+        assert_eq!(lost(&none, &both), ["default/abc"]);
+        assert!(lost(&none, &[&without]).is_empty());
+        assert!(lost(&none, &both).is_empty());
     }
 }

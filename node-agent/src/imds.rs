@@ -1,17 +1,21 @@
 //! Azure's instance metadata service as the source of a node's addresses, for a VM that belongs to no
-//! cluster: what it answers, as a NodeIPAllocation. Pure; [`client`] asks it. In a cluster it only gives
-//! hints: see [`listing`].
+//! cluster: its answer, as a NodeIPAllocation. Pure; [`client`] asks it. In a cluster it only gives hints:
+//! see [`listing`].
 //!
-//! Everything behind the source is the same as in a cluster. What an operator knows and this service doesn't:
+//! Everything behind the source is the same as in a cluster. An operator knows these facts and the service
+//! doesn't:
 //!
-//! - **The primary NIC and address** carry no mark, and NICs come in any order. The primary address is the one that the service
-//!   saw us ask from, since it answers no other, and it is the first of its NIC in the answer. Unless both hold nothing is
-//!   taken: an address of the node's own, mistaken for a pod's, would take the VM off the network.
-//! - **Names of ipConfigurations.** An entry is named after its address. In a cluster names tell a reservation from an earlier one of
-//!   the same address, because the operator takes back what the node has relinquished, and either's view may be old.
-//!   Here nobody takes back and there is one view, in order: an address that goes and comes back is, in the ledger, the same entry: still
-//!   its container's if it was in use all the time, and else free once its cooldown is over.
-//! - **The VNet.** Only the subnet's ranges are told; others that are to see containers' own addresses are given by hand.
+//! - **The primary NIC and address** carry no mark, and NICs come in any order. The primary address is the
+//!   source address of our request, since the service answers no other, and it is the first of its NIC in the
+//!   answer. Unless both hold nothing is taken: an address of the node's own, mistaken for a pod's, would
+//!   take the VM off the network.
+//! - **Names of ipConfigurations.** An entry is named after its address. In a cluster names distinguish a
+//!   reservation from an earlier one of the same address, because the operator takes back what the node has
+//!   relinquished, and either's view may be old. Here nothing is taken back and there is one view, in order:
+//!   an address that goes and comes back is, in the ledger, the same entry: still its container's if it was
+//!   in use all the time, and else free once its cooldown is over.
+//! - **The VNet.** Only the subnet's ranges are listed; others that are to see containers' own addresses are
+//!   given by hand.
 
 pub mod client;
 pub mod listing;
@@ -28,7 +32,7 @@ use vnetpool_crds::{
     pool::MetadataAccess,
 };
 
-/// What this source can't know and is told by flags.
+/// The values that this source can't know and that flags give.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
     /// With --source imds: how long a freed address rests before another container gets it.
@@ -39,8 +43,8 @@ pub struct Settings {
     /// service.
     #[arg(long, global = true, env = "VNETPOOL_SNAT_EXCLUSIONS", value_delimiter = ',')]
     pub snat_exclusions: Vec<Ipv4Net>,
-    /// With --source imds: what containers reach of the instance metadata service, which gives every caller
-    /// tokens of the VM's identities. In a cluster the pool says so.
+    /// With --source imds: how much containers reach of the instance metadata service, which gives every
+    /// client tokens of the VM's identities. In a cluster the pool decides this.
     #[arg(long, global = true, env = "VNETPOOL_POD_METADATA_ACCESS", default_value = "All", value_parser = access())]
     pub pod_metadata_access: MetadataAccess,
 }
@@ -171,7 +175,7 @@ impl Instance {
                 pool: "none".to_owned(),
                 mode: Default::default(),
                 wiring: Default::default(),
-                // Nobody asks for anything back.
+                // No operator asks for anything back.
                 route_table_id: None,
                 sizing: None,
                 elsewhere: 0,

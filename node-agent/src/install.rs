@@ -1,8 +1,8 @@
 //! The CNI files on the node: the plugin, and the configuration that makes the runtime use it.
 //!
 //! The runtime watches the configuration folder, and each event it heeds there takes a lock that blocks all
-//! pods' starts and stops: so the configuration is written outside, renamed in, and only when it says
-//! something else than it should.
+//! pods' starts and stops: so the configuration is written outside, renamed in, and only when its content
+//! differs from the wanted one.
 
 use std::{
     fs,
@@ -39,10 +39,10 @@ pub enum Error {
 }
 
 /// Our CNI configuration. containerd 1.x refuses a result of version 1.1.0, so the older one leads, and
-/// `cniVersions` names both for those who know it, unless a plugin behind ours is too old for that.
+/// `cniVersions` names both for runtimes that know it, unless a plugin behind ours is too old for that.
 ///
-/// What a pod's TCP hands down at once has to fit the uplink: the kernel itself would cut what is larger,
-/// which is nearly all that pods send in bulk.
+/// The segments that a pod's TCP hands down at once have to fit the uplink: the kernel itself would cut
+/// larger ones, which are nearly all that pods send in bulk.
 pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path) -> Value {
     let mut ours = json!({ "type": PLUGIN, "mtu": uplink.mtu, "wiring": wiring });
     if let Some(size) = uplink.gso_max {
@@ -58,9 +58,9 @@ pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path
 }
 
 /// Copies the plugin into the runtime's folder and puts a link to it beside it, so that both names are always
-/// of the same release. One that runs keeps its old file. Returns whether it had to.
+/// of the same release. A plugin that runs keeps its old file. Returns whether it had to.
 ///
-/// It is read in pieces: at each look it would otherwise be the most that the agent has in memory.
+/// It is read in pieces: at each inspection it would otherwise be the largest part of the agent's memory.
 pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
     let open = || fs::File::open(source).map_err(|error| Error::Source(source.to_owned(), error));
     let (mut shipped, mut again) = (open()?, open()?);
@@ -92,13 +92,12 @@ pub fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Our configuration as it stands; None if there is none that can be read.
+/// Our configuration as it stands; `None` if there is none that can be read.
 pub fn found(conf_dir: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(conf_dir.join(CONFLIST)).ok()?).ok()
 }
 
-/// Puts the configuration in place, with what others have put into the one that stands. Returns whether it
-/// had to.
+/// Puts the configuration in place, with the entries of others in the present one. Returns whether it had to.
 ///
 /// By way of a second name in the folder: containerd ignores a file that appears there, whether made or
 /// renamed in, and reads its configuration anew when a name goes away. So it does that once, and then the
@@ -157,7 +156,7 @@ pub struct Preceding {
     pub leads_to_ours: bool,
 }
 
-/// Whether a configuration, another plugin's by what it says, has pods wired by ours: by an entry of its own
+/// Whether a configuration, another plugin's by its content, has pods wired by ours: by an entry of its own
 /// or by a network that it delegates to, as Multus does.
 pub fn leads_to_ours(configuration: &Value) -> bool {
     let within = |key: &str| configuration[key].as_array().into_iter().flatten();
@@ -171,7 +170,7 @@ pub fn leads_to_ours(configuration: &Value) -> bool {
         || within("delegates").any(|network| network["name"] == NETWORK || leads_to_ours(network))
 }
 
-/// Whether `target` holds just what is in `source`, with this mode. One that can't be read doesn't.
+/// Whether `target` has exactly the content of `source`, with this mode. An unreadable one hasn't.
 fn is_copy(source: &mut fs::File, target: &Path, mode: u32) -> io::Result<bool> {
     let Ok(mut found) = fs::File::open(target) else { return Ok(false) };
     let (wanted, metadata) = (source.metadata()?, found.metadata()?);
@@ -190,7 +189,7 @@ fn is_copy(source: &mut fs::File, target: &Path, mode: u32) -> io::Result<bool> 
     Ok(is_same)
 }
 
-/// Makes `target` hold what is read, atomically, by way of a new file in `staging`, which must be on the same
+/// Gives `target` the read content, atomically, by way of a new file in `staging`, which must be on the same
 /// mount.
 fn replace(target: &Path, content: &mut impl Read, mode: u32, staging: &Path) -> io::Result<()> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
@@ -251,7 +250,7 @@ mod tests {
         assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
     }
 
-    /// Or the plugin would look for the ledger where the agent doesn't keep it.
+    /// Otherwise the plugin would expect the ledger where the agent doesn't keep it.
     #[test]
     fn another_folder_of_the_ledger_is_told_to_the_plugin() {
         let [told, untold] = ["/run/elsewhere", STATE_DIR]
@@ -325,7 +324,8 @@ mod tests {
         let conf_dir = root.path().join("net.d");
         fs::create_dir(&conf_dir).unwrap();
         let mut inotify = inotify::Inotify::init().unwrap();
-        // What fsnotify makes Write, Rename and Remove of; containerd leaves Create and Chmod alone.
+        // The inotify events that fsnotify turns into Write, Rename and Remove; containerd ignores Create and
+        // Chmod.
         let heeded = inotify::WatchMask::MODIFY | inotify::WatchMask::MOVED_FROM | inotify::WatchMask::DELETE;
         inotify.watches().add(&conf_dir, heeded).unwrap();
         for mtu in [1, 2] {
@@ -395,7 +395,7 @@ mod tests {
             (multus(json!({ "clusterNetwork": "vnetpool" })), true),
             (multus(json!({ "delegates": [{ "name": "cilium", "type": "cilium-cni" }] })), false),
             (json!({ "name": "cilium", "plugins": [{ "type": "cilium-cni" }] }), false),
-            // Addresses by ours and the wiring by another is what ipam_only is for.
+            // Addresses by ours and the wiring by another plugin are the job of ipam_only.
             (
                 json!({ "name": "pods", "plugins": [{ "type": "bridge", "ipam": { "type": "vnetpool-ipam" } }] }),
                 false,
@@ -457,7 +457,7 @@ mod tests {
         for _ in 0..10 {
             assert!(
                 !configuration(&plain(1500), &conf_dir).unwrap(),
-                "a look rewrites what the mesh has made"
+                "an inspection rewrites what the mesh has made"
             );
         }
         assert!(configuration(&plain(1400), &conf_dir).unwrap());

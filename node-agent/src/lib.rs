@@ -14,7 +14,7 @@
 //! ([`source`]).
 //!
 //! Nothing on the node depends on this process being alive: pods start and stop without it while addresses
-//! last, and whatever it has set up stays when it ends.
+//! last, and everything it has set up stays when it ends.
 
 pub mod admin;
 pub mod agent;

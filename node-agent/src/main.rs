@@ -31,12 +31,12 @@ use vnetpool_plugin::{
     wiring,
 };
 
-/// How long a thread stays that has waited for the kernel: until the next look, and many more. That it ends
+/// How long a thread stays that has waited for the kernel: until the next inspection, and many more. Its end
 /// would wake the process each time.
 const THREADS_STAY: Duration = Duration::from_secs(3600);
 
 fn main() -> anyhow::Result<()> {
-    // The agent sleeps: two threads are enough for what waits for the kernel beside what serves.
+    // The agent sleeps: two threads are enough for waits for the kernel beside the service.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(2).thread_keep_alive(THREADS_STAY).enable_all();
     runtime.build()?.block_on(run())
@@ -90,7 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// Cleans the node until told to end.
+/// Cleans the node until a signal ends the process.
 async fn clean(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let metrics = Metrics::new(&config.state_dir);

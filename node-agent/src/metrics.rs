@@ -16,7 +16,7 @@ use prometheus_client::{
 use vnetpool_plugin::{
     cni::code,
     ledger::Counts,
-    plugin::log::{Call, Failure, Reader},
+    plugin::log::{Failure, Invocation, Reader},
 };
 use vnetpool_process::lock::lock;
 
@@ -80,22 +80,23 @@ pub struct Metrics {
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
     pub rules: Counter,
-    /// Whether the node has a ledger and the CNI configuration: what /readyz says.
+    /// Whether the node has a ledger and the CNI configuration, as /readyz reports it.
     pub ready: Arc<AtomicBool>,
     ages: Ages,
-    /// When the first of those looks began that have not ended by themselves; None if the last one has.
-    looking: Arc<Mutex<Option<Instant>>>,
-    /// What the plugin has logged is counted when somebody scrapes.
+    /// When the first of those inspections began that were all broken off; `None` if the last one has ended
+    /// in time.
+    inspecting: Arc<Mutex<Option<Instant>>>,
+    /// The plugin's log is counted at each scrape.
     log: Arc<Mutex<Reader>>,
 }
 
-/// A call of the plugin takes some milliseconds, and 20 s when it waits for an address in vain.
+/// An invocation of the plugin takes some milliseconds, and 20 s when it waits for an address in vain.
 fn verb_seconds() -> Histogram {
     Histogram::new([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 21.0])
 }
 
 impl Metrics {
-    /// Counts the calls of the plugin that are logged in `state_dir` from now on.
+    /// Counts the invocations of the plugin that are logged in `state_dir` from now on.
     pub fn new(state_dir: &Path) -> Self {
         let mut all = vnetpool_process::registry(PREFIX, env!("CARGO_PKG_VERSION"));
         let registry = vnetpool_process::own(&mut all, PREFIX);
@@ -103,14 +104,13 @@ impl Metrics {
         let help = "Addresses that this node holds: the states add up";
         registry.register("addresses", help, addresses.clone());
         let unheld = Family::default();
-        let help = "Addresses that left this node's NIC by somebody else's hand (lost, if a pod has one, else \
-                    withdrawn), those that no pod has and none gets while the node lacks its rules (withheld), and \
-                    those given up that are still on it (relinquished)";
+        let help = "Addresses beside the held ones: lost (a pod has it, the NIC doesn't), withdrawn (taken off the NIC \
+                    while free), withheld (the node lacks its rules), relinquished (given up, still on the NIC)";
         registry.register("unheld_addresses", help, unheld.clone());
         let waiting = Gauge::default();
         registry.register("waiting_pods", "Pods that wait for an address", waiting.clone());
         let verbs = Family::new_with_constructor(verb_seconds as fn() -> Histogram);
-        let help = "How long calls of the CNI plugin took, by verb and outcome: ok, later (the runtime tries again) or failed";
+        let help = "How long invocations of the CNI plugin took, by verb and outcome: ok, later (the runtime tries again) or failed";
         registry.register_with_unit("cni_duration", help, Unit::Seconds, verbs.clone());
         let waits = Histogram::new([0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 21.0]);
         let help = "How long ADD took to get an address from the ledger, also in vain";
@@ -123,10 +123,10 @@ impl Metrics {
         let help = "Leaked records freed, leaked links deleted, sandboxes without a record taken in";
         registry.register("sweeps", help, sweeps.clone());
         let repairs = Family::default();
-        let help = "What pods need and somebody else on the node had changed, put right";
+        let help = "Changes of other programs on the node that disturbed pods and were repaired";
         registry.register("repairs", help, repairs.clone());
         let dropped = Family::default();
-        let help = "Packets of pods that the nftables table has dropped, by what they wanted: metadata, wire_server, \
+        let help = "Packets of pods that the nftables table has dropped, by their aim: metadata, wire_server, \
                     loopback (of the node), spoofed (a source address that isn't the pod's)";
         registry.register("dropped_packets", help, dropped.clone());
         let refused = Family::default();
@@ -143,7 +143,7 @@ impl Metrics {
         );
         let rules = Counter::default();
         registry.register("rules_applied", "Times an nftables table had to be put in place", rules.clone());
-        // Prometheus sees no increase in what begins with its first event.
+        // Prometheus sees no increase in a series that begins with its first event.
         for kind in Suspect::KINDS {
             drop(sweeps.get_or_create(&Kind { kind }));
         }
@@ -173,7 +173,7 @@ impl Metrics {
             rules,
             ready: Arc::default(),
             ages,
-            looking: Arc::default(),
+            inspecting: Arc::default(),
             log: Arc::new(Mutex::new(Reader::from_now(state_dir))),
         }
     }
@@ -183,7 +183,7 @@ impl Metrics {
         let metrics = Self::new(Path::new("/nonexistent"));
         metrics.set_counts(Counts::default());
         let (verb, phases) = ("ADD".to_owned(), vec![("ledger".to_owned(), 100)]);
-        metrics.count_call(&Call { verb, micros: 3000, phases, error: None });
+        metrics.count_invocation(&Invocation { verb, micros: 3000, phases, error: None });
         metrics.count_report(true);
         metrics.count_relinquished(1);
         metrics.count_dropped("metadata".to_owned(), 1);
@@ -210,20 +210,21 @@ impl Metrics {
         self.waiting.set(waiting.into());
     }
 
-    /// A call of the plugin has ended.
-    fn count_call(&self, call: &Call) {
+    /// An invocation of the plugin has ended.
+    fn count_invocation(&self, invocation: &Invocation) {
         let verbs = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
-        let Some(verb) = verbs.into_iter().find(|verb| *verb == call.verb) else { return };
-        let outcome = match &call.error {
+        let Some(verb) = verbs.into_iter().find(|verb| *verb == invocation.verb) else { return };
+        let outcome = match &invocation.error {
             None => "ok",
             Some(Failure { code: code::TRY_AGAIN_LATER }) => "later",
             Some(_) => "failed",
         };
         let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
-        self.verbs.get_or_create(&Verb { verb, outcome }).observe(seconds(call.micros));
+        self.verbs.get_or_create(&Verb { verb, outcome }).observe(seconds(invocation.micros));
         if verb == "ADD" {
-            let waited = call.phases.iter().find(|(name, _)| name == "ledger").map(|(_, micros)| *micros);
-            let in_vain = (outcome == "later").then_some(call.micros);
+            let waited =
+                invocation.phases.iter().find(|(name, _)| name == "ledger").map(|(_, micros)| *micros);
+            let in_vain = (outcome == "later").then_some(invocation.micros);
             waited.or(in_vain).into_iter().for_each(|micros| self.waits.observe(seconds(micros)));
         }
     }
@@ -251,19 +252,19 @@ impl Metrics {
         self.ages.reconciled().elapsed()
     }
 
-    /// A look at the node begins.
-    pub fn look_began(&self) {
-        lock(&self.looking).get_or_insert_with(Instant::now);
+    /// An inspection of the node begins.
+    pub fn inspection_began(&self) {
+        lock(&self.inspecting).get_or_insert_with(Instant::now);
     }
 
-    /// A look has ended by itself.
-    pub fn look_ended(&self) {
-        *lock(&self.looking) = None;
+    /// An inspection has ended in time.
+    pub fn inspection_ended(&self) {
+        *lock(&self.inspecting) = None;
     }
 
-    /// For how long no look has ended by itself; zero if none is under way.
-    pub fn looking_for(&self) -> Duration {
-        lock(&self.looking).map_or(Duration::ZERO, |since| since.elapsed())
+    /// For how long no inspection has ended in time; zero if none is under way.
+    pub fn inspecting_for(&self) -> Duration {
+        lock(&self.inspecting).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// `kind` is that of [`Suspect::kind`](crate::sweep::Suspect::kind).
@@ -293,7 +294,7 @@ impl Metrics {
 
     /// In the text format of OpenMetrics.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
-        lock(&self.log).read(|call| self.count_call(&call));
+        lock(&self.log).read(|invocation| self.count_invocation(&invocation));
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -304,7 +305,7 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    fn says(metrics: &Metrics, line: &str) {
+    fn serves(metrics: &Metrics, line: &str) {
         let text = metrics.text().unwrap();
         assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
     }
@@ -321,8 +322,8 @@ mod tests {
         let states = text.lines().filter(|line| line.starts_with("vnetpool_agent_addresses{"));
         let values = states.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
         assert_eq!(values.sum::<u32>(), held);
-        says(&metrics, r#"vnetpool_agent_unheld_addresses{state="lost"} 1"#);
-        says(&metrics, "vnetpool_agent_waiting_pods 6");
+        serves(&metrics, r#"vnetpool_agent_unheld_addresses{state="lost"} 1"#);
+        serves(&metrics, "vnetpool_agent_waiting_pods 6");
     }
 
     #[test]
@@ -350,9 +351,9 @@ mod tests {
     fn what_has_never_happened_is_counted_as_none() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
-        says(&metrics, r#"vnetpool_agent_repairs_total{kind="route"} 0"#);
-        says(&metrics, r#"vnetpool_agent_sweeps_total{kind="record"} 0"#);
-        says(&metrics, r#"vnetpool_agent_cni_duration_seconds_count{verb="ADD",outcome="failed"} 0"#);
+        serves(&metrics, r#"vnetpool_agent_repairs_total{kind="route"} 0"#);
+        serves(&metrics, r#"vnetpool_agent_sweeps_total{kind="record"} 0"#);
+        serves(&metrics, r#"vnetpool_agent_cni_duration_seconds_count{verb="ADD",outcome="failed"} 0"#);
     }
 
     #[test]
@@ -371,11 +372,11 @@ mod tests {
             format!(r#"vnetpool_agent_cni_duration_seconds_count{{verb="{verb}",outcome="{outcome}"}} 1"#)
         };
         for (verb, outcome) in [("ADD", "ok"), ("ADD", "later"), ("ADD", "failed"), ("DEL", "ok")] {
-            says(&metrics, &count(verb, outcome));
+            serves(&metrics, &count(verb, outcome));
         }
-        says(&metrics, "vnetpool_agent_address_wait_seconds_count 2");
-        says(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="0.001"} 1"#);
-        says(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="21.0"} 2"#);
+        serves(&metrics, "vnetpool_agent_address_wait_seconds_count 2");
+        serves(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="0.001"} 1"#);
+        serves(&metrics, r#"vnetpool_agent_address_wait_seconds_bucket{le="21.0"} 2"#);
         assert!(!metrics.text().unwrap().contains("anything"));
     }
 }

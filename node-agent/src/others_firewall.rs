@@ -1,11 +1,11 @@
-//! Other people's firewalls: does one of them drop what pods send or receive? Pure; [`nft`] looks, and lets
-//! pods through where that was asked for.
+//! Other programs' firewalls: does one of them drop packets from or to pods? Pure; [`nft`] reads them, and
+//! lets pods through where the configuration asks for it.
 //!
-//! Every chain at the forward hook has its say, and an accept in one doesn't override a drop in another: our
-//! own table can't help here. docker, ufw and firewalld all drop what they don't know. Two packets are led
-//! through their rules, a new TCP connection of a pod and one to it. A rule that can't be understood might
-//! match or not; so only what is certain to be dropped is told. And a rule that names pods' links was made
-//! for pods: what an engine of NetworkPolicy drops behind it, it is meant to drop.
+//! Every chain at the forward hook decides about a packet, and an accept in one doesn't override a drop in
+//! another: our own table can't help here. docker, ufw and firewalld all drop what they don't know. Two
+//! packets are led through their rules, a new TCP connection of a pod and one to it. A rule that can't be
+//! understood might match or not; so only a certain drop is reported. And a rule that names pods' links was
+//! made for pods: if an engine of NetworkPolicy drops a packet behind it, the drop is meant.
 
 pub mod nft;
 
@@ -18,7 +18,7 @@ use vnetpool_plugin::sandbox::LINK_PREFIX;
 /// A chain of rules, as nft shows it with `-j`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chain {
-    /// What happens at its end, for one that the kernel itself calls: true = drop.
+    /// The policy at its end, for a chain at a hook of the kernel: true = drop.
     pub drops: bool,
     /// The expressions of each rule.
     pub rules: Vec<Vec<Value>>,
@@ -32,12 +32,12 @@ pub type Chains = HashMap<String, Chain>;
 pub struct Packet<'a> {
     pub from_link: &'a str,
     pub to_link: &'a str,
-    /// None for somebody in the network.
+    /// `None` for a host in the network.
     pub source: Option<Ipv4Addr>,
     pub destination: Option<Ipv4Addr>,
 }
 
-/// What becomes of a packet in a chain.
+/// The fate of a packet in a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Accepted,
@@ -58,7 +58,7 @@ enum Match {
     Perhaps,
 }
 
-/// Whether a packet is certain to be dropped in `base`, which the kernel calls for each that the node
+/// Whether a packet is certain to be dropped in `base`, which the kernel runs for each packet that the node
 /// forwards.
 pub fn is_dropped(chains: &Chains, base: &str, packet: &Packet) -> bool {
     match fate(chains, base, packet, 0) {
@@ -137,8 +137,8 @@ fn names_pods_links(expression: &Value) -> bool {
         && what["right"].as_str().is_some_and(|name| name.starts_with(LINK_PREFIX))
 }
 
-/// A match of iptables that nft only names. One on the state of a connection is, in practice, for those that
-/// are established, and this is a new one.
+/// A match of iptables that nft only names. A match on the state of a connection is, in practice, for
+/// established ones, and this is a new one.
 fn extension(what: &Value) -> Match {
     match what["name"].as_str() {
         Some("comment") => Match::Yes,
@@ -177,7 +177,7 @@ fn applies(what: &Value, packet: &Packet) -> Match {
     }
 }
 
-/// Whether one of the values on the right does; None if that can't be told.
+/// Whether one of the values on the right does; `None` if that isn't known.
 fn any(right: &Value, is: impl Fn(&Value) -> Option<bool> + Copy) -> Option<bool> {
     match right {
         Value::Array(all) => all.iter().try_fold(false, |found, one| Some(found || any(one, is)?)),
@@ -239,7 +239,7 @@ mod tests {
         [out(), back()].map(|packet| is_dropped(chains, "FORWARD", &packet))
     }
 
-    /// What dockerd 20.10 makes, as nft 1.0.6 shows it.
+    /// The rules of dockerd 20.10, as nft 1.0.6 shows them.
     fn docker() -> Chains {
         let counter = || json!({ "counter": null });
         let (accept, ret, drop) =
@@ -297,8 +297,8 @@ mod tests {
         }
     }
 
-    /// What Calico's Felix makes, as nft 1.0.6 shows it, as far as it matters: it knows one pod, and no
-    /// other's link.
+    /// The rules of Calico's Felix, as nft 1.0.6 shows them, as far as they matter: Felix knows one pod, and
+    /// no other's link.
     fn felix() -> Chains {
         let counter = || json!({ "counter": null });
         let go = |verb: &str, target: &str| json!({ verb: { "target": target } });
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn what_an_engine_of_network_policy_drops_of_pods_links_is_no_alarm() {
         assert_eq!(dropped(&felix()), [false, false]);
-        // But somebody's who doesn't know of pods is, before it.
+        // But a rule before it of a program that doesn't know of pods is.
         let mut chains = felix();
         let base = &mut chains.get_mut("FORWARD").unwrap().rules;
         base.insert(0, vec![meta("iifname", "!=", json!("docker0")), json!({ "drop": null })]);
@@ -367,7 +367,7 @@ mod tests {
             vec![owner(), accept()],
             vec![meta("iifname", "==", json!("@trusted")), accept()],
             vec![json!({ "vmap": { "key": {}, "data": "@verdicts" } })],
-            vec![json!({ "jump": { "target": "not-looked-at" } })],
+            vec![json!({ "jump": { "target": "not-read" } })],
         ] {
             assert_eq!(dropped(&one(true, &[&rule])), [false, false], "{rule:?}");
         }

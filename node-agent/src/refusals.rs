@@ -1,11 +1,11 @@
-//! Whom the node's rules keep from the metadata service, and what is told of it. Pure.
+//! The pods that the node's rules keep from the metadata service, and the report of them. Pure.
 
 use std::collections::BTreeMap;
 
 use vnetpool_crds::refusal;
 use vnetpool_plugin::ledger::Millis;
 
-use crate::disturbance::TOLD_FOR;
+use crate::disturbance::REPORTED_FOR;
 
 /// The pods of this node that asked, with the moment at which they were seen to last.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// The pod, as `namespace/name`, has asked since the last look.
+    /// The pod, as `namespace/name`, has asked since the last inspection.
     pub fn asked(&mut self, pod: &str, now: Millis) {
         self.seen.insert(pod.to_owned(), now);
     }
@@ -27,11 +27,11 @@ impl Refusals {
         gone.into_keys().collect()
     }
 
-    /// The message of the condition `MetadataRefused`, if there is anything to tell. It has no counts, since
-    /// each would be news.
-    pub fn tell(&self, pool: &str, now: Millis) -> Option<String> {
-        let told_for = TOLD_FOR.as_millis() as Millis;
-        let recent = self.seen.iter().filter(|&(_, &last)| now.saturating_sub(last) < told_for);
+    /// The message of the condition `MetadataRefused`, if there is anything to report. It has no counts,
+    /// since each would be news.
+    pub fn message(&self, pool: &str, now: Millis) -> Option<String> {
+        let reported_for = REPORTED_FOR.as_millis() as Millis;
+        let recent = self.seen.iter().filter(|&(_, &last)| now.saturating_sub(last) < reported_for);
         let mut pods = recent.map(|(pod, _)| pod.as_str()).peekable();
         pods.peek()?;
         Some(refusal::message(pods, pool))
@@ -43,18 +43,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pods_that_ask_are_told_for_an_hour_and_as_long_as_they_are_there() {
+    fn pods_that_ask_are_reported_for_an_hour_and_as_long_as_they_are_there() {
         let mut refusals = Refusals::default();
-        assert_eq!(refusals.tell("default", 0), None);
+        assert_eq!(refusals.message("default", 0), None);
         refusals.asked("default/b", 0);
         refusals.asked("default/a", 1);
-        let told = refusals.tell("default", 2).unwrap();
-        assert_eq!(refusal::pods(&told).into_iter().collect::<Vec<_>>(), ["default/a", "default/b"]);
+        let message = refusals.message("default", 2).unwrap();
+        assert_eq!(refusal::pods(&message).into_iter().collect::<Vec<_>>(), ["default/a", "default/b"]);
         for part in ["NodeIPPool default", "workload identity", "podMetadataAccess: All"] {
-            assert!(told.contains(part), "{told}");
+            assert!(message.contains(part), "{message}");
         }
         assert_eq!(refusals.keep(|pod| pod == "default/b"), ["default/a"]);
-        assert!(refusals.tell("default", 2).unwrap().starts_with("default/b: "));
-        assert_eq!(refusals.tell("default", TOLD_FOR.as_millis() as Millis), None);
+        assert!(refusals.message("default", 2).unwrap().starts_with("default/b: "));
+        assert_eq!(refusals.message("default", REPORTED_FOR.as_millis() as Millis), None);
     }
 }

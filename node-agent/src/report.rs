@@ -1,4 +1,4 @@
-//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with what is published. Pure;
+//! The ledger as `NodeIPAllocation.status`: composing it and comparing it with the published status. Pure;
 //! [`publish`] writes it, and [`local`] where there is no cluster.
 
 pub mod local;
@@ -16,11 +16,11 @@ use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocationStatus, allocation::Holder, condition};
 use vnetpool_plugin::ledger::{Assignment, Counts, Entry, Ledger, Millis, Occupant, Pod, Proof, Sandbox};
 
-/// What the node has to say at one moment.
+/// The node's report at one moment.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub ledger: Ledger,
-    /// CLOCK_BOOTTIME of the look at the ledger.
+    /// CLOCK_BOOTTIME of the read of the ledger.
     pub at: Millis,
     /// The same moment by the wall clock.
     pub time: Timestamp,
@@ -29,15 +29,15 @@ pub struct Report {
     /// `spec.warm` and `spec.reportHolders` of the object seen last.
     pub warm: u32,
     pub names_holders: bool,
-    /// Names of what the metadata service no longer lists.
+    /// Names of the reservations that the metadata service no longer lists.
     pub unlisted: BTreeSet<String>,
-    /// Whether it tells nothing of the NIC; `None` if this agent hasn't found out yet.
+    /// Whether it reports nothing of the NIC; `None` if this agent hasn't found out yet.
     pub metadata_silent: Option<bool>,
     /// The agent's conditions.
     pub conditions: Vec<Condition>,
 }
 
-/// The agent's part of the status, given the status published last: what says the same keeps its times.
+/// The agent's part of the status, given the status published last: an unchanged part keeps its times.
 pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> NodeIPAllocationStatus {
     let Report {
         ledger,
@@ -65,7 +65,8 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     let mut relinquished: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
     relinquished.sort();
 
-    // What the node itself has given up is on its way off the NIC: that it isn't listed is no news.
+    // An address that the node itself has given up is on its way off the NIC: that it isn't listed is no
+    // news.
     let unlisted = unlisted.iter().filter(|name| !relinquished.contains(name)).cloned().collect();
 
     // An agent that has just started would have the operator wait for hints that don't come.
@@ -77,7 +78,7 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
     for condition in conditions {
         condition::set(&mut merged, condition.clone());
     }
-    // This one is told with every report, or it has ended.
+    // This condition is part of every report, or it has ended.
     let is_told = conditions.iter().any(|one| one.type_ == condition::METADATA_REFUSED);
     merged.retain(|one| is_told || one.type_ != condition::METADATA_REFUSED);
     NodeIPAllocationStatus {
@@ -136,9 +137,9 @@ pub fn building(
     status
 }
 
-/// The sandboxes that other plugins wired, as this status told of them in the boot `boot_id`. Nothing else on
-/// the node remembers them once the ledger is lost. Their namespaces' inodes aren't told, so those are gone
-/// only with their files.
+/// The sandboxes that other plugins wired, as this status listed them in the boot `boot_id`. Nothing else on
+/// the node remembers them once the ledger is lost. The status doesn't have their namespaces' inodes, so
+/// those are gone only with their files.
 pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
     let is_of_boot = status.boot_id == boot_id;
     let leases = status.leases.iter().filter(|_| is_of_boot);
@@ -155,7 +156,7 @@ pub fn leased(status: &NodeIPAllocationStatus, boot_id: &str) -> Vec<Occupant> {
     leases.filter_map(occupant).collect()
 }
 
-/// Whether the published status already says what the agent has to say, so that there is nothing to write.
+/// Whether the published status has the same report already, so that there is nothing to write.
 pub fn is_published(status: &NodeIPAllocationStatus, published: Option<&NodeIPAllocationStatus>) -> bool {
     published.is_some_and(|published| {
         let timeless = |status| NodeIPAllocationStatus { counted_at: None, ..without_conditions(status) };
@@ -257,8 +258,8 @@ mod tests {
         );
     }
 
-    /// The operator attaches to an address what only one pod may get: this is the agent's word that no other
-    /// pod has it or will.
+    /// The operator attaches a resource to an address only if no other pod can get the address: this is the
+    /// agent's confirmation that no other pod has it or will.
     #[test]
     fn a_mark_is_confirmed_once_the_ledger_has_it_and_while_the_address_is_held() {
         let mut ledger = ledger(&[9, 10]);
@@ -300,7 +301,7 @@ mod tests {
         });
         assert_ne!(first, second);
         assert_eq!((&first.relinquished, first.held), (&published.relinquished, published.held));
-        // The operator's conditions aren't ours to say.
+        // The operator's conditions aren't ours to write.
         assert!(condition::find(&first.conditions, condition::READY).is_none());
         assert!(!condition::is_true(&first.conditions, condition::SUPPLIED));
     }

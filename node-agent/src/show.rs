@@ -1,4 +1,4 @@
-//! The node's ledger and conditions in readable form: what `kubectl describe nodeipallocation` shows in a
+//! The node's ledger and conditions in readable form, as `kubectl describe nodeipallocation` shows them in a
 //! cluster. And the ledger and the wiring for `kubectl vnetpool`.
 
 use std::fmt::Write;
@@ -52,7 +52,7 @@ pub fn show(ledger: &Ledger, now: Millis, status: Option<&NodeIPAllocationStatus
     text
 }
 
-/// The ledger at this moment, and what is wired on the node.
+/// The ledger at this moment, and the wired sandboxes of the node.
 pub fn view(ledger: &Ledger, wired: &[Occupant], now: Millis) -> NodeView {
     let addresses = ledger.records().iter().map(|record| {
         let (state, since, assignment) = match record.state() {

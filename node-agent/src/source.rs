@@ -28,7 +28,7 @@ use crate::{
 const ASK_EVERY: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// The node's object as seen last; None while there is none.
+/// The node's object as seen last; `None` while there is none.
 pub type Objects = watch::Sender<Option<Arc<NodeIPAllocation>>>;
 
 #[derive(Clone)]
@@ -88,9 +88,8 @@ impl Source {
         }
     }
 
-    /// The object as it is now, with the status reported last. What a watch brings may be older than what the
-    /// node has done since; the metadata service knows nothing of what the node does, so what it said last
-    /// will do.
+    /// The object as it is now, with the status reported last. A watch may bring an object that is older than
+    /// the node's latest actions; the metadata service knows nothing of these, so its last answer will do.
     pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
         match self {
             Source::Cluster { client, name } => {
@@ -105,7 +104,7 @@ impl Source {
         }
     }
 
-    /// Says that a ledger is about to be built from this object, and gives it as it is then, see
+    /// Announces that a ledger is about to be built from this object, and returns it as it is then, see
     /// [`publish::announce`].
     pub async fn announce(&self, object: NodeIPAllocation) -> anyhow::Result<NodeIPAllocation> {
         match self {
@@ -118,7 +117,7 @@ impl Source {
     }
 
     /// Whether a spec for this UID is for this node: the UID of our Node, which gets a new one when it is
-    /// deleted and registers itself anew. The metadata service speaks of no other VM than the one that asks.
+    /// deleted and registers itself anew. The metadata service lists only the VM that asks.
     pub async fn node_uid(&self, spec: &str) -> anyhow::Result<Option<String>> {
         match self {
             Source::Cluster { client, name } => {
@@ -130,9 +129,9 @@ impl Source {
         }
     }
 
-    /// Keeps `told` at what may have left the node's NIC, as far as the node itself can know. On a VM of no
-    /// cluster the metadata service is what counts, and there is nothing to compare it with.
-    pub async fn look_out(
+    /// Keeps in `told` the reservations that may have left the node's NIC, as far as the node itself can know.
+    /// On a VM of no cluster the metadata service is the authority, and there is nothing to compare it with.
+    pub async fn compare(
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
         told: watch::Sender<Told>,

@@ -19,7 +19,7 @@ pub enum Invalid {
     Address { name: String, address: String },
 }
 
-/// What the object says about this node's addresses. Whether it is meant for this Node and this boot is not
+/// The object's content about this node's addresses. Whether it is meant for this Node and this boot is not
 /// judged here.
 ///
 /// One address that can't be read spoils the whole supply: taking in the rest would withdraw it as if it had

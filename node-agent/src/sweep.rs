@@ -1,8 +1,9 @@
-//! Frees what leaked on the node: records whose sandbox is gone, links that outlive their sandbox; and takes
-//! in what is in use without a record.
+//! Frees leaks on the node: records whose sandbox is gone, links that outlive their sandbox; and takes in
+//! addresses that are in use without a record.
 //!
-//! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two looks, and
-//! then only if it still holds under the sandbox's lock, so never while a verb is at work on it.
+//! Unknown means in use. A suspicion is acted on when it has held for [`GRACE`] over at least two
+//! inspections, and then only if it still holds under the sandbox's lock, so never while a verb is at work on
+//! it.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -13,10 +14,10 @@ use vnetpool_plugin::{
 
 use crate::error::Error;
 
-/// How long something must look leaked before it is taken for leaked.
+/// How long a suspicion must hold before it is taken for a leak.
 pub const GRACE: Duration = Duration::from_secs(60);
 
-/// Something that looks leaked.
+/// A suspected leak.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Suspect {
     /// A record whose proof of life is gone: its host link, or silenced; or its namespace.
@@ -27,15 +28,15 @@ pub enum Suspect {
     Stranger(Sandbox),
 }
 
-/// The suspicions of earlier looks and when they arose.
+/// The suspicions of earlier inspections and when they arose.
 #[derive(Debug, Default)]
 pub struct Sweep {
     since: HashMap<Suspect, Millis>,
 }
 
 impl Sweep {
-    /// Compares ledger and links; returns what has looked leaked for [`GRACE`].
-    pub fn look(&mut self, ledger: &Ledger, links: &[HostLink], now: Millis) -> Vec<Suspect> {
+    /// Compares ledger and links; returns the suspicions that have held for [`GRACE`].
+    pub fn suspects(&mut self, ledger: &Ledger, links: &[HostLink], now: Millis) -> Vec<Suspect> {
         let known = std::mem::take(&mut self.since);
         self.since = suspects(ledger, links)
             .into_iter()
@@ -80,8 +81,8 @@ fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
     records.chain(silenced).chain(strangers).collect()
 }
 
-/// Whether a link shows that a sandbox lives: it says so, or it is used, has the name that the sandbox's was
-/// given, and says nothing.
+/// Whether a link shows that a sandbox lives: by its alias, or because it is used, has the name that the
+/// sandbox's was given, and has no alias.
 fn is_of(link: &HostLink, sandbox: &Sandbox, name: &str) -> bool {
     let says_so = || link.occupants().iter().any(|occupant| occupant.sandbox == *sandbox);
     says_so() || (link.identity.is_none() && !link.is_silenced() && link.name == name)
@@ -96,7 +97,7 @@ fn strangers(ledger: &Ledger, links: &[HostLink]) -> impl Iterator<Item = Occupa
 }
 
 /// Acts on a suspicion if it still holds; returns whether it did. A sandbox that a verb is at work on is left
-/// alone. Blocks for what a verb takes.
+/// alone. Blocks as long as a verb takes.
 pub fn clear(store: &Store, suspect: &Suspect) -> Result<bool, Error> {
     let sandbox = match suspect {
         Suspect::Record { sandbox, .. } | Suspect::Stranger(sandbox) => sandbox,
@@ -190,24 +191,24 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_its_link_is_leaked_once_it_has_looked_so_for_the_grace_period() {
+    fn a_record_without_its_link_is_leaked_once_that_has_held_for_the_grace_period() {
         let mut sweep = Sweep::default();
-        assert_eq!(sweep.look(&assigned(), &[], 0), []);
-        assert_eq!(sweep.look(&assigned(), &[], LATER - 1), []);
-        assert_eq!(sweep.look(&assigned(), &[], LATER), [record()]);
+        assert_eq!(sweep.suspects(&assigned(), &[], 0), []);
+        assert_eq!(sweep.suspects(&assigned(), &[], LATER - 1), []);
+        assert_eq!(sweep.suspects(&assigned(), &[], LATER), [record()]);
     }
 
     #[test]
-    fn one_look_is_not_enough_however_late() {
-        assert_eq!(Sweep::default().look(&assigned(), &[], 100 * LATER), []);
+    fn one_inspection_is_not_enough_however_late() {
+        assert_eq!(Sweep::default().suspects(&assigned(), &[], 100 * LATER), []);
     }
 
     #[test]
     fn a_link_seen_in_between_starts_the_grace_period_anew() {
         let mut sweep = Sweep::default();
-        sweep.look(&assigned(), &[], 0);
-        sweep.look(&assigned(), &[wired()], LATER / 2);
-        assert_eq!(sweep.look(&assigned(), &[], LATER), []);
+        sweep.suspects(&assigned(), &[], 0);
+        sweep.suspects(&assigned(), &[wired()], LATER / 2);
+        assert_eq!(sweep.suspects(&assigned(), &[], LATER), []);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The kernel's network settings that pods need, written only where they differ. `dir` is `/proc/sys/net` or
-//! where it is mounted; it shows the network namespace of whoever looks.
+//! where it is mounted; it shows the network namespace of the reading process.
 
 use std::{fs, io, path::Path};
 
-/// What a node that doesn't forward drops: every packet of its pods. The kernel has one setting for all
-/// links, which sets each, and one for each link, which decides.
+/// A node that doesn't forward drops every packet of its pods. The kernel has one setting for all links,
+/// which sets each, and one for each link, which decides.
 const ALL: &str = "ipv4/ip_forward";
 /// Of the node as a whole, and 1 where the kernel has just come to have it.
 pub const BRIDGES: &str = "bridge/bridge-nf-call-iptables";
@@ -24,7 +24,7 @@ pub fn ensure<'a>(dir: &Path, links: impl Iterator<Item = &'a str>) -> Result<Ve
     let of_link = |link: &str| format!("ipv4/conf/{link}/forwarding");
     let mut changed = Vec::new();
     for setting in [ALL.to_owned(), of_link("default")].into_iter().chain(links.map(of_link)) {
-        // A link may go while we look.
+        // A link may go during the inspection.
         if set(dir, &setting, "1", setting != ALL)? {
             changed.push(setting);
         }
@@ -35,10 +35,10 @@ pub fn ensure<'a>(dir: &Path, links: impl Iterator<Item = &'a str>) -> Result<Ve
 /// Has the node's rules see packets of bridged pods only where the node routes them. Returns whether that is
 /// new.
 ///
-/// With this setting, which the kernel turns on, a bridge hands them packets that it is still about to pass
-/// on. The first packet to a Service is then translated there, and where the pod that is to have it is behind
-/// the same bridge, it would go from port to port, which isolated ports don't let through. The setting is the
-/// node's: a bridge can ask for more than it says, and not for less.
+/// With this setting, which the kernel turns on, a bridge hands packets to iptables that it is still about to
+/// pass on. The first packet to a Service is then translated there, and where its pod is behind the same
+/// bridge, it would go from port to port, which isolated ports don't let through. The setting is the node's:
+/// a bridge can ask for more than it, and not for less.
 pub fn route_bridged(dir: &Path) -> Result<bool, Error> {
     // A kernel may not be able to do that at all.
     set(dir, BRIDGES, "0", true)

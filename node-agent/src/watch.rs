@@ -1,4 +1,4 @@
-//! What the agent watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's
+//! The agent's watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's
 //! network.
 
 use std::{fs, net::Ipv4Addr, path::PathBuf, pin::pin, sync::Arc, thread, time::Duration};
@@ -26,9 +26,9 @@ use crate::metrics::{Metrics, Watch};
 /// While a pod waits, the object is read when the watch has been silent for so long.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is asked for; None while there is none.
-/// Goes on past errors, waiting longer each time. One that can't be read is there all the same: what was read
-/// last goes on to hold, and so does the ledger.
+/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is requested; `None` while there is
+/// none. Goes on past errors, waiting longer each time. An object that can't be read is there all the same:
+/// its last readable version goes on to hold, and so does the ledger.
 pub async fn object(
     api: Api<Reading<NodeIPAllocation>>,
     name: String,
@@ -63,7 +63,7 @@ pub async fn object(
                         take(Some(object), &objects);
                     }
                 }
-                // Whether the object is gone for good, the watch tells.
+                // The watch shows whether the object is gone for good.
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "can't read the node's NodeIPAllocation; trying again"),
             },
@@ -88,7 +88,7 @@ fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Optio
     }
 }
 
-/// Waits until a pod waits and nothing was heard for [`SILENT`].
+/// Waits until a pod waits and the watch was silent for [`SILENT`].
 async fn silent(waiting: &mut watch::Receiver<bool>, heard: Instant) {
     loop {
         if waiting.wait_for(|waiting| *waiting).await.is_err() {
@@ -112,12 +112,12 @@ fn version_of<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// How often the ledger is looked at where its changes can't be watched.
+/// How often the ledger is checked where its changes can't be watched.
 const BLIND: Duration = Duration::from_secs(1);
 
 /// Notifies when the ledger in `dir` is replaced, written to or removed, or the folder itself is. Where that
-/// can't be watched, because others have used all of the node's inotify up for instance, it notifies every
-/// second, and `unwatched` tells why.
+/// can't be watched, for instance because others have used all of the node's inotify up, it notifies every
+/// second, and `unwatched` has the reason.
 pub async fn ledger(
     dir: PathBuf,
     changed: Arc<Notify>,
@@ -137,7 +137,7 @@ pub async fn ledger(
         });
         let told = watched.as_ref().err().map(|error| format!("can't watch {}: {error}", dir.display()));
         unwatched.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
-        // For whatever happened before the watch was there.
+        // For events before the watch was there.
         changed.notify_one();
         let Ok(mut events) = watched else {
             sleep(BLIND).await;
@@ -158,8 +158,8 @@ pub async fn ledger(
     }
 }
 
-/// Notifies when somebody has changed what pods need of the node's network: one multicast socket, and pods
-/// that come and go don't stir it. `uplinks` are the links they get out by.
+/// Notifies when another program has changed a part of the node's network that pods need: one multicast
+/// socket, and pods that come and go don't wake it. `uplinks` are the links they get out by.
 pub async fn kernel(
     uplinks: watch::Receiver<Uplinks>,
     store: Store,
@@ -184,13 +184,13 @@ pub async fn kernel(
                 Err(error) => break error,
             }
         };
-        // Nobody listens any more when the agent ends.
+        // The receiver is dropped only when the agent ends.
         let _ = ended.send(error);
     })?;
     Err(end.await?).context("can't hear the kernel's network events")
 }
 
-/// Whether a pod may be wired with the address: what can't be read is looked at by all means.
+/// Whether a pod may be wired with the address. It may if the ledger or the link can't be read.
 fn may_be_wired(store: &Store, address: Ipv4Addr) -> bool {
     store.peek().map_or(true, |ledger| wiring::is_wired(&ledger, address).unwrap_or(true))
 }
@@ -203,8 +203,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// An API server whose watches say nothing. The object's version is `version`, and nobody can read a
-    /// version above 100.
+    /// An API server whose watches send nothing. The object's version is `version`, and a version above 100
+    /// can't be read.
     async fn server(version: Arc<AtomicU64>) -> kube::Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -248,7 +248,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn while_a_pod_waits_a_silent_watch_is_not_trusted() {
-        // What is first said where nobody listens is never said to the test beside this one that does.
+        // tracing remembers that a line had no subscriber. Without one here, a test beside this one that has
+        // a subscriber would never see the line.
         let _heard = tracing::subscriber::set_default(tracing_subscriber::fmt().with_test_writer().finish());
         let newest = Arc::new(AtomicU64::new(1));
         let client = server(newest.clone()).await;
@@ -311,9 +312,9 @@ mod tests {
 
     const WITHOUT: &str = "VNETPOOL_TEST_WITHOUT_INOTIFY";
 
-    /// In a user namespace of its own, whose limit is nobody else's.
+    /// In a user namespace of its own, whose limit is no other's.
     #[tokio::test(start_paused = true)]
-    async fn without_inotify_the_ledger_is_looked_at_every_second_and_that_is_told() {
+    async fn without_inotify_the_ledger_is_checked_every_second_and_that_is_reported() {
         if std::env::var_os(WITHOUT).is_none() {
             let before = "echo 0 > /proc/sys/user/max_inotify_instances";
             let mut again = alone::again(&this_test!(), &[], before);

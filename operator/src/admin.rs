@@ -1,4 +1,4 @@
-//! What the operator answers over HTTP to probes: `/healthz` and `/readyz`.
+//! The operator's HTTP answers to probes: `/healthz` and `/readyz`.
 
 use std::sync::Arc;
 

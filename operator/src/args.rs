@@ -15,7 +15,7 @@ use crate::telemetry::LogFormat;
 
 /// Reserves addresses of Azure virtual networks for the nodes of a cluster.
 ///
-/// How it signs in to Azure is told by the environment, as with Azure's own tools: AZURE_CLIENT_ID,
+/// The environment decides how it signs in to Azure, as with Azure's own tools: AZURE_CLIENT_ID,
 /// AZURE_TENANT_ID, AZURE_FEDERATED_TOKEN_FILE or AZURE_CLIENT_SECRET, AZURE_AUTHORITY_HOST; with none of
 /// them, the managed identity of the virtual machine it runs on.
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ pub struct Args {
     /// clients of the subscription.
     #[arg(long, env = "VNETPOOL_BUDGET_PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(5..=100))]
     budget_percent: u8,
-    /// Plan, and say in conditions and Events what would be done, but write nothing to Azure.
+    /// Plan, and report in conditions and Events what would be done, but write nothing to Azure.
     #[arg(long, env = "VNETPOOL_DRY_RUN")]
     dry_run: bool,
     /// The namespace of the Lease by which replicas agree on who leads.
@@ -57,7 +57,7 @@ pub struct Args {
     log_format: LogFormat,
 }
 
-/// What to do instead of operating.
+/// The command to run instead of operating.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// The CustomResourceDefinitions of this release.
@@ -68,14 +68,14 @@ pub enum Command {
         /// Where the role may be assigned: a subscription or a resource group, by its id.
         #[arg(long, required = true)]
         scope: Vec<String>,
-        /// What to grant besides what every installation needs; without it, all there is.
+        /// The actions to grant besides those of every installation; without it, all actions.
         #[arg(long, value_parser = part)]
         part: Vec<&'static Part>,
     },
-    /// Tests each permission the operator's identity needs in Azure, and says what is missing and where to
+    /// Tests each permission the operator's identity needs in Azure, and reports what is missing and where to
     /// grant it.
     ///
-    /// Signs in as the operator would, so run it where and as the operator runs. Without options it looks at
+    /// Signs in as the operator would, so run it where and as the operator runs. Without options it checks
     /// the nodes of the cluster. Changes nothing. Fails if anything is missing.
     Preflight {
         /// Tests for nodes to come, in a resource group of this subscription, instead.
@@ -93,8 +93,8 @@ pub enum Command {
     /// Reads their ids from standard input, one a line, and prints a line for each as soon as it is read.
     /// Signs in as the operator would, at the lowest share of Azure's request limits. Changes nothing.
     Reserved,
-    /// Says from inside a pod whether the pod network works: is the pod's address reserved for its node, and
-    /// does every node answer? What `helm test` runs. Fails if anything is wrong.
+    /// Checks from inside a pod whether the pod network works: is the pod's address reserved for its node,
+    /// and does every node answer? What `helm test` runs. Fails if anything is wrong.
     Datapath {
         /// The node that the pod runs on.
         #[arg(long, env = "VNETPOOL_NODE_NAME")]
@@ -123,7 +123,7 @@ pub enum Crds {
 }
 
 impl Command {
-    /// What a preflight is to look at.
+    /// The parts of Azure that a preflight checks.
     pub fn subject(
         subscription: Option<String>,
         resource_group: Option<String>,
@@ -144,7 +144,7 @@ impl Args {
     }
 
     /// # Errors
-    /// When the environment doesn't tell how to sign in to Azure.
+    /// When the environment doesn't specify how to sign in to Azure.
     pub fn config(self) -> Result<Config, azure::Error> {
         let Args {
             command,
@@ -178,8 +178,8 @@ impl Args {
                 dry_run,
             },
             namespace,
-            // A replica that starts again must not take itself for the one before. The host's name wouldn't
-            // tell people which pod it is, on the host network.
+            // A replica that starts again must not take itself for the one before. On the host network, the
+            // host's name wouldn't identify the pod.
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
             scraped: metrics_address,

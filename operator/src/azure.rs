@@ -3,7 +3,7 @@
 //! `permission` those of the preflight, and `uniform` the way to write NICs of a Uniform scale set.
 //!
 //! Hidden below are the SDK crates and their flaws, tokens, clouds, ETags, long-running operations, request
-//! limits and ARM's many ways to say no. An error is a fact with a [`Remedy`]. No call is retried here except
+//! limits and ARM's many ways to refuse. An error is a fact with a [`Remedy`]. No call is retried here except
 //! the polls of an operation under way, so every request is paid from one budget and shows up in one place.
 
 mod budget;
@@ -48,7 +48,7 @@ pub use urgency::Urgency;
 pub use usages::{Usage, Usages};
 pub use vm_id::VmId;
 
-// What the verbs take and give, for whoever calls them.
+// The arguments and results of the verbs, for the modules that use them.
 pub use crate::ip_configuration::{Attached, IpConfiguration, ProvisioningState};
 pub use crate::priority::Priority;
 pub use crate::resource_id::ResourceId;
@@ -71,8 +71,8 @@ pub struct ApiVersions {
 impl ApiVersions {
     /// A PUT replaces everything that its API version knows of, and nothing else can be sent. So these are
     /// the newest versions seen in recordings of real traffic: an older one would hide, and then reset, what
-    /// others set with a newer one. New versions come to the other clouds late (azure-cli#23985): there it is
-    /// those of the documents at hand. Nobody has tried them there.
+    /// others set with a newer one. New versions reach the other clouds late (azure-cli#23985): the versions
+    /// for those are the ones that their documents show. They have not been tried there.
     pub fn of(cloud: Cloud) -> ApiVersions {
         let (network, compute) = match cloud {
             Cloud::Public => ("2025-05-01", "2025-04-01"),
@@ -82,7 +82,7 @@ impl ApiVersions {
     }
 }
 
-/// How long what was read of a virtual network is used: address spaces and peerings change rarely, and many
+/// How long the read state of a virtual network is used: address spaces and peerings change rarely, and many
 /// nodes share one. It is one second less than the promised minute, to leave time for operator and agents to
 /// follow.
 pub const NETWORK_KEPT: Duration = Duration::from_secs(59);
@@ -110,7 +110,7 @@ pub enum Freshness {
     /// The cached document, if there is one and it is settled. Our own writes keep it current. Changes by
     /// others go unnoticed until a write of ours fails as [`Error::Stale`].
     Cached,
-    /// The cached document, also one that somebody's write had not settled yet when it was read.
+    /// The cached document, even one that was read while another client's write had not settled yet.
     LastRead,
     /// Read from Azure now.
     Fresh,
@@ -152,7 +152,7 @@ pub struct Azure {
     transport: Transport,
     versions: ApiVersions,
     nics: Documents,
-    /// Held by whoever makes or deletes a public address.
+    /// Held while a public address is made or deleted.
     public: Slots<()>,
     models: Models,
     tracking: Tracking,
@@ -176,13 +176,14 @@ impl Azure {
         })
     }
 
-    /// Has `observer` called after each request, from the task that made it. Only the first observer counts.
+    /// Registers `observer`, which runs after each request, in the task that made it. Only the first observer
+    /// counts.
     pub fn on_request(&self, observer: impl Fn(&RequestRecord) + Send + Sync + 'static) {
         self.transport.observe(observer);
     }
 
-    /// From now on a write is sent only while `may_write` says so, asked when it is about to leave. One that
-    /// may not waits for ever: whoever makes it is about to end.
+    /// From now on a write is sent only if `may_write` returns true when the write is about to leave.
+    /// Otherwise the write waits for ever: the process that wants it is about to end.
     pub fn write_only_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
         self.transport.write_only_while(may_write);
     }
@@ -247,16 +248,16 @@ impl Azure {
         if let Some(nic) = cached {
             return Ok(nic);
         }
-        // The region tells the budget which limits apply.
+        // The region decides which limits of the budget apply.
         let region = known.nic().and_then(|nic| region(&nic));
         known.forget();
         let read = self.read_nic(&Call { region, ..call(Kind::Read, urgency, id) }, id).await?;
         Ok(self.nics.learn(&mut known, read))
     }
 
-    /// Carries out `change` on a NIC in one write and gives the NIC after it. Sends nothing if there is
-    /// nothing to do. Other writers' parts of the NIC stay as they are: if somebody has changed the NIC since
-    /// it was read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
+    /// Carries out `change` on a NIC in one write and returns the NIC after it. Sends nothing if there is
+    /// nothing to do. Other writers' parts of the NIC stay as they are: if another client has changed the NIC
+    /// since it was read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
     ///
     /// If the write's error leaves open whether the NIC has changed, or if the future is dropped, the NIC is
     /// read again before it is next used.
@@ -315,7 +316,7 @@ impl Azure {
         self.tracking.seen(id.as_str())
     }
 
-    /// Drops the cache of a NIC that the caller won't ask about again.
+    /// Drops the cache of a NIC that will not be asked for again.
     pub fn forget(&self, id: &ResourceId) {
         self.nics.forget(id);
     }

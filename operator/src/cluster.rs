@@ -1,7 +1,7 @@
-//! What the operator knows of the cluster, kept current by four watches, and whom each change concerns.
+//! What the operator knows of the cluster, kept current by four watches, and which objects each change wakes.
 //!
-//! Each kind is watched once, stripped to what is used before it is stored, and a change that no decision
-//! looks at (a Node's heartbeat, a condition of our own) wakes nobody.
+//! Each kind is watched once, stripped to what is used before it is stored. A change that no decision depends
+//! on (a Node's heartbeat, a condition of our own) wakes no object.
 
 mod changes;
 mod intake;
@@ -53,7 +53,7 @@ pub type Watches = [(&'static str, BoxFuture<'static, ()>); 4];
 pub struct Cluster {
     nodes: Store<Node>,
     allocations: Store<NodeIPAllocation>,
-    /// By name, what the API server has answered to writes of ours and the watch hasn't shown yet.
+    /// By name, the API server's answers to writes of ours that the watch hasn't shown yet.
     answers: Arc<Mutex<HashMap<String, Arc<NodeIPAllocation>>>>,
     pools: Store<NodeIPPool>,
     demand: Arc<Mutex<Demand>>,
@@ -131,7 +131,7 @@ impl Cluster {
         (cluster, waker, wakeups, watches)
     }
 
-    /// Wakes every object there is, and tells of each that can't be read.
+    /// Wakes every object there is, and reports each that can't be read.
     pub fn wake_all(&self, waker: &Waker) {
         self.nodes.state().iter().for_each(|node| waker.node(&node.name_any()));
         self.allocations.state().iter().for_each(|one| waker.allocation(&one.name_any()));
@@ -175,18 +175,18 @@ impl Cluster {
         Some(answer.unwrap_or(watched))
     }
 
-    /// Takes in what the API server has answered to a write of ours.
+    /// Takes in the API server's answer to a write of ours.
     pub fn answered(&self, answer: &Arc<NodeIPAllocation>) {
         let name = answer.name_any();
         let mut answers = lock(&self.answers);
-        // Looked at under the lock: an event that comes later finds the answer and drops it.
+        // Checked under the lock: an event that comes later finds the answer and drops it.
         if self.allocations.get(&ObjectRef::new(&name)).is_some_and(|watched| is_newer(answer, &watched)) {
             answers.insert(name, answer.clone());
         }
     }
 
-    /// Drops the answers that the watch has caught up with: what is kept twice would be as much again as the
-    /// watch keeps.
+    /// Drops the answers that the watch has caught up with: an object that is kept twice would take the
+    /// watch's memory once more.
     fn catch_up(&self, event: &Event<NodeIPAllocation>) {
         let mut answers = lock(&self.answers);
         let is_ahead = |name: &str, answer: &Arc<NodeIPAllocation>| {
@@ -199,14 +199,14 @@ impl Cluster {
                     answers.remove(&name);
                 }
             }
-            // A list is as new as the store. An answer that is newer still follows at once; one that only
-            // seems to be, because the store was set back, must not hide what there is.
+            // A list is as new as the store. A newer answer still follows at once; an answer that only seems
+            // newer, because the store was set back, must not hide the list's object.
             Event::InitDone => answers.clear(),
             Event::Init | Event::InitApply(_) => {}
         }
     }
 
-    /// The pool that selects a Node. One that is left alone has none.
+    /// The pool that selects a Node. A Node that is left alone has none.
     pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
         if is_left_alone(node) {
             return None;
@@ -220,8 +220,9 @@ impl Cluster {
         self.pools.get(&ObjectRef::new(name))
     }
 
-    /// What can't be read and decides about this node: its allocation, its Node, the pool that its allocation
-    /// names, or the one that would serve it. As long as there is one, nothing is done for the node.
+    /// The unreadable objects that decide about this node: its allocation, its Node, the pool that its
+    /// allocation names, or the one that would serve it. As long as there is one, nothing is done for the
+    /// node.
     pub fn unreadable(&self, node: &str) -> Option<Arc<Unreadable>> {
         let own = self.unknown_allocations.get(node).or_else(|| self.unknown_nodes.get(node));
         own.or_else(|| self.unknown_pools.get(&self.allocation(node)?.spec.pool))
@@ -241,7 +242,7 @@ impl Cluster {
         unknown.into_iter().find(|pool| pool.name() == name)
     }
 
-    /// What can't be read of the nodes that a pool serves, the pool itself left out.
+    /// The unreadable objects of the nodes that a pool serves, the pool itself left out.
     pub fn unreadable_of(&self, pool: &str) -> Vec<Arc<Unreadable>> {
         let all = self.unknown_allocations.all().into_iter().chain(self.unknown_nodes.all());
         all.filter(|one| self.pool_named(&one.name()).as_deref() == Some(pool)).collect()
@@ -271,7 +272,7 @@ impl Cluster {
         lock(&self.demand).bound(node)
     }
 
-    /// What the node's pods ask to have attached to their addresses, by UID.
+    /// The attachments that the node's pods ask for, by UID.
     pub fn wishes(&self, node: &str) -> HashMap<String, Wish> {
         lock(&self.demand).wishes(node)
     }

@@ -1,4 +1,4 @@
-//! What every controller works with.
+//! What all controllers share.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub type Stop = Shared<Map<oneshot::Receiver<()>, fn(Result<(), oneshot::Cancele
 /// Shared by all controllers of a leader.
 pub struct Context {
     pub client: Client,
-    /// What each write to the API server waits for.
+    /// Each write to the API server waits for this.
     pub writes: Arc<Writes>,
     pub azure: Arc<Azure>,
     pub cluster: Cluster,
@@ -40,19 +40,19 @@ pub struct Context {
     pub shortages: Arc<Mutex<Shortages>>,
     /// Where writes to Azure are scarce, so that steps are coarse.
     pub scarcity: Arc<Mutex<Scarcity>>,
-    /// What Azure refuses to all of a scope.
+    /// What Azure refuses to all resources of a scope.
     pub refusals: Arc<Mutex<Refusals>>,
     /// Which nodes take up an edit of their pool.
     pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
     pub started: Instant,
-    /// Nobody has led for long before that. The store may have been set back meanwhile, so no `spec` is
+    /// No operator has led for long before that. The store may have been set back meanwhile, so no `spec` is
     /// believed before its NIC was read.
     pub was_leaderless: bool,
     pub waits: Waits,
 }
 
-/// How long the operator waits before it lets go of something, or looks again. Less than the default only in
+/// How long the operator waits before it gives an address back, or reads again. Less than the default only in
 /// tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
@@ -60,17 +60,17 @@ pub struct Waits {
     /// caches, give a passing 404.
     pub second_read: Duration,
     /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several
-    /// times what it takes when each request to Azure and to the API server takes as long as it may.
+    /// times as long as when each request to Azure and to the API server takes its longest.
     pub deadline: Duration,
-    /// So much later than its NIC is read a write may be carried out whose answer is lost: no request takes
-    /// longer than that on its way.
+    /// For so long after the read of its NIC, a write whose answer is lost may still be carried out: no
+    /// request is on its way for longer.
     pub late: Duration,
     /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice,
     /// and for a tool that syncs every few minutes.
     pub grace: Duration,
-    /// So often a NIC is read where the node's metadata service doesn't tell what leaves it. Azure gives
-    /// blocks that have left a NIC to others, so pods could share an address for as long; and without IP
-    /// forwarding the pods of a node with a route are cut off.
+    /// So often a NIC is read where the node's metadata service doesn't show which addresses leave it. Azure
+    /// gives blocks that have left a NIC to others, so pods could share an address for as long; and without
+    /// IP forwarding the pods of a node with a route are cut off.
     pub unlisted: Duration,
     /// So long writes must have been scarce, or plenty again, before nodes take other steps.
     pub scarce: Duration,

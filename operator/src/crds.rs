@@ -1,7 +1,7 @@
 //! `vnetpool-operator crds apply`: brings the CustomResourceDefinitions of this release into the cluster.
 //!
 //! Helm installs a chart's CRDs once and never upgrades them; so the chart runs this before each installation
-//! and upgrade. It only ever adds to what is there: the objects of the kinds stay.
+//! and upgrade. It only ever adds to the installed ones: the objects of the kinds stay.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Whether the pod network works, seen from a pod on it: what `helm test` runs.
+//! Whether the pod network works, seen from a pod on it: the check that `helm test` runs.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,21 +16,21 @@ use vnetpool_crds::NodeIPAllocation;
 /// A packet lost once is sent again after a second, twice after three.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The pod that looks.
+/// The pod that runs the check.
 #[derive(Clone, Debug)]
 pub struct Here {
     pub node: String,
     pub address: Ipv4Addr,
 }
 
-/// What was seen. Empty means nothing was wrong.
+/// What the check has found. Empty means that nothing was wrong.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub good: Vec<String>,
     pub wrong: Vec<String>,
 }
 
-/// Looks at this pod's own address and calls every node's kubelet at `port`. That the API server answers
+/// Checks this pod's own address and connects to every node's kubelet at `port`. An answer of the API server
 /// shows that its Service is reached.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! A time limit that counts only what is a piece of work's own: a wait that somebody else ends, as for a turn
-//! within Azure's limits, has an end of its own and stops the clock.
+//! A time limit that counts only the work itself: a wait that another task ends, as for a turn within Azure's
+//! limits, has a limit of its own and stops the clock.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep};
 use crate::lock::lock;
 
 tokio::task_local! {
-    /// Of the piece of work that is being polled. Work that nobody has limited has none.
+    /// The deadline of the piece of work that is being polled. Work without a limit has none.
     static CLOCK: Arc<Mutex<Clock>>;
 }
 
-/// The least time between two looks at the clock of a piece of work.
+/// A piece of work reads the clock no more often than this.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The limit has passed; the work was dropped.
@@ -23,9 +23,9 @@ pub struct Overdue;
 /// How much of its time a piece of work has used.
 struct Clock {
     used: Duration,
-    /// Since when it runs. What ran before is in `used`.
+    /// Since when it runs. The time before is in `used`.
     since: Instant,
-    /// How many waits stop it. Those of parts that are done side by side overlap.
+    /// How many waits stop it. The waits of parts that are done side by side overlap.
     stopped_by: usize,
 }
 
@@ -68,7 +68,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result
     }
 }
 
-/// Waits for what somebody else ends: it doesn't count.
+/// Waits for an event that another task brings about: the time doesn't count.
 pub async fn uncounted<T>(wait: impl Future<Output = T>) -> T {
     let _stopped = CLOCK.try_with(Arc::clone).ok().map(Stopped::new);
     wait.await

@@ -20,13 +20,13 @@ pub use uid::Uid;
 #[derive(Debug, Default)]
 pub struct Demand {
     nodes: HashMap<Arc<str>, Bound>,
-    /// Where each counted pod is: a deleted pod's event may no longer tell.
+    /// The node of each counted pod: a deleted pod's event may no longer name it.
     pods: HashMap<Uid, Arc<str>>,
-    /// What a list that is under way has shown so far: a pod that isn't in it went while we didn't watch.
+    /// What a list that is under way has shown so far: a pod that isn't in it went while the watch was down.
     listed: Option<HashSet<Uid>>,
 }
 
-/// So long a node without pods is remembered: longer than anybody waits for a burst to end.
+/// So long a node without pods is remembered: longer than any wait for the end of a burst.
 const KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -34,7 +34,8 @@ struct Bound {
     /// A node has too few for anything quicker.
     pods: Vec<Uid>,
     changed: Instant,
-    /// What pods ask for, and the UIDs by which others name them; those that ask for nothing are left out.
+    /// What pods ask for, and the UIDs by which other sources name them; pods that ask for nothing are left
+    /// out.
     wishes: HashMap<Uid, (String, Wish)>,
 }
 
@@ -82,7 +83,7 @@ impl Demand {
         match (pod.needs_address, self.pods.get(&pod.uid)) {
             (true, None) => Some(self.come(pod, now)),
             (false, Some(_)) => self.leave(&pod.uid, now),
-            // A pod never moves to another node, but it may ask for something else.
+            // A pod never moves to another node, but its wish may change.
             (true, Some(node)) => {
                 let node = node.clone();
                 self.ask(&node, pod.uid, pod.wish).then_some(node)
@@ -110,7 +111,7 @@ impl Demand {
         node
     }
 
-    /// Whether it asks for something else than before.
+    /// Whether its wish has changed.
     fn ask(&mut self, node: &str, uid: Uid, wish: Option<(String, Wish)>) -> bool {
         let Some(bound) = self.nodes.get_mut(node) else { return false };
         let before = match &wish {
@@ -130,7 +131,7 @@ impl Demand {
         Some(node)
     }
 
-    /// Whether a pod that the API server has listed is known, with what it asks for.
+    /// Whether a pod that the API server has listed is known, with its wish.
     pub fn shows(&self, pod: &Pod) -> bool {
         let asks =
             || self.nodes.get(pod.node.as_str()).is_some_and(|node| node.wishes.contains_key(&pod.uid));

@@ -1,4 +1,4 @@
-//! The Events the operator publishes, one constructor each: on the Node, which people look at first, and on
+//! The Events that the operator publishes, one constructor each: on the Node, which people read first, and on
 //! our own kind.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use vnetpool_crds::reason::{Loudness, Reason};
 use vnetpool_crds::refusal;
 use vnetpool_crds::verdict::name_some;
 
-/// Says things about objects. Nobody waits for it: a pod may be waiting for what comes next.
+/// Publishes Events about objects. No task waits for it: a pod may be waiting for the next step.
 pub struct Events {
     queue: UnboundedSender<Said>,
 }
@@ -23,16 +23,16 @@ pub struct Events {
 /// An Event and the objects it is about.
 type Said = (Vec<ObjectReference>, Event);
 
-/// So many that wait to be published, of nodes of one pool and for the same reason, are one of the pool
-/// instead: they would trail by minutes, and nobody reads thousands.
+/// When so many Events of one reason wait for nodes of one pool, one Event of the pool replaces them: they
+/// would trail by minutes, and people don't read thousands.
 const MANY: usize = 50;
 /// So many of their nodes are named.
 const NAMED: usize = 5;
 
 impl Events {
-    /// And what delivers them, in the order in which they were said; it ends when all are delivered and
-    /// nobody can say more. A message that can't be delivered is logged and given up: an Event changes
-    /// nothing. `instance` tells replicas apart; `pool_of` gives the pool of a node.
+    /// The publisher, and the task that delivers its Events in order; the task ends when all are delivered
+    /// and no publisher is left. An Event that can't be delivered is logged and given up: it changes nothing.
+    /// `instance` distinguishes replicas; `pool_of` gives the pool of a node.
     pub fn new<P>(
         client: Client,
         instance: &str,
@@ -116,7 +116,7 @@ pub fn reserved(count: u32, held: u32, nic: &str) -> Event {
     )
 }
 
-/// Somebody, an upgrade of a scale set's model perhaps, had taken addresses off the NIC that pods use.
+/// Another client, an upgrade of a scale set's model perhaps, had taken addresses off the NIC that pods use.
 pub fn restored(count: u32, nic: &str) -> Event {
     event(
         Reason::AddressesRestored,
@@ -157,7 +157,7 @@ pub fn regrouped(join: &[ResourceId], leave: &[ResourceId], nic: &str) -> Event 
     event(Reason::SecurityGroupsChanged, "Join", note)
 }
 
-/// What others had made is gone from a NIC, as the pool asked for.
+/// The ipConfigurations of others are gone from a NIC, as the pool asked for.
 pub fn adopted(names: &[String], nic: &str) -> Event {
     event(
         Reason::OthersRemoved,
@@ -170,7 +170,7 @@ pub fn adopted(names: &[String], nic: &str) -> Event {
     )
 }
 
-/// Something doesn't get on until somebody changes something.
+/// Work is stopped until a person changes something.
 pub fn stuck(reason: Reason, action: &str, message: &str) -> Event {
     Event { type_: EventType::Warning, ..event(reason, action, message.to_owned()) }
 }
@@ -181,7 +181,7 @@ pub fn turned(condition: &Condition, action: &str) -> Event {
     of(EventType::Warning, reason, action, message.to_owned())
 }
 
-/// Something would be done, were this not a dry run.
+/// A write would be made, were this not a dry run.
 pub fn dry_run(message: &str) -> Event {
     event(Reason::DryRun, "Plan", message.to_owned())
 }
@@ -255,7 +255,7 @@ mod tests {
         (vec![object("Node", &name), object("NodeIPAllocation", &name)], event)
     }
 
-    /// What each is about, and its note.
+    /// The object of each Event, and its note.
     fn told(said: Vec<Said>) -> Vec<(String, String)> {
         let pool_of = |node: &str| Some(object("NodeIPPool", if node == "n0" { "other" } else { "default" }));
         let about = |about: &[ObjectReference]| {

@@ -1,10 +1,10 @@
 //! The fence around a leader's writes: spec, conditions, NICs, route tables and public addresses alike. Who
 //! may lead no more begins none, and goes on with none.
 //!
-//! A look before a write wouldn't do. The API server may put the write off ("429, again in 8 seconds"), and a
-//! connection takes a while to make; a process that is paused meanwhile, beyond its Lease, would wake and
-//! send it. So the look comes before each step of the write. What is on the wire by then no look calls back.
-//! `resourceVersion` and ETag stop that where there is one, see [`crate::leader`].
+//! A check before a write wouldn't do. The API server may put the write off ("429, again in 8 seconds"), and
+//! a connection takes a while to make; a process that is paused meanwhile, beyond its Lease, would wake and
+//! send it. So the check comes before each step of the write. No check calls back a write that is on the wire
+//! by then. `resourceVersion` and ETag stop that where there is one, see [`crate::leader`].
 
 use std::future::poll_fn;
 use std::pin::pin;

@@ -1,5 +1,5 @@
 //! Whether the process as a whole is stuck, which is all that a restart could cure. An outage of Azure or of
-//! the API server is none: who waits for an answer still beats.
+//! the API server doesn't count: a task that waits for an answer still beats.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -9,13 +9,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lock::lock;
 
-/// How often a task that waits says that it is alive.
+/// How often a waiting task reports that it is alive.
 const BEAT: Duration = Duration::from_secs(10);
-/// A task that hasn't said so for this long is stuck. No single step of one takes as long: each request has
-/// an end before.
+/// A task without a beat for this long is stuck. No single step takes as long: each request ends before.
 const STUCK: Duration = Duration::from_secs(120);
 
-/// When each task was last alive, when each watch last brought something and how often it failed, and since
+/// When each task was last alive, when each watch last brought an event and how often it failed, and since
 /// when nodes are being reconciled.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -53,7 +52,7 @@ impl Health {
         lock(&self.beats).insert(task, now);
     }
 
-    /// The watch of this kind has brought something.
+    /// The watch of this kind has brought an event.
     pub fn heard(&self, kind: &'static str) {
         lock(&self.heard).insert(kind, Instant::now());
     }
@@ -90,7 +89,7 @@ impl Health {
         begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun))
     }
 
-    /// How long ago each watch brought something.
+    /// How long ago each watch brought an event.
     pub fn silences(&self, now: Instant) -> Vec<(&'static str, Duration)> {
         let heard = lock(&self.heard);
         heard.iter().map(|(kind, last)| (*kind, now.saturating_duration_since(*last))).collect()
@@ -109,7 +108,7 @@ mod tests {
             assert!(tokio::time::timeout(Duration::from_secs(1800), wait).await.is_err());
             assert_eq!(health.stuck(Instant::now()), []);
         }
-        // Nobody polls it any more, as when its thread doesn't come back.
+        // The task isn't polled any more, as when its thread doesn't come back.
         tokio::time::advance(STUCK - Duration::from_secs(BEAT.as_secs() + 1)).await;
         assert_eq!(health.stuck(Instant::now()), []);
         tokio::time::advance(BEAT * 2).await;

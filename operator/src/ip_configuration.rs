@@ -1,5 +1,5 @@
-//! An address, or a block of them, on a NIC, and what is attached to it: what the planner plans with and
-//! Azure's documents are read into.
+//! An address, or a block of them, on a NIC, and its attachments: the planner plans with it, and Azure's
+//! documents are read into it.
 
 use std::collections::HashSet;
 
@@ -24,7 +24,7 @@ pub struct Attached {
     /// Backend pools of load balancers, each once.
     pub backend_pools: HashSet<ResourceId>,
     pub public_address: Option<ResourceId>,
-    /// Something that Vnetpool never attaches: NAT rules, an application gateway's pool, a tap.
+    /// An attachment that Vnetpool never makes: NAT rules, an application gateway's pool, a tap.
     pub other: bool,
 }
 

@@ -1,10 +1,10 @@
-//! Who leads: the holder of a Lease. Losing it ends all that the leader has begun, so that there is never one
-//! that has forgotten to be none.
+//! Leader election by a Lease. A replica that loses the Lease ends all that it has begun as leader, so it
+//! can't go on acting as one.
 //!
 //! A standby never compares its clock with the holder's: it counts for itself how long the Lease has stood
 //! unchanged, as Kubernetes' own components do. A leader that was paused beyond its lease sends no write, see
-//! [`crate::fence`]. What it had on the wire by then is stopped by resourceVersions and ETags. Conditions and
-//! public addresses have none: they are set right, or found, by the next leader.
+//! [`crate::fence`]. Writes on the wire by then are stopped by resourceVersions and ETags. Conditions and
+//! public addresses have none: the next leader corrects, or finds, them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use crate::lock::lock;
 pub const LEASE: Duration = Duration::from_secs(15);
 /// One small request to the API server each.
 const RENEW: Duration = Duration::from_secs(5);
-/// A leader that couldn't renew for this long stops: before anyone else may start.
+/// A leader that couldn't renew for this long stops: before another replica may start.
 const GIVE_UP: Duration = Duration::from_secs(12);
 /// No single request may use up the time for the next one.
 const REQUEST: Duration = Duration::from_secs(4);
@@ -45,7 +45,7 @@ pub struct Leadership {
     gap: Option<Duration>,
 }
 
-/// Since when the Lease has stood unrenewed, for those who act on it, and whether it has been lost.
+/// Since when the Lease has stood unrenewed, for the tasks that depend on it, and whether it has been lost.
 #[derive(Clone)]
 pub struct Tenure {
     renewed: Arc<Mutex<Instant>>,
@@ -65,12 +65,12 @@ impl Tenure {
         *lock(&self.renewed) = asked;
     }
 
-    /// Somebody else may lead from now on, however short ago the Lease was renewed.
+    /// Another replica may lead from now on, however short ago the Lease was renewed.
     pub fn end(&self) {
         self.is_over.store(true, Ordering::SeqCst);
     }
 
-    /// Whether nobody else can lead yet. A process that was paused may find that somebody does.
+    /// Whether no other replica can lead yet. A process that was paused may find that another one leads.
     pub fn is_sure(&self) -> bool {
         !self.is_over.load(Ordering::SeqCst) && self.renewed().elapsed() < GIVE_UP
     }
@@ -113,7 +113,7 @@ impl Candidate {
         }
     }
 
-    /// One look at the Lease, and one grasp at it if it is free. Gives it with the time since its last
+    /// Reads the Lease once, and tries to take it if it is free. Returns it with the time since its last
     /// renewal.
     async fn attempt(
         &self,
@@ -164,7 +164,7 @@ fn version(lease: &Lease) -> u64 {
     lease.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// A conflict means that somebody else was faster.
+/// A conflict means that another client was faster.
 fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error> {
     match answer {
         Ok(lease) => Ok(Some(lease)),
@@ -210,7 +210,7 @@ impl Leadership {
         }
     }
 
-    /// One request; only after somebody else's edit of the Lease a second, to look who it was.
+    /// One request; a second one only after another client's edit of the Lease, to read its holder.
     async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
         let Candidate { leases, name, identity } = &self.candidate;
         let mut next = self.lease.clone();

@@ -1,4 +1,4 @@
-//! The operator: what Azure reserves for each node, kept at what the node's pods need.
+//! The operator: it keeps Azure's reservations for each node at the number that the node's pods need.
 //!
 //! ```text
 //!  Nodes, Pods, NodeIPPools, NodeIPAllocations ──watch──► cluster (stores, demand) ──names──► controllers
@@ -8,7 +8,7 @@
 //!  pool:  the nodes' sums and conditions → NodeIPPool.status
 //! ```
 //!
-//! One replica leads by a Lease. It keeps nothing that can't be lost: reservations are on the NICs, their
+//! One replica leads by a Lease. It keeps no state that can't be lost: reservations are on the NICs, their
 //! mirror in `NodeIPAllocation.spec`.
 
 mod admin;

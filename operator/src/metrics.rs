@@ -1,4 +1,4 @@
-//! The operator's metrics, `vnetpool_operator_*`: what it did, what it cost in requests to Azure, and what it
+//! The operator's metrics, `vnetpool_operator_*`: its work, its requests to Azure, and the addresses it
 //! holds.
 
 mod ages;
@@ -58,7 +58,7 @@ impl MetricConstructor<Histogram> for Seconds {
     }
 }
 
-/// All families. Shared by whoever has something to count.
+/// All families. Shared by every task that counts something.
 pub struct Metrics {
     registry: Mutex<Registry>,
     reconciles: Family<Reconcile, Counter>,
@@ -150,7 +150,7 @@ impl Metrics {
         self.budget_wait_seconds.inc_by(request.waited.as_secs_f64());
     }
 
-    /// What a pool's status shows, from now on.
+    /// The pool's status, as metrics show it from now on.
     pub fn pool(&self, pool: &str, status: &NodeIPPoolStatus) {
         self.pools.set(pool, status);
     }

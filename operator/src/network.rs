@@ -1,5 +1,5 @@
-//! The virtual networks around the nodes' subnets, and how full these are: looked at once a minute for each
-//! VNet, not once a node.
+//! The virtual networks around the nodes' subnets, and how full these are: read once a minute for each VNet,
+//! not once for each node.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +18,7 @@ use vnetpool_crds::reason::Reason;
 /// then on.
 const URGENCY: Priority = Priority::WaitingPods;
 
-/// What is known of each subnet in use.
+/// The known facts about each subnet in use.
 pub struct Networks {
     azure: Arc<Azure>,
     known: Mutex<HashMap<ResourceId, Known>>,
@@ -30,12 +30,12 @@ pub struct Networks {
 
 struct Known {
     network: Arc<Network>,
-    /// When the virtual network was last looked at.
+    /// When the virtual network was last read.
     looked: Instant,
     free: Free,
 }
 
-/// What Azure says of how full a subnet or a virtual network is: a hint. That there is no room is learned
+/// How full a subnet or a virtual network is, as Azure reports it: a hint. That there is no room is learned
 /// from a refused write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Hint<T> {
@@ -53,7 +53,7 @@ pub enum Hint<T> {
 /// The free addresses of a subnet.
 pub type Free = Hint<u32>;
 
-/// When each virtual network was last asked how full it is, and what it said.
+/// When each virtual network's usage was last requested, and the answer.
 type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
 
 /// A subnet as a pool's status shows it.
@@ -64,7 +64,7 @@ pub struct Subnet {
     pub free: Free,
 }
 
-/// What has changed about a subnet.
+/// A change of a subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     Network,
@@ -89,7 +89,7 @@ impl Networks {
         Ok(network)
     }
 
-    /// What a subnet has, if it is known here.
+    /// The facts about a subnet, if it is known here.
     pub fn subnet(&self, subnet: &ResourceId) -> Option<Subnet> {
         let known = self.lock();
         let Known { network, free, .. } = known.get(subnet)?;
@@ -101,9 +101,8 @@ impl Networks {
         lock(&self.counts).get(vnet).map(|(_, told)| told.clone()).unwrap_or_default()
     }
 
-    /// Reads each network again when what is known of it is [`NETWORK_KEPT`] old, and how full it is, and
-    /// calls `changed` for each subnet of which that is news; forgets subnets that aren't `in_use`. Never
-    /// ends.
+    /// Reads each network again when the known state of it is [`NETWORK_KEPT`] old, and how full it is. Runs
+    /// `changed` for each subnet with news, and forgets subnets that aren't `in_use`. Never ends.
     pub async fn refresh(
         &self,
         in_use: impl Fn() -> HashSet<ResourceId>,
@@ -125,7 +124,7 @@ impl Networks {
         }
     }
 
-    /// The subnets of each virtual network that is to be looked at again.
+    /// The subnets of each virtual network that is due to be read again.
     fn due(&self) -> Vec<Vec<ResourceId>> {
         let mut due = HashMap::<_, (_, Vec<_>)>::new();
         for (subnet, known) in self.lock().iter() {
@@ -148,8 +147,7 @@ impl Networks {
                     }
                 }
                 Err(error) => {
-                    // What was read before stays good: a range that was the network's is rarely taken from
-                    // it.
+                    // What was read before stays good: a range is rarely taken from a network.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
                     if let Some(known) = self.lock().get_mut(&subnet) {
                         known.looked = Instant::now();
@@ -172,7 +170,7 @@ impl Networks {
         }
     }
 
-    /// Gives the virtual networks of which something else is told now.
+    /// Returns the virtual networks whose counts have changed.
     async fn count_due(&self) -> HashSet<ResourceId> {
         let vnets: HashSet<ResourceId> =
             self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
@@ -224,7 +222,7 @@ impl Networks {
         std::mem::replace(&mut known.free, free.clone()) != *free
     }
 
-    /// The networks around those of these subnets that are known here.
+    /// The networks around these subnets, as far as they are known here.
     pub fn known_among<'a>(&self, subnets: impl Iterator<Item = &'a str>) -> Vec<Network> {
         let known = self.lock();
         let mut networks: Vec<Network> = subnets
@@ -236,7 +234,7 @@ impl Networks {
         networks
     }
 
-    /// Keeps what was read just now, and gives whether that is another network than before.
+    /// Keeps the network that was read just now, and returns whether it differs from the one before.
     fn keep(&self, subnet: &ResourceId, network: Arc<Network>) -> bool {
         let mut all = self.lock();
         let before = all.remove(subnet);
@@ -255,7 +253,7 @@ impl Networks {
     }
 }
 
-/// How long until the first of what was done at these times is to be done again.
+/// How long until the earliest of these reads is due again.
 fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
     let oldest = times.min().unwrap_or_else(Instant::now);
     NETWORK_KEPT.saturating_sub(oldest.elapsed())

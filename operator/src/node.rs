@@ -1,9 +1,9 @@
 //! The node controller: a reconcile observes, plans, writes at Azure, publishes `spec` and reports.
 //!
 //! Its objects are the NodeIPAllocations, so a node's work goes on, under the same lock, when its Node is
-//! gone. They have no ownerReference to the Node: what the garbage collector begins can't be undone, and an
-//! object must outlive its Node as long as the VM lives and its pods use the addresses. The finalizer decides
-//! instead (see [`vacate`]).
+//! gone. They have no ownerReference to the Node: a deletion that the garbage collector begins can't be
+//! undone, and an object must outlive its Node as long as the VM lives and its pods use the addresses. The
+//! finalizer decides instead (see [`vacate`]).
 //!
 //! ```text
 //!  controller    when a node is reconciled, and what is remembered until the next time
@@ -73,7 +73,7 @@ use setback::{Setback, Stage};
 use takeup::Place;
 use turns::stand_back;
 
-/// The object of a Node that is gone, one that somebody deleted, or that of a node to serve.
+/// The object of a Node that is gone, an object that was deleted, or the object of a node to serve.
 async fn reconcile_one(
     ctx: &Context,
     allocation: Arc<NodeIPAllocation>,
@@ -98,7 +98,7 @@ async fn reconcile_one(
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
         match serve(ctx, &mut progress, &node, memory).await {
-            // In this reconcile: what has outgrown it waits for an answer.
+            // This reconcile goes on: the need that has outgrown the write waits for an answer.
             Err(error) if error.is_given_up() => {
                 let begun = progress.allocation.clone();
                 let name = begun.name_any();
@@ -120,7 +120,7 @@ async fn reconcile_one(
         Err(Error::Left(error)) => {
             let now = Instant::now();
             let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
-            // One that isn't there is soon asked for again; the node waits for it.
+            // A resource that isn't there is soon read again; the node waits for it.
             if Recorded::of(&progress.allocation, Timestamp::now()).lacks_second_look(error) {
                 setback.until = now + ctx.waits.second_read;
             }
@@ -143,8 +143,8 @@ async fn reconcile_one(
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
 }
 
-/// Whether a reconcile that has waited goes on: for the same machine, and an object that is to stay. Another
-/// one finds out what there is to do instead.
+/// Whether a reconcile that has waited goes on: for the same machine, and an object that is to stay.
+/// Otherwise the next reconcile finds out what to do instead.
 fn is_as_begun(
     (allocation, node): (&NodeIPAllocation, &Node),
     newest: Option<&NodeIPAllocation>,
@@ -184,7 +184,7 @@ async fn serve(
         if outcome.as_ref().is_err_and(Error::has_sent_nothing) {
             return outcome;
         }
-        // Whatever became of the write, what the NIC holds now is published.
+        // Whatever became of the write, the NIC's present content is published.
         if let Err(error) = observe_again(ctx, progress, node, memory).await {
             return outcome.and(Err(error));
         }
@@ -211,7 +211,7 @@ async fn observe_and_plan(
             let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
             ctx.cluster.lacks_pods_since(*since);
         }
-        // Unproved it won't come to ask, so it holds nobody up meanwhile.
+        // Unproved it won't ask again, so it holds no other node up meanwhile.
         proved.inspect_err(|_| stand_back(ctx, &progress.allocation.name_any()))?;
         memory.knows_pods = true;
     } else {
@@ -222,7 +222,7 @@ async fn observe_and_plan(
     progress.pause = pause::of(&ctx.cluster, &progress.allocation);
     let observed = observe(ctx, progress, node, memory, now).await.map_err(Error::Find);
     if !matches!(observed, Ok(Some(_))) {
-        // It won't come to ask, so it holds nobody up meanwhile.
+        // It won't ask again, so it holds no other node up meanwhile.
         stand_back(ctx, &progress.allocation.name_any());
     }
     let Some(mut seen) = observed? else { return Ok(()) };
@@ -244,10 +244,10 @@ async fn observe_and_plan(
     let attachments = attachments::plan(ctx, &progress.allocation, node, &seen, memory, now);
     let is_dry_run = ctx.azure.is_dry_run();
     let (plan, rehearsal) = if is_dry_run || progress.pause.is_some() {
-        // No address is kept for anybody, and none taken from whom it is kept for.
+        // No address is kept for a pod, and none taken from the pod for which it is kept.
         progress.attachments = Some(attachments.rehearse(&progress.allocation));
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
-        // What would be done on a NIC that isn't known isn't known either.
+        // For a NIC that isn't known, the writes of a dry run aren't known either.
         (plan, Some(rehearsal).filter(|_| is_dry_run && !seen.is_held_back))
     } else {
         progress.attachments = Some(attachments);
@@ -257,7 +257,7 @@ async fn observe_and_plan(
     Ok(())
 }
 
-/// All reads, one after the other: what each has shown is remembered before the next may fail. `None`: Azure
+/// All reads, one after the other: the result of each is remembered before the next may fail. `None`: Azure
 /// must be asked, but an error holds that back for now.
 async fn observe(
     ctx: &Context,
@@ -295,8 +295,8 @@ async fn observe(
     Ok(Some(seen))
 }
 
-/// Announces the write and carries it out. One of a route table takes along what other nodes want, so it is
-/// announced before its turn.
+/// Announces the write and carries it out. A write to a route table carries the changes of other nodes, too,
+/// so it is announced before its turn.
 async fn write(
     ctx: &Context,
     progress: &mut Progress,
@@ -307,7 +307,7 @@ async fn write(
         report::announce_write(ctx, progress, node, memory).await?;
         return write::write(ctx, progress, node, memory, |write| write).await.map_err(Error::Write);
     }
-    // The write may wait for minutes; what people look at says how things stand before that.
+    // The write may wait for minutes; conditions and metrics show the present state before that.
     report::report(ctx, progress, node, memory).await?;
     let announcement = Announcement::of(ctx, progress, node);
     let outcome = write::write(ctx, progress, node, memory, |write| announcement.before(write)).await;
@@ -351,8 +351,8 @@ async fn publish(
     if !seen.left.is_empty() {
         return Ok(());
     }
-    // A Node that has just registered anew has no providerID for a while. What its object records is still
-    // there, and is nobody else's to remember.
+    // A Node that has just registered anew has no providerID for a while. The values that its object records
+    // are still there, and no other memory keeps them.
     if seen.nic.is_none() && !progress.allocation.spec.interfaces.is_empty() {
         return Ok(());
     }
@@ -360,7 +360,7 @@ async fn publish(
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
     let before = &progress.allocation.spec;
     let spec = if seen.is_held_back {
-        // All else waits for the NIC: nobody may take a list for newer than it is.
+        // All else waits for the NIC: a list must not be taken for newer than it is.
         NodeIPAllocationSpec { target: plan.target, ..before.clone() }
     } else {
         NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, marks) }
@@ -369,7 +369,7 @@ async fn publish(
     Ok(())
 }
 
-/// Takes the next step towards what pods ask to have attached. The plan's marks are published.
+/// Takes the next step towards the attachments that pods ask for. The plan's marks are published.
 async fn attach(
     ctx: &Context,
     progress: &mut Progress,
@@ -394,7 +394,7 @@ async fn attach(
     publish(ctx, progress, node, memory).await
 }
 
-/// NICs that `spec` names and that aren't the node's any more: what they hold of ours is given back before
+/// NICs that `spec` names and that aren't the node's any more: our reservations on them are given back before
 /// `spec` forgets them, unless another VM has them and may use it. While the node is paused they stay as they
 /// are, and `spec` names them.
 async fn settle_left(

@@ -1,5 +1,5 @@
 //! A replica's life: it waits for the Lease, runs the controllers, ends the work under way and releases the
-//! Lease. One that loses the Lease begins anew, with nothing of what it knew.
+//! Lease. A replica that loses the Lease begins anew, without anything that it knew.
 
 mod news;
 
@@ -37,22 +37,22 @@ use crate::{admin, node, pool};
 
 /// The Lease's name.
 const LEASE: &str = "vnetpool-operator";
-/// A store that is set back shows a Lease that was last renewed at least so long ago: nobody restores a
-/// backup faster. A leader is replaced within a third of that.
+/// A store that is set back shows a Lease that was last renewed at least so long ago: a restore of a backup
+/// takes longer. A leader is replaced within a third of that.
 const LEADERLESS: Duration = Duration::from_secs(60);
 /// How long reconciles under way may take to end when the process is asked to: a NIC write takes about ten
 /// seconds.
 const DRAIN: Duration = Duration::from_secs(20);
-/// How long Events that were said may take to be published after that.
+/// How long the last Events may take to be published after that.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// All there is to configure.
+/// All settings of the process.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub azure: azure::Config,
     /// The namespace of the Lease.
     pub namespace: String,
-    /// Tells replicas apart, and one start of a replica from the next.
+    /// Distinguishes replicas, and one start of a replica from the next.
     pub identity: String,
     /// Where to serve metrics and health; nowhere, if none.
     pub admin: Option<SocketAddr>,
@@ -81,12 +81,12 @@ async fn listen(address: SocketAddr, routes: Router) -> Error {
 }
 
 /// Runs the operator until `stop`, then ends the reconciles under way and gives the Lease up. Dropped, it
-/// stops at once. `lease` asks for the Lease and for nothing else: when an API server dies without a word,
-/// all idle connections of a client are dead, and the time in which a Lease must be renewed is enough to find
-/// out one.
+/// stops at once. The client `lease` is for the Lease and for nothing else: when an API server dies without a
+/// word, all idle connections of a client are dead, and the time in which a Lease must be renewed is enough
+/// to find out one.
 ///
 /// # Errors
-/// When it can't go on; whoever called should end the process, for then another replica leads.
+/// When it can't go on; the caller should end the process, for then another replica leads.
 pub async fn run(
     config: Config,
     client: Client,
@@ -104,8 +104,8 @@ pub async fn run(
     }
 }
 
-/// Stands by and leads, until `stop` or until the Lease is lost; gives how. All that was begun ends with it,
-/// so that nothing is written in its name beside the next leadership, and nothing keeps its view.
+/// Stands by and leads, until `stop` or until the Lease is lost; returns the reason. All its tasks end with it,
+/// so that nothing is written in its name beside the next leadership, and no task keeps its view.
 async fn serve(
     config: &Config,
     client: &Client,
@@ -134,7 +134,7 @@ async fn serve(
     };
     metrics.leading(true);
     let was_leaderless = is_leaderless(leadership.gap());
-    // A leader alone says how the nodes stand, or each would be counted once for every replica.
+    // Only the leader serves the nodes' states, or each would be counted once for every replica.
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
     let writes = Arc::new(Writes::new(tenure.clone()));
@@ -290,7 +290,7 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
     Ok(())
 }
 
-/// Says of each object that has turned out to be unreadable that it is, and about whom.
+/// Reports each object that has turned out to be unreadable, and the nodes or pools that it concerns.
 async fn tell(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>) {
     while let Some(object) = unreadable.next().await {
         let node = ctx.cluster.node(&object.name()).filter(|_| object.kind == NodeIPAllocation::kind(&()));
@@ -323,8 +323,8 @@ async fn ended(tasks: &mut JoinSet<Error>) -> Error {
     }
 }
 
-/// Whether nobody led for so long before this leader that the store may have been set back: its Lease wasn't
-/// renewed for that time, or there was none.
+/// Whether no replica led for so long before this leader that the store may have been set back: its Lease
+/// wasn't renewed for that time, or there was none.
 fn is_leaderless(gap: Option<Duration>) -> bool {
     gap.is_none_or(|gap| gap > LEADERLESS)
 }

@@ -24,7 +24,7 @@ pub const STILL: Duration = Duration::from_millis(300);
 /// requests a second after the first 30 makes 60 pods in 1.5 s: a NIC write takes ten, so to wait for them
 /// costs less than a second write.
 pub const BURST: Duration = Duration::from_secs(2);
-/// Addresses to release are collected for this long while the agent is still giving up more: nobody waits for
+/// Addresses to release are collected for this long while the agent is still giving up more: no pod waits for
 /// them.
 pub const COLLECT: Duration = Duration::from_secs(30);
 
@@ -39,7 +39,7 @@ pub struct Observed {
     /// What pods use though it has left the NIC, and may be asked for again: addresses, or the blocks they
     /// are in.
     pub lost: BTreeSet<Ipv4Net>,
-    /// How many ipConfigurations of ours the NIC can take: Azure's limit less what others have on it.
+    /// How many ipConfigurations of ours the NIC can take: Azure's limit less those of others.
     pub slots: u32,
     /// How many addresses a new ipConfiguration brings: 1, or 16 if it is a block.
     pub grain: u32,
@@ -57,7 +57,7 @@ pub struct Observed {
     pub join: Vec<ResourceId>,
     /// Application security groups that the NIC is in by our doing and isn't to be in any more.
     pub leave: Vec<ResourceId>,
-    /// How long more has been held than wanted; `None` if it wasn't when last looked.
+    /// How long more has been held than wanted; `None` if that wasn't so at the last reconcile.
     pub surplus_for: Option<Duration>,
     /// How long no pod has been bound to the node, nor taken from it.
     pub bound_still_for: Duration,
@@ -72,7 +72,7 @@ pub struct Observed {
     pub may_write: bool,
     /// The NIC itself is Failed, whatever its ipConfigurations are.
     pub nic_failed: bool,
-    /// False while a write that was to mend something has to show its effect first.
+    /// False while a write that was to mend a fault has to show its effect first.
     pub may_mend: bool,
     /// The NIC must let packets of other addresses through, and doesn't.
     pub forwarding_lacks: bool,
@@ -83,19 +83,19 @@ pub struct Observed {
 /// What to do next for one node: at most one NIC write, then one patch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The way from the node's pods to what is wanted; `None` where nothing is.
+    /// How the number of wanted addresses follows from the node's pods; `None` where none are wanted.
     pub steps: Option<Steps>,
     /// What the node should hold, for `spec.target`.
     pub target: u32,
-    /// What the sizing asks for before any limit.
+    /// The number of the sizing before any limit.
     pub asked: u32,
-    /// What should be held by now: `target` is above while a surplus hasn't lasted yet.
+    /// How many should be held now: `target` is above while a surplus hasn't lasted yet.
     pub wanted: u32,
-    /// What the NIC write is to do now.
+    /// The present purpose of the NIC write.
     pub change: Change,
-    /// Who may wait longer for the budget than whom.
+    /// The rank by which writes wait for the budget.
     pub priority: Priority,
-    /// What `spec` is to show, by address.
+    /// The content of the next `spec`, by address.
     pub publish: Vec<allocation::IpConfiguration>,
     /// Addresses of ours on the NIC that the node hasn't given up.
     pub kept: u32,
@@ -105,7 +105,7 @@ pub struct Plan {
     pub grows: bool,
     /// A release is wanted, now or when all has been collected.
     pub releases: bool,
-    /// Some of what is held doesn't work, because Azure gave a write up.
+    /// Some of the held addresses don't work, because Azure gave a write up.
     pub repairs: bool,
     /// The NIC lets no packets of other addresses through, and must.
     pub forwards: bool,
@@ -130,7 +130,7 @@ pub struct Change {
     pub join: Vec<ResourceId>,
     /// Application security groups to take the NIC out of.
     pub leave: Vec<ResourceId>,
-    /// Azure gave the last write up half-way: the same once more brings what is on the NIC to its end.
+    /// Azure gave the last write up half-way: the same once more finishes the NIC's state.
     pub repair: bool,
     /// Have the NIC let packets of other addresses through.
     pub forward: bool,
@@ -154,7 +154,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let steps =
         sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, (*grain, room), observed.coarseness));
     let coarseness = steps.map_or(1, |steps| steps.coarseness);
-    // What pods use goes first and waits for no burst, within the slots there are.
+    // Addresses that pods use go first and wait for no burst, within the slots there are.
     let restore: Vec<Ipv4Net> = match sizing {
         Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
         None => vec![],
@@ -168,8 +168,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let surplus_to_last = surplus
         .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
         .filter(|rest| !rest.is_zero());
-    // What the NIC holds stays the target until its surplus has lasted: the agent must not give anything up
-    // before.
+    // The number that the NIC holds stays the target until its surplus has lasted: the agent must not give
+    // any up before.
     let target = if surplus_to_last.is_some() { kept } else { wanted };
 
     let grows = wanted > kept;
@@ -189,9 +189,8 @@ pub fn plan(observed: &Observed) -> Plan {
     let repairs = observed.nic_failed || held.iter().any(|one| one.state == ProvisioningState::Failed);
     let repair_now = repairs && observed.may_mend;
     let release_now = releases && (grow_now || repair_now || release_to_wait.is_zero());
-    // A write begun in the middle of a burst would keep its pods waiting. And where no pool has a say any
-    // more, the groups go with the last address: a pod that is still there keeps the rules it was started
-    // under.
+    // A write begun in the middle of a burst would keep its pods waiting. And where no pool decides any more,
+    // the groups go with the last address: a pod that is still there keeps the rules it was started under.
     let regroup_now = (reserve == 0 || grow_now)
         && (sizing.is_some() || (keeping.is_empty() && (!releases || release_now)));
     let regroup = |groups: &[ResourceId]| if regroup_now { groups.to_vec() } else { vec![] };
@@ -258,7 +257,7 @@ pub fn burst_to_last(bound_still_for: Duration, growth_wanted_for: Duration) -> 
 fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
     let mends = change.repair || !change.restore.is_empty();
     if change.mend || change.forward {
-        // Pods have these addresses already, and nobody reaches them.
+        // Pods have these addresses already, and can't be reached.
         Priority::WaitingPods
     } else if change.reserve == 0 && !mends {
         if change.join.is_empty() { Priority::GiveBack } else { Priority::WarmRefill }
@@ -271,9 +270,10 @@ fn priority(demand: &Demand, kept: u32, change: &Change) -> Priority {
     }
 }
 
-/// What the NIC holds and Azure has finished: only such an address gets its packets. A relinquished one is
-/// shown until it has left the NIC, and only then forgotten by the agent. One that is shown stays so while
-/// Azure works on it: its pod has it, and whom it is kept for is written nowhere else.
+/// The addresses that the NIC holds and Azure has finished: only such an address gets its packets. A
+/// relinquished one is shown until it has left the NIC, and only then forgotten by the agent. One that is
+/// shown stays so while Azure works on it: its pod has it, and no other record names the pod for which it is
+/// kept.
 fn published(held: &[IpConfiguration], shown: &BTreeSet<String>) -> Vec<allocation::IpConfiguration> {
     let mut ready: Vec<_> = held
         .iter()

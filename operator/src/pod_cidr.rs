@@ -1,5 +1,4 @@
-//! Whether a pool's pod CIDR is free: pods under addresses that somebody else has, too, can't be reached.
-//! Pure.
+//! Whether a pool's pod CIDR is free: pods whose addresses other machines have, too, can't be reached. Pure.
 
 use ipnet::Ipv4Net;
 use kube::ResourceExt;
@@ -7,8 +6,8 @@ use vnetpool_crds::NodeIPPool;
 
 use crate::azure::Network;
 
-/// What the pool's pod CIDR overlaps, as a sentence that names both ranges. Between two pools the older one
-/// is in the right.
+/// A sentence about the overlap of the pool's pod CIDR that names both ranges. Between two pools the older
+/// one is in the right.
 pub fn conflict<'a>(
     pool: &NodeIPPool,
     pools: impl IntoIterator<Item = &'a NodeIPPool>,
@@ -36,7 +35,7 @@ pub fn conflict<'a>(
     ))
 }
 
-/// The other pools whose pod CIDR overlaps this range: what becomes of its pool decides about them.
+/// The other pools whose pod CIDR overlaps this range: the state of its pool decides about them.
 pub fn overlapping<'a>(
     range: Ipv4Net,
     name: &str,

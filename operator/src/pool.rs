@@ -44,7 +44,7 @@ use crate::node::pause;
 use crate::pod_cidr;
 use blocks::Blocks;
 
-/// A pool is looked at no more often than this.
+/// A pool is reconciled no more often than this.
 const PACE: Duration = Duration::from_secs(1);
 /// Sums alone are written no more often than this: every report of any of its nodes changes them.
 const SUMS: Duration = Duration::from_secs(30);
@@ -53,10 +53,10 @@ const RETRY: Duration = Duration::from_secs(8);
 /// So many objects or reasons are named in a message.
 const NAMED: usize = 5;
 
-/// What the pool controller works with.
+/// The state that all reconciles of pools share.
 struct Pools {
     ctx: Arc<Context>,
-    /// When each pool was last looked at.
+    /// When each pool was last reconciled.
     looked: Mutex<HashMap<String, Instant>>,
     /// When each pool's status was last written.
     written: Mutex<HashMap<String, Instant>>,
@@ -305,8 +305,7 @@ fn paused(pool: &NodeIPPool) -> Option<String> {
     })
 }
 
-/// Names in the status what can't be read of the pool's nodes. Says nothing as long as there was nothing to
-/// say.
+/// Names in the status the unreadable objects of the pool's nodes. Reports nothing as long as there was none.
 fn tell_unreadable(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,

@@ -1,4 +1,4 @@
-//! `vnetpool-operator preflight`: tests each permission the operator needs, and says what is missing and
+//! `vnetpool-operator preflight`: tests each permission the operator needs, and reports what is missing and
 //! where to grant it.
 
 mod kube_proxy;
@@ -17,7 +17,7 @@ use crate::api_server::{NOT_FOUND, is_status};
 use crate::azure::role::{NODES, On, PARTS};
 use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
 
-/// What to test for.
+/// The permissions to test.
 #[derive(Clone, Debug)]
 pub enum Subject {
     /// The pools of the cluster and its nodes: one for each resource group and AKS node pool, since those of
@@ -38,7 +38,7 @@ struct Finding {
 enum Verdict {
     Granted,
     Missing,
-    /// Granted or not, something else stands in the way.
+    /// Granted or not, another obstacle remains.
     Forbidden(String),
     Untested(String),
 }
@@ -124,7 +124,7 @@ async fn pools(client: Client) -> anyhow::Result<Vec<NodeIPPool>> {
     }
 }
 
-/// What it takes to have NICs refer to what a pool names, which they may not do yet.
+/// The permissions for NICs to refer to resources that a pool names, where a NIC can't refer to them yet.
 fn of_pool(spec: &NodeIPPoolSpec) -> Vec<Need> {
     let groups = spec.application_security_groups.iter().flat_map(|groups| &groups.ids);
     let backend_pools = spec.attachments.backend_pools.iter().map(|pool| &pool.id);
@@ -139,7 +139,7 @@ fn of_pool(spec: &NodeIPPoolSpec) -> Vec<Need> {
         .collect()
 }
 
-/// What can be said of nodes that don't exist: what their NICs will refer to isn't known.
+/// The findings for nodes that don't exist: their NICs' references aren't known.
 fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
     let need = |action: &azure::role::Action| {
         let scope = match (action.on, subnet) {
@@ -153,7 +153,7 @@ fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
     NODES.actions.iter().filter_map(need).collect()
 }
 
-/// Azure, and what it has said: nodes have most scopes in common.
+/// Azure, and its answers: nodes have most scopes in common.
 struct Asked<'a> {
     azure: &'a Azure,
     /// By scope; `None` where the identity may not ask for its permissions.
@@ -161,7 +161,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// What stands between the operator and this VM's NIC.
+    /// The obstacles between the operator and this VM's NIC.
     async fn node(&mut self, vm: &VmId) -> anyhow::Result<Vec<Finding>> {
         let read = |action: &'static str, scope: String| Need { scope, action };
         let (vm_action, nic_action) = if vm.is_instance() {
@@ -193,7 +193,7 @@ impl Asked<'_> {
         Ok(findings)
     }
 
-    /// Settles with a write that can't take effect what roles don't tell: those that can't be read, deny
+    /// Settles with a write that can't take effect what roles don't show: roles that can't be read, deny
     /// assignments, locks.
     async fn write(&self, nic: &ResourceId, findings: &mut [Finding]) -> anyhow::Result<()> {
         let is_write = |finding: &&mut Finding| {
@@ -232,7 +232,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// What roles grant; where they can't be read, what reading grants.
+    /// The permissions that roles grant; where roles can't be read, those to read.
     async fn roles(&mut self, needs: Vec<Need>) -> anyhow::Result<Vec<Finding>> {
         let mut findings = vec![];
         for need in needs {

@@ -1,4 +1,4 @@
-//! Who waits longer for Azure's request limits than whom.
+//! Which calls wait longer for Azure's request limits than others.
 
 /// Why a call is made, highest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

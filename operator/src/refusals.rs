@@ -4,12 +4,12 @@
 //! A lock on a resource group, a subscription that is disabled or a right that is missing on a subnet refuses
 //! the writes of every node there. Each trying for itself would use up the request limits of all others in
 //! the subscription. So from the first such refusal on the nodes of that scope wait, and one after the other
-//! tries, until one succeeds: then all go on. A right that is missing on a NIC says nothing of the others at
+//! tries, until one succeeds: then all go on. A right that is missing on a NIC shows nothing of the others at
 //! first; when the same is missing on three, it counts for their resource group.
 //!
-//! Several may be refused the same write. Then one that tries because of one of them is held up by none of
-//! the others, or it would take the turns of all at once to try at all; and who is held up by nothing else
-//! tries first, since only its write can tell that this one has ended.
+//! Several may be refused the same write. Then a node that tries because of one of them is held up by none of
+//! the others, or it would need the turns of all at once to try at all; and a node that no other refusal
+//! holds tries first, since only its write can show that this one has ended.
 //!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
 
@@ -27,23 +27,23 @@ use crate::lock::lock;
 #[derive(Debug, Default)]
 pub struct Refusals {
     all: HashMap<Matter, Refusal>,
-    /// Somebody who may have been about to write may not any more.
+    /// A node that may have been about to write may not any more.
     news: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct Refusal {
     error: Error,
-    /// Who has met it since a write there has last succeeded.
+    /// The nodes that were refused since a write there has last succeeded.
     met: BTreeSet<String>,
-    /// So many that met it speak for all of the scope.
+    /// So many refused nodes speak for all of the scope.
     alike: usize,
-    /// When a write has last shown that those who had met it didn't speak for all.
+    /// When a write has last shown that those refusals didn't hold for all nodes.
     disproved: Option<Instant>,
-    /// Who would write, but for this, and the ids of what.
+    /// The nodes that would write, but for this, and the ids of what.
     waiting: BTreeMap<String, Vec<String>>,
     turn: Option<Given>,
-    /// Who has tried last.
+    /// The node that has tried last.
     last: String,
     again_at: Instant,
     /// Before that only who is held up by nothing else tries: another has met something else.
@@ -55,7 +55,7 @@ struct Refusal {
 #[derive(Debug)]
 struct Given {
     node: String,
-    /// It has come to ask: its call may wait for its turn at Azure.
+    /// The node has come to ask: its call may wait for its turn at Azure.
     is_used: bool,
     until: Instant,
 }
@@ -64,22 +64,22 @@ struct Given {
 pub type Woken = Vec<String>;
 
 /// From one attempt to the next. A change takes effect within a minute and a half, and half a minute later
-/// for each turn in a row that nobody uses.
+/// for each turn in a row that no node uses.
 const AGAIN: Duration = Duration::from_secs(80);
-/// Who hasn't come to try by then has lost its turn.
+/// A node that hasn't come to try within this time has lost its turn.
 const TURN: Duration = Duration::from_secs(30);
-/// Who hasn't an answer so long after that has lost it, too: in a rush a call waits for minutes.
+/// A node without an answer so long after that has lost it, too: in a rush a call waits for minutes.
 const CALL: Duration = Duration::from_secs(300);
 /// So many NICs that are refused alike speak for their group.
 const ALIKE: usize = 3;
-/// Who has met a refusal counts for longer than a node waits to try again for itself.
+/// A node that was refused counts for longer than it waits before it tries again alone.
 const KEPT: Duration = Duration::from_secs(900);
-/// What was shown not to be everybody's is believed less easily for so long.
+/// A refusal that was shown not to hold for all needs more proof for so long.
 const DOUBTED: Duration = Duration::from_secs(3600);
 
 impl Refusals {
-    /// Why a node may not write now, if others are known to be refused the same. `sites` are the ids of what
-    /// it writes and refers to, in lower case.
+    /// Why a node may not write now, if others are known to be refused the same. `sites` are the ids of the
+    /// resources that it writes and refers to, in lower case.
     pub fn refusal_for(&self, sites: &[String], node: &str) -> Option<&Error> {
         let around = self.all.iter().filter(|(matter, one)| one.concerns(matter, sites));
         let mut around = around.map(|(_, one)| one).peekable();
@@ -131,7 +131,7 @@ impl Refusals {
         holds_all
     }
 
-    /// A write has succeeded: nothing refuses what concerns these, but to some by themselves.
+    /// A write has succeeded: nothing refuses all of these, though some may still be refused alone.
     pub fn passed(&mut self, sites: &[String], now: Instant) -> Woken {
         let mut woken = vec![];
         self.all.retain(|matter, refusal| {
@@ -163,7 +163,7 @@ impl Refusals {
         self.wake_next(free, now)
     }
 
-    /// Somebody may have ended it: it is tried at once. The same `cause` counts once.
+    /// A person may have ended it: it is tried at once. The same `cause` counts once.
     pub fn try_now(&mut self, sites: &[String], cause: u64, now: Instant) -> Woken {
         let around = self.all.iter_mut().filter(|(matter, _)| matter.is_around(sites));
         let mut tried = vec![];
@@ -191,7 +191,7 @@ impl Refusals {
             // A call that is still queued at Azure has lost its turn, too.
             self.news.send_replace(());
         }
-        // Nobody is concerned any more.
+        // No node is concerned any more.
         self.all.retain(|_, refusal| {
             !refusal.waiting.is_empty() || now < refusal.again_at + KEPT || refusal.is_doubted(now)
         });
@@ -261,7 +261,7 @@ impl Refusal {
         self.turn.as_ref().is_some_and(|given| given.node == node)
     }
 
-    /// Somebody may try.
+    /// Whether a node may try.
     fn is_due(&self, now: Instant) -> bool {
         self.turn.is_none() && now >= self.again_at
     }

@@ -1,4 +1,4 @@
-//! `vnetpool-operator reserved`: what Azure has on NICs, or in route tables, now. Reads only.
+//! `vnetpool-operator reserved`: Azure's present reservations on NICs, or in route tables. Reads only.
 
 use futures::{Stream, StreamExt, stream};
 use vnetpool_crds::inspection::{Reservation, ReservedView};
@@ -8,10 +8,10 @@ use crate::azure::{Azure, Error, Freshness, Priority, ResourceId};
 
 /// So many are read at once; the budget paces them.
 const AT_ONCE: usize = 8;
-/// It knows nothing of what the operator's own process pays, so it leaves as much as a call can.
+/// It doesn't know the payments of the operator's own process, so it leaves as much as a call can.
 const PRIORITY: Priority = Priority::GiveBack;
 
-/// One for each id, as it is read. One that can't be read says why.
+/// One for each id, as it is read. One that can't be read has the reason.
 pub fn views<'a>(
     azure: &'a Azure,
     ids: impl Iterator<Item = &'a str> + 'a,

@@ -15,8 +15,7 @@ pub struct Malformed(pub String);
 
 /// An ARM resource id: `/subscriptions/S/resourceGroups/G/providers/NAMESPACE/TYPE/NAME[/TYPE/NAME…]`.
 ///
-/// Compared and hashed without regard to case, because ARM answers with whatever case it likes; shown as it
-/// was given.
+/// Compared and hashed without regard to case, because ARM answers in any case; shown as it was given.
 #[derive(Clone)]
 pub struct ResourceId(String);
 

@@ -1,11 +1,11 @@
 //! Which nodes take up an edit of their pool, and when: no more at a time than the pool allows, so that a
-//! slip doesn't reach thousands of nodes before somebody sees it. Pure.
+//! slip doesn't reach thousands of nodes before a person sees it. Pure.
 //!
-//! A node that takes an edit up has a place until it has settled. One that can't settle keeps its place: so
-//! few of them only slow the others down, and when they have all places, nothing goes on.
+//! A node that takes an edit up has a place until it has settled. A node that can't settle keeps its place:
+//! so few of them only slow the others down, and when they have all places, nothing goes on.
 //!
-//! Who has a place says so in its own object, in the condition `Updating`, before it takes anything up.
-//! From that the next leader knows all of this. Each call costs the logarithm of the number of nodes.
+//! A node with a place records it in its own object, in the condition `Updating`, before it takes anything
+//! up. From that the next leader knows all of this. Each decision costs the logarithm of the number of nodes.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use vnetpool_crds::condition::{self, UPDATING};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-/// Places of a pool that says nothing, in per cent of its nodes.
+/// Places of a pool that specifies none, in per cent of its nodes.
 const SHARE: usize = 10;
 /// And at least so many. A subscription has some three NIC writes a second, and each takes twelve seconds
 /// with its polls: so many under way leave the pace to Azure.
@@ -35,7 +35,7 @@ struct Rollout {
     waiting: BTreeSet<Turn>,
 }
 
-/// Those first whose pods wait, which the edit may cure; then the healthy, lest the sick take all places;
+/// Nodes with waiting pods first, which the edit may cure; then the healthy, lest the sick take all places;
 /// then by name.
 type Turn = (bool, bool, String);
 
@@ -46,10 +46,10 @@ struct Stand {
     waits: Option<Turn>,
 }
 
-/// What a node says that has an edit to take up.
+/// The report of a node that has an edit to take up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asks {
-    /// Its object says that it has a place.
+    /// Its object records that it has a place.
     pub is_updating: bool,
     /// Pods lack addresses that the edit brings: it waits for no place.
     pub is_needy: bool,
@@ -68,7 +68,7 @@ impl Rollouts {
         all
     }
 
-    /// Whether the node may take up what its pool says now. If not, it is woken when it may.
+    /// Whether the node may take up the pool's present fields. If not, it is woken when it may.
     pub fn ask(&mut self, pool: &str, node: &str, asks: Asks) -> bool {
         let may = asks.is_updating || asks.is_needy || self.has_place(pool, node);
         let waits = (!may).then(|| (!asks.has_waiting_pods, !asks.is_ready, node.to_owned()));
@@ -93,8 +93,8 @@ impl Rollouts {
         }
     }
 
-    /// Gives away the places that are free, of which each pool has so many, and gives the nodes that got one.
-    /// Who can't act would hold it for nobody: it is left out until it asks again.
+    /// Gives away the free places, of which each pool has so many, and returns the nodes that got one. A node
+    /// that can't act would hold its place in vain: it is left out until it asks again.
     pub fn tick(&mut self, places: impl Fn(&str) -> usize, can_act: impl Fn(&str) -> bool) -> Vec<String> {
         let (mut woken, mut absent) = (vec![], vec![]);
         for (pool, rollout) in self.pools.iter().filter(|(_, rollout)| !rollout.waiting.is_empty()) {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn act() -> impl Strategy<Value = Act> {
-        // A place that is said was given before.
+        // A recorded place was given before.
         let asks = any::<bool>().prop_map(|is_ready| Asks { is_ready, ..Asks::default() });
         prop_oneof![
             4 => (0..12_usize, asks).prop_map(|(node, asks)| Act::Ask(node, asks)),

@@ -12,7 +12,7 @@ use vnetpool_crds::pool::ScarceWrites;
 
 use crate::azure::Account;
 
-/// How many batches make a step where writes are as scarce as can be told.
+/// How many batches make a step where writes are as scarce as they get.
 const COARSEST: u32 = 4;
 
 /// By subscription, in lower case. One that isn't here has writes enough.
@@ -22,7 +22,7 @@ pub struct Scarcity(HashMap<String, Stand>);
 #[derive(Clone, Copy, Debug)]
 struct Stand {
     coarseness: u32,
-    /// Since when all looks have called for a coarser step (`true`), or for a finer one.
+    /// Since when all observations have called for a coarser step (`true`), or for a finer one.
     turns: Option<(bool, Instant)>,
 }
 
@@ -67,7 +67,7 @@ impl Default for Stand {
 }
 
 impl Stand {
-    /// After another look, and whether its step has changed.
+    /// After another observation, and whether its step has changed.
     fn look(self, used: f64, lasts: Duration, now: Instant) -> (Stand, bool) {
         let due = due(self.coarseness, used);
         if due == self.coarseness {
@@ -112,7 +112,7 @@ mod tests {
         Account {
             subscription: subscription.into(),
             region: String::new(),
-            limit: "network",
+            limit: "network".into(),
             writes,
             capacity: 800.0,
             left: 800.0 * (1.0 - used),
@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    /// The coarseness of `s` after each of these looks, a minute apart.
+    /// The coarseness of `s` after each of these observations, a minute apart.
     fn looks(used: &[f64]) -> Vec<u32> {
         let (mut scarcity, start) = (Scarcity::default(), Instant::now());
         let look = |(minute, used): (usize, &f64)| {

@@ -3,13 +3,13 @@
 //!
 //! One refusal holds back the growth of every node there. From then on one node at a time asks, for no more
 //! than is believed to be there: half of what was refused, one after a wait, twice what was granted, and what
-//! our own nodes have given back. Releases are never held back: they are what helps. Once there is enough for
-//! all who want some, it is over.
+//! our own nodes have given back. Releases are never held back, because they help. Once there is enough for
+//! all nodes that want some, it is over.
 //!
 //! The order is that of need: nodes with pods that lack an address come first, among them the one that holds
-//! least for what it needs. Who has asked in vain goes behind its equals. A turn has its end from the moment
-//! its node is woken, and who doesn't use it is out until it asks again: a node that can't act holds nobody
-//! up.
+//! least for what it needs. A node that has asked in vain goes behind its equals. A turn has its end from the
+//! moment its node is woken. A node that doesn't use its turn is out until it asks again: a node that can't
+//! act holds no other up.
 //!
 //! All of it can be lost: it saves requests, and the next refusal begins it anew.
 
@@ -20,17 +20,17 @@ use std::time::{Duration, Instant};
 /// Where the addresses come from. Ids are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// A subnet may have single addresses and yet no block, so each sort runs out by itself. `grain` is how
+    /// A subnet may have single addresses and yet no block, so each sort runs out separately. `grain` is how
     /// many addresses an ipConfiguration brings: 1, or 16 if it is a block.
     Subnet { id: String, grain: u32 },
     /// A virtual network takes so many ipConfigurations in all, and a block counts like a single address.
     Network { id: String },
 }
 
-/// What a node would have. Addresses, but for `units`.
+/// A node's request. In addresses, except for `units`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
-    /// What its pods need.
+    /// The need of its pods.
     pub pods: u32,
     pub held: u32,
     pub wanted: u32,
@@ -40,14 +40,14 @@ pub struct Want {
     pub grain: u32,
 }
 
-/// What a node may do.
+/// A node's permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// There is no shortage.
     Free,
     /// Ask for so many ipConfigurations.
     Now(u32),
-    /// Wait to be woken, because of this source and what Azure said of it.
+    /// Wait to be woken, because of this source and Azure's answer about it.
     Later(Source, Said),
 }
 
@@ -66,9 +66,9 @@ pub struct Shortages(HashMap<Source, Shortage>);
 #[derive(Debug)]
 struct Shortage {
     said: Said,
-    /// How many ipConfigurations may be there: what is asked for next.
+    /// How many ipConfigurations may be there: the size of the next request.
     believed: u32,
-    /// No more than this many are there, as far as refusals tell.
+    /// No more than this many are there, as far as refusals show.
     at_most: u32,
     /// With nothing believed to be there, one is asked for at this time.
     probe_at: Instant,
@@ -83,7 +83,7 @@ struct Shortage {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     want: Want,
-    /// Turns it had for nothing.
+    /// Turns it had in vain.
     misses: u32,
 }
 
@@ -97,15 +97,15 @@ struct Given {
 /// source.
 const PROBE: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(600);
-/// Who hasn't written its NIC by then has lost its turn. One that is still at it does no harm.
+/// A node that hasn't written its NIC by then has lost its turn. A node that is still writing does no harm.
 const TURN: Duration = Duration::from_secs(30);
 
 /// Nodes that are to be reconciled again.
 pub type Woken = Vec<String>;
 
 impl Shortages {
-    /// What a node that wants to grow may do now. It needs the turn of each source that has run out, and
-    /// leaves all the others where it lacks one.
+    /// The node's permission to grow now. It needs the turn of each source that has run out, and leaves all
+    /// the others where it lacks one.
     pub fn ask(&mut self, sources: &[Source], node: &str, want: Want, now: Instant) -> (Turn, Woken) {
         let (mut woken, mut units) = (vec![], None);
         for source in sources {
@@ -147,7 +147,7 @@ impl Shortages {
         shortage.said = said;
         shortage.at_most = shortage.at_most.min(asked.saturating_sub(1));
         shortage.believed = known.unwrap_or(u32::MAX).min(asked / 2).min(shortage.at_most);
-        // One who had asked before all was known to be gone brings no news.
+        // A refusal of a request sent before all was known to be gone brings no news.
         if known != Some(0) {
             shortage.wait_if_empty(now);
         }
@@ -191,7 +191,7 @@ impl Shortages {
         self.end(source).unwrap_or_else(|| self.with(source, |shortage| shortage.wake_next(now)))
     }
 
-    /// A node's turn has come to nothing, for a reason that says nothing about the source.
+    /// A node's turn was in vain, for a reason that shows nothing of the source.
     pub fn missed(&mut self, source: &Source, node: &str, now: Instant) -> Woken {
         let Some(shortage) = self.0.get_mut(source) else { return vec![] };
         if let Some(waiting) = shortage.wants.get_mut(node) {
@@ -206,14 +206,14 @@ impl Shortages {
         sources.iter().flat_map(|source| self.leave(source, node, now)).collect()
     }
 
-    /// Somebody may have made room: a subnet and its virtual network are tried at once. The same `cause`
-    /// counts once.
+    /// There may be new room: a subnet and its virtual network are tried at once. The same `cause` counts
+    /// once.
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut woken = vec![];
         for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
             if cause.is_none() || shortage.cause != cause {
                 shortage.cause = cause;
-                // What refusals have told is of before.
+                // Earlier refusals are out of date.
                 shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
                 shortage.wait = PROBE;
@@ -223,7 +223,7 @@ impl Shortages {
         woken
     }
 
-    /// Time has passed: turns end, and probes come due. Nobody else looks at the clock.
+    /// Time has passed: turns end, and probes come due. No other code reads the clock.
     pub fn tick(&mut self, now: Instant) -> Woken {
         let woken = self.0.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
         self.0.retain(|_, shortage| !shortage.wants.is_empty());
@@ -247,7 +247,7 @@ impl Shortages {
         self.0.get_mut(source).map(work).unwrap_or_default()
     }
 
-    /// Ends a shortage when there seems to be enough for all, and wakes all who wait.
+    /// Ends a shortage when there seems to be enough for all, and wakes all waiting nodes.
     fn end(&mut self, source: &Source) -> Option<Woken> {
         let shortage = self.0.get(source)?;
         let wanted: u32 = shortage.wants.values().map(|waiting| waiting.want.units).sum();
@@ -296,21 +296,20 @@ impl Shortage {
         (has_turn.then(|| self.share(node)), woken)
     }
 
-    /// Takes the turn from who hasn't used it, and gives it to the next.
+    /// Takes the turn from a node that hasn't used it, and gives it to the next.
     fn tick(&mut self, now: Instant) -> Woken {
         self.take_late(now);
         self.wake_next(now)
     }
 
-    /// Who has let its turn run out is left out until it asks again.
+    /// A node that has let its turn run out is left out until it asks again.
     fn take_late(&mut self, now: Instant) -> Option<String> {
         let late = self.turn.take_if(|given| given.until <= now)?.node;
         self.wants.remove(&late);
         Some(late)
     }
 
-    /// Gives the turn to whoever is in the greatest need, unless somebody has it or there is nothing to ask
-    /// for.
+    /// Gives the turn to the node in the greatest need, unless another has it or there is nothing to ask for.
     fn wake_next(&mut self, now: Instant) -> Woken {
         if self.turn.is_some() {
             return vec![];
@@ -341,8 +340,8 @@ impl Shortage {
         self.wake_next(now)
     }
 
-    /// How many of those believed to be there are for this node, when each goes to whoever is then in the
-    /// greatest need: at least one, for somebody must try.
+    /// How many of those believed to be there are for this node, when each goes to the node that is then in
+    /// the greatest need: at least one, for some node must try.
     fn share(&self, node: &str) -> u32 {
         let mut got: HashMap<&str, u32> = HashMap::new();
         let mut queue: BinaryHeap<_> =
@@ -360,7 +359,8 @@ impl Shortage {
     }
 }
 
-/// Less is more in need: has its pods served, turns in vain, what it holds of what it needs in 1/65,536.
+/// Less is more in need: whether its pods are served, its turns in vain, and the held part of its need in
+/// 1/65,536.
 type Need = (bool, u32, u64);
 
 impl Waiting {

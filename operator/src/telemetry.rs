@@ -10,8 +10,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends log lines to stderr, at `info` (the runtime's spans, which repeat what ours say, left out) unless
-/// `RUST_LOG` says otherwise.
+/// Sends log lines to stderr, at `info` (the runtime's spans, which repeat ours, left out) unless `RUST_LOG`
+/// sets another level.
 pub fn init(format: LogFormat) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));

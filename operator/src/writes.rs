@@ -9,8 +9,8 @@ use crate::leader::Tenure;
 /// How many writes of each sort are under way at once. An edit of a pool concerns thousands of nodes in the
 /// same moment, and each request that is under way has a connection of its own.
 ///
-/// Who may lead no more writes nothing, see [`fence`]: conditions are applied whatever the version, so nothing
-/// else would stop them.
+/// A process that may not lead any more writes nothing, see [`fence`]: conditions are applied whatever the
+/// version, so nothing else would stop them.
 pub struct Writes {
     announcements: Semaphore,
     urgent: Semaphore,
@@ -26,17 +26,17 @@ impl Writes {
         Writes { announcements, urgent, reports, tenure }
     }
 
-    /// Does what a write to Azure waits for, in its turn: it isn't to stand behind an edit of a pool.
+    /// Makes a write on which a write to Azure waits, in its turn: it isn't to stand behind an edit of a pool.
     pub async fn announcement<T>(&self, write: impl Future<Output = T>) -> T {
         self.turn(&self.announcements, write).await
     }
 
-    /// Does what nodes wait for: `spec`, and the object itself.
+    /// Makes a write on which nodes wait: of `spec`, and of the object itself.
     pub async fn urgent<T>(&self, write: impl Future<Output = T>) -> T {
         self.turn(&self.urgent, write).await
     }
 
-    /// Does what people read.
+    /// Writes status that people read.
     pub async fn report<T>(&self, write: impl Future<Output = T>) -> T {
         self.turn(&self.reports, write).await
     }
@@ -113,10 +113,10 @@ mod tests {
     async fn who_has_lost_its_lease_writes_nothing_though_it_was_renewed_a_moment_ago() {
         let tenure = Tenure::new(Instant::now());
         let writes = Writes::new(tenure.clone());
-        assert!(writes.urgent().await.is_some());
+        writes.urgent(ready(())).await;
         tenure.end();
         assert!(!tenure.is_sure());
-        assert!(timeout(LEASE, writes.urgent()).await.is_err());
-        assert!(timeout(LEASE, writes.report()).await.is_err());
+        assert!(timeout(LEASE, writes.urgent(ready(()))).await.is_err());
+        assert!(timeout(LEASE, writes.report(ready(()))).await.is_err());
     }
 }

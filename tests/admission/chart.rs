@@ -1,4 +1,4 @@
-//! What the chart renders, and what helm does with it over an installation's life.
+//! The chart's output, and helm's use of it over an installation's life.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ fn container<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
     Ok(&pod(objects, template)?["spec"]["containers"][0])
 }
 
-/// What the container knows by environment, by name; values from elsewhere are left out.
+/// The container's environment, by name; values from elsewhere are left out.
 fn environment(objects: &Objects, template: &str) -> Result<BTreeMap<String, Option<String>>> {
     let variables = container(objects, template)?["env"].as_array().into_iter().flatten();
     Ok(variables
@@ -125,7 +125,7 @@ pub fn every_pod_runs_only_on_the_architecture_of_the_images() -> Result<()> {
     let usual = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64" });
     let all = selectors(&[])?;
     ensure!(all.len() == 4 && all.iter().all(|one| *one == usual), "{all:?}");
-    // Somebody who has images for another one says so; the pod of `helm test` runs wherever the image does.
+    // A user with images for another one sets this; the pod of `helm test` runs wherever the image does.
     let other = selectors(&[
         "--set",
         r"operator.nodeSelector.kubernetes\.io/arch=arm64,operator.nodeSelector.pool=a",
@@ -259,7 +259,8 @@ pub fn an_installation_without_a_registry_is_refused_with_what_to_give() -> Resu
     Ok(())
 }
 
-/// The paths of the values that a schema or a values file has; what is free in the schema ends a path.
+/// The paths of the values that a schema or a values file has; a field that the schema leaves free ends a
+/// path.
 fn values(schema: &Value, path: &str, see: &mut impl FnMut(&str, &Value)) {
     for (name, value) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
@@ -345,7 +346,7 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
         );
         let account = template.replace("deployment", "serviceaccount").replace("daemonset", "serviceaccount");
         ensure!(objects[&account][0]["metadata"]["annotations"]["owner"] == "network");
-        // As `--reuse-values` brings them from a release that knew nothing of these.
+        // As `--reuse-values` brings them from a release that didn't have these.
         let older = "{ probes: null, affinity: null, serviceAccount: { create: null } }";
         ensure!(with_values(&format!("{component}: {older}"))?.contains_key(&account), "{account} goes");
         let objects = with_values(&format!("{component}: {{ serviceAccount: {{ create: false }} }}"))?;
@@ -354,7 +355,7 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
     Ok(())
 }
 
-/// A cluster whose nodes all have a taint of their own could else not install CRDs or get addresses.
+/// Otherwise a cluster whose nodes all have a taint of their own could not install CRDs or get addresses.
 pub fn the_hook_and_the_operator_tolerate_what_the_values_say() -> Result<()> {
     let objects = with_values("operator: { tolerations: [{ operator: Exists }] }")?;
     for template in ["operator/deployment.yaml", "crds/job.yaml"] {
@@ -491,7 +492,7 @@ pub fn the_agent_has_these_capabilities_and_no_other() -> Result<()> {
     Ok(())
 }
 
-/// What Argo CD does: it renders without a cluster, compares, and applies; and it deletes what has no `keep`.
+/// Argo CD's way: it renders without a cluster, compares, and applies; and it deletes objects without `keep`.
 pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -535,8 +536,8 @@ pub fn an_unknown_value_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What the hook's Job runs. The older definition differs in words only, since other tests use it at the same
-/// time.
+/// The commands of the hook's Job. The older definition differs in words only, since other tests use it at
+/// the same time.
 pub fn the_hook_brings_older_definitions_up_to_date(plane: &ControlPlane) -> Result<()> {
     let description =
         "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/nodes/description";
@@ -555,7 +556,7 @@ pub fn the_hook_brings_older_definitions_up_to_date(plane: &ControlPlane) -> Res
 }
 
 pub fn a_persons_pool_survives_upgrade_rollback_and_a_new_installation(plane: &ControlPlane) -> Result<()> {
-    // Without the Job, which nobody here would run, and without what other tests have made already.
+    // Without the Job, which nothing here would run, and without the objects of other tests.
     let folder = tempfile::tempdir()?;
     let copied = Command::new("cp").args(["-r", &path("charts/vnetpool")]).arg(folder.path()).status()?;
     ensure!(copied.success());

@@ -1,5 +1,5 @@
-//! What the real API server accepts, refuses and shows of our kinds, who may write what of them, and what the
-//! chart renders.
+//! The real API server's answers about our kinds (accepted, refused, shown), the rights to write them, and
+//! the chart's output.
 
 mod chart;
 mod monitoring;

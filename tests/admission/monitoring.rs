@@ -1,4 +1,4 @@
-//! What the chart brings for Prometheus and Grafana.
+//! The chart's objects for Prometheus and Grafana.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ pub fn every_alert_leads_to_its_runbook() -> Result<()> {
         let name = rule["alert"].as_str().context("no name")?.to_lowercase();
         let url = format!("https://docs.example/runbooks#{name}");
         ensure!(rule["annotations"]["runbook_url"] == url.as_str(), "{rule}");
-        // What is Prometheus' to fill in has come through helm.
+        // The placeholders that are Prometheus' to fill in have come through helm.
         let summary = rule["annotations"]["summary"].as_str().context("no summary")?;
         ensure!(!summary.contains("<no value>"), "{summary}");
     }

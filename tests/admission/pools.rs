@@ -1,12 +1,11 @@
-//! Pools that make sense are taken and completed; those that don't are refused in words that say what to
-//! write instead.
+//! Pools that make sense are taken and completed; others are refused in words that name the correction.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vnetpool_crds::NodeIPPool;
 use vnetpool_tests::control_plane::{ControlPlane, User, path};
 
-/// A pool's spec, and what the API server says to it.
+/// A pool's spec, and the API server's answer to it.
 pub struct Case {
     pub what: &'static str,
     spec: &'static str,

@@ -1,4 +1,4 @@
-//! What kubectl shows of our kinds without anybody reading a log: field docs and columns.
+//! kubectl's view of our kinds without any log: field docs and columns.
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;

@@ -1,4 +1,5 @@
-//! Who may write what of a NodeIPAllocation, and that nobody has more rights than the work takes.
+//! Which identity may write which part of a NodeIPAllocation, and that none has more rights than its work
+//! takes.
 
 use crate::shown::{condition, patch_status};
 use anyhow::{Result, ensure};
@@ -77,7 +78,7 @@ pub fn an_agent_writes_no_spec(plane: &ControlPlane) -> Result<()> {
     Ok(())
 }
 
-/// The policy holds by itself, should somebody's RoleBinding be too generous.
+/// The policy holds on its own, should a RoleBinding be too generous.
 pub fn an_agent_with_more_rights_than_it_should_have_still_writes_no_spec(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -142,7 +143,7 @@ pub fn the_operator_writes_spec_and_conditions(plane: &ControlPlane) -> Result<(
     plane.kubectl_as(User::Operator, &["delete", "nodeipallocation", "normal"]).map(drop)
 }
 
-/// As far as the right to patch Nodes goes, whose token it may be: labels and others' taints draw pods.
+/// As far as the right to patch Nodes goes, for any holder of the token: labels and others' taints draw pods.
 pub fn of_a_node_the_operator_changes_its_own_taint_and_nothing_else(plane: &ControlPlane) -> Result<()> {
     const FULL: &str = names::FULL_TAINT;
     let others = json!({ "key": "dedicated", "value": "etcd", "effect": "NoSchedule" });

@@ -1,5 +1,5 @@
 //! The node agents' side of the protocol without nodes: each supplies a real ledger from its
-//! NodeIPAllocation, gives pods addresses of it, and gives up what it is asked to, under its own identity.
+//! NodeIPAllocation, gives pods addresses of it, and gives up addresses on request, under its own identity.
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
@@ -31,7 +31,7 @@ use vnetpool_process::lock::lock;
 #[derive(Clone, Default)]
 pub struct Agents {
     nodes: Arc<Mutex<BTreeMap<String, Agent>>>,
-    /// Nodes to look at though their object hasn't changed.
+    /// Nodes to reconcile though their object hasn't changed.
     touched: Arc<Mutex<BTreeSet<String>>>,
     news: Arc<Notify>,
     /// How many reports they have sent in all.
@@ -48,12 +48,12 @@ const AT_ONCE: usize = 64;
 struct Agent {
     client: Client,
     boot: String,
-    /// Whom there is to serve.
+    /// The pods to serve.
     pods: Vec<Pod>,
     ledger: Option<Ledger>,
-    /// Whatever is freed has cooled when the agent looks next.
+    /// Every freed address has cooled when the agent reads the ledger next.
     now: Millis,
-    /// UID of the object, and what it was told.
+    /// UID of the object, and its last report.
     reported: Option<(String, NodeIPAllocationStatus)>,
     pace: Pace,
     listing: Listing,
@@ -90,13 +90,13 @@ impl Agents {
         self.change(node, |agent| agent.pods = pods);
     }
 
-    /// The node's agent looks once at what the metadata service lists of the NIC in `spec`, and reports what
+    /// The node's agent compares once what the metadata service lists of the NIC in `spec`, and reports what
     /// is missing.
     pub fn look(&self, node: &str, nic: &Interface, answer: &Network) {
-        self.change(node, |agent| agent.listing.look(nic, answer));
+        self.change(node, |agent| agent.listing.take_in(nic, answer));
     }
 
-    /// What it has missed by now.
+    /// The reservations that it has missed so far.
     pub fn unlisted(&self, node: &str) -> BTreeSet<String> {
         self.lock().get(node).map(|agent| agent.listing.told().unlisted).unwrap_or_default()
     }
@@ -106,7 +106,7 @@ impl Agents {
         self.is_paced.store(true, Ordering::Relaxed);
     }
 
-    /// All agents end; pods go on with what they have.
+    /// All agents end; pods go on with their addresses.
     pub fn go_down(&self) {
         self.are_down.store(true, Ordering::Relaxed);
     }
@@ -117,7 +117,7 @@ impl Agents {
         self.news.notify_one();
     }
 
-    /// Who has which address on the node, by UID.
+    /// The holder of each address on the node, by UID.
     pub fn addresses(&self, node: &str) -> BTreeMap<String, Ipv4Addr> {
         let nodes = self.lock();
         let ledger = nodes.get(node).and_then(|agent| agent.ledger.as_ref());
@@ -172,8 +172,8 @@ impl Agents {
             let publishing =
                 stream::iter(news).for_each_concurrent(AT_ONCE, async |(object, (client, status))| {
                     if publish(client, object, &status).await.is_err() {
-                        // The object is gone or another by now: the watch tells. Else it is tried again at
-                        // the next occasion.
+                        // The object is gone or another now: the watch shows it. Otherwise it is tried again
+                        // at the next occasion.
                         let name = object.name_any();
                         self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
                         self.touch(&name);
@@ -187,7 +187,7 @@ impl Agents {
         lock(&self.touched).insert(node.into());
     }
 
-    /// What the agent has to say about this version of its object, if it is news.
+    /// The agent's report on this version of its object, if it is news.
     fn report(&self, name: &str, object: &NodeIPAllocation) -> Option<(Client, NodeIPAllocationStatus)> {
         let mut nodes = self.lock();
         let agent = nodes.get_mut(name)?;
@@ -215,7 +215,7 @@ impl Agents {
 }
 
 impl Agent {
-    /// None: the object isn't for this boot yet, or older than what the ledger knows.
+    /// None: the object isn't for this boot yet, or older than the version that the ledger knows.
     fn take_up(&mut self, object: &NodeIPAllocation) -> Option<NodeIPAllocationStatus> {
         let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
         let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
@@ -224,7 +224,7 @@ impl Agent {
         });
         match ledger.supply(&supply) {
             Supplied::Applied => {}
-            // It is ahead of the object, and says so.
+            // It is ahead of the object, and reports so.
             Supplied::Stale => {
                 let ahead = Some(ledger.generation());
                 let status = object.status.clone().unwrap_or_default();

@@ -58,7 +58,7 @@ pub fn kept(seen: &NodeIPAllocation) -> Option<IpConfiguration> {
     seen.spec.ip_configurations().find(|one| one.attached_to.is_some()).cloned()
 }
 
-/// What Azure has attached to one of our ipConfigurations.
+/// Azure's attachments of one of our ipConfigurations.
 pub fn attached(stage: &Stage<'_>, node: &str, name: &str) -> Result<Value> {
     let nic = stage.nic(node);
     let all = nic["properties"]["ipConfigurations"].as_array().context("no ipConfigurations")?;
@@ -250,7 +250,7 @@ async fn an_address_that_somebody_else_attached_something_to_goes_to_no_pod(
     let name = all[1]["name"].as_str().context("no name")?.to_owned();
     all[1]["properties"]["loadBalancerBackendAddressPools"] = json!([{ "id": backend_pool("theirs") }]);
     stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
-    // The next look at the NIC tells; a new boot has it looked at.
+    // The next read of the NIC shows it; a new boot causes one.
     stage.boot("n1", "boot-2").await?;
     let says = stage.until_says("n1", ATTACHED, "AttachedByOthers").await?;
     ensure!(says.message.contains("detached in Azure"), "{}", says.message);

@@ -90,7 +90,7 @@ async fn computes_limit_of_a_subscription_holds_new_nodes_up_and_nothing_else(
     for name in &others {
         stage.until_holds(name, 2).await?;
     }
-    // Each time that Azure has asked for ends with a read of each who waits, at worst.
+    // Each time that Azure has asked for ends with a read for each waiting node, at worst.
     ensure!(throttled() <= others.len() * others.len(), "{} were throttled", throttled());
     let log = stage.asked();
     let wrong: Vec<_> =
@@ -135,7 +135,7 @@ async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &Co
     }
     within_the_budget(&stage.asked()[log..])?;
 
-    // The next operator believes what was published.
+    // The next operator believes the published state.
     stage.kill().await?;
     stage.sim.clear_log();
     stage.start_with(|config| config.azure.budget_percent = SHARE).await?;
@@ -152,7 +152,7 @@ async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &Co
     Ok(())
 }
 
-/// No stretch of time saw more requests than our share of the bucket and what it gained meanwhile.
+/// No stretch of time saw more requests than our share of the bucket and its refill meanwhile.
 fn within_the_budget(log: &[LogEntry]) -> Result<()> {
     let share = f64::from(SHARE) / 100.0;
     // Requests that were let through one after the other may arrive closer together, on a busy machine by
@@ -174,7 +174,7 @@ fn within_the_budget(log: &[LogEntry]) -> Result<()> {
     Ok(())
 }
 
-/// ARM wants to be left in peace for so long, and counts nothing left.
+/// ARM answers that it throttles for so long, and counts nothing left.
 pub fn used_up(seconds: u8, sort: &str) -> Effect {
     let headers = [
         ("retry-after".to_owned(), seconds.to_string()),

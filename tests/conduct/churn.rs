@@ -1,4 +1,4 @@
-//! Pods that come and go on nodes that have addresses for them: what that writes into the API server.
+//! Pods that come and go on nodes that have addresses for them: the writes into the API server that follow.
 
 use crate::Test;
 use crate::stage::{Stage, quick};

@@ -1,4 +1,4 @@
-//! Others who write the NICs: nothing of theirs is lost, and the node ends with what it wants.
+//! Other writers of the NICs: nothing of theirs is lost, and the node ends with what it wants.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -21,7 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
 const NETWORK: &str =
     "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
 
-/// Everything that others may have on a NIC, in an order that nobody would choose.
+/// Everything that others may have on a NIC, in an order that no tool would choose.
 async fn somebody_elses_settings(stage: &Stage<'_>, owner: &str) -> Result<()> {
     for (balancer, pool) in [("z", "b"), ("a", "a")] {
         let body = json!({ "sku": { "name": "Standard" }, "properties": { "backendAddressPools": [{ "name": pool }] } });
@@ -50,7 +50,7 @@ async fn somebody_elses_settings(stage: &Stage<'_>, owner: &str) -> Result<()> {
     Ok(())
 }
 
-/// The NIC without what is ours, and without what each write changes.
+/// The NIC without our parts, and without the parts that each write changes.
 fn theirs(nic: &Value) -> Value {
     let mut nic = nic.clone();
     if let Some(list) = nic["properties"]["ipConfigurations"].as_array_mut() {
@@ -102,7 +102,7 @@ async fn a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_ag
     stage.node("n1", None).await?;
     let accepted = |_: &_| (stage.held("n1").len() == 4).then_some(());
     stage.until("Azure has the write", "n1", accepted).await?;
-    // Somebody who has read the NIC before ours: our addresses are not in their list.
+    // Another client has read the NIC before ours: our addresses are not in their list.
     somebody_elses_settings(&stage, "somebody").await?;
     let before = stage.nic("n1");
     ensure!(stage.held("n1").is_empty(), "theirs replaces the list");
@@ -112,7 +112,8 @@ async fn a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_ag
     Ok(())
 }
 
-/// However long the API server held it back: what it says was given up, the new ledger may have free.
+/// However long the API server held it back: addresses that it gives as relinquished, the new ledger may have
+/// free.
 async fn no_report_lands_that_was_made_before_a_new_ledger_was_announced(plane: &ControlPlane) -> Result<()> {
     let stage =
         Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 2 } })).await?;

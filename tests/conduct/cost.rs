@@ -1,4 +1,4 @@
-//! What a node and a pod cost, counted: the small version of `make bench-scale`.
+//! The cost of a node and of a pod, counted: the small version of `make bench-scale`.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -45,7 +45,7 @@ async fn nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_ea
         let (reads, writes) = (of("GET"), of("PUT"));
         ensure!(reads <= 3 && writes == 1, "{name}: {reads} reads, {writes} writes: {asked:?}");
     }
-    // Besides, each write is followed, and one network is looked at for all.
+    // Besides, each write is followed, and one network is read for all.
     let rest = asked.iter().filter(|one| !names.iter().any(|name| is_about(name, one)));
     let (follows, others): (Vec<_>, Vec<_>) = rest.partition(|one| one.path.contains("/operations/"));
     ensure!(follows.len() <= 2 * NODES && others.len() <= 3, "{} polls, others: {others:?}", follows.len());

@@ -36,7 +36,7 @@ const STALLED: Duration = Duration::from_secs(90);
 /// tries.
 const DEAD: Duration = Duration::from_secs(60);
 /// A Lease that its last holder couldn't renew is free after 15 s, asked for every 5 s; caches are listed
-/// anew by then.
+/// anew within that time.
 const OUTAGE: Duration = Duration::from_secs(30);
 /// Three waits that double from two seconds on.
 const ERRORS: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! Dry run: everything is planned and said, and nothing is written to Azure.
+//! Dry run: everything is planned and reported, and nothing is written to Azure.
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};
@@ -68,7 +68,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
     ensure!(status.relinquished.is_empty() && status.assigned == 2, "{status:?}");
     ensure!(stage.held("n1") == held && stage.held("n2").len() == 8);
     stage.nothing_was_written()?;
-    // Then for real: what was only said is done, and nothing of the dry run is left.
+    // Then for real: the reported writes are made, and nothing of the dry run is left.
     stage.stop().await?;
     stage.start().await?;
     stage.until_holds("n1", 3).await?;

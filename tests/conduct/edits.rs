@@ -1,4 +1,4 @@
-//! People's edits of pools: what they take by accident, and what only on purpose.
+//! People's edits of pools: which of them take nothing by accident, and which take only on purpose.
 
 use crate::Test;
 use crate::attachments::{attached, balancer, kept, pool};
@@ -26,7 +26,7 @@ fn policy() -> Value {
     spec
 }
 
-/// A node whose one pod is in a backend pool and has a public address; none of it has an end by itself.
+/// A node whose one pod is in a backend pool and has a public address; none of it ends without a reason.
 async fn stage(plane: &ControlPlane, grace: Duration) -> Result<(Stage<'_>, String)> {
     let stage = Stage::empty(plane, quick()).await?;
     balancer(&stage, "web", json!([])).await?;
@@ -41,7 +41,7 @@ async fn stage(plane: &ControlPlane, grace: Duration) -> Result<(Stage<'_>, Stri
     Ok((stage, pod))
 }
 
-/// What the pod has in Azure: both attached to its address, and the public address itself.
+/// The pod's attachments in Azure: both attached to its address, and the public address itself.
 async fn has_all(stage: &Stage<'_>) -> Result<()> {
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?;

@@ -1,5 +1,5 @@
-//! Finding things: what the operator asks Azure to find a node's NIC and to keep knowing it, and what it
-//! never asks.
+//! Finding things: the operator's requests to Azure to find a node's NIC and to keep knowing it, and those
+//! that it never makes.
 
 use crate::Test;
 use crate::metrics::Metrics;

@@ -30,7 +30,7 @@ pub struct Gateway {
     task: JoinHandle<()>,
 }
 
-/// What is answered instead.
+/// The answer in its place.
 #[derive(Clone, Copy)]
 pub enum Trouble {
     /// This status to writes of NodeIPAllocations, with a `Retry-After` of so many seconds.
@@ -55,7 +55,7 @@ struct Standing {
     lists: usize,
     /// What watches bring is lost.
     are_watches_silent: bool,
-    /// With what ends the silence of requests when it is dropped.
+    /// With the end of the requests' silence when it is dropped.
     hostile: Option<(Draws, watch::Sender<()>)>,
 }
 
@@ -76,7 +76,7 @@ impl Gateway {
         self.desk.lock().trouble = Some((trouble, count));
     }
 
-    /// From now on what becomes of each request is drawn at random, by this seed; without one, no more. Gives
+    /// From now on the fate of each request is drawn at random, by this seed; without one, no more. Returns
     /// for how many it was drawn until now.
     pub fn be_hostile(&self, seed: Option<u64>) -> usize {
         let hostile = seed.map(|seed| (Draws::of(seed), watch::Sender::default()));
@@ -111,7 +111,7 @@ impl Desk {
         lock(&self.state)
     }
 
-    /// What is drawn for this request.
+    /// The fate that is drawn for this request.
     fn draw(&self, request: &Request) -> Option<(Fate, watch::Receiver<()>)> {
         let (uri, mut state) = (request.uri(), self.lock());
         let (draws, silence) = state.hostile.as_mut()?;
@@ -137,7 +137,8 @@ impl Desk {
         state.lists += usize::from(is_list);
         let (trouble, left) = state.trouble.as_mut().filter(|(_, left)| *left > 0)?;
         let is_meant = match trouble {
-            // What a node's pods wait for; an Event or a Lease that can't be written is another matter.
+            // Requests for which a node's pods wait; an Event or a Lease that can't be written is another
+            // matter.
             Trouble::Refuse(..) => {
                 request.method() != Method::GET && request.uri().path().contains("/nodeipallocations/")
             }

@@ -111,7 +111,7 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     ensure!(writes() == 1, "{:?}", stage.asked());
     ensure!(groups_of(&stage.nic("n1"))?.is_empty(), "the node's own NIC is in groups");
     stage.until_said("n1", "SecurityGroupsChanged", 1).await?;
-    // What is reserved later is in the same.
+    // A later reservation is in the same.
     stage.bind("n1", 5).await?;
     stage.until_offers("n1", 5).await?;
     until_grouped(&stage, "n1", "n1-second", &["web", "theirs"], &["web"]).await?;
@@ -120,7 +120,7 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     stage.pool("default", own(&["api"])).await?;
     until_grouped(&stage, "n1", "n1-second", &["api", "theirs"], &["api"]).await?;
     ensure!(writes() == 1, "{:?}", stage.asked());
-    // And none: what was there before us stays.
+    // And none: groups that were there before us stay.
     stage.pool("default", own(&[])).await?;
     until_grouped(&stage, "n1", "n1-second", &["theirs"], &[]).await?;
     stage.until("nothing is said any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
@@ -180,7 +180,7 @@ async fn a_node_without_a_pool_leaves_the_groups_with_its_last_address(plane: &C
 async fn a_node_that_goes_over_to_another_nic_takes_its_groups_along(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     make(&stage, &["web"]).await?;
-    // It holds nothing but the groups: nothing else of ours tells which NIC that was.
+    // It holds nothing but the groups: no other record shows which NIC that was.
     let mut first = pool(&["web"], true);
     first["sizing"] = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
     stage.pool("default", first).await?;
@@ -226,7 +226,7 @@ async fn groups_that_azure_refuses_are_said_once_and_keep_no_address_from_pods(
     said_once(&stage, "NotAttachable").await?;
     let refused = || stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(refused() == 1, "tried {} times", refused());
-    // A group that is another network's by now. Who edits the pool has it tried at once.
+    // The group is in another network now. An edit of the pool has it tried at once.
     let far = json!({ "properties": { "addressSpace": { "addressPrefixes": ["10.60.0.0/16"] },
         "subnets": [{ "name": "far", "properties": { "addressPrefix": "10.60.0.0/24" } }] } });
     let far = stage.put("Microsoft.Network/virtualNetworks/far", far).await?;
@@ -360,7 +360,7 @@ async fn a_node_that_has_joined_its_groups_costs_a_new_operator_no_request(
     stage.stop().await?;
     stage.sim.clear_log();
     stage.start().await?;
-    // A node that comes after it has been looked at after it.
+    // A node that comes after it has been reconciled after it.
     stage.node("n2", None).await?;
     stage.until_says("n2", GROUPS, "Joined").await?;
     let asked = stage.asked();

@@ -1,4 +1,4 @@
-//! What nobody knows of Azure, or what differs: the operator lives with it either way.
+//! Behaviour of Azure that isn't known, or differs: the operator works with it either way.
 
 use crate::Test;
 use crate::attachments::kept;
@@ -66,7 +66,7 @@ async fn a_nic_that_lists_its_primary_last_is_written_in_that_order_and_serves(
         let all = list.as_array().into_iter().flatten();
         all.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
     };
-    // The second write begins with what the first has left, in its order.
+    // The second write begins with the list of the first, in its order.
     let listed = |index: usize| -> Result<Vec<String>> {
         Ok(names(&writes[index].request.as_ref().context("no body")?["properties"]["ipConfigurations"]))
     };
@@ -190,7 +190,7 @@ async fn addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_of
     let refused = asked().len();
     stage.sim.delete_vm("a", false).await?;
     stage.delete_node("a").await?;
-    // What the node had counts as free, and isn't yet.
+    // The node's own addresses count as free, and aren't yet.
     stage.until_gone("a").await?;
     let frees = eventually("Azure has freed them", Duration::from_secs(30), || async {
         Ok((taken().await? <= before - 5.0).then_some(()))
@@ -199,7 +199,7 @@ async fn addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_of
     // All that has come free, shared by need, and half of that.
     let meanwhile = asked().len() - refused;
     ensure!((1..=2).contains(&meanwhile), "{meanwhile} asked for what wasn't there yet: {:?}", asked());
-    // Then a probe finds it, or whoever edits the pool first.
+    // Then a probe finds it, or an edit of the pool first.
     stage.pool("default", sizing(1)).await?;
     eventually("they have all of it", Duration::from_secs(60), || async {
         let held = needy.map(|node| stage.held(node).len());

@@ -1,5 +1,5 @@
-//! Azure and the API server at their worst: what becomes of each request is drawn at random, while nodes and
-//! pods come and go. Then all heals, and nothing may be left of it.
+//! Azure and the API server at their worst: the fate of each request is drawn at random, while nodes and pods
+//! come and go. Then all heals, and nothing of it may be left.
 //!
 //! A seed that fails is run again by `HOSTILE_SEEDS=17 cargo test --workspace --test conduct --
 //! hostile::seed_17`.
@@ -61,13 +61,14 @@ const NODES: usize = 10;
 /// How many things happen to nodes and pods meanwhile.
 const STEPS: usize = 40;
 const BETWEEN: Duration = Duration::from_millis(500);
-/// Promised: what Azure has refused only a person ends, so it is tried again after a minute, and the second
-/// time after two. An edit of the pool ends that wait for a node, and not for one that is gone.
+/// Promised: a refusal of Azure's that only a person ends is tried again after a minute, and the second time
+/// after two. An edit of the pool ends that wait for a node, and not for one that is gone.
 const RECOVERY: Duration = Duration::from_secs(140);
 const MOMENT: Duration = Duration::from_secs(5);
 
 pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
-    // What is free of the subnet is always said to be little, so that the pool has something to tell, too.
+    // The free addresses of the subnet are always reported as few, so that the pool has a condition to
+    // report, too.
     let pool = |minimum: u32| {
         let sizing = json!({ "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "0s" });
         json!({ "sizing": sizing, "subnetExhaustingPercent": 100 })
@@ -97,7 +98,7 @@ pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
     stage.sim.heal();
     let drawn = gateway.be_hostile(None);
     ensure!(drawn > STEPS, "little was asked of the API server: {drawn}");
-    // Some of what Azure said only a person ends, and so whoever edits the pool has it tried again.
+    // Some of Azure's refusals only a person ends, and an edit of the pool has them tried again.
     stage.pool("default", pool(1)).await?;
     let World { pods, starts, .. } = world;
     let wanted: BTreeMap<String, usize> = pods.into_iter().map(|(node, pods)| (node, pods.max(1))).collect();
@@ -106,7 +107,7 @@ pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
         Ok(Some(()))
     })
     .await?;
-    // What the watch here shows comes a moment later.
+    // The watch here shows it a moment later.
     eventually("each Event was said for a turn", MOMENT, || async {
         turns.audit(&stage, starts).await?;
         Ok(Some(()))
@@ -124,7 +125,7 @@ struct World {
 }
 
 impl World {
-    /// One thing happens: pods come or go, a machine makes room for another, the operator is killed.
+    /// One event: pods come or go, a machine makes room for another, the operator is killed.
     async fn happen(&mut self, stage: &Stage<'_>, step: usize) -> Result<()> {
         let World { draws, pods: nodes, starts } = self;
         let node = nodes.keys().nth(draws.below(nodes.len(), "node")).context("no node")?.clone();
@@ -132,7 +133,8 @@ impl World {
         match draws.below(20, "event") {
             0..10 => {
                 let more = 1 + draws.below(4, "pods");
-                // Some ask for what their pool doesn't offer: they run without it, and are told.
+                // Some ask for a service that their pool doesn't offer: they run without it, and get an
+                // Event.
                 let asks = json!({ BACKEND_POOLS: "not-offered" });
                 let annotations = if draws.below(3, "asks") == 0 { asks } else { json!({}) };
                 stage.bind_annotated(&node, more, annotations).await?;
@@ -209,7 +211,7 @@ type Seen = BTreeMap<(String, String, String), usize>;
 /// What Events of ours are about.
 const ABOUT: [&str; 4] = ["Node", "NodeIPAllocation", "NodeIPPool", "Pod"];
 
-/// Counts the turns of conditions, to compare them with the Events that were said.
+/// Counts the turns of conditions, to compare them with the published Events.
 struct Turns {
     seen: Arc<Mutex<Seen>>,
 }
@@ -224,8 +226,8 @@ impl Turns {
         Turns { seen }
     }
 
-    /// No Event was said more often than its condition turned, or, of a pod, than an operator has started:
-    /// what a pod was told is written down nowhere.
+    /// No Event was published more often than its condition turned, or, of a pod, than an operator has
+    /// started: an Event of a pod is recorded nowhere else.
     async fn audit(&self, stage: &Stage<'_>, starts: usize) -> Result<()> {
         let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
         let mut said = Seen::new();
@@ -236,7 +238,7 @@ impl Turns {
             };
             ensure!(ABOUT.contains(&kind.as_str()), "an Event about a {kind}: {event:?}");
             let times = event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
-            // Others tell what was done, and not of a state.
+            // Others report an action, and not a state.
             let is_of_state = [FULL, SUBNET_EXHAUSTING].iter().any(|type_| type_.name() == reason)
                 || Reason::of(reason).is_some_and(|reason| !reason.row().conditions.is_empty());
             if is_of_state {

@@ -16,7 +16,7 @@ use vnetpool_operator::azure::Azure;
 use vnetpool_operator::preflight::{self, Subject};
 use vnetpool_tests::control_plane::{ControlPlane, User};
 
-/// For so many seconds at least a failed sign-in answers all who ask.
+/// For so many seconds at least a failed sign-in is the answer to all callers.
 const KEPT: f64 = 5.0;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -70,7 +70,7 @@ async fn a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays(
     let vm = stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let group = vm.vm_id.split("/providers/").next().unwrap_or_default().to_owned();
-    // A lock against deletion is none for us, though addresses go.
+    // A lock against deletion doesn't hinder the operator, though addresses go.
     let lock = |level| Access { locks: vec![Lock { scope: group.clone(), level }], ..Access::default() };
     stage.sim.control(lock(LockLevel::CanNotDelete));
     stage.bind("n1", 6).await?;
@@ -97,7 +97,7 @@ async fn a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays(
         ensure!(says.message.contains(remedy) && says.message.contains(&group), "{}", says.message);
         ensure!(stage.held("n1").len() == 6, "{:?}", stage.held("n1"));
     }
-    // It is looked for again, more and more rarely; an edit of the pool says that something has changed.
+    // It is read again, more and more rarely; an edit of the pool means that something has changed.
     stage.sim.control(Access::default());
     stage.pool("default", json!({ "sizing": { "minimum": 9, "warm": 0, "batch": 1 } })).await?;
     stage.until_holds("n1", 9).await
@@ -143,13 +143,14 @@ async fn nodes_of_several_subscriptions_and_groups_are_served_and_one_that_is_th
     stage.bind("n3", 5).await?;
     stage.until_offers("n3", 5).await?;
     ensure!(stage.held("n1").len() == 4 && stage.held("n2").len() == 4);
-    // What is used up in one is not asked for again, by none of its nodes.
+    // The addresses that are used up in one subnet are not asked for again, by none of its nodes.
     let refused = stage.asked().iter().filter(|one| one.status == 429).count();
     ensure!(refused == 1, "{refused} writes into a closed door");
     Ok(())
 }
 
-/// Nodes, pools and kube-proxy's ConfigMap, as an API server gives them to whoever has the chart's roles.
+/// Nodes, pools and kube-proxy's ConfigMap, as an API server gives them to an identity with the chart's
+/// roles.
 async fn preflight_reads_a_cluster_with_the_operators_own_rights(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.node("n1", None).await?;

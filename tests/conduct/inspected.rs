@@ -1,4 +1,4 @@
-//! What `kubectl vnetpool` shows, held against what the operator does.
+//! The output of `kubectl vnetpool`, held against what the operator does.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -45,7 +45,7 @@ async fn what_is_forecast_of_an_edit_is_what_the_operator_does(plane: &ControlPl
     let explained = plane.vnetpool(&["explain", "n1"], "")?;
     ensure!(explained["held"] == 7 && explained["next"] == "does nothing", "{explained}");
 
-    // What the API server would refuse is refused here.
+    // The API server's refusals are refusals here.
     let mode = edit.replace("\"sizing\"", "\"mode\":\"Prefix\",\"sizing\"");
     let refused =
         plane.vnetpool(&["plan", "--filename", "-"], &mode).err().context("another mode was planned")?;
@@ -56,7 +56,7 @@ async fn what_is_forecast_of_an_edit_is_what_the_operator_does(plane: &ControlPl
 async fn an_address_leads_to_its_pod_and_back(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
     stage.node("n1", None).await?;
-    // One that asks for something is told its address in its status.
+    // A pod with a wish finds its address in its status.
     let pod = stage.pod("n1", json!({ "about": "anything" })).await?;
     let of_pod = plane.vnetpool(&["who", &pod], "")?;
     let address = of_pod["addresses"][0]["address"].as_str().context("no address")?.to_owned();
@@ -68,7 +68,7 @@ async fn an_address_leads_to_its_pod_and_back(plane: &ControlPlane) -> Result<()
         "{one}"
     );
     ensure!(one["nic"].as_str().is_some_and(|nic| nic.ends_with("n1-nic")), "{one}");
-    // There is no agent to ask here, and the answer says so.
+    // There is no agent to ask here, and the answer shows it.
     let unread = of_address["unread"][0].as_str().unwrap_or_default();
     ensure!(unread.contains("no pod of vnetpool-node-agent runs"), "{of_address}");
     let unknown = plane.vnetpool(&["who", "10.240.255.1"], "")?;
@@ -100,7 +100,7 @@ async fn what_is_given_to_others_tells_no_ids_and_what_could_not_be_read(plane: 
     }
     let held = std::fs::read_to_string(folder.join("nodeipallocations.json"))?;
     ensure!(held.contains("/resourceGroups/group-") && held.contains("n1-nic"), "{held}");
-    // There are neither agents nor an operator to ask here, and both say so.
+    // There are neither agents nor an operator to ask here, and both answers show it.
     let missing = std::fs::read_to_string(folder.join("missing.txt"))?;
     for part in ["ledger-n1.json: no pod of vnetpool-node-agent runs", "no pod of vnetpool-operator runs"] {
         ensure!(missing.contains(part) && printed.contains(part), "no {part} in {missing} {printed}");

@@ -1,4 +1,4 @@
-//! Answers that don't come: what was reserved is found and used, never leaked.
+//! Answers that don't come: reserved addresses are found and used, never leaked.
 
 use crate::Test;
 use crate::metrics::Metrics;

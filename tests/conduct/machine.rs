@@ -167,7 +167,7 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// Does something in here, on a thread of its own.
+    /// Runs code in here, on a thread of its own.
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             let enter = || -> Result<T> {

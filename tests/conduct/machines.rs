@@ -55,7 +55,7 @@ pub async fn uniform<'a>(plane: &'a ControlPlane) -> Result<(Stage<'a>, VmInfo)>
     Ok((stage, vm))
 }
 
-/// What ARM holds of ours on any NIC, by id in lower case: address by name.
+/// Our reservations on any NIC in ARM, by id in lower case: address by name.
 pub fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
     let state = stage.sim.state();
     let nics = state["nics"].as_array().into_iter().flatten();
@@ -66,7 +66,7 @@ pub fn held(stage: &Stage<'_>, nic: &str) -> BTreeMap<String, String> {
     ours.map(|one| (text(&one["name"]), text(&one["address"]))).collect()
 }
 
-/// As the agent says of what `spec` has now: what it said of before proves nothing.
+/// As the agent reports on the present `spec`: a report on an earlier one proves nothing.
 pub fn is_backed(seen: &NodeIPAllocation) -> bool {
     let taken_up = seen.status.as_ref().and_then(|status| status.observed_generation);
     taken_up == seen.metadata.generation
@@ -85,7 +85,7 @@ pub async fn until_served(stage: &Stage<'_>, node: &str, pods: usize) -> Result<
     stage.until(&format!("{pods} pods have addresses"), node, served).await
 }
 
-/// Everything but the primary ipConfiguration goes, as by somebody else's write.
+/// Everything but the primary ipConfiguration goes, as by another client's write.
 pub async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
     let primary = stage.nic(node)["properties"]["ipConfigurations"][0].clone();
     stage
@@ -141,7 +141,7 @@ async fn addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_a
     let before = until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
     wipe(&stage, "n1").await?;
-    // Growth meets the other's write, and with it what that has done.
+    // Growth meets the other's write, and with it its effect.
     stage.bind("n1", 2).await?;
     let after = until_served(&stage, "n1", 5).await?;
     ensure!(after.is_superset(&before), "{before:?} became {after:?}");
@@ -186,7 +186,8 @@ async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &Contr
     stage.bind("n1", 3).await?;
     let before = until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
-    // An operator that starts reads the NIC before it writes, so that its first write asks for what was lost.
+    // An operator that starts reads the NIC before it writes, so that its first write asks for the lost
+    // addresses.
     stage.kill().await?;
     wipe(&stage, "n1").await?;
     let body = json!({ "error": { "code": "Novel", "message": "Not with these addresses." } });
@@ -314,7 +315,7 @@ async fn an_instance_id_that_comes_back_is_another_machine(plane: &ControlPlane)
     another_machine_is_served(&stage, &vm, false).await
 }
 
-/// Then nobody has seen that the Node was gone in between.
+/// Then no operator has seen that the Node was gone in between.
 async fn an_instance_id_that_comes_back_while_no_operator_looks_is_another_machine(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -397,7 +398,7 @@ async fn replace_the_node(stage: &Stage<'_>, node: &str, vm: &VmInfo) -> Result<
     Ok(())
 }
 
-/// As a kubelet does it before the cloud's controller has looked.
+/// As a kubelet does it before the cloud's controller has reconciled.
 async fn a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -413,7 +414,7 @@ async fn a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id(
     stage.until_says("n1", condition::INTERFACE_FOUND, "ProviderIDUnusable").await?;
     let now = stage.allocation("n1").await?.spec;
     ensure!(now == spec, "the record is lost: {now:?}");
-    // Nor is it, if that Node goes again.
+    // It isn't, either, if that Node goes again.
     stage.delete_node("n1").await?;
     stage.until_says("n1", condition::READY, "NodeGone").await?;
     ensure!(held(&stage, &vm.nic_id) == before);

@@ -1,4 +1,4 @@
-//! The whole operator against a real API server and simulated Azure, without a node: what it does when Azure
+//! The whole operator against a real API server and simulated Azure, without a node: its conduct when Azure
 //! is slow, busy, full, silent or unwilling, or when others change things under it.
 //!
 //! ```text
@@ -78,7 +78,7 @@ pub struct Test {
 impl Test {
     fn trial(&self, planes: &Arc<Planes>, longest: Duration) -> Trial {
         let (planes, run) = (Arc::clone(planes), self.run);
-        // The binary's own name says nothing.
+        // The binary's own name shows nothing.
         let name = self.name.split_once("::").map_or(self.name, |(_, name)| name);
         Trial::test(name, move || planes.lend(longest, run))
     }

@@ -20,7 +20,7 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), json!({})).await?;
     stage.node("n1", None).await?;
-    // What it finds at its first report is no news. A write is announced before that.
+    // The findings of its first report are no news. A write is announced before that.
     let reported = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "False");
     stage.until("the operator has reported", "n1", reported).await?;
     let says = async |pods: &[&str]| -> Result<()> {

@@ -24,7 +24,7 @@ impl Metrics {
         Metrics(text)
     }
 
-    /// Scrapes until something shows.
+    /// Scrapes until a series has the wanted value.
     pub async fn until(stage: &Stage<'_>, what: &str, shows: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
         eventually(what, Duration::from_secs(60), || async {
             // The endpoint may not be up yet.

@@ -96,7 +96,7 @@ async fn what_another_plugin_made_is_adopted_when_the_pool_says_so_and_no_pod_ca
     let stage = Stage::empty(plane, quick()).await?;
     stage.node("n1", None).await?;
     leave(&stage, "n1", 30).await?;
-    // A pod that the other plugin has wired: our agent knows nothing of it.
+    // A pod that the other plugin has wired: our agent doesn't know it.
     let pods = Api::<Pod>::namespaced(stage.client.clone(), "default");
     let stranger = json!({ "metadata": { "name": "stranger" },
         "spec": { "nodeName": "n1", "containers": [{ "name": "c", "image": "i" }] } });

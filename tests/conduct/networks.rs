@@ -93,7 +93,7 @@ async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_
     stage.until_holds("n1", 2).await?;
     let excluded = |seen: &NodeIPAllocation| seen.spec.snat_exclusions.iter().any(|range| range == RANGE);
     ensure!(!excluded(&stage.allocation("n1").await?), "a peering that is only initiated has no routes");
-    // The look of an operator that starts, so that nobody waits for the minute's.
+    // The read of an operator that starts, so that the test needn't wait for the next minute's.
     let looks = async |is_excluded: bool, what: &str| {
         stage.kill().await?;
         stage.start().await?;
@@ -191,7 +191,7 @@ async fn foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_lea
     for name in ["f2", "f3"] {
         stage.sim.add_vm(foreign(name)).await?;
     }
-    // One of them has a second address, one that Azure chose and nobody of ours named.
+    // One of them has a second address, which Azure chose under a name that isn't ours.
     let second = json!({ "name": "theirs", "properties": { "primary": false, "privateIPAllocationMethod": "Dynamic" } });
     let f3 = stage.sim.nic("f3-nic").context("no NIC")?;
     let mut all = f3["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
@@ -207,7 +207,7 @@ async fn foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_lea
     stage.until("it has all there is", "n1", |_| (stage.held("n1").len() == 5).then_some(())).await?;
     let before = nics(&stage);
 
-    // Somebody makes room: what they leave is taken, what they keep is left alone.
+    // Another client makes room: the addresses that it leaves are taken, those that it keeps are left alone.
     for gone in ["f1", "f2"] {
         stage.sim.delete_vm(gone, false).await?;
     }

@@ -25,7 +25,7 @@ pub(crate) fn subnet(name: &str) -> String {
 }
 
 /// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others`
-/// ipConfigurations of somebody else's besides its own; and its Node.
+/// ipConfigurations of other clients besides its own; and its Node.
 pub(crate) async fn node(
     stage: &Stage<'_>,
     name: &str,
@@ -103,7 +103,7 @@ async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlP
     stage.sim.patch_nic("n1-second", &document).await?;
     ensure!(second(&stage, "n1") == 2, "{document}");
     stage.boot("n1", "boot-2").await?;
-    // It has what is somebody else's, which counts.
+    // It has ipConfigurations of others, which count.
     let is_counted = |seen: &NodeIPAllocation| {
         let is_booted = seen.spec.boot_id == "boot-2" && seen.spec.elsewhere == 2;
         (is_booted && second(&stage, "n1") == 0).then_some(())
@@ -139,7 +139,7 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     stage.delete_pool("second").await?;
     let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(found.message.contains("drain the node"), "{}", found.message);
-    // A reboot in between: the VM's NICs are looked at anew while the second one still holds addresses.
+    // A reboot in between: the VM's NICs are read anew while the second one still holds addresses.
     stage.boot("n1", "boot-2").await?;
     let booted = |seen: &NodeIPAllocation| (seen.spec.boot_id == "boot-2").then_some(());
     stage.until("it has booted", "n1", booted).await?;

@@ -35,7 +35,7 @@ async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_fin
     let left = stage.allocation("n1").await?;
     ensure!(find(&left, WRITING).is_some_and(|one| one.status == "True"), "Writing isn't set: {left:?}");
     ensure!(left.spec.ip_configurations().count() == 0, "published before it was read: {left:?}");
-    // Nothing but `Writing` gives the next one a reason to look: by what `spec` says there is nothing to do.
+    // Only `Writing` gives the next one a reason to read: by `spec` there is nothing to do.
     stage.pool("default", json!({ "sizing": { "minimum": 0, "warm": 0 } })).await?;
     stage.start().await?;
     stage.until_holds("n1", 4).await?;
@@ -51,7 +51,7 @@ async fn an_operator_asked_to_stop_finishes_its_write_first(plane: &ControlPlane
     stage.until("Azure has the write", "n1", accepted).await?;
     stage.stop().await?;
     stage.until_holds("n1", 4).await?;
-    // What was published needs no look at Azure.
+    // The published state needs no read of Azure.
     stage.sim.clear_log();
     stage.start().await?;
     stage.bind("n1", 1).await?;
@@ -127,7 +127,7 @@ async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up
     stage.node("n1", None).await?;
     stage.bind("n1", 4).await?;
     stage.until_holds("n1", 4).await?;
-    // A release on its way that outlives its operator, and somebody who deletes the object meanwhile.
+    // A release on its way that outlives its operator, and a person who deletes the object meanwhile.
     let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.unbind("n1", 3).await?;
     stage.until_struck(fault, 1).await?;
@@ -159,7 +159,7 @@ async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
     stage.until_holds("n1", 3).await?;
-    // A release on its way that doesn't arrive as long as the test looks.
+    // A release on its way that doesn't arrive as long as the test watches.
     let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.unbind("n1", 2).await?;
     stage.until_struck(fault, 1).await?;

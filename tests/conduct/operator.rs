@@ -33,7 +33,7 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
 }
 
 /// Where a server may listen, and listen again once it was killed. Each has an IP address of its own, so that
-/// nobody else in this process is given the port meanwhile: no other server, nor who calls from 127.0.0.1.
+/// no other server in this process, and no client that connects from 127.0.0.1, is given the port meanwhile.
 pub fn free_address() -> Result<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -52,7 +52,7 @@ pub async fn until_ready(admin: SocketAddr, within: Duration) -> Result<()> {
 /// How it ends.
 #[derive(Debug, PartialEq)]
 pub enum End {
-    /// It may finish what it is doing.
+    /// It may finish its present work.
     Term,
     /// At once.
     Kill,
@@ -89,7 +89,7 @@ impl Operator {
         Ok(Operator { thread: Some(thread), term: Some(term), kill: Some(kill) })
     }
 
-    /// Why it has ended without being told to, if it has.
+    /// Why it has ended without a signal, if it has.
     pub fn ended(&mut self) -> Option<String> {
         let thread = self.thread.take_if(|thread| thread.is_finished())?;
         Some(match thread.join() {
@@ -105,7 +105,7 @@ impl Operator {
     /// Its own.
     pub fn end(mut self, end: End) -> Result<()> {
         let signal = if end == End::Term { self.term.take() } else { self.kill.take() };
-        // Without a receiver it has ended already, and says why.
+        // Without a receiver it has ended already, with a reason.
         signal.map(|signal| signal.send(()));
         let thread = self.thread.take().ok_or_else(|| anyhow!("ended twice"))?;
         thread.join().map_err(|_| anyhow!("the operator panicked"))?

@@ -41,7 +41,7 @@ async fn pause_node(stage: &Stage<'_>, node: &str, word: Option<&str>) -> Result
     stage.annotate::<Node>(node, names::PAUSED, word).await
 }
 
-/// Waits until the pool says that it is paused, or says nothing of it any more.
+/// Waits until the pool reports that it is paused, or doesn't report it any more.
 async fn until_pool_says(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
     let says = |pool: &NodeIPPool| {
         let conditions = &pool.status.as_ref()?.conditions;
@@ -84,12 +84,12 @@ async fn of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_a
     until_pool_says(&stage, true).await?;
     stage.sim.clear_log();
 
-    // Pods get what is there. One lacks an address, an edit asks for more, and a machine is new.
+    // Pods get the free addresses. One lacks an address, an edit asks for more, and a machine is new.
     stage.bind("n1", 3).await?;
     stage.until_assigned("n1", 2).await?;
     stage.pool("default", sizing(6, 1)).await?;
     stage.node("n3", None).await?;
-    // The other goes by what it has until the edit is rolled out, and lacks nothing.
+    // The other keeps its policy until the edit is rolled out, and lacks nothing.
     for node in ["n1", "n3"] {
         stage.until_says(node, READY, "PoolPaused").await?;
     }

@@ -1,5 +1,5 @@
-//! A TCP proxy between the operator or an agent and the API server. It reads nothing of what passes, and does
-//! to it what networks and dying servers do.
+//! A TCP proxy between the operator or an agent and the API server. It reads nothing of the passing bytes,
+//! and imitates faults of networks and dying servers.
 
 use anyhow::Result;
 use socket2::{SockFilter, SockRef};
@@ -26,19 +26,18 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
-    /// Whoever asks something on a connection never hears anything on it again. What was asked reaches the
-    /// server.
+    /// A request on a connection is never answered again. It reaches the server.
     LoseAnswers,
     /// A connection opened now falls silent when so many bytes of answers have passed.
     StallAfter(usize),
     /// Every connection ends now.
     Cut,
-    /// The server behind the connections that are open is gone: nobody acknowledges anything on them, or ends
-    /// them. Connections opened later lead to one that lives.
+    /// The server behind the open connections is gone: no segment is acknowledged on them, and no connection
+    /// ends. Connections opened later lead to one that lives.
     Die,
 }
 
-/// BPF's "return 0": of what comes in, nothing is let through to the socket.
+/// BPF's "return 0": no incoming packet is let through to the socket.
 const NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 impl Proxy {
@@ -108,7 +107,7 @@ async fn lead(
     }
     met.fetch_add(1, Ordering::Relaxed);
     if dies {
-        // What passes by here is held open: closing it would say so.
+        // These connections are held open: closing them would show it.
         pending().await
     }
 }

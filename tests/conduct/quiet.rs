@@ -1,6 +1,5 @@
-//! Addresses that leave the NIC of a node to which nothing else happens: what its own metadata service tells
-//! of it, and what the operator makes of that. The re-check of hours plays no part in what takes seconds
-//! here.
+//! Addresses that leave the NIC of a node without other events: how its own metadata service shows it, and
+//! how the operator reacts. The re-check of hours plays no part in a reaction within seconds.
 
 use crate::Test;
 use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served, wipe};
@@ -49,7 +48,7 @@ fn lag(stage: &Stage<'_>, lags: bool) -> Result<()> {
     Ok(stage.sim.set(&Settings { metadata_lags: Some(lags), ..Settings::default() })?)
 }
 
-/// Leaves the service with what the NIC of `n1` held for a moment, so that its agent hints at all of it.
+/// Leaves the service with the NIC of `n1` as it was for a moment, so that its agent hints at all of it.
 async fn mislead(stage: &Stage<'_>) -> Result<()> {
     let document = stage.nic("n1");
     wipe(stage, "n1").await?;
@@ -71,7 +70,7 @@ fn refused(stage: &Stage<'_>) -> u64 {
     stage.sim.faults().iter().map(|fault| fault.hits).sum()
 }
 
-/// What Azure was asked about the NIC of `n1`.
+/// The requests to Azure about the NIC of `n1`.
 fn asked(stage: &Stage<'_>) -> Vec<String> {
     let about = stage.asked().into_iter().filter(|one| one.path.to_lowercase().ends_with("/n1-nic"));
     about.map(|one| one.method).collect()
@@ -134,7 +133,7 @@ async fn a_metadata_service_that_lags_behind_raises_no_hint(plane: &ControlPlane
     ensure!(stage.agents.unlisted("n1").is_empty(), "what was never listed proves nothing");
     lag(&stage, false)?;
     stage.look("n1", 1).await?;
-    // Nor does it know of a loss at once; when it does, all is well soon.
+    // It doesn't know of a loss at once, either; when it does, all is well soon.
     lag(&stage, true)?;
     let wiped = names(&stage.allocation("n1").await?);
     wipe(&stage, "n1").await?;
@@ -198,7 +197,7 @@ async fn a_read_that_fails_stops_no_other_clock_of_its_node(plane: &ControlPlane
     stage.until_struck(fault, 1).await?;
     stage.until_says("n1", condition::RESERVED, "PermissionDenied").await?;
     stage.unbind("n1", 3).await?;
-    // Two clocks, one after the other: a second until it is said, ten until it is given back.
+    // Two clocks, one after the other: a second until it is reported, ten until it is given back.
     stage.until_says("n1", condition::SURPLUS, "MoreThanWanted").await?;
     let gives_up = |seen: &NodeIPAllocation| {
         (seen.spec.target == 1 && seen.status.as_ref()?.relinquished.len() == 3).then_some(())

@@ -1,4 +1,4 @@
-//! Refusals that only a person can end: said once, by condition and Event, and retried slowly.
+//! Refusals that only a person can end: reported once, by condition and Event, and retried slowly.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -52,7 +52,8 @@ async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_says("n1", RESERVED, "ResourceLocked").await?;
-    // The next attempt is on its way for longer than pools wait between two looks, and meets something else.
+    // The next attempt is on its way for longer than pools wait between two reconciles, and meets another
+    // error.
     stage.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
     let hold = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "releaseAfter": "1h" } })).await?;
@@ -181,7 +182,7 @@ async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_
 }
 
 async fn a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus(plane: &ControlPlane) -> Result<()> {
-    // A surplus is said once it has lasted a tenth of `releaseAfter`.
+    // A surplus is reported once it has lasted a tenth of `releaseAfter`.
     let sizing = json!({ "minimum": 4, "warm": 0, "batch": 1, "releaseAfter": "3m" });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     stage.node("n1", None).await?;

@@ -76,7 +76,7 @@ async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all
     stage.bind("n1", 1).await?;
     stage.until_offers("n1", 4).await?;
     ensure!(good() <= written + 2, "{:?}", stage.writes("n1"));
-    // Nobody is told: it is mended or it passes.
+    // There is no Event: it is mended or it passes.
     ensure!(stage.events("n1", "Repairing").await?.is_empty(), "an Event");
     stage.sim.stick_nic("n1-nic", None)?;
     stage.until_says("n1", RESERVED, "Reserved").await?;
@@ -102,7 +102,7 @@ async fn wiped(stage: &Stage<'_>, nodes: &[&str]) -> Result<BTreeMap<String, BTr
     Ok(served)
 }
 
-/// A NIC of somebody else's has this address, so that it can't come back by chance.
+/// Another client's NIC has this address, so that it can't come back by chance.
 async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
     let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
         "privateIPAddress": address, "privateIPAllocationMethod": "Static" });

@@ -1,4 +1,4 @@
-//! A cluster that was restored from a backup: its objects speak of NICs as they once were.
+//! A cluster that was restored from a backup: its objects record NICs as they once were.
 
 use crate::Test;
 use crate::machines::is_backed;
@@ -28,7 +28,7 @@ fn sizing(minimum: u32) -> Value {
     json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1, "releaseAfter": "1s" } })
 }
 
-/// The addresses that an object says its node has.
+/// The addresses that an object records for its node.
 fn addresses(object: &NodeIPAllocation) -> BTreeSet<String> {
     object.spec.ip_configurations().map(|one| one.address.trim_end_matches("/32").to_owned()).collect()
 }
@@ -53,7 +53,7 @@ async fn given_back<'a>(
     Ok((stage, before, second))
 }
 
-/// What the operator did with the first's NIC since the log was cleared began with a look at it.
+/// The operator's first request about the first NIC since the log was cleared was a read of it.
 fn was_read_first(stage: &Stage<'_>) -> Result<()> {
     let of_nic = |one: &LogEntry| one.path.ends_with("/n1-nic");
     let first = stage.asked().into_iter().find(of_nic).context("not asked for")?;
@@ -105,7 +105,7 @@ async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
     stage.until_holds("n1", 2).await?;
     let before = stage.allocation("n1").await?;
     stage.sim.clear_log();
-    // As an agent says it whose ledger is of a version that is still to come.
+    // As an agent reports whose ledger is of a version that is still to come.
     let agent = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Agent("n1")).await?)?);
     let ahead =
         json!({ "status": { "observedGeneration": before.metadata.generation.unwrap_or_default() + 50 } });
@@ -117,7 +117,7 @@ async fn an_object_that_was_set_back_is_made_again_after_its_nic_was_read(
     ensure!(addresses(&stage.allocation("n1").await?) == addresses(&before), "its addresses have changed");
     ensure!(stage.asked().iter().any(|one| one.path.ends_with("/n1-nic")), "its NIC wasn't read");
     ensure!(stage.writes("n1").is_empty(), "its NIC was written");
-    // An agent that keeps saying so gets no second one soon.
+    // An agent that keeps reporting so gets no second one soon.
     let ahead = json!({ "status": { "observedGeneration": 1_000_000 } });
     agent.patch_status("n1", &PatchParams::default(), &Patch::Merge(ahead)).await?;
     throughout("it stays", Duration::from_secs(3), || async {
@@ -142,7 +142,7 @@ async fn after_the_store_went_back_an_object_is_changed_only_once_its_nic_was_re
     Metrics::until_standby(&stage).await?;
     stage.age_lease(Duration::from_secs(600)).await?;
 
-    // Edits bring the object to a version that the agent would take for newer than what it knows.
+    // Edits bring the object to a version that the agent would take for newer than its own.
     stage.sim.clear_log();
     stage.join("n2", &second.provider_id).await?;
     for seconds in 1.. {
@@ -198,8 +198,8 @@ async fn an_object_that_goes_while_its_nic_is_read_is_not_made_again_as_it_was(
             lock(&seen).push(object.metadata.generation);
         }
     });
-    // Nobody else makes a new one meanwhile, for there is no Node: the API server would let none take its
-    // place.
+    // No other operator makes a new one meanwhile, for there is no Node: the API server would let none take
+    // its place.
     stage.delete_node("n1").await?;
     strip(plane).await?;
     stage.until_gone("n1").await?;

@@ -43,7 +43,7 @@ async fn stage(plane: &ControlPlane, nodes: usize, places: u8) -> Result<(Stage<
     Ok((stage, names))
 }
 
-/// Those of the nodes whose NIC holds so many.
+/// The nodes whose NIC holds so many.
 fn holding<'a>(stage: &Stage<'_>, names: &'a [String], count: usize) -> Vec<&'a str> {
     names.iter().map(String::as_str).filter(|name| stage.held(name).len() == count).collect()
 }
@@ -78,7 +78,7 @@ fn says(pool: &NodeIPPool, type_: condition::Type, part: &str) -> Option<()> {
     (said.status == "True" && said.message.contains(part)).then_some(())
 }
 
-/// All nodes follow the pool, and it says so.
+/// All nodes follow the pool, and it reports so.
 async fn until_rolled_out(stage: &Stage<'_>, nodes: usize) -> Result<()> {
     let is_done = |pool: &NodeIPPool| {
         let status = pool.status.as_ref()?;
@@ -207,7 +207,7 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
     for fault in [first, second] {
         stage.sim.lift_fault(fault)?;
     }
-    // Whoever has put it right says so by an edit; else it takes until Azure is asked again.
+    // A person who has put it right edits the pool; otherwise it takes until Azure is asked again.
     let mut again = sizing(6, 2);
     again["subnetExhaustingPercent"] = json!(11);
     stage.pool("default", again).await?;

@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = crate::tests![
 const SOON: Duration = Duration::from_secs(30);
 const NODES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
 
-/// A route of somebody else's.
+/// A route of another client's.
 fn theirs() -> Value {
     json!({ "name": "to-firewall", "properties": { "addressPrefix": "172.31.0.0/16", "nextHopType": "None" } })
 }
@@ -105,7 +105,7 @@ async fn until_routes(stage: &Stage<'_>, table: &str, count: usize) -> Result<Ve
     .await
 }
 
-/// Waits until a pool is valid, or isn't, and gives what says so.
+/// Waits until a pool is valid, or isn't, and returns the condition.
 async fn until_valid(stage: &Stage<'_>, pool: &str, status: &str) -> Result<Condition> {
     let says = |pool: &NodeIPPool| {
         let valid = condition::find(&pool.status.as_ref()?.conditions, VALID)?;
@@ -165,7 +165,7 @@ async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &C
         .put("Microsoft.Network/routeTables/pods", json!({ "properties": { "routes": [theirs()] } }))
         .await?;
     until_routes(&stage, &table, 1).await?;
-    // A new operator looks at the tables in use first of all, and every minute from then on.
+    // A new operator reads the tables in use first of all, and every minute from then on.
     stage.start().await?;
     let after = until_routes(&stage, &table, 2).await?;
     ensure!(before == after, "{before:?} then {after:?}");
@@ -203,8 +203,8 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
     Ok(())
 }
 
-/// Waits until no node has been looked at for longer than news about counts are held back, which is 10 s:
-/// what follows then is no late effect of what was before.
+/// Waits until no node has been reconciled for longer than news about counts are held back, which is 10 s:
+/// later events are then no late effect of earlier ones.
 async fn until_quiet(stage: &Stage<'_>) -> Result<()> {
     let passes = async || {
         let metrics = Metrics::scrape(stage).await?;

@@ -1,4 +1,5 @@
-//! A subnet that runs out of addresses: what each of its nodes does, and who gets what comes free.
+//! A subnet that runs out of addresses: how each of its nodes acts, and which of them gets the addresses that
+//! come free.
 
 use crate::Test;
 use crate::machines::{NODE, held};
@@ -47,7 +48,8 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     let asked: Vec<u16> = stage.writes("c").iter().map(|write| write.status).collect();
     ensure!(asked == [400, 400, 200], "four, two and one were asked for: {asked:?}");
 
-    // a doesn't ask for what c was refused, and says so as c does; another subnet has nothing to do with it.
+    // a doesn't ask for the addresses that c was refused, and reports so as c does; another subnet has
+    // nothing to do with it.
     let before = stage.writes("a").len();
     stage.bind("a", 2).await?;
     stage.bind("d", 3).await?;
@@ -75,7 +77,7 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     for node in ["a", "c"] {
         stage.until_told(node, "SubnetFull", &["Node", "NodeIPAllocation"]).await?;
     }
-    // The end of it: the pods go, and nobody says anything of a full subnet any more.
+    // The end of it: the pods go, and no report of a full subnet remains.
     stage.unbind("a", 3).await?;
     stage.until_holds("c", 4).await?;
     stage.until_says("c", RESERVED, "Reserved").await?;
@@ -111,7 +113,7 @@ async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subn
     stage.until_holds("c", 1).await?;
     let says = stage.until_says("c", RESERVED, "VirtualNetworkFull").await?;
     ensure!(says.message.contains("c-nic") && says.message.contains("mode Prefix"), "{}", says.message);
-    // Another subnet of the network doesn't ask for what isn't there.
+    // Another subnet of the network doesn't ask for addresses that aren't there.
     stage.bind("b", 1).await?;
     stage.until_says("b", RESERVED, "VirtualNetworkFull").await?;
     stage.unbind("a", 2).await?;
@@ -168,7 +170,7 @@ async fn a_full_subnet_is_probed_by_one_node_after_a_restart(plane: &ControlPlan
     stage.kill().await?;
     stage.sim.clear_log();
     stage.start().await?;
-    // Every node has been looked at when each has seen another pod come.
+    // Every node has been reconciled when each has seen another pod come.
     for node in ["a", "b", "c"] {
         stage.bind(node, 1).await?;
     }

@@ -1,4 +1,4 @@
-//! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and eyes on all of
+//! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and views of all of
 //! it.
 
 use crate::agent::Agents;
@@ -32,9 +32,9 @@ use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::Limit;
 
-/// How long anything is waited for on a machine that does nothing else: a write here takes a second or two.
+/// The limit of every wait on a machine without other work: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a pool is waited for: what is free in a subnet is counted once a minute.
+/// How long to wait for a pool: the free addresses of a subnet are counted once a minute.
 const POOLS_PATIENCE: Duration = Duration::from_secs(80);
 /// Where pods are made.
 const PODS: &str = "default";
@@ -48,9 +48,9 @@ pub struct Stage<'a> {
     pub agents: Agents,
     /// Where the operator serves its metrics.
     pub admin: SocketAddr,
-    /// Where the operator looks for ARM.
+    /// Where the operator finds ARM.
     arm: String,
-    /// Where the operator looks for the API server, if not where it is.
+    /// Where the operator finds the API server, if not where it is.
     api_server: Option<Uri>,
     operator: Mutex<Option<Operator>>,
     pods: AtomicUsize,
@@ -92,12 +92,12 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// From the next start on the operator looks for ARM there.
+    /// From the next start on the operator finds ARM there.
     pub fn azure_at(&mut self, url: &str) {
         url.clone_into(&mut self.arm);
     }
 
-    /// From the next start on the operator looks for the API server there.
+    /// From the next start on the operator finds the API server there.
     pub fn api_server_at(&mut self, url: Uri) {
         self.api_server = Some(url);
     }
@@ -114,7 +114,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Starts another one beside it, which serves its metrics somewhere else.
+    /// Starts another one beside it, which serves its metrics at another address.
     pub async fn stand_by(&self) -> Result<(Operator, SocketAddr)> {
         let admin = operator::free_address()?;
         Ok((self.operator_at(admin, |_| {}).await?, admin))
@@ -135,12 +135,12 @@ impl<'a> Stage<'a> {
         Operator::start(config, kube)
     }
 
-    /// What the API server has counted of itself.
+    /// The API server's own counts.
     pub fn served(&self) -> Result<Metrics> {
         Ok(Metrics::of(self.plane.kubectl(&["get", "--raw", "/metrics"])?))
     }
 
-    /// Tells one start of an operator from the others.
+    /// Distinguishes one start of an operator from the others.
     pub fn new_identity(&self) -> String {
         format!("operator-{}", self.pods.fetch_add(1, Ordering::Relaxed))
     }
@@ -150,19 +150,19 @@ impl<'a> Stage<'a> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Term)
     }
 
-    /// The operator ends as by SIGKILL. Its Lease is nobody's then, so that the next one needn't wait for its
-    /// end.
+    /// The operator ends as by SIGKILL. Its Lease has no holder then, so that the next one needn't wait for
+    /// its end.
     pub async fn kill(&self) -> Result<()> {
         lock(&self.operator).take().context("no operator runs")?.end(End::Kill)?;
         self.unseat().await
     }
 
-    /// Somebody clears the Lease: whoever asks next may lead.
+    /// Clears the Lease: the next operator that asks may lead.
     pub async fn unseat(&self) -> Result<()> {
         self.patch_leases(json!({ "holderIdentity": "" })).await
     }
 
-    /// Why the operator has ended by itself, if it has.
+    /// Why the operator has ended without a signal, if it has.
     pub fn ended(&self) -> Option<String> {
         lock(&self.operator).as_mut().and_then(Operator::ended)
     }
@@ -240,7 +240,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The node (re)boots: what its agent knew is lost, its pods are not.
+    /// The node (re)boots: its agent's knowledge is lost, its pods are not.
     pub async fn boot(&self, node: &str, boot: &str) -> Result<()> {
         let status = json!({ "status": node_status(boot) });
         let api = Api::<Node>::all(self.client.clone());
@@ -277,7 +277,7 @@ impl<'a> Stage<'a> {
         Ok(name)
     }
 
-    /// Tells the pod's address in its status, as its kubelet does once the pod has one.
+    /// Writes the pod's address into its status, as its kubelet does once the pod has one.
     pub async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let uid = api.get(pod).await?.uid().unwrap_or_default();
@@ -362,7 +362,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// A person says something in this annotation of an object, or takes it back.
+    /// A person writes this annotation of an object, or removes it.
     pub async fn annotate<K>(&self, name: &str, annotation: &str, word: Option<&str>) -> Result<()>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
@@ -374,7 +374,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The node's agent looks so many times at what the metadata service lists.
+    /// The node's agent compares so many times with what the metadata service lists.
     pub async fn look(&self, node: &str, times: usize) -> Result<()> {
         for _ in 0..times {
             let url = format!("{}/metadata/instance/network?api-version=2021-02-01", self.sim.arm_url());
@@ -385,7 +385,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until a node's NodeIPAllocation shows something, and gives that.
+    /// Waits until a node's NodeIPAllocation shows the wanted state, and returns it.
     pub async fn until<T>(
         &self,
         what: &str,
@@ -445,7 +445,7 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Waits until a pool shows something, and gives that.
+    /// Waits until a pool shows the wanted state, and returns it.
     pub async fn until_pool<T>(
         &self,
         what: &str,
@@ -469,8 +469,8 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Has Azure do something beside the operator, as its owner: PUTs a resource of the group, such as
-    /// `Microsoft.Network/routeTables/pods`, and gives its id.
+    /// Changes Azure beside the operator, as its owner: PUTs a resource of the group, such as
+    /// `Microsoft.Network/routeTables/pods`, and returns its id.
     pub async fn put(&self, resource: &str, body: Value) -> Result<String> {
         let Config { subscription, resource_group, .. } = Config::default();
         let id =
@@ -490,7 +490,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// What Azure has under an id.
+    /// Azure's document under an id.
     pub async fn get(&self, id: &str) -> Result<Value> {
         let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
         Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
@@ -593,7 +593,7 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// What ARM was asked since the log was cleared, oldest first.
+    /// The requests to ARM since the log was cleared, oldest first.
     pub fn asked(&self) -> Vec<LogEntry> {
         self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
     }
@@ -605,7 +605,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Of what ARM was asked, the writes of the NIC of a node's VM.
+    /// Of the requests to ARM, the writes of the NIC of a node's VM.
     pub fn writes(&self, node: &str) -> Vec<LogEntry> {
         let nic = format!("/{node}-nic").to_lowercase();
         let is_write = |one: &LogEntry| one.method == "PUT" && one.path.to_lowercase().ends_with(&nic);
@@ -619,8 +619,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about
-    /// objects of these kinds, in the order of their names, and each said once. Events are written beside the
-    /// work, so nobody finds them at once.
+    /// objects of these kinds, in the order of their names, and each published once. Events are written
+    /// beside the work, so they can't be found at once.
     pub async fn until_told(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
         let said = self.until_said(node, reason, kinds.len()).await?;
         let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
@@ -639,7 +639,7 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// The Events about a node or its NodeIPAllocation with this reason, with how often each was said.
+    /// The Events about a node or its NodeIPAllocation with this reason, with how often each was published.
     pub async fn events(&self, node: &str, reason: &str) -> Result<Vec<(String, i32)>> {
         let events = Api::<Event>::all(self.client.clone()).list(&ListParams::default()).await?;
         let about = events.into_iter().filter(|event| {
@@ -666,7 +666,7 @@ pub fn find(seen: &NodeIPAllocation, type_: Type) -> Option<Condition> {
     condition::find(&seen.status.as_ref()?.conditions, type_).cloned()
 }
 
-/// Leaves nothing of the test before.
+/// Removes everything of the test before.
 async fn sweep(client: &Client) -> Result<()> {
     let account = json!({ "metadata": { "name": "default" } });
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), PODS);

@@ -35,7 +35,7 @@ fn says_of(status: &NodeIPPoolStatus, type_: Type, turned: &str, reason: &str) -
     condition::find(&status.conditions, type_).is_some_and(|one| one.status == turned && one.reason == reason)
 }
 
-/// How often each kind of object was told of with this reason.
+/// How many Events with this reason each kind of object has.
 async fn events(stage: &Stage<'_>, reason: Type) -> Result<Vec<(String, i32)>> {
     let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
     let about = events.iter().filter(|event| event.reason.as_deref() == Some(reason.name()));
@@ -82,7 +82,7 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &Co
     stage.bind("n1", 2).await?;
     let counted = |status: &NodeIPPoolStatus| status.assigned == 2 && says(status, "True", "FewFree");
     until(&stage, "its pods are counted", counted).await?;
-    // A pool that wants to hear of it later says so itself.
+    // A pool that wants the forecast later has a field for it.
     stage.pool("default", json!({ "sizing": sizing, "subnetExhaustingPercent": 20 })).await?;
     until(&stage, "it is withdrawn", |status| says(status, "False", "EnoughFree")).await?;
     let about = events(&stage, SUBNET_EXHAUSTING).await?;
@@ -137,7 +137,7 @@ async fn what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_
         for node in NODES {
             stage.until_holds(node, 16).await?;
         }
-        // The count of an operator that starts, so that nobody waits for the minute's.
+        // The count of an operator that starts, so that the test needn't wait for the minute's.
         stage.kill().await?;
         stage.start().await?;
         // Each block counts once, and so does each of the nodes' own addresses.

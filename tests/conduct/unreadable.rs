@@ -183,8 +183,8 @@ impl<'a, K: kube::CustomResourceExt> Raw<'a, K> {
         Ok(())
     }
 
-    /// Stores what the schema forbids, as if it had been there before: for a moment, the schema lacks the
-    /// bound at `path`.
+    /// Stores an object that the schema forbids, as if it had been there before: for a moment, the schema
+    /// lacks the bound at `path`.
     async fn store(&self, path: &str, content: Value) -> Result<()> {
         let definitions = Api::<CustomResourceDefinition>::all(self.stage.client.clone());
         let name = K::crd_name();

@@ -1,10 +1,10 @@
-//! The model of attachments: whatever is attached to an address in Azure for one pod, no other pod of the
-//! node has that address, through every interleaving of two pods' lives, the kubelet's word, the agent's
-//! reports and the operator's steps.
+//! The model of attachments: while a resource is attached to an address in Azure for one pod, no other pod of
+//! the node has that address, through every interleaving of two pods' lives, the kubelet's report, the
+//! agent's reports and the operator's steps.
 //!
 //! Decided by the product: [`attachments::plan`], [`attachments::holders`] and the ledger. Modelled: a mark
 //! reaches the node with a generation of `spec`, whenever the agent takes that up; its report lands whenever
-//! it does; the kubelet tells a pod's address once, and doesn't take it back when the sandbox ends; a NIC
+//! it does; the kubelet reports a pod's address once, and doesn't take it back when the sandbox ends; a NIC
 //! write takes as long as it takes; one whose answer is lost is carried out at once, later, or never, and not
 //! after another write, whose ETag it doesn't have.
 
@@ -30,7 +30,7 @@ const POOL: &str =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     None,
-    /// Who has a marked address, the agent says, not the kubelet.
+    /// The holder of a marked address is the agent's report, not the kubelet's.
     BelievesTheKubelet,
     /// The report is of the generation that has the mark.
     BelievesOldReports,
@@ -54,7 +54,7 @@ struct Report {
 struct State {
     generation: u8,
     marks: Marks,
-    /// What the first pod's annotations ask for.
+    /// The wish of the first pod's annotations.
     asks: bool,
     /// The generation and the marks that the ledger was supplied from.
     taken_up: (u8, Marks),
@@ -66,7 +66,7 @@ struct State {
     told: Option<u8>,
     on_its_way: Option<Report>,
     reported: Report,
-    /// What is attached in Azure, by address, and what a write under way will attach or take off.
+    /// The attachments in Azure, by address, and those that a write under way will attach or take off.
     attached: BTreeSet<u8>,
     write: Option<(bool, BTreeSet<u8>)>,
     /// A write whose answer was lost and that may still come; and whether the operator has to mind that.
@@ -89,7 +89,7 @@ enum Action {
     WriteLands,
     AnswerIsLost,
     ComesLate,
-    /// So long after the loss that nothing comes any more.
+    /// So long after the loss that no write comes any more.
     DoubtEnds,
 }
 

@@ -7,7 +7,7 @@ impl Azure {
         Document { etag: self.etag, held: self.nic.clone() }
     }
 
-    /// What a given-back address frees is the next that is given out: the worst there is for a stale view.
+    /// An address that is given back is the next that is given out: the worst case for a stale view.
     pub fn lowest_free(&self) -> Option<u8> {
         (0..ADDRESSES).find(|address| {
             !self.strangers.contains(address) && self.nic.iter().all(|one| one.address != *address)
@@ -38,7 +38,7 @@ impl Azure {
 }
 
 impl Api {
-    /// What a consistent read gives.
+    /// The result of a consistent read.
     pub fn current(&self) -> Option<&Object> {
         self.history.last().filter(|_| self.exists)
     }

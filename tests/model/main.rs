@@ -15,16 +15,17 @@
 //! ```
 //!
 //! Decided by the product: [`vnetpool_operator::planner::plan`] and all of
-//! [`vnetpool_plugin::ledger::Ledger`]. Modelled, after `operator/src/node` and `node-agent/src/agent`: who
-//! reads and writes what, in which order, and where a process may stand still or die in between. Between two
-//! steps of anybody, anybody else may do anything: two leaders, of whom either may be paused at any step and
-//! then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose
-//! answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that come
-//! and go; an object deleted by hand; another user of the subnet who takes what was given back.
+//! [`vnetpool_plugin::ledger::Ledger`]. Modelled, after `operator/src/node` and `node-agent/src/agent`: the
+//! reads and writes of each process, their order, and the points at which a process may stand still or die.
+//! Between two steps of a process, any other may take any step: two leaders, of which either may be paused at
+//! any step and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or
+//! whose answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that
+//! come and go; an object deleted by hand; another user of the subnet who takes addresses that were given
+//! back.
 //!
-//! What must hold in every state stands in [`protocol`]; that each of them leads to the good end once nothing
-//! goes wrong any more, in [`settle`], with the node's rules and without. Left out: time (the cooldown is 0,
-//! every wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the sandbox
+//! The invariants of every state stand in [`protocol`]; that each state leads to the good end once nothing
+//! fails any more, in [`settle`], with the node's rules and without. Left out: time (the cooldown is 0, every
+//! wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the sandbox
 //! locks keep them apart); Azure's state Updating, during which an operator waits (the model is harsher: a
 //! write under way can't be seen at all); changes of the NIC by others.
 //!
@@ -57,7 +58,7 @@ pub enum Broken {
     None,
     /// The operator may remove only what the agent has given up.
     ReleasesTheMerelyFree,
-    /// What is reported as given up is out of circulation already.
+    /// An address that is reported as given up is out of circulation already.
     ReportsBeforeRelinquishing,
     /// A ledger is built from `status.relinquished` before `spec`.
     ForgetsWhatWasRelinquished,
@@ -81,9 +82,9 @@ pub enum Broken {
     PublishesUnguarded,
     /// A NIC is written only as it was read.
     WritesUnconditionally,
-    /// The version comes first, then the look at the NIC.
-    TakesTheVersionAfterTheLook,
-    /// What a deleted object says was given up leaves the NIC before the object goes.
+    /// The version comes first, then the read of the NIC.
+    TakesTheVersionAfterTheRead,
+    /// The addresses that a deleted object lists as given up leave the NIC before the object goes.
     ForgetsReleasesUnderWay,
     /// A spec that another leader has written makes an operator read the NIC, even if it shows in the answer
     /// to a write of conditions.
@@ -114,7 +115,7 @@ where
     checker
 }
 
-/// Finds that nothing breaks, in every state there is; gives what else was found.
+/// Finds that no invariant breaks, in every state there is; returns what else was found.
 fn holds(title: &str, protocol: Protocol) -> impl Checker<Protocol> + use<> {
     let checker = explore(title, protocol, HasDiscoveries::AnyFailures);
     for property in ALWAYS {
@@ -173,7 +174,7 @@ fn a_node_that_lacks_its_rules_gets_no_pods_meanwhile_and_loses_nothing() {
     fails(Broken::BuildsAsIfRuled, NOT_EXPOSED, faults);
 }
 
-/// As when the pool of a node goes whose kernel is too old: nobody waits for rules that never come.
+/// As when the pool of a node goes whose kernel is too old: no process waits for rules that never come.
 #[test]
 fn a_node_that_lacks_its_rules_for_good_gives_back_what_no_pod_has() {
     let faults = Faults { lost_rules: 1, lost_answers: 1, pod_changes: 2, ..NONE };
@@ -198,8 +199,8 @@ fn an_object_deleted_by_hand_does_no_harm() {
     holds("deleted", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
 }
 
-/// With the object goes the list of what was relinquished, and a ledger may be built anew without it. So what
-/// is on the list leaves the NIC first: a release of before that is still on its way then comes too late to
+/// With the object goes the list of relinquished addresses, and a ledger may be built anew without it. So the
+/// listed addresses leave the NIC first: an earlier release that is still on its way then comes too late to
 /// do harm.
 #[test]
 fn a_release_under_way_when_the_object_is_deleted_and_the_ledger_is_lost_does_no_harm() {
@@ -209,7 +210,7 @@ fn a_release_under_way_when_the_object_is_deleted_and_the_ledger_is_lost_does_no
     fails_in(HANDED_OUT, in_order(Broken::ForgetsReleasesUnderWay));
 }
 
-/// A ledger tells a stale view by the generation, which starts anew with the object; the agent by the
+/// A ledger recognizes a stale view by the generation, which starts anew with the object; the agent by the
 /// version, which doesn't.
 #[test]
 fn a_late_view_of_a_deleted_object_is_not_taken_for_news_of_its_successor() {
@@ -243,8 +244,8 @@ fn a_ledger_that_takes_stale_generations_hands_out_what_is_gone() {
     );
 }
 
-/// A plain boot does no harm without this rule, as long as nobody else changes the NIC. But an object that
-/// was deleted by hand is made again with a `spec` of unknown age and without what was relinquished.
+/// A plain boot does no harm without this rule, as long as no other client changes the NIC. But an object
+/// that was deleted by hand is made again with a `spec` of unknown age and without the relinquished names.
 #[test]
 fn a_ledger_that_takes_a_spec_for_which_the_nic_was_not_read_hands_out_what_is_gone() {
     let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
@@ -269,9 +270,9 @@ fn a_nic_write_without_its_etag_undoes_another() {
 }
 
 #[test]
-fn a_version_taken_after_the_look_guards_nothing() {
+fn a_version_taken_after_the_read_guards_nothing() {
     fails(
-        Broken::TakesTheVersionAfterTheLook,
+        Broken::TakesTheVersionAfterTheRead,
         HANDED_OUT,
         Faults { second_leaders: 1, pod_changes: 1, ..NONE },
     );
@@ -282,8 +283,8 @@ fn another_leaders_spec_overlooked_in_an_answer_leaves_a_stale_nic_in_use() {
     fails(Broken::OverlooksAnothersSpec, HANDED_OUT, Faults { second_leaders: 1, pod_changes: 2, ..NONE });
 }
 
-/// A report that the API server has held back lands long after its agent has given it up. What it says of
-/// relinquished names is of a ledger that is no more, and the new one may have them free.
+/// A report that the API server has held back lands long after its agent has given it up. Its relinquished
+/// names are of a ledger that is no more, and the new one may have them free.
 #[test]
 fn a_report_that_lands_after_the_ledger_was_lost_and_built_anew_does_no_harm() {
     let wiped = Faults { late_reports: 1, wipes: 1, pod_changes: 1, ..NONE };

@@ -1,5 +1,5 @@
-//! The node around the real ledger: the agent's passes as in `node-agent/src/agent`, the plugin's verbs, and
-//! what becomes of them when something dies.
+//! The node around the real ledger: the agent's reconciles as in `node-agent/src/agent`, the plugin's verbs,
+//! and the remains of each when a process dies.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -45,7 +45,8 @@ impl World {
             return self.report(seen.object, &[], broken);
         }
         if broken == Broken::ReportsBeforeRelinquishing {
-            // Says first what it would relinquish, and does so when it sees its own word published.
+            // Announces first what it would relinquish, and does so when it sees its own announcement
+            // published.
             let would = book.read().clone().relinquish(seen.target, NOW);
             if would.iter().any(|name| !seen.relinquished.contains(&number(name))) {
                 self.given_up.extend(would.iter().map(|name| number(name)));
@@ -91,7 +92,7 @@ impl World {
         });
     }
 
-    /// First half of building a ledger: the object, read uncached and written, so that no report of before
+    /// First half of building a ledger: the object, read uncached and written, so that no earlier report
     /// lands on it. From here on none is sent.
     pub fn agent_reads(&mut self, broken: Broken) {
         self.node.report = None;
@@ -118,14 +119,14 @@ impl World {
             Some(Book::new(Ledger::rebuild(&boot, &occupants, &relinquished, &supply, None, NOW, is_ruled)));
     }
 
-    /// The reconcile after a look at the rules, with or without an object.
+    /// The reconcile after an inspection of the rules, with or without an object.
     pub fn agent_rules(&mut self, is_ruled: bool) {
         self.node.is_ruled = is_ruled;
         let book = self.node.ledger.iter_mut();
         book.for_each(|book| book.with(|ledger| ledger.rule(is_ruled)));
     }
 
-    /// Whether the kernel and the ledger disagree about what is in use.
+    /// Whether the kernel and the ledger disagree about the addresses in use.
     pub fn has_leaks(&self) -> bool {
         let Some(book) = &self.node.ledger else { return false };
         (0..PODS).any(|pod| {
@@ -149,8 +150,8 @@ impl World {
         });
     }
 
-    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. One that finds
-    /// nothing gives up; the kubelet tries again.
+    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. An ADD that finds
+    /// no address gives up; the kubelet tries again.
     pub fn add(&mut self, pod: usize) {
         let Some(book) = &mut self.node.ledger else { return };
         let assigned = book.with(|ledger| {
@@ -180,7 +181,7 @@ impl World {
         self.agent_dies();
     }
 
-    /// The next process begins with a list, which is never older than what is there when it is asked for.
+    /// The next process begins with a list, which is never older than the store at the time of the request.
     pub fn agent_dies(&mut self) {
         self.node.latest = self.api.history.last().map_or(0, |object| object.version);
         self.node.report = None;

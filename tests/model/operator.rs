@@ -1,5 +1,6 @@
-//! The operator's passes around the real planner: the same steps in the same order as `operator/src/node.rs`,
-//! each of them a point where the process may be paused for as long as anything else takes.
+//! The operator's reconciles around the real planner: the same steps in the same order as
+//! `operator/src/node.rs`, each of them a point where the process may be paused for as long as anything else
+//! takes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,12 +10,14 @@ use vnetpool_operator::azure::{IpConfiguration, ProvisioningState};
 use vnetpool_operator::planner::{self, Demand, Observed, Plan};
 
 use crate::Broken;
-use crate::world::{Configuration, Document, Look, Memory, Object, PODS, Process, Put, Spec, Step, World};
+use crate::world::{
+    Configuration, Document, Memory, Object, Observation, PODS, Process, Put, Spec, Step, World,
+};
 
 /// Time is no part of the model: every wait of the planner is over.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
-/// What this process does, of whom, under which broken rule.
+/// The step of this process, its node, and the broken rule, if any.
 pub struct Operator<'a> {
     pub world: &'a mut World,
     pub index: usize,
@@ -23,10 +26,11 @@ pub struct Operator<'a> {
 
 impl Operator<'_> {
     /// Begins a pass: the watch shows `watched`.
-    pub fn look(&mut self, watched: &Object) {
+    pub fn observe(&mut self, watched: &Object) {
         let allocation = self.newest(watched);
         if allocation.deleted {
-            // `vacate::replace`: what the node has given up leaves the NIC while there is still a list of it.
+            // `vacate::replace`: the addresses that the node has given up leave the NIC while there is still
+            // a list of them.
             let document = self.world.azure.read();
             let is_held = |name: &u8| document.held.iter().any(|one| one.name == *name);
             let mut release = allocation.status.relinquished.clone();
@@ -40,8 +44,8 @@ impl Operator<'_> {
             self.process().step = Step::Releasing { allocation };
             return;
         }
-        let look = self.observe_and_plan(&allocation);
-        self.process().step = Step::Looked { allocation, look, may_write: true };
+        let observation = self.observe_and_plan(&allocation);
+        self.process().step = Step::Observed { allocation, observation, may_write: true };
     }
 
     /// The finalizer goes, and the object with it, its status included.
@@ -55,36 +59,42 @@ impl Operator<'_> {
         process.memory = None;
     }
 
-    /// Goes on from a look: to the NIC write, if one was planned, else to the end of the pass.
+    /// Goes on from a read: to the NIC write, if one was planned, else to the end of the reconcile.
     pub fn go_on(&mut self) {
-        let Step::Looked { allocation, look, may_write } = std::mem::take(&mut self.process().step) else {
+        let Step::Observed { allocation, observation, may_write } = std::mem::take(&mut self.process().step)
+        else {
             return;
         };
-        if !may_write || (look.reserve == 0 && look.release.is_empty()) {
-            self.publish(allocation, look.spec);
+        if !may_write || (observation.reserve == 0 && observation.release.is_empty()) {
+            self.publish(allocation, observation.spec);
             return;
         }
         let mut allocation = allocation;
         if !allocation.spec.has_interface {
             // `spec` names the NIC before anything is reserved on it.
-            let Some(answer) = self.apply(&allocation, &look.spec) else { return };
+            let Some(answer) = self.apply(&allocation, &observation.spec) else { return };
             allocation = answer;
         }
         let Some(allocation) = self.say(allocation, true) else { return };
         let Some(document) = self.process().document.take() else { return };
-        let reserve = (0..look.reserve).map(|_| self.new_name(&document)).collect();
-        self.world.azure.puts.push(Put { by: Some(self.index), document, reserve, release: look.release });
+        let reserve = (0..observation.reserve).map(|_| self.new_name(&document)).collect();
+        self.world.azure.puts.push(Put {
+            by: Some(self.index),
+            document,
+            reserve,
+            release: observation.release,
+        });
         self.process().step = Step::Writing { allocation };
     }
 
-    /// Nobody waits any more for the answers to what this process has sent.
+    /// The answers to this process's requests find no receiver any more.
     pub fn hangs_up(&mut self) {
         for put in self.world.azure.puts.iter_mut().filter(|put| put.by == Some(self.index)) {
             put.by = None;
         }
     }
 
-    /// Azure's answer: the NIC after the write, or nothing to go by.
+    /// Azure's answer: the NIC after the write, or no information.
     pub fn answered(&mut self, answer: Option<Document>) {
         let process = self.process();
         match std::mem::take(&mut process.step) {
@@ -95,27 +105,27 @@ impl Operator<'_> {
                     memory.nic_known = true;
                 }
             }
-            // Without an answer the pass ends, and the next begins with another look at the NIC.
+            // Without an answer the reconcile ends, and the next begins with another read of the NIC.
             Step::Releasing { allocation } if answer.is_some() => self.let_go(allocation),
             _ => {}
         }
     }
 
-    /// Whatever became of the write, what the NIC holds now is published: takes the newest version, then
-    /// looks at the NIC.
-    pub fn look_again(&mut self, watched: &Object) {
+    /// Whatever became of the write, the NIC's present content is published: takes the newest version, then
+    /// reads the NIC.
+    pub fn observe_again(&mut self, watched: &Object) {
         let Step::Answered { allocation } = std::mem::take(&mut self.process().step) else { return };
         let allocation = match self.broken {
-            Broken::TakesTheVersionAfterTheLook => allocation,
+            Broken::TakesTheVersionAfterTheRead => allocation,
             _ if watched.uid == allocation.uid => self.newest(watched),
             _ => allocation,
         };
-        let look = self.observe_and_plan(&allocation);
-        self.process().step = Step::Looked { allocation, look, may_write: false };
+        let observation = self.observe_and_plan(&allocation);
+        self.process().step = Step::Observed { allocation, observation, may_write: false };
     }
 
-    /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet what another leader has
-    /// made since.
+    /// `apply::replace`, second half. Forced, without a resourceVersion: it may meet an object that another
+    /// leader has made since.
     pub fn recreate(&mut self) {
         let Step::Recreating { spec } = std::mem::take(&mut self.process().step) else { return };
         if self.world.api.write(|object| object.spec = spec.clone()).is_none() {
@@ -154,9 +164,9 @@ impl Operator<'_> {
         newest
     }
 
-    /// `node::observe_and_plan`, and once more from the NIC itself if a plan from what `spec` mirrors wants a
+    /// `node::observe_and_plan`, and once more from the NIC itself if a plan from the `spec`'s mirror wants a
     /// write.
-    fn observe_and_plan(&mut self, allocation: &Object) -> Look {
+    fn observe_and_plan(&mut self, allocation: &Object) -> Observation {
         let boot = self.world.node.boot;
         let is_new = !allocation.spec.has_interface || allocation.spec.boot != boot;
         let nic = self.world.azure.read();
@@ -187,15 +197,15 @@ impl Operator<'_> {
         }
         debug_assert!(is_read || plan.change.is_empty());
         let entries = plan.publish.iter().map(|one| configuration(&one.name, &one.address)).collect();
-        Look {
+        Observation {
             spec: Spec { boot, target: plan.target, has_interface: true, entries },
             reserve: plan.change.reserve,
             release: plan.change.release.iter().map(|name| number(name)).collect(),
         }
     }
 
-    fn as_it_is(&self, allocation: &Object) -> Look {
-        Look { spec: allocation.spec.clone(), reserve: 0, release: vec![] }
+    fn as_it_is(&self, allocation: &Object) -> Observation {
+        Observation { spec: allocation.spec.clone(), reserve: 0, release: vec![] }
     }
 
     /// The real decision.
@@ -206,7 +216,7 @@ impl Operator<'_> {
         let mut relinquished: BTreeSet<String> =
             status.relinquished.iter().map(|&number| name(number)).collect();
         if self.broken == Broken::ReleasesTheMerelyFree {
-            // The operator chooses by its own view of what is in use.
+            // The operator chooses by its own view of the addresses in use.
             relinquished.extend(held.iter().skip(bound.max(assigned) as usize).map(|one| name(one.name)));
         }
         let held = held.iter().map(|one| IpConfiguration {
@@ -260,11 +270,11 @@ impl Operator<'_> {
         self.world.azure.last_name
     }
 
-    /// `apply::publish`: only onto the version that was planned from, unless there is nothing new to say.
-    /// Then the report.
+    /// `apply::publish`: only onto the version that was planned from, unless there is no news. Then the
+    /// report.
     fn publish(&mut self, allocation: Object, spec: Spec) {
         let allocation = match self.broken {
-            Broken::TakesTheVersionAfterTheLook => match self.world.api.current().cloned() {
+            Broken::TakesTheVersionAfterTheRead => match self.world.api.current().cloned() {
                 Some(current) if current.uid == allocation.uid => self.newest(&current),
                 _ => allocation,
             },
@@ -312,8 +322,8 @@ impl Operator<'_> {
 }
 
 impl Memory {
-    /// A later generation than the one we saw or wrote last is somebody else's work: they may have written
-    /// the NIC as well.
+    /// A later generation than the one we saw or wrote last is another writer's work: it may have written the
+    /// NIC as well.
     fn note_generation(&mut self, generation: u8) {
         if generation > self.generation {
             self.generation = generation;

@@ -1,4 +1,4 @@
-//! The protocol as a stateright model: what may happen next, and what must hold whatever happens.
+//! The protocol as a stateright model: the possible next steps, and the invariants.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -24,15 +24,15 @@ pub struct Protocol {
     pub settled: Mutex<HashSet<u64>>,
 }
 
-/// What may happen. A `usize` is an operator, a pod or a version in the object's history.
+/// The possible steps. A `usize` is an operator, a pod or a version in the object's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// An operator begins a pass, seeing a version: reads, plans.
-    Look(usize, usize),
+    Observe(usize, usize),
     /// ... goes on with it: sends the NIC write, or publishes and reports.
     GoOn(usize),
-    /// ... looks again after its write.
-    LookAgain(usize, usize),
+    /// ... reads again after its write.
+    ObserveAgain(usize, usize),
     Recreate(usize),
     Admit(usize),
     /// A NIC write reaches Azure.
@@ -52,7 +52,7 @@ pub enum Action {
     AgentDies,
     ReportIsLate,
     LateReportLands,
-    /// A look of the agent has failed at the rules, or has made them.
+    /// An inspection of the agent has failed at the rules, or has made them.
     Rules(bool),
     Wipe,
     Reboot,
@@ -69,14 +69,14 @@ impl Protocol {
     pub fn act(&self, world: &mut World, action: &Action) {
         let broken = self.broken;
         match *action {
-            Action::Look(index, view) => {
+            Action::Observe(index, view) => {
                 let watched = world.api.history[view].clone();
-                Operator { world, index, broken }.look(&watched);
+                Operator { world, index, broken }.observe(&watched);
             }
             Action::GoOn(index) => Operator { world, index, broken }.go_on(),
-            Action::LookAgain(index, view) => {
+            Action::ObserveAgain(index, view) => {
                 let watched = world.api.history[view].clone();
-                Operator { world, index, broken }.look_again(&watched);
+                Operator { world, index, broken }.observe_again(&watched);
             }
             Action::Recreate(index) => Operator { world, index, broken }.recreate(),
             Action::Admit(index) => Operator { world, index, broken }.admit(),
@@ -199,13 +199,13 @@ impl Model for Protocol {
             let Some(process) = process else { continue };
             match &process.step {
                 Step::Idle => {
-                    actions.extend(views.clone().map(|view| Action::Look(index, view)));
+                    actions.extend(views.clone().map(|view| Action::Observe(index, view)));
                     if !api.exists {
                         actions.push(Action::Admit(index));
                     }
                 }
-                Step::Looked { look, may_write, .. } => {
-                    let reserve = if *may_write { look.reserve } else { 0 };
+                Step::Observed { observation, may_write, .. } => {
+                    let reserve = if *may_write { observation.reserve } else { 0 };
                     if u32::from(azure.last_name) + reserve <= self.names.into() {
                         actions.push(Action::GoOn(index));
                     }
@@ -215,7 +215,7 @@ impl Model for Protocol {
                 }
                 Step::Writing { .. } | Step::Releasing { .. } => {}
                 Step::Answered { .. } => {
-                    actions.extend(views.clone().map(|view| Action::LookAgain(index, view)))
+                    actions.extend(views.clone().map(|view| Action::ObserveAgain(index, view)))
                 }
                 Step::Recreating { .. } => actions.push(Action::Recreate(index)),
             }

@@ -1,4 +1,4 @@
-//! What becomes of a world when nothing goes wrong any more: one fixed schedule in which everybody does their
+//! The end of a world in which nothing fails any more: one fixed schedule in which every process does its
 //! duty in turn. If it comes to rest in the good end, the good end was reachable, and no address is lost for
 //! good. A node may lack its rules to the end: then no pod comes, and nothing else is missing.
 
@@ -49,7 +49,7 @@ pub fn comes_to_a_good_end(protocol: &Protocol, world: &World, rules: Rules) -> 
         if next != world {
             world = next;
         } else if !is_rechecked {
-            // Hours later, the operator looks at each NIC without an occasion.
+            // Hours later, the operator reads each NIC without an occasion.
             is_rechecked = true;
             let memory = world.operators[1].as_mut().and_then(|process| process.memory.as_mut());
             memory.into_iter().for_each(|memory| memory.must_read = true);
@@ -84,18 +84,18 @@ fn step(protocol: &Protocol, world: &mut World) {
     }
     let last = world.api.history.len().wrapping_sub(1);
     let action = match world.operators[1].as_ref().map(|process| &process.step) {
-        Some(Step::Looked { .. }) => Action::GoOn(1),
-        Some(Step::Answered { .. }) => Action::LookAgain(1, last),
+        Some(Step::Observed { .. }) => Action::GoOn(1),
+        Some(Step::Answered { .. }) => Action::ObserveAgain(1, last),
         Some(Step::Recreating { .. }) => Action::Recreate(1),
         Some(Step::Idle) if !world.api.exists => Action::Admit(1),
-        Some(Step::Idle) => Action::Look(1, last),
+        Some(Step::Idle) => Action::Observe(1, last),
         // Every write has been handled, so a process that waits is no more than an answer away.
         Some(Step::Writing { .. } | Step::Releasing { .. }) | None => return,
     };
     protocol.act(world, &action);
 }
 
-/// Everybody does what is theirs once.
+/// Every process does its duty once.
 fn round(protocol: &Protocol, world: &World, rules: Rules) -> World {
     let mut world = world.clone();
     let act = |world: &mut World, action: Action| protocol.act(world, &action);
@@ -132,8 +132,8 @@ fn round(protocol: &Protocol, world: &World, rules: Rules) -> World {
     world.canonical(1)
 }
 
-/// NIC = spec = ledger, held = wanted, every pod has an address, unless the rules stay away, and nobody waits
-/// for anybody.
+/// NIC = spec = ledger, held = wanted, every pod has an address, unless the rules stay away, and no process
+/// waits for another.
 fn is_good_end(world: &World, rules: Rules) -> bool {
     let (Some(object), Some(book)) = (world.api.current(), &world.node.ledger) else { return false };
     let bound = world.node.pods.iter().filter(|is_bound| **is_bound).count();

@@ -1,5 +1,5 @@
 //! The state of the modelled world: Azure, the API server, two operator processes, one node, and the faults
-//! that may still happen. Plain data; what happens to it stands in the other files.
+//! that may still happen. Plain data; the steps stand in the other files.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
@@ -29,15 +29,16 @@ pub struct World {
     pub operators: [Option<Process>; 2],
     pub node: Node,
     pub faults: Faults,
-    /// Names that a ledger has relinquished, as long as they are on the NIC: what may be removed from it.
+    /// Names that a ledger has relinquished, as long as they are on the NIC: only these may be removed from
+    /// it.
     pub given_up: BTreeSet<u8>,
-    /// An ipConfiguration that nobody had given up was removed from the NIC.
+    /// An ipConfiguration was removed from the NIC though no node had given it up.
     pub robbed: bool,
     /// A pod has come while the node lacked its rules.
     pub exposed: bool,
 }
 
-/// The NIC and what is on its way to it.
+/// The NIC and the writes on their way to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Azure {
     pub nic: Vec<Configuration>,
@@ -66,12 +67,11 @@ pub struct Document {
     pub held: Vec<Configuration>,
 }
 
-/// The API server's object in its last versions, oldest first: whoever watches may be shown any of them at
-/// any time.
+/// The API server's object in its last versions, oldest first: a watch may show any of them at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Api {
     pub history: Vec<Object>,
-    /// Whether the last version in `history` is what is there; otherwise there is no object.
+    /// Whether the last version in `history` is the present object; otherwise there is no object.
     pub exists: bool,
     pub last_uid: u8,
 }
@@ -83,7 +83,7 @@ pub struct Object {
     /// resourceVersion.
     pub version: u8,
     pub generation: u8,
-    /// Somebody has deleted it; the finalizer keeps it.
+    /// It was deleted; the finalizer keeps it.
     pub deleted: bool,
     pub spec: Spec,
     pub status: Status,
@@ -110,7 +110,7 @@ pub struct Status {
     pub writing: bool,
 }
 
-/// An operator process: what `operator/src/node` keeps between and within passes.
+/// An operator process: the state that `operator/src/node` keeps between and within reconciles.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Process {
     pub memory: Option<Memory>,
@@ -135,21 +135,21 @@ pub struct Memory {
 pub enum Step {
     #[default]
     Idle,
-    /// Has looked at everything and planned: the write is next, or publishing.
-    Looked { allocation: Object, look: Look, may_write: bool },
+    /// Has read everything and planned: the write is next, or publishing.
+    Observed { allocation: Object, observation: Observation, may_write: bool },
     /// Waits for the answer to its NIC write.
     Writing { allocation: Object },
     /// Has the answer, or knows that none will come.
     Answered { allocation: Object },
-    /// Waits for the answer to the write that takes off the NIC what a deleted object says was given up.
+    /// Waits for the answer to the write that takes off the NIC what a deleted object lists as given up.
     Releasing { allocation: Object },
     /// Has let a deleted object go and is about to make it again.
     Recreating { spec: Spec },
 }
 
-/// What a look came to.
+/// The result of a read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Look {
+pub struct Observation {
     pub spec: Spec,
     pub reserve: u32,
     pub release: Vec<u8>,
@@ -159,16 +159,16 @@ pub struct Look {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     pub boot: u8,
-    /// Whether the node's rules are in place, by the agent's last look.
+    /// Whether the node's rules are in place, by the agent's last inspection.
     pub is_ruled: bool,
     /// Pods bound to the node.
     pub pods: [bool; PODS],
-    /// The address behind each sandbox's host link: what the kernel knows, whatever the ledger says.
+    /// The address behind each sandbox's host link: the kernel's knowledge, whatever the ledger has.
     pub wired: [Option<u8>; PODS],
     pub ledger: Option<Book>,
     /// The object that the agent has supplied the ledger from and will now relinquish for.
     pub supplied: Option<Supplied>,
-    /// What the agent is about to write into status.
+    /// The status that the agent is about to write.
     pub report: Option<Report>,
     /// The object as the agent has read it to build a ledger.
     pub read: Option<Object>,
@@ -178,7 +178,7 @@ pub struct Node {
     pub late: Option<Report>,
 }
 
-/// Halfway through the agent's pass: pods get what is new before any of it is given up.
+/// Halfway through the agent's reconcile: pods get new addresses before any of them is given up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Supplied {
     pub object: u8,
@@ -259,9 +259,9 @@ pub struct Faults {
     pub broken_dels: u8,
     /// The node's rules can't be put in place, until they can.
     pub lost_rules: u8,
-    /// Somebody deletes the NodeIPAllocation.
+    /// A person deletes the NodeIPAllocation.
     pub deletions: u8,
-    /// Somebody else takes an address of the subnet.
+    /// Another client takes an address of the subnet.
     pub strangers: u8,
     /// A report lands after its sender has given it up.
     pub late_reports: u8,
@@ -313,9 +313,8 @@ impl World {
         }
     }
 
-    /// Only the order of resourceVersions and the equality of ETags mean anything: worlds that differ in
-    /// nothing but their values are made one, by numbering them anew. And what nobody will ever look at is
-    /// dropped.
+    /// Only the order of resourceVersions and the equality of ETags mean anything: worlds that differ only in
+    /// their values are made one, by numbering them anew. And values that no step will ever read are dropped.
     pub fn canonical(mut self, seen_versions: usize) -> World {
         let excess = self.api.history.len().saturating_sub(seen_versions);
         self.api.history.drain(..excess);
@@ -349,7 +348,7 @@ impl World {
                 .flat_map(|memory| &mut memory.latest)
                 .for_each(|object| version(&mut object.version));
             match &mut process.step {
-                Step::Looked { allocation, .. }
+                Step::Observed { allocation, .. }
                 | Step::Writing { allocation }
                 | Step::Releasing { allocation }
                 | Step::Answered { allocation } => {

@@ -7,7 +7,7 @@ use serde_json::json;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, id};
 
-/// The blocks of a node's NIC as Azure has them, once there are so many and nothing else of ours.
+/// The blocks of a node's NIC as Azure has them, once there are so many and no other reservation of ours.
 async fn until_blocks(world: &World, node: &str, count: usize) -> Result<Vec<Ipv4Net>> {
     let id = world.cluster.host(node)?.nic_id;
     eventually(&format!("{count} blocks on the NIC of {node}"), MOVES, || async {

@@ -11,13 +11,13 @@ use vnetpool_plugin::ledger::{Ledger, Millis, State, file};
 use vnetpool_tests::eventually;
 use vnetpool_tests::workload::ProbePod;
 
-/// What a VM can have, its primary address included ("Azure subscription and service limits": private IP
+/// The capacity of a VM, its primary address included ("Azure subscription and service limits": private IP
 /// addresses per NIC).
 const MOST: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(240);
 const COOLDOWN: Duration = Duration::from_secs(20);
 
-/// What was seen of a ledger in many looks.
+/// Observations of a ledger in many reads.
 #[derive(Default)]
 struct Seen {
     freed: BTreeMap<Ipv4Addr, Millis>,
@@ -28,7 +28,7 @@ struct Seen {
 impl Seen {
     /// # Errors
     /// When an address went to a pod before it had cooled.
-    fn look(&mut self, ledger: &Ledger) -> Result<()> {
+    fn observe(&mut self, ledger: &Ledger) -> Result<()> {
         let counts = ledger.counts(file::now());
         self.cooling = self.cooling.max(counts.cooling);
         self.waiting = self.waiting.max(counts.waiting);
@@ -53,8 +53,8 @@ impl Seen {
 }
 
 /// 255 addresses for 250 pods, half of which are then replaced by others at once: five of those find an
-/// address that is free, the rest live on what the old ones leave. How fast they come is the scheduler's and
-/// the kubelet's business, which count pods that end.
+/// address that is free, the rest get the addresses that the old ones leave. How fast they come depends on
+/// the scheduler and the kubelet, which count pods that end.
 pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresses_cool(
     world: &World,
 ) -> Result<()> {
@@ -80,7 +80,7 @@ pub async fn a_node_runs_250_pods_and_replaces_half_of_them_while_their_addresse
     let node = cluster.host("node-1")?;
     let seen = RefCell::new(Seen::default());
     let come = eventually("125 other pods", PATIENCE, || async {
-        seen.borrow_mut().look(&node.ledger()?)?;
+        seen.borrow_mut().observe(&node.ledger()?)?;
         cluster.running("come", 125, Duration::ZERO).await.map(Some)
     });
     let come = come.await?;

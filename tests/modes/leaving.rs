@@ -36,12 +36,12 @@ const ASPECTS: [(&str, &str); 8] = [
         "find /etc/cni /opt/cni /run /var/lib/cni -maxdepth 3 -not -path '/run/containerd*' -not -path '/run/netns*' -not -path /run/xtables.lock -not -path '/var/lib/cni/results'",
     ),
 ];
-/// What of the cluster's objects to compare, and those that others make meanwhile.
+/// Which of the cluster's objects to compare, and those that others make meanwhile.
 const KINDS: &str = "crds,clusterroles,clusterrolebindings,roles,rolebindings,validatingadmissionpolicies,\
     validatingadmissionpolicybindings,priorityclasses,namespaces,serviceaccounts,configmaps,secrets,daemonsets,deployments,jobs,\
     services,poddisruptionbudgets,leases";
 
-/// Makes what is left on a node whose agent can't clean it, of each kind one.
+/// Makes one of each kind of remains on a node whose agent can't clean it.
 const LEFT: &str = "mkdir -p /run/vnetpool /etc/cni/net.d
     touch /run/vnetpool/ledger /etc/cni/net.d/10-vnetpool.conflist /opt/cni/bin/vnetpool /opt/cni/bin/vnetpool-ipam
     nft add table inet vnetpool
@@ -52,9 +52,9 @@ const LEFT: &str = "mkdir -p /run/vnetpool /etc/cni/net.d
 
 /// A cluster and its nodes, line by line.
 #[derive(Debug)]
-pub struct Look(BTreeMap<String, BTreeSet<String>>);
+pub struct Listing(BTreeMap<String, BTreeSet<String>>);
 
-impl Look {
+impl Listing {
     pub async fn at(cluster: &Cluster) -> Result<Self> {
         let mut sides = BTreeMap::new();
         let mut add =
@@ -80,7 +80,7 @@ impl Look {
         Ok(Self(sides))
     }
 
-    /// What is in one look and not in the other.
+    /// The entries of one listing that the other lacks.
     fn difference(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         for (side, then) in &self.0 {
@@ -147,7 +147,7 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
     // need.
     let stays = |line: &String| line.ends_with(": /run/vnetpool") || line.contains("settings of");
     eventually("nodes that their agents have cleaned", Duration::from_secs(30), || async {
-        let mut left = world.before.difference(&Look::at(cluster).await?);
+        let mut left = world.before.difference(&Listing::at(cluster).await?);
         left.retain(|line| !stays(line));
         ensure!(left.is_empty(), "\n{}", left.join("\n"));
         Ok(Some(()))
@@ -166,7 +166,7 @@ pub async fn nothing_stays_after_the_uninstall_that_is_documented(world: &World)
     ensure!(held.is_empty(), "the NICs still hold {held:?}");
     world.is_gone.store(true, Ordering::Relaxed);
     let left = eventually("the cluster as it was", Duration::from_secs(30), || async {
-        let left = world.before.difference(&Look::at(cluster).await?);
+        let left = world.before.difference(&Listing::at(cluster).await?);
         ensure!(left.is_empty(), "\n{}", left.join("\n"));
         Ok(Some(()))
     });

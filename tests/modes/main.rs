@@ -23,11 +23,10 @@ use vnetpool_tests::workload::ProbePod;
 
 /// How long a pod takes to run whose address is there, at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long nodes take to give back what one pool had them hold and to reserve what the next one asks for, at
-/// most.
+/// How long nodes take to give back the addresses of one pool and to reserve those of the next one, at most.
 const MOVES: Duration = Duration::from_secs(120);
 
-/// The cluster, and what the test has put around it.
+/// The cluster, and the objects that the test has put around it.
 pub struct World {
     pub cluster: Cluster,
     /// A VM in the nodes' subnet.
@@ -42,7 +41,7 @@ pub struct World {
     /// The address of node-3's second NIC, `eth1`, which is in the subnet `small`.
     pub second: String,
     /// The cluster and two of its nodes before anything of ours was there.
-    pub before: leaving::Look,
+    pub before: leaving::Listing,
     /// Of the pool that was made or taken up last.
     weight: AtomicU32,
     /// Nothing of ours is there any more.
@@ -60,11 +59,11 @@ impl World {
         peer(&cluster, "far").await?;
         let premises = Machine::premises(&cluster).await?;
         let storage = Machine::storage(&cluster).await?;
-        // Before the operator looks, which it does once a minute.
+        // Before the operator reads the table, which it does once a minute.
         arm(&cluster, "PUT", ranges::TABLE, json!({ "properties": {} })).await?;
         let table = json!({ "routeTable": { "id": id(ranges::TABLE) } });
         put_subnet(&cluster, "vnet/subnets/nodes", table).await?;
-        let before = leaving::Look::at(&cluster).await?;
+        let before = leaving::Listing::at(&cluster).await?;
         install(&cluster).await?;
         let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
         let internet = Place::host(&cluster.state.internet);

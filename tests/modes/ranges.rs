@@ -31,8 +31,8 @@ async fn pod(world: &World, node: &str) -> Result<ProbePod> {
     pods.into_iter().next().context("no pod")
 }
 
-/// Has both nodes serve their pods with a range each. They come from pools of other modes, and give back what
-/// they hold first.
+/// Has both nodes serve their pods with a range each. They come from pools of other modes, and give back
+/// their addresses first.
 async fn serve(world: &World) -> Result<()> {
     for name in ["stay", "come"] {
         world.cluster.no_pods(name).await?;
@@ -107,7 +107,7 @@ pub async fn what_is_sent_to_a_free_address_of_a_range_ends_on_its_node(world: &
     end(world).await
 }
 
-/// What a caller of an address that nobody has is told.
+/// The answer to a client of an address that no pod has.
 async fn refusal(from: &Place, address: Ipv4Addr) -> Result<String> {
     let call = format!("exec 3<>/dev/tcp/{address}/8080");
     let output = from.command("timeout").args(["8", "bash", "-c", &call]).output().await?;
@@ -133,7 +133,7 @@ pub async fn a_node_that_goes_loses_its_route(world: &World) -> Result<()> {
     for node in NODES {
         world.cluster.kubectl(&["delete", "deployment", &format!("ranged-{node}")]).await?;
     }
-    // Nobody ends the pod of a node that is gone but for a controller that comes by from time to time.
+    // The pod of a node that is gone is ended only by a controller that comes by from time to time.
     let orphans = format!("app=ranged-{}", NODES[1]);
     world.cluster.kubectl(&["delete", "pods", "-l", &orphans, "--force", "--grace-period=0"]).await?;
     world.cluster.no_pods(&format!("ranged-{}", NODES[0])).await

@@ -1,4 +1,4 @@
-//! Wirings beside each other, and what the plugins behind ours do.
+//! Wirings beside each other, and the effect of the plugins behind ours.
 
 use crate::{PATIENCE, World, blocks};
 use anyhow::{Context, Result, ensure};
@@ -15,8 +15,8 @@ use vnetpool_tests::workload::{PORT, ProbePod, container};
 /// bits.
 const BURST: u32 = 537;
 
-/// Has the agents of the pool of blocks wire new pods so. An agent that says it has taken this up has it in
-/// the configuration.
+/// Has the agents of the pool of blocks wire new pods so. An agent that reports it has taken this up has it
+/// in the configuration.
 async fn wire(world: &World, wiring: Wiring) -> Result<()> {
     blocks::serve(world).await?;
     let patch = json!({ "spec": { "wiring": wiring } }).to_string();
@@ -116,7 +116,7 @@ async fn a_host_port_leads_to_its_pod(world: &World, name: &str) -> Result<()> {
         ensure!(seen == Seen::new(&from.address, pod.address), "the pod sees {seen:?}");
     }
     world.cluster.kubectl(&["delete", "pod", name]).await?;
-    // The node itself says that nobody listens there.
+    // The node itself answers that nothing listens there.
     let call = world.vm.call(&node.address, HOST_PORT).await?;
     ensure!(call == Call::Refused, "after its pod the port gives {call:?}");
     Ok(())
@@ -142,8 +142,8 @@ pub async fn the_bandwidth_annotation_limits_its_pod_and_no_other(world: &World)
         took.push(seconds.await?);
     }
     println!("{} MB took {took:.1?} s, limited and not", BURST + MORE);
-    // However busy the machine is, the limited pod can't be faster than its limit. That the other one has
-    // none its queue says.
+    // However busy the machine is, the limited pod can't be faster than its limit. The other pod's queue
+    // shows that it has none.
     let least = f64::from(MORE / RATE) * 0.9;
     ensure!(took[0] > least, "no limit of {RATE} MB/s: {took:?}");
     for (pod, is_limited) in [(&limited, true), (&free, false)] {

@@ -1,10 +1,11 @@
 //! The rules of safety, left out of the product one after the other: each time one of the tests that are
-//! named for the rule has to fail. What is caught is a test that passes here; the last line is the share.
+//! named for the rule has to fail. A mutation that is caught is a test that passes here; the last line is the
+//! share.
 //!
 //! The product is compiled in an overlay of the whole folder, which only the compiler and its tests see: the
-//! sources and what is built of them stay as they are, and only what a mutation changes is compiled. The
-//! first test is the product as it is: what fails anyway catches nothing, nor does what isn't there any more.
-//! Needs root, and a file system that bears an overlay.
+//! sources and builds stay as they are, and only the files that a mutation changes are compiled. The first
+//! test is the product as it is: a test that fails anyway catches nothing, nor does a missing one. Needs
+//! root, and a file system that bears an overlay.
 
 mod table;
 
@@ -17,20 +18,20 @@ use std::process::{Command, ExitCode};
 use table::{ALL, Mutation};
 use vnetpool_tests::cluster::root;
 
-/// Seconds that a build and the tests may take. Where a rule is left out somebody may wait forever, and that
-/// is noticed, too.
+/// Seconds that a build and the tests may take. Where a rule is left out a wait may never end, and that is
+/// noticed, too.
 const BUILT_WITHIN: &str = "1800";
 const TESTED_WITHIN: &str = "300";
 /// Mounts the overlay for itself alone and runs cargo in it.
 const MOUNT: &str = r#"mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$1" && cd "$1" && shift 2 && exec "$@""#;
 
-/// What differs from the product in its folder.
+/// The difference from the product in its folder.
 struct Overlay {
     dir: PathBuf,
 }
 
 impl Overlay {
-    /// As yet nothing does.
+    /// No test catches it yet.
     fn new() -> Result<Overlay> {
         let dir = root().join("target/mutations");
         if dir.exists() {
@@ -49,7 +50,7 @@ impl Overlay {
     }
 
     /// Builds a test program, which must succeed, and runs these tests of it: whether they have all passed,
-    /// and what was printed.
+    /// and their output.
     fn run(&self, program: &str, tests: &[&str]) -> Result<(bool, String)> {
         let (is_built, printed) = self.cargo(BUILT_WITHIN, &["--no-run", program])?;
         ensure!(is_built, "it doesn't compile: {printed}");

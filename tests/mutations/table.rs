@@ -1,5 +1,5 @@
-//! The mutations: a rule of safety each, where it stands in the product, what stands there when it is left
-//! out, and the tests that must notice.
+//! The mutations: a rule of safety each, its place in the product, the code that replaces it, and the tests
+//! that must notice.
 
 /// One edit of one place in the product's source.
 pub struct Mutation {
@@ -238,7 +238,7 @@ pub const ALL: &[Mutation] = &[
         from: "let since = known.get(&suspect).copied().unwrap_or(now);",
         to: "let since = known.get(&suspect).copied().unwrap_or(0);",
         program: UNITS,
-        tests: &["one_look_is_not_enough_however_late"],
+        tests: &["one_inspection_is_not_enough_however_late"],
     },
     Mutation {
         rule: "nothing_is_swept_that_a_verb_is_at_work_on",

@@ -70,7 +70,7 @@ async fn a_machine_in_the_templates_other_subnet_and_a_pod_see_each_others_own_a
     Ok(())
 }
 
-/// Adds an element to a list of the document at `resource`, looks, and puts the document back.
+/// Adds an element to a list of the document at `resource`, checks, and puts the document back.
 async fn with(
     world: &World,
     (resource, list): (&str, &str),

@@ -10,8 +10,8 @@ use vnetpool_tests::workload::PORT;
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 pub const SOON: Duration = Duration::from_secs(20);
-/// A VNet is looked at once a minute; then a node's rules follow.
-const NEXT_LOOK: Duration = Duration::from_secs(70);
+/// A VNet is read once a minute; then a node's rules follow.
+const NEXT_READ: Duration = Duration::from_secs(70);
 
 pub async fn a_pod_and_a_vm_of_the_vnet_reach_each_other_under_their_own_addresses(
     world: &World,
@@ -50,8 +50,8 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
     Ok(())
 }
 
-/// What an attacker in a pod wants: a token of the node's identity, which by default is the operator's, and
-/// the machine's goal state.
+/// An attacker's aims in a pod: a token of the node's identity, which by default is the operator's, and the
+/// machine's goal state.
 pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so(world: &World) -> Result<()> {
     let token = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
                  &resource=https://management.azure.com/";
@@ -72,7 +72,7 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so(w
     world.cluster.patch_pool(json!({ "podMetadataAccess": "All" })).await?;
     for index in [0, 1] {
         let (pod, node) = (world.pod(index)?, world.node(index)?);
-        // The service tells each caller which machine it is.
+        // The service answers each client with the client's machine.
         let url = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-02-01&format=text";
         eventually("the metadata service answers a pod", SOON, || async {
             let name = ask(&pod, url).await?;
@@ -103,14 +103,14 @@ pub async fn a_peer_and_the_pods_reach_each_other(
     Ok(())
 }
 
-pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow(
+pub async fn a_new_peering_is_followed_within_the_next_read_and_disturbs_no_flow(
     world: &World,
 ) -> Result<()> {
     let (one, two) = (world.pod(0)?, world.pod(1)?);
     let new = Machine::far(&world.cluster, "new", "10.61.0.0/16").await?;
     let far = &world.far.place;
     // Connections of every kind go on meanwhile: also to one that has been a peer for longer.
-    a_peer_and_the_pods_reach_each_other(world, far, NEXT_LOOK).await?;
+    a_peer_and_the_pods_reach_each_other(world, far, NEXT_READ).await?;
     let mut flows = Vec::new();
     for pod in [&one, &two] {
         pod.is_dropped(&new.place.address, PORT).await.context("without a peering")?;
@@ -119,7 +119,7 @@ pub async fn a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow
     }
     let begun = Instant::now();
     peer(&world.cluster, "new").await?;
-    a_peer_and_the_pods_reach_each_other(world, &new.place, NEXT_LOOK).await?;
+    a_peer_and_the_pods_reach_each_other(world, &new.place, NEXT_READ).await?;
     println!("the rules of both nodes followed {:.1} s after the peering", begun.elapsed().as_secs_f64());
     for flow in &mut flows {
         flow.goes_on().await?;

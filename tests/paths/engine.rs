@@ -1,5 +1,5 @@
-//! Paths once more with an engine of NetworkPolicy on each node: policies let in and out exactly what is on
-//! them, and then something else.
+//! Paths once more with an engine of NetworkPolicy on each node: policies let in and out exactly the traffic
+//! on them, and then other traffic.
 
 use crate::World;
 use crate::beyond::{self, SOON};
@@ -9,7 +9,7 @@ use vnetpool_tests::engine::{block, lets_through};
 use vnetpool_tests::place::{PREMISES, until_dropped};
 use vnetpool_tests::workload::PORT;
 
-/// Lets both pods call these, and be called by them.
+/// Lets both pods connect to these, and these to them.
 async fn only(world: &World, ends: &[&str]) -> Result<()> {
     for app in ["one", "two"] {
         let ends = || ends.iter().map(|end| block(end));

@@ -1,4 +1,5 @@
-//! Paths inside of the cluster: pods, their nodes, the kubelet; and what goes on without the agent.
+//! Paths inside of the cluster: pods, their nodes, the kubelet; and the traffic that goes on without the
+//! agent.
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
@@ -121,7 +122,7 @@ pub async fn flows_and_new_pods_go_on_while_the_agent_is_down(world: &World) -> 
     let late = world.cluster.running("late", 1, PATIENCE).await?;
     let late = Place::pod(late.first().context("no pod")?)?;
     late.is_seen_as(&late.address, &world.far.place.address, Duration::from_secs(10)).await?;
-    // What leaves the VNet is translated as ever.
+    // Packets that leave the VNet are translated as usual.
     let (node, internet) = (world.node(0)?.address, &world.internet.address);
     late.is_seen_as(&node, internet, Duration::from_secs(10)).await?;
     flow.goes_on().await?;

@@ -19,7 +19,7 @@ use vnetpool_tests::place::{Machine, Place, peer};
 use vnetpool_tests::probe;
 use vnetpool_tests::workload::ProbePod;
 
-/// The cluster, and what the test has put around it.
+/// The cluster, and the machines that the test has put around it.
 pub struct World {
     pub cluster: Cluster,
     /// One pod on each of two nodes.
@@ -33,7 +33,7 @@ pub struct World {
     pub premises: Machine,
     /// A host of the storage service.
     pub storage: Machine,
-    /// A VM in the nodes' VNet, in the subnet `small`, that forwards what others send.
+    /// A VM in the nodes' VNet, in the subnet `small`, that forwards packets of others.
     pub appliance: Machine,
     /// Comes with the first chapter that asks for it, after those that show the paths without one.
     engine: OnceCell<Engine>,
@@ -94,7 +94,7 @@ fn main() -> Result<ExitCode> {
         beyond::premises_behind_the_gateway_see_the_pods_own_address,
         beyond::the_internet_and_the_platform_see_the_nodes_primary_address,
         beyond::pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so,
-        beyond::a_new_peering_is_followed_within_the_next_look_and_disturbs_no_flow,
+        beyond::a_new_peering_is_followed_within_the_next_read_and_disturbs_no_flow,
         policy::a_security_group_acts_on_the_addresses_of_pods,
         policy::a_route_table_steers_a_pods_packets_through_an_appliance_and_back,
         policy::a_service_endpoint_sees_the_nodes_primary_or_the_pod_where_its_prefix_is_not_translated,

@@ -1,4 +1,4 @@
-//! What the network's owner decides: security groups, route tables, service endpoints, all of them for
+//! Decisions of the network's owner: security groups, route tables, service endpoints, all of them for
 //! addresses of pods.
 
 use crate::World;
@@ -133,7 +133,7 @@ pub async fn a_pod_is_in_the_application_security_groups_of_its_nodes_nic(world:
     group(world, "node-1-nic", &web).await?;
     one.is_dropped(vm, PORT).await.context("a pod whose NIC is in the group")?;
     ensure!(two.seen_by(vm).await.is_ok(), "a pod of another NIC is denied");
-    // What is reserved later is in the same groups: Azure takes one set a NIC.
+    // A later reservation is in the same groups: Azure takes one set a NIC.
     world.cluster.patch_pool(json!({ "sizing": { "minimum": 24 } })).await?;
     eventually("24 addresses on node-1, all in the group", Duration::from_secs(60), || async {
         let nic = arm(&world.cluster, "GET", "networkInterfaces/node-1-nic", json!({})).await?;

@@ -1,5 +1,5 @@
 //! The ways to Services and from Azure to pods once more, with an engine's rules on them: policies let in
-//! exactly what comes that way, and then something else.
+//! exactly the traffic that comes that way, and then other traffic.
 
 use crate::inside::cluster_ip;
 use crate::policy::until_reached;
@@ -94,7 +94,7 @@ async fn hold_coredns(world: &World) -> Result<()> {
     let policy = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "name": "coredns", "namespace": "kube-system" }, "spec": spec });
     world.cluster.apply(&policy.to_string()).await?;
-    // Where it says that it is well: for its kubelet only.
+    // Its health page: for its kubelet only.
     until_dropped(&world.vm, names::coredns_address(world).await?, 8080).await
 }
 
@@ -103,7 +103,7 @@ pub async fn names_are_resolved_and_called_where_policies_let_the_questions_thro
 ) -> Result<()> {
     let (vm, internet) = (block(&world.vm.address), block(&world.internet.address));
     let called = [dns(), pods("web"), pods("set"), vm.clone(), internet];
-    // The VM has them ask and call.
+    // The VM has them send requests.
     let policy = lets_through([vm], called);
     let web = Place::pod(&world.web)?;
     tokio::try_join!(
@@ -124,7 +124,7 @@ pub async fn names_are_resolved_and_called_where_policies_let_the_questions_thro
     world.cluster.kubectl(&coredns).await.map(drop)
 }
 
-/// What a Service's client may come under on its way to `web`: its own address, or, by way of the other node,
+/// The source under which a Service's client may reach `web`: its own address, or, by way of the other node,
 /// that node's.
 fn vm_by_any_node(world: &World) -> Value {
     lets_in([block(&world.vm.address), block(&world.nodes[1].address)])

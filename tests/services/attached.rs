@@ -1,5 +1,5 @@
-//! What comes straight to pods from Azure: a load balancer with pods in its backend pool, a public address of
-//! a pod's own.
+//! Traffic that comes straight to pods from Azure: a load balancer with pods in its backend pool, a public
+//! address of a pod's own.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result};
@@ -31,8 +31,7 @@ async fn balance(world: &World, name: &str, frontend: Value) -> Result<()> {
     world.cluster.patch_pool(json!({ "attachments": { "backendPools": pool } })).await
 }
 
-/// What has the Standard SKU lets in only what a security group of the subnet allows: here, all of the
-/// internet.
+/// The Standard SKU lets in only what a security group of the subnet allows: here, all of the internet.
 async fn let_the_internet_in(world: &World) -> Result<()> {
     let allow = json!({ "name": "all", "properties": { "priority": 100, "direction": "Inbound", "access": "Allow",
         "protocol": "*", "sourceAddressPrefix": "Internet", "sourcePortRange": "*", "destinationAddressPrefix": "*",
@@ -48,7 +47,7 @@ pub async fn a_pod_straight_behind_a_load_balancer_sees_its_client(world: &World
     let frontend = json!({ "subnet": { "id": subnet }, "privateIPAddress": FRONTEND, "privateIPAllocationMethod": "Static" });
     balance(world, "inner", frontend).await?;
     let pod = world.pod("balanced", "node-1", json!({ "vnetpool.io/backend-pools": "inner" })).await?;
-    // The probe comes to the pod's own address, too: without its answer nothing is led there.
+    // The probe comes to the pod's own address, too: without its answer no connection is led there.
     let wanted = Seen::new(&world.vm.address, pod.address);
     until_seen(&world.vm, FRONTEND, SERVED, &wanted).await?;
     world.cluster.kubectl(&["delete", "pod", "balanced", "--wait"]).await?;
@@ -67,7 +66,7 @@ pub async fn a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the
     let pod = world.pod("balanced", "node-1", json!({ "vnetpool.io/backend-pools": "outer" })).await?;
     let internet = &world.internet;
     until_seen(internet, address, SERVED, &Seen::new(&internet.address, pod.address)).await?;
-    // What it calls itself leaves as ever.
+    // Its own connections leave as usual.
     Place::pod(&pod)?.is_seen_as(&world.nodes[0].address, &internet.address, SOON).await?;
     world.cluster.kubectl(&["delete", "pod", "balanced", "--wait"]).await?;
     until_dropped(internet, address, SERVED).await?;

@@ -1,4 +1,4 @@
-//! Services as machines outside of the cluster call them: by a node's port, and by an Azure load balancer in
+//! Services as machines outside of the cluster reach them: by a node's port, and by an Azure load balancer in
 //! front of the nodes.
 
 use crate::{SERVED, SOON, World};
@@ -12,7 +12,7 @@ use vnetpool_tests::wait::Limit;
 
 /// The frontend of the load balancer before the nodes.
 pub const FRONTEND: &str = "10.240.15.200";
-/// Where kube-proxy says that it is well.
+/// kube-proxy's health page.
 const HEALTH: u16 = 10256;
 
 /// The port that every node has for a Service.
@@ -24,7 +24,8 @@ pub fn node_port(service: &Value) -> Result<u16> {
 pub async fn a_node_port_leads_from_any_node_or_keeps_the_clients_address(world: &World) -> Result<()> {
     let policy = |policy: &str| json!({ "type": "NodePort", "externalTrafficPolicy": policy });
     let port = node_port(&world.serve("port", "web", policy("Cluster")).await?)?;
-    // Any node leads there; it comes from the node that was called, so that the answer goes back over it.
+    // Any node leads there; the connection comes from the node that was addressed, so that the answer goes
+    // back over it.
     for node in &world.nodes {
         let wanted = Seen::new(&node.address, world.web.address);
         until_seen(&world.vm, &node.address, port, &wanted).await?;
@@ -36,8 +37,8 @@ pub async fn a_node_port_leads_from_any_node_or_keeps_the_clients_address(world:
     world.unserve("port").await
 }
 
-/// What Azure's cloud provider writes for a Service: a rule that leaves the frontend's address in the packet,
-/// and a probe.
+/// The objects that Azure's cloud provider writes for a Service: a rule that leaves the frontend's address in
+/// the packet, and a probe.
 async fn write_load_balancer(world: &World, probed: u16) -> Result<()> {
     let part = |part: &str| json!({ "id": id(&format!("loadBalancers/nodes/{part}")) });
     let subnet = id("virtualNetworks/vnet/subnets/nodes");
@@ -118,7 +119,7 @@ pub async fn a_load_balancer_leads_from_any_node_or_keeps_the_clients_address(wo
     while sources != all {
         ensure!(!limit.is_over(), "it came from {sources:?} only");
         let seen = world.vm.seen_at(FRONTEND, SERVED).await;
-        // Until kube-proxy and the probes have followed it may still be as before, or nothing at all.
+        // Until kube-proxy and the probes have followed, answers may come as before, or not at all.
         let Ok(seen) = seen else { continue };
         ensure!(seen.local == world.web.address.to_string(), "it came to {seen:?}");
         if seen.source != world.vm.address {

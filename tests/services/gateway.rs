@@ -10,11 +10,12 @@ use vnetpool_tests::place::{Place, arm, id};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 pub const SUBNET: &str = "10.240.17.0/24";
-/// What all of its addresses begin with.
+/// The beginning of all of its addresses.
 const WITHIN: &str = "10.240.17.";
 const FRONTEND: &str = "10.240.17.10";
 
-/// What Azure's own ingress controller writes for an Ingress: the addresses of its pods as a backend pool.
+/// The objects that Azure's own ingress controller writes for an Ingress: the addresses of its pods as a
+/// backend pool.
 async fn write_gateway(world: &World, pods: &[ProbePod]) -> Result<Value> {
     let part = |part: &str| json!({ "id": id(&format!("applicationGateways/pods/{part}")) });
     let subnet = json!({ "id": id("virtualNetworks/vnet/subnets/gateways") });
@@ -50,8 +51,8 @@ async fn write_gateway(world: &World, pods: &[ProbePod]) -> Result<Value> {
     arm(&world.cluster, "PUT", "applicationGateways/pods", body).await
 }
 
-/// Waits until calls of the gateway come to each of these pods and to no other, each from the gateway's
-/// subnet and in the caller's name.
+/// Waits until requests by the gateway come to each of these pods and to no other, each from the gateway's
+/// subnet and in the client's name.
 async fn until_reached(from: &Place, address: &str, pods: &[ProbePod]) -> Result<()> {
     let wanted: BTreeSet<_> = pods.iter().map(|pod| pod.address.to_string()).collect();
     eventually(&format!("{wanted:?} reached by {} through the gateway", from.address), SOON, || async {

@@ -1,5 +1,5 @@
-//! A proxy in the cluster that calls pods at their own addresses, as ingress controllers do: HAProxy, which
-//! learns them from CoreDNS.
+//! A proxy in the cluster that connects to pods at their own addresses, as ingress controllers do: HAProxy,
+//! which learns them from CoreDNS.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,7 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::place::Place;
 use vnetpool_tests::workload::{PORT, ProbePod};
 
-/// What a pod saw of a call that came through a proxy.
+/// A pod's view of a request that came through a proxy.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 pub struct Forwarded {
     pub source: String,
@@ -20,14 +20,14 @@ pub struct Forwarded {
     pub forwarded_for: String,
 }
 
-/// Calls a probe's page.
+/// Requests a probe's page.
 pub async fn called(from: &Place, url: &str) -> Result<Forwarded> {
     let answer = from.run("curl", &["-sS", "--max-time", "3", url]).await?;
     serde_json::from_str(&answer).with_context(|| format!("{url} said {answer:?}"))
 }
 
-/// Waits until calls to the ingress come to each of these pods and to no other, each from the ingress and in
-/// the VM's name.
+/// Waits until requests to the ingress come to each of these pods and to no other, each from the ingress and
+/// in the VM's name.
 async fn until_reached(world: &World, ingress: &ProbePod, pods: &[ProbePod]) -> Result<()> {
     let url = format!("http://{}:{SERVED}/whoami", ingress.address);
     let wanted: BTreeSet<_> = pods.iter().map(|pod| pod.address.to_string()).collect();
@@ -45,7 +45,7 @@ async fn until_reached(world: &World, ingress: &ProbePod, pods: &[ProbePod]) -> 
     .await
 }
 
-/// Brings the ingress and one pod for it to call, and waits until it does.
+/// Brings the ingress and one pod for it to reach, and waits until it does.
 pub async fn bring_ingress(world: &World) -> Result<ProbePod> {
     let cluster = &world.cluster;
     cluster.load("haproxy").await?;

@@ -1,4 +1,4 @@
-//! Services as pods, nodes and VMs call them by the Service's own address, or by those of its pods.
+//! Services as pods, nodes and VMs reach them by the Service's own address, or by those of its pods.
 
 use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
@@ -15,7 +15,7 @@ pub fn cluster_ip(service: &Value) -> Result<String> {
     service["spec"]["clusterIP"].as_str().map(str::to_owned).context("a Service without an address")
 }
 
-/// What the chapters of a mode stand on: without this, both could be shown by the same one.
+/// The chapters of a mode depend on this: otherwise both modes could be shown by the same one.
 pub async fn kube_proxy_runs_in_the_mode_that_is_meant(world: &World) -> Result<()> {
     for node in ["node-1", "node-2"] {
         let said = world.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:10249/proxyMode"]).await?;
@@ -61,12 +61,13 @@ pub async fn a_pod_on_the_nodes_network_reaches_a_cluster_ip_under_the_nodes_add
 pub async fn a_pod_reaches_itself_through_its_own_service(world: &World) -> Result<()> {
     let address = cluster_ip(&world.serve("web", "web", json!({})).await?)?;
     let pod = Place::pod(&world.web)?;
-    // kube-proxy has such a call come from the node, or the pod would answer itself and not the Service.
+    // kube-proxy has such a connection come from the node, or the pod would answer itself and not the
+    // Service.
     until_seen(&pod, &address, SERVED, &Seen::new(&world.nodes[0].address, &pod.address)).await?;
     world.unserve("web").await
 }
 
-/// Which pods a client comes to when it calls again and again.
+/// Which pods a client comes to when it connects again and again.
 async fn reached(from: &Place, address: &str) -> Result<BTreeSet<String>> {
     let mut reached = BTreeSet::new();
     for _ in 0..16 {

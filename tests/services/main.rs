@@ -1,6 +1,6 @@
-//! Services by the real kube-proxy, in both of its modes that Linux nodes use, and what comes straight to
-//! pods from Azure: observed at the far end, on one cluster for each mode; and on a third with a real engine
-//! of NetworkPolicy on each node.
+//! Services by the real kube-proxy, in both of its modes that Linux nodes use, and traffic that comes
+//! straight to pods from Azure: observed at the far end, on one cluster for each mode; and on a third with a
+//! real engine of NetworkPolicy on each node.
 
 mod admitted;
 mod attached;
@@ -34,7 +34,7 @@ pub struct World {
     /// On each node of the world that has one.
     _engine: Option<Engine>,
     pub cluster: Cluster,
-    /// What most Services lead to, on node-1; then a client beside it and one on node-2.
+    /// The pod behind most Services, on node-1; then a client beside it and one on node-2.
     pub web: ProbePod,
     pub near: ProbePod,
     pub away: ProbePod,
@@ -142,7 +142,7 @@ fn main() -> Result<ExitCode> {
             attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it,
         ];
     }
-    // No Service is on these ways, so kube-proxy's mode is nothing to them.
+    // No Service is on these ways, so kube-proxy's mode doesn't matter to them.
     chapters![
         tests, "nftables", async || World::make("nftables").await;
         attached::a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the_internet,

@@ -36,7 +36,7 @@ pub async fn coredns_address(world: &World) -> Result<String> {
     coredns(world).await?["status"]["podIP"].as_str().map(str::to_owned).context("no pod of CoreDNS")
 }
 
-/// What a name leads to, as a process in the pod resolves it: by the pod's own resolv.conf.
+/// The address of a name, as a process in the pod resolves it: by the pod's own resolv.conf.
 async fn resolved(world: &World, pod: &ProbePod, name: &str) -> Result<BTreeSet<Ipv4Addr>> {
     #[derive(Deserialize)]
     struct Resolution {
@@ -67,7 +67,7 @@ async fn until_resolved(
     .await
 }
 
-/// Waits until a pod's call of a name comes through; the far end has to see the pod's own address.
+/// Waits until a pod's connection to a name comes through; the far end has to see the pod's own address.
 async fn calls(world: &World, pod: &ProbePod, name: &str, port: u16) -> Result<()> {
     eventually(&format!("a call of {name}:{port} by {}", pod.name), SOON, || async {
         let dials = world.cluster.dial_from_pod(pod, &[format!("{name}:{port}")]).await?;
@@ -82,7 +82,7 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
     world: &World,
 ) -> Result<()> {
     let address: Ipv4Addr = world.vm.address.parse()?;
-    // A name for each: what CoreDNS has cached it doesn't ask for again.
+    // A name for each: CoreDNS doesn't ask again for a name in its cache.
     let names = ["db.corp.example", "queue.corp.example", "late.corp.example"];
     let zone: serde_json::Map<_, _> =
         names.map(|name| (name.to_owned(), json!(address))).into_iter().collect();
@@ -92,7 +92,7 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
     for (name, pod) in [(first, &world.near), (second, &world.away)] {
         is_asked_for(world, pod, name, address, &asker).await?;
     }
-    // Azure answers no other address, so this holds even if nothing else that leaves is to be translated.
+    // Azure answers no other address, so this holds even if no other traffic is to be translated.
     world.cluster.patch_pool(json!({ "snat": { "nonMasqueradeCIDRs": ["0.0.0.0/0"] } })).await?;
     let untranslated = async {
         for pod in [&world.near, &world.away] {
@@ -109,8 +109,8 @@ pub async fn a_name_of_a_private_zone_resolves_in_a_pod_and_azure_is_asked_by_th
     outcome
 }
 
-/// A name leads to an address that is called there, and Azure's resolver is asked for it by nodes only, the
-/// one of CoreDNS among them: a pod of CoreDNS that is ending may still answer on another.
+/// A name leads to an address that answers, and Azure's resolver is asked for it by nodes only, the node of
+/// CoreDNS among them: a pod of CoreDNS that is ending may still answer on another.
 async fn is_asked_for(
     world: &World,
     pod: &ProbePod,

@@ -1,4 +1,4 @@
-//! NetworkPolicy by a real engine, Calico's Felix: what it allows keeps its paths, what it denies doesn't
+//! NetworkPolicy by a real engine, Calico's Felix: allowed traffic keeps its paths, denied traffic doesn't
 //! pass.
 
 use crate::{SOON, World};
@@ -13,14 +13,14 @@ use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until the probe at `address` sees the caller under the caller's own address.
+/// Waits until the probe at `address` sees the client under the client's own address.
 pub async fn until_reached(from: &Place, address: impl Display) -> Result<()> {
     until_seen(from, &address.to_string(), PORT, &Seen::new(&from.address, &address)).await
 }
 
 pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()> {
     for (pod, node) in [(&world.web, "node-1"), (&world.near, "node-1"), (&world.away, "node-2")] {
-        // A chain for what goes to the workload behind this link, and it is there.
+        // A chain for packets to the workload behind this link, and it is there.
         let (chain, link) = (format!("-g cali-tw-{}", pod.host_link()), pod.host_link());
         eventually(&format!("Felix's chain for {}", pod.name), SOON, || async {
             Ok(world.cluster.run_on(node, &["iptables-nft-save"]).await?.contains(&chain).then_some(()))
@@ -71,7 +71,7 @@ pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_els
         until_dropped(&world.nodes[1], web, PORT),
         until_reached(&near, web),
     )?;
-    // What the pod itself calls is no matter of ingress, and answers come.
+    // Ingress rules don't concern the pod's own connections, and their answers come.
     until_reached(&Place::pod(&world.web)?, &world.vm.address).await?;
     beyond(world, &Place::pod(&world.web)?).await?;
     // The other way about: a pod of another node, and a VM by its address.
@@ -93,7 +93,7 @@ pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: 
         until_reached(&near, away),
     )?;
     until_seen(&near, internet, PORT, &Seen::new(&world.nodes[0].address, internet)).await?;
-    // Calls of others are no matter of egress.
+    // Egress rules don't concern connections of others.
     until_reached(&world.vm, &near.address).await?;
     world.cluster.rule("near", lets_out([pods("web"), block(&world.vm.address)])).await?;
     tokio::try_join!(
@@ -160,7 +160,7 @@ pub async fn a_policy_holds_for_a_pod_of_the_name_of_one_that_was_deleted_by_for
 }
 
 pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -> Result<()> {
-    // Something for the agent to put right: then it looks at everything.
+    // Something for the agent to repair: then it inspects everything.
     let route = format!("{}/32", world.web.address);
     world.cluster.run_on("node-1", &["ip", "route", "delete", &route]).await?;
     until_reached(&Place::pod(&world.near)?, world.web.address).await?;
@@ -171,7 +171,7 @@ pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -
     })
     .await?;
     ensure!(told.status == "True", "{}", told.message);
-    // It was the only route, and nothing else but what a node starts without.
+    // It was the only route besides those that a node starts with.
     let metrics = ["curl", "-sS", "http://127.0.0.1:9471/metrics"];
     for (node, routes) in [("node-1", 1), ("node-2", 0)] {
         let metrics = world.cluster.run_on(node, &metrics).await?;

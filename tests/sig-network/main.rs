@@ -1,9 +1,9 @@
 //! Kubernetes' own conformance specs of the network (its group is called sig-network) on a cluster with
 //! Vnetpool: all of them pass, with both modes of kube-proxy, whatever the pool's mode and wiring.
 //!
-//! `make conformance PROXY_MODE=nftables MODE=Prefix WIRING=Bridge` runs them on one such cluster; what is
-//! left out is `iptables`, `Address` and `Routed`. With `NIGHTLY` in the environment there is a test for each
-//! combination that [`Combination::all`] names. The suite is `../cluster/conformance`.
+//! `make conformance PROXY_MODE=nftables MODE=Prefix WIRING=Bridge` runs them on one such cluster; the
+//! defaults are `iptables`, `Address` and `Routed`. With `NIGHTLY` in the environment there is a test for
+//! each combination that [`Combination::all`] names. The suite is `../cluster/conformance`.
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -91,7 +91,7 @@ fn parsed<T: DeserializeOwned + Default>(name: &str) -> Result<T> {
     serde_json::from_value(json!(given)).with_context(|| format!("{name}={given}"))
 }
 
-/// Runs the suite, prints a line for each spec that has ended, and gives what is reported.
+/// Runs the suite, prints a line for each spec that has ended, and returns the report.
 async fn run(cluster: &Cluster, logs: &Path) -> Result<Specs> {
     let (report, log) = (logs.join("specs.json"), logs.join("suite.log"));
     let mut log = fs::File::create(&log).with_context(|| log.display().to_string())?;
@@ -111,7 +111,7 @@ async fn run(cluster: &Cluster, logs: &Path) -> Result<Specs> {
         }
     }
     let status = suite.wait().await?;
-    // A spec that failed has it end with an error, too: what counts is the report.
+    // A spec that failed has it end with an error, too: only the report counts.
     let report =
         fs::read_to_string(&report).with_context(|| format!("the suite reports nothing: {status}"))?;
     Specs::read(&report)

@@ -1,5 +1,5 @@
-//! Looks at Azure, the kernels, the objects and what pods answer again and again. What must hold of what it
-//! sees stands in `vnetpool_tests::audit`.
+//! Reads Azure, the kernels, the objects and the pods' answers again and again. The invariants of what it
+//! sees stand in `vnetpool_tests::audit`.
 
 use crate::World;
 use crate::churn::{self, LABEL};
@@ -12,11 +12,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use vnetpool_process::lock::lock;
-use vnetpool_tests::audit::{self, Addresses, Found, Look, Ready, Rest};
+use vnetpool_tests::audit::{self, Addresses, Found, Observation, Ready, Rest};
 use vnetpool_tests::workload::{ProbePod, target};
 
 const BETWEEN: Duration = Duration::from_secs(1);
-/// An API server that stands still holds a look up no longer.
+/// An API server that stands still holds an observation up no longer.
 const REQUEST: Duration = Duration::from_secs(5);
 /// So many lines of the logs are printed about an address.
 const LINES: usize = 60;
@@ -25,7 +25,8 @@ pub struct Auditor<'a> {
     world: &'a World,
     /// When a pod was first seen, by its UID.
     made: Mutex<BTreeMap<String, Instant>>,
-    /// What the look before has found wrong: what one look sees in two places may have changed in between.
+    /// The violations of the observation before: two places that one observation reads may have changed in
+    /// between.
     suspected: BTreeSet<String>,
     last: Instant,
 }
@@ -35,11 +36,11 @@ impl<'a> Auditor<'a> {
         Self { world, made: Mutex::default(), suspected: BTreeSet::new(), last: Instant::now() }
     }
 
-    /// Looks again and again until then.
+    /// Observes again and again until then.
     pub async fn run(&mut self, until: Instant) -> Result<()> {
         while Instant::now() < until {
-            if let Err(error) = self.look().await {
-                // A machine that reboots can't be looked at, nor can an API server that stands still.
+            if let Err(error) = self.observe().await {
+                // A machine that reboots can't be read, nor can an API server that stands still.
                 println!("the auditor sees nothing: {error:#}");
             }
             sleep(BETWEEN).await;
@@ -47,21 +48,21 @@ impl<'a> Auditor<'a> {
         Ok(())
     }
 
-    async fn look(&mut self) -> Result<()> {
+    async fn observe(&mut self) -> Result<()> {
         let began = Instant::now();
         let before = self.ready().await?;
         let answers = self.answers(&before).await?;
         let wired = self.wired().await?;
         let nics = self.nics().await?;
-        let look = Look { before, answers, wired, nics, after: self.ready().await? };
+        let observation = Observation { before, answers, wired, nics, after: self.ready().await? };
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
         let news: Vec<String> = self.world.sums(|sums| {
-            sums.excuses.end(began, &look);
-            let Found { violations, excused } = look.found(&sums.excuses);
+            sums.excuses.end(began, &observation);
+            let Found { violations, excused } = observation.found(&sums.excuses);
             let certain: Vec<String> = violations.intersection(&self.suspected).cloned().collect();
             self.suspected = violations;
-            sums.looked(&look, elapsed * excused);
+            sums.observed(&observation, elapsed * excused);
             certain.into_iter().filter(|one| sums.violations.insert(one.clone())).collect()
         });
         for one in news {
@@ -86,7 +87,7 @@ impl<'a> Auditor<'a> {
         Ok(())
     }
 
-    /// The pods that are ready; tells the sums of new ones.
+    /// The pods that are ready; reports new ones to the sums.
     async fn ready(&self) -> Result<Ready> {
         let all = ListParams::default().labels(LABEL);
         let pods = timeout(REQUEST, churn::pods(self.world).list(&all)).await??;
@@ -102,7 +103,7 @@ impl<'a> Auditor<'a> {
         Ok(ready)
     }
 
-    /// Who answers a plain VM at these pods' addresses.
+    /// The pod that answers a plain VM at each of these addresses.
     async fn answers(&self, pods: &Ready) -> Result<BTreeMap<Ipv4Addr, String>> {
         if pods.is_empty() {
             return Ok(BTreeMap::new());

@@ -25,7 +25,7 @@ pub fn pods(world: &World) -> Api<Pod> {
     Api::namespaced(world.cluster.client.clone(), "default")
 }
 
-/// Makes and deletes pods until then. What the API server doesn't take is left.
+/// Makes and deletes pods until then. Pods that the API server doesn't take are left out.
 pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
     let (mut draws, api) = (Draws::of(seed), pods(world));
     let mut there: BTreeMap<&str, VecDeque<String>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What is done to the cluster, drawn by a seed.
+//! The faults that hit the cluster, drawn by a seed.
 
 use crate::World;
 use anyhow::{Result, ensure};
@@ -12,9 +12,9 @@ use vnetpool_azure_sim::Draws;
 use vnetpool_tests::cluster::Host;
 use vnetpool_tests::node::processes_in;
 
-/// How long whatever stands still does so, at most and at least.
+/// How long a stopped process stands still, at most and at least.
 const STILL: (u64, u64) = (5, 20);
-/// What a plugin in the middle of a verb is waited for, to be killed.
+/// How long to wait for a plugin in the middle of a verb, to kill it.
 const HUNT: Duration = Duration::from_secs(3);
 /// Where the Lease is.
 const NAMESPACE: &str = "vnetpool-system";
@@ -237,7 +237,7 @@ async fn excused(
     taken.map(drop).and(outcome)
 }
 
-/// Somebody takes all that is for pods off the NIC, as a template does that doesn't list it.
+/// Another client takes all our reservations off the NIC, as a template does that doesn't list them.
 async fn wipe(world: &World, host: &Host) -> Result<()> {
     excused(world, &host.name, async { (world.cluster.wipe(host).await, Ok(())) }).await
 }

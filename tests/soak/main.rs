@@ -1,15 +1,14 @@
-//! Chaos on a real cluster. Pods come and go on every node while whatever can end is ended, stopped or
-//! refused, drawn by a seed. All the while an auditor compares Azure, the kernels, the objects and the
+//! Chaos on a real cluster. Pods come and go on every node while everything that can be ended, stopped or
+//! refused is, drawn by a seed. All the while an auditor compares Azure, the kernels, the objects and the
 //! answers of pods, and at the end all four have to agree.
 //!
-//! `make soak MINUTES=10 SEED=7`; without these two minutes of seed 1. What is drawn depends on the seed
-//! alone, what comes of it also on the machine, so a seed that shows a fault may need to be run more than
-//! once.
+//! `make soak MINUTES=10 SEED=7`; the defaults are two minutes of seed 1. The faults depend on the seed
+//! alone, their outcome also on the machine, so a seed that shows a fault may need to be run more than once.
 //!
 //! ```text
 //!   churn    pods, and who of them has started
 //!   faults   what is done to the cluster
-//!   auditor  looks again and again at what must hold
+//!   auditor  checks the invariants again and again
 //!   sums     what was done, how long it took to heal, and what was violated
 //! ```
 
@@ -40,7 +39,7 @@ const BETWEEN: Duration = Duration::from_secs(3);
 /// three minutes, and Azure's refusals are tried again within two.
 const SETTLED: Duration = Duration::from_secs(300);
 
-/// What all parts share.
+/// The state that all parts share.
 pub struct World {
     pub cluster: Cluster,
     pub dir: PathBuf,

@@ -1,9 +1,9 @@
-//! What was done, how long it took to heal, and what was violated.
+//! The faults, how long each took to heal, and the violations.
 
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use vnetpool_tests::audit::{Addresses, Excuses, Look};
+use vnetpool_tests::audit::{Addresses, Excuses, Observation};
 
 #[derive(Default)]
 pub struct Sums {
@@ -14,9 +14,9 @@ pub struct Sums {
     faults: BTreeMap<&'static str, Kind>,
     /// Faults after which no new pod has started yet where they struck.
     open: Vec<Open>,
-    /// Looks of the auditor, and all that it saw in them: answers of pods, addresses that lead to pods, and
-    /// those of NICs.
-    looks: usize,
+    /// Observations of the auditor, and all that it saw in them: answers of pods, addresses that lead to
+    /// pods, and those of NICs.
+    observations: usize,
     seen: [usize; 3],
     /// Addresses that others have taken off their NIC.
     pub excuses: Excuses,
@@ -57,12 +57,12 @@ impl Sums {
         }
     }
 
-    /// The auditor has had a look, `excused` being for how long addresses were off their NIC.
-    pub fn looked(&mut self, look: &Look, excused: Duration) {
-        self.looks += 1;
+    /// The auditor has made an observation, `excused` being for how long addresses were off their NIC.
+    pub fn observed(&mut self, observation: &Observation, excused: Duration) {
+        self.observations += 1;
         self.excused += excused;
         let count = |all: &Addresses| all.values().map(BTreeSet::len).sum::<usize>();
-        let seen = [look.answers.len(), count(&look.wired), count(&look.nics)];
+        let seen = [observation.answers.len(), count(&observation.wired), count(&observation.nics)];
         self.seen.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
     }
 
@@ -79,8 +79,8 @@ impl Sums {
     pub fn print(&self) {
         let [answers, routes, held] = self.seen;
         println!(
-            "{} pods started, {} looks of the auditor: {answers} answers, {routes} routes, {held} addresses of NICs",
-            self.started, self.looks
+            "{} pods started, {} observations of the auditor: {answers} answers, {routes} routes, {held} addresses of NICs",
+            self.started, self.observations
         );
         for (name, Kind { count, longest }) in &self.faults {
             let open = self.open.iter().filter(|one| one.kind == *name).count();

@@ -1,6 +1,6 @@
-//! What must hold of a cluster whatever happens to it, by what an auditor has seen in Azure, the kernels, the
-//! objects, the ledgers and the answers of pods. Of the product it uses no line, so that a fault there can't
-//! hide itself.
+//! The invariants of a cluster whatever happens to it, by an auditor's observations of Azure, the kernels,
+//! the objects, the ledgers and the answers of pods. It uses no line of the product, so that a fault there
+//! can't hide itself.
 
 use crate::workload::ProbePod;
 use anyhow::{Result, ensure};
@@ -18,10 +18,10 @@ pub type Ready = BTreeMap<String, ProbePod>;
 /// Addresses of each node.
 pub type Addresses = BTreeMap<String, BTreeSet<Ipv4Addr>>;
 
-/// One look, in the order in which an address comes into use, backwards: what has ended in between is no
-/// fault.
+/// One observation, in the order in which an address comes into use, backwards: what has ended in between is
+/// no fault.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct Observation {
     pub before: Ready,
     /// The name of the pod that answers at an address.
     pub answers: BTreeMap<Ipv4Addr, String>,
@@ -32,7 +32,7 @@ pub struct Look {
     pub after: Ready,
 }
 
-/// What a look has found.
+/// The findings of an observation.
 #[derive(Debug, Default, PartialEq)]
 pub struct Found {
     pub violations: BTreeSet<String>,
@@ -40,9 +40,9 @@ pub struct Found {
     pub excused: u32,
 }
 
-impl Look {
+impl Observation {
     pub fn found(&self, excuses: &Excuses) -> Found {
-        let Look { before, answers, wired, nics, after } = self;
+        let Observation { before, answers, wired, nics, after } = self;
         let mut found = Found::default();
         let mut holders: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
         for (node, address) in each(nics) {
@@ -95,8 +95,8 @@ fn each(addresses: &Addresses) -> impl Iterator<Item = (&String, Ipv4Addr)> {
 /// was free may still be given to a pod.
 const NOTICED: Duration = Duration::from_secs(180);
 
-/// What others have taken off a NIC. Nobody can keep Azure from giving such an address away, so each is
-/// excused until it is back on that NIC, or until that could be noticed and it leads to no pod of that node.
+/// Addresses that others have taken off a NIC. Azure may give such an address away, so each is excused until
+/// it is back on that NIC, or until that could be noticed and it leads to no pod of that node.
 #[derive(Debug, Default)]
 pub struct Excuses {
     /// The nodes whose NIC is being written.
@@ -106,7 +106,7 @@ pub struct Excuses {
 }
 
 impl Excuses {
-    /// Somebody is about to write this node's NIC.
+    /// Another client is about to write this node's NIC.
     pub fn begin(&mut self, node: &str) {
         self.under_way.insert(node.to_owned());
     }
@@ -117,8 +117,8 @@ impl Excuses {
         self.taken.extend(addresses.iter().map(|&address| ((node.to_owned(), address), now)));
     }
 
-    /// A look that began then has seen this.
-    pub fn end(&mut self, began: Instant, Look { wired, nics, .. }: &Look) {
+    /// An observation that began then has seen this.
+    pub fn end(&mut self, began: Instant, Observation { wired, nics, .. }: &Observation) {
         let has = |all: &Addresses, (node, address): &(String, Ipv4Addr)| {
             all.get(node).is_some_and(|addresses| addresses.contains(address))
         };
@@ -133,7 +133,7 @@ impl Excuses {
     }
 }
 
-/// What there is of each node when nothing is under way.
+/// The facts about each node when nothing is under way.
 #[derive(Clone, Debug, Default)]
 pub struct Rest {
     pub nics: Addresses,
@@ -146,7 +146,7 @@ impl Rest {
     /// Whether all of this many pods run, and NIC, `spec`, ledger and kernel show the same of each node.
     ///
     /// # Errors
-    /// What doesn't agree.
+    /// The disagreements.
     pub fn agrees(&self, pods: usize, ready: &Ready, excuses: &Excuses) -> Result<()> {
         let Rest { nics, specs, ledgers, wired } = self;
         ensure!(ready.len() == pods, "{} of {pods} pods are ready", ready.len());
@@ -167,7 +167,7 @@ impl Rest {
     /// Whether no route, link or record of a pod is left anywhere; `links` are all of each node.
     ///
     /// # Errors
-    /// What is left.
+    /// The rest.
     pub fn is_empty(&self, ready: &Ready, links: &BTreeMap<String, Vec<String>>) -> Result<()> {
         let Rest { nics, specs, ledgers, wired } = self;
         ensure!(ready.is_empty(), "pods are there");
@@ -187,7 +187,7 @@ impl Rest {
 /// The addresses that `ip -json route show` leads to pods.
 ///
 /// # Errors
-/// When it isn't what `ip` prints.
+/// When it isn't the output of `ip`.
 pub fn led_to_pods(routes: &str) -> Result<BTreeSet<Ipv4Addr>> {
     #[derive(Deserialize)]
     struct Route {
@@ -218,7 +218,7 @@ pub fn reserved(list: &Value) -> Addresses {
     list["items"].as_array().into_iter().flatten().map(of).collect()
 }
 
-/// Who answers at which address, by what probes have printed one behind the other.
+/// The pod that answers at each address, by the output of probes one behind the other.
 pub fn answers(printed: &str) -> BTreeMap<Ipv4Addr, String> {
     #[derive(Deserialize)]
     struct Whoami {
@@ -255,8 +255,8 @@ mod tests {
     const PODS: [(&str, &str, u8); 2] = [("a", "node-1", 1), ("b", "node-2", 2)];
 
     /// Two pods on two nodes; each NIC has an address to spare.
-    fn sound() -> Look {
-        Look {
+    fn sound() -> Observation {
+        Observation {
             before: ready(&PODS),
             answers: [(address(1), "a".to_owned()), (address(2), "b".to_owned())].into(),
             wired: of(&[("node-1", &[1]), ("node-2", &[2])]),
@@ -265,8 +265,8 @@ mod tests {
         }
     }
 
-    fn violations(look: &Look, excuses: &Excuses) -> Vec<String> {
-        look.found(excuses).violations.into_iter().collect()
+    fn violations(observation: &Observation, excuses: &Excuses) -> Vec<String> {
+        observation.found(excuses).violations.into_iter().collect()
     }
 
     #[test]
@@ -276,57 +276,60 @@ mod tests {
 
     #[test]
     fn each_violation_is_found_by_its_rule() {
-        type Break = fn(&mut Look);
+        type Break = fn(&mut Observation);
         let breaks: [(Break, &str); 5] = [
             (
-                |look| _ = look.nics.get_mut("node-2").unwrap().insert(address(1)),
+                |observation| _ = observation.nics.get_mut("node-2").unwrap().insert(address(1)),
                 "10.0.0.1 is on the NICs of node-1 and node-2",
             ),
             (
-                |look| _ = look.wired.get_mut("node-2").unwrap().insert(address(1)),
+                |observation| _ = observation.wired.get_mut("node-2").unwrap().insert(address(1)),
                 "10.0.0.1 leads to a pod of node-1 and to one of node-2",
             ),
             (
-                |look| _ = look.nics.get_mut("node-1").unwrap().remove(&address(1)),
+                |observation| _ = observation.nics.get_mut("node-1").unwrap().remove(&address(1)),
                 "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it",
             ),
             (
-                |look| {
+                |observation| {
                     let doubled = ready(&[("a", "node-1", 1), ("b", "node-2", 2), ("c", "node-1", 1)]);
-                    (look.before, look.after) = (doubled.clone(), doubled);
-                    look.answers.clear();
+                    (observation.before, observation.after) = (doubled.clone(), doubled);
+                    observation.answers.clear();
                 },
                 "10.0.0.1 is the address of a and of c",
             ),
             (
-                |look| _ = look.answers.insert(address(1), "b".to_owned()),
+                |observation| _ = observation.answers.insert(address(1), "b".to_owned()),
                 "b answers at 10.0.0.1, the address of a on node-1",
             ),
         ];
         for (break_it, expected) in breaks {
-            let mut look = sound();
-            break_it(&mut look);
-            assert!(violations(&look, &Excuses::default()).contains(&expected.to_owned()), "{look:?}");
+            let mut observation = sound();
+            break_it(&mut observation);
+            assert!(
+                violations(&observation, &Excuses::default()).contains(&expected.to_owned()),
+                "{observation:?}"
+            );
         }
     }
 
     #[test]
-    fn a_pod_that_comes_or_goes_during_a_look_accuses_nobody() {
-        let mut look = sound();
-        look.answers.insert(address(1), "b".to_owned());
+    fn a_pod_that_comes_or_goes_during_an_observation_is_no_violation() {
+        let mut observation = sound();
+        observation.answers.insert(address(1), "b".to_owned());
         for pods in [&PODS[1..], &[("a", "node-1", 3), PODS[1]]] {
-            look.after = ready(pods);
-            assert_eq!(violations(&look, &Excuses::default()), [""; 0]);
+            observation.after = ready(pods);
+            assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
         }
     }
 
     /// `node-1` has lost address 1, and `node-2` has been given it.
-    fn taken() -> Look {
-        let mut look = sound();
-        look.nics = of(&[("node-1", &[]), ("node-2", &[1, 2, 4])]);
-        look.wired = of(&[("node-1", &[1]), ("node-2", &[1, 2])]);
-        look.answers.insert(address(1), "c".to_owned());
-        look
+    fn taken() -> Observation {
+        let mut observation = sound();
+        observation.nics = of(&[("node-1", &[]), ("node-2", &[1, 2, 4])]);
+        observation.wired = of(&[("node-1", &[1]), ("node-2", &[1, 2])]);
+        observation.answers.insert(address(1), "c".to_owned());
+        observation
     }
 
     const LOST: &str = "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it";
@@ -339,11 +342,11 @@ mod tests {
         excuses.taken("node-1", &[address(3)], now);
         assert!(violations(&taken(), &excuses).contains(&LOST.to_owned()));
         excuses.taken("node-1", &[address(1)], now);
-        let mut look = taken();
-        assert_eq!(look.found(&excuses), Found { violations: BTreeSet::new(), excused: 1 });
-        look.nics.get_mut("node-2").unwrap().remove(&address(2));
+        let mut observation = taken();
+        assert_eq!(observation.found(&excuses), Found { violations: BTreeSet::new(), excused: 1 });
+        observation.nics.get_mut("node-2").unwrap().remove(&address(2));
         assert_eq!(
-            violations(&look, &excuses),
+            violations(&observation, &excuses),
             ["10.0.0.2 leads to a pod of node-2, whose NIC doesn't hold it"]
         );
     }
@@ -353,9 +356,9 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let noticed = later + NOTICED;
-        let free = Look { wired: Addresses::new(), ..taken() };
+        let free = Observation { wired: Addresses::new(), ..taken() };
         for (began, seen, is_excused) in [
-            // A look that began before may have seen what was so before.
+            // An observation that began before may have seen the state before.
             (now.checked_sub(Duration::from_secs(1)).unwrap(), sound(), true),
             (later, taken(), true),
             (noticed, taken(), true),
@@ -372,7 +375,7 @@ mod tests {
     }
 
     fn rest() -> Rest {
-        let Look { wired, nics, .. } = sound();
+        let Observation { wired, nics, .. } = sound();
         Rest { specs: nics.clone(), ledgers: wired.clone(), wired, nics }
     }
 

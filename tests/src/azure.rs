@@ -1,4 +1,4 @@
-//! The simulator's own side, over its admin socket: what the NICs hold, what was asked of ARM, and faults to
+//! The simulator's own side, over its admin socket: the NICs' content, the requests to ARM, and faults to
 //! order.
 
 use anyhow::{Context, Result};
@@ -50,7 +50,8 @@ impl Azure {
     /// # Errors
     /// When the HTTP client can't be made.
     pub fn at(socket: &Path) -> Result<Self> {
-        // reqwest wants a default even for a socket without TLS; a second call only says that there is one.
+        // reqwest wants a default even for a socket without TLS; a second installation only reports that
+        // there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self { http: reqwest::Client::builder().unix_socket(socket).build()? })
     }
@@ -67,7 +68,7 @@ impl Azure {
         Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 
-    /// An operation of the simulator's admin API (its README lists them), and what it answered.
+    /// An operation of the simulator's admin API (its README lists them), and its answer.
     ///
     /// # Errors
     /// When the method is none or the simulator refuses.

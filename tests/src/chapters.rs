@@ -1,7 +1,8 @@
 //! Tests that come one after the other, each on a world that the first of them makes. They need no order, and
-//! any of them can run alone: each makes what it needs, unless it is there, and leaves the world so that
-//! another can begin. With `CHAPTERS=backwards` in the environment the last comes first. A world in which a
-//! chapter has failed is made anew for the next one: what the failure left would only fail others.
+//! any of them can run alone: each makes the objects that it needs, unless they are there, and leaves the
+//! world so that another can begin. With `CHAPTERS=backwards` in the environment the last comes first. A
+//! world in which a chapter has failed is made anew for the next one: the remains of the failure would only
+//! fail others.
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,8 +20,8 @@ pub struct Chapters<W> {
     trials: Vec<Trial>,
 }
 
-/// The error by which a chapter says that its world lacks what nobody can bring back: it is run again in a
-/// new one, once.
+/// The error by which a chapter reports that its world lacks something that can't be brought back: it is run
+/// again in a new one, once.
 #[derive(Debug)]
 pub struct Anew(pub String);
 
@@ -81,14 +82,14 @@ impl<W: Send + 'static> Chapters<W> {
             });
             println!("{:.1} s", begun.elapsed().as_secs_f64());
             outcome.map_err(|error| {
-                // Now, not when all is over: what comes after may take long.
+                // Now, not when all is over: the next chapters may take long.
                 eprintln!("{error:#}");
                 Failed::from(format!("{error:#}"))
             })
         }));
     }
 
-    /// Runs those that the program's arguments ask for.
+    /// Runs those that the program's arguments name.
     pub fn run(mut self) -> ExitCode {
         if backwards() {
             self.trials.reverse();
@@ -112,9 +113,9 @@ pub fn backwards() -> bool {
     std::env::var_os("CHAPTERS").is_some_and(|order| order == "backwards")
 }
 
-/// Runs these tests, each an `async fn(&World) -> Result<()>`, on what `async fn() -> Result<World>` makes.
-/// Gives the exit code. With [`Chapters`], or these and the name of one of several worlds, before that it
-/// only adds them.
+/// Runs these tests, each an `async fn(&World) -> Result<()>`, on the result of `async fn() ->
+/// Result<World>`. Returns the exit code. With [`Chapters`], or these and the name of one of several worlds,
+/// before that it only adds them.
 #[macro_export]
 macro_rules! chapters {
     ($make:path; $($chapter:path),* $(,)?) => {{

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// A running cluster. Dropped, it is taken down, unless [`Cluster::keep`] was called.
+/// A running cluster. Dropped, it is taken down, unless [`Cluster::keep`] was used.
 pub struct Cluster {
     pub state: State,
     pub client: Client,
@@ -21,7 +21,7 @@ pub struct Cluster {
     kept: bool,
 }
 
-/// What the cluster tool says of the cluster it brought up.
+/// The cluster tool's description of the cluster it brought up.
 #[derive(Clone, Debug, Deserialize)]
 pub struct State {
     pub kubeconfig: PathBuf,
@@ -50,7 +50,7 @@ pub fn root() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
-/// Where programs are looked for: our kubectl, helm and programs first.
+/// The folders in which programs are found: our kubectl, helm and programs first.
 pub fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
     format!("{}:{}:{inherited}", root().join("target/cluster/bin").display(), programs().display())
@@ -69,11 +69,11 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 impl Cluster {
-    /// Brings up simulated Azure, a control plane, nodes and plain VMs; what the tool says goes to our
+    /// Brings up simulated Azure, a control plane, nodes and plain VMs; the tool's output goes to our
     /// standard error.
     ///
     /// # Errors
-    /// When the tool fails; whatever was up is taken down again.
+    /// When the tool fails; everything that was up is taken down again.
     pub async fn up(dir: &Path, nodes: u32, vms: u32) -> Result<Self> {
         Self::up_with(dir, nodes, vms, "iptables").await
     }
@@ -168,14 +168,14 @@ impl Cluster {
         self.output(load).await.map(drop)
     }
 
-    /// Runs kubectl and gives what it printed.
+    /// Runs kubectl and returns its output.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
         let mut kubectl = Command::new(tool("kubectl"));
         kubectl.args(args);
         self.output(kubectl).await
     }
 
-    /// Runs commands of a document, as [`Snippet::command`] has them run, and gives what they printed.
+    /// Runs commands of a document, as [`Snippet::command`] has them run, and returns their output.
     ///
     /// # Errors
     /// When one of its commands fails.
@@ -188,20 +188,20 @@ impl Cluster {
         self.output(snippet.command(before, variables).into()).await.with_context(|| snippet.place.clone())
     }
 
-    /// Runs helm in Vnetpool's namespace and gives what it printed.
+    /// Runs helm in Vnetpool's namespace and returns its output.
     ///
     /// # Errors
-    /// When it fails: with what it printed then.
+    /// When it fails: with its output until then.
     pub async fn helm(&self, args: &[&str]) -> Result<String> {
         let mut helm = Command::new(tool("helm"));
         helm.args(["--namespace", "vnetpool-system"]).args(args);
         self.output(helm).await
     }
 
-    /// Runs our plugin of kubectl, whose exit code may say that something isn't well, and gives both.
+    /// Runs our plugin of kubectl, whose exit code may mean that something isn't well, and returns both.
     ///
     /// # Errors
-    /// When it couldn't do what was asked: it ends with 2.
+    /// When it couldn't do its work: it ends with 2.
     pub async fn vnetpool(&self, args: &[&str]) -> Result<(Option<i32>, String)> {
         let mut kubectl = Command::new(tool("kubectl"));
         kubectl.arg("vnetpool").args(args).env("PATH", search_path());
@@ -220,12 +220,12 @@ impl Cluster {
         self.output_of(kubectl, Some(manifest)).await
     }
 
-    /// Runs a command in the namespaces of a machine and gives what it printed.
+    /// Runs a command in the namespaces of a machine and returns its output.
     pub async fn run_on(&self, host: &str, command: &[&str]) -> Result<String> {
         self.output(self.exec(host, command)).await
     }
 
-    /// Starts a program in the namespaces of a machine; what it says goes to `logs/HOST.NAME.log` of the
+    /// Starts a program in the namespaces of a machine; its output goes to `logs/HOST.NAME.log` of the
     /// cluster's folder.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub struct ControlPlane {
     pub kubeconfig: PathBuf,
 }
 
-/// In whose name kubectl asks.
+/// The identity under which kubectl asks.
 #[derive(Clone, Copy)]
 pub enum User<'a> {
     Administrator,
@@ -38,11 +38,11 @@ impl ControlPlane {
     /// In a folder of its own below `target/cluster`, so that several can be up at once.
     ///
     /// # Errors
-    /// When a process doesn't start or what belongs to Vnetpool isn't accepted; whatever was up is taken down
-    /// again.
+    /// When a process doesn't start or an object of Vnetpool's isn't accepted; everything that was up is
+    /// taken down again.
     pub fn up(name: &str) -> Result<Self> {
         let dir = root().join("target/cluster").join(name);
-        // Whatever a run that was killed has left.
+        // The remains of a run that was killed.
         cluster(&["down"], &dir, &[])?;
         cluster(&["up"], &dir, &["--control-plane-only"])?;
         let mut plane = Self { dir, kubeconfig: PathBuf::new() };
@@ -71,7 +71,7 @@ impl ControlPlane {
         cluster(&["backup", "save"], &self.dir, &[])
     }
 
-    /// Brings the copy back: the API server starts anew with what was stored then. Versions of objects go
+    /// Brings the copy back: the API server starts anew with the objects of then. Versions of objects go
     /// backwards.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl ControlPlane {
         user.config(&self.kubeconfig).await
     }
 
-    /// What kubectl printed, or what it complained of.
+    /// kubectl's output, or its complaint.
     pub fn try_kubectl(&self, user: User, args: &[&str], input: &str) -> Result<Result<String, String>> {
         let mut kubectl = Command::new(tool("kubectl"));
         kubectl.args(user.flags()).args(args).env("KUBECONFIG", &self.kubeconfig);
@@ -129,7 +129,7 @@ impl ControlPlane {
         self.try_kubectl(user, args, "")?.map_err(|error| anyhow::anyhow!("kubectl {args:?}: {error}"))
     }
 
-    /// What our plugin of kubectl shows an administrator, as JSON.
+    /// The output of our plugin of kubectl for an administrator, as JSON.
     ///
     /// # Errors
     /// Its own, in its words.
@@ -140,7 +140,7 @@ impl ControlPlane {
         serde_json::from_str(&printed).with_context(|| printed)
     }
 
-    /// Runs commands of a document, as [`Snippet::command`] has them run, and gives what they printed.
+    /// Runs commands of a document, as [`Snippet::command`] has them run, and returns their output.
     ///
     /// # Errors
     /// When one of them fails.
@@ -159,7 +159,7 @@ impl ControlPlane {
         applied.map_err(|error| anyhow::anyhow!("not applied: {error}\n{manifest}"))
     }
 
-    /// What the API server says when it refuses this.
+    /// The API server's message when it refuses this.
     pub fn refusal(&self, user: User, args: &[&str], input: &str) -> Result<String> {
         match self.try_kubectl(user, args, input)? {
             Ok(output) => bail!("kubectl {args:?} was accepted: {output}\n{input}"),
@@ -183,7 +183,7 @@ impl Drop for ControlPlane {
     }
 }
 
-/// What every service account is a member of.
+/// The groups of every service account.
 const GROUPS: [&str; 2] = ["system:serviceaccounts", "system:authenticated"];
 /// Where the API server writes the node that a pod's token is bound to.
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
@@ -194,7 +194,7 @@ impl User<'_> {
     /// # Errors
     /// When the kubeconfig can't be used.
     pub async fn config(self, kubeconfig: &Path) -> Result<kube::Config> {
-        // reqwest and kube want a default; a second call only says that there is one.
+        // reqwest and kube want a default; a second installation only reports that there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let mut config =
@@ -203,7 +203,7 @@ impl User<'_> {
         Ok(config)
     }
 
-    /// None: the administrator asks in nobody else's name.
+    /// None: the administrator asks in their own name.
     fn account(self) -> Option<String> {
         let name = match self {
             User::Administrator => return None,
@@ -242,7 +242,7 @@ impl User<'_> {
     }
 }
 
-/// The chart, rendered with these further arguments of helm; what helm complains of is the error.
+/// The chart, rendered with these further arguments of helm; helm's complaint is the error.
 pub fn template(args: &[&str]) -> Result<String> {
     let mut helm = Command::new(tool("helm"));
     // Helm built from its module doesn't know which Kubernetes it is for.
@@ -267,7 +267,7 @@ pub type Objects = BTreeMap<String, Vec<Value>>;
 /// The objects that `template` renders.
 ///
 /// # Errors
-/// When helm refuses, or what it renders is no YAML.
+/// When helm refuses, or its output is no YAML.
 pub fn rendered(args: &[&str]) -> Result<Objects> {
     let mut objects = Objects::new();
     for document in template(args)?.split("\n---\n") {
@@ -320,8 +320,7 @@ fn cluster(verb: &[&str], dir: &Path, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end. An error only if it can't be run; a failure gives what it wrote to its standard
-/// error.
+/// Runs a command to its end. An error only if it can't be run; a failure returns its standard error.
 fn run(mut command: Command, input: &str) -> Result<Result<String, String>> {
     let what = format!("{:?}", command.get_program());
     let mut child = command

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// What Felix is told, as docs/network-policy.md explains it.
+/// Felix's configuration, as docs/network-policy.md explains it.
 const SETTINGS: [&str; 14] = [
     "FELIX_INTERFACEPREFIX=vnp",
     "FELIX_ROUTESYNCDISABLED=true",
@@ -19,7 +19,7 @@ const SETTINGS: [&str; 14] = [
     "FELIX_IPV6SUPPORT=false",
     "FELIX_DATASTORETYPE=kubernetes",
     "FELIX_HEALTHENABLED=true",
-    // What follows is for the test only: it looks nowhere beyond its node and the cluster, and logs to where
+    // The rest is for the test only: Felix reads nothing beyond its node and the cluster, and logs to where
     // we have it.
     "FELIX_METADATAADDR=none",
     "FELIX_USAGEREPORTINGENABLED=false",
@@ -36,12 +36,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts Felix on each node, in the node's namespaces as its kube-proxy is, and waits until it says that
-    /// it is ready.
+    /// Starts Felix on each node, in the node's namespaces as its kube-proxy is, and waits until it reports
+    /// that it is ready.
     ///
     /// # Errors
-    /// When the cluster doesn't take what Felix needs of it, or Felix isn't ready in time:
-    /// `logs/NODE.felix.log` tells why.
+    /// When the cluster doesn't take the objects that Felix needs, or Felix isn't ready in time:
+    /// `logs/NODE.felix.log` has the reason.
     pub async fn bring(cluster: &Cluster) -> Result<Self> {
         let crds = calico().await?.join("manifests/crds.yaml");
         cluster.kubectl(&["apply", "--server-side", "-f", &crds.to_string_lossy()]).await?;
@@ -74,7 +74,7 @@ async fn start(cluster: &Cluster, node: &str) -> Result<Child> {
 }
 
 impl Cluster {
-    /// Makes the NetworkPolicy for the pods of `default` with the label `app` say this; an engine follows
+    /// Replaces the NetworkPolicy for the pods of `default` with the label `app` by this; an engine follows
     /// within seconds.
     pub async fn rule(&self, app: &str, mut spec: Value) -> Result<()> {
         spec["podSelector"] = json!({ "matchLabels": { "app": app } });
@@ -89,17 +89,17 @@ impl Cluster {
     }
 }
 
-/// Only these may call, a list of [`pods`] and [`block`]s.
+/// Only these may connect, a list of [`pods`] and [`block`]s.
 pub fn lets_in(callers: impl IntoIterator<Item = Value>) -> Value {
     json!({ "policyTypes": ["Ingress"], "ingress": [{ "from": Vec::from_iter(callers) }] })
 }
 
-/// Only these may be called.
+/// Only these may be connected to.
 pub fn lets_out(called: impl IntoIterator<Item = Value>) -> Value {
     json!({ "policyTypes": ["Egress"], "egress": [{ "to": Vec::from_iter(called) }] })
 }
 
-/// Only the former may call, and only the latter may be called.
+/// Only the former may connect, and only the latter may be connected to.
 pub fn lets_through(
     callers: impl IntoIterator<Item = Value>,
     called: impl IntoIterator<Item = Value>,

@@ -1,4 +1,4 @@
-//! What can be seen of Vnetpool while Kubernetes is still being built: simulated Azure answers, the planner
+//! A first view of Vnetpool while Kubernetes is still being built: simulated Azure answers, the planner
 //! decides how many addresses a node should hold, and the operator's client reserves them on the node's NIC.
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,7 @@ use vnetpool_operator::planner::sizing::{Demand, wanted};
 const PODS: u32 = 10;
 
 /// # Errors
-/// When simulated Azure doesn't give what was planned.
+/// When simulated Azure doesn't give the planned addresses.
 pub async fn show() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let sim = Sim::start(Simulated { write_seconds: 2.0, ..Simulated::default() }).await?;

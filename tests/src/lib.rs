@@ -1,4 +1,4 @@
-//! What the demo and the end-to-end tests stand on: a real cluster in simulated Azure, and eyes on all of it;
+//! The basis of the demo and the end-to-end tests: a real cluster in simulated Azure, and views of all of it;
 //! or a real API server alone.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
-//!   place     namespaces to look from, what the far end sees of a caller; ARM as the network's owner writes it
+//!   place     namespaces to test from, and clients as the far end sees them; ARM as the network's owner writes it
 //!   engine    an engine of NetworkPolicy on the nodes, and policies for it
 //!   probe     what a test program does when it is started again inside a place
 //!   snippets  the commands that README and the documents tell people to type

@@ -1,4 +1,5 @@
-//! What the chart's alerts and dashboards ask Prometheus for, and what the programs serve it.
+//! The series that the chart's alerts and dashboards ask Prometheus for, and those that the programs serve
+//! it.
 
 use crate::cluster::root;
 use anyhow::{Context, Result, ensure};
@@ -6,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Labels that Prometheus adds to every series when it scrapes as the PodMonitors say.
+/// Labels that Prometheus adds to every series when it scrapes by the PodMonitors.
 const TARGET: [&str; 4] = ["namespace", "node", "pod", "instance"];
 
 /// An expression of an alert or of a panel.
@@ -28,7 +29,7 @@ pub struct Selector {
 /// The chart's alerts, as Prometheus takes them.
 pub const ALERTS: &str = "charts/vnetpool/monitoring/alerts.yaml";
 
-/// What all alerts and panels ask for.
+/// The expressions of all alerts and panels.
 ///
 /// # Errors
 /// When a file can't be read.
@@ -63,12 +64,12 @@ pub fn alerts() -> Result<Vec<Value>> {
     Ok(groups.iter().filter_map(|group| group["rules"].as_array()).flatten().cloned().collect())
 }
 
-/// The configuration by which a Prometheus scrapes what PodMonitors select, as the Prometheus operator makes
-/// it of them, but every second; and evaluates the chart's alerts. What there is to select from stands in the
-/// file `targets`: Debian's Prometheus can't ask Kubernetes itself.
+/// The configuration by which a Prometheus scrapes the pods that PodMonitors select, as the Prometheus
+/// operator makes it of them, but every second; and evaluates the chart's alerts. The pods to select from
+/// stand in the file `targets`: Debian's Prometheus can't ask Kubernetes itself.
 ///
 /// # Errors
-/// When a PodMonitor lacks what it must have.
+/// When a PodMonitor lacks a required field.
 pub fn configuration(monitors: &[&Value], targets: &Path) -> Result<Value> {
     let mut jobs = vec![];
     for monitor in monitors {
@@ -132,7 +133,7 @@ fn meta_label(key: &str) -> String {
     format!("__meta_kubernetes_pod_label_{}", key.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
 }
 
-/// A PodMonitor says `sourceLabels`, Prometheus `source_labels`.
+/// A PodMonitor has `sourceLabels`, Prometheus `source_labels`.
 fn in_prometheus_words(relabeling: &Value) -> Value {
     let word = |key: &String| {
         let letters = key.chars().flat_map(|c| c.is_ascii_uppercase().then_some('_').into_iter().chain([c]));
@@ -196,7 +197,7 @@ fn matchers_of(inside: &str) -> Vec<(String, String)> {
     found
 }
 
-/// What a program serves at `/metrics`, in the text format of OpenMetrics.
+/// A program's answer at `/metrics`, in the text format of OpenMetrics.
 #[derive(Clone, Debug, Default)]
 pub struct Exposition {
     pub families: Vec<Family>,
@@ -227,7 +228,7 @@ impl Family {
 
 impl Exposition {
     /// # Errors
-    /// When a line is none of the format's.
+    /// When a line isn't in the format.
     pub fn parse(text: &str) -> Result<Self> {
         let mut families: Vec<Family> = vec![];
         for line in text.lines() {
@@ -255,7 +256,7 @@ impl Exposition {
         Ok(Self { families })
     }
 
-    /// What an expression asks for and none of these programs serves, in sentences.
+    /// The series that an expression asks for and none of these programs serves, in sentences.
     pub fn lacks(all: &[Exposition], expression: &Expression) -> Vec<String> {
         let families = all.iter().flat_map(|one| &one.families);
         let samples: BTreeMap<String, &Family> = families

@@ -33,7 +33,7 @@ impl Host {
 }
 
 /// The ids of the processes in a network namespace, given by a file of it, that were started under this name.
-/// Kubernetes' programs are one file of many names, so the file says nothing.
+/// Kubernetes' programs are one file of many names, so the file's name isn't enough.
 pub fn processes_in(namespace: &Path, program: &str) -> Vec<u32> {
     let id = |file: &Path| std::fs::metadata(file).ok().map(|file| (file.dev(), file.ino()));
     let Some(theirs) = id(namespace) else { return vec![] };

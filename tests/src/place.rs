@@ -1,5 +1,5 @@
-//! Places to look from: pods, nodes and machines, each a network namespace; and what is seen of a caller at
-//! the far end.
+//! Places to test from: pods, nodes and machines, each a network namespace; and a client as the far end sees
+//! it.
 
 use crate::cluster::{Cluster, Host, tool};
 use crate::eventually;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// How long what steers packets takes to follow a change, at most.
+/// How long a datapath takes to follow a change, at most.
 const SOON: Duration = Duration::from_secs(20);
 
 pub const PREMISES: &str = "192.168.0.10";
@@ -27,18 +27,18 @@ pub struct Place {
     pub address: String,
 }
 
-/// How a call ended. That it couldn't be made at all (no curl, no such namespace, no answer of a probe) is an
-/// error, not an end.
+/// How a connection ended. That it couldn't be made at all (no curl, no such namespace, no answer of a probe)
+/// is an error, not an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     Answered(Seen),
-    /// Somebody said no: a reset, or an ICMP message that nothing is there.
+    /// The far end refused: a reset, or an ICMP message that nothing is there.
     Refused,
-    /// Nothing came back.
+    /// No answer came back.
     Dropped,
 }
 
-/// What the far end saw of a connection.
+/// The far end's view of a connection.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Seen {
     pub source: String,
@@ -92,7 +92,7 @@ impl Place {
         printed(command).await
     }
 
-    /// What the probe at `address` sees when it is called from here.
+    /// The view of the probe at `address` of a connection from here.
     pub async fn seen_by(&self, address: impl std::fmt::Display) -> Result<Seen> {
         self.seen_at(address, PORT).await
     }
@@ -104,10 +104,10 @@ impl Place {
         }
     }
 
-    /// Calls a probe.
+    /// Connects to a probe.
     ///
     /// # Errors
-    /// When the call couldn't be made, or something else than a probe answered.
+    /// When the connection couldn't be made, or something else than a probe answered.
     pub async fn call(&self, address: impl std::fmt::Display, port: u16) -> Result<Call> {
         let url = format!("http://{address}:{port}/whoami");
         let output = self.command("curl").args(["-sS", "--max-time", "3", &url]).output().await?;
@@ -125,14 +125,14 @@ impl Place {
     }
 
     /// # Errors
-    /// When a call isn't dropped: it is answered, or refused, or can't be made.
+    /// When a connection isn't dropped: it is answered, or refused, or can't be made.
     pub async fn is_dropped(&self, address: impl std::fmt::Display, port: u16) -> Result<()> {
         let call = self.call(&address, port).await?;
         ensure!(call == Call::Dropped, "{} calls {address}:{port}: {call:?}", self.address);
         Ok(())
     }
 
-    /// Waits until the probe at `address` sees a caller from here as `source`, at its own address.
+    /// Waits until the probe at `address` sees a client from here as `source`, at its own address.
     pub async fn is_seen_as(
         &self,
         source: &str,
@@ -148,14 +148,14 @@ impl Place {
         .await
     }
 
-    /// This program again, as a probe inside: a test that calls this answers the argument `probe`.
+    /// This program again, as a probe inside: a test that runs this answers the argument `probe`.
     pub fn probe(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command(std::env::current_exe()?);
         command.arg("probe").args(arguments);
         Ok(command)
     }
 
-    /// What the resolver answers to a name.
+    /// The resolver's answer to a name.
     ///
     /// # Errors
     /// When the probe fails: it gets no answer, or this program doesn't answer the argument `probe`.
@@ -186,7 +186,7 @@ fn is_of_this_run(process: &Path) -> bool {
     { paths }.all(|path| !path.starts_with("/..") && !path.contains("/vnp-apart-"))
 }
 
-/// A command's standard output. The error is that it failed, with what it complained of.
+/// A command's standard output. The error is that it failed, with its complaint.
 async fn printed(mut command: Command) -> Result<String> {
     let output = command.output().await?;
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -194,7 +194,7 @@ async fn printed(mut command: Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A connection that sends something every 50 ms and gets it back.
+/// A connection that sends a line every 50 ms and gets it back.
 pub struct Flow {
     /// Our address as the far end saw it when the connection began.
     pub source: String,
@@ -203,7 +203,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Reads what has come back so far, and then waits for more of it.
+    /// Reads the lines that have come back so far, and then waits for more of them.
     ///
     /// # Errors
     /// When the connection broke or hangs.
@@ -234,10 +234,10 @@ impl Drop for Machine {
 }
 
 impl Machine {
-    /// A namespace that nothing is plugged into yet.
+    /// A namespace that isn't plugged into a network yet.
     pub fn new(name: &str, address: &str) -> Result<Self> {
         let name = format!("paths-{name}");
-        // What a run that was killed has left.
+        // The remains of a run that was killed.
         drop(std::process::Command::new("ip").args(["netns", "delete", &name]).output());
         let made = std::process::Command::new("ip").args(["netns", "add", &name]).output()?;
         ensure!(made.status.success(), "ip netns add {name}: {}", String::from_utf8_lossy(&made.stderr));
@@ -304,8 +304,8 @@ pub fn id(resource: &str) -> String {
 }
 
 impl Cluster {
-    /// Somebody else writes a machine's NIC with its primary address alone, as a template does that lists no
-    /// other. Gives the addresses that are gone with that.
+    /// Another client writes a machine's NIC with its primary address alone, as a template does that lists no
+    /// other. Returns the addresses that are gone with that.
     ///
     /// # Errors
     /// When the NIC can't be read or written.
@@ -357,7 +357,7 @@ pub async fn put_subnet(cluster: &Cluster, subnet: &str, mut properties: Value) 
     arm(cluster, "PUT", &resource, json!({ "properties": properties })).await.map(drop)
 }
 
-/// Waits until what is called at `address` sees this.
+/// Waits until the probe at `address` has this view.
 pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -> Result<()> {
     eventually(&format!("{wanted:?} when {} calls {address}:{port}", from.address), SOON, || async {
         let seen = from.seen_at(address, port).await?;
@@ -367,7 +367,7 @@ pub async fn until_seen(from: &Place, address: &str, port: u16, wanted: &Seen) -
     .await
 }
 
-/// Waits until nothing at all answers at `address`, not even a refusal.
+/// Waits until no answer at all comes from `address`, not even a refusal.
 pub async fn until_dropped(from: &Place, address: impl std::fmt::Display, port: u16) -> Result<()> {
     eventually(&format!("no answer when {} calls {address}:{port}", from.address), SOON, || async {
         from.is_dropped(&address, port).await.map(Some)

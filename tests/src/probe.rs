@@ -1,4 +1,4 @@
-//! What a test program does when it is started again inside a namespace: the argument `probe` says so.
+//! A test program's work when it is started again inside a namespace, by the argument `probe`.
 
 use anyhow::{Context, Result, bail};
 use simple_dns::rdata::RData;
@@ -36,7 +36,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells each caller its address, then sends back every line it sends.
+/// Sends each client its address, then sends back every line it sends.
 fn echo() -> Result<()> {
     for stream in TcpListener::bind(("0.0.0.0", PORT))?.incoming() {
         let mut stream = stream?;
@@ -51,7 +51,7 @@ fn echo() -> Result<()> {
     Ok(())
 }
 
-/// Prints who the echo says we are, then what comes back of the time, sent every 50 ms.
+/// Prints our address as the echo sees it, then what comes back of the time, sent every 50 ms.
 fn flow(address: &str) -> Result<()> {
     let mut stream = TcpStream::connect((address, PORT))?;
     stream.set_read_timeout(Some(Duration::from_secs(8)))?;
@@ -64,7 +64,7 @@ fn flow(address: &str) -> Result<()> {
     }
 }
 
-/// Reads what callers send, all of it, and then hangs up.
+/// Reads everything that clients send, and then hangs up.
 fn drain() -> Result<()> {
     for stream in TcpListener::bind(("0.0.0.0", DRAIN))?.incoming() {
         let mut stream = stream?;
@@ -87,7 +87,7 @@ fn pour(address: &str, megabytes: u32) -> Result<()> {
     Ok(())
 }
 
-/// Asks Azure's resolver for an address and prints what it says.
+/// Asks Azure's resolver for an address and prints its answer.
 fn resolve(name: &str) -> Result<()> {
     let mut query = Packet::new_query(7);
     query.questions.push(Question::new(

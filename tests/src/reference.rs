@@ -9,11 +9,12 @@ mod sizing;
 mod values;
 
 use anyhow::Result;
+use vnetpool_crds::reference::wrapped;
 
 /// Each page by its path below the project's root.
 ///
 /// # Errors
-/// When a program doesn't tell what a page is made of.
+/// When a program doesn't give the facts of a page.
 pub fn pages() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("docs/reference/metrics.md", metrics::page()?),
@@ -26,27 +27,7 @@ pub fn pages() -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// What every such page says of itself.
+/// The note at the head of every such page.
 fn head(title: &str, from: &str) -> String {
     format!("# {title}\n\n{}", wrapped("", "", &format!("`make manifests` makes this page from {from}.")))
-}
-
-/// The text in lines of at most 110 columns, the first behind `first` and the others behind `next`.
-fn wrapped(first: &str, next: &str, text: &str) -> String {
-    let (mut lines, mut line) = (String::new(), first.to_owned());
-    let mut is_empty = true;
-    for word in text.split_whitespace() {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > 110 {
-            lines += line.trim_end();
-            lines.push('\n');
-            next.clone_into(&mut line);
-            is_empty = true;
-        }
-        if !is_empty {
-            line.push(' ');
-        }
-        line += word;
-        is_empty = false;
-    }
-    lines + line.trim_end() + "\n"
 }

@@ -1,15 +1,15 @@
-//! The shell commands of README and the documents, read out of the Markdown itself: tests run what people are
-//! told to type.
+//! The shell commands of README and the documents, read out of the Markdown itself: tests run the commands
+//! that people are given to type.
 //!
 //! A comment stands right before each block of commands. `<!-- run: GROUP -->` names the test that runs the
-//! block, by [`GROUPS`]; `<!-- not run: REASON -->` says why none does.
+//! block, by [`GROUPS`]; `<!-- not run: REASON -->` gives the reason why none does.
 
 use crate::cluster::{root, search_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What runs the blocks of a group.
+/// The test that runs the blocks of a group.
 pub const GROUPS: [(&str, &str); 8] = [
     ("install", "the_commands_of_the_documents_do_what_they_say"),
     ("look", "the_commands_of_the_documents_do_what_they_say"),
@@ -32,7 +32,7 @@ pub struct Snippet {
     pub shell: String,
     pub script: String,
     pub fate: Fate,
-    /// The block of text that follows: what the commands are said to print.
+    /// The block of text that follows: the documented output of the commands.
     pub prints: Option<String>,
 }
 
@@ -46,8 +46,7 @@ pub enum Fate {
 
 impl Snippet {
     /// Its commands with our kubectl, its plugin and helm, in the project's folder and the shell that the
-    /// document names, as somebody would type them who administers the cluster; `before` is what the shell is
-    /// told first.
+    /// document names, as an administrator of the cluster would type them; the shell runs `before` first.
     pub fn command(&self, before: &str, variables: &[(&str, &str)]) -> Command {
         let mut shell = Command::new(&self.shell);
         shell.args(["-euxc", &format!("{before}\n{}", self.script)]);
@@ -55,7 +54,7 @@ impl Snippet {
         shell
     }
 
-    /// The lines of `prints` that head a table, as words: people look for these columns.
+    /// The lines of `prints` that head a table, as words: people search for these columns.
     pub fn headers(&self) -> Vec<Vec<&str>> {
         let lines = self.prints.iter().flat_map(|text| text.lines());
         let is_header = |line: &&str| {
@@ -121,7 +120,7 @@ fn visit(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 /// When a block has no marker, no language, or no end.
 pub fn parse(name: &str, text: &str) -> Result<Vec<Snippet>> {
     let mut found: Vec<Snippet> = vec![];
-    // What stands right before a fence: a marker, or a block whose output may follow.
+    // The line right before a fence: a marker, or a block whose output may follow.
     let (mut marker, mut last_was_block) = (None, false);
     let mut lines = text.lines().enumerate();
     while let Some((number, line)) = lines.next() {

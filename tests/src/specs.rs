@@ -1,4 +1,4 @@
-//! What a suite of Kubernetes' own specs has reported, in the words of ginkgo, which runs them.
+//! The report of a suite of Kubernetes' own specs, in the words of ginkgo, which runs them.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ pub struct Specs {
     pub passed: usize,
     /// They found on the way that they can't run here.
     pub skipped: Vec<String>,
-    /// With what each of them says of it; also whatever comes before or after all specs.
+    /// With the report of each of them; also whatever comes before or after all specs.
     pub failed: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ mod tests {
     fn spec(name: &str, state: &str, attempts: u32) -> Value {
         let mut spec = json!({ "ContainerHierarchyTexts": ["[sig-network]"], "LeafNodeType": "It",
             "LeafNodeText": name, "State": state });
-        // Ginkgo leaves out what is zero.
+        // Ginkgo leaves out zeros.
         if attempts > 0 {
             spec["NumAttempts"] = attempts.into();
         }

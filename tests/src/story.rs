@@ -1,5 +1,5 @@
-//! The main job, step by step. Each step does one thing to the cluster and gives what it observed; the demo
-//! tells it, the end-to-end tests hold it against what must be.
+//! The main job, step by step. Each step does one thing to the cluster and returns what it observed; the demo
+//! narrates it, the end-to-end tests check it.
 
 use crate::cluster::Cluster;
 use crate::workload::{Dial, ProbePod, target};
@@ -13,7 +13,7 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-/// What the demo observed, as `target/demo.json` holds it. What wasn't reached is null.
+/// The demo's observations, as `target/demo.json` holds them. A step that wasn't reached is null.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Observed {
     pub pods_running: Option<usize>,
@@ -31,7 +31,7 @@ pub struct Observed {
     pub seconds_60_pods: Option<f64>,
 }
 
-/// What every pair of pods saw of each other.
+/// Every pair of pods' view of each other.
 pub struct Pairs {
     pub total: usize,
     /// Pairs where the connection came through and the far side saw the pod's own address.
@@ -40,7 +40,7 @@ pub struct Pairs {
     pub failures: Vec<String>,
 }
 
-/// What a burst of pods onto one node cost.
+/// The cost of a burst of pods onto one node.
 pub struct Burst {
     pub nic_writes: usize,
     /// Seconds between the first pod's binding and the last one's, by the API server's time stamps.
@@ -118,7 +118,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Each pod opens TCP to each other one; the accepting side tells which source it saw.
+    /// Each pod opens TCP to each other one; the accepting side reports the source that it saw.
     pub async fn all_pairs(&self, pods: &[ProbePod]) -> Result<Pairs> {
         let rows: Vec<(&ProbePod, Vec<Dial>)> = stream::iter(pods)
             .map(|pod| async move {
@@ -215,7 +215,7 @@ fn source(dials: &[Dial]) -> Result<String> {
     Ok(dial.source_seen_by_target.clone())
 }
 
-/// A look, many times a second, whether a program runs on a machine.
+/// A check, many times a second, whether a program runs on a machine.
 struct NoProcess {
     stop: tokio::sync::oneshot::Sender<()>,
     seen: tokio::task::JoinHandle<Vec<u32>>,

@@ -1,29 +1,29 @@
-//! The one way to wait: until something is so, or for as long as it has to stay so.
+//! The one way to wait: until a condition holds, or for as long as it has to hold.
 
 use anyhow::{Result, bail};
 use std::fmt::Write;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long between two looks.
+/// How long between two checks.
 const PAUSE: Duration = Duration::from_millis(250);
-/// So many different states are told of one wait; what comes after them is only counted.
-const TOLD: usize = 6;
-/// So much of a state is told: some carry whole objects.
+/// So many different states of one wait are reported; further ones are only counted.
+const REPORTED: usize = 6;
+/// So much of a state is reported: some carry whole objects.
 const LENGTH: usize = 240;
 
-/// So much longer than usual things may take at most on a machine that does much else.
+/// So much longer than usual a step may take at most on a machine with much other work.
 const MOST_STRAINED: f64 = 4.0;
 
-/// A limit that runs out more slowly while more processes want to run on this machine than it has cores:
-/// what gets no processor time promises nothing.
+/// A limit that runs out more slowly while more processes want to run on this machine than it has cores: a
+/// process without processor time can promise nothing.
 pub struct Limit {
     left: Duration,
     counted: Instant,
 }
 
 impl Limit {
-    /// Begins now. `within` is how long it lasts on a machine that has the cores for what runs.
+    /// Begins now. `within` is its length on a machine that has enough cores for the running processes.
     pub fn new(within: Duration) -> Limit {
         Limit { left: within, counted: Instant::now() }
     }
@@ -36,7 +36,7 @@ impl Limit {
     }
 }
 
-/// The same for what takes its limit beforehand, by what runs now.
+/// The same for code that takes its limit beforehand, by the present load.
 pub fn patience(limit: Duration) -> Duration {
     limit.mul_f64(strain_now())
 }
@@ -51,14 +51,14 @@ fn strain(load: f64, cores: usize) -> f64 {
     (load / cores as f64).clamp(1.0, MOST_STRAINED)
 }
 
-/// Looks until `look` gives something, a few times a second. Whatever it saw before that is printed: a wrong
-/// state that passes is no failure, but nobody should have to guess that it was there.
+/// Runs `check` until it returns a value, a few times a second. All states before that are printed: a wrong
+/// state that passes is no failure, but a reader should see that it was there.
 ///
 /// `within` is a [`Limit`]'s.
 ///
 /// # Errors
-/// When it didn't come true in time; with what was seen last and before.
-pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut look: F) -> Result<T>
+/// When it didn't come true in time; with the last state and those before.
+pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut check: F) -> Result<T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<Option<T>>>,
@@ -67,9 +67,9 @@ where
     let mut limit = Limit::new(within);
     let mut before = Changes::default();
     loop {
-        let last = match look().await {
+        let last = match check().await {
             Ok(Some(value)) => {
-                if let Some(changes) = before.told() {
+                if let Some(changes) = before.reported() {
                     println!("{what}: after {:.1} s; before that {changes}", begun.elapsed().as_secs_f64());
                 }
                 return Ok(value);
@@ -78,7 +78,7 @@ where
             Err(error) => format!("{error:#}"),
         };
         if limit.is_over() {
-            let changes = before.told().map(|changes| format!(" (in the meantime {changes})"));
+            let changes = before.reported().map(|changes| format!(" (in the meantime {changes})"));
             let (within, took) = (within.as_secs(), begun.elapsed().as_secs());
             bail!("{what}: not within {within} s, after {took} s: {last}{}", changes.unwrap_or_default());
         }
@@ -87,11 +87,11 @@ where
     }
 }
 
-/// Looks a few times a second, for so long, and at the very end; `look` must succeed each time.
+/// Runs `check` a few times a second, for so long, and at the very end; it must succeed each time.
 ///
 /// # Errors
-/// The first that `look` gave, and after how long.
-pub async fn throughout<F, Fut>(what: &str, time: Duration, mut look: F) -> Result<()>
+/// The first that `check` gave, and after how long.
+pub async fn throughout<F, Fut>(what: &str, time: Duration, mut check: F) -> Result<()>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<()>>,
@@ -99,7 +99,7 @@ where
     let begun = Instant::now();
     loop {
         let is_last = begun.elapsed() >= time;
-        if let Err(error) = look().await {
+        if let Err(error) = check().await {
             bail!("{what}: not any more after {:.1} s: {error:#}", begun.elapsed().as_secs_f64());
         }
         if is_last {
@@ -112,7 +112,7 @@ where
 /// The states that a wait has seen, each as often as it came anew.
 #[derive(Default)]
 struct Changes {
-    told: Vec<(Duration, String)>,
+    reported: Vec<(Duration, String)>,
     last: String,
     more: usize,
 }
@@ -122,25 +122,25 @@ impl Changes {
         if state == self.last {
             return;
         }
-        if self.told.len() < TOLD {
+        if self.reported.len() < REPORTED {
             let mut short: String = state.chars().take(LENGTH).collect();
             if short.len() < state.len() {
                 short.push('…');
             }
-            self.told.push((after, short.replace('\n', " ")));
+            self.reported.push((after, short.replace('\n', " ")));
         } else {
             self.more += 1;
         }
         self.last = state;
     }
 
-    /// Nothing where there is nothing to say but that it took its time.
-    fn told(&self) -> Option<String> {
-        if self.told.iter().all(|(_, state)| state == "not yet") {
+    /// Empty where there is nothing to report but the time.
+    fn reported(&self) -> Option<String> {
+        if self.reported.iter().all(|(_, state)| state == "not yet") {
             return None;
         }
         let mut text = String::new();
-        for (after, state) in &self.told {
+        for (after, state) in &self.reported {
             let comma = if text.is_empty() { "" } else { ", then " };
             let _ = write!(text, "{comma}at {:.1} s: {state}", after.as_secs_f64());
         }
@@ -161,10 +161,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_ends_in_vain_tells_what_it_saw_last_and_before() {
-        let looks = Cell::new(0);
+        let checks = Cell::new(0);
         let waited = eventually("a pod", Duration::from_secs(1), || async {
-            looks.set(looks.get() + 1);
-            if looks.get() == 1 { Err::<Option<()>, _>(anyhow!("no pod")) } else { bail!("it is Pending") }
+            checks.set(checks.get() + 1);
+            if checks.get() == 1 { Err::<Option<()>, _>(anyhow!("no pod")) } else { bail!("it is Pending") }
         });
         let error = waited.await.unwrap_err().to_string();
         assert!(error.starts_with("a pod: not within 1 s, after "), "{error}");
@@ -175,19 +175,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_states_before_the_right_one_are_kept_once_each_time_they_come() {
         let mut changes = Changes::default();
-        assert_eq!(changes.told(), None);
+        assert_eq!(changes.reported(), None);
         changes.saw(Duration::ZERO, "not yet".to_owned());
-        assert_eq!(changes.told(), None, "nothing to say but that it took its time");
+        assert_eq!(changes.reported(), None, "nothing to say but that it took its time");
         for state in ["wrong", "wrong", "not yet", "wrong"] {
             changes.saw(Duration::from_secs(1), state.to_owned());
         }
-        let told = changes.told().unwrap();
-        assert_eq!(told.matches("wrong").count(), 2, "{told}");
+        let reported = changes.reported().unwrap();
+        assert_eq!(reported.matches("wrong").count(), 2, "{reported}");
         for number in 0..9 {
             changes.saw(Duration::from_secs(2), format!("{number}{}", "x".repeat(500)));
         }
-        let told = changes.told().unwrap();
-        assert!(told.ends_with(", then 7 other states") && told.len() < 2000, "{told}");
+        let reported = changes.reported().unwrap();
+        assert!(reported.ends_with(", then 7 other states") && reported.len() < 2000, "{reported}");
     }
 
     #[test]
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_to_hold_throughout_fails_on_one_wrong_look() {
+    async fn what_has_to_hold_throughout_fails_on_one_wrong_check() {
         let begun = Instant::now();
         throughout("calm", Duration::from_secs(3), async || Ok(())).await.unwrap();
         assert!(begun.elapsed() >= Duration::from_secs(3));
-        let looks = Cell::new(0);
+        let checks = Cell::new(0);
         let held = throughout("calm", Duration::from_secs(3), || async {
-            looks.set(looks.get() + 1);
-            ensure!(looks.get() != 5, "a storm");
+            checks.set(checks.get() + 1);
+            ensure!(checks.get() != 5, "a storm");
             Ok(())
         });
         let error = held.await.unwrap_err().to_string();

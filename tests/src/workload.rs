@@ -1,4 +1,4 @@
-//! Deployments of probe pods, and what each pod sees of whatever it dials.
+//! Deployments of probe pods, and each pod's view of the addresses it dials.
 
 use crate::cluster::Cluster;
 use anyhow::{Context, Result};
@@ -14,7 +14,7 @@ use vnetpool_plugin::ledger::{self, Sandbox};
 /// The port probes serve at, in pods and on plain VMs.
 pub const PORT: u16 = 8080;
 
-/// One dial: whom, whether it came through, and which source address the far side saw.
+/// One dial: its target, whether it came through, and the source address that the far side saw.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Dial {
     pub target: String,
@@ -145,8 +145,8 @@ impl Cluster {
     }
 }
 
-/// The container of a probe that serves at this port. Its pod is Ready once somebody listens there; it is
-/// asked no more after that.
+/// The container of a probe that serves at this port. Its pod is Ready once the port answers; it is asked no
+/// more after that.
 pub fn container(port: u16) -> Value {
     json!({ "name": "probe", "image": "localhost/probe:dev", "imagePullPolicy": "Never",
         "args": ["serve", "--listen", format!(":{port}")],

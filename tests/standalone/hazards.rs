@@ -1,4 +1,4 @@
-//! What else lives on a node, and what the agent does about it: seen by what arrives.
+//! Other software on a node, and how the agent reacts to it, as packets show it.
 
 use crate::stage::{Agent, INTERNET, OTHER, Stage, VM1, eventually, inside, seen};
 use anyhow::Result;
@@ -37,7 +37,7 @@ impl Wired {
             && is(seen(&self.container, INTERNET), VM1)
     }
 
-    /// What the container sees of a VM's call.
+    /// The container's view of a VM's connection.
     fn reached(&self, stage: &Stage) -> Result<IpAddr> {
         seen(&stage.machine("other"), self.address)
     }
@@ -49,7 +49,7 @@ impl Wired {
     }
 }
 
-/// What the condition `Undisturbed` says.
+/// The message of the condition `Undisturbed`.
 fn undisturbed(stage: &Stage) -> String {
     let shown = stage.call_agent("vm1", &["status"]).unwrap_or_default();
     shown.lines().find(|line| line.starts_with("Undisturbed: ")).unwrap_or_default().to_owned()
@@ -67,7 +67,7 @@ fn eventually_says(stage: &Stage, what: &str) {
 pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let address = wired.address;
-    // First without anybody who puts it right: the node answers in the container's place.
+    // First without an agent that repairs it: the node answers in the container's place.
     wired.agent.stop();
     for held in ["10.240.0.7", "10.240.0.8", "10.240.0.9", "10.240.0.10"] {
         stage.sh("vm1", &format!("ip address add {held}/20 dev eth0"));
@@ -82,15 +82,16 @@ pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut S
     assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
     eventually_says(stage, "True (Repaired): took a pods' address off a link of the node, 4 times so far");
     assert!(undisturbed(stage).contains("apply_network_config_for_secondary_ips: false"));
-    // cloud-netconfig comes again every minute: each time is an event, not the next look's business.
+    // cloud-netconfig comes again every minute: each time is an event, which the agent handles before its
+    // next inspection.
     stage.sh("vm1", &format!("ip address add {address}/20 dev eth0"));
     eventually_says(stage, &format!("5 times so far, the last was {address}/20 on eth0"));
     assert!(wired.holds(stage));
     Ok(())
 }
 
-/// What cloud-init writes for systemd-networkd when a NIC has several addresses, and a file that takes every
-/// link for networkd's.
+/// The files that cloud-init writes for systemd-networkd when a NIC has several addresses, and a file that
+/// takes every link for networkd's.
 const NETWORKD: [(&str, &str); 2] = [
     (
         "10-netplan-eth0.network",
@@ -196,7 +197,7 @@ pub fn a_new_mtu_of_the_nodes_is_the_next_containers(stage: &mut Stage) -> Resul
         stage.sh("vm1", &format!("nsenter --net=/proc/{pid}/ns/net ip link show eth0"))
     };
     assert!(mtu(stage, wired.pid).contains("mtu 1500"));
-    // Several times, which the look that comes every half a minute anyhow would take longer for.
+    // Several times, which the inspections that come every half a minute anyhow would take longer for.
     let start = Instant::now();
     for new in [1450, 1350, 1440, 1360, 1430, 1400] {
         stage.sh("vm1", &format!("ip link set eth0 mtu {new}"));
@@ -231,7 +232,7 @@ fn firewall(stage: &mut Stage, commands: &[&str], chain: &str) -> Result<()> {
     eventually("pods are let through", || wired.holds(stage));
     eventually_says(stage, "True (Repaired): put rules before somebody's firewall");
     assert!(undisturbed(stage).contains(chain), "{}", undisturbed(stage));
-    // What was put in goes again with the rest of ours, and nothing else.
+    // The rules that were put in go again with the rest of ours, and nothing else.
     wired.agent.stop();
     stage.call_agent("vm1", &["detach", "--container", "web"])?;
     stage.call_agent("vm1", &["cleanup"])?;
@@ -253,7 +254,8 @@ pub fn a_policy_of_the_older_iptables_that_drops_is_named_and_opened_only_if_ask
     firewall(stage, &["iptables-legacy -P FORWARD DROP"], "chain FORWARD of iptables-legacy's table filter")
 }
 
-/// As firewalld has it: a policy to accept, and a last rule that rejects what nothing before it knows.
+/// As firewalld has it: a policy to accept, and a last rule that rejects every packet that no rule before it
+/// knows.
 pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for(
     stage: &mut Stage,
 ) -> Result<()> {
@@ -283,7 +285,7 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> 
         "CNI_COMMAND=ADD CNI_CONTAINERID=web CNI_NETNS=/proc/1/ns/net CNI_IFNAME=eth0 CNI_PATH=/usr/lib/cni";
     fs::write(script.path(), format!("echo '{portmap}' | {call} /usr/lib/cni/portmap"))?;
     stage.sh("vm1", &format!("sh {}", script.path().display()));
-    // A change that has the agent look before the flush.
+    // A change that has the agent inspect before the flush.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     eventually("the rule is back", || wired.holds(stage));
     for count in 1..=3 {
@@ -295,7 +297,7 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> 
         assert!(wired.holds(stage));
     }
     eventually_says(stage, "the hostPort of pods web leads nowhere");
-    // By somebody who leaves the table and takes a rule out.
+    // By a program that leaves the table and takes a rule out.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     eventually("the rule is back", || wired.holds(stage));
     eventually_says(
@@ -305,7 +307,7 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> 
     Ok(())
 }
 
-/// Between two looks, half a minute apart, nothing happens that nothing calls for.
+/// Between two inspections, half a minute apart, the agent does nothing without an occasion.
 pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let wakes = || -> Result<u64> {
@@ -318,7 +320,7 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         }
         Ok(sum)
     };
-    // Whatever the start still brings is over once it sleeps for five seconds.
+    // All later effects of the start are over once it sleeps for five seconds.
     let (deadline, mut before) = (Instant::now() + Duration::from_secs(60), wakes()?);
     loop {
         thread::sleep(Duration::from_secs(5));
@@ -329,9 +331,9 @@ pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
         assert!(Instant::now() < deadline, "the agent never sleeps for five seconds: {before} then {now}");
         before = now;
     }
-    // More than the half minute between two looks, and between two questions to the metadata service: at most
-    // two of each are in it. tokio's timer wheel ends a long sleep in up to two steps before its end. However
-    // long a look takes, it is one wake: only a pause ends it.
+    // More than the half minute between two inspections, and between two questions to the metadata service:
+    // at most two of each are in it. tokio's timer wheel ends a long sleep in up to two steps before its end.
+    // However long an inspection takes, it is one wakeup: only a pause ends it.
     let (mut wakes_seen, mut was_awake) = (0, false);
     for _ in 0..35 * 4 {
         thread::sleep(Duration::from_millis(250));

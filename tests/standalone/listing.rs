@@ -1,5 +1,5 @@
-//! In a cluster: what a node's agent learns of its NIC from the real wire to the metadata service, in the
-//! node's own network.
+//! In a cluster: a node's agent learns of its NIC from the real wire to the metadata service, in the node's
+//! own network.
 
 use crate::stage::{Stage, inside, run};
 use anyhow::{Context, Result, ensure};
@@ -14,11 +14,11 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_node_agent::imds::listing::{self, Told};
 use vnetpool_tests::wait::patience;
 
-/// A look that misses what was listed comes within a minute, the next ten seconds later.
+/// A request that misses a listed reservation comes within a minute, the next ten seconds later.
 const MISSED: Duration = Duration::from_secs(75);
 const SOON: Duration = Duration::from_secs(5);
 
-/// The object of a node whose `spec` has what the NIC holds.
+/// The object of a node whose `spec` matches the NIC.
 fn object(stage: &Stage, vm: &str) -> Result<NodeIPAllocation> {
     let nic = stage.nic(vm)?;
     let properties = &nic["properties"];
@@ -36,8 +36,8 @@ fn object(stage: &Stage, vm: &str) -> Result<NodeIPAllocation> {
         "spec": { "nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface] } }))?)
 }
 
-/// Runs the agent's look-out in the network of a machine for as long as `meanwhile` takes.
-fn looking<T: Send>(
+/// Runs the agent's comparison in the network of a machine for as long as `meanwhile` takes.
+fn comparing<T: Send>(
     stage: &Stage,
     machine: &str,
     object: NodeIPAllocation,
@@ -46,11 +46,11 @@ fn looking<T: Send>(
     inside(&stage.machine(machine), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (_objects, object) = watch::channel(Some(Arc::new(object)));
-        let (tell, told) = watch::channel(Told::default());
+        let (tell, reported) = watch::channel(Told::default());
         runtime.block_on(async {
             tokio::select! {
                 ended = listing::watch(object, tell) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
-                outcome = meanwhile(told) => outcome,
+                outcome = meanwhile(reported) => outcome,
             }
         })
     })
@@ -61,30 +61,30 @@ pub fn what_somebody_takes_off_a_nic_is_missed_within_a_minute(stage: &mut Stage
     let object = object(stage, "vm1")?;
     let held: BTreeSet<String> = object.spec.ip_configurations().map(|one| one.name.clone()).collect();
     ensure!(held.len() == 2);
-    let looks = |stage: &Stage| {
+    let requests = |stage: &Stage| {
         let log = stage.admin("GET", "/log", &json!({})).unwrap_or_default();
         log.matches("/metadata/instance/network").count()
     };
     let stage = &*stage;
-    // An answer is logged when it is out, so its looker may be earlier.
-    let looked = async |times: usize| {
-        let looked = async {
-            while looks(stage) < times {
+    // An answer is logged when it is out, so the agent may be ahead of it.
+    let asked = async |times: usize| {
+        let asked = async {
+            while requests(stage) < times {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(patience(SOON), looked).await.with_context(|| format!("it looks {} times", looks(stage)))
+        timeout(patience(SOON), asked).await.with_context(|| format!("it asks {} times", requests(stage)))
     };
-    let (missed, looks) = looking(stage, "vm1", object, async |mut told| {
-        looked(1).await?;
+    let (missed, requests) = comparing(stage, "vm1", object, async |mut reported| {
+        asked(1).await?;
         stage.give("vm1", 1)?;
-        let missed = timeout(patience(MISSED), told.wait_for(|told| !told.unlisted.is_empty())).await;
+        let missed = timeout(patience(MISSED), reported.wait_for(|told| !told.unlisted.is_empty())).await;
         let missed = missed.context("nothing is missed")??.unlisted.clone();
-        looked(3).await?;
-        Ok((missed, looks(stage)))
+        asked(3).await?;
+        Ok((missed, requests(stage)))
     })?;
     ensure!(missed.len() == 1 && missed.is_subset(&held), "{missed:?}");
-    ensure!(looks == 3, "{looks} looks");
+    ensure!(requests == 3, "{requests} requests");
     Ok(())
 }
 
@@ -94,9 +94,9 @@ pub fn a_node_whose_metadata_service_is_closed_goes_on_without_a_word(stage: &mu
     // As a firewall of the node's does it.
     let netns = stage.netns("vm1");
     run(Command::new("ip").args(["-n", &netns, "route", "replace", "unreachable", "169.254.169.254"]))?;
-    looking(stage, "vm1", object, async |mut told| {
-        let silent = timeout(SOON, told.changed()).await;
-        ensure!(silent.is_err(), "it has told {:?}", told.borrow());
+    comparing(stage, "vm1", object, async |mut reported| {
+        let silent = timeout(SOON, reported.changed()).await;
+        ensure!(silent.is_err(), "it has reported {:?}", reported.borrow());
         Ok(())
     })
 }

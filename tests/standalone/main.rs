@@ -1,5 +1,5 @@
-//! Vnetpool on VMs that belong to no cluster, and what else lives on a node, by packets. Needs root; makes
-//! its own network namespaces, named after this process, and removes them.
+//! Vnetpool on VMs that belong to no cluster, and other software on a node, by packets. Needs root; makes its
+//! own network namespaces, named after this process, and removes them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 

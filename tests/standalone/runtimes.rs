@@ -124,7 +124,7 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let archive = stage.folder().join("rootfs.tar");
     run(Command::new("tar").arg("-C").arg(rootfs).arg("-cf").arg(&archive).arg("."))?;
     stage.boot("vm1", 4)?;
-    // Nothing on this machine may lower its score, and a plain folder works on any disk.
+    // No process on this machine may lower its score, and a plain folder works on any disk.
     stage.start_daemon("vm1", "/usr/sbin/dockerd --oom-score-adjust 0 --storage-driver vfs")?;
     eventually("dockerd answers", || {
         stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap().status.success()
@@ -136,8 +136,8 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let pid = stage.sh("vm1", "/usr/bin/docker inspect --format {{.State.Pid}} web").trim().to_owned();
     let address = stage.attach("vm1", &["--container", &id, "--pid", &pid])?;
     let container = stage.namespace_of("vm1", pid.parse()?)?;
-    // dockerd sets the policy of the forward chain to drop when it is the one who turns forwarding on: the
-    // agent names that, and opens the chain only if told to.
+    // dockerd sets the policy of the forward chain to drop when it is the one that turns forwarding on: the
+    // agent names that, and opens the chain only if configured to.
     let says = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
     let named =
         "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";

@@ -26,7 +26,7 @@ use vnetpool_tests::wait::Limit;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where every machine and container says who calls it.
+/// The port at which every machine and container answers with its client's address.
 pub const PORT: u16 = 8080;
 pub const VM1: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 6);
@@ -41,7 +41,7 @@ const MACHINES: [&str; 7] = ["fabric", "vm1", "vm2", "other", "internet", "peer"
 const GROUP: &str =
     "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
 
-/// Process number one of a VM that has its own folders: what there is of a disk, and a shell that holds it.
+/// Process number one of a VM that has its own folders: its disk, and a shell that holds it.
 const BOOT: &str = r#"set -e
 mount --make-rprivate /
 mount -t proc none /proc
@@ -73,7 +73,7 @@ impl Drop for Stage {
                 eprintln!("the agent on {vm}:\n{}", self.read_log(&format!("agent-{vm}")));
             }
         }
-        // The last first: what runs in a machine before what holds it.
+        // The last first: the processes in a machine before the one that holds it.
         for mut process in self.processes.drain(..).rev() {
             drop(process.kill());
             drop(process.wait());
@@ -113,7 +113,7 @@ pub fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Looks until this holds.
+/// Checks until this holds.
 #[track_caller]
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
     let mut limit = Limit::new(PATIENCE);
@@ -260,7 +260,7 @@ impl Stage {
         command
     }
 
-    /// Runs words on a VM that was booted; gives what they print.
+    /// Runs words on a VM that was booted; returns their output.
     pub fn sh(&self, vm: &str, words: &str) -> String {
         let mut words = words.split(' ');
         let output = run(self.on(vm, words.next().unwrap_or_default()).args(words)).unwrap();
@@ -283,7 +283,7 @@ impl Stage {
         Ok(agent)
     }
 
-    /// What `vnetpool-node-agent` prints when it is called with these words.
+    /// The output of `vnetpool-node-agent` with these arguments.
     pub fn call_agent(&self, vm: &str, words: &[&str]) -> Result<String> {
         let output = run(self.on(vm, agent_program()?).args(words))?;
         Ok(String::from_utf8(output.stdout)?)
@@ -294,7 +294,7 @@ impl Stage {
         address_in(&self.call_agent(vm, &[&["attach"], words].concat())?)
     }
 
-    /// What ARM answers about a resource of the group, asked from a VM.
+    /// ARM's answer about a resource of the group, asked from a VM.
     fn arm(&self, method: &str, resource: &str, body: &Value) -> Result<Value> {
         let path = format!("{GROUP}/{resource}?api-version=2024-03-01");
         let headers = "authorization: Bearer test\r\ncontent-type: application/json\r\n";
@@ -412,7 +412,7 @@ pub fn address_in(result: &str) -> Result<Ipv4Addr> {
     Ok(address.with_context(|| result.to_string())?.parse()?)
 }
 
-/// Does something in a network namespace, on a thread of its own.
+/// Runs code in a network namespace, on a thread of its own.
 pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let entered = scope.spawn(|| {
@@ -453,7 +453,7 @@ fn get(server: (Ipv4Addr, u16), path: &str, headers: &str) -> Result<String> {
     ask(server, "GET", path, headers, "")
 }
 
-/// The source that `to` sees when it is called from a namespace.
+/// The source that `to` sees of a connection from a namespace.
 pub fn seen(from: &File, to: Ipv4Addr) -> Result<IpAddr> {
     let body = inside(from, || get((to, PORT), "/whoami", ""))?;
     let start = body.find('{').context("no answer")?;
@@ -462,7 +462,8 @@ pub fn seen(from: &File, to: Ipv4Addr) -> Result<IpAddr> {
     Ok(answer["source"].as_str().context("no source")?.parse()?)
 }
 
-/// How a call of `to` from a namespace ends without an answer: [`ErrorKind::TimedOut`] if it is dropped.
+/// How a connection to `to` from a namespace ends without an answer: [`ErrorKind::TimedOut`] if it is
+/// dropped.
 pub fn failing(from: &File, to: Ipv4Addr) -> Result<ErrorKind> {
     match inside(from, || TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), Duration::from_secs(2))) {
         Ok(_) => bail!("{to} answers"),
@@ -470,7 +471,7 @@ pub fn failing(from: &File, to: Ipv4Addr) -> Result<ErrorKind> {
     }
 }
 
-/// The name of the VM that the metadata service takes a caller in this namespace for.
+/// The VM for which the metadata service takes a client in this namespace.
 pub fn metadata_name(from: &File) -> Result<String> {
     let path = "/metadata/instance/compute/name?api-version=2021-02-01&format=text";
     inside(from, || get((METADATA, 80), path, "Metadata: true\r\n"))

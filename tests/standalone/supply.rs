@@ -1,4 +1,5 @@
-//! The metadata service as the source of a VM's addresses: what it adds, takes away and brings back.
+//! The metadata service as the source of a VM's addresses: addresses that it adds, takes away and brings
+//! back.
 
 use crate::stage::{OTHER, PORT, Stage, eventually, failing, inside, seen};
 use anyhow::Result;

@@ -1,4 +1,4 @@
-//! What `docs/plain-vm.md` has people type, typed on a plain VM.
+//! The commands of `docs/plain-vm.md`, typed on a plain VM.
 
 use crate::stage::{Stage, agent_program, cnitool_program, eventually, plugin_program, probe_program, run};
 use anyhow::{Context, Result, ensure};
@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use vnetpool_tests::snippets::{self, Snippet};
 
-/// The shell of somebody who has built the programs into `image`, and has them and an image of a server at
+/// The shell of a user who has built the programs into `image`, and has them and an image of a server at
 /// hand.
 fn shell(stage: &Stage, snippet: &Snippet) -> Command {
     let folder = stage.folder();

@@ -1,4 +1,4 @@
-//! The main job: what the demo shows, as assertions.
+//! The main job: the demo's steps, as assertions.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -106,7 +106,7 @@ pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluste
     has_columns(&table, "NAME MODE NODES NODES-READY UPDATED HELD ASSIGNED FREE READY REASON AGE")?;
     let table = cluster.kubectl(&["get", "nodeipallocations", "-o", "wide"]).await?;
     has_columns(&table, "NAME POOL HELD ASSIGNED FREE COOLING WAITING COUNTED READY REASON AGE NIC SUBNET")?;
-    // Who has an address stands in the Pods, as the node's own ledger has it.
+    // The holders of addresses stand in the Pods, as the node's own ledger has them.
     let node = "node-1";
     let ledger = cluster.host(node)?.ledger()?;
     let assigned = ledger.assignments().map(|(entry, one)| format!("{} {}", one.pod.name, entry.address));
@@ -146,8 +146,8 @@ pub async fn a_burst_of_sixty_pods_costs_two_nic_writes_at_most(cluster: &Cluste
         "{} NIC writes, bound within {} s, Running after {:.1} s",
         burst.nic_writes, burst.bound_within, burst.seconds
     );
-    // The operator takes what is bound within two seconds for one burst. A scheduler that needs longer, on a
-    // busy machine, has made several: what each costs is the same.
+    // The operator takes pods that are bound within two seconds for one burst. A scheduler that needs longer,
+    // on a busy machine, has made several: the cost of each is the same.
     let bursts = 1 + usize::try_from(burst.bound_within)? / 5;
     let most = 2 * bursts;
     ensure!(
@@ -171,7 +171,7 @@ pub async fn pods_start_and_stop_while_the_agent_is_down(cluster: &Cluster) -> R
 /// Every body our operator sent and every body it was answered, against the official OpenAPI documents.
 pub async fn every_exchange_with_azure_keeps_to_its_documents(cluster: &Cluster) -> Result<()> {
     let documents = Documents::beside_project()?.context("../shared/azure-spec went away")?;
-    // Run by itself, it makes the exchanges of the main job first.
+    // Run alone, it makes the exchanges of the main job first.
     if cluster.azure.log().await?.iter().filter(|exchange| exchange.method == "PUT").count() <= ENOUGH_WRITES
     {
         addresses_go_back_to_azure_when_the_pods_are_gone(cluster).await?;

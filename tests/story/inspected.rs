@@ -10,8 +10,8 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::place::arm;
 
 const SOON: Duration = Duration::from_secs(90);
-/// How long an agent and the operator take to put right what `check` finds here: what looks leaked is looked
-/// at for a minute first.
+/// How long an agent and the operator take to repair the differences that `check` finds here: a suspected
+/// leak is watched for a minute first.
 const HEALED: Duration = Duration::from_secs(180);
 
 pub async fn the_plugin_of_kubectl_tells_what_operator_ledger_and_kernel_have(
@@ -102,7 +102,7 @@ pub async fn check_finds_what_leaked_on_a_nic_in_a_ledger_and_on_a_link(cluster:
     ensure!(has(&ledger, "LedgerAndKernel", &record), "no link for {record} in {told:#}");
     ensure!(has(&link, "LedgerAndKernel", routed), "no link to {routed} in {told:#}");
     ensure!(told["differences"].as_array().map(Vec::len) == Some(4), "{told:#}");
-    // The operator meets the NIC's with its next write, and the agent frees what no sandbox has.
+    // The operator finds the NIC's with its next write, and the agent frees addresses without a sandbox.
     cluster.patch_pool(json!({ "sizing": { "minimum": MINIMUM + 4 } })).await?;
     let healed = agrees(cluster, HEALED).await;
     cluster.patch_pool(json!({ "sizing": { "minimum": MINIMUM } })).await?;
@@ -138,7 +138,7 @@ fn leak_in_ledger(host: &Host) -> Result<String> {
     }
 }
 
-/// Waits until `check` finds nothing: while addresses come and go it may see that twice.
+/// Waits until `check` finds nothing: while addresses come and go it may see a difference twice.
 async fn agrees(cluster: &Cluster, within: Duration) -> Result<()> {
     eventually("NIC, spec, ledger, kernel and pods agree", within, || async {
         let (code, told) = cluster.vnetpool(&["check", "--apart", "1"]).await?;

@@ -1,6 +1,6 @@
-//! The demo's list as assertions, and what must hold when things go wrong: one real cluster, booted once.
-//! Parts come one after the other; the chapters of a part run at once where each keeps to nodes of its own.
-//! Each makes what it needs, so any can run alone.
+//! The demo's list as assertions, and invariants when things go wrong: one real cluster, booted once. Parts
+//! come one after the other; the chapters of a part run at once where each keeps to nodes of its own. Each
+//! makes the objects that it needs, so any can run alone.
 
 mod chapters;
 mod inspected;
@@ -18,7 +18,7 @@ use vnetpool_azure_sim::schema::Documents;
 use vnetpool_tests::chapters::backwards;
 use vnetpool_tests::cluster::{Cluster, root};
 
-/// What all chapters share: the cluster comes up with the first that runs.
+/// The state that all chapters share: the cluster comes up with the first that runs.
 #[derive(Default)]
 struct Stage {
     cluster: OnceCell<Cluster>,
@@ -84,7 +84,7 @@ fn main() -> Result<ExitCode> {
         trouble::a_refused_write_names_the_missing_action_and_hurts_no_other_node,
     ];
     let mut end = part![
-        // By itself: a node that grows beside it may get the addresses that were wiped off.
+        // Alone: a node that grows beside it may get the addresses that were wiped off.
         trouble::a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes,
         trouble::the_plugin_is_put_into_a_folder_that_is_not_roots,
         trouble::a_policy_of_the_older_iptables_is_named_by_the_charts_agent,
@@ -92,8 +92,8 @@ fn main() -> Result<ExitCode> {
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,
     ];
-    // Azure's documents don't belong to the project: where they aren't at hand, what needs them counts as
-    // skipped.
+    // Azure's documents don't belong to the project: where they aren't at hand, a test that needs them counts
+    // as skipped.
     if matches!(Documents::beside_project(), Ok(None))
         && let Some(last) = end.pop()
     {

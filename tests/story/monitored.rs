@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes the programs as the chart's PodMonitors say.
+//! A real Prometheus scrapes the programs by the chart's PodMonitors.
 
 use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,7 @@ use vnetpool_tests::place::Place;
 const PORT: u16 = 9090;
 const SOON: Duration = Duration::from_secs(60);
 
-/// Runs until it is dropped, on the plain VM: whoever is in the VNet can scrape.
+/// Runs until it is dropped, on the plain VM: any machine in the VNet can scrape.
 struct Prometheus {
     vm: Place,
     _process: Child,
@@ -26,7 +26,7 @@ struct Prometheus {
 pub async fn prometheus_scrapes_by_the_charts_pod_monitors_and_has_what_alerts_and_panels_ask_for(
     cluster: &Cluster,
 ) -> Result<()> {
-    // What begins with a pod's start is there, too.
+    // Series that begin with a pod's start are there, too.
     cluster.deploy("watched", 1, Some("node-1")).await?;
     cluster.running("watched", 1, SOON).await?;
     let mut all: Value = serde_json::from_str(&cluster.kubectl(&["get", "pods", "-A", "-o", "json"]).await?)?;

@@ -1,4 +1,4 @@
-//! What must hold when things go wrong: lost state, reboots, killed operators, and Azure saying no.
+//! Invariants when things go wrong: lost state, reboots, killed operators, and refusals by Azure.
 
 use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
@@ -91,17 +91,17 @@ pub async fn a_node_that_reboots_in_the_middle_of_a_give_back_comes_back_clean(
     cluster.settled_on("node-2", MINIMUM, Duration::from_secs(180)).await
 }
 
-/// Nothing happens to the node: no pod comes or goes, and it doesn't boot. Its agent notices.
+/// No event happens to the node: no pod comes or goes, and it doesn't boot. Its agent notices.
 pub async fn a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes(cluster: &Cluster) -> Result<()> {
     cluster.deploy("quiet", 3, Some("node-3")).await?;
     let pods = cluster.running("quiet", 3, Duration::from_secs(120)).await?;
     let (host, before) = (cluster.host("node-3")?, cluster.azure.now().await?);
-    eventually("a look of the agent at its metadata service", SOON, || async {
+    eventually("a request of the agent to its metadata service", SOON, || async {
         let log = cluster.azure.raw_log().await?;
-        let looks = log.as_array().into_iter().flatten().filter(|one| {
+        let requests = log.as_array().into_iter().flatten().filter(|one| {
             one["path"] == "/metadata/instance/network" && one["caller"].as_str() == Some(&host.address)
         });
-        let mut after = looks.filter(|one| one["seq"].as_u64() > Some(before));
+        let mut after = requests.filter(|one| one["seq"].as_u64() > Some(before));
         Ok(after.next().map(drop))
     })
     .await?;
@@ -115,7 +115,7 @@ pub async fn a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes(cluste
         Ok(Some(()))
     })
     .await?;
-    // What was free and vanished stays withdrawn in the ledger until the node boots.
+    // A free address that vanished stays withdrawn in the ledger until the node boots.
     cluster.undeploy("quiet").await
 }
 
@@ -209,7 +209,7 @@ pub async fn a_refused_write_names_the_missing_action_and_hurts_no_other_node(
     ensure!(reserved.message.contains(action), "{}", reserved.message);
     told(cluster, "refused", action).await?;
     holds(cluster, "allowed", 12).await?;
-    // The action is granted, and whoever did that edits the pool to see it work.
+    // The action is granted, and the administrator who did that edits the pool to see it work.
     cluster.azure.mend(&fault).await?;
     make_pool(cluster, "guarded", 16).await?;
     holds(cluster, "refused", 16).await?;
@@ -243,8 +243,8 @@ pub async fn a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more(
     cluster.settled_on("node-1", MINIMUM, Duration::from_secs(180)).await
 }
 
-/// The way to uninstall: without a pool, a node gives back what no pod uses, and the rest when its pods are
-/// gone.
+/// The way to uninstall: without a pool, a node gives back the addresses that no pod uses, and the rest when
+/// its pods are gone.
 pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Result<()> {
     let pool: serde_json::Value =
         serde_json::from_str(&cluster.kubectl(&["get", "nodeippool", "default", "-o", "json"]).await?)?;
@@ -267,7 +267,7 @@ pub async fn a_deleted_pool_gives_every_address_back(cluster: &Cluster) -> Resul
     })
     .await?;
     ensure!(cluster.held().await? == 0, "the NICs still hold {}", cluster.held().await?);
-    // For whoever comes next.
+    // For the chapters that follow.
     let again = json!({ "apiVersion": pool["apiVersion"], "kind": "NodeIPPool",
         "metadata": { "name": "default" }, "spec": pool["spec"] });
     cluster.apply(&again.to_string()).await.map(drop)
@@ -285,7 +285,7 @@ pub async fn a_policy_of_the_older_iptables_is_named_by_the_charts_agent(cluster
         Ok(Some(told.message.clone()))
     })
     .await;
-    // Whatever was said: the chapters that follow need the node.
+    // Whatever the outcome: the chapters that follow need the node.
     cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "ACCEPT"]).await?;
     let told = told?;
     ensure!(told.contains("chain FORWARD of iptables-legacy's table filter drops"), "{told}");
@@ -352,7 +352,7 @@ async fn remove_node(cluster: &Cluster, name: &str) -> Result<()> {
 
 /// Waits until the allocation of a Node that is gone is gone, too.
 async fn gone(cluster: &Cluster, name: &str) -> Result<()> {
-    // A NIC's 404 is believed when it has come twice, a minute apart, and each puts the next look off.
+    // A NIC's 404 is believed when it has come twice, a minute apart, and each puts the next read off.
     eventually(&format!("the allocation of {name} gone"), Duration::from_secs(180), || async {
         Ok((!cluster.allocations().await?.iter().any(|left| left == name)).then_some(()))
     })
@@ -398,7 +398,7 @@ async fn told(cluster: &Cluster, name: &str, what: &str) -> Result<()> {
     .await
 }
 
-/// Who leads: the pod's name and an id of its process.
+/// The leader: the pod's name and an id of its process.
 async fn leader(cluster: &Cluster) -> Result<(String, String)> {
     let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "vnetpool-system");
     let holder = leases.get("vnetpool-operator").await?.spec.and_then(|spec| spec.holder_identity);

@@ -1,4 +1,4 @@
-//! What README and the documents have people type, typed.
+//! The commands of README and the documents, typed.
 
 use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
@@ -6,7 +6,7 @@ use std::time::Duration;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::snippets;
 
-/// Installs the chart as README tells, but with the images and the Azure of the test.
+/// Installs the chart by the README, but with the images and the Azure of the test.
 pub async fn install(cluster: &Cluster) -> Result<()> {
     let values = root().join("tests/cluster/values.yaml");
     let (values, endpoint) = (values.display(), &cluster.state.arm_endpoint);
@@ -48,7 +48,7 @@ pub async fn the_commands_of_the_documents_do_what_they_say(cluster: &Cluster) -
     cluster.settled(MINIMUM, Duration::from_secs(180)).await
 }
 
-/// Whoever collects the cluster's logs needs one parser.
+/// A program that collects the cluster's logs needs one parser.
 pub async fn both_programs_log_by_one_schema(cluster: &Cluster) -> Result<()> {
     for program in ["deployment/vnetpool-operator", "daemonset/vnetpool-node-agent"] {
         let log = cluster.kubectl(&["logs", "-n", "vnetpool-system", program, "--all-pods"]).await?;

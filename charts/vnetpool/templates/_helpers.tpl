@@ -1,4 +1,4 @@
-{{/* Labels of every object. Call with (list . "component"). */}}
+{{/* Labels of every object. Argument: (list . "component"). */}}
 {{- define "vnetpool.labels" -}}
 {{- $root := first . -}}
 {{ include "vnetpool.selector" . }}
@@ -14,7 +14,7 @@ app.kubernetes.io/name: vnetpool
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* Labels of a component's pods, with the values' own. Call with (list . "component" .Values.operator). */}}
+{{/* Labels of a component's pods, with the values' own. Argument: (list . "component" .Values.operator). */}}
 {{- define "vnetpool.podLabels" -}}
 {{ include "vnetpool.labels" (list (first .) (index . 1)) }}
 {{- with (last .).podLabels }}
@@ -31,7 +31,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* An image. Call with (list . "operator" .Values.operator) or (list . "node-agent" .Values.nodeAgent). */}}
+{{/* An image. Argument: (list . "operator" .Values.operator) or (list . "node-agent" .Values.nodeAgent). */}}
 {{- define "vnetpool.image" -}}
 {{- $root := first . -}}
 {{- $missing := cat "image.registry must be given: the registry to which you pushed the images vnetpool/operator"
@@ -87,8 +87,8 @@ system:serviceaccount:{{ .Release.Namespace }}:vnetpool-operator
 system:serviceaccount:{{ .Release.Namespace }}:vnetpool-node-agent
 {{- end }}
 
-{{/* Where a program listens. Call with (list . PORT). It is on the host's network, where every pod and the whole VNet could ask:
-probes come from the node itself, and others see metrics only where the values say so. */}}
+{{/* Where a program listens. Argument: (list . PORT). It is on the host's network, where every pod and the whole VNet could ask:
+probes come from the node itself, and others see metrics only where the values allow it. */}}
 {{- define "vnetpool.addresses" -}}
 - name: VNETPOOL_ADMIN_ADDRESS
   value: 127.0.0.1:{{ last . }}
@@ -101,7 +101,7 @@ probes come from the node itself, and others see metrics only where the values s
 {{- end }}
 {{- end }}
 
-{{/* A component's probes. Call with .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may lack them. */}}
+{{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may lack them. */}}
 {{- define "vnetpool.probes" -}}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }

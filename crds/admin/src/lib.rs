@@ -1,8 +1,8 @@
 //! The endpoint on which both programs answer the kubelet's probes and scrapes of metrics.
 //!
-//! Both are on the host's network, and whoever reaches the port may ask without a name. So a caller can hold
-//! a bounded number of connections for a bounded time, with a bounded head: what comes beyond waits in the
-//! kernel. `axum::serve` bounds none of these.
+//! Both are on the host's network, and a client that reaches the port may ask without a name. So a client can
+//! hold a bounded number of connections for a bounded time, with a bounded head: connections beyond wait in
+//! the kernel. `axum::serve` bounds none of these.
 
 use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -53,7 +53,7 @@ pub async fn serve(address: SocketAddr, routes: Router) -> io::Result<Infallible
             let mut builder = http1::Builder::new();
             // The life of a connection bounds the wait for its head, too.
             builder.keep_alive(false).max_buf_size(HEAD);
-            // Whoever asked and went away, or took too long, concerns nobody.
+            // A client that asked and went away, or took too long, concerns nobody else.
             let _ = timeout(LIFE, builder.serve_connection(TokioIo::new(stream), service)).await;
             drop(permit);
         });
@@ -79,7 +79,7 @@ mod tests {
         free
     }
 
-    /// What comes back for these bytes until the endpoint closes the connection.
+    /// The answer to these bytes until the endpoint closes the connection.
     async fn answer(to: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(to).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();

@@ -26,11 +26,11 @@ const PIECE: Duration = Duration::from_secs(10);
 /// Until such an answer is complete.
 const WHOLE: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection on which nothing was heard for so long is asked whether its peer is there.
+/// A connection that was silent for so long is probed for its peer.
 const QUIET: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
-/// Data or probes that nobody has acknowledged for so long end a connection.
+/// Data or probes without an acknowledgement for so long end a connection.
 const UNHEARD: Duration = Duration::from_secs(20);
 
 /// # Errors

@@ -1,5 +1,5 @@
-//! How Vnetpool's programs speak with the API server: each request ends, what failed for many isn't tried
-//! again by all at once, and one object that can't be read costs only itself.
+//! The API server's clients in Vnetpool's programs: each request ends, a request that failed for many isn't
+//! repeated by all at once, and one object that can't be read costs only itself.
 
 pub mod answer;
 pub mod client;

@@ -22,9 +22,9 @@ pub struct Unreadable {
     pub api_version: String,
     pub kind: String,
     pub metadata: ObjectMeta,
-    /// The field and what is wrong with it.
+    /// The field and its fault.
     pub error: String,
-    /// All of it, for whatever can be told from parts of it.
+    /// All of it, for code that needs only parts of it.
     pub content: Value,
 }
 
@@ -71,7 +71,7 @@ fn unreadable<K: Resource<DynamicType = ()>>(text: &str, error: String) -> Box<U
     })
 }
 
-/// Of metadata that can't be read either, what it takes to know the object again.
+/// The metadata by which the object is known again, if the metadata can't be read either.
 fn metadata(content: &Value) -> ObjectMeta {
     let text = |field: &str| content[field].as_str().map(str::to_owned);
     ObjectMeta::deserialize(content).unwrap_or_else(|_| ObjectMeta {

@@ -1,6 +1,6 @@
-//! What each of Vnetpool's programs tells of itself: its build, and what its process uses. Prometheus' own
-//! libraries call the latter `process_*`, and so do the dashboards that everybody has. And how they lock
-//! plain data.
+//! The facts that each of Vnetpool's programs publishes about itself: its build, and the resources of its
+//! process. Prometheus' own libraries name the latter `process_*`, and so do the common dashboards. And how
+//! the programs lock plain data.
 
 pub mod lock;
 
@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// A registry for the metrics that begin with `prefix`, which tells of this process already. Metrics of the
+/// A registry for the metrics that begin with `prefix`, which describes this process already. Metrics of the
 /// program's own are registered in [`own`] of it.
 pub fn registry(prefix: &str, version: &'static str) -> Registry {
     let mut registry = Registry::default();
@@ -33,7 +33,7 @@ pub fn own<'a>(registry: &'a mut Registry, prefix: &str) -> &'a mut Registry {
     registry.sub_registry_with_prefix(prefix)
 }
 
-/// Read when somebody scrapes. What can't be read is left out.
+/// Read at each scrape. Values that can't be read are left out.
 #[derive(Debug)]
 struct Process {
     /// Seconds since 1970.
@@ -82,7 +82,7 @@ fn resident_bytes() -> Option<f64> {
 }
 
 fn open_files() -> Option<f64> {
-    // One is that of this look.
+    // One of them is opened by this count itself.
     Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as f64)
 }
 

@@ -2,7 +2,7 @@
 
 use kube::core::{Message, Rule};
 
-/// A LabelSelector, with what Kubernetes checks of one only in its own kinds. A slip would otherwise be
+/// A LabelSelector, with the checks that Kubernetes makes only in its own kinds. A slip would otherwise be
 /// taken, and the pool would serve no node.
 pub fn node_selector(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let value = schemars::json_schema!({
@@ -60,7 +60,7 @@ pub fn number_or_percentage(_: &mut schemars::SchemaGenerator) -> schemars::Sche
     })
 }
 
-/// A rule that a Go-style duration lies within bounds; without it CEL's own message would speak of parsing.
+/// A rule that a Go-style duration lies within bounds; without it CEL's own message would be about parsing.
 /// It takes all units that programs write: of `0s` Rust makes `0ns`, and of `0.001ms` `1µs`.
 pub fn duration_rule(field: &str, least: &str, most: &str) -> Rule {
     Rule::new(format!(

@@ -21,7 +21,7 @@ pub struct NodeIPPoolStatus {
     /// nothing of what they hold.
     #[serde(default)]
     pub updated_nodes: u32,
-    /// When the sums were made. Those of addresses are made of what the nodes have counted, each at its time.
+    /// When the sums were made. Those of addresses are made of the nodes' counts, each at its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_at: Option<Time>,
     /// Addresses these nodes hold.
@@ -58,7 +58,7 @@ pub struct NodeIPPoolStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// What a pool holds in one subnet.
+/// A pool's addresses in one subnet.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubnetUse {
@@ -72,8 +72,8 @@ pub struct SubnetUse {
     /// it has been read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u32>,
-    /// How many of them nobody has, as Azure counted a minute ago at most. A hint: nothing is decided by it.
-    /// Absent while Azure doesn't tell; the condition `SubnetExhausting` says why.
+    /// How many of them are free, as Azure counted a minute ago at most. A hint: nothing is decided by it.
+    /// Absent while Azure doesn't count them; the condition `SubnetExhausting` names the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<u32>,
 }
@@ -86,9 +86,9 @@ pub struct NetworkUse {
     pub id: String,
     /// How many private addresses Azure takes in it in all. A block of 16 counts once.
     pub limit: u32,
-    /// How many are taken at most, by Azure's count of a minute ago: where the figures don't tell whether Azure
-    /// counts a block as one address or as 16, as if it were one. A hint: nothing is decided by it. Absent
-    /// while Azure doesn't tell; the condition `NetworkExhausting` says why.
+    /// How many are taken at most, by Azure's count of a minute ago: where the figures don't show whether
+    /// Azure counts a block as one address or as 16, as if it were one. A hint: nothing is decided by it.
+    /// Absent while Azure doesn't count them; the condition `NetworkExhausting` names the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<u32>,
 }

@@ -1,6 +1,6 @@
-//! What a pod waits for: wall time of whole processes for ADD and DEL, ours beside its peers, interleaved, one
-//! at a time and many at once, on an empty node and on a full one. `make bench-node` builds all of them and
-//! runs it as root; the docs have its tables.
+//! How long a pod waits: wall time of whole processes for ADD and DEL, ours beside its peers, interleaved,
+//! one at a time and many at once, on an empty node and on a full one. `make bench-node` builds all of them
+//! and runs it as root; the docs have its tables.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 

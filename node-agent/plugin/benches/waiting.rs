@@ -1,4 +1,4 @@
-//! What ADDs cost that find no free address: processor time in all, beside as many that find one, and how
+//! The cost of ADDs that find no free address: processor time in all, beside as many that find one, and how
 //! long it takes from a supply of one address to the end of the ADD that gets it. Run as root: `cargo bench
 //! -p vnetpool-plugin --profile plugin --bench waiting`.
 

@@ -17,7 +17,7 @@ pub const IPAM: &str = "vnetpool-ipam";
 pub use request::{GSO_MAX_SIZE, Lease, Program, Request, STATE_DIR, Task, Verb, Wire};
 pub use result::{Leased, PrevResult, Versions, Wired};
 
-/// A version of the specification that we speak.
+/// A version of the specification that the plugin supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Version {
     V0_3_1,
@@ -50,8 +50,8 @@ impl Serialize for Version {
     }
 }
 
-/// An error as the specification has it. Runtimes show `msg` and `details` to people: what happened, and what
-/// to do.
+/// An error as the specification has it. Runtimes show `msg` and `details` to people: the fault, and its
+/// remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Error {
     #[serde(rename = "cniVersion")]
@@ -73,12 +73,12 @@ pub mod code {
     pub const NOT_READY: u32 = 50;
     /// The kernel refused a step of the wiring.
     pub const WIRING: u32 = 100;
-    /// CHECK found something that is not as ADD left it.
+    /// CHECK found a part that is not as ADD left it.
     pub const DAMAGED: u32 = 101;
 }
 
 impl Error {
-    /// What happened, and what to do about it.
+    /// The fault, and its remedy.
     pub fn new(code: u32, msg: impl Into<String>, remedy: impl Into<String>) -> Error {
         Error { version: Version::default(), code, msg: msg.into(), details: remedy.into() }
     }

@@ -16,8 +16,8 @@
 //!                    forgotten      (a Free entry gone from spec is Withdrawn, too)
 //! ```
 //!
-//! While the node lacks its rules, which a pod needs with its first packet, what is free goes to no pod: see
-//! [`Ledger::rule`]. It is given back all the same, since an address needs no rules to leave.
+//! While the node lacks its rules, which a pod needs with its first packet, free addresses go to no pod: see
+//! [`Ledger::rule`]. They are given back all the same, since an address needs no rules to leave.
 
 mod choice;
 pub mod file;
@@ -41,7 +41,7 @@ pub use tenant::{Entry, Proof, Tenant};
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps and starts anew with each boot.
 pub type Millis = u64;
 
-/// For whom an ADD asks for an address.
+/// The sandbox for which an ADD asks for an address.
 #[derive(Clone, Debug)]
 pub struct Claim<'a> {
     pub sandbox: &'a Sandbox,
@@ -121,7 +121,8 @@ pub struct Ledger {
 
 impl Ledger {
     /// A ledger from its three sources, in the order of their authority: addresses in use on the node are
-    /// assigned, whatever the others say; relinquished names are never supplied again; then comes the spec.
+    /// assigned, whatever the other sources have; relinquished names are never supplied again; then comes the
+    /// spec.
     ///
     /// `freed_at` is when the addresses not in use were freed, as far as is known. It is None for the first
     /// ledger of a boot, since whatever used them ended with the boot before. It is `Some(now)` when an
@@ -162,7 +163,7 @@ impl Ledger {
     /// - an entry that comes back is as it was before.
     ///
     /// An address that its pod kept and that comes back under another name is taken back, too: this node has
-    /// it again, so nobody else can have it.
+    /// it again, so no other node can have it.
     pub fn supply(&mut self, supply: &Supply) -> Supplied {
         let Supply { object, generation, node_uid, boot_id, cooldown, entries } = supply;
         if *object == self.object && *generation < self.generation {
@@ -196,8 +197,8 @@ impl Ledger {
         Supplied::Applied
     }
 
-    /// Takes down whether the node's rules are in place. Without them no address is assigned, or counts as
-    /// free; what pods have, and when addresses were freed, isn't touched.
+    /// Records whether the node's rules are in place. Without them no address is assigned, or counts as free;
+    /// pods' addresses, and the times at which others were freed, aren't touched.
     pub fn rule(&mut self, is_ruled: bool) {
         self.is_ruled = is_ruled;
         self.note_first_address();
@@ -212,9 +213,9 @@ impl Ledger {
         self.had_first_address |= self.records.iter().any(is_held);
     }
 
-    /// Relinquishes what is held or withheld beyond `target`, as far as it is free, has cooled and has nothing
-    /// attached: the entries freed longest ago first, those of a block only all together. This can't be taken
-    /// back, since the operator may already be removing the entries. Returns their names.
+    /// Relinquishes the addresses held or withheld beyond `target`, as far as they are free, have cooled and
+    /// have no attachment: the entries freed longest ago first, those of a block only all together. This
+    /// can't be taken back, since the operator may already be removing the entries. Returns their names.
     pub fn relinquish(&mut self, target: u32, now: Millis) -> Vec<String> {
         let Counts { held, withheld, .. } = self.counts(now);
         let mut surplus = (held + withheld).saturating_sub(target);
@@ -252,7 +253,7 @@ impl Ledger {
             });
             one.size += 1;
             one.freed = one.freed.max(record.freed());
-            // No pod has the empty UID, so an entry with something attached counts as in use, too.
+            // No pod has the empty UID, so an entry with an attachment counts as in use, too.
             one.in_use |= !record.entry().is_for("") || !readiness.is_ready(record, now);
         }
         let mut idle: Vec<(&str, &Reservation)> =
@@ -335,11 +336,11 @@ impl Ledger {
         self.waiting.clear();
     }
 
-    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came. One whose
-    /// ADD has ended loses its place instead of being served.
+    /// Assigns the addresses that are ready to the waiting ADDs, in the order in which these came. An ADD
+    /// that has ended loses its place instead of being served.
     ///
-    /// Only those who would be served are asked whether they live, since each question is a system call: who
-    /// can get nothing keeps a place that costs nobody anything.
+    /// Only ADDs that would be served are checked for life, since each check is a system call: an ADD that
+    /// can get nothing keeps its place, which costs nothing.
     pub(crate) fn serve(&mut self, now: Millis, is_alive: impl Fn(&Sandbox) -> bool) {
         if self.waiting.is_empty() {
             return;
@@ -378,7 +379,7 @@ impl Ledger {
         self.records.iter().filter_map(|record| readiness.at(record)).filter(|&ready| ready > now).min()
     }
 
-    /// Whether somebody waits who could have an address now, since time alone makes cooling addresses ready.
+    /// Whether an ADD waits that could have an address now, since time alone makes cooling addresses ready.
     pub fn is_due(&self, now: Millis) -> bool {
         let choice = self.choice(now);
         let can_be_served = |waiter: &Waiter| choice.for_pod(&self.records, &waiter.pod.uid).is_some();

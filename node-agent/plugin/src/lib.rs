@@ -1,5 +1,5 @@
-//! The CNI plugin, and what it shares with the node agent: the ledger of the node's addresses and the wiring
-//! of pods.
+//! The CNI plugin, and the parts that it shares with the node agent: the ledger of the node's addresses and
+//! the wiring of pods.
 //!
 //! ```text
 //!   runtime ── CNI ──▶ plugin ──▶ ledger  (which address)  ◀── agent: supplies, reports, sweeps

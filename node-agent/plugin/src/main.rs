@@ -1,9 +1,9 @@
 //! The CNI plugin. A container runtime runs it once for every verb, as `vnetpool`. Another plugin runs it as
 //! `vnetpool-ipam`.
 //!
-//! Its `main` is C's. What Rust's does before a program's own is for programs that live long: handlers and a
-//! stack for the overflow of another, which it finds by reading the process's memory map. Each pod would wait
-//! for these twenty system calls. Arguments and environment are there without it.
+//! Its `main` is C's. Rust's own start is for programs that live long: handlers and a stack for the overflow
+//! of another, which it finds by reading the process's memory map. Each pod would wait for these twenty
+//! system calls. Arguments and environment are there without it.
 
 #![no_main]
 

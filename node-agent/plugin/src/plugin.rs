@@ -1,8 +1,8 @@
 //! The verbs: ADD, DEL, CHECK, STATUS, GC and VERSION. A verb holds its sandbox's lock from beginning to end.
 //! It holds the ledger's lock only for each transaction, never while it talks to the kernel.
 //!
-//! What a verb does for a sandbox beside keeping the ledger depends on the name the program was called by:
-//! see the trait `Duty`.
+//! A verb's duty for a sandbox beside the ledger depends on the name under which the program was invoked: see
+//! the trait `Duty`.
 
 mod error;
 mod lease;
@@ -32,17 +32,17 @@ use log::Line;
 
 /// How long an ADD waits for an address: the kubelet takes a runtime for dead that is silent for 30 s.
 const ADDRESS_WAIT: Duration = Duration::from_secs(20);
-/// How often a DEL looks whether the verb it waits for is an ADD that it can cancel.
+/// How often a DEL checks whether the verb it waits for is an ADD that it can cancel.
 const CANCEL_EVERY: Duration = Duration::from_millis(10);
 
-/// What the process prints on standard output, and its exit code.
+/// The process's standard output, and its exit code.
 #[derive(Debug)]
 pub struct Answer {
     pub stdout: Vec<u8>,
     pub exit_code: i32,
 }
 
-/// What a sandbox gets of us beside its address in the ledger, and how to see that it lives.
+/// A sandbox's service beside its address in the ledger, and how to see that the sandbox lives.
 trait Duty {
     /// How the agent sees later that the sandbox lives.
     fn proof(&self, sandbox: &Sandbox, pod: &Pod, netns: &Path) -> Proof;
@@ -56,31 +56,31 @@ trait Duty {
     /// Makes the address work for the sandbox, under the sandbox's lock; gives the result of ADD.
     fn connect(&self, add: Add<'_>, line: &mut Line) -> Result<Answer, Error>;
 
-    /// What is not as [`Duty::connect`] left it, in sentences. Repairs nothing.
+    /// The differences from the state that [`Duty::connect`] left, in sentences. Repairs nothing.
     fn faults(&self, identity: &Identity, netns: &Path) -> Result<Vec<String>, Error>;
 
-    /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that nobody else gets an
-    /// address that still works for this sandbox. Under the sandbox's lock. Without a ledger there is nothing
-    /// to free: the agent will find nothing in use.
+    /// Undoes what [`Duty::connect`] did, then frees the address: in this order, so that no other sandbox
+    /// gets an address that still works for this one. Under the sandbox's lock. Without a ledger there is
+    /// nothing to free: the agent will find nothing in use.
     fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Undone, Error>;
 
-    /// Undoes what [`Duty::free`] can't know of: what an ADD that was killed left half done, or what only the
-    /// result of ADD still tells. Without a namespace, or a result, there is nothing to find.
+    /// Undoes what [`Duty::free`] can't know of: the unfinished work of an ADD that was killed, or what only
+    /// the result of ADD still names. Without a namespace, or a result, there is nothing to find.
     fn tidy(&self, sandbox: &Sandbox, netns: Option<&Path>, had: &[Ipv4Addr]) -> Result<(), Error>;
 }
 
-/// What was there of an ADD to undo.
+/// The remains of an ADD that were undone.
 struct Undone {
     /// The address that is free now, or cooling.
     address: Option<Ipv4Addr>,
-    /// Whether what [`Duty::connect`] makes was found. If it wasn't, there may be traces of it.
+    /// Whether the work of [`Duty::connect`] was found. If it wasn't, there may be traces of it.
     is_found: bool,
 }
 
 /// An ADD whose sandbox has its address.
 struct Add<'a> {
     version: Version,
-    /// What the plugins before us in the chain have done.
+    /// The result of the plugins before us in the chain.
     before: PrevResult,
     identity: &'a Identity,
     path: &'a Path,
@@ -89,7 +89,7 @@ struct Add<'a> {
     store: &'a Store,
 }
 
-/// One call of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
+/// One invocation of the plugin. `env` looks an environment variable up, `stdin` is all of standard input.
 pub fn run(program: Program, env: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
     let request = match Request::parse(program, env, stdin) {
         Ok(request) => request,
@@ -235,7 +235,7 @@ fn lock_and_cancel(store: &Store, sandbox: &Sandbox) -> Result<SandboxLock, Erro
     }
 }
 
-/// Compares what is there with what ADD left; repairs nothing.
+/// Compares the present state with the one that ADD left; repairs nothing.
 fn check(
     duty: &dyn Duty,
     store: &Store,

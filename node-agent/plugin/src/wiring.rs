@@ -9,7 +9,7 @@
 //!     169.254.1.1 is at 02:76:6e:70:00:01, permanently
 //! ```
 //!
-//! The host's end has no address, and 169.254.1.1 belongs to nobody: every packet goes by the fixed neighbour
+//! The host's end has no address, and no host has 169.254.1.1: every packet goes by the fixed neighbour
 //! entry, so the pod never asks by ARP. The alias of the host's end names the sandbox that is wired and its
 //! address, so that the agent can build a ledger from the kernel alone.
 
@@ -76,11 +76,13 @@ pub enum Error {
     Kernel { what: &'static str, errno: Errno },
     #[error("CNI_NETNS {path}: {source}")]
     Netns { path: PathBuf, source: io::Error },
-    #[error("the pod's network namespace already has an interface {0} that is not of this sandbox")]
+    #[error("the pod's network namespace already has an interface {0} that does not belong to this sandbox")]
     InterfaceExists(String),
-    #[error("the link {0} is still of another sandbox of this pod")]
+    #[error("the link {0} still belongs to another sandbox of this pod")]
     NameTaken(String),
-    #[error("the link {link} is of an older sandbox of this pod, and this kernel renames no link that is up")]
+    #[error(
+        "the link {link} belongs to an older sandbox of this pod, and this kernel renames no link that is up"
+    )]
     NameInUse { link: String, older: Sandbox },
     #[error("the pod already has a default route, by an interface that was made before {0}")]
     NotTheFirst(String),
@@ -95,7 +97,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What to do about it.
+    /// The remedy.
     pub fn remedy(&self) -> &'static str {
         match self {
             Error::Kernel { errno: Errno::EPERM | Errno::EACCES, .. } => {
@@ -151,7 +153,7 @@ pub enum Wiring {
     Bridge,
 }
 
-/// What a link of a pod carries at most, as far as it isn't the kernel's default.
+/// The largest packet of a pod's link, as far as it isn't the kernel's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     pub mtu: Option<u32>,
@@ -166,9 +168,9 @@ pub fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Wires the sandbox to its address and returns the name of the host's end. What an earlier ADD of this
-/// sandbox left is used if it is whole, and replaced otherwise. An older sandbox of the pod keeps its wiring.
-/// After a failure some of the wiring may be there: [`disconnect`] silences it.
+/// Wires the sandbox to its address and returns the name of the host's end. The remains of an earlier ADD of
+/// this sandbox are used if they are whole, and replaced otherwise. An older sandbox of the pod keeps its
+/// wiring. After a failure some of the wiring may be there: [`disconnect`] silences it.
 pub fn connect(netns: &Netns, identity: &Identity, sizes: Sizes, wiring: Wiring) -> Result<String, Error> {
     let host_link = identity.sandbox.host_link(&identity.pod);
     let mut host = Netlink::open()?;
@@ -195,7 +197,8 @@ pub fn connect(netns: &Netns, identity: &Identity, sizes: Sizes, wiring: Wiring)
     Ok(host_link)
 }
 
-/// Deletes what earlier ADDs of this sandbox left, and moves the link of an older sandbox of the pod aside.
+/// Deletes the remains of earlier ADDs of this sandbox, and moves the link of an older sandbox of the pod
+/// aside.
 fn make_way(
     host: &mut Netlink,
     netns: &Netns,
@@ -244,7 +247,7 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
             Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
         ])
     });
-    // The pair is new, so what is there already is another interface's.
+    // The pair is new, so a link that is there already is another interface's.
     let is_there = |error: &Error| error.is(Errno::EEXIST);
     connected.map_err(|error| {
         if is_there(&error) { Error::NotTheFirst(identity.sandbox.ifname.clone()) } else { error }
@@ -265,8 +268,8 @@ pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     }
 }
 
-/// Deletes the link that an ADD which was killed has left unfinished: it says nothing yet, so that only its
-/// other end, in the sandbox's namespace, tells whose it is. Ok if there is none, or no namespace.
+/// Deletes the link that an ADD which was killed has left unfinished: it has no alias yet, so that only its
+/// other end, in the sandbox's namespace, shows its sandbox. Ok if there is none, or no namespace.
 pub fn delete_unfinished(netns: &Path, sandbox: &Sandbox) -> Result<(), Error> {
     // With its namespace a link is gone.
     let Ok(netns) = Netns::open(netns) else { return Ok(()) };
@@ -322,7 +325,7 @@ fn create_pair(
     netlink.apply([Change::new_link("create the veth pair", pair)])
 }
 
-/// Called before the link is up. The node then has no IPv6 address towards the pod, and accepts no router
+/// Runs before the link is up. The node then has no IPv6 address towards the pod, and accepts no router
 /// advertisement from it, with which a pod could divert the node's traffic (CVE-2020-10749). A kernel without
 /// IPv6 is fine.
 fn disable_ipv6(net: &Path, link: &str) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! The part of a look that installs the CNI files.
+//! The part of an inspection that installs the CNI files.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use crate::{
 };
 
 impl Keeper {
-    /// Installs the CNI plugin and the configuration that leads to it. Says how that went.
+    /// Installs the CNI plugin and the configuration that leads to it. Returns the verdict.
     pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring) -> Verdict {
         let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
         let (further, bin_dir) = (&self.config.further_plugins, &self.config.cni_bin_dir);
         let chain =
-            self.chained.at(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
+            self.chained.find(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
         self.has_installed = true;
         let (config, uplink) = (self.config.clone(), uplink.clone());
         let alone = self.installing.clone().lock_owned().await;
@@ -59,7 +59,7 @@ fn put_in_place(
     Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
 }
 
-/// What the condition `CNIInstalled` says of files that are in place.
+/// The condition `CNIInstalled` for files that are in place.
 fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> Verdict {
     let conflist = install::CONFLIST;
     if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
@@ -92,7 +92,7 @@ fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> Verdi
     match (chain.missing.is_empty(), preceding) {
         (true, None) => Verdict::yes(Reason::Installed, used),
         (true, Some(_)) => Verdict::yes(Reason::Delegated, used),
-        // Pods run all the same, so the node is as ready as without what is missing.
+        // Pods run all the same, so the node is ready without the missing part.
         (false, _) => {
             Verdict::yes(Reason::PluginMissing, format!("{used}; {}", Missing(&chain.missing, bin_dir)))
         }

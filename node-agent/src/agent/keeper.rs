@@ -1,7 +1,7 @@
-//! What the agent keeps right on the node beside the ledger: rules, CNI files, the pods' links.
+//! The parts of the node that the agent maintains beside the ledger: rules, CNI files, the pods' links.
 //!
-//! It looks at all of it at once, in a task of its own, since a look runs other programs and lists what grows
-//! with the pods: nobody who waits for an address waits for a look.
+//! It inspects all of it at once, in a task of its own, since an inspection runs other programs and lists
+//! what grows with the pods: a pod that waits for an address never waits for an inspection.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use vnetpool_plugin::{
 };
 
 use super::blocking::blocking;
-use super::notes::{Notes, Reserved, Said};
+use super::notes::{Finding, Notes, Reserved};
 use super::tables::Tables;
 use crate::{
     chain,
@@ -25,30 +25,30 @@ use crate::{
     sweep::{self, Sweep},
 };
 
-/// What a look is for. A change of it has the node looked at soon.
+/// The purpose of an inspection. A change of it has the node inspected soon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
-    /// What the rules are made from, see [`rules::basis`](super::rules::basis): the latest spec for this node
-    /// and boot, which outlives its object for the pods that still run. None if there was none.
+    /// The source of the rules, see [`rules::basis`](super::rules::basis): the latest spec for this node and
+    /// boot, which outlives its object for the pods that still run. `None` if there was none.
     pub rules: Option<NodeIPAllocationSpec>,
     /// Whether pods may come: the node has had an address.
     pub installs: bool,
 }
 
-/// What a look has come to.
+/// The outcome of an inspection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Looked {
+pub(super) struct Inspected {
     pub wanted: Wanted,
-    /// Whether the rules that are wanted are in place: not if they couldn't be put there, or looked at.
+    /// Whether the wanted rules are in place: not if they couldn't be put there, or read.
     pub is_ruled: bool,
-    pub said: Vec<Said>,
+    pub findings: Vec<Finding>,
     /// Whether the CNI configuration is in place.
     pub is_installed: bool,
-    /// Whether something failed that may go well soon.
+    /// Whether there was a failure that may be gone soon.
     pub has_failed: bool,
 }
 
-/// Keeps one node right. Each look gives it back.
+/// Keeps one node right. Each inspection gives it back.
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) config: Config,
@@ -61,18 +61,19 @@ pub(super) struct Keeper {
     /// Whether this process has seen to the packets of bridged pods.
     pub(super) has_routed_bridged: bool,
     sweep: Sweep,
-    pub(super) chained: chain::Look,
+    pub(super) chained: chain::Finder,
     /// Whether this process has seen to the CNI files.
     pub(super) has_installed: bool,
-    /// Held while they are put in place: a look that was broken off may still be at it beside the next.
+    /// Held while they are put in place: an inspection that was broken off may still be at it beside the
+    /// next.
     pub(super) installing: Arc<tokio::sync::Mutex<()>>,
     pub(super) refusals: Refusals,
     pub(super) host_ports: HostPorts,
     /// The links that pods get out by, for the watch of the kernel.
     pub(super) uplinks: watch::Sender<Uplinks>,
-    /// Why changes of the ledger go unseen until somebody looks.
+    /// Why changes of the ledger go unseen until the next check.
     unwatched: watch::Receiver<Option<String>>,
-    /// What this look has found in the way.
+    /// The obstacles that this inspection has found.
     standing: BTreeSet<String>,
 }
 
@@ -94,7 +95,7 @@ impl Keeper {
             has_forwarded: false,
             has_routed_bridged: false,
             sweep: Sweep::default(),
-            chained: chain::Look::default(),
+            chained: chain::Finder::default(),
             has_installed: false,
             installing: Arc::default(),
             refusals: Refusals::default(),
@@ -105,55 +106,57 @@ impl Keeper {
         }
     }
 
-    /// Looks at everything, and puts right what isn't as it should be; breaks off after `within`.
-    pub(super) async fn look(
+    /// Inspects everything, and repairs what differs; breaks off after `within`.
+    pub(super) async fn inspect(
         mut self,
         wanted: Wanted,
         reserved: Reserved,
         within: Duration,
-    ) -> (Keeper, Looked) {
-        let mut looked = Looked { wanted, has_failed: true, ..Looked::default() };
-        self.metrics.look_began();
-        let has_seen_all = match timeout(within, self.look_at_all(&mut looked, &reserved)).await {
+    ) -> (Keeper, Inspected) {
+        let mut inspected = Inspected { wanted, has_failed: true, ..Inspected::default() };
+        self.metrics.inspection_began();
+        let has_seen_all = match timeout(within, self.inspect_all(&mut inspected, &reserved)).await {
             Ok(has_seen_all) => {
-                self.metrics.look_ended();
+                self.metrics.inspection_ended();
                 has_seen_all
             }
             Err(_) => {
-                let told =
-                    format!("a look of the agent at the node was broken off after {} s", within.as_secs());
-                tracing::warn!("{told}");
-                self.stands(format!("{told}: see what keeps the kernel or nft from answering"));
+                let message =
+                    format!("an inspection of the node was broken off after {} s", within.as_secs());
+                tracing::warn!("{message}");
+                self.stands(format!("{message}: see what keeps the kernel or nft from answering"));
                 false
             }
         };
-        self.notes.looked(std::mem::take(&mut self.standing), has_seen_all);
-        let installs = looked.wanted.installs || self.has_installed;
-        let told =
-            [(condition::RULES_APPLIED, looked.wanted.rules.is_some()), (condition::CNI_INSTALLED, installs)];
-        for (type_, _) in told.into_iter().filter(|(_, is_told)| *is_told) {
-            // What an earlier look has found may be otherwise by now.
-            if !looked.said.iter().any(|said| said.type_ == type_) {
-                looked.said.push(Said { type_, verdict: unseen() });
+        self.notes.inspected(std::mem::take(&mut self.standing), has_seen_all);
+        let installs = inspected.wanted.installs || self.has_installed;
+        let reported = [
+            (condition::RULES_APPLIED, inspected.wanted.rules.is_some()),
+            (condition::CNI_INSTALLED, installs),
+        ];
+        for (type_, _) in reported.into_iter().filter(|(_, is_reported)| *is_reported) {
+            // The findings of an earlier inspection may be out of date.
+            if !inspected.findings.iter().any(|finding| finding.type_ == type_) {
+                inspected.findings.push(Finding { type_, verdict: unseen() });
             }
         }
-        (self, looked)
+        (self, inspected)
     }
 
     /// The order is part of how pods are kept safe: the rules come before the configuration that brings pods.
-    /// Says whether everything could be looked at.
-    async fn look_at_all(&mut self, looked: &mut Looked, reserved: &Reserved) -> bool {
+    /// Returns whether everything could be inspected.
+    async fn inspect_all(&mut self, inspected: &mut Inspected, reserved: &Reserved) -> bool {
         if let Some(why) = &*self.unwatched.borrow() {
             self.standing.insert(format!(
-                "{why}: the agent looks every second instead. Raise fs.inotify.max_user_instances and \
+                "{why}: the agent checks it every second instead. Raise fs.inotify.max_user_instances and \
                  fs.inotify.max_user_watches, or stop what has used them up"
             ));
         }
-        let (wanted, mut uplink) = (looked.wanted.clone(), None);
+        let (wanted, mut uplink) = (inspected.wanted.clone(), None);
         if let Some(spec) = &wanted.rules {
-            let (told, found) = self.rules(spec).await;
-            looked.is_ruled = told.verdict.holds == Some(true);
-            looked.said.push(told);
+            let (finding, found) = self.rules(spec).await;
+            inspected.is_ruled = finding.verdict.holds == Some(true);
+            inspected.findings.push(finding);
             uplink = found;
         }
         let taken_off = self.notes.take_off(reserved, &self.config).await;
@@ -163,24 +166,25 @@ impl Keeper {
         }));
         if let (Some(spec), Some(uplink), true) = (&wanted.rules, &uplink, wanted.installs) {
             let verdict = self.install(uplink, spec.wiring).await;
-            looked.is_installed = verdict.reason != Reason::NotInstalled;
-            looked.said.push(Said { type_: condition::CNI_INSTALLED, verdict });
+            inspected.is_installed = verdict.reason != Reason::NotInstalled;
+            inspected.findings.push(Finding { type_: condition::CNI_INSTALLED, verdict });
         }
-        let has_seen_all = self.look_at_pods(looked, uplink.as_ref()).await && has_seen_addresses;
-        looked.has_failed = !has_seen_all
-            || (wanted.installs && !looked.is_installed)
-            || (wanted.rules.is_some() && !looked.is_ruled);
+        let has_seen_all = self.inspect_pods(inspected, uplink.as_ref()).await && has_seen_addresses;
+        inspected.has_failed = !has_seen_all
+            || (wanted.installs && !inspected.is_installed)
+            || (wanted.rules.is_some() && !inspected.is_ruled);
         has_seen_all
     }
 
-    /// Looks at what the ledger tells of, and how it goes for the pods. Says whether that could be looked at.
-    async fn look_at_pods(&mut self, looked: &mut Looked, uplink: Option<&Uplink>) -> bool {
+    /// Inspects the links and namespaces of the ledger's records, and the pods' traffic. Returns whether they
+    /// could be inspected.
+    async fn inspect_pods(&mut self, inspected: &mut Inspected, uplink: Option<&Uplink>) -> bool {
         let ledger = match self.store.peek() {
             Ok(ledger) => ledger,
             // The reconcile makes one as soon as there is a spec.
             Err(file::Error::Missing(_)) => return false,
             Err(error) => {
-                tracing::warn!(%error, "can't look at the node's pods");
+                tracing::warn!(%error, "can't inspect the node's pods");
                 return false;
             }
         };
@@ -190,13 +194,13 @@ impl Keeper {
                 self.sweep(&ledger, links).await;
                 self.restore(&ledger, links).await;
             }
-            Err(error) => tracing::warn!(%error, "can't look at the pods' links"),
+            Err(error) => tracing::warn!(%error, "can't read the pods' links"),
         }
         if let Some(uplink) = uplink {
             self.let_through(&ledger, &uplink.name).await;
         }
-        let pool = looked.wanted.rules.as_ref().map(|spec| spec.pool.as_str());
-        looked.said.extend(pool.and_then(|pool| self.say_refused(&ledger, pool)));
+        let pool = inspected.wanted.rules.as_ref().map(|spec| spec.pool.as_str());
+        inspected.findings.extend(pool.and_then(|pool| self.refused(&ledger, pool)));
         links.is_ok()
     }
 
@@ -208,9 +212,9 @@ impl Keeper {
         self.standing.insert(what.into());
     }
 
-    /// Looks for what leaked and clears it. What can't be looked at stays as it is.
+    /// Finds and clears leaks. What can't be inspected stays as it is.
     async fn sweep(&mut self, ledger: &Ledger, links: &[HostLink]) {
-        for suspect in self.sweep.look(ledger, links, file::now()) {
+        for suspect in self.sweep.suspects(ledger, links, file::now()) {
             let (store, kind) = (self.store.clone(), suspect.kind());
             let clear = {
                 let suspect = suspect.clone();
@@ -229,8 +233,8 @@ impl Keeper {
     }
 }
 
-/// What is said of what a look hasn't come to.
+/// The verdict on parts that an inspection hasn't reached.
 fn unseen() -> Verdict {
-    let message = "not looked at: the look at the node was broken off, or the node lacks its rules or a spec of its own";
-    Verdict::unknown(Reason::NotLookedAt, message)
+    let message = "not inspected: the inspection of the node was broken off, or the node lacks its rules or a spec of its own";
+    Verdict::unknown(Reason::NotInspected, message)
 }

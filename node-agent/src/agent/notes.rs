@@ -1,4 +1,4 @@
-//! The reports of looks and repairs: conditions, and what others have changed on the node.
+//! The reports of inspections and repairs: conditions, and what others have changed on the node.
 
 use std::{
     collections::BTreeSet,
@@ -30,9 +30,9 @@ use crate::{
 /// How long it may take to take addresses off the node's own links.
 pub(super) const TAKE_OFF_WITHIN: Duration = Duration::from_secs(5);
 
-/// What one stage has to say: a condition without its time.
+/// The report of one stage: a condition without its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct Finding {
     pub(super) type_: Type,
     pub(super) verdict: Verdict,
 }
@@ -52,7 +52,7 @@ impl Reserved {
     }
 }
 
-/// Where it is told what others do on the node. A clone tells in the same place.
+/// Where disturbances by others on the node are reported. A clone reports to the same place.
 #[derive(Clone, Debug)]
 pub(super) struct Notes {
     pub(super) metrics: Metrics,
@@ -70,7 +70,7 @@ impl Notes {
         lock(&self.disturbances).repaired(kind, what, file::now());
     }
 
-    /// Notes what became of a table; returns whether it was put back.
+    /// Notes the outcome for a table; returns whether it was put back.
     pub(super) fn kept(&self, table: &str, ensured: Ensured) -> bool {
         if matches!(ensured, Ensured::Standing | Ensured::Unseen) {
             return false;
@@ -83,20 +83,20 @@ impl Notes {
         ensured == Ensured::Restored
     }
 
-    /// What was found in the way, by a look that has seen all or not.
-    pub(super) fn looked(&self, standing: BTreeSet<String>, has_seen_all: bool) {
-        lock(&self.disturbances).looked(standing, has_seen_all);
+    /// The obstacles that an inspection has found, whether it has seen all or not.
+    pub(super) fn inspected(&self, standing: BTreeSet<String>, has_seen_all: bool) {
+        lock(&self.disturbances).inspected(standing, has_seen_all);
     }
 
     /// The condition `Undisturbed`.
-    pub(super) fn say(&self) -> Said {
-        Said { type_: condition::UNDISTURBED, verdict: lock(&self.disturbances).tell(file::now()) }
+    pub(super) fn undisturbed(&self) -> Finding {
+        Finding { type_: condition::UNDISTURBED, verdict: lock(&self.disturbances).verdict(file::now()) }
     }
 
     /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
-    /// address of a link for the node itself, whatever the routes say. Returns what couldn't be taken off; fails
-    /// if that couldn't be seen. It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address wait
-    /// for it.
+    /// address of a link for the node itself, whatever the routes are. Returns those that couldn't be taken off;
+    /// fails if they couldn't be read. It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address
+    /// wait for it.
     pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> anyhow::Result<Vec<String>> {
         let (Reserved { for_pods, primaries }, net) = (reserved.clone(), config.sysctl_net_dir.clone());
         let taken = blocking(move || {
@@ -106,7 +106,7 @@ impl Notes {
         let late = |_| Err(anyhow::anyhow!("the kernel hasn't answered for {TAKE_OFF_WITHIN:?}"));
         let taken = timeout(TAKE_OFF_WITHIN, taken).await.unwrap_or_else(late);
         let taken = taken.and_then(|taken| Ok(taken?)).inspect_err(|error| {
-            tracing::warn!(error = format!("{error:#}"), "can't look at the node's addresses");
+            tracing::warn!(error = format!("{error:#}"), "can't read the node's addresses");
         })?;
         let mut standing = Vec::new();
         for (what, result) in taken {

@@ -1,4 +1,4 @@
-//! The parts of a look that undo what others on the node do to the pods' network.
+//! The parts of an inspection that undo what others on the node do to the pods' network.
 
 use std::{io, time::Duration};
 
@@ -11,7 +11,7 @@ use vnetpool_plugin::{
     wiring::HostLink,
 };
 
-use super::{blocking::blocking, keeper::Keeper, notes::Said};
+use super::{blocking::blocking, keeper::Keeper, notes::Finding};
 use crate::{
     disturbance::{self, Kind},
     host_ports,
@@ -19,11 +19,12 @@ use crate::{
     sysctl,
 };
 
-/// How long it may take to list others' firewalls: thousands of rules hold up no other part of a look.
+/// How long it may take to list others' firewalls: thousands of rules hold up no other part of an inspection.
 const FIREWALLS_WITHIN: Duration = Duration::from_secs(60);
 
 impl Keeper {
-    /// Restores the host ends of pods and what they need of the node. What can't be looked at stays as it is.
+    /// Restores the host ends of pods and the settings of the node that they need. A part that can't be
+    /// inspected stays as it is.
     pub(super) async fn restore(&mut self, ledger: &Ledger, links: &[HostLink]) {
         let names = links.iter().filter(|link| !link.is_silenced()).map(|link| link.name.clone()).collect();
         match self.ensure_forwarding(names).await {
@@ -51,7 +52,7 @@ impl Keeper {
         Ok(blocking(move || sysctl::ensure(&dir, links.iter().map(String::as_str))).await??)
     }
 
-    /// Looks for firewalls that drop what pods send or receive, and opens them if that was asked for.
+    /// Finds firewalls that drop packets from or to pods, and opens them if the configuration asks for it.
     pub(super) async fn let_through(&mut self, ledger: &Ledger, uplink: &str) {
         let Some(pod) = ledger.records().first().map(|record| record.entry().address) else { return };
         let link = &format!("{LINK_PREFIX}00000000000");
@@ -60,13 +61,13 @@ impl Keeper {
             Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
         ];
         let mut bases = Vec::new();
-        let looked = async {
+        let listing = async {
             let listed = nft::Listed::now().await?;
             Ok::<_, nft::Error>((nft::dropping(&listed, &packets).await?, listed))
         };
         let late =
             || nft::Error::Run("nft", io::Error::new(io::ErrorKind::TimedOut, "its lists take too long"));
-        match timeout(FIREWALLS_WITHIN, looked).await.unwrap_or_else(|_| Err(late())) {
+        match timeout(FIREWALLS_WITHIN, listing).await.unwrap_or_else(|_| Err(late())) {
             Ok((dropping, listed)) => {
                 bases.extend(dropping);
                 self.name_lost_host_ports(ledger, &listed);
@@ -101,7 +102,7 @@ impl Keeper {
 
     fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
-        let lost = self.host_ports.look(assignments, &listed.names(host_ports::CHAIN));
+        let lost = self.host_ports.lost(assignments, &listed.names(host_ports::CHAIN));
         if !lost.is_empty() {
             self.stands(format!(
                 "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \
@@ -112,11 +113,11 @@ impl Keeper {
         }
     }
 
-    /// The condition `MetadataRefused`, if there is anything to tell of this pool's pods.
-    pub(super) fn say_refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Said> {
+    /// The condition `MetadataRefused`, if there is anything to report of this pool's pods.
+    pub(super) fn refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Finding> {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
         self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
-        let message = self.refusals.tell(pool, file::now())?;
-        Some(Said { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
+        let message = self.refusals.message(pool, file::now())?;
+        Some(Finding { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }
 }

@@ -1,4 +1,5 @@
-//! The part of a look that keeps the node's rules: forwarding, the nftables table, steering, closed ranges.
+//! The part of an inspection that keeps the node's rules: forwarding, the nftables table, steering, closed
+//! ranges.
 
 use std::{fmt::Display, net::Ipv4Addr, time::Duration};
 
@@ -17,14 +18,14 @@ use vnetpool_plugin::{
     wiring::{self, Uplink, bridge, kernel, range, steer},
 };
 
-use super::{blocking::blocking, keeper::Keeper, notes::Said};
+use super::{blocking::blocking, keeper::Keeper, notes::Finding};
 use crate::{
     disturbance::Kind,
     firewall::{self, Rules, apply::Ensured},
     sysctl,
 };
 
-/// The spec without what no rule is made from: addresses that come and go change nothing of it.
+/// The spec without the fields from which no rule is made: addresses that come and go change no rule.
 pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     let counts = |one: &IpConfiguration| spec.route_table_id.is_some() || one.public_address.is_some();
     let mut interfaces = spec.interfaces.clone();
@@ -54,7 +55,7 @@ impl Failure {
         move |error| Failure { reason, message: error.to_string() }
     }
 
-    /// A failure of the wiring, with what to do about it.
+    /// A failure of the wiring, with its remedy.
     fn of_wiring(reason: Reason) -> impl Fn(wiring::Error) -> Failure {
         move |error| Failure { reason, message: format!("{error}: {}", error.remedy()) }
     }
@@ -68,12 +69,12 @@ impl Failure {
 impl Keeper {
     /// Turns on forwarding and puts the nftables table in place. Returns how that went, and the link through
     /// which the pods get out.
-    pub(super) async fn rules(&mut self, spec: &NodeIPAllocationSpec) -> (Said, Option<Uplink>) {
+    pub(super) async fn rules(&mut self, spec: &NodeIPAllocationSpec) -> (Finding, Option<Uplink>) {
         let (verdict, uplink) = match self.apply_rules(spec).await {
             Ok((message, uplink)) => (Verdict::yes(Reason::Applied, message), uplink),
             Err(Failure { reason, message }) => (Verdict::no(reason, message), None),
         };
-        (Said { type_: condition::RULES_APPLIED, verdict }, uplink)
+        (Finding { type_: condition::RULES_APPLIED, verdict }, uplink)
     }
 
     async fn apply_rules(
@@ -154,7 +155,7 @@ impl Keeper {
         })
     }
 
-    /// Says what a node lacks that refuses the table: pods are as well connected without it.
+    /// Names the missing part of a node that refuses the table: pods are as well connected without the table.
     async fn put_arp_table(&mut self) -> String {
         let table = firewall::arp(self.config.ipam_only);
         let ensured = self.tables.lock().await.arp.ensure(&table).await;
@@ -182,9 +183,9 @@ impl Keeper {
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }
 
-    /// Counts by pod what was sent to the metadata service in vain.
+    /// Counts by pod the packets that were sent to the metadata service in vain.
     async fn count_refused(&mut self) -> anyhow::Result<()> {
-        // First, since what the rules have counted is told once.
+        // First, since the counts of the rules are reported once.
         let (ledger, now) = (self.store.peek()?, file::now());
         let asked = self.tables.lock().await.inet.asked().await?;
         for (address, packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
@@ -203,7 +204,7 @@ impl Keeper {
     }
 }
 
-/// Runs what waits for the kernel aside. A failure of it is of this reason.
+/// Runs work that waits for the kernel aside. A failure of it is of this reason.
 async fn aside<T: Send + 'static>(
     reason: Reason,
     work: impl FnOnce() -> Result<T, wiring::Error> + Send + 'static,
@@ -228,13 +229,13 @@ fn uplinks_of<'a>(
     spec.interfaces.iter().map(uplink).collect()
 }
 
-/// What Azure routes to the node as a whole, which only mode `Route` has.
+/// The range that Azure routes to the node as a whole, which only mode `Route` has.
 fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
     let ranges = spec.ip_configurations().filter(|_| spec.route_table_id.is_some());
     ranges.filter_map(|one| one.address.parse().ok()).collect()
 }
 
-/// Has what pods of a secondary NIC send leave by it; with one NIC, nothing is steered. Says so.
+/// Has packets of a secondary NIC's pods leave by it; with one NIC, nothing is steered. Returns the message.
 async fn steer(
     spec: &NodeIPAllocationSpec,
     secondary: Option<&Interface>,
@@ -252,7 +253,7 @@ async fn steer(
     // Azure's gateway is the first address of a subnet's prefix.
     let gateway = own.hosts().next().with_context(|| format!("{own} has no gateway"))?;
     let sources: Vec<Ipv4Net> = prefixes.iter().copied().chain(own_ranges(spec)).collect();
-    let told = format!("; what pods send leaves by {link}");
+    let message = format!("; what pods send leaves by {link}");
     blocking(move || steer::steer(&sources, &link, gateway)).await??;
-    Ok(told)
+    Ok(message)
 }

@@ -9,7 +9,7 @@ use vnetpool_plugin::{
     wiring,
 };
 
-use super::{Agent, blocking::blocking, notes::Said};
+use super::{Agent, blocking::blocking, notes::Finding};
 use crate::{
     report::leased,
     supply::{Invalid, supply},
@@ -19,14 +19,14 @@ use crate::{
 /// The ledger after a reconcile has supplied it.
 pub(super) struct Taken {
     pub ledger: Ledger,
-    /// CLOCK_BOOTTIME of the look at it.
+    /// CLOCK_BOOTTIME of its read.
     pub at: Millis,
     /// The generation of the object in it; None if the object isn't.
     pub generation: Option<i64>,
-    pub said: Vec<Said>,
+    pub findings: Vec<Finding>,
 }
 
-/// What the object means to this node.
+/// The object's meaning for this node.
 pub(super) enum Meaning {
     /// For this Node; whether it is for this boot the ledger decides.
     Ours(Supply),
@@ -76,13 +76,14 @@ impl Agent {
             Some(Supplied::Stale) => Some(ledger.generation()),
             Some(Supplied::OtherBoot) | None => None,
         };
-        let mut said = Vec::new();
-        said.extend(meaning.and_then(|meaning| self.say_supplied(meaning, supplied, ledger.is_ruled())));
-        said.push(say_backed(&ledger));
-        Ok(Some(Taken { ledger, at, generation: held, said }))
+        let mut findings = Vec::new();
+        findings
+            .extend(meaning.and_then(|meaning| self.supplied_verdict(meaning, supplied, ledger.is_ruled())));
+        findings.push(backed(&ledger));
+        Ok(Some(Taken { ledger, at, generation: held, findings }))
     }
 
-    /// What the object means to this node. Asks for our Node only when in doubt.
+    /// The object's meaning for this node. Asks for our Node only when in doubt.
     pub(super) async fn meaning(&mut self, object: &NodeIPAllocation) -> anyhow::Result<Meaning> {
         let supply = match supply(object) {
             Ok(supply) => supply,
@@ -109,8 +110,8 @@ impl Agent {
         Ok(Meaning::Ours(supply))
     }
 
-    /// Two transactions, so that pods that wait get what is new before any of it is given up. The first also
-    /// takes down whether the node has its rules, with or without a spec.
+    /// Two transactions, so that waiting pods get new addresses before any of them is given up. The first
+    /// also records whether the node has its rules, with or without a spec.
     async fn transact(
         &self,
         supply: Option<Supply>,
@@ -135,11 +136,11 @@ impl Agent {
     }
 
     /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from
-    /// the spec, whose rules may be others than those of the version that the watch has brought. `is_first` if
-    /// nothing says that there was a ledger in this boot before.
+    /// the spec, whose rules may be others than those of the version that the watch has brought. `is_first`
+    /// if nothing shows that there was a ledger in this boot before.
     async fn rebuild(&mut self, is_first: bool) -> anyhow::Result<()> {
-        // From here on nothing of an earlier ledger is reported: what it relinquished and did not report is
-        // free again.
+        // From here on nothing of an earlier ledger is reported: a name that it relinquished and did not
+        // report is free again.
         let gate = self.gate.clone();
         let _gate = gate.lock().await;
         self.reports.send_replace(None);
@@ -155,7 +156,7 @@ impl Agent {
             self.is_ruled = Some(false);
         }
         let is_ruled = self.is_ruled() == Some(true);
-        // Nor does one land that is still on its way.
+        // A report that is still on its way can't be written any more, either.
         let object = self.source.announce(object).await?;
         self.latest = self.latest.max(version(&object));
         let status = object.status.unwrap_or_default();
@@ -167,7 +168,12 @@ impl Agent {
     }
 
     /// The condition `Supplied`; None if there is no news, as with a view older than one already taken in.
-    fn say_supplied(&self, meaning: Meaning, supplied: Option<Supplied>, is_ruled: bool) -> Option<Said> {
+    fn supplied_verdict(
+        &self,
+        meaning: Meaning,
+        supplied: Option<Supplied>,
+        is_ruled: bool,
+    ) -> Option<Finding> {
         let verdict = match (meaning, supplied) {
             (Meaning::Refused { reason, message }, _) => Verdict::no(reason, message),
             (Meaning::Ours(_), Some(Supplied::Applied)) if !is_ruled => {
@@ -187,12 +193,12 @@ impl Agent {
             }
             (Meaning::Ours(_), Some(Supplied::Stale) | None) => return None,
         };
-        Some(Said { type_: condition::SUPPLIED, verdict })
+        Some(Finding { type_: condition::SUPPLIED, verdict })
     }
 }
 
-/// Builds the ledger that there isn't, once no verb runs: from what is in use on the node, then from what the
-/// object's status remembers of an earlier one, and from the spec last. `is_ruled` is as in [`Ledger::rule`].
+/// Builds the missing ledger, once no verb runs: from the addresses in use on the node, then from the
+/// object's status about an earlier ledger, and from the spec last. `is_ruled` is as in [`Ledger::rule`].
 pub fn rebuild(
     store: &Store,
     boot_id: &str,
@@ -202,7 +208,7 @@ pub fn rebuild(
     is_ruled: bool,
 ) -> anyhow::Result<()> {
     let quiet = store.quiesce()?;
-    // Somebody else, an agent that is just being replaced, has built one since.
+    // Another agent, which is just being replaced, has built one since.
     if store.peek().is_ok() {
         return Ok(());
     }
@@ -231,7 +237,7 @@ struct Transacted {
 }
 
 /// The condition `AssignmentsBacked`.
-fn say_backed(ledger: &Ledger) -> Said {
+fn backed(ledger: &Ledger) -> Finding {
     let vanished: Vec<String> = ledger
         .assignments()
         .filter(|(_, assignment)| assignment.vanished)
@@ -240,13 +246,13 @@ fn say_backed(ledger: &Ledger) -> Said {
     let type_ = condition::ASSIGNMENTS_BACKED;
     if vanished.is_empty() {
         let verdict = Verdict::yes(Reason::Backed, "every pod's address is reserved for this node");
-        return Said { type_, verdict };
+        return Finding { type_, verdict };
     }
     let message = format!(
         "no longer reserved for this node, though in use: {}; these pods can't be reached, delete them so that they get new addresses",
         vanished.join(", ")
     );
-    Said { type_, verdict: Verdict::no(Reason::AddressVanished, message) }
+    Finding { type_, verdict: Verdict::no(Reason::AddressVanished, message) }
 }
 
 #[cfg(test)]
@@ -280,12 +286,16 @@ mod tests {
             let sandbox = Sandbox { container_id: format!("container-{name}"), ifname: "eth0".to_owned() };
             ledger.assign(&Claim::wired(&sandbox, &pod, ""), 0);
         }
-        assert_eq!(say_backed(&ledger).verdict.reason, "Backed");
+        assert_eq!(backed(&ledger).verdict.reason, "Backed");
         ledger.supply(&supply(2, &["10.0.0.6"]));
-        let said = say_backed(&ledger).verdict;
-        assert_eq!((said.holds, said.reason), (Some(false), Reason::AddressVanished));
-        assert!(said.message.contains("10.0.0.5 of shop/web-0, "), "{}", said.message);
-        assert!(said.message.contains("10.0.0.7 of container-;"), "{}", said.message);
-        assert!(said.message.contains("delete them") && !said.message.contains("web-1"), "{}", said.message);
+        let verdict = backed(&ledger).verdict;
+        assert_eq!((verdict.holds, verdict.reason), (Some(false), Reason::AddressVanished));
+        assert!(verdict.message.contains("10.0.0.5 of shop/web-0, "), "{}", verdict.message);
+        assert!(verdict.message.contains("10.0.0.7 of container-;"), "{}", verdict.message);
+        assert!(
+            verdict.message.contains("delete them") && !verdict.message.contains("web-1"),
+            "{}",
+            verdict.message
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The tables that the agent keeps in nftables. Looks put them in place; what somebody else does to them is
-//! undone at once, beside whatever look is under way.
+//! The tables that the agent keeps in nftables. Inspections put them in place; changes by others are undone
+//! at once, beside the inspection that may be under way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,11 +17,11 @@ use crate::firewall::{
 
 /// Between two repairs: a daemon that fights with us costs no more.
 const REPAIRS_APART: Duration = Duration::from_secs(1);
-/// Between two looks at the tables because the kernel told of a change that wasn't one, or that couldn't be
+/// Between two checks of the tables because the kernel reported a change that wasn't one, or that couldn't be
 /// undone; twice as long after each further one.
-const FIRST_LOOK_APART: Duration = Duration::from_millis(100);
+const FIRST_CHECK_APART: Duration = Duration::from_millis(100);
 
-/// Shared by the looks, the guard and the reconciles, which wait for no program.
+/// Shared by the inspections, the guard and the reconciles, which wait for no program.
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
     kept: Arc<Mutex<Kept>>,
@@ -78,11 +78,11 @@ impl Tables {
     }
 }
 
-/// Puts the tables back whenever somebody has changed them, and goes on until they stand. Has the node looked
-/// at when there was something to put back, or it couldn't be: whoever did that may have done more.
+/// Puts the tables back whenever others have changed them, and goes on until they stand. Has the node inspected
+/// when there was something to put back, or it couldn't be: the program that did it may have done more.
 pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> anyhow::Result<()> {
     let mut known = tables.known.subscribe();
-    let mut pause = FIRST_LOOK_APART;
+    let mut pause = FIRST_CHECK_APART;
     loop {
         known.wait_for(Known::is_in_doubt).await?;
         match tables.restore(&notes).await {
@@ -97,6 +97,6 @@ pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> a
             }
         }
         sleep(pause).await;
-        pause = if tables.are_in_doubt() { (pause * 2).min(LONGEST_RETRY) } else { FIRST_LOOK_APART };
+        pause = if tables.are_in_doubt() { (pause * 2).min(LONGEST_RETRY) } else { FIRST_CHECK_APART };
     }
 }

@@ -1,4 +1,4 @@
-//! The agent's reconciles and looks, each made by the test.
+//! The agent's reconciles and inspections, each made by the test.
 
 mod tables;
 
@@ -11,7 +11,7 @@ use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, proce
 use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
 use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file};
 
-/// An agent of a VM of no cluster, whose files are below `root`. Its looks are the test's to make.
+/// An agent of a VM of no cluster, whose files are below `root`. Its inspections are the test's to make.
 fn agent(root: &Path) -> Agent {
     let flags = [
         ("--state-dir", "state"),
@@ -48,10 +48,10 @@ fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPA
     object
 }
 
-/// A look has made the rules that are wanted.
-fn has_looked(agent: &mut Agent) {
+/// An inspection has made the wanted rules.
+fn has_inspected(agent: &mut Agent) {
     let wanted = agent.wanted.clone();
-    agent.looked = Looked { is_ruled: wanted.rules.is_some(), wanted, ..Looked::default() };
+    agent.inspected = Inspected { is_ruled: wanted.rules.is_some(), wanted, ..Inspected::default() };
 }
 
 fn is_held(agent: &Agent, number: u8) -> bool {
@@ -60,14 +60,14 @@ fn is_held(agent: &Agent, number: u8) -> bool {
 }
 
 #[tokio::test]
-async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_rules_it_brings() {
+async fn addresses_are_supplied_while_an_inspection_is_under_way_but_for_those_whose_rules_it_brings() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
-    let looks = agent.keeper.take();
+    let inspections = agent.keeper.take();
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(!is_held(&agent, 1), "a pod would come before its rules");
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(is_held(&agent, 1));
 
@@ -78,8 +78,8 @@ async fn addresses_are_supplied_while_a_look_is_under_way_but_for_those_whose_ru
     let other_rules = object(&agent, 4, 3, "172.16.0.0/12");
     agent.reconcile(Some(&other_rules)).await.unwrap();
     assert!(!is_held(&agent, 3));
-    assert_ne!(agent.wanted, agent.looked.wanted, "which is what begins a look");
-    drop(looks);
+    assert_ne!(agent.wanted, agent.inspected.wanted, "and so an inspection begins");
+    drop(inspections);
 }
 
 #[tokio::test]
@@ -88,21 +88,21 @@ async fn rules_that_come_back_while_others_are_being_made_are_made_again_before_
     let mut agent = agent(root.path());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.reconcile(Some(&first)).await.unwrap();
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(is_held(&agent, 1));
 
     let others = object(&agent, 3, 2, "172.16.0.0/12");
     agent.reconcile(Some(&others)).await.unwrap();
-    let mut looks = JoinSet::new();
-    agent.look_if_due(&mut looks);
-    assert!(agent.keeper.is_none(), "a look has begun");
-    looks.abort_all(); // and comes to nothing on the machine of this test
+    let mut inspections = JoinSet::new();
+    agent.inspect_if_due(&mut inspections);
+    assert!(agent.keeper.is_none(), "an inspection has begun");
+    inspections.abort_all(); // and comes to nothing on the machine of this test
     let as_before = object(&agent, 4, 3, "192.168.0.0/16");
     agent.reconcile(Some(&as_before)).await.unwrap();
     assert!(!is_held(&agent, 3), "the kernel may have the others");
     assert_eq!(counts(&agent), Counts { held: 1, free: 1, ..Counts::default() });
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     agent.reconcile(Some(&as_before)).await.unwrap();
     assert!(is_held(&agent, 3));
 }
@@ -113,7 +113,7 @@ async fn by_a_spec_older_than_what_the_ledger_was_built_from_nothing_is_taken_ba
     let mut agent = agent(root.path());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(agent.wanted.installs);
     agent.latest = 3;
@@ -122,14 +122,14 @@ async fn by_a_spec_older_than_what_the_ledger_was_built_from_nothing_is_taken_ba
 }
 
 #[tokio::test]
-async fn what_a_look_has_said_is_told_with_every_report_so_that_a_new_spec_is_one_write() {
+async fn findings_of_an_inspection_are_in_every_report_so_that_a_new_spec_is_one_write() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
-    let installed = Said { type_: condition::CNI_INSTALLED, verdict: Verdict::yes(Reason::Installed, "") };
+    let installed = Finding { type_: condition::CNI_INSTALLED, verdict: Verdict::yes(Reason::Installed, "") };
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_looked(&mut agent);
-    agent.looked.said.push(installed);
+    has_inspected(&mut agent);
+    agent.inspected.findings.push(installed);
     for (generation, count) in [(2, 1), (3, 2)] {
         let object = object(&agent, generation, count, "192.168.0.0/16");
         agent.reconcile(Some(&object)).await.unwrap();
@@ -146,7 +146,7 @@ async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_inst
     let mut agent = agent(root.path());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     agent.reconcile(Some(&first)).await.unwrap();
     assert_ne!(agent.reserved, Reserved::default());
     assert!(agent.wanted.installs);
@@ -162,19 +162,19 @@ async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_inst
 async fn without_a_ledger_an_agent_is_not_ready_whatever_is_installed() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
-    agent.looked.is_installed = true;
+    agent.inspected.is_installed = true;
     agent.reconcile(None).await.unwrap();
     assert!(!agent.is_ready());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_looked(&mut agent);
-    agent.looked.is_installed = true;
+    has_inspected(&mut agent);
+    agent.inspected.is_installed = true;
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(agent.is_ready());
 }
 
 #[tokio::test]
-async fn after_a_look_that_took_long_the_next_waits_as_long_and_what_keeps_failing_is_looked_at_less() {
+async fn after_a_long_inspection_the_next_waits_as_long_and_one_that_keeps_failing_comes_less_often() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
     let mut rests = Vec::new();
@@ -184,10 +184,10 @@ async fn after_a_look_that_took_long_the_next_waits_as_long_and_what_keeps_faili
         let keeper = agent.keeper.take().unwrap();
         let now = Instant::now();
         agent.begun = Some(now - Duration::from_secs(took));
-        // As a change on the node has it while a look is under way.
-        agent.next_look = if took > 0 { now } else { now + LOOK_EVERY };
-        agent.take_back((keeper, Looked { has_failed, ..Looked::default() }));
-        rests.push(agent.next_look.duration_since(now).as_secs());
+        // As after a change on the node while an inspection is under way.
+        agent.next_inspection = if took > 0 { now } else { now + INSPECT_EVERY };
+        agent.take_back((keeper, Inspected { has_failed, ..Inspected::default() }));
+        rests.push(agent.next_inspection.duration_since(now).as_secs());
     }
     assert_eq!(rests, [4, 30, 5, 10, 20, 30, 30, 5]);
 }
@@ -198,14 +198,14 @@ async fn a_ledger_that_is_built_from_a_later_spec_offers_nothing_before_that_one
     let mut agent = agent(root.path());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_looked(&mut agent);
+    has_inspected(&mut agent);
     object(&agent, 3, 2, "172.16.0.0/12");
     agent.reconcile(Some(&first)).await.unwrap();
     assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
 }
 
 #[tokio::test(start_paused = true)]
-async fn reconciles_come_whatever_a_look_does() {
+async fn reconciles_come_whatever_an_inspection_does() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
     let _looks = agent.keeper.take();
@@ -234,8 +234,8 @@ cd "$VNETPOOL_TEST_NODE"
 exec nft "$@"
 "#;
 
-/// Runs a test by itself on a node of its own: a network namespace with a NIC, and [`NFT`]. Returns the folder
-/// of both in there, and None out here once the test has passed.
+/// Runs a test alone on a node of its own: a network namespace with a NIC, and [`NFT`]. Returns the folder of
+/// both in there, and `None` out here once the test has passed.
 fn on_a_node(test: &str) -> Option<PathBuf> {
     if let Some(dir) = env::var_os(NODE) {
         return Some(dir.into());
@@ -253,16 +253,16 @@ fn on_a_node(test: &str) -> Option<PathBuf> {
     None
 }
 
-async fn look(agent: &mut Agent, within: Duration) {
+async fn inspect(agent: &mut Agent, within: Duration) {
     let keeper = agent.keeper.take().unwrap();
-    let looked = keeper.look(agent.wanted.clone(), agent.reserved.clone(), within).await;
-    agent.take_back(looked);
+    let inspected = keeper.inspect(agent.wanted.clone(), agent.reserved.clone(), within).await;
+    agent.take_back(inspected);
 }
 
-/// A reconcile, the look that it asks for, and the reconcile after that.
+/// A reconcile, the inspection that it asks for, and the reconcile after that.
 async fn settle(agent: &mut Agent, object: &NodeIPAllocation) {
     agent.reconcile(Some(object)).await.unwrap();
-    look(agent, LOOK_WITHIN).await;
+    inspect(agent, INSPECT_WITHIN).await;
     agent.reconcile(Some(object)).await.unwrap();
 }
 
@@ -276,7 +276,7 @@ fn assign(agent: &Agent, sandbox: &Sandbox) -> Assign {
 }
 
 /// Status and reason of a condition as reported.
-fn told(agent: &Agent, type_: Type) -> (String, String) {
+fn reported(agent: &Agent, type_: Type) -> (String, String) {
     let report = agent.reports.borrow().clone().unwrap();
     let found = condition::find(&report.conditions, type_).unwrap();
     (found.status.clone(), found.reason.clone())
@@ -294,8 +294,8 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
     settle(&mut agent, &object).await;
     assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
     assert!(!agent.store.peek().unwrap().had_first_address(), "the runtime sends no pods");
-    assert_eq!(told(&agent, condition::RULES_APPLIED), is("False", "TableRefused"));
-    assert_eq!(told(&agent, condition::SUPPLIED), is("False", "RulesMissing"));
+    assert_eq!(reported(&agent, condition::RULES_APPLIED), is("False", "TableRefused"));
+    assert_eq!(reported(&agent, condition::SUPPLIED), is("False", "RulesMissing"));
     assert_eq!(agent.reports.borrow().as_ref().unwrap().generation, Some(2), "nothing else is held back");
 
     fs::remove_file(&broken).unwrap();
@@ -303,7 +303,7 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
     settle(&mut agent, &object).await;
     assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
     for type_ in [condition::RULES_APPLIED, condition::SUPPLIED, condition::CNI_INSTALLED] {
-        assert_eq!(told(&agent, type_).0, "True", "{type_:?}");
+        assert_eq!(reported(&agent, type_).0, "True", "{type_:?}");
     }
     assert!(agent.is_ready());
     let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
@@ -313,8 +313,8 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
     settle(&mut agent, &object).await;
     let without = Counts { held: 1, assigned: 1, withheld: 1, ..Counts::default() };
     assert_eq!(counts(&agent), without);
-    assert_eq!(told(&agent, condition::ASSIGNMENTS_BACKED), is("True", "Backed"));
-    assert_eq!(told(&agent, condition::CNI_INSTALLED), is("Unknown", "NotLookedAt"));
+    assert_eq!(reported(&agent, condition::ASSIGNMENTS_BACKED), is("True", "Backed"));
+    assert_eq!(reported(&agent, condition::CNI_INSTALLED), is("Unknown", "NotInspected"));
     assert!(!agent.is_ready());
     assert_eq!(assign(&agent, &b), Assign::Waiting);
     agent.store.with(|ledger, _| ledger.cancel(&b)).unwrap();
@@ -339,7 +339,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     settle(&mut agent, &object).await;
     fs::write(&broken, "").unwrap();
-    look(&mut agent, LOOK_WITHIN).await;
+    inspect(&mut agent, INSPECT_WITHIN).await;
     agent.reconcile(Some(&object)).await.unwrap();
     let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
     assert_eq!(assign(&agent, &a), Assign::Waiting);
@@ -348,7 +348,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
     fs::remove_file(&broken).unwrap();
     agent.reconcile(None).await.unwrap();
     assert_eq!(assign(&agent, &b), Assign::Waiting, "the rules are yet to come");
-    look(&mut agent, LOOK_WITHIN).await;
+    inspect(&mut agent, INSPECT_WITHIN).await;
     agent.reconcile(None).await.unwrap();
     assert!(agent.store.peek().unwrap().address_of(&a).is_some(), "{:?}", counts(&agent));
     assert!(matches!(assign(&agent, &b), Assign::Assigned(_)), "{:?}", counts(&agent));
@@ -365,7 +365,7 @@ async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other()
     let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
     fs::write(dir.join("broken"), "").unwrap();
-    look(&mut agent, LOOK_WITHIN).await;
+    inspect(&mut agent, INSPECT_WITHIN).await;
     agent.reconcile(Some(&object)).await.unwrap();
     agent.store.with(|ledger, now| ledger.free(&a, now)).unwrap();
     assert_eq!(assign(&agent, &b), Assign::Waiting);
@@ -390,10 +390,10 @@ async fn who_has_the_nodes_rules_see_bridged_packets_again_is_told_and_undone() 
         Command::new("ip").args(["link", "add", "vnpbridge", "type", "bridge"]).status().unwrap().success()
     );
     settle(&mut agent, &object).await;
-    assert_eq!((bridged().as_str(), agent.notes.say().verdict.reason), ("0", Reason::Undisturbed));
+    assert_eq!((bridged().as_str(), agent.notes.undisturbed().verdict.reason), ("0", Reason::Undisturbed));
     fs::write(net.join(sysctl::BRIDGES), "1").unwrap();
     settle(&mut agent, &object).await;
-    let Verdict { reason, message, .. } = agent.notes.say().verdict;
+    let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!((bridged().as_str(), reason), ("0", Reason::Repaired), "{message}");
     assert!(message.contains("bridge-nf-call-iptables"), "{message}");
 }
@@ -410,13 +410,13 @@ async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
     refused.metadata.generation = Some(3);
     refused.spec.interfaces[0].ip_configurations[0].address = "10.240.250.1/31".to_owned();
     settle(&mut agent, &refused).await;
-    assert_eq!(told(&agent, condition::SUPPLIED), ("False".to_owned(), "InvalidSpec".to_owned()));
-    assert_eq!(told(&agent, condition::CNI_INSTALLED).0, "True");
+    assert_eq!(reported(&agent, condition::SUPPLIED), ("False".to_owned(), "InvalidSpec".to_owned()));
+    assert_eq!(reported(&agent, condition::CNI_INSTALLED).0, "True");
     assert!(agent.is_ready());
 }
 
 #[tokio::test]
-async fn what_a_look_that_was_broken_off_still_installs_the_next_waits_for() {
+async fn an_inspection_waits_for_the_installation_of_one_that_was_broken_off() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
@@ -424,11 +424,11 @@ async fn what_a_look_that_was_broken_off_still_installs_the_next_waits_for() {
     let installing = agent.keeper.as_ref().unwrap().installing.clone();
     let plugin = dir.join("bin/vnetpool");
     let broken_off = installing.lock().await;
-    look(&mut agent, Duration::from_secs(2)).await;
-    assert!(!agent.looked.is_installed && !plugin.exists());
+    inspect(&mut agent, Duration::from_secs(2)).await;
+    assert!(!agent.inspected.is_installed && !plugin.exists());
     drop(broken_off);
-    look(&mut agent, LOOK_WITHIN).await;
-    assert!(agent.looked.is_installed && plugin.exists());
+    inspect(&mut agent, INSPECT_WITHIN).await;
+    assert!(agent.inspected.is_installed && plugin.exists());
 }
 
 #[tokio::test]
@@ -437,8 +437,8 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     agent.wanted.rules = Some(rules::basis(&object.spec));
-    has_looked(&mut agent);
-    // Whoever writes this waits for a reader.
+    has_inspected(&mut agent);
+    // The writer of this waits for a reader.
     agent.config.sysctl_net_dir = dir.join("net");
     let mut keeper = agent.keeper.take().unwrap();
     keeper.config.sysctl_net_dir = dir.join("net");
@@ -448,15 +448,15 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     let run = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success());
     run(&format!("mkfifo {}; ip address add 10.240.250.1/24 dev eth0", hangs.display()));
     let begun = Instant::now();
-    let look = keeper.look(Wanted::default(), reserved, LOOK_WITHIN);
+    let inspection = keeper.inspect(Wanted::default(), reserved, INSPECT_WITHIN);
     let reconcile = async {
         agent.reconcile(Some(&object)).await.unwrap();
         begun.elapsed()
     };
-    let (looked, took) = tokio::join!(look, reconcile);
+    let (inspected, took) = tokio::join!(inspection, reconcile);
     fs::read(&hangs).unwrap(); // before anything can fail: the test ends when no thread hangs any more
-    assert!(looked.1.has_failed);
-    let Verdict { reason, message, .. } = agent.notes.say().verdict;
+    assert!(inspected.1.has_failed);
+    let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!(reason, Reason::InTheWay, "{message}");
     assert!(message.contains("can't tell whether a pods' address is on a link of the node"), "{message}");
     assert!((notes::TAKE_OFF_WITHIN..2 * notes::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
@@ -464,37 +464,37 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
 }
 
 #[tokio::test]
-async fn a_look_that_hangs_is_broken_off_and_what_stood_in_the_way_is_told_until_one_has_seen_all() {
+async fn an_inspection_that_hangs_is_broken_off_and_its_obstacles_are_reported_until_one_has_seen_all() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 1, "192.168.0.0/16");
     settle(&mut agent, &object).await;
     settle(&mut agent, &object).await;
-    assert_eq!(agent.metrics.looking_for(), Duration::ZERO);
-    let reason = |agent: &Agent| agent.notes.say().verdict.reason;
-    assert_eq!(reason(&agent), Reason::Undisturbed, "{:?}", agent.notes.say());
+    assert_eq!(agent.metrics.inspecting_for(), Duration::ZERO);
+    let reason = |agent: &Agent| agent.notes.undisturbed().verdict.reason;
+    assert_eq!(reason(&agent), Reason::Undisturbed, "{:?}", agent.notes.undisturbed());
 
     fs::write(dir.join("hangs"), "").unwrap();
-    look(&mut agent, Duration::from_millis(200)).await;
+    inspect(&mut agent, Duration::from_millis(200)).await;
     fs::remove_file(dir.join("hangs")).unwrap();
-    assert!(agent.looked.has_failed);
-    assert!(agent.metrics.looking_for() > Duration::ZERO);
+    assert!(agent.inspected.has_failed);
+    assert!(agent.metrics.inspecting_for() > Duration::ZERO);
     agent.reconcile(Some(&object)).await.unwrap();
     for type_ in [condition::RULES_APPLIED, condition::CNI_INSTALLED] {
-        assert_eq!(told(&agent, type_), ("Unknown".to_owned(), "NotLookedAt".to_owned()));
+        assert_eq!(reported(&agent, type_), ("Unknown".to_owned(), "NotInspected".to_owned()));
     }
-    let Verdict { reason: told, message, .. } = agent.notes.say().verdict;
-    assert_eq!(told, Reason::InTheWay);
+    let Verdict { reason: found, message, .. } = agent.notes.undisturbed().verdict;
+    assert_eq!(found, Reason::InTheWay);
     assert!(message.contains("broken off"), "{message}");
 
     let ledger = agent.config.state_dir.join(file::LEDGER);
     let text = fs::read(&ledger).unwrap();
     fs::write(&ledger, "nonsense").unwrap();
-    look(&mut agent, LOOK_WITHIN).await;
-    assert_eq!(agent.metrics.looking_for(), Duration::ZERO, "it has ended");
-    assert_eq!((agent.looked.has_failed, reason(&agent)), (true, Reason::InTheWay));
+    inspect(&mut agent, INSPECT_WITHIN).await;
+    assert_eq!(agent.metrics.inspecting_for(), Duration::ZERO, "it has ended");
+    assert_eq!((agent.inspected.has_failed, reason(&agent)), (true, Reason::InTheWay));
     fs::write(&ledger, text).unwrap();
-    look(&mut agent, LOOK_WITHIN).await;
-    let seen = (agent.looked.has_failed, reason(&agent));
-    assert_eq!(seen, (false, Reason::Undisturbed), "{:?}", agent.notes.say());
+    inspect(&mut agent, INSPECT_WITHIN).await;
+    let seen = (agent.inspected.has_failed, reason(&agent));
+    assert_eq!(seen, (false, Reason::Undisturbed), "{:?}", agent.notes.undisturbed());
 }

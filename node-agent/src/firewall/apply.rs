@@ -20,16 +20,16 @@ pub enum Error {
     Unreadable(#[from] serde_json::Error),
 }
 
-/// What became of a table that was to be in place.
+/// The outcome for a table that was to be in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ensured {
     /// It stood as it was put.
     Standing,
-    /// nft couldn't say. It stood when it was seen last, and the kernel has told of no change since.
+    /// nft couldn't show it. It stood when it was seen last, and the kernel has reported no change since.
     Unseen,
-    /// It was put in place, since something else is wanted than before.
+    /// It was put in place, since the wanted content has changed.
     Put,
-    /// It was put in place, since somebody had changed or removed it.
+    /// It was put in place, since another program had changed or removed it.
     Restored,
 }
 
@@ -39,7 +39,7 @@ pub struct Firewall {
     family: &'static str,
     known: watch::Sender<Known>,
     put: Option<Put>,
-    /// What its counters said last, by name. A table that is put in place begins with none.
+    /// The last values of its counters, by name. A table that is put in place begins with none.
     counted: BTreeMap<String, u64>,
     /// The same of the set of pods that asked the metadata service.
     asked: BTreeMap<Ipv4Addr, u64>,
@@ -48,7 +48,7 @@ pub struct Firewall {
 /// What was put in place last.
 #[derive(Debug)]
 enum Put {
-    /// This was asked for, and isn't known to have come there. Once it has, it is told as `ensured`.
+    /// This was asked for, and isn't known to have come there. Once it has, it is reported as `ensured`.
     Tried {
         text: String,
         ensured: Ensured,
@@ -58,7 +58,7 @@ enum Put {
 
 #[derive(Debug)]
 struct Done {
-    /// What was asked for.
+    /// The wanted content.
     text: String,
     /// How the kernel showed it right afterwards, without counters.
     listing: Option<String>,
@@ -73,7 +73,7 @@ impl Default for Firewall {
 }
 
 impl Firewall {
-    /// The table of this family, of whose changes nobody hears.
+    /// The table of this family, whose changes aren't followed.
     pub fn of(family: &'static str) -> Firewall {
         Firewall::hearing(family, &watch::Sender::default())
     }
@@ -84,9 +84,9 @@ impl Firewall {
         Firewall { family, known: known.clone(), put: None, counted, asked }
     }
 
-    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows what it showed
-    /// after the last time. If nft can't show it, it stands as long as the kernel has told of no change: the
-    /// kernel tells of each.
+    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows the same as
+    /// after the last time. If nft can't show it, it stands as long as the kernel has reported no change: the
+    /// kernel reports each.
     pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
         let heard = self.heard();
         let ensured = match &mut self.put {
@@ -118,7 +118,7 @@ impl Firewall {
         Ok(ensured)
     }
 
-    /// Puts back what was in place, if somebody has changed or removed it, or if that has failed before.
+    /// Puts the last table back, if another program has changed or removed it, or if that has failed before.
     pub async fn restore(&mut self) -> Result<Ensured, Error> {
         match &self.put {
             Some(Put::Done(Done { text, .. }) | Put::Tried { text, ensured: Ensured::Restored }) => {
@@ -170,7 +170,7 @@ impl Firewall {
     }
 }
 
-/// What has come since `before`, which becomes what is now.
+/// The increase since `before`, which becomes the present value.
 fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) -> Vec<(K, u64)> {
     let since = |name: &K, count: u64| count.saturating_sub(before.get(name).copied().unwrap_or_default());
     let news = now.iter().map(|(name, &count)| (name.clone(), since(name, count))).collect();
@@ -190,7 +190,7 @@ pub async fn remove() -> Result<(), Error> {
     Ok(())
 }
 
-/// The table as the kernel has it, without what packets change in it; None if it has none.
+/// The table as the kernel has it, without the parts that packets change; `None` if it has none.
 async fn list(family: &str) -> io::Result<Option<String>> {
     let listing = nft(&["--stateless", "list", "table", family, "vnetpool"], "").await?.ok();
     Ok(listing.map(|listing| without_asked(&listing)))
@@ -209,7 +209,7 @@ fn without_asked(listing: &str) -> String {
     listing.lines().filter(stays).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// Runs nft. The inner error is what it said on standard error when it failed.
+/// Runs nft. The inner error is its standard error when it failed.
 pub(crate) async fn nft(args: &[&str], stdin: &str) -> io::Result<Result<String, String>> {
     let output = child::run(Command::new("nft").args(args), stdin.as_bytes(), child::WITHIN).await?;
     Ok(if output.status.success() {

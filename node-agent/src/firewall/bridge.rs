@@ -1,9 +1,9 @@
 //! The part of the table for pods behind the bridge: to the rules they all come in by the same link.
 //!
-//! What tells them apart is the MAC: each port is locked to its pod's, and that ends in the pod's address. So
-//! nobody's state is needed to see whether a packet's source is its sender's: the last four bytes of the one
-//! are compared with the four of the other, by looking both up in a set of all pairs of equal bytes, since
-//! nftables compares a field with constants only.
+//! The MAC distinguishes them: each port is locked to its pod's, and that ends in the pod's address. So no
+//! connection state is needed to see whether a packet's source is its sender's: the last four bytes of the
+//! one are compared with the four of the other, by looking both up in a set of all pairs of equal bytes,
+//! since nftables compares a field with constants only.
 
 use std::fmt::Write;
 
@@ -14,12 +14,12 @@ const MAC: u32 = 64;
 /// Bits from the start of the IPv4 header to its source address.
 const SOURCE: u32 = 96;
 
-/// What goes into the guard's chain.
+/// The rules in the guard's chain.
 pub(super) fn guard() -> String {
     format!("\t\tiifname \"{BRIDGE}\" jump port\n")
 }
 
-/// What goes beside it.
+/// The objects beside it.
 pub(super) fn set_and_chain() -> String {
     let pairs: Vec<String> = (0..=255).map(|byte| format!("{byte:#04x} . {byte:#04x}")).collect();
     let mut text = format!(

@@ -1,4 +1,4 @@
-//! Changes that are made in the tables `vnetpool`, by whoever makes them: one multicast socket.
+//! Changes in the tables `vnetpool`, by any program: one multicast socket.
 //!
 //! Every change of every table is announced there, thousands at once when kube-proxy writes its own. Only the
 //! name of the table is read of them, before anything else is done.
@@ -28,13 +28,13 @@ const OURS: &[u8] = b"vnetpool\0";
 const ALIGN: usize = 4;
 /// The kernel sends no larger datagrams.
 const DATAGRAM: usize = 64 * 1024;
-/// Room for what kube-proxy writes at once.
+/// Room for all that kube-proxy writes at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
-/// What is known of our tables by what the kernel tells.
+/// The state of our tables by the kernel's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// How many changes it has told of. That somebody began to listen counts as one; 0 as long as nobody does.
+    /// How many changes it has reported. The opening of the socket counts as one; 0 as long as there is none.
     pub heard: u64,
     /// After which of them table `inet vnetpool` was seen to stand as it was put. None: this process hasn't put
     /// it there.
@@ -55,15 +55,16 @@ pub struct Events(Socket);
 impl Events {
     pub fn open() -> io::Result<Events> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        // Refused outside the machine's own user namespace. Then more is lost, and looked for.
+        // Refused outside the machine's own user namespace. Then more is lost, and the next inspection finds
+        // it.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
         socket.bind(&SocketAddr::new(0, 0))?;
         socket.add_membership(GROUP)?;
         Ok(Events(socket))
     }
 
-    /// Waits for the next datagram; says whether it concerns a table of ours, or may have come after one that
-    /// was lost and did.
+    /// Waits for the next datagram; returns whether it concerns a table of ours, or may have come after a
+    /// lost one that did.
     pub fn wait(&self) -> io::Result<bool> {
         let mut buffer = Vec::with_capacity(DATAGRAM);
         match self.0.recv(&mut buffer, 0) {
@@ -120,7 +121,7 @@ pub async fn watch(known: watch::Sender<Known>, metrics: Metrics) -> anyhow::Res
                 Err(error) => break error,
             }
         };
-        // Nobody listens any more when the agent ends.
+        // The receiver is dropped only when the agent ends.
         let _ = ended.send(error);
     })?;
     Err(end.await?).context(CANT)

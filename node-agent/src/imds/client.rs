@@ -28,12 +28,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// With 256 addresses an answer has about 20 KB.
 const LARGEST: usize = 1024 * 1024;
 
-/// What the service knows of this VM, and the address of ours that it answered.
+/// The service's answer about this VM, and the address of ours that it answered.
 pub async fn instance() -> anyhow::Result<(Instance, Ipv4Addr)> {
     ask(INSTANCE).await
 }
 
-/// What it knows of the VM's NICs.
+/// Its answer about the VM's NICs.
 pub async fn network() -> anyhow::Result<Network> {
     Ok(ask(NETWORK).await?.0)
 }

@@ -1,11 +1,11 @@
-//! Which of a node's addresses the instance metadata service no longer lists: somebody else than the operator
-//! may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure; [`watch()`]
-//! asks.
+//! Which of a node's addresses the instance metadata service no longer lists: another client than the
+//! operator may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure;
+//! [`watch()`] asks.
 //!
-//! The service is local to the VM and free, so every node can look once a minute, where reading thousands of
+//! The service is local to the VM and free, so every node can ask once a minute, where reading thousands of
 //! NICs would use Azure's limits up. But it is a hint and no more. How long a change takes to show there
-//! isn't published, so an address that was never listed proves nothing, and one answer may be a bad one. What
-//! it says is told to the operator, who reads the NIC.
+//! isn't published, so an address that was never listed proves nothing, and one answer may be a bad one. The
+//! agent reports the difference to the operator, which reads the NIC.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,47 +21,47 @@ use vnetpool_crds::{NodeIPAllocation, allocation::Interface};
 
 use super::{Network, client, hardware_address};
 
-/// Between two looks, at least, and up to one and a half times as long: many nodes that lose addresses at one
-/// moment must not all come to the operator at another.
-const LOOK_EVERY: Duration = Duration::from_secs(40);
-/// Before what is missed for the first time is looked for again.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// So many looks in a row must miss what was listed.
+/// Between two requests, at least, and up to one and a half times as long: many nodes that lose addresses at
+/// one moment must not all come to the operator at another.
+const ASK_EVERY: Duration = Duration::from_secs(40);
+/// Before a reservation that is missing for the first time is checked again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// So many answers in a row must lack a reservation that was listed.
 const MISSES: u32 = 2;
-/// So many looks in a row in which the service has told nothing make it a silent one: for four minutes or
+/// So many requests in a row without a usable answer make the service a silent one: for four minutes or
 /// five. A VM that Azure moves to another host may be without it for a moment.
 const SILENT: u32 = 5;
 
-/// What the looks have come to.
+/// The result of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// Names of what was listed and isn't any more.
+    /// Names of reservations that were listed and aren't any more.
     pub unlisted: BTreeSet<String>,
-    /// Whether the service tells nothing of the NIC. `None`: this process hasn't found out yet.
+    /// Whether the service reports nothing of the NIC. `None`: this process hasn't found out yet.
     pub is_silent: Option<bool>,
 }
 
-/// What the service has listed of a NIC since this process started.
+/// The service's listing of a NIC since this process started.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// By the reservation's name, how many looks in a row have missed it since it was listed.
+    /// By the reservation's name, how many answers in a row have lacked it since it was listed.
     missed: BTreeMap<String, u32>,
-    /// How many looks in a row it has told nothing.
+    /// How many requests in a row had no usable answer.
     untold: u32,
     is_silent: Option<bool>,
 }
 
 impl Listing {
     /// Takes in one answer, given the NIC as `spec` has it. An answer that lacks the NIC or its primary
-    /// address, which the service sees us ask from, isn't to be believed and changes nothing.
-    pub fn look(&mut self, nic: &Interface, answer: &Network) {
+    /// address, from which the agent asks, isn't to be believed and changes nothing.
+    pub fn take_in(&mut self, nic: &Interface, answer: &Network) {
         let has_mac = |one: &&super::Nic| {
             hardware_address(&one.mac_address).is_ok_and(|mac| mac.eq_ignore_ascii_case(&nic.mac))
         };
         let told = answer.interface.iter().find(has_mac);
         let listed: BTreeSet<&str> = told.into_iter().flat_map(super::Nic::listed).collect();
         if !listed.contains(nic.primary_address.as_str()) {
-            return self.look_in_vain();
+            return self.ask_in_vain();
         }
         (self.untold, self.is_silent) = (0, Some(false));
         let held: BTreeMap<&str, Ipv4Addr> = singles(nic).collect();
@@ -76,19 +76,20 @@ impl Listing {
     }
 
     /// No answer came, or none that can be believed.
-    pub fn look_in_vain(&mut self) {
+    pub fn ask_in_vain(&mut self) {
         self.untold = self.untold.saturating_add(1);
         if self.untold >= SILENT {
             self.is_silent = Some(true);
         }
     }
 
+    /// The names of reservations that were listed and aren't any more, and whether the service answers.
     pub fn told(&self) -> Told {
         let unlisted = self.missed.iter().filter(|(_, missed)| **missed >= MISSES);
         Told { unlisted: unlisted.map(|(name, _)| name.clone()).collect(), is_silent: self.is_silent }
     }
 
-    /// Whether the next look will tell whether something is missing.
+    /// Whether the next answer will show whether something is missing.
     fn is_in_doubt(&self) -> bool {
         self.missed.values().any(|missed| (1..MISSES).contains(missed))
     }
@@ -102,9 +103,9 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Looks about once a minute for as long as the node holds single addresses, and keeps `told` at what that
-/// has come to. Where the service doesn't answer, because a node's administrator has closed it, for one, no
-/// pod misses it: the operator reads the NIC more often instead.
+/// Asks about once a minute for as long as the node holds single addresses, and keeps the result in `told`. If
+/// the service doesn't answer, for instance because a node's administrator has closed it, no pod misses it: the
+/// operator reads the NIC more often instead.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
     told: watch::Sender<Told>,
@@ -117,30 +118,30 @@ pub async fn watch(
         };
         objects.wait_for(has_singles).await?;
         let answer = client::network().await;
-        // As it is now that there is an answer: what came while it was asked for may well not be in it, and
-        // wasn't listed before.
+        // As `spec` is now that there is an answer: a reservation that came after the request may well not be
+        // in it, and wasn't listed before.
         let object = objects.borrow().clone();
         let Some(object) = object else { continue };
         match (answer, object.spec.serving()) {
-            (Ok(answer), Some(nic)) => listing.look(nic, &answer),
+            (Ok(answer), Some(nic)) => listing.take_in(nic, &answer),
             (Err(error), _) => {
-                tracing::debug!(error = format!("{error:#}"), "not looked for lost addresses");
-                listing.look_in_vain();
+                tracing::debug!(error = format!("{error:#}"), "not checked for lost addresses");
+                listing.ask_in_vain();
             }
             (Ok(_), None) => {}
         }
         let now = listing.told();
         told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
-        let pause = if listing.is_in_doubt() { LOOK_AGAIN } else { pause(&object.spec.node_uid, count) };
+        let pause = if listing.is_in_doubt() { ASK_AGAIN } else { pause(&object.spec.node_uid, count) };
         sleep(pause).await;
     }
     Ok(())
 }
 
-/// Differs by node and from look to look.
+/// Differs by node and from request to request.
 fn pause(node_uid: &str, count: u64) -> Duration {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((node_uid, count));
-    LOOK_EVERY + Duration::from_millis(hash % (LOOK_EVERY / 2).as_millis() as u64)
+    ASK_EVERY + Duration::from_millis(hash % (ASK_EVERY / 2).as_millis() as u64)
 }
 
 #[cfg(test)]
@@ -185,22 +186,22 @@ mod tests {
     #[test]
     fn what_was_listed_and_is_missed_twice_in_a_row_is_told_until_it_is_listed_again() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
-        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
-        listing.look(&nic, &answer(&["10.240.0.5"]));
+        listing.take_in(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        listing.take_in(&nic, &answer(&["10.240.0.5"]));
         assert_eq!((names(&listing), listing.is_in_doubt()), (vec![], true));
-        listing.look(&nic, &answer(&["10.240.0.5"]));
+        listing.take_in(&nic, &answer(&["10.240.0.5"]));
         assert_eq!((names(&listing), listing.is_in_doubt()), (vec!["vnp-2".to_owned()], false));
-        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        listing.take_in(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
         assert_eq!(names(&listing), Vec::<String>::new());
-        listing.look(&nic, &answer(&["10.240.0.5"]));
-        assert_eq!(names(&listing), Vec::<String>::new(), "looks in a row count");
+        listing.take_in(&nic, &answer(&["10.240.0.5"]));
+        assert_eq!(names(&listing), Vec::<String>::new(), "answers in a row count");
     }
 
     #[test]
     fn what_was_never_listed_proves_nothing_however_long_it_takes() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         for _ in 0..10 {
-            listing.look(&nic, &answer(&["10.240.0.5"]));
+            listing.take_in(&nic, &answer(&["10.240.0.5"]));
         }
         assert_eq!(names(&listing), Vec::<String>::new());
     }
@@ -208,10 +209,10 @@ mod tests {
     #[test]
     fn an_address_that_comes_back_under_another_name_is_as_if_never_listed() {
         let mut listing = Listing::default();
-        listing.look(&nic(&TWO), &answer(&["10.240.0.5", "10.240.0.6"]));
+        listing.take_in(&nic(&TWO), &answer(&["10.240.0.5", "10.240.0.6"]));
         let restored = nic(&[("vnp-1", "10.240.0.5/32"), ("vnp-3", "10.240.0.6/32")]);
         for _ in 0..3 {
-            listing.look(&restored, &answer(&["10.240.0.5"]));
+            listing.take_in(&restored, &answer(&["10.240.0.5"]));
         }
         assert_eq!(names(&listing), Vec::<String>::new());
     }
@@ -219,10 +220,10 @@ mod tests {
     #[test]
     fn an_answer_without_the_nic_or_its_own_address_is_not_believed() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
-        listing.look(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
+        listing.take_in(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
         for _ in 0..3 {
-            listing.look(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
-            listing.look(&nic, &answer_of("000D3AE51CC0", &[]));
+            listing.take_in(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
+            listing.take_in(&nic, &answer_of("000D3AE51CC0", &[]));
         }
         assert_eq!((names(&listing), listing.is_in_doubt()), (vec![], false));
     }
@@ -231,33 +232,33 @@ mod tests {
     fn a_service_that_tells_nothing_five_times_in_a_row_is_silent_until_it_tells_something() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         let is_silent = |listing: &Listing| listing.told().is_silent;
-        (0..4).for_each(|_| listing.look_in_vain());
+        (0..4).for_each(|_| listing.ask_in_vain());
         assert_eq!(is_silent(&listing), None, "an agent that has just started doesn't know");
-        listing.look(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
-        assert_eq!(is_silent(&listing), Some(true), "an answer without the NIC tells nothing of it");
-        listing.look(&nic, &answer(&[]));
+        listing.take_in(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
+        assert_eq!(is_silent(&listing), Some(true), "an answer without the NIC shows nothing of it");
+        listing.take_in(&nic, &answer(&[]));
         assert_eq!(is_silent(&listing), Some(false));
-        (0..4).for_each(|_| listing.look_in_vain());
-        assert_eq!(is_silent(&listing), Some(false), "looks in a row count");
-        listing.look_in_vain();
+        (0..4).for_each(|_| listing.ask_in_vain());
+        assert_eq!(is_silent(&listing), Some(false), "requests in a row count");
+        listing.ask_in_vain();
         assert_eq!(is_silent(&listing), Some(true));
     }
 
     #[test]
-    fn blocks_and_routes_are_not_looked_for() {
+    fn blocks_and_routes_are_not_expected_in_the_listing() {
         let mut listing = Listing::default();
         let blocks = nic(&[("vnp-1", "10.240.0.16/28"), ("vnp-2", "10.244.3.0/24")]);
-        listing.look(&blocks, &answer(&["10.240.0.16", "10.244.3.0"]));
-        listing.look(&blocks, &answer(&[]));
-        listing.look(&blocks, &answer(&[]));
+        listing.take_in(&blocks, &answer(&["10.240.0.16", "10.244.3.0"]));
+        listing.take_in(&blocks, &answer(&[]));
+        listing.take_in(&blocks, &answer(&[]));
         assert_eq!(names(&listing), Vec::<String>::new());
     }
 
     #[test]
-    fn nodes_look_about_once_a_minute_and_not_in_step() {
+    fn nodes_ask_about_once_a_minute_and_not_in_step() {
         let pauses: BTreeSet<Duration> =
             (0..20).flat_map(|count| ["a", "b"].map(|node| pause(node, count))).collect();
         assert_eq!(pauses.len(), 40);
-        assert!(pauses.iter().all(|pause| *pause >= LOOK_EVERY && *pause < LOOK_EVERY * 3 / 2));
+        assert!(pauses.iter().all(|pause| *pause >= ASK_EVERY && *pause < ASK_EVERY * 3 / 2));
     }
 }

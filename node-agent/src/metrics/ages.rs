@@ -1,4 +1,4 @@
-//! How long ago the last reconcile ended and each watch last brought something, made when somebody scrapes.
+//! How long ago the last reconcile ended and each watch last brought an event, made at each scrape.
 
 use std::{
     collections::BTreeMap,

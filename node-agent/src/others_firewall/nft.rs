@@ -1,4 +1,4 @@
-//! Looks at the chains at the kernel's forward hook, and opens them to pods where that was asked for.
+//! Reads the chains at the kernel's forward hook, and opens them to pods where the configuration asks for it.
 //!
 //! One chain at a time, as the packets are led: a table of kube-proxy's can have megabytes of maps.
 
@@ -11,9 +11,9 @@ use vnetpool_plugin::sandbox::LINK_PREFIX;
 use super::{Chain, Chains, Packet, is_dropped};
 use crate::{child, firewall::apply::nft};
 
-/// Chains looked at in a table, at most: what is beyond is not understood.
+/// The number of chains that are read in a table, at most: chains beyond are not understood.
 const CHAINS: usize = 64;
-/// What our rules in other people's chains carry.
+/// The comment on our rules in other programs' chains.
 const COMMENT: &str = "vnetpool";
 /// The tables that the older iptables has in this network namespace.
 const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
@@ -28,7 +28,7 @@ pub enum Error {
     Unreadable(#[from] serde_json::Error),
 }
 
-/// A chain that the kernel calls for each packet the node forwards.
+/// A chain that the kernel runs for each packet the node forwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     family: String,
@@ -76,8 +76,8 @@ pub async fn dropping(listed: &Listed, packets: &[Packet<'_>]) -> Result<Vec<Bas
     Ok(dropping)
 }
 
-/// Puts two rules of ours before all others of the chain: what comes from a pod's link and what goes to one
-/// is accepted.
+/// Puts two rules of ours before all others of the chain: packets that come from a pod's link and those that
+/// go to one are accepted.
 pub async fn open(base: &Base) -> Result<(), Error> {
     let Base { family, table, chain, is_legacy } = base;
     if *is_legacy {
@@ -95,7 +95,7 @@ pub async fn open(base: &Base) -> Result<(), Error> {
     run(&["-f", "-"], &text).await.map(drop)
 }
 
-/// Takes out what [`open`] put in, wherever it is.
+/// Removes the rules of [`open`], wherever they are.
 pub async fn close() -> Result<(), Error> {
     for (Base { family, table, chain, .. }, _) in bases(&Listed::now().await?) {
         for rule in rules(&family, &table, &chain).await?.iter().filter(|rule| rule["comment"] == COMMENT) {
@@ -172,7 +172,7 @@ fn has_legacy() -> bool {
     tables.lines().any(|table| table == "filter")
 }
 
-/// The forward chain of the older iptables, if it drops and no rule in it speaks of pods' links or lets all
+/// The forward chain of the older iptables, if it drops and no rule in it names pods' links or lets all
 /// through.
 pub async fn legacy() -> Result<Option<Base>, Error> {
     if !has_legacy() {
@@ -190,7 +190,7 @@ pub async fn legacy() -> Result<Option<Base>, Error> {
     }))
 }
 
-/// Inserts or deletes the rule that accepts what comes in (`-i`) or goes out (`-o`) by pods' links.
+/// Inserts or deletes the rule that accepts packets that come in (`-i`) or go out (`-o`) by pods' links.
 fn legacy_rule(verb: &str, chain: &str, direction: &str) -> Vec<String> {
     let links = format!("{LINK_PREFIX}+");
     let rule = [verb, chain, direction, &links, "-m", "comment", "--comment", COMMENT, "-j", "ACCEPT"];

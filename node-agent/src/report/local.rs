@@ -11,7 +11,7 @@ use super::{compose, is_published, publish::Publisher};
 /// The file's name in the state folder.
 const STATUS: &str = "status.json";
 
-/// Writes each report that says something new; ends only when the agent does.
+/// Writes each report with news; ends only when the agent does.
 pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
     let path = publisher.state_dir.join(STATUS);
     loop {
@@ -31,7 +31,7 @@ pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
     }
 }
 
-/// What was written last; None if there is nothing, or nothing of this release's.
+/// The last written report; `None` if there is nothing, or nothing of this release's.
 pub fn read(state_dir: &Path) -> anyhow::Result<Option<NodeIPAllocationStatus>> {
     let path = state_dir.join(STATUS);
     match fs::read(&path) {

@@ -1,9 +1,9 @@
-//! When a report is worth a write. What others act on goes out at once; counts, which every pod changes and
-//! people read, wait. Pure: `now` is an argument.
+//! When a report is worth a write. Facts on which others act go out at once; counts, which every pod changes
+//! and people read, wait. Pure: `now` is an argument.
 //!
 //! With a report for each change, every pod's start, end and cooldown would write its node's object. With one
 //! a minute, it still would where a node replaces a pod a minute, as thousands of nodes do. So counts that go
-//! on changing a little are written ever less often, and `countedAt` says how old they are.
+//! on changing a little are written ever less often, and `countedAt` shows how old they are.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ const FIRST: Duration = Duration::from_secs(60);
 /// beginning once they have stood still for as long.
 const LONGEST: Duration = COUNTED_WITHIN;
 
-/// How a report differs from what is published.
+/// The difference between a report and the published one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Difference {
     None,
@@ -27,11 +27,11 @@ pub enum Difference {
     Little,
     /// In counts, by more.
     Much,
-    /// In what the operator or a person acts on.
+    /// In facts on which the operator or a person acts.
     News,
 }
 
-/// What a report adds to what is published. `warm` is `spec.warm`.
+/// The news of a report beside the published one. `warm` is `spec.warm`.
 pub fn difference(
     status: &NodeIPAllocationStatus,
     published: Option<&NodeIPAllocationStatus>,
@@ -57,7 +57,7 @@ pub fn difference(
         || turned(|status| status.waiting)
         || turned(|status| status.free)
         || status.cooling > published.cooling.saturating_add(few.max(1))
-        // What has cooled after many pods went may be given back.
+        // Addresses that have cooled after many pods went may be given back.
         || (status.cooling == 0 && published.cooling > few.max(1));
     let moved = [
         (status.assigned, published.assigned),
@@ -77,7 +77,7 @@ pub fn difference(
 pub struct Pace {
     /// How long counts wait that differ a little, at most.
     longest: Duration,
-    /// Since when the report differs from what is published, and how long it waits.
+    /// Since when the report differs from the published one, and how long it waits.
     waiting: Option<(Instant, Duration)>,
     /// When counts differed last.
     stirred: Option<Instant>,
@@ -190,7 +190,7 @@ mod tests {
         // A rollout is seen within a minute all the same, and news at once.
         assert!(pace.due(Difference::Much, now).unwrap() <= FIRST);
         assert_eq!(pace.due(Difference::News, now), Some(Duration::ZERO));
-        // What is as before is no news, and a quiet node begins anew.
+        // An unchanged value is no news, and a quiet node begins anew.
         assert_eq!(pace.due(Difference::None, now), None);
         assert!(pace.due(Difference::Little, now + LONGEST + second).unwrap() <= FIRST);
     }

@@ -1,5 +1,5 @@
-//! Writes what the node has to say into `NodeIPAllocation.status`, by server-side apply, when it differs and
-//! is due ([`super::pace`]).
+//! Writes the node's report into `NodeIPAllocation.status`, by server-side apply, when it differs and is due
+//! ([`super::pace`]).
 
 use std::{
     path::PathBuf,
@@ -35,12 +35,12 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub struct Publisher {
     /// The ledger's folder.
     pub state_dir: PathBuf,
-    /// None while there is no ledger to speak of.
+    /// `None` while there is no ledger.
     pub reports: watch::Receiver<Option<Report>>,
-    /// The object as watched; None while there is none.
+    /// The object as watched; `None` while there is none.
     pub objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-    /// Held while writing. Who builds a ledger from the published status holds it, too, so that no report of
-    /// the ledger before can come after.
+    /// Held while writing. The task that builds a ledger from the published status holds it, too, so that no
+    /// report of the ledger before can come after.
     pub gate: Arc<Mutex<()>>,
     pub metrics: Metrics,
 }
@@ -68,7 +68,7 @@ impl Publisher {
                         () = sleep(due.unwrap_or_default()), if due.is_some() => {}
                     }
                 }
-                // Somebody has written the object since it was seen: what they wrote comes by the watch,
+                // Another writer has changed the object since it was read: the change comes by the watch,
                 // unless that is silent or the object can't be read.
                 Err(error) if is_conflict(&error) => {
                     tokio::select! {
@@ -121,21 +121,21 @@ impl Publisher {
     }
 }
 
-/// What became of a report.
+/// The outcome of a report.
 enum Outcome {
     Written,
     /// It is to be written in so long.
     Due(Duration),
-    /// It says what is published.
+    /// It equals the published one.
     Nothing,
 }
 
-/// Writes into the object, as it was read just now, that a ledger is about to be built, and gives it as it is
-/// then. No report made before lands any more, however late it arrives: what it says was given up, the new
-/// ledger may have free.
+/// Writes into the object, as it was read just now, that a ledger is about to be built, and returns it as it
+/// is then. No earlier report can be written any more, however late it arrives: addresses that it gives as
+/// relinquished may be free in the new ledger.
 ///
 /// # Errors
-/// A conflict if somebody has written the object since it was read.
+/// A conflict if another writer has changed the object since it was read.
 pub async fn announce(
     api: &Api<NodeIPAllocation>,
     object: &NodeIPAllocation,

@@ -17,7 +17,7 @@ use crate::world::{
 
 const DNS: u16 = 53;
 
-/// Whether a connection from here finds nobody: neither an answer nor a refusal.
+/// Whether a connection from here gets neither an answer nor a refusal.
 fn is_dropped(from: &Namespace, to: Ipv4Addr, port: u16) -> bool {
     from.connect_at(to, port).is_err_and(|error| error.kind() == ErrorKind::TimedOut)
 }
@@ -130,7 +130,7 @@ fn a_metadata_proxy_on_the_node_serves_pods() {
     assert_eq!(world.pod.source_seen_by(METADATA), POD);
 }
 
-/// What a Service whose endpoint is the metadata service would do.
+/// The effect of a Service whose endpoint is the metadata service.
 #[test]
 fn no_translation_of_others_leads_a_pod_to_the_metadata_service() {
     let world = World::new();
@@ -158,7 +158,7 @@ fn a_pod_reaches_nothing_on_the_nodes_loopback() {
         let setting = format!("/proc/sys/net/ipv4/conf/all/{setting}");
         world.pod.inside(|| std::fs::write(setting, "1").unwrap());
     }
-    // The pod gives its loopback away, and sends what goes there to the node.
+    // The pod gives its loopback away, and sends packets for it to the node.
     world.pod.run("ip link set lo down");
     world.pod.run("ip address flush dev lo");
     world.pod.run("ip route add 127.0.0.1/32 via 169.254.1.1 dev eth0 onlink");

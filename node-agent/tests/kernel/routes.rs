@@ -1,4 +1,5 @@
-//! What is routed otherwise than by the node's main table: a second NIC's pods, free addresses of a range.
+//! Traffic that is routed otherwise than by the node's main table: a second NIC's pods, free addresses of a
+//! range.
 
 use std::net::Ipv4Addr;
 
@@ -31,7 +32,7 @@ fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
     vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
     node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
     node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
-    // An engine of NetworkPolicy, too, checks the way back of what pods send, with its mark on the packet:
+    // An engine of NetworkPolicy, too, checks the way back of pods' packets, with its mark on the packet:
     // Calico's Felix in these words.
     node.run("iptables-nft -t raw -A PREROUTING -i vnp+ -j MARK --set-xmark 0x40000/0x40000");
     let strays = "-m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert";
@@ -87,7 +88,7 @@ fn rules_and_routes_of_others_where_ours_would_be_stay() {
     assert_eq!(look(), before);
 }
 
-/// How often a first packet to an address that no pod has comes to the node, and what its sender is told.
+/// How often a first packet to an address that no pod has comes to the node, and the answer to its sender.
 fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::ErrorKind) {
     node.run("nft add table ip count");
     node.run("nft add chain ip count seen { type filter hook prerouting priority raw ; }");
@@ -111,8 +112,8 @@ fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() 
     vnet.run(&format!("ip route add 10.244.3.0/24 via {NODE}"));
     wire(node, &ranged, RANGED);
     ranged.answer(RANGED);
-    // Not from the VNet itself, for a router drops what has a source of its own; nor from who asks again
-    // below: what the node says to one sender by ICMP is limited.
+    // Not from the VNet itself, for a router drops a packet with a source of its own; nor from the sender
+    // that asks again below: the kernel limits ICMP answers to one sender.
     let (packets, _) = visits(node, &world.other_pod, FREE);
     assert!(packets > 20, "it should go to and fro until its TTL ends, and came {packets} times");
 
@@ -131,7 +132,7 @@ fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() 
     assert_eq!(visits(node, &ranged, FREE), (1, std::io::ErrorKind::HostUnreachable), "steered");
     node.inside(|| steer::unsteer().unwrap());
 
-    // Somebody else's route stays when the range is the node's no longer.
+    // Another program's route stays when the range is the node's no longer.
     node.run("ip route add unreachable 10.250.0.0/24");
     close(&[]);
     let routes = node.run("ip route list table all");

@@ -1,4 +1,4 @@
-//! What the table translates and drops, and how it is kept.
+//! The packets that the table translates and drops, and how the table is kept.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
@@ -79,8 +79,8 @@ fn pods_behind_the_bridge_reach_each_other_only_by_way_of_the_node() {
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.other_pod.answer(OTHER_POD);
     for _ in 0..3 {
-        // More than once: the node tells the pod by ICMP that its neighbour is on the same link, and the pod
-        // must not mind.
+        // More than once: the node sends the pod an ICMP redirect to its neighbour on the same link, and the
+        // pod must ignore it.
         assert_eq!(world.pod.source_seen_by(OTHER_POD), POD);
     }
     let redirected = world.pod.run("ip route get 10.240.0.11");
@@ -98,7 +98,7 @@ fn nowhere_under_an_alien_address(world: &World) {
     let nobodys = Ipv4Addr::new(10, 240, 9, 9);
     for alien in [OTHER_POD, NODE, nobodys] {
         world.pod.run(&format!("ip address add {alien}/32 dev eth0"));
-        // One after the other on the same way: what came second would have been overtaken by nothing.
+        // One after the other on the same way: nothing would have overtaken the second packet.
         for source in [alien, POD] {
             let sender = world.pod.inside(|| UdpSocket::bind((source, 0)).unwrap());
             sender.send_to(&[0], (NEIGHBOUR, PORT)).unwrap();
@@ -184,13 +184,13 @@ add table ip vnetpool-2
     until_ours();
 }
 
-/// ARP makes one table of neighbours for all links, so what one pod fills no other can use.
+/// ARP makes one table of neighbours for all links, so entries that one pod fills no other can use.
 fn a_flood_of_arp_requests_makes_no_neighbours(wiring: Wiring) {
     let world = World::wired(wiring);
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     ensure(&world.node, &mut Firewall::of("arp"), &firewall::arp(false));
     world.node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
-    // On the link, so that the pod asks who has it.
+    // On the link, so that the pod asks by ARP for it.
     world.pod.run(&format!("ip route add {NODE}/32 dev eth0"));
     const SENDERS: u8 = 20;
     for made_up in (1..=SENDERS).map(|last| Ipv4Addr::new(10, 240, 9, last)) {
@@ -204,7 +204,7 @@ fn a_flood_of_arp_requests_makes_no_neighbours(wiring: Wiring) {
     assert!(dropped.parse::<u8>().unwrap() >= SENDERS, "{seen}");
     let known = world.node.run("ip neighbour show");
     assert!(!known.contains("10.240.9."), "{known}");
-    // Who is asked still answers.
+    // The host that is asked still answers.
     world.pod.run(&format!("ip route delete {NODE}/32 dev eth0"));
     world.node.run("ip neighbour flush all");
     world.pod.answer(POD);

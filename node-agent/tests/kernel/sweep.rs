@@ -1,4 +1,4 @@
-//! What pods leave behind.
+//! The remains of pods.
 
 use std::{fs::File, path::Path, process::Command, time::Duration};
 
@@ -34,12 +34,12 @@ fn ledger(dir: &Path) -> Store {
     store
 }
 
-/// What has looked leaked since long ago.
+/// A suspicion that has held since long ago.
 fn leaked(node: &Namespace, store: &Store) -> Vec<Suspect> {
     let (ledger, links) = (store.read().unwrap(), node.inside(|| wiring::host_links().unwrap()));
     let mut sweep = Sweep::default();
-    sweep.look(&ledger, &links, 0);
-    sweep.look(&ledger, &links, GRACE.as_millis() as Millis)
+    sweep.suspects(&ledger, &links, 0);
+    sweep.suspects(&ledger, &links, GRACE.as_millis() as Millis)
 }
 
 #[test]
@@ -213,12 +213,11 @@ fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_c
 }
 
 #[test]
-fn a_namespace_that_can_not_be_looked_at_is_not_gone() {
+fn a_namespace_that_can_not_be_checked_is_not_gone() {
     let dir = tempfile::tempdir().unwrap();
     let is_gone = |dir: &Path| netns::is_gone(dir, "/run/netns/pod", Some(1));
     assert!(is_gone(dir.path()));
-    // A file that stands for one which is mounted on it where somebody else looks, as in another mount
-    // namespace.
+    // A file that stands for a namespace which is mounted on it in another mount namespace.
     File::create(dir.path().join("pod")).unwrap();
     assert!(!is_gone(dir.path()));
     assert!(!is_gone(&dir.path().join("not-there")), "the folder isn't there, so nothing can be told");

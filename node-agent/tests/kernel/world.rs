@@ -58,7 +58,7 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    /// Does something in here, on a thread of its own.
+    /// Runs code in here, on a thread of its own.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let enter = || {
@@ -69,7 +69,7 @@ impl Namespace {
         })
     }
 
-    /// Runs a command in here, which must succeed; returns what it printed.
+    /// Runs a command in here, which must succeed; returns its output.
     pub fn run(&self, command: &str) -> String {
         let mut words = command.split(' ');
         let mut process = Command::new(words.next().unwrap());
@@ -189,7 +189,7 @@ pub fn rules_with(metadata: MetadataAccess, direct: &[&str]) -> String {
     Rules { uplinks, direct, public: Default::default(), metadata }.render()
 }
 
-/// Brings the rules into this namespace; says whether the kernel had to be changed.
+/// Brings the rules into this namespace; returns whether the kernel had to be changed.
 pub fn ensure(node: &Namespace, firewall: &mut Firewall, rules: &str) -> bool {
     node.inside(|| block_on(firewall.ensure(rules)).unwrap()) != Ensured::Standing
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Who has which address of the VNet, why a node has no more, and whether all that is recorded agrees.
+/// Shows which pod has which address of the VNet, why a node has no more, and whether all records agree.
 ///
-/// It reads through kubectl, with the rights of whoever calls it, and writes nothing.
+/// It reads through kubectl, with its user's rights, and writes nothing.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-vnetpool", bin_name = "kubectl vnetpool", version)]
 pub struct Args {
@@ -19,7 +19,7 @@ pub struct Args {
     pub output: Output,
 }
 
-/// What is handed on to kubectl.
+/// The options that are handed on to kubectl.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Access {
     /// The namespace that Vnetpool is installed in.
@@ -44,12 +44,12 @@ pub enum Output {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Pools, nodes, and what isn't well and why.
+    /// Shows pools and nodes, which of them aren't well, and why.
     Status,
-    /// Who has an address, or which addresses a pod has.
+    /// Shows which pod has an address, or which addresses a pod has.
     ///
-    /// Also of addresses that cool, that were given up, or that somebody took off a NIC, as the ledger of the
-    /// node tells.
+    /// Also shows addresses that cool, that were given up, or that were taken off a NIC by others, as the
+    /// node's ledger has them.
     Who {
         /// An address, or a pod as NAMESPACE/NAME or NAME.
         #[arg(value_name = "ADDRESS|POD")]
@@ -57,12 +57,12 @@ pub enum Command {
     },
     /// Why a node holds as many addresses as it does: each step of the sizing with its number.
     Explain { node: String },
-    /// Size of each subnet, what is held and free there, and whether it is about to run out.
+    /// Shows the size of each subnet, the addresses held and free there, and whether it is about to run out.
     Subnets,
-    /// What `kubectl apply -f` of this file would do to each node. Applies nothing.
+    /// Shows the effect of `kubectl apply -f` of this file on each node. Applies nothing.
     ///
-    /// The API server is asked to apply it as a dry run, so its rules and defaults hold, and whoever asks
-    /// needs the right to apply it.
+    /// The API server is asked to apply it as a dry run, so its rules and defaults hold, and the user needs
+    /// the right to apply it.
     Plan {
         /// A file with NodeIPPools.
         #[arg(short, long)]
@@ -70,7 +70,8 @@ pub enum Command {
     },
     /// Whether NIC, spec, ledger, kernel and pods agree. Ends with 1 if they don't.
     ///
-    /// It looks twice, and only what it sees twice counts. What can't be looked at isn't well, either.
+    /// It checks twice, and only a difference that it sees twice counts. A part that can't be checked isn't
+    /// well, either.
     Check {
         /// Only this node.
         node: Option<String>,
@@ -78,10 +79,10 @@ pub enum Command {
         #[arg(long, default_value_t = 30)]
         apart: u64,
     },
-    /// What keeps the nodes of a cluster with another pod network from being moved to Vnetpool, before
+    /// Shows what keeps the nodes of a cluster with another pod network from being moved to Vnetpool, before
     /// anything is installed. Ends with 1 if something does.
     Migrate {
-        /// There is no more to it: nodes are moved by whoever administers them.
+        /// There is no more to it: the nodes' administrator moves them.
         #[arg(long, required = true)]
         check: bool,
     },
@@ -94,12 +95,12 @@ pub enum Command {
     },
     /// Writes objects, ledgers, reservations and logs to a new folder, without ids and secrets.
     ///
-    /// Ids are replaced by the same words everywhere. Addresses and names of nodes and pods stay: look
-    /// through it before you give it to others.
+    /// Ids are replaced by the same words everywhere. Addresses and names of nodes and pods stay: read it
+    /// before you give it to others.
     Bundle { folder: PathBuf },
     /// Prints the program `kubectl_complete-vnetpool`: on the PATH, it has kubectl complete these commands.
     Completions,
-    /// What kubectl offers for the words so far.
+    /// The completions that kubectl offers for the words so far.
     #[command(hide = true)]
     Complete { words: Vec<String> },
 }

@@ -1,4 +1,4 @@
-//! `bundle`: objects, ledgers and logs in a folder, without ids and secrets, for whoever is to help.
+//! `bundle`: objects, ledgers and logs in a folder, without ids and secrets, for a person who is to help.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,10 +17,10 @@ use crate::redact::Redaction;
 
 /// So many lines of each log.
 const LINES: &str = "--tail=5000";
-/// What couldn't be had.
+/// The parts that couldn't be read.
 const MISSING: &str = "missing.txt";
 
-/// Writes the folder and gives what is missing in it.
+/// Writes the folder and returns the parts that are missing in it.
 ///
 /// # Errors
 /// When the folder is there, or can't be written.
@@ -53,7 +53,7 @@ pub fn bundle(kubectl: &Kubectl, folder: &Path) -> Result<Vec<String>> {
     match Objects::ours(kubectl) {
         Ok(ours) => {
             ours.unreadable.iter().for_each(|one| folder.lack("objects", &anyhow!(cannot_be_read(one))));
-            // Also of a node whose object can't be read: its ledger says most.
+            // Also of a node whose object can't be read: its ledger has the most facts.
             let unread = ours.unreadable.iter().filter(|one| one.kind == NodeIPAllocation::kind(&()));
             let nodes: BTreeSet<String> = ours
                 .allocations
@@ -86,9 +86,9 @@ pub fn bundle(kubectl: &Kubectl, folder: &Path) -> Result<Vec<String>> {
 struct Folder {
     path: PathBuf,
     redaction: Redaction,
-    /// What has been written, and how much was known then.
+    /// The files written so far, and the names known then.
     written: Vec<(String, usize)>,
-    /// What couldn't be had, and why not.
+    /// The parts that couldn't be read, and why not.
     missing: String,
 }
 
@@ -136,7 +136,7 @@ impl Folder {
         Ok(())
     }
 
-    /// A name that was learned late stands in what was written before. Gives what is missing.
+    /// A name that was learned late may stand in the files written before. Returns the missing parts.
     fn finish(mut self) -> Result<Vec<String>> {
         for (file, known) in std::mem::take(&mut self.written) {
             if known < self.redaction.knows() {

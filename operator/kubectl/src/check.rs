@@ -1,8 +1,8 @@
 //! `check`: do NIC, `spec`, ledger, kernel and pods agree?
 //!
-//! They are read one after the other while all of them change, so each snapshot sees differences that are
-//! none. Only what two snapshots see counts. The second is at nodes in doubt alone, so it reads what it
-//! compares close together.
+//! They are read one after the other while all of them change, so each snapshot shows differences that are
+//! only moments of a change. Only a difference that two snapshots show counts. The second is at nodes in
+//! doubt alone, so it reads the compared sources close together.
 
 mod difference;
 
@@ -25,7 +25,7 @@ use crate::show::{indented, table};
 pub use difference::{Between, Difference};
 use difference::{Node, shared};
 
-/// Everything that is compared, as one snapshot has seen it. What has no answer couldn't be seen.
+/// Everything that is compared, as one snapshot has seen it. A source without an answer couldn't be seen.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub objects: Objects,
@@ -44,7 +44,7 @@ pub struct Snapshot {
 pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<Verdict> {
     let first = Snapshot::take(kubectl, node.map(|node| BTreeSet::from([node.to_owned()])))?;
     first.has(node)?;
-    // What was well at the first snapshot needs no second.
+    // A part that was well at the first snapshot needs no second.
     let doubtful = Findings::of(&first).doubtful();
     if doubtful.is_empty() {
         return Ok(Verdict::of(&first, &first));
@@ -55,7 +55,7 @@ pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<V
 
 impl Snapshot {
     fn take(kubectl: &Kubectl, only: Option<BTreeSet<String>>) -> Result<Snapshot> {
-        // The NICs first: what is on one and in no `spec` that is read later has been forgotten.
+        // The NICs first: an address that is on one and in no `spec` that is read later has been forgotten.
         let before = Snapshot { objects: Objects::ours(kubectl)?, only, ..Snapshot::default() };
         let reserved = kubectl.reserved(places(before.allocations()));
         let nodes: Vec<String> = before.allocations().map(ResourceExt::name_any).collect();
@@ -63,7 +63,7 @@ impl Snapshot {
         Ok(Snapshot { objects: Objects::all(kubectl)?, reserved, ledgers, ..before })
     }
 
-    /// An error names a node that there is nothing of.
+    /// An error names a node of which there is no record.
     fn has(&self, node: Option<&str>) -> Result<()> {
         if let Some(node) = node
             && self.objects.allocation(node).is_none()
@@ -87,7 +87,7 @@ impl Snapshot {
         self.reserved.get(&place(allocation)?.to_lowercase())
     }
 
-    /// What it couldn't see.
+    /// The parts that it couldn't read.
     fn unseen(&self) -> Vec<Unseen> {
         const MOVED: &str = "it came up, or changed its NIC, during the snapshot";
         use Between::{LedgerAndKernel, LedgerAndPods, NicAndSpec, NodeAndNode, SpecAndLedger};
@@ -151,10 +151,10 @@ fn is_of(one: &vnetpool_apiserver::reading::Unreadable, node: &str) -> bool {
     one.kind == NodeIPAllocation::kind(&()) && one.name() == node
 }
 
-/// Something that a snapshot couldn't see.
+/// A source that a snapshot couldn't see.
 struct Unseen {
     nodes: BTreeSet<String>,
-    /// What couldn't be compared therefore.
+    /// The comparisons that fail with them.
     between: &'static [Between],
     why: String,
 }
@@ -167,13 +167,13 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether everything was looked at, and agrees.
+    /// Whether everything was checked, and agrees.
     pub fn is_well(&self) -> bool {
         self.differences.is_empty() && self.unseen.is_empty()
     }
 
-    /// What both snapshots have seen. What one alone has seen, and the other couldn't, isn't well, and
-    /// neither is what the second couldn't look at.
+    /// The differences that both snapshots have seen. A difference that one has seen and the other couldn't
+    /// check isn't well, and neither is a part that the second couldn't check.
     pub fn of(first: &Snapshot, second: &Snapshot) -> Verdict {
         let (before, after) = (Findings::of(first), Findings::of(second));
         let once = before.seen_once(&after).chain(after.seen_once(&before));
@@ -188,7 +188,7 @@ impl Verdict {
     }
 }
 
-/// What one snapshot has found.
+/// The findings of one snapshot.
 struct Findings {
     differences: Vec<Difference>,
     unseen: Vec<Unseen>,
@@ -239,9 +239,9 @@ impl Findings {
         self.unseen.iter().find(is_it).map(|unseen| unseen.why.as_str()).or(behind)
     }
 
-    /// What it has found and the other snapshot couldn't.
+    /// Its findings that the other snapshot couldn't check.
     fn seen_once<'a>(&'a self, other: &'a Findings) -> impl Iterator<Item = String> + 'a {
-        // That a ledger is behind is told by a snapshot that sees it behind, or by none.
+        // A snapshot shows that a ledger is behind only if it reads both the ledger and its object.
         self.differences.iter().filter(|one| one.at.is_none() && !other.has(one)).filter_map(|one| {
             let Difference { node, between, what, message, at: _ } = one;
             let why = other.blind(one)?;

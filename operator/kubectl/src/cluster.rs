@@ -31,7 +31,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Pools and what nodes hold.
+    /// Pools and the nodes' addresses.
     ///
     /// # Errors
     /// When the API server refuses, or Vnetpool isn't installed.
@@ -76,7 +76,7 @@ impl Objects {
         bound
     }
 
-    /// What the operator makes of a node; `None` of one without Node or NodeIPAllocation.
+    /// The operator's decisions for a node; `None` for one without Node or NodeIPAllocation.
     pub fn outlook(&self, node: &str, bound: u32, pools: &[Arc<NodeIPPool>]) -> Option<Outlook> {
         let (allocation, node) = (self.allocation(node)?, self.node(node)?);
         Some(outlook(&Facts { allocation, node, bound, pools, now: self.now }))
@@ -89,10 +89,10 @@ impl Objects {
     }
 }
 
-/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID.
+/// The kubelet's mark of a pod that stands for a static one. Its value is the static pod's UID.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// Why there is nothing to tell of it.
+/// Why there is nothing to show of it.
 pub fn cannot_be_read(one: &Unreadable) -> String {
     format!("{} {} can't be read: {}", one.kind, one.name(), one.error)
 }

@@ -1,4 +1,4 @@
-//! What kubectl asks a plugin for when its user presses Tab: it calls the program `kubectl_complete-vnetpool`
+//! kubectl's request to a plugin when its user presses Tab: it runs the program `kubectl_complete-vnetpool`
 //! with the words so far, and offers the lines that this prints. So these commands are completed in every
 //! shell that kubectl knows.
 
@@ -33,7 +33,7 @@ fn visible(command: &Command) -> impl Iterator<Item = &Command> {
     command.get_subcommands().filter(|one| !one.is_hide_set())
 }
 
-/// What comes behind a tab is shown beside the word.
+/// The text behind a tab is shown beside the word.
 fn described(command: &Command) -> String {
     format!("{}\t{}", command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default())
 }
@@ -48,7 +48,7 @@ mod tests {
     use crate::args::Args;
     use clap::CommandFactory;
 
-    /// The words offered, without what is shown beside them.
+    /// The words offered, without the text shown beside them.
     fn offered(words: &[&str]) -> Vec<String> {
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
         let lines = complete(&Args::command(), &words, || vec!["node-1".to_owned(), "other".to_owned()]);

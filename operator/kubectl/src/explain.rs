@@ -1,4 +1,4 @@
-//! `explain`: each step of a node's sizing, with its number, and what comes of it.
+//! `explain`: each step of a node's sizing, with its number and its consequence.
 
 use std::fmt;
 
@@ -70,7 +70,7 @@ pub fn explain(objects: &Objects, node: &str) -> Result<Explanation> {
     })
 }
 
-/// What the operator does next, as far as nothing holds it back.
+/// The operator's next steps, as far as nothing holds it back.
 pub fn next(plan: &Plan, grain: u32) -> String {
     let mut steps = vec![];
     if plan.change.reserve > 0 {
@@ -96,7 +96,7 @@ fn addresses(count: u32) -> String {
 }
 
 impl Explanation {
-    /// Each step: what there is after it, and why.
+    /// Each step: its result, and why.
     fn lines(&self, steps: &Steps, sizing: &Sizing) -> Vec<Vec<String>> {
         let Demand { bound, assigned, waiting, cooling, pods_allowed } = self.demand;
         let counted = self.counted.as_ref().map(|age| format!(", counted {age} ago")).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! The one way to the cluster: kubectl itself, which has started us. It signs in as its user does.
 //!
-//! Nothing is waited for without end, and only so many of its processes run at once.
+//! No wait is without an end, and only so many of its processes run at once.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,9 +33,9 @@ pub struct Kubectl {
 
 /// An answer of the API server is that of one page, and the user may have to sign in meanwhile.
 const READ: Duration = Duration::from_secs(30);
-/// What a kubelet answers: a program in a pod, or a log.
+/// A kubelet's answer: the output of a program in a pod, or a log.
 const POD: Duration = Duration::from_secs(20);
-/// The operator says what it has read of one NIC after the other, as Azure's request limits let it.
+/// The operator prints one NIC after the other as it reads them, at the pace of Azure's request limits.
 const SILENT: Duration = Duration::from_secs(60);
 /// So many objects are in a page of a list.
 const PAGE: usize = 2000;
@@ -53,7 +53,7 @@ struct List<K> {
 
 #[derive(Default, Deserialize)]
 struct Page {
-    /// What to ask for the next page with; empty in the last.
+    /// The token for the next page; empty in the last.
     #[serde(default, rename = "continue")]
     next: String,
 }
@@ -79,7 +79,7 @@ impl Program {
     }
 }
 
-/// What many were asked for: an answer, or why there is none.
+/// The result of one of many requests: an answer, or why there is none.
 pub type Answers<T> = BTreeMap<String, Result<T, String>>;
 
 impl Kubectl {
@@ -101,12 +101,12 @@ impl Kubectl {
         })
     }
 
-    /// What the API server answers, as it sends it.
+    /// The API server's answer, as it sends it.
     ///
     /// # Errors
     /// When the API server refuses, or the answer can't be read.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        // Whoever signs in by kubectl may have to type.
+        // A user who signs in by kubectl may have to type.
         let command = self.command(&["get", "--raw", path], Stdio::inherit());
         let answer = self.runtime.block_on(output(command, READ))?;
         serde_json::from_slice(&answer).with_context(|| format!("reading the answer to {path}"))
@@ -142,7 +142,7 @@ impl Kubectl {
         ))
     }
 
-    /// The ledger and the wiring of each of these nodes, as its agent tells them.
+    /// The ledger and the wiring of each of these nodes, as its agent prints them.
     pub fn nodes<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Answers<NodeView> {
         let names: Vec<&str> = names.into_iter().collect();
         let only = if let [one] = names.as_slice() { Some(*one) } else { None };
@@ -167,7 +167,7 @@ impl Kubectl {
         self.runtime.block_on(stream::iter(each).buffer_unordered(AT_ONCE).collect())
     }
 
-    /// What Azure has reserved in these places, by their ids in lower case. One process of the operator reads
+    /// Azure's reservations in these places, by their ids in lower case. One process of the operator reads
     /// all of it, so that its share of Azure's request limits paces it.
     pub fn reserved<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Answers<ReservedView> {
         let ids: Vec<&str> = ids.into_iter().collect();
@@ -183,7 +183,7 @@ impl Kubectl {
         answers
     }
 
-    /// What was read before it fails is kept.
+    /// What was read before a failure is kept.
     fn read_reserved(&self, ids: &[&str], answers: &mut Answers<ReservedView>) -> Result<()> {
         let program = Program::Operator;
         let pods = self.pods(program, None)?;
@@ -196,7 +196,7 @@ impl Kubectl {
             let (mut to, mut errors) =
                 (child.stdin.take().context("no stdin")?, child.stderr.take().context("no stderr")?);
             let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-            // Both beside the reading: a pipe that is full would stop it. That it ended early, its end tells.
+            // Both beside the reading: a pipe that is full would stop it. Its exit shows that it ended early.
             tokio::spawn(async move { drop(to.write_all(asked.as_bytes()).await) });
             let said = tokio::spawn(async move {
                 let mut said = vec![];
@@ -240,7 +240,7 @@ impl Kubectl {
         })
     }
 
-    /// Has a program of ours speak to the user itself, and gives its exit code.
+    /// Has a program of ours write to the user itself, and returns its exit code.
     ///
     /// # Errors
     /// When it runs nowhere, or can't be started.
@@ -300,7 +300,7 @@ async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T> 
     timeout(limit, what).await.map_err(|_| anyhow!("no answer within {} s", limit.as_secs()))
 }
 
-/// What kubectl prints. A process that takes longer is killed.
+/// kubectl's output. A process that takes longer is killed.
 async fn output(mut command: Command, limit: Duration) -> Result<Vec<u8>> {
     succeeded(within(limit, command.kill_on_drop(true).output()).await?)
 }

@@ -1,5 +1,5 @@
-//! `kubectl vnetpool`: who has which address, why a node has no more, what an edit would do, and whether NIC,
-//! `spec`, ledger, kernel and pods agree.
+//! `kubectl vnetpool`: which pod has which address, why a node has no more, what an edit would do, and
+//! whether NIC, `spec`, ledger, kernel and pods agree.
 //!
 //! ```text
 //!  kubectl    the one way to the cluster: objects, and what the programs print when they are started in their pods
@@ -33,7 +33,7 @@ mod fixture;
 mod tests {
     use serde_json::Value;
 
-    /// What krew demands of a manifest: docs/PLUGIN_LIFECYCLE and the naming guide of krew-index.
+    /// krew's demands on a manifest: docs/PLUGIN_LIFECYCLE and the naming guide of krew-index.
     #[test]
     fn the_krew_manifest_is_one_when_a_release_has_filled_it_in() {
         let filled = include_str!("../krew.yaml")

@@ -1,4 +1,4 @@
-//! The program: reads what a command needs, and prints what comes of it.
+//! The program: reads the objects that a command needs, and prints the result.
 
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use vnetpool_kubectl::migrate::Before;
 use vnetpool_kubectl::who::Asked;
 use vnetpool_kubectl::{bundle, check, complete, explain, migrate, plan, status, subnets, who};
 
-/// What could not be done; a `check` that finds differences ends with 1.
+/// The failures; a `check` that finds differences ends with 1.
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {

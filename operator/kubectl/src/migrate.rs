@@ -1,5 +1,6 @@
-//! `migrate --check`: what keeps the nodes of a cluster with another pod network from being served by
-//! Vnetpool, and what to think of before the first of them is drained. Pure, but for the reading.
+//! `migrate --check`: the obstacles that keep the nodes of a cluster with another pod network from being
+//! served by Vnetpool, and the points to consider before the first of them is drained. Pure, but for the
+//! reading.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,7 +25,7 @@ const LINUX: (u32, u32) = (5, 5);
 /// Of the images.
 const ARCHITECTURE: &str = "amd64";
 
-/// DaemonSets by which other networks are known, with what becomes of them.
+/// DaemonSets by which other networks are known, with their fate.
 const NETWORKS: [(&str, &str); 9] = [
     ("azure-cns", "Azure CNI. Keep it off the nodes that Vnetpool serves."),
     ("azure-npm", "Azure's policy manager needs Azure CNI. Calico enforces policies beside Vnetpool."),
@@ -40,7 +41,7 @@ const NETWORKS: [(&str, &str); 9] = [
     ("ovnkube-node", "OVN-Kubernetes. Keep it off the nodes that Vnetpool serves."),
 ];
 
-/// What is looked at.
+/// The objects that are checked.
 #[derive(Clone, Debug, Default)]
 pub struct Before {
     pub nodes: Vec<Node>,
@@ -68,7 +69,7 @@ impl Before {
 pub enum Weight {
     /// It can't be moved as it is.
     Blocks,
-    /// Somebody has to see to it.
+    /// A person has to see to it.
     Mind,
 }
 

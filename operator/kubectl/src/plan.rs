@@ -1,4 +1,4 @@
-//! `plan`: what an edit of pools would do to each node. The planner decides it, for the pools as they are and
+//! `plan`: the effect of an edit of pools on each node. The planner decides it, for the pools as they are and
 //! as they would be.
 
 use std::fmt;
@@ -18,11 +18,11 @@ use crate::show::{indented, table};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Forecast {
-    /// What is edited.
+    /// The edited object.
     pub fields: Vec<Field>,
-    /// Nodes for which something changes.
+    /// Nodes that the edit changes.
     pub nodes: Vec<Node>,
-    /// Nodes for which nothing does.
+    /// Nodes that it doesn't change.
     pub unchanged: usize,
 }
 
@@ -42,7 +42,7 @@ pub struct Node {
     pub pool: Change<String>,
     pub wanted: Change<u32>,
     pub held: u32,
-    /// What the operator does then.
+    /// The operator's next steps then.
     pub next: String,
     pub hindrances: Vec<String>,
 }

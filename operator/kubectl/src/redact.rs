@@ -1,7 +1,7 @@
-//! Takes ids and secrets out of what is given to others. Pure.
+//! Takes ids and secrets out of data that is given to others. Pure.
 //!
-//! An id is replaced by the same words everywhere, so that one can still see what belongs together. The name
-//! of a resource group is known by what stands before it once, and is then replaced wherever it stands.
+//! An id is replaced by the same words everywhere, so that a reader can still see which ids belong together.
+//! The name of a resource group is known by its context once, and is then replaced everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,7 +22,7 @@ pub struct Redaction {
 }
 
 const REDACTED: &str = "REDACTED";
-/// What names of secrets have in them, however their words are joined.
+/// Parts of the names of secrets, however their words are joined.
 const SECRET: [&str; 16] = [
     "secret",
     "password",
@@ -41,9 +41,9 @@ const SECRET: [&str; 16] = [
     "encryption.key",
     "connection.string",
 ];
-/// So ends the name of what only tells where a secret is.
+/// The end of a name that only refers to a secret.
 const PLACES: [&str; 5] = ["name", "path", "file", "ref", "expirationseconds"];
-/// Of what an object that only refers to a secret is made.
+/// The parts of an object that only refers to a secret.
 const REFERENCE: [&str; 12] = [
     "name",
     "namespace",
@@ -58,15 +58,15 @@ const REFERENCE: [&str; 12] = [
     "expirationSeconds",
     "kind",
 ];
-/// What the API server and kubectl add: who wrote which field, and all of the object once more.
+/// Fields that the API server and kubectl add: the writer of each field, and all of the object once more.
 const REPEATED: [&str; 2] = ["managedFields", "kubectl.kubernetes.io/last-applied-configuration"];
-/// Nobody's secret, even if a resource group is called `vnetpool`.
+/// Not secret, even if a resource group is named `vnetpool`.
 const API_GROUP: &str = "vnetpool.io";
 /// Labels whose value is a resource group's name: of AKS, the one with the nodes in it.
 const GROUP_LABEL: &str = "kubernetes.azure.com/cluster";
 
 impl Redaction {
-    /// An object, in place. What its own names and texts tell is known before any of it is replaced.
+    /// An object, in place. Its own names and texts are learned before any of it is replaced.
     pub fn object(&mut self, value: &mut Value) {
         drop_repeated(value);
         self.learn_of(value);
@@ -79,7 +79,7 @@ impl Redaction {
         self.without(text)
     }
 
-    /// How much is known. Once that is more, what was redacted before is to be redacted again.
+    /// How much is known. Once that is more, texts that were redacted before are to be redacted again.
     pub fn knows(&self) -> usize {
         self.groups.len()
     }
@@ -164,7 +164,7 @@ impl Redaction {
     }
 
     fn without(&mut self, text: &str) -> String {
-        // JSON in a text is redacted as what it is.
+        // JSON in a text is redacted as JSON.
         if text.starts_with(['{', '['])
             && let Ok(mut inner) = serde_json::from_str::<Value>(text)
         {
@@ -191,7 +191,7 @@ impl Redaction {
         self.again(&text)
     }
 
-    /// What was redacted before, without the names that have been learned since.
+    /// The text as it was redacted before, without the names that have been learned since.
     pub fn again(&mut self, text: &str) -> String {
         let Some(named) = &self.named else { return text.to_owned() };
         let is_of_name = |c: char| c.is_alphanumeric() || "-_".contains(c);
@@ -214,14 +214,14 @@ impl Redaction {
     }
 }
 
-/// What stands for an id or a name.
+/// The replacement of an id or a name.
 fn word(words: &mut BTreeMap<String, String>, kind: &str, id: &str) -> String {
     let number = words.len() + 1;
     words.entry(id.to_lowercase()).or_insert_with(|| format!("{kind}-{number}")).clone()
 }
 
-/// The text with the part `it` of each match replaced, where `by` says by what. Elsewhere the next match may
-/// begin after the part `name` of this one.
+/// The text with the part `it` of each match replaced; `by` gives the replacement. Elsewhere the next match
+/// may begin after the part `name` of this one.
 fn replaced(text: &str, pattern: &Regex, mut by: impl FnMut(&Captures) -> Option<String>) -> String {
     let mut clean = String::with_capacity(text.len());
     let (mut done, mut from) = (0, 0);
@@ -266,7 +266,7 @@ static PAIR: LazyLock<Regex> = LazyLock::new(|| {
 /// A name that is an English word.
 static WORD: LazyLock<Regex> = LazyLock::new(|| pattern("^(secret|token|credential)s?$"));
 
-/// A name without what joins its words.
+/// A name without the characters that join its words.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase()
 }
@@ -277,7 +277,7 @@ fn is_secret_name(name: &str) -> bool {
     is_secret && !PLACES.iter().any(|end| name.ends_with(end))
 }
 
-/// Whether what has a secret's name only says where the secret is, or that there is one.
+/// Whether a field with a secret's name only refers to the secret, or records that there is one.
 fn is_harmless(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) => true,

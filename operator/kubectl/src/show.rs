@@ -1,4 +1,4 @@
-//! Tables as kubectl prints them, and what several commands print alike.
+//! Tables as kubectl prints them, and the parts that several commands print alike.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use vnetpool_crds::condition::{self, Polarity, TYPES};
 
-/// Something that isn't as it should be.
+/// A fact that isn't as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Trouble {
     /// Kind and name.
@@ -32,7 +32,7 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     all.iter().map(line).collect()
 }
 
-/// How long something has lasted, as kubectl says it.
+/// How long something has lasted, as kubectl prints it.
 pub fn age(since: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(since).as_secs().max(0);
     match seconds {
@@ -52,8 +52,8 @@ pub fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or("-".to_owned(), |value| value.to_string())
 }
 
-/// The conditions of an object that aren't as they are when all is well. `Ready` repeats others, and is told
-/// only if no other says why.
+/// The conditions of an object that aren't as they are when all is well. `Ready` repeats others, and is shown
+/// only if no other gives the reason.
 pub fn troubles(object: &str, conditions: &[Condition], now: Timestamp) -> Vec<Trouble> {
     let abnormal = |condition: &&Condition| {
         let row = TYPES.iter().find(|row| condition.type_ == row.name);

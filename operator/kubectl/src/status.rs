@@ -1,4 +1,4 @@
-//! `status`: pools, nodes, and what isn't well.
+//! `status`: pools, nodes, and which of them aren't well.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! `subnets`: what there is in each and in the networks around them, and whether it lasts.
+//! `subnets`: the addresses in each and in the networks around them, and whether they last.
 
 use std::fmt;
 
@@ -38,7 +38,7 @@ pub struct Network {
     pub used: Option<u32>,
 }
 
-/// What a pool's conditions `SubnetExhausting` and `NetworkExhausting` say.
+/// The messages of a pool's conditions `SubnetExhausting` and `NetworkExhausting`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Forecast {

@@ -1,4 +1,4 @@
-//! `who`: who has an address, which addresses a pod has, and where they are reserved.
+//! `who`: which pod has an address, which addresses a pod has, and where they are reserved.
 
 mod standing;
 
@@ -23,11 +23,11 @@ use crate::pod::{addresses_of, full_name, node_of};
 use crate::show::{indented, length, or_dash, short, table};
 pub use standing::Standing;
 
-/// What is known of some addresses.
+/// The facts about some addresses.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
     pub addresses: Vec<Address>,
-    /// Nodes whose ledgers weren't read, and why not: what they know is missing.
+    /// Nodes whose ledgers weren't read, and why not: their facts are missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<String>,
 }
@@ -42,11 +42,11 @@ pub struct Address {
     /// The resource that the address is reserved on, and under which name.
     pub nic: Option<String>,
     pub reservation: Option<String>,
-    /// What there is to know beyond that.
+    /// Further facts.
     pub notes: Vec<String>,
 }
 
-/// What was asked for.
+/// The user's question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
     Address(Ipv4Addr),
@@ -83,8 +83,8 @@ impl Asked {
     }
 }
 
-/// The nodes whose ledgers can tell more: those that hold the address, or on which the pod is. What no object
-/// knows any more may still stand in the ledger of any node.
+/// The nodes whose ledgers can have more: those that hold the address, or on which the pod is. An address
+/// that no object has any more may still stand in the ledger of any node.
 pub fn nodes_to_ask(objects: &Objects, asked: &Asked) -> Vec<String> {
     let told = objects.allocations.iter().filter(|one| match asked {
         Asked::Address(address) => {
@@ -116,7 +116,7 @@ fn holders(allocation: &NodeIPAllocation) -> impl Iterator<Item = &Holder> {
         .flat_map(|status| status.lost.iter().chain(&status.leases).chain(&status.holders))
 }
 
-/// `told` is what the ledgers of some nodes say.
+/// `told` are the ledgers of some nodes.
 ///
 /// # Errors
 /// When there is no such pod.
@@ -169,7 +169,7 @@ fn without_address(pod: &Pod) -> Address {
     }
 }
 
-/// What there is to tell from.
+/// The sources of the answer.
 struct Known<'a> {
     objects: &'a Objects,
     asked: &'a Asked,
@@ -196,7 +196,7 @@ impl Known<'_> {
         }
     }
 
-    /// What an address is to a node that has it, or whose pod does.
+    /// The standing of an address on a node that has it, or whose pod does.
     fn of_node(&self, address: Ipv4Addr, node: String) -> Address {
         let allocation = self.objects.allocation(&node);
         let status = allocation.and_then(|one| one.status.as_ref());
@@ -214,7 +214,7 @@ impl Known<'_> {
         });
         let has_outlived = tenant
             .is_some_and(|tenant| !tenant.pod_uid.is_empty() && !self.uids.contains(tenant.pod_uid.as_str()));
-        // What the agent reports stands for a ledger that wasn't read.
+        // The agent's report stands for a ledger that wasn't read.
         let holder = allocation
             .filter(|_| view.is_none())
             .and_then(|one| holders(one).find(|one| is(&one.address, address)));

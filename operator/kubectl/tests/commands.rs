@@ -14,7 +14,7 @@ const SUBSCRIPTION: &str = "0f1e2d3c-0000-4000-8000-00000000000a";
 const POOLS: &str = "/apis/vnetpool.io/v1alpha1/nodeippools";
 const ALLOCATIONS: &str = "/apis/vnetpool.io/v1alpha1/nodeipallocations";
 
-/// A kubectl that answers from files, one for each path and command, and notes how it was called.
+/// A kubectl that answers from files, one for each path and command, and records its arguments.
 struct Cluster {
     folder: TempDir,
 }
@@ -144,7 +144,7 @@ fn content(folder: &Path) -> (Vec<String>, String) {
 #[test]
 fn a_bundle_has_all_there_is_to_read_and_neither_ids_nor_secrets() {
     let cluster = Cluster::filled();
-    // The operator knows a group that no object names, and says so after the others have been written.
+    // The operator knows a group that no object names, and reports that after the others have been written.
     cluster.answer("log_op", "{\"message\":\"late and {\\\"clientSecret\\\":\\\"s3cret\\\"}\"}\n");
     cluster
         .answer("log_agent-1", &format!("{{\"message\":\"GET {}/x\"}}\n", group().replace("acme", "late")));

@@ -54,7 +54,7 @@ pub(super) enum Provider {
     Other,
 }
 
-/// What calls that are metered together have in common.
+/// The properties that calls share which are metered together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lane {
     /// In lower case.
@@ -74,7 +74,7 @@ impl Lane {
     }
 }
 
-/// The meters, what is left of each, and the waiting calls.
+/// The meters, the remainder of each, and the waiting calls.
 pub(super) struct Budget {
     /// The part of Azure's limits that is ours.
     share: f64,
@@ -85,7 +85,7 @@ pub(super) struct Budget {
     /// others.
     queues: BTreeMap<Line, Queue>,
     last: Ticket,
-    /// How many times it was looked whether a call may go.
+    /// How often the budget has checked whether a call may go.
     #[cfg(test)]
     draws: u64,
 }
@@ -122,7 +122,7 @@ pub struct Account {
     pub left: f64,
     /// How many calls it has paid for.
     pub spent: u64,
-    /// How much longer Azure has told us to wait.
+    /// How much longer Azure has asked us to wait.
     pub closed_for: Duration,
 }
 
@@ -221,7 +221,7 @@ impl Budget {
         }
     }
 
-    /// Takes one call's worth from each meter, or says when that will be possible.
+    /// Takes one call's worth from each meter, or returns when that will be possible.
     fn draw(&mut self, next: &Next, priority: Priority, now: Instant) -> Result<(), Shut> {
         #[cfg(test)]
         {
@@ -255,7 +255,7 @@ impl Budget {
         }
     }
 
-    /// Takes in what an answer to a call of this lane said.
+    /// Learns from an answer to a call of this lane.
     pub(super) fn learn(&mut self, lane: &Lane, lesson: &Lesson, now: Instant) {
         let share = self.share;
         let (shared, own) = meter::of(lane);
@@ -272,7 +272,7 @@ impl Budget {
         }
     }
 
-    /// The state of the limits. Those of single VMs and operations are left out: there are too many.
+    /// The state of the limits. The meters of single VMs and operations are left out: there are too many.
     pub(super) fn accounts(&mut self, now: Instant) -> Vec<Account> {
         let mut accounts: Vec<Account> = self
             .levels
@@ -321,12 +321,12 @@ struct Shut {
     whom: Whom,
 }
 
-/// Who can't go either, of the later calls in a queue.
+/// Which of the later calls in a queue can't go either.
 #[derive(Clone, Copy)]
 enum Whom {
     /// All: ARM's own meter is short.
     All,
-    /// Those that draw on the same shared meters.
+    /// The calls that draw on the same shared meters.
     Class,
     One,
 }

@@ -23,9 +23,9 @@ pub(super) struct Document {
 
 /// A NIC as it was read.
 pub(super) enum Read {
-    /// One that is written by itself.
+    /// A NIC that is written at its own resource, not through a scale set.
     Document(Document),
-    /// One that is written through its instance.
+    /// A NIC that is written through its instance.
     Nic(Arc<Nic>),
 }
 
@@ -84,7 +84,7 @@ impl Documents {
         known.document = Share::of(&self.room, document.body.len()).map(|share| (document, share));
     }
 
-    /// Caches what was read of a NIC, and returns its content.
+    /// Caches the read state of a NIC, and returns its content.
     pub(super) fn learn(&self, known: &mut Known, read: Read) -> Arc<Nic> {
         match read {
             Read::Document(document) => {
@@ -104,7 +104,7 @@ impl Documents {
     }
 }
 
-/// What is cached of one NIC: nothing, its content, or its document as well.
+/// The cached part of one NIC: nothing, its content, or its document as well.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     nic: Option<Arc<Nic>>,

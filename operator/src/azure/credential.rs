@@ -158,7 +158,7 @@ impl SignIn {
         let client_options = ClientOptions {
             cloud: Some(Arc::new(self.credential.authority(self.cloud))),
             transport: Some(Transport::new(Arc::new(self.http.clone()))),
-            // The caller decides when to ask again. For the metadata service `azure_identity` follows its own
+            // The caller decides when to try again. For the metadata service `azure_identity` follows its own
             // documented rules and ignores what is set here.
             retry: RetryOptions::none(),
             ..ClientOptions::default()
@@ -272,7 +272,7 @@ mod tests {
         vnetpool_azure_sim::seclude().unwrap();
         let sim = vnetpool_azure_sim::Sim::start(Default::default()).await.unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // Nobody listens there.
+        // Nothing listens there.
         let proxy = reqwest::Proxy::all("http://127.0.0.1:1").unwrap();
         let entra = reqwest::Client::builder().proxy(proxy).build().unwrap();
         let direct = reqwest::Client::builder().no_proxy().build().unwrap();

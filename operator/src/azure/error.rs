@@ -1,4 +1,4 @@
-//! What can go wrong with Azure as facts of our domain, and the one place that says what to do about each.
+//! What can go wrong with Azure as facts of our domain, and the one place that decides what to do about each.
 
 mod arm_error;
 mod classify;
@@ -18,8 +18,8 @@ pub use codes::{Limit, codes};
 pub use matter::Matter;
 use vnetpool_crds::reason::Reason;
 
-/// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for whoever
-/// runs the cluster: it is meant for conditions and Events.
+/// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for the
+/// cluster's administrator: it is meant for conditions and Events.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -29,7 +29,7 @@ pub enum Error {
     )]
     Throttled { resource: String, message: String, retry_after: Duration, limit: Limit },
     #[error(
-        "subnet {subnet} has no free address for {resource}. Free addresses in it, lower minimum, warm or maximum of the \
+        "subnet {subnet} has no free address for {resource}. Free up addresses in it, lower minimum, warm or maximum of the \
          NodeIPPool, or give new nodes another subnet. Azure says: {message}"
     )]
     SubnetFull { subnet: String, resource: String, message: String },
@@ -40,7 +40,7 @@ pub enum Error {
     )]
     NetworkFull { resource: String, message: String },
     #[error(
-        "an address asked for {resource} belongs to somebody else by now; Vnetpool reads again. Azure says: {message}"
+        "an address asked for {resource} now belongs to another NIC; Vnetpool reads again. Azure says: {message}"
     )]
     AddressTaken { resource: String, message: String },
     #[error(
@@ -147,7 +147,7 @@ pub enum Error {
     Config { message: String },
 }
 
-/// What a resource is in.
+/// The scope that a resource is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     Group,
@@ -168,15 +168,15 @@ impl std::fmt::Display for Scope {
 pub enum Remedy {
     /// The same again, not earlier than this from now.
     RetryAfter(Duration),
-    /// Nothing helps until somebody changes something: say so in a condition and an Event, look again after
-    /// `retry`.
+    /// Nothing helps until a person changes something: report it in a condition and an Event, and check again
+    /// after `retry`.
     WaitForChange { reason: Reason, retry: Duration },
-    /// A race was lost, or the outcome isn't known: read the NIC and plan anew at once. What was known of it
+    /// A race was lost, or the outcome isn't known: read the NIC and plan anew at once. The known state of it
     /// is dropped.
     ReadAgain,
 }
 
-/// How long to wait where Azure doesn't say.
+/// How long to wait where Azure names no time.
 const BUSY: Duration = Duration::from_secs(15);
 const FAILED: Duration = Duration::from_secs(5);
 const BEING_FREED: Duration = Duration::from_secs(5);
@@ -266,19 +266,20 @@ impl Error {
         }
     }
 
-    /// Whether the call gave its place up by our own decision: nothing was sent, nothing was learnt of Azure.
+    /// Whether the call gave its place up by our own decision: nothing was sent, and nothing was learnt of
+    /// Azure.
     pub fn is_given_up(&self) -> bool {
         matches!(self, Error::Outgrown { .. } | Error::Unconfirmed { .. })
     }
 
-    /// Which of the addresses or blocks asked for certainly belong to somebody else: those that Azure names,
+    /// Which of the requested addresses or blocks certainly belong to another client: those that Azure names,
     /// or the only one. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressTaken { message, .. } = self else { return vec![] };
         if asked.len() == 1 { asked.to_vec() } else { named_in(message, asked) }
     }
 
-    /// Which of the addresses or blocks asked for can't be had for a while: those that Azure names, or all if
+    /// Which of the requested addresses or blocks can't be had for a while: those that Azure names, or all if
     /// it names none.
     pub fn being_freed(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
         let Error::AddressBeingFreed { message, .. } = self else { return vec![] };

@@ -1,6 +1,6 @@
-//! What the operator needs to know of a virtual network. `azure_mgmt_network` makes the request and has the
-//! models of its address spaces and peerings. The crate's model of the whole is not used: it would build
-//! every ipConfiguration of every subnet, tens of thousands, of which nothing is needed.
+//! The operator's view of a virtual network. `azure_mgmt_network` makes the request and has the models of its
+//! address spaces and peerings. The crate's model of the whole is not used: it would build every
+//! ipConfiguration of every subnet, tens of thousands, of which nothing is needed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct Network {
     pub route_table: Option<ResourceId>,
 }
 
-/// What is cached of a virtual network.
+/// The cached part of a virtual network.
 #[derive(Debug)]
 pub(super) struct VirtualNetwork {
     address_space: Vec<Ipv4Net>,

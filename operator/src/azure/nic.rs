@@ -43,12 +43,12 @@ pub struct Nic {
     pub others: Others,
 }
 
-/// Secondary ipConfigurations that somebody else made, such as another network plugin, by name.
+/// Secondary ipConfigurations of other makers, such as another network plugin, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// A private IPv4 address and nothing else.
+    /// A private IPv4 address without attachments.
     pub idle: Vec<String>,
-    /// Those with something attached, or of another kind.
+    /// Those of them with an attachment, or of another kind.
     pub attached: Vec<String>,
 }
 
@@ -73,11 +73,11 @@ pub struct Change {
     pub join: Vec<ResourceId>,
     /// Application security groups to take all ipConfigurations out of.
     pub leave: Vec<ResourceId>,
-    /// Write even if there is nothing to add or remove: Azure then resumes what a failed operation has left
-    /// undone.
+    /// Write even if there is nothing to add or remove: Azure then finishes the work that a failed operation
+    /// has left undone.
     pub repair: bool,
-    /// Turns `enableIPForwarding` on, which belongs to the whole NIC. Nothing turns it off, since somebody
-    /// else may need it, too.
+    /// Turns `enableIPForwarding` on, which belongs to the whole NIC. The operator never turns it off, since
+    /// other software may need it, too.
     pub forward: bool,
 }
 
@@ -128,16 +128,16 @@ impl Nic {
         })
     }
 
-    /// Whether Azure has ended its work on the NIC, well or badly. A NIC that isn't settled changes by
-    /// itself.
+    /// Whether Azure has ended its work on the NIC, well or badly. A NIC that isn't settled may change
+    /// without a new write.
     pub fn is_settled(&self) -> bool {
         let ours = self.ip_configurations.iter().map(|one| &one.state);
         ours.chain([&self.state])
             .all(|state| matches!(state, ProvisioningState::Succeeded | ProvisioningState::Failed))
     }
 
-    /// Whether Azure works on it, or on something of ours on it. What is being deleted is neither this nor
-    /// settled.
+    /// Whether Azure works on the NIC, or on one of our ipConfigurations. A NIC that is being deleted is
+    /// neither this nor settled.
     pub fn is_updating(&self) -> bool {
         let mut ours = self.ip_configurations.iter().map(|one| &one.state).chain([&self.state]);
         ours.any(|state| *state == ProvisioningState::Updating)
@@ -175,7 +175,7 @@ fn attached(properties: &Value) -> Attached {
     }
 }
 
-/// Writes what is attached into an ipConfiguration's properties. What stays attached stays as it came.
+/// Writes the attachments into an ipConfiguration's properties. Those that stay are written as they came.
 fn write_attached(wanted: &Attached, properties: &mut Value) {
     let Some(properties) = properties.as_object_mut() else { return };
     let now = attached(&Value::Object(properties.clone()));
@@ -336,7 +336,7 @@ fn is_ours(one: &Value) -> bool {
     name(one).starts_with(IP_CONFIGURATION_PREFIX) && !is_primary(one)
 }
 
-/// Whether it is a private IPv4 address and nothing else.
+/// Whether it is a private IPv4 address without attachments.
 fn is_idle(one: &Value) -> bool {
     let properties = &one["properties"];
     !name(one).is_empty()

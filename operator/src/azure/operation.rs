@@ -20,9 +20,10 @@ use crate::lock::lock;
 
 /// The interval of polls if Azure names none. Azure's is used within the bounds below.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// When to poll first if Azure doesn't say, for pods may wait and most writes take seconds. A `Retry-After`
-/// of the answer to the write is Azure saying so: ARM's contract is that nobody polls sooner, and who does is
-/// throttled. The one recording of a running VM's NIC has 10 s there, so that in practice is what pods wait.
+/// When to poll first if Azure names no time, for pods may wait and most writes take seconds. A `Retry-After`
+/// in the answer to the write names the time: ARM's contract is that clients poll no sooner, and throttles
+/// those that do. The one recording of a running VM's NIC has 10 s there, so that in practice pods wait for
+/// 10 s.
 const FIRST: Duration = Duration::from_secs(2);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
@@ -34,7 +35,7 @@ const GIVE_UP: Duration = Duration::from_secs(20 * 60);
 const UNSETTLED: Duration = Duration::from_secs(5);
 
 /// Why a resource can't be written while its state isn't final: Azure would cancel the operation under way,
-/// ours or somebody else's, in favour of this write.
+/// ours or another client's, in favour of this write.
 pub(super) fn unsettled(resource: &ResourceId) -> Error {
     Error::Busy {
         resource: resource.to_string(),
@@ -60,8 +61,8 @@ enum Progress {
 }
 
 impl Operation {
-    /// The operation that an answer to a write names; `None` if the write is complete. If ARM only says that
-    /// the resource is still being updated, the resource itself is polled at `resource`.
+    /// The operation that an answer to a write names; `None` if the write is complete. If ARM only answers
+    /// that the resource is still being updated, the resource itself is polled at `resource`.
     pub(super) fn of(answer: &Answer, resource: &Url, call: &Call) -> Result<Option<Operation>, Error> {
         let wait = pace(retry_after(&answer.headers).or(Some(FIRST)));
         if let Some(header) = answer.headers.get("azure-asyncoperation") {
@@ -82,8 +83,8 @@ impl Operation {
 
     /// Waits until the operation has ended. `call` is the write's own.
     ///
-    /// A poll that gets no answer, or fails because Azure is busy, says nothing about the operation: it is
-    /// tried again. A refused poll says nothing either: then the resource at `resource` is polled instead
+    /// A poll that gets no answer, or fails because Azure is busy, shows nothing of the operation: it is
+    /// tried again. A refused poll shows nothing either: then the resource at `resource` is polled instead
     /// until it is settled, and `tracking` remembers a missing permission. Fails with the operation's own
     /// error, or with [`Error::OutcomeUnknown`] when it takes too long.
     pub(super) async fn finish(

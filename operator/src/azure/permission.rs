@@ -36,7 +36,7 @@ pub struct Need {
 }
 
 impl Permissions {
-    /// Whether one of the roles grants `action`: what one role leaves out another may grant.
+    /// Whether one of the roles grants `action`: an action that one role leaves out another may grant.
     pub fn allow(&self, action: &str) -> bool {
         let covers = |patterns: &[String]| patterns.iter().any(|pattern| covers(pattern, action));
         self.0.iter().any(|one| covers(&one.actions) && !covers(&one.not_actions))
@@ -77,7 +77,7 @@ impl Azure {
     /// that the group doesn't have, since ARM authorizes first.
     ///
     /// # Errors
-    /// What forbids it.
+    /// The obstacle to it: a missing right, a deny assignment or a lock.
     pub async fn try_read(&self, need: &Need) -> Result<(), Error> {
         let mut url = self.transport.endpoint().clone();
         let kind = need.action.trim_end_matches("/read");
@@ -109,7 +109,7 @@ impl Azure {
         }
     }
 
-    /// What is needed to write a NIC, everything it refers to included.
+    /// The permissions to write a NIC, with everything it refers to.
     pub async fn needs(&self, nic: &ResourceId) -> Result<Vec<Need>, Error> {
         Ok(needs(nic, &self.nic_document(nic).await?))
     }
@@ -118,7 +118,7 @@ impl Azure {
     /// fulfils. Unlike [`Azure::permissions`], this meets deny assignments, locks and policies.
     ///
     /// # Errors
-    /// What forbids the write.
+    /// The obstacle to the write.
     pub async fn try_write(&self, nic: &ResourceId) -> Result<(), Error> {
         // An instance's NIC is written through the instance, and read with an API version of its own.
         let (target, version) = match nic.instance() {
@@ -148,7 +148,7 @@ impl Azure {
     }
 }
 
-/// What is needed to write a NIC with this document.
+/// The permissions to write a NIC with this document.
 fn needs(nic: &ResourceId, document: &Value) -> Vec<Need> {
     let mut all = vec![];
     let instance = nic.instance();

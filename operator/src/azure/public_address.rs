@@ -28,7 +28,7 @@ pub struct NewPublicAddress {
     pub pod: String,
 }
 
-/// The right to make one public address: until it is dropped, nobody deletes it, nor makes it too.
+/// The right to make one public address: until it is dropped, no other task deletes or makes the same one.
 #[derive(Debug)]
 pub struct Reserved {
     id: ResourceId,
@@ -36,7 +36,7 @@ pub struct Reserved {
 }
 
 impl Azure {
-    /// Waits until nobody else makes or deletes this public address.
+    /// Waits until no other task makes or deletes this public address.
     pub async fn reserve_public_address(&self, id: &ResourceId) -> Reserved {
         Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
     }
@@ -73,15 +73,15 @@ impl Azure {
         }
     }
 
-    /// Deletes a public address, if there is one. Azure refuses while something uses it.
+    /// Deletes a public address, if there is one. Azure refuses while it is in use.
     #[instrument(skip_all, fields(public_address = %id))]
     pub async fn delete_public_address(
         &self,
         id: &ResourceId,
         urgency: impl Into<Urgency>,
     ) -> Result<(), Error> {
-        // One that is being made is made first: deleted before, it would be there afterwards, and in no
-        // record.
+        // The making of an address is finished first: deleted before, the address would be there afterwards,
+        // and in no record.
         let _reserved = self.reserve_public_address(id).await;
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);

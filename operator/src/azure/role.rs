@@ -9,12 +9,12 @@ use serde::Serialize;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
     pub name: &'static str,
-    /// Who needs it.
+    /// The part of Vnetpool that needs it.
     pub purpose: &'static str,
     pub actions: &'static [Action],
 }
 
-/// An action of Azure, and what it must be granted on.
+/// An action of Azure, and the scope on which it must be granted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Action {
     pub name: &'static str,
@@ -39,8 +39,8 @@ pub enum On {
     Network,
     /// The route table of a pool of mode Route.
     RouteTable,
-    /// A pod's public address, in the NIC's resource group, if a pool lets pods have one. No node needs it by
-    /// itself.
+    /// A pod's public address, in the NIC's resource group, if a pool lets pods have one. A node alone
+    /// doesn't need it.
     PodAddress,
     /// A resource that the NIC refers to: ARM demands `join` on each from the writer of a NIC, even if the
     /// reference doesn't change. This property of the NIC, or of its ipConfigurations, names the resources.
@@ -51,7 +51,7 @@ const fn action(name: &'static str, on: On) -> Action {
     Action { name, on }
 }
 
-/// What every installation needs.
+/// The actions that every installation needs.
 pub const NODES: Part = Part {
     name: "nodes",
     purpose: "every installation: find nodes' NICs, reserve and give back addresses on them",

@@ -37,7 +37,7 @@ pub struct Route {
     pub state: ProvisioningState,
 }
 
-/// What one node wants of the table.
+/// The change that one node needs in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A route to the node for its part of the pod CIDR: the one it has, corrected if necessary, or a new
@@ -45,8 +45,8 @@ pub enum Change {
     Claim(Claim),
     /// Remove these of its routes.
     Release { names: Vec<String> },
-    /// The node is gone: remove all its routes. These are the ones with these names and, of those whose names
-    /// begin as all names of the node's routes do, the ones that lead to it.
+    /// The node is gone: remove all its routes. These are the routes with these names, and those that lead to
+    /// the node and whose names begin as all names of the node's routes do.
     Leave { node: String, names: Vec<String>, next_hop: Ipv4Addr },
 }
 
@@ -56,7 +56,7 @@ pub struct Claim {
     pub node: String,
     /// The name of a new route, from [`name`], if one is needed.
     pub name: String,
-    /// The route that the node uses as far as known. It is put back if somebody has removed it.
+    /// The route that the node uses as far as known. It is put back if it was removed.
     pub held: Option<(String, Ipv4Net)>,
     /// The pool's pod CIDR, and the length of a node's part of it.
     pub within: Ipv4Net,

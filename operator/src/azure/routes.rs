@@ -136,9 +136,9 @@ impl Azure {
     /// Sends nothing if there is nothing to do.
     ///
     /// # Errors
-    /// [`Error::Routes`] if the table can't take the change, which concerns nobody else. Otherwise Azure's
-    /// error, for all changes of the write. If that leaves open whether the table has changed, the table is
-    /// read again.
+    /// [`Error::Routes`] if the table can't take this change, which doesn't concern other nodes. Otherwise
+    /// Azure's error, for all changes of the write. If that leaves open whether the table has changed, the
+    /// table is read again.
     pub async fn change_routes(
         &self,
         id: &ResourceId,
@@ -172,7 +172,7 @@ impl Azure {
     /// One write for all of these; each gets the outcome. If the write was outgrown before its turn, nothing
     /// was sent: only the changes that are outgrown themselves get this outcome, and the others wait again.
     async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
-        // What is outgrown before anything is sent has no part in what others send.
+        // A change that is outgrown before anything is sent has no part in the write of the others.
         let (outgrown, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.urgency.is_outgrown());
         for one in outgrown {
             let _ = one.answer.send(Err(Error::Outgrown { resource: id.to_string() }));

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a failure is the answer to all callers: a thousand nodes mustn't repeat a sign-in that has just
 /// been refused.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
-/// How long no token is asked for when ARM has refused one that was asked for anew, at first and at most. A
+/// After ARM has refused a new token, no further one is requested for this long, at first and at most. A
 /// managed identity is given the same token until that ends, whatever ARM thinks of it.
 const FIRST_BAR: Duration = Duration::from_secs(5);
 const LONGEST_BAR: Duration = Duration::from_secs(60);
@@ -72,10 +72,10 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// One more; `last` is what was refused before.
+    /// One more refusal; `last` is the token that was refused before.
     fn after(last: Option<&Refusal>, header: HeaderValue, now: Instant) -> Refusal {
         let times = last.map_or(0, |last| last.times).saturating_add(1);
-        // The first may have been revoked, and another one be had at once.
+        // The first may have been revoked, and a new one may be had at once.
         let bar = match times {
             1 => Duration::ZERO,
             _ => doubled(FIRST_BAR, times - 2, LONGEST_BAR),
@@ -95,7 +95,7 @@ impl Refusal {
 #[derive(Clone)]
 struct Failure {
     message: String,
-    /// Whether it was refused. Otherwise no answer came, or none that says so.
+    /// Whether Azure refused the sign-in. Otherwise no answer came, or one that leaves it open.
     is_refusal: bool,
 }
 
@@ -103,12 +103,12 @@ struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Use,
-    /// No caller waits for the new one.
+    /// No caller waits for the new token.
     UseAndReplace,
     Ask,
     /// The last attempt has only just failed.
     Fail,
-    /// ARM has only just refused what the last attempt gave.
+    /// ARM has only just refused the token of the last attempt.
     Barred,
 }
 
@@ -210,7 +210,7 @@ impl Tokens {
                     info!("signed in to Azure again");
                 }
                 let header = token.header.clone();
-                // Later it is tried again: what ARM refused may be good by then.
+                // Later it is tried again: ARM may accept then what it has refused now.
                 if let Some(last) =
                     state.refusal.as_ref().filter(|last| last.times == 1 && last.header == header)
                 {
@@ -218,7 +218,7 @@ impl Tokens {
                     let failure = refusal.failure();
                     warn!(bar = ?FIRST_BAR, "signing in gives the token that was refused");
                     state.refusal = Some(refusal);
-                    // It can't be had anew from a source that keeps it.
+                    // The source keeps its token and gives no new one.
                     state.source = None;
                     return Err(failure);
                 }
@@ -310,11 +310,11 @@ mod tests {
             (ends, None, 0, Next::Use),
             (ends, None, 3299, Next::Use),
             (ends, None, 3300, Next::UseAndReplace),
-            // One attempt in half a minute, and it goes on being used.
+            // One attempt in half a minute, and the old token goes on being used.
             (ends, Some(at(3300)), 3301, Next::Use),
             (ends, Some(at(3300)), 3330, Next::UseAndReplace),
             (ends, Some(at(3590)), 3597, Next::Use),
-            // It has ended: one attempt in five seconds, for all who need one.
+            // It has ended: one attempt in five seconds, for all callers that need a token.
             (ends, Some(at(3590)), 3599, Next::Ask),
             (ends, Some(at(3599)), 3601, Next::Fail),
             (ends, Some(at(3599)), 3604, Next::Ask),

@@ -111,8 +111,8 @@ impl Transport {
         self.0.gate.accounts()
     }
 
-    /// Sends one request when the budget allows it, unless the call is outgrown by then. Never repeats it:
-    /// the caller decides that, and pays again. Returns the answer if it is a success, otherwise our error.
+    /// Sends one request when the budget allows it, unless the call is outgrown before. Never repeats it: the
+    /// caller decides that, and pays again. Returns the answer if it is a success, otherwise our error.
     pub(super) async fn send(
         &self,
         call: &Call,
@@ -184,7 +184,7 @@ impl Transport {
         let Urgency { priority, .. } = call.urgency;
         let outgrown = || Error::Outgrown { resource: call.resource.clone() };
         let is_write = call.effect() == Effect::Write;
-        // Where nobody waits, the gate lets everything pass.
+        // Where no call waits, the gate lets everything pass.
         if is_write && call.urgency.is_outgrown() {
             return Err(outgrown());
         }
@@ -343,7 +343,7 @@ fn lost(call: &Call, error: &reqwest::Error) -> Error {
     }
 }
 
-/// What happened is only in the sources of a reqwest error. Its own text would repeat the URL with its query.
+/// Only the sources of a reqwest error name the cause. Its own text would repeat the URL with its query.
 fn causes(error: &reqwest::Error) -> String {
     let mut said = vec![];
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);

@@ -5,9 +5,9 @@
 //! to and removed from the instance's model, which has no addresses and accepts none. The outcome is read
 //! from the NIC.
 //!
-//! A write whose addresses can't be had is answered with 200 and ends Failed. The model keeps what was asked
-//! for, and every later write, whoever makes it, tries that again. So the next write of ours begins with what
-//! the NIC has: otherwise a smaller wish would never be met where a larger one wasn't.
+//! A write whose addresses can't be had is answered with 200 and ends Failed. The model keeps the requested
+//! addresses, and every later write, by any client, tries them again. So our next write begins with what the
+//! NIC has: otherwise a smaller request would fail wherever a larger one had failed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard};
@@ -142,13 +142,12 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
 }
 
 /// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
-/// to repair. `on_nic` is the NIC itself, where the last write failed: what we have on it is then what
-/// counts.
+/// to repair. `on_nic` is the NIC itself, where the last write failed: then our addresses on the NIC count.
 ///
-/// The body has only what is needed. What a PUT of an instance leaves out stays (recorded), and sending back
-/// the image's reference would need the right to read Microsoft's images (AKS#1819). The list of NICs is
-/// replaced as a whole, so it goes back as it came. The hardware profile is sent because the cloud provider,
-/// which writes instances likewise, sends it.
+/// The body has only the necessary fields. A field that a PUT of an instance leaves out stays (recorded), and
+/// sending back the image's reference would need the right to read Microsoft's images (AKS#1819). The list of
+/// NICs is replaced as a whole, so it goes back as it came. The hardware profile is sent because the cloud
+/// provider, which writes instances likewise, sends it.
 fn edit(
     model: &Value,
     nic: &str,
@@ -172,8 +171,8 @@ fn edit(
     Ok(Some(body))
 }
 
-/// The change that leads to the same from a model that differs from its NIC: what only the model has goes,
-/// and what only the NIC has stays, unless the change takes it off.
+/// The change that leads to the same from a model that differs from its NIC: entries that only the model has
+/// go, and entries that only the NIC has stay, unless the change takes them off.
 fn righted(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
     let (in_model, on_nic) = (ours(configuration), on_nic_names(on_nic));
     let owned = |name: &&str| (*name).to_owned();

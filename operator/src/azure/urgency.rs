@@ -10,9 +10,9 @@ use futures::future::{BoxFuture, Shared};
 use super::Priority;
 
 /// Why a call is made. Before its turn within Azure's limits has come, its node may come to need something
-/// more urgent; and when it has come, whoever calls may have to agree once more. If not, the call gives its
-/// place up and ends as [`super::Error::Outgrown`] or [`super::Error::Unconfirmed`]: nothing was sent and
-/// nothing paid.
+/// more urgent; and when it has come, the caller may have to agree once more. If the call is no longer
+/// wanted, it gives its place up and ends as [`super::Error::Outgrown`] or [`super::Error::Unconfirmed`]:
+/// nothing was sent and nothing paid.
 #[derive(Clone)]
 pub struct Urgency {
     pub(super) priority: Priority,

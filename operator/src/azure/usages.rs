@@ -1,5 +1,5 @@
 //! How full the subnets of a virtual network are, by Azure's count. It is a hint: when it arrives, others may
-//! have taken what was free, and an address that is being removed is counted for a while.
+//! have taken the free addresses, and an address that is being removed is counted for a while.
 
 use std::collections::HashMap;
 

@@ -5,17 +5,18 @@ use std::collections::{HashMap, HashSet};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-/// Remembers a digest of each object, by name, and tells objects that changed from events that changed
-/// nothing.
+/// Remembers a digest of each object, by name, so that real changes can be distinguished from events without
+/// a change.
 pub struct Changes<K> {
     digest: fn(&K) -> u64,
     known: HashMap<String, u64>,
-    /// What a list that is under way has shown so far: what isn't in it went while we didn't watch.
+    /// What a list that is under way has shown so far: an object that isn't in it went while the watch was
+    /// down.
     listed: Option<HashSet<String>>,
 }
 
 impl<K: ResourceExt> Changes<K> {
-    /// `digest` takes in whatever a decision may depend on, and nothing else.
+    /// `digest` covers whatever a decision may depend on, and nothing else.
     pub fn new(digest: fn(&K) -> u64) -> Self {
         Changes { digest, known: HashMap::new(), listed: None }
     }
@@ -38,8 +39,8 @@ impl<K: ResourceExt> Changes<K> {
                 self.known.remove(&object.name_any());
                 vec![object.name_any()]
             }
-            // The store shows a list only when it is complete, so who was called during it may have looked
-            // too early.
+            // The store shows a list only when it is complete, so an object that was woken during it may have
+            // read too early.
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 let gone: Vec<String> =

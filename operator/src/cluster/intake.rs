@@ -1,4 +1,4 @@
-//! What becomes of each event of a watch: the store has it, and whom it concerns is called.
+//! How each event of a watch is handled: the store takes it, and the objects that it concerns are woken.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -32,7 +32,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Intake<K> {
         Intake { sieve: Sieve::new(unknown.clone()), store: store.clone(), writer, strip }
     }
 
-    /// Stores what an event brings, and gives what there is to tell others.
+    /// Stores the object of an event, and returns the wakeups that follow.
     fn take(&mut self, event: Event<Reading<K>>) -> Sifted<K> {
         let (store, writer, strip) = (&self.store, &mut self.writer, self.strip);
         let keep = |event: Event<K>| {
@@ -71,7 +71,7 @@ pub fn allocations(
         let Sifted { event, turned } = intake.take(event);
         if let Some(event) = &event {
             view.catch_up(event);
-            // What we say of a node is news to its pool only.
+            // A condition of ours on a node is news to its pool only.
             for name in readiness.apply(event) {
                 view.allocation(&name).iter().for_each(|allocation| waker.pool(&allocation.spec.pool));
             }
@@ -90,7 +90,7 @@ pub fn allocations(
     }
 }
 
-/// A Node or a NodeIPAllocation can be read, or can't, other than before: its node and its pool say so.
+/// A Node or a NodeIPAllocation has become readable or unreadable: wakes its node and its pool.
 fn wake_turned(view: &Cluster, waker: &Waker, unknown: &Unknown, turned: &[String]) {
     for name in turned {
         waker.unreadable(unknown.get(name));
@@ -115,7 +115,7 @@ pub fn pools(
                 Some(range) => pod_cidrs.insert(name.clone(), range),
                 None => pod_cidrs.remove(&name),
             };
-            // One that is gone, or made anew, may have been in the way of others.
+            // An object that is gone, or made anew, may have been in the way of others.
             let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
             for pool in others.iter().chain([&name]) {
                 waker.pool(pool);
@@ -163,7 +163,7 @@ mod tests {
     use std::hint::black_box;
     use vnetpool_crds::allocation::IpConfiguration;
 
-    /// All of the four kinds as two nodes have them; whatever is read of an object is in it.
+    /// All of the four kinds as two nodes have them, with every field that is read.
     fn node(name: &str) -> Value {
         json!({
             "metadata": {"name": name, "uid": name, "resourceVersion": "3", "labels": {"a": "b"}},
@@ -233,7 +233,7 @@ mod tests {
 
     const KINDS: [fn(&str) -> Value; 4] = [node, allocation, pool, pod];
 
-    /// The place of each value in it but those that tell which object it is.
+    /// The place of each value in the object, except those that identify the object.
     fn places(value: &Value, path: &str, all: &mut Vec<String>) {
         if !["", "/metadata", "/metadata/name", "/metadata/uid"].contains(&path) {
             all.push(path.to_owned());
@@ -275,7 +275,7 @@ mod tests {
         take(Event::InitDone);
     }
 
-    /// Has the operator meet a garbled object of one kind among good ones, and looks at what it makes of it.
+    /// Gives the operator a garbled object of one kind among good ones, and checks what it makes of it.
     fn meet(kind: usize, bad: Value) {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
@@ -327,7 +327,7 @@ mod tests {
                 k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
             );
         }
-        // What was readable once is there, or is known to be unreadable: never absent.
+        // An object that was readable once is there, or is known to be unreadable: never absent.
         assert!(kind != 0 || view.node("bad").is_some());
         assert!(kind != 1 || view.allocation("bad").is_some());
         // The public address that it names is that of a pod, whatever else it holds.

@@ -1,4 +1,4 @@
-//! What the operator keeps of each object it watches, and what of that a decision may depend on. Pure.
+//! Which parts of each watched object the operator keeps, and on which of them a decision may depend. Pure.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -10,15 +10,15 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 use crate::pool::left_alone::is_left_alone;
 
-/// Of the annotations only that one.
+/// Of the annotations, keeps only that one.
 fn keep_pause(metadata: &mut ObjectMeta) {
     if let Some(annotations) = &mut metadata.annotations {
         annotations.retain(|name, _| name == names::PAUSED);
     }
 }
 
-/// Leaves of a Node its identity, labels, pause, taints, providerID, bootID and the kubelet's pod limit; and
-/// its condition Ready, while the kubelet says there that the runtime has no network.
+/// Keeps of a Node its identity, labels, pause, taints, providerID, bootID and the kubelet's pod limit; and
+/// its condition Ready, while the kubelet reports there that the runtime has no network.
 pub fn strip_node(node: &mut Node) {
     node.metadata = ObjectMeta {
         name: node.metadata.name.take(),
@@ -52,8 +52,8 @@ pub fn strip_node(node: &mut Node) {
     });
 }
 
-/// Leaves out the longest parts, which only people and the agent read, and of each holder all but who has the
-/// address.
+/// Leaves out the longest parts, which only people and the agent read, and keeps of each holder only its
+/// address and UID.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
@@ -90,7 +90,7 @@ pub fn node_digest(node: &Node) -> u64 {
     ))
 }
 
-/// Everything the agent says, and nothing the operator itself says in `status`.
+/// Everything that the agent reports, and nothing that the operator itself writes into `status`.
 pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     let NodeIPAllocationStatus {
         observed_generation,
@@ -186,8 +186,7 @@ fn count(quantity: &str) -> Option<u32> {
     digits.parse::<u32>().ok()?.checked_mul(unit)
 }
 
-/// What the kubelet says of a runtime that finds no network plugin to start pods with; `None` if it finds
-/// one.
+/// The kubelet's report of a runtime that finds no network plugin to start pods with; `None` if it finds one.
 pub fn networkless(node: &Node) -> Option<&str> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     let ready = conditions.iter().find(|one| one.type_ == "Ready" && one.status == "False")?;

@@ -1,16 +1,17 @@
-//! Whether the view is as new as the Lease. What a standby knows may lack what the leader before has written
-//! last, or what it has gone by: a watch brings it some time later, and each kind's watch is as late as it
-//! is.
+//! Whether the view is as new as the Lease. A standby's view may lack the last writes of the leader before,
+//! or the objects on which it decided: a watch brings them some time later, and each kind's watch has its own
+//! delay.
 //!
 //! A leader of long standing has written everything in the allocations, from a view that is no older than
 //! what it wrote. A new one has that only once it is proved:
 //! - of a NodeIPAllocation, a `spec` that is missing, or a `Writing`, would be believed to be absent;
-//! - with a Node of before, a NIC that its successor has come to would be taken for one that it has left, and
-//!   be emptied; and a Node that isn't known yet would be taken for gone;
-//! - with a pool of before, addresses would be given back that its edit keeps;
-//! - a pod that isn't known yet would be taken for one that has ended: what is attached to its address would
-//!   be deleted, or what another plugin gave it taken off the NIC. There are too many of these for a list, so
-//!   a node's are asked for once, before the first decision of this leader that rests on the absence of one.
+//! - with an old Node, a NIC that its successor has come to would be taken for one that it has left, and be
+//!   emptied; and a Node that isn't known yet would be taken for gone;
+//! - with an old pool, addresses would be given back that its edit keeps;
+//! - a pod that isn't known yet would be taken for one that has ended: the attachments of its address would
+//!   be deleted, or the address that another plugin gave it taken off the NIC. There are too many pods for a
+//!   list, so a node's are requested once, before the first decision of this leader that rests on the absence
+//!   of one.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -33,10 +34,10 @@ use crate::demand::pod::{self, Decoded};
 use crate::leader::Lost;
 use crate::lock::lock;
 
-/// After an error of the API server, and until a list is made anew: what has gone since it was made is never
-/// shown.
+/// After an error of the API server, and until a list is made anew: objects that have gone since it was made
+/// are never shown.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often it is looked whether the watch has caught up.
+/// How often to check whether the watch has caught up.
 const LOOK: Duration = Duration::from_millis(50);
 /// So many objects come in one answer, without their content.
 const PAGE: u32 = 1000;
@@ -63,12 +64,12 @@ pub enum Unproved {
 }
 
 impl Cluster {
-    /// Waits until the view shows all Nodes, NodeIPAllocations and NodeIPPools as they were when this was
-    /// called, or later.
+    /// Waits until the view shows all Nodes, NodeIPAllocations and NodeIPPools as they were when the wait
+    /// began, or later.
     ///
     /// # Errors
-    /// When the view shows what the store hasn't come to yet: it was set back, and a watch of before shows
-    /// nothing of it.
+    /// When the view shows a version that the store hasn't reached yet: the store was set back, and a watch
+    /// from before shows nothing of that.
     pub async fn catch_up_with(&self, client: &Client) -> Result<(), Lost> {
         futures::try_join!(
             catch_up(client, &self.nodes, &self.unknown_nodes, &self.renewals.nodes),
@@ -78,8 +79,8 @@ impl Cluster {
         .map(|_| ())
     }
 
-    /// Whether a decision about this node rests on the absence of a pod: of one that has something attached
-    /// to its address, or of one that has none of ours.
+    /// Whether a decision about this node rests on the absence of a pod: of a pod with an attachment to its
+    /// address, or of a pod without an address of ours.
     pub fn misses_pods(&self, allocation: &NodeIPAllocation) -> bool {
         let wishes = self.wishes(&allocation.name_any());
         let marks = allocation.spec.ip_configurations().filter_map(|one| one.attached_to.as_ref());
@@ -92,7 +93,7 @@ impl Cluster {
         self.renewals.pods.lags_since(since);
     }
 
-    /// Fails unless the view shows all pods of this node that there were when this was called.
+    /// Fails unless the view shows all pods of this node that existed when the check began.
     pub async fn prove_pods(&self, client: &Client, node: &str) -> Result<(), Unproved> {
         let bound = ListParams::default().fields(&format!("spec.nodeName={node}"));
         let pods = Api::<Reading<Decoded>>::all(client.clone()).list(&bound).await?;
@@ -144,7 +145,7 @@ where
 {
     let is_shown = |(name, (uid, version)): (&String, &Identity)| {
         let shows = |shown: Identity| {
-            // One made anew since is newer, too.
+            // An object that was made anew since is newer, too.
             shown.1 >= *version && (shown.0 == *uid || shown.1 > listed.at)
         };
         let read = store.get(&ObjectRef::new(name)).map(|one| (one.uid(), number(one.resource_version())));
@@ -153,7 +154,8 @@ where
             .map(|one| (one.metadata.uid.clone(), number(one.metadata.resource_version.clone())));
         read.into_iter().chain(unread).any(shows)
     };
-    // What was shown before and isn't listed is gone; what came after the list isn't listed either.
+    // An object that was shown before and isn't listed is gone; one that came after the list isn't listed
+    // either.
     let is_gone = |one: &K| {
         !listed.objects.contains_key(&one.name_any()) && number(one.resource_version()) <= listed.at
     };
@@ -287,7 +289,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_falls_silent_is_begun_anew_when_it_lacks_what_there_is() {
-        // Its lists have what there is; what comes after them, its watches keep to themselves.
+        // Its lists show the objects; later changes its watches don't deliver.
         let listed = Arc::new(Mutex::new(nodes("9", &["a"])));
         let lists = listed.clone();
         let answer = move |request: Request| {

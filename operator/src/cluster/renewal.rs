@@ -1,9 +1,9 @@
-//! When a watch is begun anew though its connection lives: it lacks what a list of the API server shows, and
-//! goes on lacking it.
+//! When a watch is begun anew though its connection lives: it lacks an object that a list of the API server
+//! shows, and goes on lacking it.
 //!
-//! A watch may be silent for minutes because nothing has changed. One that passes something which lets no
-//! more through is silent, too, and no peer is dead that TCP could miss. kube ends any watch after five
-//! minutes; a new leader that waits for it serves nobody for so long.
+//! A watch may be silent for minutes because nothing has changed. A watch through a proxy that passes nothing
+//! any more is silent, too, and TCP notices no dead peer. kube ends any watch after five minutes; a new
+//! leader that waited for that would serve no node for so long.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::lock::lock;
 /// the client's own limits end the request, 15 s and 10 s.
 const DEAD: Duration = Duration::from_secs(25);
 
-/// Between whoever compares a view with a list and the task that watches; a clone is the same.
+/// Connects the tasks that compare a view with a list to the task that watches; a clone is the same.
 #[derive(Clone, Debug, Default)]
 pub struct Renewal {
     /// When the watch was begun anew last, and how long it was given then.
@@ -26,9 +26,8 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// The view has lacked something since then that a list shows. Each time the watch was begun anew in vain
-    /// gives it twice as long, for a long list must be able to end, whoever it is that lacks something by
-    /// then.
+    /// Since then the view has lacked something that a list shows. Each time the watch has begun anew in vain
+    /// the limit doubles, because a long list must be able to end, whichever object is missing then.
     pub fn lags_since(&self, since: Instant) {
         let now = Instant::now();
         let mut last = lock(&self.last);

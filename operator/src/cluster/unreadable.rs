@@ -1,5 +1,5 @@
-//! Objects that are there and can't be read: unknown, but not absent. What was read of them last stays in the
-//! store, and nothing is done for the nodes they decide about. Pure.
+//! Objects that are there and can't be read: unknown, but not absent. The store keeps the last readable
+//! version, and nothing is done for the nodes that depend on them. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::take;
@@ -14,7 +14,7 @@ use vnetpool_crds::NodeIPPool;
 
 use super::lock;
 
-/// Those of one kind, by name.
+/// The unreadable objects of one kind, by name.
 #[derive(Clone, Default)]
 pub struct Unknown(Arc<Mutex<BTreeMap<String, Arc<Unreadable>>>>);
 
@@ -28,17 +28,17 @@ impl Unknown {
     }
 }
 
-/// Takes out of a watch what can't be read.
+/// Takes unreadable objects out of a watch.
 pub struct Sieve {
     unknown: Unknown,
-    /// Those that a list which is under way has shown so far: one that isn't in it went while we didn't
-    /// watch.
+    /// The unreadable objects that a list which is under way has shown so far: one that isn't in it went
+    /// while the watch was down.
     listed: HashSet<String>,
 }
 
-/// What is left of an event.
+/// The readable rest of an event.
 pub struct Sifted<K> {
-    /// For those who know only objects that can be read.
+    /// For code that knows only objects that can be read.
     pub event: Option<Event<K>>,
     /// Objects that have turned readable or unreadable, are unreadable in another way, or were and are gone.
     pub turned: Vec<String>,
@@ -49,8 +49,8 @@ impl Sieve {
         Sieve { unknown, listed: HashSet::new() }
     }
 
-    /// `read` gives what was read last of an object, and `keep` stores what is left of the event. What turns
-    /// readable, or goes, stays unknown until that is done: an object is never absent in between.
+    /// `read` returns the last readable version of an object, and `keep` stores the rest of the event. An
+    /// object that turns readable, or goes, stays unknown until that is done: it is never absent in between.
     pub fn sift<K: Resource<DynamicType = ()> + Clone>(
         &mut self,
         event: Event<Reading<K>>,
@@ -113,7 +113,7 @@ impl Sieve {
     }
 }
 
-/// The pool as far as it says which nodes it is for; none if that can't be read either.
+/// The pool as far as it specifies which nodes it is for; `None` if that can't be read either.
 pub fn claim(pool: &Unreadable) -> Option<NodeIPPool> {
     let spec = &pool.content["spec"];
     let part = |field: &str| {
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(sifted.turned, ["n"]);
         sieve.sift(Event::<Reading<Node>>::InitDone, read, |event| event);
         assert!(unknown.get("n").is_some());
-        // Of another object under the same name, nothing was read.
+        // Nothing was read of another object under the same name.
         let sifted = sieve.sift(Event::InitApply(reading("n", "v", false)), read, |event| event);
         assert!(sifted.event.is_none());
     }

@@ -26,7 +26,7 @@ pub struct Wakeups {
 }
 
 impl Wakeups {
-    /// Drops whatever comes. Never ends: the senders live as long as the watches. What was dropped is woken
+    /// Drops every wakeup. Never ends: the senders live as long as the watches. Dropped ones are made up for
     /// by [`super::Cluster::wake_all`].
     pub async fn ignore(&mut self) {
         let Wakeups { nodes, allocations, pools, unreadable } = self;
@@ -46,11 +46,11 @@ pub struct Waker {
     allocations: UnboundedSender<ObjectRef<NodeIPAllocation>>,
     pools: UnboundedSender<ObjectRef<NodeIPPool>>,
     unreadable: UnboundedSender<Arc<Unreadable>>,
-    /// By node, those that want to know at once that it is woken.
+    /// By node, the tasks to notify at once when it is woken.
     heard: Arc<Mutex<HashMap<String, watch::Sender<()>>>>,
 }
 
-/// Waits until the node that was asked to be heard of is woken again.
+/// Waits until this node is woken again.
 pub async fn woken(heard: &mut watch::Receiver<()>) {
     // The sender is dropped only at shutdown.
     if heard.changed().await.is_err() {
@@ -82,8 +82,8 @@ impl Waker {
         }
     }
 
-    /// Tells when a node is woken during its reconcile: the controller starts no other reconcile of it before
-    /// that has ended.
+    /// Resolves when a node is woken during its reconcile: the controller starts no other reconcile of it
+    /// before that has ended.
     pub fn hear(&self, name: &str) -> watch::Receiver<()> {
         lock(&self.heard).entry(name.to_owned()).or_insert_with(|| watch::channel(()).0).subscribe()
     }

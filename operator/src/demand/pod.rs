@@ -1,4 +1,4 @@
-//! What the operator reads of a pod, out of some ten kilobytes.
+//! The few fields of a pod that the operator reads, out of some ten kilobytes.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -40,7 +40,7 @@ struct Status {
     pod_ip: Option<String>,
 }
 
-/// Of the metadata, what names the pod, and the annotations that are ours.
+/// Of the metadata, the pod's name and the annotations that are ours.
 fn identity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -59,9 +59,9 @@ fn identity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     Ok(ObjectMeta { name, namespace, uid, resource_version, annotations, ..ObjectMeta::default() })
 }
 
-/// The kubelet's mark of a pod that stands for a static one. Its value is that one's UID, a digest of 32 hex
-/// digits. Anybody may annotate a pod so; a pod that the API server has made has a UUID with hyphens, and is
-/// nobody else's to speak for.
+/// The kubelet's mark of a pod that stands for a static one. Its value is the static pod's UID, a digest of
+/// 32 hex digits. Any client may annotate a pod so; but a pod that the API server has made has a UUID with
+/// hyphens, so the annotation can't name another client's pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The annotations that are read.
 const READ: [&str; 4] = [names::BACKEND_POOLS, names::PUBLIC_ADDRESS, names::DNS_LABEL, MIRROR];
@@ -72,16 +72,15 @@ pub struct Pod {
     pub uid: Uid,
     pub node: String,
     pub needs_address: bool,
-    /// What it asks to have attached to its address, and the UID by which others name the pod.
+    /// What it asks to have attached to its address, and the UID by which other sources name the pod.
     pub wish: Option<(String, Wish)>,
 }
 
 impl Pod {
     /// `None` of a pod that isn't bound to a node.
     fn of(mut pod: Decoded) -> Option<Pod> {
-        // The UID under which the node knows the pod. A static pod has one that the kubelet made of its
-        // manifest; the API server has a mirror of it, with a UID of its own that nobody on the node has
-        // heard of.
+        // The UID under which the node knows the pod. The kubelet makes a static pod's UID from its manifest;
+        // the API server has a mirror of the pod, whose own UID is unknown on the node.
         let mirrored = pod.metadata.annotations.as_mut().and_then(|all| all.remove(MIRROR));
         let uid = mirrored.filter(|uid| !uid.contains('-')).or_else(|| pod.metadata.uid.take())?;
         let Spec { node_name, host_network } = pod.spec;
@@ -107,7 +106,7 @@ fn needs(host_network: Option<bool>, phase: Option<&str>) -> bool {
     !host_network.unwrap_or(false) && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// What the pod's annotations ask for; none if there are none of ours.
+/// What the pod's annotations ask for; `None` if it has none of ours.
 fn wish(metadata: ObjectMeta, address: Option<Ipv4Addr>) -> Option<Wish> {
     let ObjectMeta { name, namespace, annotations, .. } = metadata;
     let mut annotations = annotations.filter(|all| !all.is_empty())?;
@@ -120,9 +119,9 @@ fn wish(metadata: ObjectMeta, address: Option<Ipv4Addr>) -> Option<Wish> {
     })
 }
 
-/// An event as demand takes it, whatever comes; `None` of a pod that isn't bound. Of one that can't be read
-/// as a whole, the few fields that matter are looked at one by one, and one that isn't what it should be
-/// counts as absent: then the pod needs an address.
+/// An event in the form that demand takes; `None` for a pod that isn't bound. If a pod can't be read as a
+/// whole, its few fields that matter are read one by one, and a field with a wrong value counts as absent:
+/// then the pod needs an address.
 pub fn read(event: Event<Reading<Decoded>>) -> Option<Event<Pod>> {
     Some(match event {
         Event::Init => Event::Init,

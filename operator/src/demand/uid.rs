@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use uuid::Uuid;
 
-/// What identifies a pod: its UUID, or a digest of a UID that is none. The kubelet takes the digest of a
-/// static pod's manifest for its UID. Two that are alike are of the same UID.
+/// The identity of a pod: its UUID, or a digest of a UID that isn't one. The kubelet takes the digest of a
+/// static pod's manifest for its UID. Two equal values are of the same UID.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uid([u8; 16]);
 

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::TcpListener;
 
-/// What the server does with a request.
+/// How the server treats a request.
 enum Act {
     /// As a real one does.
     Answer,
@@ -20,7 +20,7 @@ enum Act {
     /// Neither done nor answered.
     Ignore,
     Refuse(StatusCode),
-    /// Before it is answered, somebody else writes the Lease.
+    /// Before it is answered, another client writes the Lease.
     Before(fn(&mut Value)),
 }
 
@@ -30,7 +30,7 @@ struct Script {
     version: u64,
     /// For the next requests; then `otherwise`.
     next: VecDeque<Act>,
-    /// From then on nothing is answered.
+    /// From then on no request is answered.
     is_silent: bool,
     asked: Vec<(Method, Instant)>,
 }
@@ -58,7 +58,7 @@ impl Server {
         self.script().next.push_back(act);
     }
 
-    /// Somebody else writes the Lease.
+    /// Another client writes the Lease.
     fn write(&self, change: impl FnOnce(&mut Value)) {
         let mut script = self.script();
         let mut lease =
@@ -161,7 +161,7 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead(
     let tenure = leadership.tenure();
     leads_on(&mut leadership).await;
     assert!(tenure.is_sure());
-    // Nothing of it runs meanwhile.
+    // No task of it runs meanwhile.
     tokio::time::advance(LEASE).await;
     assert!(!tenure.is_sure());
 }

@@ -1,5 +1,5 @@
 //! How long the longest reconcile under way has taken, how long each watch has been silent and how often it
-//! has failed, made when somebody scrapes.
+//! has failed, made at each scrape.
 
 use std::fmt;
 use std::sync::Arc;

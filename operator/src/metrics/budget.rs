@@ -1,4 +1,4 @@
-//! How Azure's request limits stand, as metrics that are made when somebody scrapes.
+//! How Azure's request limits stand, as metrics that are made at each scrape.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use prometheus_client::registry::Unit;
 
 use crate::azure::{Account, Priority};
 
-/// The accounts, and how many requests wait for what.
+/// The meters, and how many requests wait for each purpose.
 pub type Standing = (Vec<Account>, [(Priority, usize); Priority::ALL.len()]);
 
-/// Asks for the standing when somebody scrapes.
+/// Asks for the standing at each scrape.
 pub struct Accounts(Box<dyn Fn() -> Option<Standing> + Send + Sync>);
 
 impl Accounts {
@@ -31,7 +31,7 @@ impl fmt::Debug for Accounts {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Limit {
     subscription: String,
-    /// Empty where Azure doesn't tell regions apart, or while it isn't known.
+    /// Empty where Azure doesn't distinguish regions, or while the region isn't known.
     region: String,
     limit: String,
     kind: &'static str,

@@ -1,5 +1,5 @@
-//! How many objects have which condition, counted when somebody scrapes. Only what the tables of types and
-//! reasons have is a label, so neither nodes nor a wild writer can make the series many.
+//! How many objects have which condition, counted at each scrape. Only the names in the tables of types and
+//! reasons become labels, so neither nodes nor a wild writer can make the series many.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +20,7 @@ type Key = [&'static str; 4];
 
 pub type Counts = BTreeMap<Key, u32>;
 
-/// Counts when somebody scrapes.
+/// Counts at each scrape.
 pub struct Conditions(Box<dyn Fn() -> Counts + Send + Sync>);
 
 impl Conditions {

@@ -40,7 +40,7 @@ impl Metrics {
         let account = Account {
             subscription: "s".into(),
             region: "r".into(),
-            limit: "network",
+            limit: "network".into(),
             writes: true,
             capacity: 800.0,
             left: 800.0,
@@ -55,7 +55,7 @@ impl Metrics {
     }
 }
 
-/// What the operator serves at `/metrics`, with one of every series.
+/// The operator's answer at `/metrics`, with one of every series.
 ///
 /// # Errors
 /// Never for the text format's own sake.

@@ -1,5 +1,5 @@
-//! What the pools' statuses show, as metrics. They are made from the statuses themselves when somebody
-//! scrapes, so what is gone from there is gone from here.
+//! The pools' statuses as metrics. They are made from the statuses themselves at each scrape, so a pool that
+//! is gone there is gone here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -84,7 +84,7 @@ fn label(subnet: &str) -> String {
     subnet.to_lowercase()
 }
 
-/// What is held, by what becomes of it.
+/// Held addresses, by their state.
 fn states(status: &NodeIPPoolStatus) -> [(&'static str, u32); 3] {
     let assigned = status.assigned.saturating_sub(lost(status));
     [("assigned", assigned), ("cooling", status.cooling), ("free", status.free)]

@@ -20,7 +20,7 @@ fn vnet(name: &str, second: u8, subnets: &[&str]) -> sim::VnetConfig {
     }
 }
 
-/// Two VNets of Azure's, and what is known of them.
+/// Two VNets of Azure's, and the known facts about them.
 struct World {
     sim: Sim,
     azure: Arc<Azure>,

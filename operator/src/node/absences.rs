@@ -1,7 +1,7 @@
-//! What Azure says isn't there, and since when. Pure.
+//! Which resources Azure reports as absent, and since when. Pure.
 //!
 //! One 404 proves nothing: Azure gives it during incidents, and for a moment after changes elsewhere. A
-//! NodeIPAllocation is the only record of what its NIC holds of ours, so it goes only on proof.
+//! NodeIPAllocation is the only record of our reservations on its NIC, so it is deleted only on proof.
 //!
 //! Of a resource group the proof takes a day. Leaders change meanwhile, so its beginning stands in the
 //! object: it is the transition time of the condition `GroupFound`.
@@ -18,20 +18,21 @@ use vnetpool_crds::{NodeIPAllocation, names};
 
 use crate::azure::{Error, Scope};
 
-/// How long Azure must not have known a NIC's resource group before that is believed. That a subscription is
-/// unknown is believed for no time at all: whoever has lost the access to it, or its tenant, sees the same.
+/// How long Azure must not have known a NIC's resource group before that is believed. The absence of a
+/// subscription is never believed: an identity that has lost its access to it, or its tenant, gets the same
+/// answer.
 const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
-/// What this process has been told.
+/// The absences that Azure has reported to this process.
 #[derive(Clone, Debug, Default)]
 pub struct Absences {
-    /// By what is absent, in lower case: when Azure first said so.
+    /// By the absent resource, in lower case: when Azure first reported it so.
     seen: BTreeMap<String, Instant>,
-    /// The resource groups that are missing. An operator before this one may have been told so.
+    /// The resource groups that are missing. Azure may have reported them to an operator before this one.
     groups: BTreeSet<String>,
 }
 
-/// What the object says of missing resource groups.
+/// The missing resource groups that the object records.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recorded {
     groups: BTreeSet<String>,
@@ -52,7 +53,7 @@ impl Recorded {
         is_group && self.lasted >= BELIEVED && absent(error).is_some_and(|group| self.groups.contains(&group))
     }
 
-    /// Whether a second look is all that is lacking to believe this error.
+    /// Whether only a second read is lacking to believe this error.
     pub fn lacks_second_look(&self, error: &Error) -> bool {
         matches!(error, Error::NotFound { .. }) || self.is_believed(error)
     }
@@ -65,7 +66,8 @@ impl Absences {
         Absences { groups, ..Absences::default() }
     }
 
-    /// Takes note of an error. One that isn't about something absent shows that what was missed is there.
+    /// Takes note of an error. An error about another matter than an absence shows that the missing resource
+    /// is there.
     pub fn note(&mut self, error: &Error, now: Instant) {
         let Some(what) = absent(error) else { return self.clear() };
         if matches!(error, Error::ScopeMissing { scope: Scope::Group, .. }) {
@@ -86,9 +88,9 @@ impl Absences {
         *self = Absences::default();
     }
 
-    /// Whether this error proves that what was asked for is gone. Of a NIC it does `second_read`
-    /// after the first answer, and of a resource group if the object records it for long enough besides. Of
-    /// a subscription or resource group a person may say so, too: `is_said`.
+    /// Whether this error proves that the requested resource is gone. For a NIC it does so `second_read`
+    /// after the first answer, and for a resource group if the object has recorded it for long enough, too.
+    /// For a subscription or resource group a person may confirm it, too: `is_said`.
     pub fn prove(
         &self,
         error: &Error,
@@ -135,7 +137,7 @@ fn groups(message: &str) -> BTreeSet<String> {
     named.split(", ").filter(|group| !group.is_empty()).map(str::to_owned).collect()
 }
 
-/// What an error says Azure doesn't find: a resource, or the subscription and resource group of one.
+/// What Azure doesn't find, by its error: a resource, or the subscription and resource group of one.
 fn absent(error: &Error) -> Option<String> {
     match error {
         Error::NotFound { resource, .. } => Some(resource.to_lowercase()),
@@ -221,7 +223,7 @@ mod tests {
         assert!(!prove(&first, &scope("g"), BELIEVED - Duration::from_secs(1)));
         assert!(prove(&first, &scope("g"), BELIEVED));
         assert!(!prove(&first, &scope("other"), BELIEVED));
-        // The next leader counts on, and looks twice for itself.
+        // The next leader counts on, and reads twice itself.
         let mut next = Absences::of(&recorded);
         assert!(!prove(&next, &scope("g"), BELIEVED));
         assert!(Recorded::of(&recorded, epoch + BELIEVED).lacks_second_look(&scope("g")));

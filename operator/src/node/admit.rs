@@ -38,7 +38,7 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, s
 
 async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::Error> {
     let name = node.name_any();
-    // One that can't be read is there, too.
+    // An unreadable one is there, too.
     let is_known = ctx.cluster.allocation(&name).is_some() || ctx.cluster.unreadable(&name).is_some();
     if is_known || node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());

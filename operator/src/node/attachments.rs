@@ -1,7 +1,7 @@
-//! What pods ask to have attached to their addresses: planned here, carried out step by step in [`step`].
+//! The attachments that pods ask for: planned here, carried out step by step in [`step`].
 //!
-//! It has errors and waits of its own: a pod that asks for what Azure refuses must not keep the node from its
-//! addresses.
+//! They have errors and waits of their own: a pod with a wish that Azure refuses must not keep the node from
+//! its addresses.
 
 pub mod remembered;
 pub mod step;
@@ -23,7 +23,7 @@ use crate::cluster::kept;
 use crate::context::Context;
 use crate::planner::attachments::{self, Facts, Mark, Plan};
 
-/// What should be attached to the node's addresses.
+/// The wanted attachments of the node's addresses.
 pub fn plan(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -71,7 +71,7 @@ pub fn plan(
 }
 
 impl Plan {
-    /// The plan without anything that has an effect: the marks are those that `spec` shows.
+    /// The plan without any effect: the marks are those that `spec` shows.
     pub fn rehearse(self, allocation: &NodeIPAllocation) -> Plan {
         Plan { marks: marks(allocation), step: None, make: vec![], ..self }
     }

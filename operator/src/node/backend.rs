@@ -1,5 +1,5 @@
-//! Where a node's addresses are reserved: one seam for all that differs between a NIC, an instance of a scale
-//! set and a route table. A back-end observes what is reserved for a node and carries a planned change out.
+//! Where a node's addresses are reserved: one interface over the differences between a NIC, an instance of a
+//! scale set and a route table. A back-end observes a node's reservations and carries a planned change out.
 
 mod nic;
 mod route_table;
@@ -27,7 +27,7 @@ pub enum Backend {
     RouteTable(Routed),
 }
 
-/// Finds out where the node's addresses are, and what is reserved for it there.
+/// Finds out where the node's addresses are, and observes its reservations there.
 pub async fn observe(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -57,7 +57,7 @@ impl Backend {
         Ok(if is_instance { Backend::Instance } else { Backend::Nic })
     }
 
-    /// The ids of what a change writes, and of the subnet that a NIC refers to, in lower case.
+    /// The ids of the resources that a change writes, and of the subnet that a NIC refers to, in lower case.
     pub fn sites(&self, nic: &Interface, change: &Change) -> Vec<String> {
         let (table, writes_nic) = match self {
             Backend::Nic | Backend::Instance => (None, true),
@@ -74,7 +74,7 @@ impl Backend {
     /// Carries a planned change out. The condition `Writing` has announced it.
     ///
     /// # Errors
-    /// Azure's. What is reserved is then to be read again.
+    /// Azure's. The reservations are then to be read again.
     pub async fn apply(&self, ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Error> {
         match self {
             Backend::Nic | Backend::Instance => nic::apply(ctx, task).await,
@@ -90,7 +90,8 @@ impl Backend {
         }
     }
 
-    /// Whether this is where the pool's mode has its addresses, and what is held is of the pool's range.
+    /// Whether this is where the pool's mode has its addresses, and the node's addresses are of the pool's
+    /// range.
     pub fn serves(&self, pool: &NodeIPPool) -> bool {
         match self {
             Backend::Nic | Backend::Instance => pool.spec.mode != Mode::Route,
@@ -113,13 +114,13 @@ impl Backend {
         matches!(self, Backend::Nic)
     }
 
-    /// Whether something can be attached to a single address.
+    /// Whether a resource can be attached to a single address.
     pub fn takes_attachments(&self) -> bool {
         !matches!(self, Backend::Instance)
     }
 
-    /// What has a way back to a pod's own address, beside the VNet itself: peered networks to addresses of
-    /// the NIC's subnet, other nodes' pods to those of a route table.
+    /// The ranges that have a way back to a pod's own address, beside the VNet itself: peered networks to
+    /// addresses of the NIC's subnet, other nodes' pods to those of a route table.
     pub fn reached_from(&self, network: &Network) -> Vec<Ipv4Net> {
         match self {
             Backend::Nic | Backend::Instance => network.peered.clone(),

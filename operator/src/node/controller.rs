@@ -20,7 +20,7 @@ use super::{reconcile_one, takeup, turns};
 use crate::context::{Context, Stop};
 use crate::deadline::within;
 
-/// What the node controller works with.
+/// The state that all reconciles of nodes share.
 struct Nodes {
     ctx: Arc<Context>,
     memories: Memories,
@@ -76,9 +76,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
-    // It is made again like one that somebody deleted. Of one that was set back its agent takes no version
-    // that is older than what it has seen, and those still to come would all be. A copy's addresses belong to
-    // whoever wrote them: what is applied leaves them there.
+    // It is made again like one that a person deleted. If the store was set back, the agent ignores versions
+    // that are older than what it has seen, and the next versions would all be older. A copy's addresses
+    // belong to the writer of the original: the apply leaves them there.
     let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
     let is_of_another_past = allocation.is_copy() || is_set_back();
     let work =
@@ -86,7 +86,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let result =
         within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
     if matches!(result, Err(Error::Overdue { .. })) {
-        // Whatever it had begun, the NIC tells what has come of it, at once or when a write comes late.
+        // Whatever it had begun, the NIC shows the outcome, at once or when a write comes late.
         memory.nic.must_read = true;
         memory.nic.lost_answer();
     }
@@ -112,9 +112,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
 }
 
-/// What Azure's error means was decided when it happened, see [`Setback::after`]: it holds the next reconcile
-/// back from Azure, and from nothing else. All other clocks of the node go on in that. The API server's
-/// errors are retried ever less often.
+/// The remedy for Azure's error was decided when it happened, see [`Setback::after`]: it holds the next
+/// reconcile back from Azure, and from nothing else. All other clocks of the node go on in that. The API
+/// server's errors are retried ever less often.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
     Action::requeue(match error {
         Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,

@@ -32,7 +32,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// One of a fixed few, for metrics.
+    /// A label from a fixed few, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             Error::Find(error) | Error::Left(error) | Error::Write(error) => error.reason().name(),
@@ -47,7 +47,8 @@ impl Error {
         }
     }
 
-    /// What waited for its turn at Azure gave its place up: nothing was sent, and the node is planned anew.
+    /// A write that waited for its turn at Azure gave its place up: nothing was sent, and the node is planned
+    /// anew.
     pub fn is_given_up(&self) -> bool {
         matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if error.is_given_up())
     }

@@ -1,5 +1,5 @@
 //! A node's part in a shortage of its subnet or virtual network: it asks for its turn before it grows, and
-//! records what came of its write.
+//! records the outcome of its write.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::lock::lock;
 use crate::planner::{self, Plan, addresses};
 use crate::shortage::{Said, Source, Turn, Want};
 
-/// The plan as the subnet and its virtual network allow it now. Held back, the node says so; it is woken when
-/// it may ask.
+/// The plan as the subnet and its virtual network allow it now. A node that is held back reports so; it is
+/// woken when it may ask.
 pub fn limit(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -29,7 +29,7 @@ pub fn limit(
     let node = allocation.name_any();
     let sources = sources(seen).filter(|_| plan.change.reserve > 0);
     let Some(sources) = sources else {
-        // One that waits for the end of a burst keeps its place.
+        // A node that waits for the end of a burst keeps its place.
         if !plan.grows || !seen.observed.may_write {
             stand_back(ctx, &node, now);
         }
@@ -73,7 +73,7 @@ pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
     ctx.wake(&lock(&ctx.shortages).withdraw(node, now));
 }
 
-/// Records what a write that has ended means for the other nodes of the subnet and of its network.
+/// Records the meaning of a write that has ended for the other nodes of the subnet and of its network.
 pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result: Result<(), &Error>) {
     let (Some(sources), now) = (sources(seen), Instant::now()) else { return };
     let asked = plan.change.reserve;
@@ -119,8 +119,8 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
     }
 }
 
-/// The node's pool was edited: whatever its subnet had, it is asked again. All nodes of the pool say so, it
-/// counts once.
+/// The node's pool was edited: its subnet is asked again, whatever it had. All nodes of the pool report the
+/// edit, and it counts once.
 pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
     for nic in &spec.interfaces {
         ctx.wake(&lock(&ctx.shortages).try_now(&key(&nic.subnet.id), Some(cause), now));
@@ -141,7 +141,7 @@ fn freed(ctx: &Context, subnet: &str, sizes: impl Iterator<Item = u32>, now: Ins
     }
 }
 
-/// What a node's growth draws on, the widest first.
+/// The sources that a node's growth draws on, the widest first.
 fn sources(seen: &Seen) -> Option<[Source; 2]> {
     if !seen.backend.draws_on_subnet() {
         return None;

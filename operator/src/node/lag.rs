@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use vnetpool_crds::NodeIPAllocation;
 
-/// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a word.
+/// An agent takes a moment to take up a new `spec`; only one that takes longer is worth a report.
 pub const AGENT_GRACE: Duration = Duration::from_secs(30);
 
 /// How far the agent has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lag {
     None,
-    /// Nothing was heard of it in this boot.
+    /// The agent hasn't reported in this boot.
     Silent,
     /// It hasn't taken up the current `spec`.
     Behind,

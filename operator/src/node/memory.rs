@@ -29,9 +29,10 @@ pub struct Memory {
     /// The object it is about: one made anew is a stranger.
     uid: Option<String>,
     pub nic: Known,
-    /// Addresses that left the NIC under their pods and belong to somebody else by now: not asked for again.
+    /// Addresses that left the NIC under their pods and belong to another NIC now: not asked for again.
     pub taken: BTreeSet<Ipv4Net>,
-    /// Since when something has left the NIC by another hand, until the agent has said what pods use of it.
+    /// Since when addresses have left the NIC by another hand, until the agent has reported which of them
+    /// pods use.
     pub vanished_since: Option<Instant>,
     pub growth_since: Option<Instant>,
     pub surplus_since: Option<Instant>,
@@ -41,9 +42,9 @@ pub struct Memory {
     pub mending: Mending,
     /// Azure has refused the pool's application security groups.
     pub grouping: Option<Setback>,
-    /// What an operator before this one has found of the subnet or network, until it has been looked into.
+    /// An earlier operator's finding about the subnet or network, until it has been checked.
     pub recalled: Option<Recalled>,
-    /// UID and generation of the pool that served the node when last looked.
+    /// UID and generation of the pool that served the node at the last reconcile.
     pool: Option<(Option<String>, Option<i64>)>,
     /// All pods that the node had when this process came to lead are known.
     pub knows_pods: bool,
@@ -51,7 +52,7 @@ pub struct Memory {
     pub lacks_pods_since: Option<tokio::time::Instant>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
-    /// What Azure says isn't there.
+    /// The resources that Azure reports as absent.
     pub absences: Absences,
     /// Reconciles in a row that the API server or their deadline has ended.
     pub failures: u32,
@@ -86,8 +87,7 @@ impl Memory {
     }
 
     /// A pool that a person has edited, or another pool, is tried at once, whatever Azure refused before: it
-    /// may be the change that was waited for, and whoever made it is looking. Returns a number that stands
-    /// for that edit.
+    /// may be the awaited change, and its author is watching. Returns a number that stands for that edit.
     pub fn pool_seen(&mut self, pool: Option<&NodeIPPool>, now: Instant) -> Option<u64> {
         let pool = pool.map(|pool| (pool.uid(), pool.metadata.generation));
         let before = std::mem::replace(&mut self.pool, pool.clone());
@@ -103,7 +103,8 @@ impl Memory {
         before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))
     }
 
-    /// The agent is waited for from when something vanished until it has taken up a `spec` without it.
+    /// From the moment an address has vanished, the agent is waited for until it has taken up a `spec`
+    /// without it.
     fn await_agent(&mut self, has_vanished: bool, lag: &Lag, now: Instant) {
         self.vanished_since = match (has_vanished, lag) {
             (true, _) => self.vanished_since.or(Some(now)),
@@ -120,7 +121,7 @@ impl Memory {
         self.surplus_since = clock(self.surplus_since, plan.surplus);
     }
 
-    /// Ends what the NIC, or what was planned from it, shows to be over.
+    /// Ends the waits that the NIC, or the plan made from it, shows to be over.
     pub fn end_what_is_over(&mut self, plan: &Plan, has_vanished: bool, lag: &Lag, now: Instant) {
         self.await_agent(has_vanished, lag, now);
         if !plan.repairs && !plan.forwards {
@@ -133,13 +134,14 @@ impl Memory {
     }
 }
 
-/// An object that seems to be set back is made again no more often: its agent alone says so, and may lie.
+/// An object that seems to be set back is made again no more often than this: only its agent claims it, and
+/// may lie.
 const RENEWALS_APART: Duration = Duration::from_secs(600);
 
 /// Of all nodes, by name.
 #[derive(Default)]
 pub struct Memories {
-    /// Of no node the NIC is as its `spec` says, before it was read.
+    /// Before a node's NIC has been read, it is not taken to match its `spec`.
     reads_all: bool,
     all: Mutex<HashMap<String, Memory>>,
     /// When the object of a node was made again.
@@ -151,7 +153,7 @@ impl Memories {
         Memories { reads_all, ..Memories::default() }
     }
 
-    /// Takes out what is remembered of the object, if it is still the same one.
+    /// Takes out the memory of the object, if it is still the same one.
     pub fn take(&self, allocation: &NodeIPAllocation) -> Memory {
         self.lock()
             .remove(&allocation.name_any())
@@ -244,7 +246,7 @@ mod tests {
         memory.nic.writing = true;
         let announced = written(allocation("a", 10, 1));
         memory.nic.status_written(&announced);
-        // It has ended, and what came of it couldn't be published: an agent reported in that moment.
+        // It has ended, and its outcome couldn't be published: an agent reported in that moment.
         memory.nic.writing = false;
         memory.nic.saw(&announced);
         memory.nic.saw(&written(allocation("a", 11, 1)));

@@ -1,8 +1,7 @@
-//! When a write that is to mend something may be made again, and when an address may be asked for again.
-//! Pure.
+//! When a write that is to mend a fault may be made again, and when an address may be asked for again. Pure.
 //!
-//! Azure may call a write a success that hasn't mended anything: the NIC stays Failed, or somebody turns
-//! forwarding off again at once. The first such write is made at once, the next ever less often.
+//! Azure may report a write as a success that hasn't mended anything: the NIC stays Failed, or another client
+//! turns forwarding off again at once. The first such write is made at once, the next ever less often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long an address that Azure is still freeing is left out of writes at first.
 pub const FREEING: Duration = Duration::from_secs(10);
-/// How long an address is at first that was in a write that Azure refused: it may be what Azure objects to.
+/// How long an address is left out at first that was in a write that Azure refused: Azure may object to it.
 pub const REFUSED: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, Default)]
@@ -39,13 +38,13 @@ impl Mending {
         self.not_before.is_none_or(|not_before| now >= not_before)
     }
 
-    /// A write that was to mend something was a success, as Azure says.
+    /// A write that was to mend a fault was a success by Azure's report.
     pub fn written(&mut self, now: Instant) {
         self.not_before = Some(now + doubled(FIRST, self.made, LONGEST));
         self.made += 1;
     }
 
-    /// Nothing is to be mended any more.
+    /// There is nothing left to mend.
     pub fn mended(&mut self) {
         (self.made, self.not_before) = (0, None);
     }
@@ -64,8 +63,8 @@ impl Mending {
         self.withheld.retain(|address, _| !addresses.contains(address));
     }
 
-    /// Those of the lost addresses that may be asked for now. Of those that couldn't be had it is one at a
-    /// time: together they would hide which of them Azure objects to.
+    /// The lost addresses that may be asked for now. Those that couldn't be had are asked for one at a time:
+    /// together they would hide to which of them Azure objects.
     pub fn askable(&self, lost: BTreeSet<Ipv4Net>, now: Instant) -> BTreeSet<Ipv4Net> {
         let (known, new): (BTreeSet<_>, _) =
             lost.into_iter().partition(|address| self.withheld.contains_key(address));

@@ -1,5 +1,5 @@
-//! What a node needs, also while its reconcile waits for its turn at Azure: pods that come meanwhile may not
-//! wait as long as what their node wanted before them.
+//! What a node needs, also while its reconcile waits for its turn at Azure: pods that come meanwhile must not
+//! wait behind the less urgent need that their node had before.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::planner::{self, Demand, Observed};
 pub struct Need {
     cluster: Cluster,
     node: String,
-    /// Whatever concerns the node; the controller comes to that only when its reconcile has ended.
+    /// Events about the node; the controller handles them only when its reconcile has ended.
     wakeups: watch::Receiver<()>,
 }
 
@@ -26,7 +26,7 @@ impl Need {
         Need { cluster: cluster.clone(), node: node.to_owned(), wakeups: waker.hear(node) }
     }
 
-    /// What is asked from here on is compared with what the node will need later than this.
+    /// Later needs of the node are compared with its need at this time.
     pub fn note(&mut self) {
         self.wakeups.mark_unchanged();
     }
@@ -49,8 +49,9 @@ impl Need {
         })
     }
 
-    /// How urgent a write of this priority is, planned from `observed`. More so as soon as a plan made now
-    /// would go before it and take along all that has come: as ever, that waits for the end of a burst.
+    /// How urgent a write of this priority is, planned from `observed`. It becomes more urgent as soon as a
+    /// new plan would go before it and include all pods that have come since; such a plan, like any, waits
+    /// for the end of a burst.
     pub fn of_write(&self, observed: &Observed, priority: Priority) -> Urgency {
         if priority <= Priority::WaitingPods {
             return priority.into();
@@ -58,7 +59,7 @@ impl Need {
         let (mut need, observed) = (self.clone(), observed.clone());
         Urgency::until(priority, async move {
             let mut since = None;
-            // The end of a burst wakes nobody.
+            // The end of a burst causes no wakeup.
             if observed.bound_still_for >= planner::STILL {
                 need.woken().await;
             }
@@ -84,8 +85,8 @@ impl Need {
         })
     }
 
-    /// What the node's pods need now, and how long these have been its pods; `None` if there is no such node
-    /// any more.
+    /// The present need of the node's pods, and how long they have been bound to it; `None` if the node is
+    /// gone.
     fn demand(&self) -> Option<(Demand, Duration)> {
         let (allocation, node) = (self.cluster.allocation(&self.node)?, self.cluster.node(&self.node)?);
         let (bound, changed) = self.cluster.bound(&self.node);

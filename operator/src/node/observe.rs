@@ -41,7 +41,7 @@ pub use interfaces::{NIC_SLOTS, mirrored};
 use obstacle::{Obstacle, obstacle};
 use policy::Policy;
 
-/// What a reconcile knows of its node.
+/// A reconcile's view of its node.
 #[derive(Debug)]
 pub struct Seen {
     /// The pool whose policy holds.
@@ -64,21 +64,21 @@ pub struct Seen {
     pub is_read: bool,
     /// An error holds back the read of the NIC that is due.
     pub is_held_back: bool,
-    /// What is to become of others' ipConfigurations, if the pool cares.
+    /// How to treat others' ipConfigurations, if the pool cares.
     pub adoption: Option<Adoption>,
-    /// What is to become of the NIC's application security groups.
+    /// Which application security groups the NIC is to join and to leave.
     pub grouping: Grouping,
     /// NICs in `spec` that aren't the node's any more, until they hold nothing of ours.
     pub left: Vec<ResourceId>,
-    /// Something that `spec` shows has left the NIC by another hand.
+    /// An address that `spec` shows has left the NIC by another hand.
     pub has_vanished: bool,
     /// The same, also where a lost address can't be asked for: an instance's.
     pub is_taken_off: bool,
-    /// How long to wait for the agent to tell what pods use.
+    /// How long to wait for the agent's report of the addresses that pods use.
     pub told_by: Option<Instant>,
 }
 
-/// What the cluster knows of a node.
+/// The cluster's view of a node.
 pub struct ClusterView {
     /// The pool whose policy holds.
     pub pool: Option<Arc<NodeIPPool>>,
@@ -88,8 +88,7 @@ pub struct ClusterView {
     bound_still_for: Duration,
 }
 
-/// What the pool asks for, unless something is in the way. The default is what a node without a pool is to
-/// have.
+/// What the pool asks for, unless an obstacle prevents it. The default is that of a node without a pool.
 struct Wanted {
     sizing: Option<Sizing>,
     grain: u32,
@@ -102,15 +101,15 @@ struct Wanted {
 struct AzureView {
     wanted: Wanted,
     holding: Holding,
-    /// What pods use though it has left the NIC.
+    /// Addresses that pods use though they have left the NIC.
     lost: BTreeSet<Ipv4Net>,
     /// Names of others' ipConfigurations that are to leave the NIC.
     adopt: Vec<String>,
     join: Vec<ResourceId>,
     leave: Vec<ResourceId>,
-    /// An error, or somebody else's write to the NIC, holds every write back.
+    /// An error, or another client's write to the NIC, holds every write back.
     is_held_back: bool,
-    /// The agent is about to say which of what has left the NIC pods use.
+    /// The agent is about to report which of the addresses that have left the NIC pods use.
     awaits_agent: bool,
     nic_failed: bool,
     forwarding_lacks: bool,
@@ -149,8 +148,8 @@ pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> 
     Ok(vm)
 }
 
-/// What may be asked of Azure now, and what must be. `None`: an error holds back what must be, and what
-/// `spec` says is nothing to go by meanwhile.
+/// Which reads of Azure are possible now, and which are necessary. `None`: an error holds back the necessary
+/// ones, and `spec` isn't reliable meanwhile.
 pub fn occasion(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -177,14 +176,14 @@ pub fn occasion(
     Some(Occasion { is_new, is_begun, is_hinted, is_due, all_are_due, may_ask, is_held_back })
 }
 
-/// A write of this process has failed, and what became of it isn't known yet.
+/// A write of this process has failed, and its outcome isn't known yet.
 fn is_begun(memory: &Memory) -> bool {
     memory.nic.must_read && memory.setback.as_ref().is_some_and(|setback| setback.stage != Stage::Find)
 }
 
-/// Of reads that are more urgent than what their node needs. Pods may have the addresses that are hinted at,
-/// and nobody reaches them. And what was begun comes to its end before anything new: a node whose first write
-/// was lost isn't new any more.
+/// Reads that are more urgent than their node's need. Pods may have the addresses that are hinted at, and
+/// can't be reached. And a write that has begun is followed to its end before a new one begins: a node whose
+/// first write was lost isn't new any more.
 fn priority(occasion: Occasion) -> Option<Priority> {
     (occasion.is_hinted || occasion.is_begun).then_some(Priority::WaitingPods)
 }
@@ -215,7 +214,7 @@ pub async fn nic(
     interfaces::find(ctx, vm, &wanted, &memory.nic, urgency).await
 }
 
-/// What is around the NIC, and what is reserved for the node: everything there is to know.
+/// The networks around the NIC, and the node's reservations: all facts there are.
 pub async fn around(
     ctx: &Context,
     (allocation, node): (&NodeIPAllocation, &Node),
@@ -364,8 +363,8 @@ impl Default for Wanted {
 }
 
 impl Wanted {
-    /// Without a pool nobody says how long to wait, and nobody wants the addresses. Nor does a pool they
-    /// aren't from.
+    /// Without a pool there is no time to wait, and no need for the addresses. The same is true of a pool
+    /// that they don't come from.
     fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>) -> Wanted {
         let Some(pool) = pool else { return Wanted::default() };
         let is_moving = obstacle.is_some_and(Obstacle::is_moving);
@@ -377,7 +376,7 @@ impl Wanted {
     }
 }
 
-/// What the planner decides from.
+/// The facts from which the planner decides.
 fn observed(
     cluster: &ClusterView,
     allocation: &NodeIPAllocation,

@@ -1,6 +1,7 @@
 //! What the operator would make of a node's objects, without asking Azure and without doing it: for people
-//! who want to know why a node holds what it holds, or what an edit would do. The decisions are the
-//! reconcile's own; of the NIC it believes what `spec` mirrors, as an operator does that has just started.
+//! who want to know why a node holds its addresses, or what an edit would do. The decisions are the
+//! reconcile's own; the outlook takes the NIC to be as `spec` mirrors it, like an operator that has just
+//! started.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub use crate::demand::pod::needs_address;
 use crate::planner::{self, Demand, Observed, Plan};
 pub use crate::pool::left_alone::is_left_alone;
 
-/// What is known of a node without Azure.
+/// The facts about a node that are known without Azure.
 pub struct Facts<'a> {
     pub allocation: &'a NodeIPAllocation,
     pub node: &'a Node,
@@ -33,21 +34,21 @@ pub struct Facts<'a> {
     pub now: Timestamp,
 }
 
-/// What follows for the node.
+/// The decisions for the node.
 #[derive(Clone, Debug)]
 pub struct Outlook {
     /// The pool whose policy holds.
     pub pool: Option<Arc<NodeIPPool>>,
-    /// Why the pool that served the node last does so no more, until when its policy holds, and what then.
+    /// Why the last pool doesn't serve the node any more, until when its policy holds, and what follows then.
     pub leaves: Option<String>,
-    /// Why the node is to hold nothing.
+    /// Why the node is to hold no addresses.
     pub obstacle: Option<String>,
     pub demand: Demand,
-    /// What the pool asks for; `None` if nothing is.
+    /// What the pool asks for; `None` if it asks for nothing.
     pub sizing: Option<Sizing>,
     /// How many addresses a reservation brings.
     pub grain: u32,
-    /// How many reservations of ours the NIC takes, as far as `spec` tells what others have on it.
+    /// How many reservations of ours the NIC takes, as far as `spec` shows what others have on it.
     pub slots: u32,
     pub plan: Plan,
 }
@@ -61,7 +62,7 @@ pub fn outlook(facts: &Facts) -> Outlook {
         allocation,
         selected: selected.and_then(|pool| named(&pool.name_any())),
         last: named(&spec.pool),
-        // What is to become of it when it goes on.
+        // The decision for the time after the pause.
         is_paused: false,
         grace,
         now: *now,
@@ -129,7 +130,7 @@ fn coarseness(allocation: &NodeIPAllocation, pool: &NodeIPPool) -> u32 {
     scarce.filter(is_here).map(|one| one.coarseness).max().unwrap_or(1)
 }
 
-/// As far as it can be told without Azure.
+/// As far as it is known without Azure.
 fn obstacle(allocation: &NodeIPAllocation, node: &Node, pool: &NodeIPPool) -> Option<Obstacle> {
     let spec = &allocation.spec;
     let serving = spec.serving()?;

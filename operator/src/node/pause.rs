@@ -1,5 +1,5 @@
-//! A pause: somebody has annotated a Node or its pool, and as long as that stands nothing is written to Azure
-//! for the node, and nothing that it has is taken away. Pure but for the stores it looks at.
+//! A pause: a person has annotated a Node or its pool. As long as the annotation stands, nothing is written
+//! to Azure for the node, and nothing that it has is taken away. Pure but for the stores that it reads.
 
 use kube::ResourceExt;
 use vnetpool_crds::condition::{self, PAUSED};
@@ -11,7 +11,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use crate::azure::Urgency;
 use crate::cluster::{Cluster, Waker, woken};
 
-/// As much of what somebody has written as a message repeats.
+/// The part of a person's text that a message repeats.
 const LONGEST_WORD: usize = 256;
 
 /// Why a node is paused.
@@ -23,7 +23,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// What the condition says.
+    /// The condition's message.
     pub fn verdict(&self) -> Verdict {
         Verdict::yes(self.reason, &self.message)
     }
@@ -44,8 +44,8 @@ pub fn of(cluster: &Cluster, allocation: &NodeIPAllocation) -> Option<Pause> {
     decide(allocation, node.as_ref().map(|node| word(&**node)), pools, gone)
 }
 
-/// The same, from what the Node says, if there is one, the pools that may serve it, and one that had paused
-/// it and is gone.
+/// The same, from the Node's annotation, if there is a Node, the pools that may serve it, and one that had
+/// paused it and is gone.
 fn decide<'a>(
     allocation: &NodeIPAllocation,
     node: Option<Option<&str>>,
@@ -60,7 +60,7 @@ fn decide<'a>(
                  addresses that are there. To go on: kubectl annotate node {name} {paused}-"
             )
         }),
-        // The annotation went with the Node, so that nobody can take it off.
+        // The annotation went with the Node, so it can't be taken off any more.
         None => (was_paused(allocation) && !is_said_to_be_released(allocation)).then(|| {
             format!(
                 "Node {name} was paused when it was deleted, so nothing is written to Azure for it and its addresses stay reserved. \
@@ -94,8 +94,8 @@ fn decide<'a>(
     }
 }
 
-/// What somebody has written who paused the object; `None` if nobody has. Empty, or `false`, it is paused,
-/// too.
+/// The text of the annotation that pauses the object; `None` if it isn't paused. An empty text, or `false`,
+/// pauses it, too.
 pub fn word(object: &impl ResourceExt) -> Option<&str> {
     let word = object.annotations().get(names::PAUSED)?.trim();
     Some(match word {
@@ -122,13 +122,13 @@ fn told(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
     (said.status == "True" && reason == said.reason.as_str()).then_some(said.message.as_str())
 }
 
-/// Whether a person says that the node needn't keep what it has.
+/// Whether a person has confirmed that the node needn't keep what it has.
 pub fn is_said_to_be_released(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::RELEASE).is_some_and(|value| value == "true")
 }
 
 /// The same urgency for a write about a node, but at most until that is paused: thousands of writes may wait
-/// for their turn at Azure when somebody pauses them.
+/// for their turn at Azure when a person pauses them.
 pub fn while_not(
     cluster: &Cluster,
     waker: &Waker,
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(decided(&record, None, &[]), Some(Reason::Paused));
         record.annotations_mut().insert(names::RELEASE.into(), "true".into());
         assert_eq!(decided(&record, None, &[]), None);
-        // Another Node of that name says for itself.
+        // Another Node of that name has its own annotations.
         assert_eq!(decided(&record, Some(None), &[]), None);
         // The pool is still there to be asked.
         let by_pool = said(self::record(), Reason::PoolPaused);
@@ -249,7 +249,7 @@ mod tests {
             record.clone()
         };
         let paused = say(pause(&self::record(), Some(None), std::slice::from_ref(&held)));
-        // What is said from then on is as good, whoever leads, and whether the Node lives or not.
+        // The message is the same from then on, whichever operator leads, and whether the Node lives or not.
         let gone = pause(&paused, Some(None), std::slice::from_ref(&other));
         let message = gone.clone().map(|pause| pause.message).unwrap_or_default();
         assert!(message.starts_with("NodeIPPool p was paused when it was deleted"), "{message}");

@@ -18,7 +18,7 @@ use super::setback::Setback;
 use super::strays::Strays;
 use crate::planner::{Plan, Rehearsal, attachments};
 
-/// What has been found and decided so far.
+/// The findings and decisions so far.
 pub struct Progress {
     /// The newest version there is.
     pub allocation: Arc<NodeIPAllocation>,
@@ -27,12 +27,12 @@ pub struct Progress {
     pub pause: Option<Pause>,
     /// The node has a place in the rollout of its pool's edit.
     pub is_updating: bool,
-    /// When the node was last observed: what held then has shaped the plan, though it may hold no more.
+    /// When the node was last observed: the state of then has shaped the plan, though it may be over.
     pub observed_at: Instant,
     /// `None` while an error holds the observation back.
     pub seen: Option<Seen>,
     pub plan: Option<Plan>,
-    /// What would be done, in a dry run.
+    /// The intended writes, in a dry run.
     pub rehearsal: Option<Rehearsal>,
     pub attachments: Option<attachments::Plan>,
 }
@@ -40,7 +40,7 @@ pub struct Progress {
 /// From a reconcile that was overtaken to the next.
 pub const SOON: Duration = Duration::from_millis(100);
 
-/// What follows a reconcile.
+/// The next steps after a reconcile.
 pub enum Next {
     After(Duration),
     /// There is no object any more.
@@ -56,7 +56,7 @@ struct Reasons {
     grace: Option<Duration>,
     /// An error holds writes or reads back until then.
     setback: Option<Duration>,
-    /// Somebody else's write to the NIC is under way, or one of ours may come late.
+    /// Another client's write to the NIC is under way, or one of ours may come late.
     nic: Option<Duration>,
     /// There is more to write.
     more: Option<Duration>,
@@ -66,13 +66,13 @@ struct Reasons {
     ungrouped: Option<Duration>,
     /// A condition is due.
     report: Option<Duration>,
-    /// The agent hasn't told yet what pods use.
+    /// The agent hasn't reported yet which addresses pods use.
     told_by: Option<Duration>,
     /// The metadata service misses an address.
     hint: Option<Duration>,
     /// A write that mends has to show its effect, or Azure is freeing an address.
     mending: Option<Duration>,
-    /// Azure has refused to take back what another NIC holds of ours, or the VM's NICs are to be read again.
+    /// Azure has refused to take back our reservations on another NIC, or the VM's NICs are to be read again.
     strays: Option<Duration>,
 }
 
@@ -92,7 +92,7 @@ impl Progress {
         }
     }
 
-    /// Forgets what was found, to observe the node anew.
+    /// Forgets the findings, to observe the node anew.
     pub fn begin(&mut self, now: Instant) {
         (self.seen, self.plan, self.rehearsal, self.attachments) = (None, None, None, None);
         self.observed_at = now;
@@ -114,14 +114,14 @@ impl Progress {
         !is_named || joins_more || spec.route_table_id != table
     }
 
-    /// Whether the object says that the node has its place.
+    /// Whether the object records that the node has its place.
     pub fn says_updating(&self) -> bool {
         condition::is_true(self.allocation.conditions(), UPDATING)
     }
 
     /// Whether the node holds what its pool asks for, and its agent has taken that up. A surplus holds no
     /// place: pods may pin it, and an edit of less can be taken back until it has lasted. Groups that Azure
-    /// refuses are told by themselves: pods have addresses either way.
+    /// refuses have a condition of their own: pods have addresses either way.
     pub fn is_settled(&self, boot_id: &str, memory: &Memory) -> bool {
         let (Some(seen), Some(plan)) = (&self.seen, &self.plan) else { return false };
         let is_seen = !seen.is_held_back && seen.obstacle.is_none() && seen.left.is_empty();
@@ -138,7 +138,7 @@ impl Progress {
             && lag(&self.allocation, boot_id) == Lag::None
     }
 
-    /// Whether the node has settled, and has said so: its place is free.
+    /// Whether the node has settled, and has reported it: its place is free.
     pub fn has_taken_up(&self) -> bool {
         self.is_updating && self.pause.is_none() && !self.says_updating()
     }
@@ -147,7 +147,7 @@ impl Progress {
         self.plan.as_ref().is_some_and(|plan| !plan.change.is_empty())
     }
 
-    /// Whether what is written is this node's alone.
+    /// Whether the written resource is this node's alone.
     pub fn writes_alone(&self) -> bool {
         self.seen.as_ref().is_none_or(|seen| seen.backend.route_table_id().is_none())
     }
@@ -168,8 +168,8 @@ impl Progress {
         self.has_step() || (self.may_write() && makes())
     }
 
-    /// Whether the plan asks for something and was made from what `spec` mirrors: then it is made again from
-    /// the NIC itself.
+    /// Whether the plan has a change and was made from the `spec`'s mirror: then it is made again from the
+    /// NIC itself.
     pub fn acts_on_a_mirror(&self) -> bool {
         let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read && !seen.is_held_back);
         let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
@@ -222,7 +222,7 @@ impl Progress {
             } else {
                 [memory.strays.wait(now), memory.nic.wait_for_all(now)].into_iter().flatten().min()
             },
-            // One that is due and wasn't answered is held back by an error, which has a time of its own.
+            // A read that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
         };
         reasons.soonest().map_or(recheck, |soonest| soonest.min(recheck)).saturating_sub(since)
@@ -253,7 +253,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Of a node about which nothing is known, in a cluster that nobody watches.
+    /// The start of a node about which nothing is known, in a cluster without watches.
     fn begun() -> (Progress, Memory) {
         let object = json!({
             "metadata": {"name": "n", "uid": "a", "resourceVersion": "9"},

@@ -23,7 +23,7 @@ use crate::context::Context;
 use crate::planner::Plan;
 use crate::planner::attachments::Mark;
 
-/// What `spec` should say. What isn't known now stays as it was.
+/// The next `spec`. Parts that aren't known now stay as they were.
 pub fn spec(
     before: &NodeIPAllocationSpec,
     node: &Node,
@@ -71,10 +71,10 @@ pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
     }
 }
 
-/// Applies `spec`, planned from `allocation`, unless it says the same already.
+/// Applies `spec`, planned from `allocation`, unless the object has the same already.
 ///
 /// # Errors
-/// A conflict if anybody has written the object since: then this was planned from the past.
+/// A conflict if another writer has changed the object since: then this plan is out of date.
 pub async fn publish(
     ctx: &Context,
     allocation: Arc<NodeIPAllocation>,
@@ -135,12 +135,12 @@ pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> R
     Ok(())
 }
 
-/// Lets an object go that somebody deleted while its Node lives, and makes it again with the same content but
-/// for `interfaces`.
+/// Lets an object go that was deleted while its Node lives, and makes it again with the same content but for
+/// `interfaces`.
 ///
-/// Its status is lost with it, and so is the list of relinquished names: therefore without a bootID, so that
-/// no agent builds a new ledger from it before the NIC has been read again, when every release of before is
-/// known to be done or not.
+/// The object's status is lost with it, and so is the list of relinquished names. Therefore it is made
+/// without a bootID, so that no agent builds a new ledger from it before the NIC has been read again, when
+/// every earlier release is known to be done or not.
 pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -154,7 +154,7 @@ pub async fn replace(
     Ok(())
 }
 
-/// Deletes the object for good: nothing of ours is left on its NIC.
+/// Deletes the object for good: its NIC has no reservation of ours any more.
 pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
     if allocation.metadata.deletion_timestamp.is_none() {
         let exactly = Preconditions { uid: allocation.uid(), resource_version: None };

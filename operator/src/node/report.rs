@@ -1,4 +1,4 @@
-//! What a reconcile found and did → conditions, Events and the taint.
+//! The findings and actions of a reconcile → conditions, Events and the taint.
 
 pub mod announcement;
 mod attached;
@@ -37,8 +37,8 @@ use crate::{azure, events};
 use conditions::Facts;
 use vnetpool_crds::reason::Reason;
 
-/// Says how the node stands after a progress. Gives the time after which to say it again though nothing has
-/// changed.
+/// Reports the node's state after a reconcile. Returns the time after which to report again though nothing
+/// has changed.
 pub async fn report(
     ctx: &Context,
     progress: &mut Progress,
@@ -118,8 +118,8 @@ fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Ar
     ctx.azure.tracked(&allocation.spec.serving()?.id.parse().ok()?)
 }
 
-/// Announces a write before its turn has come, with what is known before it. Where a write is of one node
-/// alone, see [`announcement`].
+/// Announces a write before its turn has come, with the facts that are known before it. Where a write is of
+/// one node alone, see [`announcement`].
 pub async fn announce_write(
     ctx: &Context,
     progress: &mut Progress,
@@ -130,8 +130,8 @@ pub async fn announce_write(
     report(ctx, progress, node, memory).await.map(|_| ())
 }
 
-/// Applies the operator's conditions unless they say the same already, and publishes the Events of those that
-/// turned.
+/// Applies the operator's conditions unless the object has the same already, and publishes the Events of
+/// those that turned.
 async fn apply(
     ctx: &Context,
     progress: &mut Progress,
@@ -149,7 +149,8 @@ async fn apply(
     Ok(())
 }
 
-/// Goes on from the API server's answer to the operator's conditions, and says those that turned.
+/// Takes up the API server's answer to the operator's conditions, and publishes the Events of those that
+/// turned.
 fn applied(
     ctx: &Context,
     progress: &mut Progress,
@@ -167,7 +168,7 @@ fn applied(
     }
 }
 
-/// Of an object whose Node is gone.
+/// For an object whose Node is gone.
 pub async fn vacant(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -178,7 +179,7 @@ pub async fn vacant(
     set_vacant(ctx, allocation, absences, Verdict::no(reason, message), None).await
 }
 
-/// Of an object that stays as it is though it is to go, because somebody has paused its node.
+/// For an object that stays as it is though it is to go, because a person has paused its node.
 pub async fn paused(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -211,7 +212,7 @@ async fn set_vacant(
     Ok(())
 }
 
-/// Its transition time is a fact, which the condition's status wouldn't tell.
+/// Its transition time is a fact, which the condition's status wouldn't show.
 fn set_missing(conditions: &mut Vec<Condition>, missing: Option<Condition>) {
     conditions.retain(|one| one.type_ != GROUP_FOUND);
     conditions.extend(missing);
@@ -238,7 +239,7 @@ async fn apply_conditions(
     Ok(answer)
 }
 
-/// The interfaces' NIC was left to another VM: said once, because `spec` forgets it right after.
+/// The NIC of these interfaces was left to another VM: reported once, because `spec` forgets it right after.
 pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
     let about = [node.object_ref(&()), allocation.object_ref(&())];
     ctx.events.say(&about, events::left_behind(nic, vm));
@@ -249,8 +250,8 @@ fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
     all.filter(|one| !condition::is_agents(one)).cloned().collect()
 }
 
-/// Whether a write would bring no news. That `spec` has a later generation is none, since the operator writes
-/// it itself; but which security groups are ours, the next leader learns by the generation.
+/// Whether a write would bring no news. A later generation of `spec` isn't news, since the operator writes it
+/// itself; but the next leader learns from the generation which security groups are ours.
 fn says_the_same(before: &[Condition], next: &[Condition]) -> bool {
     let timeless = |conditions: &[Condition]| {
         let mut conditions = conditions.to_vec();

@@ -14,7 +14,7 @@ use crate::lock::lock;
 use crate::planner::{self, Change, Plan};
 use crate::refusals;
 
-/// The plan as refusals allow it now. Held back, the node says why; it is woken when it may write.
+/// The plan as refusals allow it now. A node that is held back reports why; it is woken when it may write.
 pub fn limit(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -43,28 +43,28 @@ pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
     ctx.wake(&lock(&ctx.refusals).left(node, now));
 }
 
-/// Records that a write was carried out: whatever it wrote is refused to nobody.
+/// Records that a write was carried out: the resources that it wrote are refused to no node.
 pub fn succeeded(ctx: &Context, seen: &Seen, change: &Change, now: Instant) {
     ctx.wake(&lock(&ctx.refusals).passed(&sites(seen, change), now));
 }
 
-/// Records what the refusal of a write means for others. Returns whether it holds up all of a scope: when it
-/// is tried again is then decided for all of them.
+/// Records the meaning of a write's refusal for others. Returns whether it holds up all of a scope: the time
+/// of the next attempt is then decided for all of them.
 pub fn refused(ctx: &Context, node: &str, seen: &Seen, change: &Change, error: &Error, now: Instant) -> bool {
     let sites = sites(seen, change);
     let matter = error.matter(&sites);
     matter.is_some_and(|matter| lock(&ctx.refusals).refused(matter, (node, &sites), error, now))
 }
 
-/// The same urgency until others are refused what is about to be asked: a thousand calls may wait for their
-/// turn at Azure when the first of them is.
+/// The same urgency, but it ends when others are refused the same: a thousand calls may wait for their turn
+/// at Azure when the first of them is refused.
 pub fn while_allowed(ctx: &Context, node: &str, seen: &Seen, change: &Change, urgency: Urgency) -> Urgency {
     let held = refusals::until_held(ctx.refusals.clone(), sites(seen, change), node.to_owned());
     urgency.at_most_until(held)
 }
 
-/// The node's pool was edited: whatever was refused around its NICs is tried. All nodes of the pool say so,
-/// it counts once.
+/// The node's pool was edited: every refusal around its NICs is tried again. All nodes of the pool report the
+/// edit, and it counts once.
 pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
     let of_nics = spec.interfaces.iter().flat_map(|nic| [&nic.id, &nic.subnet.id]);
     for site in of_nics.chain(&spec.route_table_id) {
@@ -72,7 +72,7 @@ pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: 
     }
 }
 
-/// What a write concerns, as refusals have it.
+/// The resources that a write concerns, as refusals have them.
 fn sites(seen: &Seen, change: &Change) -> Vec<String> {
     seen.nic.as_ref().map(|nic| seen.backend.sites(nic, change)).unwrap_or_default()
 }

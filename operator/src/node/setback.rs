@@ -1,7 +1,7 @@
-//! What an error of Azure's means for the node it happened to: how long to leave Azure alone, and what to say
-//! meanwhile. Pure.
+//! What an error of Azure's means for the node it happened to: how long to leave Azure alone, and what to
+//! report meanwhile. Pure.
 //!
-//! It concerns this node only. The condition keeps what it says until the call that failed succeeds or isn't
+//! It concerns this node only. The condition keeps its message until the call that failed succeeds or isn't
 //! needed any more.
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::azure::{Error, Remedy};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::reason::Reason;
 
-/// What was tried.
+/// The attempt that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Finding the node's VM and NIC and reading them.
@@ -29,12 +29,12 @@ pub struct Setback {
     pub message: String,
     /// Not before this.
     pub until: Instant,
-    /// Nothing helps until somebody changes something, so somebody must be told.
+    /// Nothing helps until a person changes something, so it must be reported.
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
-    /// What it takes to get on is in the subnet or its network. When the node may grow is then decided for
-    /// all of the nodes there, see [`crate::shortage`]; nothing else is held up.
+    /// The missing addresses are in the subnet or its network. When the node may grow is then decided for all
+    /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
     pub in_shortage: bool,
     /// The reason of the error itself.
     cause: Reason,
@@ -42,12 +42,12 @@ pub struct Setback {
     strikes: u32,
 }
 
-/// The longest wait between two attempts that need somebody to change something first: a thousand such nodes
+/// The longest wait between two attempts that need a person to change something first: a thousand such nodes
 /// must not use up the request limits of the others.
 const LONGEST: Duration = Duration::from_secs(600);
 /// The longest wait for a resource that is busy.
 const LONGEST_BUSY: Duration = Duration::from_secs(60);
-/// How often in a row a conflict of an unknown kind is met before somebody is told: for about two minutes.
+/// How often in a row a conflict of an unknown kind may occur before it is reported: for about two minutes.
 const LASTING: u32 = 3;
 /// Even "at once" leaves the others their turn.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -60,16 +60,16 @@ impl Setback {
         let doubled = |wait: Duration, longest| doubled(wait, strikes.min(6), longest).max(wait);
         let in_shortage = matches!(error, Error::SubnetFull { .. } | Error::NetworkFull { .. });
         let (wait, needs_change) = match error.remedy() {
-            // What holds the resource mostly lets it go within seconds, but an operation on a VM may take an
+            // The operation that holds the resource mostly ends within seconds, but one on a VM may take an
             // hour.
             Remedy::RetryAfter(wait) if matches!(error, Error::Busy { .. }) => {
                 (doubled(wait, LONGEST_BUSY), false)
             }
-            // It may pass like any other conflict. One that stays is for a person to end.
+            // It may pass like any other conflict. A conflict that stays is for a person to end.
             Remedy::RetryAfter(wait) if matches!(error, Error::Conflict { .. }) => {
                 (doubled(wait, LONGEST), strikes >= LASTING)
             }
-            // Azure names no time for an operation that it gave up; what keeps failing is tried ever less
+            // Azure names no time for an operation that it gave up; one that keeps failing is tried ever less
             // often.
             Remedy::RetryAfter(wait) if matches!(error, Error::Failed { .. }) => {
                 (doubled(wait, LONGEST), false)
@@ -82,7 +82,7 @@ impl Setback {
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
-        // A conflict that may pass by itself is told like any other; as one that lasts it is news.
+        // A conflict that may pass without help is reported like any other; that it lasts is news.
         let passes = matches!(error, Error::Conflict { .. }) && !needs_change;
         Setback {
             stage,
@@ -97,7 +97,7 @@ impl Setback {
         }
     }
 
-    /// When it is tried again is decided for all whom it concerns, see [`crate::refusals`].
+    /// The time of the next attempt is decided for all nodes that it concerns, see [`crate::refusals`].
     pub fn without_wait(self, now: Instant) -> Setback {
         Setback { until: now, ..self }
     }

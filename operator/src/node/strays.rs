@@ -1,5 +1,6 @@
-//! NICs of a node's VM that don't serve it and hold something of ours all the same: a leader that was paused
-//! while a pool got another subnet has written there. It goes back once the agent says that no pod has it.
+//! NICs of a node's VM that don't serve it and hold a reservation of ours all the same: a leader that was
+//! paused while a pool got another subnet has written there. The reservation goes back once the agent reports
+//! that no pod has it.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -42,8 +43,8 @@ impl Strays {
     }
 }
 
-/// Releases what no pod has. Gives whether something was: then the VM's NICs are to be read again. An error
-/// ends nothing but this.
+/// Releases the addresses that no pod has. Returns whether there were any: then the VM's NICs are to be read
+/// again. An error ends nothing but this.
 pub async fn settle(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -63,7 +64,7 @@ pub async fn settle(
             }
             // It may be gone: which NICs the VM has is read again.
             Err(azure::Error::NotFound { .. }) => is_released = true,
-            // Somebody has paused the node: it is asked again when it goes on.
+            // A person has paused the node: the write is repeated when it goes on.
             Err(error) if error.is_given_up() => return is_released,
             Err(error) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");

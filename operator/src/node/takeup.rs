@@ -1,5 +1,5 @@
 //! A node's part in the rollout of its pool's edit: it asks for a place before it takes the edit up, and goes
-//! by what its object records until it has one.
+//! by its object's record until it has one.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::rollout::{self, Asks};
 pub enum Place {
     /// It has nothing to take up.
     Unneeded,
-    /// It goes by what it has taken up before, and is woken when it may go on.
+    /// It goes by the edit that it has taken up before, and is woken when it may go on.
     Awaited,
     Given,
 }
@@ -33,7 +33,7 @@ pub fn limit(
     is_paused: bool,
 ) -> (Policy, Place) {
     let (node, conditions) = (allocation.name_any(), allocation.conditions());
-    // Nothing would ever settle, and everybody wants to see what an edit would do.
+    // A dry run would never settle, and is there to show what an edit would do.
     if ctx.azure.is_dry_run() {
         return (decided, Place::Unneeded);
     }
@@ -55,9 +55,9 @@ pub fn limit(
         is_ready: condition::is_true(conditions, READY),
     };
     let place = match is_paused {
-        // It goes on with what it has begun afterwards, and keeps its place for that.
+        // It goes on with the edit that it has begun afterwards, and keeps its place for that.
         true if is_updating => Place::Given,
-        // What isn't begun asks again, lest a place is given that nobody uses.
+        // A node that hasn't begun asks again, lest a place is given that no node uses.
         true => {
             rollouts.left(&node);
             Place::Awaited
@@ -96,7 +96,7 @@ pub fn tick(ctx: &Context) {
     ctx.wake(&woken);
 }
 
-/// As the pool's own status has it: nobody counts nodes for each event.
+/// As the pool's own status has it: counting nodes for each event would cost too much.
 fn nodes_of(pool: &NodeIPPool) -> u32 {
     pool.status.as_ref().map_or(0, |status| status.nodes)
 }

@@ -1,5 +1,5 @@
-//! An object whose Node is gone: kept while the VM lives, deleted when nothing of ours is left in Azure. And
-//! one that was deleted although its Node lives.
+//! An object whose Node is gone: kept while the VM lives, deleted when Azure has no reservation of ours left.
+//! And an object that was deleted although its Node lives.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::{backend, growth, pause, publish, report};
 use crate::azure::{self, Change, Freshness, Priority, ResourceId, Urgency};
 use crate::context::Context;
 
-/// How soon to look again whether the VM still lives. Mostly it is about to go; the longer it stays, the
+/// How soon to check again whether the VM still lives. Mostly it is about to go; the longer it stays, the
 /// longer it may.
 const SOONEST: Duration = Duration::from_secs(30);
 const LATEST: Duration = Duration::from_secs(1800);
@@ -33,7 +33,7 @@ pub async fn vacate(
 ) -> Result<Next, Error> {
     let now = Instant::now();
     if memory.vacant_since.is_none() {
-        // What held up the node's service is no reason to hold up its end.
+        // A setback of the node's service doesn't delay its end.
         memory.setback = None;
     }
     let since = *memory.vacant_since.get_or_insert(now);
@@ -70,8 +70,8 @@ pub async fn vacate(
     }
     memory.setback = None;
     let Some(vm) = in_use else {
-        // Somebody may write the object in that moment: what has gone back is counted once, and what was
-        // found to be absent stays so, when it is tried again.
+        // Another client may write the object in that moment: then returned addresses are counted once, and a
+        // resource that was found to be absent stays so, when it is tried again.
         publish::delete(ctx, allocation).await?;
         growth::gone(ctx, allocation);
         return Ok(Next::Gone);
@@ -97,19 +97,20 @@ fn nics<'a>(
     named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
-/// Whether a person says that nothing of this object is left in Azure.
+/// Whether a person has confirmed that no reservation of this object is left in Azure.
 pub fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 
-/// How long an error still holds this object's end back. A person's word about a scope ends that at once.
+/// How long an error still holds this object's end back. A person's annotation about a scope ends that at
+/// once.
 fn held_back(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<Duration> {
     let is_said = is_said_to_be_gone(allocation);
     let setback = memory.setback.as_ref().filter(|setback| setback.holds(now))?;
     (!(setback.reason == Reason::ScopeMissing && is_said)).then(|| setback.until - now)
 }
 
-/// Tells of an error whether it proves, with what is known by now, that what was asked for is gone.
+/// Decides for an error whether it proves, with what is known now, that the requested resource is gone.
 pub fn proof(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -130,7 +131,7 @@ async fn refused(
     now: Instant,
 ) -> Result<Next, Error> {
     if error.is_given_up() {
-        // Somebody has paused the node while a write waited for its turn.
+        // A person has paused the node while a write waited for its turn.
         return Ok(Next::After(SOON));
     }
     memory.absences.note(&error, now);
@@ -149,9 +150,9 @@ async fn refused(
     Err(Error::Find(error))
 }
 
-/// An object that somebody deleted while its Node lives: let go, and made again. First what its node has
-/// given up leaves the NIC. The list of it goes with the object, and a node that then lost its ledger, too,
-/// could hand out an address whose release is still on its way to Azure.
+/// An object that was deleted while its Node lives: let go, and made again. First the addresses that its node
+/// has given up leave the NIC. The list of them goes with the object, and a node that then lost its ledger,
+/// too, could hand out an address whose release is still on its way to Azure.
 pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -171,7 +172,7 @@ pub async fn replace(
     let is_gone = proof(ctx, allocation, memory, now);
     let interfaces = match release_relinquished(ctx, allocation, is_gone).await {
         Ok(Some(interfaces)) => interfaces,
-        // A new one begins with what its NIC holds.
+        // A new one begins with its NIC's content.
         Ok(None) => return Ok(Next::Gone),
         Err(Error::Find(error) | Error::Write(error)) => {
             return refused(ctx, allocation, memory, (error, WHY), now).await;
@@ -182,14 +183,14 @@ pub async fn replace(
     Ok(Next::Gone)
 }
 
-/// Gives the interfaces without the addresses that their NICs no longer hold: the object may be a copy from a
-/// backup, and an agent that has forgotten that it gave an address up would hand it out again. One with a
-/// public address stays, since nothing else tells of that. `None`: the object has gone.
+/// Returns the interfaces without the addresses that their NICs no longer hold: the object may be a copy from
+/// a backup, and an agent that has forgotten that it gave an address up would hand it out again. An address
+/// with a public address stays, since nothing else records that. `None`: the object has gone.
 ///
-/// The NIC is read from Azure now: a write of before whose outcome isn't known may have ended meanwhile. If
-/// it hasn't, the ETag of ours makes it fail. Then the object is looked at, uncached: what an object that has
-/// gone by now says was given up may be in use again. Whoever lets it go between that look and our write has
-/// written the NIC, so that ours fails.
+/// The NIC is read from Azure now: an earlier write whose outcome isn't known may have ended meanwhile. If it
+/// hasn't, the ETag of ours makes it fail. Then the object is read, uncached: if it has gone, the addresses
+/// that it lists as given up may be in use again. If another leader removes the object after that read, it
+/// has written the NIC first, so that our write fails.
 async fn release_relinquished(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -225,11 +226,11 @@ async fn release_relinquished(
     Ok(Some(interfaces))
 }
 
-/// Sees to it that a NIC no Node uses any more holds nothing of ours, is in no group by our doing, and that
-/// the public addresses made for its pods are deleted. Gives the VM that still has it, and with it what is
-/// ours, if there is one. With another hardware address than `mac` and nothing of ours on it, it is the NIC
-/// of a machine that has come back under an old one's id: the old one is gone. `is_gone` says of an error
-/// whether it proves that what was asked for is gone.
+/// Makes sure that a NIC without a Node holds nothing of ours, is in no group by our doing, and that the
+/// public addresses made for its pods are deleted. Returns the VM that still has the NIC, and with it our
+/// reservations, if there is one. A NIC with another hardware address than `mac` and nothing of ours on it
+/// belongs to a machine that has come back under an old one's id: the old one is gone. `is_gone` decides for
+/// an error whether it proves that the requested resource is gone.
 pub async fn end(
     ctx: &Context,
     nic: &ResourceId,
@@ -281,7 +282,7 @@ async fn settle(
     Ok(None)
 }
 
-/// How urgent a write is by which something goes back.
+/// How urgent a write is by which addresses go back.
 fn give_back(ctx: &Context, allocation: &NodeIPAllocation) -> Urgency {
     pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack)
 }

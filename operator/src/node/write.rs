@@ -1,4 +1,4 @@
-//! Carries a plan out at Azure and remembers what came of it.
+//! Carries a plan out at Azure and remembers the outcome.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::planner::Change;
 /// asked.
 ///
 /// # Errors
-/// Azure's. What is reserved is then to be read again.
+/// Azure's. The reservations are then to be read again.
 pub async fn write(
     ctx: &Context,
     progress: &Progress,
@@ -61,7 +61,7 @@ pub async fn write(
     }
     let now = Instant::now();
     memory.nic.wrote(&result);
-    // Where nothing was sent there is nothing to learn.
+    // A write that wasn't sent teaches nothing.
     if result.as_ref().map_or(true, |outcome| outcome.was_sent) {
         growth::record_write(ctx, &node.name_any(), seen, plan, result.as_ref().map(|_| ()));
     }
@@ -123,18 +123,18 @@ fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: I
     Some(Setback::after(memory.setback.as_ref(), stage, error, now))
 }
 
-/// Which of the addresses to restore can't be had for a while, and for how long at first; of `taken` it is
-/// certain that they never can. `None`: the error isn't about them.
+/// Which of the addresses to restore can't be had for a while, and for how long at first; `taken` are certain
+/// never to be had. `None`: the error isn't about them.
 fn withheld(
     error: &azure::Error,
     taken: &[Ipv4Net],
     restore: &[Ipv4Net],
 ) -> Option<(Vec<Ipv4Net>, Duration)> {
     let (addresses, first) = match error {
-        // One of these is; which of them shows when they are asked for one by one.
+        // One of these is; later requests for one at a time show which.
         azure::Error::AddressTaken { .. } if taken.is_empty() => (restore.to_vec(), mending::REFUSED),
         azure::Error::AddressBeingFreed { .. } => (error.being_freed(restore), mending::FREEING),
-        // Whatever Azure objects to, it may be one of these.
+        // Azure may object to one of these.
         azure::Error::Arm { .. } | azure::Error::QuotaExceeded { .. } => (restore.to_vec(), mending::REFUSED),
         _ => return None,
     };

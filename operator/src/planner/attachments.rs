@@ -1,10 +1,9 @@
-//! Decides what of Azure's is attached to which of a node's addresses: the pods' load-balancer pools and
-//! public addresses. Pure.
+//! Decides which of Azure's resources are attached to which of a node's addresses: the pods' load-balancer
+//! pools and public addresses. Pure.
 //!
-//! An address with something attached must never come to another pod, however slow Azure, the agent or this
-//! operator is. So an ipConfiguration is *marked* with its pod in `spec` before anything is attached to it
-//! and until Azure has shown that nothing is any more; the node's ledger gives a marked address to that pod
-//! only.
+//! An address with an attachment must never come to another pod, however slow Azure, the agent or this
+//! operator is. So an ipConfiguration is *marked* with its pod in `spec` before the first attachment and
+//! until Azure has shown that none is left; the node's ledger gives a marked address to that pod only.
 //!
 //! ```text
 //!           pod asks, has the address          agent has taken up the mark, pod still has it
@@ -14,8 +13,8 @@
 //!          address deleted
 //! ```
 //!
-//! Only the pod's end, or its own word, takes anything off: a pod that lives and asks for what its pool
-//! doesn't offer any more keeps what it has. Pools are edited, replaced and lost by accident.
+//! Only the pod's end, or its own annotations, takes an attachment off: a living pod keeps what it has, even
+//! if its pool doesn't offer it any more. Pools are edited, replaced and lost by accident.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -55,55 +54,55 @@ pub struct Facts<'a> {
     pub held: &'a [IpConfiguration],
     /// The marks in `spec`, by ipConfiguration.
     pub marks: &'a BTreeMap<String, Mark>,
-    /// Live pods of the node that ask for something, by UID.
+    /// Live pods of the node with a wish, by UID.
     pub wishes: &'a HashMap<String, Wish>,
-    /// Who has which address, see [`holders`].
+    /// The holder of each address, see [`holders`].
     pub has: &'a HashMap<Ipv4Addr, String>,
     /// The agent reports from this boot and with all marks in its ledger.
     pub confirmed: bool,
-    /// A write of the NIC may still come that attaches something: its answer was lost.
+    /// A write of the NIC may still come that makes an attachment: its answer was lost.
     pub in_doubt: bool,
-    /// What the pool lets pods ask for.
+    /// The offers of the pool to pods.
     pub offered: &'a Attachments,
     /// Why nothing can be attached to this node's addresses at all, and the remedy, if so.
     pub impossible: Option<&'static str>,
-    /// What Azure has told of public addresses; `None`: there is none.
+    /// Public addresses as Azure reported them; `None`: there is none.
     pub public: &'a HashMap<ResourceId, Option<PublicAddress>>,
     /// Public addresses that are being made now.
     pub making: &'a HashSet<ResourceId>,
-    /// Pods that Azure has refused something lately, by UID.
+    /// Pods with a wish that Azure has refused lately, by UID.
     pub refused: &'a HashSet<String>,
     /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
     pub batch: usize,
 }
 
-/// What should be.
+/// The wanted state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// The marks that `spec` should show.
     pub marks: BTreeMap<String, Mark>,
-    /// What to do next, once `spec` shows the marks.
+    /// The next step, once `spec` shows the marks.
     pub step: Option<Step>,
     /// Public addresses to make beside that, likewise.
     pub make: Vec<Make>,
-    /// Pods that can't have what they ask for as long as neither they nor the pool are changed.
+    /// Pods with a wish that can't be met as long as neither they nor the pool are changed.
     pub invalid: Vec<Invalid>,
     /// Pods that have all they ask for.
     pub attached: usize,
     /// Pods that will have it.
     pub pending: usize,
-    /// Addresses to which somebody else has attached something.
+    /// Addresses with an attachment of others.
     pub foreign: Vec<Ipv4Addr>,
 }
 
-/// One thing at a time: what takes away comes before what gives.
+/// One step at a time: removals come before additions.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Take everything off these ipConfigurations.
     Detach(Vec<String>),
-    /// Delete these public addresses, which nothing uses any more.
+    /// Delete these public addresses, which no ipConfiguration uses any more.
     Delete(Vec<ResourceId>),
-    /// Ask Azure what these public addresses are.
+    /// Read these public addresses in Azure.
     LookUp(Vec<ResourceId>),
     /// Attach all in one write.
     Attach(Vec<Attach>),
@@ -119,7 +118,7 @@ pub struct Make {
     pub dns_label: Option<String>,
 }
 
-/// What one pod is to have.
+/// The attachments of one pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attach {
     /// The ipConfiguration.
@@ -130,7 +129,7 @@ pub struct Attach {
     pub attached: Attached,
 }
 
-/// A pod that asks for what isn't to be had.
+/// A pod with a wish that can't be met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     pub uid: String,
@@ -138,7 +137,7 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// What a pod is to have, by the pool's leave.
+/// The attachments of a pod, by the pool's leave.
 struct Grant {
     backend_pools: HashSet<ResourceId>,
     /// The public address that is made for it, if it asks for one.
@@ -146,16 +145,16 @@ struct Grant {
     dns_label: Option<String>,
 }
 
-/// What becomes of one ipConfiguration.
+/// The decision for one ipConfiguration.
 #[derive(Default)]
 struct Outcome {
-    /// What `spec` should keep it for.
+    /// The pod for which `spec` should keep it.
     mark: Option<Mark>,
-    /// What brings it nearer to what its pod asks for.
+    /// The step that brings it nearer to its pod's wish.
     next: Option<Next>,
     /// Its pod has all it asks for.
     satisfied: bool,
-    /// Somebody else than Vnetpool has attached something.
+    /// Another client than Vnetpool has attached a resource.
     foreign: bool,
 }
 
@@ -168,9 +167,9 @@ enum Next {
     Attach(Attach),
 }
 
-/// UIDs of pods by their addresses. Who has a marked one only the agent knows, and `confirmed` is its word:
-/// something is attached to it, or is about to be. Of any other, what the kubelet has told of the pod will
-/// do, since a mark gives nobody anything.
+/// UIDs of pods by their addresses. Only the agent knows the holder of a marked one, and reports it in
+/// `confirmed`: something is attached to it, or is about to be. For any other address the kubelet's report of
+/// the pod is enough, since a mark alone gives no pod anything.
 pub fn holders(
     held: &[IpConfiguration],
     marks: &BTreeMap<String, Mark>,
@@ -188,7 +187,7 @@ pub fn holders(
 pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Plan {
     let mut plan = Plan::default();
     let mut grants = HashMap::new();
-    // By UID: pods that ask for what isn't to be had, and where that is told.
+    // By UID: pods whose wish can't be met, and where that is reported.
     let mut refused = HashMap::new();
     let mut wishes: Vec<_> = facts.wishes.iter().collect();
     wishes.sort_by(|a, b| a.1.pod.cmp(&b.1.pod));
@@ -241,13 +240,13 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
     plan
 }
 
-/// Nothing is attached yet, and its pod asks for something: the mark comes first.
+/// Nothing is attached yet, and its pod asks for an attachment: the mark comes first.
 fn unmarked(uid: &str, grant: &Grant) -> Outcome {
     let public_address = grant.public.clone().map(announced);
     Outcome { mark: Some(Mark { attached_to: uid.to_owned(), public_address }), ..Outcome::default() }
 }
 
-/// Something is attached, and `spec` doesn't say for whom.
+/// There is an attachment, and `spec` doesn't name its pod.
 fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -> Outcome {
     let owner = owner(&entry.attached, holder, offered);
     let foreign = owner.is_none();
@@ -257,8 +256,8 @@ fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -
 }
 
 /// Whether the pod that an address is marked for has another one. A live pod whose sandbox is being made anew
-/// has no address for a moment; this one waits for it. So it does while the kubelet still names it, though
-/// another pod has it by now: a mark that went would come again at once, by that word.
+/// has no address for a moment; this one waits for it. It also waits while the kubelet still names the pod,
+/// though another pod has the address: a mark that was removed would come back at once, by that report.
 fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
     let told = facts.wishes.get(uid).and_then(|wish| wish.address);
     let is_told_here = told.is_some() && told == entry.address.map(|address| address.addr());
@@ -269,13 +268,13 @@ fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &F
         && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))
 }
 
-/// Whether something is attached for the pod, or is there to be.
+/// Whether there is an attachment for the pod, or is to be one.
 fn has_something(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> bool {
     !entry.attached.is_empty() || made(mark, facts).is_some()
 }
 
-/// The pod is gone, asks no more, or has moved: what is attached comes off, then its public address is
-/// deleted, then the mark goes.
+/// The pod is gone, asks no more, or has moved: the attachment comes off, then its public address is deleted,
+/// then the mark goes.
 fn ending(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> Outcome {
     let attached = &entry.attached;
     let next = if !attached.backend_pools.is_empty() || attached.public_address.is_some() {
@@ -287,7 +286,7 @@ fn ending(entry: &IpConfiguration, mark: &Mark, facts: &Facts) -> Outcome {
     Outcome { mark, next, ..Outcome::default() }
 }
 
-/// The pod may have what it asks for.
+/// The pod's wish may be met.
 fn granted(
     entry: &IpConfiguration,
     mark: &Mark,
@@ -339,14 +338,14 @@ fn granted(
     }
 }
 
-/// The public address that a mark names, unless Azure has said that there is none.
+/// The public address that a mark names, unless Azure has reported that there is none.
 fn made(mark: &Mark, facts: &Facts) -> Option<ResourceId> {
     let id: ResourceId = mark.public_address.as_ref()?.id.parse().ok()?;
     (facts.public.get(&id) != Some(&None)).then_some(id)
 }
 
-/// The public addresses that are known to be there for pods that are gone, and that no mark names: somebody
-/// else took their ipConfigurations off the NIC, and the marks went with them.
+/// The public addresses that are known to be there for pods that are gone, and that no mark names: another
+/// client took their ipConfigurations off the NIC, and the marks went with them.
 fn forgotten<'a>(
     marks: &'a BTreeMap<String, Mark>,
     facts: &'a Facts,
@@ -362,7 +361,7 @@ fn forgotten<'a>(
     there.map(|(id, _)| id).filter(move |id| is_gone(id) && !used.contains(*id)).cloned()
 }
 
-/// The kind of step that comes first, for all that need it, and what is to be made beside it.
+/// The kind of step that comes first, for all that need it, and the public addresses to make beside it.
 fn step(next: Vec<Next>, facts: &Facts) -> (Option<Step>, Vec<Make>) {
     let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
     let mut make = vec![];
@@ -393,10 +392,10 @@ fn step(next: Vec<Next>, facts: &Facts) -> (Option<Step>, Vec<Make>) {
     (step, make)
 }
 
-/// The pod that what is attached is for, though `spec` doesn't say so (Azure called the ipConfiguration
-/// failed for a while, say, so that `spec` didn't show it). None if it isn't all of a sort that Vnetpool
-/// attaches: somebody else has, so the next pod with this address would get that one's packets, and it isn't
-/// ours to take off.
+/// The pod of what is attached, though `spec` doesn't name it (Azure may have reported the ipConfiguration as
+/// failed for a while, so that `spec` didn't show it). `None` if it isn't all of a sort that Vnetpool
+/// attaches: then another client has attached it, the next pod with this address would get its packets, and
+/// Vnetpool must not take it off.
 fn owner(attached: &Attached, holder: Option<&str>, offered: &Attachments) -> Option<String> {
     let is_offered =
         |id: &ResourceId| offered.backend_pools.iter().any(|pool| pool.id.eq_ignore_ascii_case(id.as_str()));
@@ -410,7 +409,7 @@ fn owner(attached: &Attached, holder: Option<&str>, offered: &Attachments) -> Op
     }
 }
 
-/// One of which only the id is known.
+/// An address of which only the id is known.
 fn announced(id: ResourceId) -> PublicAddress {
     PublicAddress { id: id.to_string(), ..PublicAddress::default() }
 }
@@ -420,7 +419,7 @@ fn label(public: &PublicAddress) -> Option<&str> {
     public.dns_name.as_ref().and_then(|name| name.split('.').next())
 }
 
-/// What the wish comes to with what the pool offers; none if it asks for nothing.
+/// The part of the wish that the pool offers; `None` if the pod asks for nothing.
 fn grant(
     wish: &Wish,
     facts: &Facts,

@@ -1,11 +1,11 @@
-//! What a dry run makes of a plan: it says what would be done, and nothing is done. Pure.
+//! A dry run's version of a plan: it reports what would be done, and nothing is done. Pure.
 
 use std::fmt;
 
 use super::{Change, Plan};
 use crate::resource_id::ResourceId;
 
-/// What would be done to a node's NIC.
+/// The writes that would be made to a node's NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rehearsal {
     change: Change,
@@ -16,11 +16,11 @@ pub struct Rehearsal {
 }
 
 impl Plan {
-    /// The plan without anything that has an effect, and what that would have been. `grain` as in
+    /// The plan without any effect, and the writes that it would have made. `grain` as in
     /// [`super::Observed::grain`].
     ///
-    /// The target is never below what is held: what an agent gives up it never hands out again, and in a dry
-    /// run nobody would take it off the NIC and bring another.
+    /// The target is never below the number held: the agent never hands out again what it gives up, and a dry
+    /// run would neither take that off the NIC nor bring another.
     pub fn rehearse(self, grain: u32) -> (Plan, Rehearsal) {
         let ip_configurations = self.change.reserve.saturating_add(self.change.restore.len() as u32);
         let rehearsal = Rehearsal {

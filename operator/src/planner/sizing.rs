@@ -3,7 +3,7 @@
 use serde::Serialize;
 use vnetpool_crds::pool::Sizing;
 
-/// What a node's pods need, from the scheduler's side (`bound`) and from the node's (the rest).
+/// The need of a node's pods, from the scheduler's side (`bound`) and from the node's (the rest).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Demand {
@@ -15,7 +15,7 @@ pub struct Demand {
     pub waiting: u32,
     /// Addresses freed less than the cooldown ago: held, but no use to a new pod.
     pub cooling: u32,
-    /// The kubelet's pod limit; `None` while the Node doesn't tell.
+    /// The kubelet's pod limit; `None` while the Node doesn't show it.
     pub pods_allowed: Option<u32>,
 }
 
@@ -27,8 +27,8 @@ impl Demand {
     }
 }
 
-/// The way from a node's pods to what it should hold: what there is after each step. `kubectl vnetpool
-/// explain` shows them.
+/// How the number of wanted addresses follows from a node's pods, with the result of each step. `kubectl
+/// vnetpool explain` shows them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Steps {
@@ -42,11 +42,11 @@ pub struct Steps {
     pub at_least: u32,
     /// Rounded up to a multiple of the batch.
     pub in_batches: u32,
-    /// Rounded up to whole reservations: what is asked for, before any limit.
+    /// Rounded up to whole reservations: the number before any limit.
     pub asked: u32,
     /// The pool's maximum, as far as it is whole reservations.
     pub maximum: u32,
-    /// What Azure leaves room for.
+    /// The room that Azure leaves us.
     pub room: u32,
     /// What the node should hold.
     pub wanted: u32,
@@ -57,8 +57,8 @@ pub struct Steps {
     pub coarse: u32,
 }
 
-/// The kubelet's limit caps the warm addresses, and what coarse steps add: what pods already need is never
-/// held against them. `grain` is how many addresses come at once.
+/// The kubelet's limit caps the warm addresses, and what coarse steps add: the pods' own need is never cut.
+/// `grain` is how many addresses come at once.
 pub fn steps(sizing: &Sizing, demand: &Demand, (grain, room): (u32, u32), coarseness: u32) -> Steps {
     let rounded = |number: u32, step: u32| number.checked_next_multiple_of(step.max(1)).unwrap_or(number);
     let pods = demand.pods();

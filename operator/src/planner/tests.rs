@@ -1,4 +1,4 @@
-//! The planner's rules, each as a sentence, and what must hold for any node as properties.
+//! The planner's rules, each as a sentence, and properties of any node.
 
 use super::*;
 use proptest::prelude::*;
@@ -73,11 +73,11 @@ fn what_pods_use_is_asked_for_again_at_once_and_before_anything_else() {
     let first = plan(&wiped);
     assert_eq!((first.change.restore, first.change.reserve), (Vec::from_iter(lost.clone()), 0));
     assert_eq!(first.priority, Priority::WaitingPods);
-    // When the burst is over, the rest goes into the same write, and is less by what is restored.
+    // When the burst is over, the rest goes into the same write, less the restored addresses.
     let over = plan(&Observed { bound_still_for: STILL, ..wiped.clone() });
     assert_eq!((over.change.restore.len(), over.change.reserve), (2, over.wanted - 2));
-    // No more than the NIC takes, and nothing while nothing may be written, or where nobody wants addresses
-    // any more.
+    // No more than the NIC takes, and nothing while no write is allowed, or where no addresses are wanted any
+    // more.
     assert_eq!(plan(&Observed { slots: 1, ..wiped.clone() }).change.restore.len(), 1);
     assert!(plan(&Observed { may_write: false, ..wiped.clone() }).change.is_empty());
     assert!(plan(&Observed { sizing: None, ..wiped }).change.is_empty());
@@ -305,7 +305,7 @@ fn a_nic_that_failed_as_a_whole_is_written_once_more_and_then_only_when_that_may
     assert_eq!(first.priority, Priority::WaitingPods);
     let written = plan(&Observed { may_mend: false, ..failed.clone() });
     assert!(written.repairs && written.change.is_empty(), "{:?}", written.change);
-    // What else there is to do doesn't wait for that.
+    // The other steps don't wait for that.
     let grows = plan(&Observed { may_mend: false, nic_failed: true, ..observed(8, 20) });
     assert!(grows.change.reserve > 0 && !grows.change.repair);
     let closed = Observed { forwarding_lacks: true, ..observed(8, 0) };
@@ -346,7 +346,7 @@ fn groups_are_joined_with_what_is_reserved_and_keep_no_burst_waiting() {
     let burst = Observed { join: vec![group()], bound_still_for: Duration::ZERO, ..observed(8, 30) };
     let waits = plan(&burst);
     assert!(waits.change.is_empty() && waits.regroups && waits.requeue.is_some(), "{waits:?}");
-    // Where nothing can be reserved nothing is waited for.
+    // Where nothing can be reserved there is nothing to wait for.
     let full = plan(&Observed { may_reserve: 0, ..burst });
     assert_eq!((full.change.join, full.priority), (vec![group()], Priority::WarmRefill));
 }

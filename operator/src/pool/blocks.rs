@@ -1,6 +1,6 @@
 //! What of Azure's usages is blocks. A block of 16 addresses counts once against the limit of its virtual
 //! network, which Microsoft says of AKS' static blocks; whether it counts as one address or as 16 in the
-//! usages isn't documented. Our own blocks are known, so mostly the figures themselves tell. Pure.
+//! usages isn't documented. Our own blocks are known, so mostly the figures themselves show it. Pure.
 
 use std::collections::HashMap;
 
@@ -77,9 +77,9 @@ impl Blocks {
     }
 }
 
-/// What a subnet's figures tell. They are a minute old at most, so up to half of our blocks may be newer: with
-/// fewer taken than half of what our blocks hold, each counts once; where the subnet couldn't hold half of
-/// what they would then hide, each counts as 16.
+/// What a subnet's figures show. They are a minute old at most, so up to half of our blocks may be newer:
+/// with fewer taken than half of what our blocks hold, each counts once; where the subnet couldn't hold half
+/// of what they would then hide, each counts as 16.
 fn reading(Usage { used, size }: Usage, blocks: u32) -> Reading {
     let half = blocks.saturating_mul(BLOCK / 2);
     if used < half {

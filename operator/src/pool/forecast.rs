@@ -16,7 +16,7 @@ pub use network::tell as tell_networks;
 
 use crate::network::{Free, Hint, Subnet};
 
-/// Shows in the status what is known of its subnets, and what that promises.
+/// Shows in the status the known facts about its subnets, and the forecast.
 pub fn tell(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
@@ -40,7 +40,7 @@ pub fn tell(
     }
 }
 
-/// `None` leaves what was said before.
+/// `None` leaves the last report.
 fn forecast(
     pool: &NodeIPPool,
     subnets: &[SubnetUse],
@@ -86,7 +86,7 @@ fn forecast(
     }
 }
 
-/// What is said while not all of these are told. `Some(None)` leaves what was said before.
+/// The verdict while not all of these are known. `Some(None)` leaves the last report.
 fn untold<'a, T: PartialEq + 'a>(
     hints: impl Iterator<Item = (&'a Hint<T>, &'a str)>,
     is_said: bool,
@@ -108,8 +108,8 @@ fn untold<'a, T: PartialEq + 'a>(
             Hint::Told(_) => {}
         }
     }
-    // What was said stands until Azure has been asked, in a moment: else each start of the operator would
-    // turn it.
+    // The last report stands until Azure has answered, in a moment: otherwise each start of the operator
+    // would turn it.
     is_pending.then(|| (!is_said).then(|| Verdict::unknown(Reason::Pending, "Azure is about to be asked")))
 }
 
@@ -142,7 +142,7 @@ mod tests {
         NodeIPPoolStatus { subnets, conditions: before.to_vec(), ..Default::default() }
     }
 
-    /// What is said when so much is known.
+    /// The verdict for this much knowledge.
     fn said(percent: u32, known: Option<Subnet>, before: &[Condition]) -> NodeIPPoolStatus {
         let mut status = status(before);
         tell(&pool(percent), &mut status, |_| known.clone(), Timestamp::UNIX_EPOCH);

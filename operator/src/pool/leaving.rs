@@ -10,7 +10,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
 
-/// Names them in the status. Says nothing as long as there was nothing to say.
+/// Names them in the status. Reports nothing as long as there was none.
 pub fn tell<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,

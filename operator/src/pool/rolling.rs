@@ -19,7 +19,7 @@ pub fn has_taken_up(pool: &NodeIPPool, node: &NodeIPAllocation) -> bool {
     !condition::is_true(node.conditions(), UPDATING) && node::follows(&node.spec, pool)
 }
 
-/// Says how many nodes follow the pool, until all do; or that no further one will, and why.
+/// Reports how many nodes follow the pool, until all do; or that no further one will, and why.
 pub fn tell<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
@@ -27,7 +27,7 @@ pub fn tell<'a>(
     now: Timestamp,
 ) {
     let (updated, all, generation) = (status.updated_nodes, status.nodes, pool.metadata.generation);
-    // A pool that is stalled for another reason stays so, and nothing else is said beside it.
+    // A pool that is stalled for another reason stays so, without a second report.
     if updated == all || condition::is_true(&status.conditions, STALLED) {
         status.conditions.retain(|one| one.type_ != RECONCILING);
         return;
@@ -58,7 +58,7 @@ pub fn tell<'a>(
     condition::set(&mut status.conditions, verdict.condition(type_, generation, now));
 }
 
-/// The name of a node that takes the edit up and can't settle before somebody acts, and what it says.
+/// The name of a node that takes the edit up and can't settle before a person acts, and its message.
 fn stuck(node: &NodeIPAllocation) -> Option<(String, &str)> {
     let ready = condition::find(node.conditions(), READY).filter(|ready| ready.status == "False")?;
     let needs_somebody = Reason::of(&ready.reason).is_none_or(|reason| reason.row().actor != Actor::Nobody);

@@ -1,5 +1,5 @@
-//! How kube-proxy tells pods of a node from others, which decides whose packets it translates. The decision
-//! is pure.
+//! How kube-proxy distinguishes pods of a node from other sources, which decides whose packets it translates.
+//! The decision is pure.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -13,7 +13,7 @@ const KEY: &str = "config.conf";
 const REMEDY: &str = "Set detectLocalMode: InterfaceNamePrefix and detectLocal.interfaceNamePrefix: vnp there \
                       (docs/node-neighbours.md), and restart kube-proxy";
 
-/// What there is to say of the cluster's kube-proxy.
+/// The findings about the cluster's kube-proxy.
 pub async fn check(client: Client) -> anyhow::Result<String> {
     let unseen = |why: &str| format!("not looked at: {why}. docs/node-neighbours.md says what it should say");
     match Api::<ConfigMap>::namespaced(client, NAMESPACE).get(NAME).await {

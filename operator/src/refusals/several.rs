@@ -15,7 +15,7 @@ fn locked() -> Error {
     Error::Locked { resource: "nic".into(), scope: GROUP.into(), message: "locked".into() }
 }
 
-/// What a node writes that is in the locked group, or in the subnet that nobody may join.
+/// What a node writes that is in the locked group, or in the subnet that no NIC may join.
 fn sites_of(node: usize, (in_group, in_subnet): (bool, bool)) -> Vec<String> {
     let group = if in_group { GROUP } else { "/subscriptions/s/resourcegroups/free" };
     let nic = format!("{group}/providers/microsoft.network/networkinterfaces/{}-nic", name(node));
@@ -57,8 +57,8 @@ fn who_meets_something_else_than_it_tries_for_lets_one_try_whom_that_does_not_co
     assert!(!holds(&mut all, 1, now), "it tries for one and is held up by neither");
 }
 
-/// Nodes of these kinds, all of which have something to write all the time. A lock on a group, and a
-/// right that is missing on a subnet, stand or don't; Azure tells of one of them first.
+/// Nodes of these kinds, all of which have something to write all the time. A lock on a group, and a right
+/// that is missing on a subnet, stand or don't; Azure reports one of them first.
 struct Two {
     all: Refusals,
     now: Instant,

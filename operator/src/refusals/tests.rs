@@ -60,7 +60,7 @@ fn a_right_that_is_missing_on_one_nic_holds_no_other_up_and_on_three_all_of_thei
     }
     assert!(refuse(&mut all, 2, &denied(2), now));
     assert!(all.holds(&sites(9), &name(9), now).is_some());
-    // One that may shows that they aren't refused because of the group.
+    // A node that may write shows that the others aren't refused because of the group.
     all.passed(&sites(8), now);
     assert!(all.holds(&sites(9), &name(9), now).is_none());
 }
@@ -81,7 +81,7 @@ fn what_names_no_scope_concerns_its_node_alone() {
     let quota = Error::QuotaExceeded { resource: resource.clone(), message: message.clone() };
     let policy = Error::PolicyForbidden { resource, message };
     assert!(quota.matter(&sites(0)).is_none() && policy.matter(&sites(0)).is_none());
-    // Whatever a text quotes where a scope is looked for, the whole world isn't meant.
+    // A text may quote anything where a scope is expected: never all of Azure.
     for scope in ["", "/", "somebody", "/providers/Microsoft.Management/managementGroups/m"] {
         assert!(locked(scope).matter(&sites(0)).is_none(), "{scope}");
     }
@@ -210,7 +210,7 @@ impl Fleet {
         }
     }
 
-    /// A second passes; gives who is woken and can act.
+    /// A second passes; returns the nodes that are woken and can act.
     fn woken(&mut self) -> Vec<usize> {
         self.now += Duration::from_secs(1);
         let woken = self.all.tick(self.now).into_iter().map(|name| name[1..].parse().unwrap());
@@ -227,9 +227,9 @@ impl Fleet {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// However many nodes there are, whenever they come and however many of them can't act, about one
-    /// request in a minute and a half is made for all, and a change takes effect for all who can act
-    /// within that and half a minute for each in a row that can't.
+    /// However many nodes there are, whenever they come and however many of them can't act, about one request
+    /// in a minute and a half is made for all. A change takes effect for all nodes that can act within that
+    /// time, and half a minute for each in a row that can't.
     #[test]
     fn thousands_of_nodes_without_a_right_cost_what_one_costs(
         deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000), missing in prop::bool::ANY,
@@ -245,7 +245,7 @@ proptest! {
         fleet.runs(minutes * 60);
         let rounds = fleet.now.duration_since(start).as_secs() / AGAIN.as_secs();
         prop_assert!(fleet.requests <= ALIKE as u64 + rounds + 1, "{} in {rounds} rounds", fleet.requests);
-        // Somebody grants it. Nobody tells us.
+        // The right is granted. The operator isn't notified.
         let longest = fleet.deaf.split(|deaf| !deaf).map(<[bool]>::len).max().unwrap_or_default() as u64;
         let at_most = AGAIN + TURN * (2 * longest as u32 + 1);
         let mut free = vec![];

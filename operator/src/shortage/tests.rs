@@ -1,4 +1,4 @@
-//! How a subnet without enough addresses is asked and shared, rule by rule, and that nobody is forgotten.
+//! How a subnet without enough addresses is asked and shared, rule by rule, and that no node is forgotten.
 
 use super::*;
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ fn empty(want: Want, now: Instant) -> Shortages {
     all
 }
 
-/// The same, and nobody has had a turn in vain.
+/// The same, and no node has had a turn in vain.
 fn empty_anew(want: Want, now: Instant) -> Shortages {
     let mut all = empty(want, now);
     all.released(&source(), 0, now);
@@ -116,7 +116,7 @@ fn only_one_node_has_the_turn_and_the_next_is_called_when_it_is_done() {
     ask(&mut all, "b", want(4, 1, 0), now);
     let now = now + PROBE;
     assert_eq!(all.tick(now), ["a"]);
-    // Another that asks by itself wakes nobody: the turn has been given.
+    // Another node that asks without its turn wakes no node: the turn has been given.
     assert_eq!(all.ask(&[source()], "b", want(4, 1, 0), now), (later(), vec![]));
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Now(1));
     assert_eq!(all.granted(&source(), "a", 1, now), ["a"]);
@@ -147,7 +147,7 @@ fn what_goes_back_is_shared_by_need_without_a_wait() {
     let mut all = empty(want(6, 2, 0), now);
     ask(&mut all, "b", want(4, 2, 0), now);
     ask(&mut all, "c", want(3, 3, 8), now);
-    // Four for a, which then has as large a part of what it needs as b gets with one of two.
+    // Four for a, which then has as large a part of its need as b gets with one of two.
     assert_eq!(all.released(&source(), 4, now), ["a"]);
     assert_eq!(ask(&mut all, "a", want(6, 2, 0), now), Turn::Now(3));
     all.granted(&source(), "a", 3, now);
@@ -179,7 +179,7 @@ fn who_asks_in_vain_or_does_not_use_its_turn_goes_behind_its_equals() {
     let now = now + TURN;
     assert_eq!(all.tick(now), ["a"]);
     assert_eq!(ask(&mut all, "b", want(4, 3, 0), now), later());
-    // a can't, for another reason: a permission, say.
+    // a can't, for another reason, such as a permission.
     assert_eq!(all.missed(&source(), "a", now), ["b"]);
 }
 
@@ -219,7 +219,7 @@ fn a_full_network_holds_all_of_its_subnets_back_and_no_other_network() {
     };
     assert_eq!(turn(&mut all, "b", "v", now), Turn::Later(network("v"), said()));
     assert_eq!(turn(&mut all, "c", "w", now), Turn::Free);
-    // What goes back in any of them helps all; a change of one of its subnets is a reason to try.
+    // Addresses that go back in any of them help all; a change of one of its subnets is a reason to try.
     assert_eq!(all.released(&network("v"), 1, now), ["a"]);
     assert_eq!(all.missed(&network("v"), "a", now), ["b"]);
     let mut all = Shortages::default();
@@ -261,7 +261,7 @@ fn room_that_is_made_while_a_write_is_under_way_is_not_forgotten() {
     refused(&mut all, "a", want(3, 0, 0), 3, now);
     assert_eq!(ask(&mut all, "a", want(3, 0, 0), now), Turn::Now(1));
     all.granted(&source(), "a", 1, now);
-    // As far as the refusal tells there is one left.
+    // As far as the refusal shows there is one left.
     assert_eq!(ask(&mut all, "a", want(3, 1, 0), now), Turn::Now(1));
     all.try_now("/vnets/v/subnets/s", Some(7), now);
     all.granted(&source(), "a", 1, now);
@@ -282,7 +282,7 @@ fn after_a_restart_one_node_asks_and_not_all_of_them() {
     assert_eq!(turns[1..], [later(), later()]);
 }
 
-/// A subnet, its nodes, and what they would have asked of Azure.
+/// A subnet, its nodes, and the requests that they would have made to Azure.
 struct Subnet {
     free: u32,
     nodes: Vec<Node>,
@@ -303,7 +303,7 @@ struct Answer {
 struct Node {
     pods: u32,
     held: u32,
-    /// What it does when it is woken.
+    /// Its answer to a wakeup.
     acts: Acts,
 }
 
@@ -312,7 +312,7 @@ enum Acts {
     Well,
     /// Its reconcile doesn't end, or it isn't woken at all.
     Never,
-    /// It asks, and what it then writes hangs.
+    /// It asks, and its next write hangs.
     Hangs,
     /// Its NIC is gone: its reconcile fails before it asks.
     Fails,
@@ -328,7 +328,7 @@ impl Subnet {
         Subnet { free, nodes: pods.iter().map(node).collect(), requests: 0, under_way: vec![] }
     }
 
-    /// One reconcile of a node, and of all whom it wakes.
+    /// One reconcile of a node, and of all nodes that it wakes.
     fn reconcile(&mut self, all: &mut Shortages, node: usize, now: Instant) {
         let mut woken = vec![node];
         while let Some(node) = woken.pop() {
@@ -350,7 +350,7 @@ impl Subnet {
         }
     }
 
-    /// What one reconcile of a node asks; gives whom it wakes.
+    /// The requests of one reconcile of a node; returns the nodes that it wakes.
     fn ask(&mut self, all: &mut Shortages, node: usize, now: Instant) -> Woken {
         let Node { pods, held, acts } = self.nodes[node];
         let (name, want) = (format!("n{node:02}"), want(pods, held, 0));
@@ -430,8 +430,8 @@ fn acts() -> impl Strategy<Value = Acts> {
 }
 
 proptest! {
-    /// Whatever is there is found, nothing more is given, and once there is enough everybody has what it
-    /// needs, though each is looked at only when it is woken.
+    /// All free addresses are found, nothing more is given, and once there is enough every node has what it
+    /// needs, though each is reconciled only when it is woken.
     #[test]
     fn nobody_is_forgotten_and_nothing_lies_idle(
         pods in prop::collection::vec(1..12_u32, 2..8),
@@ -465,7 +465,7 @@ proptest! {
         prop_assert!(subnet.requests <= 4 * total, "{} requests", subnet.requests);
     }
 
-    /// Nodes that can't act, in whatever way, keep the others waiting for no longer than a turn each.
+    /// Nodes that can't act, in any way, keep the others waiting for no longer than a turn each.
     #[test]
     fn a_node_that_can_not_act_holds_nobody_up(
         nodes in prop::collection::vec((1..12_u32, acts()), 2..8),
@@ -497,7 +497,7 @@ proptest! {
             now += Duration::from_secs(1);
             subnet.tick(&mut all, now);
         }
-        // One that has failed since comes back by itself, when its error allows it.
+        // A node that has failed since comes back when its own error allows it.
         (0..count).for_each(|node| subnet.reconcile(&mut all, node, now));
         for _ in 0..count as u64 * TURN.as_secs() {
             now += Duration::from_secs(1);
@@ -507,7 +507,7 @@ proptest! {
         prop_assert!(served, "{:?} {:?}", subnet.nodes, all);
     }
 
-    /// Answers that come when turns are long over, and operators that come and go, lose nobody and nothing.
+    /// Answers that come when turns are long over, and operators that come and go, lose no node and no turn.
     #[test]
     fn answers_that_come_late_lose_nobody(
         pods in prop::collection::vec((1..12_u32, 0..90_u64), 2..8),

@@ -300,7 +300,7 @@ async fn a_token_that_can_not_be_replaced_is_used_until_it_ends_and_work_goes_on
     assert!(matches!(error, Error::Credential { .. }) && error.reason() == "CredentialRefused", "{error}");
     assert!(after > Duration::from_secs(17), "given up {after:?} after the token was made, to last 20 s");
     assert!(reads > 20, "{reads}");
-    // One attempt while the token lasted, and one for all who came after its end.
+    // One attempt while the token lasted, and one for all callers that came after its end.
     for failed in futures::future::join_all((0..20).map(|_| read(&world, &azure))).await {
         failed.unwrap_err();
     }

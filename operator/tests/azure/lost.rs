@@ -1,5 +1,5 @@
-//! Answers that don't come, or not whole: what each becomes, that nothing is repeated below, and that the NIC
-//! then tells.
+//! Answers that don't come, or not whole: which error each becomes, that nothing is repeated below, and that
+//! the NIC then shows the outcome.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -44,13 +44,13 @@ async fn a_write_without_an_answer_is_neither_repeated_nor_forgotten() {
         // Asked for what is known, it asks Azure.
         let settled = settled(&world).await;
         assert_eq!(settled, if applied { vec!["vnp-1"] } else { vec![] }, "{effect:?}");
-        // Whoever goes on from there ends with what was wanted, once.
+        // The next attempt from there ends with the wanted state, once.
         world.reserve(&["vnp-1"]).await.unwrap();
         assert_eq!(world.held().len(), 1, "{effect:?}");
     }
 }
 
-/// What the NIC holds once Azure has finished with it.
+/// The NIC's content once Azure has finished with it.
 async fn settled(world: &World) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -100,7 +100,7 @@ async fn a_write_that_is_never_answered_times_out_with_its_outcome_unknown() {
             assert!(Instant::now() < deadline, "the write was never accepted");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // Azure has it and says nothing for nearly a minute, and for a little more.
+        // Azure has it and doesn't answer for nearly a minute, and for a little more.
         pass(Duration::from_secs(45)).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!ended.get(), "given up within 45 s");
@@ -131,7 +131,7 @@ async fn an_azure_whose_name_can_not_be_resolved_is_unavailable_and_nothing_was_
     let error = azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("dns error"), "{error}");
-    // Nor is the outcome of a write unknown that has found nobody.
+    // Nor is the outcome of a write unknown that has reached no server.
     let public = format!("{}/providers/Microsoft.Network/publicIPAddresses/vnp-pod", id().group());
     let error = azure.delete_public_address(&public.parse().unwrap(), Priority::GiveBack).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");

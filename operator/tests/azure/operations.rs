@@ -1,5 +1,5 @@
-//! Long-running operations: followed where Azure says, as it says, and to whatever end; and what replaces
-//! that where it may not be followed.
+//! Long-running operations: followed at Azure's URL and pace, and to whatever end; and what replaces that
+//! where it may not be followed.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::simulated::{World, change, names};
 #[tokio::test]
 async fn a_signed_address_of_kilobytes_is_used_byte_for_byte() {
     let script = Script::start().await;
-    // All that a URL's query may hold unescaped, what must be escaped, and escapes nobody needed.
+    // Every character that a URL's query may hold unescaped, those that must be escaped, and escapes that
+    // weren't needed.
     let odd = "c=AZaz09-._~!$()*+,;:@/?[]|^`{}\\&&=&t=%2f%2F%41%7E%20+%C3%A4%00";
     let address = format!("{OPERATION}&{odd}&p={}", "MII%2BxY/z+0=".repeat(400));
     assert!(address.len() > 4096);
@@ -73,7 +74,7 @@ async fn an_operation_that_azure_has_forgotten_is_followed_on_the_nic() {
     world.fault_at("GET", "/operations/", effect);
     let nic = world.reserve(&["vnp-1"]).await.unwrap();
     assert_eq!(nic.ip_configurations[0].state, ProvisioningState::Succeeded);
-    // That says nothing about permissions.
+    // That shows nothing of permissions.
     assert!(!matches!(world.azure.tracked(&world.nic), Some(Err(_))));
 }
 
@@ -91,7 +92,7 @@ async fn what_an_operation_that_failed_has_left_is_written_again() {
     assert_eq!(failed.remedy(), Remedy::RetryAfter(Duration::from_secs(5)));
     let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
     assert_eq!(nic.ip_configurations[0].state, ProvisioningState::Failed);
-    // Asked for what is there, nothing is written; asked to repair, the same is.
+    // A change that is there already isn't written; a repair of the same is.
     world.reserve(&["vnp-1"]).await.unwrap();
     let repair = Change { repair: true, ..Change::default() };
     let nic = world.azure.update(&world.nic, &repair, Priority::WaitingPods).await.unwrap();

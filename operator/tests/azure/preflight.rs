@@ -1,4 +1,5 @@
-//! What the preflight finds, of nodes and of groups, with permissions that can be read and such that can't.
+//! The preflight's findings, for nodes and for groups, with permissions that can be read and with some that
+//! can't.
 
 use axum::Json;
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ async fn cluster(nodes: Value, pools: Option<Value>) -> anyhow::Result<kube::Cli
         "/api/v1/namespaces/kube-system/configmaps/kube-proxy",
         axum::routing::get(move || async move { Json(kube_proxy) }),
     );
-    // As the API server itself says that there is no such kind.
+    // As the API server itself answers that there is no such kind.
     let unknown = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
         "message": "the server could not find the requested resource" });
     let app = app.fallback(move || async move { (axum::http::StatusCode::NOT_FOUND, Json(unknown)) });
@@ -240,7 +241,7 @@ async fn preflight_tests_what_an_instance_of_a_uniform_scale_set_needs_and_no_mo
     assert_eq!(report.lacks(), 0, "{report}");
     let text = report.to_string();
     assert!(own.iter().all(|action| line(&text, action).starts_with("granted")), "{text}");
-    // What is for machines and NICs that are written by themselves isn't asked for.
+    // Permissions for machines and NICs that are written as resources of their own aren't asked for.
     for other in ["Microsoft.Compute/virtualMachines/read", "Microsoft.Network/networkInterfaces/write"] {
         assert!(!text.contains(other), "{text}");
     }

@@ -1,4 +1,4 @@
-//! The list of actions against the calls that are really made: it is enough, and nothing in it is idle.
+//! The list of actions against the calls that are really made: it is enough, and none of it is unused.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Route tables, of which one write serves all nodes that wait for it: whoever needs it most decides when it
-//! goes.
+//! Route tables, of which one write serves all nodes that wait for it: the node with the most urgent need
+//! decides when it goes.
 
 use std::time::Duration;
 

@@ -101,7 +101,7 @@ impl Drop for Script {
     }
 }
 
-/// Has so much time pass for whoever waits for it, though none does.
+/// Has so much time pass for every waiting task, though none does.
 pub async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;

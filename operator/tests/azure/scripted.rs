@@ -1,4 +1,4 @@
-//! What the client does with answers that the simulated Azure doesn't give, or not on demand.
+//! The client's reaction to answers that the simulated Azure doesn't give, or not on demand.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
     })
 }
 
-/// To the write that adds vnp-1: Azure takes its time over it, and tells of it at this URL.
+/// To the write that adds vnp-1: Azure takes its time over it, and reports it at this URL.
 pub fn accepted(operation: String) -> Answer {
     answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
         .with("azure-asyncoperation", operation)
@@ -81,7 +81,7 @@ async fn a_write_that_is_complete_at_once_is_not_read_back() {
     let azure = script.azure();
     let written = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
     assert_eq!(written.ip_configurations.len(), 1);
-    // What came back is what the next write builds upon.
+    // The next write builds upon this answer.
     script.next(answer(200, nic("W/\"3\"", "Succeeded", &["vnp-1", "vnp-2"])));
     azure.update(&id(), &reserve("vnp-2"), Priority::WaitingPods).await.unwrap();
     let heard = script.heard();

@@ -1,7 +1,7 @@
 //! The client against simulated Azure: what it asks for, what the NIC then holds, and what each refusal
 //! becomes.
 //!
-//! Writes take a second here instead of Azure's ten, or as long as the test says.
+//! Writes take a second here instead of Azure's ten, or as long as the test asks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -83,7 +83,7 @@ impl World {
         self.sim.order_fault(Fault { method, path_contains, count: Some(1), effect })
     }
 
-    /// What ARM was asked, without tokens and polls.
+    /// The requests to ARM, without tokens and polls.
     pub fn asked(&self) -> Vec<String> {
         let log = self.arm_log();
         log.iter().filter(|one| !one.path.contains("/operations/")).map(|one| one.method.clone()).collect()
@@ -126,7 +126,7 @@ async fn a_write_that_is_not_confirmed_when_its_turn_has_come_is_not_sent_and_co
     let error = write(confirmed(false)).await.unwrap_err();
     assert!(matches!(error, Error::Unconfirmed { .. }), "{error}");
     assert_eq!(world.asked(), ["GET"]);
-    // What is known of the NIC stays known, and what was given back pays for this one: a counter goes never
+    // The NIC's known state stays known, and what was given back pays for this one: a counter never goes
     // down.
     write(confirmed(true)).await.unwrap();
     assert_eq!((world.asked(), spent(&world.azure)), (["GET", "PUT", "GET"].map(str::to_owned).into(), 1));
@@ -194,7 +194,7 @@ async fn five_are_reserved_in_one_write_and_two_released_in_another() {
     let give_back = change(&[], &["vnp-2", "vnp-4"]);
     let nic = world.azure.update(&world.nic, &give_back, Priority::GiveBack).await.unwrap();
     assert_eq!(names(&nic), ["vnp-1", "vnp-3", "vnp-5"]);
-    // What the first write left is known: no read before the second.
+    // The result of the first write is known: no read before the second.
     assert_eq!(world.asked(), ["GET", "PUT", "GET", "PUT", "GET"]);
     let ours: Vec<(String, String)> = nic
         .ip_configurations
@@ -260,7 +260,7 @@ async fn a_write_whose_answer_is_lost_is_found_on_the_nic() {
     assert_eq!(error.remedy(), Remedy::ReadAgain);
     let nic = world.azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
     assert_eq!(names(&nic), ["vnp-1"]);
-    // The write goes on in Azure, and nothing of ours disturbs it.
+    // The write goes on in Azure, undisturbed by ours.
     let error = world.reserve(&["vnp-2"]).await.unwrap_err();
     let Remedy::RetryAfter(wait) = error.remedy() else { panic!("{error}") };
     tokio::time::sleep(wait).await;
@@ -276,7 +276,7 @@ async fn after_throttling_nothing_is_asked_of_that_sort_before_retry_after() {
     world.refuse("PUT", 429, body, &[("retry-after", "2")]);
     let error = world.reserve(&["vnp-1"]).await.unwrap_err();
     assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(2)), "{error}");
-    // Asked at once nevertheless, it waits by itself.
+    // Asked at once nevertheless, it waits on its own.
     let started = std::time::Instant::now();
     let patient = world.reserve(&["vnp-1"]);
     patient.await.unwrap();
@@ -415,7 +415,7 @@ async fn in_a_dry_run_no_write_leaves_whoever_asks_for_it() {
     assert_eq!(error.reason(), "DryRun");
     assert!(error.to_string().contains(world.nic.as_str()), "{error}");
     assert_eq!(world.asked(), ["GET"]);
-    // What was read is still good.
+    // The earlier read is still good.
     azure.nic(&world.nic, Freshness::Cached, Priority::WaitingPods).await.unwrap();
     assert_eq!(world.asked(), ["GET"]);
 }

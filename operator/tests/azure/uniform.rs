@@ -46,7 +46,7 @@ impl Pool {
         log
     }
 
-    /// What was asked without polls: the verb, and the last of the path.
+    /// The requests without polls: the verb, and the last of the path.
     fn asked(&self) -> Vec<String> {
         let log = self.log();
         let log = log.iter().filter(|one| !one.path.contains("/operations/"));
@@ -68,7 +68,7 @@ impl Drop for Pool {
     }
 }
 
-/// What a write says about the instance's NICs.
+/// The content of a write about the instance's NICs.
 fn nics(document: &Value) -> &Value {
     &document["properties"]["networkProfileConfiguration"]["networkInterfaceConfigurations"]
 }
@@ -98,7 +98,7 @@ async fn an_instance_is_written_through_its_model_and_read_through_its_nic() {
     assert_eq!(put.if_match.as_deref(), Some("\"1\""));
     let reads = pool.log().into_iter().filter(|one| one.path.ends_with("/primary"));
     assert!(reads.into_iter().all(|one| one.query == "api-version=2018-10-01"));
-    // Known from the write: nothing is asked.
+    // Known from the write: no read is needed.
     let cached = pool.azure.nic(&nic, Freshness::Cached, Priority::NewNode).await.unwrap();
     assert_eq!(cached.ip_configurations.len(), 2);
     assert_eq!(pool.update(&[], &["vnp-1"]).await.unwrap(), ["vnp-2 10.240.0.6"]);
@@ -179,7 +179,7 @@ async fn an_instance_under_somebody_elses_operation_is_left_alone() {
     pool.sim.order_fault(fault);
     let error = pool.update(&["vnp-1"], &[]).await.unwrap_err();
     assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
-    // The write goes on in Azure, and nothing of ours disturbs it.
+    // The write goes on in Azure, undisturbed by ours.
     let error = pool.update(&["vnp-1", "vnp-2"], &[]).await.unwrap_err();
     let Error::Busy { .. } = &error else { panic!("{error}") };
     assert_eq!(pool.asked().iter().filter(|asked| *asked == "PUT 0").count(), 1);
@@ -199,7 +199,7 @@ async fn an_instance_marked_for_deletion_is_not_written() {
     delete.send().await.unwrap();
     pool.sim.clear_log();
     for _ in 0..2 {
-        // Told by Azure at first, and by the model after that.
+        // Reported by Azure at first, and by the model after that.
         let error = pool.update(&["vnp-1"], &[]).await.unwrap_err();
         assert!(matches!(error, Error::Busy { .. }), "{error}");
     }

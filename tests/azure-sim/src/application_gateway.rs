@@ -17,9 +17,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 /// A working gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gateway {
-    /// The source address of its own calls.
+    /// The source address of its own connections.
     pub(crate) instance: Ipv4Addr,
-    /// The private addresses at which clients call it.
+    /// The private addresses at which clients reach it.
     pub(crate) frontends: BTreeSet<Ipv4Addr>,
     /// Where it listens, and the backends of each listener.
     pub(crate) listeners: BTreeMap<SocketAddrV4, Vec<SocketAddrV4>>,
@@ -78,7 +78,7 @@ pub(crate) fn at_work(world: &World) -> impl Iterator<Item = (String, &Value)> {
     ready.map(|gateway| (id(gateway).to_lowercase(), gateway))
 }
 
-/// What a gateway does. `None` as long as its instance has no address.
+/// The gateway's work. `None` as long as its instance has no address.
 pub(crate) fn gateway(world: &World, key: &str, document: &Value) -> Option<Gateway> {
     let instance = *world.instances.get(key)?;
     let frontends = list(document, "frontendIPConfigurations").iter().filter_map(private_address).collect();
@@ -123,7 +123,7 @@ pub(crate) fn probes(world: &World) -> Vec<(Probe, u32)> {
     all.collect()
 }
 
-/// A routing rule with what it leads to.
+/// A routing rule with its backends.
 struct Rule<'a> {
     listener: &'a Value,
     backends: Vec<(SocketAddrV4, Probe)>,

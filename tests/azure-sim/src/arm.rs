@@ -187,14 +187,14 @@ fn authenticate(world: &World, request: &Request) -> Result<(), Reply> {
     }
 }
 
-/// Whether a token is for the ARM that was called. If the call was to an address instead of a name, this is
+/// Whether a token is for the requested ARM. If the request was to an address instead of a name, this is
 /// every cloud's ARM.
 fn is_for(audience: &str, request: &Request) -> bool {
     let asked = base(request);
     asked.starts_with("http:") || audience == asked
 }
 
-/// The URL by which the client called ARM: a cloud's own name by HTTPS, an address without.
+/// The URL by which the client reached ARM: a cloud's own name by HTTPS, an address without.
 fn base(request: &Request) -> String {
     let host = request.header("host").unwrap_or("management.azure.com");
     let is_address = host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok();
@@ -244,8 +244,8 @@ fn authorized(world: &World, call: &Call) -> String {
     group.unwrap_or(scope(path)).to_owned()
 }
 
-/// The caller's permissions at a scope, in pages of one entry, so that a client that stops at the first page
-/// is found out. Azure decides by itself how large pages are.
+/// The client's permissions at a scope, in pages of one entry, so that a client that stops at the first page
+/// is found out. Azure itself decides how large pages are.
 fn permissions(world: &World, call: &Call) -> Result<Reply, Reply> {
     if call.method() != "GET" {
         return Err(not_allowed(call));

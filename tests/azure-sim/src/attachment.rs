@@ -24,7 +24,7 @@ pub(crate) fn refusal(code: &str, message: String) -> Reply {
     Reply::nrp(400, code, message, json!([]))
 }
 
-/// The refusal of a reference to something that doesn't exist.
+/// The refusal of a reference to a resource that doesn't exist.
 pub(crate) fn missing(what: &str, by: &str) -> Reply {
     let message = format!(
         "Resource {what} referenced by resource {by} was not found. Please make sure that the referenced resource exists, \
@@ -129,7 +129,7 @@ fn check_label(world: &World, address: &Value) -> Result<(), Reply> {
     Ok(())
 }
 
-/// A public address that exists and that nobody but `by` uses.
+/// A public address that exists and that no resource but `by` uses.
 fn check_public_address(world: &World, address: &str, by: &str) -> Result<(), Reply> {
     if world.resource(Kind::PublicAddress, address).is_none() {
         return Err(missing(address, by));

@@ -1,5 +1,5 @@
-//! Simulated Azure as a whole: the world behind a lock, faults, the log, the network, and what its admin may
-//! do to it.
+//! Simulated Azure as a whole: the world behind a lock, faults, the log, the network, and the admin's
+//! actions.
 
 mod machine;
 mod outside;
@@ -206,7 +206,7 @@ impl Azure {
         reply
     }
 
-    /// Ends operations when they are due, even if nobody polls. Never returns.
+    /// Ends operations when they are due, even if no client polls. Never returns.
     pub(crate) async fn keep_time(&self) {
         loop {
             let next = lock(&self.world).next_end();
@@ -278,8 +278,7 @@ impl Azure {
         self.program().await
     }
 
-    /// Deallocates a VM, or starts it again. Its NICs keep their addresses, and nothing reaches them
-    /// meanwhile.
+    /// Deallocates a VM, or starts it again. Its NICs keep their addresses, and can't be reached meanwhile.
     ///
     /// # Errors
     /// When there is no such VM.
@@ -369,8 +368,8 @@ impl Azure {
         self.faults.order(fault)
     }
 
-    /// From now on what becomes of a client's request is drawn at random, by this seed. Of refusals, these
-    /// codes are drawn beside those known here, each with its status if it has one.
+    /// From now on the fate of a client's request is drawn at random, by this seed. Of refusals, these codes
+    /// are drawn beside those known here, each with its status if it has one.
     pub fn be_hostile(&self, seed: u64, codes: impl IntoIterator<Item = (Option<u16>, String)>) {
         self.faults.draw(Some(Hostile::of(seed, codes.into_iter().collect())));
     }
@@ -412,8 +411,8 @@ impl Azure {
         Ok(())
     }
 
-    /// Somebody else's write to a NIC: a JSON merge patch, carried out at once under Azure's rules. Gives the
-    /// NIC as it was.
+    /// Another client's write to a NIC: a JSON merge patch, carried out at once under Azure's rules. Returns
+    /// the NIC as it was.
     ///
     /// # Errors
     /// When there is no such NIC, or the outcome breaks a rule.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
-/// One seed's draws. A number depends on the seed, on what it is drawn for and on how often that was, never
-/// on the clock. So a seed that shows a fault shows it again, as far as the same is asked.
+/// One seed's draws. A number depends on the seed, on its purpose and on how often it was drawn for that,
+/// never on the clock. So a seed that shows a fault shows it again, as far as the same is asked.
 #[derive(Debug)]
 pub struct Draws {
     seed: u64,

@@ -73,7 +73,7 @@ pub(crate) struct Plug {
     pub(crate) live: BTreeSet<Ipv4Addr>,
 }
 
-/// The fabric and what it has programmed so far.
+/// The fabric and its programmed state so far.
 pub(crate) struct Fabric {
     /// The links to machines, by NIC.
     ports: BTreeMap<String, Port>,
@@ -90,7 +90,7 @@ pub(crate) struct Fabric {
 }
 
 impl Fabric {
-    /// Turns this namespace into the network. Removes what an earlier fabric left in it.
+    /// Turns this namespace into the network. Removes the remains of an earlier fabric in it.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         for (key, value) in [
             // Forwarding comes first: the kernel changes other settings with it.
@@ -114,7 +114,7 @@ impl Fabric {
             batch += &format!("address replace {address}/32 dev lo\n");
         }
         batch += &format!("route replace {INTERNET} dev lo\nroute replace {PREMISES_LINKS} dev lo\n");
-        // What an earlier fabric left in this namespace.
+        // The remains of an earlier fabric in this namespace.
         batch += "rule flush\nrule add lookup main priority 32766\n";
         ip(&batch).await?;
         nft(rules::BASE).await?;
@@ -129,7 +129,7 @@ impl Fabric {
         })
     }
 
-    /// Plugs, unplugs, routes and filters until the network is as the world says.
+    /// Plugs, unplugs, routes and filters until the network is as the world has it.
     pub(crate) async fn program(&mut self, mut network: Network) -> anyhow::Result<()> {
         self.house(&mut network)?;
         let (network, plugs) = (&network, &network.plugs);
@@ -275,7 +275,8 @@ impl Fabric {
         Ok(device)
     }
 
-    /// Joins a namespace as a host of the internet. It knows no address of a VNet except those that call it.
+    /// Joins a namespace as a host of the internet. It knows no address of a VNet except those that connect
+    /// to it.
     pub(crate) async fn join_internet(&mut self, netns: &str, address: Ipv4Addr) -> anyhow::Result<()> {
         self.host(netns, "net", address, INTERNET_GATEWAY).await.map(drop)
     }

@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tokio::sync::watch;
 
-/// Which requests a fault strikes, how often, and what it does. A condition that is absent matches
-/// everything.
+/// Which requests a fault strikes, how often, and its effect. A condition that is absent matches everything.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
@@ -40,7 +39,7 @@ pub enum Effect {
     Hold,
     /// Withholds the request itself until the fault is deleted.
     HoldBefore,
-    /// Cuts the connection and does nothing else.
+    /// Cuts the connection, without further effect.
     CutBeforeApply,
     /// Applies the request and cuts the connection instead of answering.
     CutAfterApply,
@@ -70,7 +69,7 @@ pub struct Standing {
     pub fault: Fault,
 }
 
-/// What happens to a request that a fault strikes.
+/// The effect of a fault on the request that it strikes.
 pub(crate) struct Strike {
     pub(crate) effect: Effect,
     lifted: watch::Receiver<()>,
@@ -90,7 +89,7 @@ pub(crate) struct Faults(Mutex<Ordered>);
 #[derive(Default)]
 struct Ordered {
     last: u64,
-    /// With what ends the requests that it holds, when it is dropped.
+    /// With the end of the requests that it holds, when it is dropped.
     hostile: Option<(Hostile, watch::Sender<()>)>,
     standing: BTreeMap<u64, (Standing, watch::Sender<()>)>,
 }
@@ -108,13 +107,13 @@ impl Faults {
         id
     }
 
-    /// Deletes a fault; what it holds goes on. Gives whether there was one.
+    /// Deletes a fault; the requests that it holds go on. Returns whether there was one.
     pub(crate) fn lift(&self, id: u64) -> bool {
         self.lock().standing.remove(&id).is_some()
     }
 
-    /// From now on what becomes of a request is drawn; without anything, nothing is, and what was held goes
-    /// on.
+    /// From now on the fate of each request is drawn. Without `hostile` the drawing ends, and requests that
+    /// were held go on.
     pub(crate) fn draw(&self, hostile: Option<Hostile>) {
         self.lock().hostile = hostile.map(|hostile| (hostile, watch::Sender::new(())));
     }
@@ -134,7 +133,7 @@ impl Faults {
                 && count.is_none_or(|count| standing.hits < count)
         });
         let Some((standing, sender)) = found else {
-            // What the owner of the subscription does, a test does.
+            // Actions of the subscription's owner are the test's.
             let is_clients = path.starts_with("/subscriptions/")
                 && request.header("authorization") != Some("Bearer owner");
             let (hostile, held) = ordered.hostile.as_mut().filter(|_| is_clients)?;

@@ -1,16 +1,16 @@
-//! The health of load balancers' members. Pure: what a probe saw is an argument.
+//! The health of load balancers' members. Pure: a probe's observation is an argument.
 
 use crate::topology::Probe;
 use std::collections::BTreeMap;
 
-/// What is known of each probe. A member that was never seen healthy gets nothing.
+/// The state of each probe. A member that was never seen healthy gets nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health(BTreeMap<Probe, State>);
 
 #[derive(Clone, Debug, Default)]
 struct State {
     up: bool,
-    /// How many answers in a row said the opposite.
+    /// How many answers in a row contradicted the state.
     against: u32,
 }
 

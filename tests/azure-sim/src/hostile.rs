@@ -1,5 +1,5 @@
-//! An Azure at its worst: what becomes of a request is drawn from a table of what Azure, its networks and
-//! proxies have been seen to answer.
+//! An Azure at its worst: the fate of a request is drawn from a table of answers that Azure, its networks and
+//! proxies have been seen to give.
 
 use crate::draws::Draws;
 use crate::fault::{Effect, Ending};
@@ -7,8 +7,8 @@ use crate::request::Request;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Codes with the status they come with. A resource's own 404 isn't among them: who is told twice that a NIC
-/// is gone must believe it.
+/// Codes with the status they come with. A resource's own 404 isn't among them: a client that gets two 404s
+/// for a NIC must believe that it is gone.
 const CODES: &[(u16, &str)] = &[
     (400, "SubnetIsFull"),
     (400, "PrivateIPAddressLimitReached"),
@@ -43,7 +43,7 @@ const CODES: &[(u16, &str)] = &[
 /// The statuses of codes that may come with any.
 const REFUSING: [u16; 3] = [400, 403, 409];
 
-/// Says that what it is about isn't there. Whoever reads that must believe it, so only writes are told.
+/// Reports that the resource isn't there. A client that reads this must believe it, so only writes get it.
 const ABSENT: &str = "ParentResourceNotFound";
 
 /// One seed's answers.
@@ -62,7 +62,7 @@ impl Hostile {
         Self { draws: Draws::of(seed), codes: known.chain(further).collect() }
     }
 
-    /// What becomes of a request; `None`: it is answered as always.
+    /// The fate of a request; `None`: it is answered as always.
     pub(crate) fn draw(&mut self, request: &Request) -> Option<Effect> {
         // An operation's own name differs each time.
         let path = request.path.split("/operations/").next().unwrap_or_default().to_lowercase();
@@ -120,7 +120,7 @@ fn words(code: &str, path: &str) -> String {
     }
 }
 
-/// JSON, and not what was asked for.
+/// JSON, and not of the requested kind.
 fn garbage(which: usize) -> Value {
     let all = [
         json!({}),

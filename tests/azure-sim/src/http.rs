@@ -24,12 +24,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a listener serves.
+/// The service behind a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     /// ARM, and IMDS below `/metadata`.
     Azure,
-    /// The wire server. It answers 200 to anything, and nothing of it is recorded.
+    /// The wire server. It answers 200 to anything, and its requests aren't recorded.
     Wire,
 }
 

@@ -201,14 +201,14 @@ fn interface(world: &World, nic: &Nic) -> Value {
     })
 }
 
-/// What the service tells of a NIC once it knows: the first address of a block, and the primary address
+/// The service's listing of a NIC once it knows it: the first address of a block, and the primary address
 /// before others.
 fn addresses(nic: &Nic) -> Vec<Ipv4Addr> {
     let held = nic::ip_configurations(&nic.document).iter().filter_map(nic::address);
     held.map(|block| block.addr()).filter(|address| nic.live.contains(address)).collect()
 }
 
-/// What the service tells of all NICs now, by id.
+/// The service's present listing of all NICs, by id.
 pub(crate) fn told(world: &World) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let id = |nic: &Nic| nic.document["id"].as_str().unwrap_or_default().to_owned();
     world.nics.values().map(|nic| (id(nic), addresses(nic))).collect()

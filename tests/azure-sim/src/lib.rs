@@ -7,8 +7,8 @@
 //!   admin (Unix socket) ───────┤
 //!                              └─> fabric (the kernel): follows the world after each request
 //! ```
-//! `world` and the code that works on it are pure: time is an argument, nothing is awaited. Comments say what
-//! Azure does and how that is known. What nobody could find out is marked there.
+//! `world` and the code that works on it are pure: time is an argument, nothing is awaited. Comments state
+//! Azure's behaviour and its source. Behaviour without a known source is marked as an assumption there.
 
 mod admin;
 mod application_gateway;

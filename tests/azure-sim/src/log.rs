@@ -1,5 +1,4 @@
-//! The record of every exchange, with bodies: what tests count, and what is validated against Azure's
-//! documents.
+//! The record of every exchange, with bodies: tests count it, and it is validated against Azure's documents.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

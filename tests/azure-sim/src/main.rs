@@ -1,5 +1,5 @@
-//! The simulator as a process: flags, one line on standard output when it is ready, then it serves until it
-//! is told to stop.
+//! The simulator as a process: flags, one line on standard output when it is ready, then it serves until a
+//! signal ends it.
 
 use anyhow::Context;
 use clap::Parser;

@@ -389,7 +389,7 @@ pub(crate) fn addresses(nic: &Value) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// What is attached to the addresses that a NIC holds: each address with the lower-case id of the attached
+/// The attachments of the addresses that a NIC holds: each address with the lower-case id of the attached
 /// resource.
 pub(crate) fn attachments(nic: &Value) -> BTreeSet<(Ipv4Addr, String)> {
     let of = |configuration: &Value| {

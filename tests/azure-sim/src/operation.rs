@@ -6,7 +6,7 @@ use crate::resource::Kind;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// What an operation does to the world when it ends.
+/// An operation's effect on the world when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     FinishNic,
@@ -130,7 +130,7 @@ impl Operation {
         self.status == Status::InProgress
     }
 
-    /// Adds the headers that tell a client where to ask. `base` is `http://host`.
+    /// Adds the headers that name the URL to poll. `base` is `http://host`.
     pub(crate) fn announce(&self, reply: Reply, base: &str, subscription: &str, version: &str) -> Reply {
         let url = |kind: &str, extra: &str| self.url((base, subscription, version), kind, extra);
         let reply = reply

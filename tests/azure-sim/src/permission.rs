@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// The name of every simulated identity in ARM.
 pub(crate) const PRINCIPAL: &str = "22222222-2222-2222-2222-222222222222";
 
-/// What restricts the identity besides `denied`.
+/// Further restrictions of the identity besides `denied`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
@@ -52,7 +52,7 @@ pub struct Lock {
     pub level: LockLevel,
 }
 
-/// What a lock forbids.
+/// The verbs that a lock forbids.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub enum LockLevel {
     /// Deleting only. A write to a NIC passes, whatever ipConfigurations it removes.

@@ -1,5 +1,6 @@
 //! A TLS-inspecting HTTP proxy, as companies have them, in front of simulated Azure. Clients reach Entra and
-//! ARM under their own names, by HTTPS, with a certificate of an authority that they must be told to trust.
+//! ARM under their own names, by HTTPS, with a certificate of an authority that they must be configured to
+//! trust.
 
 use crate::lock::lock;
 use anyhow::{Context, bail};
@@ -21,7 +22,7 @@ pub struct Proxy {
     task: JoinHandle<()>,
 }
 
-/// What a connection needs of it.
+/// The parts of the proxy that a connection needs.
 struct Lead {
     azure: SocketAddr,
     authority: CertifiedIssuer<'static, KeyPair>,

@@ -35,7 +35,7 @@ impl Reply {
         Self::new(status, json!({ "error": { "code": code, "message": message.into(), "details": details } }))
     }
 
-    /// NRP's way to say "later": 429 with the true code in the details.
+    /// NRP's form of "later": 429 with the true code in the details.
     pub(crate) fn retryable(code: &str, message: impl Into<String>) -> Self {
         let details = json!([{ "code": code, "message": message.into() }]);
         Self::nrp(429, "RetryableError", "A retryable error occurred.", details)

@@ -233,7 +233,7 @@ fn undocumented(segments: &[&str], status: u16) -> Option<&'static str> {
         ["subscriptions", _, "providers", _, "locations", _, "operationresults", _] => {
             Some("results of operations are in no document")
         }
-        // What preflight asks: it is Microsoft.Authorization's.
+        // The preflight's requests: they are Microsoft.Authorization's.
         [.., "providers", "microsoft.authorization", "permissions"] => {
             Some("permissions belong to documents that are not at hand")
         }

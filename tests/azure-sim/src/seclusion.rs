@@ -1,11 +1,11 @@
-//! A network that leads nowhere. It is for tests of programs that would, on a fault, call this machine's
+//! A network that leads nowhere. It is for tests of programs that would, on a fault, reach this machine's
 //! metadata service.
 
 use nix::sched::{CloneFlags, unshare};
 use std::io;
 use std::process::Command;
 
-/// Moves the calling thread into a network namespace of its own, which has only a loopback link. Everything
+/// Moves the current thread into a network namespace of its own, which has only a loopback link. Everything
 /// that the thread starts from then on is in there, too: sockets, threads, programs.
 ///
 /// # Errors

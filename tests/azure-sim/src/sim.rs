@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use tokio::task::JoinSet;
 
-/// A simulator that answers as long as it exists. What its admin may do are the methods of [`Azure`].
+/// A simulator that answers as long as it exists. Its admin's actions are the methods of [`Azure`].
 pub struct Sim {
     azure: Arc<Azure>,
     arm: String,

@@ -21,7 +21,7 @@ pub(crate) struct Template<'a> {
 pub(crate) struct Resource {
     pub(crate) id: String,
     pub(crate) api_version: String,
-    /// What is sent to its provider.
+    /// The body that is sent to its provider.
     pub(crate) body: Value,
 }
 
@@ -108,8 +108,8 @@ impl Template<'_> {
         }
     }
 
-    /// A call or a literal at the beginning of `rest`, with the properties that follow. `rest` is what comes
-    /// after.
+    /// A function or a literal at the beginning of `rest`, with the properties that follow. `rest` is the
+    /// text after it.
     fn expression(&self, rest: &mut &str) -> Result<Value, String> {
         *rest = rest.trim_start();
         if let Some(text) = rest.strip_prefix('\'') {

@@ -1,10 +1,10 @@
-//! What the network has to do, read from the world's documents: the plugged-in NICs, and each subnet's
-//! effective routes. Pure.
+//! The network's duties, read from the world's documents: the plugged-in NICs, and each subnet's effective
+//! routes. Pure.
 //!
 //! Routes follow Azure's rules ("Virtual network traffic routing"): the longest prefix wins. For the same
 //! prefix a user-defined route wins, then one learned from a gateway, then a system route. System routes are
-//! the virtual network's own prefixes, those of peered networks, the internet for everything else, and
-//! nothing for private ranges that belong to nobody.
+//! the virtual network's own prefixes, those of peered networks, the internet for everything else, and no
+//! next hop for unused private ranges.
 
 mod exposure;
 mod security;
@@ -133,7 +133,7 @@ const fn net(a: u8, b: u8, length: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), length)
 }
 
-/// Azure drops packets for private ranges that belong to nobody.
+/// Azure drops packets for unused private ranges.
 const PRIVATE: [Ipv4Net; 4] = [net(10, 0, 8), net(172, 16, 12), net(192, 168, 16), net(100, 64, 10)];
 
 fn system_routes(world: &World, key: &str, vnet: &Value, subnet: &str) -> BTreeMap<Ipv4Net, Hop> {
@@ -178,7 +178,7 @@ fn hop(route: &Value) -> Hop {
     }
 }
 
-/// What comes in through a gateway reaches its network, and the peered ones that use it.
+/// A packet that comes in through a gateway reaches its network, and the peered ones that use it.
 fn gateway_routes(world: &World, key: &str, vnet: &Value) -> BTreeMap<Ipv4Net, Hop> {
     let uses = |(peering, remote): &(&Value, &Value)| {
         let back = peering_to(remote, vnet["id"].as_str().unwrap_or_default());

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// What exists before the first request. Every field has a default.
+/// The resources before the first request. Every field has a default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -44,7 +44,7 @@ pub struct Config {
     pub limits: bool,
     /// The actions that the managed identity may not do.
     pub denied: Vec<String>,
-    /// What else restricts the identity.
+    /// Further restrictions of the identity.
     pub access: Access,
     /// How many ipConfigurations the NICs of a VNet can have in all.
     pub network_addresses: usize,
@@ -59,7 +59,7 @@ pub struct Config {
     pub token_seconds: i64,
 }
 
-/// What isn't known of Azure, or differs: a test can have it either way.
+/// Behaviour that isn't known of Azure, or differs: a test can have it either way.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Habits {
@@ -71,7 +71,7 @@ pub struct Habits {
     pub refuses_second_write: bool,
     /// A NIC lists its primary ipConfiguration last. Recorded is that it comes first when it has changed.
     pub lists_primary_last: bool,
-    /// A write to a NIC is answered with 202 and `Location`, and nothing else.
+    /// A write to a NIC is answered with 202 and `Location`, and without a body.
     pub answers_location_only: bool,
     /// A write to the NIC of a stopped machine is refused; otherwise it is complete in its answer.
     pub refuses_writes_to_stopped: bool,
@@ -130,8 +130,8 @@ pub(crate) struct Nic {
     /// The addresses that the network delivers. A new one joins when its write has succeeded; one that goes
     /// leaves when the write is accepted.
     pub(crate) live: BTreeSet<Ipv4Addr>,
-    /// What is effectively attached to addresses: an address with the lower-case id of a public address, a
-    /// backend pool or an application security group. It follows writes as `live` does.
+    /// The effective attachments of addresses: an address with the lower-case id of a public address, a
+    /// backend pool or an application security group. They follow writes as `live` does.
     pub(crate) attached: BTreeSet<(Ipv4Addr, String)>,
     /// A NIC that never had a VM is deleted at once by Azure.
     pub(crate) was_attached: bool,
@@ -193,7 +193,7 @@ pub(crate) struct World {
     pub(crate) scale_sets: BTreeMap<String, ScaleSet>,
     /// Hosts of the internet that belong to an Azure service, such as `Microsoft.Storage`.
     pub(crate) services: BTreeMap<Ipv4Addr, String>,
-    /// The addresses from which application gateways call, by the gateways' ids.
+    /// The addresses from which application gateways connect, by the gateways' ids.
     pub(crate) instances: BTreeMap<String, Ipv4Addr>,
     /// Records of private zones, by full name in lower case.
     pub(crate) names: BTreeMap<String, Ipv4Addr>,
@@ -287,7 +287,7 @@ impl World {
 
     /// A NIC whose write has failed keeps the new list, and no new address works until another write
     /// succeeds. It is an assumption that Azure marks each ipConfiguration, too. An instance keeps its model.
-    /// Nothing else fails here.
+    /// No other writes fail here.
     fn give_up(&mut self, effect: Effect, resource: &str) {
         match effect {
             Effect::FinishNic => {

@@ -1,4 +1,4 @@
-//! What an operator meets over the wire, beyond the shape of bodies: etags, writes that take time, faults,
+//! The simulator's behaviour over the wire, beyond the shape of bodies: etags, writes that take time, faults,
 //! limits, permissions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]

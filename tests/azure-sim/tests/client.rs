@@ -55,7 +55,7 @@ impl Client {
         }
     }
 
-    /// A request with a bearer token, unless `headers` say something else about `authorization`.
+    /// A request with a bearer token, unless `headers` have another `authorization`.
     pub async fn send(
         &self,
         method: &str,

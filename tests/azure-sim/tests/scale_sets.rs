@@ -101,9 +101,9 @@ async fn a_write_by_parts_replaces_the_list_and_keeps_the_rest() {
     for part in ["storageProfile", "osProfile", "hardwareProfile", "vmId"] {
         assert_eq!(after["properties"][part], before["properties"][part], "{part}");
     }
-    // The model doesn't tell addresses.
+    // The model doesn't show addresses.
     assert!(!after.pointer_mut(LIST).unwrap().to_string().contains("10.240"));
-    // What is left out of the list goes.
+    // An ipConfiguration that is left out of the list goes.
     let write = scene.put(&before).await;
     assert_eq!(write.status, 403, "the gallery's image was sent back");
     let body = json!({ "location": before["location"], "properties": {
@@ -131,7 +131,7 @@ async fn a_write_that_can_not_be_met_is_answered_well_ends_failed_and_is_tried_a
         "the model keeps what was asked for"
     );
     assert_eq!(scene.held().await.len(), 1);
-    // One more wish fails with the eleven of before, and so does a write that changes nothing.
+    // One address more fails with the eleven requested before, and so does a write that changes nothing.
     for more in [&["vnp-x"][..], &[]] {
         let write = scene.put(&scene.body_with(more).await).await;
         assert_eq!(scene.client.outcome(&write).await["status"], "Failed");

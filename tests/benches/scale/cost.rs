@@ -1,4 +1,4 @@
-//! What a phase has cost: the difference of two looks at the operator's process, its requests to Azure, and
+//! The cost of a phase: the difference of two readings of the operator's process, its requests to Azure, and
 //! those the API server has served.
 
 use crate::process::{Process, Usage};
@@ -9,23 +9,23 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Everything so far: what is counted, by what it is.
+/// Everything so far: counts by name.
 pub struct Cost {
     since: Instant,
     counts: BTreeMap<String, f64>,
     usage: Usage,
 }
 
-/// The verbs that change something.
+/// The verbs that change an object.
 const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
-/// What only the operator and the agents write here.
+/// The objects that only the operator and the agents write here.
 const OURS: [&str; 4] = ["nodeipallocations", "nodeippools", "events", "leases"];
 
 impl Cost {
     pub async fn so_far(world: &World<'_>, operator: &Process) -> Result<Cost> {
         let mut counts = BTreeMap::new();
         let mut add = |what: String, count: f64| *counts.entry(what).or_default() += count;
-        // An operator that has just started has asked nothing yet, and doesn't tell either.
+        // An operator that has just started has made no request yet, and has no counter either.
         if let Ok(metrics) = operator.metrics().await {
             for kind in ["read", "write", "poll", "delete"] {
                 let all = metrics.sum("vnetpool_operator_arm_requests_total", &[&format!("kind=\"{kind}\"")]);
@@ -60,7 +60,7 @@ impl Cost {
         Ok(Cost { since: Instant::now(), counts, usage: operator.usage()? })
     }
 
-    /// Prints what has come since, and gives it, and all so far.
+    /// Prints the increase since, and returns it, and the total so far.
     pub async fn until_now(
         &self,
         phase: &str,
@@ -89,7 +89,7 @@ impl Cost {
     }
 }
 
-/// What of a phase's cost falls to each of so many.
+/// Each one's part of a phase's cost, for so many.
 pub fn each(cost: &Value, count: usize) -> Value {
     let share = |total: &Value| total.as_f64().unwrap_or_default() / count as f64;
     let requests = ["API writes", "API bytes written", "Azure: read", "Azure: write"];

@@ -1,4 +1,4 @@
-//! What a cluster of many nodes costs: a real API server, the operator as a process of its own, simulated
+//! The cost of a cluster of many nodes: a real API server, the operator as a process of its own, simulated
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
 //! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=…`. Azure limits each subscription, so nodes in

@@ -20,7 +20,7 @@ pub struct Process {
     admin: SocketAddr,
 }
 
-/// A look at a process.
+/// A reading of a process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// Seconds of processor time so far.
@@ -84,7 +84,7 @@ impl Drop for Process {
     }
 }
 
-/// What the process does: the arguments are those after [`ROLE`].
+/// The process's work: the arguments are those after [`ROLE`].
 pub async fn run([kubeconfig, arm, admin, identity]: [&str; 4]) -> Result<()> {
     let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.to_owned());
     let kube = User::Operator.config(Path::new(kubeconfig)).await?;

@@ -1,4 +1,4 @@
-//! What happens to the cluster, and what is measured of it.
+//! The events in the cluster, and the measurements.
 
 use crate::cost::{Cost, each};
 use crate::process::Process;
@@ -44,7 +44,7 @@ impl Scenario {
         }
     }
 
-    /// What is to be played for these names, separated by commas, or for `all`: the cluster has to come first.
+    /// The scenarios of these names, separated by commas, or of `all`: the cluster has to come first.
     pub fn named(names: &str) -> Result<Vec<Scenario>> {
         if names == "all" {
             return Ok(Scenario::ALL.to_vec());
@@ -81,10 +81,10 @@ impl<'a> Run<'a> {
         Ok(Run { world, operator: Some(operator), cost })
     }
 
-    /// Plays a scenario to its end, and gives what it cost.
+    /// Plays a scenario to its end, and returns its cost.
     ///
     /// # Errors
-    /// When something fails, or it takes longer than [`PATIENCE`].
+    /// When a step fails, or it takes longer than [`PATIENCE`].
     pub async fn play(&mut self, scenario: Scenario) -> Result<Value> {
         let played = timeout(PATIENCE, self.play_on(scenario)).await;
         played.with_context(|| format!("{} hasn't ended after {PATIENCE:?}", scenario.name()))?
@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What it has cost since the last time.
+    /// The cost since the last time.
     async fn told(&mut self, phase: &str, more: Value) -> Result<Value> {
         let operator = self.operator.as_ref().context("no operator")?;
         let (mut told, now) = self.cost.until_now(phase, self.world, operator).await?;
@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
         Ok(told)
     }
 
-    /// Waits until nothing trails any more: Events, reports.
+    /// Waits until Events and reports no longer trail.
     async fn settle(&mut self) -> Result<()> {
         let operator = self.operator.as_ref().context("no operator")?;
         let mut last = f64::NEG_INFINITY;
@@ -187,19 +187,19 @@ impl<'a> Run<'a> {
             let ended = began.elapsed().as_secs_f64();
             self.until_leads(&identity).await?;
             let won = began.elapsed().as_secs_f64();
-            until_looked(&standby, 1).await?;
+            until_reconciled(&standby, 1).await?;
             let first = began.elapsed().as_secs_f64();
-            until_looked(&standby, self.world.nodes()).await?;
+            until_reconciled(&standby, self.world.nodes()).await?;
             let all = began.elapsed().as_secs_f64();
             let requests = standby.metrics().await?.sum("vnetpool_operator_arm_requests_total", &[]);
             let usage = standby.usage()?;
             println!(
-                "\nleader {end}: it had gone after {ended:.1} s, the standby won after {won:.1} s, looked at a node \
+                "\nleader {end}: it had gone after {ended:.1} s, the standby won after {won:.1} s, reconciled a node \
                  after {first:.1} s and at all after {all:.1} s, and asked Azure {requests} times; it had synced in {synced:.1} s, \
                  with {:.0} MB, has had {:.0} MB at most, and has used {:.1} s of processor",
                 warm.memory[1], usage.memory[1], usage.processor
             );
-            let one = json!({ "leaderGone": ended, "leaseWon": won, "firstLook": first, "allLooked": all,
+            let one = json!({ "leaderGone": ended, "leaseWon": won, "firstReconciled": first, "allReconciled": all,
                 "azureRequests": requests, "syncSeconds": synced, "standbyMemoryMB": warm.memory[1],
                 "mostMemoryMB": usage.memory[1], "processorSeconds": usage.processor });
             told.insert(end.to_owned(), one);
@@ -210,24 +210,24 @@ impl<'a> Run<'a> {
 
     async fn until_leads(&self, identity: &str) -> Result<()> {
         while self.world.stage.leader().await?.0.as_deref() != Some(identity) {
-            sleep(LOOK).await;
+            sleep(POLL).await;
         }
         Ok(())
     }
 }
 
-/// How often it is looked whether something has happened that is timed.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often to check whether a timed event has happened.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Waits until the operator has reconciled so many nodes.
-async fn until_looked(operator: &Process, nodes: usize) -> Result<()> {
+async fn until_reconciled(operator: &Process, nodes: usize) -> Result<()> {
     loop {
         let ok = [r#"controller="node""#, r#"outcome="ok""#];
         let metrics = operator.metrics().await?;
         if metrics.sum("vnetpool_operator_reconciles_total", &ok) >= nodes as f64 {
             return Ok(());
         }
-        sleep(LOOK).await;
+        sleep(POLL).await;
     }
 }
 

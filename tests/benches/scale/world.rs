@@ -105,7 +105,7 @@ impl<'a> World<'a> {
         Ok(pod)
     }
 
-    /// The same, and the kubelet says that it runs.
+    /// The same, and the kubelet reports that it runs.
     pub async fn run_pod(&self, node: &str) -> Result<()> {
         let ledger::Pod { name, .. } = self.start_pod(node).await?;
         let status = json!({ "status": { "phase": "Running", "podIP": "10.16.0.1" } });
@@ -134,8 +134,8 @@ impl<'a> World<'a> {
         Api::namespaced(self.stage.client.clone(), NAMESPACE)
     }
 
-    /// Waits until the pool's status counts all nodes and their addresses, and says that all are ready. Gives
-    /// how many addresses were held after how many seconds, each time that had changed.
+    /// Waits until the pool's status counts all nodes and their addresses, and reports that all are ready.
+    /// Gives how many addresses were held after how many seconds, each time that had changed.
     pub async fn until_served(&self) -> Result<Vec<(f64, u32)>> {
         let (nodes, held) = (self.nodes() as u32, (self.nodes() * self.size.each) as u32);
         let (began, progress) = (Instant::now(), Mutex::new(vec![(0.0, 0)]));

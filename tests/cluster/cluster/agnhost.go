@@ -11,7 +11,7 @@ import (
 
 const agnhostPackage = "k8s.io/kubernetes/test/images/agnhost"
 
-// What the specs start in its containers by a shell, beside agnhost: Debian's, by their paths.
+// The programs that the specs start in its containers by a shell, beside agnhost: Debian's, by their paths.
 var agnhostTools = []string{busybox, "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/getent", "/usr/bin/nc"}
 
 const busybox = "/usr/bin/busybox"

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apart runs a command to its end in cgroups, and in cgroup, mount and network namespaces, that nobody else has. Whatever it leaves
-// running, as a command does that was interrupted with its cluster up, ends with it.
+// apart runs a command to its end in cgroups, and in cgroup, mount and network namespaces, of its own.
+// Processes that it leaves running, as a command does that was interrupted with its cluster up, end with it.
 func apart(ctx context.Context, argv []string) error {
 	if len(argv) == 0 {
 		return errUsage

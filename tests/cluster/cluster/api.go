@@ -94,7 +94,7 @@ func exchange(client *http.Client, request *http.Request, into any) error {
 	return nil
 }
 
-// nodeObject is what we look at of a Node.
+// nodeObject is the part of a Node that we read.
 type nodeObject struct {
 	Spec struct {
 		ProviderID string `json:"providerID"`

@@ -1,4 +1,4 @@
-// Backup: what the API server stores, kept and brought back, as somebody does who restores a cluster.
+// Backup: the API server's store, kept and brought back, as an administrator does who restores a cluster.
 package main
 
 import (

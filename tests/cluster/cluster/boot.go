@@ -91,7 +91,8 @@ func (c *Cluster) mountNode(name, bootID string) error {
 		{filepath.Join(c.home(name), "opt"), "/opt"},
 		{filepath.Join(c.home(name), "var/lib"), "/var/lib"},
 		{c.path("logs", name), "/var/log"},
-		// This machine's may hold somebody's network, and a node's starts empty. One mount, net.d within it: agents rename into net.d.
+		// This machine's may hold another network, and a node's starts empty. One mount, net.d within it: agents
+		// rename into net.d.
 		{filepath.Join(c.home(name), "cni"), "/etc/cni"},
 	} {
 		fd, err := unix.Open(b.source, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -250,8 +251,9 @@ func supervise(services []service) error {
 	}
 }
 
-// bootIDHook shows a container the node's boot id. runc calls it in the container's mount namespace, before its root is
-// changed, with the container's state on standard input (OCI runtime specification, createContainer hooks).
+// bootIDHook shows a container the node's boot id. runc runs it in the container's mount namespace, before
+// its root is changed, with the container's state on standard input (OCI runtime specification,
+// createContainer hooks).
 func bootIDHook() error {
 	content, err := io.ReadAll(os.Stdin)
 	if err != nil {

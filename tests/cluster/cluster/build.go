@@ -23,7 +23,7 @@ const (
 	felixVersion      = "v3.28.5" // Calico's; felix/go.mod has it by its commit
 )
 
-// The names under which the one Kubernetes binary is called.
+// The names under which the one Kubernetes binary is started.
 var kubeCommands = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
 
 // program is a binary and how to build it.
@@ -87,7 +87,7 @@ var programs = []program{
 		inputs:  []string{"felix/go.mod", "felix/go.sum"},
 	},
 	{
-		// Without its tag it is no package for whoever vets or tests them all.
+		// Without its tag it is no package for a tool that vets or tests them all.
 		name: "conformance", label: "Kubernetes' conformance specs (about 3 minutes the first time)", folder: ".", pack: "./conformance",
 		tests: true, tags: "conformance", onRequest: true,
 		inputs: []string{"go.mod", "go.sum", "conformance/conformance_test.go"},
@@ -122,7 +122,7 @@ func parts(names []string) ([]program, error) {
 	return chosen, nil
 }
 
-// part is what people call it: helm carries its version in its file's name.
+// part is its usual name: helm carries its version in its file's name.
 func (p program) part() string { return strings.TrimSuffix(p.name, "-"+helmVersion) }
 
 // build makes target/cluster/bin current, all of it or only these parts.
@@ -170,7 +170,7 @@ func build(ctx context.Context, names []string) error {
 	return nil
 }
 
-// build builds one program unless its stamp says that it is current.
+// build builds one program unless its stamp shows that it is current.
 func (p program) build(ctx context.Context, root repo) error {
 	stamp, err := p.stamp(root)
 	if err != nil {
@@ -223,7 +223,7 @@ func (p program) stamp(root repo) (string, error) {
 	return fmt.Sprintf("%x", digest.Sum(nil)), nil
 }
 
-// heartbeat prints a line every 20 s until the returned function is called.
+// heartbeat prints a line every 20 s until the returned function runs.
 func heartbeat(what string) (stop func()) {
 	began, done := time.Now(), make(chan struct{})
 	go func() {

@@ -28,7 +28,7 @@ type hierarchy struct {
 	options string // of v1, what tells it from the others: its controllers, or its name
 }
 
-// unified says whether it is the only one of its machine, which has cgroup v2 only then.
+// unified reports whether it is the only one of its machine, which has cgroup v2 only then.
 func (h hierarchy) unified() bool { return h.path == cgroupFolder }
 
 // hierarchies gives the mounts that need a folder for each node: all on a machine with v1, or the one of v2.
@@ -134,7 +134,7 @@ func endCgroups(ctx context.Context, name string) error {
 	return deleteCgroups(ctx, name)
 }
 
-// killTree kills the processes in a cgroup and those below it; an error says how many there were.
+// killTree kills the processes in a cgroup and those below it; an error names how many there were.
 func killTree(root string) error {
 	folders, err := foldersBelow(root)
 	if err != nil {

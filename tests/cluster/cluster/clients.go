@@ -1,4 +1,4 @@
-// kubectl and helm, called so that they leave nothing in the home folder.
+// kubectl and helm, started so that they leave nothing in the home folder.
 package main
 
 import (

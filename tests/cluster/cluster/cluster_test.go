@@ -148,8 +148,8 @@ func TestAMarkIsThatOfOneClusterAndNoOther(t *testing.T) {
 	}
 }
 
-// It kills by number, one child of this test. What looks for processes all over the machine stays out of unit tests: an error
-// there ends whatever else runs.
+// It kills by number, one child of this test. Code that searches for processes all over the machine stays out
+// of unit tests: an error there would end other programs.
 func TestAProcessIsKilledOnlyByItsOwnCluster(t *testing.T) {
 	ours, theirs := &Cluster{dir: t.TempDir()}, &Cluster{dir: t.TempDir()}
 	if err := os.Mkdir(ours.path("logs"), 0o755); err != nil {

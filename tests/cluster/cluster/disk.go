@@ -37,8 +37,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         SystemdCgroup = false
 `
 
-// kubeletConfig is a kubelet's configuration. Evictions and image collection are off: the nodes share one disk and
-// one memory, and their pressure says nothing about the node. maxPods leaves room for 250 pods beside those of the node's own network.
+// kubeletConfig is a kubelet's configuration. Evictions and image collection are off: the nodes share one
+// disk and one memory, and their pressure isn't the node's. maxPods leaves room for 250 pods beside those of
+// the node's own network.
 func kubeletConfig(node Node) map[string]any {
 	return object{
 		"apiVersion":                    "kubelet.config.k8s.io/v1beta1",
@@ -128,7 +129,7 @@ func baseSpec() ([]byte, error) {
 	return addHook(output)
 }
 
-// addHook makes every container call us once its mounts are there and before it sees them.
+// addHook makes every container run our hook once its mounts are there and before it sees them.
 func addHook(spec []byte) ([]byte, error) {
 	var object map[string]any
 	if err := json.Unmarshal(spec, &object); err != nil {

@@ -1,5 +1,5 @@
-// What the Dockerfile says of the images for use. The test images are made from it, so that a test which runs in an image, or
-// calls its program by name, finds there what users find.
+// The Dockerfile's description of the images for use. The test images are made from it, so that a test which
+// runs in an image, or starts its program by name, finds there what users find.
 package main
 
 import (

@@ -62,7 +62,8 @@ func TestEachProgramIsOnThePathOfItsImage(t *testing.T) {
 	}
 }
 
-// isOnPath tells if a runtime finds a program by its name; without a PATH it takes the one that runtimes agree on.
+// isOnPath reports whether a runtime finds a program by its name; without a PATH it takes the one that
+// runtimes agree on.
 func isOnPath(files fs.FS, env []string, name string) bool {
 	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	for _, variable := range env {

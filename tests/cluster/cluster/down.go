@@ -1,4 +1,4 @@
-// Down: whatever state a cluster is in, nothing of it stays but its logs.
+// Down: in any state of a cluster, nothing of it stays but its logs.
 package main
 
 import (
@@ -50,7 +50,8 @@ func owner() (string, error) {
 	return strings.TrimSpace(string(content)), err
 }
 
-// killAll ends every process of the cluster; killing may race with the start of further ones, so it looks until none is left.
+// killAll ends every process of the cluster; killing may race with the start of further ones, so it repeats
+// until none is left.
 func (c *Cluster) killAll(ctx context.Context) error {
 	return wait(ctx, "the end of the cluster's processes", 30*time.Second, func() error {
 		pids, err := c.processes()
@@ -88,7 +89,7 @@ func (c *Cluster) clear() error {
 		return err
 	}
 	if _, err := os.Stat(c.mark()); os.IsNotExist(err) && owner != c.dir {
-		// Not a cluster's folder: whatever is in there is somebody's.
+		// Not a cluster's folder: its files may be another program's.
 		return nil
 	}
 	var problems []error

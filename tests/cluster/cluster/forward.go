@@ -24,7 +24,7 @@ func forward(args []string) error {
 			return err
 		}
 		var far net.Conn
-		// A socket belongs to the namespace that it was created in, whoever uses it later.
+		// A socket belongs to the namespace that it was created in, whichever thread uses it later.
 		err = inNetns(netns, func() error {
 			far, err = net.Dial("tcp", target)
 			return err

@@ -66,7 +66,8 @@ func allImages(root repo) ([]image, error) {
 	), nil
 }
 
-// images makes every archive current; an image whose root file system nobody has staged is skipped aloud.
+// images makes every archive current; an image whose root file system wasn't staged is skipped with a
+// message.
 func images(ctx context.Context) error {
 	root, err := findRepo()
 	if err != nil {
@@ -87,7 +88,7 @@ func images(ctx context.Context) error {
 	return nil
 }
 
-// releaseCommand writes the images for use into a folder, named by a release; a registry is for whoever publishes them to name.
+// releaseCommand writes the images for use into a folder, named by a release; the publisher names a registry.
 func releaseCommand(args []string) error {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	tag := flags.String("tag", "", "the release's version")
@@ -119,7 +120,7 @@ func releaseCommand(args []string) error {
 	return nil
 }
 
-// hasPrograms tells whether what runs in the image is there.
+// hasPrograms reports whether the programs of the image are there.
 func (i image) hasPrograms(root repo) bool {
 	return !slices.ContainsFunc(i.programs, func(path string) bool {
 		if !filepath.IsAbs(path) {
@@ -193,7 +194,7 @@ func (i image) build(root repo) error {
 		return nil
 	}
 	progress("image %s", i.archive)
-	// Into a new file, then renamed: nobody imports half an archive.
+	// Into a new file, then renamed: half an archive is never imported.
 	if err := writeFile(archive+".new", content, 0o644); err != nil {
 		return err
 	}

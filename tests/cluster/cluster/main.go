@@ -74,7 +74,7 @@ func dispatch(ctx context.Context, args []string) error {
 		return execCommand(args)
 	case "apart":
 		return apart(ctx, args)
-	// What follows is how the tool starts its own processes; nobody types these.
+	// The following commands are for the tool's own processes; people don't type them.
 	case "enter":
 		return enter(args)
 	case "boot":

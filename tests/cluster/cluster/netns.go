@@ -15,11 +15,11 @@ import (
 
 const netnsFolder = "/run/netns"
 
-// Our namespaces' names; nothing else with this prefix is touched.
+// Our namespaces' names; no other name has this prefix.
 var ourNetns = regexp.MustCompile(`^vnp-(fabric|control-plane|internet|node-[a-z0-9-]+|vm-[0-9]+)$`)
 
-// freshSysctls are a machine's before anybody configures it. A new namespace inherits IPv4's from this machine's, which may
-// forward already; rp_filter is what Ubuntu, AKS' node image, ships.
+// freshSysctls are a machine's before it is configured. A new namespace inherits IPv4's from this machine's,
+// which may forward already; rp_filter is what Ubuntu, AKS' node image, ships.
 var freshSysctls = map[string]string{
 	"net/ipv4/ip_forward":             "0",
 	"net/ipv4/conf/all/rp_filter":     "2",
@@ -54,9 +54,9 @@ func createNetns(name string) error {
 	})
 }
 
-// shareNetnsFolder makes the folder of all namespaces a mount that is shared, as `ip netns` does when somebody first uses it on
-// this machine. Done later, while namespaces of ours are bound in it, that would bind them twice, and no name could be removed
-// any more. The mount stays, as iproute2's does.
+// shareNetnsFolder makes the folder of all namespaces a mount that is shared, as the first `ip netns` on this
+// machine does. Done later, while namespaces of ours are bound in it, that would bind them twice, and no name
+// could be removed any more. The mount stays, as iproute2's does.
 func shareNetnsFolder() error {
 	if err := os.MkdirAll(netnsFolder, 0o755); err != nil {
 		return err
@@ -101,7 +101,7 @@ func unplug(name string) error {
 	return err
 }
 
-// joinNetns moves the calling thread, which the caller has locked.
+// joinNetns moves the present thread, which the caller has locked.
 func joinNetns(name string) error {
 	file, err := os.Open(netnsPath(name))
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside says that the test is in a mount namespace of its own, where it may do as it likes with /run.
+// inside marks that the test is in a mount namespace of its own, where it may do as it likes with /run.
 const inside = "VNETPOOL_TEST_INSIDE"
 
 func TestANamespaceCanBeDeletedThoughSomebodyHasUsedIPNetnsMeanwhile(t *testing.T) {
@@ -37,7 +37,7 @@ func TestANamespaceCanBeDeletedThoughSomebodyHasUsedIPNetnsMeanwhile(t *testing.
 	}
 }
 
-// again runs the test that calls it once more in namespaces of its own; who isn't root is it there.
+// again runs the present test once more in namespaces of its own; a user other than root is root there.
 func again(t *testing.T) {
 	command := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	command.Env = append(os.Environ(), inside+"=yes")

@@ -126,7 +126,7 @@ func (c *Cluster) bootNode(ctx context.Context, node Node) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		if err := init.await(ctx, "containerd of "+node.Name, 30*time.Second, func() error {
-			// The socket's file is there before anybody listens.
+			// The socket's file is there before its server listens.
 			connection, err := net.Dial("unix", fmt.Sprintf("/proc/%d/root%s", node.PID, containerdSocket))
 			if err == nil {
 				connection.Close()

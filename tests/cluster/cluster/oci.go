@@ -1,5 +1,5 @@
-// The OCI image format, as much of it as an image FROM scratch needs. Buildah would do it, too, but writes below /etc and
-// /var/lib whatever it is told. The same files give the same bytes.
+// The OCI image format, as much of it as an image FROM scratch needs. Buildah would do it, too, but writes
+// below /etc and /var/lib whatever its options are. The same files give the same bytes.
 package main
 
 import (
@@ -32,7 +32,7 @@ func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
 	}
 	files := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)}
 	var order []string
-	// Every blob lies under its digest; what refers to it says kind, digest and size.
+	// Every blob lies under its digest; a reference to it has kind, digest and size.
 	blob := func(kind string, content []byte) object {
 		digest := fmt.Sprintf("%x", sha256.Sum256(content))
 		path := "blobs/sha256/" + digest

@@ -14,7 +14,7 @@ var packages = []string{
 	"conntrack", "containerd", "containernetworking-plugins", "iproute2", "ipset", "iptables", "nftables", "runc",
 }
 
-// What some tests run beside or instead of a node's own programs, or the documents' commands ask for.
+// Programs that some tests run beside or instead of a node's own, or that the documents' commands ask for.
 var testPackages = []string{"docker.io", "haproxy", "jq", "podman", "prometheus", "strace", "systemd"}
 
 // Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).

@@ -87,7 +87,7 @@ func (a *authority) issue(s subject) (certificate, key []byte, err error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key, err
 }
 
-// encodeKey gives SEC 1, the one form from which the API server derives a public key by itself.
+// encodeKey gives SEC 1, the one form from which the API server derives a public key without help.
 func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalECPrivateKey(key)
 	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), err

@@ -79,7 +79,7 @@ func (c *Cluster) start(p process) (*running, error) {
 	return started, nil
 }
 
-// alive is nil, or says what the process said last.
+// alive is nil, or has the process's last message.
 func (r *running) alive() error {
 	select {
 	case <-r.gone:
@@ -107,13 +107,13 @@ func enter(args []string) error {
 	return fmt.Errorf("%s: %w", args[1], syscall.Exec(args[1], args[1:], os.Environ()))
 }
 
-// belongs says whether a process was started for the cluster in this folder.
+// belongs reports whether a process was started for the cluster in this folder.
 func belongs(pid int, dir string) bool {
 	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	return err == nil && marked(environment, dir)
 }
 
-// marked looks for the cluster's mark in an environment as /proc shows it.
+// marked searches for the cluster's mark in an environment as /proc shows it.
 func marked(environment []byte, dir string) bool {
 	for variable := range bytes.SplitSeq(environment, []byte{0}) {
 		if string(variable) == marker+"="+dir {
@@ -139,7 +139,8 @@ func (c *Cluster) processes() ([]int, error) {
 	return pids, nil
 }
 
-// kill ends a process of this cluster; one that is gone, or whose number is somebody else's by now, is left alone.
+// kill ends a process of this cluster; one that is gone, or whose number is another process's now, is left
+// alone.
 func (c *Cluster) kill(pid int) error {
 	handle, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {

@@ -109,7 +109,7 @@ func (s State) netns(name string) (string, error) {
 			return machine.Netns, nil
 		}
 	}
-	// For a look at the network from there.
+	// To test the network from there.
 	if name == "fabric" || name == "control-plane" {
 		return "vnp-" + name, nil
 	}

@@ -107,7 +107,7 @@ func (c *Cluster) claim(s settings) error {
 	return os.MkdirAll(c.path("logs"), 0o755)
 }
 
-// claimFolder marks the folder, and refuses one with somebody else's files: taking a cluster down deletes.
+// claimFolder marks the folder, and refuses one with files of others: taking a cluster down deletes.
 func (c *Cluster) claimFolder() error {
 	found, err := os.ReadDir(c.dir)
 	if err != nil && !os.IsNotExist(err) {

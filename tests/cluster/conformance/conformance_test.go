@@ -34,19 +34,20 @@ func TestMain(m *testing.M) {
 	testfiles.AddFileSource(fixtures.GetTestFixturesFS())
 	testfiles.AddFileSource(testdata.GetConformanceTestdataFS())
 	framework.AfterReadingAllFlags(&framework.TestContext)
-	// Now: what is called after each spec doesn't outlive the framework's own look at all of them.
+	// Now: a callback after each spec doesn't outlive the framework's own check of all of them.
 	tellProgress()
 	os.Exit(m.Run())
 }
 
 func TestConformance(t *testing.T) { e2e.RunE2ETests(t) }
 
-// tellProgress has a line printed for each spec that has ended, to be told from all else that the suite prints.
+// tellProgress has a line printed for each spec that has ended, in a form that differs from all other output
+// of the suite.
 func tellProgress() {
 	chosen, ended := 0, 0
 	ginkgo.ReportBeforeSuite(func(report ginkgo.Report) { chosen = report.PreRunStats.SpecsThatWillRun })
 	ginkgo.ReportAfterEach(func(spec ginkgo.SpecReport) {
-		// What the focus leaves out is reported, too, without an attempt.
+		// Specs that the focus leaves out are reported, too, without an attempt.
 		if spec.NumAttempts > 0 {
 			ended++
 			fmt.Printf("\nspec %d/%d %s after %.0f s: %s\n", ended, chosen, spec.State, spec.RunTime.Seconds(), spec.FullText())

@@ -1,4 +1,4 @@
-// Kube is every Kubernetes command and etcd in one binary; the name it is called by picks the command.
+// Kube is every Kubernetes command and etcd in one binary; the name by which it is started picks the command.
 package main
 
 import (

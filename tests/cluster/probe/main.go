@@ -1,4 +1,5 @@
-// Probe says who reaches whom: a server that tells callers their address, and a dialer that asks such servers.
+// Probe shows which clients reach which servers: a server that answers clients with their address, and a
+// dialer that asks such servers.
 package main
 
 import (
@@ -208,7 +209,7 @@ func whoami(ctx context.Context, target string) (identity, error) {
 	if err != nil {
 		return seen, err
 	}
-	// A connection of before says nothing about now, and a proxy is never meant.
+	// An earlier connection shows nothing of the present, and a proxy is never meant.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {

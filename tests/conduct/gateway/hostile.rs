@@ -1,8 +1,8 @@
-//! An API server at its worst: what becomes of a request is drawn from what API servers, and what stands
-//! before them, have been seen to do.
+//! An API server at its worst: the fate of a request is drawn from faults that API servers, and the proxies
+//! before them, have been seen to have.
 //!
-//! Not drawn: that an object isn't there (404, or a list without it), since whoever is told so must believe
-//! it; and anything about Leases, for an operator that has lost its Lease ends, as it should.
+//! Not drawn: that an object isn't there (404, or a list without it), since the operator must believe it; and
+//! anything about Leases, for an operator that has lost its Lease ends, as it should.
 
 use anyhow::Result;
 use axum::body::{Body, Bytes};
@@ -16,14 +16,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use vnetpool_azure_sim::Draws;
 
-/// What becomes of one request.
+/// The fate of one request.
 pub enum Fate {
     Refused(StatusCode),
-    /// JSON, and not what was asked for.
+    /// JSON, and not of the requested kind.
     Garbage(&'static str),
     /// It reaches the server late.
     Late(Duration),
-    /// Nothing is heard of it; the server has done it, or hasn't.
+    /// The request has no answer; the server has done it, or hasn't.
     Silence {
         is_done: bool,
     },
@@ -35,7 +35,7 @@ const CODES: &[u16] = &[400, 401, 403, 409, 410, 422, 429, 429, 500, 500, 502, 5
 const GARBAGE: &[&str] =
     &["{}", "[]", "17", "\"text\"", "null", r#"{"kind":"Status"}"#, r#"{"metadata":{"name":7}}"#];
 
-/// What becomes of a request; `None`: it is answered as always.
+/// The fate of a request; `None`: it is answered as always.
 pub fn draw(draws: &mut Draws, method: &Method, path: &str, query: &str) -> Option<Fate> {
     if path.contains("/leases") {
         return None;
@@ -54,7 +54,7 @@ pub fn draw(draws: &mut Draws, method: &Method, path: &str, query: &str) -> Opti
 }
 
 impl Fate {
-    /// What is held goes on when the sender of `healed` is dropped.
+    /// Requests that are held go on when the sender of `healed` is dropped.
     pub async fn answer(
         self,
         client: Client,

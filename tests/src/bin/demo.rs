@@ -1,9 +1,9 @@
-//! `make demo`: the main job on a real cluster in simulated Azure, told step by step and verified.
+//! `make demo`: the main job on a real cluster in simulated Azure, narrated step by step and verified.
 //!
-//! With a terminal the cluster stays up for a look around; without one it is taken down. What was observed is
+//! With a terminal the cluster stays up for a look around; without one it is taken down. The observations are
 //! written to `target/demo.json` either way, also when a step failed. Exit code 0 only if every step held.
 //!
-//! With the argument `glimpse` it shows what needs no cluster.
+//! With the argument `glimpse` it shows the part that needs no cluster.
 
 use anyhow::{Result, ensure};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What the programs print for `--help`.
+//! The programs' output for `--help`.
 
 use super::wrapped;
 use anyhow::Result;
@@ -18,7 +18,7 @@ pub(super) fn page() -> Result<String> {
 
 fn help(page: &mut String, command: &mut Command, above: &str) {
     let name = format!("{above}{}", command.get_name());
-    // What the variables are just now is no part of it.
+    // The variables' present values are no part of it.
     let text = command.clone().mut_args(|arg| arg.hide_env_values(true)).bin_name(&name).render_long_help();
     let _ = write!(page, "\n## {name}\n\n```text\n");
     for line in text.to_string().lines() {

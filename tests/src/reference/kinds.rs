@@ -50,7 +50,7 @@ fn fields(page: &mut String, schema: &Value, path: &str) {
         let description = field["description"].as_str().unwrap_or_default();
         let text = format!("`{path}` ({}): {description}", says.join("; "));
         *page += &wrapped("- ", "  ", &text);
-        // Conditions are Kubernetes' own, and a selector is what a Deployment has, too.
+        // Conditions are Kubernetes' own, and a selector is the same as a Deployment's.
         if !["conditions", "nodeSelector"].contains(&name.as_str()) {
             fields(page, field, &path);
             fields(page, &field["items"], &format!("{path}[]"));

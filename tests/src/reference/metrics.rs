@@ -1,10 +1,11 @@
-//! What both programs serve at `/metrics`.
+//! The metrics that both programs serve at `/metrics`.
 
+use super::wrapped;
 use crate::monitoring::{Exposition, Family};
 use anyhow::Result;
 use std::fmt::Write;
 
-/// What both programs serve, with one of every series.
+/// The metrics that both programs serve, with one of every series.
 ///
 /// # Errors
 /// Never for the text format's own sake.
@@ -15,9 +16,9 @@ pub fn expositions() -> Result<[Exposition; 2]> {
 
 pub(super) fn page() -> Result<String> {
     let mut page = super::head("Metrics", "what both programs serve");
-    let text = "[Monitoring](../monitoring.md) tells how Prometheus gets them. Prometheus adds the labels \
+    let text = "[Monitoring](../monitoring.md) shows how Prometheus gets them. Prometheus adds the labels \
                 `namespace`, `pod` and `node`. A histogram has the series `…_bucket`, `…_sum` and `…_count`.";
-    page += &format!("\n{}", super::wrapped("", "", text));
+    page += &format!("\n{}", wrapped("", "", text));
     let [operator, agent] = expositions()?;
     let is_shared = |family: &&Family| family.name.starts_with("process_");
     let shared: Vec<_> = operator.families.iter().filter(is_shared).collect();
@@ -29,7 +30,7 @@ pub(super) fn page() -> Result<String> {
 }
 
 fn table<'a>(page: &mut String, title: &str, families: impl Iterator<Item = &'a Family>) {
-    let _ = write!(page, "\n## {title}\n\n| metric | type | labels | says |\n|---|---|---|---|\n");
+    let _ = write!(page, "\n## {title}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for family in families {
         let name = match family.kind.as_str() {
             "histogram" => family.name.clone(),

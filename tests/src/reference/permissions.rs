@@ -1,4 +1,4 @@
-//! What the operator's identity needs in Azure, from the list behind the role and the preflight.
+//! The permissions of the operator's identity in Azure, from the list behind the role and the preflight.
 
 use super::{head, wrapped};
 use std::fmt::Write;

@@ -7,11 +7,11 @@ use vnetpool_operator::planner::sizing::{Demand, wanted};
 
 /// A NIC takes 256 ipConfigurations, one of them the node's own.
 const ROOM: u32 = 255;
-/// What Azure keeps of each subnet.
+/// The addresses that Azure keeps of each subnet.
 const KEPT: u32 = 5;
 const PODS: [u32; 6] = [0, 5, 10, 30, 60, 110];
 
-/// A pool's sizing, by what it is for.
+/// A pool's sizing, by its purpose.
 fn profiles() -> [(&'static str, Sizing); 4] {
     let sizing = |minimum, warm, batch| Sizing { minimum, warm, batch, ..Sizing::default() };
     [
@@ -22,7 +22,7 @@ fn profiles() -> [(&'static str, Sizing); 4] {
     ]
 }
 
-/// With the 110 pods that a kubelet takes unless it is told otherwise.
+/// With the 110 pods that a kubelet takes unless it is configured otherwise.
 fn held(sizing: &Sizing, pods: u32, grain: u32) -> u32 {
     let demand = Demand { bound: pods, pods_allowed: Some(110), ..Demand::default() };
     wanted(sizing, &demand, grain, ROOM * grain)

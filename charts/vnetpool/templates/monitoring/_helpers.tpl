@@ -1,4 +1,4 @@
-{{/* How Prometheus finds a program's pods. Call with (list . "component"). */}}
+{{/* How Prometheus finds a program's pods. Argument: (list . "component"). */}}
 {{- define "vnetpool.podMonitor" -}}
 {{- $root := first . -}}
 apiVersion: monitoring.coreos.com/v1
@@ -58,7 +58,7 @@ three beside each other. */}}
   "time" (dict "from" "now-3h" "to" "now") "templating" (dict "list" $variables) "panels" $panels | toPrettyJson -}}
 {{- end }}
 
-{{/* The ConfigMap in which Grafana's sidecar finds a dashboard. Call with (list . "name"). */}}
+{{/* The ConfigMap in which Grafana's sidecar finds a dashboard. Argument: (list . "name"). */}}
 {{- define "vnetpool.dashboardObject" -}}
 {{- $root := first . -}}
 {{- $name := last . -}}

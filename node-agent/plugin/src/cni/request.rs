@@ -15,23 +15,23 @@ use crate::{
     wiring::{Sizes, Wiring},
 };
 
-/// Where the ledger is unless the configuration says otherwise.
+/// The ledger's folder unless the configuration names another.
 pub const STATE_DIR: &str = "/run/vnetpool";
 
 /// Runtimes use 64 characters. The id is stored in the host link's alias and must fit there.
 const CONTAINER_ID_SIZE: usize = 128;
 /// IFNAMSIZ without the NUL.
 const IFNAME_SIZE: usize = 15;
-/// From what every IPv4 link must carry to the largest IPv4 packet.
+/// From the smallest packet that every IPv4 link must carry to the largest IPv4 packet.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
-/// From what is worth cutting to what every link takes.
+/// From the smallest cut that is worth it to the largest that every link takes.
 pub const GSO_MAX_SIZE: std::ops::RangeInclusive<u32> = 4_096..=65_536;
 /// The bridge plugin's own default.
 const BRIDGE: &str = "cni0";
 /// Azure has no smaller subnets.
 const LONGEST_PREFIX: u8 = 29;
 
-/// The name under which this program was called, which is its file's name.
+/// The name under which this program was invoked, which is its file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `vnetpool`: gives a sandbox an address and wires it.
@@ -47,7 +47,7 @@ impl Program {
     }
 }
 
-/// What a runtime asks for, valid in every field.
+/// The runtime's request, valid in every field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     pub version: Version,
@@ -59,7 +59,7 @@ pub struct Request {
     pub verb: Verb,
 }
 
-/// What the sandboxes get of us.
+/// The duty for the sandboxes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     Wire(Wire),
@@ -84,7 +84,7 @@ pub struct Lease {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
-    /// `before` is what the plugins before us in the chain have done.
+    /// `before` is the result of the plugins before us in the chain.
     Add {
         sandbox: Sandbox,
         pod: Pod,
@@ -107,7 +107,7 @@ pub enum Verb {
     },
     Status,
     Gc {
-        /// None if the runtime didn't name the valid ones, as cnitool doesn't: then nothing is known to be
+        /// `None` if the runtime didn't name the valid ones, as cnitool doesn't: then nothing is known to be
         /// garbage.
         valid: Option<HashSet<Sandbox>>,
     },
@@ -206,7 +206,7 @@ impl Request {
     }
 }
 
-/// What sandboxes get by this configuration, as far as it can be made out.
+/// The duty that this configuration asks for, as far as it can be read.
 fn task(program: Program, config: &Config) -> Task {
     if program == Program::Network {
         let sizes = Sizes { mtu: config.mtu, gso_max: config.gso_max_size };
@@ -221,8 +221,8 @@ fn subnet(text: &str) -> Option<Ipv4Net> {
     text.parse::<Ipv4Net>().ok().filter(|subnet| subnet.prefix_len() <= LONGEST_PREFIX)
 }
 
-/// Whether sandboxes can be served by this configuration. That is no matter to verbs that take back, or look
-/// at, what an ADD has made, perhaps by an earlier configuration.
+/// Whether sandboxes can be served by this configuration. It doesn't matter to verbs that undo, or compare,
+/// the work of an ADD, perhaps by an earlier configuration.
 fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
     if matches!(command, "DEL" | "CHECK" | "GC") {
         return Ok(());

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Version;
 
 /// The result of the plugins before this one in a chain, or of the whole ADD for a CHECK. It is of the
-/// configuration's version. What we don't know in it is handed on as it came.
+/// configuration's version. Its unknown fields are handed on as they came.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct PrevResult(Map<String, Value>);
 
@@ -97,7 +97,7 @@ fn default_route(gateway: Ipv4Addr) -> Value {
 
 fn finished(version: Version, PrevResult(mut result): PrevResult) -> Map<String, Value> {
     result.insert("cniVersion".to_owned(), version.as_str().into());
-    // Required up to 0.4.0, where an empty object says "nothing to configure".
+    // Required up to 0.4.0, where an empty object means "nothing to configure".
     result.entry("dns").or_insert_with(|| json!({}));
     result
 }

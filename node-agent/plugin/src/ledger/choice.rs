@@ -6,7 +6,7 @@ use foldhash::fast::FixedState;
 
 use super::{Millis, Record, State};
 
-/// The keys are Azure's and the operator's, nobody's who would search for collisions. So there is no need to
+/// The keys come from Azure and the operator, and neither would search for collisions. So there is no need to
 /// ask the kernel for random bytes, nor for a hash that takes as long as the reading of the ledger.
 type Map<K, V> = HashMap<K, V, FixedState>;
 
@@ -95,7 +95,7 @@ impl Choice {
     /// The record to assign next to a pod. In this order of preference:
     /// 1. a record that is kept for this pod alone;
     /// 2. a record of the block with the most addresses in use, so that other blocks become wholly free and
-    ///    can be given back (the cooldown of the address's last user has passed by then);
+    ///    can be given back (the cooldown of the address's last user has passed then);
     /// 3. the record that was freed first; before it any that was never used.
     pub(super) fn for_pod(&self, records: &[Record], pod_uid: &str) -> Option<usize> {
         let may_go = self.ready.iter().filter(|one| records[one.index].entry().is_for(pod_uid));

@@ -46,7 +46,7 @@ pub enum Error {
     Missing(PathBuf),
     #[error("{0} can't be read as a ledger: {1}; the agent replaces it")]
     Unreadable(PathBuf, Malformed),
-    /// Nothing replaces such a ledger: who builds one anew knows no longer what others wait for or have had.
+    /// Nothing replaces such a ledger: a new one would lack its waiters and the holders of its addresses.
     #[error(
         "{0} is of format version {1}, and this release reads {VERSIONS:?}: a newer release of Vnetpool has \
          written it"
@@ -96,8 +96,8 @@ pub fn boot_id() -> Result<&'static str, Error> {
     Ok(ID.get_or_init(|| id))
 }
 
-/// The folder with a node's ledger and its locks. Every call opens the files it needs, since locks belong to
-/// the open file. So one Store can serve many threads.
+/// The folder with a node's ledger and its locks. Every operation opens the files it needs, since locks
+/// belong to the open file. So one Store can serve many threads.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
@@ -150,8 +150,8 @@ impl Store {
     }
 
     /// One transaction: takes the ledger's lock, reads, runs `f(ledger, now)`, serves the waiting ADDs in the
-    /// order in which they came, writes if anything changed, and wakes those whose wait is over. `f` must not
-    /// do I/O: all verbs on the node wait for it.
+    /// order in which they came, writes if anything changed, and wakes the ADDs whose wait is over. `f` must
+    /// not do I/O: all verbs on the node wait for it.
     ///
     /// They are served before `f`, too, which decides over what they leave: who gets an address, or whether
     /// it is given up.
@@ -159,8 +159,8 @@ impl Store {
         self.transact(true, f)
     }
 
-    /// A transaction that takes down what is so: the node lacks its rules, the spec has lost an address, one
-    /// is in use. Nobody is served by what the ledger said before.
+    /// A transaction that records facts: the node lacks its rules, the spec has lost an address, one is in
+    /// use. No ADD is served by the ledger as it was before.
     pub fn note<T>(&self, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
         self.transact(false, f)
     }
@@ -189,7 +189,8 @@ impl Store {
         self.parse(&self.load()?)
     }
 
-    /// Tells one state of the ledger from another: each change is a new file. None if there is no ledger.
+    /// Distinguishes one state of the ledger from another: each change is a new file. `None` if there is no
+    /// ledger.
     pub fn stamp(&self) -> Option<Stamp> {
         stamp(&self.dir.join(LEDGER))
     }
@@ -199,7 +200,7 @@ impl Store {
         Ok(self.living(self.peek()?))
     }
 
-    /// Without the waiters whose ADD has ended. Who that is costs a system call for each.
+    /// Without the waiters whose ADD has ended. Each check for that costs a system call.
     pub fn living(&self, mut ledger: Ledger) -> Ledger {
         if !ledger.waiting.is_empty() {
             let lock = fs::File::open(self.dir.join(LOCK));
@@ -210,9 +211,9 @@ impl Store {
     }
 
     /// Waits until no verb runs on this node, and keeps verbs from starting. The agent needs this to build a
-    /// ledger from what is wired: of a verb that is halfway it would miss an address that is being put into
-    /// use. An ADD that waits for an address is a verb that runs: all of them are woken, so that they see if
-    /// there is no ledger to wait for any more.
+    /// ledger from the wired sandboxes: of a verb that is halfway it would miss an address that is being put
+    /// into use. An ADD that waits for an address is a verb that runs: all of them are woken, so that they
+    /// see if there is no ledger to wait for any more.
     pub fn quiesce(&self) -> Result<Quiet, Error> {
         wake::wake_all(&self.dir);
         Ok(Quiet { store: self.clone(), _lock: self.lock(Range::ALL_SANDBOXES, LOCK_WAIT)? })
@@ -265,7 +266,7 @@ impl Store {
         let path = self.dir.join(LEDGER);
         let read = || -> io::Result<Vec<u8>> {
             let mut file = fs::File::open(&path)?;
-            // Nobody writes to a file that has this name: one read gets all of it.
+            // No process writes to a file that has this name: one read gets all of it.
             let mut bytes = vec![0; file.metadata()?.len() as usize];
             file.read_exact(&mut bytes)?;
             Ok(bytes)
@@ -312,7 +313,7 @@ impl Store {
     }
 }
 
-/// Tells the file of this name from all that had it before; None if there is none.
+/// Distinguishes the file of this name from all that had the name before; `None` if there is none.
 fn stamp(path: &Path) -> Option<Stamp> {
     let file = fs::metadata(path).ok()?;
     Some(Stamp(file.ino(), file.ctime(), file.ctime_nsec()))
@@ -341,8 +342,8 @@ fn write_all<'a>(mut file: &fs::File, pieces: impl Iterator<Item = &'a str>) -> 
     Ok(())
 }
 
-/// Makes the folder and those above it. What is in it names pods and rules who has which address: only root
-/// may look.
+/// Makes the folder and those above it. Its files name pods and decide which pod has which address: only root
+/// may read them.
 fn make_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
@@ -353,14 +354,14 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let all = Range { start: 0, len: 0 };
         let unlock = libc::flock { l_type: libc::F_UNLCK as i16, ..all.request() };
-        // Fails for nothing that is locked; and then the file's end remains.
+        // Unlocking a lock that is held doesn't fail. If it did, closing the file would release it.
         let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&unlock));
     }
 }
 
 impl SandboxLock {
-    /// Whether others would still meet this lock. They don't once somebody has removed the lock file. Then
-    /// the agent may have built a ledger without waiting for this verb.
+    /// Whether others would still meet this lock. They don't once the lock file has been removed. Then the
+    /// agent may have built a ledger without waiting for this verb.
     pub fn is_current(&self) -> bool {
         let Lock { file, path } = &self.0;
         match (file.metadata(), fs::metadata(path)) {
@@ -371,7 +372,7 @@ impl SandboxLock {
 }
 
 impl Quiet {
-    /// Puts a new ledger in place, whatever was there before but for one that a newer release has written.
+    /// Puts a new ledger in place of any other, except for one that a newer release has written.
     pub fn create(self, ledger: &Ledger) -> Result<(), Error> {
         let _lock = self.store.lock(Range::LEDGER, LOCK_WAIT)?;
         if let Err(error @ Error::OtherVersion(..)) = self.store.peek() {

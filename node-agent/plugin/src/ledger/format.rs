@@ -20,8 +20,8 @@
 //!
 //! An empty word is written `-`. Bytes that would break a word are written `%XX`.
 //!
-//! It is not JSON, because every pod waits for it to be read and written. For the same reason no record is
-//! taken apart or put together that nobody changes: see [`Record`] and [`Assignment`].
+//! It is not JSON, because every pod waits for it to be read and written. For the same reason an unchanged
+//! record is neither parsed nor formatted: see [`Record`] and [`Assignment`].
 
 pub(super) mod line;
 pub(super) mod reader;

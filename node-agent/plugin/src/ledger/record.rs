@@ -1,4 +1,4 @@
-//! What an address of the node is used for.
+//! The use of an address of the node.
 
 use std::{net::Ipv4Addr, ops::Deref, sync::OnceLock};
 
@@ -8,7 +8,7 @@ use super::format::reader;
 use super::tenant::{Entry, Proof, Tenant};
 use crate::sandbox::Sandbox;
 
-/// An entry and what it is used for.
+/// An entry and its use.
 ///
 /// It keeps the line that it was read from until it is changed, and is written as that line. So a verb pays
 /// for the records that it changes, not for all that the node holds. Only the methods below can change it.
@@ -40,8 +40,8 @@ pub struct Assignment {
     pub vanished: bool,
     /// Whether its proof of life is a namespace.
     is_by_namespace: bool,
-    /// The tenant as it was read. Its words are taken apart when somebody looks at them, which most verbs do
-    /// for no pod but their own.
+    /// The tenant as it was read. Its words are parsed when they are needed, which most verbs do for no pod
+    /// but their own.
     words: Option<Line>,
     tenant: OnceLock<Box<Tenant>>,
 }
@@ -113,7 +113,7 @@ impl Record {
         &self.state
     }
 
-    /// The line that says just what this record does, if it was read and not changed since.
+    /// The line that has exactly this record, if it was read and not changed since.
     pub(super) fn line(&self) -> Option<&Line> {
         self.line.as_ref()
     }

@@ -1,11 +1,11 @@
-//! What a ledger is supplied from: the spec, and what is found in use on the node.
+//! The sources of a ledger's supply: the spec, and the sandboxes that are found on the node.
 
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::{Entry, Proof};
 use crate::sandbox::{Pod, Sandbox};
 
-/// What one version of a NodeIPAllocation's spec says about this node.
+/// One version of a NodeIPAllocation's spec, as far as it concerns this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Supply {
     /// `metadata.uid` of the object.
@@ -19,7 +19,7 @@ pub struct Supply {
     pub entries: Vec<Entry>,
 }
 
-/// What became of a [`Supply`].
+/// The outcome of a [`Supply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Supplied {
     Applied,
@@ -30,7 +30,7 @@ pub enum Supplied {
     OtherBoot,
 }
 
-/// A sandbox that was found to use an address, whatever the ledger says: by a host link of ours and the route
+/// A sandbox that was found to use an address, whatever the ledger has: by a host link of ours and the route
 /// behind it, or by the reported status if another plugin wired the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupant {

@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 use crate::sandbox::{Pod, Sandbox};
 
 /// An address that the node holds, as published in the spec. Its identity is the name of its ipConfiguration,
-/// which is never used twice. The addresses of a block are entries of one name: each is assigned by itself,
+/// which is never used twice. The addresses of a block are entries of one name: each is assigned separately,
 /// but they come, go and are relinquished only together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Empty after a rebuild for an address in use that no spec has named yet.
     pub name: String,
     pub address: Ipv4Addr,
-    /// UID of the only pod that may have it: something in Azure is attached to this address.
+    /// UID of the only pod that may have it: a resource of Azure's is attached to this address.
     pub attached_to: Option<String>,
 }
 
@@ -34,8 +34,8 @@ impl Entry {
 pub struct Tenant {
     pub sandbox: Sandbox,
     pub pod: Pod,
-    /// The name of the CNI network whose ADD asked for it. Empty if it isn't known: the wiring doesn't tell,
-    /// nor did the release before.
+    /// The name of the CNI network whose ADD asked for it. Empty if it isn't known: the wiring doesn't record
+    /// it, nor did the release before.
     pub network: String,
     pub proof: Proof,
 }
@@ -50,12 +50,12 @@ impl Tenant {
     }
 }
 
-/// How to see whether a sandbox lives. One that can't be looked at lives.
+/// How to find out whether a sandbox lives. One that can't be checked lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {
     /// By the host's end of its veth pair, which is our wiring and ends with the sandbox's network namespace.
-    /// The name is the one that ADD gave the link. It may have changed since; the link's alias tells whose it
-    /// is.
+    /// The name is the one that ADD gave the link. It may have changed since; the link's alias names its
+    /// sandbox.
     Link(String),
     /// By the file of its network namespace and, if known, the namespace's inode: another plugin wired the
     /// sandbox and asked only for the address (delegated IPAM). An inode number comes again, but not behind

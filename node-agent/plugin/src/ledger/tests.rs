@@ -348,7 +348,7 @@ fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
     let counts =
         Counts { held: 2, assigned: 2, cooling: 1, relinquished: 1, vanished: 1, ..Counts::default() };
     assert_eq!(ledger.counts(START), counts);
-    // What is free may have been freed a moment ago, before the ledger was lost.
+    // A free address may have been freed a moment ago, before the ledger was lost.
     assert_eq!(assign(&mut ledger, 9, START + COOLDOWN - 1), None);
     assert_eq!(assign(&mut ledger, 9, START + COOLDOWN), Some(address(3)));
 }

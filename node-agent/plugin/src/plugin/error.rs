@@ -1,4 +1,4 @@
-//! What can go wrong in a verb: what happened, with its code, and what to do about it.
+//! How a verb can fail: the fault, with its code, and the remedy.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -62,7 +62,7 @@ impl Error {
         }
     }
 
-    /// What somebody who reads of this in an Event of a pod or in the runtime's log can do.
+    /// The remedy for a person who reads this in an Event of a pod or in the runtime's log.
     fn remedy(&self) -> &'static str {
         match self {
             Error::Ledger(error) if error.needs_rebuild() => {
@@ -109,7 +109,7 @@ impl Error {
         cni::Error { version, code: self.code(), msg: self.to_string(), details }
     }
 
-    /// This error with those that came up after it.
+    /// This error with the later ones.
     pub(super) fn and(self, others: impl IntoIterator<Item = Error>) -> Error {
         let others: Vec<Error> = others.into_iter().collect();
         if others.is_empty() { self } else { Error::Several { first: Box::new(self), others } }

@@ -3,9 +3,9 @@
 //!
 //! The proof of life is the sandbox's namespace, since there is no link of ours. The plugins `bridge` and
 //! `ptp` make pods neighbours of their gateway, so they get the address with its subnet and a gateway out of
-//! it. For a bridge we do what nobody else does: the pods' addresses are of the node's own subnet, so the
-//! node needs routes to the bridge for them, and the bridge has to answer the pods' ARP requests for all
-//! other addresses of the subnet.
+//! it. A bridge needs two things that no other plugin provides, since the pods' addresses are of the node's
+//! own subnet: the node needs routes to the bridge for them, and the bridge has to answer the pods' ARP
+//! requests for all other addresses of the subnet.
 
 use std::{net::Ipv4Addr, os::unix::fs::MetadataExt, path::Path};
 
@@ -26,7 +26,7 @@ impl Duty for Lease {
     }
 
     fn admit(&self, _store: &Store, _sandbox: &Sandbox) -> Result<(), Error> {
-        Ok(()) // the other plugin knows what it can wire
+        Ok(()) // the other plugin decides what it can wire
     }
 
     fn has_served(&self, proof: &Proof) -> bool {
@@ -78,8 +78,8 @@ impl Duty for Lease {
         Ok(Undone { address, is_found: address.is_some() })
     }
 
-    /// A ledger that was lost doesn't tell the address, but the route to it must go: once the address is
-    /// another node's, this one's pods couldn't reach it.
+    /// After the loss of a ledger the address is unknown, but the route to it must go: once the address is
+    /// another node's, this node's pods couldn't reach it.
     fn tidy(&self, _sandbox: &Sandbox, _netns: Option<&Path>, had: &[Ipv4Addr]) -> Result<(), Error> {
         let Some(bridge) = &self.bridge else { return Ok(()) };
         Ok(had.iter().try_for_each(|&address| wiring::unroute_from_bridge(address, bridge))?)

@@ -1,5 +1,6 @@
-//! The plugin's log: one JSON line a call, in a file whose size is bounded. It never fails a verb. The agent
-//! makes metrics of it ([`Reader`]), since a process that lives for milliseconds can't be asked for any.
+//! The plugin's log: one JSON line for each invocation, in a file whose size is bounded. It never fails a
+//! verb. The agent makes metrics of it ([`Reader`]), since a process that lives for milliseconds can't be
+//! asked for any.
 
 mod reader;
 
@@ -19,14 +20,14 @@ use crate::{
     ledger::{Pod, Sandbox},
 };
 
-pub use reader::{Call, Failure, Reader};
+pub use reader::{Failure, Invocation, Reader};
 
 const LOG: &str = "plugin.log";
 const OLD_LOG: &str = "plugin.log.1";
 /// The folder is in memory. Log and old log use at most twice this.
 const SIZE: u64 = 1 << 20;
 
-/// What one call did, as it will be logged.
+/// One invocation's work, as it will be logged.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Line {

@@ -12,17 +12,17 @@ use crate::ledger::{
     file::{LOCK_WAIT, SandboxLock, Store, WakeUp, now},
 };
 
-/// How often who waits looks by itself whether the ledger has changed or an address has cooled: who would have
-/// woken it may have died in between, or may not reach it.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often an ADD looks whether there is a ledger, as long as there is none.
+/// How often a waiting ADD checks whether the ledger has changed or an address has cooled: the process that
+/// would have woken it may have died in between, or may not reach it.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How often an ADD checks whether there is a ledger, as long as there is none.
 const LEDGER_EVERY: Duration = Duration::from_millis(100);
 
 /// The sandbox's address, for which it waits until `deadline` at most, and the sandbox's lock.
 ///
-/// After a boot the runtime sends pods before the agent has made a ledger, and a ledger may be lost. Who
-/// waits for one holds no lock, since the agent needs all of them to make it. Its socket shows that it waits:
-/// a DEL removes it, and so ends the wait.
+/// After a boot the runtime sends pods before the agent has made a ledger, and a ledger may be lost. An ADD
+/// that waits for a ledger holds no lock, since the agent needs all of them to make one. Its socket shows
+/// that it waits: a DEL removes it, and so ends the wait.
 pub(super) fn address(
     store: &Store,
     claim: &Claim<'_>,
@@ -52,21 +52,21 @@ pub(super) fn address(
     }
 }
 
-/// The sandbox's address by a ledger that is there. The caller holds the sandbox's lock, by which others see
-/// that this place in line isn't that of a process that died.
+/// The sandbox's address by a ledger that is there. The caller holds the sandbox's lock, which shows others
+/// that this place in line isn't that of a dead process.
 fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Addr, Error> {
     let sandbox = claim.sandbox;
     let assigned = store.with(|ledger, now| ledger.assign(claim, now))?;
     if let Assign::Assigned(address) = assigned {
         return Ok(address);
     }
-    // Before the first look, so that nothing is missed in between.
+    // Before the first check, so that nothing is missed in between.
     let wake_up = WakeUp::of(store, sandbox)?;
     loop {
         let stamp = store.stamp();
         let ledger = store.peek()?;
         if let Some(address) = ledger.address_of(sandbox) {
-            return Ok(address); // the agent, or whoever came by, has served us
+            return Ok(address); // the agent, or another verb, has served us
         }
         let place = ledger.waiting().iter().position(|waiter| waiter.sandbox == *sandbox);
         let place = place.ok_or(Error::Cancelled)?;
@@ -88,16 +88,16 @@ fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Ad
             }
             continue; // its place may be another now
         }
-        // Time alone wakes nobody but the first in line, who then serves the others, too. They see to it at
-        // their next look if it has died.
+        // Time alone wakes only the first in line, which then serves the others, too. If it has died, the
+        // others notice at their next check.
         let ready = ledger.next_ready(read_at);
         let at_once = ready.filter(|_| place == 0);
         let wait = at_once.map_or(left, |ready| left.min(Duration::from_millis(ready - read_at)));
         let end = Instant::now() + wait;
         let until_end = || end.saturating_duration_since(Instant::now());
         let is_ready = || ready.is_some_and(|ready| ready <= now());
-        // Reading the ledger grows with those who wait, so nobody reads it twice.
-        while !wake_up.wait(until_end().min(LOOK_EVERY))?
+        // The time to read the ledger grows with the number of waiters, so none reads it twice.
+        while !wake_up.wait(until_end().min(CHECK_EVERY))?
             && store.stamp() == stamp
             && !until_end().is_zero()
             && !is_ready()

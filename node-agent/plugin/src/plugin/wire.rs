@@ -15,7 +15,7 @@ impl Duty for Wire {
         Claim::wired(sandbox, pod, "").proof
     }
 
-    /// A container has one interface of ours. Before its first there is nothing to look at.
+    /// A container has one interface of ours. Before its first there is nothing to check.
     fn admit(&self, store: &Store, sandbox: &Sandbox) -> Result<(), Error> {
         if sandbox.ifname == POD_IFNAME {
             return Ok(());
@@ -46,8 +46,8 @@ impl Duty for Wire {
         };
         line.phase("wiring");
         let host_link = wired?;
-        // The agent builds a ledger from what is wired once no verb runs, but it can't see this verb if the
-        // lock has gone.
+        // The agent builds a ledger from the wired sandboxes once no verb runs, but it can't see this verb if
+        // the lock has gone.
         if !lock.is_current() {
             return Err(Error::LockLost);
         }
@@ -63,8 +63,8 @@ impl Duty for Wire {
 
     fn free(&self, store: &Store, sandbox: &Sandbox, pod: &Pod) -> Result<Undone, Error> {
         let link = wiring::disconnect(sandbox, pod)?;
-        // A port's route leads to the bridge, so it goes neither with the port nor by itself. Most nodes have
-        // no bridge.
+        // A port's route leads to the bridge, so it goes neither with the port nor without help. Most nodes
+        // have no bridge.
         if bridge::is_there()
             && let Some(address) = store.peek().ok().and_then(|ledger| ledger.address_of(sandbox))
         {

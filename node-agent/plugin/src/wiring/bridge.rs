@@ -12,7 +12,7 @@
 //! come back through the node that translated the request, and all packets must pass the node's rules.
 //! Nothing is learnt and nothing is flooded: the entry that maps a pod to its port is written when the pod is
 //! wired. A port is locked to its pod's MAC, and the MAC contains the address, so one rule for all pods can
-//! drop what any of them sends under another's address.
+//! drop the packets that any of them sends under another's address.
 
 use std::{net::Ipv4Addr, path::Path};
 
@@ -36,7 +36,7 @@ use super::{
 /// ([`LINK_PREFIX`](crate::sandbox::LINK_PREFIX)).
 pub const BRIDGE: &str = "vnpbridge";
 
-/// Makes the bridge, or sets it right. The agent calls this before there is a configuration that asks for the
+/// Makes the bridge, or sets it right. The agent does so before there is a configuration that asks for the
 /// bridge. Returns whether the bridge is new.
 ///
 /// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
@@ -105,7 +105,7 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
             InfoBridgePort::Locked(true),
         ])),
     ])];
-    // Its name comes as it is set up: a link that is down and says whose it is looks damaged to the agent.
+    // Its name comes as it is set up: to the agent a link that is down and has an alias is damaged.
     let mut up = link_up(link);
     up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
     // The entry must be new, so that an address that is in use behind another port is found before a second
@@ -154,7 +154,7 @@ pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
     Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
 }
 
-/// What is missing between bridge and port for this address, in sentences.
+/// The entries that are missing between bridge and port for this address, in sentences.
 pub(super) fn faults(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
     let mut faults = Vec::new();
     let bridge = index_of(BRIDGE)?;

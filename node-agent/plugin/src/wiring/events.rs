@@ -1,5 +1,5 @@
-//! Changes that others make in the node's network between two looks: a multicast socket, and the choice of
-//! the messages that matter.
+//! Changes that others make in the node's network between two inspections: a multicast socket, and the choice
+//! of the messages that matter.
 //!
 //! Each pod that comes or goes makes dozens of messages, too. [`concerns`] passes none of them, so a quiet
 //! node stays quiet however many pods it starts.
@@ -32,7 +32,7 @@ const NETCONF_FORWARDING: u16 = 2;
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 const BUFFER: usize = 64 * 1024;
-/// Room for what hundreds of pods make that come or go at once.
+/// Room for the messages of hundreds of pods that come or go at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
 /// The links by which pods get out, each with the MTU it is known to have.
@@ -46,7 +46,8 @@ impl Events {
     pub fn open() -> Result<Events, Error> {
         let failed = |error| Error::kernel("listen to the kernel's network events", error);
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-        // Refused outside the machine's own user namespace. Then more is lost, and looked for.
+        // Refused outside the machine's own user namespace. Then more is lost, and the next inspection finds
+        // it.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
         socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
         for group in GROUPS {
@@ -67,7 +68,7 @@ impl Events {
     }
 }
 
-/// What a socket has received at once.
+/// The messages that a socket has received at once.
 #[derive(Debug)]
 pub enum Heard {
     Messages(Vec<u8>),
@@ -76,8 +77,8 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// Whether it may contain somebody's change that disturbs pods. `is_wired` tells of an address whether
-    /// its pod is wired still, and is asked only about one whose route has gone.
+    /// Whether it may contain another program's change that disturbs pods. `is_wired` returns whether the pod
+    /// of an address is wired still, and runs only for an address whose route has gone.
     pub fn concerns(&self, uplinks: &Uplinks, is_wired: impl Fn(Ipv4Addr) -> bool) -> bool {
         let Heard::Messages(bytes) = self else { return true };
         let mut rest = &bytes[..];
@@ -96,11 +97,11 @@ impl Heard {
     }
 }
 
-/// Whether this may be somebody's change that disturbs pods.
+/// Whether this may be another program's change that disturbs pods.
 fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Addr) -> bool) -> bool {
     match message {
-        // DEL silences a pod's link first, with which the kernel announces no removed routes. A route to the
-        // bridge it has to remove by itself.
+        // DEL silences a pod's link first, and the kernel then announces no removed routes. The route to the
+        // bridge DEL has to remove itself.
         RouteNetlinkMessage::DelRoute(route) => {
             is_like_ours(route) && host_address(route).is_some_and(is_wired)
         }

@@ -1,9 +1,9 @@
 //! The host's end of a sandbox's veth pair: finding it, and renaming it when a newer sandbox of the same pod
 //! needs its name.
 //!
-//! A link is named after its pod, so only its alias tells which sandbox it belongs to. It is looked up by
-//! name, identified by its alias, and then addressed by its index: another sandbox's ADD may take its name
-//! for a link of its own at any time.
+//! A link is named after its pod, so only its alias names its sandbox. It is found by name, identified by its
+//! alias, and then addressed by its index: another sandbox's ADD may take its name for a link of its own at
+//! any time.
 
 use std::net::Ipv4Addr;
 
@@ -79,7 +79,7 @@ pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<
 /// Renames the link of an older sandbox of the pod to its spare name. That sandbox's network goes on working.
 ///
 /// A link whose alias names no sandbox keeps its name, since the ADD that is making it knows it by that. So
-/// does a link of a pod with another name, since one can find names with the same hash.
+/// does a link of a pod with another name, since names with the same hash can be found.
 pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(), Error> {
     let Some(link) = host.link(link_named(name))? else { return Ok(()) };
     let is_others = identity_of(&link).is_some_and(|Identity { pod: other, .. }| {
@@ -99,9 +99,9 @@ pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(),
     }
 }
 
-/// Renames the link of an older sandbox of the pod where the kernel does so only while it is down. What is
-/// under way in that sandbox waits for a moment. Must be called under that sandbox's lock: a DEL that takes
-/// the link down for good must not have it set up again.
+/// Renames the link of an older sandbox of the pod where the kernel does so only while it is down. That
+/// sandbox's traffic waits for a moment. Must run under that sandbox's lock: a DEL that takes the link down
+/// for good must not have it set up again.
 pub fn move_aside(older: &Sandbox, pod: &Pod) -> Result<(), Error> {
     let mut host = Netlink::open()?;
     let Some(link) = find(&mut host, older, pod)? else { return Ok(()) };

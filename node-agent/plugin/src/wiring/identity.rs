@@ -9,7 +9,7 @@ const ALIAS_SIZE: usize = 255;
 /// First word of our aliases.
 const ALIAS_MARK: &str = "vnetpool/1";
 
-/// Which sandbox is wired to which address. The host link's alias says so.
+/// Which sandbox is wired to which address, by the host link's alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub address: Ipv4Addr,

@@ -42,7 +42,7 @@ impl HostLink {
         !self.up && self.identity.is_none() && self.routes.is_empty()
     }
 
-    /// Whether a pod is wired here and something isn't as ADD left it. Without the sandbox's lock this may be
+    /// Whether a pod is wired here and a part isn't as ADD left it. Without the sandbox's lock this may be
     /// read in the middle of a verb.
     pub fn is_damaged(&self) -> bool {
         self.identity.as_ref().is_some_and(|Identity { address, .. }| {
@@ -121,7 +121,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
     Ok(links.map(host_link).collect())
 }
 
-/// What is wrong with the sandbox's wiring, in sentences. It is empty if nothing is. Repairs nothing.
+/// The faults of the sandbox's wiring, in sentences; empty if there is none. Repairs nothing.
 pub fn faults(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> {
     let Identity { address: _, sandbox, pod } = identity;
     let mut host = Netlink::open()?;
@@ -161,7 +161,7 @@ fn host_faults(
     Ok(faults)
 }
 
-/// The faults on the pod's side. Must be called inside the pod's namespace.
+/// The faults on the pod's side. Must run inside the pod's namespace.
 fn pod_faults(
     host_end: Option<&LinkMessage>,
     host_link: &str,

@@ -1,4 +1,4 @@
-//! What the running kernel must be able to do.
+//! The abilities that the running kernel must have.
 
 use super::Error;
 
@@ -9,8 +9,9 @@ pub struct Feature {
     what: &'static str,
 }
 
-/// nftables tells at its postrouting hook by which link a packet came in. Older kernels take such a rule and
-/// never apply it: what pods send out of the VNet would leave under their own addresses, and be lost.
+/// nftables shows at its postrouting hook by which link a packet came in. Older kernels take such a rule and
+/// never apply it: packets of pods to destinations outside the VNet would leave under the pods' own
+/// addresses, and be lost.
 pub const TRANSLATION: Feature =
     Feature { since: (5, 5), what: "tell packets of pods from others where they are translated" };
 /// A bridge's port can be locked to a MAC. Older kernels ignore the setting.

@@ -78,7 +78,7 @@ pub(super) fn alias_of(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-/// Who is wired by the link, by what its alias says.
+/// The sandbox that is wired by the link, according to its alias.
 pub(super) fn identity_of(link: &LinkMessage) -> Option<Identity> {
     alias_of(link)?.parse().ok()
 }
@@ -90,7 +90,7 @@ pub(super) fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
     })
 }
 
-/// The index of a veth's other end, in whatever namespace that is.
+/// The index of a veth's other end, in any namespace.
 pub(super) fn peer_of(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Link(index) => Some(*index),

@@ -25,20 +25,20 @@ use super::Error;
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
-/// The protocol of all the agent's routes and rules but the routes to pods:
-/// `ip route flush table all proto 176` removes them. `rt_protos` of iproute2 assigns it to nobody.
+/// The protocol of all the agent's routes and rules but the routes to pods: `ip route flush table all proto
+/// 176` removes them. `rt_protos` of iproute2 doesn't assign this number.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 /// The most that the kernel puts into one datagram of a dump.
 const BUFFER: usize = 32 * 1024;
-/// How often a dump is taken again at most because something changed during it.
+/// How often a dump is repeated at most because of a change during it.
 const DUMPS: usize = 20;
 
 /// A change to ask of the kernel.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// What it does, in words for the error.
+    /// Its purpose, in words for the error.
     what: &'static str,
     flags: u16,
     message: RouteNetlinkMessage,
@@ -84,7 +84,7 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelAddress(message) }
     }
 
-    /// A route that must not exist yet: to what is directly on the link, or through a gateway on it.
+    /// A route that must not exist yet: to a destination on the link itself, or through a gateway on it.
     pub(super) fn new_route(
         what: &'static str,
         link: u32,
@@ -232,7 +232,7 @@ impl Rule {
         if self.only_hosts {
             message.attributes.push(RuleAttribute::SuppressPrefixLen(31));
         }
-        // Nobody else's is meant, not even the very same rule.
+        // No other program's rule is meant, not even an identical one.
         message.attributes.push(RuleAttribute::Protocol(OURS));
         message
     }
@@ -386,7 +386,7 @@ impl Netlink {
         Err(Error::Kernel { what, errno: Errno::EINTR })
     }
 
-    /// None if something changed during the dump, so that it may be incomplete.
+    /// `None` if there was a change during the dump, so that it may be incomplete.
     fn dump_once(
         &mut self,
         what: &'static str,

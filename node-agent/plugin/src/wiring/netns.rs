@@ -1,4 +1,4 @@
-//! A network namespace of a pod: opening it, and doing something inside it.
+//! A network namespace of a pod: opening it, and running code inside it.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path, process};
 
@@ -16,9 +16,9 @@ const OWN: &str = "/proc/thread-self/ns/net";
 pub const DIR: &str = "/run/netns";
 
 /// Whether the network namespace of this path and inode is gone. `dir` is [`DIR`], or where that folder is
-/// seen from here. A namespace that can't be looked at isn't gone: if its path is in another folder, which
-/// may be of another mount or process namespace than ours; if the folder doesn't exist; if the file is there
-/// but the namespace is mounted on it elsewhere.
+/// seen from here. A namespace that can't be checked isn't gone: if its path is in another folder, which may
+/// be of another mount or process namespace than ours; if the folder doesn't exist; if the file is there but
+/// the namespace is mounted on it elsewhere.
 pub fn is_gone(dir: &Path, path: &str, inode: Option<u64>) -> bool {
     let below = ["/run/netns/", "/var/run/netns/"].iter().find_map(|parent| path.strip_prefix(parent));
     let Some(name) = below.filter(|name| !name.contains('/') && !name.is_empty()) else { return false };
@@ -74,8 +74,8 @@ impl Netns {
         enter(&self.pod, "enter the pod's network namespace")?;
         let result = f();
         // A thread that stays in there would take the pod's links for the node's: it would find none of ours,
-        // and give the address of a wired pod away. What this process leaves, the runtime's next try or the
-        // agent's sweep takes up.
+        // and give the address of a wired pod away. The runtime's next try or the agent's sweep takes up the
+        // remains of this process.
         if let Err(error) = enter(&self.host, "come back to the node's network namespace") {
             eprintln!("vnetpool: {error}; giving up at once, since nothing can be cleaned up from the pod's");
             process::abort();

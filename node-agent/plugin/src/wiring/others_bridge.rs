@@ -12,16 +12,16 @@ use super::{
     routes, set,
 };
 
-/// Routes the address to a bridge of another plugin, since the node would look for its own subnet on the
-/// NIC's link. Lets the bridge answer its pods' ARP requests for all addresses that aren't behind it, without
+/// Routes the address to a bridge of another plugin, since the node would expect its own subnet on the NIC's
+/// link. Lets the bridge answer its pods' ARP requests for all addresses that aren't behind it, without
 /// delay. Idempotent.
 pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     let link = index_of(bridge)?;
     set(Path::new(NET), "ipv4/conf", bridge, "proxy_arp", "1")?;
     set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
     let mut netlink = Netlink::open()?;
-    // A bridge has the lowest MAC of its ports until somebody sets one, so the MAC that its pods have learnt
-    // would change with every port.
+    // A bridge has the lowest MAC of its ports until one is set, so the MAC that its pods have learnt would
+    // change with every port.
     let mac = netlink.link(link_named(bridge))?.as_ref().and_then(mac_of).map(<[u8]>::to_vec);
     let mut kept = link_indexed(link);
     kept.attributes.extend(mac.map(LinkAttribute::Address));
@@ -35,8 +35,8 @@ pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error>
     routes::remove(&mut Netlink::open()?, address, link)
 }
 
-/// Removes the address's route to the bridge of another plugin that it leads to, whatever its name: that
-/// stands in the plugin's configuration only, which the agent doesn't have. Ok if there is none.
+/// Removes the address's route to the bridge of another plugin that it leads to, whatever its name: only that
+/// plugin's configuration has the name, and the agent doesn't have that configuration. Ok if there is none.
 pub fn unroute_from_any_bridge(address: Ipv4Addr) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     let route = netlink.route_to(address)?.filter(|route| Destination::Host(address).is_of(route));

@@ -28,7 +28,7 @@ pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
     for range in ranges.iter().filter(|range| !found.contains(range)) {
         let change = Change::new_unreachable("close the node's range to what no pod has", *range);
         match netlink.apply([change]) {
-            // Somebody has routed the range elsewhere on purpose.
+            // The range was routed elsewhere on purpose.
             Err(error) if error.is(Errno::EEXIST) => {}
             result => result?,
         }

@@ -1,4 +1,4 @@
-//! Repairs what somebody else on the node has done to the host's end of a wired sandbox.
+//! Repairs changes by other programs on the node to the host's end of a wired sandbox.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::{
     routes,
 };
 
-/// What was not as ADD left it.
+/// The parts that were not as ADD left them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Damage {
     /// The host's end was down.
@@ -32,9 +32,9 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Restores what [`connect`](super::connect) made of the host end with this index for this sandbox, and
-/// returns what had to be restored. Must be called under the sandbox's lock. A link whose alias has changed
-/// belongs to nobody, or to a later ADD, and is left alone.
+/// Restores the work of [`connect`](super::connect) on the host end with this index for this sandbox, and
+/// returns the restored parts. Must run under the sandbox's lock. A link whose alias has changed belongs to
+/// no sandbox, or to a later ADD, and is left alone.
 ///
 /// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
 pub fn restore(index: u32, identity: &Identity) -> Result<Vec<Damage>, Error> {

@@ -1,4 +1,4 @@
-//! Routes what pods of a secondary NIC send to that NIC: Azure drops what comes by another NIC.
+//! Routes packets of a secondary NIC's pods to that NIC: Azure drops packets that come by another NIC.
 //!
 //! ```text
 //!   7600: from the NIC's subnet lookup main suppress_prefixlength 31    the node's own pods, Azure's host services
@@ -28,8 +28,7 @@ const NEAR: u32 = 7600;
 const FAR: u32 = 7601;
 
 /// Sets the link up and routes by it, through `gateway`, all packets with one of these sources that aren't
-/// for an address of the node or of its pods. Idempotent: rules of an earlier call that this call doesn't
-/// want are removed.
+/// for an address of the node or of its pods. Idempotent: earlier rules that aren't wanted now are removed.
 pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), Error> {
     let index = index_of(link)?;
     let mut netlink = Netlink::open()?;

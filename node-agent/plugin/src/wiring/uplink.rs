@@ -32,8 +32,8 @@ pub fn uplinks() -> Result<Vec<(String, Uplink)>, Error> {
 }
 
 /// With accelerated networking two links have a NIC's hardware address: the synthetic one and the virtual
-/// function enslaved to it, which may be revoked at any time. The one without a master is meant. Neither is a
-/// link meant that somebody has made upon a NIC, under the NIC's own address.
+/// function enslaved to it, which may be revoked at any time. The one without a master is meant. A link that
+/// was made upon a NIC, under the NIC's own address, isn't meant either.
 fn read(link: &LinkMessage) -> Option<(String, Uplink)> {
     const UPON_OTHERS: [InfoKind; 5] =
         [InfoKind::Vlan, InfoKind::IpVlan, InfoKind::IpVtap, InfoKind::MacVlan, InfoKind::MacVtap];

@@ -1,4 +1,4 @@
-//! The wiring `Bridge`: its paths, what CHECK and DEL know of it, and pods of both wirings side by side.
+//! The wiring `Bridge`: its paths, its CHECK and DEL, and pods of both wirings side by side.
 
 use std::{
     net::{IpAddr, Ipv4Addr},

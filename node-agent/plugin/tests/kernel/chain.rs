@@ -21,7 +21,7 @@ const VM: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 5);
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const HOST_PORT: u16 = 8081;
 const POD_PORT: u16 = 80;
-/// What a test dials is there or refuses at once, unless packets are lost.
+/// The far end of a test's connection answers or refuses at once, unless packets are lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A node with two addresses, and a VM on the other end of its wire; ours, portmap and bandwidth in a chain.

@@ -1,5 +1,5 @@
-//! The plugin killed before each of its system calls, one after the other, and what becomes of what it left:
-//! whoever comes next makes it good.
+//! The plugin is killed before each of its system calls, one after the other. The next verb, or the agent,
+//! makes good what it left.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,9 +30,9 @@ const MOST_CALLS: usize = 1000;
 struct Victim {
     verb: &'static str,
     what: &'static str,
-    /// What was there before it.
+    /// The state before it.
     before: fn(&Stage, &Pod),
-    /// Who may come after it.
+    /// The verbs and programs that may come after it.
     next: &'static [Next],
 }
 
@@ -74,7 +74,7 @@ const OTHERS: [Victim; 2] = [
     Victim { verb: "CHECK", what: "a wired pod's", before: |stage, pod| _ = stage.add(pod), next: ALL },
 ];
 
-/// Who comes next and finds what a killed plugin has left.
+/// The next verb or program, which finds what a killed plugin has left.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     /// The runtime tries again.
@@ -83,7 +83,7 @@ enum Next {
     NewSandbox,
     /// The runtime no longer knows the sandbox.
     Collection,
-    /// The pod's namespace ends, and nobody calls the plugin again.
+    /// The pod's namespace ends, and the plugin isn't invoked again.
     Sweeping,
 }
 use Next::{Collection, NewSandbox, SameAdd, Sweeping};
@@ -103,7 +103,7 @@ impl Stage {
         let mut config = node.config();
         config["cniVersion"] = "1.1.0".into();
         config["wiring"] = wiring.into();
-        config["cni.dev/valid-attachments"] = json!([]); // what a GC finds is garbage; other verbs don't look
+        config["cni.dev/valid-attachments"] = json!([]); // what a GC finds is garbage; other verbs don't read it
         Stage { node, config }
     }
 
@@ -132,7 +132,8 @@ impl Stage {
         eventually("the links of the namespace have gone", || !self.links().contains(&pod.host_link()));
     }
 
-    /// Kills a verb of this pod before this call; what is left must be safe. Whether the verb came so far.
+    /// Kills a verb of this pod before this system call; the rest must be safe. Returns whether the verb came
+    /// so far.
     fn kill_before(&self, call: usize, verb: &str, pod: &Pod) -> bool {
         let mut config = self.config.clone();
         if verb == "CHECK" {
@@ -208,7 +209,7 @@ impl Stage {
         self.is_safe();
     }
 
-    /// All that tells of pods on the node, and how many addresses are free.
+    /// All traces of pods on the node, and the number of free addresses.
     fn traces(&self) -> (String, u32) {
         let ip = |what: &str| self.node.netns.ip(what);
         let neighbours = ip("neighbour show dev vnpbridge");
@@ -223,7 +224,7 @@ impl Stage {
         (left, self.node.ledger().counts(file::now()).free)
     }
 
-    /// Has whoever comes next find what was left of a pod.
+    /// Has the next verb or program find what was left of a pod.
     fn come(&self, next: Next, pod: &Pod) {
         match next {
             SameAdd => {
@@ -250,17 +251,18 @@ impl Stage {
     }
 }
 
-/// What the agent does once what leaked has looked so for long enough.
+/// The agent's sweep, once a leak has stood for long enough.
 pub fn sweep_up(Node { netns, store, .. }: &Node) {
     let (ledger, links) = (store.read().unwrap(), netns.inside(|| host_links().unwrap()));
     let mut sweep = Sweep::default();
-    sweep.look(&ledger, &links, 0);
-    for suspect in sweep.look(&ledger, &links, GRACE.as_millis() as Millis) {
+    sweep.suspects(&ledger, &links, 0);
+    for suspect in sweep.suspects(&ledger, &links, GRACE.as_millis() as Millis) {
         netns.inside(|| sweep::clear(store, &suspect).unwrap());
     }
 }
 
-/// Kills this verb before each of its calls, and once not at all; has everybody come after each.
+/// Kills this verb before each of its system calls, and once not at all; after each kill every successor has
+/// its turn.
 fn survives(wiring: &str, victim: &Victim) {
     let Victim { verb, what, before, next } = victim;
     let stage = Stage::new(wiring);
@@ -287,11 +289,11 @@ fn survives(wiring: &str, victim: &Victim) {
         calls = call;
     }
     assert!(calls < MOST_CALLS, "{verb}, {what}");
-    tell(calls, victim, wiring);
+    report(calls, victim, wiring);
 }
 
-/// Tells how many system calls were covered, past the harness, which keeps what a test that passes prints.
-fn tell(calls: usize, Victim { verb, what, .. }: &Victim, wiring: &str) {
+/// Reports how many system calls were covered, past the harness, which keeps what a test that passes prints.
+fn report(calls: usize, Victim { verb, what, .. }: &Victim, wiring: &str) {
     assert!(calls > 10, "{verb}, {what}, {wiring}: {calls} system calls");
     let _ =
         writeln!(std::io::stderr(), "{verb}, {what}, {wiring}: killed before each of {calls} system calls");
@@ -351,7 +353,7 @@ fn an_add_killed_beside_an_older_sandbox_of_its_pod_leaves_that_one_whole() {
             "{call}"
         );
         if !is_killed {
-            tell(call - 1, &ADDS[0], "Routed, beside an older sandbox");
+            report(call - 1, &ADDS[0], "Routed, beside an older sandbox");
             return;
         }
     }
@@ -364,8 +366,8 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
     let add = node.start_add(&pod);
     crate::node::eventually("the ADD waits", || node.ledger().is_waiting(&pod.sandbox()));
     std::fs::remove_file(node.dir.path().join("lock")).unwrap();
-    // Now somebody else holds what is its lock for all others, so it counts as alive and is served; but it
-    // must notice.
+    // Another process now holds the lock that all others see, so this ADD counts as alive and is served; but
+    // it must notice.
     let other = node.store.lock_sandbox(&pod.sandbox(), Duration::ZERO).unwrap();
     node.store.with(|ledger, _| ledger.supply(&crate::node::supply(2, 1))).unwrap();
     let failed = finish(add);
@@ -376,7 +378,7 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
     node.add(&pod).succeeds();
 }
 
-/// Until its alias is written, only the far end of a link tells whose it is.
+/// Until its alias is written, only the far end of a link shows its sandbox.
 #[test]
 fn what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del() {
     let (stage, pod, next) = (Stage::new("Routed"), Pod::named("a", "web-0"), Pod::named("b", "web-0"));

@@ -1,4 +1,4 @@
-//! The folder full at any write, and a ledger that is none: nobody loses an address, and nobody gets
+//! The folder is full at any write, or the ledger is unreadable: no pod loses an address, and none gets
 //! another's.
 
 use std::{
@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 /// A file system of its own for a node's folder.
 struct Small<'a>(&'a Path);
 
-/// What of it there is too little of.
+/// The scarce part of it.
 #[derive(Clone, Copy, Debug)]
 enum Lack {
     Pages,
@@ -142,7 +142,7 @@ fn an_add_that_has_no_room_to_wait_in_is_to_be_tried_again() {
         assert_eq!((node.ledger().counts(file::now()).free, node.ledger().waiting()), (1, &[][..]));
         node.store.with(|ledger, _| ledger.supply(&supply(3 + 2 * generation as i64, 0))).unwrap();
     }
-    // It needs one for the ledger that says that it waits, and then one for its socket.
+    // It needs one for the ledger that records its wait, and then one for its socket.
     assert_eq!(refused, [0], "files left when it was refused");
 }
 
@@ -206,7 +206,7 @@ fn a_newer_releases_ledger_stays_as_it_is_and_pods_end_all_the_same() {
         node.netns.inside(|| rebuild(&node.store, boot, &Default::default(), &supply(2, 2), false, true));
     assert!(built.unwrap_err().to_string().contains("newer release"));
     assert_eq!(fs::read_to_string(&ledger).unwrap(), newer);
-    // Its release is back: what ended meanwhile is found.
+    // Its release is back: an end that it missed meanwhile is found.
     fs::write(&ledger, &text).unwrap();
     crate::crashes::sweep_up(&node);
     assert_eq!(node.ledger().counts(file::now()).free, 2);

@@ -1,4 +1,5 @@
-//! What else lives on a node, played by the very changes it makes to the kernel, and what puts them right.
+//! Other software on a node, imitated by the very changes that it makes to the kernel, and the repairs that
+//! follow.
 
 use std::{
     net::Ipv4Addr,
@@ -126,7 +127,7 @@ fn a_pods_address_is_taken_off_the_node_without_the_nodes_own() {
     }
 }
 
-/// What the agent's socket hears in a node's namespace, and whether the agent heeds it.
+/// The messages at the agent's socket in a node's namespace, and whether the agent heeds them.
 struct Ear<'a> {
     node: &'a Namespace,
     heard: Receiver<(Heard, bool)>,
@@ -152,7 +153,7 @@ impl Ear<'_> {
         Ear { node: &node.netns, heard }
     }
 
-    /// How often there was something to heed since the last time: up to a link that is made now, and is no
+    /// How often there was a message to heed since the last time: up to a link that is made now, and is no
     /// concern.
     fn concerns(&self) -> usize {
         self.node.ip("link add marker type bridge");
@@ -210,7 +211,7 @@ fn each_offence_is_an_event_for_the_agent() {
     let ear = Ear::of(&node);
     let ip = |words: String| drop(node.netns.ip(&words));
     type Deed<'a> = &'a dyn Fn();
-    // Each by itself: what the one before left wrong is put right again where that would be heard, too.
+    // Each separately: the damage of one is repaired where its repair would be received, too.
     let offences: [(&str, Deed, Deed); 9] = [
         ("a route", &|| ip(format!("route delete {address}/32")), &|| {}),
         ("a rule", &|| ip("rule delete priority 100".into()), &|| {}),
@@ -230,7 +231,7 @@ fn each_offence_is_an_event_for_the_agent() {
     }
 }
 
-/// Whether the kernel says of a dump of all links here that something changed meanwhile (`NLM_F_DUMP_INTR`).
+/// Whether the kernel marks a dump of all links here as changed meanwhile (`NLM_F_DUMP_INTR`).
 fn a_dump_is_interrupted() -> bool {
     let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();

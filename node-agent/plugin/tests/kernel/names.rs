@@ -67,7 +67,7 @@ fn a_newer_sandbox_of_a_pod_gets_the_name_and_the_older_keeps_address_and_connec
     }
 }
 
-/// What an ADD does where the kernel refuses the name of a link that is up.
+/// An ADD where the kernel refuses to rename a link that is up.
 #[test]
 fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
     for wiring in [Wiring::Routed, Wiring::Bridge] {
@@ -130,7 +130,7 @@ fn a_sandbox_waits_for_the_name_of_its_pod_where_it_can_not_be_had() {
         let held = node.ledger().address_of(&newer.sandbox());
         assert_eq!(held, None, "{why}: what was assigned is given back");
     };
-    // A link without a word: another ADD is making it, and knows it by this name.
+    // A link without an alias: another ADD is making it, and knows it by this name.
     node.netns.ip(&format!("link add {WEB_0} type veth peer name other"));
     is_refused("being made");
     assert!(link_named(&node, WEB_0).is_some());

@@ -62,7 +62,7 @@ impl Namespace {
         })
     }
 
-    /// Runs `ip` with these arguments on this namespace and returns what it prints.
+    /// Runs `ip` with these arguments on this namespace and returns its output.
     pub fn ip(&self, arguments: &str) -> String {
         ip(&format!("-n {} {arguments}", self.name))
     }
@@ -70,7 +70,7 @@ impl Namespace {
     /// Ends the namespace now.
     pub fn delete(self) {}
 
-    /// Ends the namespace, and keeps its name to speak of it.
+    /// Ends the namespace, and keeps its name for messages.
     pub fn end(&self) {
         if self.path().exists() {
             let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
@@ -119,7 +119,7 @@ impl Pod {
         Sandbox { container_id: self.id.clone(), ifname: "eth0".to_owned() }
     }
 
-    /// What a runtime tells of it.
+    /// The runtime's facts about it.
     pub fn told(&self) -> ledger::Pod {
         ledger::Pod {
             namespace: "default".to_owned(),
@@ -133,7 +133,7 @@ impl Pod {
     }
 }
 
-/// What the plugin printed and how it ended.
+/// The plugin's output and its exit.
 #[derive(Debug)]
 pub struct Answer {
     pub document: Value,

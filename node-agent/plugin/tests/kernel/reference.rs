@@ -81,7 +81,7 @@ fn the_garbage_of_one_network_is_collected_and_a_pod_of_its_neighbour_lives_on()
     let (runtime, a, b) = (Runtime::new(node, "1.1.0", json!([collecting])), Pod::new("a"), Pod::new("b"));
     runtime.configure_other("1.1.0", json!([plugin]));
     runtime.run("add", &a.netns).succeeds();
-    // What it remembers itself it deletes one by one, and leaves nothing to the plugin's GC.
+    // The pods that it remembers it deletes one by one, and leaves nothing to the plugin's GC.
     runtime.forget();
     runtime.run_other("add", &b.netns).succeeds();
     runtime.run("gc", &a.netns).succeeds();

@@ -14,7 +14,7 @@ use crate::node::{Answer, Namespace, Node};
 /// Debian's containernetworking-plugins.
 const REFERENCE: &str = "/usr/lib/cni";
 
-/// Where cnitool remembers what it did; it can't be told another place.
+/// Where cnitool remembers what it did; the path is fixed.
 const CACHE: &str = "/var/lib/cni/results";
 
 /// A node with a folder of plugins, ours under both names among them, and a network configuration.
@@ -70,7 +70,7 @@ impl Runtime {
         self.call_network(verb, &self.name, netns, capabilities)
     }
 
-    /// Runs `cnitool VERB NETWORK NETNS` in the node. `capabilities` is what a runtime would put into
+    /// Runs `cnitool VERB NETWORK NETNS` in the node. A runtime would put `capabilities` into
     /// `runtimeConfig`. cnitool derives the container's id from the namespace's path.
     fn call_network(&self, verb: &str, network: &str, netns: &Path, capabilities: Value) -> Answer {
         let cnitool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cluster/bin/cnitool");
@@ -100,7 +100,7 @@ impl Runtime {
         self.call_network(verb, &self.other(), &netns.path(), Value::Null)
     }
 
-    /// Has cnitool forget what it did in this test's networks.
+    /// Has cnitool forget its work in this test's networks.
     pub fn forget(&self) {
         let is_ours = |file: &fs::DirEntry| {
             file.file_name()

@@ -1,4 +1,4 @@
-//! What a verb costs, in counts: they are the same on a busy machine and on a fast one.
+//! The cost of a verb, in counts: they are the same on a busy machine and on a fast one.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, process::Child};
 
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::node::{Node, Pod, finish};
 
-/// A call of the plugin that runs under strace.
+/// An invocation of the plugin that runs under strace.
 pub struct Traced {
     child: Child,
     dir: TempDir,
@@ -28,7 +28,7 @@ impl Traced {
         finish(self.child).succeeds();
         let text = fs::read_to_string(self.dir.path().join("trace")).unwrap();
         let mut calls = BTreeMap::new();
-        // Only builds for debugging look at a file once more before they close it.
+        // Only builds for debugging check a file once more before they close it.
         for line in text.lines().filter(|line| !line.contains("F_GETFD")) {
             // `123 openat(AT_FDCWD, …`
             let call = line.trim_start_matches(|byte: char| byte.is_ascii_digit() || byte == ' ');
@@ -39,7 +39,7 @@ impl Traced {
     }
 }
 
-/// What strace says of one call of the plugin.
+/// strace's summary of one invocation of the plugin.
 pub struct Trace {
     /// How often each system call was made.
     calls: BTreeMap<String, usize>,

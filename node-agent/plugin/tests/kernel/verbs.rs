@@ -207,7 +207,7 @@ fn gc_frees_what_the_runtime_no_longer_knows() {
     let mut config = node.config();
     config["cniVersion"] = "1.1.0".into();
     let gc = |config: &serde_json::Value| node.run("GC", "", Path::new(""), config);
-    gc(&config).succeeds(); // without a list nothing can be told from garbage
+    gc(&config).succeeds(); // without a list no sandbox is known to be garbage
     assert_eq!(node.ledger().counts(file::now()).assigned, 2);
 
     config["cni.dev/valid-attachments"] = json!([{ "containerID": "a", "ifname": "eth0" }]);

@@ -73,7 +73,7 @@ fn del_cancels_an_add_that_waits_for_a_ledger_and_a_later_add_works() {
     assert!(cancelled.message().contains("DEL"), "{}", cancelled.message());
     assert_eq!((waiting(&node), node.ledger().counts(file::now()).assigned, sockets(&node)), (vec![], 0, 0));
     assert!(node.store.try_lock_sandbox(&pod.sandbox()).unwrap().is_some());
-    // In the log a ledger that is missing looks like no lock that is taken.
+    // The log names the wait for a missing ledger, and doesn't count it as a wait for a lock.
     let log = fs::read_to_string(node.dir.path().join("plugin.log")).unwrap();
     let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let phases =
@@ -126,7 +126,7 @@ fn an_add_that_waits_when_the_ledger_is_lost_is_served_by_the_next_one() {
     let add = node.start_add(&pod);
     eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
     fs::remove_file(node.dir.path().join("ledger")).unwrap();
-    // Who builds a ledger has to wait for verbs to end, and this one lets go.
+    // A process that builds a ledger has to wait for verbs to end, and this one lets go.
     let quiet = node.store.quiesce().unwrap();
     let next = Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now(), true);
     quiet.create(&next).unwrap();
@@ -153,7 +153,7 @@ fn a_change_wakes_only_whom_it_serves_and_who_is_first_now() {
     let mut adds: Vec<Child> = (0..MANY).map(start).collect();
     let waiting = |adds: &[Child]| adds.iter().map(sleeps).collect::<Vec<_>>();
     let woken = |before: &[u64], after: &[u64]| before.iter().zip(after).filter(|(a, b)| a != b).count();
-    // Each also looks by itself every few seconds.
+    // Each also checks every few seconds.
     let few = MANY / 4;
     eventually("all sleep", || waiting(&adds) == waiting(&adds));
 
@@ -165,14 +165,14 @@ fn a_change_wakes_only_whom_it_serves_and_who_is_first_now() {
     let before = waiting(&adds[1..]);
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
     finish(adds.remove(0)).succeeds();
-    eventually("who is first now has looked", || before[0] != sleeps(&adds[0]));
+    eventually("the first in line has checked", || before[0] != sleeps(&adds[0]));
     let by_supply = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_supply), "{by_supply} of {MANY} were woken for an address of another's");
 
     let before = waiting(&adds[1..]);
     assert!(node.run("DEL", "sandbox0", &pod.netns.path(), &node.config()).is_success);
     finish(adds.remove(0));
-    eventually("who is first now has looked", || before[0] != sleeps(&adds[0]));
+    eventually("the first in line has checked", || before[0] != sleeps(&adds[0]));
     let by_del = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_del), "{by_del} of {MANY} were woken for an address of another's");
     for mut add in adds {
@@ -203,7 +203,7 @@ fn calls_behind(others: usize) -> usize {
 #[test]
 fn an_add_that_waits_makes_no_more_system_calls_because_others_wait_too() {
     let (alone, behind) = (calls_behind(0), calls_behind(100));
-    // It may look once by itself, while the others are made.
+    // It may check once on its own, while the others are made.
     assert!(behind <= alone + 20, "{alone} system calls alone, {behind} behind a hundred others");
 }
 

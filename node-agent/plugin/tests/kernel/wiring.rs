@@ -1,4 +1,4 @@
-//! What a wired pod can do, and what the kernel tells about it.
+//! A wired pod's abilities, and what the kernel shows of it.
 
 use std::{
     io::{Read, Write},
@@ -145,7 +145,7 @@ fn a_ledger_built_from_the_kernel_says_what_the_lost_one_said() {
 fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
     let (node, a, b) = (Node::holding(1), Pod::new("a"), Pod::new("b"));
     let address = node.add(&a).address();
-    // A ledger that knows nothing of what is wired: what the agent must never write.
+    // A ledger that lacks the wired sandboxes: the agent must never write one.
     let forgetful =
         Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(2, 1), None, file::now(), true);
     node.store.quiesce().unwrap().create(&forgetful).unwrap();

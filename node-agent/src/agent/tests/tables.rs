@@ -1,10 +1,10 @@
-//! What becomes of the tables, and of the pods that wait, while others change them or nft doesn't work.
+//! The tables, and the pods that wait, while others change the tables or nft doesn't work.
 
 use super::*;
 use crate::firewall::events::Known;
 use tokio::time::timeout;
 
-/// How long is waited for what comes in milliseconds.
+/// How long a test waits for an event that comes in milliseconds.
 const SOON: Duration = Duration::from_secs(30);
 
 /// Runs this while the kernel's events are heard and the tables guarded.
@@ -35,14 +35,14 @@ fn nft(args: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_table_that_is_flushed_is_put_back_beside_a_look_that_is_under_way() {
+async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_way() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
     settle(&mut agent, &object).await;
     fs::write(dir.join("hangs"), "-j list chains").unwrap();
     let keeper = agent.keeper.take().unwrap();
-    let look = keeper.look(agent.wanted.clone(), agent.reserved.clone(), LOOK_WITHIN);
+    let inspection = keeper.inspect(agent.wanted.clone(), agent.reserved.clone(), INSPECT_WITHIN);
     let disturbed = Notify::new();
     let back = async {
         until(&agent.tables, listens).await;
@@ -52,11 +52,11 @@ async fn a_table_that_is_flushed_is_put_back_beside_a_look_that_is_under_way() {
             }
         })
         .await
-        .expect("the look hasn't come to where nft hangs");
+        .expect("the inspection hasn't come to where nft hangs");
         for _ in 0..2 {
             assert!(nft("flush ruleset"));
             let flushed = Instant::now();
-            timeout(SOON, disturbed.notified()).await.expect("nobody has noticed");
+            timeout(SOON, disturbed.notified()).await.expect("not noticed");
             assert!(nft("list table inet vnetpool") && nft("list table arp vnetpool"), "not back");
             let took = flushed.elapsed();
             assert!(took < Duration::from_secs(2), "back after {took:?}");
@@ -64,9 +64,9 @@ async fn a_table_that_is_flushed_is_put_back_beside_a_look_that_is_under_way() {
     };
     tokio::select! {
         () = guarded(agent.tables.clone(), agent.notes.clone(), &disturbed, back) => {}
-        _ = look => panic!("the look has ended"),
+        _ = inspection => panic!("the inspection has ended"),
     }
-    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+    assert_eq!(agent.notes.undisturbed().verdict.reason, Reason::Repaired, "{:?}", agent.notes.undisturbed());
 }
 
 #[tokio::test]
@@ -80,7 +80,11 @@ async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_tells_of_no_
     settle(&mut agent, &object).await;
     fs::write(&hangs, "--stateless list table inet").unwrap();
     settle(&mut agent, &object).await;
-    assert_eq!(told(&agent, condition::RULES_APPLIED), is("False", "TableInDoubt"), "nobody listens");
+    assert_eq!(
+        reported(&agent, condition::RULES_APPLIED),
+        is("False", "TableInDoubt"),
+        "the socket isn't open"
+    );
     assert_eq!(counts(&agent), lacks);
     fs::remove_file(&hangs).unwrap();
 
@@ -91,7 +95,7 @@ async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_tells_of_no_
         until(&tables, stands).await;
         fs::write(&hangs, "--stateless list table inet").unwrap();
         settle(&mut agent, &object).await;
-        assert_eq!(told(&agent, condition::RULES_APPLIED), is("True", "Applied"));
+        assert_eq!(reported(&agent, condition::RULES_APPLIED), is("True", "Applied"));
         assert_eq!(counts(&agent), has);
         assert!(nft("delete table inet vnetpool"));
         until(&tables, Known::is_in_doubt).await;
@@ -115,10 +119,10 @@ async fn a_table_that_cannot_be_put_back_is_lacking_at_once_and_until_it_stands_
         assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
 
         // As if one that has passed the rules were under way: none ends from here on.
-        let _look = agent.keeper.take();
+        let _inspection = agent.keeper.take();
         fs::write(&broken, "-f").unwrap();
         assert!(nft("flush ruleset"));
-        timeout(SOON, disturbed.notified()).await.expect("nobody has noticed");
+        timeout(SOON, disturbed.notified()).await.expect("not noticed");
         agent.reconcile(Some(&object)).await.unwrap();
         assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
         fs::remove_file(&broken).unwrap();
@@ -128,7 +132,7 @@ async fn a_table_that_cannot_be_put_back_is_lacking_at_once_and_until_it_stands_
         assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });
     };
     guarded(tables.clone(), notes, &disturbed, listening).await;
-    assert_eq!(agent.notes.say().verdict.reason, Reason::Repaired, "{:?}", agent.notes.say());
+    assert_eq!(agent.notes.undisturbed().verdict.reason, Reason::Repaired, "{:?}", agent.notes.undisturbed());
 }
 
 #[tokio::test]
@@ -139,7 +143,7 @@ async fn a_table_that_nft_does_not_show_after_it_has_put_it_is_not_taken_for_sta
     fs::write(&broken, "--stateless list").unwrap();
     settle(&mut agent, &object).await;
     assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
-    assert_eq!(told(&agent, condition::RULES_APPLIED), ("False".to_owned(), "TableRefused".to_owned()));
+    assert_eq!(reported(&agent, condition::RULES_APPLIED), ("False".to_owned(), "TableRefused".to_owned()));
     fs::remove_file(&broken).unwrap();
     settle(&mut agent, &object).await;
     assert_eq!(counts(&agent), Counts { held: 2, free: 2, ..Counts::default() });

@@ -1,4 +1,4 @@
-//! What differs: on one node between what holds its addresses, and between nodes.
+//! Differences: on one node between the records of its addresses, and between nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,7 +15,7 @@ use super::{Findings, Snapshot};
 use crate::pod::{addresses_of, full_name};
 use crate::who::{contains, ends};
 
-/// Something that two places say differently.
+/// A fact that two places record differently.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Difference {
     pub node: String,
@@ -23,7 +23,7 @@ pub struct Difference {
     /// An address, or a reservation.
     pub what: String,
     pub message: String,
-    /// Two looks have seen the same only if this was the same at both.
+    /// Two snapshots have seen the same only if this was the same at both.
     #[serde(skip)]
     pub(super) at: Option<i64>,
 }
@@ -106,7 +106,7 @@ pub(super) fn shared(snapshot: &Snapshot) -> Vec<Difference> {
     found.into_iter().map(difference).collect()
 }
 
-/// A node that is looked at.
+/// A node that is checked.
 pub(super) struct Node<'a> {
     pub(super) allocation: &'a NodeIPAllocation,
     pub(super) name: String,
@@ -158,7 +158,7 @@ impl Node<'_> {
     }
 
     pub(super) fn spec_and_ledger(&mut self, ledger: &NodeView) {
-        // One that was withdrawn is remembered until the node boots, and no pod gets it.
+        // A withdrawn address is remembered until the node boots, and no pod gets it.
         for record in ledger.addresses.iter().filter(|record| record.state == State::Vanished) {
             let message = format!("{} has it, and it left the NIC.", whose(record));
             self.add(Between::SpecAndLedger, &record.address, message);

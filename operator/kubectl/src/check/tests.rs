@@ -67,7 +67,7 @@ fn ledger(snapshot: &mut Snapshot) -> &mut NodeView {
     snapshot.ledgers.values_mut().next().unwrap().as_mut().unwrap()
 }
 
-/// What is found when this is changed.
+/// The findings after this change.
 fn found(change: impl Fn(&mut Snapshot)) -> Vec<(String, String)> {
     differences(&changed(change)).into_iter().map(|one| (one.between.to_string(), one.what)).collect()
 }
@@ -232,7 +232,8 @@ fn a_ledger_that_is_behind_in_one_look_hides_nothing() {
     let verdict = Verdict::of(&behind, &changed(vanished));
     assert_eq!(verdict.differences.len(), 1, "{verdict}");
     assert_eq!(verdict.differences[0].what, "10.240.0.10");
-    // What only a ledger of the same spec shows has been seen once, whichever snapshot is behind.
+    // A difference that only a ledger of the same spec shows has been seen once, whichever snapshot is
+    // behind.
     let lacking = changed(|snapshot| drop(ledger(snapshot).addresses.pop()));
     let behind = changed(|snapshot| lag(snapshot, 3));
     for verdict in [Verdict::of(&behind, &lacking), Verdict::of(&lacking, &behind)] {
@@ -279,7 +280,7 @@ fn an_address_that_two_nodes_have_is_a_difference_of_both() {
     assert_eq!(found(other("10.240.0.13/32")), only(Between::NodeAndNode, "10.240.0.13"));
     assert_eq!(found(other("10.240.0.16/28")), []);
     assert_eq!(found(other("10.240.0.0/28")).len(), 4, "each address of node-1");
-    // By their ledgers alone, and told of both.
+    // By their ledgers alone, and reported for both.
     let ledgers = differences(&changed(|snapshot| {
         snapshot.objects.allocations.push(fixture::allocation("node-2", &[], json!({})));
         let mut theirs = ledger(snapshot).clone();

@@ -1,8 +1,8 @@
-//! What an address is to a node, or to nobody: in words, and explained.
+//! The standing of an address on a node, or on none: in words, and explained.
 
 use serde::{Serialize, Serializer};
 
-/// What an address is to a node, or to nobody.
+/// The standing of an address on a node, or on none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
     Assigned,
@@ -51,7 +51,7 @@ impl Standing {
         }
     }
 
-    /// What to know beyond that, if anything.
+    /// Further facts, if any.
     pub fn explanation(self) -> Option<&'static str> {
         Some(match self {
             Standing::Outlived => {

@@ -79,7 +79,7 @@ impl Gate {
         let ticket = state.budget.ask(lane, priority);
         state.waiting.insert(ticket, grant);
         if state.is_dispatching {
-            // The dispatcher looks once for all calls that come in the meantime, not once for each.
+            // The dispatcher checks once for all calls that come in the meantime, not once for each.
             self.0.changed.notify_one();
         } else if state.grant().is_some() {
             state.is_dispatching = true;
@@ -88,7 +88,7 @@ impl Gate {
         (Waiter { gate: self, lane, priority, ticket }, granted)
     }
 
-    /// Takes in what an answer said about the limits.
+    /// Learns what an answer shows of the limits.
     pub(in crate::azure) fn learn(&self, lane: &Lane, lesson: &Lesson) {
         self.0.lock().budget.learn(lane, lesson, now());
     }
@@ -233,7 +233,7 @@ mod tests {
         let (refill, other) =
             tokio::join!(refill, gate.wait_for_turn(&lane, Priority::WarmRefill, pending()));
         assert!(refill.is_none());
-        // 41 have to be there, at 8 a second: nobody else's wait has changed.
+        // 41 have to be there, at 8 a second: no other call's wait has changed.
         let took = other.unwrap().waited.as_secs_f64();
         assert!((5.1..5.2).contains(&took), "{took}");
         assert_eq!((spent() - before, gate.0.lock().waiting.len()), (1, 0));

@@ -1,4 +1,4 @@
-//! What an answer of Azure says about its limits. Pure.
+//! What an answer of Azure shows of its limits. Pure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 use super::meter::Meter;
 use crate::azure::error::{Error, Limit};
 
-/// What an answer said about the meters its call drew on.
+/// What an answer shows of the meters that its call drew on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lesson {
     counters: Vec<(Counter, f64)>,
@@ -23,7 +23,7 @@ enum Counter {
     Identity,
     /// The subscription's calls of all identities, fifteen times as many.
     Everybody,
-    /// A provider's calls. Azure doesn't say how many there are in all.
+    /// A provider's calls. Azure doesn't report how many it allows in all.
     Provider,
     /// Compute's calls about one resource, likewise.
     Resource,
@@ -36,7 +36,7 @@ enum Throttler {
     Provider,
     /// Compute, for one of its resources.
     Resource,
-    /// Whoever it is, for one action: other calls pass.
+    /// Any provider, for one action: other calls pass.
     Action,
 }
 
@@ -68,7 +68,7 @@ impl Lesson {
         }
     }
 
-    /// What is left to us of a meter as Azure counts; `None` if the answer doesn't tell.
+    /// What is left to us of a meter as Azure counts; `None` if the answer doesn't show it.
     pub(super) fn left(&self, meter: &Meter, share: f64) -> Option<f64> {
         let others = meter.limit().0 * (1.0 - share);
         let left = self.counters.iter().filter_map(|(counter, remaining)| match (counter, meter) {
@@ -97,8 +97,8 @@ impl Lesson {
 /// `subscription-reads`, `subscription-global-reads` and `tenant-reads`, likewise `-writes`, are ARM's;
 /// `subscription-resource-requests` and `tenant-resource-requests` are a provider's. `resource` is Compute's:
 /// a list of policies, each with its own count, such as `Microsoft.Compute/GetVMScaleSet3Min;197`. It is an
-/// assumption that a policy whose name says "Resource" counts one resource's calls. If it is wrong, only the
-/// subscription's level doesn't fall before Azure throttles.
+/// assumption that a policy with "Resource" in its name counts one resource's calls. If the assumption is
+/// wrong, only the subscription's level doesn't fall before Azure throttles.
 fn counters(name: &str, value: &str, writes: bool) -> Vec<(Counter, f64)> {
     let one = |counter| value.trim().parse().ok().map(|left| (counter, left)).into_iter().collect();
     let sort = if writes { "writes" } else { "reads" };

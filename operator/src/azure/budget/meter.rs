@@ -29,7 +29,7 @@ pub(super) enum Meter {
 /// How much of a meter is left to us.
 pub(super) struct Level {
     gauge: Gauge,
-    /// Azure has told us to wait until then.
+    /// Azure has asked us to wait until then.
     closed_until: Option<Instant>,
     spent: u64,
     /// Of those, how many were given back and not used since: a counter never goes down.
@@ -45,8 +45,8 @@ enum Gauge {
     Window { capacity: usize, span: Duration, used: VecDeque<Instant>, others: Others },
 }
 
-/// Calls that Azure counts in a window beside ours, as of its last answer that told. When they were made it
-/// doesn't say, so they are taken to leave the window evenly.
+/// Calls that Azure counts in a window beside ours, as of its last answer with a count. Azure doesn't report
+/// when they were made, so they are taken to leave the window evenly.
 struct Others {
     count: usize,
     told: Instant,
@@ -89,8 +89,8 @@ pub(super) fn of(lane: &Lane) -> (Shared, Option<Meter>) {
     (shared, own)
 }
 
-/// What Azure calls such calls. `None` for looks at virtual networks: nobody waits for one whose answer is
-/// that Azure throttles it, since what is known of the network stays good.
+/// What Azure calls such calls. `None` for reads of virtual networks: no node waits for one that Azure
+/// throttles, since the known state of the network stays good.
 fn action(lane: &Lane) -> Option<String> {
     let (_, path) = lane.resource.rsplit_once("/providers/")?;
     let (namespace, path) = path.split_once('/')?;
@@ -207,7 +207,7 @@ impl Level {
         }
     }
 
-    /// What was taken at `taken` wasn't used.
+    /// The tokens taken at `taken` weren't used.
     pub(super) fn give_back(&mut self, taken: Instant) {
         self.unused += 1;
         match &mut self.gauge {
@@ -233,7 +233,7 @@ impl Level {
         }
     }
 
-    /// An earlier moment than the known one opens nothing.
+    /// A moment that is earlier than the known one opens nothing.
     pub(super) fn close(&mut self, until: Instant) {
         self.closed_until = self.closed_until.max(Some(until));
     }
@@ -286,8 +286,8 @@ impl Level {
     }
 }
 
-/// The first moment from `now` on at which something holds that goes on to hold, and does at `latest`, to the
-/// millisecond.
+/// The first moment from `now` on, to the millisecond, at which a condition holds. The condition stays true
+/// once it is, and is true at `latest`.
 fn soonest(now: Instant, latest: Instant, holds: impl Fn(Instant) -> bool) -> Instant {
     let (mut before, mut after) = (now, latest);
     if holds(before) {

@@ -1,4 +1,4 @@
-//! The calls that wait for one of ARM's own meters, sorted so that nobody looks through all of them. Pure.
+//! The calls that wait for one of ARM's own meters, sorted so that a grant needn't visit all of them. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -33,7 +33,7 @@ pub(super) struct Next {
     pub place: Place,
 }
 
-/// Where a look through the queue has got: which calls of each class have been tried.
+/// How far a search through the queue has come: which calls of each class have been tried.
 #[derive(Default)]
 pub(super) struct Tried(HashMap<Shared, Until>);
 

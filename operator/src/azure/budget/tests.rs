@@ -172,7 +172,7 @@ fn a_limit_of_one_action_holds_up_that_action_in_its_region_and_nothing_else() {
     assert_eq!(closed(&mut budget, after(now, 446.0)), []);
 }
 
-/// Nodes whose network is known go on without the look.
+/// Nodes whose network is known go on without the read.
 #[test]
 fn a_limit_of_looks_at_networks_keeps_nobody_waiting() {
     let now = Instant::now();
@@ -200,7 +200,7 @@ fn reads_that_the_provider_throttles_are_held_back_too() {
 fn a_vm_is_read_and_updated_no_more_often_than_compute_allows_and_holds_up_no_other() {
     let now = Instant::now();
     let mut budget = budget();
-    // Four fifths of 36 reads, of 12 updates, of 45 looks at an operation.
+    // Four fifths of 36 reads, of 12 updates, of 45 polls of an operation.
     assert_eq!(burst(&mut budget, &vm("a", Kind::Read), Priority::WaitingPods, now), 28);
     assert_eq!(burst(&mut budget, &vm("a", Kind::Write), Priority::WaitingPods, now), 9);
     assert_eq!(burst(&mut budget, &vm("a/op", Kind::Poll), Priority::WaitingPods, now), 36);
@@ -404,18 +404,17 @@ fn a_place_given_up_costs_nothing_and_the_others_keep_theirs() {
     let later = after(start, 60.0);
     assert_eq!(budget.grant(later), (vec![urgent, first, last], None));
     assert_eq!(spent(&mut budget, later) - before, 3);
-    // One that has been called is paid.
+    // A call that has been granted is paid.
     assert!(!budget.withdraw(&write(), Priority::WarmRefill, first));
     assert_eq!(spent(&mut budget, later) - before, 3);
 }
 
-/// A rush that the network provider holds up for minutes is looked at whenever anybody asks.
+/// A rush that the network provider holds up for minutes is searched at every grant.
 #[test]
 fn thousands_who_wait_for_the_same_meter_cost_as_much_as_one() {
     let start = Instant::now();
     let mut budget = budget();
-    // Nine calls that came later have gone before: it is the turn of whoever has waited longest, and nobody
-    // can go.
+    // Nine calls that came later have gone before: the longest-waiting call has its turn, and no call can go.
     budget.learn(&write(), &Lesson::closed_by_provider(Duration::from_secs(300)), start);
     for priority in Priority::ALL {
         (0..4000).for_each(|_| _ = budget.ask(&write(), priority));
@@ -429,10 +428,10 @@ fn thousands_who_wait_for_the_same_meter_cost_as_much_as_one() {
     assert!(budget.draws - before <= 2, "{}", budget.draws - before);
 }
 
-/// A call as it was asked for.
+/// A call with its arguments.
 type Asked = (Lane, Priority, Ticket);
 
-/// Who may go, found by a look at each call that waits.
+/// The calls that may go, found by visiting each call that waits.
 fn by_looking_at_all(
     budget: &mut Budget,
     waiting: &mut Vec<Asked>,
@@ -502,7 +501,7 @@ proptest! {
         }
     }
 
-    /// The same calls go, in the same order, as if each that waits were looked at each time.
+    /// The same calls go, in the same order, as if each waiting call were visited each time.
     #[test]
     fn whoever_may_go_is_found_without_a_look_at_all(
         steps in prop::collection::vec(

@@ -8,13 +8,13 @@ use serde_json::Value;
 pub(in crate::azure) struct ArmError {
     pub(super) code: String,
     pub(super) message: String,
-    /// What of the request it is about.
+    /// The part of the request that the error is about.
     pub(super) target: String,
     details: Vec<ArmError>,
 }
 
 impl ArmError {
-    /// One of which nothing but the code is known.
+    /// An error of which only the code is known.
     pub(in crate::azure) fn bare(code: &str) -> ArmError {
         ArmError { code: code.to_owned(), ..ArmError::default() }
     }
@@ -54,7 +54,7 @@ impl ArmError {
         all
     }
 
-    /// The first part with one of these codes. One that begins with `*` is the end of a code.
+    /// The first part with one of these codes. A code that begins with `*` is the end of a code.
     pub(super) fn find(&self, codes: &[&str]) -> Option<&ArmError> {
         let is = |have: &str, code: &&str| match code.strip_prefix('*') {
             Some(end) => have.to_ascii_lowercase().ends_with(&end.to_ascii_lowercase()),
@@ -63,7 +63,7 @@ impl ArmError {
         self.all().into_iter().find(|error| codes.iter().any(|code| is(&error.code, code)))
     }
 
-    /// Every message there is, in words only: NRP puts the telling one into the details.
+    /// Every message there is, in words only: NRP puts the specific one into the details.
     pub(super) fn words(&self) -> String {
         let mut words: Vec<&str> = self
             .all()
@@ -76,7 +76,7 @@ impl ArmError {
     }
 }
 
-/// A text as it is, anything else as JSON; nothing of null.
+/// A text as it is, any other value as JSON; empty for null.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

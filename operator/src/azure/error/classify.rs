@@ -1,4 +1,4 @@
-//! From Azure's answer to our error: by its code and, where that doesn't tell all, by its words.
+//! From Azure's answer to our error: by its code and, where the code isn't specific, by its words.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use ipnet::Ipv4Net;
 use super::codes::{self, Class};
 use super::{ArmError, BUSY, Error, Scope};
 
-/// How long to wait where Azure doesn't say.
+/// How long to wait where Azure names no time.
 pub(super) const THROTTLED: Duration = Duration::from_secs(30);
 pub(super) const UNAVAILABLE: Duration = Duration::from_secs(10);
 /// No `Retry-After` longer than this is believed; Azure's longest window is an hour.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// Whether a call could have changed anything, for outcomes that can't be told from the answer.
+/// Whether a call could have changed anything, for outcomes that the answer leaves open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     None,
@@ -103,7 +103,7 @@ fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
     Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
 }
 
-/// Those of the addresses or blocks that a message names, by themselves or by an address in them.
+/// The addresses or blocks that a message names, directly or by an address in them.
 pub fn named_in(message: &str, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let words = || message.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/'));
     let is_named = |one: &&Ipv4Net| {
@@ -114,13 +114,13 @@ pub fn named_in(message: &str, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {
     asked.iter().filter(is_named).copied().collect()
 }
 
-/// What stands between the first `before` and the next `after`.
+/// The text between the first `before` and the next `after`.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(before)?;
     rest.split_once(after).map(|(inner, _)| inner)
 }
 
-/// What stands between single quotes, in order.
+/// The texts between single quotes, in order.
 fn quoted(text: &str) -> impl Iterator<Item = String> {
     text.split('\'').skip(1).step_by(2).map(str::to_owned)
 }

@@ -2,7 +2,7 @@
 //!
 //! A row asks for a code first, and only then for the place: Azure answers one HTTP status for very different
 //! things (409 for a lock, an operation under way and a disabled subscription), and an operation that ended
-//! badly has a code and no status. A code counts wherever it stands in the error, since NRP puts the telling
+//! badly has a code and no status. A code counts wherever it stands in the error, since NRP puts the specific
 //! one into `details`. Where no code is known, the status decides.
 //!
 //! The codes are those of recorded traffic, of Microsoft's documentation and of public issues.
@@ -27,10 +27,10 @@ pub(super) enum Class {
     SubscriptionUnusable(&'static str),
     /// The provider doesn't know the API version that it was asked in.
     VersionUnknown,
-    /// Nothing that waiting ends, and nothing more is known of it.
+    /// Waiting doesn't end it, and nothing more is known of it.
     Refused,
     QuotaExceeded,
-    /// Something else holds the resource, and lets it go by itself.
+    /// Another operation holds the resource, and will release it without help.
     Busy,
     NotFound,
     GroupMissing,
@@ -52,7 +52,7 @@ pub enum Limit {
     Arm,
     /// The network provider's or Compute's.
     Provider,
-    /// That of one kind of call: other calls pass.
+    /// A limit on one kind of call: other calls pass.
     Action,
 }
 
@@ -69,7 +69,7 @@ enum Place {
 }
 
 struct Row {
-    /// Codes, compared without regard to case. One that begins with `*` is the end of a code. None: any
+    /// Codes, compared without regard to case. A code that begins with `*` is the end of a code. None: any
     /// error.
     codes: &'static [&'static str],
     place: Place,
@@ -92,9 +92,9 @@ const TABLE: &[Row] = &[
     row(&["PrivateIPAddressIsAllocated", "PrivateIPAddressInUse", "PrivateIPAddressNotInSubnet",
           "PrivateIPAddressInReservedRange"], Anywhere, Class::AddressTaken),
     row(&["PrivateIPAddressIsBeingCleanedUp"], Anywhere, Class::AddressBeingFreed),
-    // Others who write.
+    // Other writers.
     row(&["CanceledAndSupersededDueToAnotherOperation", "OperationPreempted"], Anywhere, Class::Superseded),
-    // What a person has set up.
+    // Causes that a person has set up.
     row(&["ScopeLocked"], Anywhere, Class::Locked),
     row(&["RequestDisallowedByPolicy"], Anywhere, Class::PolicyForbidden),
     row(&["AuthorizationFailed", "LinkedAuthorizationFailed", "DenyAssignmentAuthorizationFailed"], Anywhere,
@@ -105,8 +105,8 @@ const TABLE: &[Row] = &[
         "The subscription is disabled: have it enabled again.")),
     row(&["NoRegisteredProviderFound", "InvalidApiVersionParameter"], Anywhere, Class::VersionUnknown),
     row(&["PropertyChangeNotAllowed"], Anywhere, Class::Refused),
-    // What can't be attached. The first is of terraform-provider-azurerm issue 9084, the second of its issue
-    // 9878.
+    // Things that can't be attached. The first is of terraform-provider-azurerm issue 9084, the second of its
+    // issue 9878.
     row(&["OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs"], Anywhere,
         Class::Unattachable("The backend pool has an outbound rule, which takes primary addresses only: give the pods a \
             backend pool without one.")),
@@ -129,10 +129,10 @@ const TABLE: &[Row] = &[
     row(&["ResourceRequestsThrottled"], Answer(429), Class::Throttled(Limit::Action)),
     row(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"], Answer(429),
         Class::Throttled(Limit::Provider)),
-    // What passes by itself. "Conflict" is what Compute says of a concurrent request.
+    // Causes that pass without help. Compute answers "Conflict" to a concurrent request.
     row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress",
           "Conflict"], Anywhere, Class::Busy),
-    // What isn't there.
+    // Things that aren't there.
     row(&["SubscriptionNotFound"], Anywhere, Class::SubscriptionMissing),
     row(&["ResourceGroupNotFound"], Anywhere, Class::GroupMissing),
     row(&["ParentResourceNotFound"], Anywhere, Class::NotFound),
@@ -162,7 +162,7 @@ impl Place {
     }
 }
 
-/// What an error means, and the part of it with the telling code, if it has one. `status` is the HTTP status
+/// What an error means, and the part of it with the specific code, if it has one. `status` is the HTTP status
 /// of an answer, `None` for the end of an operation.
 pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&ArmError>) {
     let fits = |row: &Row| {
@@ -174,11 +174,11 @@ pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&Ar
         }
         error.find(row.codes).map(|telling| (row.class, Some(telling)))
     };
-    // The last two rows take whatever is left.
+    // The last two rows take all other errors.
     TABLE.iter().find_map(fits).unwrap_or((Class::Refused, None))
 }
 
-/// Every code of the table, with the status that its answers have, if that counts: for whoever simulates an
+/// Every code of the table, with the status that its answers have, if that counts: for the simulation of an
 /// Azure that refuses.
 pub fn codes() -> impl Iterator<Item = (Option<u16>, String)> {
     TABLE.iter().flat_map(|row| {

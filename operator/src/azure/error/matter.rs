@@ -1,18 +1,18 @@
-//! What a refusal says of other resources than the one that met it: in which scope all are refused.
+//! What a refusal shows of other resources than the refused one: the scope in which all are refused.
 
 use vnetpool_crds::reason::Reason;
 
 use super::{Error, Scope};
 
-/// What is refused, and to everything in which scope: two errors of the same matter are one refusal.
+/// What is refused, and in which scope: two errors of the same matter are one refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Matter {
     reason: Reason,
-    /// What of it, where the reason alone doesn't say.
+    /// The part that is refused, where the reason alone doesn't name it.
     what: String,
     /// An id in lower case.
     scope: String,
-    /// One refusal says that everything in the scope is refused. Otherwise it may concern one resource only.
+    /// One refusal shows that everything in the scope is refused. Otherwise it may concern one resource only.
     pub is_wide: bool,
 }
 
@@ -20,15 +20,15 @@ impl Matter {
     /// `None`: that isn't the id of anything that one of the sites is in.
     fn of(reason: Reason, what: &str, scope: &str, sites: &[String]) -> Option<Matter> {
         let scope = scope.trim_end_matches('/').to_ascii_lowercase();
-        // What is only referred to, an application security group say, is refused to who refers to it: it
-        // says nothing of what else is in its group.
+        // A resource that is only referred to, such as an application security group, is refused to the
+        // resource that refers to it: this shows nothing of the rest of its group.
         if !scope.starts_with("/subscriptions/") || !is_around(&scope, sites) {
             return None;
         }
         let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
         let is_wide = is_network || !scope.contains("/providers/");
-        // What a refusal names is mostly the resource itself, wherever the right to it, or the lock on it, is
-        // missing or set.
+        // A refusal mostly names the resource itself, wherever the right to it, or the lock on it, is missing
+        // or set.
         let scope = if is_wide { scope } else { group(&scope) };
         Some(Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide })
     }
@@ -55,8 +55,8 @@ fn subscription(id: &str) -> String {
 }
 
 impl Error {
-    /// What this error of a write says of other resources than the sites, what was written: ids in lower
-    /// case. `None`: nothing.
+    /// What this error of a write shows of other resources than the sites, which are the written ones: ids in
+    /// lower case. `None`: nothing.
     pub fn matter(&self, sites: &[String]) -> Option<Matter> {
         let matter = |what, scope| Matter::of(self.reason(), what, scope, sites);
         match self {

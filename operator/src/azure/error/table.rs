@@ -1,4 +1,4 @@
-//! Every refusal of Azure's that is known, as Azure words it, and what becomes of it: one row each.
+//! Every known refusal of Azure's, in Azure's words, and its consequence: one row each.
 //!
 //! The bodies are those of recorded traffic, of Microsoft's documentation and of public issues, with their
 //! ids shortened.
@@ -11,7 +11,7 @@ use super::*;
 const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";
 const RULE: &str = "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs";
 
-/// What is done about it.
+/// The remedy that follows.
 #[derive(Debug, PartialEq)]
 enum Conduct {
     Retry(Duration),
@@ -30,7 +30,7 @@ struct Row {
     error: Value,
     reason: &'static str,
     conduct: Conduct,
-    /// What a person must find in its text, besides the resource.
+    /// The words that a person must find in its text, besides the resource.
     names: &'static [&'static str],
 }
 
@@ -38,7 +38,7 @@ fn error(code: &str, message: &str) -> Value {
     json!({ "code": code, "message": message })
 }
 
-/// The network provider's way: the telling code is in the details.
+/// The network provider's way: the specific code is in the details.
 fn detailed(code: &str, message: &str, detail: &str, words: &str) -> Value {
     json!({ "code": code, "message": message, "details": [{ "code": detail, "message": words }] })
 }
@@ -110,7 +110,7 @@ fn rows() -> Vec<Row> {
             ("OperationFailed", Retry(FAILED)), &["NetworkingInternalOperationError", "writes it again"]),
         row("subnet exhausted", 400,
             error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
-            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)", "for 5 IP addresses", "Free addresses in it, lower minimum"]),
+            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)", "for 5 IP addresses", "Free up addresses in it, lower minimum"]),
         row("subnet exhausted, found out by the operation", None,
             error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
             ("SubnetFull", Tell), &["nodes (10.240.0.0/28)"]),
@@ -258,11 +258,11 @@ fn every_refusal_of_azures_has_its_reason_its_remedy_and_its_words() {
         for name in names {
             assert!(text.contains(name), "{what}: nothing of {name:?} in {text:?}");
         }
-        // A missing permission may be on something else than what is written, and is named instead.
+        // A missing permission may be on another resource than the written one, and is named instead.
         assert!(text.contains(NIC) || reason == "PermissionDenied", "{what}: which NIC? {text}");
         // Where a person has to act, no sentence is lost to the 1 KiB that an Event takes.
         assert!(conduct != Tell || text.len() < 1000, "{what}: {} bytes", text.len());
-        // What was refused has changed nothing; what was lost may have.
+        // A refused request has changed nothing; a lost one may have.
         let refused =
             status.is_some_and(|status| (400..500).contains(&status) && ![404, 412].contains(&status));
         if refused && !["ResourceNotFound", "ScopeMissing"].contains(&reason) {

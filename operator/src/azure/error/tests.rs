@@ -13,7 +13,7 @@ fn body(code: &str, message: &str, details: Value) -> Vec<u8> {
     json!({ "error": { "code": code, "message": message, "details": details } }).to_string().into_bytes()
 }
 
-/// What a write that was answered so becomes.
+/// The error that a write with this answer ends with.
 fn write(status: u16, code: &str, message: &str, details: Value) -> Error {
     classify(Some(status), &ArmError::of_body(&body(code, message, details)), None, NIC, Effect::Write)
 }
@@ -267,7 +267,7 @@ fn an_address_that_is_taken_is_told_from_the_others_asked_for() {
     assert_eq!(taken(&words.replace("10.0.0.5", "10.0.0.16/28")), asked[2..]);
     // An address in a block gives up that block, and no other.
     assert_eq!(taken(&words.replace("10.0.0.5", "10.0.0.20")), asked[2..]);
-    // Nobody gives up all for the sake of one.
+    // One refused node doesn't hold back all.
     assert_eq!(taken("somebody has one of them"), []);
     let unnamed = Error::AddressTaken { resource: "nic".into(), message: "somebody has it".into() };
     assert_eq!(unnamed.taken(&asked[1..2]), asked[1..2]);

@@ -225,7 +225,7 @@ fn the_primary_stays_even_if_it_has_a_name_like_ours() {
     assert_eq!((nic.ip_configurations.len(), nic.foreign), (0, 1));
 }
 
-/// JSON that nobody has heard of.
+/// JSON with fields that no API version has.
 fn anything() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -326,7 +326,7 @@ fn what_is_attached_is_what_reads_back_and_nothing_else_changes() {
     assert_eq!(edit(&after, &change).unwrap(), after, "what is attached already needs no write");
     after = edit(&after, &attach("vnp-2", &[], None)).unwrap();
     assert!(read(&after).unwrap().ip_configurations[1].attached.is_empty());
-    // An empty list says as much as none, and takes nothing else along.
+    // An empty list means the same as no list, and takes nothing else along.
     after["properties"]["ipConfigurations"][2]["properties"]
         .as_object_mut()
         .unwrap()

@@ -45,7 +45,7 @@ fn ranges(document: &Value) -> Vec<Ipv4Net> {
 
 #[test]
 fn the_claims_of_many_nodes_are_met_in_one_document_each_with_a_range_of_its_own() {
-    // Of these each two begin to look for a free range at the same one.
+    // Each two of these begin their search for a free range at the same one.
     let (edited, outcomes) = edit(&table(vec![]), &claims(&[1, 5, 2, 6]));
     assert!(outcomes.iter().all(Result::is_ok));
     let expected = ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"].map(net);
@@ -132,7 +132,7 @@ fn a_release_makes_room_in_the_same_write() {
 #[test]
 fn a_node_that_is_gone_takes_its_routes_along_and_not_its_successors() {
     let met = edit(&table(vec![]), &claims(&[1, 2])).0;
-    // Whatever name it had: nobody may know it, if the operator died between table and spec.
+    // Whatever name it had: the name may be known nowhere, if the operator died between table and spec.
     let leave = |next_hop| Change::Leave { node: "node-1".into(), names: vec![], next_hop };
     assert_eq!(read(&edit(&met, &[leave(hop(1))]).0).routes.len(), 1);
     assert_eq!(read(&edit(&met, &[leave(hop(77))]).0).routes.len(), 2);

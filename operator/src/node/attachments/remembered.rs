@@ -1,4 +1,4 @@
-//! What has become of a node's attachments so far.
+//! The state of a node's attachments so far.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -14,24 +14,24 @@ use crate::planner::attachments::Make;
 /// What this process remembers of a node's attachments. All of it can be lost.
 #[derive(Clone, Debug)]
 pub struct Attaching {
-    /// What Azure has told of public addresses; `None`: there is none.
+    /// Public addresses as Azure reported them; `None`: there is none.
     pub public: HashMap<ResourceId, Option<allocation::PublicAddress>>,
-    /// Pods that Azure has refused something, by UID, with their names.
+    /// Pods with a wish that Azure has refused, by UID, with their names.
     pub refused: HashMap<String, (String, Setback)>,
-    /// What keeps all of the node's attachments waiting.
+    /// The reason why all of the node's attachments wait.
     pub setback: Option<Setback>,
-    /// What pods were told that they can't have, by UID: each Event comes once.
+    /// The refusals that were reported to pods, by UID: each Event comes once.
     pub told: HashMap<String, String>,
     /// How many to attach in one write.
     pub batch: usize,
     pub making: Making,
 }
 
-/// Public addresses that are made beside the node's reconciles: what is under way, and what has come of it.
+/// Public addresses that are made beside the node's reconciles: those under way, and their outcomes.
 #[derive(Clone, Debug, Default)]
 pub struct Making(Arc<Mutex<HashMap<ResourceId, Option<Made>>>>);
 
-/// What has come of one.
+/// The outcome of one attachment.
 #[derive(Debug)]
 pub struct Made {
     pub asked: Make,
@@ -82,7 +82,7 @@ impl Default for Attaching {
 }
 
 impl Attaching {
-    /// How long until something that was refused may be tried again.
+    /// How long until a refused wish may be tried again.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
         let all = self.refused.values().map(|(_, setback)| setback).chain(&self.setback);
         all.filter(|setback| setback.holds(now)).map(|setback| setback.until - now).min()

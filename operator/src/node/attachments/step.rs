@@ -1,4 +1,4 @@
-//! The steps by which something comes to be attached to a pod's address, or is taken off again.
+//! The steps by which a resource is attached to a pod's address, or is taken off again.
 
 use std::time::Instant;
 
@@ -43,8 +43,7 @@ pub fn writes_nic(step: &Step) -> bool {
 /// Carries out a step. The plan's marks have been published before, and a write of the NIC announced.
 ///
 /// # Errors
-/// That the step was outgrown while it waited. Azure's other errors are remembered: they end nothing but this
-/// step.
+/// The step was outgrown while it waited. Azure's other errors are remembered: they end only this step.
 pub async fn carry_out(
     ctx: &Context,
     (nic, step): (ResourceId, Step),
@@ -96,7 +95,7 @@ async fn look_up(
     remember(attaching, ids.into_iter().zip(found))
 }
 
-/// What Azure has told of public addresses is remembered whatever became of the others.
+/// Azure's answers about public addresses are remembered whatever became of the others.
 fn remember(
     attaching: &mut Attaching,
     told: impl Iterator<Item = (ResourceId, Result<Option<PublicAddress>, azure::Error>)>,
@@ -115,7 +114,7 @@ fn shown(PublicAddress { id, address, dns_name }: PublicAddress) -> allocation::
     allocation::PublicAddress { id: id.to_string(), address, dns_name }
 }
 
-/// Attaches everything in one write. Who is refused waits alone.
+/// Attaches everything in one write. A pod that is refused waits alone.
 async fn attach_all(
     ctx: &Context,
     nic: &ResourceId,
@@ -167,7 +166,7 @@ pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now
     }
 }
 
-/// Tells pods what they can't have, and why: by an Event, which their owner sees.
+/// Reports to each pod what it can't have, and why: by an Event, which its owner sees.
 pub fn tell(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
     attaching.told.retain(|uid, _| invalid.iter().any(|one| one.uid == *uid));
     for Invalid { uid, pod, message } in invalid {
@@ -189,7 +188,7 @@ async fn made(
     azure.make_public_address(reserved, &new, urgency).await
 }
 
-/// Takes in what has come of public addresses that were being made.
+/// Takes in the outcomes of public addresses that were being made.
 pub fn take_made(ctx: &Context, attaching: &mut Attaching) {
     for Made { asked, result } in attaching.making.take() {
         match result {
@@ -199,7 +198,7 @@ pub fn take_made(ctx: &Context, attaching: &mut Attaching) {
     }
 }
 
-/// What an error means to those it was about. Of several, one may have been the cause, so fewer are tried
+/// What an error means to the pods of the write. Of several, one may have been the cause, so fewer are tried
 /// next time.
 fn refuse(ctx: &Context, pods: &[(&str, &str)], error: &azure::Error, attaching: &mut Attaching) {
     if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {

@@ -1,4 +1,4 @@
-//! Modes Address and Prefix: what a node holds are ipConfigurations of its NIC.
+//! Modes Address and Prefix: a node's reservations are ipConfigurations of its NIC.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::planner::{Change, addresses};
 /// Carries a change out on the NIC.
 ///
 /// # Errors
-/// Azure's. What became of the NIC is then to be read again.
+/// Azure's. The NIC is then to be read again.
 pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Error> {
     let id: ResourceId = task.nic.parse()?;
     let planned = task.change;

@@ -1,7 +1,7 @@
-//! Mode Route: what a node holds is one route of a table, and its addresses are that route's range.
+//! Mode Route: a node's reservation is one route of a table, and its addresses are that route's range.
 //!
-//! The range is first written into the table and then into `spec`. From then on `spec` says what the node
-//! has: its pods use the range whatever becomes of the route, so one that somebody removes is put back, under
+//! The range is first written into the table and then into `spec`. From then on `spec` is the record of the
+//! node's range: its pods use the range whatever becomes of the route. So a removed route is put back, under
 //! the same name and with the same range, and no other node gets that range meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
@@ -33,7 +33,7 @@ pub struct Routed {
     pub table: ResourceId,
     /// Where the node's range is from; its range itself once its pool is another one.
     pub within: Option<Ipv4Net>,
-    /// What to ask the table for; `None` while the node is to have no route, or no more.
+    /// The request to the table; `None` while the node is to have no route, or no more.
     pub claim: Option<Claim>,
 }
 
@@ -77,10 +77,10 @@ pub async fn observe(
     let (name, range, state) = match (&own, &published) {
         (Some(route), Some((name, range))) => (name.clone(), Some(*range), route.state.clone()),
         (Some(route), None) => (route.name.clone(), route.range, route.state.clone()),
-        // Removed by somebody, or not looked at: the node has it all the same.
+        // Removed from the table, or not read: the node has it all the same.
         (None, Some((name, range))) => (name.clone(), Some(*range), ProvisioningState::Succeeded),
         (None, None) if wanted.is_none() => {
-            // Nothing is left of an earlier pool.
+            // The node has no range of an earlier pool left.
             return Ok(None);
         }
         (None, None) => (String::new(), None, ProvisioningState::Succeeded),
@@ -128,7 +128,7 @@ pub fn sizing(pool: &NodeIPPool) -> Sizing {
 /// Carries a change out on the NIC's forwarding and in the route table.
 ///
 /// # Errors
-/// Azure's. What became of the table is then to be read again.
+/// Azure's. The table is then to be read again.
 pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Outcome, azure::Error> {
     let mut was_sent = false;
     let Task { nic, observed, change: planned, about, urgency, .. } = task;
@@ -189,11 +189,11 @@ pub async fn leave(
     }
 }
 
-/// How often each table is read, a little less often than what is known of it is read anew.
+/// How often each table is read, a little less often than the known state of it expires.
 const CHECK_EVERY: Duration = Duration::from_secs(61);
 
 /// Reads the tables in use, at once and then every minute, one read for all nodes of each, and wakes those
-/// nodes whose route isn't as `spec` has it: somebody may have removed it. Never ends.
+/// nodes whose route isn't as `spec` has it, because it may have been removed. Never ends.
 pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
     loop {
         let mut nodes: HashMap<ResourceId, Vec<Arc<NodeIPAllocation>>> = HashMap::new();
@@ -209,7 +209,7 @@ pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
                     let wrong = nodes.iter().filter(|node| !is_as_published(&known, &node.spec));
                     wrong.for_each(|node| wake(&node.name_any()));
                 }
-                // A node that needs the table finds out by itself, and says so.
+                // A node that needs the table fails on it, and reports that.
                 Err(error) => warn!(%table, reason = %error.reason(), %error, "route table not read"),
             }
         }

@@ -1,4 +1,4 @@
-//! What all back-ends are asked and answer.
+//! The requests to all back-ends, and their answers.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use vnetpool_crds::allocation::Interface;
@@ -17,7 +17,7 @@ pub struct NicView<'a> {
     pub is_read: bool,
 }
 
-/// What is reserved for the node.
+/// The reservations of the node.
 #[derive(Debug, Default)]
 pub struct Holding {
     pub held: Vec<IpConfiguration>,
@@ -27,7 +27,7 @@ pub struct Holding {
     pub route_is_wrong: bool,
 }
 
-/// A planned change, and what it takes to carry it out.
+/// A planned change, and the facts that are needed to carry it out.
 pub struct Task<'a> {
     /// The NIC's id.
     pub nic: &'a str,
@@ -40,7 +40,7 @@ pub struct Task<'a> {
     pub about: [ObjectReference; 2],
 }
 
-/// What a change has shown.
+/// The result of a change.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// False: there was nothing to do, so Azure wasn't asked.

@@ -1,5 +1,5 @@
-//! What other network plugins have left on a NIC, and when it may go: the pool must say so, and every pod of
-//! the node must have an address of ours. Pure.
+//! The ipConfigurations that other network plugins have left on a NIC, and when they may go: the pool must
+//! allow it, and every pod of the node must have an address of ours. Pure.
 
 use std::collections::HashSet;
 
@@ -10,28 +10,28 @@ use crate::azure::Nic;
 use crate::demand::Uid;
 use crate::node::lag::{Lag, lag};
 
-/// What becomes of others' ipConfigurations on a NIC.
+/// How others' ipConfigurations on a NIC are treated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adoption {
     /// The agent has named the pods that have an address of ours.
     pub is_answered: bool,
     /// To be removed now, by name.
     pub ready: Vec<String>,
-    /// How many pods of the node have no address of ours, and may use one of those: nothing is removed until
-    /// none does.
+    /// How many pods of the node have no address of ours, and may use one of those: nothing is removed while
+    /// there is any.
     pub pods: usize,
     /// How many there are to remove.
     pub left: usize,
-    /// What stays for good, by name: something is attached to it.
+    /// The names of those that stay for good: something is attached to them.
     pub attached: Vec<String>,
 }
 
 /// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address,
 /// `boot_id` is the node's boot.
 ///
-/// Only an answer of the agent's counts, to a `spec` that asks for it: it is newer than the look at the NIC
-/// that found something to remove. Later pods do no harm: one that has had an address of ours was wired by
-/// our plugin and uses none of others'; one whose address isn't known yet keeps everything where it is.
+/// Only an answer of the agent's counts, to a `spec` that asks for it: it is newer than the read of the NIC
+/// that found something to remove. Later pods do no harm: a pod that has had an address of ours was wired by
+/// our plugin and uses none of others'; a pod whose address isn't known yet keeps everything where it is.
 pub fn adoption(
     adopt: Adopt,
     bound: &HashSet<Uid>,

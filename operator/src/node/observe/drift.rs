@@ -1,4 +1,4 @@
-//! What has left a NIC without our doing while pods use it. Pure.
+//! Addresses that have left a NIC without our doing while pods use them. Pure.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,19 +13,20 @@ use crate::node::backend::Backend;
 use crate::node::lag::{Lag, lag};
 use crate::node::memory::Memory;
 
-/// So long the agent may take to say what pods use of what has left the NIC, before the node grows without.
+/// The agent may take so long to report which of the addresses that have left the NIC pods use. After that
+/// the node grows without its report.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What has left the node's NIC by another hand.
+/// The addresses that another client has taken off the node's NIC.
 pub struct Drift {
-    /// What pods use of it, and what may be asked for again now.
+    /// Those that pods use and that may be asked for again now.
     pub lost: BTreeSet<Ipv4Net>,
-    /// Something has, where what is lost can be asked for.
+    /// Some have left it, where a lost address can be asked for.
     pub has_vanished: bool,
     /// The same, also where a lost address can't be asked for: an instance's.
     pub is_taken_off: bool,
-    /// How long to wait for the agent to tell what pods use. A write that grows could be given the very
-    /// address, and a second one would be needed for what pods use.
+    /// Until when to wait for the agent to report the addresses that pods use. A write that grows could be
+    /// given the very address, and a second one would be needed for the pod that uses it.
     pub told_by: Option<Instant>,
 }
 
@@ -53,15 +54,15 @@ impl Drift {
     }
 }
 
-/// What pods of this boot use though it has left the NIC without our doing, as somebody else's write makes
-/// it: addresses, or the blocks of `grain` addresses they are in. An instance of a Uniform scale set has
-/// none, because nobody can ask for an address there.
+/// What pods of this boot use though it has left the NIC by another client's write: addresses, or the blocks
+/// of `grain` addresses they are in. For an instance of a Uniform scale set this is empty, because a client
+/// can't request a certain address there.
 ///
 /// Only on the NIC they were on: elsewhere the old NIC may still have them. And none of `taken`, which have
-/// turned out to be somebody else's.
+/// turned out to be another NIC's.
 ///
-/// The agent must have taken up the current `spec`, which mirrors the NIC without them: its word is then
-/// newer than the look at the NIC. A pod may have ended since: an address too many is then asked for again
+/// The agent must have taken up the current `spec`, which mirrors the NIC without them: its report is then
+/// newer than the read of the NIC. A pod may have ended since: then one address too many is requested again
 /// and stays with the node as one more to hand out.
 fn lost(
     allocation: &NodeIPAllocation,
@@ -80,8 +81,8 @@ fn lost(
     unheld(in_use, nic, grain).difference(taken).copied().collect()
 }
 
-/// Whether something that `spec` shows has left the NIC without our doing. Which of it pods use, the agent
-/// says once it has taken up a `spec` without it.
+/// Whether addresses that `spec` shows have left the NIC without our doing. The agent reports which of them
+/// pods use once it has taken up a `spec` without them.
 fn has_vanished(allocation: &NodeIPAllocation, nic: &Nic) -> bool {
     let is_here = |known: &&Interface| known.id.eq_ignore_ascii_case(nic.id.as_str());
     let Some(known) = allocation.spec.serving().filter(is_here) else { return false };
@@ -91,8 +92,8 @@ fn has_vanished(allocation: &NodeIPAllocation, nic: &Nic) -> bool {
     known.ip_configurations.iter().any(|one| !held(&one.name) && !given_up(&one.name))
 }
 
-/// Those of the addresses that no ipConfiguration of ours holds; or the blocks they are in, where these come
-/// in blocks.
+/// The addresses that no ipConfiguration of ours holds; or the blocks they are in, where these come in
+/// blocks.
 fn unheld(addresses: impl Iterator<Item = Ipv4Addr>, nic: &Nic, grain: u32) -> BTreeSet<Ipv4Net> {
     let held: Vec<Ipv4Net> = nic.ip_configurations.iter().filter_map(|one| one.address).collect();
     let unheld = addresses.filter(|address| !held.iter().any(|one| one.contains(address)));
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
     use crate::azure::sample_nic;
 
-    /// What is lost of two addresses in use, given what the NIC holds.
+    /// The lost ones of two addresses in use, given the NIC's content.
     fn lost_of(held: &[(&str, &str)], boot_id: &str, taken: &[&str]) -> Vec<String> {
         lost_by(held, boot_id, taken, 3)
     }

@@ -1,9 +1,9 @@
-//! The application security groups that a pool wants its pods in: which the NIC is to join and leave, and
-//! what is said of it. Pure.
+//! The application security groups of a pool for its pods: which of them the NIC is to join and leave, and
+//! what the condition reports. Pure.
 //!
 //! Azure has one set for a whole NIC, so ours are added to those that others have put the NIC into, and only
-//! what `spec` names as ours is ever taken off: a group that was there before stays when the pool doesn't
-//! name it any more.
+//! the groups that `spec` names as ours are ever taken off: a group that was there before stays when the pool
+//! doesn't name it any more.
 
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS};
@@ -23,18 +23,18 @@ pub struct Facts<'a> {
     pub nic: Option<&'a Nic>,
     /// It is the VM's primary NIC, by which the node itself sends, too.
     pub is_shared: bool,
-    /// Nothing is about to be joined.
+    /// The NIC is about to join no group.
     pub is_dry_run: bool,
 }
 
-/// What becomes of a NIC's application security groups.
+/// The NIC's part in application security groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grouping {
     /// The pool's, as far as the NIC isn't in them.
     pub lacks: Vec<ResourceId>,
     /// Ours that the NIC is in and isn't to be in any more.
     pub leave: Vec<ResourceId>,
-    /// What `spec` is to name as ours: before the NIC joins them, until it has left them.
+    /// The groups that `spec` is to name as ours: before the NIC joins them, until it has left them.
     pub ours: Vec<ResourceId>,
     /// How many the pool names, for this NIC.
     wanted: usize,
@@ -58,7 +58,7 @@ pub fn decide(facts: &Facts) -> Grouping {
     let lacks: Vec<ResourceId> = wanted.iter().filter(|id| !joined.contains(id)).cloned().collect();
     let has = |id: &ResourceId| nic.is_none_or(|nic| nic.groups.contains(id));
     let leave = recorded.iter().filter(|id| has(id) && !wanted.contains(id)).cloned().collect();
-    // While somebody's write is under way, what the NIC will be in isn't known.
+    // While another client's write is under way, the NIC's next groups aren't known.
     let is_settled = nic.is_none_or(Nic::is_settled);
     let still_ours = recorded.iter().filter(|id| !is_settled || has(id) || wanted.contains(id));
     let announced = lacks.iter().filter(|id| !is_dry_run && !recorded.contains(id));
@@ -95,7 +95,7 @@ pub fn may_be_refused(error: &azure::Error) -> bool {
     matches!(error.remedy(), Remedy::WaitForChange { .. }) && !is_elsewhere
 }
 
-/// The condition; none where the pool names no groups and nothing is left of any.
+/// The condition; `None` where the pool names no groups and the NIC has left all of ours.
 pub fn condition(
     grouping: &Grouping,
     nic: &str,
@@ -144,7 +144,7 @@ pub fn condition(
     })
 }
 
-/// Whether this reason passes without anybody's doing.
+/// Whether this reason passes without an action.
 pub fn is_passing(reason: &str) -> bool {
     [Reason::Joining, Reason::Leaving, Reason::DryRun].iter().any(|passing| *passing == reason)
 }
@@ -197,7 +197,7 @@ mod tests {
         Nic { id: NIC.parse().unwrap(), groups, ..sample_nic(&[]) }
     }
 
-    /// What is joined, left and recorded, by name.
+    /// The groups that the NIC joins and leaves, and those that are recorded, by name.
     fn outcome(pool: &NodeIPPool, ours: &[&str], nic: Option<&Nic>, is_shared: bool) -> [Vec<String>; 3] {
         let allocation = allocation(ours, None);
         let facts = Facts { pool: Some(pool), allocation: &allocation, nic, is_shared, is_dry_run: false };
@@ -243,7 +243,7 @@ mod tests {
         let (withheld, allowed) = (pool(&["web"], false), pool(&["web"], true));
         assert_eq!(outcome(&withheld, &[], Some(&nic(&[])), true), names([&[], &[], &[]]));
         assert_eq!(outcome(&allowed, &[], Some(&nic(&[])), true), names([&["web"], &[], &["web"]]));
-        // Whoever takes it back takes the groups off.
+        // The operator that takes the NIC back takes the groups off.
         assert_eq!(outcome(&withheld, &["web"], Some(&nic(&["web"])), true)[1], ["web"]);
         let allocation = allocation(&[], None);
         let facts = Facts {

@@ -1,5 +1,5 @@
-//! When a node's metadata service no longer lists what is reserved on its NIC: the NIC is read, and what
-//! Azure says there counts. Pure.
+//! When a node's metadata service no longer lists the reservations of its NIC: the NIC is read, and Azure's
+//! answer counts. Pure.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use vnetpool_crds::NodeIPAllocation;
 /// Between two reads of a NIC because of hints.
 const APART: Duration = Duration::from_secs(180);
 
-/// What became of a node's hints so far. Lost, it costs a read.
+/// The state of a node's hints so far. Lost, it costs a read.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
     /// Hints that a read of the NIC has answered and that the agent still reports. The metadata service is
@@ -27,7 +27,7 @@ impl Hints {
             .then(|| self.read.map_or(Duration::ZERO, |read| (read + APART).saturating_duration_since(now)))
     }
 
-    /// Takes note of what is hinted at no more: the next time it is news.
+    /// Takes note of the hints that have ended: the next time they are news.
     pub fn note(&mut self, allocation: &NodeIPAllocation) {
         let now: BTreeSet<&String> = hinted(allocation).collect();
         self.answered.retain(|name| now.contains(name));
@@ -42,8 +42,8 @@ impl Hints {
     }
 }
 
-/// The names that the node's report of this boot says aren't listed any more, of those that `spec` still has:
-/// what has left it was dealt with.
+/// The names that the node's report of this boot gives as no longer listed, of those that `spec` still has:
+/// the names that have left it were dealt with.
 fn hinted(allocation: &NodeIPAllocation) -> impl Iterator<Item = &String> {
     let status = allocation.status.as_ref().filter(|status| status.boot_id == allocation.spec.boot_id);
     let is_held = |name: &&String| allocation.spec.ip_configurations().any(|one| one.name == **name);

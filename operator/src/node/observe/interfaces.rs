@@ -16,7 +16,7 @@ use crate::context::Context;
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 pub const NIC_SLOTS: u32 = 256;
 
-/// What the choice depends on.
+/// The facts on which the choice depends.
 pub struct Wanted<'a> {
     pub pool: Option<&'a NodeIPPool>,
     pub allocation: &'a NodeIPAllocation,
@@ -26,15 +26,15 @@ pub struct Wanted<'a> {
 /// Why Azure is to be asked, or not to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Occasion {
-    /// The VM may have other NICs than `spec` says: it can get one only while it is off.
+    /// The VM may have other NICs than `spec` shows: it can get one only while it is off.
     pub is_new: bool,
     /// The node misses some of its addresses.
     pub is_hinted: bool,
-    /// A write of ours to the NIC has failed, and what became of it isn't known yet.
+    /// A write of ours to the NIC has failed, and its outcome isn't known yet.
     pub is_begun: bool,
     /// It is time to read the NIC though nothing has changed.
     pub is_due: bool,
-    /// It is time to look what the VM's other NICs hold of ours.
+    /// It is time to read which of our reservations the VM's other NICs hold.
     pub all_are_due: bool,
     /// No error holds that back.
     pub may_ask: bool,
@@ -42,7 +42,7 @@ pub struct Occasion {
     pub is_held_back: bool,
 }
 
-/// The NIC that serves, as far as it had to be looked for.
+/// The NIC that serves, as far as it had to be read.
 pub struct Found {
     /// From Azure, now or not long ago; `None`: `spec` is believed.
     pub nic: Option<Arc<Nic>>,
@@ -60,7 +60,7 @@ pub struct Found {
     pub is_unsettled: bool,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
-    /// What was read from Azure for this.
+    /// The NICs that were read from Azure for this.
     pub read: Read,
 }
 
@@ -73,13 +73,13 @@ struct Chosen {
     elsewhere: u32,
     /// The wanted subnet, if none of the NICs is in it.
     lacking: Option<ResourceId>,
-    /// Others that hold something of ours.
+    /// Other NICs with a reservation of ours.
     strays: Vec<ResourceId>,
 }
 
 impl Wanted<'_> {
-    /// A node that is new, or whose NIC is empty and isn't where its pool wants it. Of the latter the VM is
-    /// asked once.
+    /// A node that is new, or whose NIC is empty and isn't where its pool wants it. For the latter the VM is
+    /// read once.
     fn must_choose(&self, known: &Known, now: Instant) -> bool {
         let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
@@ -112,7 +112,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Finds the NIC. What is known of it from before is enough, unless there is a reason to ask Azure.
+/// Finds the NIC. The facts that are known from before are enough, unless there is a reason to ask Azure.
 pub async fn find(
     ctx: &Context,
     vm: &VmId,
@@ -179,7 +179,7 @@ async fn choose(
     let nics = futures::future::try_join_all(reads).await?;
     let (subnet, grouped, current) = (wanted.subnet(), wanted.grouped(), wanted.current());
     let index = pick(&nics, subnet.as_ref(), grouped.as_ref(), current.as_ref());
-    // None has it, not: another serves, because it still holds something.
+    // The subnet is lacking only if no NIC is in it: another may serve because it still holds a reservation.
     let lacking = subnet.filter(|wanted| nics.iter().all(|nic| nic.subnet != *wanted));
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
     let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
@@ -189,9 +189,9 @@ async fn choose(
     Ok(Chosen { serving, primary, all, elsewhere, lacking, strays })
 }
 
-/// The NIC in the wanted subnet, or the primary one, which comes first. But one that holds something of ours
-/// serves until that is gone, and before all others the one that does so `current`ly: nothing would bring its
-/// pods' addresses to the other, or take its groups off.
+/// The NIC in the wanted subnet, or the primary one, which comes first. But a NIC that holds a reservation of
+/// ours serves until that is gone, and before all others the one that serves `current`ly: otherwise its pods'
+/// addresses would not move to the other NIC, and its groups would not be left.
 fn pick(
     nics: &[Arc<Nic>],
     wanted: Option<&ResourceId>,
@@ -220,8 +220,8 @@ fn interface(nic: &Nic) -> Interface {
     }
 }
 
-/// What a NIC holds as `spec` shows it: good enough to find that there is nothing to do, which is what an
-/// operator that starts finds for nearly every node.
+/// The reservations of a NIC as `spec` shows them: good enough to find that there is nothing to do, which is
+/// what an operator that starts finds for nearly every node.
 pub fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     let held = interface.ip_configurations.iter().map(|one| IpConfiguration {
         name: one.name.clone(),
@@ -280,7 +280,7 @@ mod tests {
         let nics = [nic("a", &[]), nic("b", &[("vnp-1", "10.0.0.5/32")])];
         assert_eq!(pick(&nics, Some(&nics[0].subnet), None, None), 1);
         assert_eq!(pick(&nics, None, None, None), 1);
-        // Nor does one that has no more than groups to lose.
+        // The same is true of a NIC that has no more than groups to lose.
         let nics = [nic("a", &[]), nic("b", &[])];
         assert_eq!(pick(&nics, Some(&nics[1].subnet), Some(&nics[0].id), None), 0);
     }

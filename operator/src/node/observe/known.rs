@@ -1,4 +1,4 @@
-//! What this process knows of a node's NIC, and when that is to be believed no more.
+//! What this process knows of a node's NIC, and when that is out of date.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ pub struct Known {
     pub all_at: Option<Instant>,
     /// When to read all of them once more, because a write to the one that has served may have come late.
     all_once_more: Option<Instant>,
-    /// How often in a row it was read and something was at work on it, and when it is to be read again.
+    /// How often in a row it was read while an operation was at work on it, and when it is to be read again.
     unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
     pub writing: bool,
@@ -39,18 +39,19 @@ pub struct Known {
     /// The subnet for which the VM had no NIC when it was last asked.
     pub lacking: Option<ResourceId>,
     pub hints: Hints,
-    /// The generation of `spec` as we last saw or wrote it; a later one is somebody else's work.
+    /// The generation of `spec` as we last saw or wrote it; a later one is another writer's work.
     generation: Option<i64>,
 }
 
-/// What was read from Azure, and when.
+/// The NICs that were read from Azure, and when.
 pub enum Read {
     Nothing,
     Nic {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have; `strays` hold something of ours and don't serve; `serves_anew`: until now another of them did.
+    /// have; `strays` have a reservation of ours and don't serve; `serves_anew`: until now another of them
+    /// did.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
@@ -88,8 +89,8 @@ impl Known {
         }
     }
 
-    /// The API server has answered to conditions of ours. They are applied whatever the version, so what the
-    /// answer shows of `spec` may be somebody else's.
+    /// The API server has answered to conditions of ours. They are applied whatever the version, so the
+    /// `spec` in the answer may be another writer's.
     pub fn status_written(&mut self, answer: &NodeIPAllocation) {
         self.said_writing = is_writing(answer);
         self.saw(answer);
@@ -100,12 +101,12 @@ impl Known {
         self.generation = answer.metadata.generation;
     }
 
-    /// Whether to wait with another read, because something was at work on the NIC a moment ago.
+    /// Whether to wait with another read, because an operation was at work on the NIC a moment ago.
     pub fn is_left_alone(&self, now: Instant) -> bool {
         self.unsettled.is_some_and(|(_, until)| now < until)
     }
 
-    /// What has become of a write of ours.
+    /// The outcome of a write of ours.
     pub fn wrote<T>(&mut self, outcome: &Result<T, azure::Error>) {
         if matches!(outcome, Err(azure::Error::OutcomeUnknown { .. })) {
             self.lost_answer();
@@ -117,7 +118,7 @@ impl Known {
         self.in_doubt = true;
     }
 
-    /// Whether a write may still come of which it isn't known what has become.
+    /// Whether a write with an unknown outcome may still come.
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt || self.once_more.is_some()
     }
@@ -139,20 +140,20 @@ impl Known {
     }
 
     /// Whether the NIC can be taken to be as `spec` has it while it can't be read: this process has seen it
-    /// so, or nothing says otherwise.
+    /// so, or nothing speaks against it.
     pub fn is_mirrored(&self) -> bool {
         self.at.is_some() || !self.must_read
     }
 
     /// How long until the NIC is to be read again, because it was unsettled or a write may have come late.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        // What reads an unsettled NIC does for both.
+        // The reads of an unsettled NIC serve both.
         let next = self.unsettled.map(|(_, until)| until).or(self.once_more)?;
         Some(next.saturating_duration_since(now))
     }
 
-    /// The NIC was looked for at `now`; `nic` is what it shows, if it is known. One that nobody meant to read
-    /// may have been read all the same, since Azure's client forgets what was written with an unknown
+    /// The NIC was read at `now`; `nic` is its content, if it is known. A NIC that no reconcile meant to read
+    /// may have been read all the same, since Azure's client forgets a NIC after a write with an unknown
     /// outcome. A write whose answer was lost may still come within `late`.
     pub fn learn(
         &mut self,
@@ -224,7 +225,7 @@ mod tests {
         let mut reads = vec![];
         for second in 0..1000 {
             let now = start + Duration::from_secs(second);
-            // Something happens to the node each second.
+            // An event happens to the node each second.
             let read = match second == 0 || known.needs_read(now) {
                 true => Read::Nic { at: now },
                 false => Read::Nothing,
@@ -238,7 +239,7 @@ mod tests {
         let now = start + Duration::from_secs(1000);
         known.learn(&Read::Nic { at: now }, Some(&sample_nic(&[])), &allocation, LATE, now);
         assert!(!known.needs_read(now) && known.wait(now).is_none());
-        // After a write whose answer was lost the cache gives what it has just read.
+        // After a write whose answer was lost the cache returns the document that it has just read.
         known.learn(&Read::Nothing, Some(&updating), &allocation, LATE, now);
         assert_eq!(known.wait(now), Some(UNSETTLED));
     }
@@ -256,7 +257,7 @@ mod tests {
         };
         assert_eq!(read(false, start), (false, None, false));
         assert_eq!(read(true, start), (false, Some(LATE), true));
-        // A look before that is none after it.
+        // A read before that is none after it.
         assert_eq!(read(false, start + LATE / 2), (false, Some(LATE / 2), true));
         assert_eq!(read(false, start + LATE), (false, None, false));
     }
@@ -274,7 +275,7 @@ mod tests {
         known.lost_answer();
         read(&mut known, start);
         assert_eq!(known.wait(start), Some(LATE));
-        // What else has it read doesn't count.
+        // Other reads by it don't count.
         read(&mut known, start + LATE / 2);
         assert!(!known.needs_read(start + LATE / 2) && known.needs_read(start + LATE));
         known.learn(&Read::Nothing, Some(&nic), &allocation, LATE, start + LATE);

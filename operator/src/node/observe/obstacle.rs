@@ -1,4 +1,4 @@
-//! Why a node is to hold no addresses though nothing has failed. Pure but for the pools it looks at.
+//! Why a node is to hold no addresses though nothing has failed. Pure but for the pools that it reads.
 
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -23,14 +23,14 @@ pub enum Obstacle {
 }
 
 impl Obstacle {
-    /// The node gives back what it has at once: it is no surplus, its pool can't serve the node before.
+    /// The node gives back its addresses at once: they are no surplus, its pool can't serve the node before.
     pub fn is_moving(&self) -> bool {
         matches!(self, Obstacle::Interface { reason: Reason::Moving, .. })
     }
 }
 
-/// What is in the way of a node with this NIC and this back-end. `primary` is the subnet of the VM's primary
-/// NIC, if that is another one.
+/// The obstacle for a node with this NIC and this back-end. `primary` is the subnet of the VM's primary NIC,
+/// if that is another one.
 pub fn obstacle(
     ctx: &Context,
     pool: Option<&NodeIPPool>,
@@ -47,7 +47,7 @@ pub fn obstacle(
         Some(pod_route) => unroutable(ctx, pool, pod_route, node, network)?,
         None => None,
     };
-    // What the node holds is of another kind than the pool's: it goes first.
+    // The node's reservations are of another kind than the pool's: they go first.
     Ok(unfit.or_else(|| (!backend.serves(pool)).then(|| moving(pool, node))))
 }
 
@@ -88,7 +88,7 @@ pub fn moving(pool: &NodeIPPool, node: &Node) -> Obstacle {
     Obstacle::Interface { reason: Reason::Moving, message }
 }
 
-/// The pool is for another subnet than the NIC's. One that names none is for the primary NIC's.
+/// The pool is for another subnet than the NIC's. A pool that names none is for the primary NIC's.
 pub fn mismatch(
     pool: &NodeIPPool,
     interface: &Interface,

@@ -1,8 +1,8 @@
 //! Which pool's policy holds for a node. Pure.
 //!
 //! A pool that is gone, or that doesn't select a node any more, may be a slip: a typing error, a sync, a pool
-//! that is made again in a moment. Pods run by what it has said. So a node goes over at once only if that
-//! takes nothing from it. Otherwise the last policy holds for a grace, and a condition says so.
+//! that is made again in a moment. Pods run by its last policy. So a node changes its policy at once only if
+//! that takes nothing from it. Otherwise the last policy holds for a grace, and a condition reports so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,10 +35,10 @@ pub struct Facts<'a> {
     pub now: Timestamp,
 }
 
-/// What holds for the node.
+/// The policy of the node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// None: nobody wants anything for it.
+    /// None: no pool wants addresses for it.
     pub pool: Option<Arc<NodeIPPool>>,
     /// The pool that served the node last doesn't select it any more.
     pub change: Option<Change>,
@@ -62,13 +62,13 @@ enum Cause {
     Deselected,
     /// The pool's own nodeSelector can't be read.
     SelectorInvalid,
-    /// Another pool selects it, of which the node can have nothing as long as its pods have what they have.
+    /// Another pool selects it, of which the node can have nothing as long as its pods keep what they have.
     Outweighed { by: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// Until somebody corrects the pool.
+    /// Until a person corrects the pool.
     Open,
     /// This long, from now on.
     Lasts(Duration),
@@ -80,7 +80,7 @@ pub fn decide(facts: Facts) -> Policy {
     let spec = &allocation.spec;
     let last = last.filter(|last| last.spec.mode == spec.mode && last.metadata.deletion_timestamp.is_none());
     if is_paused {
-        // The grace begins when the pause is over: nobody looks for two things at once.
+        // The grace begins when the pause is over: a person can't watch for two things at once.
         return Policy { pool: Some(last.unwrap_or_else(|| Arc::new(recorded(spec)))), change: None };
     }
     if selected.as_ref().is_some_and(|pool| takes_nothing(spec, pool)) || holds_nothing(spec) {
@@ -115,20 +115,20 @@ pub fn decide(facts: Facts) -> Policy {
 /// loses an address by it.
 fn takes_nothing(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     if pool.name_any() == spec.pool {
-        // What somebody writes into the pool that serves the node is meant. Its mode can't be written.
+        // An edit of the pool that serves the node is meant. The mode of a pool can't be edited.
         return pool.spec.mode == spec.mode;
     }
     has_reservations(spec, pool)
 }
 
-/// Whether the node goes by all of this pool that is rolled out: nothing of what it holds would change. A
-/// node that holds nothing has nothing to lose.
+/// Whether the node goes by all of this pool that is rolled out: nothing that it holds would change. A node
+/// that holds nothing has nothing to lose.
 pub fn follows(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     holds_nothing(spec) || (has_sizing(spec, pool) && has_all_else(spec, pool))
 }
 
-/// Whether pods of the node lack addresses that it gets from this pool, and it has to change nothing else for
-/// that.
+/// Whether pods of the node lack addresses that it gets from this pool, and nothing else of it has to change
+/// for that.
 pub fn is_needy(spec: &NodeIPAllocationSpec, pool: &NodeIPPool, demand: &Demand) -> bool {
     let Some(sizing) = &spec.sizing else { return false };
     let wanted = |sizing| sizing::wanted(sizing, demand, pool.spec.grain(), u32::MAX);
@@ -145,7 +145,7 @@ fn has_all_else(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     pool.spec.wiring == spec.wiring && has_reservations(spec, pool)
 }
 
-/// Whether what is reserved for the node is where the pool has it, so that it can all stay.
+/// Whether the node's reservations are where the pool has them, so that they can all stay.
 fn has_reservations(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     pool.spec.mode == spec.mode
         && has_subnet(spec, pool)
@@ -159,8 +159,8 @@ fn has_subnet(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     wanted.map_or(!nic.secondary, |wanted| wanted.eq_ignore_ascii_case(&nic.subnet.id))
 }
 
-/// Whether the NIC is by our doing in no other groups than the pool's: leaving one is rolled out. Joining one
-/// takes nothing away, and of a group that the NIC was in before us the object says nothing.
+/// Whether the NIC is by our doing in no other groups than the pool's: leaving one is rolled out. Joining a
+/// group takes nothing away, and the object doesn't record groups that the NIC was in before us.
 fn has_groups(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     let Some(nic) = spec.serving() else { return true };
     let wanted = pool.spec.application_security_groups.as_ref();
@@ -170,8 +170,8 @@ fn has_groups(spec: &NodeIPAllocationSpec, pool: &NodeIPPool) -> bool {
     nic.application_security_groups.iter().all(names)
 }
 
-/// The policy that the node has taken up: what is rolled out is as its object has it, all else as its pool
-/// has it now, if that is there.
+/// The policy that the node has taken up: the fields that are rolled out are as its object has them, all
+/// others as its pool has them now, if there is one.
 pub fn held(spec: &NodeIPAllocationSpec, pool: Option<&NodeIPPool>) -> NodeIPPool {
     let recorded = recorded(spec);
     let Some(pool) = pool else { return recorded };
@@ -190,7 +190,7 @@ pub fn held(spec: &NodeIPAllocationSpec, pool: Option<&NodeIPPool>) -> NodeIPPoo
     NodeIPPool { spec, ..pool.clone() }
 }
 
-/// Whether what the node has is a range of this route.
+/// Whether the node's reservation is a range of this route.
 pub fn leads(spec: &NodeIPAllocationSpec, route: &PodRoute) -> bool {
     let is_its_table =
         spec.route_table_id.as_ref().is_some_and(|id| id.eq_ignore_ascii_case(&route.route_table_id));
@@ -234,7 +234,7 @@ fn recorded(spec: &NodeIPAllocationSpec) -> NodeIPPool {
         snat: Snat { non_masquerade_cidrs: spec.snat_exclusions.clone() },
         pod_metadata_access: spec.pod_metadata_access,
         adopt: Adopt::Nothing,
-        // What pods have, they keep.
+        // Pods keep their addresses.
         attachments: Attachments::default(),
         application_security_groups: (!groups.is_empty())
             .then_some(ApplicationSecurityGroups { ids: groups, on_shared_nic: true }),
@@ -257,7 +257,7 @@ impl Change {
         self.since
     }
 
-    /// What the condition says of a node whose last pool is `last`.
+    /// The condition's message for a node whose last pool is `last`.
     pub fn verdict(&self, node: &str, last: &str, grace: Duration) -> Verdict {
         let (reason, what) = match &self.cause {
             Cause::Gone => {

@@ -1,4 +1,4 @@
-//! When a NIC that nothing has happened to is read again: somebody else may have changed it. Pure.
+//! When a NIC without any event is read again: another client may have changed it. Pure.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::known::Known;
 
-/// Where the node's metadata service tells what leaves the NIC: after this long, or up to twice as long. The
+/// Where the node's metadata service shows what leaves the NIC: after this long, or up to twice as long. The
 /// reads of many nodes must not come at once.
 const RECHECK: Duration = Duration::from_secs(4 * 3600);
-/// Even a node that nothing happens to is looked at again after this long; that alone asks Azure nothing.
+/// Even a node without any event is reconciled again after this long; that alone costs no request to Azure.
 pub const REQUEUE: Duration = Duration::from_secs(3600);
 
 /// When a NIC is to be read again.
@@ -58,18 +58,18 @@ impl Recheck {
         self.all_due.is_some_and(|due| due <= now)
     }
 
-    /// How long until the node is to be looked at again though nothing has happened: until its NIC is due, so
-    /// that the spread isn't lost to the beat in which all nodes are looked at after a start.
+    /// How long until a node without any event is to be reconciled again: until its NIC is due, so that the
+    /// spread isn't lost to the beat in which all nodes are reconciled after a start.
     pub fn due_in(&self, now: Instant) -> Duration {
         let all = [Some(self.due), self.all_due].into_iter().flatten();
-        // What is due and wasn't done is held back by an error, which has a time of its own.
+        // A read that is due and wasn't made is held back by an error, which has a time of its own.
         let waits = all.map(|due| due.saturating_duration_since(now)).filter(|wait| !wait.is_zero());
         waits.min().map_or(REQUEUE, |wait| wait.min(REQUEUE))
     }
 }
 
 /// Whether the metadata service lists all that the node's pods need of its NIC: single addresses. It doesn't
-/// where the node's agent says, in this boot, that it tells nothing.
+/// where the node's agent reports, in this boot, that the service is silent.
 fn is_listed(allocation: &NodeIPAllocation) -> bool {
     let spec = &allocation.spec;
     let says = allocation.status.as_ref().filter(|status| status.boot_id == spec.boot_id);
@@ -86,7 +86,7 @@ mod tests {
 
     const HOUR: f64 = 3600.0;
 
-    /// The moments, in seconds after a start that looks at all of them at once, at which NICs of idle nodes
+    /// The moments, in seconds after a start that reconciles all of them at once, at which NICs of idle nodes
     /// are read. The start may read all of them.
     fn reads(nodes: usize, is_listed: bool, hours: f64, reads_all: bool) -> Vec<f64> {
         let start = Instant::now();

@@ -1,4 +1,5 @@
-//! The networks around a node's NICs: their subnets' prefixes, and what sees pods under their own addresses.
+//! The networks around a node's NICs: their subnets' prefixes, and the ranges that see pods under their own
+//! addresses.
 
 use std::sync::Arc;
 
@@ -11,12 +12,12 @@ use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
 use crate::node::backend::Backend;
 
-/// The network around a NIC's subnet. `None`: it can't be read now, or isn't to be, but what `spec` says of
-/// it stays good.
+/// The network around a NIC's subnet. `None`: it can't be read now, or needn't be, and the values in `spec`
+/// stay good.
 ///
 /// # Errors
-/// When nothing is known of it from before: without it, a pod's packets to the VNet would be translated, so
-/// its node must wait.
+/// When no earlier value is known: without one, a pod's packets to the VNet would be translated, so its node
+/// must wait.
 pub async fn around(
     ctx: &Context,
     spec: &NodeIPAllocationSpec,
@@ -51,8 +52,8 @@ fn is_same(one: &Subnet, other: &Subnet) -> bool {
     one.id.eq_ignore_ascii_case(&other.id)
 }
 
-/// What sees a pod under its own address: the VNet, what else has a way back to that, and what the pool
-/// names.
+/// The ranges that see a pod under its own address: the VNet, the ranges with a way back to it, and those
+/// that the pool names.
 pub fn exclusions(network: &Network, pool: Option<&NodeIPPool>, backend: &Backend) -> Vec<String> {
     let named = pool.into_iter().flat_map(|pool| &pool.spec.snat.non_masquerade_cidrs);
     let mut ranges: Vec<ipnet::Ipv4Net> = named.filter_map(|range| range.parse().ok()).collect();

@@ -1,6 +1,6 @@
-//! How often somebody else has taken addresses off a NIC: a template or a tool that owns the NIC takes off
-//! whatever it doesn't list, each time it is applied. `spec` has the times, so that the next operator goes on
-//! counting. Pure.
+//! How often others have taken addresses off a NIC: a template or a tool that owns the NIC takes off every
+//! ipConfiguration that it doesn't list, each time it is applied. `spec` has the times, so that the next
+//! operator goes on counting. Pure.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// So often in a day is no accident.
 const PATTERN: usize = 3;
 
-/// The times for `spec`, where it has happened once more as the case may be. What is published then doesn't
-/// name what is missing any more, so nothing is counted twice.
+/// The times for `spec`, where it has happened once more as the case may be. The published `spec` doesn't
+/// name the missing addresses any more, so none is counted twice.
 pub fn noted(before: &[Time], is_taken_off: bool, now: Timestamp) -> Vec<Time> {
     let mut times = before.to_vec();
     if is_taken_off {
@@ -25,7 +25,7 @@ pub fn noted(before: &[Time], is_taken_off: bool, now: Timestamp) -> Vec<Time> {
     times
 }
 
-/// What there is to say of it, and until when.
+/// The message about it, and until when it stands.
 pub fn verdict(spec: &NodeIPAllocationSpec, now: Timestamp) -> Option<(Verdict, Duration)> {
     let [first, ..] = spec.taken_off_at.as_slice() else { return None };
     let left = DAY.checked_sub(now.duration_since(first.0).try_into().unwrap_or_default())?;

@@ -1,6 +1,6 @@
 //! The announcement of a write: the condition `Writing`, which the API server confirms between the write's
-//! turn within Azure's limits and its first byte. In a rush nodes wait for minutes; announced before that,
-//! all of them would be read by the next leader, though nothing was sent.
+//! turn within Azure's limits and its first byte. In a rush nodes wait for minutes. If they announced before
+//! their turn, the next leader would read all of their NICs, though nothing was sent.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,14 +31,13 @@ pub struct Announcement {
     client: Client,
     writes: Arc<Writes>,
     cluster: Cluster,
-    /// What the write was planned for.
+    /// The state for which the write was planned.
     node: Arc<Node>,
     allocation: Arc<NodeIPAllocation>,
     answer: Answer,
 }
 
-/// The operator's conditions as they were announced, and what the API server has said to them. `None` until
-/// it was asked.
+/// The operator's conditions as they were announced, and the API server's answer. `None` until it was asked.
 type Answer = Arc<Mutex<Option<(Vec<Condition>, Result<NodeIPAllocation, kube::Error>)>>>;
 
 /// The API server hasn't confirmed in time.
@@ -67,7 +66,7 @@ impl Announcement {
         })
     }
 
-    /// Announces the write, and tells whether it may be sent.
+    /// Announces the write, and returns whether it may be sent.
     async fn is_confirmed(&self) -> bool {
         // Many may have their turns at the same moment: the wait for others isn't the API server's.
         self.writes.announcement(self.announce()).await
@@ -77,7 +76,7 @@ impl Announcement {
         let name = self.allocation.name_any();
         let is_same_machine =
             self.cluster.node(&name).is_some_and(|newest| kept::is_same_machine(&self.node, &newest));
-        // All else that it says is as of now, and not of before the wait for the turn.
+        // Its other conditions are as of now, and not as of before the wait for the turn.
         let Some(newest) =
             self.cluster.allocation(&name).filter(|newest| is_same_machine && self.is_ours(newest))
         else {
@@ -92,18 +91,17 @@ impl Announcement {
         is_ours
     }
 
-    /// Whoever writes `spec` beside us, or ends the object, may write the NIC, too: first that is looked
-    /// into.
+    /// Another client that writes `spec`, or ends the object, may write the NIC, too: that is checked first.
     fn is_ours(&self, newest: &NodeIPAllocation) -> bool {
         let [planned, newest] = [&self.allocation.metadata, &newest.metadata];
         (&planned.uid, planned.generation, &planned.deletion_timestamp)
             == (&newest.uid, newest.generation, &newest.deletion_timestamp)
     }
 
-    /// Goes on from what the API server has said, if it was asked.
+    /// Takes up the API server's answer, if it was asked.
     ///
     /// # Errors
-    /// Its own: then nothing was sent to Azure.
+    /// The announcement's own error: then nothing was sent to Azure.
     pub fn take_in(
         self,
         ctx: &Context,
@@ -142,8 +140,8 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "n", "uid": uid}})).unwrap()
     }
 
-    /// An announcement for a node and object of which the watches show what `newest` says now. The API server
-    /// answers with that object, or never. Gives how often it was asked, too.
+    /// An announcement for a node and object of which the watches show the present value of `newest`. The API
+    /// server answers with that object, or never. Also returns how often it was asked.
     async fn announcement(
         (machine, generation): (&str, i64),
         answer: Option<Value>,

@@ -1,4 +1,4 @@
-//! The condition `Attached`: what pods have, or wait for. Pure.
+//! The condition `Attached`: the attachments that pods have, or wait for. Pure.
 
 use crate::node::attachments::remembered::Attaching;
 use crate::planner::attachments::Plan;
@@ -8,7 +8,7 @@ use vnetpool_crds::verdict::Verdict;
 /// So many pods are named in a message.
 const NAMED: usize = 3;
 
-/// None while nobody asks for anything.
+/// `None` while no pod asks for anything.
 pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
     let some = |pods: Vec<String>| {
         let more = pods.len().saturating_sub(NAMED);

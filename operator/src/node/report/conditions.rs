@@ -1,4 +1,4 @@
-//! The conditions of a NodeIPAllocation, made from what is known of its node. Pure.
+//! The conditions of a NodeIPAllocation, made from the facts about its node. Pure.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +25,13 @@ use crate::node::setback::{Setback, Stage};
 use crate::planner::{Plan, Rehearsal};
 use crate::{azure, events};
 
-/// What the conditions are made from.
+/// The facts from which the conditions are made.
 pub struct Facts<'a> {
     /// As last published.
     pub allocation: &'a NodeIPAllocation,
     /// The node's boot.
     pub boot_id: &'a str,
-    /// `None` while an error keeps us from looking.
+    /// `None` while an error keeps us from reading it.
     pub seen: Option<&'a Seen>,
     pub plan: Option<&'a Plan>,
     /// How long the policy of a pool that serves the node no more holds.
@@ -43,25 +43,25 @@ pub struct Facts<'a> {
     pub is_settled: bool,
     /// Why nothing may be written to Azure.
     pub pause: Option<&'a Pause>,
-    /// In a dry run, what would be done.
+    /// In a dry run, the writes that would be made.
     pub rehearsal: Option<&'a Rehearsal>,
     pub setback: Option<&'a Setback>,
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
-    /// What there is to say of application security groups.
+    /// The verdict on application security groups.
     pub grouped: Option<Verdict>,
-    /// What there is to say of attachments.
+    /// The verdict on attachments.
     pub attached: Option<Verdict>,
-    /// What there is to say of sandboxes that outlive their pods; `None`: what was said last stands.
+    /// The verdict on sandboxes that outlive their pods; `None`: the last one stands.
     pub outlived: Option<Verdict>,
-    /// What there is to say of missing resource groups, and since when.
+    /// The condition on missing resource groups, with the time of its first report.
     pub missing: Option<Condition>,
-    /// What there is to say of others who take addresses off the NIC.
+    /// The verdict on others who take addresses off the NIC.
     pub taken_off: Option<Verdict>,
     /// How long the agent has lagged behind.
     pub behind_for: Duration,
-    /// What the kubelet says of a runtime that has found no network for longer than it needs to take up our
+    /// The kubelet's report of a runtime that has found no network for longer than it needs to take up our
     /// configuration.
     pub networkless: Option<&'a str>,
     /// How long more has been held than wanted, as far as this process knows.
@@ -196,11 +196,11 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
     if !found {
         return Verdict::no(Reason::NoInterface, "there is no NIC to reserve addresses on");
     }
-    // What was refused before says nothing while nothing is tried.
+    // An earlier refusal means nothing while nothing is tried.
     if let Some(pause) = facts.pause.filter(|_| facts.plan.is_some_and(|plan| plan.grows || plan.repairs)) {
         return Verdict::no(pause.reason, pause.message());
     }
-    // A re-check of a NIC that failed is no news while the node has what it needs.
+    // A re-check of a NIC that failed is no news while the node has all it needs.
     let matters = |setback: &&Setback| {
         setback.needs_change || setback.stage != Stage::Find || facts.plan.is_none_or(|plan| plan.grows)
     };
@@ -384,15 +384,15 @@ fn adopted(adoption: &Adoption) -> Verdict {
     Verdict::yes(Reason::Adopted, message)
 }
 
-/// Whether to say that more is held than wanted; `None`: not yet. Each pod that goes leaves a surplus until
-/// another comes, so it must have lasted for a part of the time after which it is given back.
+/// Whether to report that more is held than wanted; `None`: not yet. Each pod that goes leaves a surplus
+/// until another comes, so the surplus must have lasted for a part of the time after which it is given back.
 fn says_surplus(facts: &Facts, plan: &Plan) -> Option<bool> {
     let is_said = condition::is_true(facts.allocation.conditions(), SURPLUS);
     let is_soon = facts.surplus_for < surplus_is_said_after(facts.seen);
     (!plan.surplus || is_said || !is_soon).then_some(plan.surplus)
 }
 
-/// How long more must be held than wanted before it is said.
+/// How long more must be held than wanted before it is reported.
 pub fn surplus_is_said_after(seen: Option<&Seen>) -> Duration {
     seen.map_or(Duration::ZERO, |seen| seen.observed.release_after / 10)
 }
@@ -408,11 +408,11 @@ fn surplus(is_surplus: bool) -> Verdict {
     }
 }
 
-/// Only a node whose NIC is known can be full: one that isn't Azure's may get its pods' addresses elsewhere.
+/// Only a node whose NIC is known can be full: a node outside Azure may get its pods' addresses elsewhere.
 fn full(facts: &Facts) -> Verdict {
     let none = || Verdict::no(Reason::NotFull, "there are addresses, or more can be had");
     let (Some(seen), Some(plan)) = (facts.seen, facts.plan) else {
-        // While we can't look, what was said last stands.
+        // While the NIC can't be read, the last report stands.
         let before = condition::find(facts.allocation.conditions(), FULL);
         return match before.map(|one| (one, Reason::of(&one.reason))) {
             Some((one, Some(reason))) if one.status == "True" => Verdict::yes(reason, &one.message),
@@ -427,7 +427,7 @@ fn full(facts: &Facts) -> Verdict {
     if let Some(pause) = facts.pause.filter(|_| plan.grows) {
         return Verdict::yes(pause.reason, pause.message());
     }
-    // What a dry run holds back says nothing of the subnet.
+    // A write that a dry run holds back shows nothing of the subnet.
     let holds_back = |setback: &&Setback| setback.needs_change && setback.reason != Reason::DryRun;
     match facts.setback.filter(holds_back) {
         Some(setback) if plan.grows => {
@@ -440,7 +440,7 @@ fn full(facts: &Facts) -> Verdict {
     }
 }
 
-/// What passes, or is told elsewhere, gets no Event.
+/// A condition that passes, or is reported elsewhere, gets no Event.
 const PASSING: [Reason; 8] = [
     Reason::Pending,
     Reason::Reserving,
@@ -452,7 +452,7 @@ const PASSING: [Reason; 8] = [
     Reason::MaximumReached,
 ];
 
-/// The Events of conditions that turned: one for each, however often it is said again.
+/// The Events of conditions that turned: one for each, however often it is reported again.
 pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback>) -> Vec<Event> {
     let news = |type_: Type, status: &str| {
         let now = condition::find(next, type_).filter(|now| now.status == status)?;

@@ -1,4 +1,4 @@
-//! What this process remembers of what it has reported of a node. All of it can be lost.
+//! The reports of a node that this process remembers. All of it can be lost.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use vnetpool_crds::refusal;
 use super::sandboxes::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
 
-/// How long a runtime may take to find a configuration, and the kubelet to say so: ten seconds as a rule.
+/// How long a runtime may take to find a configuration, and the kubelet to report it: ten seconds as a rule.
 const RUNTIME_GRACE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ pub struct Reports {
     networkless_since: Option<Instant>,
     pub outlived: Outlived,
     /// The pods that the node's agent named last as kept from the metadata service; `None` before the first
-    /// look, so that an operator that starts doesn't say again what another has said.
+    /// report, so that an operator that starts doesn't repeat another's Events.
     refused: Option<BTreeSet<String>>,
 }
 
@@ -32,7 +32,7 @@ impl Reports {
     }
 
     /// Starts or stops the clock of a runtime that has no network though its node's agent has installed one.
-    /// Gives whether it has had time enough, or how long until it has.
+    /// Returns whether it has had time enough, or how long until it has.
     pub fn networkless(&mut self, is_so: bool, now: Instant) -> (bool, Option<Duration>) {
         self.networkless_since = is_so.then(|| self.networkless_since.unwrap_or(now));
         let Some(since) = self.networkless_since else { return (false, None) };
@@ -53,7 +53,7 @@ impl Reports {
         self.behind_since.map(|since| now.saturating_duration_since(since)).unwrap_or_default()
     }
 
-    /// How long until an agent that lags behind is worth a word.
+    /// How long until an agent that lags behind is worth a report.
     pub fn grace_left(&self, now: Instant) -> Option<Duration> {
         self.behind_since?;
         Some(AGENT_GRACE.saturating_sub(self.behind_for(now))).filter(|rest| !rest.is_zero())

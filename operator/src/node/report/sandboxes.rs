@@ -1,6 +1,6 @@
 //! Sandboxes that outlive their pods: the API server has the pod no more, or it has run to its end, and the
-//! node still reports an address as its own. Found and told, never ended: an address in doubt is in use. The
-//! decision is pure.
+//! node still reports an address as its own. They are found and reported, never ended: an address in doubt is
+//! in use. The decision is pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
@@ -32,33 +32,33 @@ const NAMED: usize = 10;
 /// An address and the UID of the pod that is gone.
 type Suspect = (String, String);
 
-/// What this process remembers of a node's.
+/// What this process remembers of a node's sandboxes.
 #[derive(Clone, Debug, Default)]
 pub struct Outlived {
-    /// The agent is to name who has which address.
+    /// The agent is to name the holder of each address.
     pub asks: bool,
     /// Since when more pods have addresses than are bound, by both clocks.
     exceeds_since: Option<(Instant, Timestamp)>,
     since: BTreeMap<Suspect, Instant>,
-    /// What was told last, and about whom.
+    /// The last report, and its sandboxes.
     told: Option<(BTreeSet<Suspect>, String)>,
 }
 
-/// What there is to say.
+/// The kinds of report.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     /// These have been for longer than [`GRACE`].
     Due(BTreeSet<Suspect>),
-    /// There is none, or none of those that were told.
+    /// There is none, or none of those that were reported.
     Ended,
-    /// None has been for long enough to tell.
+    /// None has lasted long enough to report.
     Early,
 }
 
 impl Outlived {
     /// Asks the agent for names once more pods have addresses than are bound, by a count that can be trusted:
-    /// one taken well after the pod's end, or one that would have been replaced by now. Gives in how long to
-    /// look again.
+    /// a count taken well after the pod's end, or one that would have been replaced by now. Returns the time
+    /// until the next check.
     fn count(
         &mut self,
         exceeds: bool,
@@ -81,7 +81,7 @@ impl Outlived {
         }
     }
 
-    /// Compares who has addresses with the UIDs of the node's pods that need one. Gives what there is to say,
+    /// Compares the holders of addresses with the UIDs of the node's pods that need one. Returns the report,
     /// and in how long there may be more.
     fn observe(
         &mut self,
@@ -89,7 +89,7 @@ impl Outlived {
         pods: &HashSet<Uid>,
         now: Instant,
     ) -> (Finding, Option<Duration>) {
-        // A sandbox without a pod's UID is of another runtime's making, or nobody remembers whose it is.
+        // A sandbox without a pod's UID was made by another runtime, or its pod's UID was lost.
         let is_suspect = |one: &&Holder| !one.pod_uid.is_empty() && !pods.contains(&Uid::of(&one.pod_uid));
         let suspects = holders.iter().filter(is_suspect);
         let known = std::mem::take(&mut self.since);
@@ -115,8 +115,9 @@ impl Outlived {
     }
 }
 
-/// What to say of the node's, if it is to be said anew, and in how long to look again. Reads the object whole
-/// when there are others to name than before: of a holder, only address and UID are kept in memory.
+/// The report of the node's sandboxes, if a new one is due, and the time until the next check. Reads the
+/// object whole when there are others to name than before: of a holder, only address and UID are kept in
+/// memory.
 ///
 /// Ordinarily an agent only counts: a list of all pods would be written anew with each of them. So the counts
 /// are compared, and names asked for when they can't be right.
@@ -166,8 +167,8 @@ pub async fn condition(
     Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
-/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. What `holders` tell no more
-/// is named by its UID.
+/// Names node, pods, addresses and sandboxes, the likely causes and the remedy. A pod that `holders` doesn't
+/// list any more is named by its UID.
 fn message(node: &str, due: &BTreeSet<Suspect>, holders: &[Holder]) -> String {
     let name = |(address, uid): &Suspect| {
         let one = holders.iter().find(|one| one.address == *address && one.pod_uid == *uid);
@@ -230,20 +231,20 @@ mod tests {
         let counted = |seconds| Some(epoch + Duration::from_secs(seconds));
         let longest = COUNTED_WITHIN + GRACE;
         assert_eq!(outlived.count(false, counted(0), after(0)), None);
-        // The count may be of before the pod's end.
+        // The count may date from before the pod's end.
         assert_eq!(outlived.count(true, counted(0), after(0)), Some(longest));
         assert_eq!(outlived.count(true, counted(9), after(9)), Some(longest - Duration::from_secs(9)));
         assert!(!outlived.asks);
-        // Another pod has come: which is which, the counts don't tell.
+        // Another pod has come: the counts don't show which of the two it is.
         assert_eq!(outlived.count(false, counted(9), after(20)), None);
         assert_eq!(outlived.count(true, counted(29), after(30)), Some(longest));
         assert_eq!(outlived.count(true, counted(40), after(40)), Some(Duration::ZERO));
         assert!(outlived.asks);
         assert_eq!(outlived.count(true, counted(40), after(41)), None, "asked already");
-        // The answer: nobody has outlived its pod.
+        // The answer: no sandbox has outlived its pod.
         outlived.observe(&[assigned("10.0.0.5", "a")], &pods(&["a"]), start);
         assert!(!outlived.asks);
-        // A count that nothing has replaced in all the time in which it would have been is true.
+        // A count is true if it wasn't replaced in all the time in which it would have been.
         assert_eq!(outlived.count(true, counted(40), after(50)), Some(longest));
         assert_eq!(outlived.count(true, counted(40), after(50 + longest.as_secs())), Some(Duration::ZERO));
         assert!(outlived.asks);
@@ -272,7 +273,7 @@ mod tests {
         let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
         assert_eq!(outlived.observe(&node, &pods(&["b"]), start).0, Finding::Early);
         assert_eq!(outlived.observe(&node, &pods(&["b"]), start + GRACE).0, due(&[("10.0.0.5", "a")]));
-        // Once told, its end is told, though another may be next.
+        // After a report, the end is reported, though another sandbox may be next.
         outlived.told = Some(Default::default());
         assert_eq!(outlived.observe(&node[1..], &pods(&[]), start + GRACE).0, Finding::Ended);
     }

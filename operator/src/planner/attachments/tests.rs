@@ -12,7 +12,7 @@ fn public_id(uid: &str) -> Option<ResourceId> {
         .ok()
 }
 
-/// What the facts are borrowed from.
+/// Owns the values that the facts borrow.
 #[derive(Clone, Debug)]
 struct World {
     held: Vec<IpConfiguration>,
@@ -115,7 +115,7 @@ impl World {
         self.marks = self.plan().marks;
     }
 
-    /// Carries out the next step as Azure would. Says whether there was one.
+    /// Carries out the next step as Azure would. Returns whether there was one.
     fn step(&mut self) -> bool {
         let Plan { step, make, .. } = self.plan();
         make.iter().for_each(|one| self.make(&one.id, one.dns_label.as_deref()));
@@ -193,7 +193,7 @@ fn the_mark_stays_until_nothing_is_attached_any_more() {
     assert_eq!(world.plan().step, Some(Step::Detach(vec!["vnp-1".into()])));
     assert_eq!(world.plan().marks["vnp-1"].attached_to, "a");
     world.step();
-    // What attaches something may still come.
+    // The write that attaches may still come.
     world.in_doubt = true;
     assert_eq!((&world.plan().marks["vnp-1"].attached_to, world.plan().step), (&"a".to_owned(), None));
     world.in_doubt = false;
@@ -262,7 +262,7 @@ fn public_addresses_are_made_beside_each_other_and_attached_in_one_write() {
     world.publish();
     let plan = world.plan();
     assert_eq!(plan.make.iter().map(|one| one.uid.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-    // What needs none doesn't wait for them.
+    // A pod that needs none doesn't wait for them.
     let names = |plan: &Plan| match &plan.step {
         Some(Step::Attach(attach)) => attach.iter().map(|one| one.uid.clone()).collect::<Vec<_>>(),
         other => panic!("{other:?}"),
@@ -442,7 +442,7 @@ proptest! {
     fn whatever_happens_no_pod_has_an_address_with_something_attached_for_another(events in prop::collection::vec(event(), 1..60)) {
         let mut world = world(3);
         let mut taken_up: BTreeMap<String, Mark> = BTreeMap::new();
-        // What the agent has reported, and what the kubelets have.
+        // The agent's report, and the kubelets'.
         let mut confirmed: HashMap<Ipv4Addr, String> = HashMap::new();
         let mut on_node: HashMap<Ipv4Addr, String> = HashMap::new();
         for event in events {
@@ -500,7 +500,7 @@ proptest! {
                 }
             }
         }
-        // When all is told and done, what is attached is what is asked for, and nothing is left over.
+        // At the end exactly the requested things are attached, and nothing is left over.
         for (uid, wish) in &mut world.wishes {
             wish.address = on_node.iter().find(|(_, has)| *has == uid).map(|(address, _)| *address);
         }

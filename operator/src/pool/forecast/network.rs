@@ -25,7 +25,7 @@ const LIMIT: u32 = 65_536;
 struct Known {
     id: ResourceId,
     told: Hint<Arc<Usages>>,
-    /// How many addresses are taken, at least and at most, where Azure tells.
+    /// How many addresses are taken, at least and at most, where Azure counts them.
     taken: Option<(u32, u32)>,
 }
 
@@ -65,7 +65,7 @@ impl Known {
     }
 }
 
-/// `None` leaves what was said before.
+/// `None` leaves the last report.
 fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> Option<Verdict> {
     let percent = pool.spec.subnet_exhausting_percent;
     if percent == 0 {
@@ -185,7 +185,7 @@ mod tests {
         let of = |pods: u32, size: u32, others: u32| {
             exhausting(&said(10, Some([(pods, size), (others, WIDE)]), BLOCKS, &[])).0.to_owned()
         };
-        // The figures tell that each counts once, or 16 times; nothing else is there, or much.
+        // The figures show that each counts once, or 16 times; nothing else is there, or much.
         assert_eq!([of(3900, WIDE, 0), of(3900, WIDE, 56_000)], ["False", "True"]);
         assert_eq!([of(62_400, 65_531, 0), of(62_400, 65_531, 56_000)], ["False", "True"]);
         // They go with both: it is said to be unknown where that matters, and nowhere else.

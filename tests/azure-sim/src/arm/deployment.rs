@@ -91,7 +91,7 @@ fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
     Ok(Reply::new(201, document).header("azure-asyncoperation", operation))
 }
 
-/// Writes one resource as the deployment's caller, and waits for it.
+/// Writes one resource as the deployment's client, and waits for it.
 fn apply(world: &mut World, call: &Call, Resource { id, api_version, body }: &Resource) -> Result<(), Reply> {
     let request = Request {
         method: "PUT".into(),

@@ -247,7 +247,7 @@ fn put_vnet(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let body = call.document()?;
     let old = world.vnets.get(&key);
     check_etag(call, &id, old)?;
-    // Recorded: an update that changes nothing says Succeeded at once, and its status is 201, too.
+    // Recorded: an update that changes nothing answers Succeeded at once, and its status is 201, too.
     let state = if old.is_some() { "Succeeded" } else { "Updating" };
     let document = vnet::replace(&id, name, old, body, &new_etag(), state);
     vnet::subnets(&document).iter().try_for_each(|subnet| attachment::check_subnet(world, subnet))?;

@@ -93,7 +93,7 @@ fn show_space(peering: &mut Value, space: &[Ipv4Net]) {
     properties["peeringSyncLevel"] = json!(level);
 }
 
-/// A network has been written: whoever peers with it sees its space, and goes on with the one of before.
+/// A network has been written: its peers see its space, and go on with the one of before.
 pub(super) fn announce_space(world: &mut World, key: &str) {
     let Some(space) = world.vnets.get(key).map(vnet::address_space) else { return };
     for vnet in world.vnets.values_mut() {

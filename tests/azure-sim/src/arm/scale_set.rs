@@ -178,7 +178,7 @@ fn put_instance(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     check_etag(call, Some(before.etag))?;
     check_image(call, &body)?;
     if before.document["properties"]["provisioningState"] == "Deleting" {
-        // The words are those that the cloud provider looks for.
+        // The words are those that the cloud provider searches for.
         let message = format!(
             "'Put on Virtual Machine Scale Set VM Instance' is not allowed on Virtual Machine Scale Set '{}' since it is \
              marked for deletion.",

@@ -110,7 +110,7 @@ pub(super) fn subnet_named(world: &World, vnet: Option<&str>, name: Option<&str>
     id.ok_or_else(|| Error::NotFound(format!("subnet {}", name.unwrap_or("at all"))))
 }
 
-/// What there is to know of a machine and its NIC, by their keys.
+/// The facts about a machine and its NIC, by their keys.
 pub(super) fn vm_info(world: &World, vm: &str, nic: &str) -> Result<VmInfo, Error> {
     let id = |document: &Value| document["id"].as_str().unwrap_or_default().to_owned();
     let (vm_id, nic) = (id(&world.vms[vm].document), &world.nics[nic].document);

@@ -1,4 +1,4 @@
-//! What the admin may do to Uniform scale sets.
+//! The admin's actions on Uniform scale sets.
 
 use super::machine::{group_key, subnet_named, vm_info, vm_key};
 use super::{Azure, Error, VmInfo, lock, merge, now};
@@ -108,7 +108,7 @@ impl Azure {
         self.program().await
     }
 
-    /// Somebody else's write to an instance: a JSON merge patch of its model, carried out at once under
+    /// Another client's write to an instance: a JSON merge patch of its model, carried out at once under
     /// Azure's rules.
     ///
     /// # Errors

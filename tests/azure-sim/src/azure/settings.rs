@@ -5,7 +5,7 @@ use crate::imds;
 use serde::Deserialize;
 use std::time::Duration;
 
-/// What can be changed while it runs: `PATCH /settings`.
+/// The settings that can be changed while it runs: `PATCH /settings`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -13,8 +13,8 @@ pub struct Settings {
     pub synchronous: Option<bool>,
     pub probe_seconds: Option<f64>,
     pub limits: Option<bool>,
-    /// Whether the metadata service keeps showing what it shows of NICs when this is set. Azure publishes no
-    /// figure for how long a change takes to appear there, so the test decides when it has.
+    /// Whether the metadata service freezes its listing of NICs when this is set. Azure publishes no figure
+    /// for how long a change takes to appear there, so the test decides when it has.
     pub metadata_lags: Option<bool>,
 }
 

@@ -1,5 +1,6 @@
 //! The proxy of an application gateway. It is in a network namespace of its own, plugged into the network
-//! like a machine, ends its clients' HTTP connections there and calls the backends from its own address.
+//! like a machine, ends its clients' HTTP connections there and connects to the backends from its own
+//! address.
 
 use crate::application_gateway::Gateway;
 use anyhow::Context;
@@ -40,7 +41,7 @@ impl Namespace {
         joined(thread::spawn(make).join()).map(Self)
     }
 
-    /// A socket in this namespace. It stays there, whoever uses it.
+    /// A socket in this namespace. It stays there, whichever thread uses it.
     fn socket(&self) -> io::Result<TcpSocket> {
         let make = || {
             setns(&self.0, CloneFlags::CLONE_NEWNET)?;
@@ -89,7 +90,7 @@ impl Drop for Listener {
 }
 
 impl Proxy {
-    /// One that nothing is plugged into yet.
+    /// A gateway whose namespace isn't plugged into the network yet.
     pub(super) fn new(instance: Ipv4Addr) -> anyhow::Result<Self> {
         let namespace = Namespace::new().context("a network namespace for an application gateway")?;
         let exit = Exit { namespace: Arc::new(namespace), instance };
@@ -105,7 +106,7 @@ impl Proxy {
         self.exit.clone()
     }
 
-    /// Listens where the gateway says, and leads to the backends it names.
+    /// Listens at the gateway's addresses, and leads to the backends it names.
     pub(super) async fn follow(&mut self, gateway: &Gateway) -> anyhow::Result<()> {
         let Gateway { instance: _, frontends, listeners } = gateway;
         if *frontends != self.frontends {

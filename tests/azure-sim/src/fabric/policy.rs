@@ -106,7 +106,7 @@ fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The rules of one group in one direction. What is allowed goes back to the caller, to meet the next group.
+/// The rules of one group in one direction. An allowed packet returns from the chain, to meet the next group.
 fn security_rules(rules: &[Rule]) -> String {
     let mut script = String::new();
     for rule in rules {

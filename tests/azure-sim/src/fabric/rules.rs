@@ -7,8 +7,8 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-/// What a device may send at all: its MAC address and the sources that its NIC holds. A device's own chain
-/// jumps to `of_vm` or `of_host`.
+/// The packets that a device may send at all: its MAC address and the sources that its NIC holds. A device's
+/// own chain jumps to `of_vm` or `of_host`.
 pub(super) const BASE: &str = "
 table netdev azure
 delete table netdev azure
@@ -61,7 +61,7 @@ impl Port {
     }
 }
 
-/// The routing table in which every held address has its route. Other tables say which of them a place may
+/// The routing table in which every held address has its route. Other tables decide which of them a place may
 /// use.
 const MAIN: u32 = 254;
 const FIRST_MARK: u32 = 100_000;
@@ -96,7 +96,8 @@ impl Rules {
             ports.iter().filter_map(|(nic, port)| Some((port, network.plugs.get(nic)?))).collect();
         let mut rules = Self::default();
         for prefix in &network.space {
-            // No packet takes it, but it lets the kernel answer ARP requests for addresses that nobody has.
+            // No packet takes it, but it lets the kernel answer ARP requests for addresses that no machine
+            // has.
             rules.routes.insert((MAIN, *prefix), ("", "dev lo".into()));
         }
         let mut places: Vec<(&str, &str)> =
@@ -189,7 +190,8 @@ pub(super) fn mark(device: &str) -> u32 {
     FIRST_MARK + number.unwrap_or_default()
 }
 
-/// A hop as a route of a place's own table. What goes straight to a holder is looked up in the main table.
+/// A hop as a route of a place's own table. A packet that goes straight to a holder is routed by the main
+/// table.
 fn route(hop: Hop, wired: &[(&Port, &Plug)]) -> (&'static str, String) {
     // A device that drops everything. Unlike a blackhole it lets the kernel answer ARP requests.
     let nowhere = ("", "dev lo".to_owned());

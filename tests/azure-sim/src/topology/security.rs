@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-/// What a rule says about an address.
+/// A rule's condition on an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Addresses {
     Any,
@@ -34,7 +34,7 @@ pub(crate) struct Rule {
     pub(crate) name: String,
     pub(crate) from: Addresses,
     pub(crate) to: Addresses,
-    /// In lower case; nothing for any.
+    /// In lower case; empty for any.
     pub(crate) protocol: Option<String>,
     pub(crate) source_port: Port,
     pub(crate) destination_port: Port,
@@ -79,8 +79,8 @@ struct Tags {
 }
 
 impl Tags {
-    /// `VirtualNetwork` is the network's own space, what its peerings reach, what it reaches through a gateway,
-    /// and the host's virtual address (documentation of service tags).
+    /// `VirtualNetwork` is the network's own space, the spaces its peerings reach, the networks it reaches
+    /// through a gateway, and the host's virtual address (documentation of service tags).
     fn of(world: &World, subnet: &str) -> Self {
         let (key, subnet) = subnet.split_once("/subnets/").unwrap_or((subnet, ""));
         let own = world.vnets.get(key);

@@ -1,5 +1,4 @@
-//! What happens to Uniform scale sets and their instances: made, changed, brought to the latest model,
-//! removed.
+//! The life of Uniform scale sets and their instances: made, changed, brought to the latest model, removed.
 
 use super::{ScaleSet, Vm, World};
 use crate::reply::Reply;
@@ -66,7 +65,7 @@ impl World {
         Ok(key)
     }
 
-    /// Makes the NICs of an instance what its model says; new ipConfigurations get the lowest free addresses.
+    /// Brings the NICs of an instance to its model; new ipConfigurations get the lowest free addresses.
     pub(crate) fn put_instance_nics(
         &mut self,
         key: &str,

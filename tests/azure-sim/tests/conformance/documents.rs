@@ -71,7 +71,7 @@ pub(crate) fn azures_own_examples_validate(folder: &Path) -> Result<(), Failed> 
     if wrong.is_empty() && bodies > 40 { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
-/// Everything the simulator can say, once, and all of it validated.
+/// Every answer of the simulator, once, and all of it validated.
 pub(crate) fn every_kind_of_answer_validates(folder: &Path) -> Result<(), Failed> {
     let documents = Documents::load(&folder.join("specification"))?;
     let log = crate::block_on(story());
@@ -198,7 +198,7 @@ async fn story() -> Vec<LogEntry> {
     }
     client.get(&nic).await;
 
-    // What Azure refuses.
+    // Azure's refusals.
     let fixed = |address: &str| json!({ "privateIPAllocationMethod": "Static", "privateIPAddress": address });
     for refused in [
         with("vnp-3", fixed("10.240.0.3")),

@@ -1,5 +1,5 @@
 //! Compares the simulator with Azure's own words: recorded traffic, and the official OpenAPI documents. Both
-//! are found beside the project; where they are not, these tests count as ignored and say so.
+//! are found beside the project; where they are missing, these tests count as ignored and report so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use vnetpool_azure_sim::schema::Documents;
 use vnetpool_azure_sim::{Config, Sim};
 
-/// What a recorded answer says that the simulator need not say: where, and why.
+/// The parts of a recorded answer that the simulator need not have: where, and why.
 const LEFT_OUT: [(&str, &str, &str); 4] = [
     (
         "/resourcegroups/aks-cit-VirtualMachine",
@@ -34,7 +34,7 @@ const LEFT_OUT: [(&str, &str, &str); 4] = [
 /// A recording that starts in a world where the first so many of its writes had been made before.
 const MADE_BEFORE: [(&str, usize); 1] = [("natgateway", 2)];
 
-/// What a recorded request itself says otherwise than the document: where, and what.
+/// Where a recorded request itself departs from the document, and how.
 const REQUESTS: [(&str, &str); 1] = [(
     "/virtualMachineScaleSets/testParentResource/virtualMachines/0",
     "\"location\" is a required property",
@@ -75,7 +75,7 @@ pub(crate) fn run(folder: &Path, name: &str) -> Result<(), Failed> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
-/// Gives the differences, and what the simulator saw.
+/// Returns the differences, and the exchanges that the simulator saw.
 async fn replay(exchanges: &[Value], made_before: usize) -> (Vec<String>, Vec<vnetpool_azure_sim::LogEntry>) {
     let config = Config {
         subscription: "00000000-0000-0000-0000-000000000000".into(),

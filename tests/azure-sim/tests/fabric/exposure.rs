@@ -18,7 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What lets everything in.
+/// A rule that lets everything in.
 fn open(stage: &Stage) {
     let allow = json!({ "name": "all", "properties": { "priority": 100, "direction": "Inbound", "access": "Allow",
         "protocol": "*", "sourceAddressPrefix": "Internet", "sourcePortRange": "*", "destinationAddressPrefix": "*",
@@ -38,7 +38,7 @@ pub(crate) fn public_address(stage: &Stage, name: &str) -> String {
     made["properties"]["ipAddress"].as_str().unwrap().to_owned()
 }
 
-/// Gives `a` a second address, 10.240.0.6, with something attached to it.
+/// Gives `a` a second address, 10.240.0.6, with an attachment.
 fn attach(stage: &Stage, field: &str, attached: &Value) {
     stage.quicken();
     let mut nic = stage.get_nic("a");
@@ -112,7 +112,7 @@ fn balancing(stage: &mut Stage) {
         &json!([{ "id": Stage::id("loadBalancers/lb/backendAddressPools/pool") }]),
     );
     let (_a, _b) = (stage.serve("a", 8080), stage.serve("b", 8080));
-    // Nobody answers the probe yet.
+    // The probe has no answer yet.
     assert_eq!(stage.fetch("internet", HOST, &address, 80), "");
     let healthy_a = stage.serve("a", 81);
     stage.fetch_until("internet", HOST, &address, 80, "203.0.113.10 reached 10.240.0.6");

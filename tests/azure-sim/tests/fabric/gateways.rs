@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 const HOST: &str = "203.0.113.10";
 const FRONTEND: &str = "10.240.17.10";
-/// Where its calls come from: the subnet's lowest.
+/// The source of its connections: the subnet's lowest address.
 const INSTANCE: &str = "10.240.17.4";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -77,7 +77,7 @@ fn health(stage: &mut Stage) {
     let fetch = |expected: &str| stage.fetch_until("b", "10.240.0.5", FRONTEND, 80, expected);
     let of = |backend: &str| format!("{INSTANCE} reached {backend}");
     fetch(&of("10.240.0.4"));
-    // Nobody answers on the other: every turn is the first's.
+    // The other backend doesn't answer: every turn is the first's.
     for _ in 0..4 {
         assert_eq!(stage.fetch("b", "10.240.0.5", FRONTEND, 80), of("10.240.0.4"));
     }

@@ -17,7 +17,7 @@ fn with_a_second(stage: &Stage) {
     stage.admin("POST", "/vms/a/nics", &json!({ "subnet": "small" }));
 }
 
-/// What must not arrive is sent before what must.
+/// The packet that must not arrive is sent before the one that must.
 fn each_nic_takes_and_sends_only_what_is_its_own(stage: &mut Stage) {
     with_a_second(stage);
     let (mut a, mut b) = (stage.listen("a"), stage.listen("b"));

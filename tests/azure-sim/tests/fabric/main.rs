@@ -1,5 +1,5 @@
-//! The network of simulated Azure in a real kernel: what arrives, what is lost. Needs root; makes its own
-//! network namespaces, named after this process, and removes them.
+//! The network of simulated Azure in a real kernel: which packets arrive, and which are lost. Needs root;
+//! makes its own network namespaces, named after this process, and removes them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
@@ -63,7 +63,8 @@ fn machines_reach_each_other(stage: &mut Stage) {
     a.next_is("in from 203.0.113.10 to 10.240.0.4");
 }
 
-/// What must not arrive is sent before what must: if the second comes first, the first is lost.
+/// The packet that must not arrive is sent before the one that must: if the second comes first, the first is
+/// lost.
 fn an_unreserved_address_loses_its_packets(stage: &mut Stage) {
     stage.ip("a", "address add 10.240.0.77/32 dev eth0");
     let mut b = stage.listen("b");
@@ -85,7 +86,7 @@ fn with_secondary(nic: &Value) -> Value {
 
 fn an_address_is_delivered_late(stage: &mut Stage) {
     stage.ip("a", "address add 10.240.0.6/32 dev eth0");
-    // Longer than what comes meanwhile takes, also on a machine that does much else.
+    // Longer than the steps in between take, also on a machine with much other work.
     stage.admin("PATCH", "/settings", &json!({ "write_seconds": 4.0 }));
     let nic = stage.get_nic("a");
     let (mut a, mut b) = (stage.listen("a"), stage.listen("b"));
@@ -153,7 +154,7 @@ fn only_the_primary_reaches_out(stage: &mut Stage) {
 }
 
 fn every_arp_request_is_answered(stage: &mut Stage) {
-    // The gateway, a neighbour, an address nobody has.
+    // The gateway, a neighbour, an address that no machine has.
     for address in ["10.240.0.1", "10.240.0.5", "10.240.3.3"] {
         stage.send("a", "10.240.0.4", address, "who has it?");
         let neighbour = stage.neighbour("a", address);

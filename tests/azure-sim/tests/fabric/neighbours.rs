@@ -1,4 +1,4 @@
-//! What lies beyond a machine's own network (peers, premises, names), and the security groups on the way.
+//! Hosts beyond a machine's own network (peers, premises, names), and the security groups on the way.
 
 use crate::stage::Stage;
 use crate::trial;
@@ -171,7 +171,7 @@ fn security_groups(stage: &mut Stage) {
     let mut a = stage.listen("a");
     stage.send("c", "10.240.16.4", "10.240.0.4", "another destination");
     a.next_is("another destination from 10.240.16.4 to 10.240.0.4");
-    // The answer to what b began is no new flow.
+    // The answer to a flow that b began is no new flow.
     let _c = stage.serve("c", 80);
     assert_eq!(stage.fetch("b", "10.240.0.5", "10.240.16.4", 80), "10.240.0.5 reached 10.240.16.4");
     // The rule that comes first decides.

@@ -1,4 +1,4 @@
-//! What a machine does: this binary, started again inside a network namespace.
+//! A machine's program: this binary, started again inside a network namespace.
 
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, TYPE};
@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &[String]) {
         ["listen"] => listen(),
         ["send", from, to, text] => {
             let socket = UdpSocket::bind((from.parse::<IpAddr>().unwrap(), 0)).unwrap();
-            // The recipient can't see which address was meant, so the text says it.
+            // The recipient can't see which address was meant, so the text names it.
             socket.send_to(format!("{text} from {from} to {to}").as_bytes(), (*to, PORT)).unwrap();
         }
         ["reach", from, to] => reach(from.parse().unwrap(), to.parse().unwrap()),
@@ -40,8 +40,8 @@ fn listen() {
     }
 }
 
-/// Whether an address is alive for us, which the exit code says: a datagram to a closed port of it comes back
-/// as an error.
+/// Whether an address is alive for us, as an exit code: a datagram to a closed port of it comes back as an
+/// error.
 fn reach(from: IpAddr, to: IpAddr) {
     let socket = UdpSocket::bind((from, 0)).unwrap();
     socket.connect(SocketAddr::new(to, 1)).unwrap();
@@ -51,7 +51,7 @@ fn reach(from: IpAddr, to: IpAddr) {
     std::process::exit(i32::from(answer != Err(ErrorKind::ConnectionRefused)));
 }
 
-/// Tells each caller who it is and where it arrived, as an answer to an HTTP request.
+/// Answers each client with its address and the address it reached, as an answer to an HTTP request.
 fn serve(port: u16) {
     let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
     println!("listening");
@@ -63,7 +63,7 @@ fn serve(port: u16) {
     }
 }
 
-/// Prints what a server says, or nothing when it can't be reached.
+/// Prints a server's answer, or nothing when it can't be reached.
 fn fetch(from: &str, to: &str) {
     let timeout = ["--max-time", "2", "--connect-timeout", "1", "-s", "--interface", from];
     let output =
@@ -71,7 +71,7 @@ fn fetch(from: &str, to: &str) {
     print!("{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// Asks the resolver for an address and prints what it says.
+/// Asks the resolver for an address and prints its answer.
 fn resolve(from: &str, name: &str) {
     let resolver = ("168.63.129.16", 53);
     let mut query = Packet::new_query(7);

@@ -1,4 +1,4 @@
-//! User-defined routes: what a subnet's route table does to its machines' packets.
+//! User-defined routes: the effect of a subnet's route table on its machines' packets.
 
 use crate::stage::Stage;
 use crate::trial;
@@ -31,7 +31,7 @@ fn steer(stage: &Stage, routes: &[Value]) {
     stage.put_subnet("nodes", &json!({ "routeTable": { "id": Stage::id("routeTables/steer") } }));
 }
 
-/// `c` is 10.240.16.4. What must not arrive is sent before what must.
+/// `c` is 10.240.16.4. The packet that must not arrive is sent before the one that must.
 fn through_an_appliance(stage: &mut Stage) {
     stage.add_vm("c", &json!({ "subnet": "small" }));
     stage.sysctl("c", "net.ipv4.ip_forward=1");
@@ -46,7 +46,7 @@ fn through_an_appliance(stage: &mut Stage) {
     stage.sysctl("c", "net.ipv4.ip_forward=1");
     stage.send("a", "10.240.0.4", "10.240.0.5", "through c");
     b.next_is("through c from 10.240.0.4 to 10.240.0.5");
-    // The table says nothing of the way back.
+    // The table doesn't concern the way back.
     let mut a = stage.listen("a");
     stage.sysctl("c", "net.ipv4.ip_forward=0");
     stage.send("b", "10.240.0.5", "10.240.0.4", "straight back");

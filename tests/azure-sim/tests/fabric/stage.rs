@@ -1,4 +1,4 @@
-//! A fabric with two machines and an internet host, and what a test does with them. All of it goes when it is
+//! A fabric with two machines and an internet host, and a test's actions on them. All of it goes when it is
 //! dropped.
 
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ impl Drop for Stage {
     }
 }
 
-/// What a machine receives.
+/// The packets that a machine receives.
 pub(crate) struct Ear {
     process: Child,
     lines: Receiver<String>,
@@ -221,12 +221,12 @@ impl Stage {
         ear
     }
 
-    /// A server that tells each caller who it is and where it arrived.
+    /// A server that answers each client with its address and the address it reached.
     pub(crate) fn serve(&self, machine: &str, port: u16) -> Ear {
         self.start(machine, &["serve", &port.to_string()])
     }
 
-    /// What such a server says to a caller, or nothing when it isn't reached.
+    /// Such a server's answer to a client, or nothing when it isn't reached.
     pub(crate) fn fetch(&self, machine: &str, from: &str, to: &str, port: u16) -> String {
         let output = self.probe(machine, &["fetch", from, to, &port.to_string()]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -269,7 +269,7 @@ impl Stage {
         self.wait_for_write(machine);
     }
 
-    /// What the resolver says of a name, over UDP and over TCP, which must be the same.
+    /// The resolver's answer to a name, over UDP and over TCP, which must be the same.
     pub(crate) fn resolve(&self, machine: &str, from: &str, name: &str) -> String {
         let output = self.probe(machine, &["resolve", from, name]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()

@@ -63,7 +63,7 @@ func status(ctx context.Context, client runtime.RuntimeServiceClient) (any, erro
 	return nil, fmt.Errorf("no condition %s", runtime.NetworkReady)
 }
 
-// run makes a pod's sandbox and says which address it got.
+// run makes a pod's sandbox and returns the address it got.
 func run(ctx context.Context, client runtime.RuntimeServiceClient, name string) (any, error) {
 	made, err := client.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{
 		Metadata: &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},

@@ -109,7 +109,7 @@ fn a_configuration_without_what_a_verb_needs_is_refused() {
     assert_eq!(undecodable.code, code::UNDECODABLE);
 }
 
-/// By a later configuration, or one that somebody has broken: pods that run must still be able to go.
+/// By a later configuration, or a broken one: pods that run must still be able to go.
 #[test]
 fn what_keeps_an_add_from_working_keeps_no_sandbox_from_being_taken_back() {
     let edits = [

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, sync::mpsc, thread};
 use super::*;
 use crate::ledger::{Assign, Claim, Entry, Occupant, Pod, Proof, Supplied, Supply};
 
-/// Short enough for a test, long enough to tell waiting from trying.
+/// Short enough for a test, long enough to distinguish waiting from trying.
 const SHORT: Duration = Duration::from_millis(30);
 
 struct Folder {
@@ -58,7 +58,7 @@ fn only_root_reads_what_is_in_the_folder() {
     for file in [LEDGER, LOCK] {
         assert_eq!(mode(&store.dir().join(file)), 0o600, "{file}");
     }
-    // One that was made by somebody else, as by the kubelet for the agent's container.
+    // A folder of another maker, such as the kubelet for the agent's container.
     fs::set_permissions(store.dir(), fs::Permissions::from_mode(0o755)).unwrap();
     store.make_private().unwrap();
     assert_eq!(mode(store.dir()), 0o700);
@@ -140,7 +140,7 @@ fn a_transaction_that_changes_nothing_writes_nothing() {
 #[test]
 fn who_supplies_serves_those_who_wait_and_live() {
     let Folder { store, dir: _dir } = Folder::holding(1);
-    // Both wait, since the only address is given to a third; the first is dead: nobody holds its lock.
+    // Both wait, since the only address is given to a third; the first is dead: its lock is free.
     let (dead, alive, third) = (sandbox(1), sandbox(2), sandbox(3));
     let _lock = store.lock_sandbox(&alive, Duration::ZERO).unwrap();
     store.with(|ledger, now| ledger.assign(&Claim::wired(&third, &Pod::default(), ""), now)).unwrap();
@@ -154,7 +154,7 @@ fn who_supplies_serves_those_who_wait_and_live() {
     assert!(store.read().unwrap().address_of(&alive).is_some());
 }
 
-/// Somebody waits, and the only address has just cooled.
+/// An ADD waits, and the only address has just cooled.
 #[test]
 fn what_a_transaction_takes_down_counts_before_anybody_is_served() {
     let (alive, other) = (sandbox(1), sandbox(2));

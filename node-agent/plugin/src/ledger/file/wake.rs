@@ -1,8 +1,8 @@
 //! How an ADD that waits is woken: by a datagram to a socket of its own in the ledger's folder.
 //!
-//! A transaction wakes those whose wait it has ended, and who has become the first in line. A watch of the
-//! folder would wake everybody for each change, and each would read the whole ledger for nothing. There are
-//! also few such watches to be had: the kernel gives all programs of root together 128.
+//! A transaction wakes the ADDs whose wait it has ended, and the ADD that has become the first in line. A
+//! watch of the folder would wake every ADD for each change, and each would read the whole ledger for
+//! nothing. Such watches are scarce, too: the kernel gives all programs of root together 128.
 
 use std::{
     ffi::OsStr,
@@ -28,13 +28,13 @@ const PREFIX: &str = "wake-";
 pub struct WakeUp {
     socket: UnixDatagram,
     path: PathBuf,
-    /// Tells the socket's file from another's under this name.
+    /// Distinguishes the socket's file from another's under this name.
     stamp: Option<Stamp>,
 }
 
 impl WakeUp {
-    /// The caller holds the sandbox's lock. What is found under this name is of an ADD that was killed, or of one
-    /// that waits for a ledger, under no lock: its wait ends with this.
+    /// The caller holds the sandbox's lock. A file that is found under this name belongs to an ADD that was
+    /// killed, or of one that waits for a ledger, under no lock: its wait ends with this.
     pub fn of(store: &Store, sandbox: &Sandbox) -> Result<WakeUp, Error> {
         let path = path(store.dir(), sandbox);
         let bind = || {
@@ -51,8 +51,8 @@ impl WakeUp {
         }
     }
 
-    /// Ends the wait of a sandbox's ADD that waits under no lock. The caller holds the sandbox's lock, and has
-    /// nobody to wake: who waits so looks several times a second.
+    /// Ends the wait of a sandbox's ADD that waits under no lock. The caller holds the sandbox's lock, and
+    /// needn't wake that ADD, which checks several times a second.
     pub fn end(store: &Store, sandbox: &Sandbox) -> Result<(), Error> {
         let path = path(store.dir(), sandbox);
         match fs::remove_file(&path) {
@@ -61,12 +61,12 @@ impl WakeUp {
         }
     }
 
-    /// Whether nobody has ended the wait, nor begun another for this sandbox.
+    /// Whether the wait goes on: it wasn't ended, and no other was begun for this sandbox.
     pub fn is_there(&self) -> bool {
         self.stamp.is_some() && stamp(&self.path) == self.stamp
     }
 
-    /// Returns once somebody has called, or after `timeout`; says whether somebody has.
+    /// Returns after a wakeup, or after `timeout`; true means that a wakeup came.
     pub fn wait(&self, timeout: Duration) -> Result<bool, Error> {
         let failed = |error| Error::Io(self.path.clone(), error);
         // Rounded up, since an address that becomes ready in half a millisecond isn't ready now.
@@ -89,7 +89,7 @@ impl WakeUp {
 impl Drop for WakeUp {
     fn drop(&mut self) {
         if self.is_there() {
-            let _ = fs::remove_file(&self.path); // who finds it later removes it
+            let _ = fs::remove_file(&self.path); // a later finder removes it
         }
     }
 }
@@ -98,10 +98,10 @@ fn path(dir: &Path, sandbox: &Sandbox) -> PathBuf {
     dir.join(format!("{PREFIX}{:016x}", sandbox.digest()))
 }
 
-/// Whom a transaction has to wake: those who were in line `before` and no longer are, and who is the first
-/// now.
+/// The sandboxes that a transaction has to wake: those that were in line `before` and no longer are, and the
+/// first in line now.
 pub(super) fn to_wake<'a>(before: &'a [Sandbox], after: &'a [Waiter]) -> Vec<&'a Sandbox> {
-    // Who comes stands at the end, so who is left of `before` is in its order.
+    // A new waiter stands at the end, so the remaining ones of `before` are in its order.
     let mut left = after.iter().map(|waiter| &waiter.sandbox).peekable();
     let first = left.peek().copied();
     let mut woken: Vec<&Sandbox> = before.iter().filter(|one| left.next_if_eq(one).is_none()).collect();
@@ -109,10 +109,10 @@ pub(super) fn to_wake<'a>(before: &'a [Sandbox], after: &'a [Waiter]) -> Vec<&'a
     woken
 }
 
-/// Wakes these. A failure is ignored: who waits also looks by itself from time to time.
+/// Wakes these. A failure is ignored: a waiting ADD also checks from time to time.
 pub(super) fn wake(dir: &Path, sandboxes: &[&Sandbox]) {
     if !sandboxes.is_empty()
-        && let Ok(socket) = caller()
+        && let Ok(socket) = waker()
     {
         sandboxes.iter().for_each(|sandbox| send(&socket, &path(dir, sandbox)));
     }
@@ -120,21 +120,21 @@ pub(super) fn wake(dir: &Path, sandboxes: &[&Sandbox]) {
 
 /// Wakes all that wait.
 pub(super) fn wake_all(dir: &Path) {
-    let (Ok(files), Ok(socket)) = (fs::read_dir(dir), caller()) else { return };
+    let (Ok(files), Ok(socket)) = (fs::read_dir(dir), waker()) else { return };
     let is_socket = |name: &OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
     for file in files.flatten().filter(|file| is_socket(&file.file_name())) {
         send(&socket, &file.path());
     }
 }
 
-/// A socket to wake with. Who doesn't take a call has one already.
-fn caller() -> io::Result<UnixDatagram> {
+/// A socket to wake with. It doesn't block: a receiver whose queue is full has a wakeup already.
+fn waker() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true).map(|()| socket)
 }
 
-/// Takes nothing away that nobody answers at, of an ADD that was killed: the sandbox's next ADD may just be
-/// putting its own in that place. That one, or a DEL, removes it under the sandbox's lock.
+/// Doesn't remove a socket without a listener, which an ADD that was killed has left: the sandbox's next ADD
+/// may just be putting its own in that place. That ADD, or a DEL, removes it under the sandbox's lock.
 fn send(socket: &UnixDatagram, path: &Path) {
     let _ = socket.send_to(&[], path);
 }

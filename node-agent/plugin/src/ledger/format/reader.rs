@@ -9,8 +9,8 @@ use crate::ledger::tenant::{Entry, Proof, Tenant};
 use crate::sandbox::{Pod, Sandbox};
 
 /// Versions of the format that are read. The first line has the version. A reader ignores words behind those
-/// it knows, and they are lost when it changes their line; any other change needs a new version. What is
-/// written has the lowest version that can express it, so that a neighbouring release can read it as long as
+/// it knows, and they are lost when it changes their line; any other change needs a new version. A ledger is
+/// written in the lowest version that can express it, so that a neighbouring release can read it as long as
 /// possible: 2 only where a sandbox is known by its namespace, 3 only while the node lacks its rules, when a
 /// release that doesn't know of that mustn't assign anything.
 pub const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
@@ -41,19 +41,19 @@ pub(in crate::ledger) fn is_tenant(words: &str, Sandbox { container_id, ifname }
     words.word().is_ok() && is_next(&mut words, container_id) && is_next(&mut words, ifname)
 }
 
-/// How often a byte is in a text. It counts in bytes, so that sixteen and more are looked at at a time.
+/// How often a byte is in a text. It counts in bytes, so that sixteen and more are tested at a time.
 pub(super) fn count(text: &str, wanted: u8) -> usize {
     let in_part = |part: &[u8]| part.iter().map(|byte| u8::from(*byte == wanted)).sum::<u8>();
     text.as_bytes().chunks(usize::from(u8::MAX)).map(|part| usize::from(in_part(part))).sum()
 }
 
-/// Where a byte is in a text for the first time. Words and lines are short: looking at each byte is faster
-/// than `find` and `split_once`, which prepare for long ones.
+/// Where a byte is in a text for the first time. Words and lines are short: testing each byte is faster than
+/// `find` and `split_once`, which prepare for long ones.
 fn position(text: &str, wanted: u8) -> Option<usize> {
     text.bytes().position(|byte| byte == wanted)
 }
 
-/// A word that isn't what it says.
+/// The text that a word encodes; `None` if it encodes none.
 fn decode(word: &str) -> Option<String> {
     if word == "-" {
         return Some(String::new());
@@ -86,7 +86,7 @@ impl<'a> Lines<'a> {
         Some(Words { line: self.number, end: self.end, rest: Some(line) })
     }
 
-    /// Where the last line stands in the text, with what ends it.
+    /// Where the last line stands in the text, with its end.
     pub(super) fn range(&self) -> Range<usize> {
         self.start..self.end + 1
     }
@@ -100,7 +100,7 @@ pub(super) struct Words<'a> {
     rest: Option<&'a str>,
 }
 
-/// What is known of a tenant whose words were looked at, but not taken apart.
+/// A tenant whose words were validated, but not parsed.
 pub(super) struct Sound {
     pub(super) vanished: bool,
     pub(super) is_by_namespace: bool,
@@ -133,8 +133,8 @@ impl<'a> Words<'a> {
         Ok((Tenant { sandbox, pod, network: self.last()?, proof }, vanished))
     }
 
-    /// Makes sure that [`Words::tenant`] can read what follows. Where the words are as they nearly always
-    /// are, it does so without taking them apart.
+    /// Makes sure that [`Words::tenant`] can read the following words. Where the words are in their usual
+    /// form, it does so without parsing them.
     pub(super) fn sound_tenant(&mut self) -> Result<Sound, Malformed> {
         let rest = self.rest.ok_or(Malformed::Line(self.line))?;
         let blanks = count(rest, b' ');

@@ -4,7 +4,7 @@ fn read(text: &str) -> Result<Ledger, Malformed> {
     super::read(&Arc::new(text.to_owned()))
 }
 
-/// As text, with nothing kept of what it was read from.
+/// As text, formatted anew and not copied from the lines that were read.
 fn write(ledger: &Ledger) -> String {
     let anew = |record: &Record| Record::new(record.entry().clone(), record.state().clone());
     let anew = Ledger { records: ledger.records.iter().map(anew).collect(), ..ledger.clone() };

@@ -7,7 +7,7 @@ use crate::ledger::Millis;
 use crate::ledger::tenant::{Entry, Proof};
 use crate::sandbox::{Pod, Sandbox};
 
-/// The text of a ledger in pieces: what was read and stays, and what is new.
+/// The text of a ledger in pieces: the unchanged lines that were read, and the new ones.
 pub struct Text(Vec<Piece>);
 
 enum Piece {
@@ -23,7 +23,7 @@ impl Text {
         })
     }
 
-    /// Whether it says the same as `other`, byte for byte.
+    /// Whether it is the same as `other`, byte for byte.
     pub fn is(&self, other: &str) -> bool {
         self.pieces().try_fold(other, |rest, piece| rest.strip_prefix(piece)).is_some_and(str::is_empty)
     }
@@ -81,7 +81,7 @@ impl Writer {
     }
 
     /// A word that was added to a line after the format's version was fixed. It is left out if it is empty,
-    /// as releases do that don't know it.
+    /// as by releases that don't know it.
     pub(super) fn last(&mut self, text: &str) -> &mut Writer {
         if text.is_empty() { self } else { self.text(text) }
     }
@@ -125,8 +125,7 @@ impl Writer {
     }
 }
 
-/// Whether a text can be a word as it is. It looks at every byte without a branch, sixteen and more at a
-/// time.
+/// Whether a text can be a word as it is. It tests every byte without a branch, sixteen and more at a time.
 fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & byte.is_ascii_graphic() & (byte != b'%'))
 }

@@ -1,4 +1,4 @@
-//! What holds after any sequence of events.
+//! Properties that hold after any sequence of events.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,7 +17,7 @@ fn read(text: &str) -> Ledger {
     format::read(&Arc::new(text.to_owned())).unwrap()
 }
 
-/// Something that happens to a ledger.
+/// An event in a ledger's life.
 #[derive(Clone, Debug)]
 enum Event {
     Assign(u8),
@@ -25,16 +25,16 @@ enum Event {
     Cancel(u8),
     /// These ADDs are dead.
     Serve(Vec<u8>),
-    /// The operator publishes these entries; what is relinquished stays until `Release`.
+    /// The operator publishes these entries; relinquished ones stay until `Release`.
     Supply(BTreeSet<u8>),
     /// A spec seen earlier is seen again.
     SupplyAgain(usize),
     /// The node's rules are in place, or no longer.
     Rules(bool),
-    /// The operator removes from NIC and spec what is relinquished.
+    /// The operator removes the relinquished entries from NIC and spec.
     Release,
     Relinquish(u32),
-    /// The file is lost: the agent builds a new ledger from what is wired.
+    /// The file is lost: the agent builds a new ledger from the wired sandboxes.
     Rebuild,
     /// Time passes.
     Wait(Millis),
@@ -62,12 +62,12 @@ fn event() -> impl Strategy<Value = Event> {
 /// The numbers from here on are addresses of one block.
 const BLOCK: u8 = 7;
 
-/// The ledger, and what the world around it knows.
+/// The ledger, and the state of the world around it.
 struct World {
     ledger: Ledger,
     now: Millis,
     generation: i64,
-    /// What the operator last published; names are never used twice.
+    /// The operator's last published spec; names are never used twice.
     published: Vec<Entry>,
     names: u32,
     seen: Vec<Supply>,

@@ -11,11 +11,11 @@ use serde::Deserialize;
 
 use super::{LOG, SIZE};
 
-/// What a line says of a call. A line of a neighbour release may lack some of it.
+/// The fields of a line about an invocation. A line of a neighbour release may lack some of them.
 #[derive(Debug, Deserialize)]
-pub struct Call {
+pub struct Invocation {
     pub verb: String,
-    /// How long the call took.
+    /// How long the invocation took.
     #[serde(default)]
     pub micros: u64,
     /// Each stage's name, and the microseconds that it took.
@@ -30,7 +30,8 @@ pub struct Failure {
     pub code: u32,
 }
 
-/// The calls since it was made. Only one whose log was turned over twice between two reads goes uncounted.
+/// The invocations since the reader was made. They go uncounted only if their log was turned over twice
+/// between two reads.
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
@@ -41,7 +42,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Of the calls that are logged in `dir` from now on.
+    /// Of the invocations that are logged in `dir` from now on.
     pub fn from_now(dir: &Path) -> Reader {
         let path = dir.join(LOG);
         let at_its_end = |mut file: File| file.seek(SeekFrom::End(0)).is_ok().then_some(file);
@@ -49,10 +50,10 @@ impl Reader {
         Reader { path, file, rest: Vec::new() }
     }
 
-    /// Gives each call that was logged since the last read to `see`. What can't be read is left out: nobody
-    /// is harmed.
-    pub fn read(&mut self, mut see: impl FnMut(Call)) {
-        // The file of before to its end, then the one that has taken its place.
+    /// Gives each invocation that was logged since the last read to `see`. Lines that can't be read are left
+    /// out, which does no harm.
+    pub fn read(&mut self, mut see: impl FnMut(Invocation)) {
+        // The earlier file to its end, then the one that has taken its place.
         for _ in 0..2 {
             self.take(&mut see);
             let place = std::fs::metadata(&self.path).map(|now| now.ino());
@@ -67,9 +68,9 @@ impl Reader {
         }
     }
 
-    fn take(&mut self, see: &mut impl FnMut(Call)) {
+    fn take(&mut self, see: &mut impl FnMut(Invocation)) {
         let Some(file) = &mut self.file else { return };
-        // Bounded, whatever somebody else may have put there.
+        // Bounded, for any file may lie there.
         let mut bytes = std::mem::take(&mut self.rest);
         let read: io::Result<usize> = file.take(2 * SIZE).read_to_end(&mut bytes);
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -101,7 +102,7 @@ mod tests {
 
     fn read(reader: &mut Reader) -> Vec<String> {
         let mut seen = vec![];
-        reader.read(|call| seen.push(call.verb));
+        reader.read(|invocation| seen.push(invocation.verb));
         seen
     }
 
@@ -141,11 +142,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = Reader::from_now(dir.path());
         log(dir.path(), "ADD", Some(&cni::Error::new(11, "none", "wait")));
-        let mut calls = vec![];
-        reader.read(|call| calls.push(call));
-        let call = calls.pop().unwrap();
-        assert_eq!(call.error.map(|error| error.code), Some(11));
-        assert_eq!(call.phases[0].0, "lock");
-        assert!(call.micros >= call.phases[0].1);
+        let mut invocations = vec![];
+        reader.read(|invocation| invocations.push(invocation));
+        let invocation = invocations.pop().unwrap();
+        assert_eq!(invocation.error.map(|error| error.code), Some(11));
+        assert_eq!(invocation.phases[0].0, "lock");
+        assert!(invocation.micros >= invocation.phases[0].1);
     }
 }

@@ -13,7 +13,7 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-/// A node that pool `p` has served, with a group, two addresses and whatever `change` makes of it.
+/// A node that pool `p` has served, with a group and two addresses, after `change`.
 fn served(change: Value) -> NodeIPAllocation {
     let mut spec = json!({
         "nodeUID": "u", "pool": "p", "cooldown": "7s", "target": 2, "sizing": {"minimum": 2, "warm": 1, "maximum": 9},
@@ -53,7 +53,7 @@ fn the_policy_of_a_pool_that_is_gone_holds_for_the_grace_as_the_object_records_i
     assert_eq!((held.name_any().as_str(), held.spec.sizing.maximum, held.spec.sizing.warm), ("p", 9, 1));
     assert_eq!(held.spec.snat.non_masquerade_cidrs, ["10.0.0.0/8"]);
     assert_eq!(held.spec.application_security_groups.as_ref().unwrap().ids, ["g"]);
-    // The clock is in the API: who takes over goes on with it.
+    // The clock is in the API: the next leader goes on with it.
     let allocation = said(served(json!({})), 100);
     assert_eq!(rest(&decided(&allocation, None, None, 999)), Some(Rest::Lasts(Duration::from_secs(1))));
     let over = decided(&allocation, None, None, 1000);

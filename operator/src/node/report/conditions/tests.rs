@@ -1,4 +1,4 @@
-//! What the conditions say in each situation a user asks about.
+//! The conditions in each situation that a user asks about.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -256,7 +256,7 @@ fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
     assert_eq!(ready, "False TableRefused");
     assert!(message.starts_with("RulesApplied: no nftables"));
     assert_eq!(condition::find(&known.conditions(), condition::RULES_APPLIED), None);
-    // One that only an agent of another release knows.
+    // A reason that only an agent of another release knows.
     let (ready, message) = wrong("OfAnotherRelease").says(READY);
     assert_eq!(ready, "False AgentComplains");
     assert!(message.starts_with("RulesApplied: no nftables"));
@@ -322,7 +322,7 @@ fn after_a_dry_run_nothing_of_it_is_left() {
         "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
     let story = story(8, 0, 255, json!({"conditions": rehearsed}));
     assert_eq!(condition::find(&story.conditions(), DRY_RUN), None);
-    // While it lasts, and Azure can't be looked at, what was said stands.
+    // While it lasts, and Azure can't be read, the last report stands.
     let blind = Story { dry_run: true, seen: None, ..story };
     assert!(condition::find(&blind.conditions(), DRY_RUN).is_some());
 }

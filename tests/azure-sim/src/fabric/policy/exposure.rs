@@ -17,7 +17,7 @@ pub(super) struct Parts {
     pub(super) arriving: String,
     /// After routing.
     pub(super) leaving: String,
-    /// What may leave to the internet besides primary addresses.
+    /// The sources that may reach the internet besides primary addresses.
     pub(super) outward: String,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn render(network: &Network, links: &BTreeMap<String, Link>) -> Parts
         let outward = list(public.iter().map(|(private, public)| format!("{private} : {public}")));
         let _ = writeln!(parts.arriving, "    dnat ip to ip daddr map {{ {inward} }}");
         let _ = writeln!(parts.leaving, "    oifname \"net*\" snat ip to ip saddr map {{ {outward} }}");
-        // A machine that calls a public address comes from a public address, too.
+        // A machine that connects to a public address comes from a public address, too.
         let _ = writeln!(
             parts.leaving,
             "    oifname \"vm*\" ct original ip daddr {INTERNET} snat ip to ip saddr map {{ {outward} }}"
