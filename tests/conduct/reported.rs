@@ -4,14 +4,13 @@
 use crate::Test;
 use crate::machines::{asked_for, sizing, until_served, wipe};
 use crate::nics::subnet;
-use crate::stage::{Stage, find, quick};
+use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::sleep;
 use vnetpool_azure_sim::{Effect, Ending, LogEntry};
-use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::wait::Limit;
@@ -20,7 +19,6 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_that_stays_updating_is_read_ever_less_often_and_written_when_it_has_settled,
     a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all_the_same,
     an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up,
-    an_address_that_can_not_be_had_under_whichever_code_is_given_up_and_no_other,
     an_operation_that_another_has_overtaken_is_made_again_within_seconds_and_nobody_is_told,
 ];
 
@@ -85,20 +83,13 @@ async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all
 
 /// Three pods on a node that has one address more, all of which are gone from its NIC. No operator runs: the
 /// next one reads the NIC before it writes. Gives the pods' addresses.
-async fn wiped(stage: &Stage<'_>, nodes: &[&str]) -> Result<BTreeMap<String, BTreeSet<String>>> {
-    let mut served = BTreeMap::new();
-    for node in nodes {
-        stage.node(node, None).await?;
-        stage.bind(node, 3).await?;
-    }
-    for node in nodes {
-        served.insert((*node).to_owned(), until_served(stage, node, 3).await?);
-        stage.until_holds(node, 4).await?;
-    }
+async fn wiped(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    let served = until_served(stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
     stage.kill().await?;
-    for node in nodes {
-        wipe(stage, node).await?;
-    }
+    wipe(stage, "n1").await?;
     Ok(served)
 }
 
@@ -113,25 +104,21 @@ async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
 }
 
 /// Azure refuses the next write of the node's NIC, with this about an address.
-fn refuse(stage: &Stage<'_>, node: &str, code: &str, address: &str) {
+fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
     let message = format!("Private static IP address {address} can not be used now, says {code}.");
     let body = json!({ "error": { "code": code, "message": message, "details": [] } });
     let refusal = Effect::Status { status: 400, body, headers: BTreeMap::new() };
-    stage.fault("PUT", &format!("/{node}-nic"), Some(1), refusal);
-}
-
-fn spec(seen: &NodeIPAllocation) -> BTreeSet<String> {
-    seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect()
+    stage.fault("PUT", "/n1-nic", Some(1), refusal);
 }
 
 async fn an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
-    let before = wiped(&stage, &["n1"]).await?.remove("n1").context("not served")?;
-    let freed = before.iter().next().context("no pod")?.clone();
+    let before = wiped(&stage).await?;
+    let freed = before.first().context("no pod")?.clone();
     let theirs = take(&stage, &freed).await?;
-    refuse(&stage, "n1", "PrivateIPAddressIsBeingCleanedUp", &freed);
+    refuse(&stage, "PrivateIPAddressIsBeingCleanedUp", &freed);
     stage.bind("n1", 2).await?;
     stage.start().await?;
     let grows = |_: &_| stage.writes("n1").iter().any(|write| write.status < 300).then_some(());
@@ -146,41 +133,6 @@ async fn an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_n
     ensure!(second.status < 300 && asked_for(second).is_superset(&rest), "{:?}", asked_for(second));
     ensure!(!asked_for(second).contains(&freed), "it is asked for again at once");
     ensure!(third.status < 300 && asked_for(third).contains(&freed), "{:?}", asked_for(third));
-    Ok(())
-}
-
-async fn an_address_that_can_not_be_had_under_whichever_code_is_given_up_and_no_other(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let codes = [
-        ("n1", "PrivateIPAddressInUse"),
-        ("n2", "PrivateIPAddressNotInSubnet"),
-        ("n3", "PrivateIPAddressInReservedRange"),
-    ];
-    let stage = Stage::set(plane, quick(), sizing()).await?;
-    let before = wiped(&stage, &codes.map(|(node, _)| node)).await?;
-    let lost = |node: &str| before[node].iter().next().context("no pod").cloned();
-    for (node, code) in codes {
-        let lost = lost(node)?;
-        take(&stage, &lost).await?;
-        refuse(&stage, node, code, &lost);
-        stage.bind(node, 1).await?;
-    }
-    stage.start().await?;
-    for (node, code) in codes {
-        let lost = lost(node)?;
-        let rest: BTreeSet<String> = before[node].iter().filter(|one| **one != lost).cloned().collect();
-        let given_up = |seen: &NodeIPAllocation| {
-            let is_named = seen.status.as_ref()?.lost.iter().any(|one| one.address == lost);
-            let is_settled = find(seen, RESERVED)?.status == "True";
-            let spec = spec(seen);
-            (is_named && is_settled && spec.is_superset(&rest) && !spec.contains(&lost) && spec.len() >= 4)
-                .then_some(())
-        };
-        stage.until(&format!("{code}: the others are back, and one pod is named"), node, given_up).await?;
-        let tries = stage.writes(node).iter().filter(|one| asked_for(one).contains(&lost)).count();
-        ensure!(tries == 1, "{code}: {lost} was asked for {tries} times");
-    }
     Ok(())
 }
 

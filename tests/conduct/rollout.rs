@@ -22,7 +22,6 @@ pub const TESTS: &[Test] = crate::tests![
     an_edit_goes_no_further_while_its_pool_is_paused_and_one_that_is_taken_back_leaves_the_others_alone,
     an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_not_before,
     pods_that_lack_what_an_edit_brings_wait_for_no_wave,
-    a_node_that_goes_by_force_with_its_object_leaves_its_place_to_the_next,
 ];
 
 fn sizing(size: u8, places: u8) -> Value {
@@ -239,16 +238,4 @@ async fn pods_that_lack_what_an_edit_brings_wait_for_no_wave(plane: &ControlPlan
     stage.until_assigned(&names[2], 5).await?;
     ensure!(stage.held(&names[1]).len() == 2, "{:?}", stage.held(&names[1]));
     Ok(())
-}
-
-async fn a_node_that_goes_by_force_with_its_object_leaves_its_place_to_the_next(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let (stage, names) = stage(plane, 2, 1).await?;
-    let fault = stage.fault("PUT", &format!("/{}-nic", names[0]), None, Effect::HoldBefore);
-    stage.pool("default", sizing(4, 1)).await?;
-    stage.until_struck(fault, 1).await?;
-    stage.delete_by_force(&names[0]).await?;
-    stage.sim.lift_fault(fault)?;
-    stage.until_holds(&names[1], 4).await
 }

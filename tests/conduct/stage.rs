@@ -543,17 +543,6 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The Node goes, and its NodeIPAllocation with it, whatever that stands for: its finalizers are taken
-    /// off.
-    pub async fn delete_by_force(&self, node: &str) -> Result<()> {
-        self.delete_node(node).await?;
-        let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        let free = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-        api.delete(node, &DeleteParams::default()).await?;
-        api.patch_metadata(node, &PatchParams::default(), &free).await?;
-        Ok(())
-    }
-
     /// The Node goes, whatever its VM does.
     pub async fn delete_node(&self, name: &str) -> Result<()> {
         let api = Api::<Node>::all(self.client.clone());

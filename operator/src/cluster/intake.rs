@@ -214,6 +214,8 @@ mod tests {
                 "held": 8,
                 "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
                 "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}],
+                "networks": [{"id": "v", "limit": 65536, "used": 9}],
+                "scarceWrites": [{"subscription": "s", "coarseness": 2}],
                 "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",
                     "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
         })
