@@ -66,7 +66,7 @@ bench-node: setup bench-peers ## what ADD and DEL cost beside other plugins, to 
 	cargo bench --profile dev --workspace --bench add_del
 
 bench-wire: setup bench-peers ## what pods of two nodes get through the wire beside others, to target/bench/wire.json
-	cargo bench --workspace --bench wire
+	cargo bench --profile dev --workspace --bench wire
 
 bench-peers:
 	@tests/setup.sh go

@@ -156,8 +156,8 @@ pub struct NodeIPPoolSpec {
     pub rollout: Rollout,
 
     /// The condition `SubnetExhausting` turns True when fewer addresses are free in one of the pool's subnets
-    /// than this percentage of its size, and False again when a quarter more than that are free. 0: never. The
-    /// same holds for `NetworkExhausting` and what Azure takes in a virtual network.
+    /// than this percentage of its size, and False again when a quarter more than that are free. 0: never.
+    /// The same holds for `NetworkExhausting` and what Azure takes in a virtual network.
     #[schemars(range(min = 0, max = 100))]
     #[serde(default = "ten")]
     pub subnet_exhausting_percent: u32,

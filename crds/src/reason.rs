@@ -169,7 +169,7 @@ table! {
         "The Node, or the pool, has the annotation `vnetpool.io/paused`: nothing is written to Azure.", Cluster,
         "Remove the annotation, as the message says.";
     PoolPaused: &[Paused, Ready, Reserved, Full], None,
-        "The pool of the node has the annotation `vnetpool.io/paused`, or had it when it was deleted: nothing is written to Azure.",
+        "The node's pool has the annotation `vnetpool.io/paused`, or had it when deleted: nothing is written to Azure.",
         Cluster, "Remove the annotation, or make the pool again, as the message says.";
     NothingToDo: &[DryRun], None, "Dry run: nothing would be done.", Nobody, "";
     WouldWrite: &[DryRun], None, "Dry run: the message names the writes that would be made.", Cluster,

@@ -90,9 +90,9 @@ pub struct Agent {
     /// The purpose of the next inspection, and the purpose and outcome of the last one.
     wanted: Wanted,
     inspected: Inspected,
-    /// Whether the rules that the ledger's spec needs are in place, by the last inspection for them; `None` if
-    /// this process hasn't inspected. An object that is gone or refused changes nothing of it, nor do rules
-    /// yet to come.
+    /// Whether the rules that the ledger's spec needs are in place, by the last inspection for them; `None`
+    /// if this process hasn't inspected. An object that is gone or refused changes nothing of it, nor do
+    /// rules yet to come.
     is_ruled: Option<bool>,
     reserved: Reserved,
     /// When the last inspection began, and when the next one is due.

@@ -129,8 +129,9 @@ impl Source {
         }
     }
 
-    /// Keeps in `told` the reservations that may have left the node's NIC, as far as the node itself can know.
-    /// On a VM of no cluster the metadata service is the authority, and there is nothing to compare it with.
+    /// Keeps in `told` the reservations that may have left the node's NIC, as far as the node itself can
+    /// know. On a VM of no cluster the metadata service is the authority, and there is nothing to compare it
+    /// with.
     pub async fn compare(
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,

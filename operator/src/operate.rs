@@ -104,8 +104,8 @@ pub async fn run(
     }
 }
 
-/// Stands by and leads, until `stop` or until the Lease is lost; returns the reason. All its tasks end with it,
-/// so that nothing is written in its name beside the next leadership, and no task keeps its view.
+/// Stands by and leads, until `stop` or until the Lease is lost; returns the reason. All its tasks end with
+/// it, so that nothing is written in its name beside the next leadership, and no task keeps its view.
 async fn serve(
     config: &Config,
     client: &Client,

@@ -26,7 +26,8 @@ impl Writes {
         Writes { announcements, urgent, reports, tenure }
     }
 
-    /// Makes a write on which a write to Azure waits, in its turn: it isn't to stand behind an edit of a pool.
+    /// Makes a write on which a write to Azure waits, in its turn: it isn't to stand behind an edit of a
+    /// pool.
     pub async fn announcement<T>(&self, write: impl Future<Output = T>) -> T {
         self.turn(&self.announcements, write).await
     }

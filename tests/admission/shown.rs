@@ -19,7 +19,7 @@ pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
         ("nodeipallocation.status.relinquished", "given up for good"),
         ("nodeipallocation.status.unlisted", "lists no longer"),
         ("nodeipallocation.status.metadataSilent", "every 15 minutes"),
-        ("nodeipallocation.status.confirmed", "gets anything attached"),
+        ("nodeipallocation.status.confirmed", "gets an attachment"),
         ("nodeipallocation.status.lost.pod", "namespace/name"),
     ] {
         let text = plane.kubectl(&["explain", field])?;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::reason::Reason;
@@ -27,7 +28,7 @@ use vnetpool_node_agent::supply::supply;
 use vnetpool_plugin::ledger::{Claim, Ledger, Millis, Pod, Sandbox, Supplied};
 use vnetpool_process::lock::lock;
 
-/// All agents. Ends with the runtime.
+/// All agents.
 #[derive(Clone, Default)]
 pub struct Agents {
     nodes: Arc<Mutex<BTreeMap<String, Agent>>>,
@@ -59,12 +60,22 @@ struct Agent {
     listing: Listing,
 }
 
+/// The work of all agents, which ends when this is dropped.
+pub struct Work(JoinHandle<()>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Agents {
-    /// `client` only watches.
-    pub fn start(client: Client) -> Agents {
+    /// `client` only watches. The agents end with their work: those of a world that is over would go on to
+    /// serve nodes of the same names in the next.
+    pub fn start(client: Client) -> (Agents, Work) {
         let agents = Agents::default();
-        tokio::spawn(agents.clone().work(client));
-        agents
+        let work = Work(tokio::spawn(agents.clone().work(client)));
+        (agents, work)
     }
 
     /// An agent that has just started on a node, without a ledger.

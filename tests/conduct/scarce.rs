@@ -1,5 +1,5 @@
-//! Writes that Azure lets through are fewer than nodes want: they write less often and more at once, and their
-//! pool says so.
+//! Writes that Azure lets through are fewer than nodes want: they write less often and more at once, and
+//! their pool says so.
 
 use crate::Test;
 use crate::budget::used_up;

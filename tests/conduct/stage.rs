@@ -1,7 +1,7 @@
 //! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and views of all of
 //! it.
 
-use crate::agent::Agents;
+use crate::agent::{Agents, Work};
 use crate::metrics::Metrics;
 use crate::operator::{self, End, Operator};
 use anyhow::{Context, Result, bail, ensure};
@@ -46,6 +46,7 @@ pub struct Stage<'a> {
     /// As an administrator.
     pub client: Client,
     pub agents: Agents,
+    _work: Work,
     /// Where the operator serves its metrics.
     pub admin: SocketAddr,
     /// Where the operator finds ARM.
@@ -76,7 +77,7 @@ impl<'a> Stage<'a> {
         let client = Client::try_from(plane.config(User::Administrator).await?)?;
         sweep(&client).await?;
         let admin = operator::free_address()?;
-        let agents = Agents::start(client.clone());
+        let (agents, work) = Agents::start(client.clone());
         let sim = Sim::start(azure).await?;
         let arm = sim.arm_url().to_owned();
         Ok(Self {
@@ -84,6 +85,7 @@ impl<'a> Stage<'a> {
             sim,
             client,
             agents,
+            _work: work,
             admin,
             arm,
             api_server: None,

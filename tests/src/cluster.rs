@@ -146,15 +146,16 @@ impl Cluster {
         self.kubectl(&rollout).await.map(drop)
     }
 
-    /// Waits until every node of the state is Ready.
+    /// Waits until every node is Ready that the cluster has by now.
     pub async fn nodes_ready(&self) -> Result<()> {
         let api: Api<Node> = Api::all(self.client.clone());
+        let state = State::read(&self.dir)?;
         crate::eventually("all nodes Ready", Duration::from_secs(180), || async {
             let nodes = api.list(&Default::default()).await?.items;
             let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
             let ready: Vec<_> = nodes.iter().filter(|node| is_ready(node)).map(name).collect();
             let all: Vec<_> = nodes.iter().map(name).collect();
-            ensure!(ready.len() >= self.state.nodes.len(), "ready are {ready:?} of {all:?}");
+            ensure!(ready.len() >= state.nodes.len(), "ready are {ready:?} of {all:?}");
             Ok(Some(()))
         })
         .await

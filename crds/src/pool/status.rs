@@ -47,8 +47,8 @@ pub struct NodeIPPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub networks: Vec<NetworkUse>,
-    /// Subscriptions of the nodes' NICs in which writes to Azure are scarce; the condition `WritesScarce` says
-    /// what follows.
+    /// Subscriptions of the nodes' NICs in which writes to Azure are scarce; the condition `WritesScarce`
+    /// says what follows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["subscription".into()]))]
     pub scarce_writes: Vec<ScarceWrites>,

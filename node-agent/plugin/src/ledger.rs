@@ -232,8 +232,8 @@ impl Ledger {
     }
 
     /// The names of which every address could be assigned now if the node has its rules, each with the number
-    /// of its addresses. The name freed longest ago comes first; a block counts as freed when its last address
-    /// was freed.
+    /// of its addresses. The name freed longest ago comes first; a block counts as freed when its last
+    /// address was freed.
     fn idle(&self, now: Millis) -> Vec<(String, u32)> {
         #[derive(Default)]
         struct Reservation {

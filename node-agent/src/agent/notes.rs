@@ -94,9 +94,9 @@ impl Notes {
     }
 
     /// Takes addresses that Azure reserves for pods off the node's own links: the kernel takes packets to an
-    /// address of a link for the node itself, whatever the routes are. Returns those that couldn't be taken off;
-    /// fails if they couldn't be read. It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an address
-    /// wait for it.
+    /// address of a link for the node itself, whatever the routes are. Returns those that couldn't be taken
+    /// off; fails if they couldn't be read. It takes [`TAKE_OFF_WITHIN`] at most, since pods that wait for an
+    /// address wait for it.
     pub(super) async fn take_off(&self, reserved: &Reserved, config: &Config) -> anyhow::Result<Vec<String>> {
         let (Reserved { for_pods, primaries }, net) = (reserved.clone(), config.sysctl_net_dir.clone());
         let taken = blocking(move || {

@@ -78,8 +78,9 @@ impl Tables {
     }
 }
 
-/// Puts the tables back whenever others have changed them, and goes on until they stand. Has the node inspected
-/// when there was something to put back, or it couldn't be: the program that did it may have done more.
+/// Puts the tables back whenever others have changed them, and goes on until they stand. Has the node
+/// inspected when there was something to put back, or it couldn't be: the program that did it may have done
+/// more.
 pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> anyhow::Result<()> {
     let mut known = tables.known.subscribe();
     let mut pause = FIRST_CHECK_APART;

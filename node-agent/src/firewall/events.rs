@@ -36,8 +36,8 @@ const BACKLOG: usize = 4 * 1024 * 1024;
 pub struct Known {
     /// How many changes it has reported. The opening of the socket counts as one; 0 as long as there is none.
     pub heard: u64,
-    /// After which of them table `inet vnetpool` was seen to stand as it was put. None: this process hasn't put
-    /// it there.
+    /// After which of them table `inet vnetpool` was seen to stand as it was put. None: this process hasn't
+    /// put it there.
     pub seen: Option<u64>,
 }
 

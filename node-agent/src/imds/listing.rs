@@ -103,9 +103,9 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Asks about once a minute for as long as the node holds single addresses, and keeps the result in `told`. If
-/// the service doesn't answer, for instance because a node's administrator has closed it, no pod misses it: the
-/// operator reads the NIC more often instead.
+/// Asks about once a minute for as long as the node holds single addresses, and keeps the result in `told`.
+/// If the service doesn't answer, for instance because a node's administrator has closed it, no pod misses
+/// it: the operator reads the NIC more often instead.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
     told: watch::Sender<Told>,

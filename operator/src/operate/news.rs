@@ -13,7 +13,8 @@ use crate::lock::lock;
 use crate::network::{Free, News};
 
 /// Requeues the nodes of a subnet when the network around it has changed, and its pools when it or another
-/// subnet of the network has become fuller or emptier. A subnet that had run out is tried again when there seems to be room in it. Never ends.
+/// subnet of the network has become fuller or emptier. A subnet that had run out is tried again when there
+/// seems to be room in it. Never ends.
 pub async fn follow(ctx: Arc<Context>) {
     let in_use = || {
         let allocations = ctx.cluster.allocations().state();

@@ -1,4 +1,5 @@
-//! Draws what the benchmarks have measured, from `target/bench`, for the pages in `docs/evidence`: `make plots`.
+//! Draws what the benchmarks have measured, from `target/bench`, for the pages in `docs/evidence`: `make
+//! plots`.
 
 use anyhow::{Context, Result, bail};
 use plotters::prelude::*;

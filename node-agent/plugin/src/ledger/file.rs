@@ -1,4 +1,5 @@
-//! The ledger on disk: locks, reading, atomic replacement. Only [`Store::with`] and [`Store::note`] change it.
+//! The ledger on disk: locks, reading, atomic replacement. Only [`Store::with`] and [`Store::note`] change
+//! it.
 //!
 //! The folder holds `ledger`, which is replaced atomically, and `lock`, which is never replaced or removed.
 //! The locks are OFD byte-range locks on `lock`, so they end with their holder however it ends. Byte 0 is the
