@@ -193,10 +193,14 @@ impl Azure {
         self.transport.is_dry_run()
     }
 
-    /// How Azure's request limits stand, as far as they are ours, and how many requests of each priority
-    /// wait.
-    pub fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
+    /// How Azure's request limits stand, as far as they are ours.
+    pub fn accounts(&self) -> Vec<Account> {
         self.transport.accounts()
+    }
+
+    /// How many requests of each priority wait for their turn. Goes through all that wait.
+    pub fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        self.transport.waiting()
     }
 
     /// The NIC that a VM marks as primary, or its first if it marks none: a role without the right to read

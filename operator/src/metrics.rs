@@ -168,7 +168,13 @@ impl Metrics {
 pub fn observe(metrics: &Arc<Metrics>, azure: &Arc<Azure>) {
     // Weak, because Azure's client reports to the metrics in turn.
     let azure_of = Arc::downgrade(azure);
-    collect(metrics, budget::Accounts::new(move || Some(azure_of.upgrade()?.accounts())));
+    collect(
+        metrics,
+        budget::Accounts::new(move || {
+            let azure = azure_of.upgrade()?;
+            Some((azure.accounts(), azure.waiting()))
+        }),
+    );
     let metrics = metrics.clone();
     azure.on_request(move |request| metrics.requested(request));
 }

@@ -106,9 +106,14 @@ impl Transport {
         self.0.dry_run
     }
 
-    /// The state of the limits, and how many requests of each priority wait for their turn.
-    pub(super) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
+    /// The state of the limits.
+    pub(super) fn accounts(&self) -> Vec<Account> {
         self.0.gate.accounts()
+    }
+
+    /// How many requests of each priority wait for their turn.
+    pub(super) fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        self.0.gate.waiting()
     }
 
     /// Sends one request when the budget allows it, unless the call is outgrown before. Never repeats it: the

@@ -196,7 +196,7 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
     world.until("counted", |world| world.free("one", "b") == Some(Free::Told(11))).await;
     assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Untold));
     assert_eq!((world.asked("/one/usages"), world.asked("/two/usages")), (3, 1));
-    let (accounts, _) = world.azure.accounts();
+    let accounts = world.azure.accounts();
     let spent =
         |limit: &str| accounts.iter().filter(|one| one.limit == limit).map(|one| one.spent).sum::<u64>();
     assert_eq!((spent("arm"), spent("network")), (world.asked("") as u64, world.asked("") as u64));

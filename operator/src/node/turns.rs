@@ -36,8 +36,7 @@ pub async fn keep_time(ctx: Arc<Context>) {
 /// Nodes find their step at their next reconcile: woken all at once they would give back all at once, and
 /// writes would be scarce again.
 fn look_at_scarcity(ctx: &Context, now: Instant) {
-    let (accounts, _) = ctx.azure.accounts();
-    if lock(&ctx.scarcity).take_in(&accounts, ctx.waits.scarce, now) {
+    if lock(&ctx.scarcity).take_in(&ctx.azure.accounts(), ctx.waits.scarce, now) {
         ctx.cluster.pools().state().iter().for_each(|pool| ctx.waker.pool(&pool.name_any()));
     }
 }

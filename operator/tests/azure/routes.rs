@@ -56,7 +56,7 @@ async fn closed(script: &Script) -> Azure {
 
 async fn until_waiting(azure: &Azure, counts: [usize; 5]) {
     let waits = async {
-        while azure.accounts().1.map(|(_, count)| count) != counts {
+        while azure.waiting().map(|(_, count)| count) != counts {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

@@ -226,7 +226,7 @@ async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_
     let outgrown = Urgency::until(Priority::WarmRefill, async move { drop(grown.await) });
     let (id, change) = (id(), reserve("vnp-1"));
     let mut waits = Box::pin(azure.update(&id, &change, outgrown));
-    while azure.accounts().1.iter().all(|(_, waiting)| *waiting == 0) {
+    while azure.waiting().iter().all(|(_, waiting)| *waiting == 0) {
         assert!(futures::poll!(&mut waits).is_pending());
         tokio::task::yield_now().await;
     }
@@ -235,7 +235,7 @@ async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_
     assert!(matches!(error, Error::Outgrown { .. }), "{error}");
     assert_eq!(script.heard().len(), 2);
     let spent: u64 =
-        azure.accounts().0.iter().filter(|one| one.writes && one.limit == "arm").map(|one| one.spent).sum();
+        azure.accounts().iter().filter(|one| one.writes && one.limit == "arm").map(|one| one.spent).sum();
     assert_eq!(spent, 1, "the refused one");
 
     script.next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1", "vnp-2"])));

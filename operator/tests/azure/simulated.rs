@@ -105,7 +105,7 @@ impl World {
 }
 
 fn spent(azure: &Azure) -> u64 {
-    let (accounts, _) = azure.accounts();
+    let accounts = azure.accounts();
     accounts.iter().filter(|one| one.limit == "arm" && one.writes).map(|one| one.spent).sum()
 }
 
@@ -388,7 +388,7 @@ async fn each_request_is_paid_from_the_budget_once_polls_included() {
     world.azure.nic(&nic, Freshness::Fresh, Priority::GiveBack).await.unwrap_err();
     let log = world.arm_log();
     assert!(log.iter().any(|one| one.path.contains("/operations/")), "no poll");
-    let (accounts, _) = world.azure.accounts();
+    let accounts = world.azure.accounts();
     let spent = |limit: &str| {
         let of_limit = accounts.iter().filter(|one| one.limit == limit);
         of_limit.map(|one| (one.writes, one.region.clone(), one.spent)).collect::<Vec<_>>()

@@ -93,10 +93,14 @@ impl Gate {
         self.0.lock().budget.learn(lane, lesson, now());
     }
 
-    /// How the limits stand, and how many calls of each priority wait.
-    pub(in crate::azure) fn accounts(&self) -> (Vec<Account>, [(Priority, usize); Priority::ALL.len()]) {
-        let mut state = self.0.lock();
-        (state.budget.accounts(now()), state.budget.waiting())
+    /// How the limits stand.
+    pub(in crate::azure) fn accounts(&self) -> Vec<Account> {
+        self.0.lock().budget.accounts(now())
+    }
+
+    /// How many calls of each priority wait.
+    pub(in crate::azure) fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        self.0.lock().budget.waiting()
     }
 
     /// The dispatcher: lets calls go as the budget grants them, until none waits.
@@ -226,7 +230,7 @@ mod tests {
     async fn one_that_is_outgrown_leaves_its_place_and_costs_nothing() {
         let (gate, lane) = (Gate::new(80), write());
         drain(&gate).await;
-        let spent = || gate.accounts().0[0].spent;
+        let spent = || gate.accounts()[0].spent;
         let before = spent();
         let refill =
             gate.wait_for_turn(&lane, Priority::WarmRefill, tokio::time::sleep(Duration::from_millis(1)));
@@ -247,7 +251,7 @@ mod tests {
         let (waiter, granted) = gate.queue(&lane, Priority::WaitingPods);
         granted.await.unwrap();
         assert!(!waiter.leave());
-        assert_eq!(gate.accounts().0[0].spent, 162);
+        assert_eq!(gate.accounts()[0].spent, 162);
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,11 +261,11 @@ mod tests {
             gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;
         }
         let turn = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
-        let spent = gate.accounts().0[0].spent;
+        let spent = gate.accounts()[0].spent;
         gate.give_back(&lane, &turn);
-        assert_eq!(gate.accounts().0[0].spent, spent, "a counter never goes down");
+        assert_eq!(gate.accounts()[0].spent, spent, "a counter never goes down");
         let next = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
-        assert_eq!((next.waited, gate.accounts().0[0].spent), (Duration::ZERO, 160));
+        assert_eq!((next.waited, gate.accounts()[0].spent), (Duration::ZERO, 160));
         let later = gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await.unwrap();
         assert!(later.waited > Duration::ZERO);
     }
@@ -274,6 +278,6 @@ mod tests {
         tokio::time::timeout(Duration::from_millis(1), impatient).await.unwrap_err();
         gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;
         assert_eq!(gate.0.lock().waiting.len(), 0);
-        assert_eq!(gate.accounts().0[0].spent, 161);
+        assert_eq!(gate.accounts()[0].spent, 161);
     }
 }
