@@ -32,6 +32,8 @@ const PIECE: u64 = 64 * 1024;
 pub enum Error {
     #[error("can't read the CNI plugin {0}: {1}")]
     Source(PathBuf, #[source] io::Error),
+    #[error("can't read the CNI configuration {0}, which may hold entries of other plugins: {1}")]
+    Configuration(PathBuf, #[source] io::Error),
     #[error("can't install {0}: {1}")]
     Install(PathBuf, #[source] io::Error),
     #[error("can't list the CNI configurations in {0}: {1}")]
@@ -92,9 +94,17 @@ pub fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Our configuration as it stands; `None` if there is none that can be read.
-pub fn found(conf_dir: &Path) -> Option<Value> {
-    serde_json::from_slice(&fs::read(conf_dir.join(CONFLIST)).ok()?).ok()
+/// Our configuration as it stands; `None` if there is none, or if it is no JSON, as after half a write.
+///
+/// # Errors
+/// When the file can't be read. It may hold entries of others, so nobody should write over it.
+pub fn found(conf_dir: &Path) -> Result<Option<Value>, Error> {
+    let target = conf_dir.join(CONFLIST);
+    match fs::read(&target) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::Configuration(target, error)),
+    }
 }
 
 /// Puts the configuration in place, with the entries of others in the present one. Returns whether it had to.
@@ -106,9 +116,9 @@ pub fn configuration(wanted: &Value, conf_dir: &Path) -> Result<bool, Error> {
     let target = conf_dir.join(CONFLIST);
     let waypoint = conf_dir.join(format!(".{CONFLIST}.new"));
     let outside = conf_dir.parent().unwrap_or(conf_dir);
+    let found = found(conf_dir)?;
     let put = || {
         fs::create_dir_all(conf_dir)?;
-        let found = found(conf_dir);
         let wanted = found.as_ref().map_or_else(|| wanted.clone(), |found| merged(wanted, found));
         // Others may have written it with other blanks, or for fewer to read.
         if found.as_ref() == Some(&wanted) {
@@ -271,18 +281,18 @@ mod tests {
         };
         let tuning = r#"[{"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}, {"type": "sbr"}]"#;
         assert!(configuration(&further(tuning), &conf_dir).unwrap());
-        let mut document = found(&conf_dir).unwrap();
+        let mut document = found(&conf_dir).unwrap().unwrap();
         document["plugins"].as_array_mut().unwrap().push(json!({ "type": "istio-cni" }));
         document["plugins"][1] = json!({ "type": "tuning" });
         fs::write(conf_dir.join(CONFLIST), document.to_string()).unwrap();
         let types = || -> Vec<String> {
-            let document = found(&conf_dir).unwrap();
+            let document = found(&conf_dir).unwrap().unwrap();
             let plugins = document["plugins"].as_array().unwrap().iter();
             plugins.map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
         };
         assert!(configuration(&further(tuning), &conf_dir).unwrap());
         assert_eq!(types(), ["vnetpool", "tuning", "sbr", "istio-cni"]);
-        assert_eq!(found(&conf_dir).unwrap()["plugins"][1]["sysctl"]["net.core.somaxconn"], "500");
+        assert_eq!(found(&conf_dir).unwrap().unwrap()["plugins"][1]["sysctl"]["net.core.somaxconn"], "500");
         assert!(!configuration(&further(tuning), &conf_dir).unwrap());
         assert!(configuration(&further(r#"[{"type": "sbr"}]"#), &conf_dir).unwrap());
         assert_eq!(types(), ["vnetpool", "sbr", "istio-cni"]);
@@ -313,9 +323,21 @@ mod tests {
         assert!(configuration(&one, &conf_dir).unwrap());
         assert!(!configuration(&one, &conf_dir).unwrap());
         assert!(configuration(&two, &conf_dir).unwrap());
-        assert_eq!(found(&conf_dir), Some(two));
+        assert_eq!(found(&conf_dir).unwrap(), Some(two));
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left beside it");
         assert_eq!(fs::read_dir(conf_dir).unwrap().count(), 1);
+    }
+
+    /// A folder in its place stands for a file that can't be read: root can read every file.
+    #[test]
+    fn a_configuration_that_cannot_be_read_is_not_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        let conf_dir = root.path().join("net.d");
+        fs::create_dir_all(conf_dir.join(CONFLIST)).unwrap();
+        let error = configuration(&plain(1500), &conf_dir).unwrap_err().to_string();
+        assert!(error.starts_with("can't read the CNI configuration"), "{error}");
+        assert!(error.contains(CONFLIST), "{error}");
+        assert_eq!(fs::read_dir(&conf_dir).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
@@ -430,7 +452,7 @@ mod tests {
                     if names.iter().any(|name| name == "stop") {
                         return without;
                     }
-                    let Some(mut document) = found(&conf_dir) else { continue };
+                    let Some(mut document) = found(&conf_dir).unwrap() else { continue };
                     let plugins = document["plugins"].as_array_mut().unwrap();
                     if plugins.iter().all(|entry| entry["type"] != "istio-cni") {
                         without += 1;
@@ -446,12 +468,13 @@ mod tests {
         };
         let has_mesh = || {
             found(&conf_dir)
+                .unwrap()
                 .is_some_and(|found| crate::chain::others(&found, &Further::default()) == ["istio-cni"])
         };
         assert!(configuration(&plain(1500), &conf_dir).unwrap());
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while !has_mesh() {
-            assert!(std::time::Instant::now() < deadline, "{:?}", found(&conf_dir));
+            assert!(std::time::Instant::now() < deadline, "{:?}", found(&conf_dir).unwrap());
             std::thread::yield_now();
         }
         for _ in 0..10 {
@@ -462,7 +485,7 @@ mod tests {
         }
         assert!(configuration(&plain(1400), &conf_dir).unwrap());
         assert!(has_mesh(), "a pod that starts now is outside the mesh");
-        assert_eq!(found(&conf_dir).unwrap()["plugins"][0]["mtu"], 1400);
+        assert_eq!(found(&conf_dir).unwrap().unwrap()["plugins"][0]["mtu"], 1400);
         fs::write(conf_dir.join("stop"), "").unwrap();
         assert_eq!(installer.join().unwrap(), 1, "times that the mesh had to put itself back");
     }

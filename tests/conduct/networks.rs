@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = crate::tests![
     nodes_in_the_network_of_the_template_get_addresses_of_it,
     foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_leave_is_used,
     a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open,
+    a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised,
 ];
 
 /// As `az deployment group create` does it, with the resource group there already.
@@ -103,9 +104,41 @@ async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_
     looks(false, "it is closed").await?;
     peer(&stage, "vnet", "other", true).await?;
     looks(true, "it is open again").await?;
-    let url = format!("{}{back}?api-version=2025-05-01", stage.sim.arm_url());
-    reqwest::Client::new().delete(url).bearer_auth("owner").send().await?.error_for_status()?;
+    stage.delete(&back).await?;
     looks(false, "the other side has gone").await
+}
+
+async fn a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised(
+    plane: &ControlPlane,
+) -> Result<()> {
+    const NEW: &str = "10.61.0.0/16";
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
+    let other =
+        json!({ "properties": { "addressSpace": { "addressPrefixes": ["10.60.0.0/16"] }, "subnets": [] } });
+    let other = stage.put("Microsoft.Network/virtualNetworks/other", other).await?;
+    let ours = peer(&stage, "vnet", "other", true).await?;
+    peer(&stage, "other", "vnet", true).await?;
+    let mut grown = stage.get(&other).await?;
+    grown["properties"]["addressSpace"]["addressPrefixes"] = json!(["10.60.0.0/16", NEW]);
+    stage.put("Microsoft.Network/virtualNetworks/other", grown).await?;
+    let peering = stage.get(&ours).await?;
+    let shows = |space: &str| peering["properties"][space]["addressPrefixes"].to_string().contains(NEW);
+    ensure!(shows("remoteVirtualNetworkAddressSpace") && !shows("remoteAddressSpace"), "{peering}");
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let seen = stage.allocation("n1").await?.spec.snat_exclusions;
+    ensure!(seen.iter().any(|range| range == "10.60.0.0/16"), "{seen:?}");
+    ensure!(seen.iter().all(|range| range != NEW), "no packet gets there: {seen:?}");
+    let url = format!("{}{ours}?api-version=2025-05-01&syncRemoteAddressSpace=true", stage.sim.arm_url());
+    let synced = reqwest::Client::new().put(url).bearer_auth("owner").json(&peering).send().await?;
+    ensure!(synced.status().is_success(), "{}", synced.text().await?);
+    stage.kill().await?;
+    stage.start().await?;
+    let is_excluded =
+        |seen: &NodeIPAllocation| seen.spec.snat_exclusions.iter().any(|range| range == NEW).then_some(());
+    stage.until("the peering is synchronised", "n1", is_excluded).await
 }
 
 /// Every NIC's etag and addresses by name.

@@ -17,7 +17,10 @@ use crate::{
 impl Keeper {
     /// Installs the CNI plugin and the configuration that leads to it. Returns the verdict.
     pub(super) async fn install(&mut self, uplink: &Uplink, wiring: Wiring) -> Verdict {
-        let found = install::found(&self.config.cni_conf_dir).unwrap_or_default();
+        let found = match install::found(&self.config.cni_conf_dir) {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => return Verdict::no(Reason::NotInstalled, error.to_string()),
+        };
         let (further, bin_dir) = (&self.config.further_plugins, &self.config.cni_bin_dir);
         let chain =
             self.chained.find(&self.config.chain, further, chain::others(&found, further), bin_dir).await;
