@@ -56,7 +56,8 @@ SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1
 EACH ?= 12
-bench-scale: setup ## what a cluster of NODES costs, to target/bench/scale.json
+bench-scale: PARTS = kube helm cluster
+bench-scale: setup cluster-build ## what a cluster of NODES costs, to target/bench/scale.json
 	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
 
 # With the reference plugins and a floor as peers. The harness is built as tests are; only the plugins' own builds count.

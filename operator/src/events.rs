@@ -1,7 +1,7 @@
 //! The Events that the operator publishes, one constructor each: on the Node, which people read first, and on
 //! our own kind.
 
-use std::collections::BTreeMap;
+mod digest;
 
 use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -9,25 +9,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use vnetpool_crds::reason::{Loudness, Reason};
 use vnetpool_crds::refusal;
-use vnetpool_crds::verdict::name_some;
+
+use digest::{Digest, Said, node_of};
 
 /// Publishes Events about objects. No task waits for it: a pod may be waiting for the next step.
 pub struct Events {
     queue: UnboundedSender<Said>,
 }
-
-/// An Event and the objects it is about.
-type Said = (Vec<ObjectReference>, Event);
-
-/// When so many Events of one reason wait for nodes of one pool, one Event of the pool replaces them: they
-/// would trail by minutes, and people don't read thousands.
-const MANY: usize = 50;
-/// So many of their nodes are named.
-const NAMED: usize = 5;
 
 impl Events {
     /// The publisher, and the task that delivers its Events in order; the task ends when all are delivered
@@ -46,12 +39,20 @@ impl Events {
         let recorder = Recorder::new(client, reporter);
         let (queue, mut said) = mpsc::unbounded_channel::<Said>();
         let deliver = async move {
-            let mut waiting = vec![];
-            while said.recv_many(&mut waiting, usize::MAX).await > 0 {
-                for (about, event) in summed_up(std::mem::take(&mut waiting), &pool_of) {
-                    publish(&recorder, &about, &event).await;
-                }
+            let mut digest = Digest::default();
+            loop {
+                let next = tokio::select! {
+                    next = said.recv() => next,
+                    () = until(digest.due()) => {
+                        publish(&recorder, digest.ended(Instant::now())).await;
+                        continue;
+                    }
+                };
+                let Some(next) = next else { break };
+                let pool = node_of(&next.0).and_then(&pool_of);
+                publish(&recorder, digest.admit(next, pool, Instant::now())).await;
             }
+            publish(&recorder, digest.rest()).await;
         };
         (Events { queue }, deliver)
     }
@@ -62,48 +63,20 @@ impl Events {
     }
 }
 
-/// The same, with one of a pool for each reason that many of its nodes have.
-fn summed_up(said: Vec<Said>, pool_of: impl Fn(&str) -> Option<ObjectReference>) -> Vec<Said> {
-    if said.len() < MANY {
-        return said;
+/// Waits for ever if there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
-    let node = |about: &[ObjectReference]| {
-        let own = about.iter().find(|one| one.kind.as_deref() == Some("NodeIPAllocation"))?;
-        own.name.clone()
-    };
-    let mut alike: BTreeMap<(String, String), (ObjectReference, Vec<usize>)> = BTreeMap::new();
-    for (at, (about, event)) in said.iter().enumerate() {
-        if let Some(pool) = node(about).and_then(|node| pool_of(&node)) {
-            let key = (event.reason.clone(), pool.name.clone().unwrap_or_default());
-            alike.entry(key).or_insert_with(|| (pool, vec![])).1.push(at);
-        }
-    }
-    alike.retain(|_, (_, all)| all.len() >= MANY);
-    let mut of_pools: BTreeMap<usize, Option<Said>> = BTreeMap::new();
-    for (pool, all) in alike.into_values() {
-        let [first, ..] = all[..] else { continue };
-        let names = name_some(all.iter().map(|at| node(&said[*at].0).unwrap_or_default()), NAMED);
-        let (_, event) = &said[first];
-        let note = event.note.as_deref().unwrap_or_default();
-        let note = short(format!("{} times, of the nodes {names}; the first time: {note}", all.len()));
-        of_pools.extend(all.iter().map(|at| (*at, None)));
-        let event = Event {
-            type_: event.type_,
-            reason: event.reason.clone(),
-            action: event.action.clone(),
-            note: Some(note),
-            secondary: None,
-        };
-        of_pools.insert(first, Some((vec![pool], event)));
-    }
-    let all = said.into_iter().enumerate();
-    all.filter_map(|(at, one)| of_pools.remove(&at).unwrap_or(Some(one))).collect()
 }
 
-async fn publish(recorder: &Recorder, about: &[ObjectReference], event: &Event) {
-    for object in about {
-        if let Err(error) = recorder.publish(event, object).await {
-            warn!(object = object.name, reason = event.reason, %error, "Event not published");
+async fn publish(recorder: &Recorder, said: impl IntoIterator<Item = Said>) {
+    for (about, event) in said {
+        for object in about {
+            if let Err(error) = recorder.publish(&event, &object).await {
+                warn!(object = object.name, reason = event.reason, %error, "Event not published");
+            }
         }
     }
 }
@@ -240,56 +213,4 @@ fn of(type_: EventType, reason: &str, action: &str, note: String) -> Event {
 /// The API takes at most 1 KiB.
 fn short(note: String) -> String {
     note.chars().take(1000).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn object(kind: &str, name: &str) -> ObjectReference {
-        ObjectReference { kind: Some(kind.into()), name: Some(name.into()), ..ObjectReference::default() }
-    }
-
-    fn said(node: usize, event: Event) -> Said {
-        let name = format!("n{node}");
-        (vec![object("Node", &name), object("NodeIPAllocation", &name)], event)
-    }
-
-    /// The object of each Event, and its note.
-    fn told(said: Vec<Said>) -> Vec<(String, String)> {
-        let pool_of = |node: &str| Some(object("NodeIPPool", if node == "n0" { "other" } else { "default" }));
-        let about = |about: &[ObjectReference]| {
-            let names = about
-                .iter()
-                .map(|one| format!("{} {}", one.kind.as_deref().unwrap(), one.name.as_deref().unwrap()));
-            names.collect::<Vec<_>>().join(", ")
-        };
-        let all = summed_up(said, pool_of);
-        all.into_iter().map(|(objects, event)| (about(&objects), event.note.unwrap())).collect()
-    }
-
-    #[test]
-    fn what_many_nodes_of_a_pool_say_at_once_is_said_once_of_the_pool() {
-        let mut all: Vec<Said> = (0..=MANY).map(|node| said(node, reserved(4, 8, "nic"))).collect();
-        all.insert(3, said(7, full("no address is left")));
-        let told = told(all);
-        let [(about, note), pool, full] = &told[..] else { panic!("{told:?}") };
-        assert_eq!(
-            (about.as_str(), note.as_str()),
-            ("Node n0, NodeIPAllocation n0", "reserved 4 addresses on nic, which holds 8 now")
-        );
-        assert_eq!(pool.0, "NodeIPPool default");
-        for part in ["50 times", "n1, n2, n3, n4, n5, 45 more", "reserved 4 addresses"] {
-            assert!(pool.1.contains(part), "{}", pool.1);
-        }
-        assert_eq!(full.0, "Node n7, NodeIPAllocation n7");
-    }
-
-    #[test]
-    fn what_a_few_nodes_say_is_said_of_each() {
-        let few: Vec<Said> = (1..MANY).map(|node| said(node, reserved(4, 8, "nic"))).collect();
-        assert_eq!(told(few).len(), MANY - 1);
-        let pods: Vec<Said> = (0..2 * MANY).map(|_| (vec![object("Pod", "p")], full("none"))).collect();
-        assert_eq!(told(pods).len(), 2 * MANY);
-    }
 }

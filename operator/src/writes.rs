@@ -55,10 +55,12 @@ mod tests {
     use crate::leader::LEASE;
     use axum::Router;
     use axum::http::StatusCode;
+    use futures::future::join_all;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::Api;
     use kube::api::{Patch, PatchParams};
-    use std::future::ready;
+    use std::future::{pending, ready};
+    use std::pin::pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
@@ -108,6 +110,21 @@ mod tests {
         advance(Duration::from_secs(8)).await;
         assert!(tenure.is_sure());
         assert_eq!(asked_by(Writes::new(tenure)).await, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_writes_of_a_sort_are_under_way_at_once_and_no_other_sort_waits_for_them() {
+        let writes = Writes::new(Tenure::new(Instant::now()));
+        let begun = AtomicUsize::new(0);
+        let held = || async {
+            begun.fetch_add(1, Ordering::Relaxed);
+            pending::<()>().await
+        };
+        let mut reports = pin!(join_all((0..100).map(|_| writes.report(held()))));
+        assert!(timeout(Duration::from_secs(1), &mut reports).await.is_err());
+        assert_eq!(begun.load(Ordering::Relaxed), AT_ONCE);
+        writes.announcement(ready(())).await;
+        writes.urgent(ready(())).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use vnetpool_apiserver::reading::Reading;
@@ -52,7 +52,8 @@ struct Agent {
     /// The pods to serve.
     pods: Vec<Pod>,
     ledger: Option<Ledger>,
-    /// Every freed address has cooled when the agent reads the ledger next.
+    /// The ledger's time. Every freed address has cooled when the agent reads the ledger next, unless reports
+    /// are paced: then it is true time.
     now: Millis,
     /// UID of the object, and its last report.
     reported: Option<(String, NodeIPAllocationStatus)>,
@@ -202,11 +203,12 @@ impl Agents {
     fn report(&self, name: &str, object: &NodeIPAllocation) -> Option<(Client, NodeIPAllocationStatus)> {
         let mut nodes = self.lock();
         let agent = nodes.get_mut(name)?;
-        let (uid, news) = (object.uid().unwrap_or_default(), agent.take_up(object)?);
+        let is_paced = self.is_paced.load(Ordering::Relaxed);
+        let (uid, news) = (object.uid().unwrap_or_default(), agent.take_up(object, is_paced)?);
         let reported = agent.reported.as_ref().filter(|(to, _)| *to == uid);
         let difference = difference(&news, reported.map(|(_, status)| status), object.spec.warm);
         let wait = agent.pace.due(difference, Instant::now())?;
-        if !wait.is_zero() && self.is_paced.load(Ordering::Relaxed) {
+        if !wait.is_zero() && is_paced {
             let (agents, name) = (self.clone(), name.to_owned());
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
@@ -227,7 +229,7 @@ impl Agents {
 
 impl Agent {
     /// None: the object isn't for this boot yet, or older than the version that the ledger knows.
-    fn take_up(&mut self, object: &NodeIPAllocation) -> Option<NodeIPAllocationStatus> {
+    fn take_up(&mut self, object: &NodeIPAllocation, is_paced: bool) -> Option<NodeIPAllocationStatus> {
         let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
         let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
         let ledger = self.ledger.get_or_insert_with(|| {
@@ -243,7 +245,7 @@ impl Agent {
             }
             _ => return None,
         }
-        self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
+        self.now = later(self.now, supply.cooldown, is_paced);
         let left: Vec<Sandbox> = ledger
             .assignments()
             .filter(|(_, one)| !self.pods.contains(&one.pod))
@@ -258,7 +260,7 @@ impl Agent {
         for sandbox in given_up {
             ledger.cancel(&sandbox);
         }
-        self.now += u64::try_from(supply.cooldown.as_millis()).unwrap_or_default();
+        self.now = later(self.now, supply.cooldown, is_paced);
         for pod in &self.pods {
             let sandbox = Sandbox { container_id: pod.uid.clone(), ifname: "eth0".into() };
             ledger.assign(&Claim::wired(&sandbox, pod, ""), self.now);
@@ -283,6 +285,14 @@ impl Agent {
         };
         Some(compose(&report, None))
     }
+}
+
+/// The ledger's time when it is read next.
+fn later(now: Millis, cooldown: Duration, is_paced: bool) -> Millis {
+    if is_paced {
+        return u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+    }
+    now + u64::try_from(cooldown.as_millis()).unwrap_or_default()
 }
 
 async fn publish(client: Client, object: &NodeIPAllocation, status: &NodeIPAllocationStatus) -> Result<()> {

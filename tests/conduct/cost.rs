@@ -1,6 +1,7 @@
 //! The cost of a node and of a pod, counted: the small version of `make bench-scale`.
 
 use crate::Test;
+use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
@@ -31,10 +32,16 @@ async fn nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_ea
             stage.bind(&name, EACH).await
         }
     };
-    try_join_all(names.iter().map(join)).await?;
+    let (first, others) = names.split_at(1);
+    try_join_all(first.iter().map(join)).await?;
+    stage.until_holds(&names[0], EACH).await?;
+    let series = Metrics::scrape(&stage).await?.series();
+    try_join_all(others.iter().map(join)).await?;
     for name in &names {
         stage.until_holds(name, EACH).await?;
     }
+    let grown = Metrics::scrape(&stage).await?.series();
+    ensure!(grown < series + others.len(), "{series} time series of one node, {grown} of {NODES}");
     let asked = stage.asked();
     let is_about = |name: &String, one: &LogEntry| {
         one.path.ends_with(&format!("/{name}")) || one.path.ends_with(&format!("/{name}-nic"))

@@ -51,6 +51,11 @@ impl Metrics {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// How many time series there are.
+    pub fn series(&self) -> usize {
+        self.0.lines().filter(|line| !line.starts_with('#')).count()
+    }
+
     /// Whether a family is announced with help and type.
     pub fn has(&self, family: &str) -> bool {
         let of = |what: &str| self.0.lines().any(|line| line.starts_with(&format!("# {what} {family} ")));

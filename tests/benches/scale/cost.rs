@@ -3,7 +3,7 @@
 
 use crate::process::{Process, Usage};
 use crate::world::World;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -11,9 +11,15 @@ use std::time::Instant;
 
 /// Everything so far: counts by name.
 pub struct Cost {
-    since: Instant,
+    at: Instant,
+    /// How often the Lease has changed hands.
+    transitions: Option<i32>,
     counts: BTreeMap<String, f64>,
     usage: Usage,
+    /// How many time series the operator exports.
+    series: usize,
+    /// How large etcd's file is.
+    store: f64,
 }
 
 /// The verbs that change an object.
@@ -23,10 +29,11 @@ const OURS: [&str; 4] = ["nodeipallocations", "nodeippools", "events", "leases"]
 
 impl Cost {
     pub async fn so_far(world: &World<'_>, operator: &Process) -> Result<Cost> {
-        let mut counts = BTreeMap::new();
+        let (mut counts, mut series, mut store) = (BTreeMap::new(), 0, 0.0);
         let mut add = |what: String, count: f64| *counts.entry(what).or_default() += count;
         // An operator that has just started has made no request yet, and has no counter either.
         if let Ok(metrics) = operator.metrics().await {
+            series = metrics.series();
             for kind in ["read", "write", "poll", "delete"] {
                 let all = metrics.sum("vnetpool_operator_arm_requests_total", &[&format!("kind=\"{kind}\"")]);
                 add(format!("Azure: {kind}"), all);
@@ -54,38 +61,44 @@ impl Cost {
                 && OURS.contains(&resource.as_str())
             {
                 add("API bytes written".into(), count);
+            } else if line.starts_with("apiserver_storage_size_bytes{") {
+                store = count;
             }
         }
         add("agents' reports".into(), world.stage.agents.reports.load(Ordering::Relaxed) as f64);
-        Ok(Cost { since: Instant::now(), counts, usage: operator.usage()? })
+        let transitions = world.stage.leader().await.ok().and_then(|(_, transitions)| transitions);
+        Ok(Cost { at: Instant::now(), transitions, counts, usage: operator.usage()?, series, store })
     }
 
-    /// Prints the increase since, and returns it, and the total so far.
-    pub async fn until_now(
-        &self,
-        phase: &str,
-        world: &World<'_>,
-        operator: &Process,
-    ) -> Result<(Value, Cost)> {
-        let took = self.since.elapsed().as_secs_f64();
-        let now = Cost::so_far(world, operator).await?;
-        let [memory, most] = now.usage.memory;
-        let processor = now.usage.processor - self.usage.processor;
+    /// The seconds from that reading to this one.
+    pub fn since(&self, before: &Cost) -> f64 {
+        (self.at - before.at).as_secs_f64()
+    }
+
+    /// Prints the increase from that reading to this one, of a phase that took so many seconds, and returns it.
+    ///
+    /// # Errors
+    /// When the leadership has changed hands in between: the operator's counters began anew then.
+    pub fn less(&self, before: &Cost, phase: &str, took: f64) -> Result<Value> {
+        ensure!(self.transitions == before.transitions, "the Lease was lost and won in the phase: {phase}");
+        let [memory, most] = self.usage.memory;
+        let processor = self.usage.processor - before.usage.processor;
         println!(
             "\n{phase}: {took:.1} s, operator {processor:.1} s of processor, {memory:.0} MB now, {most:.0} MB at most"
         );
         let mut requests = Map::new();
-        for (kind, count) in &now.counts {
-            let count = count - self.counts.get(kind).copied().unwrap_or_default();
+        for (kind, count) in &self.counts {
+            let count = count - before.counts.get(kind).copied().unwrap_or_default();
             if count > 0.0 {
                 println!("  {count:7} {kind}");
                 requests.insert(kind.clone(), json!(count));
             }
         }
+        println!("  {} time series, {:.0} MB in etcd's file", self.series, self.store / 1e6);
         let load = std::fs::read_to_string("/proc/loadavg")?;
-        let cost = json!({ "seconds": took, "processorSeconds": processor, "memoryMB": memory, "mostMemoryMB": most,
-            "loadOfMachine": load.split_whitespace().next(), "requests": requests });
-        Ok((cost, now))
+        let load = load.split_whitespace().next();
+        Ok(json!({ "seconds": took, "processorSeconds": processor, "memoryMB": memory, "mostMemoryMB": most,
+            "loadOfMachine": load, "operatorSeries": self.series, "storeBytes": self.store, "requests": requests }))
     }
 }
 

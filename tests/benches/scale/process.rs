@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use vnetpool_operator::Waits;
 use vnetpool_tests::control_plane::{ControlPlane, User};
 
 /// The first argument of this program when it is to be the operator.
@@ -87,6 +88,7 @@ impl Drop for Process {
 /// The process's work: the arguments are those after [`ROLE`].
 pub async fn run([kubeconfig, arm, admin, identity]: [&str; 4]) -> Result<()> {
     let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.to_owned());
+    let config = vnetpool_operator::Config { waits: Waits::default(), ..config };
     let kube = User::Operator.config(Path::new(kubeconfig)).await?;
     let client = || vnetpool_apiserver::client::client(kube.clone());
     let mut terminate = signal(SignalKind::terminate())?;

@@ -23,7 +23,7 @@ fn all() -> Result<Vec<Value>> {
 /// Keeps a run, in the place of one of the same size.
 pub fn keep(run: Value) -> Result<()> {
     let size = |run: &Value| {
-        ["nodes", "subscriptions", "addressesAndPodsEach"].map(|of| run[of].as_u64().unwrap_or_default())
+        ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default())
     };
     let mut all = all()?;
     all.retain(|one| size(one) != size(&run));

@@ -63,9 +63,12 @@ impl Scenario {
 
 /// Nothing happens for so long.
 const IDLE: Duration = Duration::from_secs(60);
-/// So many pods start a second, each in the place of another, for so long.
+/// So many pods start a second, each in the place of another, for so long: longer than the agents' counts
+/// wait.
 const STARTS: u32 = 50;
-const CHURN: Duration = Duration::from_secs(60);
+const CHURN: Duration = Duration::from_secs(180);
+/// The work that trails a phase is waited for at most so long.
+const TRAIL: Duration = Duration::from_secs(300);
 
 /// The cluster under way.
 pub struct Run<'a> {
@@ -94,77 +97,64 @@ impl<'a> Run<'a> {
         let world = self.world;
         match scenario {
             Scenario::Join => {
-                let (joined, served) = futures::join!(world.join(), world.until_served());
-                let progress = joined.and(served)?;
+                let began = Instant::now();
+                let join = async { world.join().await.map(|()| began.elapsed().as_secs_f64()) };
+                let (joined, served) = futures::join!(join, world.until_served());
+                let (made, progress) = (joined?, served?);
                 let bound = bound(world.size);
-                let mut cost =
-                    self.told("all nodes come", json!({ "bound": bound, "progress": progress })).await?;
-                println!("  by Azure's limits it takes {bound:.1} s at least");
-                cost["aNode"] = each(&cost, world.nodes());
-                self.settle().await?;
-                Ok(cost)
+                println!(
+                    "  nodes and pods were made after {made:.1} s; Azure's limits take {bound:.1} s at least"
+                );
+                let more = json!({ "bound": bound, "madeAfter": made, "progress": progress });
+                self.told("all nodes come", more, Some(("aNode", world.nodes()))).await
             }
             Scenario::Idle => {
                 sleep(IDLE).await;
-                self.told("idle", Value::Null).await
+                self.told("idle", Value::Null, None).await
             }
             Scenario::Churn => {
                 let starts = churn(world).await?;
-                let mut cost = self.told("churn", json!({ "podStarts": starts })).await?;
-                cost["aPodStart"] = each(&cost, starts as usize);
-                self.settle().await?;
-                Ok(cost)
+                self.told("churn", json!({ "podStarts": starts }), Some(("aPodStart", starts))).await
             }
             Scenario::Edit => {
-                let sizing = json!({ "minimum": world.size.each, "warm": 0 });
-                world.stage.pool("default", json!({ "sizing": sizing, "cooldown": "31s" })).await?;
-                let all = async || Ok(cooldowns(world, "31s").await? == world.nodes());
-                world.until("the edit has reached every node", all).await?;
-                let cost = self.told("a pool edit", Value::Null).await?;
-                self.settle().await?;
-                Ok(cost)
+                let steps = world.edit().await?;
+                let bound = bound(world.size);
+                println!("  Azure's limits take {bound:.1} s at least for a write of each node");
+                self.told("a pool edit", json!({ "bound": bound, "updatedNodes": steps }), None).await
             }
             Scenario::Strangers => {
                 let waits = trouble::strangers(world).await?;
-                let cost = self.told("strangers among the nodes", waits).await?;
-                self.settle().await?;
-                Ok(cost)
+                self.told("strangers among the nodes", waits, None).await
             }
             Scenario::Outage => {
                 let waits =
-                    trouble::outage(world, async || self.told("without ARM", Value::Null).await).await?;
-                let cost = self.told("ARM is back", waits).await?;
-                self.settle().await?;
-                Ok(cost)
+                    trouble::outage(world, async || self.told("without ARM", Value::Null, None).await)
+                        .await?;
+                self.told("ARM is back", waits, None).await
             }
             Scenario::Takeover => self.takeover().await,
         }
     }
 
-    /// The cost since the last time.
-    async fn told(&mut self, phase: &str, more: Value) -> Result<Value> {
+    /// The cost since the last time, and of the work that trails, as Events and reports do. With a name and a
+    /// count, each one's part of it under that name.
+    async fn told(&mut self, phase: &str, more: Value, parts: Option<(&str, usize)>) -> Result<Value> {
         let operator = self.operator.as_ref().context("no operator")?;
-        let (mut told, now) = self.cost.until_now(phase, self.world, operator).await?;
+        let before = std::mem::replace(&mut self.cost, Cost::so_far(self.world, operator).await?);
+        let took = self.cost.since(&before);
+        let settled = settle(operator).await?;
+        let now = Cost::so_far(self.world, operator).await?;
+        let mut told = now.less(&before, phase, took)?;
+        told["trailSeconds"] = json!(now.since(&before) - took);
+        told["settled"] = json!(settled);
+        if let Some((name, count)) = parts {
+            told[name] = each(&told, count);
+        }
         self.cost = now;
         if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
             told.extend(more);
         }
         Ok(told)
-    }
-
-    /// Waits until Events and reports no longer trail.
-    async fn settle(&mut self) -> Result<()> {
-        let operator = self.operator.as_ref().context("no operator")?;
-        let mut last = f64::NEG_INFINITY;
-        loop {
-            let used = operator.usage()?.processor;
-            if used - last < 0.5 {
-                break;
-            }
-            last = used;
-            sleep(Duration::from_secs(10)).await;
-        }
-        self.told("what trailed", Value::Null).await.map(drop)
     }
 
     /// A standby syncs, the leader is killed and then, with another standby, asked to end.
@@ -179,18 +169,17 @@ impl<'a> Run<'a> {
             let warm = standby.usage()?;
             let leader = self.operator.take().context("no operator")?;
             let began = Instant::now();
-            if end == "killed" {
-                leader.kill()?
-            } else {
-                leader.end()?
-            }
-            let ended = began.elapsed().as_secs_f64();
+            let is_killed = end == "killed";
+            let ended = tokio::task::spawn_blocking(move || {
+                if is_killed { leader.kill() } else { leader.end() }.map(|()| began.elapsed().as_secs_f64())
+            });
             self.until_leads(&identity).await?;
             let won = began.elapsed().as_secs_f64();
             until_reconciled(&standby, 1).await?;
             let first = began.elapsed().as_secs_f64();
             until_reconciled(&standby, self.world.nodes()).await?;
             let all = began.elapsed().as_secs_f64();
+            let ended = ended.await??;
             let requests = standby.metrics().await?.sum("vnetpool_operator_arm_requests_total", &[]);
             let usage = standby.usage()?;
             println!(
@@ -203,6 +192,7 @@ impl<'a> Run<'a> {
                 "azureRequests": requests, "syncSeconds": synced, "standbyMemoryMB": warm.memory[1],
                 "mostMemoryMB": usage.memory[1], "processorSeconds": usage.processor });
             told.insert(end.to_owned(), one);
+            self.cost = Cost::so_far(self.world, &standby).await?;
             self.operator = Some(standby);
         }
         Ok(Value::Object(told))
@@ -213,6 +203,22 @@ impl<'a> Run<'a> {
             sleep(POLL).await;
         }
         Ok(())
+    }
+}
+
+/// Waits until the operator works no more on what has happened. Gives whether that came.
+async fn settle(operator: &Process) -> Result<bool> {
+    let (began, mut last) = (Instant::now(), f64::NEG_INFINITY);
+    loop {
+        let used = operator.usage()?.processor;
+        if used - last < 0.5 {
+            return Ok(true);
+        }
+        if began.elapsed() > TRAIL {
+            return Ok(false);
+        }
+        last = used;
+        sleep(Duration::from_secs(10)).await;
     }
 }
 
@@ -245,15 +251,15 @@ fn bound(size: Size) -> f64 {
 }
 
 /// Pods end and others start in their places; gives how many did.
-async fn churn(world: &World<'_>) -> Result<u32> {
-    let count = STARTS * CHURN.as_secs() as u32;
+async fn churn(world: &World<'_>) -> Result<usize> {
+    let count = STARTS as usize * CHURN.as_secs() as usize;
     let beat = interval(Duration::from_secs(1) / STARTS);
     let beats = stream::unfold(beat, async |mut beat| {
         beat.tick().await;
         Some(((), beat))
     });
     // Far from one another, so that no node has two at once.
-    let places = beats.take(count as usize).enumerate().map(|(index, ())| (index * 7919) % world.nodes());
+    let places = beats.take(count).enumerate().map(|(index, ())| (index * 7919) % world.nodes());
     let replaced = places.map(async |place| {
         let node = format!("n{place}");
         world.end_pod(&node).await?;
@@ -261,13 +267,4 @@ async fn churn(world: &World<'_>) -> Result<u32> {
     });
     replaced.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     Ok(count)
-}
-
-/// How many nodes have this cooldown in `spec`.
-async fn cooldowns(world: &World<'_>, is: &str) -> Result<usize> {
-    let path = "/apis/vnetpool.io/v1alpha1/nodeipallocations";
-    let text = world.plane.kubectl(&["get", "--raw", path])?;
-    let list: Value = serde_json::from_str(&text)?;
-    let items = list["items"].as_array().context("no list")?;
-    Ok(items.iter().filter(|one| one["spec"]["cooldown"] == is).count())
 }

@@ -37,11 +37,11 @@ pub async fn strangers(world: &World<'_>) -> Result<Value> {
     let throttled = last.map(|sim| {
         (sim, sim.order_fault(fault("/networkInterfaces/", refusal(429, &[("Retry-After", "60")]))))
     });
-    world.start_pod("n0").await?;
+    world.start_pod_beyond("n0").await?;
     if throttled.is_some() {
         let some = throttled_nodes(world).step_by((world.size.nodes / SAMPLE).max(1)).take(SAMPLE);
         stream::iter(some)
-            .map(async |node| world.start_pod(&node).await.map(drop))
+            .map(async |node| world.start_pod_beyond(&node).await.map(drop))
             .buffer_unordered(AT_ONCE)
             .try_collect::<()>()
             .await?;
@@ -109,7 +109,7 @@ type Waiting = (String, String, Instant);
 
 async fn start(world: &World<'_>, nodes: &[String]) -> Result<Vec<Waiting>> {
     let starts = stream::iter(nodes).map(async |node| {
-        let pod = world.start_pod(node).await?;
+        let pod = world.start_pod_beyond(node).await?;
         Ok::<_, anyhow::Error>((node.clone(), pod.uid, Instant::now()))
     });
     starts.buffer_unordered(AT_ONCE).try_collect().await

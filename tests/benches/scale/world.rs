@@ -24,8 +24,16 @@ use vnetpool_tests::eventually;
 pub struct Size {
     pub nodes: usize,
     pub subscriptions: usize,
-    /// How many addresses a node holds, and how many pods it has.
+    /// How many addresses a node holds.
     pub each: usize,
+}
+
+impl Size {
+    /// How many pods a node has: a third of its addresses is free, for pods that replace others and for those
+    /// addresses that cool meanwhile.
+    pub fn pods(self) -> usize {
+        self.each - self.each / 3
+    }
 }
 
 /// So many requests of the benchmark's own are under way at once.
@@ -81,7 +89,7 @@ impl<'a> World<'a> {
     pub async fn join(&self) -> Result<()> {
         let joins = stream::iter(&self.vms).map(async |(name, id)| {
             self.stage.join(name, id).await?;
-            for _ in 0..self.size.each {
+            for _ in 0..self.size.pods() {
                 self.start_pod(name).await?;
             }
             Ok::<_, anyhow::Error>(())
@@ -105,7 +113,17 @@ impl<'a> World<'a> {
         Ok(pod)
     }
 
-    /// The same, and the kubelet reports that it runs.
+    /// Pods come until each address of the node has one, and then another one, which is returned: it waits.
+    pub async fn start_pod_beyond(&self, node: &str) -> Result<ledger::Pod> {
+        let held = self.stage.allocation(node).await?.spec.ip_configurations().count();
+        let pods = lock(&self.pods).get(node).map_or(0, Vec::len);
+        for _ in pods..held {
+            self.start_pod(node).await?;
+        }
+        self.start_pod(node).await
+    }
+
+    /// A pod comes to a node, and the kubelet reports that it runs.
     pub async fn run_pod(&self, node: &str) -> Result<()> {
         let ledger::Pod { name, .. } = self.start_pod(node).await?;
         let status = json!({ "status": { "phase": "Running", "podIP": "10.16.0.1" } });
@@ -151,6 +169,27 @@ impl<'a> World<'a> {
         })
         .await?;
         Ok(lock(&progress).clone())
+    }
+
+    /// Every node is to hold one address more. Gives how many nodes the pool counts as updated after how many
+    /// seconds.
+    pub async fn edit(&self) -> Result<Vec<(f64, u32)>> {
+        let sizing = json!({ "minimum": self.size.each + 1, "warm": 0 });
+        self.stage.pool("default", json!({ "sizing": sizing })).await?;
+        let wanted = self.stage.node_pool("default").await?.metadata.generation;
+        let (began, steps) = (Instant::now(), Mutex::new(vec![]));
+        self.until("the edit has reached every node", async || {
+            let status = self.stage.node_pool("default").await?.status.unwrap_or_default();
+            let is_seen = status.observed_generation == wanted;
+            let mut steps = lock(&steps);
+            if is_seen && steps.last().is_none_or(|(_, before)| *before != status.updated_nodes) {
+                steps.push((began.elapsed().as_secs_f64(), status.updated_nodes));
+            }
+            let held = (self.nodes() * (self.size.each + 1)) as u32;
+            Ok(is_seen && status.updated_nodes == status.nodes && status.held >= held)
+        })
+        .await?;
+        Ok(lock(&steps).clone())
     }
 
     pub async fn until(&self, what: &str, is: impl AsyncFn() -> Result<bool>) -> Result<()> {

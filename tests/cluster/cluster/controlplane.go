@@ -139,7 +139,13 @@ func (c *Cluster) startControlPlane(ctx context.Context, p place) error {
 	}); err != nil {
 		return fmt.Errorf("%w\nthe end of etcd's log:\n%s", err, tail(c.log("etcd")))
 	}
+	controllers := "*"
+	if p.netns == "" {
+		// Its Nodes have no kubelet: nothing is to taint them and to report that they are gone.
+		controllers = "*,-node-lifecycle-controller,-taint-eviction-controller"
+	}
 	if _, err := c.start(process{name: "kube-controller-manager", netns: p.netns, argv: []string{c.repo.bin("kube-controller-manager"),
+		"--controllers=" + controllers,
 		"--kubeconfig=" + c.pki("kube-controller-manager.kubeconfig"),
 		"--service-account-private-key-file=" + c.pki("service-accounts.key"), "--root-ca-file=" + c.pki("ca.crt"),
 		"--use-service-account-credentials=true",

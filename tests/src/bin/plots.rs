@@ -37,7 +37,7 @@ fn measured(file: &str) -> Result<Vec<Value>> {
 fn draw_scale(runs: &[Value]) -> Result<()> {
     let joins = runs.iter().map(|run| {
         let progress = run["scenarios"]["join"]["progress"].as_array().context("no progress")?;
-        let wanted = number(run, "nodes")? * number(run, "addressesAndPodsEach")?;
+        let wanted = number(run, "nodes")? * number(run, "addressesEach")?;
         let points =
             progress.iter().filter_map(|one| Some((one[0].as_f64()?, one[1].as_f64()? / wanted * 100.0)));
         Ok((name(run), points.collect()))
@@ -102,7 +102,7 @@ fn draw_node(rows: &[Value], pods: u64) -> Result<()> {
 
 fn name(run: &Value) -> String {
     let [nodes, subscriptions, each] =
-        ["nodes", "subscriptions", "addressesAndPodsEach"].map(|of| run[of].as_u64().unwrap_or_default());
+        ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default());
     format!(
         "{nodes} nodes of {each}, {subscriptions} subscription{}",
         if subscriptions == 1 { "" } else { "s" }
