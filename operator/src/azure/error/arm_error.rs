@@ -63,6 +63,12 @@ impl ArmError {
         self.all().into_iter().find(|error| codes.iter().any(|code| is(&error.code, code)))
     }
 
+    /// The innermost code: the outer one of "Conflict" or "BadRequest" names nothing that a person could change.
+    pub(super) fn specific_code(&self) -> &str {
+        let inner = self.details.iter().map(ArmError::specific_code).find(|code| !code.is_empty());
+        inner.unwrap_or(&self.code)
+    }
+
     /// Every message there is, in words only: NRP puts the specific one into the details.
     pub(super) fn words(&self) -> String {
         let mut words: Vec<&str> = self

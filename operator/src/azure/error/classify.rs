@@ -33,6 +33,7 @@ pub fn classify(
 ) -> Error {
     let message = error.words();
     let resource = resource.to_owned();
+    let code = || error.specific_code().to_owned();
     // "0 seconds" is no time to wait.
     let stated = retry_after.or_else(|| seconds_in(&message)).filter(|wait| !wait.is_zero());
     let retry = |default: Duration| stated.unwrap_or(default).min(LONGEST_WAIT);
@@ -77,7 +78,7 @@ pub fn classify(
         Class::SubscriptionUnusable(remedy) => Error::SubscriptionUnusable { resource, remedy, message },
         Class::QuotaExceeded => Error::QuotaExceeded { resource, message },
         Class::Busy => Error::Busy { resource, retry_after: retry(BUSY), message },
-        Class::Conflict => Error::Conflict { resource, code: error.code.clone(), message },
+        Class::Conflict => Error::Conflict { resource, code: code(), message },
         Class::NotFound => Error::NotFound { resource, message },
         Class::GroupMissing => Error::ScopeMissing { resource, scope: Scope::Group, message },
         Class::SubscriptionMissing => Error::ScopeMissing { resource, scope: Scope::Subscription, message },
@@ -89,9 +90,9 @@ pub fn classify(
         Class::Unanswered if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
         Class::Unanswered => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
         Class::Refused => {
-            Error::Arm { resource, status: status.unwrap_or_default(), code: error.code.clone(), message }
+            Error::Arm { resource, status: status.unwrap_or_default(), code: code(), message }
         }
-        Class::OperationFailed => Error::Failed { resource, code: error.code.clone(), message },
+        Class::OperationFailed => Error::Failed { resource, code: code(), message },
     }
 }
 

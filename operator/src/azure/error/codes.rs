@@ -129,9 +129,10 @@ const TABLE: &[Row] = &[
     row(&["ResourceRequestsThrottled"], Answer(429), Class::Throttled(Limit::Action)),
     row(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"], Answer(429),
         Class::Throttled(Limit::Provider)),
-    // Causes that pass without help. Compute answers "Conflict" to a concurrent request.
-    row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress",
-          "Conflict"], Anywhere, Class::Busy),
+    // Causes that pass without help. "Conflict" isn't one of them: Compute answers it to a concurrent request,
+    // but it is also the outer code of conflicts that last.
+    row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress"],
+        Anywhere, Class::Busy),
     // Things that aren't there.
     row(&["SubscriptionNotFound"], Anywhere, Class::SubscriptionMissing),
     row(&["ResourceGroupNotFound"], Anywhere, Class::GroupMissing),
