@@ -68,9 +68,10 @@ pub enum Error {
     )]
     QuotaExceeded { resource: String, message: String },
     #[error(
-        "an Azure Policy forbids writing {resource}. Exempt it, or change the policy. Azure says: {message}"
+        "an Azure Policy{} forbids writing {resource}. Exempt it, or change the policy. Azure says: {message}",
+        assignment.as_ref().map(|id| format!(" ({id})")).unwrap_or_default()
     )]
-    PolicyForbidden { resource: String, message: String },
+    PolicyForbidden { resource: String, assignment: Option<String>, message: String },
     #[error("{resource} has been changed by somebody else since it was read; Vnetpool reads it again")]
     Stale { resource: String },
     #[error(

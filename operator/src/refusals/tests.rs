@@ -24,6 +24,12 @@ fn denied(node: usize) -> Error {
     Error::Denied { action: "nic/write".into(), scope: sites(node)[0].to_uppercase(), message: "no".into() }
 }
 
+fn policed(node: usize) -> Error {
+    let assignment = "/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/one".to_owned();
+    let resource = sites(node)[0].to_uppercase();
+    Error::PolicyForbidden { resource, assignment: Some(assignment), message: "no".into() }
+}
+
 fn refuse(all: &mut Refusals, node: usize, error: &Error, now: Instant) -> bool {
     let matter = error.matter(&sites(node)).expect("it may concern others");
     all.refused(matter, (&name(node), &sites(node)), error, now)
@@ -66,6 +72,22 @@ fn a_right_that_is_missing_on_one_nic_holds_no_other_up_and_on_three_all_of_thei
 }
 
 #[test]
+fn a_policy_that_refuses_three_nics_is_tried_by_one_on_behalf_of_their_group() {
+    let (mut all, now) = (Refusals::default(), Instant::now());
+    for node in 0..2 {
+        assert!(!refuse(&mut all, node, &policed(node), now));
+        // Another assignment is another matter.
+        let mut other = policed(node + 5);
+        let Error::PolicyForbidden { assignment: Some(assignment), .. } = &mut other else { panic!() };
+        assignment.push('2');
+        assert!(!refuse(&mut all, node + 5, &other, now));
+    }
+    assert!(all.holds(&sites(9), &name(9), now).is_none());
+    assert!(refuse(&mut all, 2, &policed(2), now));
+    assert!(all.holds(&sites(9), &name(9), now).is_some());
+}
+
+#[test]
 fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() {
     let (mut all, now) = (Refusals::default(), Instant::now());
     let subnet = sites(0)[1].clone();
@@ -79,7 +101,7 @@ fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() 
 fn what_names_no_scope_concerns_its_node_alone() {
     let (resource, message) = (sites(0)[0].clone(), "m".to_owned());
     let quota = Error::QuotaExceeded { resource: resource.clone(), message: message.clone() };
-    let policy = Error::PolicyForbidden { resource, message };
+    let policy = Error::PolicyForbidden { resource, assignment: None, message };
     assert!(quota.matter(&sites(0)).is_none() && policy.matter(&sites(0)).is_none());
     // A text may quote anything where a scope is expected: never all of Azure.
     for scope in ["", "/", "somebody", "/providers/Microsoft.Management/managementGroups/m"] {
@@ -194,14 +216,14 @@ async fn a_queued_call_is_given_up_when_others_are_refused_or_its_turn_has_ended
 struct Fleet {
     all: Refusals,
     now: Instant,
-    missing: bool,
+    refusal: fn(usize) -> Error,
     deaf: Vec<bool>,
     requests: u64,
 }
 
 impl Fleet {
     fn tries(&mut self, node: usize) {
-        let error = if self.missing { denied(node) } else { locked(GROUP) };
+        let error = (self.refusal)(node);
         if self.all.holds(&sites(node), &name(node), self.now).is_none() {
             self.requests += 1;
             if !refuse(&mut self.all, node, &error, self.now) {
@@ -232,12 +254,13 @@ proptest! {
     /// time, and half a minute for each in a row that can't.
     #[test]
     fn thousands_of_nodes_without_a_right_cost_what_one_costs(
-        deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000), missing in prop::bool::ANY,
+        deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000),
+        refusal in prop::sample::select(vec![denied as fn(usize) -> Error, policed, |_| locked(GROUP)]),
         apart in 0..4_u64, minutes in 1..120_u64,
     ) {
         let (all, now, start) = (Refusals::default(), Instant::now(), Instant::now());
         let count = deaf.len();
-        let mut fleet = Fleet { all, now, missing, deaf, requests: 0 };
+        let mut fleet = Fleet { all, now, refusal, deaf, requests: 0 };
         for node in 0..count {
             fleet.tries(node);
             fleet.runs(apart);

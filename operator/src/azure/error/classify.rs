@@ -69,7 +69,10 @@ pub fn classify(
             let scope = quoted(&message).last().unwrap_or_else(|| resource.clone());
             Error::Locked { resource, scope, message }
         }
-        Class::PolicyForbidden => Error::PolicyForbidden { resource, message },
+        Class::PolicyForbidden => {
+            let assignment = telling.and_then(assignment_in);
+            Error::PolicyForbidden { resource, assignment, message }
+        }
         Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },
         Class::Denied => {
             let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
@@ -102,6 +105,14 @@ fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
     let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
     let action = between(message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
     Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
+}
+
+/// The id of the policy assignment that refuses a request. The words quote it, unless the assignment has words
+/// of its own for them.
+fn assignment_in(refusal: &ArmError) -> Option<String> {
+    let names_it = |text: &&str| text.to_ascii_lowercase().contains("/policyassignments/");
+    let in_words = || refusal.message.split('"').find(names_it);
+    refusal.assignment.as_deref().or_else(in_words).map(str::to_owned)
 }
 
 /// The addresses or blocks that a message names, directly or by an address in them.

@@ -63,6 +63,11 @@ impl Error {
             Error::Denied { action, scope, .. } => matter(action, scope),
             Error::DenyAssignment { action, resource, .. } => matter(action, resource),
             Error::Locked { scope, .. } => matter("", scope),
+            // An assignment may spare some resources of its scope, so three have to be refused before it
+            // counts for their group.
+            Error::PolicyForbidden { assignment: Some(assignment), resource, .. } => {
+                matter(assignment, resource)
+            }
             Error::SubscriptionUnusable { resource, .. }
             | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => {
                 matter("", &subscription(resource))
@@ -76,6 +81,7 @@ impl Error {
     pub fn about(mut self, other: &str) -> Error {
         if let Error::DenyAssignment { resource, .. }
         | Error::Locked { resource, .. }
+        | Error::PolicyForbidden { resource, .. }
         | Error::SubscriptionUnusable { resource, .. }
         | Error::ScopeMissing { resource, .. } = &mut self
         {

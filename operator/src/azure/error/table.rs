@@ -11,6 +11,11 @@ use super::*;
 const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";
 const RULE: &str = "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs";
 
+/// ARM's words for an assignment that has none of its own.
+const POLICY: &str = "Resource 'n-nic' was disallowed by policy. Policy identifiers: '[{\"policyAssignment\":{\"name\":\"One address a NIC\",\
+    \"id\":\"/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712\"},\"policyDefinition\":{\"name\":\
+    \"One address a NIC\",\"id\":\"/subscriptions/S/providers/Microsoft.Authorization/policyDefinitions/one\"}}]'.";
+
 /// The remedy that follows.
 #[derive(Debug, PartialEq)]
 enum Conduct {
@@ -221,8 +226,15 @@ fn rows() -> Vec<Row> {
                 '/subscriptions/S/resourceGroups/MC_g'. Please remove the lock and try again."),
             ("ResourceLocked", Tell), &["Remove the lock on /subscriptions/S/resourceGroups/MC_g"]),
         row("a policy", 403,
-            error("RequestDisallowedByPolicy", "Resource 'n-nic' was disallowed by policy. Policy identifiers: 'no-secondaries'."),
-            ("PolicyForbidden", Tell), &["no-secondaries", "Exempt it, or change the policy"]),
+            error("RequestDisallowedByPolicy", POLICY),
+            ("PolicyForbidden", Tell), &["an Azure Policy (/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712)",
+                "Exempt it, or change the policy"]),
+        row("a policy with words of its own", 403,
+            json!({ "code": "RequestDisallowedByPolicy", "target": "n-nic",
+                "message": "Resource 'n-nic' was disallowed by policy. Reasons: 'One address a NIC.'. See error details for policy resource IDs.",
+                "additionalInfo": [{ "type": "PolicyViolation", "info": { "policyDefinitionEffect": "Deny",
+                    "policyAssignmentId": "/providers/Microsoft.Management/managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one" } }] }),
+            ("PolicyForbidden", Tell), &["managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one", "One address a NIC."]),
         row("an API version that the cloud doesn't have", 400,
             error("NoRegisteredProviderFound", "No registered resource provider found for location 'usgovvirginia' and API version \
                 '2025-05-01' for type 'networkInterfaces'. The supported api-versions are '2024-03-01, 2023-11-01'."),
