@@ -61,7 +61,8 @@ use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
 
-/// The versions of Azure's two providers in which the operator asks.
+/// The versions of Azure's two providers in which the operator asks. Each resource but the NICs of a Uniform
+/// scale set, of which there is one version only, is asked for in these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiVersions {
     pub network: String,
@@ -334,7 +335,7 @@ impl Azure {
         let mut known = uncounted(slot.lock()).await;
         let (at, read) = match known.take() {
             Some((at, read)) if at.elapsed() < network::kept(read.as_ref().err()) => (at, read),
-            _ => (Instant::now(), network::read(&self.transport, &id, priority).await),
+            _ => (Instant::now(), network::read(&self.transport, &id, &self.versions.network, priority).await),
         };
         let network = read.as_ref().map_err(Clone::clone).and_then(|read| read.around(subnet));
         *known = Some((at, read));
