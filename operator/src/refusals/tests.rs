@@ -40,7 +40,7 @@ fn a_lock_on_a_group_is_met_once_and_tried_by_one_after_the_other() {
     let (mut all, mut now) = (Refusals::default(), Instant::now());
     assert!(refuse(&mut all, 0, &locked(GROUP), now));
     for node in 1..4 {
-        assert!(matches!(all.holds(&sites(node), &name(node), now), Some(Error::Locked { .. })));
+        assert!(matches!(all.holds(&sites(node), &name(node), now), Some((_, Error::Locked { .. }))));
     }
     let elsewhere = ["/subscriptions/s/resourcegroups/gg/x".to_owned()];
     assert!(all.holds(&elsewhere, "other", now).is_none());
@@ -107,6 +107,36 @@ fn what_names_no_scope_concerns_its_node_alone() {
     for scope in ["", "/", "somebody", "/providers/Microsoft.Management/managementGroups/m"] {
         assert!(locked(scope).matter(&sites(0)).is_none(), "{scope}");
     }
+}
+
+#[test]
+fn a_write_that_succeeds_shows_nothing_of_resources_of_another_type() {
+    let (mut all, now) = (Refusals::default(), Instant::now());
+    for node in 0..3 {
+        refuse(&mut all, node, &denied(node), now);
+    }
+    let table = format!("{GROUP}/providers/microsoft.network/routetables/t");
+    assert!(all.holds(std::slice::from_ref(&table), "routed", now).is_none());
+    assert_eq!(all.passed(&[table], now), [""; 0]);
+    assert!(all.holds(&sites(9), &name(9), now).is_some());
+}
+
+#[test]
+fn a_node_that_was_refused_waits_for_its_turn_or_for_the_end_of_the_refusal() {
+    let (mut all, mut now) = (Refusals::default(), Instant::now());
+    refuse(&mut all, 0, &locked(GROUP), now);
+    let matter = locked(GROUP).matter(&sites(0)).unwrap();
+    let waits = |all: &mut Refusals, node: usize| all.waits(&matter, (&name(node), &sites(node)));
+    assert!(waits(&mut all, 0) && waits(&mut all, 1));
+    now += AGAIN;
+    assert_eq!(all.tick(now), [name(1)], "it waits though it has never asked");
+    assert!(waits(&mut all, 0) && !waits(&mut all, 1));
+    all.passed(&sites(1), now);
+    assert!(!waits(&mut all, 0));
+    // One that concerns its node alone has waits of its own.
+    let own = denied(5).matter(&sites(5)).unwrap();
+    refuse(&mut all, 5, &denied(5), now);
+    assert!(!all.waits(&own, (&name(5), &sites(5))));
 }
 
 #[test]
