@@ -24,6 +24,7 @@ mod transport;
 mod uniform;
 mod urgency;
 mod usages;
+mod used_up;
 mod vm_id;
 
 use std::sync::Arc;
@@ -60,6 +61,7 @@ use operation::{Operation, Tracking};
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
+use used_up::UsedUp;
 
 /// The versions of Azure's two providers in which the operator asks. Each resource but the NICs of a Uniform
 /// scale set, of which there is one version only, is asked for in these.
@@ -155,6 +157,7 @@ pub struct Azure {
     nics: Documents,
     /// Held while a public address is made or deleted.
     public: Slots<()>,
+    used_up: UsedUp,
     models: Models,
     tracking: Tracking,
     /// When each virtual network was last read, and the result.
@@ -170,6 +173,7 @@ impl Azure {
             versions: config.versions.clone(),
             nics: Documents::default(),
             public: Slots::default(),
+            used_up: UsedUp::default(),
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),

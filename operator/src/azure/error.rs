@@ -114,6 +114,11 @@ pub enum Error {
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
     #[error(
+        "Azure gives no public address {resource}: the subscription's are used up in this region. Have the quota raised, or let \
+         fewer pods ask for one. Azure says: {message}"
+    )]
+    PublicAddressesUsedUp { resource: String, message: String },
+    #[error(
         "what was about to be asked of {resource} was given up before it was sent, since pods came that need more, or somebody \
          has paused the node; Vnetpool plans anew"
     )]
@@ -219,6 +224,7 @@ impl Error {
             | Error::NotFound { .. }
             | Error::ScopeMissing { .. }
             | Error::Unattachable { .. }
+            | Error::PublicAddressesUsedUp { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId(_)
             | Error::Nic { .. }
@@ -255,7 +261,7 @@ impl Error {
             Error::Outgrown { .. } => Reason::Outgrown,
             Error::Unconfirmed { .. } => Reason::Unconfirmed,
             Error::Failed { .. } => Reason::OperationFailed,
-            Error::Unattachable { .. } => Reason::NotAttachable,
+            Error::Unattachable { .. } | Error::PublicAddressesUsedUp { .. } => Reason::NotAttachable,
             Error::Credential { .. } => Reason::CredentialRefused,
             Error::ProviderId { .. } => Reason::ProviderIDUnusable,
             Error::ResourceId(_) => Reason::ResourceIDMalformed,
@@ -306,6 +312,7 @@ impl Error {
             | Error::Busy { .. }
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
+            | Error::PublicAddressesUsedUp { .. }
             | Error::Outgrown { .. }
             | Error::Unconfirmed { .. }
             | Error::Credential { .. }

@@ -9,7 +9,7 @@ use vnetpool_operator::azure::{
     ProvisioningState, Remedy, ResourceId, Urgency, VmId,
 };
 
-use crate::script::{Answer, Script, answer, client, config};
+use crate::script::{Answer, Script, answer, client, config, pass};
 
 const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
 pub const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
@@ -181,6 +181,35 @@ async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
         () = tokio::time::sleep(Duration::from_secs(1)) => {}
     }
     assert_eq!(script.heard().iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET"]);
+}
+
+#[tokio::test]
+async fn public_addresses_that_are_used_up_in_a_region_are_asked_for_by_one_on_behalf_of_all() {
+    let script = Script::start().await;
+    let azure = script.azure();
+    let make = async |name: &str, region: &str| {
+        let id = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-{name}");
+        let id: ResourceId = id.parse().unwrap();
+        let new = NewPublicAddress { location: region.into(), dns_label: None, pod: "a/b".into() };
+        let reserved = azure.reserve_public_address(&id).await;
+        azure.make_public_address(&reserved, &new, Priority::WaitingPods).await
+    };
+    let made = || answer(200, json!({ "properties": { "ipAddress": "20.0.0.1" } }));
+    let used_up = || answer(400, arm_error("PublicIPCountLimitReached"));
+    script.next(used_up()).next(made());
+    make("1", "westeurope").await.unwrap_err();
+    let error = make("2", "westeurope").await.unwrap_err();
+    assert!(error.to_string().contains("vnp-2"), "{error}");
+    make("3", "northeurope").await.unwrap();
+    assert_eq!(script.heard().len(), 2);
+    script.next(used_up()).next(made()).next(made());
+    pass(Duration::from_secs(80)).await;
+    make("1", "westeurope").await.unwrap_err();
+    make("2", "westeurope").await.unwrap_err();
+    pass(Duration::from_secs(80)).await;
+    make("2", "westeurope").await.unwrap();
+    make("1", "westeurope").await.unwrap();
+    assert_eq!(script.heard().len(), 5);
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ pub(super) enum Class {
     PolicyForbidden,
     /// With the remedy.
     Unattachable(&'static str),
+    /// The subscription has as many as it may in a region.
+    PublicAddressesUsedUp,
     Denied,
     /// With the remedy.
     SubscriptionUnusable(&'static str),
@@ -117,9 +119,7 @@ const TABLE: &[Row] = &[
         Class::Unattachable("Another public address in this region has that name: choose another vnetpool.io/dns-label.")),
     row(&["PublicIPAddressInUse"], Anywhere,
         Class::Unattachable("Something else uses the public address: detach it there.")),
-    row(&["PublicIPCountLimitReached"], Anywhere,
-        Class::Unattachable("The subscription's public addresses are used up in this region: have the quota raised, or let \
-            fewer pods ask for one.")),
+    row(&["PublicIPCountLimitReached"], Anywhere, Class::PublicAddressesUsedUp),
     row(&["InvalidResourceReference"], Anywhere,
         Class::Unattachable("What is referred to doesn't exist: correct the id in the NodeIPPool's attachments or \
             applicationSecurityGroups, or make it in Azure.")),

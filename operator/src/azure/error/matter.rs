@@ -92,6 +92,7 @@ impl Error {
         if let Error::DenyAssignment { resource, .. }
         | Error::Locked { resource, .. }
         | Error::PolicyForbidden { resource, .. }
+        | Error::PublicAddressesUsedUp { resource, .. }
         | Error::SubscriptionUnusable { resource, .. }
         | Error::ScopeMissing { resource, .. } = &mut self
         {
