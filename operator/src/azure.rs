@@ -339,7 +339,9 @@ impl Azure {
         let mut known = uncounted(slot.lock()).await;
         let (at, read) = match known.take() {
             Some((at, read)) if at.elapsed() < network::kept(read.as_ref().err()) => (at, read),
-            _ => (Instant::now(), network::read(&self.transport, &id, &self.versions.network, priority).await),
+            _ => {
+                (Instant::now(), network::read(&self.transport, &id, &self.versions.network, priority).await)
+            }
         };
         let network = read.as_ref().map_err(Clone::clone).and_then(|read| read.around(subnet));
         *known = Some((at, read));

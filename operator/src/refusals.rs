@@ -150,8 +150,7 @@ impl Refusals {
         now: Instant,
     ) -> bool {
         let is_wide = matter.is_wide;
-        let is_other =
-            |(other, one): &(&Matter, &Refusal)| **other != matter && one.concerns(other, sites);
+        let is_other = |(other, one): &(&Matter, &Refusal)| **other != matter && one.concerns(other, sites);
         let tried = self.all.iter().filter(is_other).filter(|(_, one)| one.is_turn_of(node));
         let tried: Vec<Matter> = tried.map(|(other, _)| other.clone()).collect();
         // Whichever of them it tried for, it has its answer.

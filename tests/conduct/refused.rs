@@ -224,7 +224,12 @@ async fn a_lock_that_takes_the_place_of_another_is_reported_by_all(plane: &Contr
              remove the lock."
         );
         let body = json!({ "error": { "code": "ScopeLocked", "message": message } });
-        stage.fault("PUT", "/networkInterfaces/", None, Effect::Status { status: 409, body, headers: Default::default() })
+        stage.fault(
+            "PUT",
+            "/networkInterfaces/",
+            None,
+            Effect::Status { status: 409, body, headers: Default::default() },
+        )
     };
     let names = ["n0", "n1", "n2"];
     let all_report = async |scope: &str| {

@@ -43,8 +43,8 @@ impl Azure {
         Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
     }
 
-    /// Makes a public address, or changes the existing one into `new`. Where the quota is used up, Azure is asked
-    /// once for all that want one.
+    /// Makes a public address, or changes the existing one into `new`. Where the quota is used up, one call
+    /// asks on behalf of all.
     #[instrument(skip_all, fields(public_address = %reserved.id))]
     pub async fn make_public_address(
         &self,

@@ -54,7 +54,7 @@ pub fn succeeded(ctx: &Context, seen: &Seen, change: &Change, now: Instant) {
     ctx.wake(&lock(&ctx.refusals.writes).passed(&sites(seen, change), now));
 }
 
-/// Records the meaning of a write's refusal for others. Returns what it means for the node: if it holds up all
+/// Records the meaning of a write's refusal for others. Returns its meaning for the node: if it holds up all
 /// of a scope, the time of the next attempt is decided for all of them.
 pub fn refused(
     ctx: &Context,
@@ -79,13 +79,7 @@ pub fn while_allowed(ctx: &Context, node: &str, seen: &Seen, change: &Change, ur
 
 /// The node's pool was edited: every refusal around its NICs, and around its VM if that is known, is tried
 /// again. All nodes of the pool report the edit, and it counts once.
-pub fn pool_edited(
-    ctx: &Context,
-    spec: &NodeIPAllocationSpec,
-    vm: Option<&VmId>,
-    cause: u64,
-    now: Instant,
-) {
+pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, vm: Option<&VmId>, cause: u64, now: Instant) {
     let of_nics = spec.interfaces.iter().flat_map(|nic| [nic.id.as_str(), &nic.subnet.id]);
     let of_vm = vm.map(|vm| vm.resource().as_str());
     for site in of_nics.chain(spec.route_table_id.as_deref()).chain(of_vm) {

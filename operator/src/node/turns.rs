@@ -1,4 +1,5 @@
-//! Turns in a full subnet or network, and turns to try what is refused to many: given away, and ended in time.
+//! Turns in a full subnet or network, and turns to try what is refused to many: given away, and ended in
+//! time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -10,7 +10,7 @@ pub(in crate::azure) struct ArmError {
     pub(super) message: String,
     /// The part of the request that the error is about.
     pub(super) target: String,
-    /// The id of the policy assignment that refuses the request, if the error's additional information has it.
+    /// The id of the policy assignment that refuses the request, if `additionalInfo` has it.
     pub(super) assignment: Option<String>,
     details: Vec<ArmError>,
 }
@@ -67,7 +67,7 @@ impl ArmError {
         self.all().into_iter().find(|error| codes.iter().any(|code| is(&error.code, code)))
     }
 
-    /// The innermost code: the outer one of "Conflict" or "BadRequest" names nothing that a person could change.
+    /// The innermost code. An outer "Conflict" or "BadRequest" names nothing that a person could change.
     pub(super) fn specific_code(&self) -> &str {
         let inner = self.details.iter().map(ArmError::specific_code).find(|code| !code.is_empty());
         inner.unwrap_or(&self.code)

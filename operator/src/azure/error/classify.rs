@@ -93,9 +93,7 @@ pub fn classify(
         Class::Stale => Error::Stale { resource },
         Class::Unanswered if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
         Class::Unanswered => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
-        Class::Refused => {
-            Error::Arm { resource, status: status.unwrap_or_default(), code: code(), message }
-        }
+        Class::Refused => Error::Arm { resource, status: status.unwrap_or_default(), code: code(), message },
         Class::OperationFailed => Error::Failed { resource, code: code(), message },
     }
 }
@@ -108,8 +106,8 @@ fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
     Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
 }
 
-/// The id of the policy assignment that refuses a request. The words quote it, unless the assignment has words
-/// of its own for them.
+/// The id of the policy assignment that refuses a request. Azure's words quote it, unless the assignment has
+/// words of its own.
 fn assignment_in(refusal: &ArmError) -> Option<String> {
     let names_it = |text: &&str| text.to_ascii_lowercase().contains("/policyassignments/");
     let in_words = || refusal.message.split('"').find(names_it);

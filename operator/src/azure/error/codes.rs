@@ -129,8 +129,8 @@ const TABLE: &[Row] = &[
     row(&["ResourceRequestsThrottled"], Answer(429), Class::Throttled(Limit::Action)),
     row(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"], Answer(429),
         Class::Throttled(Limit::Provider)),
-    // Causes that pass without help. "Conflict" isn't one of them: Compute answers it to a concurrent request,
-    // but it is also the outer code of conflicts that last.
+    // Causes that pass without help. "Conflict" isn't one of them: Compute answers so to a concurrent
+    // request, but it is also the outer code of conflicts that last.
     row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress"],
         Anywhere, Class::Busy),
     // Things that aren't there.
