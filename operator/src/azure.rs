@@ -24,6 +24,7 @@ mod transport;
 mod uniform;
 mod urgency;
 mod usages;
+mod used_up;
 mod vm_id;
 
 use std::sync::Arc;
@@ -60,8 +61,10 @@ use operation::{Operation, Tracking};
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
+use used_up::UsedUp;
 
-/// The versions of Azure's two providers in which the operator asks.
+/// The versions of Azure's two providers in which the operator asks. Each resource but the NICs of a Uniform
+/// scale set, of which there is one version only, is asked for in these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiVersions {
     pub network: String,
@@ -154,6 +157,7 @@ pub struct Azure {
     nics: Documents,
     /// Held while a public address is made or deleted.
     public: Slots<()>,
+    used_up: UsedUp,
     models: Models,
     tracking: Tracking,
     /// When each virtual network was last read, and the result.
@@ -169,6 +173,7 @@ impl Azure {
             versions: config.versions.clone(),
             nics: Documents::default(),
             public: Slots::default(),
+            used_up: UsedUp::default(),
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
@@ -334,7 +339,9 @@ impl Azure {
         let mut known = uncounted(slot.lock()).await;
         let (at, read) = match known.take() {
             Some((at, read)) if at.elapsed() < network::kept(read.as_ref().err()) => (at, read),
-            _ => (Instant::now(), network::read(&self.transport, &id, priority).await),
+            _ => {
+                (Instant::now(), network::read(&self.transport, &id, &self.versions.network, priority).await)
+            }
         };
         let network = read.as_ref().map_err(Clone::clone).and_then(|read| read.around(subnet));
         *known = Some((at, read));

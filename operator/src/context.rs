@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::network::Networks;
-use crate::refusals::Refusals;
+use crate::refusals::Known;
 use crate::rollout::Rollouts;
 use crate::scarcity::Scarcity;
 use crate::shortage::Shortages;
@@ -41,7 +41,7 @@ pub struct Context {
     /// Where writes to Azure are scarce, so that steps are coarse.
     pub scarcity: Arc<Mutex<Scarcity>>,
     /// What Azure refuses to all resources of a scope.
-    pub refusals: Arc<Mutex<Refusals>>,
+    pub refusals: Known,
     /// Which nodes take up an edit of their pool.
     pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
@@ -101,7 +101,7 @@ impl Context {
             beside: Arc::default(),
             shortages: Arc::default(),
             scarcity: Arc::default(),
-            refusals: Arc::default(),
+            refusals: Known::default(),
             rollouts: Arc::default(),
             started: Instant::now(),
             was_leaderless,

@@ -9,6 +9,7 @@
 //!  controller    when a node is reconciled, and what is remembered until the next time
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
+//!  reads         which of these may be made
 //!  planner, takeup, scope, growth, attachments     what to do
 //!  pause         whether any of it may be done
 //!  write, attachments/step          the plan at Azure
@@ -33,6 +34,7 @@ pub mod outlook;
 pub mod pause;
 mod progress;
 mod publish;
+mod reads;
 mod recalled;
 mod report;
 mod scope;
@@ -67,6 +69,7 @@ use observe::known::Read;
 pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
 use progress::{Next, Progress, SOON};
+use reads::Reads;
 use report::announcement::Announcement;
 use report::taint;
 use setback::{Setback, Stage};
@@ -112,11 +115,7 @@ async fn reconcile_one(
         }
     };
     match &outcome {
-        Ok(()) | Err(Error::Write(_)) => {}
-        Err(Error::Find(error)) => {
-            memory.setback =
-                Some(Setback::after(memory.setback.as_ref(), Stage::Find, error, Instant::now()));
-        }
+        Ok(()) | Err(Error::Find(_) | Error::Write(_)) => {}
         Err(Error::Left(error)) => {
             let now = Instant::now();
             let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
@@ -220,12 +219,19 @@ async fn observe_and_plan(
     let now = Instant::now();
     progress.begin(now);
     progress.pause = pause::of(&ctx.cluster, &progress.allocation);
-    let observed = observe(ctx, progress, node, memory, now).await.map_err(Error::Find);
+    let name = node.name_any();
+    let mut reads = Reads::of(ctx, &name);
+    let observed = observe(ctx, progress, node, (&mut *memory, &mut reads), now).await;
     if !matches!(observed, Ok(Some(_))) {
-        // It won't ask again, so it holds no other node up meanwhile.
-        stand_back(ctx, &progress.allocation.name_any());
+        // It won't write, so it holds no other node up meanwhile.
+        turns::write_nothing(ctx, &name);
     }
-    let Some(mut seen) = observed? else { return Ok(()) };
+    if let Err(error) = &observed
+        && !error.is_given_up()
+    {
+        memory.setback = Some(reads.failed(error, memory.setback.as_ref(), Instant::now()));
+    }
+    let Some(mut seen) = observed.map_err(Error::Find)? else { return Ok(()) };
     seen.observed.may_write &= progress.pause.is_none();
     seen.observed.coarseness = growth::coarseness(ctx, &seen);
     let plan = planner::plan(&seen.observed);
@@ -263,29 +269,37 @@ async fn observe(
     ctx: &Context,
     progress: &mut Progress,
     node: &Node,
-    memory: &mut Memory,
+    (memory, reads): (&mut Memory, &mut Reads<'_>),
     now: Instant,
 ) -> Result<Option<Seen>, azure::Error> {
     let allocation = &*progress.allocation.clone();
     let (cluster, place) = observe::cluster(ctx, allocation, node, progress.pause.is_some(), now);
     progress.is_updating = place == Place::Given;
+    let vm = observe::vm(&cluster, allocation, node);
     // An edit that isn't taken up yet can't cure what Azure has refused.
     if place != Place::Awaited
         && progress.pause.is_none()
         && let Some(edit) = memory.pool_seen(cluster.pool.as_deref(), now)
     {
         growth::pool_edited(ctx, &allocation.spec, edit, now);
-        scope::pool_edited(ctx, &allocation.spec, edit, now);
+        scope::pool_edited(ctx, &allocation.spec, vm.as_ref().ok(), edit, now);
     }
-    let vm = match observe::vm(&cluster, allocation, node) {
+    let vm = match vm {
         Ok(vm) => vm,
-        Err(obstacle) => return Ok(Some(Seen::without_nic(cluster, allocation, obstacle, memory, now))),
+        Err(obstacle) => {
+            reads.succeeded(now);
+            return Ok(Some(Seen::without_nic(cluster, allocation, obstacle, memory, now)));
+        }
     };
+    reads::await_turn(ctx, (&node.name_any(), &vm, &allocation.spec), &mut memory.setback, now);
     let Some(occasion) = observe::occasion(ctx, allocation, node, memory, now) else { return Ok(None) };
     memory.nic.hints.note(allocation);
     let urgency = observe::urgency(&cluster, allocation, &progress.need, occasion);
     let occasion = (occasion, &urgency);
-    let found = observe::nic(ctx, allocation, &cluster, &vm, occasion, memory).await?;
+    let found = observe::nic((ctx, &mut *reads), allocation, &cluster, &vm, occasion, memory).await?;
+    if !occasion.0.is_held_back {
+        reads.succeeded(Instant::now());
+    }
     memory.nic.learn(&found.read, found.nic.as_deref(), allocation, ctx.waits.late, now);
     if let Read::All { strays, .. } = &found.read {
         memory.strays.found(strays);

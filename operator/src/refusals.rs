@@ -1,6 +1,8 @@
 //! Refusals that concern more nodes than the one that met them: one node tries on behalf of all. Pure: `now`
 //! is an argument.
 //!
+//! What follows is true of reads, too, which have refusals of their own: a lock refuses no read.
+//!
 //! A lock on a resource group, a subscription that is disabled or a right that is missing on a subnet refuses
 //! the writes of every node there. Each trying for itself would use up the request limits of all others in
 //! the subscription. So from the first such refusal on the nodes of that scope wait, and one after the other
@@ -23,10 +25,26 @@ use tokio::sync::watch;
 use crate::azure::{Error, Matter};
 use crate::lock::lock;
 
-/// Every refusal that may concern many.
+/// Every refusal that is known. What is read, and what is written, each has refusals of its own: a success of
+/// one shows nothing of the other.
+#[derive(Debug, Default)]
+pub struct Known {
+    pub reads: Arc<Mutex<Refusals>>,
+    pub writes: Arc<Mutex<Refusals>>,
+}
+
+impl Known {
+    pub fn all(&self) -> [&Mutex<Refusals>; 2] {
+        [&self.reads, &self.writes]
+    }
+}
+
+/// The refusals of one kind of request that may concern many.
 #[derive(Debug, Default)]
 pub struct Refusals {
     all: HashMap<Matter, Refusal>,
+    /// Nodes that waited because of one of them which was forgotten for another.
+    overtaken: Woken,
     /// A node that may have been about to write may not any more.
     news: watch::Sender<()>,
 }
@@ -80,20 +98,26 @@ const DOUBTED: Duration = Duration::from_secs(3600);
 impl Refusals {
     /// Why a node may not write now, if others are known to be refused the same. `sites` are the ids of the
     /// resources that it writes and refers to, in lower case.
-    pub fn refusal_for(&self, sites: &[String], node: &str) -> Option<&Error> {
-        let around = self.all.iter().filter(|(matter, one)| one.concerns(matter, sites));
-        let mut around = around.map(|(_, one)| one).peekable();
-        let refusal = *around.peek()?;
-        (!around.any(|one| one.is_turn_of(node))).then_some(&refusal.error)
+    pub fn refusal_for(&self, sites: &[String], node: &str) -> Option<(&Matter, &Error)> {
+        let mut around = self.all.iter().filter(|(matter, one)| one.concerns(matter, sites)).peekable();
+        let (matter, refusal) = *around.peek()?;
+        (!around.any(|(_, one)| one.is_turn_of(node))).then_some((matter, &refusal.error))
     }
 
-    /// The same of one that is about to write: held up it waits to be woken, and otherwise its turn is used.
-    pub fn holds(&mut self, sites: &[String], node: &str, now: Instant) -> Option<Error> {
-        let error = self.refusal_for(sites, node).cloned();
+    /// Whether this is refused to all of a scope that one of the sites is in.
+    pub fn stands(&self, matter: &Matter, sites: &[String]) -> bool {
+        self.all.get(matter).is_some_and(|one| one.concerns(matter, sites))
+    }
+
+    /// The same as [`Refusals::refusal_for`] of one that is about to write: held up it waits to be woken, and
+    /// otherwise its turn is used.
+    pub fn holds(&mut self, sites: &[String], node: &str, now: Instant) -> Option<(Matter, Error)> {
+        let refusal = self.refusal_for(sites, node);
+        let held = refusal.map(|(matter, error)| (matter.clone(), error.clone()));
         for (_, refusal) in self.all.iter_mut().filter(|(matter, one)| one.concerns(matter, sites)) {
             match &mut refusal.turn {
                 Some(given) if given.node == node => {
-                    if error.is_none() && !given.is_used {
+                    if held.is_none() && !given.is_used {
                         (given.is_used, given.until) = (true, now + CALL);
                     }
                 }
@@ -102,7 +126,19 @@ impl Refusals {
                 }
             }
         }
-        error
+        held
+    }
+
+    /// Whether a node that this was refused to still waits until it may try again: it isn't its turn, and the
+    /// refusal stands. The sites are those that it will ask for.
+    pub fn waits(&mut self, matter: &Matter, (node, sites): (&str, &[String])) -> bool {
+        if self.all.values().any(|refusal| refusal.is_turn_of(node)) {
+            return false;
+        }
+        let known = self.all.get_mut(matter);
+        let Some(refusal) = known.filter(|one| matter.is_wide || one.speaks_for_all()) else { return false };
+        refusal.waiting.entry(node.to_owned()).or_insert_with(|| sites.to_vec());
+        true
     }
 
     /// A node's write to these sites was refused. Returns whether that holds up all of a scope from now on.
@@ -114,6 +150,9 @@ impl Refusals {
         now: Instant,
     ) -> bool {
         let is_wide = matter.is_wide;
+        let is_other = |(other, one): &(&Matter, &Refusal)| **other != matter && one.concerns(other, sites);
+        let tried = self.all.iter().filter(is_other).filter(|(_, one)| one.is_turn_of(node));
+        let tried: Vec<Matter> = tried.map(|(other, _)| other.clone()).collect();
         // Whichever of them it tried for, it has its answer.
         for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
             (refusal.turn, refusal.shared_at) = (None, now + AGAIN);
@@ -128,7 +167,23 @@ impl Refusals {
             refusal.waiting.insert(node.to_owned(), sites.to_vec());
             self.news.send_replace(());
         }
+        for other in tried {
+            self.forget_if_nobody_lacks(&other);
+        }
         holds_all
+    }
+
+    /// Forgets a refusal that a node tried for and didn't meet, if something else holds all who wait because
+    /// of it: it may have ended, and none of them could show that. Until then they would go on to report it.
+    fn forget_if_nobody_lacks(&mut self, matter: &Matter) {
+        let is_held_elsewhere = |sites: &Vec<String>| {
+            self.all.iter().any(|(other, one)| other != matter && one.concerns(other, sites))
+        };
+        let waiting = self.all.get(matter).map(|refusal| refusal.waiting.values());
+        if waiting.is_some_and(|mut sites| sites.all(is_held_elsewhere)) {
+            let forgotten = self.all.remove(matter);
+            self.overtaken.extend(forgotten.into_iter().flat_map(|one| one.waiting.into_keys()));
+        }
     }
 
     /// A write has succeeded: nothing refuses all of these, though some may still be refused alone.
@@ -186,7 +241,8 @@ impl Refusals {
         }
         let due =
             self.all.iter().filter(|(_, refusal)| refusal.is_due(now)).map(|(matter, _)| matter.clone());
-        let woken = self.wake_next(due.collect(), now);
+        let mut woken = self.wake_next(due.collect(), now);
+        woken.append(&mut self.overtaken);
         if has_ended {
             // A call that is still queued at Azure has lost its turn, too.
             self.news.send_replace(());

@@ -1,18 +1,20 @@
 //! Refusals that only a person can end: reported once, by condition and Event, and retried slowly.
 
 use crate::Test;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use vnetpool_azure_sim::Effect;
-use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, RESERVED, SURPLUS};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,
     whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried,
     a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_goes,
+    a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_report_it,
+    a_lock_that_takes_the_place_of_another_is_reported_by_all,
     a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus,
     a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes,
 ];
@@ -178,6 +180,82 @@ async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_
         stage.until_holds(&format!("n{index}"), 6).await?;
     }
     ensure!(asked() <= 2 + 6, "{} asked in all", asked());
+    Ok(())
+}
+
+async fn a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_report_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool(4)).await?;
+    let read = "Microsoft.Network/networkInterfaces/read";
+    stage.sim.deny(vec![read.into()]);
+    let names: Vec<String> = (0..8).map(|index| format!("n{index}")).collect();
+    for node in &names {
+        stage.node(node, None).await?;
+        let says = stage.until_says(node, RESERVED, "PermissionDenied").await?;
+        ensure!(says.message.contains(read), "{}", says.message);
+    }
+    let reads = || {
+        let is_of_nic = |path: &str| path.to_lowercase().contains("/networkinterfaces/");
+        stage.asked().iter().filter(|one| one.method == "GET" && is_of_nic(&one.path)).count()
+    };
+    // Three that are refused alike speak for their group.
+    ensure!(reads() == 3, "{} reads", reads());
+    // An edit has it tried once, and the first read that succeeds ends it for all.
+    stage.pool("default", pool(5)).await?;
+    stage.until("one has tried", "n0", |_| (reads() == 4).then_some(())).await?;
+    stage.sim.deny(vec![]);
+    stage.pool("default", pool(6)).await?;
+    for node in &names {
+        stage.until_holds(node, 6).await?;
+    }
+    Ok(())
+}
+
+async fn a_lock_that_takes_the_place_of_another_is_reported_by_all(plane: &ControlPlane) -> Result<()> {
+    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool(4)).await?;
+    let subscription = "/subscriptions/00000000-0000-0000-0000-000000000001";
+    let group = format!("{subscription}/resourceGroups/vnetpool");
+    let lock = |scope: &str| {
+        let message = format!(
+            "The scope '/nic' cannot perform write operation because following scope(s) are locked: '{scope}'. Please \
+             remove the lock."
+        );
+        let body = json!({ "error": { "code": "ScopeLocked", "message": message } });
+        stage.fault(
+            "PUT",
+            "/networkInterfaces/",
+            None,
+            Effect::Status { status: 409, body, headers: Default::default() },
+        )
+    };
+    let names = ["n0", "n1", "n2"];
+    let all_report = async |scope: &str| {
+        let remedy = format!("Remove the lock on {scope}.");
+        for node in names {
+            let says = |seen: &NodeIPAllocation| {
+                find(seen, RESERVED).filter(|one| one.message.contains(&remedy)).map(drop)
+            };
+            stage.until(&format!("the lock on {scope} is reported"), node, says).await?;
+        }
+        anyhow::Ok(())
+    };
+    let first = lock(&group);
+    for node in names {
+        stage.node(node, None).await?;
+    }
+    all_report(&group).await?;
+    stage.sim.lift_fault(first)?;
+    let second = lock(subscription);
+    stage.pool("default", pool(5)).await?;
+    all_report(subscription).await?;
+    stage.sim.lift_fault(second)?;
+    stage.pool("default", pool(6)).await?;
+    for node in names {
+        stage.until_holds(node, 6).await?;
+    }
     Ok(())
 }
 

@@ -5,23 +5,31 @@ use crate::Test;
 use crate::machines::{NODE, held};
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use vnetpool_azure_sim::{Config, NewInstance, NewScaleSet};
+use std::time::Duration;
+use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by_need,
     a_full_subnet_is_probed_by_one_node_after_a_restart,
     a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet,
+    a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_turn,
     a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does,
     an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_nothing_up,
 ];
 
 /// A /28 gives eleven addresses; three nodes take one each for themselves.
 const SMALL: Option<&str> = Some("small");
+
+/// How long a node has the turn of a full subnet at most.
+const TURN: Duration = Duration::from_secs(30);
 
 /// Nodes a, b and c in the small subnet with 4, 3 and 1 addresses, all there are, where c has pods for four;
 /// d elsewhere.
@@ -93,6 +101,33 @@ async fn a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet(plane: &Contr
     stage.sim.delete_vm("c", false).await?;
     stage.unbind("b", 2).await?;
     stage.until_holds("a", 6).await
+}
+
+async fn a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_turn(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = full(plane).await?;
+    stage.bind("a", 2).await?;
+    stage.until_says("a", RESERVED, "SubnetFull").await?;
+    // c, with 1 of 4, is in greater need than a, with 4 of 6. Somebody edits its object, so its NIC is read,
+    // and Azure doesn't answer.
+    let hangs = stage.fault("GET", "/c-nic", None, Effect::HoldBefore);
+    let edit = Patch::Merge(json!({ "spec": { "target": 9 } }));
+    let api = Api::<NodeIPAllocation>::all(stage.client.clone());
+    api.patch("c", &PatchParams::default(), &edit).await?;
+    stage.until_struck(hangs, 1).await?;
+    // b's machine goes, and its three addresses come free.
+    stage.sim.delete_vm("b", false).await?;
+    stage.delete_node("b").await?;
+    stage.until_gone("b").await?;
+    eventually("a is served when the turn of c has ended", Duration::from_secs(30) + TURN, || async {
+        ensure!(stage.held("a").len() == 6, "a holds {:?}", stage.held("a"));
+        Ok(Some(()))
+    })
+    .await?;
+    ensure!(stage.held("c").len() == 1, "c had its turn: {:?}", stage.held("c"));
+    stage.sim.lift_fault(hangs)?;
+    stage.until("c is served, too", "c", |_| (stage.held("c").len() > 1).then_some(())).await
 }
 
 async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does(

@@ -68,9 +68,10 @@ pub enum Error {
     )]
     QuotaExceeded { resource: String, message: String },
     #[error(
-        "an Azure Policy forbids writing {resource}. Exempt it, or change the policy. Azure says: {message}"
+        "an Azure Policy{} forbids writing {resource}. Exempt it, or change the policy. Azure says: {message}",
+        assignment.as_ref().map(|id| format!(" ({id})")).unwrap_or_default()
     )]
-    PolicyForbidden { resource: String, message: String },
+    PolicyForbidden { resource: String, assignment: Option<String>, message: String },
     #[error("{resource} has been changed by somebody else since it was read; Vnetpool reads it again")]
     Stale { resource: String },
     #[error(
@@ -112,6 +113,11 @@ pub enum Error {
     Failed { resource: String, code: String, message: String },
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
+    #[error(
+        "Azure gives no public address {resource}: the subscription's are used up in this region. Have the quota raised, or let \
+         fewer pods ask for one. Azure says: {message}"
+    )]
+    PublicAddressesUsedUp { resource: String, message: String },
     #[error(
         "what was about to be asked of {resource} was given up before it was sent, since pods came that need more, or somebody \
          has paused the node; Vnetpool plans anew"
@@ -218,6 +224,7 @@ impl Error {
             | Error::NotFound { .. }
             | Error::ScopeMissing { .. }
             | Error::Unattachable { .. }
+            | Error::PublicAddressesUsedUp { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId(_)
             | Error::Nic { .. }
@@ -254,7 +261,7 @@ impl Error {
             Error::Outgrown { .. } => Reason::Outgrown,
             Error::Unconfirmed { .. } => Reason::Unconfirmed,
             Error::Failed { .. } => Reason::OperationFailed,
-            Error::Unattachable { .. } => Reason::NotAttachable,
+            Error::Unattachable { .. } | Error::PublicAddressesUsedUp { .. } => Reason::NotAttachable,
             Error::Credential { .. } => Reason::CredentialRefused,
             Error::ProviderId { .. } => Reason::ProviderIDUnusable,
             Error::ResourceId(_) => Reason::ResourceIDMalformed,
@@ -305,6 +312,7 @@ impl Error {
             | Error::Busy { .. }
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
+            | Error::PublicAddressesUsedUp { .. }
             | Error::Outgrown { .. }
             | Error::Unconfirmed { .. }
             | Error::Credential { .. }

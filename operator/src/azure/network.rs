@@ -171,10 +171,11 @@ pub fn vnet_of(subnet: &ResourceId) -> Result<ResourceId, Error> {
 pub(super) async fn read(
     transport: &Transport,
     vnet: &ResourceId,
+    api_version: &str,
     priority: Priority,
 ) -> Result<VirtualNetwork, Error> {
     let call = Call::about(Kind::Read, priority, vnet.as_str());
-    let below = Arc::new(Below { transport: transport.clone(), call });
+    let below = Arc::new(Below { transport: transport.clone(), call, api_version: api_version.to_owned() });
     let client = arm::Client::builder(Arc::new(SignedBelow))
         .endpoint(transport.endpoint().clone())
         // Retries of the SDK's own would bypass the budget.
@@ -212,14 +213,18 @@ fn ipv4(prefixes: impl IntoIterator<Item = String>) -> Vec<Ipv4Net> {
 struct Below {
     transport: Transport,
     call: Call,
+    /// The typed client would ask in the version of its models, which a cloud may not have any more or yet.
+    api_version: String,
 }
 
 #[async_trait::async_trait]
 impl legacy::HttpClient for Below {
     async fn execute_request(&self, request: &legacy::Request) -> legacy::Result<legacy::Response> {
+        let mut url = request.url().clone();
+        url.set_query(Some(&format!("api-version={}", self.api_version)));
         let answer = self
             .transport
-            .send(&self.call, request.url().clone(), None, None)
+            .send(&self.call, url, None, None)
             .await
             .map_err(|error| legacy::Error::new(legacy::error::ErrorKind::Other, error))?;
         let status = legacy::StatusCode::try_from(answer.status)

@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 use tracing::{info, instrument};
 
 use super::cache::parse;
+use super::used_up::Place;
 use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
@@ -41,7 +43,8 @@ impl Azure {
         Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
     }
 
-    /// Makes a public address, or changes the existing one into `new`.
+    /// Makes a public address, or changes the existing one into `new`. Where the quota is used up, one call
+    /// asks on behalf of all.
     #[instrument(skip_all, fields(public_address = %reserved.id))]
     pub async fn make_public_address(
         &self,
@@ -50,6 +53,21 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
+        let place = Place::of(id.subscription(), &new.location);
+        if let Some(error) = self.used_up.refusal(&place, Instant::now()) {
+            return Err(error.about(id.as_str()));
+        }
+        let made = self.put(id, new, urgency.into()).await;
+        self.used_up.learn(place, made.as_ref().map(|_| ()), Instant::now());
+        made
+    }
+
+    async fn put(
+        &self,
+        id: &ResourceId,
+        new: &NewPublicAddress,
+        urgency: Urgency,
+    ) -> Result<PublicAddress, Error> {
         let mut call = call(Kind::Write, urgency, id);
         call.region = Some(new.location.clone());
         let url = self.url(id, &self.versions.network);

@@ -25,7 +25,8 @@ use super::transport::Call;
 use super::{Azure, Change, Error, Kind, Nic, ProvisioningState, ResourceId, Urgency, Written, call};
 use crate::lock::lock;
 
-/// The one version in which the network provider shows these NICs.
+/// The one version in which the network provider shows these NICs, in every cloud: Azure's documents of each
+/// later version still name this one for them. So there is nothing to choose.
 pub(super) const NIC_API: &str = "2018-10-01";
 
 /// An instance's model, ready to be edited and sent back.

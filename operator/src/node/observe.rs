@@ -27,6 +27,7 @@ use vnetpool_crds::{NodeIPPool, condition};
 use super::backend::{self, Backend, Holding, NicView};
 use super::memory::Memory;
 use super::need::{self, Need};
+use super::reads::Reads;
 use super::setback::Stage;
 use super::takeup::{self, Place};
 use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
@@ -203,7 +204,7 @@ pub fn urgency(
 
 /// The NIC that serves the node.
 pub async fn nic(
-    ctx: &Context,
+    (ctx, reads): (&Context, &mut Reads<'_>),
     allocation: &NodeIPAllocation,
     cluster: &ClusterView,
     vm: &VmId,
@@ -211,7 +212,7 @@ pub async fn nic(
     memory: &Memory,
 ) -> Result<Found, azure::Error> {
     let wanted = interfaces::Wanted { pool: cluster.pool.as_deref(), allocation, occasion };
-    interfaces::find(ctx, vm, &wanted, &memory.nic, urgency).await
+    interfaces::find((ctx, reads), vm, &wanted, &memory.nic, urgency).await
 }
 
 /// The networks around the NIC, and the node's reservations: all facts there are.

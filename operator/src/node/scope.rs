@@ -8,7 +8,7 @@ use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
 
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
-use crate::azure::{Error, Urgency};
+use crate::azure::{Error, Urgency, VmId};
 use crate::context::Context;
 use crate::lock::lock;
 use crate::planner::{self, Change, Plan};
@@ -28,47 +28,65 @@ pub fn limit(
         stand_back(ctx, &node, now);
         return plan;
     }
-    let Some(error) = lock(&ctx.refusals).holds(&sites(seen, &plan.change), &node, now) else { return plan };
-    if setback.as_ref().is_none_or(|known| known.reason != error.reason() || known.stage == Stage::Find) {
+    let sites = sites(seen, &plan.change);
+    let mut refusals = lock(&ctx.refusals.writes);
+    let Some((matter, error)) = refusals.holds(&sites, &node, now) else { return plan };
+    // What the node reports stays as long as it stands, though more may refuse its writes.
+    let told = setback.as_ref().filter(|known| known.stage != Stage::Find);
+    let told = told.and_then(|known| known.matter.as_ref());
+    if !told.is_some_and(|told| refusals.stands(told, &sites)) {
         let resource = seen.nic.as_ref().map(|nic| nic.id.as_str()).unwrap_or_default();
         let own = Setback::after(None, Stage::Write, &error.about(resource), now);
-        *setback = Some(own.without_wait(now));
+        *setback = Some(own.of(matter).without_wait(now));
     }
+    drop(refusals);
     seen.observed.may_write = false;
     planner::plan(&seen.observed)
 }
 
 /// The node writes nothing now, or can't.
 pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
-    ctx.wake(&lock(&ctx.refusals).left(node, now));
+    ctx.wake(&lock(&ctx.refusals.writes).left(node, now));
 }
 
 /// Records that a write was carried out: the resources that it wrote are refused to no node.
 pub fn succeeded(ctx: &Context, seen: &Seen, change: &Change, now: Instant) {
-    ctx.wake(&lock(&ctx.refusals).passed(&sites(seen, change), now));
+    ctx.wake(&lock(&ctx.refusals.writes).passed(&sites(seen, change), now));
 }
 
-/// Records the meaning of a write's refusal for others. Returns whether it holds up all of a scope: the time
-/// of the next attempt is then decided for all of them.
-pub fn refused(ctx: &Context, node: &str, seen: &Seen, change: &Change, error: &Error, now: Instant) -> bool {
+/// Records the meaning of a write's refusal for others. Returns its meaning for the node: if it holds up all
+/// of a scope, the time of the next attempt is decided for all of them.
+pub fn refused(
+    ctx: &Context,
+    node: &str,
+    (seen, change): (&Seen, &Change),
+    (error, own): (&Error, Setback),
+    now: Instant,
+) -> Setback {
     let sites = sites(seen, change);
-    let matter = error.matter(&sites);
-    matter.is_some_and(|matter| lock(&ctx.refusals).refused(matter, (node, &sites), error, now))
+    let Some(matter) = error.matter(&sites) else { return own };
+    let holds_all = lock(&ctx.refusals.writes).refused(matter.clone(), (node, &sites), error, now);
+    let own = own.of(matter);
+    if holds_all { own.without_wait(now) } else { own }
 }
 
 /// The same urgency, but it ends when others are refused the same: a thousand calls may wait for their turn
 /// at Azure when the first of them is refused.
 pub fn while_allowed(ctx: &Context, node: &str, seen: &Seen, change: &Change, urgency: Urgency) -> Urgency {
-    let held = refusals::until_held(ctx.refusals.clone(), sites(seen, change), node.to_owned());
+    let held = refusals::until_held(ctx.refusals.writes.clone(), sites(seen, change), node.to_owned());
     urgency.at_most_until(held)
 }
 
-/// The node's pool was edited: every refusal around its NICs is tried again. All nodes of the pool report the
-/// edit, and it counts once.
-pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, cause: u64, now: Instant) {
-    let of_nics = spec.interfaces.iter().flat_map(|nic| [&nic.id, &nic.subnet.id]);
-    for site in of_nics.chain(&spec.route_table_id) {
-        ctx.wake(&lock(&ctx.refusals).try_now(&[site.to_ascii_lowercase()], cause, now));
+/// The node's pool was edited: every refusal around its NICs, and around its VM if that is known, is tried
+/// again. All nodes of the pool report the edit, and it counts once.
+pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, vm: Option<&VmId>, cause: u64, now: Instant) {
+    let of_nics = spec.interfaces.iter().flat_map(|nic| [nic.id.as_str(), &nic.subnet.id]);
+    let of_vm = vm.map(|vm| vm.resource().as_str());
+    for site in of_nics.chain(spec.route_table_id.as_deref()).chain(of_vm) {
+        let site = [site.to_ascii_lowercase()];
+        for refusals in ctx.refusals.all() {
+            ctx.wake(&lock(refusals).try_now(&site, cause, now));
+        }
     }
 }
 

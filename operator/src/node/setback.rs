@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::azure::{Error, Remedy};
+use crate::azure::{Error, Matter, Remedy};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::reason::Reason;
 
@@ -36,6 +36,11 @@ pub struct Setback {
     /// The missing addresses are in the subnet or its network. When the node may grow is then decided for all
     /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
     pub in_shortage: bool,
+    /// What is refused, and in which scope, if that may concern others.
+    pub matter: Option<Matter>,
+    /// A read that is refused to all of a scope: how long it waits is decided for all whom it concerns, see
+    /// [`crate::refusals`].
+    pub is_shared: bool,
     /// The reason of the error itself.
     cause: Reason,
     /// How often in a row.
@@ -93,8 +98,18 @@ impl Setback {
             needs_change,
             is_gone: matches!(error, Error::NotFound { .. }),
             in_shortage,
+            matter: None,
+            is_shared: false,
             strikes,
         }
+    }
+
+    pub fn of(self, matter: Matter) -> Setback {
+        Setback { matter: Some(matter), ..self }
+    }
+
+    pub fn shared(self) -> Setback {
+        Setback { is_shared: true, ..self }
     }
 
     /// The time of the next attempt is decided for all nodes that it concerns, see [`crate::refusals`].

@@ -1,17 +1,23 @@
-//! Turns in a full subnet or network, and turns to try a write that is refused to many: given away, and ended
-//! in time.
+//! Turns in a full subnet or network, and turns to try what is refused to many: given away, and ended in
+//! time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 
-use super::{growth, scope, takeup};
+use super::{growth, reads, scope, takeup};
 use crate::context::Context;
 use crate::lock::lock;
 
 /// The node gives away every turn that others may be waiting for.
 pub fn stand_back(ctx: &Context, node: &str) {
+    write_nothing(ctx, node);
+    reads::stand_back(ctx, node, Instant::now());
+}
+
+/// The node gives away its turns to write.
+pub fn write_nothing(ctx: &Context, node: &str) {
     let now = Instant::now();
     growth::stand_back(ctx, node, now);
     scope::stand_back(ctx, node, now);
@@ -26,8 +32,10 @@ pub async fn keep_time(ctx: Arc<Context>) {
         let now = Instant::now();
         let woken = lock(&ctx.shortages).tick(now);
         ctx.wake(&woken);
-        let woken = lock(&ctx.refusals).tick(now);
-        ctx.wake(&woken);
+        for refusals in ctx.refusals.all() {
+            let woken = lock(refusals).tick(now);
+            ctx.wake(&woken);
+        }
         takeup::tick(&ctx);
         look_at_scarcity(&ctx, now);
     }

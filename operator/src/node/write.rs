@@ -75,8 +75,8 @@ pub async fn write(
         }
         Err(error) => {
             if let Some(own) = learn_from(memory, &plan.change, &error, now) {
-                let holds_all = scope::refused(ctx, &node.name_any(), seen, &plan.change, &error, now);
-                memory.setback = Some(if holds_all { own.without_wait(now) } else { own });
+                let (refused, node) = ((seen, &plan.change), node.name_any());
+                memory.setback = Some(scope::refused(ctx, &node, refused, (&error, own), now));
             }
             Err(error)
         }

@@ -57,6 +57,29 @@ fn who_meets_something_else_than_it_tries_for_lets_one_try_whom_that_does_not_co
     assert!(!holds(&mut all, 1, now), "it tries for one and is held up by neither");
 }
 
+#[test]
+fn a_refusal_that_has_gone_is_not_reported_while_another_refuses_the_same_nodes() {
+    let (mut all, mut now) = (Refusals::default(), Instant::now());
+    let sites = |node| sites_of(node, (true, true));
+    let refuse = |all: &mut Refusals, node: usize, error: &Error, now| {
+        all.refused(error.matter(&sites(node)).unwrap(), (&name(node), &sites(node)), error, now)
+    };
+    refuse(&mut all, 0, &locked(), now);
+    assert!(matches!(all.holds(&sites(2), &name(2), now), Some((_, Error::Locked { .. }))));
+    now += AGAIN;
+    assert_eq!(all.tick(now), [name(2)]);
+    assert!(all.holds(&sites(2), &name(2), now).is_none());
+    // Instead of the lock it meets a right that is missing.
+    refuse(&mut all, 2, &not_joined(), now);
+    for node in 0..4 {
+        let held = all.holds(&sites(node), &name(node), now);
+        assert!(matches!(held, Some((_, Error::Denied { .. }))), "{node}: {held:?}");
+    }
+    let mut told = all.tick(now);
+    told.sort();
+    assert_eq!(told, [name(0), name(2)], "they still report the lock");
+}
+
 /// Nodes of these kinds, all of which have something to write all the time. A lock on a group, and a right
 /// that is missing on a subnet, stand or don't; Azure reports one of them first.
 struct Two {

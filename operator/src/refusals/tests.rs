@@ -24,6 +24,12 @@ fn denied(node: usize) -> Error {
     Error::Denied { action: "nic/write".into(), scope: sites(node)[0].to_uppercase(), message: "no".into() }
 }
 
+fn policed(node: usize) -> Error {
+    let assignment = "/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/one".to_owned();
+    let resource = sites(node)[0].to_uppercase();
+    Error::PolicyForbidden { resource, assignment: Some(assignment), message: "no".into() }
+}
+
 fn refuse(all: &mut Refusals, node: usize, error: &Error, now: Instant) -> bool {
     let matter = error.matter(&sites(node)).expect("it may concern others");
     all.refused(matter, (&name(node), &sites(node)), error, now)
@@ -34,7 +40,7 @@ fn a_lock_on_a_group_is_met_once_and_tried_by_one_after_the_other() {
     let (mut all, mut now) = (Refusals::default(), Instant::now());
     assert!(refuse(&mut all, 0, &locked(GROUP), now));
     for node in 1..4 {
-        assert!(matches!(all.holds(&sites(node), &name(node), now), Some(Error::Locked { .. })));
+        assert!(matches!(all.holds(&sites(node), &name(node), now), Some((_, Error::Locked { .. }))));
     }
     let elsewhere = ["/subscriptions/s/resourcegroups/gg/x".to_owned()];
     assert!(all.holds(&elsewhere, "other", now).is_none());
@@ -66,6 +72,22 @@ fn a_right_that_is_missing_on_one_nic_holds_no_other_up_and_on_three_all_of_thei
 }
 
 #[test]
+fn a_policy_that_refuses_three_nics_is_tried_by_one_on_behalf_of_their_group() {
+    let (mut all, now) = (Refusals::default(), Instant::now());
+    for node in 0..2 {
+        assert!(!refuse(&mut all, node, &policed(node), now));
+        // Another assignment is another matter.
+        let mut other = policed(node + 5);
+        let Error::PolicyForbidden { assignment: Some(assignment), .. } = &mut other else { panic!() };
+        assignment.push('2');
+        assert!(!refuse(&mut all, node + 5, &other, now));
+    }
+    assert!(all.holds(&sites(9), &name(9), now).is_none());
+    assert!(refuse(&mut all, 2, &policed(2), now));
+    assert!(all.holds(&sites(9), &name(9), now).is_some());
+}
+
+#[test]
 fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() {
     let (mut all, now) = (Refusals::default(), Instant::now());
     let subnet = sites(0)[1].clone();
@@ -79,12 +101,42 @@ fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() 
 fn what_names_no_scope_concerns_its_node_alone() {
     let (resource, message) = (sites(0)[0].clone(), "m".to_owned());
     let quota = Error::QuotaExceeded { resource: resource.clone(), message: message.clone() };
-    let policy = Error::PolicyForbidden { resource, message };
+    let policy = Error::PolicyForbidden { resource, assignment: None, message };
     assert!(quota.matter(&sites(0)).is_none() && policy.matter(&sites(0)).is_none());
     // A text may quote anything where a scope is expected: never all of Azure.
     for scope in ["", "/", "somebody", "/providers/Microsoft.Management/managementGroups/m"] {
         assert!(locked(scope).matter(&sites(0)).is_none(), "{scope}");
     }
+}
+
+#[test]
+fn a_write_that_succeeds_shows_nothing_of_resources_of_another_type() {
+    let (mut all, now) = (Refusals::default(), Instant::now());
+    for node in 0..3 {
+        refuse(&mut all, node, &denied(node), now);
+    }
+    let table = format!("{GROUP}/providers/microsoft.network/routetables/t");
+    assert!(all.holds(std::slice::from_ref(&table), "routed", now).is_none());
+    assert_eq!(all.passed(&[table], now), [""; 0]);
+    assert!(all.holds(&sites(9), &name(9), now).is_some());
+}
+
+#[test]
+fn a_node_that_was_refused_waits_for_its_turn_or_for_the_end_of_the_refusal() {
+    let (mut all, mut now) = (Refusals::default(), Instant::now());
+    refuse(&mut all, 0, &locked(GROUP), now);
+    let matter = locked(GROUP).matter(&sites(0)).unwrap();
+    let waits = |all: &mut Refusals, node: usize| all.waits(&matter, (&name(node), &sites(node)));
+    assert!(waits(&mut all, 0) && waits(&mut all, 1));
+    now += AGAIN;
+    assert_eq!(all.tick(now), [name(1)], "it waits though it has never asked");
+    assert!(waits(&mut all, 0) && !waits(&mut all, 1));
+    all.passed(&sites(1), now);
+    assert!(!waits(&mut all, 0));
+    // One that concerns its node alone has waits of its own.
+    let own = denied(5).matter(&sites(5)).unwrap();
+    refuse(&mut all, 5, &denied(5), now);
+    assert!(!all.waits(&own, (&name(5), &sites(5))));
 }
 
 #[test]
@@ -194,14 +246,14 @@ async fn a_queued_call_is_given_up_when_others_are_refused_or_its_turn_has_ended
 struct Fleet {
     all: Refusals,
     now: Instant,
-    missing: bool,
+    refusal: fn(usize) -> Error,
     deaf: Vec<bool>,
     requests: u64,
 }
 
 impl Fleet {
     fn tries(&mut self, node: usize) {
-        let error = if self.missing { denied(node) } else { locked(GROUP) };
+        let error = (self.refusal)(node);
         if self.all.holds(&sites(node), &name(node), self.now).is_none() {
             self.requests += 1;
             if !refuse(&mut self.all, node, &error, self.now) {
@@ -232,12 +284,13 @@ proptest! {
     /// time, and half a minute for each in a row that can't.
     #[test]
     fn thousands_of_nodes_without_a_right_cost_what_one_costs(
-        deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000), missing in prop::bool::ANY,
+        deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000),
+        refusal in prop::sample::select(vec![denied as fn(usize) -> Error, policed, |_| locked(GROUP)]),
         apart in 0..4_u64, minutes in 1..120_u64,
     ) {
         let (all, now, start) = (Refusals::default(), Instant::now(), Instant::now());
         let count = deaf.len();
-        let mut fleet = Fleet { all, now, missing, deaf, requests: 0 };
+        let mut fleet = Fleet { all, now, refusal, deaf, requests: 0 };
         for node in 0..count {
             fleet.tries(node);
             fleet.runs(apart);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::{Value, json};
 use vnetpool_operator::azure::{
-    Change, Error, Freshness, Kind, NewPublicAddress, Priority, ProvisioningState, Remedy, ResourceId,
-    Urgency, VmId,
+    ApiVersions, Azure, Change, Config, Error, Freshness, Kind, NewPublicAddress, Priority,
+    ProvisioningState, Remedy, ResourceId, Urgency, VmId,
 };
 
-use crate::script::{Answer, Script, answer, client};
+use crate::script::{Answer, Script, answer, client, config, pass};
 
 const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
 pub const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
@@ -70,6 +70,46 @@ async fn every_call_is_signed_says_who_asks_and_can_be_traced() {
     let traced = |name: &str| heard.iter().map(|one| one.headers[name].clone()).collect::<Vec<_>>();
     let (requests, undertakings) = (traced("x-ms-client-request-id"), traced("x-ms-correlation-request-id"));
     assert!(requests[0] != requests[1] && undertakings[0] == undertakings[1]);
+}
+
+#[tokio::test]
+async fn every_request_is_made_in_the_version_that_was_chosen_for_its_provider() {
+    let script = Script::start().await;
+    let versions = ApiVersions { network: "2031-01-01".into(), compute: "2032-02-02".into() };
+    let azure = Azure::new(&Config { versions, ..config(&script.url, &script.url) }).unwrap();
+    let network = format!("{GROUP}/Microsoft.Network");
+    let vm = format!("azure://{GROUP}/Microsoft.Compute/virtualMachines/vm");
+    let vm = VmId::from_provider_id(&vm).unwrap();
+    let subnet = format!("{network}/virtualNetworks/vnet/subnets/nodes").parse().unwrap();
+    let (table, public): (ResourceId, ResourceId) = (
+        format!("{network}/routeTables/t").parse().unwrap(),
+        format!("{network}/publicIPAddresses/vnp-1").parse().unwrap(),
+    );
+    let nics = json!([{ "id": id().to_string() }]);
+    script
+        .next(answer(200, json!({ "properties": { "networkProfile": { "networkInterfaces": nics } } })))
+        .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
+        .next(answer(200, nic("W/\"2\"", "Succeeded", &["vnp-1"])))
+        .next(answer(200, json!({ "properties": { "subnets": [{ "name": "nodes" }] } })))
+        .next(answer(200, json!({ "value": [] })));
+    azure.nics(&vm, Priority::NewNode).await.unwrap();
+    azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap();
+    azure.network(&subnet, Priority::NewNode).await.unwrap();
+    azure.usages(&subnet.parent().unwrap(), Priority::GiveBack).await.unwrap();
+    // These are refused, but asked all the same.
+    for _ in 0..3 {
+        script.next(answer(400, arm_error("InvalidParameter")));
+    }
+    azure.route_table(&table, Priority::NewNode).await.unwrap_err();
+    azure.public_address(&public, Priority::WarmRefill).await.unwrap_err();
+    azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+    let heard = script.heard();
+    assert_eq!(heard.len(), 8);
+    for request in &heard {
+        let is_of_compute = request.uri.path().contains("/Microsoft.Compute/");
+        let chosen = if is_of_compute { "api-version=2032-02-02" } else { "api-version=2031-01-01" };
+        assert_eq!(request.uri.query(), Some(chosen), "{}", request.uri);
+    }
 }
 
 #[tokio::test]
@@ -141,6 +181,35 @@ async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
         () = tokio::time::sleep(Duration::from_secs(1)) => {}
     }
     assert_eq!(script.heard().iter().map(|one| one.method.as_str()).collect::<Vec<_>>(), ["GET"]);
+}
+
+#[tokio::test]
+async fn public_addresses_that_are_used_up_in_a_region_are_asked_for_by_one_on_behalf_of_all() {
+    let script = Script::start().await;
+    let azure = script.azure();
+    let make = async |name: &str, region: &str| {
+        let id = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-{name}");
+        let id: ResourceId = id.parse().unwrap();
+        let new = NewPublicAddress { location: region.into(), dns_label: None, pod: "a/b".into() };
+        let reserved = azure.reserve_public_address(&id).await;
+        azure.make_public_address(&reserved, &new, Priority::WaitingPods).await
+    };
+    let made = || answer(200, json!({ "properties": { "ipAddress": "20.0.0.1" } }));
+    let used_up = || answer(400, arm_error("PublicIPCountLimitReached"));
+    script.next(used_up()).next(made());
+    make("1", "westeurope").await.unwrap_err();
+    let error = make("2", "westeurope").await.unwrap_err();
+    assert!(error.to_string().contains("vnp-2"), "{error}");
+    make("3", "northeurope").await.unwrap();
+    assert_eq!(script.heard().len(), 2);
+    script.next(used_up()).next(made()).next(made());
+    pass(Duration::from_secs(80)).await;
+    make("1", "westeurope").await.unwrap_err();
+    make("2", "westeurope").await.unwrap_err();
+    pass(Duration::from_secs(80)).await;
+    make("2", "westeurope").await.unwrap();
+    make("1", "westeurope").await.unwrap();
+    assert_eq!(script.heard().len(), 5);
 }
 
 #[tokio::test]

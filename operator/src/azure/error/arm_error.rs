@@ -10,6 +10,8 @@ pub(in crate::azure) struct ArmError {
     pub(super) message: String,
     /// The part of the request that the error is about.
     pub(super) target: String,
+    /// The id of the policy assignment that refuses the request, if `additionalInfo` has it.
+    pub(super) assignment: Option<String>,
     details: Vec<ArmError>,
 }
 
@@ -41,10 +43,12 @@ impl ArmError {
             Some(one) => vec![ArmError::of(one)],
         };
         let (code, message, target) = (field("code"), field("message"), field("target"));
+        let mut more = fields.get("additionalInfo").and_then(Value::as_array).into_iter().flatten();
+        let assignment = more.find_map(|one| one["info"]["policyAssignmentId"].as_str()).map(str::to_owned);
         if code.is_empty() && message.is_empty() && details.is_empty() && !fields.is_empty() {
             return ArmError { message: error.to_string(), ..ArmError::default() };
         }
-        ArmError { code, message, target, details }
+        ArmError { code, message, target, assignment, details }
     }
 
     /// The error and its details, outermost first.
@@ -61,6 +65,12 @@ impl ArmError {
             None => have.eq_ignore_ascii_case(code),
         };
         self.all().into_iter().find(|error| codes.iter().any(|code| is(&error.code, code)))
+    }
+
+    /// The innermost code. An outer "Conflict" or "BadRequest" names nothing that a person could change.
+    pub(super) fn specific_code(&self) -> &str {
+        let inner = self.details.iter().map(ArmError::specific_code).find(|code| !code.is_empty());
+        inner.unwrap_or(&self.code)
     }
 
     /// Every message there is, in words only: NRP puts the specific one into the details.

@@ -33,6 +33,7 @@ pub fn classify(
 ) -> Error {
     let message = error.words();
     let resource = resource.to_owned();
+    let code = || error.specific_code().to_owned();
     // "0 seconds" is no time to wait.
     let stated = retry_after.or_else(|| seconds_in(&message)).filter(|wait| !wait.is_zero());
     let retry = |default: Duration| stated.unwrap_or(default).min(LONGEST_WAIT);
@@ -68,8 +69,12 @@ pub fn classify(
             let scope = quoted(&message).last().unwrap_or_else(|| resource.clone());
             Error::Locked { resource, scope, message }
         }
-        Class::PolicyForbidden => Error::PolicyForbidden { resource, message },
+        Class::PolicyForbidden => {
+            let assignment = telling.and_then(assignment_in);
+            Error::PolicyForbidden { resource, assignment, message }
+        }
         Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },
+        Class::PublicAddressesUsedUp => Error::PublicAddressesUsedUp { resource, message },
         Class::Denied => {
             let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));
             Error::Denied { action, scope, message }
@@ -77,7 +82,7 @@ pub fn classify(
         Class::SubscriptionUnusable(remedy) => Error::SubscriptionUnusable { resource, remedy, message },
         Class::QuotaExceeded => Error::QuotaExceeded { resource, message },
         Class::Busy => Error::Busy { resource, retry_after: retry(BUSY), message },
-        Class::Conflict => Error::Conflict { resource, code: error.code.clone(), message },
+        Class::Conflict => Error::Conflict { resource, code: code(), message },
         Class::NotFound => Error::NotFound { resource, message },
         Class::GroupMissing => Error::ScopeMissing { resource, scope: Scope::Group, message },
         Class::SubscriptionMissing => Error::ScopeMissing { resource, scope: Scope::Subscription, message },
@@ -88,10 +93,8 @@ pub fn classify(
         Class::Stale => Error::Stale { resource },
         Class::Unanswered if effect == Effect::Write => Error::OutcomeUnknown { resource, message },
         Class::Unanswered => Error::Unavailable { resource, retry_after: retry(UNAVAILABLE), message },
-        Class::Refused => {
-            Error::Arm { resource, status: status.unwrap_or_default(), code: error.code.clone(), message }
-        }
-        Class::OperationFailed => Error::Failed { resource, code: error.code.clone(), message },
+        Class::Refused => Error::Arm { resource, status: status.unwrap_or_default(), code: code(), message },
+        Class::OperationFailed => Error::Failed { resource, code: code(), message },
     }
 }
 
@@ -101,6 +104,14 @@ fn deny_assignment(message: &str, resource: &str) -> Option<Error> {
     let name = between(by, "with name '", "' and Id").unwrap_or("without a name").to_owned();
     let action = between(message, "to perform action '", "'").unwrap_or("what it tried").to_owned();
     Some(Error::DenyAssignment { action, resource: resource.to_owned(), name, message: message.to_owned() })
+}
+
+/// The id of the policy assignment that refuses a request. Azure's words quote it, unless the assignment has
+/// words of its own.
+fn assignment_in(refusal: &ArmError) -> Option<String> {
+    let names_it = |text: &&str| text.to_ascii_lowercase().contains("/policyassignments/");
+    let in_words = || refusal.message.split('"').find(names_it);
+    refusal.assignment.as_deref().or_else(in_words).map(str::to_owned)
 }
 
 /// The addresses or blocks that a message names, directly or by an address in them.

@@ -22,6 +22,8 @@ pub(super) enum Class {
     PolicyForbidden,
     /// With the remedy.
     Unattachable(&'static str),
+    /// The subscription has as many as it may in a region.
+    PublicAddressesUsedUp,
     Denied,
     /// With the remedy.
     SubscriptionUnusable(&'static str),
@@ -117,9 +119,7 @@ const TABLE: &[Row] = &[
         Class::Unattachable("Another public address in this region has that name: choose another vnetpool.io/dns-label.")),
     row(&["PublicIPAddressInUse"], Anywhere,
         Class::Unattachable("Something else uses the public address: detach it there.")),
-    row(&["PublicIPCountLimitReached"], Anywhere,
-        Class::Unattachable("The subscription's public addresses are used up in this region: have the quota raised, or let \
-            fewer pods ask for one.")),
+    row(&["PublicIPCountLimitReached"], Anywhere, Class::PublicAddressesUsedUp),
     row(&["InvalidResourceReference"], Anywhere,
         Class::Unattachable("What is referred to doesn't exist: correct the id in the NodeIPPool's attachments or \
             applicationSecurityGroups, or make it in Azure.")),
@@ -129,9 +129,10 @@ const TABLE: &[Row] = &[
     row(&["ResourceRequestsThrottled"], Answer(429), Class::Throttled(Limit::Action)),
     row(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"], Answer(429),
         Class::Throttled(Limit::Provider)),
-    // Causes that pass without help. Compute answers "Conflict" to a concurrent request.
-    row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress",
-          "Conflict"], Anywhere, Class::Busy),
+    // Causes that pass without help. "Conflict" isn't one of them: Compute answers so to a concurrent
+    // request, but it is also the outer code of conflicts that last.
+    row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress"],
+        Anywhere, Class::Busy),
     // Things that aren't there.
     row(&["SubscriptionNotFound"], Anywhere, Class::SubscriptionMissing),
     row(&["ResourceGroupNotFound"], Anywhere, Class::GroupMissing),

@@ -12,6 +12,8 @@ pub struct Matter {
     what: String,
     /// An id in lower case.
     scope: String,
+    /// The types of the refused resource, in lower case, where one refusal shows nothing of other types.
+    kind: String,
     /// One refusal shows that everything in the scope is refused. Otherwise it may concern one resource only.
     pub is_wide: bool,
 }
@@ -20,28 +22,36 @@ impl Matter {
     /// `None`: that isn't the id of anything that one of the sites is in.
     fn of(reason: Reason, what: &str, scope: &str, sites: &[String]) -> Option<Matter> {
         let scope = scope.trim_end_matches('/').to_ascii_lowercase();
-        // A resource that is only referred to, such as an application security group, is refused to the
-        // resource that refers to it: this shows nothing of the rest of its group.
-        if !scope.starts_with("/subscriptions/") || !is_around(&scope, sites) {
+        if !scope.starts_with("/subscriptions/") {
             return None;
         }
+        // A resource that is only referred to, such as an application security group, is refused to the
+        // resource that refers to it: this shows nothing of the rest of its group.
+        let refused = sites.iter().find(|site| is_in(&scope, site))?;
         let is_network = scope.contains("/providers/microsoft.network/virtualnetworks/");
         let is_wide = is_network || !scope.contains("/providers/");
         // A refusal mostly names the resource itself, wherever the right to it, or the lock on it, is missing
         // or set.
-        let scope = if is_wide { scope } else { group(&scope) };
-        Some(Matter { reason, what: what.to_ascii_lowercase(), scope, is_wide })
+        let (scope, kind) = if is_wide { (scope, String::new()) } else { (group(&scope), kind(refused)) };
+        Some(Matter { reason, what: what.to_ascii_lowercase(), scope, kind, is_wide })
     }
 
-    /// Whether one of these, ids in lower case, is in the scope.
+    /// Whether it concerns one of these, ids in lower case.
     pub fn is_around(&self, sites: &[String]) -> bool {
-        is_around(&self.scope, sites)
+        sites.iter().any(|site| is_in(&self.scope, site) && (self.is_wide || self.kind == kind(site)))
     }
 }
 
-fn is_around(scope: &str, sites: &[String]) -> bool {
-    let rest = |site: &String| site.strip_prefix(scope).map(|rest| rest.is_empty() || rest.starts_with('/'));
-    sites.iter().any(|site| rest(site) == Some(true))
+fn is_in(scope: &str, site: &str) -> bool {
+    site.strip_prefix(scope).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The provider and the types of a resource, without the names.
+fn kind(id: &str) -> String {
+    let Some((_, resource)) = id.split_once("/providers/") else { return String::new() };
+    let (provider, rest) = resource.split_once('/').unwrap_or((resource, ""));
+    let types = rest.split('/').step_by(2);
+    std::iter::once(provider).chain(types).collect::<Vec<_>>().join("/")
 }
 
 /// The id of the resource group of a resource.
@@ -55,14 +65,19 @@ fn subscription(id: &str) -> String {
 }
 
 impl Error {
-    /// What this error of a write shows of other resources than the sites, which are the written ones: ids in
-    /// lower case. `None`: nothing.
+    /// What this error shows of other resources than the sites, which are those that were written or read:
+    /// ids in lower case. `None`: nothing.
     pub fn matter(&self, sites: &[String]) -> Option<Matter> {
         let matter = |what, scope| Matter::of(self.reason(), what, scope, sites);
         match self {
             Error::Denied { action, scope, .. } => matter(action, scope),
             Error::DenyAssignment { action, resource, .. } => matter(action, resource),
             Error::Locked { scope, .. } => matter("", scope),
+            // An assignment may spare some resources of its scope, so three have to be refused before it
+            // counts for their group.
+            Error::PolicyForbidden { assignment: Some(assignment), resource, .. } => {
+                matter(assignment, resource)
+            }
             Error::SubscriptionUnusable { resource, .. }
             | Error::ScopeMissing { resource, scope: Scope::Subscription, .. } => {
                 matter("", &subscription(resource))
@@ -76,6 +91,8 @@ impl Error {
     pub fn about(mut self, other: &str) -> Error {
         if let Error::DenyAssignment { resource, .. }
         | Error::Locked { resource, .. }
+        | Error::PolicyForbidden { resource, .. }
+        | Error::PublicAddressesUsedUp { resource, .. }
         | Error::SubscriptionUnusable { resource, .. }
         | Error::ScopeMissing { resource, .. } = &mut self
         {

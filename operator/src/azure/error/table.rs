@@ -11,6 +11,11 @@ use super::*;
 const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";
 const RULE: &str = "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs";
 
+/// ARM's words for an assignment that has none of its own.
+const POLICY: &str = "Resource 'n-nic' was disallowed by policy. Policy identifiers: '[{\"policyAssignment\":{\"name\":\"One address a NIC\",\
+    \"id\":\"/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712\"},\"policyDefinition\":{\"name\":\
+    \"One address a NIC\",\"id\":\"/subscriptions/S/providers/Microsoft.Authorization/policyDefinitions/one\"}}]'.";
+
 /// The remedy that follows.
 #[derive(Debug, PartialEq)]
 enum Conduct {
@@ -97,7 +102,7 @@ fn rows() -> Vec<Row> {
             ("ResourceBusy", Retry(BUSY)), &["Another operation"]),
         row("a concurrent write to Compute", 409,
             error("Conflict", "The request failed due to conflict with a concurrent request."),
-            ("ResourceBusy", Retry(BUSY)), &["concurrent request"]),
+            ("ResourceConflict", Retry(BUSY)), &["concurrent request", "ever less often"]),
         row("a VM operation replaced by a newer one", None,
             error("OperationPreempted", "Operation execution has been preempted by a more recent operation."),
             ("Superseded", ReadAgain), &["preempted", "what else writes"]),
@@ -149,6 +154,9 @@ fn rows() -> Vec<Row> {
         row("a conflict of an unknown kind", 409,
             error("Novel", "It can't be done now."),
             ("ResourceConflict", Retry(BUSY)), &["Novel", "ever less often"]),
+        row("a conflict of an unknown kind, under the code of all conflicts", 409,
+            detailed("Conflict", "The request conflicts with the resource's state.", "Novel", "It can't be done now."),
+            ("ResourceConflict", Retry(BUSY)), &["Novel", "can't be done now"]),
         Row { retry_after: Some(778), ..row("a limit of one action", 429,
             error("ResourceRequestsThrottled", "Number of requests for action 'Microsoft.Network/virtualNetworks/read' exceeded the limit of '2000'."),
             ("Throttled", seconds(778)), &["778 s"]) },
@@ -173,6 +181,9 @@ fn rows() -> Vec<Row> {
         row("a public address's name is taken", 400,
             error("DnsRecordInUse", "DNS record shop.westeurope.cloudapp.azure.com is already used by another public IP."),
             ("NotAttachable", Tell), &["choose another vnetpool.io/dns-label", "shop.westeurope"]),
+        row("the public addresses of a region are used up", 400,
+            error("PublicIPCountLimitReached", "Cannot create more than 20 public IP addresses for this subscription in this region."),
+            ("NotAttachable", Tell), &["Have the quota raised", "more than 20"]),
         row("what is to be attached isn't there", 400,
             error("InvalidResourceReference", "Resource /subscriptions/S/p referenced by resource /subscriptions/S/c was not found."),
             ("NotAttachable", Tell), &["correct the id in the NodeIPPool's attachments", "/subscriptions/S/p"]),
@@ -218,8 +229,15 @@ fn rows() -> Vec<Row> {
                 '/subscriptions/S/resourceGroups/MC_g'. Please remove the lock and try again."),
             ("ResourceLocked", Tell), &["Remove the lock on /subscriptions/S/resourceGroups/MC_g"]),
         row("a policy", 403,
-            error("RequestDisallowedByPolicy", "Resource 'n-nic' was disallowed by policy. Policy identifiers: 'no-secondaries'."),
-            ("PolicyForbidden", Tell), &["no-secondaries", "Exempt it, or change the policy"]),
+            error("RequestDisallowedByPolicy", POLICY),
+            ("PolicyForbidden", Tell), &["an Azure Policy (/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712)",
+                "Exempt it, or change the policy"]),
+        row("a policy with words of its own", 403,
+            json!({ "code": "RequestDisallowedByPolicy", "target": "n-nic",
+                "message": "Resource 'n-nic' was disallowed by policy. Reasons: 'One address a NIC.'. See error details for policy resource IDs.",
+                "additionalInfo": [{ "type": "PolicyViolation", "info": { "policyDefinitionEffect": "Deny",
+                    "policyAssignmentId": "/providers/Microsoft.Management/managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one" } }] }),
+            ("PolicyForbidden", Tell), &["managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one", "One address a NIC."]),
         row("an API version that the cloud doesn't have", 400,
             error("NoRegisteredProviderFound", "No registered resource provider found for location 'usgovvirginia' and API version \
                 '2025-05-01' for type 'networkInterfaces'. The supported api-versions are '2024-03-01, 2023-11-01'."),

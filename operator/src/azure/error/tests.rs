@@ -97,11 +97,15 @@ fn retry_after_wins_over_words_and_words_over_the_default() {
 }
 
 #[test]
-fn conflicts_are_busy() {
-    for code in ["AnotherOperationInProgress", "Conflict"] {
-        let error =
-            write(409, code, "The request failed due to conflict with a concurrent request.", json!(null));
-        assert_eq!(error.remedy(), Remedy::RetryAfter(BUSY), "{error:?}");
+fn a_conflict_with_another_operation_is_busy_and_one_of_an_unknown_kind_may_last() {
+    let words = "The request failed due to conflict with a concurrent request.";
+    let busy = write(409, "Conflict", words, detail("AnotherOperationInProgress", words));
+    assert!(matches!(busy, Error::Busy { .. }), "{busy:?}");
+    let concurrent = write(409, "Conflict", words, json!(null));
+    let lasting = write(409, "Conflict", words, detail("Novel", "It can't be done."));
+    for (error, named) in [(concurrent, "Conflict"), (lasting, "Novel")] {
+        assert!(matches!(&error, Error::Conflict { code, .. } if code == named), "{error:?}");
+        assert_eq!(error.remedy(), Remedy::RetryAfter(BUSY));
     }
 }
 

@@ -12,6 +12,7 @@ use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
+use crate::node::reads::Reads;
 
 /// Azure's limit of ipConfigurations a NIC, the node's own included.
 pub const NIC_SLOTS: u32 = 256;
@@ -114,7 +115,7 @@ impl Wanted<'_> {
 
 /// Finds the NIC. The facts that are known from before are enough, unless there is a reason to ask Azure.
 pub async fn find(
-    ctx: &Context,
+    (ctx, reads): (&Context, &mut Reads<'_>),
     vm: &VmId,
     wanted: &Wanted<'_>,
     known: &Known,
@@ -127,7 +128,7 @@ pub async fn find(
     let (nic, read) = if wanted.occasion.is_held_back {
         (None, Read::Nothing)
     } else if wanted.must_choose(known, now) && wanted.occasion.may_ask {
-        let chosen = choose(ctx, vm, wanted, urgency).await?;
+        let chosen = choose((ctx, reads), vm, wanted, urgency).await?;
         (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
         own.clone_from(&chosen.all);
         let Chosen { serving, lacking, strays, .. } = chosen;
@@ -137,7 +138,9 @@ pub async fn find(
     } else if known.is_left_alone(now) {
         (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
     } else if known.needs_read(now) || wanted.occasion.is_due {
-        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Fresh, urgency).await?;
+        let serving = serving(spec)?;
+        let urgency = reads.may([&serving], urgency)?;
+        let nic = ctx.azure.nic(&serving, Freshness::Fresh, urgency).await?;
         (Some(nic), Read::Nic { at: Instant::now() })
     } else if known.at.is_some() {
         let nic = ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?;
@@ -169,14 +172,16 @@ pub async fn find(
 
 /// Reads the VM and each of its NICs once, and chooses.
 async fn choose(
-    ctx: &Context,
+    (ctx, reads): (&Context, &mut Reads<'_>),
     vm: &VmId,
     wanted: &Wanted<'_>,
     urgency: &Urgency,
 ) -> Result<Chosen, azure::Error> {
-    let all = ctx.azure.nics(vm, urgency).await?;
-    let reads = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, urgency));
-    let nics = futures::future::try_join_all(reads).await?;
+    let of_vm = reads.may([vm.resource()], urgency)?;
+    let all = ctx.azure.nics(vm, of_vm).await?;
+    let of_nics = &reads.may(&all, urgency)?;
+    let nics = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, of_nics));
+    let nics = futures::future::try_join_all(nics).await?;
     let (subnet, grouped, current) = (wanted.subnet(), wanted.grouped(), wanted.current());
     let index = pick(&nics, subnet.as_ref(), grouped.as_ref(), current.as_ref());
     // The subnet is lacking only if no NIC is in it: another may serve because it still holds a reservation.
