@@ -36,7 +36,7 @@ test: setup ## every check and every test that gates a landing; the last line is
 	@tests/run-all.sh test
 
 # Chaos on a cluster: MINUTES of it, by what SEED draws.
-soak: build images build-tests ## MINUTES=10 SEED=7: everything that can end is ended while pods come and go
+soak: build images build-tests ## MINUTES=10 SEED=7 MODE=Prefix WIRING=Bridge: all that can end is ended while pods come and go
 	@$(MAKE) test-clusters RUN=soak
 
 # Kubernetes' own suite is built for this alone. With NIGHTLY all combinations come one after the other.

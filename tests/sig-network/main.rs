@@ -7,7 +7,6 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::fmt::{Display, Formatter};
 use std::fs;
@@ -19,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::runtime::Runtime;
 use vnetpool_crds::pool::{Mode, Wiring};
+use vnetpool_tests::asked::{choice, variable};
 use vnetpool_tests::chapters::is_nightly;
 use vnetpool_tests::cluster::{Cluster, root, tool};
 use vnetpool_tests::specs::Specs;
@@ -47,7 +47,7 @@ impl Combination {
     /// The one that the environment names.
     fn asked_for() -> Result<Self> {
         let proxy_mode = variable("PROXY_MODE")?.unwrap_or_else(|| "iptables".to_owned());
-        Ok(Self { proxy_mode, mode: parsed("MODE")?, wiring: parsed("WIRING")? })
+        Ok(Self { proxy_mode, mode: choice("MODE")?, wiring: choice("WIRING")? })
     }
 
     /// Each way of reserving and each way of wiring, with both modes of kube-proxy.
@@ -78,17 +78,6 @@ impl Combination {
         println!("{self}: {specs}");
         specs.all_passed(SPECS)
     }
-}
-
-/// A variable of the environment, unless it isn't there or empty.
-fn variable(name: &str) -> Result<Option<String>> {
-    let given = std::env::var_os(name).filter(|given| !given.is_empty());
-    given.map(|given| given.into_string().ok().with_context(|| format!("{name} is no text"))).transpose()
-}
-
-fn parsed<T: DeserializeOwned + Default>(name: &str) -> Result<T> {
-    let Some(given) = variable(name)? else { return Ok(T::default()) };
-    serde_json::from_value(json!(given)).with_context(|| format!("{name}={given}"))
 }
 
 /// Runs the suite, prints a line for each spec that has ended, and returns the report.

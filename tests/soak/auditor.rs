@@ -3,16 +3,21 @@
 
 use crate::World;
 use crate::churn::{self, LABEL};
+use crate::logs::{keep_plugin_logs, read_all};
 use anyhow::{Context, Result};
+use jiff::{Timestamp, Zoned};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::ListParams;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
-use vnetpool_process::lock::lock;
-use vnetpool_tests::audit::{self, Addresses, Found, Observation, Ready, Rest};
+use vnetpool_tests::audit::rest::Rest;
+use vnetpool_tests::audit::{Addresses, Answer, Dial, Observation, Ready, readings};
+use vnetpool_tests::cluster::Host;
+use vnetpool_tests::timeline;
 use vnetpool_tests::workload::{ProbePod, target};
 
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -23,8 +28,6 @@ const LINES: usize = 60;
 
 pub struct Auditor<'a> {
     world: &'a World,
-    /// When a pod was first seen, by its UID.
-    made: Mutex<BTreeMap<String, Instant>>,
     /// The violations of the observation before: two places that one observation reads may have changed in
     /// between.
     suspected: BTreeSet<String>,
@@ -33,7 +36,7 @@ pub struct Auditor<'a> {
 
 impl<'a> Auditor<'a> {
     pub fn new(world: &'a World) -> Self {
-        Self { world, made: Mutex::default(), suspected: BTreeSet::new(), last: Instant::now() }
+        Self { world, suspected: BTreeSet::new(), last: Instant::now() }
     }
 
     /// Observes again and again until then.
@@ -50,41 +53,53 @@ impl<'a> Auditor<'a> {
 
     async fn observe(&mut self) -> Result<()> {
         let began = Instant::now();
+        let vm = self.vm()?.address.parse()?;
         let before = self.ready().await?;
+        let dials = self.dials(&before).await?;
         let answers = self.answers(&before).await?;
         let wired = self.wired().await?;
         let nics = self.nics().await?;
-        let observation = Observation { before, answers, wired, nics, after: self.ready().await? };
+        let observation = Observation { vm, before, answers, dials, wired, nics, after: self.ready().await? };
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
         let news: Vec<String> = self.world.sums(|sums| {
             sums.excuses.end(began, &observation);
-            let Found { violations, excused } = observation.found(&sums.excuses);
-            let certain: Vec<String> = violations.intersection(&self.suspected).cloned().collect();
-            self.suspected = violations;
-            sums.observed(&observation, elapsed * excused);
-            certain.into_iter().filter(|one| sums.violations.insert(one.clone())).collect()
+            let found = observation.found(&sums.excuses);
+            sums.observed(&observation, &found, elapsed);
+            let certain: Vec<String> = found.violations.intersection(&self.suspected).cloned().collect();
+            self.suspected = found.violations;
+            certain.into_iter().filter(|one| sums.violated(one)).collect()
         });
         for one in news {
             println!("VIOLATION: {one}");
-            self.print_history(&one)?;
+            self.print_history(&one).await?;
         }
         Ok(())
     }
 
-    /// The lines about the addresses of a violation in all logs of the cluster, oldest first.
-    fn print_history(&self, violation: &str) -> Result<()> {
+    /// The lines about the address of a violation in all logs of the cluster and of Azure, oldest first.
+    async fn print_history(&self, violation: &str) -> Result<()> {
         let Some(address) = violation.split([' ', ',']).find_map(|word| word.parse::<Ipv4Addr>().ok()) else {
             return Ok(());
         };
-        let mut lines = vec![];
-        visit(&self.world.dir.join("logs"), &address.to_string(), &mut lines)?;
-        // Each begins with its time.
-        lines.sort();
-        for line in lines.iter().rev().take(LINES).rev() {
+        for node in &self.world.cluster.state.nodes {
+            // A node that is down has none.
+            if let Err(error) = keep_plugin_logs(self.world, &node.name) {
+                println!("  no log of the plugins of {}: {error:#}", node.name);
+            }
+        }
+        let mut logs = read_all(&self.world.dir.join("logs"))?;
+        logs.push(("azure".to_owned(), written(&self.world.cluster.azure.raw_log().await?)));
+        let lines = timeline::about(address, &logs, Zoned::now().year());
+        for line in &lines[lines.len().saturating_sub(LINES)..] {
             println!("  {line}");
         }
         Ok(())
+    }
+
+    /// The plain VM that asks the pods.
+    fn vm(&self) -> Result<&Host> {
+        self.world.cluster.state.vms.first().context("no plain VM")
     }
 
     /// The pods that are ready; reports new ones to the sums.
@@ -94,7 +109,7 @@ impl<'a> Auditor<'a> {
         let mut ready = Ready::new();
         for pod in &pods {
             let uid = pod.uid().context("a pod without a UID")?;
-            let made = *lock(&self.made).entry(uid.clone()).or_insert_with(Instant::now);
+            let made = made(pod)?;
             if let Some(pod) = ProbePod::of(pod) {
                 self.world.sums(|sums| sums.ready(&uid, &pod.node, made));
                 ready.insert(uid, pod);
@@ -103,26 +118,42 @@ impl<'a> Auditor<'a> {
         Ok(ready)
     }
 
-    /// The pod that answers a plain VM at each of these addresses.
-    async fn answers(&self, pods: &Ready) -> Result<BTreeMap<Ipv4Addr, String>> {
-        if pods.is_empty() {
-            return Ok(BTreeMap::new());
-        }
+    /// The answer to a plain VM at the address of each of these pods.
+    async fn answers(&self, pods: &Ready) -> Result<BTreeMap<Ipv4Addr, Answer>> {
         let urls = pods.values().map(|pod| format!("http://{}/whoami", target(pod.address)));
-        let urls: Vec<String> = urls.collect();
-        let vm = &self.world.cluster.state.vms.first().context("no plain VM")?.name;
+        Ok(readings::answers(&self.curl(&[], urls.collect()).await?))
+    }
+
+    /// Has each of these pods connect to the plain VM and to a pod of each node.
+    async fn dials(&self, pods: &Ready) -> Result<Vec<Dial>> {
+        let mut targets = vec![target(&self.vm()?.address)];
+        for node in &self.world.cluster.state.nodes {
+            let pod = pods.values().find(|pod| pod.node == node.name);
+            targets.extend(pod.map(|pod| target(pod.address)));
+        }
+        let request = json!({ "targets": targets, "timeout_ms": 1000 }).to_string();
+        let urls = pods.values().map(|pod| format!("http://{}/dial", target(pod.address)));
+        Ok(readings::dials(&self.curl(&["--json", &request], urls.collect()).await?))
+    }
+
+    /// What a plain VM gets from all of these, one behind the other.
+    async fn curl(&self, how: &[&str], urls: Vec<String>) -> Result<String> {
+        if urls.is_empty() {
+            return Ok(String::new());
+        }
         // Pods that end meanwhile don't answer, and nor does one whose packets others drop.
         let curl = "curl --silent --parallel --max-time 2 \"$@\" || true";
         let mut command = vec!["sh", "-c", curl, "sh"];
+        command.extend(how);
         command.extend(urls.iter().map(String::as_str));
-        Ok(audit::answers(&self.world.cluster.run_on(vm, &command).await?))
+        self.world.cluster.run_on(&self.vm()?.name, &command).await
     }
 
     async fn wired(&self) -> Result<Addresses> {
         let mut wired = Addresses::new();
         for node in &self.world.cluster.state.nodes {
             let routes = self.world.cluster.run_on(&node.name, &["ip", "-json", "route", "show"]).await?;
-            wired.insert(node.name.clone(), audit::led_to_pods(&routes)?);
+            wired.insert(node.name.clone(), readings::led_to_pods(&routes)?);
         }
         Ok(wired)
     }
@@ -130,7 +161,7 @@ impl<'a> Auditor<'a> {
     /// The secondary addresses of each node's NIC.
     async fn nics(&self) -> Result<Addresses> {
         let nics = self.world.cluster.azure.nics().await?;
-        let of = |node: &vnetpool_tests::cluster::Host| {
+        let of = |node: &Host| {
             let nic = nics.get(&node.nic_id.to_lowercase());
             (node.name.clone(), nic.into_iter().flat_map(|nic| nic.pod_addresses()).collect())
         };
@@ -143,9 +174,9 @@ impl<'a> Auditor<'a> {
         for node in &self.world.cluster.state.nodes {
             let file = self.world.cluster.host(&node.name)?.path("/run/vnetpool/ledger");
             let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            ledgers.insert(node.name.clone(), audit::assigned(&text));
+            ledgers.insert(node.name.clone(), readings::assigned(&text));
         }
-        let specs = audit::reserved(&serde_json::from_str(&list)?);
+        let specs = readings::reserved(&serde_json::from_str(&list)?);
         Ok(Rest { nics: self.nics().await?, specs, ledgers, wired: self.wired().await? })
     }
 
@@ -168,18 +199,27 @@ impl<'a> Auditor<'a> {
     }
 }
 
-/// The lines with this word in all files below a folder.
-fn visit(folder: &std::path::Path, word: &str, lines: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder)?.flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            visit(&path, word, lines)?;
-        } else {
-            let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let about = text.lines().filter(|line| line.contains(word));
-            lines.extend(about.map(|line| format!("{line} [{name}]")));
-        }
-    }
-    Ok(())
+/// When a pod was made, or less than a second before.
+fn made(pod: &Pod) -> Result<Instant> {
+    let made = pod.creation_timestamp().context("a pod without a time")?;
+    let age = Timestamp::now().duration_since(made.0);
+    Instant::now().checked_sub(age.try_into().unwrap_or_default()).context("a pod older than this machine")
+}
+
+/// All that was written to Azure, a line for each request.
+fn written(log: &Value) -> String {
+    let writes = log.as_array().into_iter().flatten().filter(|one| one["method"] != "GET");
+    let line = |one: &Value| {
+        let [time, method, path, status, response] =
+            ["time", "method", "path", "status", "response"].map(|field| &one[field]);
+        let addresses = addresses(response);
+        format!("{} {method} {path}: {status}, holds {addresses:?}\n", time.as_str().unwrap_or_default())
+    };
+    writes.map(line).collect()
+}
+
+/// The addresses of a NIC's document.
+fn addresses(nic: &Value) -> Vec<&str> {
+    let all = nic["properties"]["ipConfigurations"].as_array().into_iter().flatten();
+    all.filter_map(|one| one["properties"]["privateIPAddress"].as_str()).collect()
 }

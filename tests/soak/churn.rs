@@ -18,6 +18,8 @@ const MOST: usize = 8;
 const BETWEEN: Duration = Duration::from_millis(400);
 /// An API server that stands still holds the churn up no longer.
 const REQUEST: Duration = Duration::from_secs(5);
+/// By this label of nodes each pod chooses its own.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 /// The label of all pods here.
 pub const LABEL: &str = "app=soak";
 
@@ -25,16 +27,24 @@ pub fn pods(world: &World) -> Api<Pod> {
     Api::namespaced(world.cluster.client.clone(), "default")
 }
 
+/// After so many steps the pods are read anew: a store that is set back has other ones.
+const READ: usize = 20;
+
 /// Makes and deletes pods until then. Pods that the API server doesn't take are left out.
 pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
     let (mut draws, api) = (Draws::of(seed), pods(world));
-    let mut there: BTreeMap<&str, VecDeque<String>> = BTreeMap::new();
-    for number in 0.. {
+    let mut there: BTreeMap<String, VecDeque<String>> = BTreeMap::new();
+    for number in 0_usize.. {
         if Instant::now() >= until {
             break;
         }
+        if number.is_multiple_of(READ)
+            && let Ok(Ok(pods)) = timeout(REQUEST, api.list(&ListParams::default().labels(LABEL))).await
+        {
+            there = by_node(&pods.items);
+        }
         let node = NODES[draws.below(NODES.len(), "node")];
-        let pods = there.entry(node).or_default();
+        let pods = there.entry(node.to_owned()).or_default();
         if pods.len() < MOST && (pods.is_empty() || draws.below(5, "comes") < 3) {
             let pod = serde_json::from_value(pod(&format!("soak-{number}"), node))?;
             if let Ok(Ok(made)) = timeout(REQUEST, api.create(&PostParams::default(), &pod)).await {
@@ -63,11 +73,25 @@ pub async fn end(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// The names of pods that aren't ending, by the node that they were made for, the oldest first.
+fn by_node(pods: &[Pod]) -> BTreeMap<String, VecDeque<String>> {
+    let mut oldest_first: Vec<&Pod> =
+        pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
+    oldest_first.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let mut named: BTreeMap<String, VecDeque<String>> = BTreeMap::new();
+    for pod in oldest_first {
+        let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
+        let node = selector.and_then(|selector| selector.get(HOSTNAME)).cloned();
+        named.entry(node.unwrap_or_default()).or_default().extend(pod.metadata.name.clone());
+    }
+    named
+}
+
 fn pod(name: &str, node: &str) -> serde_json::Value {
     json!({
         "metadata": { "name": name, "labels": { "app": "soak" } },
         "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": node },
+            "nodeSelector": { HOSTNAME: node },
             // A node that is full or just booting has the pod all the same.
             "tolerations": [{ "operator": "Exists" }],
             "terminationGracePeriodSeconds": 1,

@@ -1,23 +1,32 @@
 //! The faults that hit the cluster, drawn by a seed.
 
 use crate::World;
-use anyhow::{Result, ensure};
+use crate::hunt::{OPENINGS, hunt};
+use crate::logs::keep_plugin_logs;
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs::{File, remove_file};
+use std::io::{ErrorKind, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use vnetpool_azure_sim::Draws;
+use vnetpool_operator::azure::codes;
 use vnetpool_tests::cluster::Host;
+use vnetpool_tests::lots::Lots;
 use vnetpool_tests::node::processes_in;
 
-/// How long a stopped process stands still, at most and at least.
+/// How long a process stands still, or something else lasts, at least and at most.
 const STILL: (u64, u64) = (5, 20);
-/// How long to wait for a plugin in the middle of a verb, to kill it.
-const HUNT: Duration = Duration::from_secs(3);
 /// Where the Lease is.
 const NAMESPACE: &str = "vnetpool-system";
+/// The page of a tmpfs, which fills up page by page.
+const PAGE: [u8; 4096] = [0; 4096];
+/// A node's `/run` has no more room than this.
+const ROOM: usize = 256 << 20;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -27,32 +36,34 @@ enum Kind {
     KubeletKilled,
     RuntimeKilled,
     ProxyKilled,
-    StoreStands,
-    ApiServerStands,
+    StoreKilled,
+    ApiServerKilled,
     AgentStands,
     OperatorStands,
-    AzureRefuses,
-    AzureCuts,
+    KubeletStands,
+    RuntimeStands,
+    StoreStands,
+    ApiServerStands,
+    WatchesCut,
+    AzureIsHostile,
     AzureFailsLate,
     AzureIsSlow,
     NicWiped,
     RulesFlushed,
     LeaseDeleted,
     LedgerRemoved,
+    RunFilled,
     NodeRebooted,
     NodeReplaced,
+    StoreRestored,
 }
-
-use Kind::{
-    AgentKilled, AgentStands, ApiServerStands, AzureCuts, AzureFailsLate, AzureIsSlow, AzureRefuses,
-    KubeletKilled, LeaseDeleted, LedgerRemoved, NicWiped, NodeRebooted, NodeReplaced, OperatorKilled,
-    OperatorStands, PluginsKilled, ProxyKilled, RulesFlushed, RuntimeKilled, StoreStands,
-};
+use Kind::*;
 
 /// The nodes on which a fault can be felt.
 #[derive(Clone, Copy, PartialEq)]
 enum On {
     One,
+    /// It is Azure's, the operator's or the control plane's.
     Every,
 }
 use On::{Every, One};
@@ -66,118 +77,147 @@ pub struct Fault {
     pub name: &'static str,
 }
 
-const ALL: [Fault; 18] = [
+const ALL: [Fault; 23] = [
     Fault { kind: AgentKilled, on: One, times: 3, name: "agent killed" },
     Fault { kind: OperatorKilled, on: Every, times: 3, name: "operators killed" },
     Fault { kind: PluginsKilled, on: One, times: 3, name: "plugins killed in the middle of a verb" },
     Fault { kind: KubeletKilled, on: One, times: 1, name: "kubelet killed" },
     Fault { kind: RuntimeKilled, on: One, times: 1, name: "containerd killed" },
     Fault { kind: ProxyKilled, on: One, times: 1, name: "kube-proxy killed" },
-    Fault { kind: StoreStands, on: Every, times: 1, name: "etcd stands still" },
-    Fault { kind: ApiServerStands, on: Every, times: 1, name: "API server stands still" },
+    Fault { kind: StoreKilled, on: Every, times: 1, name: "etcd killed" },
+    Fault { kind: ApiServerKilled, on: Every, times: 1, name: "API server killed" },
     Fault { kind: AgentStands, on: One, times: 1, name: "agent stands still" },
     Fault { kind: OperatorStands, on: Every, times: 1, name: "operators stand still" },
-    Fault { kind: AzureRefuses, on: Every, times: 2, name: "Azure refuses" },
-    Fault { kind: AzureCuts, on: Every, times: 2, name: "Azure's answers are cut" },
+    Fault { kind: KubeletStands, on: One, times: 1, name: "kubelet stands still" },
+    Fault { kind: RuntimeStands, on: One, times: 1, name: "containerd stands still" },
+    Fault { kind: StoreStands, on: Every, times: 1, name: "etcd stands still" },
+    Fault { kind: ApiServerStands, on: Every, times: 1, name: "API server stands still" },
+    Fault { kind: WatchesCut, on: Every, times: 1, name: "watches cut" },
+    Fault { kind: AzureIsHostile, on: Every, times: 3, name: "Azure gives any answer" },
     Fault { kind: AzureFailsLate, on: Every, times: 1, name: "operations of Azure fail" },
     Fault { kind: AzureIsSlow, on: Every, times: 1, name: "Azure is slow" },
     Fault { kind: NicWiped, on: One, times: 1, name: "NIC wiped by others" },
     Fault { kind: RulesFlushed, on: One, times: 1, name: "nftables flushed" },
     Fault { kind: LeaseDeleted, on: Every, times: 1, name: "Lease deleted" },
     Fault { kind: LedgerRemoved, on: One, times: 1, name: "ledger removed" },
+    Fault { kind: RunFilled, on: One, times: 1, name: "/run filled up" },
 ];
-/// They take a node half a minute, so they come only so often: one of them, in turn, in this many faults.
-const RARE: [Fault; 2] = [
+/// They take a node or the control plane half a minute, so they come only so often: one of them, in turn, in
+/// this many faults.
+const RARE: [Fault; 3] = [
     Fault { kind: NodeRebooted, on: One, times: 1, name: "node rebooted" },
     Fault { kind: NodeReplaced, on: One, times: 1, name: "node replaced under its name" },
+    Fault { kind: StoreRestored, on: Every, times: 1, name: "etcd restored from a snapshot" },
 ];
-const RARE_EVERY: usize = 25;
+const RARE_EVERY: usize = 12;
+
+/// All kinds of faults by their names.
+pub fn names() -> Vec<&'static str> {
+    ALL.iter().chain(&RARE).map(|fault| fault.name).collect()
+}
 
 pub struct Faults {
     draws: Draws,
     drawn: usize,
     /// Each as often as it is to be drawn.
-    lots: Vec<Fault>,
+    lots: Lots<Fault>,
 }
 
 impl Faults {
     pub fn new(draws: Draws) -> Self {
         let lots = ALL.iter().flat_map(|fault| std::iter::repeat_n(*fault, fault.times)).collect();
-        Self { draws, drawn: 0, lots }
+        Self { draws, drawn: 0, lots: Lots::new(lots) }
     }
 
     /// The next fault, and how much longer than usual to wait after it.
-    pub fn draw(&mut self) -> (Fault, Duration) {
+    pub fn draw(&mut self) -> Result<(Fault, Duration)> {
         self.drawn += 1;
         let fault = match self.drawn % RARE_EVERY {
             0 => RARE[(self.drawn / RARE_EVERY - 1) % RARE.len()],
-            _ => self.lots[self.draws.below(self.lots.len(), "fault")],
+            _ => self.lots.draw(&mut self.draws).context("no faults")?,
         };
-        (fault, Duration::from_millis(self.draws.below(3000, "pause") as u64))
+        Ok((fault, Duration::from_millis(self.draws.below(3000, "pause") as u64)))
     }
 
-    /// Does it; gives the one node that it concerns.
-    pub async fn strike(&mut self, world: &World, fault: Fault) -> Result<Option<String>> {
+    /// Does it, and reports it to the sums.
+    ///
+    /// # Errors
+    /// When it couldn't be done: another fault may be in its way, or there was nothing to be hit.
+    pub async fn strike(&mut self, world: &World, fault: Fault) -> Result<()> {
         let nodes = &world.cluster.state.nodes;
         let node = nodes[self.draws.below(nodes.len(), "node")].name.clone();
         let host = world.cluster.host(&node)?;
         let still = STILL.0 + self.draws.below((STILL.1 - STILL.0) as usize, "still") as u64;
         let still = Duration::from_secs(still);
         println!("fault: {} ({node})", fault.name);
+        let began = Instant::now();
         match fault.kind {
             AgentKilled => signal("KILL", &host.processes("vnetpool-node-agent"))?,
             KubeletKilled => signal("KILL", &host.processes("kubelet"))?,
             RuntimeKilled => signal("KILL", &host.processes("containerd"))?,
             ProxyKilled => signal("KILL", &host.processes("kube-proxy"))?,
-            PluginsKilled => hunt(&host).await?,
+            PluginsKilled => {
+                let (folder, first) = (host.path("/run/vnetpool"), self.draws.below(OPENINGS, "opening"));
+                let killed = tokio::task::spawn_blocking(move || hunt(&folder, first)).await??;
+                ensure!(killed > 0, "no plugin ran");
+            }
+            StoreKilled => world.cluster.crash("etcd", still / 4).await?,
+            ApiServerKilled => world.cluster.crash("kube-apiserver", still / 4).await?,
             AgentStands => stand(&host.processes("vnetpool-node-agent"), still).await?,
+            KubeletStands => stand(&host.processes("kubelet"), still).await?,
+            RuntimeStands => stand(&host.processes("containerd"), still).await?,
             OperatorKilled => signal("KILL", &operators(world)?)?,
             OperatorStands => stand(&operators(world)?, still).await?,
             // The API server has no other store: it ends its waiting with the store's.
             StoreStands => stand(&of_control_plane("etcd"), still / 2).await?,
             ApiServerStands => stand(&of_control_plane("kube-apiserver"), still / 2).await?,
-            AzureRefuses | AzureCuts | AzureFailsLate | AzureIsSlow => self.spoil(world, fault.kind).await?,
+            WatchesCut => cut_watches(world).await?,
+            AzureIsHostile => self.defy(world, still).await?,
+            AzureFailsLate | AzureIsSlow => self.spoil(world, fault.kind).await?,
             NicWiped => wipe(world, &host).await?,
             RulesFlushed => {
                 world.cluster.run_on(&node, &["nft", "flush", "ruleset"]).await?;
             }
             LeaseDeleted => {
                 let lease = ["delete", "lease", "--all", "--namespace", NAMESPACE, "--request-timeout=10s"];
-                world.cluster.kubectl(&lease).await?;
+                let deleted = world.cluster.kubectl(&lease).await?;
+                ensure!(deleted.contains("deleted"), "there is no Lease: {deleted}");
             }
-            LedgerRemoved => std::fs::remove_file(host.path("/run/vnetpool/ledger"))?,
-            NodeRebooted => world.cluster.node("reboot", &node).await?,
+            LedgerRemoved => remove_file(host.path("/run/vnetpool/ledger"))?,
+            RunFilled => fill(&host, still).await?,
+            NodeRebooted => {
+                keep_plugin_logs(world, &node)?;
+                world.cluster.node("reboot", &node).await?;
+            }
             NodeReplaced => replace(world, &host).await?,
+            StoreRestored => set_back(world, still).await?,
         }
-        Ok((fault.on == One).then_some(node))
+        let felt: BTreeSet<String> = match fault.on {
+            One => [node].into(),
+            Every => nodes.iter().map(|node| node.name.clone()).collect(),
+        };
+        world.sums(|sums| sums.struck(fault.name, began, felt, fault.on == Every));
+        Ok(())
+    }
+
+    /// For a while Azure gives any answer. Some of its refusals only a person ends, and an edit of the pool
+    /// has them tried again.
+    async fn defy(&mut self, world: &World, time: Duration) -> Result<()> {
+        world.cluster.azure.be_hostile(self.draws.next("hostility"), codes().collect()).await?;
+        sleep(time).await;
+        world.cluster.azure.heal().await?;
+        world.edit_pool().await
     }
 
     /// The next few requests about NICs meet this.
     async fn spoil(&mut self, world: &World, kind: Kind) -> Result<()> {
-        const REFUSALS: [(u16, &str); 6] = [
-            (429, "TooManyRequests"),
-            (500, "InternalServerError"),
-            (503, "ServerBusy"),
-            (409, "AnotherOperationInProgress"),
-            (412, "PreconditionFailed"),
-            (400, "SubnetIsFull"),
-        ];
-        let effect = match kind {
-            AzureRefuses => {
-                let (status, code) = REFUSALS[self.draws.below(REFUSALS.len(), "refusal")];
-                json!({ "kind": "status", "status": status,
-                    "body": { "error": { "code": code, "message": "as the soak has it" } } })
+        let (method, effect) = match kind {
+            AzureFailsLate => {
+                let error = json!({ "code": "InternalServerError", "message": "as the soak has it" });
+                ("PUT", json!({ "kind": "operation_ends", "status": "Failed", "error": error }))
             }
-            AzureCuts => {
-                let kinds = ["cut_before_apply", "cut_after_apply", "cut_body"];
-                json!({ "kind": kinds[self.draws.below(kinds.len(), "cut")] })
-            }
-            AzureFailsLate => json!({ "kind": "operation_ends", "status": "Failed",
-                "error": { "code": "InternalServerError", "message": "as the soak has it" } }),
-            _ => json!({ "kind": "delay", "ms": 4000 }),
+            _ => (["GET", "PUT"][self.draws.below(2, "method")], json!({ "kind": "delay", "ms": 4000 })),
         };
-        let method =
-            if kind == AzureFailsLate { "PUT" } else { ["GET", "PUT"][self.draws.below(2, "method")] };
         let count = 1 + self.draws.below(3, "count");
         let order = json!({ "method": method, "path_contains": "/networkInterfaces/", "count": count,
             "effect": effect });
@@ -211,17 +251,51 @@ async fn stand(pids: &[u32], time: Duration) -> Result<()> {
     signal("CONT", pids)
 }
 
-/// Kills plugins as they come.
-async fn hunt(host: &Host) -> Result<()> {
-    let until = Instant::now() + HUNT;
-    while Instant::now() < until {
-        let plugins = host.processes("vnetpool");
-        if !plugins.is_empty() {
-            signal("KILL", &plugins)?;
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
+/// Cuts all connections to the API server, and with them each watch.
+async fn cut_watches(world: &World) -> Result<()> {
+    let cut = ["ss", "--kill", "--tcp", "--numeric", "--no-header", "sport = :6443"];
+    let cut = world.cluster.run_on("control-plane", &cut).await?;
+    ensure!(!cut.trim().is_empty(), "there was no connection");
     Ok(())
+}
+
+/// The node's `/run` has no room for a while.
+async fn fill(host: &Host, time: Duration) -> Result<()> {
+    let path = host.path("/run/filled");
+    let filled = fill_up(&path);
+    if filled.is_ok() {
+        sleep(time).await;
+    }
+    filled.and(remove_file(&path).map_err(Into::into))
+}
+
+/// Writes a file until there is no room left.
+fn fill_up(path: &Path) -> Result<()> {
+    let mut file = File::create(path)?;
+    for _ in 0..ROOM / PAGE.len() {
+        match file.write_all(&PAGE) {
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+            written => written?,
+        }
+    }
+    bail!("{} has more room than any node's /run", path.display())
+}
+
+/// The API server's store is what it was some seconds before. As after any restore, what knows later versions
+/// of objects is started again: a kubelet's watch would wait for versions that come only later, and
+/// kube-proxy's, too ("Operating etcd clusters", Kubernetes' documentation). Ours must notice by itself.
+async fn set_back(world: &World, time: Duration) -> Result<()> {
+    world.cluster.backup("save").await?;
+    sleep(time).await;
+    world.sums(|sums| sums.excuses.set_back(Instant::now()));
+    let restored = world.cluster.backup("restore").await;
+    for node in &world.cluster.state.nodes {
+        let host = world.cluster.host(&node.name)?;
+        signal("KILL", &host.processes("kubelet"))?;
+        signal("KILL", &host.processes("kube-proxy"))?;
+    }
+    world.sums(|sums| sums.excuses.set_back(Instant::now()));
+    restored
 }
 
 /// Has something take addresses off a node's NIC, which is excused meanwhile and after that.
@@ -245,6 +319,7 @@ async fn wipe(world: &World, host: &Host) -> Result<()> {
 /// Its machine and its Node are deleted and made anew. Until the API server and the new kubelet have noticed,
 /// the old one's pods seem to run with the addresses that went with it.
 async fn replace(world: &World, host: &Host) -> Result<()> {
+    keep_plugin_logs(world, &host.name)?;
     let replaced = async {
         let held = world.cluster.azure.nic(&host.nic_id).await.map(|nic| nic.pod_addresses());
         let deleted = world.cluster.node("delete", &host.name).await;

@@ -2,101 +2,154 @@
 //! refused is, drawn by a seed. All the while an auditor compares Azure, the kernels, the objects and the
 //! answers of pods, and at the end all four have to agree.
 //!
-//! `make soak MINUTES=10 SEED=7`; the defaults are two minutes of seed 1. The faults depend on the seed
-//! alone, their outcome also on the machine, so a seed that shows a fault may need to be run more than once.
+//! `make soak MINUTES=10 SEED=7 MODE=Prefix WIRING=Bridge`; the defaults are two minutes of seed 1 with
+//! `Address` and `Routed`. The faults depend on the seed alone, their outcome also on the machine, so a seed
+//! that shows a fault may need to be run more than once.
 //!
 //! ```text
 //!   churn    pods, and who of them has started
 //!   faults   what is done to the cluster
+//!   hunt     how plugins are killed in the middle of a verb
 //!   auditor  checks the invariants again and again
-//!   sums     what was done, how long it took to heal, and what was violated
+//!   logs     where the timeline of an address comes from
 //! ```
 
 mod auditor;
 mod churn;
 mod faults;
-mod sums;
+mod hunt;
+mod logs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use auditor::Auditor;
 use faults::Faults;
 use libtest_mimic::{Arguments, Trial};
 use serde_json::json;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use sums::Sums;
 use tokio::time::sleep;
 use vnetpool_azure_sim::Draws;
-use vnetpool_process::lock::lock;
+use vnetpool_crds::pool::{Mode, Wiring};
+use vnetpool_tests::asked::{choice, number};
+use vnetpool_tests::audit::excuses::{BLOCKS_NOTICED, Excuses, NOTICED};
+use vnetpool_tests::audit::sums::Sums;
 use vnetpool_tests::cluster::{Cluster, root};
 use vnetpool_tests::eventually;
 
 /// The pause between two faults, at least; as much again is drawn.
 const BETWEEN: Duration = Duration::from_secs(3);
-/// After the last fault all pods have what they need within this time. A NIC that was wiped is noticed within
-/// three minutes, and Azure's refusals are tried again within two.
-const SETTLED: Duration = Duration::from_secs(300);
+/// After the last fault all pods have what they need within this time, or so long after a NIC that was wiped
+/// is noticed. Azure's refusals are tried again within two minutes.
+const SETTLED: Duration = Duration::from_secs(120);
+/// The pool's minimum, and the other one that it has after each second edit.
+const MINIMUM: u32 = 2;
 
 /// The state that all parts share.
 pub struct World {
     pub cluster: Cluster,
     pub dir: PathBuf,
-    pub sums: Mutex<Sums>,
+    sums: RefCell<Sums>,
+    edits: Cell<u32>,
 }
 
 impl World {
     pub fn sums<T>(&self, change: impl FnOnce(&mut Sums) -> T) -> T {
-        change(&mut lock(&self.sums))
+        change(&mut self.sums.borrow_mut())
+    }
+
+    /// Edits the pool, as a person does to have it tried again what Azure has refused for good.
+    pub async fn edit_pool(&self) -> Result<()> {
+        self.edits.set(self.edits.get() + 1);
+        let minimum = MINIMUM + self.edits.get() % 2;
+        self.cluster.patch_pool(json!({ "sizing": { "minimum": minimum } })).await
     }
 }
 
-fn number(name: &str, usual: u64) -> Result<u64> {
-    match std::env::var(name) {
-        Ok(given) => given.parse().with_context(|| format!("{name}={given}")),
-        Err(_) => Ok(usual),
-    }
+/// One run.
+struct Run {
+    length: Duration,
+    seed: u64,
+    mode: Mode,
+    wiring: Wiring,
 }
 
-async fn soak(minutes: u64, seed: u64) -> Result<()> {
-    println!("MINUTES={minutes} SEED={seed}");
-    let dir = root().join("target/cluster/soak");
-    let cluster = Cluster::up(&dir, 3, 1).await?;
-    cluster.install().await?;
-    // Azure's real ten seconds would leave time for few writes only.
-    cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
-    let sizing = json!({ "minimum": 2, "warm": 2, "batch": 2, "releaseAfter": "5s" });
-    cluster.patch_pool(json!({ "cooldown": "3s", "sizing": sizing })).await?;
-    let world = World { cluster, dir, sums: Mutex::new(Sums::default()) };
-    let mut auditor = Auditor::new(&world);
-    let begun = Instant::now();
-    let until = begun + Duration::from_secs(minutes * 60);
-    // The first that fails ends the others: each goes on until then.
-    tokio::try_join!(churn::run(&world, seed, until), strike(&world, seed, until), auditor.run(until))?;
-    world.cluster.azure.mend_all().await?;
-    let settled = Instant::now();
-    eventually("all pods run, and NIC, spec, ledger and kernel agree", SETTLED, || auditor.agreement())
+impl Run {
+    /// The one that the environment names.
+    fn asked_for() -> Result<Self> {
+        let length = Duration::from_secs(number("MINUTES", 2)? * 60);
+        Ok(Self { length, seed: number("SEED", 1)?, mode: choice("MODE")?, wiring: choice("WIRING")? })
+    }
+
+    /// How long it takes to notice what others have done to a NIC, and how many free addresses a node keeps:
+    /// more than a block, so that blocks come and go.
+    fn expects(&self) -> Result<(Duration, u32)> {
+        match self.mode {
+            Mode::Address => Ok((NOTICED, 2)),
+            Mode::Prefix => Ok((BLOCKS_NOTICED, 12)),
+            Mode::Route => bail!("the soak's network has no route table: MODE is Address or Prefix"),
+        }
+    }
+
+    async fn soak(&self) -> Result<()> {
+        let Run { length, seed, mode, wiring } = self;
+        println!("MINUTES={} SEED={seed} MODE={mode:?} WIRING={wiring:?}", length.as_secs() / 60);
+        let (noticed, warm) = self.expects()?;
+        let world = self.world(warm, Excuses::new(noticed)).await?;
+        let mut auditor = Auditor::new(&world);
+        let until = Instant::now() + *length;
+        // The first that fails ends the others: each goes on until then.
+        tokio::try_join!(churn::run(&world, *seed, until), strike(&world, *seed, until), auditor.run(until))?;
+        world.cluster.azure.mend_all().await?;
+        let settled = Instant::now();
+        eventually("all pods run, and NIC, spec, ledger and kernel agree", noticed + SETTLED, || {
+            auditor.agreement()
+        })
         .await
-        .inspect_err(|_| world.sums(|sums| sums.print()))?;
-    let took = settled.elapsed();
-    churn::end(&world).await?;
-    eventually("nothing of a pod is left on any node", SETTLED, || auditor.emptiness()).await?;
-    world.sums(|sums| {
-        sums.print();
-        println!("after the last fault all agreed within {:.1} s", took.as_secs_f64());
-        sums.verdict().with_context(|| format!("SEED={seed}"))
-    })
+        .inspect_err(|_| world.sums(|sums| println!("{sums}")))?;
+        let took = settled.elapsed();
+        churn::end(&world).await?;
+        eventually("nothing of a pod is left on any node", noticed + SETTLED, || auditor.emptiness()).await?;
+        world.sums(|sums| {
+            println!("{sums}after the last fault all agreed within {:.1} s", took.as_secs_f64());
+            sums.verdict(*length, &faults::names()).with_context(|| format!("SEED={seed}"))
+        })
+    }
+
+    /// A cluster whose nodes are all served in this mode and with this wiring.
+    async fn world(&self, warm: u32, excuses: Excuses) -> Result<World> {
+        let Run { mode, wiring, .. } = self;
+        let dir = root().join("target/cluster/soak");
+        let cluster = Cluster::up(&dir, 3, 1).await?;
+        let pool = json!({ "mode": mode, "wiring": wiring });
+        cluster.install_with(&["--set-json", &format!("defaultPool.spec={pool}")]).await?;
+        for node in &cluster.state.nodes {
+            let spec = cluster.allocation(&node.name).await?.spec;
+            let is_so = spec.mode == *mode && spec.wiring == *wiring;
+            ensure!(
+                is_so,
+                "{} is served in mode {:?} with the wiring {:?}",
+                node.name,
+                spec.mode,
+                spec.wiring
+            );
+        }
+        // Azure's real ten seconds would leave time for few writes only.
+        cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
+        let sizing = json!({ "minimum": MINIMUM, "warm": warm, "batch": 2, "releaseAfter": "5s" });
+        cluster.patch_pool(json!({ "cooldown": "3s", "sizing": sizing })).await?;
+        Ok(World { cluster, dir, sums: RefCell::new(Sums::new(excuses)), edits: Cell::new(0) })
+    }
 }
 
 async fn strike(world: &World, seed: u64, until: Instant) -> Result<()> {
     let mut faults = Faults::new(Draws::of(seed));
     while Instant::now() < until {
-        let (fault, wait) = faults.draw();
-        match faults.strike(world, fault).await {
-            Ok(node) => world.sums(|sums| sums.struck(fault.name, node)),
-            // Another fault may be in its way, such as an API server that stands still.
-            Err(error) => println!("{} failed: {error:#}", fault.name),
+        let (fault, wait) = faults.draw()?;
+        if let Err(error) = faults.strike(world, fault).await {
+            println!("{} failed: {error:#}", fault.name);
+            world.sums(|sums| sums.failed(fault.name, format!("{error:#}")));
         }
         sleep(BETWEEN + wait).await;
     }
@@ -104,10 +157,7 @@ async fn strike(world: &World, seed: u64, until: Instant) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let run = || -> Result<()> {
-        let (minutes, seed) = (number("MINUTES", 2)?, number("SEED", 1)?);
-        tokio::runtime::Runtime::new()?.block_on(soak(minutes, seed))
-    };
+    let run = || -> Result<()> { tokio::runtime::Runtime::new()?.block_on(Run::asked_for()?.soak()) };
     let name = "no_address_is_doubled_or_lost_or_left_behind_whatever_ends";
     let trial = Trial::test(name, move || run().map_err(|error| format!("{error:#}").into()));
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit_code()

@@ -1,17 +1,23 @@
 //! The invariants of a cluster whatever happens to it, by an auditor's observations of Azure, the kernels,
 //! the objects, the ledgers and the answers of pods. It uses no line of the product, so that a fault there
 //! can't hide itself.
+//!
+//! ```text
+//!   readings  what the programs print that show all this
+//!   excuses   what others have done to a NIC or to the API server's store, and until when that counts
+//!   rest      what must hold once nothing is under way any more
+//!   sums      what was done and seen, and whether that is enough to believe it
+//! ```
+
+pub mod excuses;
+pub mod readings;
+pub mod rest;
+pub mod sums;
 
 use crate::workload::ProbePod;
-use anyhow::{Result, ensure};
-use serde::Deserialize;
-use serde_json::Value;
+use excuses::Excuses;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
-
-/// Links of pods begin so.
-const LINK_PREFIX: &str = "vnp";
 
 /// The pods that are ready, by UID.
 pub type Ready = BTreeMap<String, ProbePod>;
@@ -20,16 +26,35 @@ pub type Addresses = BTreeMap<String, BTreeSet<Ipv4Addr>>;
 
 /// One observation, in the order in which an address comes into use, backwards: what has ended in between is
 /// no fault.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observation {
+    /// The plain VM that asks the pods.
+    pub vm: Ipv4Addr,
     pub before: Ready,
-    /// The name of the pod that answers at an address.
-    pub answers: BTreeMap<Ipv4Addr, String>,
+    /// The answer to the VM at an address.
+    pub answers: BTreeMap<Ipv4Addr, Answer>,
+    /// Connections of pods to the VM and to pods of each node.
+    pub dials: Vec<Dial>,
     /// The addresses that each node's kernel sends to pods.
     pub wired: Addresses,
     /// The addresses for pods that each node's NIC holds.
     pub nics: Addresses,
     pub after: Ready,
+}
+
+/// A pod's answer to a client: its own name, and the client's address as the pod sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub name: String,
+    pub source: Ipv4Addr,
+}
+
+/// A connection that a pod of this name has made, and the source address that its target saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dial {
+    pub from: String,
+    pub target: Ipv4Addr,
+    pub source: Ipv4Addr,
 }
 
 /// The findings of an observation.
@@ -38,27 +63,42 @@ pub struct Found {
     pub violations: BTreeSet<String>,
     /// Addresses in use that others have taken off their NIC.
     pub excused: u32,
+    /// The rules about pods didn't count, for the API server's store was set back.
+    pub is_suspended: bool,
 }
 
 impl Observation {
     pub fn found(&self, excuses: &Excuses) -> Found {
-        let Observation { before, answers, wired, nics, after } = self;
-        let mut found = Found::default();
+        let mut found = Found { is_suspended: excuses.suspend_pods(), ..Found::default() };
+        self.check_nics(&mut found);
+        self.check_kernels(excuses, &mut found);
+        if !found.is_suspended {
+            self.check_pods(excuses, &mut found);
+        }
+        found
+    }
+
+    /// No address is on two NICs.
+    fn check_nics(&self, found: &mut Found) {
         let mut holders: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
-        for (node, address) in each(nics) {
+        for (node, address) in each(&self.nics) {
             if let Some(other) = holders.insert(address, node) {
                 found.violations.insert(format!("{address} is on the NICs of {other} and {node}"));
             }
         }
+    }
+
+    /// No address leads to pods of two nodes, and none that isn't reserved leads to any.
+    fn check_kernels(&self, excuses: &Excuses, found: &mut Found) {
         let mut users: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
-        for (node, address) in each(wired) {
+        for (node, address) in each(&self.wired) {
             if let Some(other) = users.insert(address, node)
                 && !excuses.cover(node, address)
                 && !excuses.cover(other, address)
             {
                 found.violations.insert(format!("{address} leads to a pod of {other} and to one of {node}"));
             }
-            if !nics.get(node).is_some_and(|held| held.contains(&address)) {
+            if !self.nics.get(node).is_some_and(|held| held.contains(&address)) {
                 match excuses.cover(node, address) {
                     true => found.excused += 1,
                     false => {
@@ -68,22 +108,69 @@ impl Observation {
                 }
             }
         }
-        // Only of pods that were the same all the while.
-        let lasting = after.iter().filter(|(uid, pod)| before.get(*uid) == Some(pod)).map(|(_, pod)| pod);
+    }
+
+    /// No address is that of two pods, each pod answers at its own, and nobody sees it under another.
+    fn check_pods(&self, excuses: &Excuses, found: &mut Found) {
+        let Observation { vm, answers, dials, .. } = self;
         let mut owners: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
-        for ProbePod { name, node, address } in lasting {
-            if excuses.cover(node, *address) {
-                continue;
-            }
+        for ProbePod { name, node, address } in self.lasting(excuses) {
             if let Some(other) = owners.insert(*address, name) {
                 found.violations.insert(format!("{address} is the address of {other} and of {name}"));
             }
-            if let Some(answers) = answers.get(address).filter(|answers| *answers != name) {
-                let what = format!("{answers} answers at {address}, the address of {name} on {node}");
+            match answers.get(address) {
+                Some(answer) if answer.name != *name => {
+                    let what =
+                        format!("{} answers at {address}, the address of {name} on {node}", answer.name);
+                    found.violations.insert(what);
+                }
+                Some(Answer { source, .. }) if source != vm => {
+                    let what =
+                        format!("{address}, the address of {name} on {node}, sees the VM {vm} as {source}");
+                    found.violations.insert(what);
+                }
+                _ => {}
+            }
+            let foreign = dials.iter().filter(|dial| dial.from == *name && dial.source != *address);
+            for Dial { target, source, .. } in foreign {
+                let what =
+                    format!("{address}, the address of {name} on {node}, is seen as {source} by {target}");
                 found.violations.insert(what);
             }
         }
-        found
+    }
+
+    /// The pods that were the same all the while, but for those whose address others have taken off its NIC.
+    fn lasting(&self, excuses: &Excuses) -> impl Iterator<Item = &ProbePod> {
+        let lasting = self.after.iter().filter(|(uid, pod)| self.before.get(*uid) == Some(pod));
+        lasting.map(|(_, pod)| pod).filter(|pod| !excuses.cover(&pod.node, pod.address))
+    }
+
+    /// Whether the kernels and the pods themselves confirm the address of each Pod.
+    fn pods_agree(&self, excuses: &Excuses) -> bool {
+        self.lasting(excuses).all(|ProbePod { name, node, address }| {
+            self.wired.get(node).is_some_and(|wired| wired.contains(address))
+                && self.answers.get(address).is_some_and(|answer| answer.name == *name)
+        })
+    }
+
+    /// How much the auditor has seen of each kind.
+    pub fn seen(&self) -> [(&'static str, usize); 5] {
+        let count = |all: &Addresses| all.values().map(BTreeSet::len).sum();
+        let node =
+            |has: &dyn Fn(&ProbePod) -> bool| self.before.values().find(|pod| has(pod)).map(|pod| &pod.node);
+        let crosses = |dial: &&Dial| {
+            let from = node(&|pod| pod.name == dial.from);
+            let to = node(&|pod| pod.address == dial.target);
+            from.is_some() && to.is_some() && from != to
+        };
+        [
+            ("answers", self.answers.len()),
+            ("routes to pods", count(&self.wired)),
+            ("addresses of NICs", count(&self.nics)),
+            ("sources seen by the VM", self.dials.iter().filter(|dial| dial.target == self.vm).count()),
+            ("sources seen across nodes", self.dials.iter().filter(crosses).count()),
+        ]
     }
 }
 
@@ -91,159 +178,20 @@ fn each(addresses: &Addresses) -> impl Iterator<Item = (&String, Ipv4Addr)> {
     addresses.iter().flat_map(|(node, all)| all.iter().map(move |&address| (node, address)))
 }
 
-/// A NIC that others have written is noticed within this time. Until then an address that it lost while it
-/// was free may still be given to a pod.
-const NOTICED: Duration = Duration::from_secs(180);
-
-/// Addresses that others have taken off a NIC. Azure may give such an address away, so each is excused until
-/// it is back on that NIC, or until that could be noticed and it leads to no pod of that node.
-#[derive(Debug, Default)]
-pub struct Excuses {
-    /// The nodes whose NIC is being written.
-    under_way: BTreeSet<String>,
-    /// By node and address, when it was gone.
-    taken: BTreeMap<(String, Ipv4Addr), Instant>,
-}
-
-impl Excuses {
-    /// Another client is about to write this node's NIC.
-    pub fn begin(&mut self, node: &str) {
-        self.under_way.insert(node.to_owned());
-    }
-
-    /// These addresses are gone from it.
-    pub fn taken(&mut self, node: &str, addresses: &[Ipv4Addr], now: Instant) {
-        self.under_way.remove(node);
-        self.taken.extend(addresses.iter().map(|&address| ((node.to_owned(), address), now)));
-    }
-
-    /// An observation that began then has seen this.
-    pub fn end(&mut self, began: Instant, Observation { wired, nics, .. }: &Observation) {
-        let has = |all: &Addresses, (node, address): &(String, Ipv4Addr)| {
-            all.get(node).is_some_and(|addresses| addresses.contains(address))
-        };
-        self.taken.retain(|one, at| {
-            let is_noticed = began.saturating_duration_since(*at) > NOTICED;
-            *at > began || (!has(nics, one) && (!is_noticed || has(wired, one)))
-        });
-    }
-
-    fn cover(&self, node: &str, address: Ipv4Addr) -> bool {
-        self.under_way.contains(node) || self.taken.contains_key(&(node.to_owned(), address))
-    }
-}
-
-/// The facts about each node when nothing is under way.
-#[derive(Clone, Debug, Default)]
-pub struct Rest {
-    pub nics: Addresses,
-    pub specs: Addresses,
-    pub ledgers: Addresses,
-    pub wired: Addresses,
-}
-
-impl Rest {
-    /// Whether all of this many pods run, and NIC, `spec`, ledger and kernel show the same of each node.
-    ///
-    /// # Errors
-    /// The disagreements.
-    pub fn agrees(&self, pods: usize, ready: &Ready, excuses: &Excuses) -> Result<()> {
-        let Rest { nics, specs, ledgers, wired } = self;
-        ensure!(ready.len() == pods, "{} of {pods} pods are ready", ready.len());
-        ensure!(nics == specs, "NICs hold {nics:?}, spec shows {specs:?}");
-        ensure!(wired == ledgers, "kernels lead to {wired:?}, ledgers assign {ledgers:?}");
-        for (node, addresses) in wired {
-            let of_pods: BTreeSet<Ipv4Addr> =
-                ready.values().filter(|pod| pod.node == *node).map(|pod| pod.address).collect();
-            ensure!(*addresses == of_pods, "{node} leads to {addresses:?}, and its pods have {of_pods:?}");
-            let held = nics.get(node).cloned().unwrap_or_default();
-            let lacks: Vec<_> =
-                addresses.difference(&held).filter(|&&address| !excuses.cover(node, address)).collect();
-            ensure!(lacks.is_empty(), "the NIC of {node} lacks {lacks:?}");
-        }
-        Ok(())
-    }
-
-    /// Whether no route, link or record of a pod is left anywhere; `links` are all of each node.
-    ///
-    /// # Errors
-    /// The rest.
-    pub fn is_empty(&self, ready: &Ready, links: &BTreeMap<String, Vec<String>>) -> Result<()> {
-        let Rest { nics, specs, ledgers, wired } = self;
-        ensure!(ready.is_empty(), "pods are there");
-        for (what, found) in [("a route", wired), ("a record", ledgers)] {
-            let left: Vec<_> = found.iter().filter(|(_, addresses)| !addresses.is_empty()).collect();
-            ensure!(left.is_empty(), "{what} is left: {left:?}");
-        }
-        for (node, links) in links {
-            let left: Vec<_> = links.iter().filter(|link| link.starts_with(LINK_PREFIX)).collect();
-            ensure!(left.is_empty(), "{node} has links of pods: {left:?}");
-        }
-        ensure!(nics == specs, "NICs hold {nics:?}, spec shows {specs:?}");
-        Ok(())
-    }
-}
-
-/// The addresses that `ip -json route show` leads to pods.
-///
-/// # Errors
-/// When it isn't the output of `ip`.
-pub fn led_to_pods(routes: &str) -> Result<BTreeSet<Ipv4Addr>> {
-    #[derive(Deserialize)]
-    struct Route {
-        dst: String,
-        #[serde(default)]
-        dev: String,
-    }
-    let routes: Vec<Route> = serde_json::from_str(routes)?;
-    let to_pods = routes.iter().filter(|route| route.dev.starts_with(LINK_PREFIX));
-    Ok(to_pods.filter_map(|route| route.dst.parse().ok()).collect())
-}
-
-/// The addresses that the text of a ledger has assigned.
-pub fn assigned(ledger: &str) -> BTreeSet<Ipv4Addr> {
-    let address = |line: &str| line.strip_prefix("assigned ")?.split(' ').nth(1)?.parse().ok();
-    ledger.lines().filter_map(address).collect()
-}
-
-/// The addresses that each `spec` of a list of NodeIPAllocations shows.
-pub fn reserved(list: &Value) -> Addresses {
-    let of = |object: &Value| {
-        let interfaces = object["spec"]["interfaces"].as_array().into_iter().flatten();
-        let all = interfaces.filter_map(|nic| nic["ipConfigurations"].as_array()).flatten();
-        let address = |one: &Value| one["address"].as_str()?.trim_end_matches("/32").parse().ok();
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        (name, all.filter_map(address).collect())
-    };
-    list["items"].as_array().into_iter().flatten().map(of).collect()
-}
-
-/// The pod that answers at each address, by the output of probes one behind the other.
-pub fn answers(printed: &str) -> BTreeMap<Ipv4Addr, String> {
-    #[derive(Deserialize)]
-    struct Whoami {
-        local: Ipv4Addr,
-        name: String,
-    }
-    let answers = serde_json::Deserializer::from_str(printed).into_iter::<Whoami>();
-    answers.flatten().map(|one| (one.local, one.name)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn address(number: u8) -> Ipv4Addr {
+    pub fn address(number: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 0, 0, number)
     }
 
-    fn of(nodes: &[(&str, &[u8])]) -> Addresses {
+    pub fn of(nodes: &[(&str, &[u8])]) -> Addresses {
         let of_node = |numbers: &[u8]| numbers.iter().copied().map(address).collect();
         nodes.iter().map(|(node, numbers)| ((*node).to_owned(), of_node(numbers))).collect()
     }
 
-    fn ready(pods: &[(&str, &str, u8)]) -> Ready {
+    pub fn ready(pods: &[(&str, &str, u8)]) -> Ready {
         let pod = |&(name, node, number): &(&str, &str, u8)| ProbePod {
             name: name.to_owned(),
             node: node.to_owned(),
@@ -252,20 +200,45 @@ mod tests {
         pods.iter().map(|one| (format!("uid-{}", one.0), pod(one))).collect()
     }
 
-    const PODS: [(&str, &str, u8); 2] = [("a", "node-1", 1), ("b", "node-2", 2)];
+    pub const PODS: [(&str, &str, u8); 2] = [("a", "node-1", 1), ("b", "node-2", 2)];
+    const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 200);
+
+    pub fn answer(name: &str) -> Answer {
+        Answer { name: name.to_owned(), source: VM }
+    }
+
+    fn dial(from: &str, target: Ipv4Addr, source: u8) -> Dial {
+        Dial { from: from.to_owned(), target, source: address(source) }
+    }
 
     /// Two pods on two nodes; each NIC has an address to spare.
-    fn sound() -> Observation {
+    pub fn sound() -> Observation {
         Observation {
+            vm: VM,
             before: ready(&PODS),
-            answers: [(address(1), "a".to_owned()), (address(2), "b".to_owned())].into(),
+            answers: [(address(1), answer("a")), (address(2), answer("b"))].into(),
+            dials: vec![
+                dial("a", VM, 1),
+                dial("a", address(2), 1),
+                dial("a", address(1), 1),
+                dial("b", VM, 2),
+            ],
             wired: of(&[("node-1", &[1]), ("node-2", &[2])]),
             nics: of(&[("node-1", &[1, 3]), ("node-2", &[2, 4])]),
             after: ready(&PODS),
         }
     }
 
-    fn violations(observation: &Observation, excuses: &Excuses) -> Vec<String> {
+    /// `node-1` has lost address 1, and `node-2` has been given it.
+    pub fn taken() -> Observation {
+        let mut observation = sound();
+        observation.nics = of(&[("node-1", &[]), ("node-2", &[1, 2, 4])]);
+        observation.wired = of(&[("node-1", &[1]), ("node-2", &[1, 2])]);
+        observation.answers.insert(address(1), answer("c"));
+        observation
+    }
+
+    pub fn violations(observation: &Observation, excuses: &Excuses) -> Vec<String> {
         observation.found(excuses).violations.into_iter().collect()
     }
 
@@ -277,7 +250,7 @@ mod tests {
     #[test]
     fn each_violation_is_found_by_its_rule() {
         type Break = fn(&mut Observation);
-        let breaks: [(Break, &str); 5] = [
+        let breaks: [(Break, &str); 8] = [
             (
                 |observation| _ = observation.nics.get_mut("node-2").unwrap().insert(address(1)),
                 "10.0.0.1 is on the NICs of node-1 and node-2",
@@ -299,159 +272,61 @@ mod tests {
                 "10.0.0.1 is the address of a and of c",
             ),
             (
-                |observation| _ = observation.answers.insert(address(1), "b".to_owned()),
+                |observation| _ = observation.answers.insert(address(1), answer("b")),
                 "b answers at 10.0.0.1, the address of a on node-1",
+            ),
+            (
+                |observation| observation.answers.get_mut(&address(1)).unwrap().source = address(9),
+                "10.0.0.1, the address of a on node-1, sees the VM 10.0.0.200 as 10.0.0.9",
+            ),
+            (
+                |observation| observation.dials[0].source = address(100),
+                "10.0.0.1, the address of a on node-1, is seen as 10.0.0.100 by 10.0.0.200",
+            ),
+            (
+                |observation| observation.dials[1].source = address(3),
+                "10.0.0.1, the address of a on node-1, is seen as 10.0.0.3 by 10.0.0.2",
             ),
         ];
         for (break_it, expected) in breaks {
             let mut observation = sound();
             break_it(&mut observation);
-            assert!(
-                violations(&observation, &Excuses::default()).contains(&expected.to_owned()),
-                "{observation:?}"
-            );
+            let found = violations(&observation, &Excuses::default());
+            assert!(found.contains(&expected.to_owned()), "{expected}: {found:?}");
         }
     }
 
     #[test]
     fn a_pod_that_comes_or_goes_during_an_observation_is_no_violation() {
         let mut observation = sound();
-        observation.answers.insert(address(1), "b".to_owned());
+        observation.answers.insert(address(1), answer("b"));
+        observation.dials[0].source = address(3);
         for pods in [&PODS[1..], &[("a", "node-1", 3), PODS[1]]] {
             observation.after = ready(pods);
             assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
         }
     }
 
-    /// `node-1` has lost address 1, and `node-2` has been given it.
-    fn taken() -> Observation {
-        let mut observation = sound();
-        observation.nics = of(&[("node-1", &[]), ("node-2", &[1, 2, 4])]);
-        observation.wired = of(&[("node-1", &[1]), ("node-2", &[1, 2])]);
-        observation.answers.insert(address(1), "c".to_owned());
-        observation
-    }
-
-    const LOST: &str = "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it";
-
     #[test]
-    fn what_others_took_off_a_nic_is_excused_and_nothing_else() {
-        let (now, mut excuses) = (Instant::now(), Excuses::default());
-        excuses.begin("node-1");
-        assert_eq!(taken().found(&excuses), Found { violations: BTreeSet::new(), excused: 1 });
-        excuses.taken("node-1", &[address(3)], now);
-        assert!(violations(&taken(), &excuses).contains(&LOST.to_owned()));
-        excuses.taken("node-1", &[address(1)], now);
-        let mut observation = taken();
-        assert_eq!(observation.found(&excuses), Found { violations: BTreeSet::new(), excused: 1 });
-        observation.nics.get_mut("node-2").unwrap().remove(&address(2));
-        assert_eq!(
-            violations(&observation, &excuses),
-            ["10.0.0.2 leads to a pod of node-2, whose NIC doesn't hold it"]
-        );
+    fn all_that_is_seen_is_counted_and_a_pod_of_the_same_node_is_not_across() {
+        let seen = sound().seen().map(|(_, count)| count);
+        assert_eq!(seen, [2, 2, 4, 2, 1]);
     }
 
     #[test]
-    fn an_excuse_ends_when_its_address_is_back_or_could_have_been_noticed_and_leads_to_no_pod() {
-        let now = Instant::now();
-        let later = now + Duration::from_secs(1);
-        let noticed = later + NOTICED;
-        let free = Observation { wired: Addresses::new(), ..taken() };
-        for (began, seen, is_excused) in [
-            // An observation that began before may have seen the state before.
-            (now.checked_sub(Duration::from_secs(1)).unwrap(), sound(), true),
-            (later, taken(), true),
-            (noticed, taken(), true),
-            // Its node has not noticed yet, and may give it to the next pod.
-            (later, free.clone(), true),
-            (noticed, free, false),
-            (later, sound(), false),
-        ] {
-            let mut excuses = Excuses::default();
-            excuses.taken("node-1", &[address(1)], now);
-            excuses.end(began, &seen);
-            assert_eq!(excuses.cover("node-1", address(1)), is_excused, "{seen:?}");
-        }
-    }
-
-    fn rest() -> Rest {
-        let Observation { wired, nics, .. } = sound();
-        Rest { specs: nics.clone(), ledgers: wired.clone(), wired, nics }
-    }
-
-    #[test]
-    fn each_disagreement_is_named() {
-        type Break = fn(&mut Rest, &mut Ready);
-        let breaks: [(Break, &str); 6] = [
-            (|_, ready| _ = ready.remove("uid-b"), "1 of 2 pods are ready"),
-            (|rest, _| _ = rest.specs.get_mut("node-1").unwrap().remove(&address(3)), "NICs hold"),
-            (|rest, _| _ = rest.specs.remove("node-2"), "NICs hold"),
-            (|rest, _| _ = rest.ledgers.get_mut("node-1").unwrap().insert(address(3)), "ledgers assign"),
-            (|_, ready| ready.get_mut("uid-a").unwrap().address = address(3), "node-1 leads to"),
-            (
-                |rest, _| {
-                    rest.nics.get_mut("node-1").unwrap().remove(&address(1));
-                    rest.specs = rest.nics.clone();
-                },
-                "the NIC of node-1 lacks [10.0.0.1]",
-            ),
+    fn the_auditor_imports_no_crate_of_the_product() {
+        let sources = [
+            include_str!("audit.rs"),
+            include_str!("audit/excuses.rs"),
+            include_str!("audit/readings.rs"),
+            include_str!("audit/rest.rs"),
+            include_str!("audit/sums.rs"),
+            include_str!("timeline.rs"),
+            include_str!("../soak/auditor.rs"),
         ];
-        rest().agrees(2, &ready(&PODS), &Excuses::default()).unwrap();
-        for (break_it, expected) in breaks {
-            let (mut rest, mut ready) = (rest(), ready(&PODS));
-            break_it(&mut rest, &mut ready);
-            let error = rest.agrees(2, &ready, &Excuses::default()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn whatever_is_left_is_named() {
-        let nothing = of(&[("node-1", &[]), ("node-2", &[])]);
-        let empty = || Rest { ledgers: nothing.clone(), wired: nothing.clone(), ..rest() };
-        let links = |left: &str| [("node-1".to_owned(), vec!["eth0".to_owned(), left.to_owned()])].into();
-        empty().is_empty(&Ready::new(), &links("lo")).unwrap();
-        let wired = Rest { wired: rest().wired, ..empty() };
-        let recorded = Rest { ledgers: rest().ledgers, ..empty() };
-        let unpublished = Rest { specs: nothing.clone(), ..empty() };
-        for (rest, pods, link, expected) in [
-            (empty(), &PODS[..], "lo", "pods are there"),
-            (wired, &[], "lo", "a route is left"),
-            (recorded, &[], "lo", "a record is left"),
-            (empty(), &[], "vnp0123456789a", "node-1 has links of pods"),
-            (unpublished, &[], "lo", "NICs hold"),
-        ] {
-            let error = rest.is_empty(&ready(pods), &links(link)).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn each_eye_sees_what_is_there() {
-        let routes = json!([
-            { "dst": "default", "gateway": "10.0.0.254", "dev": "eth0" },
-            { "dst": "10.0.0.0/24", "dev": "eth0" },
-            { "dst": "10.0.0.1", "dev": "vnp0123456789a", "scope": "link" },
-            { "dst": "10.0.0.2", "dev": "vnpbridge", "scope": "link" },
-            { "type": "unreachable", "dst": "10.1.0.0/28" },
-        ]);
-        assert_eq!(led_to_pods(&routes.to_string()).unwrap(), [address(1), address(2)].into());
-        assert!(led_to_pods("").is_err());
-
-        let ledger = "ledger 1\nfree vnp-1 10.0.0.3 - 81023\n\
-            assigned vnp-2 10.0.0.1 - 90511 vnp0123456789a 4f1c eth0 uid default web-0 - vnetpool\n\
-            waiting 95002 77aa eth0 uid default web-1 vnetpool\nend\n";
-        assert_eq!(assigned(ledger), [address(1)].into());
-
-        let list = json!({ "items": [
-            { "metadata": { "name": "node-1" }, "spec": { "interfaces": [
-                { "ipConfigurations": [{ "address": "10.0.0.1/32" }, { "address": "10.0.0.2" }] } ] } },
-            { "metadata": { "name": "node-2" }, "spec": {} },
-        ] });
-        assert_eq!(reserved(&list), of(&[("node-1", &[1, 2]), ("node-2", &[])]));
-
-        let printed = "{\"local\": \"10.0.0.1\", \"name\": \"a\", \"peer\": \"x\"}{\"local\": \"10.0.0.2\", \"name\": \"b\"}\n";
-        let all = [(address(1), "a".to_owned()), (address(2), "b".to_owned())];
-        assert_eq!(answers(printed), all.into());
+        let imports = sources.iter().flat_map(|source| source.lines());
+        let ours = { imports }.filter(|line| line.starts_with("use vnetpool_"));
+        let foreign: Vec<_> = { ours }.filter(|line| !line.starts_with("use vnetpool_tests::")).collect();
+        assert_eq!(foreign, [""; 0]);
     }
 }

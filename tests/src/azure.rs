@@ -1,6 +1,7 @@
 //! The simulator's own side, over its admin socket: the NICs' content, the requests to ARM, and faults to
 //! order.
 
+use crate::audit::readings::expanded;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -39,10 +40,10 @@ pub struct IpConfiguration {
 }
 
 impl Nic {
-    /// The addresses that are for pods: all but the primary.
+    /// The addresses that are for pods: all but the primary, and sixteen of each block.
     pub fn pod_addresses(&self) -> Vec<Ipv4Addr> {
         let secondary = self.ip_configurations.iter().filter(|configuration| !configuration.primary);
-        secondary.filter_map(|configuration| configuration.address.as_ref()?.parse().ok()).collect()
+        secondary.filter_map(|configuration| configuration.address.as_deref()).flat_map(expanded).collect()
     }
 }
 
@@ -145,6 +146,18 @@ impl Azure {
             self.mend(&fault["id"]).await?;
         }
         Ok(())
+    }
+
+    /// From now on the fate of each request is drawn by this seed from all that Azure, its networks and
+    /// proxies are known to answer, and of refusals from these codes, too; until [`Azure::heal`].
+    pub async fn be_hostile(&self, seed: u64, codes: Vec<(Option<u16>, String)>) -> Result<()> {
+        let order = json!({ "seed": seed, "codes": codes });
+        self.call(reqwest::Method::PUT, "/hostility", Some(order)).await.map(drop)
+    }
+
+    /// No more of that; requests that were held go on.
+    pub async fn heal(&self) -> Result<()> {
+        self.call(reqwest::Method::DELETE, "/hostility", None).await.map(drop)
     }
 
     /// Refuses these actions with 403 from now on; an empty list allows all again.

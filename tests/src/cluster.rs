@@ -250,6 +250,23 @@ impl Cluster {
         self.output(node).await.map(drop)
     }
 
+    /// Ends a part of the control plane, such as `etcd`, by SIGKILL; it is started again after a while.
+    ///
+    /// # Errors
+    /// Also when the API server doesn't serve again then.
+    pub async fn crash(&self, part: &str, away: Duration) -> Result<()> {
+        let mut crash = Command::new(tool("cluster"));
+        crash.args(["crash", "--dir"]).arg(&self.dir).arg(format!("--for={}ms", away.as_millis())).arg(part);
+        self.output(crash).await.map(drop)
+    }
+
+    /// `save`: keeps what the API server stores. `restore`: brings it back.
+    pub async fn backup(&self, verb: &str) -> Result<()> {
+        let mut backup = Command::new(tool("cluster"));
+        backup.args(["backup", verb, "--dir"]).arg(&self.dir);
+        self.output(backup).await.map(drop)
+    }
+
     /// A machine as it is now: a reboot changes its process.
     pub fn host(&self, name: &str) -> Result<Host> {
         let State { nodes, vms, internet, .. } = State::read(&self.dir)?;

@@ -5,6 +5,8 @@
 //!   control_plane  an API server on loopback with our kinds, rights and policies; no node
 //!   cluster   the machines: bring up, install, run things in them, take down
 //!   audit     what must hold of a cluster whatever happens to it, by eyes of its own
+//!   timeline  what all logs have about one address, in the order of their times
+//!   lots      what comes next, by a seed
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
@@ -14,6 +16,7 @@
 //!   snippets  the commands that README and the documents tell people to type
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
 //!   reference the pages of docs/reference that are made from the programs
+//!   asked     what a run is asked for by its environment
 //!   specs     what Kubernetes' own suite of specs reports
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
@@ -21,6 +24,7 @@
 //!   story     the main job, step by step; each step gives what it observed
 //! ```
 
+pub mod asked;
 pub mod audit;
 pub mod azure;
 pub mod chapters;
@@ -28,6 +32,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod engine;
 pub mod glimpse;
+pub mod lots;
 pub mod monitoring;
 pub mod node;
 pub mod place;
@@ -36,6 +41,7 @@ pub mod reference;
 pub mod snippets;
 pub mod specs;
 pub mod story;
+pub mod timeline;
 pub mod wait;
 pub mod workload;
 

@@ -1,6 +1,7 @@
 //! Places to test from: pods, nodes and machines, each a network namespace; and a client as the far end sees
 //! it.
 
+use crate::audit::readings::expanded;
 use crate::cluster::{Cluster, Host, tool};
 use crate::eventually;
 use crate::workload::{PORT, ProbePod};
@@ -317,8 +318,9 @@ impl Cluster {
         let document = json!({ "properties": { "ipConfigurations": [primary] } });
         let answer = self.azure.admin("PATCH", &format!("/nics/{name}"), document).await?;
         let held = answer["before"]["properties"]["ipConfigurations"].as_array().context("no NIC")?;
-        let address = |one: &Value| one["properties"]["privateIPAddress"].as_str()?.parse().ok();
-        Ok(held.iter().filter(|one| one["name"] != primary["name"]).filter_map(address).collect())
+        let secondary = held.iter().filter(|one| one["name"] != primary["name"]);
+        let addresses = secondary.filter_map(|one| one["properties"]["privateIPAddress"].as_str());
+        Ok(addresses.flat_map(expanded).collect())
     }
 }
 

@@ -55,6 +55,7 @@ pub(crate) async fn serve(listener: UnixListener, azure: Arc<Azure>) -> io::Resu
         .route("/settings", patch(settings))
         .route("/faults", get(faults).post(order_fault))
         .route("/faults/{id}", delete(lift_fault))
+        .route("/hostility", put(be_hostile).delete(heal))
         .route("/vnets/{name}/peerings", put(peerings))
         .route("/nics/{name}", patch(patch_nic))
         .route("/permissions", put(permissions))
@@ -186,6 +187,23 @@ async fn order_fault(State(azure): Azured, Json(fault): Json<Fault>) -> Json<Val
 async fn lift_fault(State(azure): Azured, Path(id): Path<u64>) -> Result<Json<Value>, Error> {
     azure.lift_fault(id)?;
     Ok(done())
+}
+
+#[derive(Deserialize)]
+struct Hostility {
+    seed: u64,
+    #[serde(default)]
+    codes: Vec<(Option<u16>, String)>,
+}
+
+async fn be_hostile(State(azure): Azured, Json(Hostility { seed, codes }): Json<Hostility>) -> Json<Value> {
+    azure.be_hostile(seed, codes);
+    done()
+}
+
+async fn heal(State(azure): Azured) -> Json<Value> {
+    azure.heal();
+    done()
 }
 
 #[derive(Deserialize)]

@@ -2,22 +2,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
-	"time"
 )
-
-// controlPlaneParts end in this order and start in the opposite one.
-var controlPlaneParts = []string{"kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"}
 
 func backupCommand(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -37,49 +29,6 @@ func backupCommand(ctx context.Context, args []string) error {
 		return cluster.restoreStore(ctx)
 	}
 	return errUsage
-}
-
-// part is a process of the control plane as it can be started again.
-type part struct {
-	pid     int
-	process process
-}
-
-// partOf gives the process of this name; nil if there is none.
-func (c *Cluster) partOf(name string) (*part, error) {
-	pids, err := c.processes()
-	if err != nil {
-		return nil, err
-	}
-	for _, pid := range pids {
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil {
-			continue
-		}
-		argv := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
-		if filepath.Base(argv[0]) != name {
-			continue
-		}
-		netns, err := netnsOf(pid)
-		if err != nil {
-			return nil, err
-		}
-		return &part{pid, process{name: name, netns: netns, argv: argv}}, nil
-	}
-	return nil, nil
-}
-
-// netnsOf is empty for a process in our own namespace; the control plane has no other but its VM's.
-func netnsOf(pid int) (string, error) {
-	ours, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return "", err
-	}
-	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if err != nil || its == ours {
-		return "", err
-	}
-	return controlPlaneNetns, nil
 }
 
 // saveStore copies etcd's files while etcd stands still: what a crash would leave, from which it starts again.
@@ -114,10 +63,7 @@ func (c *Cluster) restoreStore(ctx context.Context) error {
 		if one == nil {
 			continue
 		}
-		if err := c.kill(one.pid); err != nil {
-			return err
-		}
-		if err := wait(ctx, "the end of "+name, 10*time.Second, func() error { return ended(one.pid) }); err != nil {
+		if err := c.end(ctx, one); err != nil {
 			return err
 		}
 		parts = append(parts, one)
@@ -128,21 +74,9 @@ func (c *Cluster) restoreStore(ctx context.Context) error {
 	if err := copyAll(c.path("etcd.saved"), c.path("etcd")); err != nil {
 		return err
 	}
-	api, err := c.apiServer()
-	if err != nil {
-		return err
-	}
 	slices.Reverse(parts)
 	for _, one := range parts {
-		started, err := c.start(one.process)
-		if err != nil {
-			return err
-		}
-		if one.process.name != "kube-apiserver" {
-			continue
-		}
-		ready := func() error { return api.do(ctx, http.MethodGet, "/readyz", nil) }
-		if err := started.await(ctx, "the API server", time.Minute, ready); err != nil {
+		if err := c.begin(ctx, one); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ const (
 	toolsFolder = "/usr/local/bin" // where a node finds the binaries of target/cluster/bin
 	bootIDFile  = "/run/boot-id"
 	bootIDPath  = "/proc/sys/kernel/random/boot_id"
+	runSize     = "64m" // small, so that a test can fill it without using up this machine's memory
 )
 
 // machineSysctls are not per namespace and the kubelet sets them on the whole machine unless it finds them as it wants them:
@@ -148,7 +149,7 @@ func mountRun(bootID string) error {
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
 	}
-	if err := mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+	if err := mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size="+runSize); err != nil {
 		return err
 	}
 	if err := writeFile(bootIDFile, []byte(bootID+"\n"), 0o444); err != nil {

@@ -194,3 +194,15 @@ func TestOnlyThePartsThatAreAskedForAreBuilt(t *testing.T) {
 		t.Errorf("an unknown part: %v", err)
 	}
 }
+
+func TestOnlyAPartOfTheControlPlaneCanCrash(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{{"crash", "--dir", dir, "kubelet"}, {"crash", "--dir", dir}, {"crash", "--dir", dir, "etcd", "etcd"}} {
+		if err := dispatch(t.Context(), args); !errors.Is(err, errUsage) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if err := dispatch(t.Context(), []string{"crash", "--dir", dir, "etcd"}); err == nil || !strings.Contains(err.Error(), "no etcd runs") {
+		t.Errorf("without a cluster: %v", err)
+	}
+}

@@ -23,6 +23,8 @@ const usage = `usage:
   cluster down --dir DIR                         take it down, also after a crash
   cluster node add|delete|stop|start|reboot --dir DIR NAME
   cluster backup save|restore --dir DIR          keep what the API server stores, and bring it back: the control plane starts anew
+  cluster crash --dir DIR [--for 1s] PART        SIGKILL to etcd, kube-apiserver, kube-controller-manager or kube-scheduler, which starts
+                                                 again after that time
   cluster load --dir DIR ARCHIVE...              import image archives into every running node
   cluster apart COMMAND...                       run a command in namespaces of its own, where a cluster can be up beside others
   cluster exec --dir DIR NAME -- COMMAND...      run a command inside a node, a VM or the internet host
@@ -68,6 +70,8 @@ func dispatch(ctx context.Context, args []string) error {
 		return nodeCommand(ctx, args)
 	case "backup":
 		return backupCommand(ctx, args)
+	case "crash":
+		return crashCommand(ctx, args)
 	case "load":
 		return loadCommand(ctx, args)
 	case "exec":

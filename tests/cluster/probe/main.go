@@ -54,6 +54,7 @@ type dialRequest struct {
 
 // outcome is what became of one target.
 type outcome struct {
+	Name               string `json:"name"` // of the machine that has dialed
 	Target             string `json:"target"`
 	OK                 bool   `json:"ok"`
 	SourceSeenByTarget string `json:"source_seen_by_target"`
@@ -105,9 +106,7 @@ func handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /whoami", func(w http.ResponseWriter, r *http.Request) {
 		local := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		// Without a name it is empty.
-		name, _ := os.Hostname()
-		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String()), Name: name,
+		reply(w, identity{Source: host(r.RemoteAddr), Local: host(local.String()), Name: ownName(),
 			ForwardedFor: strings.Join(r.Header.Values("X-Forwarded-For"), ", ")})
 	})
 	mux.HandleFunc("GET /resolve", func(w http.ResponseWriter, r *http.Request) {
@@ -128,6 +127,12 @@ func handler() http.Handler {
 		reply(w, dialAll(r.Context(), request.Targets, time.Duration(request.TimeoutMS)*time.Millisecond))
 	})
 	return mux
+}
+
+// ownName is this machine's; empty without one.
+func ownName() string {
+	name, _ := os.Hostname()
+	return name
 }
 
 func reply(w http.ResponseWriter, body any) {
@@ -191,7 +196,7 @@ func dialAll(ctx context.Context, targets []string, timeout time.Duration) []out
 }
 
 func dial(ctx context.Context, target string, timeout time.Duration) outcome {
-	result := outcome{Target: target}
+	result := outcome{Name: ownName(), Target: target}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	seen, err := whoami(ctx, target)

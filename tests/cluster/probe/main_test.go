@@ -16,7 +16,11 @@ func TestATargetTellsTheDialerItsAddress(t *testing.T) {
 	defer server.Close()
 	target := strings.TrimPrefix(server.URL, "http://")
 	outcomes := dialAll(context.Background(), []string{target}, 5*time.Second)
-	if len(outcomes) != 1 || outcomes[0] != (outcome{Target: target, OK: true, SourceSeenByTarget: "127.0.0.1"}) {
+	hostname, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(outcomes) != 1 || outcomes[0] != (outcome{Name: hostname, Target: target, OK: true, SourceSeenByTarget: "127.0.0.1"}) {
 		t.Errorf("%+v", outcomes)
 	}
 }

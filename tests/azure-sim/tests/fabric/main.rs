@@ -31,6 +31,7 @@ fn main() {
         trial("ip_forwarding_lifts_the_check_of_addresses", ip_forwarding_lifts_the_check),
         trial("a_machine_whose_namespace_is_made_anew_is_plugged_again", a_rebooted_machine_is_plugged_again),
         trial("a_deleted_machine_gets_nothing_any_more", a_deleted_machine_gets_nothing),
+        trial("hostility_begins_and_ends_over_the_admin_socket", hostility_begins_and_ends),
     ];
     trials.extend(routes::trials());
     trials.extend(exposure::trials());
@@ -184,4 +185,13 @@ fn a_deleted_machine_gets_nothing(stage: &mut Stage) {
     stage.send("b", "10.240.0.5", "10.240.0.4", "stray");
     stage.send("b", "10.240.0.5", "203.0.113.10", "good");
     internet.next_is("good from 10.240.0.5 to 203.0.113.10");
+}
+
+/// Of this seed the first answer that isn't as always is a refusal.
+fn hostility_begins_and_ends(stage: &mut Stage) {
+    let is_answered = |stage: &Stage| stage.get_nic("a")["properties"]["ipConfigurations"].is_array();
+    stage.admin("PUT", "/hostility", &json!({ "seed": 1, "codes": [[400, "SomeCode"], [null, "Another"]] }));
+    assert!((0..50).any(|_| !is_answered(stage)), "fifty answers are as always");
+    stage.admin("DELETE", "/hostility", &Value::Null);
+    assert!((0..50).all(|_| is_answered(stage)), "an answer isn't as always");
 }

@@ -1,0 +1,175 @@
+//! What others have done, which the product can only notice after a while: addresses that were taken off a
+//! NIC, and a store of the API server that was set back.
+
+use super::{Addresses, Observation};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+/// A NIC that others have written is noticed within this time. Until then an address that it lost while it
+/// was free may still be given to a pod.
+pub const NOTICED: Duration = Duration::from_secs(180);
+/// The same of a NIC with blocks: there are fewer reservations, and its node asks for them more rarely.
+pub const BLOCKS_NOTICED: Duration = Duration::from_secs(900);
+/// Within this time after the store was set back, Pods show again what runs.
+const AGREED: Duration = Duration::from_secs(180);
+
+/// The state of all that.
+///
+/// Azure may give an address away that was taken off a NIC, so each is excused until it is back on that NIC,
+/// or until that could be noticed and it leads to no pod of that node.
+#[derive(Debug)]
+pub struct Excuses {
+    noticed: Duration,
+    /// The nodes whose NIC is being written.
+    under_way: BTreeSet<String>,
+    /// By node and address, when it was gone.
+    taken: BTreeMap<(String, Ipv4Addr), Instant>,
+    /// When the store was set back, until Pods and kernels agree again.
+    set_back: Option<Instant>,
+}
+
+impl Default for Excuses {
+    fn default() -> Self {
+        Self::new(NOTICED)
+    }
+}
+
+impl Excuses {
+    pub fn new(noticed: Duration) -> Self {
+        Self { noticed, under_way: BTreeSet::new(), taken: BTreeMap::new(), set_back: None }
+    }
+
+    /// Another client is about to write this node's NIC.
+    pub fn begin(&mut self, node: &str) {
+        self.under_way.insert(node.to_owned());
+    }
+
+    /// These addresses are gone from it.
+    pub fn taken(&mut self, node: &str, addresses: &[Ipv4Addr], now: Instant) {
+        self.under_way.remove(node);
+        self.taken.extend(addresses.iter().map(|&address| ((node.to_owned(), address), now)));
+    }
+
+    /// The API server's store is an earlier one from now on: Pods that have ended are back, and others that
+    /// run aren't there, until the kubelets have seen to both.
+    pub fn set_back(&mut self, now: Instant) {
+        self.set_back = Some(now);
+    }
+
+    /// An observation that began then has seen this.
+    pub fn end(&mut self, began: Instant, observation: &Observation) {
+        let Observation { wired, nics, .. } = observation;
+        let has = |all: &Addresses, (node, address): &(String, Ipv4Addr)| {
+            all.get(node).is_some_and(|addresses| addresses.contains(address))
+        };
+        let noticed = self.noticed;
+        self.taken.retain(|one, at| {
+            let is_noticed = began.saturating_duration_since(*at) > noticed;
+            *at > began || (!has(nics, one) && (!is_noticed || has(wired, one)))
+        });
+        let agree = observation.pods_agree(self);
+        self.set_back = self.set_back.filter(|&at| began <= at || (began - at <= AGREED && !agree));
+    }
+
+    /// Whether this address of this node was taken by others.
+    pub fn cover(&self, node: &str, address: Ipv4Addr) -> bool {
+        self.under_way.contains(node) || self.taken.contains_key(&(node.to_owned(), address))
+    }
+
+    /// Whether nothing can be concluded from the addresses of Pods.
+    pub fn suspend_pods(&self) -> bool {
+        self.set_back.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::audit::Found;
+    use crate::audit::tests::{address, answer, ready, sound, taken, violations};
+
+    const LOST: &str = "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it";
+
+    #[test]
+    fn what_others_took_off_a_nic_is_excused_and_nothing_else() {
+        let (now, mut excuses) = (Instant::now(), Excuses::default());
+        let excused = Found { excused: 1, ..Found::default() };
+        excuses.begin("node-1");
+        assert_eq!(taken().found(&excuses), excused);
+        excuses.taken("node-1", &[address(3)], now);
+        assert!(violations(&taken(), &excuses).contains(&LOST.to_owned()));
+        excuses.taken("node-1", &[address(1)], now);
+        let mut observation = taken();
+        assert_eq!(observation.found(&excuses), excused);
+        observation.nics.get_mut("node-2").unwrap().remove(&address(2));
+        assert_eq!(
+            violations(&observation, &excuses),
+            ["10.0.0.2 leads to a pod of node-2, whose NIC doesn't hold it"]
+        );
+    }
+
+    #[test]
+    fn an_excuse_ends_when_its_address_is_back_or_could_have_been_noticed_and_leads_to_no_pod() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let (noticed, blocks_noticed) = (later + NOTICED, later + BLOCKS_NOTICED);
+        let free = Observation { wired: Addresses::new(), ..taken() };
+        for (noticed_within, began, seen, is_excused) in [
+            // An observation that began before may have seen the state before.
+            (NOTICED, now.checked_sub(Duration::from_secs(1)).unwrap(), sound(), true),
+            (NOTICED, later, taken(), true),
+            (NOTICED, noticed, taken(), true),
+            // Its node has not noticed yet, and may give it to the next pod.
+            (NOTICED, later, free.clone(), true),
+            (NOTICED, noticed, free.clone(), false),
+            (BLOCKS_NOTICED, noticed, free.clone(), true),
+            (BLOCKS_NOTICED, blocks_noticed, free, false),
+            (NOTICED, later, sound(), false),
+        ] {
+            let mut excuses = Excuses::new(noticed_within);
+            excuses.taken("node-1", &[address(1)], now);
+            excuses.end(began, &seen);
+            assert_eq!(excuses.cover("node-1", address(1)), is_excused, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_store_was_set_back_pods_count_again_once_they_agree_or_after_a_while() {
+        // Pod `a` is back, and another has its address by now.
+        let mut stale = sound();
+        stale.answers.insert(address(1), answer("c"));
+        let mut unwired = sound();
+        unwired.wired.clear();
+        let mut silent = sound();
+        silent.answers.remove(&address(2));
+        let now = Instant::now();
+        let (later, late) = (now + Duration::from_secs(1), now + AGREED + Duration::from_secs(1));
+        for (began, seen, is_suspended) in [
+            (now, sound(), true),
+            (later, stale.clone(), true),
+            (later, unwired, true),
+            (later, silent, true),
+            (later, sound(), false),
+            (late, stale, false),
+        ] {
+            let mut excuses = Excuses::default();
+            excuses.set_back(now);
+            excuses.end(began, &seen);
+            assert_eq!(excuses.suspend_pods(), is_suspended, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_store_was_set_back_nics_and_kernels_still_count_and_pods_do_not() {
+        let mut excuses = Excuses::default();
+        excuses.set_back(Instant::now());
+        let mut observation = sound();
+        observation.answers.insert(address(1), answer("c"));
+        observation.after = ready(&[("a", "node-1", 1), ("b", "node-2", 1)]);
+        assert_eq!(observation.found(&excuses), Found { is_suspended: true, ..Found::default() });
+        assert!(violations(&taken(), &excuses).contains(&LOST.to_owned()));
+    }
+}

@@ -1,0 +1,173 @@
+//! What programs print, as the auditor reads it.
+
+use super::{Addresses, Answer, Dial};
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::{Deserializer, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// Links of pods begin so.
+pub const LINK_PREFIX: &str = "vnp";
+/// The one that begins so and leads to all pods of a node, and stays there without any.
+pub const BRIDGE: &str = "vnpbridge";
+
+/// The addresses of a range: one for `10.0.0.17` and `10.0.0.17/32`, sixteen for a block such as
+/// `10.0.0.32/28`, and none for what is no range.
+pub fn expanded(range: &str) -> Vec<Ipv4Addr> {
+    let (first, length) = range.split_once('/').unwrap_or((range, "32"));
+    let parsed = || -> Option<(u32, u32)> {
+        let first: Ipv4Addr = first.parse().ok()?;
+        let count = 1_u32.checked_shl(32_u32.checked_sub(length.parse().ok()?)?)?;
+        Some((first.into(), count))
+    };
+    let (first, count) = parsed().unwrap_or_default();
+    (0..count).map(|number| Ipv4Addr::from(first.wrapping_add(number))).collect()
+}
+
+/// The addresses that `ip -json route show` leads to pods.
+///
+/// # Errors
+/// When it isn't the output of `ip`.
+pub fn led_to_pods(routes: &str) -> Result<BTreeSet<Ipv4Addr>> {
+    #[derive(Deserialize)]
+    struct Route {
+        dst: String,
+        #[serde(default)]
+        dev: String,
+    }
+    let routes: Vec<Route> = serde_json::from_str(routes)?;
+    let to_pods = routes.iter().filter(|route| route.dev.starts_with(LINK_PREFIX));
+    Ok(to_pods.filter_map(|route| route.dst.parse().ok()).collect())
+}
+
+/// Whether a line of `ip -brief link show` is about a link that was made for one pod.
+pub fn is_of_a_pod(link: &str) -> bool {
+    let name = link.split([' ', '@']).next().unwrap_or_default();
+    name.starts_with(LINK_PREFIX) && name != BRIDGE
+}
+
+/// The addresses that the text of a ledger has assigned.
+pub fn assigned(ledger: &str) -> BTreeSet<Ipv4Addr> {
+    let address = |line: &str| line.strip_prefix("assigned ")?.split(' ').nth(1)?.parse().ok();
+    ledger.lines().filter_map(address).collect()
+}
+
+/// The addresses that each `spec` of a list of NodeIPAllocations shows.
+pub fn reserved(list: &Value) -> Addresses {
+    let of = |object: &Value| {
+        let interfaces = object["spec"]["interfaces"].as_array().into_iter().flatten();
+        let all = interfaces.filter_map(|nic| nic["ipConfigurations"].as_array()).flatten();
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        (name, all.filter_map(|one| one["address"].as_str()).flat_map(expanded).collect())
+    };
+    list["items"].as_array().into_iter().flatten().map(of).collect()
+}
+
+/// The pods' answers at their addresses, by the output of probes one behind the other.
+pub fn answers(printed: &str) -> BTreeMap<Ipv4Addr, Answer> {
+    #[derive(Deserialize)]
+    struct Whoami {
+        local: Ipv4Addr,
+        name: String,
+        source: Ipv4Addr,
+    }
+    let answers = Deserializer::from_str(printed).into_iter::<Whoami>();
+    { answers }.flatten().map(|Whoami { local, name, source }| (local, Answer { name, source })).collect()
+}
+
+/// The connections that were made, by the output of probes that have dialed, one behind the other.
+pub fn dials(printed: &str) -> Vec<Dial> {
+    #[derive(Deserialize)]
+    struct Outcome {
+        name: String,
+        target: SocketAddrV4,
+        source_seen_by_target: String,
+    }
+    let outcomes = Deserializer::from_str(printed).into_iter::<Vec<Outcome>>().flatten().flatten();
+    // A target that wasn't reached has seen nothing.
+    let dial = |Outcome { name, target, source_seen_by_target }: Outcome| {
+        Some(Dial { from: name, target: *target.ip(), source: source_seen_by_target.parse().ok()? })
+    };
+    { outcomes }.filter_map(dial).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::audit::tests::{address, of};
+    use serde_json::json;
+
+    #[test]
+    fn a_block_is_sixteen_addresses_and_what_is_no_range_is_none() {
+        assert_eq!(expanded("10.0.0.7"), [address(7)]);
+        assert_eq!(expanded("10.0.0.7/32"), [address(7)]);
+        let block: Vec<_> = (32..48).map(address).collect();
+        assert_eq!(expanded("10.0.0.32/28"), block);
+        for text in ["", "none", "10.0.0.7/33", "10.0.0.7/", "0.0.0.0/0", "fd00::1/128"] {
+            assert_eq!(expanded(text), [address(0); 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn each_eye_sees_what_is_there() {
+        let routes = json!([
+            { "dst": "default", "gateway": "10.0.0.254", "dev": "eth0" },
+            { "dst": "10.0.0.0/24", "dev": "eth0" },
+            { "dst": "10.0.0.1", "dev": "vnp0123456789a", "scope": "link" },
+            { "dst": "10.0.0.2", "dev": "vnpbridge", "scope": "link" },
+            { "type": "unreachable", "dst": "10.1.0.0/28" },
+        ]);
+        assert_eq!(led_to_pods(&routes.to_string()).unwrap(), [address(1), address(2)].into());
+        assert!(led_to_pods("").is_err());
+
+        let ledger = "ledger 1\nfree vnp-1 10.0.0.3 - 81023\n\
+            assigned vnp-2 10.0.0.1 - 90511 vnp0123456789a 4f1c eth0 uid default web-0 - vnetpool\n\
+            waiting 95002 77aa eth0 uid default web-1 vnetpool\nend\n";
+        assert_eq!(assigned(ledger), [address(1)].into());
+
+        let list = json!({ "items": [
+            { "metadata": { "name": "node-1" }, "spec": { "interfaces": [
+                { "ipConfigurations": [{ "address": "10.0.0.1/32" }, { "address": "10.0.0.2" }] } ] } },
+            { "metadata": { "name": "node-2" }, "spec": { "interfaces": [
+                { "ipConfigurations": [{ "address": "10.0.0.240/28" }] } ] } },
+            { "metadata": { "name": "node-3" }, "spec": {} },
+        ] });
+        let block: Vec<u8> = (240..=255).collect();
+        assert_eq!(reserved(&list), of(&[("node-1", &[1, 2]), ("node-2", &block), ("node-3", &[])]));
+    }
+
+    #[test]
+    fn only_links_that_were_made_for_one_pod_are_of_a_pod() {
+        for (link, is_one) in [
+            ("vnp0123456789a@if2 UP 0a:58:0a:01:02:03", true),
+            ("vnpbridge        UP 02:76:6e:70:00:01", false),
+            ("eth0@if7         UP 00:0d:3a:e5:1c:c0", false),
+        ] {
+            assert_eq!(is_of_a_pod(link), is_one, "{link}");
+        }
+    }
+
+    #[test]
+    fn answers_and_dials_are_read_one_behind_the_other() {
+        let printed = "{\"source\": \"10.0.0.9\", \"local\": \"10.0.0.1\", \"name\": \"a\", \"peer\": \"x\"}\
+            {\"source\": \"10.0.0.9\", \"local\": \"10.0.0.2\", \"name\": \"b\"}\n";
+        let answer = |name: &str| Answer { name: name.to_owned(), source: address(9) };
+        assert_eq!(answers(printed), [(address(1), answer("a")), (address(2), answer("b"))].into());
+
+        let outcome = |name: &str, target: u8, source: &str| {
+            json!({ "name": name, "target": format!("10.0.0.{target}:8080"), "ok": !source.is_empty(),
+                "source_seen_by_target": source, "error": "" })
+        };
+        let of_a = json!([outcome("a", 9, "10.0.0.1"), outcome("a", 2, "")]);
+        let printed = format!("{of_a}\n{}\n", json!([outcome("b", 9, "10.0.0.2")]));
+        let dial = |from: &str, source: u8| Dial {
+            from: from.to_owned(),
+            target: address(9),
+            source: address(source),
+        };
+        assert_eq!(dials(&printed), [dial("a", 1), dial("b", 2)]);
+    }
+}
