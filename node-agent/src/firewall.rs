@@ -3,8 +3,8 @@
 //!
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
-//! reach no more of Azure's services on the host than they need, since these trust every client on the
-//! machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
+//! reach no more of Azure's services on the host than they need, and the network reaches none of them through
+//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
 //! destinations leave under that. Nothing of this is per pod: the rules change when the NIC or the ranges do,
 //! not when pods come and go.
 
@@ -195,30 +195,39 @@ impl Rules {
         text
     }
 
-    /// Which packets pods may send to Azure's services. The rules are in the forward hook, where others'
+    /// Which packets to Azure's services the node forwards. The rules are in the forward hook, where others'
     /// translations are done: packets that a proxy on the node takes over don't come by here, and packets to
-    /// a Service that leads there do.
+    /// a Service that leads there do, also those that come to the node from the network.
     fn platform(&self) -> String {
         let closed = match self.metadata {
             MetadataAccess::None => &PLATFORM[..],
             MetadataAccess::All => &[WIRE_SERVER],
         };
-        let closed = closed.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
-        // Replies are pods' answers to load balancers' probes. The set has a rule of its own: where it takes
-        // no more, a rule ends without its verdict.
-        format!(
-            "\tchain restricted {{\n\
-             \t\tct direction reply accept\n\
-             \t\tip daddr {METADATA} add @{ASKED} {{ ip saddr counter }}\n\
+        let [all, closed] = [&PLATFORM[..], closed]
+            .map(|addresses| addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", "));
+        // The set has a rule of its own: where it takes no more, a rule ends without its verdict.
+        let mut text = format!(
+            "\tchain refused {{\n\
              \t\tip daddr {METADATA} counter name \"{METADATA_COUNTER}\" drop\n\
-             \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept\n\
              \t\tcounter name \"wire_server\" drop\n\
              \t}}\n\
+             \tchain restricted {{\n\
+             \t\tip daddr {METADATA} add @{ASKED} {{ ip saddr counter }}\n\
+             \t\tip daddr {WIRE_SERVER} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
+             \t\tgoto refused\n\
+             \t}}\n\
              \tchain platform {{\n\
-             \t\ttype filter hook forward priority filter; policy accept;\n\
-             \t\tiifname \"vnp*\" ip daddr {{ {closed} }} jump restricted\n\
-             \t}}\n"
-        )
+             \t\ttype filter hook forward priority filter; policy accept;\n"
+        );
+        // Replies are answers to load balancers' probes.
+        let _ = writeln!(text, "\t\tip daddr {{ {all} }} ct direction reply accept");
+        let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" ip daddr {{ {closed} }} goto restricted");
+        // Nobody in the network needs a node to get there, a pod of another node as little as a VM.
+        for Egress { link, .. } in &self.uplinks {
+            let _ = writeln!(text, "\t\tiifname \"{link}\" ip daddr {{ {all} }} goto refused");
+        }
+        text.push_str("\t}\n");
+        text
     }
 }
 
@@ -284,16 +293,20 @@ table inet vnetpool {
 		iifname "vnp*" ip daddr 127.0.0.0/8 counter name "loopback" drop
 		iifname "vnpbridge" jump port
 	}
-	chain restricted {
-		ct direction reply accept
-		ip daddr 169.254.169.254 add @asked { ip saddr counter }
+	chain refused {
 		ip daddr 169.254.169.254 counter name "metadata" drop
-		meta l4proto { tcp, udp } th dport 53 accept
 		counter name "wire_server" drop
+	}
+	chain restricted {
+		ip daddr 169.254.169.254 add @asked { ip saddr counter }
+		ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept
+		goto refused
 	}
 	chain platform {
 		type filter hook forward priority filter; policy accept;
-		iifname "vnp*" ip daddr { 168.63.129.16, 169.254.169.254 } jump restricted
+		ip daddr { 168.63.129.16, 169.254.169.254 } ct direction reply accept
+		iifname "vnp*" ip daddr { 168.63.129.16, 169.254.169.254 } goto restricted
+		iifname "eth0" ip daddr { 168.63.129.16, 169.254.169.254 } goto refused
 	}
 	chain egress {
 		type nat hook postrouting priority srcnat; policy accept;

@@ -11,8 +11,8 @@ use vnetpool_node_agent::firewall::apply::Firewall;
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{
-    METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on, ensure,
-    rules, rules_with,
+    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on,
+    ensure, rules, rules_with,
 };
 
 const DNS: u16 = 53;
@@ -107,16 +107,18 @@ fn a_load_balancers_probe_is_answered() {
     let world = World::new();
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.pod.answer(POD);
-    let probe = |from: Ipv4Addr| {
-        let connect = async move {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind((from, 0).into())?;
-            timeout(Duration::from_secs(2), socket.connect((POD, PORT).into())).await?.map(drop)
-        };
-        world.vnet.inside(|| block_on(connect))
+    probe_from(&world, WIRE_SERVER, (POD, PORT)).unwrap();
+    probe_from(&world, NEIGHBOUR, (POD, PORT)).unwrap();
+}
+
+/// A connection under this address of the network.
+fn probe_from(world: &World, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> std::io::Result<()> {
+    let connect = async move {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        timeout(Duration::from_secs(2), socket.connect(to.into())).await?.map(drop)
     };
-    probe(WIRE_SERVER).unwrap();
-    probe(NEIGHBOUR).unwrap();
+    world.vnet.inside(|| block_on(connect))
 }
 
 #[test]
@@ -139,6 +141,38 @@ fn no_translation_of_others_leads_a_pod_to_the_metadata_service() {
     world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
     world.node.run(&format!("nft add rule ip proxy prerouting ip daddr 10.96.0.9 dnat to {METADATA}"));
     assert!(is_dropped(&world.pod, Ipv4Addr::new(10, 96, 0, 9), PORT));
+}
+
+/// The effect of a NodePort whose endpoint is one of them, to which a pod of another node turns, or a VM. The
+/// network here stands for both.
+#[test]
+fn no_translation_of_others_leads_the_network_to_the_platform() {
+    const PORTS: [(u16, Ipv4Addr); 3] = [(30001, METADATA), (30002, WIRE_SERVER), (30003, INTERNET)];
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    world.node.run("nft add table ip proxy");
+    world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
+    world.node.run("nft add chain ip proxy postrouting { type nat hook postrouting priority srcnat ; }");
+    for (port, to) in PORTS {
+        let translated = format!("ip daddr {NODE} tcp dport {port} dnat to {to}:{PORT}");
+        world.node.run(&format!("nft add rule ip proxy prerouting {translated}"));
+        world.node.run(&format!("nft add rule ip proxy postrouting ip daddr {to} masquerade"));
+    }
+    for (port, _) in PORTS {
+        world.vnet.connect_at(NODE, port).expect("nothing is closed yet: what does this test show?");
+    }
+    for metadata in [MetadataAccess::None, MetadataAccess::All] {
+        ensure(&world.node, &mut firewall, &rules_with(metadata, &["10.240.0.0/16"]));
+        for (port, to) in &PORTS[..2] {
+            assert!(is_dropped(&world.vnet, NODE, *port), "{to}, {metadata:?}");
+        }
+        let counts = dropped(&world, &mut firewall);
+        assert!(counts["metadata"] > 0 && counts["wire_server"] > 0, "{counts:?}");
+        let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+        assert!(asked.is_empty(), "no pod of this node asked: {asked:?}");
+    }
+    // A load balancer's probe of a node's port whose pod is elsewhere.
+    let [.., (port, _)] = PORTS;
+    probe_from(&world, WIRE_SERVER, (NODE, port)).unwrap();
 }
 
 /// With `route_localnet`, as portmap and Felix set it on pods' links.
