@@ -15,8 +15,8 @@ const APART: &str = "; ";
 pub enum Service {
     /// Facts about the machine, and tokens of its identities.
     Metadata,
-    /// DNS, which pods may use, the source of load balancers' probes, and the machine's configuration, secrets
-    /// included.
+    /// DNS, which pods may use, the source of load balancers' probes, and the machine's configuration with
+    /// its secrets.
     WireServer,
 }
 

@@ -4,9 +4,9 @@
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
 //! reach no more of Azure's services on the host than they need, and the network reaches none of them through
-//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
-//! destinations leave under that. Nothing of this is per pod: the rules change when the NIC or the ranges do,
-//! not when pods come and go.
+//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
+//! out of the VNet, so pods' packets to other destinations leave under that. Nothing of this is per pod: the
+//! rules change when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 mod bridge;
@@ -146,9 +146,14 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "\tset {ASKED} {{\n\t\ttype ipv4_addr . ipv4_addr\n\t\tsize {ASKED_AT_MOST}\n\t\tflags dynamic, timeout\n\t\ttimeout {}s\n\t}}",
+            "\tset {ASKED} {{\n\
+             \t\ttype ipv4_addr . ipv4_addr\n\
+             \t\tsize {ASKED_AT_MOST}\n\
+             \t\tflags dynamic, timeout\n\
+             \t\ttimeout {}s\n\
+             \t}}\n",
             ASKED_FOR.as_secs()
         );
         if !self.direct.is_empty() {
