@@ -3,39 +3,44 @@
 //!
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
-//! reach no more of Azure's services on the host than they need, since these trust every client on the
-//! machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
-//! destinations leave under that. Nothing of this is per pod: the rules change when the NIC or the ranges do,
-//! not when pods come and go.
+//! reach no more of Azure's services on the host than they need, and the network reaches none of them through
+//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
+//! out of the VNet, so pods' packets to other destinations leave under that. Nothing of this is per pod: the
+//! rules change when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 mod bridge;
 pub mod events;
 
-use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
-use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
+use vnetpool_crds::{
+    allocation::IpConfiguration,
+    pool::{BLOCK, MetadataAccess, NIC_SLOTS},
+    refusal::Service,
+};
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
-/// Azure's wire server: DNS, the source of load balancers' probes, and the machine's configuration, secrets
-/// included.
-const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
-/// Azure's instance metadata service: facts about the machine, and tokens of its identities.
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const WIRE_SERVER: Ipv4Addr = Service::WireServer.address();
+const METADATA: Ipv4Addr = Service::Metadata.address();
 /// They answer a NIC's primary address only, so they are translated for even if a range that holds them is
 /// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
-/// The set of pods that asked the metadata service in vain, by address, each with its packets: the packets
-/// themselves put them there.
+/// The set of pods that asked Azure's services in vain, by address and service, each with its packets: the
+/// packets themselves put them there.
 const ASKED: &str = "asked";
+/// As many as a NIC brings addresses, when each reservation is a block, for each service. No node's range has
+/// more.
+const ASKED_AT_MOST: u32 = NIC_SLOTS * BLOCK * PLATFORM.len() as u32;
+/// How long one stays there, so that addresses which the node has given up take no room. The agent reads the
+/// set every half a minute.
+const ASKED_FOR: Duration = Duration::from_secs(600);
 
-/// The counter of packets that are dropped on their way to the metadata service.
-pub const METADATA_COUNTER: &str = "metadata";
 /// Counters of dropped packets, by their aim.
-const COUNTERS: [&str; 4] = ["loopback", METADATA_COUNTER, "spoofed", "wire_server"];
+const COUNTERS: [&str; 4] = ["loopback", Service::Metadata.word(), "spoofed", Service::WireServer.word()];
 
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
 fn no_table(family: &str) -> String {
@@ -44,8 +49,8 @@ fn no_table(family: &str) -> String {
 
 /// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its
 /// table of neighbours, which all links share: made-up senders of one pod would fill it. Pods never need an
-/// answer, because their gateway is a permanent entry; their own answers, by which the node finds them, are
-/// no requests. Without a table where other plugins wire the pods, whose gateway may have to answer.
+/// answer, because their gateway is a permanent entry, as they are to the node. Without a table where other
+/// plugins wire the pods, whose gateway may have to answer.
 pub fn arp(ipam_only: bool) -> String {
     let mut text = no_table("arp");
     if !ipam_only {
@@ -141,8 +146,16 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
-        let _ =
-            writeln!(text, "\tset {ASKED} {{\n\t\ttype ipv4_addr\n\t\tsize 1024\n\t\tflags dynamic\n\t}}");
+        let _ = write!(
+            text,
+            "\tset {ASKED} {{\n\
+             \t\ttype ipv4_addr . ipv4_addr\n\
+             \t\tsize {ASKED_AT_MOST}\n\
+             \t\tflags dynamic, timeout\n\
+             \t\ttimeout {}s\n\
+             \t}}\n",
+            ASKED_FOR.as_secs()
+        );
         if !self.direct.is_empty() {
             let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
             let _ = write!(
@@ -195,30 +208,41 @@ impl Rules {
         text
     }
 
-    /// Which packets pods may send to Azure's services. The rules are in the forward hook, where others'
+    /// Which packets to Azure's services the node forwards. The rules are in the forward hook, where others'
     /// translations are done: packets that a proxy on the node takes over don't come by here, and packets to
-    /// a Service that leads there do.
+    /// a Service that leads there do, also those that come to the node from the network.
     fn platform(&self) -> String {
         let closed = match self.metadata {
             MetadataAccess::None => &PLATFORM[..],
             MetadataAccess::All => &[WIRE_SERVER],
         };
-        let closed = closed.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
-        // Replies are pods' answers to load balancers' probes. The set has a rule of its own: where it takes
-        // no more, a rule ends without its verdict.
-        format!(
-            "\tchain restricted {{\n\
-             \t\tct direction reply accept\n\
-             \t\tip daddr {METADATA} add @{ASKED} {{ ip saddr counter }}\n\
-             \t\tip daddr {METADATA} counter name \"{METADATA_COUNTER}\" drop\n\
-             \t\tmeta l4proto {{ tcp, udp }} th dport 53 accept\n\
-             \t\tcounter name \"wire_server\" drop\n\
+        let [all, closed] = [&PLATFORM[..], closed]
+            .map(|addresses| addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", "));
+        // The set has a rule of its own: where it takes no more, a rule ends without its verdict.
+        let mut text = format!(
+            "\tchain refused {{\n\
+             \t\tip daddr {METADATA} counter name \"{}\" drop\n\
+             \t\tcounter name \"{}\" drop\n\
+             \t}}\n\
+             \tchain restricted {{\n\
+             \t\tip daddr {WIRE_SERVER} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
+             \t\tadd @{ASKED} {{ ip saddr . ip daddr counter }}\n\
+             \t\tgoto refused\n\
              \t}}\n\
              \tchain platform {{\n\
-             \t\ttype filter hook forward priority filter; policy accept;\n\
-             \t\tiifname \"vnp*\" ip daddr {{ {closed} }} jump restricted\n\
-             \t}}\n"
-        )
+             \t\ttype filter hook forward priority filter; policy accept;\n",
+            Service::Metadata.word(),
+            Service::WireServer.word()
+        );
+        // Replies are answers to load balancers' probes.
+        let _ = writeln!(text, "\t\tip daddr {{ {all} }} ct direction reply accept");
+        let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" ip daddr {{ {closed} }} goto restricted");
+        // Nobody in the network needs a node to get there, a pod of another node as little as a VM.
+        for Egress { link, .. } in &self.uplinks {
+            let _ = writeln!(text, "\t\tiifname \"{link}\" ip daddr {{ {all} }} goto refused");
+        }
+        text.push_str("\t}\n");
+        text
     }
 }
 
@@ -269,9 +293,10 @@ table inet vnetpool {
 	counter spoofed {}
 	counter wire_server {}
 	set asked {
-		type ipv4_addr
-		size 1024
-		flags dynamic
+		type ipv4_addr . ipv4_addr
+		size 8192
+		flags dynamic, timeout
+		timeout 600s
 	}
 	set direct {
 		type ipv4_addr
@@ -284,16 +309,20 @@ table inet vnetpool {
 		iifname "vnp*" ip daddr 127.0.0.0/8 counter name "loopback" drop
 		iifname "vnpbridge" jump port
 	}
-	chain restricted {
-		ct direction reply accept
-		ip daddr 169.254.169.254 add @asked { ip saddr counter }
+	chain refused {
 		ip daddr 169.254.169.254 counter name "metadata" drop
-		meta l4proto { tcp, udp } th dport 53 accept
 		counter name "wire_server" drop
+	}
+	chain restricted {
+		ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept
+		add @asked { ip saddr . ip daddr counter }
+		goto refused
 	}
 	chain platform {
 		type filter hook forward priority filter; policy accept;
-		iifname "vnp*" ip daddr { 168.63.129.16, 169.254.169.254 } jump restricted
+		ip daddr { 168.63.129.16, 169.254.169.254 } ct direction reply accept
+		iifname "vnp*" ip daddr { 168.63.129.16, 169.254.169.254 } goto restricted
+		iifname "eth0" ip daddr { 168.63.129.16, 169.254.169.254 } goto refused
 	}
 	chain egress {
 		type nat hook postrouting priority srcnat; policy accept;

@@ -103,6 +103,9 @@ impl Keeper {
     fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
         let lost = self.host_ports.lost(assignments, &listed.names(host_ports::CHAIN));
+        if let Err(error) = host_ports::write(&self.host_ports, &self.config.state_dir) {
+            tracing::warn!(%error, "the next agent won't know which pods have host ports");
+        }
         if !lost.is_empty() {
             self.stands(format!(
                 "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \
@@ -116,7 +119,7 @@ impl Keeper {
     /// The condition `MetadataRefused`, if there is anything to report of this pool's pods.
     pub(super) fn refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Finding> {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
-        self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
+        self.refusals.keep(is_there).iter().for_each(|refusal| self.metrics.forget_refused(refusal));
         let message = self.refusals.message(pool, file::now())?;
         Some(Finding { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }

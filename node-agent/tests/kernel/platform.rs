@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use tokio::{net::TcpSocket, time::timeout};
-use vnetpool_crds::pool::MetadataAccess;
+use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
 use vnetpool_node_agent::firewall::apply::Firewall;
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{
-    METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on, ensure,
-    rules, rules_with,
+    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on,
+    ensure, rules, rules_with,
 };
 
 const DNS: u16 = 53;
@@ -54,13 +54,13 @@ fn pods_reach_only_the_resolver(wiring: Wiring) {
     }
 }
 
-/// So that a metric and an Event can name the pod that is to get an identity of its own.
+/// So that a metric and an Event can name the pod, with what it is to do instead.
 #[test]
-fn packets_that_want_the_metadata_service_are_counted_by_pod() {
+fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     let (world, mut firewall) = (World::new(), Firewall::default());
     let wanted = rules(&["10.240.0.0/16"]);
     ensure(&world.node, &mut firewall, &wanted);
-    let mut asked = || -> BTreeMap<Ipv4Addr, u64> {
+    let mut asked = || -> BTreeMap<(Ipv4Addr, Service), u64> {
         world.node.inside(|| block_on(firewall.asked()).unwrap()).into_iter().collect()
     };
     assert!(asked().is_empty());
@@ -73,10 +73,40 @@ fn packets_that_want_the_metadata_service_are_counted_by_pod() {
     }
     ask(&world.other_pod, OTHER_POD, METADATA);
     ask(&world.other_pod, OTHER_POD, WIRE_SERVER);
-    assert_eq!(asked(), BTreeMap::from([(POD, 3), (OTHER_POD, 1)]));
+    ask(&world.other_pod, OTHER_POD, WIRE_SERVER);
+    let [pods, others, wire_server] =
+        [(POD, Service::Metadata), (OTHER_POD, Service::Metadata), (OTHER_POD, Service::WireServer)];
+    assert_eq!(asked(), BTreeMap::from([(pods, 3), (others, 1), (wire_server, 2)]));
     ask(&world.pod, POD, METADATA);
-    assert_eq!(asked(), BTreeMap::from([(POD, 1), (OTHER_POD, 0)]), "since the last time");
+    assert_eq!(asked(), BTreeMap::from([(pods, 1), (others, 0), (wire_server, 0)]), "since the last time");
+    // As each does after a while.
+    let elements = world.node.run("nft list set inet vnetpool asked");
+    assert_eq!(elements.matches("expires").count(), 3, "{elements}");
+    let delete = |pod: Ipv4Addr, service: Ipv4Addr| {
+        world.node.run(&format!("nft delete element inet vnetpool asked {{ {pod} . {service} }}"));
+    };
+    delete(OTHER_POD, METADATA);
+    assert_eq!(asked(), BTreeMap::from([(pods, 0), (wire_server, 0)]));
+    ask(&world.other_pod, OTHER_POD, METADATA);
+    assert_eq!(asked(), BTreeMap::from([(pods, 0), (others, 1), (wire_server, 0)]), "it is forgotten");
     assert!(!ensure(&world.node, &mut firewall, &wanted), "packets change the table");
+}
+
+/// With blocks on each slot of its NIC.
+#[test]
+fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_has() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let addresses = (0..255).flat_map(|block| (0..16).map(move |n| Ipv4Addr::new(10, 241, block, n)));
+    let of = |address: Ipv4Addr| [METADATA, WIRE_SERVER].map(|service| format!("{address} . {service}"));
+    let all = addresses.flat_map(of).collect::<Vec<_>>().join(", ");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("add element inet vnetpool asked {{ {all} }}")).unwrap();
+    world.node.run(&format!("nft -f {}", file.path().display()));
+    let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
+    socket.send_to(&[1], (METADATA, PORT)).unwrap();
+    let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+    assert_eq!(asked, [((POD, Service::Metadata), 1)]);
 }
 
 #[test]
@@ -107,16 +137,18 @@ fn a_load_balancers_probe_is_answered() {
     let world = World::new();
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.pod.answer(POD);
-    let probe = |from: Ipv4Addr| {
-        let connect = async move {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind((from, 0).into())?;
-            timeout(Duration::from_secs(2), socket.connect((POD, PORT).into())).await?.map(drop)
-        };
-        world.vnet.inside(|| block_on(connect))
+    probe_from(&world, WIRE_SERVER, (POD, PORT)).unwrap();
+    probe_from(&world, NEIGHBOUR, (POD, PORT)).unwrap();
+}
+
+/// A connection under this address of the network.
+fn probe_from(world: &World, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> std::io::Result<()> {
+    let connect = async move {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        timeout(Duration::from_secs(2), socket.connect(to.into())).await?.map(drop)
     };
-    probe(WIRE_SERVER).unwrap();
-    probe(NEIGHBOUR).unwrap();
+    world.vnet.inside(|| block_on(connect))
 }
 
 #[test]
@@ -139,6 +171,38 @@ fn no_translation_of_others_leads_a_pod_to_the_metadata_service() {
     world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
     world.node.run(&format!("nft add rule ip proxy prerouting ip daddr 10.96.0.9 dnat to {METADATA}"));
     assert!(is_dropped(&world.pod, Ipv4Addr::new(10, 96, 0, 9), PORT));
+}
+
+/// The effect of a NodePort whose endpoint is one of them, to which a pod of another node turns, or a VM. The
+/// network here stands for both.
+#[test]
+fn no_translation_of_others_leads_the_network_to_the_platform() {
+    const PORTS: [(u16, Ipv4Addr); 3] = [(30001, METADATA), (30002, WIRE_SERVER), (30003, INTERNET)];
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    world.node.run("nft add table ip proxy");
+    world.node.run("nft add chain ip proxy prerouting { type nat hook prerouting priority dstnat ; }");
+    world.node.run("nft add chain ip proxy postrouting { type nat hook postrouting priority srcnat ; }");
+    for (port, to) in PORTS {
+        let translated = format!("ip daddr {NODE} tcp dport {port} dnat to {to}:{PORT}");
+        world.node.run(&format!("nft add rule ip proxy prerouting {translated}"));
+        world.node.run(&format!("nft add rule ip proxy postrouting ip daddr {to} masquerade"));
+    }
+    for (port, _) in PORTS {
+        world.vnet.connect_at(NODE, port).expect("nothing is closed yet: what does this test show?");
+    }
+    for metadata in [MetadataAccess::None, MetadataAccess::All] {
+        ensure(&world.node, &mut firewall, &rules_with(metadata, &["10.240.0.0/16"]));
+        for (port, to) in &PORTS[..2] {
+            assert!(is_dropped(&world.vnet, NODE, *port), "{to}, {metadata:?}");
+        }
+        let counts = dropped(&world, &mut firewall);
+        assert!(counts["metadata"] > 0 && counts["wire_server"] > 0, "{counts:?}");
+        let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+        assert!(asked.is_empty(), "no pod of this node asked: {asked:?}");
+    }
+    // A load balancer's probe of a node's port whose pod is elsewhere.
+    let [.., (port, _)] = PORTS;
+    probe_from(&world, WIRE_SERVER, (NODE, port)).unwrap();
 }
 
 /// With `route_localnet`, as portmap and Felix set it on pods' links.

@@ -38,7 +38,7 @@ use adopt::Adoption;
 use drift::Drift;
 use groups::Grouping;
 use interfaces::{Found, Occasion};
-pub use interfaces::{NIC_SLOTS, mirrored};
+pub use interfaces::mirrored;
 use obstacle::{Obstacle, obstacle};
 use policy::Policy;
 

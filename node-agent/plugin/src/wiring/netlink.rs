@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use super::Error;
+use super::{Error, neighbours::Neighbour};
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
@@ -127,8 +127,11 @@ impl Change {
         message: NeighbourMessage,
         is_exclusive: bool,
     ) -> Change {
-        let flags = NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE };
-        Change { what, flags, message: RouteNetlinkMessage::NewNeighbour(message) }
+        Change {
+            what,
+            flags: new_or_other(is_exclusive),
+            message: RouteNetlinkMessage::NewNeighbour(message),
+        }
     }
 
     pub(super) fn delete_neighbour(what: &'static str, message: NeighbourMessage) -> Change {
@@ -144,8 +147,14 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRule(rule.message()) }
     }
 
-    /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link.
-    pub(super) fn set_default_route(what: &'static str, table: u8, link: u32, gateway: Ipv4Addr) -> Change {
+    /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link;
+    /// `is_exclusive` if there must be none yet.
+    pub(super) fn set_default_route(
+        what: &'static str,
+        table: u8,
+        (link, gateway): (u32, Ipv4Addr),
+        is_exclusive: bool,
+    ) -> Change {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
             address_family: AddressFamily::Inet,
@@ -158,7 +167,7 @@ impl Change {
         };
         message.attributes =
             vec![RouteAttribute::Oif(link), RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
-        Change { what, flags: NLM_F_CREATE | NLM_F_REPLACE, message: RouteNetlinkMessage::NewRoute(message) }
+        Change { what, flags: new_or_other(is_exclusive), message: RouteNetlinkMessage::NewRoute(message) }
     }
 
     pub(super) fn delete_default_route(what: &'static str, table: u8) -> Change {
@@ -182,17 +191,26 @@ impl Change {
     }
 
     /// A permanent neighbour entry, for which no ARP request is sent.
-    pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = link;
+    pub(super) fn new_neighbour(what: &'static str, Neighbour { link, address, mac }: Neighbour) -> Change {
+        let mut message = neighbour(link, address);
         message.header.state = NeighbourState::Permanent;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         Change::new_neighbour_message(what, message, false)
     }
+}
+
+/// The flags of an object that must be new, or that may take the place of another.
+fn new_or_other(is_exclusive: bool) -> u16 {
+    NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE }
+}
+
+/// A message that means a neighbour by its address.
+pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = link;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
+    message
 }
 
 fn unreachable(range: Ipv4Net) -> RouteMessage {
@@ -346,6 +364,21 @@ impl Netlink {
             Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
             Ok(_) => Ok(None),
             Err(Error::Kernel { errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The entry for the neighbour with this address, if there is one.
+    pub(super) fn neighbour(
+        &mut self,
+        link: u32,
+        address: Ipv4Addr,
+    ) -> Result<Option<NeighbourMessage>, Error> {
+        let message = RouteNetlinkMessage::GetNeighbour(neighbour(link, address));
+        match self.get("look up a neighbour", message) {
+            Ok(RouteNetlinkMessage::NewNeighbour(found)) => Ok(Some(found)),
+            Ok(_) => Ok(None),
+            Err(Error::Kernel { errno: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
+use vnetpool_crds::pool::NIC_SLOTS;
 use vnetpool_crds::{NodeIPPool, names};
 
 use super::known::{Known, Read};
@@ -13,9 +14,6 @@ use crate::azure::{
 };
 use crate::context::Context;
 use crate::node::reads::Reads;
-
-/// Azure's limit of ipConfigurations a NIC, the node's own included.
-pub const NIC_SLOTS: u32 = 256;
 
 /// The facts on which the choice depends.
 pub struct Wanted<'a> {
