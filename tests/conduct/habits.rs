@@ -142,7 +142,8 @@ async fn a_nic_whose_primary_another_client_moves_keeps_all_it_has_and_serves(
     stage.until_holds("n1", 4).await?;
     ensure!(before.is_subset(&stage.held("n1")), "{before:?} became {:?}", stage.held("n1"));
     ensure!(names()[0] == "theirs" && names().contains(&"ipconfig1".to_owned()), "{:?}", names());
-    let address = stage.nic("n1")["properties"]["ipConfigurations"][0]["properties"]["privateIPAddress"].clone();
+    let address =
+        stage.nic("n1")["properties"]["ipConfigurations"][0]["properties"]["privateIPAddress"].clone();
     stage
         .until("the node's own address is the new one", "n1", |seen| {
             (json!(seen.spec.serving()?.primary_address) == address).then_some(())
@@ -236,9 +237,8 @@ async fn a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_
         for node in ["n1", "n2"] {
             stage.until_holds(node, 2).await?;
         }
-        let writes_take = |seconds: f64| {
-            stage.sim.set(&Settings { write_seconds: Some(seconds), ..Settings::default() })
-        };
+        let writes_take =
+            |seconds: f64| stage.sim.set(&Settings { write_seconds: Some(seconds), ..Settings::default() });
         writes_take(8.0)?;
         stage.delete(&vm.vm_id).await?;
         writes_take(0.2)?;

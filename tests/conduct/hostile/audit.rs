@@ -117,9 +117,8 @@ async fn attachments(stage: &Stage<'_>, world: &World) -> Result<()> {
 /// case.
 fn attached(nic: &Value) -> Vec<(String, String)> {
     let all = nic["properties"]["ipConfigurations"].as_array().into_iter().flatten();
-    let ours = all.filter(|one| {
-        one["name"].as_str().is_some_and(|name| name.starts_with(IP_CONFIGURATION_PREFIX))
-    });
+    let ours =
+        all.filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with(IP_CONFIGURATION_PREFIX)));
     let of_one = |one: &Value| {
         let properties = &one["properties"];
         let address = properties["privateIPAddress"].as_str().unwrap_or_default().to_owned();

@@ -206,7 +206,8 @@ impl World {
         if self.scene == Scene::Blocks {
             return Ok(vec![]);
         }
-        let pods = Api::<Pod>::namespaced(stage.client.clone(), "default").list(&ListParams::default()).await?;
+        let pods =
+            Api::<Pod>::namespaced(stage.client.clone(), "default").list(&ListParams::default()).await?;
         let asking = pods.into_iter().map(|pod| {
             let asks = |annotation: &str, value: &str| {
                 pod.annotations().get(annotation).is_some_and(|said| said == value)
@@ -225,9 +226,7 @@ impl World {
 
     /// Whether a public address was ordered of Azure, if any pod could have one.
     pub fn has_met_attachments(&self, stage: &Stage<'_>) -> bool {
-        let orders = |one: &LogEntry| {
-            one.method == "PUT" && one.path.contains("/publicIPAddresses/")
-        };
+        let orders = |one: &LogEntry| one.method == "PUT" && one.path.contains("/publicIPAddresses/");
         self.scene == Scene::Blocks || stage.asked().iter().any(orders)
     }
 }
