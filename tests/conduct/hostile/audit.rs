@@ -41,7 +41,7 @@ pub async fn audit(stage: &Stage<'_>, world: &World) -> Result<()> {
     }
     let nodes = world.nodes.len();
     ensure!(objects.items.len() == nodes, "{} objects of {nodes} nodes", objects.items.len());
-    attachments(stage, world).await
+    attachments(stage, world, &objects.items).await
 }
 
 /// The reservations of ours on each NIC, by the NICs' ids in lower case.
@@ -88,8 +88,8 @@ async fn one_node(
 }
 
 /// Each pod that asks for a public address or a backend pool has it, nothing else is attached to an address
-/// of ours, and there is no public address without its pod.
-async fn attachments(stage: &Stage<'_>, world: &World) -> Result<()> {
+/// of ours, and there is no public address without its pod. `spec` shows each public address.
+async fn attachments(stage: &Stage<'_>, world: &World, objects: &[NodeIPAllocation]) -> Result<()> {
     let public = |uid: &str| format!("{NETWORK}/publicIPAddresses/{IP_CONFIGURATION_PREFIX}{uid}");
     let (mut wanted, mut wanted_public) = (BTreeSet::new(), BTreeSet::new());
     for pod in world.asking(stage).await? {
@@ -110,6 +110,11 @@ async fn attachments(stage: &Stage<'_>, world: &World) -> Result<()> {
     let ids = there.iter().filter_map(|one| one["id"].as_str()).map(str::to_lowercase);
     let there: BTreeSet<String> = ids.filter(|id| id.contains("/vnp-")).collect();
     ensure!(there == wanted_public, "public addresses: there are {there:?}, asked for {wanted_public:?}");
+    let shown = objects.iter().flat_map(|one| one.spec.ip_configurations());
+    let shown = shown.filter_map(|one| one.public_address.as_ref());
+    let shown = shown.filter(|one| one.address.as_ref().is_some_and(|address| !address.is_empty()));
+    let shown: BTreeSet<String> = shown.map(|one| one.id.to_lowercase()).collect();
+    ensure!(shown == wanted_public, "spec shows the public addresses {shown:?} of {wanted_public:?}");
     Ok(())
 }
 
