@@ -57,7 +57,7 @@ pub use crate::resource_id::ResourceId;
 use crate::deadline::uncounted;
 use cache::{Document, Documents, Read, Slots};
 use network::VirtualNetwork;
-use operation::{Operation, Tracking};
+use operation::{End, Operation, Tracking};
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
@@ -384,18 +384,18 @@ impl Azure {
 
     /// Follows a write that ARM has accepted to its end. Returns the body of the resource at `url` after it.
     async fn complete(&self, call: &Call, url: Url, accepted: Answer) -> Result<Vec<u8>, Error> {
-        if !self.follow(call, &url, &accepted).await? {
+        if self.follow(call, &url, &accepted).await?.is_none() {
             return Ok(accepted.body);
         }
         let answer = self.transport.send(&call.following(Kind::Read), url, None, None).await?;
         Ok(answer.body)
     }
 
-    /// Waits for the end of the operation that an accepted write has begun. Returns whether there was one.
-    async fn follow(&self, call: &Call, url: &Url, accepted: &Answer) -> Result<bool, Error> {
-        let Some(operation) = Operation::of(accepted, url, call)? else { return Ok(false) };
-        uncounted(operation.finish(&self.transport, call, url, &self.tracking)).await?;
-        Ok(true)
+    /// Waits for the end of the operation that an accepted write has begun. Returns what has shown it; `None`
+    /// if there was no operation.
+    async fn follow(&self, call: &Call, url: &Url, accepted: &Answer) -> Result<Option<End>, Error> {
+        let Some(operation) = Operation::of(accepted, url, call)? else { return Ok(None) };
+        uncounted(operation.finish(&self.transport, call, url, &self.tracking)).await.map(Some)
     }
 
     fn nic_url(&self, id: &ResourceId) -> Url {

@@ -23,11 +23,13 @@ pub const TESTS: &[Test] = crate::tests![
     an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
 ];
 
-const NETWORK: &str =
+/// What is in the group of the first moment.
+pub const NETWORK: &str =
     "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network";
 const SUBNET: &str = "/virtualNetworks/vnet/subnets/nodes";
 
-fn backend_pool(name: &str) -> String {
+/// The id of a [`balancer`]'s backend pool.
+pub fn backend_pool(name: &str) -> String {
     format!("{NETWORK}/loadBalancers/{name}/backendAddressPools/pods")
 }
 

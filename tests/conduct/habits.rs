@@ -2,12 +2,13 @@
 
 use crate::Test;
 use crate::attachments::kept;
+use crate::machines::held;
 use crate::nics::subnet;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use vnetpool_azure_sim::{Config, Habits};
+use vnetpool_azure_sim::{Config, Habits, LogEntry, NewInstance, NewScaleSet, Settings};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{ATTACHED, RESERVED};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -16,9 +17,12 @@ use vnetpool_tests::eventually;
 pub const TESTS: &[Test] = crate::tests![
     a_write_that_is_complete_and_names_an_operation_is_followed_and_serves,
     a_nic_that_lists_its_primary_last_is_written_in_that_order_and_serves,
+    a_nic_whose_primary_another_client_moves_keeps_all_it_has_and_serves,
     a_write_that_is_answered_with_a_location_only_is_followed_on_the_nic,
+    a_write_to_an_instance_that_is_answered_with_a_location_only_is_followed_on_its_model,
     a_write_that_is_refused_because_another_is_under_way_is_made_when_that_has_ended,
     a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_nic_may_be_written_or_not,
+    a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_written_or_not,
     a_public_address_that_is_refused_for_its_zone_keeps_nothing_from_its_node_and_goes_with_its_pod,
     addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_often_by_many_nodes_than_by_one,
 ];
@@ -84,6 +88,94 @@ async fn a_write_that_is_answered_with_a_location_only_is_followed_on_the_nic(
     Ok(())
 }
 
+async fn a_write_to_an_instance_that_is_answered_with_a_location_only_is_followed_on_its_model(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let habits = Habits { answers_location_only: true, ..Habits::default() };
+    let stage = Stage::set(plane, azure(habits), sizing(2)).await?;
+    stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
+    let vm = stage.sim.add_instance("pool", NewInstance::default()).await?;
+    stage.join("n1", &vm.provider_id).await?;
+    stage.until_offers("n1", 2).await?;
+    stage.bind("n1", 5).await?;
+    stage.until_offers("n1", 5).await?;
+    stage.unbind("n1", 5).await?;
+    stage.until_offers("n1", 2).await?;
+    ensure!(held(&stage, &vm.nic_id).len() == 2, "{:?}", held(&stage, &vm.nic_id));
+    let is_write = |one: &LogEntry| one.method == "PUT" && one.path.eq_ignore_ascii_case(&vm.vm_id);
+    let writes: Vec<u16> = stage.asked().iter().filter(|one| is_write(one)).map(|one| one.status).collect();
+    ensure!(writes == [202, 202, 202], "{writes:?}");
+    Ok(())
+}
+
+/// Another client makes this ipConfiguration the primary one; there is one of this name from then on.
+async fn move_primary(stage: &Stage<'_>, name: &str) -> Result<()> {
+    let document = stage.nic("n1");
+    let mut all = document["properties"]["ipConfigurations"].as_array().context("no list")?.clone();
+    if !all.iter().any(|one| one["name"] == name) {
+        let subnet = all[0]["properties"]["subnet"].clone();
+        all.push(json!({ "name": name, "properties": { "subnet": subnet } }));
+    }
+    for one in &mut all {
+        one["properties"]["primary"] = json!(one["name"] == name);
+    }
+    stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
+    Ok(())
+}
+
+async fn a_nic_whose_primary_another_client_moves_keeps_all_it_has_and_serves(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let habits = Habits { moves_primary: true, ..Habits::default() };
+    let stage = Stage::set(plane, azure(habits), sizing(2)).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let before = stage.held("n1");
+    let names = || -> Vec<String> {
+        let nic = stage.nic("n1");
+        let all = nic["properties"]["ipConfigurations"].as_array().into_iter().flatten();
+        all.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
+    };
+    // First to one of theirs. The next write meets it.
+    move_primary(&stage, "theirs").await?;
+    stage.bind("n1", 4).await?;
+    stage.until_holds("n1", 4).await?;
+    ensure!(before.is_subset(&stage.held("n1")), "{before:?} became {:?}", stage.held("n1"));
+    ensure!(names()[0] == "theirs" && names().contains(&"ipconfig1".to_owned()), "{:?}", names());
+    let address =
+        stage.nic("n1")["properties"]["ipConfigurations"][0]["properties"]["privateIPAddress"].clone();
+    stage
+        .until("the node's own address is the new one", "n1", |seen| {
+            (json!(seen.spec.serving()?.primary_address) == address).then_some(())
+        })
+        .await?;
+    // Then to one of ours, which no pod has: it is the node's, and another takes its place.
+    stage.unbind("n1", 4).await?;
+    stage.until_holds("n1", 2).await?;
+    let ours = stage.held("n1").first().context("nothing is held")?.clone();
+    move_primary(&stage, &ours).await?;
+    let shows_others = |count: usize| {
+        let ours = &ours;
+        move |seen: &NodeIPAllocation| {
+            let shown: Vec<_> = seen.spec.ip_configurations().map(|one| one.name.as_str()).collect();
+            (shown.len() == count && !shown.contains(&ours.as_str())).then_some(())
+        }
+    };
+    // A new boot causes a read.
+    stage.boot("n1", "boot-2").await?;
+    stage.until("another takes its place", "n1", shows_others(2)).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 3).await?;
+    stage.until("three others serve the pods", "n1", shows_others(3)).await?;
+    ensure!(names()[0] == ours, "{:?}", names());
+    // Back again it is one like the others, and may go.
+    move_primary(&stage, "ipconfig1").await?;
+    stage.bind("n1", 1).await?;
+    stage.until_assigned("n1", 4).await?;
+    stage.unbind("n1", 4).await?;
+    stage.until_holds("n1", 2).await
+}
+
 async fn a_write_that_is_refused_because_another_is_under_way_is_made_when_that_has_ended(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -130,6 +222,45 @@ async fn a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_n
         stage.until_assigned("n1", 4).await?;
         let refused = stage.writes("n1").iter().filter(|write| write.status == 409).count();
         ensure!((1..=3).contains(&refused) == refuses_writes_to_stopped, "{refused} refused");
+    }
+    Ok(())
+}
+
+async fn a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_written_or_not(
+    plane: &ControlPlane,
+) -> Result<()> {
+    for refuses_writes_to_leaving in [false, true] {
+        let habits = Habits { refuses_writes_to_leaving, ..Habits::default() };
+        let stage = Stage::set(plane, azure(habits), sizing(2)).await?;
+        let vm = stage.node("n1", None).await?;
+        stage.node("n2", None).await?;
+        for node in ["n1", "n2"] {
+            stage.until_holds(node, 2).await?;
+        }
+        let writes_take =
+            |seconds: f64| stage.sim.set(&Settings { write_seconds: Some(seconds), ..Settings::default() });
+        writes_take(8.0)?;
+        stage.delete(&vm.vm_id).await?;
+        writes_take(0.2)?;
+        // Bound before the scheduler knows.
+        stage.bind("n1", 4).await?;
+        if refuses_writes_to_leaving {
+            stage.until_says("n1", RESERVED, "ResourceBusy").await?;
+        } else {
+            stage.until_holds("n1", 4).await?;
+        }
+        stage.bind("n2", 4).await?;
+        stage.until_holds("n2", 4).await?;
+        let refused = stage.writes("n1").iter().filter(|write| write.status == 409).count();
+        ensure!((1..=3).contains(&refused) == refuses_writes_to_leaving, "{refused} refused");
+        // The NIC outlives its machine.
+        eventually("the machine is gone", Duration::from_secs(30), || async {
+            Ok(stage.sim.machine("n1").is_err().then_some(()))
+        })
+        .await?;
+        stage.delete_node("n1").await?;
+        stage.until_gone("n1").await?;
+        ensure!(stage.held("n1").is_empty(), "leaked: {:?}", stage.held("n1"));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Answers that don't come: reserved addresses are found and used, never leaked.
 
 use crate::Test;
+use crate::attachments::{balancer, pool};
 use crate::metrics::Metrics;
 use crate::operator::free_address;
 use crate::stage::{Stage, find, quick};
@@ -9,13 +10,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use vnetpool_azure_sim::{Effect, Sim};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition::READY;
+use vnetpool_crds::condition::{ATTACHED, READY};
+use vnetpool_crds::names::BACKEND_POOLS;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_its_addresses_and_gives_the_surplus_back,
     a_write_whose_answer_is_cut_off_is_found_and_used,
     however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_leaks,
+    what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later,
     an_azure_that_is_not_there_yet_is_waited_for,
 ];
 
@@ -83,6 +86,24 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
     let unused: Vec<_> = stage.sim.faults().into_iter().filter(|fault| fault.hits == 0).collect();
     ensure!(unused.is_empty(), "never struck: {unused:?}");
     Ok(())
+}
+
+async fn what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    stage.pool("default", pool()).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    // As a proxy answers in Azure's place.
+    let nothing = Effect::Status { status: 200, body: json!({}), headers: Default::default() };
+    let fault = stage.fault("PUT", "/n1-nic", Some(2), nothing);
+    let pod = stage.pod("n1", json!({ BACKEND_POOLS: "web" })).await?;
+    stage.until_struck(fault, 2).await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_told(&pod, "Attached", &["Pod"]).await
 }
 
 async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> Result<()> {

@@ -114,10 +114,17 @@ fn main() -> ExitCode {
         }
     };
     let of_seed = |seed: u64| {
-        let planes = Arc::clone(&planes);
-        Trial::test(format!("hostile::seed_{seed}"), move || {
-            planes.lend(hostile::LONGEST, |plane| Box::pin(hostile::survive(plane, seed)))
-        })
+        let of_scene = |(name, scene): (String, hostile::Scene)| {
+            let planes = Arc::clone(&planes);
+            Trial::test(name, move || {
+                planes.lend(hostile::LONGEST, |plane| Box::pin(hostile::survive(plane, seed, scene)))
+            })
+        };
+        [
+            (format!("hostile::seed_{seed}"), hostile::Scene::Addresses),
+            (format!("hostile::seed_{seed}_with_blocks"), hostile::Scene::Blocks),
+        ]
+        .map(of_scene)
     };
     let trials = [
         attachments::TESTS,
@@ -164,7 +171,7 @@ fn main() -> ExitCode {
     .map(|test| test.trial(&planes, LONGEST));
     // The longest begin first, so that nothing waits for them at the end.
     let longest = hostile::TESTS.iter().map(|test| test.trial(&planes, hostile::LONGEST));
-    let trials = longest.chain(further.into_iter().map(of_seed)).chain(trials).collect();
+    let trials = longest.chain(further.into_iter().flat_map(of_seed)).chain(trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Taken down here, not when the process ends.
     drop(planes);

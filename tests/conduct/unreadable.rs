@@ -3,15 +3,18 @@
 
 use crate::Test;
 use crate::attachments::kept;
+use crate::operator::until_ready;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vnetpool_azure_sim::LogEntry;
 use vnetpool_crds::condition::{self, OBJECTS_READABLE};
+use vnetpool_crds::names::{BACKEND_POOLS, DNS_LABEL, PAUSED, PUBLIC_ADDRESS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
@@ -20,10 +23,11 @@ pub const TESTS: &[Test] = crate::tests![
     an_allocation_that_can_not_be_read_costs_only_its_own_node,
     of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_be_read,
     a_pool_of_a_newer_release_leaves_its_nodes_what_they_have,
+    a_node_and_a_pod_with_garbage_cost_only_themselves,
 ];
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How soon others are served.
+/// Promised: how soon others are served by an operator that runs, or that has started and is ready.
 const OTHERS: Duration = Duration::from_secs(2);
 
 async fn an_allocation_that_can_not_be_read_costs_only_its_own_node(plane: &ControlPlane) -> Result<()> {
@@ -39,12 +43,11 @@ async fn an_allocation_that_can_not_be_read_costs_only_its_own_node(plane: &Cont
         .await?;
 
     // First while the operator runs, then for one that starts.
-    served_within(&stage, "n2", 3, OTHERS).await?;
-    stage.kill().await?;
-    stage.start().await?;
+    served(&stage, "n2", 3).await?;
+    restart(&stage).await?;
     stage.sim.clear_log();
     stage.bind("n1", 4).await?;
-    served_within(&stage, "n2", 4, PATIENCE).await?;
+    served(&stage, "n2", 4).await?;
     eventually("Node and pool name the object", PATIENCE, || async {
         let pool = stage.node_pool("default").await?;
         let status = pool.status.context("no status")?;
@@ -89,10 +92,9 @@ async fn of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_
     stage.sim.delete_vm("n1", true).await?;
     stage.delete_node("n1").await?;
     // First for the operator that has read it once, then for one that starts.
-    served_within(&stage, "n2", 1, PATIENCE).await?;
-    stage.kill().await?;
-    stage.start().await?;
-    served_within(&stage, "n2", 2, PATIENCE).await?;
+    served(&stage, "n2", 1).await?;
+    restart(&stage).await?;
+    served(&stage, "n2", 2).await?;
     let is_about = |one: &&LogEntry| one.path.contains("/n1-nic") || one.path.contains("/publicIPAddresses/");
     let asked = stage.asked();
     let written: Vec<_> = asked.iter().filter(is_about).filter(|one| one.method != "GET").collect();
@@ -123,12 +125,11 @@ async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &Contr
     let pool = Raw::<NodeIPPool>::of(&stage, "default");
     pool.store("/spec/properties/wiring/enum", json!({ "spec": { "wiring": "Teleport" } })).await?;
 
-    stage.kill().await?;
-    stage.start().await?;
+    restart(&stage).await?;
     stage.sim.clear_log();
     stage.bind("n1", 4).await?;
     stage.node("n3", None).await?;
-    served_within(&stage, "n2", 3, PATIENCE).await?;
+    served(&stage, "n2", 3).await?;
     eventually("the pool is named", PATIENCE, || async {
         Ok((!stage.events("default", "Unreadable").await?.is_empty()).then_some(()))
     })
@@ -141,15 +142,52 @@ async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &Contr
     stage.until_holds("n3", 2).await
 }
 
+async fn a_node_and_a_pod_with_garbage_cost_only_themselves(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    // As far as an API server takes it.
+    let node = json!({
+        "metadata": { "name": "odd", "annotations": { PAUSED: "perhaps" } },
+        "spec": { "providerID": "azure:///subscriptions/%00/virtualMachines/../..//" },
+        "status": { "allocatable": { "pods": "9E" }, "nodeInfo": { "bootID": "\u{7}" } },
+    });
+    let nodes = Api::<Node>::all(stage.client.clone());
+    nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+    stage.bind("odd", 1).await?;
+    let annotations =
+        json!({ BACKEND_POOLS: ",/../,\u{7}", PUBLIC_ADDRESS: "perhaps", DNS_LABEL: "-".repeat(300) });
+    let pod = stage.pod("n1", annotations).await?;
+
+    served(&stage, "n1", 3).await?;
+    stage.until_told(&pod, "Unavailable", &["Pod"]).await?;
+    restart(&stage).await?;
+    served(&stage, "n1", 4).await?;
+    let is_odd = |one: &LogEntry| one.path.contains("%00") || one.path.contains("..");
+    let asked: Vec<_> = stage.asked().into_iter().filter(is_odd).collect();
+    ensure!(asked.is_empty(), "Azure was asked for garbage: {asked:?}");
+    Ok(())
+}
+
+/// Another operator, until it is ready.
+async fn restart(stage: &Stage<'_>) -> Result<()> {
+    stage.kill().await?;
+    stage.start().await?;
+    until_ready(stage.admin, PATIENCE).await
+}
+
 /// Binds as many pods as it takes for the node to want so many addresses, and waits for the write that brings
-/// them.
-async fn served_within(stage: &Stage<'_>, node: &str, count: usize, within: Duration) -> Result<()> {
+/// them, which must come as soon as others are served.
+async fn served(stage: &Stage<'_>, node: &str, count: usize) -> Result<()> {
     let (held, bound) = (stage.held(node).len(), stage.pods_bound(node).await?);
+    let begun = Instant::now();
     stage.bind(node, count - bound).await?;
-    eventually(&format!("{node} holds more than {held}"), within, || async {
+    eventually(&format!("{node} holds more than {held}"), OTHERS, || async {
         Ok((stage.held(node).len() > held).then_some(()))
     })
     .await?;
+    eprintln!("{node} is served after {:.1} s", begun.elapsed().as_secs_f64());
     stage.until_holds(node, count).await
 }
 

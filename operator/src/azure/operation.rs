@@ -52,6 +52,14 @@ pub(super) struct Operation {
     wait: Duration,
 }
 
+/// What has shown that an operation has ended well.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Operation,
+    /// The resource: it is there, and no operation is under way.
+    Resource,
+}
+
 /// The result of one poll.
 #[derive(Debug)]
 enum Progress {
@@ -93,7 +101,7 @@ impl Operation {
         call: &Call,
         resource: &Url,
         tracking: &Tracking,
-    ) -> Result<(), Error> {
+    ) -> Result<End, Error> {
         let started = Instant::now();
         if self.url != *resource && tracking.is_denied(&call.resource, started) {
             self.url = resource.clone();
@@ -118,7 +126,8 @@ impl Operation {
                     let body = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
                     match Progress::read(&body) {
                         Progress::Underway => {}
-                        Progress::Succeeded => return Ok(()),
+                        Progress::Succeeded if follows_operation => return Ok(End::Operation),
+                        Progress::Succeeded => return Ok(End::Resource),
                         Progress::Ended(error) => {
                             return Err(classify(None, &error, None, &call.resource, Effect::Write));
                         }

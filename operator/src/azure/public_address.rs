@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{info, instrument};
 
 use super::cache::parse;
+use super::operation::End;
 use super::used_up::Place;
 use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
@@ -110,7 +111,12 @@ impl Azure {
         match self.follow(&call, &url, &accepted).await {
             // Without the right to follow the operation, the address itself is polled, which is gone in the
             // end.
-            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Ok(Some(End::Operation)) | Err(Error::NotFound { .. }) => {}
+            // Whatever was answered, Azure hasn't begun, or has given up.
+            Ok(Some(End::Resource) | None) => {
+                let message = "it is there after it was deleted".to_owned();
+                return Err(Error::OutcomeUnknown { resource: call.resource.clone(), message });
+            }
             Err(error) => return Err(error),
         }
         info!("public address deleted");

@@ -5,12 +5,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vnetpool_azure_sim::Effect;
-use vnetpool_operator::azure::{Error, Freshness, Priority, Remedy};
+use vnetpool_operator::azure::{Error, Freshness, Priority, Remedy, ResourceId};
 
-use crate::script::{client, pass};
-use crate::scripted::id;
+use crate::script::{Script, answer, client, pass};
+use crate::scripted::{GROUP, arm_error, id};
 use crate::simulated::{World, names};
 
 fn status(status: u16) -> Effect {
@@ -135,4 +135,25 @@ async fn an_azure_whose_name_can_not_be_resolved_is_unavailable_and_nothing_was_
     let public = format!("{}/providers/Microsoft.Network/publicIPAddresses/vnp-pod", id().group());
     let error = azure.delete_public_address(&public.parse().unwrap(), Priority::GiveBack).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_public_address_that_is_there_after_its_deletion_is_not_taken_for_gone() {
+    let public: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-pod").parse().unwrap();
+    let there = json!({ "id": public.as_str(), "properties": { "provisioningState": "Succeeded" } });
+    let script = Script::start().await;
+    let azure = script.azure();
+    // As a proxy answers in Azure's place, and as Azure does when it gives the deletion up.
+    for first in [json!({}), json!({ "properties": { "provisioningState": "Deleting" } }), there.clone()] {
+        let is_followed = first != there;
+        script.next(answer(200, first).with("retry-after", 1));
+        if is_followed {
+            script.next(answer(200, there.clone()));
+        }
+        let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+    }
+    script.next(answer(200, Value::Null).with("retry-after", 1));
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
 }

@@ -11,7 +11,7 @@ use vnetpool_operator::azure::{
 
 use crate::script::{Answer, Script, answer, client, config, pass};
 
-const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
+pub const GROUP: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
 pub const OPERATION: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/providers/Microsoft.Network/locations/westeurope/operations/1?api-version=2025-05-01&t=63&c=MII%2Fx%3D%3D&s=a-b_c&h=d";
 
 pub fn id() -> ResourceId {
@@ -47,7 +47,7 @@ pub fn reserve(name: &str) -> Change {
     Change { reserve: vec![name.to_owned()], ..Change::default() }
 }
 
-fn arm_error(code: &str) -> Value {
+pub fn arm_error(code: &str) -> Value {
     json!({ "error": { "code": code, "message": "words" } })
 }
 

@@ -43,7 +43,8 @@ const CODES: &[(u16, &str)] = &[
 /// The statuses of codes that may come with any.
 const REFUSING: [u16; 3] = [400, 403, 409];
 
-/// Reports that the resource isn't there. A client that reads this must believe it, so only writes get it.
+/// Reports that the resource isn't there. A client that reads or deletes it must believe that, so only a PUT
+/// gets it.
 const ABSENT: &str = "ParentResourceNotFound";
 
 /// One seed's answers.
@@ -71,8 +72,9 @@ impl Hostile {
         let is_write = request.method != "GET";
         let (status, code) = &self.codes[detail % self.codes.len()];
         let status = status.unwrap_or(REFUSING[detail / self.codes.len() % REFUSING.len()]);
+        let would_be_believed = code == ABSENT && request.method != "PUT";
         Some(match choice {
-            0..14 if code == ABSENT && request.method != "PUT" => return None,
+            0..14 | 38..48 if would_be_believed => return None,
             0..14 => refusal(status, code, &request.path),
             14..18 => Effect::CutBeforeApply,
             18..22 => Effect::CutAfterApply,

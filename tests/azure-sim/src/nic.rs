@@ -20,6 +20,8 @@ pub(crate) struct Put<'a> {
     pub(crate) etag: String,
     /// `Succeeded` or, while the write goes on, `Updating`.
     pub(crate) state: &'a str,
+    /// Whether another of its ipConfigurations may become the primary one.
+    pub(crate) moves_primary: bool,
 }
 
 impl Put<'_> {
@@ -91,7 +93,7 @@ impl Put<'_> {
         Ok(())
     }
 
-    /// The index of the primary ipConfiguration, which can be neither removed nor renamed.
+    /// The index of the primary ipConfiguration. The one so far can be neither removed nor renamed.
     fn primary(&self) -> Result<usize, Reply> {
         let configurations = self.configurations();
         let says_primary = |c: &Value| c["properties"]["primary"].as_bool() == Some(true);
@@ -121,8 +123,9 @@ impl Put<'_> {
             }
         }
         let old = self.old.map(ip_configurations).unwrap_or_default();
+        let may_be_it = if self.moves_primary { configurations } else { &configurations[primary..=primary] };
         if let Some(old) = old.iter().find(|c| says_primary(c)).and_then(|c| c["name"].as_str())
-            && configurations[primary]["name"].as_str().is_none_or(|new| !new.eq_ignore_ascii_case(old))
+            && !may_be_it.iter().filter_map(|c| c["name"].as_str()).any(|new| new.eq_ignore_ascii_case(old))
         {
             let message = format!(
                 "IP Configuration {old} cannot be deleted. Deletion and renaming of primary IP Configuration is not \

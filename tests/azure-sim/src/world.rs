@@ -69,12 +69,18 @@ pub struct Habits {
     /// A write to a NIC while another is under way is refused instead of taking its place
     /// (bosh-azure-cpi#179).
     pub refuses_second_write: bool,
-    /// A NIC lists its primary ipConfiguration last. Recorded is that it comes first when it has changed.
+    /// Another of a NIC's ipConfigurations may become its primary one, which is then listed first (azure-cli's
+    /// recording `test_network_nic_subresources`, of a NIC without a machine); otherwise that is refused.
+    pub moves_primary: bool,
+    /// A NIC lists its primary ipConfiguration last.
     pub lists_primary_last: bool,
-    /// A write to a NIC is answered with 202 and `Location`, and without a body.
+    /// A write to a NIC or to an instance of a scale set is answered with 202 and `Location`, and without a
+    /// body.
     pub answers_location_only: bool,
     /// A write to the NIC of a stopped machine is refused; otherwise it is complete in its answer.
     pub refuses_writes_to_stopped: bool,
+    /// A write to the NIC of a machine that is being deleted is refused.
+    pub refuses_writes_to_leaving: bool,
     /// A public address without zones is refused to every machine, as if all were in one.
     pub wants_zones: bool,
     /// A VNet's usages count a block of 16 addresses as one, as its limit does; otherwise as 16.
@@ -415,6 +421,12 @@ impl World {
         self.vms.get(&key).filter(|_| !self.stopped.contains(&key))
     }
 
+    /// Whether the machine of a NIC is being deleted.
+    fn is_leaving(&self, nic: &Value) -> bool {
+        let vm = nic::vm_id(nic).and_then(|id| self.vms.get(&id.to_lowercase()));
+        vm.is_some_and(|vm| vm.document["properties"]["provisioningState"] == "Deleting")
+    }
+
     /// Replaces a NIC's document. The write ends at once if the NIC has no machine that runs, otherwise after
     /// `takes`.
     pub(crate) fn put_nic(
@@ -432,14 +444,20 @@ impl World {
                 format!("Cannot modify network interface {id}: its virtual machine is deallocated.");
             return Err(Reply::nrp(409, "OperationNotAllowed", message, json!([])));
         }
+        if self.config.habits.refuses_writes_to_leaving && old.is_some_and(|nic| self.is_leaving(nic)) {
+            let message =
+                format!("Cannot modify network interface {id}: its virtual machine is being deleted.");
+            return Err(Reply::nrp(409, "OperationNotAllowed", message, json!([])));
+        }
         let takes = takes.filter(|_| old.is_some_and(|nic| self.running(nic).is_some()));
         let state = if takes.is_some() { "Updating" } else { "Succeeded" };
-        let put = nic::Put { id, name, old, body, etag: new_etag(), state };
+        let Habits { moves_primary, lists_primary_last, .. } = self.config.habits;
+        let put = nic::Put { id, name, old, body, etag: new_etag(), state, moves_primary };
         let mut document = put.apply(|subnet| self.subnet(subnet, &key))?;
-        if self.config.habits.lists_primary_last
+        if (moves_primary || lists_primary_last)
             && let Some(all) = document["properties"]["ipConfigurations"].as_array_mut()
         {
-            all.sort_by_key(|one| one["properties"]["primary"] == true);
+            all.sort_by_key(|one| (one["properties"]["primary"] == true) == lists_primary_last);
         }
         attachment::check_nic(self, &document)?;
         self.check_network_limit(&key, &document)?;

@@ -1,8 +1,9 @@
 //! An API server at its worst: the fate of a request is drawn from faults that API servers, and the proxies
 //! before them, have been seen to have.
 //!
-//! Not drawn: that an object isn't there (404, or a list without it), since the operator must believe it; and
-//! anything about Leases, for an operator that has lost its Lease ends, as it should.
+//! Not drawn: that an object isn't there (404, or a list without it), since the operator must believe it. A
+//! Lease is spared the most: a leader that can't renew it for 12 s stands by, and a cluster without a leader
+//! shows nothing.
 
 use anyhow::Result;
 use axum::body::{Body, Bytes};
@@ -37,16 +38,23 @@ const GARBAGE: &[&str] =
 
 /// The fate of a request; `None`: it is answered as always.
 pub fn draw(draws: &mut Draws, method: &Method, path: &str, query: &str) -> Option<Fate> {
-    if path.contains("/leases") {
-        return None;
-    }
     let is_watch = query.contains("watch=true");
     let random = draws.next(&format!("{method} {path} {is_watch}"));
     let (choice, detail) = (random % 100, (random / 100) as usize);
+    let refused = || Some(Fate::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?));
+    let late = || Fate::Late(Duration::from_millis(detail as u64 % 1500));
+    if path.contains("/leases") {
+        return match choice {
+            0..6 => refused(),
+            6..10 => Some(late()),
+            10..13 => Some(Fate::Half),
+            _ => None,
+        };
+    }
     Some(match choice {
-        0..9 => Fate::Refused(StatusCode::from_u16(CODES[detail % CODES.len()]).ok()?),
+        0..9 => refused()?,
         9..12 => Fate::Garbage(GARBAGE[detail % GARBAGE.len()]),
-        12..17 => Fate::Late(Duration::from_millis(detail as u64 % 1500)),
+        12..17 => late(),
         17..18 => Fate::Silence { is_done: detail.is_multiple_of(2) },
         18..22 => Fate::Half,
         _ => return None,

@@ -10,7 +10,8 @@ use vnetpool_crds::reason::Reason;
 
 use super::remembered::{Attaching, Made};
 use crate::azure::{
-    self, Attached, Azure, Change, NewPublicAddress, Priority, PublicAddress, Reserved, ResourceId, Urgency,
+    self, Attached, Azure, Change, NewPublicAddress, Nic, Priority, PublicAddress, Reserved, ResourceId,
+    Urgency,
 };
 use crate::context::Context;
 use crate::events;
@@ -128,18 +129,28 @@ async fn attach_all(
     memory.nic.wrote(&result);
     let attaching = &mut memory.attaching;
     match result {
-        Ok(_) => {
-            attaching.setback = None;
+        Ok(written) => {
             attaching.batch = attaching.batch.saturating_mul(2);
-            for one in &attach {
+            // An answer alone attaches nothing.
+            let (there, lacking): (Vec<_>, Vec<_>) = attach.iter().partition(|one| shows(&written, one));
+            for one in there {
                 attaching.refused.remove(&one.uid);
                 ctx.events.say(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
+            let last = attaching.setback.take();
+            attaching.setback = lacking.first().map(|one| {
+                let message = format!("it doesn't show what was attached to the address of pod {}", one.pod);
+                setback(last.as_ref(), &azure::Error::OutcomeUnknown { resource: nic.to_string(), message })
+            });
         }
         Err(error) if error.is_given_up() => return Err(error),
         Err(error) => refuse(ctx, &pods(&attach), &error, attaching),
     }
     Ok(())
+}
+
+fn shows(nic: &Nic, asked: &Attach) -> bool {
+    nic.ip_configurations.iter().any(|one| one.name == asked.name && one.attached == asked.attached)
 }
 
 /// The UIDs and names of these pods.

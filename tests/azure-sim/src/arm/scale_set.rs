@@ -218,6 +218,10 @@ fn put_instance(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     if let Some(error) = fate {
         world.doom(&key, Ending::Failed, &error);
     }
+    if world.config.habits.answers_location_only {
+        let accepted = charged(Reply::empty(202));
+        return Ok(operation.locate(accepted, &call.base(), &world.config.subscription, &call.version));
+    }
     let reply = charged(Reply::new(200, model).header("etag", quoted(etag)));
     let reply = if takes.is_zero() { reply } else { reply.header("retry-after", retry_after(takes)) };
     Ok(operation.announce(reply, &call.base(), &world.config.subscription, &call.version))

@@ -25,7 +25,12 @@ fn nic(secondaries: &[(&str, Value)]) -> Value {
 }
 
 fn put_into(subnet: &Subnet, old: Option<&Value>, body: Value) -> Result<Value, Reply> {
-    let put = Put { id: NIC, name: "n", old, body, etag: "W/\"1\"".into(), state: "Succeeded" };
+    apply(subnet, old, body, false)
+}
+
+fn apply(subnet: &Subnet, old: Option<&Value>, body: Value, moves_primary: bool) -> Result<Value, Reply> {
+    let etag = "W/\"1\"".into();
+    let put = Put { id: NIC, name: "n", old, body, etag, state: "Succeeded", moves_primary };
     put.apply(|id| id.eq_ignore_ascii_case(SUBNET).then(|| subnet.clone()))
 }
 
@@ -95,6 +100,22 @@ fn the_primary_can_be_neither_removed_nor_renamed() {
     let mut body = nic(&[("a", json!({}))]);
     body["properties"]["ipConfigurations"][0]["name"] = json!("other");
     assert_eq!(refused(put(Some(&old), body)), "IpConfigDeleteNotSupported");
+}
+
+#[test]
+fn another_becomes_the_primary_where_that_is_allowed_as_long_as_the_old_one_stays() {
+    let free = subnet("10.0.0.0/24", &[]);
+    let old = put(None, nic(&[("a", json!({}))])).unwrap();
+    let mut moved = old.clone();
+    for (index, is_primary) in [false, true].into_iter().enumerate() {
+        moved["properties"]["ipConfigurations"][index]["properties"]["primary"] = json!(is_primary);
+    }
+    assert_eq!(refused(put(Some(&old), moved.clone())), "IpConfigDeleteNotSupported");
+    let document = apply(&free, Some(&old), moved.clone(), true).unwrap();
+    assert_eq!(primary(&document).unwrap()["name"], "a");
+    assert_eq!(held(&document), held(&old));
+    moved["properties"]["ipConfigurations"].as_array_mut().unwrap().remove(0);
+    assert_eq!(refused(apply(&free, Some(&old), moved, true)), "IpConfigDeleteNotSupported");
 }
 
 #[test]
