@@ -42,6 +42,10 @@ pub struct Args {
     /// Plan, and report in conditions and Events what would be done, but write nothing to Azure.
     #[arg(long, env = "VNETPOOL_DRY_RUN")]
     dry_run: bool,
+    /// The architectures of nodes that there are images for, as in the label kubernetes.io/arch. Nodes of
+    /// others are left alone. By default all nodes are taken to have one.
+    #[arg(long, env = "VNETPOOL_ARCHITECTURES", value_delimiter = ',')]
+    architectures: Vec<String>,
     /// The namespace of the Lease by which replicas agree on who leads.
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
@@ -154,6 +158,7 @@ impl Args {
             compute_api_version,
             budget_percent,
             dry_run,
+            architectures,
             namespace,
             admin_address,
             metrics_address,
@@ -183,6 +188,7 @@ impl Args {
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
             scraped: metrics_address,
+            architectures: architectures.into_iter().collect(),
             waits: Waits::default(),
         })
     }
