@@ -67,11 +67,16 @@ pub enum Command {
     /// The CustomResourceDefinitions of this release.
     #[command(subcommand)]
     Crds(Crds),
-    /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`.
+    /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`
+    /// and `update`.
     Role {
-        /// Where the role may be assigned: a subscription or a resource group, by its id.
+        /// Where the role may be assigned: a subscription or a resource group, by its id. It can be given more
+        /// than once.
         #[arg(long, required = true)]
         scope: Vec<String>,
+        /// The role's name. A tenant has each name once, for all its subscriptions.
+        #[arg(long, default_value = role::NAME)]
+        name: String,
         /// The actions to grant besides those of every installation; without it, all actions.
         #[arg(long, value_parser = part)]
         part: Vec<&'static Part>,
