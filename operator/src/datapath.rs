@@ -169,8 +169,7 @@ mod tests {
 
     #[test]
     fn a_pods_address_is_right_if_it_is_reserved_for_its_own_node() {
-        let node: NodeIPAllocation =
-            serde_json::from_value(object("a", "10.0.0.4", "10.0.0.16/28")).unwrap();
+        let node: NodeIPAllocation = serde_json::from_value(object("a", "10.0.0.4", "10.0.0.16/28")).unwrap();
         assert_eq!(address_of(&node), Some(Ipv4Addr::new(10, 0, 0, 4)));
         let ranges = reserved(&node);
         assert!(own(&here([10, 0, 0, 20]), Some(&ranges)).wrong.is_empty());
@@ -212,8 +211,10 @@ mod tests {
             })))
         };
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (listener, kubelet) =
-            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (listener, kubelet) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        );
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(get(answer))).await });
         let client = vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap();

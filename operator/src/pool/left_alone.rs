@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn nodes_of_an_architecture_without_an_image_are_named_with_those_that_have_one() {
-        let arm = |name| labelled(name, json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" }));
+        let arm =
+            |name| labelled(name, json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" }));
         let (reason, message) = told(json!({}), &[arm("a2"), node("l1", "linux"), arm("a1")]);
         assert_eq!(reason, "ForeignArchitecture");
         assert!(message.contains("images for amd64 (") && message.contains(": a1, a2."), "{message}");
