@@ -42,6 +42,14 @@ pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
     Ok([pool, allocation])
 }
 
+/// A definition as a YAML document with its beginning marked: files of them can be put one after another.
+///
+/// # Errors
+/// Never, unless the definition can't be written as YAML.
+pub fn manifest(definition: &CustomResourceDefinition) -> serde_yaml_ng::Result<String> {
+    Ok(format!("---\n{}", serde_yaml_ng::to_string(definition)?))
+}
+
 /// With a description of `status.conditions` that names each type: `kubectl explain` shows it.
 fn described(mut definition: CustomResourceDefinition, on: On) -> CustomResourceDefinition {
     let schemas = definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut());

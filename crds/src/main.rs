@@ -9,10 +9,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut folders = std::env::args_os().skip(1).map(PathBuf::from);
     let (manifests, reference) = (folders.next(), folders.next());
     for crd in vnetpool_crds::definitions()? {
-        let yaml = serde_yaml_ng::to_string(&crd)?;
+        let yaml = vnetpool_crds::manifest(&crd)?;
         match &manifests {
             Some(folder) => std::fs::write(folder.join(format!("{}.yaml", crd.spec.names.plural)), yaml)?,
-            None => print!("---\n{yaml}"),
+            None => print!("{yaml}"),
         }
     }
     if let Some(folder) = reference {

@@ -204,6 +204,9 @@ table! {
     AllReady: &[NodesReady], None, "All nodes of the pool are ready.", Nobody, "";
     WindowsNodes: &[NodesSupported], None, "The pool selects nodes that run Windows. They are left alone.", Cluster,
         "Let the nodeSelector ask for `kubernetes.io/os: linux`.";
+    ForeignArchitecture: &[NodesSupported], None,
+        "The pool selects nodes of an architecture that there is no image for. They are left alone.", Cluster,
+        "Let the nodeSelector ask for `kubernetes.io/arch`, or build images and name it in `image.architectures`.";
     VirtualNodes: &[NodesSupported], None, "The pool selects virtual nodes. They are left alone.", Cluster,
         "Let the nodeSelector leave them out.";
     Unreadable: &[ObjectsReadable], WARNING,

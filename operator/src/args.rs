@@ -42,6 +42,10 @@ pub struct Args {
     /// Plan, and report in conditions and Events what would be done, but write nothing to Azure.
     #[arg(long, env = "VNETPOOL_DRY_RUN")]
     dry_run: bool,
+    /// The architectures of nodes that there are images for, as in the label kubernetes.io/arch. Nodes of
+    /// others are left alone. By default all nodes are taken to have one.
+    #[arg(long, env = "VNETPOOL_ARCHITECTURES", value_delimiter = ',')]
+    architectures: Vec<String>,
     /// The namespace of the Lease by which replicas agree on who leads.
     #[arg(long, env = "VNETPOOL_NAMESPACE", default_value = "vnetpool-system")]
     namespace: String,
@@ -63,11 +67,16 @@ pub enum Command {
     /// The CustomResourceDefinitions of this release.
     #[command(subcommand)]
     Crds(Crds),
-    /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`.
+    /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`
+    /// and `update`.
     Role {
-        /// Where the role may be assigned: a subscription or a resource group, by its id.
+        /// Where the role may be assigned: a subscription or a resource group, by its id. It can be given more
+        /// than once.
         #[arg(long, required = true)]
         scope: Vec<String>,
+        /// The role's name. A tenant has each name once, for all its subscriptions.
+        #[arg(long, default_value = role::NAME)]
+        name: String,
         /// The actions to grant besides those of every installation; without it, all actions.
         #[arg(long, value_parser = part)]
         part: Vec<&'static Part>,
@@ -154,6 +163,7 @@ impl Args {
             compute_api_version,
             budget_percent,
             dry_run,
+            architectures,
             namespace,
             admin_address,
             metrics_address,
@@ -183,6 +193,7 @@ impl Args {
             identity: format!("{}_{}", std::env::var("POD_NAME").unwrap_or_default(), Uuid::new_v4()),
             admin: Some(admin_address),
             scraped: metrics_address,
+            architectures: architectures.into_iter().collect(),
             waits: Waits::default(),
         })
     }

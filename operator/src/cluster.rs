@@ -36,7 +36,7 @@ use crate::health::Health;
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
-use crate::pool::left_alone::{self, is_left_alone};
+use crate::pool::left_alone::{self, Architectures};
 use renewal::Renewal;
 use unreadable::Unknown;
 pub use wakeups::{Waker, Wakeups, woken};
@@ -63,6 +63,7 @@ pub struct Cluster {
     unknown_allocations: Unknown,
     unknown_pools: Unknown,
     renewals: Renewals,
+    architectures: Architectures,
 }
 
 /// Each watch's.
@@ -92,15 +93,22 @@ impl Cluster {
             unknown_allocations: Unknown::default(),
             unknown_pools: Unknown::default(),
             renewals: Renewals::default(),
+            architectures: Architectures::default(),
         }
     }
 
-    /// Starts to watch: returns the view, the wakeups, and the work itself, by kind, which never ends.
-    pub fn watch(client: &Client, health: &Arc<Health>) -> (Cluster, Waker, Wakeups, Watches) {
+    /// Starts to watch: returns the view, the wakeups, and the work itself, by kind, which never ends. There
+    /// are images for nodes of these architectures.
+    pub fn watch(
+        client: &Client,
+        health: &Arc<Health>,
+        architectures: &Architectures,
+    ) -> (Cluster, Waker, Wakeups, Watches) {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
-        let cluster = Cluster::new(nodes, allocations, pools, pods_listed);
+        let architectures = architectures.clone();
+        let cluster = Cluster { architectures, ..Cluster::new(nodes, allocations, pools, pods_listed) };
         let (waker, wakeups) = wakeups::channels();
         let ends = || (cluster.clone(), waker.clone());
         let from = || (client.clone(), health.clone());
@@ -206,9 +214,19 @@ impl Cluster {
         }
     }
 
+    /// The architectures that there are images for.
+    pub fn architectures(&self) -> &Architectures {
+        &self.architectures
+    }
+
+    /// Whether a Node is left alone.
+    pub fn leaves_alone(&self, node: &Node) -> bool {
+        left_alone::cause(node, &self.architectures).is_some()
+    }
+
     /// The pool that selects a Node. A Node that is left alone has none.
     pub fn pool_of(&self, node: &Node) -> Option<Arc<NodeIPPool>> {
-        if is_left_alone(node) {
+        if self.leaves_alone(node) {
             return None;
         }
         let pools = self.pools.state();
@@ -232,7 +250,7 @@ impl Cluster {
     /// The pool that would serve a Node, if it can't be read.
     fn unreadable_pool(&self, node: &Node) -> Option<Arc<Unreadable>> {
         let unknown = self.unknown_pools.all();
-        if unknown.is_empty() || is_left_alone(node) {
+        if unknown.is_empty() || self.leaves_alone(node) {
             return None;
         }
         let read = self.pools.state();
@@ -282,11 +300,11 @@ impl Cluster {
         lock(&self.demand).pods(node)
     }
 
-    /// The pools that name this Node though it has no object: it runs Windows. After a list these may be any.
+    /// The pools that name this Node though it has no object: it is left alone. After a list these may be any.
     fn pools_about(&self, event: &Event<Node>) -> Vec<String> {
         let is_about = |pool: &NodeIPPool| match event {
             Event::Apply(node) | Event::Delete(node) => {
-                is_left_alone(node) && left_alone::selects(pool, node)
+                self.leaves_alone(node) && left_alone::selects(pool, node)
             }
             Event::InitDone => true,
             Event::Init | Event::InitApply(_) => false,

@@ -51,3 +51,4 @@ use vnetpool_process::lock;
 pub use context::Waits;
 pub use node::outlook;
 pub use operate::{Config, Error, run};
+pub use pool::left_alone::Architectures;

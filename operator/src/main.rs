@@ -38,9 +38,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     match command {
         None => operate(args).await,
         Some(Command::Crds(Crds::Apply)) => crds::apply(client().await?).await,
-        Some(Command::Role { scope, part }) => {
+        Some(Command::Role { scope, name, part }) => {
             let parts = if part.is_empty() { role::PARTS.iter().collect() } else { part };
-            writeln!(stdout(), "{}", serde_json::to_string_pretty(&role::Definition::of(&parts, scope))?)?;
+            let definition = role::Definition::of(name, &parts, scope);
+            writeln!(stdout(), "{}", serde_json::to_string_pretty(&definition)?)?;
             Ok(())
         }
         Some(Command::Preflight { subscription, resource_group, subnet }) => {

@@ -30,6 +30,7 @@ use crate::health::Health;
 use crate::leader::{Candidate, Leadership, Lost};
 use crate::lock::lock;
 use crate::metrics::{self, Metrics};
+use crate::pool::left_alone::Architectures;
 use crate::rollout::Rollouts;
 use crate::scarcity::Scarcity;
 use crate::writes::Writes;
@@ -58,6 +59,7 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where to serve metrics to others than the node itself.
     pub scraped: Option<SocketAddr>,
+    pub architectures: Architectures,
     pub waits: Waits,
 }
 
@@ -118,7 +120,7 @@ async fn serve(
     metrics::observe(&metrics, &azure);
     let mut tasks = JoinSet::new();
     // A standby watches, too, so that it knows the cluster when it comes to lead.
-    let (cluster, waker, mut wakeups, watches) = Cluster::watch(client, &health);
+    let (cluster, waker, mut wakeups, watches) = Cluster::watch(client, &health, &config.architectures);
     for (task, watch) in watches {
         spawn(&mut tasks, task, &health, watch);
     }

@@ -102,8 +102,9 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     forecast::tell(&pool, &mut next, known, Timestamp::now());
     let told = |vnet: &ResourceId| ctx.networks.usages(vnet);
     forecast::tell_networks(&pool, &mut next, told, &blocks, Timestamp::now());
-    let nodes = ctx.cluster.nodes().state_filter(left_alone::is_left_alone);
-    left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), Timestamp::now());
+    let nodes = ctx.cluster.nodes().state_filter(|node| ctx.cluster.leaves_alone(node));
+    let architectures = ctx.cluster.architectures();
+    left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
     leaving::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     rolling::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);

@@ -14,7 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolSpec};
 
 use crate::api_server::{NOT_FOUND, is_status};
-use crate::azure::role::{NODES, On, PARTS};
+use crate::azure::role::{self, NODES, On, PARTS};
 use crate::azure::{self, Azure, Need, Permissions, Priority, ResourceId, VmId};
 
 /// The permissions to test.
@@ -328,7 +328,8 @@ impl fmt::Display for Report {
         for scope in scopes {
             writeln!(
                 f,
-                "  az role assignment create --assignee $IDENTITY --role \"Vnetpool Operator\" --scope {scope}"
+                "  az role assignment create --assignee $IDENTITY --role \"{}\" --scope {scope}",
+                role::NAME
             )?;
         }
         Ok(())

@@ -86,8 +86,9 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
     let pod = &pod(&objects, "node-agent/daemonset.yaml")?["spec"];
     ensure!(pod["tolerations"] == json!([{ "operator": "Exists" }]), "{}", pod["tolerations"]);
     let required = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    let off = json!([{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }]);
-    ensure!(required["nodeSelectorTerms"][0]["matchExpressions"] == off, "{required}");
+    let off = json!({ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] });
+    let fits = json!({ "key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"] });
+    ensure!(required["nodeSelectorTerms"] == json!([{ "matchExpressions": [off, fits] }]), "{required}");
     let given = "{ matchExpressions: [{ key: ours, operator: Exists }] }, { matchFields: [{ key: metadata.name, \
                  operator: In, values: [n] }] }";
     let given = with_values(&format!(
@@ -98,10 +99,11 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
     let terms = &given["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
     // One of them is enough for a node, so each has to leave them out.
     for index in 0..2 {
-        ensure!(terms[index]["matchExpressions"][0] == off[0], "{terms}");
+        ensure!(terms[index]["matchExpressions"][0] == off, "{terms}");
+        ensure!(terms[index]["matchExpressions"][1] == fits, "{terms}");
     }
     ensure!(
-        terms[0]["matchExpressions"][1]["key"] == "ours"
+        terms[0]["matchExpressions"][2]["key"] == "ours"
             && terms[1]["matchFields"][0]["key"] == "metadata.name"
     );
     ensure!(pod["containers"][0]["resources"]["limits"].get("cpu").is_none());
@@ -114,25 +116,53 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
     Ok(())
 }
 
-pub fn every_pod_runs_only_on_the_architecture_of_the_images() -> Result<()> {
-    let selectors = |args: &[&str]| -> Result<Vec<Value>> {
-        let objects = rendered(args)?;
+/// And the operator knows them: on other nodes there is no agent for what it would reserve.
+pub fn every_pod_runs_only_on_the_architectures_of_the_images() -> Result<()> {
+    // A user with images for several sets this.
+    for (value, names) in [(None, json!(["amd64"])), (Some("{amd64,arm64}"), json!(["amd64", "arm64"]))] {
+        let value = value.map(|names| format!("image.architectures={names}"));
+        let args: Vec<&str> = value.iter().flat_map(|value| ["--set", value.as_str()]).collect();
+        let objects = rendered(&args)?;
         let workloads = ["operator/deployment.yaml", "node-agent/daemonset.yaml", "crds/job.yaml"];
-        let pods = workloads.map(|template| pod(&objects, template));
-        let pods = pods.into_iter().chain([Ok(&objects["tests/pod.yaml"][0])]);
-        pods.map(|pod| Ok(pod?["spec"]["nodeSelector"].clone())).collect()
-    };
-    let usual = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64" });
-    let all = selectors(&[])?;
-    ensure!(all.len() == 4 && all.iter().all(|one| *one == usual), "{all:?}");
-    // A user with images for another one sets this; the pod of `helm test` runs wherever the image does.
-    let other = selectors(&[
-        "--set",
-        r"operator.nodeSelector.kubernetes\.io/arch=arm64,operator.nodeSelector.pool=a",
-    ])?;
-    ensure!(other[0]["kubernetes.io/arch"] == "arm64" && other[0]["pool"] == "a", "{other:?}");
-    let on_any = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" });
-    ensure!(other[3] == on_any, "{other:?}");
+        let pods = workloads.map(|template| pod(&objects, template)).into_iter();
+        for pod in pods.chain([Ok(&objects["tests/pod.yaml"][0])]) {
+            let affinity = &pod?["spec"]["affinity"]["nodeAffinity"];
+            let terms = &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+            let term = json!({ "key": "kubernetes.io/arch", "operator": "In", "values": names });
+            let has = |one: &Value| one["matchExpressions"].as_array().is_some_and(|all| all.contains(&term));
+            ensure!(terms.as_array().is_some_and(|all| all.len() == 1 && all.iter().all(has)), "{affinity}");
+        }
+        let told =
+            environment(&objects, "operator/deployment.yaml")?.remove("VNETPOOL_ARCHITECTURES").flatten();
+        let told: Option<Vec<Value>> = told.map(|all| all.split(',').map(Value::from).collect());
+        ensure!(told.as_ref() == names.as_array(), "{told:?}");
+    }
+    Ok(())
+}
+
+pub fn every_object_has_the_labels_that_the_values_give_and_keeps_its_own() -> Result<()> {
+    let objects = with_values(
+        "commonLabels: { cost: network, team: everybodys, app.kubernetes.io/name: other }
+operator: { podLabels: { team: operators, app.kubernetes.io/component: other } }
+monitoring: { podMonitors: { enabled: true }, alerts: { enabled: true }, dashboards: { enabled: true } }
+",
+    )?;
+    for (template, object) in objects.iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one))) {
+        let labels = &object["metadata"]["labels"];
+        ensure!(
+            labels["cost"] == "network" && labels["app.kubernetes.io/name"] == "vnetpool",
+            "{template}: {labels}"
+        );
+    }
+    for (template, team) in
+        [("operator/deployment.yaml", "operators"), ("node-agent/daemonset.yaml", "everybodys")]
+    {
+        let object = &objects[template][0]["spec"];
+        let labels = &object["template"]["metadata"]["labels"];
+        ensure!(labels["cost"] == "network" && labels["team"] == team, "{template}: {labels}");
+        let selected = object["selector"]["matchLabels"].as_object().context("no labels")?;
+        ensure!(selected.iter().all(|(key, value)| labels[key] == *value), "{template}: {labels}");
+    }
     Ok(())
 }
 
@@ -146,6 +176,10 @@ pub fn the_agents_of_an_uninstall_clean_all_nodes_at_once() -> Result<()> {
     ensure!(spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "100%", "{spec}");
     let usual = rendered(&[])?;
     ensure!(container(&usual, "node-agent/daemonset.yaml")?.get("args").is_none());
+    // Options of the program stand before the subcommand.
+    let further = rendered(&["--set", "nodeAgent.cleanUp=true,nodeAgent.extraArgs={--log-format=text}"])?;
+    let args = &container(&further, "node-agent/daemonset.yaml")?["args"];
+    ensure!(*args == json!(["--log-format=text", "cleanup", "--stay"]), "{args}");
     Ok(())
 }
 
@@ -159,7 +193,7 @@ pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
     ];
     let objects = rendered(&everything)?;
     for (template, program, count) in [
-        ("operator/deployment.yaml", "vnetpool-operator", 10),
+        ("operator/deployment.yaml", "vnetpool-operator", 11),
         ("node-agent/daemonset.yaml", "vnetpool-node-agent", 12),
     ] {
         let binary = programs().join(program);
@@ -324,6 +358,10 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
   probes: {{ liveness: {{ timeoutSeconds: 20 }} }}
   priorityClassName: ours
   extraEnv: [{{ name: EXTRA, value: given }}]
+  extraArgs: [--log-format=text]
+  extraVolumes: [{{ name: further, emptyDir: {{}} }}]
+  extraVolumeMounts: [{{ name: further, mountPath: /further }}]
+  revisionHistoryLimit: 0
   tolerations: [{{ key: dedicated, operator: Exists }}]
 "
         );
@@ -340,6 +378,11 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
         ensure!(liveness["httpGet"]["path"] == "/healthz", "{liveness}");
         let has = |list: &Value, one: Value| list.as_array().is_some_and(|all| all.contains(&one));
         ensure!(has(&container["env"], json!({ "name": "EXTRA", "value": "given" })), "{container}");
+        ensure!(container["args"] == json!(["--log-format=text"]), "{container}");
+        let mount = json!({ "name": "further", "mountPath": "/further" });
+        ensure!(has(&container["volumeMounts"], mount), "{container}");
+        ensure!(has(&pod["spec"]["volumes"], json!({ "name": "further", "emptyDir": {} })), "{pod}");
+        ensure!(objects[template][0]["spec"]["revisionHistoryLimit"] == 0, "{template}");
         ensure!(
             has(&pod["spec"]["tolerations"], json!({ "key": "dedicated", "operator": "Exists" })),
             "{pod}"

@@ -76,7 +76,8 @@ fn main() {
         chart::no_template_owns_a_custom_resource_definition,
         chart::what_must_run_first_needs_no_pod_network,
         chart::the_agents_of_an_uninstall_clean_all_nodes_at_once,
-        chart::every_pod_runs_only_on_the_architecture_of_the_images,
+        chart::every_pod_runs_only_on_the_architectures_of_the_images,
+        chart::every_object_has_the_labels_that_the_values_give_and_keeps_its_own,
         chart::two_operators_never_share_a_node_and_can_still_be_replaced,
         chart::the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled,
         chart::the_programs_know_the_settings_they_are_given,
@@ -96,6 +97,7 @@ fn main() {
         monitoring::nothing_of_the_prometheus_operator_is_rendered_unless_it_is_asked_for,
         monitoring::a_pod_monitor_selects_the_pods_of_its_program_and_names_a_port_that_they_have,
         monitoring::every_alert_leads_to_its_runbook,
+        monitoring::an_alert_has_no_runbook_that_is_no_url,
         monitoring::every_dashboard_is_grafanas_json_with_a_panel_for_each_query,
     ]);
     let conclusion = libtest_mimic::run(&arguments, trials);

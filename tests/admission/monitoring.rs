@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
-use vnetpool_tests::control_plane::{path, rendered};
+use vnetpool_tests::control_plane::{path, rendered, template};
 use vnetpool_tests::monitoring::{self, ALERTS};
 
 const ALL: [&str; 2] = [
@@ -69,6 +69,17 @@ pub fn every_alert_leads_to_its_runbook() -> Result<()> {
         let summary = rule["annotations"]["summary"].as_str().context("no summary")?;
         ensure!(!summary.contains("<no value>"), "{summary}");
     }
+    Ok(())
+}
+
+/// Those who are woken by an alert can't follow a path within the project.
+pub fn an_alert_has_no_runbook_that_is_no_url() -> Result<()> {
+    let objects = rendered(&["--set", "monitoring.alerts.enabled=true"])?;
+    let rules = objects["monitoring/prometheusrule.yaml"][0]["spec"]["groups"].to_string();
+    ensure!(rules.contains("annotations") && !rules.contains("runbook_url"), "{rules}");
+    let path = template(&["--set", "monitoring.alerts.runbooks=docs/runbooks.md"]);
+    let refusal = path.err().map(|error| error.to_string());
+    ensure!(refusal.as_ref().is_some_and(|text| text.contains("runbooks")), "{refusal:?}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Nodes that run Windows, and virtual ones: left alone, and named.
+//! Nodes that run Windows, virtual ones, and those that no image is for: left alone, and named.
 
 use crate::Test;
 use crate::stage::{Stage, quick};
@@ -14,6 +14,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     a_windows_node_is_left_alone_and_its_pool_names_it,
     a_virtual_node_is_left_alone_and_its_pool_names_it,
+    a_node_of_an_architecture_without_an_image_costs_no_address_and_its_pool_names_it,
 ];
 
 async fn a_windows_node_is_left_alone_and_its_pool_names_it(plane: &ControlPlane) -> Result<()> {
@@ -34,6 +35,21 @@ async fn a_virtual_node_is_left_alone_and_its_pool_names_it(plane: &ControlPlane
     is_left_alone(&stage, "aci", &node, "VirtualNodes").await?;
     let pool = stage.node_pool("default").await?.status.unwrap_or_default();
     ensure!(condition::is_true(&pool.conditions, condition::READY), "{:?}", pool.conditions);
+    Ok(())
+}
+
+async fn a_node_of_an_architecture_without_an_image_costs_no_address_and_its_pool_names_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    stage.start_with(|config| config.architectures = ["amd64".to_owned()].into_iter().collect()).await?;
+    let vm = stage.sim.add_vm(vnetpool_azure_sim::NewVm { name: "arm".into(), ..Default::default() }).await?;
+    let labels = json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" });
+    let node =
+        json!({ "metadata": { "name": "arm", "labels": labels }, "spec": { "providerID": vm.provider_id } });
+    is_left_alone(&stage, "arm", &node, "ForeignArchitecture").await?;
+    ensure!(stage.held("arm").is_empty() && stage.writes("arm").is_empty(), "its NIC was written");
     Ok(())
 }
 

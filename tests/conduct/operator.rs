@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use vnetpool_operator::azure::{self, ApiVersions, Cloud, Credential};
-use vnetpool_operator::{Config, Waits};
+use vnetpool_operator::{Architectures, Config, Waits};
 use vnetpool_tests::control_plane::NAMESPACE;
 use vnetpool_tests::eventually;
 
@@ -29,7 +29,15 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
     // And steps are fine, but where a test is about coarse ones.
     let scarce = Duration::from_secs(3600);
     let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, scarce, ..Waits::default() };
-    Config { azure, namespace: NAMESPACE.into(), identity, admin: Some(admin), scraped: None, waits }
+    Config {
+        azure,
+        namespace: NAMESPACE.into(),
+        identity,
+        admin: Some(admin),
+        scraped: None,
+        architectures: Architectures::default(),
+        waits,
+    }
 }
 
 /// Where a server may listen, and listen again once it was killed. Each has an IP address of its own, so that

@@ -1,8 +1,12 @@
-{{/* Labels of every object. Argument: (list . "component"). */}}
+{{/* Labels of every object, with the values' own. Argument: (list . "component"). */}}
 {{- define "vnetpool.labels" -}}
+{{ merge (include "vnetpool.ownLabels" . | fromYaml) ((first .).Values.commonLabels | default dict) | toYaml }}
+{{- end }}
+
+{{- define "vnetpool.ownLabels" -}}
 {{- $root := first . -}}
 {{ include "vnetpool.selector" . }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
@@ -14,12 +18,12 @@ app.kubernetes.io/name: vnetpool
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* Labels of a component's pods, with the values' own. Argument: (list . "component" .Values.operator). */}}
-{{- define "vnetpool.podLabels" -}}
-{{ include "vnetpool.labels" (list (first .) (index . 1)) }}
-{{- with (last .).podLabels }}
-{{ toYaml . }}
-{{- end }}
+{{/* The same and further ones of the values'. Argument: (list . "component" .Values.operator.podLabels). No value takes a pod from
+its Deployment or DaemonSet. */}}
+{{- define "vnetpool.labelsWith" -}}
+{{- $component := list (first .) (index . 1) -}}
+{{- $selected := include "vnetpool.selector" $component | fromYaml -}}
+{{ merge $selected (last . | default dict) (include "vnetpool.labels" $component | fromYaml) | toYaml }}
 {{- end }}
 
 {{- define "vnetpool.pullSecrets" -}}
@@ -57,11 +61,41 @@ values' own. */}}
 {{- end }}
 {{- end }}
 
+{{/* The architectures that there are images for, as JSON. Values that an upgrade reuses may lack them. */}}
+{{- define "vnetpool.architectures" -}}
+{{ .Values.image.architectures | default (list "amd64") | toJson }}
+{{- end }}
+
+{{/* What the label of a node must be for the images to run there. */}}
+{{- define "vnetpool.imagesRun" -}}
+{ key: kubernetes.io/arch, operator: In, values: {{ include "vnetpool.architectures" . }} }
+{{- end }}
+
+{{/* An affinity, and besides only nodes for which all of these expressions hold. Argument: (list .Values.operator.affinity
+(list expression …)). One of its terms is enough for a node, so each gets the expressions. */}}
+{{- define "vnetpool.onlyOn" -}}
+{{- $own := last . -}}
+{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $affinity := deepCopy (first . | default dict) -}}
+{{- $node := $affinity.nodeAffinity | default dict -}}
+{{- $terms := list -}}
+{{- range (get $node $required | default dict).nodeSelectorTerms | default (list dict) -}}
+{{- $terms = append $terms (set . "matchExpressions" (concat $own (.matchExpressions | default list))) -}}
+{{- end -}}
+{{ set $affinity "nodeAffinity" (set $node $required (dict "nodeSelectorTerms" $terms)) | toYaml }}
+{{- end }}
+
+{{/* Where a pod that runs to its end may be: wherever the image runs. */}}
+{{- define "vnetpool.anyNode" -}}
+{{ include "vnetpool.onlyOn" (list dict (list (include "vnetpool.imagesRun" . | fromYaml))) }}
+{{- end }}
+
 {{/* Where the operator may run: never two on a node, whatever else the values ask for. */}}
 {{- define "vnetpool.operatorAffinity" -}}
 {{- $own := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (include "vnetpool.operatorPods" . | fromYaml) -}}
 {{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- $affinity := deepCopy (.Values.operator.affinity | default dict) -}}
+{{- $runs := list (include "vnetpool.imagesRun" . | fromYaml) -}}
+{{- $affinity := include "vnetpool.onlyOn" (list .Values.operator.affinity $runs) | fromYaml -}}
 {{- $anti := $affinity.podAntiAffinity | default dict -}}
 {{- $anti = set $anti $required (prepend (get $anti $required | default list) $own) -}}
 {{ set $affinity "podAntiAffinity" $anti | toYaml }}
@@ -117,13 +151,13 @@ readinessProbe:
 
 {{/* Where the agents may run: not on a virtual kubelet's node, where none could ever start, whatever else the values ask for. */}}
 {{- define "vnetpool.nodeAgentAffinity" -}}
-{{- $own := dict "key" "type" "operator" "NotIn" "values" (list "virtual-kubelet") -}}
-{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- $affinity := deepCopy (.Values.nodeAgent.affinity | default dict) -}}
-{{- $node := $affinity.nodeAffinity | default dict -}}
-{{- $terms := list -}}
-{{- range (get $node $required | default dict).nodeSelectorTerms | default (list dict) -}}
-{{- $terms = append $terms (set . "matchExpressions" (prepend (.matchExpressions | default list) $own)) -}}
-{{- end -}}
-{{ set $affinity "nodeAffinity" (set $node $required (dict "nodeSelectorTerms" $terms)) | toYaml }}
+{{- $real := dict "key" "type" "operator" "NotIn" "values" (list "virtual-kubelet") -}}
+{{ include "vnetpool.onlyOn" (list .Values.nodeAgent.affinity (list $real (include "vnetpool.imagesRun" . | fromYaml))) }}
+{{- end }}
+
+{{/* So many revisions are kept; zero is a number, too. Argument: .Values.operator or .Values.nodeAgent. */}}
+{{- define "vnetpool.revisions" -}}
+{{- if not (kindIs "invalid" .revisionHistoryLimit) -}}
+revisionHistoryLimit: {{ .revisionHistoryLimit }}
+{{- end }}
 {{- end }}

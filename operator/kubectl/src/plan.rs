@@ -108,7 +108,7 @@ fn joining(
         NodeIPPool::serving(pools, node.labels()).map(ResourceExt::name_any)
     };
     let (before, after) = (serving(&objects.pools), serving(after)?);
-    (before.is_none() && !vnetpool_operator::outlook::is_left_alone(node)).then(|| Node {
+    (before.is_none() && !vnetpool_operator::outlook::is_never_served(node)).then(|| Node {
         name: node.name_any(),
         pool: Change { before: NONE.to_owned(), after },
         wanted: Change { before: 0, after: 0 },

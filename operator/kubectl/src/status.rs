@@ -7,7 +7,7 @@ use serde::Serialize;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::condition::{self, READY};
 use vnetpool_crds::pool::Mode;
-use vnetpool_operator::outlook::is_left_alone;
+use vnetpool_operator::outlook::is_never_served;
 
 use crate::cluster::{Objects, cannot_be_read};
 use crate::show::{Trouble, list, table, troubles};
@@ -104,14 +104,15 @@ pub fn status(objects: &Objects) -> Status {
         });
     }
     let unserved = objects.nodes.iter().filter(|node| objects.allocation(&node.name_any()).is_none());
-    for node in unserved.filter(|node| !is_left_alone(node)) {
+    for node in unserved.filter(|node| !is_never_served(node)) {
         let pool = NodeIPPool::serving(objects.pools.iter().map(AsRef::as_ref), node.labels());
         all.push(Trouble {
             object: format!("Node {}", node.name_any()),
             what: "has no NodeIPAllocation".to_owned(),
             message: match pool {
                 Some(pool) => format!(
-                    "NodeIPPool {} selects it. The operator makes the object; if it doesn't within a minute, look at its log.",
+                    "NodeIPPool {} selects it. The operator makes the object within a minute, unless the pool's condition \
+                     NodesSupported names the node. If it doesn't, its log has the cause.",
                     pool.name_any()
                 ),
                 None => "No NodeIPPool selects it. Make one that does, or label the node.".to_owned(),

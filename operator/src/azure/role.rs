@@ -152,11 +152,14 @@ pub fn part(name: &str) -> Option<&'static Part> {
     PARTS.iter().find(|part| part.name == name)
 }
 
+/// The role's usual name. Entra has each name once a tenant.
+pub const NAME: &str = "Vnetpool Operator";
+
 /// A role definition as `az role definition create` takes it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Definition {
-    name: &'static str,
+    name: String,
     description: &'static str,
     is_custom: bool,
     actions: Vec<&'static str>,
@@ -181,10 +184,10 @@ impl Action {
 
 impl Definition {
     /// With the actions of [`NODES`] and of `parts`; to be assigned at `scopes` or below.
-    pub fn of(parts: &[&'static Part], scopes: Vec<String>) -> Definition {
+    pub fn of(name: String, parts: &[&'static Part], scopes: Vec<String>) -> Definition {
         let chosen = PARTS.iter().filter(|part| part.name == NODES.name || parts.contains(part));
         Definition {
-            name: "Vnetpool Operator",
+            name,
             description: "What Vnetpool's operator does in Azure: find nodes' virtual machines, reserve and \
                           give back addresses on their network interfaces. Assign it on the resource groups \
                           of the nodes and of the virtual network.",
@@ -213,7 +216,7 @@ mod tests {
     fn the_example_is_the_role_of_all_parts() {
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/role.json");
         let scope = "/subscriptions/00000000-0000-0000-0000-000000000001".to_owned();
-        let definition = Definition::of(&PARTS.iter().collect::<Vec<_>>(), vec![scope]);
+        let definition = Definition::of(NAME.into(), &PARTS.iter().collect::<Vec<_>>(), vec![scope]);
         let expected = serde_json::to_string_pretty(&definition).unwrap() + "\n";
         assert_eq!(
             std::fs::read_to_string(example).unwrap(),
@@ -225,7 +228,9 @@ mod tests {
 
     #[test]
     fn a_part_adds_its_actions_to_those_that_everybody_needs() {
-        let balanced = Definition::of(&[part("load-balancers").unwrap()], vec!["/subscriptions/s".into()]);
+        let parts = [part("load-balancers").unwrap()];
+        let balanced = Definition::of("Ours".into(), &parts, vec!["/subscriptions/s".into()]);
+        assert_eq!(balanced.name, "Ours");
         assert_eq!(balanced.actions.len(), NODES.actions.len() + 2);
         assert!(balanced.actions.contains(&"Microsoft.Network/loadBalancers/inboundNatRules/join/action"));
         assert!(!balanced.actions.contains(&"Microsoft.Network/publicIPAddresses/join/action"));

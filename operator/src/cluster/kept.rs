@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use vnetpool_crds::allocation::{Holder, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
-use crate::pool::left_alone::is_left_alone;
+use crate::pool::left_alone::is_never_served;
 
 /// Of the annotations, keeps only that one.
 fn keep_pause(metadata: &mut ObjectMeta) {
@@ -85,7 +85,7 @@ pub fn node_digest(node: &Node) -> u64 {
         pods_allowed(node),
         is_tainted_full(node),
         networkless(node),
-        is_left_alone(node),
+        is_never_served(node),
         node.annotations().get(names::PAUSED),
     ))
 }

@@ -310,7 +310,8 @@ mod tests {
             )
         };
         let client = serve(Router::new().fallback(get(answer))).await;
-        let (cluster, _waker, _wakeups, watches) = Cluster::watch(&client, &Arc::default());
+        let (cluster, _waker, _wakeups, watches) =
+            Cluster::watch(&client, &Arc::default(), &Default::default());
         let watches = futures::future::join_all(watches.map(|(_, watch)| tokio::spawn(watch)));
         tokio::spawn(watches);
         assert!(cluster.ready().await);

@@ -143,7 +143,7 @@ mod tests {
     fn nodes() -> Nodes {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default());
+        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
         let azure = azure::Azure::new(&azure::Config {
             cloud: azure::Cloud::Public,
             endpoint: None,

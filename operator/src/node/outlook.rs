@@ -21,7 +21,7 @@ use crate::azure::ResourceId;
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
 use crate::planner::{self, Demand, Observed, Plan};
-pub use crate::pool::left_alone::is_left_alone;
+pub use crate::pool::left_alone::is_never_served;
 
 /// The facts about a node that are known without Azure.
 pub struct Facts<'a> {

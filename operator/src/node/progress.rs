@@ -263,7 +263,7 @@ mod tests {
         let memory = Memories::default().take(&allocation);
         let url = "http://127.0.0.1:1".parse().unwrap();
         let client = Client::try_from(kube::Config::new(url)).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default());
+        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
         (Progress::of(allocation, Need::of(&cluster, &waker, "n")), memory)
     }
 

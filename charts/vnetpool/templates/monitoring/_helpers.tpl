@@ -6,11 +6,7 @@ kind: PodMonitor
 metadata:
   name: vnetpool-{{ last . }}
   namespace: {{ $root.Release.Namespace }}
-  labels:
-    {{- include "vnetpool.labels" . | nindent 4 }}
-    {{- with $root.Values.monitoring.labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  labels: {{- include "vnetpool.labelsWith" (append . $root.Values.monitoring.labels) | nindent 4 }}
 spec:
   selector:
     matchLabels: {{- include "vnetpool.selector" . | nindent 6 }}
@@ -68,11 +64,7 @@ kind: ConfigMap
 metadata:
   name: vnetpool-dashboard-{{ $name }}
   namespace: {{ $root.Release.Namespace }}
-  labels:
-    {{- include "vnetpool.labels" (list $root "monitoring") | nindent 4 }}
-    {{- with $root.Values.monitoring.dashboards.labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  labels: {{- include "vnetpool.labelsWith" (list $root "monitoring" $root.Values.monitoring.dashboards.labels) | nindent 4 }}
 data:
   vnetpool-{{ $name }}.json: | {{- include "vnetpool.dashboard" $dashboard | nindent 4 }}
 {{- end }}
