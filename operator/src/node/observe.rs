@@ -37,8 +37,8 @@ use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use drift::Drift;
 use groups::Grouping;
-use interfaces::{Found, Occasion};
 pub use interfaces::mirrored;
+use interfaces::{Found, Occasion};
 use obstacle::{Obstacle, obstacle};
 use policy::Policy;
 
