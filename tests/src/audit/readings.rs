@@ -107,7 +107,7 @@ mod tests {
         let block: Vec<_> = (32..48).map(address).collect();
         assert_eq!(expanded("10.0.0.32/28"), block);
         for text in ["", "none", "10.0.0.7/33", "10.0.0.7/", "0.0.0.0/0", "fd00::1/128"] {
-            assert_eq!(expanded(text), [address(0); 0], "{text}");
+            assert!(expanded(text).is_empty(), "{text}");
         }
     }
 
