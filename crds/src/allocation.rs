@@ -112,6 +112,12 @@ pub struct NodeIPAllocationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub interfaces: Vec<Interface>,
+    /// Azure resource ids of the public addresses that were made for pods of this node and that none of its
+    /// ipConfigurations has: another client took those off the NIC. Each stands here until its pod has it
+    /// again, or until it is deleted, so that none is forgotten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub detached_public_addresses: Vec<String>,
 }
 
 /// A NIC of the node's VM.
@@ -343,7 +349,13 @@ impl NodeIPAllocationSpec {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
     }
 
-    /// The names of these.
+    /// The ids of all public addresses that were made for pods of the node, or are about to be.
+    pub fn public_addresses(&self) -> impl Iterator<Item = &str> {
+        let named = self.ip_configurations().filter_map(|one| one.public_address.as_ref());
+        named.map(|one| one.id.as_str()).chain(self.detached_public_addresses.iter().map(String::as_str))
+    }
+
+    /// The names of the reservations.
     pub fn names(&self) -> BTreeSet<String> {
         self.ip_configurations().map(|one| one.name.clone()).collect()
     }

@@ -187,6 +187,7 @@ impl Instance {
                 snat_exclusions: settings.snat_exclusions.iter().map(Ipv4Net::to_string).collect(),
                 taken_off_at: vec![],
                 interfaces: vec![interface],
+                detached_public_addresses: vec![],
             },
             status: None,
         })

@@ -360,30 +360,32 @@ async fn publish(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     settle_left(ctx, progress, node, memory).await?;
-    let (Some(seen), Some(plan)) = (&progress.seen, &progress.plan) else { return Ok(()) };
+    let (Some(seen), Some(plan), Some(attachments)) = (&progress.seen, &progress.plan, &progress.attachments)
+    else {
+        return Ok(());
+    };
     // What a NIC that the node has left still holds is written nowhere else.
     if !seen.left.is_empty() {
         return Ok(());
     }
     // A Node that has just registered anew has no providerID for a while. The values that its object records
     // are still there, and no other memory keeps them.
-    if seen.nic.is_none() && !progress.allocation.spec.interfaces.is_empty() {
+    if progress.lacks_nic() {
         return Ok(());
     }
-    let marks = progress.attachments.as_ref().map(|plan| &plan.marks);
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
     let before = &progress.allocation.spec;
     let spec = if seen.is_held_back {
         // All else waits for the NIC: a list must not be taken for newer than it is.
         NodeIPAllocationSpec { target: plan.target, ..before.clone() }
     } else {
-        NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, marks) }
+        NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, attachments) }
     };
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())
 }
 
-/// Takes the next step towards the attachments that pods ask for. The plan's marks are published.
+/// Takes the next step towards the attachments that pods ask for. The plan is published.
 async fn attach(
     ctx: &Context,
     progress: &mut Progress,
@@ -391,7 +393,7 @@ async fn attach(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let now = Instant::now();
-    step::make(ctx, progress, &memory.attaching, now).await;
+    step::order(ctx, progress, &mut memory.attaching, now).await;
     let Some((nic, next)) = step::next(progress, &memory.attaching, now) else { return Ok(()) };
     if step::writes_nic(&next) {
         report::announce_write(ctx, progress, node, memory).await?;
@@ -405,7 +407,9 @@ async fn attach(
     };
     step::carry_out(ctx, (nic, next), urgency, memory).await.map_err(Error::Write)?;
     observe_again(ctx, progress, node, memory).await?;
-    publish(ctx, progress, node, memory).await
+    publish(ctx, progress, node, memory).await?;
+    step::order(ctx, progress, &mut memory.attaching, Instant::now()).await;
+    Ok(())
 }
 
 /// NICs that `spec` names and that aren't the node's any more: our reservations on them are given back before
@@ -423,7 +427,14 @@ async fn settle_left(
     for nic in &seen.left {
         match vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await {
             // With it went the public addresses of its pods.
-            Ok(None) => memory.attaching.public.clear(),
+            Ok(None) => {
+                memory.attaching.public.clear();
+                if let Some(plan) = &mut progress.attachments {
+                    for public in vacate::public_addresses(&progress.allocation, nic) {
+                        plan.recorded.retain(|id| !id.as_str().eq_ignore_ascii_case(public));
+                    }
+                }
+            }
             Ok(Some(vm)) => {
                 report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
             }

@@ -3,6 +3,7 @@
 
 use crate::Test;
 use crate::finding::nothing_was_listed;
+use crate::machines::wipe;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -17,7 +18,10 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_with_a_dns_label_comes_and_goes_with_its_pod,
     a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached,
     a_public_address_goes_with_its_node,
+    a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
+    a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
     public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
+    public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
     a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure,
     an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
@@ -160,6 +164,54 @@ async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()>
     Ok(())
 }
 
+/// A pod with a public address, whose ipConfiguration another client has taken off its NIC. Azure holds the
+/// write that is to bring the pod's address back. Gives the pod, the public address's id, and that fault.
+async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String, u64)> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    stage.until_says("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.context("no public address")?.id;
+    stage.look("n1", 1).await?;
+    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    wipe(&stage, "n1").await?;
+    stage.look("n1", 2).await?;
+    let is_named = |seen: &NodeIPAllocation| {
+        (kept(seen).is_none() && seen.spec.detached_public_addresses == [public.as_str()]).then_some(())
+    };
+    stage.until("spec names it without its ipConfiguration", "n1", is_named).await?;
+    ensure!(stage.exists(&public).await?, "{public} was deleted, and its pod lives");
+    Ok((stage, pod, public, fault))
+}
+
+async fn a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, pod, public, fault) = detached(plane).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    stage.remove("n1", &pod).await?;
+    stage.start().await?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.public_addresses().next().is_none().then_some(());
+    stage.until("spec names it no more", "n1", is_forgotten).await?;
+    ensure!(!stage.exists(&public).await?, "{public} costs money still");
+    nothing_was_listed(&stage)
+}
+
+async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _, public, fault) = detached(plane).await?;
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    stage.sim.lift_fault(fault)?;
+    stage.until_gone("n1").await?;
+    ensure!(!stage.exists(&public).await?, "{public} is forgotten");
+    nothing_was_listed(&stage)
+}
+
 async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -182,6 +234,46 @@ async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_no
         (all.count() == 3).then_some(())
     };
     stage.until("each pod has one", "n1", attached).await
+}
+
+async fn public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 3, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), spec).await?;
+    stage.node("n1", None).await?;
+    let mut pods = vec![];
+    for _ in 0..3 {
+        pods.push(stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?);
+    }
+    let made = |seen: &NodeIPAllocation| {
+        let all = seen.spec.ip_configurations().filter_map(|one| one.public_address.clone());
+        let all: Vec<_> = all.filter(|public| public.address.is_some()).map(|public| public.id).collect();
+        Some(all).filter(|all| all.len() == 3)
+    };
+    let made = stage.until("each pod has one", "n1", made).await?;
+    let fault = stage.fault("DELETE", "/publicIPAddresses/", None, Effect::HoldBefore);
+    for pod in &pods {
+        stage.remove("n1", pod).await?;
+    }
+    stage.until_struck(fault, 3).await?;
+    stage.until_assigned("n1", 0).await?;
+    stage.bind("n1", 2).await?;
+    // Each address is kept until Azure has deleted what was attached to it, so these are new.
+    stage.until_assigned("n1", 2).await?;
+    let seen = stage.allocation("n1").await?;
+    for public in &made {
+        let is_named = seen.spec.public_addresses().any(|one| one == public);
+        ensure!(is_named && stage.exists(public).await?, "{public} is forgotten");
+    }
+    stage.sim.lift_fault(fault)?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.public_addresses().next().is_none().then_some(());
+    stage.until("none is named any more", "n1", is_forgotten).await?;
+    for public in &made {
+        ensure!(!stage.exists(public).await?, "{public} costs money still");
+    }
+    Ok(())
 }
 
 async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(

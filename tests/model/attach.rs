@@ -167,6 +167,7 @@ impl State {
             &Facts {
                 held: &held,
                 marks: &marks,
+                recorded: &HashSet::new(),
                 wishes: &wishes,
                 has: &has,
                 confirmed: self.reported.generation == self.generation
@@ -178,7 +179,6 @@ impl State {
                 },
                 impossible: None,
                 public: &HashMap::new(),
-                making: &HashSet::new(),
                 refused: &HashSet::new(),
                 batch: usize::MAX,
             },
@@ -193,7 +193,7 @@ impl State {
         self.write = match plan.step {
             Some(Step::Attach(all)) => Some((true, all.iter().map(|one| number(&one.name)).collect())),
             Some(Step::Detach(names)) => Some((false, names.iter().map(|name| number(name)).collect())),
-            Some(Step::Delete(_) | Step::LookUp(_)) | None => None,
+            Some(Step::LookUp(_)) | None => None,
         };
     }
 

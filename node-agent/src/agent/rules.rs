@@ -40,6 +40,7 @@ pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
         warm: 0,
         report_holders: false,
         taken_off_at: vec![],
+        detached_public_addresses: vec![],
         ..spec.clone()
     }
 }

@@ -33,6 +33,8 @@ use super::unreadable::Unknown;
 use crate::demand::pod::{self, Decoded};
 use crate::leader::Lost;
 use crate::lock::lock;
+use crate::planner::attachments::pod_of;
+use crate::resource_id::ResourceId;
 
 /// After an error of the API server, and until a list is made anew: objects that have gone since it was made
 /// are never shown.
@@ -80,12 +82,14 @@ impl Cluster {
     }
 
     /// Whether a decision about this node rests on the absence of a pod: of a pod with an attachment to its
-    /// address, or of a pod without an address of ours.
+    /// address, of one whose public address is detached, or of a pod without an address of ours.
     pub fn misses_pods(&self, allocation: &NodeIPAllocation) -> bool {
         let wishes = self.wishes(&allocation.name_any());
-        let marks = allocation.spec.ip_configurations().filter_map(|one| one.attached_to.as_ref());
+        let marks = allocation.spec.ip_configurations().filter_map(|one| one.attached_to.clone());
+        let detached = allocation.spec.detached_public_addresses.iter();
+        let detached = detached.filter_map(|id| Some(pod_of(&id.parse::<ResourceId>().ok()?)?.to_owned()));
         allocation.spec.report_holders
-            || marks.into_iter().any(|uid| uid != names::OTHERS && !wishes.contains_key(uid))
+            || marks.chain(detached).any(|uid| uid != names::OTHERS && !wishes.contains_key(&uid))
     }
 
     /// Has the watch of Pods begun anew if the view has lacked a pod for long, ever since then.
@@ -360,5 +364,16 @@ mod tests {
         Demand::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
         cluster.prove_pods(&client, "n").await.unwrap();
         assert!(!cluster.misses_pods(&marked));
+    }
+
+    #[test]
+    fn a_pod_whose_public_address_is_detached_is_missed_until_it_is_known() {
+        let (store, pools) = (reflector::store().0, reflector::store().0);
+        let cluster = Cluster::new(reflector::store().0, store, pools, watch::channel(true).1);
+        let mut named = allocation("n", "a", 9);
+        let group = "/subscriptions/s/resourceGroups/g/providers";
+        let public = format!("{group}/Microsoft.Network/publicIPAddresses/vnp-p");
+        named.spec.detached_public_addresses = vec![public];
+        assert!(cluster.misses_pods(&named));
     }
 }

@@ -66,6 +66,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             elsewhere: 0,
             taken_off_at: vec![],
             interfaces: vec![],
+            detached_public_addresses: vec![],
         },
     );
     first.metadata.finalizers = Some(vec![names::FINALIZER.into()]);

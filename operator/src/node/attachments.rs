@@ -35,11 +35,15 @@ pub fn plan(
     let in_doubt = memory.nic.is_in_doubt();
     let attaching = &mut memory.attaching;
     let wishes = ctx.cluster.wishes(&node.name_any());
-    step::take_made(ctx, attaching);
+    step::take_outcomes(ctx, attaching);
     attaching.refused.retain(|uid, _| wishes.contains_key(uid));
-    let marks = marks(allocation);
+    let (marks, recorded) = (marks(allocation), recorded(allocation));
+    // Of one that has gone, and that `spec` has forgotten, nothing is kept.
+    attaching.public.retain(|id, public| public.is_some() || recorded.contains(id));
     for public in marks.values().filter_map(|mark| mark.public_address.as_ref()) {
-        if let (Ok(id), Some(_)) = (public.id.parse(), &public.address) {
+        if let (Ok(id), Some(_)) = (public.id.parse(), &public.address)
+            && !attaching.orders.has(&id)
+        {
             attaching.public.entry(id).or_insert_with(|| Some(public.clone()));
         }
     }
@@ -51,10 +55,11 @@ pub fn plan(
     let refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| one.holds(now)).map(|(uid, _)| uid.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
-    attachments::plan(
+    let plan = attachments::plan(
         &Facts {
             held: &seen.observed.held,
             marks: &marks,
+            recorded: &recorded,
             wishes: &wishes,
             has: &has,
             confirmed: lag(allocation, kept::boot_id(node)) == Lag::None,
@@ -62,18 +67,20 @@ pub fn plan(
             offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
-            making: &attaching.making.under_way(),
             refused: &refused,
             batch: attaching.batch,
         },
         |uid| public_id(nic.as_ref()?, uid),
-    )
+    );
+    attaching.undeleted.retain(|id, _| plan.delete.contains(id));
+    plan
 }
 
 impl Plan {
-    /// The plan without any effect: the marks are those that `spec` shows.
+    /// The plan without any effect: the marks and public addresses are those that `spec` shows.
     pub fn rehearse(self, allocation: &NodeIPAllocation) -> Plan {
-        Plan { marks: marks(allocation), step: None, make: vec![], ..self }
+        let (marks, recorded) = (marks(allocation), recorded(allocation));
+        Plan { marks, recorded, step: None, make: vec![], delete: vec![], ..self }
     }
 }
 
@@ -101,6 +108,11 @@ fn public_id(nic: &ResourceId, uid: &str) -> Option<ResourceId> {
     )
     .parse()
     .ok()
+}
+
+/// The public addresses that `spec` names.
+fn recorded(allocation: &NodeIPAllocation) -> HashSet<ResourceId> {
+    allocation.spec.public_addresses().filter_map(|id| id.parse().ok()).collect()
 }
 
 /// The marks that `spec` shows.

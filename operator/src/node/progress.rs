@@ -152,20 +152,26 @@ impl Progress {
         self.seen.as_ref().is_none_or(|seen| seen.backend.route_table_id().is_none())
     }
 
-    /// Whether an attachment's step is to be taken on the NIC, or in a public address.
+    /// Whether an attachment's step is to be taken.
     fn has_step(&self) -> bool {
         let has_nic = self.seen.as_ref().is_some_and(|seen| seen.nic.is_some());
         self.may_write() && has_nic && self.attachments.as_ref().is_some_and(|plan| plan.step.is_some())
     }
 
     /// Whether no error holds every write back.
-    fn may_write(&self) -> bool {
+    pub fn may_write(&self) -> bool {
         self.seen.as_ref().is_some_and(|seen| seen.observed.may_write)
     }
 
+    /// Whether the object records a NIC, and the node's isn't known.
+    pub fn lacks_nic(&self) -> bool {
+        let is_known = self.seen.as_ref().is_some_and(|seen| seen.nic.is_some());
+        !is_known && !self.allocation.spec.interfaces.is_empty()
+    }
+
     pub fn wants_attachments(&self) -> bool {
-        let makes = || self.attachments.as_ref().is_some_and(|plan| !plan.make.is_empty());
-        self.has_step() || (self.may_write() && makes())
+        let orders = |plan: &attachments::Plan| !plan.make.is_empty() || !plan.delete.is_empty();
+        self.has_step() || (self.may_write() && self.attachments.as_ref().is_some_and(orders))
     }
 
     /// Whether the plan has a change and was made from the `spec`'s mirror: then it is made again from the
@@ -176,13 +182,15 @@ impl Progress {
         is_mirrored && (self.wants_write() || self.wants_attachments() || rehearses)
     }
 
-    /// No pool serves the node any more, and it has given back everything, on whatever NIC that was.
+    /// No pool serves the node any more, and it has given back everything, on whatever NIC that was, and
+    /// public addresses that are on none.
     pub fn is_done_with(&self, strays: &Strays) -> bool {
         let is_known = self.seen.as_ref().filter(|seen| !seen.is_held_back);
         let no_pool = is_known.is_some_and(|seen| seen.obstacle == Some(Obstacle::NoPool));
         let holds_nothing =
             self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
-        no_pool && holds_nothing && strays.nics().is_empty()
+        let none_is_detached = self.allocation.spec.detached_public_addresses.is_empty();
+        no_pool && holds_nothing && none_is_detached && strays.nics().is_empty()
     }
 
     /// How long until the node is to be reconciled again. Every reason is asked as of the last observation,
@@ -283,6 +291,16 @@ mod tests {
         assert!(!progress.is_done_with(&memory.strays));
         memory.strays.found(&[]);
         assert!(progress.is_done_with(&memory.strays));
+    }
+
+    #[tokio::test]
+    async fn an_object_stays_as_long_as_it_names_a_public_address_that_no_nic_has() {
+        let (mut progress, memory) = begun();
+        with_nothing(&mut progress, &memory);
+        let mut named = NodeIPAllocation::clone(&progress.allocation);
+        named.spec.detached_public_addresses = vec!["/subscriptions/s".into()];
+        progress.allocation = Arc::new(named);
+        assert!(!progress.is_done_with(&memory.strays));
     }
 
     #[tokio::test]

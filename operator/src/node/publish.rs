@@ -1,6 +1,6 @@
 //! All writes to the object but its conditions: `spec`, and the object's end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
@@ -18,10 +18,10 @@ use super::observe::Seen;
 use super::observe::known::Known;
 use super::observe::taken_off;
 use crate::api_server::{NOT_FOUND, is_status};
+use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
-use crate::planner::Plan;
-use crate::planner::attachments::Mark;
+use crate::planner::{Plan, attachments};
 
 /// The next `spec`. Parts that aren't known now stay as they were.
 pub fn spec(
@@ -29,18 +29,20 @@ pub fn spec(
     node: &Node,
     seen: &Seen,
     plan: &Plan,
-    marks: Option<&BTreeMap<String, Mark>>,
+    attachments: &attachments::Plan,
 ) -> NodeIPAllocationSpec {
     let pool = seen.pool.as_ref();
     let mut ip_configurations = plan.publish.clone();
     for one in &mut ip_configurations {
-        if let Some(mark) = marks.and_then(|marks| marks.get(&one.name)) {
+        if let Some(mark) = attachments.marks.get(&one.name) {
             one.attached_to = Some(mark.attached_to.clone());
             one.public_address.clone_from(&mark.public_address);
         }
     }
     let interface = seen.nic.clone().map(|nic| Interface { ip_configurations, ..nic });
+    let recorded = attachments.recorded.iter().map(ResourceId::as_str);
     NodeIPAllocationSpec {
+        detached_public_addresses: detached(recorded, interface.as_ref()),
         node_uid: node.metadata.uid.clone().unwrap_or_default(),
         // Only a NIC that was read in this boot vouches for it.
         boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
@@ -59,6 +61,20 @@ pub fn spec(
         taken_off_at: taken_off::noted(&before.taken_off_at, seen.is_taken_off, Timestamp::now()),
         interfaces: interface.into_iter().chain(seen.primary_nic.clone()).collect(),
     }
+}
+
+/// Of these public addresses, those that no ipConfiguration of these interfaces has. A mark goes with its
+/// ipConfiguration, and no other memory keeps what was made for its pod.
+fn detached<'a>(
+    recorded: impl Iterator<Item = &'a str>,
+    interfaces: impl IntoIterator<Item = &'a Interface>,
+) -> Vec<String> {
+    let named = interfaces.into_iter().flat_map(|one| &one.ip_configurations);
+    let named = named.filter_map(|one| one.public_address.as_ref()?.id.parse().ok());
+    let named: HashSet<ResourceId> = named.collect();
+    let is_named = |id: &str| id.parse().is_ok_and(|id: ResourceId| named.contains(&id));
+    let detached: BTreeSet<&str> = recorded.filter(|id| !is_named(id)).collect();
+    detached.into_iter().map(str::to_owned).collect()
 }
 
 /// Whether others' ipConfigurations are to leave the NIC, for which each pod must be known to have an address
@@ -117,6 +133,7 @@ async fn apply(
 fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     let mut spec = spec.clone();
     spec.snat_exclusions.sort();
+    spec.detached_public_addresses.sort();
     spec.interfaces.sort_by(|a, b| a.id.cmp(&b.id));
     for interface in &mut spec.interfaces {
         interface.subnet.prefixes.sort();
@@ -148,7 +165,12 @@ pub async fn replace(
 ) -> Result<(), Error> {
     let name = allocation.name_any();
     drop_finalizer(ctx, allocation).await?;
-    let spec = NodeIPAllocationSpec { boot_id: String::new(), interfaces, ..allocation.spec.clone() };
+    let spec = NodeIPAllocationSpec {
+        boot_id: String::new(),
+        detached_public_addresses: detached(allocation.spec.public_addresses(), &interfaces),
+        interfaces,
+        ..allocation.spec.clone()
+    };
     apply(ctx, &name, None, &spec).await.map_err(Error::Publish)?;
     info!("object was deleted though its Node lives: made again");
     Ok(())
@@ -193,4 +215,32 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
 
 fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
     Api::all(ctx.client.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn public(uid: &str) -> String {
+        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
+    }
+
+    #[test]
+    fn a_public_address_that_no_published_ip_configuration_has_stays_in_spec_as_detached() {
+        let interface = |pods: &[&str]| -> Interface {
+            let entry = |uid: &&str| {
+                json!({"name": format!("vnp-{uid}"), "address": "10.0.0.5/32", "attachedTo": uid,
+                    "publicAddress": {"id": public(uid).to_uppercase()}})
+            };
+            let all: Vec<_> = pods.iter().map(entry).collect();
+            serde_json::from_value(json!({"id": "i", "mac": "m", "primaryAddress": "10.0.0.4",
+                "subnet": {"id": "s"}, "ipConfigurations": all}))
+            .unwrap()
+        };
+        let recorded = [public("b"), public("a")];
+        let detached = |pods| detached(recorded.iter().map(String::as_str), [&interface(pods)]);
+        assert_eq!(detached(&["a", "b"]), [""; 0]);
+        assert_eq!(detached(&["a"]), [public("b")]);
+        assert_eq!(detached(&[]), [public("a"), public("b")]);
+    }
 }

@@ -63,8 +63,7 @@ pub async fn vacate(
         }
     }
     if in_use.is_none()
-        && let Err(error) = backend::leave(ctx, allocation, give_back(ctx, allocation)).await
-        && !is_gone(&error)
+        && let Err(error) = leave(ctx, allocation, &is_gone).await
     {
         return refused(ctx, allocation, memory, (error, &gone), now).await;
     }
@@ -184,8 +183,8 @@ pub async fn replace(
 }
 
 /// Returns the interfaces without the addresses that their NICs no longer hold: the object may be a copy from
-/// a backup, and an agent that has forgotten that it gave an address up would hand it out again. An address
-/// with a public address stays, since nothing else records that. `None`: the object has gone.
+/// a backup, and an agent that has forgotten that it gave an address up would hand it out again. `None`: the
+/// object has gone.
 ///
 /// The NIC is read from Azure now: an earlier write whose outcome isn't known may have ended meanwhile. If it
 /// hasn't, the ETag of ours makes it fail. Then the object is read, uncached: if it has gone, the addresses
@@ -220,7 +219,7 @@ async fn release_relinquished(
         }
         if is_on_nic {
             let is_held = |name: &str| nic.ip_configurations.iter().any(|one| one.name == name);
-            interface.ip_configurations.retain(|one| is_held(&one.name) || one.public_address.is_some());
+            interface.ip_configurations.retain(|one| is_held(&one.name));
         }
     }
     Ok(Some(interfaces))
@@ -238,25 +237,60 @@ pub async fn end(
     allocation: &NodeIPAllocation,
     is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
 ) -> Result<Option<ResourceId>, azure::Error> {
-    let interfaces = allocation.spec.interfaces.iter();
-    let interface = interfaces.filter(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
-    let groups = interface.clone().flat_map(|one| &one.application_security_groups);
+    let groups = interface(allocation, nic).flat_map(|one| &one.application_security_groups);
     let groups = groups.filter_map(|id| id.parse().ok()).collect();
     let in_use = match settle(ctx, allocation, nic, mac, groups).await {
         Err(error) if is_gone(&error) => None,
         in_use => in_use?,
     };
     if in_use.is_none() {
-        for public in
-            interface.flat_map(|one| &one.ip_configurations).filter_map(|one| one.public_address.as_ref())
-        {
-            match ctx.azure.delete_public_address(&public.id.parse()?, give_back(ctx, allocation)).await {
-                Err(error) if is_gone(&error) => {}
-                deleted => deleted?,
-            }
-        }
+        delete(ctx, allocation, public_addresses(allocation, nic), is_gone).await?;
     }
     Ok(in_use)
+}
+
+/// What the object records of a NIC.
+fn interface<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a Interface> {
+    allocation.spec.interfaces.iter().filter(move |one| one.id.eq_ignore_ascii_case(nic.as_str()))
+}
+
+/// The public addresses that the ipConfigurations of a NIC have.
+pub fn public_addresses<'a>(
+    allocation: &'a NodeIPAllocation,
+    nic: &ResourceId,
+) -> impl Iterator<Item = &'a str> {
+    let all = interface(allocation, nic).flat_map(|one| &one.ip_configurations);
+    all.filter_map(|one| Some(one.public_address.as_ref()?.id.as_str()))
+}
+
+/// Makes sure that nothing is left of what was made for the node beside its NICs: its route, and public
+/// addresses that have lost their ipConfigurations.
+async fn leave(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
+) -> Result<(), azure::Error> {
+    match backend::leave(ctx, allocation, give_back(ctx, allocation)).await {
+        Err(error) if is_gone(&error) => {}
+        left => left?,
+    }
+    let detached = allocation.spec.detached_public_addresses.iter().map(String::as_str);
+    delete(ctx, allocation, detached, is_gone).await
+}
+
+async fn delete(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    public_addresses: impl Iterator<Item = &str>,
+    is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
+) -> Result<(), azure::Error> {
+    for id in public_addresses {
+        match ctx.azure.delete_public_address(&id.parse()?, give_back(ctx, allocation)).await {
+            Err(error) if is_gone(&error) => {}
+            deleted => deleted?,
+        }
+    }
+    Ok(())
 }
 
 /// The NIC's part of it.

@@ -13,6 +13,9 @@
 //!          address deleted
 //! ```
 //!
+//! When another client takes an ipConfiguration off the NIC, its mark goes, too. The public address is then
+//! *detached*: `spec` goes on to name it until its pod has it again or it is deleted.
+//!
 //! Only the pod's end, or its own annotations, takes an attachment off: a living pod keeps what it has, even
 //! if its pool doesn't offer it any more. Pools are edited, replaced and lost by accident.
 
@@ -39,6 +42,13 @@ pub struct Wish {
     pub address: Option<Ipv4Addr>,
 }
 
+impl Wish {
+    /// Also in words that can't be granted.
+    fn asks_for_public_address(&self) -> bool {
+        self.public_address.as_deref().is_some_and(|word| word != "false")
+    }
+}
+
 /// Why `spec` keeps an ipConfiguration for one pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mark {
@@ -54,6 +64,8 @@ pub struct Facts<'a> {
     pub held: &'a [IpConfiguration],
     /// The marks in `spec`, by ipConfiguration.
     pub marks: &'a BTreeMap<String, Mark>,
+    /// The public addresses that `spec` names, in its marks or as detached.
+    pub recorded: &'a HashSet<ResourceId>,
     /// Live pods of the node with a wish, by UID.
     pub wishes: &'a HashMap<String, Wish>,
     /// The holder of each address, see [`holders`].
@@ -66,10 +78,9 @@ pub struct Facts<'a> {
     pub offered: &'a Attachments,
     /// Why nothing can be attached to this node's addresses at all, and the remedy, if so.
     pub impossible: Option<&'static str>,
-    /// Public addresses as Azure reported them; `None`: there is none.
+    /// Public addresses as Azure reported them; `None`: there is none. One that is being deleted is unknown,
+    /// and so is one that is being made where there was none.
     pub public: &'a HashMap<ResourceId, Option<PublicAddress>>,
-    /// Public addresses that are being made now.
-    pub making: &'a HashSet<ResourceId>,
     /// Pods with a wish that Azure has refused lately, by UID.
     pub refused: &'a HashSet<String>,
     /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
@@ -81,10 +92,15 @@ pub struct Facts<'a> {
 pub struct Plan {
     /// The marks that `spec` should show.
     pub marks: BTreeMap<String, Mark>,
-    /// The next step, once `spec` shows the marks.
+    /// The public addresses that `spec` should name: those that no published mark names are detached.
+    pub recorded: HashSet<ResourceId>,
+    /// The next step, once `spec` shows all this.
     pub step: Option<Step>,
-    /// Public addresses to make beside that, likewise.
+    /// Public addresses to make beside that, likewise. Some may be under way already.
     pub make: Vec<Make>,
+    /// Public addresses to delete beside that, which no ipConfiguration uses any more. Some may be under way
+    /// already.
+    pub delete: Vec<ResourceId>,
     /// Pods with a wish that can't be met as long as neither they nor the pool are changed.
     pub invalid: Vec<Invalid>,
     /// Pods that have all they ask for.
@@ -100,8 +116,6 @@ pub struct Plan {
 pub enum Step {
     /// Take everything off these ipConfigurations.
     Detach(Vec<String>),
-    /// Delete these public addresses, which no ipConfiguration uses any more.
-    Delete(Vec<ResourceId>),
     /// Read these public addresses in Azure.
     LookUp(Vec<ResourceId>),
     /// Attach all in one write.
@@ -233,10 +247,11 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
         plan.marks.extend(outcome.mark.map(|mark| (entry.name.clone(), mark)));
         next.extend(outcome.next);
     }
-    next.extend(forgotten(&plan.marks, facts).map(Next::Delete));
+    plan.recorded = recorded(&plan.marks, facts);
+    next.extend(forgotten(&plan, facts).into_iter().map(Next::Delete));
     plan.attached = satisfied.len();
     plan.pending = grants.len() - satisfied.len();
-    (plan.step, plan.make) = step(next, facts);
+    plan.take(next, facts.batch);
     plan
 }
 
@@ -344,52 +359,61 @@ fn made(mark: &Mark, facts: &Facts) -> Option<ResourceId> {
     (facts.public.get(&id) != Some(&None)).then_some(id)
 }
 
-/// The public addresses that are known to be there for pods that are gone, and that no mark names: another
-/// client took their ipConfigurations off the NIC, and the marks went with them.
-fn forgotten<'a>(
-    marks: &'a BTreeMap<String, Mark>,
-    facts: &'a Facts,
-) -> impl Iterator<Item = ResourceId> + use<'a> {
-    let named = marks.values().filter_map(|mark| mark.public_address.as_ref()?.id.parse().ok());
-    let attached = facts.held.iter().filter_map(|entry| entry.attached.public_address.clone());
-    let used: HashSet<ResourceId> = named.chain(attached).chain(facts.making.iter().cloned()).collect();
-    let is_gone = |id: &ResourceId| {
-        let uid = id.name().strip_prefix(names::IP_CONFIGURATION_PREFIX);
-        uid.is_some_and(|uid| !facts.wishes.contains_key(uid))
-    };
-    let there = facts.public.iter().filter(|(_, public)| public.is_some() && !facts.in_doubt);
-    there.map(|(id, _)| id).filter(move |id| is_gone(id) && !used.contains(*id)).cloned()
+/// The public addresses of these marks.
+fn named(marks: &BTreeMap<String, Mark>) -> impl Iterator<Item = ResourceId> {
+    marks.values().filter_map(|mark| mark.public_address.as_ref()?.id.parse().ok())
 }
 
-/// The kind of step that comes first, for all that need it, and the public addresses to make beside it.
-fn step(next: Vec<Next>, facts: &Facts) -> (Option<Step>, Vec<Make>) {
-    let (mut detach, mut delete, mut look_up, mut attach) = (vec![], vec![], vec![], vec![]);
-    let mut make = vec![];
-    for one in next {
-        match one {
-            Next::Detach(name) => detach.push(name),
-            Next::Delete(id) => delete.push(id),
-            Next::LookUp(id) => look_up.push(id),
-            Next::Make(one) => make.push(one),
-            Next::Attach(one) => attach.push(one),
+/// The public addresses of these marks, and all others that may be there: `spec` is the only record of them.
+fn recorded(marks: &BTreeMap<String, Mark>, facts: &Facts) -> HashSet<ResourceId> {
+    let there = facts.public.iter().filter(|(_, public)| public.is_some()).map(|(id, _)| id);
+    let may_be_there = facts.recorded.iter().chain(there).filter(|id| facts.public.get(*id) != Some(&None));
+    may_be_there.cloned().chain(named(marks)).collect()
+}
+
+/// Of the plan's public addresses, those that no mark names and no ipConfiguration has, and whose pods are
+/// gone or ask for none any more: another client took their ipConfigurations off the NIC, and the marks went
+/// with them.
+fn forgotten(plan: &Plan, facts: &Facts) -> Vec<ResourceId> {
+    let attached = facts.held.iter().filter_map(|entry| entry.attached.public_address.clone());
+    let used: HashSet<ResourceId> = named(&plan.marks).chain(attached).collect();
+    let asks = |uid: &str| facts.wishes.get(uid).is_some_and(Wish::asks_for_public_address);
+    let is_idle = |id: &ResourceId| pod_of(id).is_some_and(|uid| !asks(uid)) && !used.contains(id);
+    plan.recorded.iter().filter(|id| !facts.in_doubt && is_idle(id)).cloned().collect()
+}
+
+/// The UID of the pod that a public address of ours was made for: its name has it.
+pub fn pod_of(public: &ResourceId) -> Option<&str> {
+    public.name().strip_prefix(names::IP_CONFIGURATION_PREFIX)
+}
+
+impl Plan {
+    /// Takes in what is next for each: the kind of step that comes first, for all that need it, and what is
+    /// done beside it.
+    fn take(&mut self, next: Vec<Next>, batch: usize) {
+        let (mut detach, mut look_up, mut attach) = (vec![], vec![], vec![]);
+        for one in next {
+            match one {
+                Next::Detach(name) => detach.push(name),
+                Next::Delete(id) => self.delete.push(id),
+                Next::LookUp(id) => look_up.push(id),
+                Next::Make(one) => self.make.push(one),
+                Next::Attach(one) => attach.push(one),
+            }
         }
+        // Those that are ready wait for those that soon will be: one write does for all of them.
+        if !self.make.is_empty() {
+            attach.retain(|one: &Attach| one.attached.public_address.is_none());
+        }
+        attach.truncate(batch.max(1));
+        self.step = if !detach.is_empty() {
+            Some(Step::Detach(detach))
+        } else if !look_up.is_empty() {
+            Some(Step::LookUp(look_up))
+        } else {
+            (!attach.is_empty()).then_some(Step::Attach(attach))
+        };
     }
-    // Those that are ready wait for those that soon will be: one write does for all of them.
-    if !make.is_empty() || !facts.making.is_empty() {
-        attach.retain(|one: &Attach| one.attached.public_address.is_none());
-    }
-    make.retain(|one: &Make| !facts.making.contains(&one.id));
-    attach.truncate(facts.batch.max(1));
-    let step = if !detach.is_empty() {
-        Some(Step::Detach(detach))
-    } else if !delete.is_empty() {
-        Some(Step::Delete(delete))
-    } else if !look_up.is_empty() {
-        Some(Step::LookUp(look_up))
-    } else {
-        (!attach.is_empty()).then_some(Step::Attach(attach))
-    };
-    (step, make)
 }
 
 /// The pod of what is attached, though `spec` doesn't name it (Azure may have reported the ipConfiguration as
@@ -403,7 +427,7 @@ fn owner(attached: &Attached, holder: Option<&str>, offered: &Attachments) -> Op
         return None;
     }
     match &attached.public_address {
-        Some(id) => id.name().strip_prefix(names::IP_CONFIGURATION_PREFIX).map(str::to_owned),
+        Some(id) => pod_of(id).map(str::to_owned),
         // No pod has the UID "unknown", so it is taken off.
         None => Some(holder.unwrap_or("unknown").to_owned()),
     }

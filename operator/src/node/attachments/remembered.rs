@@ -1,6 +1,6 @@
 //! The state of a node's attachments so far.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,53 +18,90 @@ pub struct Attaching {
     pub public: HashMap<ResourceId, Option<allocation::PublicAddress>>,
     /// Pods with a wish that Azure has refused, by UID, with their names.
     pub refused: HashMap<String, (String, Setback)>,
+    /// Public addresses that Azure has refused to delete.
+    pub undeleted: HashMap<ResourceId, Setback>,
     /// The reason why all of the node's attachments wait.
     pub setback: Option<Setback>,
     /// The refusals that were reported to pods, by UID: each Event comes once.
     pub told: HashMap<String, String>,
     /// How many to attach in one write.
     pub batch: usize,
-    pub making: Making,
+    pub orders: Orders,
 }
 
-/// Public addresses that are made beside the node's reconciles: those under way, and their outcomes.
+/// The orders to make or delete public addresses, which are carried out beside the node's reconciles: those
+/// under way, and those whose outcome hasn't been taken in. There is one at a time for each public address.
 #[derive(Clone, Debug, Default)]
-pub struct Making(Arc<Mutex<HashMap<ResourceId, Option<Made>>>>);
+pub struct Orders(Arc<Mutex<HashMap<ResourceId, Option<Done>>>>);
 
-/// The outcome of one attachment.
+/// What is to be done with a public address.
 #[derive(Debug)]
-pub struct Made {
-    pub asked: Make,
-    pub result: Result<PublicAddress, azure::Error>,
+pub enum Order {
+    Make(Make),
+    Delete(ResourceId),
 }
 
-impl Making {
-    pub fn begins(&self, id: &ResourceId) {
-        lock(&self.0).insert(id.clone(), None);
-    }
+/// The outcome of an order: the public address as Azure has it now; `None`: there is none.
+#[derive(Debug)]
+pub struct Done {
+    pub order: Order,
+    pub result: Result<Option<PublicAddress>, azure::Error>,
+}
 
-    /// One that was given up is as if it had never begun: nothing was sent.
-    pub fn ended(&self, made: Made) {
-        let (id, is_given_up) =
-            (made.asked.id.clone(), made.result.as_ref().is_err_and(azure::Error::is_given_up));
-        let mut all = lock(&self.0);
-        match is_given_up {
-            true => drop(all.remove(&id)),
-            false => drop(all.insert(id, Some(made))),
+/// An order under way. Dropped before its end, it is as if it had never begun: whatever was sent by then, it
+/// can be sent again.
+#[derive(Debug)]
+pub struct Begun {
+    orders: Orders,
+    id: ResourceId,
+}
+
+impl Order {
+    pub fn id(&self) -> &ResourceId {
+        match self {
+            Order::Make(asked) => &asked.id,
+            Order::Delete(id) => id,
         }
     }
+}
 
-    pub fn under_way(&self) -> HashSet<ResourceId> {
-        let all = lock(&self.0);
-        all.iter().filter(|(_, made)| made.is_none()).map(|(id, _)| id.clone()).collect()
+impl Orders {
+    /// Begins an order for this public address. `None`: there is one already.
+    pub fn begin(&self, id: &ResourceId) -> Option<Begun> {
+        let mut all = lock(&self.0);
+        if all.contains_key(id) {
+            return None;
+        }
+        all.insert(id.clone(), None);
+        Some(Begun { orders: self.clone(), id: id.clone() })
+    }
+
+    /// Whether there is one for this public address.
+    pub fn has(&self, id: &ResourceId) -> bool {
+        lock(&self.0).contains_key(id)
     }
 
     /// Takes out those that have ended.
-    pub fn take(&self) -> Vec<Made> {
-        let mut all = lock(&self.0);
-        let ended: Vec<ResourceId> =
-            all.iter().filter(|(_, made)| made.is_some()).map(|(id, _)| id.clone()).collect();
-        ended.iter().filter_map(|id| all.remove(id).flatten()).collect()
+    pub fn take(&self) -> Vec<Done> {
+        lock(&self.0).extract_if(|_, done| done.is_some()).filter_map(|(_, done)| done).collect()
+    }
+}
+
+impl Begun {
+    /// An order that was given up is dropped: nothing was sent.
+    pub fn ended(self, done: Done) {
+        if !done.result.as_ref().is_err_and(azure::Error::is_given_up) {
+            lock(&self.orders.0).insert(self.id.clone(), Some(done));
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut all = lock(&self.orders.0);
+        if matches!(all.get(&self.id), Some(None)) {
+            all.remove(&self.id);
+        }
     }
 }
 
@@ -73,18 +110,20 @@ impl Default for Attaching {
         Attaching {
             public: HashMap::new(),
             refused: HashMap::new(),
+            undeleted: HashMap::new(),
             setback: None,
             told: HashMap::new(),
             batch: usize::MAX,
-            making: Making::default(),
+            orders: Orders::default(),
         }
     }
 }
 
 impl Attaching {
-    /// How long until a refused wish may be tried again.
+    /// How long until something that was refused may be tried again.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        let all = self.refused.values().map(|(_, setback)| setback).chain(&self.setback);
+        let refused = self.refused.values().map(|(_, setback)| setback);
+        let all = refused.chain(self.undeleted.values()).chain(&self.setback);
         all.filter(|setback| setback.holds(now)).map(|setback| setback.until - now).min()
     }
 
@@ -97,24 +136,48 @@ impl Attaching {
 mod tests {
     use super::*;
 
+    fn id(uid: &str) -> ResourceId {
+        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
+            .parse()
+            .unwrap()
+    }
+
     #[test]
     fn what_was_given_up_before_it_was_sent_is_no_refusal_of_azures() {
-        let id: ResourceId =
-            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/p"
-                .parse()
-                .unwrap();
-        let asked = Make { id: id.clone(), uid: "u".into(), pod: "ns/pod".into(), dns_label: None };
         let told_of = |error: azure::Error| {
-            let making = Making::default();
-            making.begins(&id);
-            assert_eq!(making.under_way().len(), 1);
-            making.ended(Made { asked: asked.clone(), result: Err(error) });
-            assert!(making.under_way().is_empty());
-            making.take().len()
+            let orders = Orders::default();
+            let begun = orders.begin(&id("u")).unwrap();
+            assert!(orders.has(&id("u")) && orders.take().is_empty());
+            begun.ended(Done { order: Order::Delete(id("u")), result: Err(error) });
+            let told = orders.take().len();
+            assert!(!orders.has(&id("u")));
+            told
         };
-        let resource = || id.to_string();
+        let resource = || id("u").to_string();
         assert_eq!(told_of(azure::Error::QuotaExceeded { resource: resource(), message: "m".into() }), 1);
         assert_eq!(told_of(azure::Error::Outgrown { resource: resource() }), 0);
         assert_eq!(told_of(azure::Error::Unconfirmed { resource: resource() }), 0);
+    }
+
+    #[test]
+    fn there_is_one_order_at_a_time_for_a_public_address_until_its_outcome_is_taken_in() {
+        let orders = Orders::default();
+        let begun = orders.begin(&id("a")).unwrap();
+        assert!(orders.begin(&id("a")).is_none() && orders.begin(&id("b")).is_some());
+        begun.ended(Done { order: Order::Delete(id("a")), result: Ok(None) });
+        assert!(orders.begin(&id("a")).is_none());
+        assert_eq!(orders.take().len(), 1);
+        assert!(orders.begin(&id("a")).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_order_whose_reconcile_ends_while_it_waits_for_its_turn_can_be_given_again() {
+        let orders = Orders::default();
+        let waits = async {
+            let _begun = orders.begin(&id("u"));
+            std::future::pending::<()>().await;
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(10), waits).await.is_err());
+        assert!(orders.begin(&id("u")).is_some());
     }
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use vnetpool_crds::allocation;
 use vnetpool_crds::reason::Reason;
 
-use super::remembered::{Attaching, Made};
+use super::remembered::{Attaching, Begun, Done, Order};
 use crate::azure::{
     self, Attached, Azure, Change, NewPublicAddress, Nic, Priority, PublicAddress, Reserved, ResourceId,
     Urgency,
@@ -37,11 +37,11 @@ fn nic(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<Resou
 pub fn writes_nic(step: &Step) -> bool {
     match step {
         Step::Detach(_) | Step::Attach(_) => true,
-        Step::Delete(_) | Step::LookUp(_) => false,
+        Step::LookUp(_) => false,
     }
 }
 
-/// Carries out a step. The plan's marks have been published before, and a write of the NIC announced.
+/// Carries out a step. The plan has been published before, and a write of the NIC announced.
 ///
 /// # Errors
 /// The step was outgrown while it waited. Azure's other errors are remembered: they end only this step.
@@ -60,7 +60,6 @@ pub async fn carry_out(
             memory.nic.wrote(&result);
             result.map(drop)
         }
-        Step::Delete(ids) => delete(ctx, attaching, ids, urgency(Priority::GiveBack)).await,
         Step::LookUp(ids) => look_up(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
             return attach_all(ctx, &nic, attach, urgency(Priority::WaitingPods), memory).await;
@@ -74,18 +73,7 @@ pub async fn carry_out(
     Ok(())
 }
 
-/// All at once: each takes Azure some seconds.
-async fn delete(
-    ctx: &Context,
-    attaching: &mut Attaching,
-    ids: Vec<ResourceId>,
-    urgency: Urgency,
-) -> Result<(), azure::Error> {
-    let deleted = join_all(ids.iter().map(|id| ctx.azure.delete_public_address(id, &urgency))).await;
-    let none_is_left = deleted.into_iter().map(|deleted| deleted.map(|()| None));
-    remember(attaching, ids.into_iter().zip(none_is_left))
-}
-
+/// All at once. Each answer is remembered, whatever became of the others.
 async fn look_up(
     ctx: &Context,
     attaching: &mut Attaching,
@@ -93,17 +81,9 @@ async fn look_up(
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
     let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
-    remember(attaching, ids.into_iter().zip(found))
-}
-
-/// Azure's answers about public addresses are remembered whatever became of the others.
-fn remember(
-    attaching: &mut Attaching,
-    told: impl Iterator<Item = (ResourceId, Result<Option<PublicAddress>, azure::Error>)>,
-) -> Result<(), azure::Error> {
     let mut outcome = Ok(());
-    for (id, told) in told {
-        match told {
+    for (id, found) in ids.into_iter().zip(found) {
+        match found {
             Ok(public) => drop(attaching.public.insert(id, public.map(shown))),
             Err(error) => outcome = Err(error),
         }
@@ -158,23 +138,61 @@ fn pods(attach: &[Attach]) -> Vec<(&str, &str)> {
     attach.iter().map(|one| (one.uid.as_str(), one.pod.as_str())).collect()
 }
 
-/// Begins to make the public addresses that pods of the node are to have: beside its reconciles, for each
-/// takes Azure some seconds, and the node's addresses must not wait for it. The plan's marks have been
-/// published.
-pub async fn make(ctx: &Context, progress: &Progress, attaching: &Attaching, now: Instant) {
-    let (Some(nic), Some(plan)) = (nic(progress, attaching, now), &progress.attachments) else { return };
-    for asked in plan.make.clone() {
-        attaching.making.begins(&asked.id);
-        let reserved = ctx.azure.reserve_public_address(&asked.id).await;
-        let (azure, waker, making) = (ctx.azure.clone(), ctx.waker.clone(), attaching.making.clone());
-        let (nic, node) = (nic.clone(), progress.allocation.name_any());
-        let urgency = pause::while_not(&ctx.cluster, &waker, &progress.allocation, Priority::WaitingPods);
-        ctx.beside.begin(async move {
-            let result = made(&azure, &nic, &asked, (&reserved, urgency)).await;
-            making.ended(Made { asked, result });
-            waker.allocation(&node);
-        });
+/// Begins to make the public addresses that pods of the node are to have, and to delete those that no pod has
+/// any more: beside its reconciles, for each takes Azure some seconds, and the node's addresses must not wait
+/// for it. What the plan records has been published.
+pub async fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
+    if let Some(plan) = &progress.attachments
+        && progress.may_write()
+        && !attaching.holds(now)
+    {
+        plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id, now));
+        for asked in &plan.make {
+            make(ctx, progress, attaching, asked, now).await;
+        }
     }
+}
+
+async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &Make, now: Instant) {
+    let Some(nic) = nic(progress, attaching, now) else { return };
+    let Some(begun) = attaching.orders.begin(&asked.id) else { return };
+    let reserved = ctx.azure.reserve_public_address(&asked.id).await;
+    // If its answer is lost, it may be there all the same.
+    attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
+    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, Priority::WaitingPods);
+    let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
+    let work = async move { made(&azure, &nic, &for_pod, (&reserved, urgency)).await.map(Some) };
+    beside(ctx, progress, begun, Order::Make(asked.clone()), work);
+}
+
+fn delete(ctx: &Context, progress: &Progress, attaching: &mut Attaching, id: &ResourceId, now: Instant) {
+    let waits = attaching.undeleted.get(id).is_some_and(|refusal| refusal.holds(now));
+    if waits || progress.lacks_nic() {
+        return;
+    }
+    let Some(begun) = attaching.orders.begin(id) else { return };
+    // Unknown, it is attached to nothing meanwhile.
+    attaching.public.remove(id);
+    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, Priority::GiveBack);
+    let (azure, public) = (ctx.azure.clone(), id.clone());
+    let work = async move { azure.delete_public_address(&public, urgency).await.map(|()| None) };
+    beside(ctx, progress, begun, Order::Delete(id.clone()), work);
+}
+
+/// Carries an order out beside the node's reconciles. Its end wakes the node.
+fn beside(
+    ctx: &Context,
+    progress: &Progress,
+    begun: Begun,
+    order: Order,
+    work: impl Future<Output = Result<Option<PublicAddress>, azure::Error>> + Send + 'static,
+) {
+    let (waker, node) = (ctx.waker.clone(), progress.allocation.name_any());
+    ctx.beside.begin(async move {
+        let result = work.await;
+        begun.ended(Done { order, result });
+        waker.allocation(&node);
+    });
 }
 
 /// Reports to each pod what it can't have, and why: by an Event, which its owner sees.
@@ -199,12 +217,22 @@ async fn made(
     azure.make_public_address(reserved, &new, urgency).await
 }
 
-/// Takes in the outcomes of public addresses that were being made.
-pub fn take_made(ctx: &Context, attaching: &mut Attaching) {
-    for Made { asked, result } in attaching.making.take() {
-        match result {
-            Ok(made) => drop(attaching.public.insert(asked.id, Some(shown(made)))),
-            Err(error) => refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching),
+/// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
+/// else up.
+pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching) {
+    for Done { order, result } in attaching.orders.take() {
+        match (result, order) {
+            (Ok(public), order) => {
+                attaching.undeleted.remove(order.id());
+                attaching.public.insert(order.id().clone(), public.map(shown));
+            }
+            (Err(error), Order::Make(asked)) => {
+                refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching);
+            }
+            (Err(error), Order::Delete(id)) => {
+                let setback = setback(attaching.undeleted.get(&id), &error);
+                attaching.undeleted.insert(id, setback);
+            }
         }
     }
 }

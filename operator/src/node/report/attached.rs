@@ -15,7 +15,8 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         let named = pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ");
         if more > 0 { format!("{named} And {more} more.") } else { named }
     };
-    let Plan { marks: _, step: _, make: _, invalid, attached, pending, foreign } = plan;
+    let Plan { marks: _, recorded: _, step: _, make: _, delete: _, invalid, attached, pending, foreign } =
+        plan;
     if !invalid.is_empty() {
         let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
         return Some(Verdict::no(Reason::Unavailable, some(pods)));
@@ -26,7 +27,8 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         let pods = refused.iter().map(|(pod, setback)| format!("Pod {pod}: {}", setback.message)).collect();
         return Some(Verdict::no(first.reason, some(pods)));
     }
-    if let Some(setback) = &attaching.setback {
+    let undeleted = attaching.undeleted.values().min_by(|a, b| a.message.cmp(&b.message));
+    if let Some(setback) = attaching.setback.as_ref().or(undeleted) {
         return Some(Verdict::no(setback.reason, &setback.message));
     }
     if !foreign.is_empty() {
@@ -42,5 +44,25 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         (0, 0) => None,
         (0, _) => Some(Verdict::yes(Reason::Attached, "all pods that ask for something attached have it")),
         (_, _) => Some(Verdict::no(Reason::Attaching, "some pods are yet to get what they ask for")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::azure::Error;
+    use crate::node::setback::{Setback, Stage};
+
+    #[test]
+    fn a_public_address_that_azure_keeps_is_reported_though_no_pod_asks_for_anything() {
+        let (plan, mut attaching) = (Plan::default(), Attaching::default());
+        assert!(condition(&plan, &attaching).is_none());
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-u";
+        let locked = Error::Locked { resource: id.into(), scope: id.into(), message: "m".into() };
+        let refusal = Setback::after(None, Stage::Write, &locked, Instant::now());
+        attaching.undeleted.insert(id.parse().unwrap(), refusal.clone());
+        assert_eq!(condition(&plan, &attaching), Some(Verdict::no(refusal.reason, &refusal.message)));
     }
 }

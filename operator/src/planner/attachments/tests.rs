@@ -17,13 +17,16 @@ fn public_id(uid: &str) -> Option<ResourceId> {
 struct World {
     held: Vec<IpConfiguration>,
     marks: BTreeMap<String, Mark>,
+    recorded: HashSet<ResourceId>,
     wishes: HashMap<String, Wish>,
     has: HashMap<Ipv4Addr, String>,
     confirmed: bool,
     in_doubt: bool,
     offered: Attachments,
     impossible: Option<&'static str>,
+    /// What the operator remembers of Azure's public addresses, and those that are there.
     public: HashMap<ResourceId, Option<PublicAddress>>,
+    there: HashSet<ResourceId>,
     refused: HashSet<String>,
     batch: usize,
 }
@@ -32,17 +35,21 @@ fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 240, 0, n)
 }
 
-/// Addresses 1 to `n`; pool `web` and public addresses are on offer.
-fn world(n: u8) -> World {
-    let held = (1..=n).map(|n| IpConfiguration {
+fn entry(n: u8) -> IpConfiguration {
+    IpConfiguration {
         name: format!("vnp-{n}"),
         address: Some(address(n).into()),
         state: ProvisioningState::Succeeded,
         attached: Attached::default(),
-    });
+    }
+}
+
+/// Addresses 1 to `n`; pool `web` and public addresses are on offer.
+fn world(n: u8) -> World {
     World {
-        held: held.collect(),
+        held: (1..=n).map(entry).collect(),
         marks: BTreeMap::new(),
+        recorded: HashSet::new(),
         wishes: HashMap::new(),
         has: HashMap::new(),
         confirmed: true,
@@ -53,6 +60,7 @@ fn world(n: u8) -> World {
         },
         impossible: None,
         public: HashMap::new(),
+        there: HashSet::new(),
         refused: HashSet::new(),
         batch: usize::MAX,
     }
@@ -63,6 +71,7 @@ impl World {
         let World {
             held,
             marks,
+            recorded,
             wishes,
             has,
             confirmed,
@@ -70,12 +79,14 @@ impl World {
             offered,
             impossible,
             public,
+            there: _,
             refused,
             batch,
         } = self;
         let facts = Facts {
             held,
             marks,
+            recorded,
             wishes,
             has,
             confirmed: *confirmed,
@@ -83,7 +94,6 @@ impl World {
             offered,
             impossible: *impossible,
             public,
-            making: &HashSet::new(),
             refused,
             batch: *batch,
         };
@@ -112,24 +122,36 @@ impl World {
 
     /// As `spec` after it was published.
     fn publish(&mut self) {
-        self.marks = self.plan().marks;
+        Plan { marks: self.marks, recorded: self.recorded, .. } = self.plan();
+    }
+
+    /// Another client takes an ipConfiguration off the NIC.
+    fn wipe(&mut self, n: u8) {
+        self.held.retain(|one| one.name != entry(n).name);
+    }
+
+    /// Another operator leads, and remembers nothing.
+    fn restart(&mut self) {
+        self.public.clear();
     }
 
     /// Carries out the next step as Azure would. Returns whether there was one.
     fn step(&mut self) -> bool {
-        let Plan { step, make, .. } = self.plan();
+        let Plan { step, make, delete, .. } = self.plan();
         make.iter().for_each(|one| self.make(&one.id, one.dns_label.as_deref()));
+        delete.iter().for_each(|id| self.delete(id));
         match &step {
-            None => return !make.is_empty(),
+            None => return !make.is_empty() || !delete.is_empty(),
             Some(Step::Detach(names)) => {
                 for entry in self.held.iter_mut().filter(|entry| names.contains(&entry.name)) {
                     entry.attached = Attached::default();
                 }
             }
-            Some(Step::Delete(ids)) => ids.iter().for_each(|id| drop(self.public.insert(id.clone(), None))),
             Some(Step::LookUp(ids)) => ids.iter().for_each(|id| self.make(id, None)),
             Some(Step::Attach(attach)) => {
                 for one in attach {
+                    let is_there = |id: &ResourceId| self.there.contains(id);
+                    assert!(one.attached.public_address.as_ref().is_none_or(is_there), "{one:?}");
                     let entry = self.held.iter_mut().find(|entry| entry.name == one.name).unwrap();
                     entry.attached = one.attached.clone();
                 }
@@ -145,12 +167,22 @@ impl World {
             dns_name: label.map(|label| format!("{label}.westeurope.cloudapp.azure.com")),
         };
         self.public.insert(id.clone(), Some(public));
+        self.there.insert(id.clone());
+    }
+
+    /// Azure refuses that while it is in use.
+    fn delete(&mut self, id: &ResourceId) {
+        assert!(self.held.iter().all(|one| one.attached.public_address.as_ref() != Some(id)), "{self:?}");
+        self.public.insert(id.clone(), None);
+        self.there.remove(id);
     }
 
     fn settle(&mut self) {
         for _ in 0..20 {
             self.publish();
-            if !self.step() && self.plan().marks == self.marks {
+            let is_same = |plan: Plan| plan.marks == self.marks && plan.recorded == self.recorded;
+            let is_published = is_same(self.plan());
+            if !self.step() && is_published {
                 return;
             }
         }
@@ -222,27 +254,71 @@ fn a_public_address_is_in_the_mark_before_it_is_made_and_until_it_is_deleted() {
     assert_eq!(world.marks["vnp-1"].public_address.as_ref().unwrap().address.as_deref(), Some("20.0.0.1"));
     (world.wishes, world.has) = Default::default();
     world.step();
-    assert_eq!(world.plan().step, Some(Step::Delete(vec![id])));
+    assert_eq!(world.plan().delete, [id]);
     assert!(world.plan().marks["vnp-1"].public_address.is_some());
     world.settle();
-    assert!(world.marks.is_empty() && world.public.values().all(Option::is_none));
+    assert!(world.marks.is_empty() && world.recorded.is_empty() && world.there.is_empty());
 }
 
 #[test]
 fn a_public_address_whose_mark_went_with_its_ip_configuration_is_deleted_once_its_pod_is_gone() {
     let mut world = world(1).wants_public("a").with("a", 1);
     world.settle();
-    // By another hand. The pod may still get its address back.
-    world.held.clear();
+    // The pod may still get its address back.
+    world.wipe(1);
     world.publish();
-    assert_eq!((world.marks.len(), world.plan().step), (0, None));
+    assert_eq!((world.marks.len(), world.plan().delete.len()), (0, 0));
+    // Whoever leads by then: `spec` has it.
+    world.restart();
+    assert_eq!(world.recorded, HashSet::from([public_id("a").unwrap()]));
     (world.wishes, world.has) = Default::default();
     world.in_doubt = true;
-    assert_eq!(world.plan().step, None);
+    assert!(world.plan().delete.is_empty());
     world.in_doubt = false;
-    assert_eq!(world.plan().step, Some(Step::Delete(vec![public_id("a").unwrap()])));
+    assert_eq!(world.plan().delete, [public_id("a").unwrap()]);
     world.settle();
-    assert!(world.public.values().all(Option::is_none));
+    assert!(world.there.is_empty() && world.recorded.is_empty());
+}
+
+#[test]
+fn a_detached_public_address_is_deleted_once_its_pod_asks_for_none_any_more() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    world.wipe(1);
+    world.publish();
+    let deletes = |world: &mut World, word: Option<&str>| {
+        world.wishes.get_mut("a").unwrap().public_address = word.map(str::to_owned);
+        world.plan().delete.len()
+    };
+    let words = [Some("true"), Some("yes"), Some("false"), None];
+    assert_eq!(words.map(|word| deletes(&mut world, word)), [0, 0, 1, 1]);
+}
+
+#[test]
+fn a_pod_that_gets_its_address_back_gets_its_public_address_back() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    world.wipe(1);
+    world.publish();
+    world.restart();
+    world.held.push(IpConfiguration { name: "vnp-2".into(), ..entry(1) });
+    world.settle();
+    assert_eq!(world.held[0].attached.public_address, public_id("a"));
+    assert_eq!(world.there, HashSet::from([public_id("a").unwrap()]));
+}
+
+#[test]
+fn a_public_address_that_was_never_attached_is_recorded_until_it_is_known_to_be_gone() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.publish();
+    // It is being made.
+    world.wipe(1);
+    world.publish();
+    (world.wishes, world.has) = Default::default();
+    assert_eq!(world.plan().delete, [public_id("a").unwrap()]);
+    assert_eq!(world.plan().recorded.len(), 1);
+    world.public.insert(public_id("a").unwrap(), None);
+    assert!(world.plan().recorded.is_empty() && world.plan().delete.is_empty());
 }
 
 #[test]
@@ -362,10 +438,7 @@ fn a_pod_that_lives_and_asks_keeps_what_it_has_whatever_its_pool_offers_by_now()
     ended.wishes.remove("b");
     ended.has.remove(&address(2));
     ended.settle();
-    assert!(
-        ended.held.iter().all(|entry| entry.attached.is_empty())
-            && ended.public.values().all(Option::is_none)
-    );
+    assert!(ended.held.iter().all(|entry| entry.attached.is_empty()) && ended.there.is_empty());
 }
 
 #[test]
@@ -420,6 +493,9 @@ enum Event {
     Told(u8),
     Asks(u8, bool, bool),
     Confirmed(bool),
+    Wiped(u8),
+    Reserved(u8),
+    Restarted,
     Publish,
     Step,
 }
@@ -431,6 +507,9 @@ fn event() -> impl Strategy<Value = Event> {
         (0..3_u8).prop_map(Event::Told),
         (0..3_u8, any::<bool>(), any::<bool>()).prop_map(|(pod, web, public)| Event::Asks(pod, web, public)),
         any::<bool>().prop_map(Event::Confirmed),
+        (1..4_u8).prop_map(Event::Wiped),
+        (1..4_u8).prop_map(Event::Reserved),
+        Just(Event::Restarted),
         Just(Event::Publish),
         Just(Event::Step),
     ]
@@ -438,6 +517,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     /// The node gives a marked address to its pod only, and knows a mark no later than when it is confirmed.
+    /// And `spec` names each public address that there is.
     #[test]
     fn whatever_happens_no_pod_has_an_address_with_something_attached_for_another(events in prop::collection::vec(event(), 1..60)) {
         let mut world = world(3);
@@ -449,8 +529,9 @@ proptest! {
             match event {
                 Event::Start(pod, n) => {
                     let uid = pod.to_string();
-                    let marked = taken_up.get(&format!("vnp-{n}"));
-                    if marked.is_none_or(|mark| mark.attached_to == uid) && !on_node.contains_key(&address(n)) {
+                    let marked = taken_up.get(&entry(n).name);
+                    let is_held = world.held.iter().any(|one| one.name == entry(n).name);
+                    if is_held && marked.is_none_or(|mark| mark.attached_to == uid) && !on_node.contains_key(&address(n)) {
                         on_node.insert(address(n), uid);
                     }
                 }
@@ -484,6 +565,12 @@ proptest! {
                     }
                 }
                 Event::Confirmed(false) => world.confirmed = false,
+                Event::Wiped(n) => world.wipe(n),
+                Event::Reserved(n) => {
+                    world.wipe(n);
+                    world.held.push(entry(n));
+                }
+                Event::Restarted => world.restart(),
                 Event::Publish => {
                     let before = world.marks.clone();
                     world.publish();
@@ -498,6 +585,12 @@ proptest! {
                 if let (false, Some(uid)) = (entry.attached.is_empty(), uid) {
                     prop_assert_eq!(&world.marks[&entry.name].attached_to, uid);
                 }
+            }
+            prop_assert!(world.there.is_subset(&world.recorded), "{world:?}");
+        }
+        for n in 1..=3 {
+            if world.held.iter().all(|one| one.name != entry(n).name) {
+                world.held.push(entry(n));
             }
         }
         // At the end exactly the requested things are attached, and nothing is left over.
@@ -515,6 +608,6 @@ proptest! {
             prop_assert_eq!(attached.len(), usize::from(wants));
         }
         let wanted = world.wishes.values().filter(|wish| wish.public_address.is_some()).count();
-        prop_assert_eq!(world.public.values().flatten().count(), wanted);
+        prop_assert_eq!(world.there.len(), wanted);
     }
 }
