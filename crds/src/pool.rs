@@ -216,6 +216,8 @@ pub enum Mode {
 
 /// How many addresses a block has. The only size Azure knows for IPv4 on a NIC: /28.
 pub const BLOCK: u32 = 16;
+/// How many ipConfigurations Azure takes on a NIC (its networking limits), the node's own included.
+pub const NIC_SLOTS: u32 = 256;
 
 /// Pod addresses from a range of their own, outside the VNet, which user-defined routes lead to the nodes.
 ///
@@ -442,9 +444,8 @@ fn ten() -> u32 {
     10
 }
 
-/// 256 ipConfigurations a NIC (Azure's networking limits), one of them the node's own.
 fn a_nic_full() -> u32 {
-    255
+    NIC_SLOTS - 1
 }
 
 fn thirty_seconds() -> Duration {

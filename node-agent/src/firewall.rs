@@ -12,11 +12,14 @@ pub mod apply;
 mod bridge;
 pub mod events;
 
-use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
-use vnetpool_crds::{allocation::IpConfiguration, pool::MetadataAccess};
+use vnetpool_crds::{
+    allocation::IpConfiguration,
+    pool::{BLOCK, MetadataAccess, NIC_SLOTS},
+};
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 /// Azure's wire server: DNS, the source of load balancers' probes, and the machine's configuration, secrets
@@ -31,6 +34,11 @@ const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 /// The set of pods that asked the metadata service in vain, by address, each with its packets: the packets
 /// themselves put them there.
 const ASKED: &str = "asked";
+/// As many as a NIC brings addresses, when each reservation is a block. No node's range has more.
+const ASKED_AT_MOST: u32 = NIC_SLOTS * BLOCK;
+/// How long one stays there, so that addresses which the node has given up take no room. The agent reads the
+/// set every half a minute.
+const ASKED_FOR: Duration = Duration::from_secs(600);
 
 /// The counter of packets that are dropped on their way to the metadata service.
 pub const METADATA_COUNTER: &str = "metadata";
@@ -141,8 +149,11 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
-        let _ =
-            writeln!(text, "\tset {ASKED} {{\n\t\ttype ipv4_addr\n\t\tsize 1024\n\t\tflags dynamic\n\t}}");
+        let _ = writeln!(
+            text,
+            "\tset {ASKED} {{\n\t\ttype ipv4_addr\n\t\tsize {ASKED_AT_MOST}\n\t\tflags dynamic, timeout\n\t\ttimeout {}s\n\t}}",
+            ASKED_FOR.as_secs()
+        );
         if !self.direct.is_empty() {
             let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
             let _ = write!(
@@ -279,8 +290,9 @@ table inet vnetpool {
 	counter wire_server {}
 	set asked {
 		type ipv4_addr
-		size 1024
-		flags dynamic
+		size 4096
+		flags dynamic, timeout
+		timeout 600s
 	}
 	set direct {
 		type ipv4_addr

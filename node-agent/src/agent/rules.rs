@@ -175,9 +175,9 @@ impl Keeper {
             Ok(dropped) => dropped,
             Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
         };
-        if dropped.iter().any(|(target, packets)| target == firewall::METADATA_COUNTER && *packets > 0)
-            && let Err(error) = self.count_refused().await
-        {
+        let is_new = |(target, packets): &(String, u64)| target == firewall::METADATA_COUNTER && *packets > 0;
+        let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
+        if has_news && let Err(error) = self.count_refused().await {
             tracing::warn!(%error, "can't tell which pods ask the metadata service");
         }
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));

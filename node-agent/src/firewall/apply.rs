@@ -151,6 +151,12 @@ impl Firewall {
         Ok(news(&mut self.counted, listed.iter().filter_map(counter).collect()))
     }
 
+    /// Whether some had asked in vain when that was read last: they have to be read again, since what goes out
+    /// of the set and comes back begins with no packets.
+    pub fn knows_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// The packets that pods have sent to the metadata service in vain since this was asked last, by address.
     pub async fn asked(&mut self) -> Result<Vec<(Ipv4Addr, u64)>, Error> {
         let listed = self.listed(&["set", self.family, "vnetpool", ASKED]).await?;

@@ -76,6 +76,22 @@ fn packets_that_want_the_metadata_service_are_counted_by_pod() {
     assert_eq!(asked(), BTreeMap::from([(POD, 3), (OTHER_POD, 1)]));
     ask(&world.pod, POD, METADATA);
     assert_eq!(asked(), BTreeMap::from([(POD, 1), (OTHER_POD, 0)]), "since the last time");
+    // As each does after a while.
+    let elements = world.node.run("nft list set inet vnetpool asked");
+    assert_eq!(elements.matches("expires").count(), 2, "{elements}");
+    world.node.run(&format!("nft delete element inet vnetpool asked {{ {OTHER_POD} }}"));
+    assert_eq!(asked(), BTreeMap::from([(POD, 0)]));
+    ask(&world.other_pod, OTHER_POD, METADATA);
+    assert_eq!(asked(), BTreeMap::from([(POD, 0), (OTHER_POD, 1)]), "it is forgotten");
+    // There is room for all addresses that a node can have.
+    world.node.run(&format!("nft delete element inet vnetpool asked {{ {POD} }}"));
+    let others =
+        (0..255u8).flat_map(|block| (0..16).map(move |n| Ipv4Addr::new(10, 241, block, n).to_string()));
+    let others = others.collect::<Vec<_>>().join(", ");
+    let full = "nft add element inet vnetpool asked { ".to_owned() + &others + " }";
+    world.node.run(&full);
+    ask(&world.pod, POD, METADATA);
+    assert_eq!(asked().get(&POD), Some(&1));
     assert!(!ensure(&world.node, &mut firewall, &wanted), "packets change the table");
 }
 

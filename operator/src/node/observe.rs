@@ -36,8 +36,8 @@ use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use drift::Drift;
 use groups::Grouping;
+pub use interfaces::mirrored;
 use interfaces::{Found, Occasion};
-pub use interfaces::{NIC_SLOTS, mirrored};
 use obstacle::{Obstacle, obstacle};
 use policy::Policy;
 

@@ -10,12 +10,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use vnetpool_crds::pool::{Mode, ScarceWrites, Sizing};
+use vnetpool_crds::pool::{Mode, NIC_SLOTS, ScarceWrites, Sizing};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::observe::obstacle::{self, Obstacle};
 use super::observe::policy::{self, Policy};
-use super::observe::{NIC_SLOTS, mirrored, relinquished, surplus_for};
+use super::observe::{mirrored, relinquished, surplus_for};
 use super::{backend, need};
 use crate::azure::ResourceId;
 use crate::context::Waits;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
+use vnetpool_crds::pool::NIC_SLOTS;
 use vnetpool_crds::{NodeIPPool, names};
 
 use super::known::{Known, Read};
@@ -12,9 +13,6 @@ use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
-
-/// Azure's limit of ipConfigurations a NIC, the node's own included.
-pub const NIC_SLOTS: u32 = 256;
 
 /// The facts on which the choice depends.
 pub struct Wanted<'a> {

@@ -13,6 +13,7 @@ use vnetpool_crds::condition::{
     INTERFACE_FOUND, OPERATIONS_TRACKED, PAUSED, READY, RESERVED, SANDBOXES_ENDED, SELECTED, SURPLUS, Type,
     UPDATING, WRITING,
 };
+use vnetpool_crds::pool::NIC_SLOTS;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 
@@ -255,9 +256,9 @@ fn limit(facts: &Facts) -> String {
     }
     if seen.observed.slots.saturating_mul(seen.observed.grain) < maximum {
         format!(
-            "Azure takes 256 ipConfigurations on a NIC, others use {} of this one's. Lower the kubelet's maxPods or use more \
-             nodes.",
-            256 - seen.observed.slots
+            "Azure takes {NIC_SLOTS} ipConfigurations on a NIC, others use {} of this one's. Lower the kubelet's maxPods or use \
+             more nodes.",
+            NIC_SLOTS - seen.observed.slots
         )
     } else {
         format!(
