@@ -296,8 +296,9 @@ table! {
     AddressVanished: &[AssignmentsBacked], None, "An address left the NIC while a pod had it.", Pod,
         "Delete the pods that the message names.";
     PodsAsk: &[MetadataRefused], WARNING,
-        "Pods ask the metadata service, from which `podMetadataAccess` of their pool keeps them.", Pod,
-        "Give the pod a workload identity or the host network, or its nodes a pool with `podMetadataAccess: All`.";
+        "Pods ask the metadata service, from which `podMetadataAccess` of their pool keeps them, or the wire server.", Pod,
+        "For the metadata service, give the pod a workload identity or the host network, or its nodes a pool with \
+         `podMetadataAccess: All`. For the wire server, find out what asks in the pod.";
     InTheWay: &[Undisturbed], None,
         "Another program on the node cuts pods off, and the agent may not change it.", Node, "Follow the message.";
 

@@ -1,42 +1,125 @@
 //! The message of the condition `MetadataRefused`: the agent writes it, and the operator reads out of it
 //! which pods no Event has named yet.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
-/// Pods that are named, at most.
+/// Pods that are named for a service, at most.
 const NAMED: usize = 20;
-/// Between the pods, and behind the last of them.
+/// Between the pods, behind the last of them, and between the services.
 const BETWEEN: &str = ", ";
-const BEHIND: &str = ": ";
+const BEHIND: &str = ": packets to ";
+const APART: &str = "; ";
 
-/// The message about these pods, each as `namespace/name`, that a pool keeps from the metadata service.
-pub fn message<'a>(pods: impl Iterator<Item = &'a str>, pool: &str) -> String {
-    let pods: Vec<&str> = pods.take(NAMED).collect();
-    format!(
-        "{}{BEHIND}packets to 169.254.169.254, Azure's instance metadata service, are dropped, as podMetadataAccess of \
-         NodeIPPool {pool} is None. Give the pod a workload identity or the host network, or give its nodes a pool with \
-         podMetadataAccess: All, where every pod gets tokens of the VM (docs/metadata.md)",
-        pods.join(BETWEEN)
-    )
+/// A service of Azure's on the host that nodes keep their pods from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// Facts about the machine, and tokens of its identities.
+    Metadata,
+    /// DNS, which pods may use, the source of load balancers' probes, and the machine's configuration with
+    /// its secrets.
+    WireServer,
 }
 
-/// The pods that a message names.
-pub fn pods(message: &str) -> BTreeSet<&str> {
-    let named = message.split_once(BEHIND).map(|(pods, _)| pods).unwrap_or_default();
-    named.split(BETWEEN).filter(|pod| !pod.is_empty()).collect()
+impl Service {
+    pub const ALL: [Service; 2] = [Service::Metadata, Service::WireServer];
+
+    pub const fn address(self) -> Ipv4Addr {
+        match self {
+            Service::Metadata => Ipv4Addr::new(169, 254, 169, 254),
+            Service::WireServer => Ipv4Addr::new(168, 63, 129, 16),
+        }
+    }
+
+    /// In a word, for metrics and rules.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Service::Metadata => "metadata",
+            Service::WireServer => "wire_server",
+        }
+    }
+
+    /// Why this pool's pods are kept from it, and the remedy.
+    fn why(self, pool: &str) -> String {
+        match self {
+            Service::Metadata => format!(
+                "Azure's instance metadata service, are dropped, as podMetadataAccess of NodeIPPool {pool} is None. Give \
+                 the pod a workload identity or the host network, or give its nodes a pool with podMetadataAccess: All, \
+                 where every pod gets tokens of the VM (docs/metadata.md)"
+            ),
+            Service::WireServer => {
+                "Azure's wire server, are dropped but for DNS, as it has secrets of the VM for all that ask. Find out what \
+                 asks in the pod; if it must, give the pod the host network (docs/metadata.md)"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// A pod that was kept from a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    pub service: Service,
+    /// As `namespace/name`.
+    pub pod: String,
+}
+
+/// The message about these pods of a pool.
+pub fn message(refusals: &BTreeSet<Refusal>, pool: &str) -> String {
+    let of = |service: Service| {
+        let pods = refusals.iter().filter(|one| one.service == service).map(|one| one.pod.as_str());
+        let pods: Vec<&str> = pods.take(NAMED).collect();
+        let (address, why) = (service.address(), service.why(pool));
+        (!pods.is_empty()).then(|| format!("{}{BEHIND}{address}, {why}", pods.join(BETWEEN)))
+    };
+    Service::ALL.into_iter().filter_map(of).collect::<Vec<_>>().join(APART)
+}
+
+/// The refusals that a message names.
+pub fn refusals(message: &str) -> BTreeSet<Refusal> {
+    let of = |part: &str| {
+        let (pods, rest) = part.split_once(BEHIND)?;
+        let address = rest.split(',').next()?;
+        let service = Service::ALL.into_iter().find(|one| one.address().to_string() == address)?;
+        let pods = pods.split(BETWEEN).filter(|pod| !pod.is_empty());
+        Some(pods.map(|pod| Refusal { service, pod: pod.to_owned() }).collect::<Vec<_>>())
+    };
+    message.split(APART).filter_map(of).flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn refusal(service: Service, pod: &str) -> Refusal {
+        Refusal { service, pod: pod.to_owned() }
+    }
+
     #[test]
     fn whom_a_message_names_can_be_read_out_of_it() {
-        let named = ["default/a", "kube-system/b"];
-        assert_eq!(pods(&message(named.into_iter(), "default")), BTreeSet::from(named));
-        let many: Vec<String> = (0..100).map(|n| format!("{}/{n}", "n".repeat(63))).collect();
-        let long = message(many.iter().map(String::as_str), "default");
-        assert_eq!(pods(&long).len(), NAMED);
-        assert!(pods("").is_empty());
+        let [metadata, wire_server] = Service::ALL;
+        for named in [
+            BTreeSet::from([refusal(metadata, "default/a"), refusal(metadata, "kube-system/b")]),
+            BTreeSet::from([refusal(wire_server, "default/a")]),
+            BTreeSet::from([refusal(metadata, "default/a"), refusal(wire_server, "default/a")]),
+        ] {
+            let message = message(&named, "default");
+            assert_eq!(refusals(&message), named, "{message}");
+        }
+        let many = (0..100).map(|n| refusal(metadata, &format!("{}/{n}", "n".repeat(63))));
+        let one = refusal(wire_server, "default/a");
+        let read = refusals(&message(&many.chain([one.clone()]).collect(), "default"));
+        assert_eq!(read.len(), NAMED + 1);
+        assert!(read.contains(&one));
+        assert!(refusals("").is_empty());
+    }
+
+    #[test]
+    fn each_service_has_its_remedy_in_the_message() {
+        let both = Service::ALL.map(|service| refusal(service, "default/a")).into();
+        let message = message(&both, "blue");
+        let remedies = ["workload identity", "NodeIPPool blue", "podMetadataAccess: All", "the host network"];
+        for part in [&remedies[..], &["169.254.169.254", "168.63.129.16"]].concat() {
+            assert!(message.contains(part), "{message}");
+        }
     }
 }

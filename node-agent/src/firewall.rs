@@ -4,9 +4,9 @@
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
 //! reach no more of Azure's services on the host than they need, and the network reaches none of them through
-//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address out of the VNet, so pods' packets to other
-//! destinations leave under that. Nothing of this is per pod: the rules change when the NIC or the ranges do,
-//! not when pods come and go.
+//! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
+//! out of the VNet, so pods' packets to other destinations leave under that. Nothing of this is per pod: the
+//! rules change when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 mod bridge;
@@ -19,31 +19,28 @@ use vnetpool_crds::NodeIPAllocationSpec;
 use vnetpool_crds::{
     allocation::IpConfiguration,
     pool::{BLOCK, MetadataAccess, NIC_SLOTS},
+    refusal::Service,
 };
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
-/// Azure's wire server: DNS, the source of load balancers' probes, and the machine's configuration, secrets
-/// included.
-const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
-/// Azure's instance metadata service: facts about the machine, and tokens of its identities.
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const WIRE_SERVER: Ipv4Addr = Service::WireServer.address();
+const METADATA: Ipv4Addr = Service::Metadata.address();
 /// They answer a NIC's primary address only, so they are translated for even if a range that holds them is
 /// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
-/// The set of pods that asked the metadata service in vain, by address, each with its packets: the packets
-/// themselves put them there.
+/// The set of pods that asked Azure's services in vain, by address and service, each with its packets: the
+/// packets themselves put them there.
 const ASKED: &str = "asked";
-/// As many as a NIC brings addresses, when each reservation is a block. No node's range has more.
-const ASKED_AT_MOST: u32 = NIC_SLOTS * BLOCK;
+/// As many as a NIC brings addresses, when each reservation is a block, for each service. No node's range has
+/// more.
+const ASKED_AT_MOST: u32 = NIC_SLOTS * BLOCK * PLATFORM.len() as u32;
 /// How long one stays there, so that addresses which the node has given up take no room. The agent reads the
 /// set every half a minute.
 const ASKED_FOR: Duration = Duration::from_secs(600);
 
-/// The counter of packets that are dropped on their way to the metadata service.
-pub const METADATA_COUNTER: &str = "metadata";
 /// Counters of dropped packets, by their aim.
-const COUNTERS: [&str; 4] = ["loopback", METADATA_COUNTER, "spoofed", "wire_server"];
+const COUNTERS: [&str; 4] = ["loopback", Service::Metadata.word(), "spoofed", Service::WireServer.word()];
 
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
 fn no_table(family: &str) -> String {
@@ -149,9 +146,14 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "\tset {ASKED} {{\n\t\ttype ipv4_addr\n\t\tsize {ASKED_AT_MOST}\n\t\tflags dynamic, timeout\n\t\ttimeout {}s\n\t}}",
+            "\tset {ASKED} {{\n\
+             \t\ttype ipv4_addr . ipv4_addr\n\
+             \t\tsize {ASKED_AT_MOST}\n\
+             \t\tflags dynamic, timeout\n\
+             \t\ttimeout {}s\n\
+             \t}}\n",
             ASKED_FOR.as_secs()
         );
         if !self.direct.is_empty() {
@@ -219,16 +221,18 @@ impl Rules {
         // The set has a rule of its own: where it takes no more, a rule ends without its verdict.
         let mut text = format!(
             "\tchain refused {{\n\
-             \t\tip daddr {METADATA} counter name \"{METADATA_COUNTER}\" drop\n\
-             \t\tcounter name \"wire_server\" drop\n\
+             \t\tip daddr {METADATA} counter name \"{}\" drop\n\
+             \t\tcounter name \"{}\" drop\n\
              \t}}\n\
              \tchain restricted {{\n\
-             \t\tip daddr {METADATA} add @{ASKED} {{ ip saddr counter }}\n\
              \t\tip daddr {WIRE_SERVER} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
+             \t\tadd @{ASKED} {{ ip saddr . ip daddr counter }}\n\
              \t\tgoto refused\n\
              \t}}\n\
              \tchain platform {{\n\
-             \t\ttype filter hook forward priority filter; policy accept;\n"
+             \t\ttype filter hook forward priority filter; policy accept;\n",
+            Service::Metadata.word(),
+            Service::WireServer.word()
         );
         // Replies are answers to load balancers' probes.
         let _ = writeln!(text, "\t\tip daddr {{ {all} }} ct direction reply accept");
@@ -289,8 +293,8 @@ table inet vnetpool {
 	counter spoofed {}
 	counter wire_server {}
 	set asked {
-		type ipv4_addr
-		size 4096
+		type ipv4_addr . ipv4_addr
+		size 8192
 		flags dynamic, timeout
 		timeout 600s
 	}
@@ -310,8 +314,8 @@ table inet vnetpool {
 		counter name "wire_server" drop
 	}
 	chain restricted {
-		ip daddr 169.254.169.254 add @asked { ip saddr counter }
 		ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept
+		add @asked { ip saddr . ip daddr counter }
 		goto refused
 	}
 	chain platform {

@@ -13,6 +13,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+use vnetpool_crds::refusal::{Refusal, Service};
 use vnetpool_plugin::{
     cni::code,
     ledger::Counts,
@@ -42,9 +43,16 @@ struct Target {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Pod {
+struct Refused {
     /// As `namespace/name`.
     pod: String,
+    target: &'static str,
+}
+
+impl From<&Refusal> for Refused {
+    fn from(refusal: &Refusal) -> Refused {
+        Refused { pod: refusal.pod.clone(), target: refusal.service.word() }
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -72,8 +80,8 @@ pub struct Metrics {
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
     dropped: Family<Target, Counter>,
-    /// As many as the node has pods, at most.
-    refused: Family<Pod, Counter>,
+    /// As many as the node has pods, at most, and twice as many.
+    refused: Family<Refused, Counter>,
     /// Failures of the watch of the node's object.
     pub watch_errors: Counter,
     /// Ledgers built because there was none to read.
@@ -126,12 +134,13 @@ impl Metrics {
         let help = "Changes of other programs on the node that disturbed pods and were repaired";
         registry.register("repairs", help, repairs.clone());
         let dropped = Family::default();
-        let help = "Packets of pods that the nftables table has dropped, by their aim: metadata, wire_server, \
-                    loopback (of the node), spoofed (a source address that isn't the pod's)";
+        let help = "Packets that the nftables table has dropped, by their aim: metadata and wire_server (of pods, and of the \
+                    network through the node), loopback (of the node), spoofed (a source address that isn't the pod's)";
         registry.register("dropped_packets", help, dropped.clone());
         let refused = Family::default();
-        let help = "Packets to the instance metadata service that were dropped, by the pod that sent them";
-        registry.register("metadata_refused_packets", help, refused.clone());
+        let help = "Packets to Azure's services on the host that were dropped, by the pod that sent them and their target: \
+                    metadata, wire_server";
+        registry.register("refused_packets", help, refused.clone());
         let watch_errors = Counter::default();
         let help = "How often the watch of the node's object has failed and was begun anew";
         registry.register("watch_errors", help, watch_errors.clone());
@@ -187,7 +196,7 @@ impl Metrics {
         metrics.count_report(true);
         metrics.count_relinquished(1);
         metrics.count_dropped("metadata".to_owned(), 1);
-        metrics.count_refused("default/web", 1);
+        metrics.count_refused(&Refusal { service: Service::Metadata, pod: "default/web".to_owned() }, 1);
         metrics.heard(Watch::Object);
         metrics
     }
@@ -282,14 +291,13 @@ impl Metrics {
         self.dropped.get_or_create(&Target { target }).inc_by(packets);
     }
 
-    /// `pod` as `namespace/name`.
-    pub fn count_refused(&self, pod: &str, packets: u64) {
-        self.refused.get_or_create(&Pod { pod: pod.to_owned() }).inc_by(packets);
+    pub fn count_refused(&self, refusal: &Refusal, packets: u64) {
+        self.refused.get_or_create(&refusal.into()).inc_by(packets);
     }
 
     /// The pod has left the node.
-    pub fn forget_refused(&self, pod: String) {
-        self.refused.remove(&Pod { pod });
+    pub fn forget_refused(&self, refusal: &Refusal) {
+        self.refused.remove(&refusal.into());
     }
 
     /// In the text format of OpenMetrics.

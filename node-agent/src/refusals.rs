@@ -1,8 +1,8 @@
-//! The pods that the node's rules keep from the metadata service, and the report of them. Pure.
+//! The pods that the node's rules keep from Azure's services on the host, and the report of them. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use vnetpool_crds::refusal;
+use vnetpool_crds::refusal::{self, Refusal};
 use vnetpool_plugin::ledger::Millis;
 
 use crate::disturbance::REPORTED_FOR;
@@ -10,20 +10,21 @@ use crate::disturbance::REPORTED_FOR;
 /// The pods of this node that asked, with the moment at which they were seen to last.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    seen: BTreeMap<String, Millis>,
+    seen: BTreeMap<Refusal, Millis>,
 }
 
 impl Refusals {
-    /// The pod, as `namespace/name`, has asked since the last inspection.
-    pub fn asked(&mut self, pod: &str, now: Millis) {
-        self.seen.insert(pod.to_owned(), now);
+    /// The pod has asked since the last inspection.
+    pub fn asked(&mut self, refusal: Refusal, now: Millis) {
+        self.seen.insert(refusal, now);
     }
 
-    /// Forgets pods that are no longer on the node; returns them.
-    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) -> Vec<String> {
-        let (seen, gone) = std::mem::take(&mut self.seen).into_iter().partition(|(pod, _)| is_there(pod));
+    /// Forgets pods, each as `namespace/name`, that are no longer on the node; returns what was kept of them.
+    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) -> Vec<Refusal> {
+        let is_there = |(refusal, _): &(Refusal, Millis)| is_there(&refusal.pod);
+        let (seen, gone) = std::mem::take(&mut self.seen).into_iter().partition(is_there);
         self.seen = seen;
-        let gone: BTreeMap<String, Millis> = gone;
+        let gone: BTreeMap<Refusal, Millis> = gone;
         gone.into_keys().collect()
     }
 
@@ -32,29 +33,31 @@ impl Refusals {
     pub fn message(&self, pool: &str, now: Millis) -> Option<String> {
         let reported_for = REPORTED_FOR.as_millis() as Millis;
         let recent = self.seen.iter().filter(|&(_, &last)| now.saturating_sub(last) < reported_for);
-        let mut pods = recent.map(|(pod, _)| pod.as_str()).peekable();
-        pods.peek()?;
-        Some(refusal::message(pods, pool))
+        let recent: BTreeSet<Refusal> = recent.map(|(refusal, _)| refusal.clone()).collect();
+        (!recent.is_empty()).then(|| refusal::message(&recent, pool))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vnetpool_crds::refusal::Service;
 
     #[test]
     fn pods_that_ask_are_reported_for_an_hour_and_as_long_as_they_are_there() {
+        let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
+        let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
+        let other = refusal(Service::WireServer, "default/a");
         let mut refusals = Refusals::default();
         assert_eq!(refusals.message("default", 0), None);
-        refusals.asked("default/b", 0);
-        refusals.asked("default/a", 1);
+        refusals.asked(b.clone(), 0);
+        refusals.asked(a.clone(), 1);
+        refusals.asked(other.clone(), 1);
         let message = refusals.message("default", 2).unwrap();
-        assert_eq!(refusal::pods(&message).into_iter().collect::<Vec<_>>(), ["default/a", "default/b"]);
-        for part in ["NodeIPPool default", "workload identity", "podMetadataAccess: All"] {
-            assert!(message.contains(part), "{message}");
-        }
-        assert_eq!(refusals.keep(|pod| pod == "default/b"), ["default/a"]);
-        assert!(refusals.message("default", 2).unwrap().starts_with("default/b: "));
+        assert_eq!(refusal::refusals(&message), BTreeSet::from([a.clone(), b.clone(), other.clone()]));
+        assert!(message.contains("NodeIPPool default"), "{message}");
+        assert_eq!(refusals.keep(|pod| pod == "default/b"), [a, other]);
+        assert_eq!(refusal::refusals(&refusals.message("default", 2).unwrap()), BTreeSet::from([b]));
         assert_eq!(refusals.message("default", REPORTED_FOR.as_millis() as Millis), None);
     }
 }

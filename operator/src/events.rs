@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::warn;
 
 use vnetpool_crds::reason::{Loudness, Reason};
-use vnetpool_crds::refusal;
+use vnetpool_crds::refusal::{self, Refusal, Service};
 use vnetpool_crds::verdict::name_some;
 
 /// Publishes Events about objects. No task waits for it: a pod may be waiting for the next step.
@@ -195,10 +195,10 @@ pub fn attached(attached: &Attached) -> Event {
     event(Reason::Attached, "Attach", format!("attached to the pod's address: {}", all.join(", ")))
 }
 
-/// The rules of a node keep this pod, a `namespace/name`, from the metadata service. The pod is related to
-/// the Event, which makes each pod's another one.
-pub fn refused(pod: &str, pool: &str) -> Event {
-    let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+/// The rules of a node keep this pod from a service of Azure's on the host. The pod is related to the Event,
+/// which makes each pod's another one, and so does the action for each service.
+pub fn refused(refusal: Refusal, pool: &str) -> Event {
+    let (namespace, name) = refusal.pod.split_once('/').unwrap_or(("", refusal.pod.as_str()));
     let related = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
@@ -206,8 +206,12 @@ pub fn refused(pod: &str, pool: &str) -> Event {
         name: Some(name.into()),
         ..Default::default()
     };
-    let note = refusal::message([pod].into_iter(), pool);
-    Event { secondary: Some(related), ..event(Reason::PodsAsk, "Drop", note) }
+    let action = match refusal.service {
+        Service::Metadata => "DropMetadata",
+        Service::WireServer => "DropWireServer",
+    };
+    let note = refusal::message(&[refusal].into(), pool);
+    Event { secondary: Some(related), ..event(Reason::PodsAsk, action, note) }
 }
 
 pub fn full(message: &str) -> Event {

@@ -1,4 +1,4 @@
-//! Pods that the node's rules keep from the metadata service.
+//! Pods that the node's rules keep from Azure's services on the host.
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};
@@ -7,10 +7,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
+use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::refusal::{self, Refusal, Service};
 use vnetpool_crds::verdict::Verdict;
-use vnetpool_crds::{NodeIPAllocation, refusal};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event];
@@ -23,8 +24,9 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     // The findings of its first report are no news. A write is announced before that.
     let reported = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "False");
     stage.until("the operator has reported", "n1", reported).await?;
-    let says = async |pods: &[&str]| -> Result<()> {
-        let message = refusal::message(pods.iter().copied(), "default");
+    let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
+    let says = async |refusals: &[Refusal]| -> Result<()> {
+        let message = refusal::message(&refusals.iter().cloned().collect(), "default");
         let at = Timestamp::UNIX_EPOCH;
         let condition = Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, at);
         let patch = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
@@ -33,11 +35,16 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
         api.patch_status("n1", &PatchParams::apply("rules").force(), &Patch::Apply(patch)).await?;
         Ok(())
     };
-    says(&["default/a"]).await?;
+    let a = refusal(Service::Metadata, "default/a");
+    says(std::slice::from_ref(&a)).await?;
     stage.until_told("n1", "PodsAsk", &["Node", "NodeIPAllocation"]).await?;
     // About the node and its object again.
-    says(&["default/a", "default/b"]).await?;
-    let said = stage.until_said("n1", "PodsAsk", 4).await?;
-    anyhow::ensure!(said.len() == 4 && said.iter().all(|(_, times)| *times == 1), "{said:?}");
+    let b = refusal(Service::Metadata, "default/b");
+    says(&[a.clone(), b.clone()]).await?;
+    stage.until_said("n1", "PodsAsk", 4).await?;
+    // And once more of the other service, though the pod is the same.
+    says(&[a, b, refusal(Service::WireServer, "default/a")]).await?;
+    let said = stage.until_said("n1", "PodsAsk", 6).await?;
+    anyhow::ensure!(said.len() == 6 && said.iter().all(|(_, times)| *times == 1), "{said:?}");
     Ok(())
 }

@@ -116,7 +116,7 @@ impl Keeper {
     /// The condition `MetadataRefused`, if there is anything to report of this pool's pods.
     pub(super) fn refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Finding> {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
-        self.refusals.keep(is_there).into_iter().for_each(|pod| self.metrics.forget_refused(pod));
+        self.refusals.keep(is_there).iter().for_each(|refusal| self.metrics.forget_refused(refusal));
         let message = self.refusals.message(pool, file::now())?;
         Some(Finding { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }

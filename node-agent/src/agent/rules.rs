@@ -6,6 +6,7 @@ use std::{fmt::Display, net::Ipv4Addr, time::Duration};
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use vnetpool_crds::reason::Reason;
+use vnetpool_crds::refusal::{Refusal, Service};
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{
     NodeIPAllocationSpec,
@@ -175,25 +176,26 @@ impl Keeper {
             Ok(dropped) => dropped,
             Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
         };
-        let is_new = |(target, packets): &(String, u64)| target == firewall::METADATA_COUNTER && *packets > 0;
+        let is_service = |target: &str| Service::ALL.iter().any(|service| service.word() == target);
+        let is_new = |(target, packets): &(String, u64)| is_service(target) && *packets > 0;
         let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
         if has_news && let Err(error) = self.count_refused().await {
-            tracing::warn!(%error, "can't tell which pods ask the metadata service");
+            tracing::warn!(%error, "can't tell which pods ask Azure's services on the host");
         }
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }
 
-    /// Counts by pod the packets that were sent to the metadata service in vain.
+    /// Counts by pod the packets that were sent to Azure's services in vain.
     async fn count_refused(&mut self) -> anyhow::Result<()> {
         // First, since the counts of the rules are reported once.
         let (ledger, now) = (self.store.peek()?, file::now());
         let asked = self.tables.lock().await.inet.asked().await?;
-        for (address, packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
+        for ((address, service), packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
             let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
             let Some((_, assigned)) = assigned else { continue };
-            let pod = assigned.whose();
-            self.metrics.count_refused(&pod, packets);
-            self.refusals.asked(&pod, now);
+            let refusal = Refusal { service, pod: assigned.whose() };
+            self.metrics.count_refused(&refusal, packets);
+            self.refusals.asked(refusal, now);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
 use serde_json::Value;
 use tokio::{process::Command, sync::watch};
+use vnetpool_crds::refusal::Service;
 
 use super::{ASKED, events::Known};
 use crate::child;
@@ -41,8 +42,8 @@ pub struct Firewall {
     put: Option<Put>,
     /// The last values of its counters, by name. A table that is put in place begins with none.
     counted: BTreeMap<String, u64>,
-    /// The same of the set of pods that asked the metadata service.
-    asked: BTreeMap<Ipv4Addr, u64>,
+    /// The same of the set of pods that asked Azure's services, by address and service.
+    asked: BTreeMap<(Ipv4Addr, Service), u64>,
 }
 
 /// What was put in place last.
@@ -157,13 +158,17 @@ impl Firewall {
         !self.asked.is_empty()
     }
 
-    /// The packets that pods have sent to the metadata service in vain since this was asked last, by address.
-    pub async fn asked(&mut self) -> Result<Vec<(Ipv4Addr, u64)>, Error> {
+    /// The packets that pods have sent to Azure's services in vain since this was asked last, by the pod's
+    /// address and the service.
+    pub async fn asked(&mut self) -> Result<Vec<((Ipv4Addr, Service), u64)>, Error> {
         let listed = self.listed(&["set", self.family, "vnetpool", ASKED]).await?;
         let elements = listed.iter().filter_map(|one| one["set"]["elem"].as_array()).flatten();
         let packets = |element: &Value| {
             let element = element.get("elem")?;
-            Some((element["val"].as_str()?.parse().ok()?, element["counter"]["packets"].as_u64()?))
+            let [pod, to] = element["val"]["concat"].as_array()?.as_slice() else { return None };
+            let to: Ipv4Addr = to.as_str()?.parse().ok()?;
+            let service = Service::ALL.into_iter().find(|service| service.address() == to)?;
+            Some(((pod.as_str()?.parse().ok()?, service), element["counter"]["packets"].as_u64()?))
         };
         Ok(news(&mut self.asked, elements.filter_map(packets).collect()))
     }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use tokio::{net::TcpSocket, time::timeout};
-use vnetpool_crds::pool::MetadataAccess;
+use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
 use vnetpool_node_agent::firewall::apply::Firewall;
 use vnetpool_plugin::wiring::Wiring;
 
@@ -54,13 +54,13 @@ fn pods_reach_only_the_resolver(wiring: Wiring) {
     }
 }
 
-/// So that a metric and an Event can name the pod that is to get an identity of its own.
+/// So that a metric and an Event can name the pod, with what it is to do instead.
 #[test]
-fn packets_that_want_the_metadata_service_are_counted_by_pod() {
+fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     let (world, mut firewall) = (World::new(), Firewall::default());
     let wanted = rules(&["10.240.0.0/16"]);
     ensure(&world.node, &mut firewall, &wanted);
-    let mut asked = || -> BTreeMap<Ipv4Addr, u64> {
+    let mut asked = || -> BTreeMap<(Ipv4Addr, Service), u64> {
         world.node.inside(|| block_on(firewall.asked()).unwrap()).into_iter().collect()
     };
     assert!(asked().is_empty());
@@ -73,26 +73,40 @@ fn packets_that_want_the_metadata_service_are_counted_by_pod() {
     }
     ask(&world.other_pod, OTHER_POD, METADATA);
     ask(&world.other_pod, OTHER_POD, WIRE_SERVER);
-    assert_eq!(asked(), BTreeMap::from([(POD, 3), (OTHER_POD, 1)]));
+    ask(&world.other_pod, OTHER_POD, WIRE_SERVER);
+    let [pods, others, wire_server] =
+        [(POD, Service::Metadata), (OTHER_POD, Service::Metadata), (OTHER_POD, Service::WireServer)];
+    assert_eq!(asked(), BTreeMap::from([(pods, 3), (others, 1), (wire_server, 2)]));
     ask(&world.pod, POD, METADATA);
-    assert_eq!(asked(), BTreeMap::from([(POD, 1), (OTHER_POD, 0)]), "since the last time");
+    assert_eq!(asked(), BTreeMap::from([(pods, 1), (others, 0), (wire_server, 0)]), "since the last time");
     // As each does after a while.
     let elements = world.node.run("nft list set inet vnetpool asked");
-    assert_eq!(elements.matches("expires").count(), 2, "{elements}");
-    world.node.run(&format!("nft delete element inet vnetpool asked {{ {OTHER_POD} }}"));
-    assert_eq!(asked(), BTreeMap::from([(POD, 0)]));
+    assert_eq!(elements.matches("expires").count(), 3, "{elements}");
+    let delete = |pod: Ipv4Addr, service: Ipv4Addr| {
+        world.node.run(&format!("nft delete element inet vnetpool asked {{ {pod} . {service} }}"));
+    };
+    delete(OTHER_POD, METADATA);
+    assert_eq!(asked(), BTreeMap::from([(pods, 0), (wire_server, 0)]));
     ask(&world.other_pod, OTHER_POD, METADATA);
-    assert_eq!(asked(), BTreeMap::from([(POD, 0), (OTHER_POD, 1)]), "it is forgotten");
-    // There is room for all addresses that a node can have.
-    world.node.run(&format!("nft delete element inet vnetpool asked {{ {POD} }}"));
-    let others =
-        (0..255u8).flat_map(|block| (0..16).map(move |n| Ipv4Addr::new(10, 241, block, n).to_string()));
-    let others = others.collect::<Vec<_>>().join(", ");
-    let full = "nft add element inet vnetpool asked { ".to_owned() + &others + " }";
-    world.node.run(&full);
-    ask(&world.pod, POD, METADATA);
-    assert_eq!(asked().get(&POD), Some(&1));
+    assert_eq!(asked(), BTreeMap::from([(pods, 0), (others, 1), (wire_server, 0)]), "it is forgotten");
     assert!(!ensure(&world.node, &mut firewall, &wanted), "packets change the table");
+}
+
+/// With blocks on each slot of its NIC.
+#[test]
+fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_has() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let addresses = (0..255).flat_map(|block| (0..16).map(move |n| Ipv4Addr::new(10, 241, block, n)));
+    let of = |address: Ipv4Addr| [METADATA, WIRE_SERVER].map(|service| format!("{address} . {service}"));
+    let all = addresses.flat_map(of).collect::<Vec<_>>().join(", ");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("add element inet vnetpool asked {{ {all} }}")).unwrap();
+    world.node.run(&format!("nft -f {}", file.path().display()));
+    let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
+    socket.send_to(&[1], (METADATA, PORT)).unwrap();
+    let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+    assert_eq!(asked, [((POD, Service::Metadata), 1)]);
 }
 
 #[test]

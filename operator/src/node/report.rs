@@ -48,9 +48,9 @@ pub async fn report(
     let now = Instant::now();
     let (next, next_finding) = made(ctx, progress, node, memory, now).await?;
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
-    for pod in memory.reports.news_of_refused(progress.allocation.conditions()) {
+    for refusal in memory.reports.news_of_refused(progress.allocation.conditions()) {
         let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-        ctx.events.say(&about, events::refused(&pod, &progress.allocation.spec.pool));
+        ctx.events.say(&about, events::refused(refusal, &progress.allocation.spec.pool));
     }
     if let Some(plan) = &progress.attachments {
         step::tell(ctx, &plan.invalid, &mut memory.attaching);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
-use vnetpool_crds::refusal;
+use vnetpool_crds::refusal::{self, Refusal};
 
 use super::sandboxes::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
@@ -20,9 +20,9 @@ pub struct Reports {
     /// Since when the runtime has had no network though our configuration is installed.
     networkless_since: Option<Instant>,
     pub outlived: Outlived,
-    /// The pods that the node's agent named last as kept from the metadata service; `None` before the first
-    /// report, so that an operator that starts doesn't repeat another's Events.
-    refused: Option<BTreeSet<String>>,
+    /// The pods that the node's agent named last as kept from a service of Azure's on the host; `None` before
+    /// the first report, so that an operator that starts doesn't repeat another's Events.
+    refused: Option<BTreeSet<Refusal>>,
 }
 
 impl Reports {
@@ -41,12 +41,11 @@ impl Reports {
     }
 
     /// The pods that the agent names now and didn't name before.
-    pub fn news_of_refused(&mut self, conditions: &[Condition]) -> Vec<String> {
+    pub fn news_of_refused(&mut self, conditions: &[Condition]) -> Vec<Refusal> {
         let said = condition::find(conditions, METADATA_REFUSED).filter(|one| one.status == "True");
-        let pods = said.map(|one| refusal::pods(&one.message)).unwrap_or_default();
-        let pods: BTreeSet<String> = pods.into_iter().map(str::to_owned).collect();
-        let before = self.refused.replace(pods.clone()).unwrap_or_else(|| pods.clone());
-        pods.difference(&before).cloned().collect()
+        let now = said.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
+        let before = self.refused.replace(now.clone()).unwrap_or_else(|| now.clone());
+        now.difference(&before).cloned().collect()
     }
 
     pub fn behind_for(&self, now: Instant) -> Duration {
@@ -65,6 +64,7 @@ mod tests {
     use super::*;
     use k8s_openapi::jiff::Timestamp;
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::refusal::Service;
     use vnetpool_crds::verdict::Verdict;
 
     #[test]
@@ -81,18 +81,22 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_kept_from_the_metadata_service_is_told_once() {
-        let says = |pods: &[&str]| {
-            let message = refusal::message(pods.iter().copied(), "default");
+        let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
+        let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
+        let other = refusal(Service::WireServer, "default/a");
+        let says = |refusals: &[&Refusal]| {
+            let message = refusal::message(&refusals.iter().copied().cloned().collect(), "default");
             [Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now())]
         };
         let mut reports = Reports::default();
-        let mut news = |pods: &[&str]| reports.news_of_refused(&says(pods));
-        assert!(news(&["default/a"]).is_empty(), "another operator has said it");
-        assert!(news(&["default/a"]).is_empty());
-        assert_eq!(news(&["default/a", "default/b"]), ["default/b"]);
-        assert!(news(&["default/a", "default/b"]).is_empty());
-        assert!(news(&["default/b"]).is_empty(), "one has gone");
+        let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&says(refusals));
+        assert!(news(&[&a]).is_empty(), "another operator has said it");
+        assert!(news(&[&a]).is_empty());
+        assert_eq!(news(&[&a, &b]), vec![b.clone()]);
+        assert!(news(&[&a, &b]).is_empty());
+        assert_eq!(news(&[&a, &b, &other]), vec![other.clone()], "the same pod, and another service");
+        assert!(news(&[&b]).is_empty(), "one has gone");
         assert!(reports.news_of_refused(&[]).is_empty());
-        assert_eq!(reports.news_of_refused(&says(&["default/b"])), ["default/b"], "it asks again");
+        assert_eq!(reports.news_of_refused(&says(&[&b])), vec![b.clone()], "it asks again");
     }
 }
