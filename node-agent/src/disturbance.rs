@@ -42,6 +42,8 @@ pub enum Kind {
     Link,
     /// A pod's host link with another MAC.
     Mac,
+    /// The node's neighbour entry for a pod removed.
+    Neighbour,
     /// The node's route to a pod removed.
     Route,
     /// Our nftables table changed or removed.
@@ -49,13 +51,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Address,
         Kind::Bridge,
         Kind::Firewall,
         Kind::Forwarding,
         Kind::Link,
         Kind::Mac,
+        Kind::Neighbour,
         Kind::Route,
         Kind::Table,
     ];
@@ -69,6 +72,7 @@ impl Kind {
             Kind::Forwarding => "forwarding",
             Kind::Link => "link",
             Kind::Mac => "mac",
+            Kind::Neighbour => "neighbour",
             Kind::Route => "route",
             Kind::Table => "table",
         }
@@ -96,6 +100,10 @@ impl Kind {
             }
             Kind::Link => ("set a pod's link up", "have network daemons leave links vnp* unmanaged"),
             Kind::Mac => ("restored the MAC of a pod's link", "have udev leave links vnp* alone"),
+            Kind::Neighbour => (
+                "restored the node's neighbour entry for a pod",
+                "have network daemons leave links vnp* unmanaged, and udev alone",
+            ),
             Kind::Route => (
                 "restored the route to a pod",
                 "have network daemons leave links vnp* unmanaged, and foreign routes alone (ManageForeignRoutes=no)",
@@ -115,6 +123,7 @@ impl From<Damage> for Kind {
             Damage::Down => Kind::Link,
             Damage::Mac => Kind::Mac,
             Damage::Route => Kind::Route,
+            Damage::Neighbour => Kind::Neighbour,
         }
     }
 }

@@ -49,8 +49,8 @@ fn no_table(family: &str) -> String {
 
 /// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its
 /// table of neighbours, which all links share: made-up senders of one pod would fill it. Pods never need an
-/// answer, because their gateway is a permanent entry; their own answers, by which the node finds them, are
-/// no requests. Without a table where other plugins wire the pods, whose gateway may have to answer.
+/// answer, because their gateway is a permanent entry, as they are to the node. Without a table where other
+/// plugins wire the pods, whose gateway may have to answer.
 pub fn arp(ipam_only: bool) -> String {
     let mut text = no_table("arp");
     if !ipam_only {

@@ -80,7 +80,7 @@ pub struct Metrics {
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
     dropped: Family<Target, Counter>,
-    /// As many as the node has pods, at most, and twice as many.
+    /// At most two for each pod of the node.
     refused: Family<Refused, Counter>,
     /// Failures of the watch of the node's object.
     pub watch_errors: Counter,

@@ -173,6 +173,7 @@ mod tests {
             has_our_mac: true,
             identity: Some(identity),
             routes: vec![ADDRESS],
+            knows_pod: true,
         }
     }
 

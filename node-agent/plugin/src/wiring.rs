@@ -1,16 +1,17 @@
-//! The wiring of a pod (`Routed`): a veth pair, /32 routes and one fixed neighbour. Nothing else on the node
-//! is touched.
+//! The wiring of a pod (`Routed`): a veth pair, /32 routes and a fixed neighbour at each end. Nothing else on
+//! the node is touched.
 //!
 //! ```text
 //!   pod's namespace                          node's namespace
 //!   eth0  10.1.2.3/32  ◀───── veth pair ─────▶  vnp0123456789a   MAC 02:76:6e:70:00:01
 //!     169.254.1.1 dev eth0 (scope link)           10.1.2.3 dev vnp… (scope link)
 //!     default via 169.254.1.1
-//!     169.254.1.1 is at 02:76:6e:70:00:01, permanently
+//!     169.254.1.1 is at 02:76:6e:70:00:01,        10.1.2.3 is at 0a:58:0a:01:02:03, permanently
+//!       permanently
 //! ```
 //!
 //! The host's end has no address, and no host has 169.254.1.1: every packet goes by the fixed neighbour
-//! entry, so the pod never asks by ARP. The alias of the host's end names the sandbox that is wired and its
+//! entries, so neither side asks by ARP. The alias of the host's end names the sandbox that is wired and its
 //! address, so that the agent can build a ledger from the kernel alone.
 
 mod addresses;
@@ -21,6 +22,7 @@ mod identity;
 mod inspect;
 pub mod kernel;
 mod messages;
+mod neighbours;
 mod netlink;
 pub mod netns;
 mod others_bridge;
@@ -46,6 +48,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use crate::sandbox::{Pod, Sandbox};
 
+use neighbours::Neighbour;
 use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
@@ -231,6 +234,7 @@ fn connect_host_end(
     let wired = host.apply([
         Change::set_link("set up the host's end of the veth pair", up),
         Change::new_route("add the node's route to the pod", link, address, None),
+        Change::new_neighbour("tell the node the pod's MAC", Neighbour::pod(link, identity.address)),
     ]);
     let is_taken = |error: &Error| error.is(Errno::EEXIST);
     wired.map_err(|error| if is_taken(&error) { Error::AddressRouted(identity.address) } else { error })
@@ -239,12 +243,13 @@ fn connect_host_end(
 fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
     let connected = netns.inside(|| {
         let link = index_of(&identity.sandbox.ifname)?;
+        let gateway = Neighbour { link, address: GATEWAY, mac: HOST_MAC };
         Netlink::open()?.apply([
             Change::set_link("set up the pod's end of the veth pair", link_up(link)),
             Change::new_address("add the pod's address", link, identity.address),
             Change::new_route("add the pod's route to its gateway", link, Destination::Host(GATEWAY), None),
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
-            Change::new_neighbour("add the pod's neighbour entry for its gateway", link, GATEWAY, HOST_MAC),
+            Change::new_neighbour("add the pod's neighbour entry for its gateway", gateway),
         ])
     });
     // The pair is new, so a link that is there already is another interface's.

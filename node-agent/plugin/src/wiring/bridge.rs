@@ -28,7 +28,8 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use super::{
     Error, HOST_MAC, Identity, index_of, kernel, link_up,
     messages::{host_address, link_of, master_of},
-    netlink::{Change, Netlink, link_named},
+    neighbours::Neighbour,
+    netlink::{Change, Netlink, link_named, neighbour},
     pod_mac, routes,
 };
 
@@ -115,7 +116,7 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
         Change::set_link("put the host's end into the pods' bridge", enslaved),
         Change::change_link("set the host's end up as a port", port),
         Change::new_neighbour_message("tell the bridge the pod's MAC", port_entry(link, address), true),
-        Change::new_neighbour("tell the node the pod's MAC", bridge, address, pod_mac(address)),
+        Change::new_neighbour("tell the node the pod's MAC", Neighbour::pod(bridge, address)),
         Change::set_link("set up the host's end of the veth pair", up),
     ]);
     wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;
@@ -132,11 +133,7 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
         Err(error) if error.is(Errno::ESRCH) || error.is(Errno::ENOENT) => Ok(()),
         result => result,
     };
-    let mut neighbour = NeighbourMessage::default();
-    neighbour.header.family = AddressFamily::Inet;
-    neighbour.header.ifindex = bridge;
-    neighbour.attributes = vec![NeighbourAttribute::Destination(address.into())];
-    gone(Change::delete_neighbour("forget the pod's MAC", neighbour))?;
+    gone(Change::delete_neighbour("forget the pod's MAC", neighbour(bridge, address)))?;
     let Some(port) = port else { return Ok(()) };
     match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(port, address))) {
         // There is no port: the pod is of the other wiring, or its link is gone.
@@ -154,31 +151,19 @@ pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
     Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
 }
 
-/// The entries that are missing between bridge and port for this address, in sentences.
-pub(super) fn faults(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<Vec<String>, Error> {
-    let mut faults = Vec::new();
-    let bridge = index_of(BRIDGE)?;
+/// Whether the bridge knows the MAC of the pod with this address behind its port.
+pub(super) fn knows(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<bool, Error> {
     let mac = NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec());
-    let mut has = |what, family, link: u32| -> Result<bool, Error> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family;
-        let entries = host.dump(what, &RouteNetlinkMessage::GetNeighbour(message))?;
-        Ok(entries.iter().any(|entry| match entry {
-            RouteNetlinkMessage::NewNeighbour(entry) => {
-                let is_static =
-                    [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state);
-                entry.header.ifindex == link && is_static && entry.attributes.contains(&mac)
-            }
-            _ => false,
-        }))
-    };
-    if !has("list the node's neighbours", AddressFamily::Inet, bridge)? {
-        faults.push(format!("the node lacks the permanent neighbour entry for {address} on {BRIDGE}"));
-    }
-    if !has("list the bridge's entries", AddressFamily::Bridge, port)? {
-        faults.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
-    }
-    Ok(faults)
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    let entries = host.dump("list the bridge's entries", &RouteNetlinkMessage::GetNeighbour(message))?;
+    Ok(entries.iter().any(|entry| match entry {
+        RouteNetlinkMessage::NewNeighbour(entry) => {
+            let is_static = [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state);
+            entry.header.ifindex == port && is_static && entry.attributes.contains(&mac)
+        }
+        _ => false,
+    }))
 }
 
 /// The bridge's entry that maps the pod's MAC to its port.

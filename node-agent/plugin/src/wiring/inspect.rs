@@ -6,7 +6,6 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::LinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::RouteMessage,
 };
 
@@ -17,6 +16,7 @@ use super::{
     messages::{
         gateway_of, host_address, identity_of, is_ours, is_up, link_of, mac_of, master_of, name_of, peer_of,
     },
+    neighbours::{self, Neighbour},
     netlink::{Destination, Netlink, link_named},
     routes,
 };
@@ -34,6 +34,8 @@ pub struct HostLink {
     pub identity: Option<Identity>,
     /// The addresses that the node routes to this link.
     pub routes: Vec<Ipv4Addr>,
+    /// Whether the node has its fixed neighbour entry for the pod.
+    pub knows_pod: bool,
 }
 
 impl HostLink {
@@ -46,7 +48,7 @@ impl HostLink {
     /// read in the middle of a verb.
     pub fn is_damaged(&self) -> bool {
         self.identity.as_ref().is_some_and(|Identity { address, .. }| {
-            !self.up || !self.has_our_mac || !self.routes.contains(address)
+            !self.up || !self.has_our_mac || !self.routes.contains(address) || !self.knows_pod
         })
     }
 
@@ -84,8 +86,8 @@ pub fn occupants() -> Result<Vec<Occupant>, Error> {
     Ok(occupants)
 }
 
-/// All our host links in the current network namespace, from one dump of the links and one of the routes.
-/// Only for the agent, since the cost grows with the pods.
+/// All our host links in the current network namespace, from one dump each of the links, the routes and the
+/// neighbours. Only for the agent, since the cost grows with the pods.
 pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let mut netlink = Netlink::open()?;
     let links = netlink.dump("list the links", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
@@ -95,6 +97,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
             routes.entry(link).or_default().push(address);
         }
     }
+    let neighbours = neighbours::all(&mut netlink)?;
     let links = links.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(link) if is_ours(&link) => Some(link),
         _ => None,
@@ -104,7 +107,11 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let host_link = |link: LinkMessage| {
         let identity = identity_of(&link);
         let is_port = bridge.is_some() && master_of(&link) == bridge;
-        let behind = identity.as_ref().map(|identity| identity.address).filter(|_| is_port);
+        let address = identity.as_ref().map(|identity| identity.address);
+        let leads_to = bridge.filter(|_| is_port).unwrap_or(link.header.index);
+        let knows_pod =
+            address.is_some_and(|address| neighbours.contains(&Neighbour::pod(leads_to, address)));
+        let behind = address.filter(|_| is_port);
         HostLink {
             name: name_of(&link).unwrap_or_default().to_owned(),
             index: link.header.index,
@@ -116,6 +123,7 @@ pub fn host_links() -> Result<Vec<HostLink>, Error> {
                 Some(address) => bridged.iter().copied().filter(|&routed| routed == address).collect(),
                 None => routes.remove(&link.header.index).unwrap_or_default(),
             },
+            knows_pod,
         }
     };
     Ok(links.map(host_link).collect())
@@ -155,8 +163,13 @@ fn host_faults(
     if !leads_to.map_or(Ok(false), |to| routes::leads_to(host, address, to))? {
         faults.push(format!("the node doesn't route {address} to {link}"));
     }
-    if let (Some(_), Some(port)) = (bridge, index) {
-        faults.extend(bridge::faults(host, port, address)?);
+    if !leads_to.map_or(Ok(false), |to| neighbours::has(host, Neighbour::pod(to, address)))? {
+        faults.push(format!("the node lacks the permanent neighbour entry for {address} on {link}"));
+    }
+    if let (Some(_), Some(port)) = (bridge, index)
+        && !bridge::knows(host, port, address)?
+    {
+        faults.push(format!("{BRIDGE} doesn't know the pod's MAC behind its port"));
     }
     Ok(faults)
 }
@@ -174,6 +187,7 @@ fn pod_faults(
     let index = pod_end.header.index;
     let is_pair = peer_of(&pod_end) == host_end.map(|link| link.header.index)
         && host_end.and_then(peer_of) == Some(index);
+    let gateway = Neighbour { link: index, address: GATEWAY, mac: HOST_MAC };
     let routes = routes::main(&mut pod)?;
     let has_route = |to: Destination, gateway: Option<Ipv4Addr>| {
         let is_it = |route: &RouteMessage| {
@@ -194,7 +208,7 @@ fn pod_faults(
             format!("the pod lacks the default route via {GATEWAY}"),
         ),
         (
-            has_neighbour(&mut pod, index)?,
+            neighbours::has(&mut pod, gateway)?,
             format!("the pod lacks the permanent neighbour entry for {GATEWAY}"),
         ),
     ];
@@ -210,24 +224,6 @@ fn has_address(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> Result<bo
             found.header.index == link
                 && found.header.prefix_len == 32
                 && found.attributes.contains(&AddressAttribute::Local(address.into()))
-        }
-        _ => false,
-    }))
-}
-
-fn has_neighbour(netlink: &mut Netlink, link: u32) -> Result<bool, Error> {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    let neighbours =
-        netlink.dump("list the pod's neighbours", &RouteNetlinkMessage::GetNeighbour(message))?;
-    Ok(neighbours.iter().any(|message| match message {
-        RouteNetlinkMessage::NewNeighbour(found) => {
-            found.header.ifindex == link
-                && found.header.state == NeighbourState::Permanent
-                && found
-                    .attributes
-                    .contains(&NeighbourAttribute::Destination(NeighbourAddress::Inet(GATEWAY)))
-                && found.attributes.contains(&NeighbourAttribute::LinkLayerAddress(HOST_MAC.to_vec()))
         }
         _ => false,
     }))
@@ -250,6 +246,7 @@ mod tests {
                 pod: Pod::default(),
             }),
             routes: vec![Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(10, 1, 2, 4)],
+            knows_pod: true,
         };
         let addresses: Vec<_> =
             link.occupants().iter().map(|occupant| occupant.address.to_string()).collect();

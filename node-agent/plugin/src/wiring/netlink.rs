@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use super::Error;
+use super::{Error, neighbours::Neighbour};
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
@@ -182,17 +182,21 @@ impl Change {
     }
 
     /// A permanent neighbour entry, for which no ARP request is sent.
-    pub(super) fn new_neighbour(what: &'static str, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> Change {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = link;
+    pub(super) fn new_neighbour(what: &'static str, Neighbour { link, address, mac }: Neighbour) -> Change {
+        let mut message = neighbour(link, address);
         message.header.state = NeighbourState::Permanent;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         Change::new_neighbour_message(what, message, false)
     }
+}
+
+/// A message that means a neighbour by its address.
+pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = link;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
+    message
 }
 
 fn unreachable(range: Ipv4Net) -> RouteMessage {
@@ -346,6 +350,21 @@ impl Netlink {
             Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
             Ok(_) => Ok(None),
             Err(Error::Kernel { errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The entry for the neighbour with this address, if there is one.
+    pub(super) fn neighbour(
+        &mut self,
+        link: u32,
+        address: Ipv4Addr,
+    ) -> Result<Option<NeighbourMessage>, Error> {
+        let message = RouteNetlinkMessage::GetNeighbour(neighbour(link, address));
+        match self.get("look up a neighbour", message) {
+            Ok(RouteNetlinkMessage::NewNeighbour(found)) => Ok(Some(found)),
+            Ok(_) => Ok(None),
+            Err(Error::Kernel { errno: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

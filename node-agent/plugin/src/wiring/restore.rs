@@ -7,6 +7,7 @@ use netlink_packet_route::link::LinkAttribute;
 use super::{
     Error, HOST_MAC, Identity, bridge, link_up,
     messages::{identity_of, is_up, mac_of},
+    neighbours::{self, Neighbour},
     netlink::{Change, Netlink, link_indexed},
     routes,
 };
@@ -20,6 +21,8 @@ pub enum Damage {
     Mac,
     /// The node's route to the pod was missing.
     Route,
+    /// The node's neighbour entry for the pod was missing.
+    Neighbour,
 }
 
 impl fmt::Display for Damage {
@@ -28,6 +31,7 @@ impl fmt::Display for Damage {
             Damage::Down => "set up again the link that somebody had set down",
             Damage::Mac => "restored the MAC",
             Damage::Route => "restored the route",
+            Damage::Neighbour => "restored the neighbour entry",
         })
     }
 }
@@ -54,8 +58,12 @@ pub fn restore(index: u32, identity: &Identity) -> Result<Vec<Damage>, Error> {
         netlink.apply([Change::set_link("set up the host's end again", link_up(index))])?;
         damage.push(Damage::Down);
     }
-    if routes::ensure(&mut netlink, identity.address, bridge::of(&link).unwrap_or(index))? {
+    let leads_to = bridge::of(&link).unwrap_or(index);
+    if routes::ensure(&mut netlink, identity.address, leads_to)? {
         damage.push(Damage::Route);
+    }
+    if neighbours::ensure(&mut netlink, Neighbour::pod(leads_to, identity.address))? {
+        damage.push(Damage::Neighbour);
     }
     Ok(damage)
 }

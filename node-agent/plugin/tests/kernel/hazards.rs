@@ -44,8 +44,10 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
     let (link, wired) = (pod.host_link(), link_of(&node, &pod));
     for (offence, expected) in [
         (format!("route delete {address}/32"), vec![Damage::Route]),
-        (format!("link set {link} address 02:00:00:00:00:01"), vec![Damage::Mac]),
-        (format!("link set {link} down"), vec![Damage::Down, Damage::Route]),
+        (format!("neighbour delete {address} dev {link}"), vec![Damage::Neighbour]),
+        // The kernel forgets a link's neighbours with its MAC, and with its state.
+        (format!("link set {link} address 02:00:00:00:00:01"), vec![Damage::Mac, Damage::Neighbour]),
+        (format!("link set {link} down"), vec![Damage::Down, Damage::Route, Damage::Neighbour]),
     ] {
         assert_eq!(mend(&node, &wired).unwrap(), [], "nothing is wrong yet");
         node.netns.ip(&offence);
@@ -55,6 +57,31 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
         assert_eq!(damaged[0].identity, wired.identity, "{offence}");
         assert_eq!(mend(&node, &wired).unwrap(), expected, "{offence}");
         node.check(&pod, address).succeeds();
+        assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
+    }
+}
+
+/// Without the entries no packet gets to a bridged pod, since the bridge floods no ARP request.
+#[test]
+fn what_somebody_does_to_the_bridge_is_found_and_put_right_for_its_pods() {
+    let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
+    let ensure = || node.netns.inside(|| bridge::ensure(1500, Path::new(SYSCTL)).unwrap());
+    ensure();
+    let mut config = node.config();
+    config["wiring"] = "Bridge".into();
+    let address = node.run_by(&config, "ADD", &pod).address();
+    let other_address = node.run_by(&config, "ADD", &other).address();
+    let wired = [link_of(&node, &pod), link_of(&node, &other)];
+    for (offence, expected) in [
+        ("link set vnpbridge down", vec![Damage::Route, Damage::Neighbour]),
+        ("link set vnpbridge address 02:00:00:00:00:01", vec![Damage::Neighbour]),
+    ] {
+        node.netns.ip(offence);
+        ensure();
+        for link in &wired {
+            assert_eq!(mend(&node, link).unwrap(), expected, "{offence}");
+        }
+        assert!(node.netns.inside(|| host_links().unwrap()).iter().all(|link| !link.is_damaged()));
         assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
     }
 }

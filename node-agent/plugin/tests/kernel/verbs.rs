@@ -133,11 +133,12 @@ fn the_answer_is_in_the_version_asked_for() {
 fn check_catches_each_kind_of_damage() {
     let node = Node::holding(1);
     let host_link = Pod::new("a").host_link();
-    let damages: [(&str, bool, String); 11] = [
+    let damages: [(&str, bool, String); 12] = [
         ("host's end vnp", true, format!("link set {host_link} down")),
         ("is missing", true, format!("link delete {host_link}")),
         ("MAC", true, format!("link set {host_link} address 02:00:00:00:00:01")),
         ("doesn't route", true, "route delete 10.240.1.1/32".to_owned()),
+        ("permanent neighbour", true, format!("neighbour delete 10.240.1.1 dev {host_link}")),
         ("eth0 is down", false, "link set eth0 down".to_owned()),
         (
             "lacks the address",

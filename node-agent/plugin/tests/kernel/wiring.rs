@@ -74,6 +74,19 @@ fn the_pair_has_one_queue_each_way_and_a_fixed_mac() {
     assert!(link.contains(&mac), "{link}");
 }
 
+/// The kernel's table of neighbours is one for all network namespaces, and takes no more than `gc_thresh3`
+/// entries of those that aren't permanent. So no test fills it: it would be full for the whole machine.
+#[test]
+fn the_node_needs_no_room_in_its_table_of_neighbours_to_reach_a_pod() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let entry = node.netns.ip(&format!("neighbour show to {address}"));
+    assert!(entry.contains(&pod.host_link()) && entry.contains("PERMANENT"), "{entry}");
+    // It would be learnt from an answer.
+    pod.netns.inside(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/arp_ignore", "8").unwrap());
+    assert_eq!(connect(&node.netns, &pod.netns, address), IpAddr::from(NODE));
+}
+
 #[test]
 fn a_pod_can_not_divert_the_node_by_router_advertisements() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
