@@ -91,6 +91,10 @@ pub enum Error {
     NotTheFirst(String),
     #[error("the node already routes {0} elsewhere (`ip route get {0}` shows where)")]
     AddressRouted(Ipv4Addr),
+    #[error(
+        "routing table {0} is Vnetpool's, and has a route of another program (`ip route show table {0}`)"
+    )]
+    TableTaken(u8),
     #[error("the node has no bridge vnpbridge for its pods yet")]
     NoBridge,
     #[error("Linux {release} can't {what}: Linux {}.{} is the first that can", .since.0, .since.1)]
@@ -127,6 +131,9 @@ impl Error {
             }
             Error::AddressRouted(_) => {
                 "remove that route if it is nobody's; the agent rebuilds its ledger from the routes to pods"
+            }
+            Error::TableTaken(_) => {
+                "move that route to a table of another number, and with it the rules that look it up"
             }
             Error::NoBridge => "the agent of the node makes it: the runtime tries again",
             Error::KernelTooOld { .. } => {

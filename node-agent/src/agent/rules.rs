@@ -100,7 +100,7 @@ impl Keeper {
         self.route_bridged().await?;
         let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
         let link = secondary.and_then(|nic| name_of(&nic.mac));
-        let steered = steer(spec, secondary, link).await.map_err(Failure::of_chain(Reason::NotSteered))?;
+        let steered = steer(spec, secondary, link).await?;
         let unseen = self.put_table(&table).await?;
         let lacks = self.put_arp_table().await;
         self.count_dropped().await;
@@ -242,20 +242,29 @@ async fn steer(
     spec: &NodeIPAllocationSpec,
     secondary: Option<&Interface>,
     link: Option<String>,
-) -> anyhow::Result<String> {
+) -> Result<String, Failure> {
+    const NOT_STEERED: Reason = Reason::NotSteered;
     let Some(nic) = secondary else {
-        blocking(steer::unsteer).await??;
+        aside(NOT_STEERED, steer::unsteer).await?;
         return Ok(String::new());
     };
-    let link = link.context("the secondary NIC has no link")?;
-    let primary: Ipv4Addr = nic.primary_address.parse().context("the secondary NIC's primary address")?;
-    let prefixes: Vec<Ipv4Net> = nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok()).collect();
-    let own = prefixes.iter().find(|range| range.contains(&primary));
-    let own = own.with_context(|| format!("no prefix of subnet {} has {primary}", nic.subnet.id))?;
-    // Azure's gateway is the first address of a subnet's prefix.
-    let gateway = own.hosts().next().with_context(|| format!("{own} has no gateway"))?;
-    let sources: Vec<Ipv4Net> = prefixes.iter().copied().chain(own_ranges(spec)).collect();
+    let gateway = gateway(nic).map_err(Failure::of_chain(NOT_STEERED))?;
+    let link = link.context("the secondary NIC has no link").map_err(Failure::of_chain(NOT_STEERED))?;
+    let sources: Vec<Ipv4Net> = prefixes(nic).chain(own_ranges(spec)).collect();
     let message = format!("; what pods send leaves by {link}");
-    blocking(move || steer::steer(&sources, &link, gateway)).await??;
+    aside(NOT_STEERED, move || steer::steer(&sources, &link, gateway)).await?;
     Ok(message)
+}
+
+/// Azure's gateway for a NIC: the first address of its subnet's prefix.
+fn gateway(nic: &Interface) -> anyhow::Result<Ipv4Addr> {
+    let primary: Ipv4Addr = nic.primary_address.parse().context("the secondary NIC's primary address")?;
+    let own = prefixes(nic).find(|range| range.contains(&primary));
+    let own = own.with_context(|| format!("no prefix of subnet {} has {primary}", nic.subnet.id))?;
+    own.hosts().next().with_context(|| format!("{own} has no gateway"))
+}
+
+/// The IPv4 prefixes of a NIC's subnet.
+fn prefixes(nic: &Interface) -> impl Iterator<Item = Ipv4Net> {
+    nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok())
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{Egress, Rules, apply::Firewall};
-use vnetpool_plugin::wiring::{range, steer};
+use vnetpool_plugin::wiring::{self, range, steer};
 
 use crate::world::{INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, World, ensure, wire};
 
@@ -76,14 +76,29 @@ fn rules_and_routes_of_others_where_ours_would_be_stay() {
     node.run("ip rule add from 10.240.32.0/24 lookup 99 priority 7601");
     node.run(&format!("ip route add default via {NEIGHBOUR} dev eth0 table 176"));
     let look = || node.run("ip rule list") + &node.run("ip route list table 176");
+    let steer = |gateway| node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", gateway));
     let before = look();
     node.inside(|| steer::unsteer().unwrap());
     assert_eq!(look(), before);
-    // And beside them ours come and go.
+    for theirs in ["default", "default metric 100", "10.9.0.0/16"] {
+        node.run("ip route flush table 176");
+        node.run(&format!("ip route add {theirs} via {NEIGHBOUR} dev eth0 table 176"));
+        let before = look();
+        let error = steer(NEIGHBOUR).unwrap_err();
+        assert!(matches!(error, wiring::Error::TableTaken(176)), "{theirs}: {error}");
+        assert_eq!(look(), before);
+        node.inside(|| steer::unsteer().unwrap());
+        assert_eq!(look(), before);
+    }
+    // And beside their rules ours come and go.
     node.run("ip route flush table 176");
     let before = look();
-    node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", NEIGHBOUR).unwrap());
+    steer(NEIGHBOUR).unwrap();
     assert!(look().contains("suppress_prefixlength 31"), "{}", look());
+    // Our own route is ours to change.
+    steer(Ipv4Addr::new(10, 240, 0, 2)).unwrap();
+    let routes = node.run("ip route list table 176");
+    assert!(routes.contains("via 10.240.0.2") && routes.lines().count() == 1, "{routes}");
     node.inside(|| steer::unsteer().unwrap());
     assert_eq!(look(), before);
 }

@@ -127,8 +127,11 @@ impl Change {
         message: NeighbourMessage,
         is_exclusive: bool,
     ) -> Change {
-        let flags = NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE };
-        Change { what, flags, message: RouteNetlinkMessage::NewNeighbour(message) }
+        Change {
+            what,
+            flags: new_or_other(is_exclusive),
+            message: RouteNetlinkMessage::NewNeighbour(message),
+        }
     }
 
     pub(super) fn delete_neighbour(what: &'static str, message: NeighbourMessage) -> Change {
@@ -144,8 +147,14 @@ impl Change {
         Change { what, flags: 0, message: RouteNetlinkMessage::DelRule(rule.message()) }
     }
 
-    /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link.
-    pub(super) fn set_default_route(what: &'static str, table: u8, link: u32, gateway: Ipv4Addr) -> Change {
+    /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link;
+    /// `is_exclusive` if there must be none yet.
+    pub(super) fn set_default_route(
+        what: &'static str,
+        table: u8,
+        (link, gateway): (u32, Ipv4Addr),
+        is_exclusive: bool,
+    ) -> Change {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
             address_family: AddressFamily::Inet,
@@ -158,7 +167,7 @@ impl Change {
         };
         message.attributes =
             vec![RouteAttribute::Oif(link), RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
-        Change { what, flags: NLM_F_CREATE | NLM_F_REPLACE, message: RouteNetlinkMessage::NewRoute(message) }
+        Change { what, flags: new_or_other(is_exclusive), message: RouteNetlinkMessage::NewRoute(message) }
     }
 
     pub(super) fn delete_default_route(what: &'static str, table: u8) -> Change {
@@ -188,6 +197,11 @@ impl Change {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         Change::new_neighbour_message(what, message, false)
     }
+}
+
+/// The flags of an object that must be new, or that may take the place of another.
+fn new_or_other(is_exclusive: bool) -> u16 {
+    NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE }
 }
 
 /// A message that means a neighbour by its address.

@@ -2,27 +2,27 @@
 
 use std::net::Ipv4Addr;
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    route::{RouteHeader, RouteMessage},
-};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteMessage};
 use nix::errno::Errno;
 
 use super::{
     Error,
     messages::link_of,
-    netlink::{Change, Destination, Netlink, link_named},
+    netlink::{Change, Destination, MAIN, Netlink, link_named},
 };
 
 /// The IPv4 routes of the main table.
 pub(super) fn main(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
+    of_table(netlink, MAIN)
+}
+
+/// The IPv4 routes of a table.
+pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<RouteMessage>, Error> {
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     let routes = netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))?;
     let routes = routes.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => {
-            Some(route)
-        }
+        RouteNetlinkMessage::NewRoute(route) if route.header.table == table => Some(route),
         _ => None,
     });
     Ok(routes.collect())

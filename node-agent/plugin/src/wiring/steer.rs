@@ -11,13 +11,16 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    route::RouteMessage,
     rule::{RuleAttribute, RuleMessage},
 };
 use nix::errno::Errno;
 
 use super::{
     Error, index_of, link_up,
-    netlink::{Change, MAIN, Netlink, OURS, Rule},
+    messages::{gateway_of, link_of},
+    netlink::{Change, Destination, MAIN, Netlink, OURS, Rule},
+    routes,
 };
 
 /// Our routing table.
@@ -29,16 +32,18 @@ const FAR: u32 = 7601;
 
 /// Sets the link up and routes by it, through `gateway`, all packets with one of these sources that aren't
 /// for an address of the node or of its pods. Idempotent: earlier rules that aren't wanted now are removed.
+/// Fails where another program has a route in our table.
 pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), Error> {
     let index = index_of(link)?;
     let mut netlink = Netlink::open()?;
     netlink.apply([Change::set_link("set the secondary NIC's link up", link_up(index))])?;
-    netlink.apply([Change::set_default_route(
-        "add the secondary NIC's default route",
-        TABLE,
-        index,
-        gateway,
-    )])?;
+    let way = (index, gateway);
+    let set = |what, is_exclusive| Change::set_default_route(what, TABLE, way, is_exclusive);
+    match step(&routes::of_table(&mut netlink, TABLE)?, way)? {
+        Step::Keep => {}
+        Step::Add => netlink.apply([set("add the secondary NIC's default route", true)])?,
+        Step::Replace => netlink.apply([set("change the secondary NIC's default route", false)])?,
+    }
     let near = |source: &Ipv4Net| Rule { priority: NEAR, source: *source, table: MAIN, only_hosts: true };
     let far = |source: &Ipv4Net| Rule { priority: FAR, source: *source, table: TABLE, only_hosts: false };
     let wanted: Vec<Rule> = sources.iter().flat_map(|source| [near(source), far(source)]).collect();
@@ -50,6 +55,32 @@ pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), E
         remove(&mut netlink, rule)?;
     }
     Ok(())
+}
+
+/// What is to be done about our table's default route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Keep,
+    Add,
+    Replace,
+}
+
+/// The step after which our table, with these routes, leads to the gateway on the link. Not if a route there
+/// is another's: ours would take in what the rules of a site send there, and its routes our pods' packets.
+fn step(found: &[RouteMessage], (link, gateway): (u32, Ipv4Addr)) -> Result<Step, Error> {
+    if found.iter().any(|route| route.header.protocol != OURS) {
+        return Err(Error::TableTaken(TABLE));
+    }
+    let leads_there = |route: &RouteMessage| {
+        Destination::Default.is_of(route)
+            && link_of(route) == Some(link)
+            && gateway_of(route) == Some(gateway)
+    };
+    Ok(match found {
+        [] => Step::Add,
+        [only] if leads_there(only) => Step::Keep,
+        _ => Step::Replace,
+    })
 }
 
 /// Undoes [`steer`], except that the link stays up. Ok if there was nothing to undo.
