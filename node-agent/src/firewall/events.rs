@@ -54,10 +54,15 @@ pub struct Events(Socket);
 
 impl Events {
     pub fn open() -> io::Result<Events> {
+        Events::with_room(BACKLOG)
+    }
+
+    /// With room for so many bytes that wait to be read; more are lost.
+    pub fn with_room(bytes: usize) -> io::Result<Events> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         // Refused outside the machine's own user namespace. Then more is lost, and the next inspection finds
         // it.
-        let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &bytes);
         socket.bind(&SocketAddr::new(0, 0))?;
         socket.add_membership(GROUP)?;
         Ok(Events(socket))

@@ -157,31 +157,38 @@ fn changes_of_our_tables_are_heard_and_those_of_others_are_not() {
         let next = || hears.recv_timeout(Duration::from_secs(10)).expect("nothing more is heard");
         (0..).take_while(|_| !next()).count()
     };
-    let many: String = (0..1000)
-        .map(|n| {
-            format!(
-                "add chain inet other service-{n}
-"
-            )
-        })
-        .collect();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("others.nft");
-    std::fs::write(
-        &file,
-        format!(
-            "add table inet other
-add table ip vnetpool-2
-{many}"
-        ),
-    )
-    .unwrap();
-    node.run(&format!("nft -f {}", file.display()));
+    others_write(&node);
     ensure(&node, &mut Firewall::default(), &rules(&[]));
     assert!(until_ours() > 0, "others' changes are taken for ours");
     node.run("nft delete table inet other");
     node.run("nft flush ruleset");
     until_ours();
+}
+
+/// As kube-proxy does, many chains at once.
+fn others_write(node: &Namespace) {
+    let many: String = (0..1000).map(|n| format!("add chain inet other service-{n}\n")).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("add table inet other\nadd table ip vnetpool-2\n{many}")).unwrap();
+    node.run(&format!("nft -f {}", file.path().display()));
+}
+
+#[test]
+fn a_change_of_our_tables_that_is_lost_among_those_of_others_is_not_overlooked() {
+    let node = Namespace::new();
+    ensure(&node, &mut Firewall::default(), &rules(&[]));
+    let events = node.inside(|| Events::with_room(4096).unwrap());
+    others_write(&node);
+    node.run("nft delete table inet vnetpool");
+    assert!(events.wait().unwrap(), "the kernel says that it has lost some");
+    // Those that it hasn't lost are others'. Then it hears as before.
+    let (heard, hears) = mpsc::channel();
+    thread::spawn(move || while heard.send(events.wait().unwrap()).is_ok() {});
+    while let Ok(is_ours) = hears.recv_timeout(Duration::from_secs(1)) {
+        assert!(!is_ours, "our change has not been lost: what does this test show?");
+    }
+    ensure(&node, &mut Firewall::default(), &rules(&[]));
+    assert!((0..).any(|_| hears.recv_timeout(Duration::from_secs(10)).expect("nothing more is heard")));
 }
 
 /// ARP makes one table of neighbours for all links, so entries that one pod fills no other can use.

@@ -70,6 +70,28 @@ async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_
 }
 
 #[tokio::test]
+async fn a_program_that_flushes_the_tables_all_the_while_costs_one_repair_a_second() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let mut agent = agent(&dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    let put = || agent.metrics.rules.get();
+    let fight = async {
+        until(&agent.tables, stands).await;
+        let (begun, before) = (Instant::now(), put());
+        while begun.elapsed() < Duration::from_secs(5) {
+            assert!(nft("flush ruleset"));
+            sleep(Duration::from_millis(50)).await;
+        }
+        // Both tables at once, and the first time without a wait.
+        let (tables, most) = (put() - before, 2 * (begun.elapsed().as_secs() + 2));
+        assert!(tables >= 4, "{tables} tables in {:?}: the agent has given up", begun.elapsed());
+        assert!(tables <= most, "{tables} tables in {:?}", begun.elapsed());
+    };
+    guarded(agent.tables.clone(), agent.notes.clone(), &Notify::new(), fight).await;
+}
+
+#[tokio::test]
 async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_tells_of_no_change() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
