@@ -1,22 +1,44 @@
 //! Pods whose host ports lead nowhere, because another program has flushed the tables in which portmap keeps
-//! their rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure.
+//! their rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure, but
+//! for [`read`] and [`write`].
+//!
+//! Nothing else on the node records which pods had such rules. So a file beside the ledger does: what flushes
+//! the tables, as provisioning does, may well restart the agent, too. It changes only with pods that have a
+//! host port.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+};
 
 use ring::digest;
-use vnetpool_plugin::ledger::{Sandbox, Tenant};
+use vnetpool_plugin::ledger::Tenant;
+
+/// The file's name in the state folder. It has a line for each chain of portmap's.
+const FILE: &str = "host-ports";
 
 /// Inspections in a row that must miss a pod's rules: while a pod ends, they go a moment before its address
 /// does.
 const MISSES: u32 = 2;
 
-/// The sandboxes that had rules of portmap's, and for how many inspections these have been gone.
+/// The chains that portmap made for sandboxes of the node, and for how many inspections each has been gone.
 #[derive(Debug, Default)]
 pub struct HostPorts {
-    missed: BTreeMap<Sandbox, u32>,
+    missed: BTreeMap<String, u32>,
 }
 
 impl HostPorts {
+    /// As [`text`](Self::text) has it.
+    pub fn of(text: &str) -> HostPorts {
+        HostPorts { missed: text.lines().map(|chain| (chain.to_owned(), 0)).collect() }
+    }
+
+    /// The chains, for an agent that starts later.
+    pub fn text(&self) -> String {
+        self.missed.keys().flat_map(|chain| [chain.as_str(), "\n"]).collect()
+    }
+
     /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have
     /// lost their rules.
     pub fn lost<'a>(
@@ -30,17 +52,37 @@ impl HostPorts {
         }
         let mut lost = Vec::new();
         for tenant @ Tenant { sandbox, network, .. } in tenants {
-            let missed = match chains.contains(chain(network, &sandbox.container_id).as_str()) {
+            let chain = chain(network, &sandbox.container_id);
+            let missed = match chains.contains(chain.as_str()) {
                 true => Some(0),
-                false => known.get(sandbox).map(|missed| missed + 1),
+                false => known.get(&chain).map(|missed| missed + 1),
             };
             if missed.is_some_and(|missed| missed >= MISSES) {
                 lost.push(tenant.whose());
             }
-            self.missed.extend(missed.map(|missed| (sandbox.clone(), missed)));
+            self.missed.extend(missed.map(|missed| (chain, missed)));
         }
         lost
     }
+}
+
+/// What an agent that ran before knew; nothing if it knew of no host port.
+pub fn read(state_dir: &Path) -> io::Result<HostPorts> {
+    match fs::read_to_string(state_dir.join(FILE)) {
+        Ok(text) => Ok(HostPorts::of(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostPorts::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Has the next agent know this, unless it does.
+pub fn write(ports: &HostPorts, state_dir: &Path) -> io::Result<()> {
+    if read(state_dir)?.text() == ports.text() {
+        return Ok(());
+    }
+    let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
+    fs::write(&new, ports.text())?;
+    fs::rename(&new, &path)
 }
 
 /// How the names of portmap's chains begin.
@@ -58,7 +100,7 @@ fn chain(network: &str, container_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vnetpool_plugin::ledger::{Claim, Pod};
+    use vnetpool_plugin::ledger::{Claim, Pod, Sandbox};
 
     fn tenant(id: &str) -> Tenant {
         let sandbox = Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() };
@@ -88,5 +130,24 @@ mod tests {
         assert_eq!(lost(&none, &both), ["default/abc"]);
         assert!(lost(&none, &[&without]).is_empty());
         assert!(lost(&none, &both).is_empty());
+    }
+
+    #[test]
+    fn an_agent_that_starts_after_a_flush_names_the_pods_that_the_one_before_knew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (with, chain) = (tenant("abc"), chain("n14net", "abc"));
+        let lost = |chains: &[&str]| {
+            let mut ports = read(dir.path()).unwrap();
+            let chains = chains.iter().copied().collect();
+            let found = [(); 2].map(|()| ports.lost([&with].into_iter(), &chains));
+            write(&ports, dir.path()).unwrap();
+            found.concat()
+        };
+        assert!(lost(&[]).is_empty(), "nothing is known of its host port");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "a node without host ports needs no file");
+        assert!(lost(&[&chain]).is_empty());
+        assert_eq!(lost(&[]), ["default/abc"]);
+        assert_eq!(lost(&[]), ["default/abc"]);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     chain,
     config::Config,
     disturbance::Kind,
-    host_ports::HostPorts,
+    host_ports::{self, HostPorts},
     metrics::Metrics,
     refusals::Refusals,
     sweep::{self, Sweep},
@@ -86,6 +86,10 @@ impl Keeper {
         uplinks: watch::Sender<Uplinks>,
         unwatched: watch::Receiver<Option<String>>,
     ) -> Keeper {
+        let host_ports = host_ports::read(&config.state_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "can't read which pods have host ports");
+            HostPorts::default()
+        });
         Keeper {
             config,
             store,
@@ -99,7 +103,7 @@ impl Keeper {
             has_installed: false,
             installing: Arc::default(),
             refusals: Refusals::default(),
-            host_ports: HostPorts::default(),
+            host_ports,
             uplinks,
             unwatched,
             standing: BTreeSet::new(),

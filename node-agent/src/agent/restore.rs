@@ -103,6 +103,9 @@ impl Keeper {
     fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
         let lost = self.host_ports.lost(assignments, &listed.names(host_ports::CHAIN));
+        if let Err(error) = host_ports::write(&self.host_ports, &self.config.state_dir) {
+            tracing::warn!(%error, "the next agent won't know which pods have host ports");
+        }
         if !lost.is_empty() {
             self.stands(format!(
                 "the hostPort of pods {} leads nowhere, since somebody has flushed the nftables tables in which portmap \
