@@ -58,8 +58,8 @@ struct Pools {
     ctx: Arc<Context>,
     /// When each pool was last reconciled.
     looked: Mutex<HashMap<String, Instant>>,
-    /// When each pool's status was last written.
-    written: Mutex<HashMap<String, Instant>>,
+    /// When each pool's status was last written, and the conditions in it, by the pool's UID.
+    written: Mutex<HashMap<String, (Instant, Vec<Condition>)>>,
 }
 
 /// Runs until `stop`.
@@ -115,28 +115,31 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
-    if let Some(rest) = controller.sums_wait(&name, now).filter(|_| only_sums_differ(&before, &next)) {
+    let uid = pool.uid().unwrap_or_default();
+    if let Some(rest) = controller.sums_wait(&uid, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
     }
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
-    lock(&controller.written).insert(name.clone(), now);
-    if let Some(invalid) = turned_false(VALID, &before.conditions, &next.conditions) {
+    // The watch may not have shown yet what was written last, and each turn is published once.
+    let written = lock(&controller.written).insert(uid, (now, next.conditions.clone()));
+    let told = written.map_or(before.conditions, |(_, conditions)| conditions);
+    if let Some(invalid) = turned_false(VALID, &told, &next.conditions) {
         let event = events::turned(invalid, "Validate");
         ctx.events.say(&[pool.object_ref(&())], event);
     }
-    if let Some(leave) = turned_false(SELECTED, &before.conditions, &next.conditions) {
+    if let Some(leave) = turned_false(SELECTED, &told, &next.conditions) {
         ctx.events.say(&[pool.object_ref(&())], events::turned(leave, "Select"));
     }
-    if let Some(stopped) = rolling::turned_stopped(&before.conditions, &next.conditions) {
+    if let Some(stopped) = rolling::turned_stopped(&told, &next.conditions) {
         let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
         ctx.events.say(&[pool.object_ref(&())], event);
     }
     for (type_, reason) in
         [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
     {
-        if let Some(short) = turned_true(type_, &before.conditions, &next.conditions) {
+        if let Some(short) = turned_true(type_, &told, &next.conditions) {
             let event = events::stuck(reason, "Forecast", &short.message);
             ctx.events.say(&[pool.object_ref(&())], event);
         }
@@ -157,8 +160,8 @@ impl Pools {
     }
 
     /// How much longer sums alone are to wait.
-    fn sums_wait(&self, pool: &str, now: Instant) -> Option<Duration> {
-        let last = *lock(&self.written).get(pool)?;
+    fn sums_wait(&self, uid: &str, now: Instant) -> Option<Duration> {
+        let last = lock(&self.written).get(uid)?.0;
         Some(SUMS.saturating_sub(now.duration_since(last))).filter(|rest| !rest.is_zero())
     }
 }

@@ -92,11 +92,11 @@ mod tests {
         let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&says(refusals));
         assert!(news(&[&a]).is_empty(), "another operator has said it");
         assert!(news(&[&a]).is_empty());
-        assert_eq!(news(&[&a, &b]), [b.clone()]);
+        assert_eq!(news(&[&a, &b]), vec![b.clone()]);
         assert!(news(&[&a, &b]).is_empty());
-        assert_eq!(news(&[&a, &b, &other]), [other.clone()], "the same pod, and another service");
+        assert_eq!(news(&[&a, &b, &other]), vec![other.clone()], "the same pod, and another service");
         assert!(news(&[&b]).is_empty(), "one has gone");
         assert!(reports.news_of_refused(&[]).is_empty());
-        assert_eq!(reports.news_of_refused(&says(&[&b])), [b.clone()], "it asks again");
+        assert_eq!(reports.news_of_refused(&says(&[&b])), vec![b.clone()], "it asks again");
     }
 }
