@@ -14,6 +14,7 @@
 //!   snippets  the commands that README and the documents tell people to type
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
 //!   reference the pages of docs/reference that are made from the programs
+//!   site      the documents as a site, and which of its links lead nowhere
 //!   specs     what Kubernetes' own suite of specs reports
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
@@ -33,6 +34,7 @@ pub mod node;
 pub mod place;
 pub mod probe;
 pub mod reference;
+pub mod site;
 pub mod snippets;
 pub mod specs;
 pub mod story;
