@@ -130,10 +130,18 @@ manifests: build ## write the CRDs and the pages of docs/reference anew, after a
 	$(OUT)/reference
 
 MDBOOK := 0.5.4
+# The documents, and the files that they link to.
+SITE := docs README.md CHANGELOG.md LICENSE examples charts/vnetpool/values.yaml charts/vnetpool/monitoring/alerts.yaml tests/cluster/cluster/packages.go
 
-book: setup ## the documents as a site, in the folder book; the first time it compiles mdBook, for minutes
-	cargo install --quiet --locked --root target/mdbook --version $(MDBOOK) --no-default-features mdbook
+book: build ## the documents as a site, in the folder book; the first time it compiles mdBook, for minutes
+	cargo install --quiet --locked --root target/mdbook --version $(MDBOOK) --no-default-features --features search mdbook
+	rm -rf target/site
+	mkdir -p target/site
+	cp --parents --recursive $(SITE) target/site
+	sed -e 's|](|](docs/|' -e 's|](docs/\.\./|](|' docs/SUMMARY.md > target/site/SUMMARY.md
+	rm target/site/docs/SUMMARY.md
 	target/mdbook/bin/mdbook build
+	$(OUT)/links book
 
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads
 	$(TOOLS)/cluster images

@@ -17,6 +17,7 @@
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
 //!   reference the pages of docs/reference that are made from the programs
 //!   asked     what a run is asked for by its environment
+//!   site      the documents as a site, and which of its links lead nowhere
 //!   specs     what Kubernetes' own suite of specs reports
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
@@ -38,6 +39,7 @@ pub mod node;
 pub mod place;
 pub mod probe;
 pub mod reference;
+pub mod site;
 pub mod snippets;
 pub mod specs;
 pub mod story;

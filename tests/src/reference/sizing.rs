@@ -41,24 +41,71 @@ pub(super) fn page() -> String {
             page.push('\n');
         }
     }
-    let text = "In mode `Address`, for the nodes' own addresses, too, and with a tenth of the subnet left, at \
-                which `SubnetExhausting` warns. A VNet takes 65,536 addresses in all.";
-    page += &format!("\n## The smallest subnet for a number of nodes\n\n{}\n", wrapped("", "", text));
-    page += "| nodes, pods on each | defaults | tight | steady | bursts |\n|---|---|---|---|---|\n";
-    for (nodes, pods) in [(3, 30), (10, 30), (50, 30), (100, 30), (100, 110), (500, 30), (1000, 30)] {
-        let _ = write!(page, "| {nodes}, {pods} |");
-        for (_, sizing) in profiles() {
-            let needed = nodes * (held(&sizing, pods, 1) + 1);
-            let _ = write!(page, " {} |", prefix(needed));
-        }
-        page.push('\n');
-    }
-    let text = "In mode `Prefix` a subnet must have whole blocks of 16 free, so give it one of its own, and one size \
-                more. In mode `Route` pods take nothing of the subnet: a `podCIDR` of /16 does for 256 nodes with a /24 \
-                each.";
-    page += &format!("\n{}", wrapped("", "", text));
+    page += &smallest_subnets();
     page += &most_nodes();
     page
+}
+
+/// The sizes of clusters, by nodes and the pods on each.
+const CLUSTERS: [(u32, u32); 10] = [
+    (3, 30),
+    (10, 30),
+    (50, 30),
+    (100, 30),
+    (100, 110),
+    (500, 30),
+    (1000, 30),
+    (2000, 30),
+    (5000, 30),
+    (5000, 110),
+];
+
+/// The subnet that each of them needs, in both modes that take addresses of it.
+fn smallest_subnets() -> String {
+    let text = "With a tenth of the subnet left, at which `SubnetExhausting` warns. In mode `Address` the nodes' own \
+                addresses are counted, too. In mode `Prefix` pods need a subnet of their own, since whole blocks of 16 \
+                must be free. \"No VNet\" means more than the 65,536 addresses that a virtual network takes, of which a \
+                block counts as one.";
+    let mut section = format!(
+        "\n## The smallest subnet for a number of nodes\n\n{}\n| nodes, pods on each |",
+        wrapped("", "", text)
+    );
+    let modes = [("Address", 1), ("Prefix", BLOCK)];
+    for (mode, _) in modes {
+        for (name, _) in profiles() {
+            let name = name.split(':').next().unwrap_or_default();
+            let _ = write!(section, " `{mode}`, {name} |");
+        }
+    }
+    section += &format!("\n|---|{}\n", "---|".repeat(modes.len() * profiles().len()));
+    for (nodes, pods) in CLUSTERS {
+        let _ = write!(section, "| {nodes}, {pods} |");
+        for (_, grain) in modes {
+            for (_, sizing) in profiles() {
+                let _ = write!(section, " {} |", smallest_subnet(nodes, held(&sizing, pods, grain), grain));
+            }
+        }
+        section.push('\n');
+    }
+    let text = "In mode `Route` pods take nothing of the subnet: a `podCIDR` of /16 does for 256 nodes with a /24 each.";
+    section + &format!("\n{}", wrapped("", "", text))
+}
+
+/// How many addresses a virtual network takes.
+const OF_A_NETWORK: u32 = 65_536;
+
+/// The prefix of the smallest subnet for nodes that hold so many addresses each.
+fn smallest_subnet(nodes: u32, held: u32, grain: u32) -> String {
+    let (own, kept) = match grain {
+        1 => (1, KEPT),
+        // Those that Azure keeps are in the first block and in the last.
+        _ => (0, 2 * grain),
+    };
+    let needed = nodes * (held + own);
+    match nodes * (held / grain + 1) > OF_A_NETWORK {
+        true => format!("no VNet for {needed}"),
+        false => prefix(needed, kept),
+    }
 }
 
 /// How many nodes go into a virtual network, of which a tenth is left.
@@ -74,17 +121,18 @@ fn most_nodes() -> String {
     for (mode, grain) in [("Address", 1), ("Prefix", BLOCK)] {
         let _ = write!(section, "| `{mode}` |");
         let taken = |pods: u32| held(&Sizing::default(), pods, grain) / grain + 1;
-        PODS.iter().for_each(|pods| section += &format!(" {} |", 65_536 * 9 / 10 / taken(*pods)));
+        PODS.iter().for_each(|pods| section += &format!(" {} |", OF_A_NETWORK * 9 / 10 / taken(*pods)));
         section.push('\n');
     }
     section
 }
 
-/// The prefix of the smallest subnet with so many addresses, nine tenths full at most.
-fn prefix(needed: u32) -> String {
+/// The prefix of the smallest subnet with so many addresses besides those that are kept, nine tenths full at
+/// most.
+fn prefix(needed: u32, kept: u32) -> String {
     let fits = |length: &u32| {
-        let size = (1_u32 << (32 - length)) - KEPT;
-        u64::from(needed) * 10 <= u64::from(size) * 9
+        let size = 1_u32 << (32 - length);
+        size > kept && u64::from(needed) * 10 <= u64::from(size - kept) * 9
     };
     (8..=29).rev().find(fits).map_or("none".to_owned(), |length| format!("/{length} for {needed}"))
 }
