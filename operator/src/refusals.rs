@@ -220,7 +220,8 @@ impl Refusals {
 
     /// A person may have ended it: it is tried at once. The same `cause` counts once.
     pub fn try_now(&mut self, sites: &[String], cause: u64, now: Instant) -> Woken {
-        let around = self.all.iter_mut().filter(|(matter, _)| matter.is_around(sites));
+        // Of a new node only the VM is known, and its NIC may be what is refused.
+        let around = self.all.iter_mut().filter(|(matter, _)| matter.contains(sites));
         let mut tried = vec![];
         for (matter, refusal) in around.filter(|(_, refusal)| refusal.cause != Some(cause)) {
             refusal.cause = Some(cause);

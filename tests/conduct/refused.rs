@@ -193,7 +193,7 @@ async fn a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_r
     let names: Vec<String> = (0..8).map(|index| format!("n{index}")).collect();
     for node in &names {
         stage.node(node, None).await?;
-        let says = stage.until_says(node, RESERVED, "PermissionDenied").await?;
+        let says = stage.until_says(node, INTERFACE_FOUND, "PermissionDenied").await?;
         ensure!(says.message.contains(read), "{}", says.message);
     }
     let reads = || {

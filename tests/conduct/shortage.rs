@@ -5,15 +5,15 @@ use crate::Test;
 use crate::machines::{NODE, held};
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -109,11 +109,12 @@ async fn a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_tur
     let stage = full(plane).await?;
     stage.bind("a", 2).await?;
     stage.until_says("a", RESERVED, "SubnetFull").await?;
-    // c, with 1 of 4, is in greater need than a, with 4 of 6. Somebody edits its object, so its NIC is read,
-    // and Azure doesn't answer.
+    // c, with 1 of 4, is in greater need than a, with 4 of 6. An old leader writes its object, so its NIC is
+    // read, and Azure doesn't answer.
     let hangs = stage.fault("GET", "/c-nic", None, Effect::HoldBefore);
     let edit = Patch::Merge(json!({ "spec": { "target": 9 } }));
-    let api = Api::<NodeIPAllocation>::all(stage.client.clone());
+    let old = Client::try_from(plane.config(User::Operator).await?)?;
+    let api = Api::<NodeIPAllocation>::all(old);
     api.patch("c", &PatchParams::default(), &edit).await?;
     stage.until_struck(hangs, 1).await?;
     // b's machine goes, and its three addresses come free.

@@ -151,6 +151,16 @@ fn an_edit_has_it_tried_at_once_and_once() {
 }
 
 #[test]
+fn an_edit_of_a_node_whose_nic_is_not_known_has_the_nics_of_its_group_tried() {
+    let (mut all, now) = (Refusals::default(), Instant::now());
+    for node in 0..3 {
+        refuse(&mut all, node, &denied(node), now);
+    }
+    let vm = format!("{GROUP}/providers/microsoft.compute/virtualmachines/vm");
+    assert_eq!(all.try_now(&[vm], 7, now), [name(2)]);
+}
+
+#[test]
 fn what_a_nic_only_refers_to_says_nothing_of_the_group_that_both_are_in() {
     let group = format!("{GROUP}/providers/Microsoft.Network/applicationSecurityGroups/web");
     let join = "Microsoft.Network/applicationSecurityGroups/joinIpConfiguration/action".to_owned();

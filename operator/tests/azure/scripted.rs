@@ -194,7 +194,8 @@ async fn public_addresses_that_are_used_up_in_a_region_are_asked_for_by_one_on_b
         let reserved = azure.reserve_public_address(&id).await;
         azure.make_public_address(&reserved, &new, Priority::WaitingPods).await
     };
-    let made = || answer(200, json!({ "properties": { "ipAddress": "20.0.0.1" } }));
+    let done = json!({ "properties": { "provisioningState": "Succeeded", "ipAddress": "20.0.0.1" } });
+    let made = || answer(200, done.clone());
     let used_up = || answer(400, arm_error("PublicIPCountLimitReached"));
     script.next(used_up()).next(made());
     make("1", "westeurope").await.unwrap_err();

@@ -36,6 +36,11 @@ impl Matter {
         Some(Matter { reason, what: what.to_ascii_lowercase(), scope, kind, is_wide })
     }
 
+    /// Whether one of these, ids in lower case, is in the scope, whatever its type.
+    pub fn contains(&self, sites: &[String]) -> bool {
+        sites.iter().any(|site| is_in(&self.scope, site))
+    }
+
     /// Whether it concerns one of these, ids in lower case.
     pub fn is_around(&self, sites: &[String]) -> bool {
         sites.iter().any(|site| is_in(&self.scope, site) && (self.is_wide || self.kind == kind(site)))
