@@ -133,8 +133,8 @@ fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
     assert_eq!(found, [("one/two.rs", vec!["a.b", "c", "d"]), ("g.rs", vec!["e", "f"]), ("h.rs", vec![])]);
 }
 
-/// So many blocks of commands may have a reason why no test runs them. Each is a command that nobody has tried
-/// here, so this number only ever goes down, unless a page is about something that needs Azure itself.
+/// So many blocks of commands may have a reason why no test runs them. Each is a command that nobody has
+/// tried here, so this number only ever goes down, unless a page is about something that needs Azure itself.
 const NOT_RUN: usize = 27;
 
 #[test]

@@ -19,8 +19,8 @@ fn the_committed_manifests_are_current() {
     }
 }
 
-/// The file of a release is made so, and `kubectl apply` takes it: of two definitions in one document it would
-/// take the last alone.
+/// The file of a release is made so, and `kubectl apply` takes it: of two definitions in one document it
+/// would take the last alone.
 #[test]
 fn the_manifests_one_after_another_are_both_definitions() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests");

@@ -134,8 +134,8 @@ impl Metrics {
         let help = "Changes of other programs on the node that disturbed pods and were repaired";
         registry.register("repairs", help, repairs.clone());
         let dropped = Family::default();
-        let help = "Packets that the nftables table has dropped, by their aim: metadata and wire_server (of pods, and of the \
-                    network through the node), loopback (of the node), spoofed (a source address that isn't the pod's)";
+        let help = "Packets that the nftables table has dropped: to metadata and wire_server (by pods and through the node), \
+                    to the node's loopback, or spoofed (the source isn't the pod's address)";
         registry.register("dropped_packets", help, dropped.clone());
         let refused = Family::default();
         let help = "Packets to Azure's services on the host that were dropped, by the pod that sent them and their target: \

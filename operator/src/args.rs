@@ -70,8 +70,8 @@ pub enum Command {
     /// The custom role that the operator's identity needs in Azure, as JSON for `az role definition create`
     /// and `update`.
     Role {
-        /// Where the role may be assigned: a subscription or a resource group, by its id. It can be given more
-        /// than once.
+        /// Where the role may be assigned: a subscription or a resource group, by its id. It can be given
+        /// more than once.
         #[arg(long, required = true)]
         scope: Vec<String>,
         /// The role's name. A tenant has each name once, for all its subscriptions.

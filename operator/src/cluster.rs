@@ -300,7 +300,8 @@ impl Cluster {
         lock(&self.demand).pods(node)
     }
 
-    /// The pools that name this Node though it has no object: it is left alone. After a list these may be any.
+    /// The pools that name this Node though it has no object: it is left alone. After a list these may be
+    /// any.
     fn pools_about(&self, event: &Event<Node>) -> Vec<String> {
         let is_about = |pool: &NodeIPPool| match event {
             Event::Apply(node) | Event::Delete(node) => {

@@ -157,6 +157,9 @@ pub fn of_a_node_the_operator_changes_its_own_taint_and_nothing_else(plane: &Con
     let patch =
         |patch: &Value| plane.kubectl_as(User::Operator, &[&PATCH[..], &[&patch.to_string()]].concat());
     let taints = |taints: &[Value]| json!({ "spec": { "taints": taints } });
+    // The API server itself has tainted the new Node as not ready.
+    let ready = taints(std::slice::from_ref(&others)).to_string();
+    plane.kubectl(&[&PATCH[..], &[&ready]].concat())?;
     let full = json!({ "key": FULL, "effect": "NoSchedule" });
     // The policy is taken up some moments after it was made.
     let mut limit = Limit::new(Duration::from_secs(30));

@@ -1,4 +1,5 @@
-//! The pages as such: their width, their sentences, and where their links lead, in the source and on the site.
+//! The pages as such: their width, their sentences, and where their links lead, in the source and on the
+//! site.
 
 use std::path::{Component, Path, PathBuf};
 use vnetpool_tests::cluster::root;

@@ -152,8 +152,8 @@ impl Firewall {
         Ok(news(&mut self.counted, listed.iter().filter_map(counter).collect()))
     }
 
-    /// Whether some had asked in vain when that was read last: they have to be read again, since what goes out
-    /// of the set and comes back begins with no packets.
+    /// Whether some had asked in vain when that was read last: they have to be read again, since what goes
+    /// out of the set and comes back begins with no packets.
     pub fn knows_asked(&self) -> bool {
         !self.asked.is_empty()
     }

@@ -69,8 +69,9 @@ pub struct Habits {
     /// A write to a NIC while another is under way is refused instead of taking its place
     /// (bosh-azure-cpi#179).
     pub refuses_second_write: bool,
-    /// Another of a NIC's ipConfigurations may become its primary one, which is then listed first (azure-cli's
-    /// recording `test_network_nic_subresources`, of a NIC without a machine); otherwise that is refused.
+    /// Another of a NIC's ipConfigurations may become its primary one, which is then listed first
+    /// (azure-cli's recording `test_network_nic_subresources`, of a NIC without a machine); otherwise that is
+    /// refused.
     pub moves_primary: bool,
     /// A NIC lists its primary ipConfiguration last.
     pub lists_primary_last: bool,

@@ -75,7 +75,8 @@ impl Cost {
         (self.at - before.at).as_secs_f64()
     }
 
-    /// Prints the increase from that reading to this one, of a phase that took so many seconds, and returns it.
+    /// Prints the increase from that reading to this one, of a phase that took so many seconds, and returns
+    /// it.
     ///
     /// # Errors
     /// When the leadership has changed hands in between: the operator's counters began anew then.

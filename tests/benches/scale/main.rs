@@ -7,8 +7,8 @@
 //! nodes, an `outage` of ARM, `takeover` by a standby; or `all` of these. What each has cost goes to
 //! `target/bench/scale.json`, which has the last run of each size; `make plots` draws it.
 //!
-//! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address to
-//! each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.
+//! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address
+//! to each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 

@@ -35,8 +35,8 @@ impl Turns {
         Turns { seen }
     }
 
-    /// No Event was published more often than its condition turned, or, of a pod, than there were leaders, and
-    /// of each of these kinds something was said.
+    /// No Event was published more often than its condition turned, or, of a pod, than there were leaders,
+    /// and of each of these kinds something was said.
     pub async fn audit(&self, stage: &Stage<'_>, leaders: usize, talked_about: &[&str]) -> Result<()> {
         let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
         let mut said = Seen::new();
