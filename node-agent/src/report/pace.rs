@@ -57,6 +57,8 @@ pub fn difference(
         || turned(|status| status.waiting)
         || turned(|status| status.free)
         || status.cooling > published.cooling.saturating_add(few.max(1))
+        // A node that a pool has left, or that is to release its addresses, waits for its last pod.
+        || (status.assigned == 0 && published.assigned > 0)
         // Addresses that have cooled after many pods went may be given back.
         || (status.cooling == 0 && published.cooling > few.max(1));
     let moved = [
@@ -130,6 +132,13 @@ mod tests {
     fn status(assigned: u32, cooling: u32, free: u32) -> NodeIPAllocationStatus {
         let held = 40;
         NodeIPAllocationStatus { held, assigned, cooling, free, pods: assigned, ..Default::default() }
+    }
+
+    #[test]
+    fn the_end_of_the_last_pod_is_news_and_the_coming_of_the_first_is_not() {
+        let (none, one) = (status(0, 0, 40), status(1, 0, 39));
+        assert_eq!(difference(&none, Some(&one), 8), Difference::News);
+        assert_eq!(difference(&one, Some(&none), 8), Difference::Little);
     }
 
     #[test]
