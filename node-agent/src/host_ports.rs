@@ -15,6 +15,8 @@ use std::{
 use ring::digest;
 use vnetpool_plugin::ledger::Tenant;
 
+use crate::install::if_there;
+
 /// The file's name in the state folder. It has a line for each chain of portmap's.
 const FILE: &str = "host-ports";
 
@@ -68,11 +70,8 @@ impl HostPorts {
 
 /// What an agent that ran before knew; nothing if it knew of no host port.
 pub fn read(state_dir: &Path) -> io::Result<HostPorts> {
-    match fs::read_to_string(state_dir.join(FILE)) {
-        Ok(text) => Ok(HostPorts::of(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HostPorts::default()),
-        Err(error) => Err(error),
-    }
+    let text = if_there(fs::read_to_string(state_dir.join(FILE)))?;
+    Ok(HostPorts::of(&text.unwrap_or_default()))
 }
 
 /// Has the next agent know this, unless it does.

@@ -98,7 +98,15 @@ pub fn plugin(source: &Path, bin_dir: &Path) -> Result<bool, Error> {
 
 /// Fine if there was nothing.
 pub fn gone(removed: io::Result<()>) -> io::Result<()> {
-    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+    if_there(removed).map(drop)
+}
+
+/// What was read or done; `None` if there was nothing.
+pub fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Our configuration as it stands; `None` if there is none, or if it is no JSON, as after half a write.
@@ -116,11 +124,7 @@ fn parsed(text: Option<&[u8]>) -> Option<Value> {
 /// The text of our configuration, if there is one.
 fn read(conf_dir: &Path) -> Result<Option<Vec<u8>>, Error> {
     let target = conf_dir.join(CONFLIST);
-    match fs::read(&target) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::Configuration(target, error)),
-    }
+    if_there(fs::read(&target)).map_err(|error| Error::Configuration(target, error))
 }
 
 /// Puts the configuration in place, with the entries of others in the present one. Returns whether it had to.
@@ -166,11 +170,8 @@ fn configuration_after(wanted: &Value, conf_dir: &Path, mut staged: impl FnMut()
 /// Takes our configuration away, where another plugin wires the pods. Returns whether it had to.
 pub fn no_configuration(conf_dir: &Path) -> Result<bool, Error> {
     let target = conf_dir.join(CONFLIST);
-    match fs::remove_file(&target) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::Install(target, error)),
-    }
+    let removed = if_there(fs::remove_file(&target)).map_err(|error| Error::Install(target, error))?;
+    Ok(removed.is_some())
 }
 
 /// The configuration that the runtime uses instead of ours because it sorts before it; None if ours is first.

@@ -73,15 +73,30 @@ pub fn attached(stage: &Stage<'_>, node: &str, name: &str) -> Result<Value> {
     Ok(json!([properties["loadBalancerBackendAddressPools"][0]["id"], properties["publicIPAddress"]["id"]]))
 }
 
-async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it(
-    plane: &ControlPlane,
-) -> Result<()> {
+/// A node with four addresses, whose pods may join the backend pool `web`.
+pub async fn beside_balancer(plane: &ControlPlane) -> Result<Stage<'_>> {
     let stage = Stage::empty(plane, quick()).await?;
     balancer(&stage, "web", json!([])).await?;
     stage.pool("default", pool()).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
+    Ok(stage)
+}
+
+/// A node whose three addresses may have public ones.
+async fn with_three(plane: &ControlPlane) -> Result<Stage<'_>> {
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 3, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), spec).await?;
+    stage.node("n1", None).await?;
+    Ok(stage)
+}
+
+async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = beside_balancer(plane).await?;
     let pod = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
     stage.until_says("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
@@ -215,10 +230,7 @@ async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
 async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let mut spec = pool();
-    spec["sizing"] = json!({ "minimum": 3, "warm": 0, "batch": 1 });
-    let stage = Stage::set(plane, quick(), spec).await?;
-    stage.node("n1", None).await?;
+    let stage = with_three(plane).await?;
     stage.until_holds("n1", 3).await?;
     let fault = stage.fault("PUT", "/publicIPAddresses/", None, Effect::HoldBefore);
     for _ in 0..3 {
@@ -239,10 +251,7 @@ async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_no
 async fn public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let mut spec = pool();
-    spec["sizing"] = json!({ "minimum": 3, "warm": 0, "batch": 1 });
-    let stage = Stage::set(plane, quick(), spec).await?;
-    stage.node("n1", None).await?;
+    let stage = with_three(plane).await?;
     let mut pods = vec![];
     for _ in 0..3 {
         pods.push(stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?);

@@ -1,7 +1,7 @@
 //! Answers that don't come: reserved addresses are found and used, never leaked.
 
 use crate::Test;
-use crate::attachments::{balancer, pool};
+use crate::attachments::beside_balancer;
 use crate::metrics::Metrics;
 use crate::operator::free_address;
 use crate::stage::{Stage, find, quick};
@@ -91,12 +91,7 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
 async fn what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::empty(plane, quick()).await?;
-    balancer(&stage, "web", json!([])).await?;
-    stage.pool("default", pool()).await?;
-    stage.start().await?;
-    stage.node("n1", None).await?;
-    stage.until_holds("n1", 4).await?;
+    let stage = beside_balancer(plane).await?;
     // As a proxy answers in Azure's place.
     let nothing = Effect::Status { status: 200, body: json!({}), headers: Default::default() };
     let fault = stage.fault("PUT", "/n1-nic", Some(2), nothing);

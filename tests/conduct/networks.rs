@@ -78,15 +78,23 @@ async fn peer(stage: &Stage<'_>, from: &str, to: &str, is_open: bool) -> Result<
     stage.put(&format!("Microsoft.Network/virtualNetworks/{from}/virtualNetworkPeerings/to-{to}"), body).await
 }
 
-async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open(
-    plane: &ControlPlane,
-) -> Result<()> {
-    const RANGE: &str = "10.60.0.0/16";
+/// The range of the network that is peered with.
+const RANGE: &str = "10.60.0.0/16";
+
+/// A pool, and another network to which ours has a peering. Gives the ids of that network and of the peering.
+async fn beside_other(plane: &ControlPlane) -> Result<(Stage<'_>, String, String)> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
     let other = json!({ "properties": { "addressSpace": { "addressPrefixes": [RANGE] }, "subnets": [] } });
-    stage.put("Microsoft.Network/virtualNetworks/other", other).await?;
-    peer(&stage, "vnet", "other", true).await?;
+    let other = stage.put("Microsoft.Network/virtualNetworks/other", other).await?;
+    let ours = peer(&stage, "vnet", "other", true).await?;
+    Ok((stage, other, ours))
+}
+
+async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _, _) = beside_other(plane).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
@@ -112,15 +120,10 @@ async fn a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised(
     plane: &ControlPlane,
 ) -> Result<()> {
     const NEW: &str = "10.61.0.0/16";
-    let stage = Stage::empty(plane, quick()).await?;
-    stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;
-    let other =
-        json!({ "properties": { "addressSpace": { "addressPrefixes": ["10.60.0.0/16"] }, "subnets": [] } });
-    let other = stage.put("Microsoft.Network/virtualNetworks/other", other).await?;
-    let ours = peer(&stage, "vnet", "other", true).await?;
+    let (stage, other, ours) = beside_other(plane).await?;
     peer(&stage, "other", "vnet", true).await?;
     let mut grown = stage.get(&other).await?;
-    grown["properties"]["addressSpace"]["addressPrefixes"] = json!(["10.60.0.0/16", NEW]);
+    grown["properties"]["addressSpace"]["addressPrefixes"] = json!([RANGE, NEW]);
     stage.put("Microsoft.Network/virtualNetworks/other", grown).await?;
     let peering = stage.get(&ours).await?;
     let shows = |space: &str| peering["properties"][space]["addressPrefixes"].to_string().contains(NEW);
@@ -129,7 +132,7 @@ async fn a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised(
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
     let seen = stage.allocation("n1").await?.spec.snat_exclusions;
-    ensure!(seen.iter().any(|range| range == "10.60.0.0/16"), "{seen:?}");
+    ensure!(seen.iter().any(|range| range == RANGE), "{seen:?}");
     ensure!(seen.iter().all(|range| range != NEW), "no packet gets there: {seen:?}");
     let url = format!("{}{ours}?api-version=2025-05-01&syncRemoteAddressSpace=true", stage.sim.arm_url());
     let synced = reqwest::Client::new().put(url).bearer_auth("owner").json(&peering).send().await?;

@@ -1,12 +1,13 @@
 //! The report of a VM that belongs to no cluster: the same status as in a cluster, in a file beside the
 //! ledger.
 
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::Context;
 use vnetpool_crds::NodeIPAllocationStatus;
 
 use super::{compose, is_published, publish::Publisher};
+use crate::install::if_there;
 
 /// The file's name in the state folder.
 const STATUS: &str = "status.json";
@@ -34,9 +35,6 @@ pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
 /// The last written report; `None` if there is nothing, or nothing of this release's.
 pub fn read(state_dir: &Path) -> anyhow::Result<Option<NodeIPAllocationStatus>> {
     let path = state_dir.join(STATUS);
-    match fs::read(&path) {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
-    }
+    let text = if_there(fs::read(&path)).with_context(|| format!("can't read {}", path.display()))?;
+    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }

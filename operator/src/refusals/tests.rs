@@ -109,12 +109,18 @@ fn what_names_no_scope_concerns_its_node_alone() {
     }
 }
 
-#[test]
-fn a_write_that_succeeds_shows_nothing_of_resources_of_another_type() {
+/// The right to write three NICs is missing, which speaks for their group.
+fn three_denied() -> (Refusals, Instant) {
     let (mut all, now) = (Refusals::default(), Instant::now());
     for node in 0..3 {
         refuse(&mut all, node, &denied(node), now);
     }
+    (all, now)
+}
+
+#[test]
+fn a_write_that_succeeds_shows_nothing_of_resources_of_another_type() {
+    let (mut all, now) = three_denied();
     let table = format!("{GROUP}/providers/microsoft.network/routetables/t");
     assert!(all.holds(std::slice::from_ref(&table), "routed", now).is_none());
     assert_eq!(all.passed(&[table], now), [""; 0]);
@@ -152,10 +158,7 @@ fn an_edit_has_it_tried_at_once_and_once() {
 
 #[test]
 fn an_edit_of_a_node_whose_nic_is_not_known_has_the_nics_of_its_group_tried() {
-    let (mut all, now) = (Refusals::default(), Instant::now());
-    for node in 0..3 {
-        refuse(&mut all, node, &denied(node), now);
-    }
+    let (mut all, now) = three_denied();
     let vm = format!("{GROUP}/providers/microsoft.compute/virtualmachines/vm");
     assert_eq!(all.try_now(&[vm], 7, now), [name(2)]);
 }
