@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "mutations/table.rs"]
+mod mutations;
 #[path = "docs/pages.rs"]
 mod pages;
 
@@ -46,6 +48,22 @@ fn every_entry_of_the_evidence_names_tests_that_exist() {
             for name in named {
                 assert!(tests.has(name), "{document}:{number}: there is no test {name}");
             }
+        }
+    }
+}
+
+/// They run nightly; that a change of the product has left one without its place is seen at once.
+#[test]
+fn every_mutation_has_its_place_in_the_product_and_its_tests() {
+    let there_are = Tests::of_the_project();
+    for mutation in mutations::ALL {
+        let source = mutation.source().unwrap_or_else(|error| panic!("{}: {error:#}", mutation.rule));
+        assert!(source.contains(mutation.to), "{}", mutation.rule);
+        assert!(["--lib", "--bins"].contains(&mutation.program) || mutation.program.starts_with("--test="));
+        for test in mutation.tests {
+            let name = test.rsplit("::").next().unwrap_or_default();
+            let is_there = there_are.tests.keys().any(|known| known.starts_with(name));
+            assert!(is_there, "{}: there is no test {test}", mutation.rule);
         }
     }
 }
@@ -468,6 +486,17 @@ test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
 }
 
 #[test]
+fn a_failed_tests_own_report_is_kept_for_the_end() {
+    let printed = format!(
+        "failures:\n\n---- one stdout ----\nleft: 1\n---- two ----\n{}\nfailures:\n    one\n    two\n",
+        ["waited"; 40].join("\n")
+    );
+    let summed_up = tally(&printed);
+    assert_eq!(summed_up[..3], ["why ---- one stdout ----", "why left: 1", "why ---- two ----"]);
+    assert_eq!(summed_up.len(), 2 + 30 + 1, "{summed_up:?}");
+}
+
+#[test]
 fn a_test_program_without_a_test_is_named() {
     let printed = "     Running tests/paths/main.rs (target/debug/deps/paths-0123456789abcdef)
 test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
@@ -496,13 +525,17 @@ case $1 in
 test-*)
   echo '     Running tests/one.rs (target/deps/one-0)'
   echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s';;
+check-clippy) echo 'a finding';;
 esac
 [ \"$1\" != \"$RED\" ]
 ";
     let (_folder, path) = standing_in_for("make", make);
-    let last_line = |red: &str| {
+    let output = |red: &str| {
         let mut run = Command::new(root().join("tests/run-all.sh"));
-        let output = run.arg("test").env("PATH", &path).env("RED", red).output().unwrap();
+        run.arg("test").env("PATH", &path).env("RED", red).output().unwrap()
+    };
+    let last_line = |red: &str| {
+        let output = output(red);
         let printed = String::from_utf8(output.stdout).unwrap();
         (output.status.success(), printed.lines().last().unwrap_or_default().to_owned())
     };
@@ -512,6 +545,9 @@ esac
     assert_eq!(last_line("test-units"), (false, "24 passed, 1 failed, 0 skipped".into()));
     assert_eq!(last_line("test-clusters"), (false, "24 passed, 2 failed, 0 skipped".into()));
     assert_eq!(last_line("images"), (false, "13 passed, 1 failed, 0 skipped".into()));
+    let printed = String::from_utf8(output("check-clippy").stdout).unwrap();
+    let ends = "---- Clippy ----\na finding\n\nfailed: Clippy\n23 passed, 1 failed, 0 skipped\n";
+    assert!(printed.ends_with(ends), "{printed}");
 }
 
 #[test]

@@ -10,7 +10,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-passed=0 failed=0 skipped=0 failures=() times=()
+passed=0 failed=0 skipped=0 failures=() whys=() times=()
 folder=$(mktemp -d)
 log=$folder/log
 declare -A beside=()
@@ -35,7 +35,11 @@ run() {
 # check TITLE COMMAND...: one check, which its exit code decides.
 check() {
   run "$@"
-  if [ "$status" = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)) failures+=("$1"); fi
+  if [ "$status" = 0 ]; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1)) failures+=("$1") whys+=("---- $1 ----" "$(tail -n 30 "$log")")
+  fi
   return "$status"
 }
 
@@ -49,11 +53,14 @@ tests() {
       skip) may_skip || wrong+=("$rest was skipped, and all it needs is here") ; echo "skipped: $rest" ;;
       empty) wrong+=("$rest ran no test") ;;
       time) times+=("$(printf '%5d s    %s' "${rest%% *}" "${rest#* }")") ;;
+      why) whys+=("$rest") ;;
     esac
   done < <(awk -f tests/tally.awk "$log")
   if [ "$((p + f + s))" = 0 ]; then wrong+=("no test was reported"); fi
   # A stage that ended badly without a failed test: it didn't compile, or crashed.
-  if [ "$status" != 0 ] && [ "$f" = 0 ]; then wrong+=("exit code $status"); fi
+  if [ "$status" != 0 ] && [ "$f" = 0 ]; then
+    wrong+=("exit code $status") whys+=("---- $title ----" "$(tail -n 30 "$log")")
+  fi
   passed=$((passed + p)) failed=$((failed + f + ${#wrong[@]})) skipped=$((skipped + s))
   if [ "$f" != 0 ]; then failures+=("$title: $f tests"); fi
   for one in "${wrong[@]}"; do failures+=("$title: $one"); done
@@ -66,9 +73,9 @@ begin_beside() {
   set -m
   (
     renice -n "$2" -p "$BASHPID" >/dev/null
-    passed=0 failed=0 skipped=0 failures=() times=() log=$folder/log.$lane
+    passed=0 failed=0 skipped=0 failures=() whys=() times=() log=$folder/log.$lane
     "$lane"
-    declare -p passed failed skipped failures times | sed 's/^declare /declare -g /' > "$folder/sum.$lane"
+    declare -p passed failed skipped failures whys times | sed 's/^declare /declare -g /' > "$folder/sum.$lane"
   ) > "$folder/output.$lane" 2>&1 &
   beside[$lane]=$!
   set +m
@@ -80,10 +87,14 @@ end_beside() {
   wait "${beside[$lane]}"
   unset "beside[$lane]"
   cat "$folder/output.$lane"
-  local p=$passed f=$failed s=$skipped failures_so_far=("${failures[@]}") times_so_far=("${times[@]}")
-  if ! . "$folder/sum.$lane"; then passed=0 failed=1 skipped=0 failures=("$lane gave no sum") times=(); fi
+  local p=$passed f=$failed s=$skipped failures_so_far=("${failures[@]}")
+  local whys_so_far=("${whys[@]}") times_so_far=("${times[@]}")
+  if ! . "$folder/sum.$lane"; then
+    passed=0 failed=1 skipped=0 failures=("$lane gave no sum") whys=() times=()
+  fi
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  failures=("${failures_so_far[@]}" "${failures[@]}") times=("${times_so_far[@]}" "${times[@]}")
+  failures=("${failures_so_far[@]}" "${failures[@]}") whys=("${whys_so_far[@]}" "${whys[@]}")
+  times=("${times_so_far[@]}" "${times[@]}")
 }
 
 # The one thing that the project doesn't bring along: Azure's own documents, which lie beside it where it is developed.
@@ -153,6 +164,8 @@ esac
 printf '\nWhere the time went:\n'
 printf '%s\n' "${times[@]}"
 echo
+# Again, where a reader of the last lines finds it: of hours of output often no more is kept.
+if [ "${#whys[@]}" != 0 ]; then printf '%s\n' "${whys[@]}" ''; fi
 for one in "${failures[@]}"; do echo "failed: $one"; done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]

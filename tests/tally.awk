@@ -4,6 +4,7 @@
 #   skip NAME                     a test that was skipped
 #   empty BINARY                  a test program that ran not one test, though tests are all it is for
 #   time SECONDS BINARY           how long a test program took, by its own clock
+#   why LINE                      of what a failed test of Rust's printed: at most 30 lines each
 
 function end_of_binary() {
   if (binary == "") return
@@ -13,6 +14,11 @@ function end_of_binary() {
   if (ran > 0) printf "time %d %s\n", seconds + 0.5, binary (package == "" ? "" : " of " package)
   binary = ""; ran = 0; seconds = 0
 }
+
+# Its report begins with a line of its name, and the reports end with the list of all names.
+/^---- .* ----$/ { lines = 30 }
+/^(failures:|test result: )/ { lines = 0 }
+lines > 0 { print "why " $0; lines-- }
 
 /^ +Running / {
   end_of_binary()

@@ -1,7 +1,7 @@
 //! The uninstall as it is documented: the commands are read from the document. Afterwards the cluster and its
 //! nodes are as they were before.
 
-use crate::World;
+use crate::{MOVES, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,21 +92,35 @@ impl Listing {
     }
 }
 
-/// What NICs hold of ours, by name.
-async fn held(cluster: &Cluster) -> Result<BTreeSet<String>> {
-    let nics = cluster.azure.nics().await?;
-    let ours = nics.values().flat_map(|nic| &nic.ip_configurations).filter(|one| !one.primary);
-    Ok(ours.map(|one| one.name.clone()).collect())
+/// The names of our addresses by the NIC that has them, without NICs that have none.
+async fn held(cluster: &Cluster) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut held: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (id, nic) in cluster.azure.nics().await? {
+        let name = id.rsplit('/').next().unwrap_or_default().to_owned();
+        for ours in nic.ip_configurations.into_iter().filter(|one| !one.primary) {
+            held.entry(name.clone()).or_default().insert(ours.name);
+        }
+    }
+    Ok(held)
 }
 
 pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_what_hangs_is_as_documented(
     world: &World,
 ) -> Result<()> {
     let cluster = &world.cluster;
-    world.pool("drained", &NODES, json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
-    let before = eventually("nodes hold addresses", Duration::from_secs(60), || async {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    world.pool("drained", &NODES, json!({ "cooldown": "1s", "sizing": sizing })).await?;
+    // Until then a node may rightly give back what it has of an earlier chapter.
+    let before = eventually("nodes that hold what their pool asks for", MOVES, || async {
+        for node in NODES {
+            let path = "jsonpath={.spec.pool}";
+            let pool = cluster.kubectl(&["get", "nodeipallocation", node, "-o", path]).await?;
+            ensure!(pool == "drained", "{node} is in pool {pool}");
+        }
         let held = held(cluster).await?;
-        Ok((held.len() >= 2 * NODES.len()).then_some(held))
+        let of_node = |node| held.get(&format!("{node}-nic")).map_or(0, BTreeSet::len);
+        ensure!(NODES.iter().all(|node| of_node(node) == 2), "the NICs hold {held:?}");
+        Ok(Some(held))
     })
     .await?;
     let nodes = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
@@ -131,7 +145,9 @@ pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_what_han
     cluster.kubectl(&[&["uncordon"], &nodes[..]].concat()).await?;
     crate::install(cluster).await?;
     let after = held(cluster).await?;
-    ensure!(after.is_superset(&before), "{before:?} became {after:?}");
+    let still = |nic: &String| after.get(nic).is_some_and(|now| now.is_superset(&before[nic]));
+    let nics = NODES.map(|node| format!("{node}-nic"));
+    ensure!(nics.iter().all(still), "{before:?} became {after:?}");
     world.start("again", NODES[0], 1).await?;
     world.end(&["again"]).await
 }

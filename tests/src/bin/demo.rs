@@ -8,6 +8,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use vnetpool_tests::cluster::{Cluster, root, tool};
 use vnetpool_tests::glimpse;
@@ -50,7 +51,7 @@ async fn tell(observed: &mut Observed) -> Result<()> {
     // they are.
     cluster
         .patch_pool(
-            json!({ "cooldown": "10s", "sizing": { "minimum": MINIMUM, "warm": 4, "releaseAfter": "20s" } }),
+            json!({ "cooldown": "5s", "sizing": { "minimum": MINIMUM, "warm": 4, "releaseAfter": "5s" } }),
         )
         .await?;
     cluster.settled(MINIMUM, Duration::from_secs(120)).await?;
@@ -147,7 +148,8 @@ fn look_around(cluster: &Cluster) {
 }
 
 fn step(what: &str) {
-    println!("\n=== {what}");
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    println!("\n=== {:.0} s: {what}", seconds(*BEGUN));
 }
 
 fn seconds(since: Instant) -> f64 {
