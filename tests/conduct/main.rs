@@ -60,11 +60,11 @@ mod unreadable;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::wait::patience;
@@ -77,11 +77,25 @@ pub struct Test {
 
 impl Test {
     fn trial(&self, planes: &Arc<Planes>, longest: Duration) -> Trial {
-        let (planes, run) = (Arc::clone(planes), self.run);
         // The binary's own name shows nothing.
         let name = self.name.split_once("::").map_or(self.name, |(_, name)| name);
-        Trial::test(name, move || planes.lend(longest, run))
+        trial(name.to_owned(), planes, longest, self.run)
     }
+}
+
+fn trial(
+    name: String,
+    planes: &Arc<Planes>,
+    longest: Duration,
+    run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>> + Send + 'static,
+) -> Trial {
+    let planes = Arc::clone(planes);
+    Trial::test(name.clone(), move || {
+        let begun = Instant::now();
+        let outcome = planes.run(longest, run).map_err(|error| format!("{error:#}").into());
+        lock(&planes.took).push((begun.elapsed(), name));
+        outcome
+    })
 }
 
 /// The tests of a module: `tests![a_sentence, another]` as the value of its `pub const TESTS: &[Test]`.
@@ -115,9 +129,8 @@ fn main() -> ExitCode {
     };
     let of_seed = |seed: u64| {
         let of_scene = |(name, scene): (String, hostile::Scene)| {
-            let planes = Arc::clone(&planes);
-            Trial::test(name, move || {
-                planes.lend(hostile::LONGEST, |plane| Box::pin(hostile::survive(plane, seed, scene)))
+            trial(name, &planes, hostile::LONGEST, move |plane| {
+                Box::pin(hostile::survive(plane, seed, scene))
             })
         };
         [
@@ -173,6 +186,7 @@ fn main() -> ExitCode {
     let longest = hostile::TESTS.iter().map(|test| test.trial(&planes, hostile::LONGEST));
     let trials = longest.chain(further.into_iter().flat_map(of_seed)).chain(trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    planes.report();
     // Taken down here, not when the process ends.
     drop(planes);
     conclusion.exit_code()
@@ -183,19 +197,12 @@ fn main() -> ExitCode {
 struct Planes {
     idle: Mutex<Vec<ControlPlane>>,
     made: AtomicUsize,
+    /// How long each test that has ended took.
+    took: Mutex<Vec<(Duration, String)>>,
 }
 
 impl Planes {
-    /// Runs a test on a server.
-    fn lend(
-        &self,
-        longest: Duration,
-        run: impl for<'a> Fn(&'a ControlPlane) -> BoxFuture<'a, Result<()>>,
-    ) -> Result<(), Failed> {
-        self.run(longest, run).map_err(|error| format!("{error:#}").into())
-    }
-
-    /// All its tasks have ended when this returns.
+    /// Runs a test on a server. All its tasks have ended when this returns.
     fn run(
         &self,
         longest: Duration,
@@ -212,5 +219,16 @@ impl Planes {
         drop(runtime);
         idle().push(plane);
         outcome?
+    }
+
+    /// Prints where the time went.
+    fn report(&self) {
+        let mut took = std::mem::take(&mut *lock(&self.took));
+        took.sort_unstable_by(|one, other| other.cmp(one));
+        let sum: Duration = took.iter().map(|(took, _)| took).sum();
+        println!("{} tests took {} s in sum, the longest of them:", took.len(), sum.as_secs());
+        for (took, name) in took.iter().take(20) {
+            println!("{:5.1} s  {name}", took.as_secs_f64());
+        }
     }
 }
