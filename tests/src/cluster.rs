@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde::Deserialize;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -232,7 +234,7 @@ impl Cluster {
     /// # Errors
     /// When its log can't be written or it can't be started.
     pub fn start_on(&self, host: &str, name: &str, command: &[&str]) -> Result<Child> {
-        let log = std::fs::File::create(self.dir.join(format!("logs/{host}.{name}.log")))?;
+        let log = File::create(self.dir.join(format!("logs/{host}.{name}.log")))?;
         let mut exec = self.exec(host, command);
         Ok(exec.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?)
     }
@@ -279,20 +281,30 @@ impl Cluster {
     }
 
     async fn output_of(&self, mut command: Command, input: Option<&str>) -> Result<String> {
+        // In files: a command that hangs has printed something before that.
+        let (out, error) = (tempfile::tempfile()?, tempfile::tempfile()?);
         command.env("KUBECONFIG", &self.state.kubeconfig).kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(error.try_clone()?);
         let what = format!("{:?}", command.as_std());
         let mut child = command.spawn().with_context(|| what.clone())?;
         if let Some(mut stdin) = child.stdin.take() {
             use tokio::io::AsyncWriteExt;
             stdin.write_all(input.unwrap_or_default().as_bytes()).await?;
         }
-        let waited = tokio::time::timeout(Duration::from_secs(300), child.wait_with_output()).await;
-        let output = waited.with_context(|| format!("{what}: no end within 300 s"))??;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{what}: {}: {error}", output.status);
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let ended = tokio::time::timeout(Duration::from_secs(300), child.wait()).await;
+        let (out, error) = (printed(out)?, printed(error)?);
+        let status = ended.with_context(|| format!("{what}: no end within 300 s: {out}{error}"))??;
+        ensure!(status.success(), "{what}: {status}: {error}");
+        Ok(out)
     }
+}
+
+/// All that was written to the file.
+fn printed(mut file: File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl Drop for Cluster {
