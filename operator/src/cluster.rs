@@ -20,7 +20,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
-use kube::core::SelectorExt;
+use kube::core::{Selector, SelectorExt};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
@@ -321,15 +321,17 @@ impl Cluster {
     /// The nodes that a pool's change may concern: those it serves, and those it may serve from now on.
     fn nodes_about(&self, pool: &str) -> BTreeSet<String> {
         let selector = self.pools.get(&ObjectRef::new(pool)).and_then(|pool| pool.spec.selector().ok());
-        let chosen = self
-            .nodes
-            .state_filter(|node| selector.as_ref().is_some_and(|selector| selector.matches(node.labels())));
+        let chosen = selector.map(|selector| self.nodes_selected_by(&selector)).unwrap_or_default();
         let served = self.allocations.state_filter(|allocation| allocation.spec.pool == pool);
         chosen
             .iter()
             .map(|node| node.name_any())
             .chain(served.iter().map(|allocation| allocation.name_any()))
             .collect()
+    }
+
+    fn nodes_selected_by(&self, selector: &Selector) -> Vec<Arc<Node>> {
+        self.nodes.state_filter(|node| selector.matches(node.labels()))
     }
 }
 

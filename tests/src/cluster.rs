@@ -276,6 +276,17 @@ impl Cluster {
         hosts.find(|host| host.name == name).with_context(|| format!("no machine {name}"))
     }
 
+    /// Writes the cluster's objects, as they are now, to `logs/objects.yaml` of its folder.
+    fn record_objects(&self) -> Result<()> {
+        let file = File::create(self.dir.join("logs/objects.yaml"))?;
+        let mut get = std::process::Command::new(tool("kubectl"));
+        get.args(["get", RECORDED, "--all-namespaces", "--output=yaml", "--request-timeout=10s"]);
+        get.env("KUBECONFIG", &self.state.kubeconfig).stdin(Stdio::null());
+        // A kind may be gone, or the API server: then there is less to record.
+        get.stdout(file.try_clone()?).stderr(file).status()?;
+        Ok(())
+    }
+
     async fn output(&self, command: Command) -> Result<String> {
         self.output_of(command, None).await
     }
@@ -299,6 +310,9 @@ impl Cluster {
     }
 }
 
+/// What a failure is read from, beside the logs.
+const RECORDED: &str = "nodeippools,nodeipallocations,nodes,pods,leases,events";
+
 /// All that was written to the file.
 fn printed(mut file: File) -> Result<String> {
     let mut bytes = Vec::new();
@@ -310,6 +324,9 @@ fn printed(mut file: File) -> Result<String> {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.kept {
+            if let Err(error) = self.record_objects() {
+                eprintln!("the cluster's objects aren't recorded: {error:#}");
+            }
             let down =
                 std::process::Command::new(tool("cluster")).args(["down", "--dir"]).arg(&self.dir).status();
             if !down.is_ok_and(|status| status.success()) {

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
+use kube::core::Selector;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
@@ -99,6 +101,20 @@ fn wake_turned(view: &Cluster, waker: &Waker, unknown: &Unknown, turned: &[Strin
     }
 }
 
+/// What a pool has claimed, when it was seen last.
+#[derive(Default)]
+struct Claim {
+    /// Of mode Route.
+    range: Option<Ipv4Net>,
+    selector: Option<Selector>,
+}
+
+impl Claim {
+    fn of(pool: &NodeIPPool) -> Claim {
+        Claim { range: pod_cidr::cidr(pool), selector: pool.spec.selector().ok() }
+    }
+}
+
 pub fn pools(
     view: Cluster,
     waker: Waker,
@@ -106,21 +122,24 @@ pub fn pools(
 ) -> impl FnMut(Event<Reading<NodeIPPool>>) + Send {
     let mut intake = Intake::new(&view.unknown_pools, &view.pools, writer, kept::strip_pool);
     let mut changes = Changes::new(kept::pool_digest);
-    let mut pod_cidrs = HashMap::new();
+    let mut claims = HashMap::new();
     move |event| {
         let Sifted { event, turned } = intake.take(event);
         for name in event.iter().flat_map(|event| changes.apply(event)) {
-            let now = view.pools.get(&ObjectRef::new(&name)).and_then(|pool| pod_cidr::cidr(&pool));
-            let before = match now {
-                Some(range) => pod_cidrs.insert(name.clone(), range),
-                None => pod_cidrs.remove(&name),
+            let before = match view.pool(&name).map(|pool| Claim::of(&pool)) {
+                Some(claim) => claims.insert(name.clone(), claim),
+                None => claims.remove(&name),
             };
+            let before = before.unwrap_or_default();
             // An object that is gone, or made anew, may have been in the way of others.
-            let others = before.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
+            let others = before.range.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
             for pool in others.iter().chain([&name]) {
                 waker.pool(pool);
                 view.nodes_about(pool).iter().for_each(|node| waker.node(node));
             }
+            // A node may have waited for its place in this pool, which its object doesn't name yet.
+            let selected = before.selector.map(|selector| view.nodes_selected_by(&selector));
+            selected.iter().flatten().for_each(|node| waker.node(&node.name_any()));
         }
         for name in turned {
             waker.unreadable(view.unknown_pools.get(&name));
@@ -361,6 +380,33 @@ mod tests {
             None => vec![format!("{path}/{name}")],
         });
         of_fields.chain(of_items.into_iter().flatten()).collect()
+    }
+
+    #[test]
+    fn a_pool_that_goes_or_selects_others_wakes_the_nodes_that_waited_for_it() {
+        let (nodes, node_writer) = reflector::store();
+        let (pools, pool_writer) = reflector::store();
+        let view = Cluster::new(nodes, reflector::store().0, pools, watch::channel(true).1);
+        let (waker, mut wakeups) = wakeups::channels();
+        let reading = |value: Value| serde_json::from_value(value).unwrap();
+        super::nodes(view.clone(), waker.clone(), node_writer)(Event::Apply(
+            serde_json::from_value(node("n")).unwrap(),
+        ));
+        let mut see_pool = super::pools(view, waker, pool_writer);
+        let mut woken = |event| {
+            while wakeups.nodes.try_recv().is_ok() {}
+            see_pool(event);
+            wakeups.nodes.try_recv().ok().map(|node| node.name)
+        };
+        let mut others = pool("p");
+        others["metadata"]["generation"] = json!(2);
+        others["spec"]["nodeSelector"] = json!({"matchLabels": {"a": "c"}});
+        let n = || Some("n".to_owned());
+        assert_eq!(woken(Event::Apply(reading(pool("p")))), n());
+        assert_eq!(woken(Event::Apply(reading(others.clone()))), n(), "it selects others");
+        assert_eq!(woken(Event::Delete(reading(others))), None, "it hasn't selected the node any more");
+        assert_eq!(woken(Event::Apply(reading(pool("p")))), n());
+        assert_eq!(woken(Event::Delete(reading(pool("p")))), n(), "it is gone");
     }
 
     #[test]
