@@ -75,16 +75,16 @@ fn pod_and_network() -> (Beside, Beside) {
     network.sh("ip address add 10.240.0.1/16 dev wire
          ip link set wire up
          nft add table ip seen
-         nft add chain ip seen all '{ type filter hook prerouting priority raw; }'
-         nft add rule ip seen all ip saddr 10.240.0.4 udp dport 9 counter
-         nft add rule ip seen all ip saddr 10.240.250.1 udp dport 9 counter
-         nft add rule ip seen all ip saddr 10.240.250.9 udp dport 9 counter");
+         nft add chain ip seen here '{ type filter hook prerouting priority raw; }'
+         nft add rule ip seen here ip saddr 10.240.0.4 udp dport 9 counter
+         nft add rule ip seen here ip saddr 10.240.250.1 udp dport 9 counter
+         nft add rule ip seen here ip saddr 10.240.250.9 udp dport 9 counter");
     (pod, network)
 }
 
 /// How many packets the network has seen under the node's address, the pod's own, and the forged one.
 fn seen(network: &Beside) -> [u32; 3] {
-    let listed = network.sh("nft list chain ip seen all");
+    let listed = network.sh("nft list chain ip seen here");
     let mut counts = listed.split("packets ").skip(1).map(|rest| rest.split(' ').next().unwrap().parse());
     [(); 3].map(|()| counts.next().unwrap().unwrap())
 }
