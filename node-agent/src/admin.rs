@@ -6,7 +6,7 @@ use axum::{Router, http::StatusCode, routing::get};
 
 use crate::metrics::Metrics;
 
-/// A reconcile comes every 30 s, and none waits for so long.
+/// A reconcile comes twice a minute, and none waits for so long.
 const STUCK: Duration = Duration::from_secs(120);
 /// An inspection that takes long is broken off, and the next one begins: several in a row are broken off only
 /// if something hangs.

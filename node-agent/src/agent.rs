@@ -33,6 +33,7 @@ use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
 
 use crate::{
+    beat::Beat,
     config::Config,
     firewall,
     imds::listing::Told,
@@ -50,10 +51,6 @@ pub use supply::rebuild;
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-/// How often a reconcile comes without an occasion.
-const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// How often the whole node is inspected without an occasion.
-const INSPECT_EVERY: Duration = Duration::from_secs(30);
 /// Between two inspections because something has changed on the node: a daemon that fights with us costs no
 /// more.
 const INSPECTIONS_APART: Duration = Duration::from_secs(1);
@@ -62,6 +59,8 @@ const INSPECTIONS_APART: Duration = Duration::from_secs(1);
 const INSPECT_WITHIN: Duration = Duration::from_secs(240);
 /// Between two reconciles for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
+/// After an inspection, before a change on the node causes the next.
+const LONGEST_REST: Duration = Duration::from_secs(30);
 /// After an inspection with a failure that may be gone soon; twice as long after each further one.
 const FIRST_INSPECTION_RETRY: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -71,6 +70,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 pub struct Agent {
     config: Config,
     source: Source,
+    /// When there is a reconcile and an inspection without an occasion.
+    beat: Beat,
     /// The boot that the plugin goes by.
     boot_id: String,
     store: Store,
@@ -115,7 +116,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn new(config: Config, source: Source, metrics: Metrics) -> anyhow::Result<Agent> {
+    pub fn new(config: Config, source: Source, metrics: Metrics, beat: Beat) -> anyhow::Result<Agent> {
         let boot_id = config.boot_id()?;
         let store = Store::at(&config.state_dir).of_boot(&boot_id);
         let notes = Notes::new(metrics.clone());
@@ -130,6 +131,7 @@ impl Agent {
             boot_id,
             config,
             source,
+            beat,
             metrics,
             node_uid: None,
             latest: 0,
@@ -170,12 +172,12 @@ impl Agent {
         let source = self.source.clone();
         let metrics = || self.metrics.clone();
         tokio::select! {
-            result = source.follow(self.objects.clone(), self.waiting.subscribe(), metrics()) => result,
+            result = source.follow(self.objects.clone(), self.waiting.subscribe(), metrics(), self.beat) => result,
             result = watches::ledger(self.config.state_dir.clone(), changed.clone(), self.unwatched.clone(), metrics()) => result,
             result = watches::kernel(self.uplinks.subscribe(), self.store.clone(), disturbed.clone(), metrics()) => result,
             result = firewall::events::watch(self.tables.known.clone(), metrics()) => result,
             result = guard(self.tables.clone(), self.notes.clone(), &disturbed) => result,
-            result = source.compare(self.objects.subscribe(), self.listed.clone()) => result,
+            result = source.compare(self.objects.subscribe(), self.listed.clone(), self.beat) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
         }
@@ -220,7 +222,7 @@ impl Agent {
             };
             self.inspect_if_due(&mut inspections);
             // An inspection that is under way, however long, holds up none of this.
-            let every = Some(Instant::now() + RECONCILE_EVERY);
+            let every = Some(self.beat.next());
             let inspection = self.keeper.as_ref().map(|_| self.next_inspection);
             let again = [again, every, inspection].into_iter().flatten().min();
             tokio::select! {
@@ -252,7 +254,7 @@ impl Agent {
         let is_due = Instant::now() >= self.next_inspection || self.wanted != self.inspected.wanted;
         if let Some(keeper) = self.keeper.take_if(|_| is_due) {
             self.begun = Some(Instant::now());
-            self.next_inspection = Instant::now() + INSPECT_EVERY;
+            self.next_inspection = self.beat.next();
             if !self.are_rules_tried() {
                 // Until it ends the kernel may have these rules or those of before, should they come back.
                 self.inspected.wanted.rules = None;
@@ -266,12 +268,12 @@ impl Agent {
         let now = Instant::now();
         if inspected.has_failed {
             self.next_inspection = self.next_inspection.min(now + self.inspection_retry);
-            self.inspection_retry = (self.inspection_retry * 2).min(INSPECT_EVERY);
+            self.inspection_retry = (self.inspection_retry * 2).min(LONGEST_RETRY);
         } else {
             self.inspection_retry = FIRST_INSPECTION_RETRY;
         }
         let took = self.begun.map_or(Duration::ZERO, |begun| now - begun);
-        self.rested = now + took.clamp(INSPECTIONS_APART, INSPECT_EVERY);
+        self.rested = now + took.clamp(INSPECTIONS_APART, LONGEST_REST);
         self.next_inspection = self.next_inspection.max(self.rested);
         (self.keeper, self.inspected) = (Some(keeper), inspected);
     }

@@ -1,5 +1,5 @@
 //! The node's nftables tables `inet vnetpool` and `arp vnetpool`: their wanted content, as text. [`apply`]
-//! puts them into the kernel, [`events`] reports changes by others.
+//! puts them into the kernel, [`events`] reports changes by others, and [`known`] decides whether they stand.
 //!
 //! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
@@ -11,8 +11,14 @@
 pub mod apply;
 mod bridge;
 pub mod events;
+pub mod known;
 
-use std::{collections::BTreeSet, fmt::Write, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use ipnet::Ipv4Net;
 use vnetpool_crds::NodeIPAllocationSpec;
@@ -42,8 +48,40 @@ const ASKED_FOR: Duration = Duration::from_secs(600);
 /// Counters of dropped packets, by their aim.
 const COUNTERS: [&str; 4] = ["loopback", Service::Metadata.word(), "spoofed", Service::WireServer.word()];
 
+/// A family in which there is a table `vnetpool`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Inet,
+    Arp,
+}
+
+impl Family {
+    pub const ALL: [Family; 2] = [Family::Inet, Family::Arp];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Family::Inet => "inet",
+            Family::Arp => "arp",
+        }
+    }
+
+    /// NFPROTO_* of `linux/netfilter.h`.
+    const fn number(self) -> u8 {
+        match self {
+            Family::Inet => 1,
+            Family::Arp => 3,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
-fn no_table(family: &str) -> String {
+fn no_table(family: Family) -> String {
     format!("table {family} vnetpool\ndelete table {family} vnetpool\n")
 }
 
@@ -52,7 +90,7 @@ fn no_table(family: &str) -> String {
 /// answer, because their gateway is a permanent entry, as they are to the node. Without a table where other
 /// plugins wire the pods, whose gateway may have to answer.
 pub fn arp(ipam_only: bool) -> String {
-    let mut text = no_table("arp");
+    let mut text = no_table(Family::Arp);
     if !ipam_only {
         text.push_str(
             "table arp vnetpool {\n\
@@ -142,7 +180,7 @@ impl Rules {
     /// The transaction for `nft -f`: the old table is replaced as a whole, whatever was in it. Established
     /// connections keep their translation, since that is looked up in the connection table and not here.
     pub fn render(&self) -> String {
-        let mut text = no_table("inet") + "table inet vnetpool {\n";
+        let mut text = no_table(Family::Inet) + "table inet vnetpool {\n";
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }

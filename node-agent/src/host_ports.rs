@@ -46,7 +46,7 @@ impl HostPorts {
     pub fn lost<'a>(
         &mut self,
         tenants: impl Iterator<Item = &'a Tenant>,
-        chains: &BTreeSet<&str>,
+        chains: &BTreeSet<String>,
     ) -> Vec<String> {
         let known = std::mem::take(&mut self.missed);
         if known.is_empty() && chains.is_empty() {
@@ -55,7 +55,7 @@ impl HostPorts {
         let mut lost = Vec::new();
         for tenant @ Tenant { sandbox, network, .. } in tenants {
             let chain = chain(network, &sandbox.container_id);
-            let missed = match chains.contains(chain.as_str()) {
+            let missed = match chains.contains(&chain) {
                 true => Some(0),
                 false => known.get(&chain).map(|missed| missed + 1),
             };
@@ -118,9 +118,8 @@ mod tests {
     fn a_pod_that_had_rules_of_portmaps_and_has_none_any_more_is_named_until_it_ends() {
         let (with, without) = (tenant("abc"), tenant("other"));
         let mut ports = HostPorts::default();
-        let chains = chain("n14net", "abc");
-        let chains = BTreeSet::from([chains.as_str()]);
-        let mut lost = |chains: &BTreeSet<&str>, pods: &[&Tenant]| ports.lost(pods.iter().copied(), chains);
+        let chains = BTreeSet::from([chain("n14net", "abc")]);
+        let mut lost = |chains: &BTreeSet<String>, pods: &[&Tenant]| ports.lost(pods.iter().copied(), chains);
         let (both, none) = ([&with, &without], BTreeSet::new());
         assert!(lost(&none, &both).is_empty(), "nothing is known of pods without host ports");
         assert!(lost(&chains, &both).is_empty());
@@ -137,7 +136,7 @@ mod tests {
         let (with, chain) = (tenant("abc"), chain("n14net", "abc"));
         let lost = |chains: &[&str]| {
             let mut ports = read(dir.path()).unwrap();
-            let chains = chains.iter().copied().collect();
+            let chains = chains.iter().copied().map(str::to_owned).collect();
             let found = [(); 2].map(|()| ports.lost([&with].into_iter(), &chains));
             write(&ports, dir.path()).unwrap();
             found.concat()

@@ -22,6 +22,7 @@ pub mod agent;
 mod alone;
 pub mod args;
 pub mod attach;
+pub mod beat;
 mod chain;
 mod child;
 pub mod cleanup;

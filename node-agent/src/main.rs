@@ -19,7 +19,9 @@ use vnetpool_node_agent::{
     admin,
     agent::Agent,
     args::{Args, Command, LogFormat, Output},
-    attach, cleanup,
+    attach,
+    beat::Beat,
+    cleanup,
     config::{Config, SourceKind},
     metrics::Metrics,
     report::local,
@@ -36,17 +38,18 @@ use vnetpool_plugin::{
 const THREADS_STAY: Duration = Duration::from_secs(3600);
 
 fn main() -> anyhow::Result<()> {
+    let beat = Beat::begin();
     // The agent sleeps: two threads are enough for waits for the kernel beside the service.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(2).thread_keep_alive(THREADS_STAY).enable_all();
-    runtime.build()?.block_on(run())
+    runtime.build()?.block_on(run(beat))
 }
 
-async fn run() -> anyhow::Result<()> {
+async fn run(beat: Beat) -> anyhow::Result<()> {
     let Args { command, config, log_format } = Args::parse();
     log(log_format);
     match command.unwrap_or(Command::Run) {
-        Command::Run => serve(config).await,
+        Command::Run => serve(config, beat).await,
         Command::Cleanup { stay: false } => cleanup::run(&config).await,
         Command::Cleanup { stay: true } => clean(config).await,
         Command::Status { output } => status(&config, output),
@@ -58,7 +61,7 @@ async fn run() -> anyhow::Result<()> {
 }
 
 /// Runs until SIGTERM, which leaves the node as it is and its pods at work, or until a task can't go on.
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, beat: Beat) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let source = match config.source {
         SourceKind::Cluster => {
@@ -80,7 +83,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin = listen(config.admin_address, admin::probes(&metrics).merge(scrapes()));
     let scraped = config.metrics_address.map(|address| listen(address, scrapes()));
     let scraped = OptionFuture::from(scraped);
-    let agent = Agent::new(config, source, metrics)?;
+    let agent = Agent::new(config, source, metrics, beat)?;
     tokio::select! {
         result = agent.run() => result,
         result = admin => result,

@@ -6,11 +6,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::PartialObjectMeta};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
 use crate::{
+    beat::Beat,
     imds::{
         self, Settings, client,
         listing::{self, Told},
@@ -23,10 +27,8 @@ use crate::{
     watch as watches,
 };
 
-/// Azure publishes no figure for how long a change of a NIC takes to show in the metadata service, and allows
-/// five requests a second.
-const ASK_EVERY: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// The node's object as seen last; `None` while there is none.
 pub type Objects = watch::Sender<Option<Arc<NodeIPAllocation>>>;
@@ -53,6 +55,7 @@ impl Source {
         objects: Objects,
         waiting: watch::Receiver<bool>,
         metrics: Metrics,
+        beat: Beat,
     ) -> anyhow::Result<()> {
         match self {
             Source::Cluster { client, name } => {
@@ -71,7 +74,9 @@ impl Source {
                             if is_news(&objects.borrow()) {
                                 objects.send_replace(Some(Arc::new(object)));
                             }
-                            sleep(ASK_EVERY).await;
+                            // Azure publishes no figure for how long a change of a NIC takes to show there, and
+                            // allows five requests a second.
+                            sleep_until(beat.next()).await;
                         }
                         Err(error) => {
                             metrics.watch_errors.inc();
@@ -80,7 +85,7 @@ impl Source {
                                 "can't learn this VM's addresses; trying again"
                             );
                             sleep(retry).await;
-                            retry = (retry * 2).min(ASK_EVERY);
+                            retry = (retry * 2).min(LONGEST_RETRY);
                         }
                     }
                 }
@@ -136,9 +141,10 @@ impl Source {
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
         told: watch::Sender<Told>,
+        beat: Beat,
     ) -> anyhow::Result<()> {
         match self {
-            Source::Cluster { .. } => listing::watch(objects, told).await,
+            Source::Cluster { .. } => listing::watch(objects, told, beat).await,
             Source::Metadata { .. } => std::future::pending().await,
         }
     }

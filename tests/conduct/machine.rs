@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use vnetpool_azure_sim::VmInfo;
 use vnetpool_node_agent::agent::Agent;
 use vnetpool_node_agent::args::Args;
+use vnetpool_node_agent::beat::Beat;
 use vnetpool_node_agent::metrics::Metrics;
 use vnetpool_node_agent::source::Source;
 use vnetpool_plugin::cni::Program;
@@ -87,7 +88,7 @@ impl Machine {
             runtime.block_on(async {
                 let source = Source::Cluster { client: vnetpool_apiserver::client::client(kube)?, name };
                 let metrics = Metrics::new(&config.state_dir);
-                let agent = Agent::new(config, source, metrics)?;
+                let agent = Agent::new(config, source, metrics, Beat::begin())?;
                 tokio::select! {
                     ended = agent.run() => ended,
                     _ = ended => Ok(()),

@@ -42,7 +42,7 @@ pub fn sizing() -> Value {
 /// The node of the instance `pool_0`, whose name is made of the set's prefix and the instance's id.
 pub const NODE: &str = "pool000000";
 
-async fn instance(stage: &Stage<'_>) -> Result<VmInfo> {
+pub async fn instance(stage: &Stage<'_>) -> Result<VmInfo> {
     Ok(stage.sim.add_instance("pool", NewInstance { instance_id: Some(0), ..NewInstance::default() }).await?)
 }
 

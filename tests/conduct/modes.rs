@@ -1,16 +1,19 @@
 //! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
+use crate::machines::{NODE, instance};
 use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
-use vnetpool_crds::condition::{READY, RESERVED};
+use vnetpool_azure_sim::NewScaleSet;
+use vnetpool_crds::condition::{INTERFACE_FOUND, READY, RESERVED};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free,
     a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work,
     a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them,
+    a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_addresses,
 ];
 
 async fn a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free(
@@ -59,5 +62,22 @@ async fn a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for
     ensure!(seen.spec.ip_configurations().count() == 1, "{:?}", seen.spec);
     stage.until_holds("n1", 1).await?;
     ensure!(find(&seen, RESERVED).is_some(), "no condition");
+    Ok(())
+}
+
+/// As `docs/sizing.md` has it. Who follows the advice for large clusters on scale sets of AKS' meets this.
+async fn a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_addresses(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix" })).await?;
+    stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
+    stage.join(NODE, &instance(&stage).await?.provider_id).await?;
+    let found = stage.until_says(NODE, INTERFACE_FOUND, "ModeUnavailable").await?;
+    ensure!(found.message.contains("pool of mode Address"), "{}", found.message);
+    ensure!(stage.allocation(NODE).await?.spec.addresses() == 0, "it has blocks");
+    stage.delete_pool("default").await?;
+    stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
+    // At once: a node that holds nothing has no grace to wait for.
+    stage.until_offers(NODE, 4).await?;
     Ok(())
 }

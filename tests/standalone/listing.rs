@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
+use vnetpool_node_agent::beat::Beat;
 use vnetpool_node_agent::imds::listing::{self, Told};
 use vnetpool_tests::wait::patience;
 
-/// A request that misses a listed reservation comes within a minute, the next ten seconds later.
+/// A request that misses a listed reservation comes within half a minute, the next within half a minute more.
 const MISSED: Duration = Duration::from_secs(75);
 const SOON: Duration = Duration::from_secs(5);
 
@@ -49,7 +50,7 @@ fn comparing<T: Send>(
         let (tell, reported) = watch::channel(Told::default());
         runtime.block_on(async {
             tokio::select! {
-                ended = listing::watch(object, tell) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
+                ended = listing::watch(object, tell, Beat::begin()) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
                 outcome = meanwhile(reported) => outcome,
             }
         })

@@ -14,6 +14,7 @@ use vnetpool_plugin::{
 
 use super::blocking::blocking;
 use super::notes::{Finding, Notes, Reserved};
+use super::restore::Firewalls;
 use super::tables::Tables;
 use crate::{
     chain,
@@ -69,6 +70,8 @@ pub(super) struct Keeper {
     pub(super) installing: Arc<tokio::sync::Mutex<()>>,
     pub(super) refusals: Refusals,
     pub(super) host_ports: HostPorts,
+    /// As they were read last.
+    pub(super) firewalls: Option<Firewalls>,
     /// The links that pods get out by, for the watch of the kernel.
     pub(super) uplinks: watch::Sender<Uplinks>,
     /// Why changes of the ledger go unseen until the next check.
@@ -104,6 +107,7 @@ impl Keeper {
             installing: Arc::default(),
             refusals: Refusals::default(),
             host_ports,
+            firewalls: None,
             uplinks,
             unwatched,
             standing: BTreeSet::new(),

@@ -23,7 +23,7 @@ use super::blocking::blocking;
 use crate::{
     config::Config,
     disturbance::{self, Disturbances, Kind},
-    firewall::apply::Ensured,
+    firewall::{Family, apply::Ensured},
     metrics::Metrics,
 };
 
@@ -71,14 +71,15 @@ impl Notes {
     }
 
     /// Notes the outcome for a table; returns whether it was put back.
-    pub(super) fn kept(&self, table: &str, ensured: Ensured) -> bool {
+    pub(super) fn kept(&self, family: Family, ensured: Ensured) -> bool {
         if matches!(ensured, Ensured::Standing | Ensured::Unseen) {
             return false;
         }
+        let table = format!("table {family} vnetpool");
         tracing::info!(table, "put a table of nftables in place");
         self.metrics.rules.inc();
         if ensured == Ensured::Restored {
-            self.repaired(Kind::Table, format!("table {table}"));
+            self.repaired(Kind::Table, table);
         }
         ensured == Ensured::Restored
     }

@@ -1,6 +1,6 @@
 //! The parts of an inspection that undo what others on the node do to the pods' network.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, net::Ipv4Addr, time::Duration};
 
 use tokio::time::timeout;
 use vnetpool_crds::verdict::Verdict;
@@ -14,6 +14,7 @@ use vnetpool_plugin::{
 use super::{blocking::blocking, keeper::Keeper, notes::Finding};
 use crate::{
     disturbance::{self, Kind},
+    firewall::{events::generation, known::Generation},
     host_ports,
     others_firewall::{Packet, nft},
     sysctl,
@@ -21,6 +22,28 @@ use crate::{
 
 /// How long it may take to list others' firewalls: thousands of rules hold up no other part of an inspection.
 const FIREWALLS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What nftables has of others' firewalls, as far as it concerns pods.
+#[derive(Debug)]
+pub(super) struct Firewalls {
+    /// The kernel's generation in which this is so, an address of a pod's, and the link its packets leave by.
+    of: (Option<Generation>, Ipv4Addr, String),
+    /// Chains that drop what pods send or receive.
+    dropping: Vec<nft::Base>,
+    /// The chains of portmap's for single pods.
+    host_ports: BTreeSet<String>,
+}
+
+impl Firewalls {
+    async fn listed(
+        of: (Option<Generation>, Ipv4Addr, String),
+        packets: &[Packet<'_>],
+    ) -> Result<Firewalls, nft::Error> {
+        let listed = nft::Listed::now().await?;
+        let host_ports = listed.names(host_ports::CHAIN);
+        Ok(Firewalls { of, dropping: nft::dropping(&listed, packets).await?, host_ports })
+    }
+}
 
 impl Keeper {
     /// Restores the host ends of pods and the settings of the node that they need. A part that can't be
@@ -53,6 +76,7 @@ impl Keeper {
     }
 
     /// Finds firewalls that drop packets from or to pods, and opens them if the configuration asks for it.
+    /// They are read anew only if any rule of nftables has changed.
     pub(super) async fn let_through(&mut self, ledger: &Ledger, uplink: &str) {
         let Some(pod) = ledger.records().first().map(|record| record.entry().address) else { return };
         let link = &format!("{LINK_PREFIX}00000000000");
@@ -61,16 +85,21 @@ impl Keeper {
             Packet { from_link: uplink, to_link: link, source: None, destination: Some(pod) },
         ];
         let mut bases = Vec::new();
-        let listing = async {
-            let listed = nft::Listed::now().await?;
-            Ok::<_, nft::Error>((nft::dropping(&listed, &packets).await?, listed))
-        };
+        let of = (generation().ok(), pod, uplink.to_owned());
         let late =
             || nft::Error::Run("nft", io::Error::new(io::ErrorKind::TimedOut, "its lists take too long"));
-        match timeout(FIREWALLS_WITHIN, listing).await.unwrap_or_else(|_| Err(late())) {
-            Ok((dropping, listed)) => {
-                bases.extend(dropping);
-                self.name_lost_host_ports(ledger, &listed);
+        let firewalls = match self.firewalls.take().filter(|known| known.of == of && of.0.is_some()) {
+            Some(known) => Ok(known),
+            None => {
+                let listed = timeout(FIREWALLS_WITHIN, Firewalls::listed(of, &packets)).await;
+                listed.unwrap_or_else(|_| Err(late()))
+            }
+        };
+        match firewalls {
+            Ok(firewalls) => {
+                bases.extend(firewalls.dropping.iter().cloned());
+                self.name_lost_host_ports(ledger, &firewalls.host_ports);
+                self.firewalls = Some(firewalls);
             }
             Err(error) => self.stands(format!(
                 "can't tell whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
@@ -100,9 +129,9 @@ impl Keeper {
         }
     }
 
-    fn name_lost_host_ports(&mut self, ledger: &Ledger, listed: &nft::Listed) {
+    fn name_lost_host_ports(&mut self, ledger: &Ledger, chains: &BTreeSet<String>) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
-        let lost = self.host_ports.lost(assignments, &listed.names(host_ports::CHAIN));
+        let lost = self.host_ports.lost(assignments, chains);
         if let Err(error) = host_ports::write(&self.host_ports, &self.config.state_dir) {
             tracing::warn!(%error, "the next agent won't know which pods have host ports");
         }

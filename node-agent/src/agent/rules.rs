@@ -22,7 +22,10 @@ use vnetpool_plugin::{
 use super::{blocking::blocking, keeper::Keeper, notes::Finding};
 use crate::{
     disturbance::Kind,
-    firewall::{self, Rules, apply::Ensured},
+    firewall::{
+        self, Family, Rules,
+        apply::{Ensured, Error},
+    },
     sysctl,
 };
 
@@ -145,12 +148,12 @@ impl Keeper {
 
     /// Says so if nft couldn't show the table.
     async fn put_table(&mut self, table: &str) -> Result<&'static str, Failure> {
-        let ensured = self.tables.put(table).await.map_err(|error| {
-            let is_silent = matches!(error, firewall::apply::Error::Run(_));
+        let ensured = self.tables.lock().await.inet.ensure(table).await.map_err(|error| {
+            let is_silent = matches!(error, Error::Run(_) | Error::Uncounted(_));
             let reason = if is_silent { Reason::TableInDoubt } else { Reason::TableRefused };
             Failure { reason, message: error.to_string() }
         })?;
-        self.notes.kept("inet vnetpool", ensured);
+        self.notes.kept(Family::Inet, ensured);
         Ok(match ensured {
             Ensured::Unseen => "; nft doesn't answer, and by the kernel nobody has changed the table",
             Ensured::Standing | Ensured::Put | Ensured::Restored => "",
@@ -162,7 +165,7 @@ impl Keeper {
         let table = firewall::arp(self.config.ipam_only);
         let ensured = self.tables.lock().await.arp.ensure(&table).await;
         match ensured {
-            Ok(ensured) => _ = self.notes.kept("arp vnetpool", ensured),
+            Ok(ensured) => _ = self.notes.kept(Family::Arp, ensured),
             Err(_) if self.config.ipam_only => {}
             Err(error) => {
                 return format!("; a pod can fill the node's table of neighbours, because {error}");

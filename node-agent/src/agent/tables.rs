@@ -11,8 +11,9 @@ use tokio::{
 use super::LONGEST_RETRY;
 use super::notes::Notes;
 use crate::firewall::{
-    apply::{Ensured, Error, Firewall},
-    events::Known,
+    Family,
+    apply::{Error, Firewall},
+    known::Known,
 };
 
 /// Between two repairs: a daemon that fights with us costs no more.
@@ -38,7 +39,7 @@ pub(super) struct Kept {
 impl Default for Tables {
     fn default() -> Tables {
         let known = watch::Sender::default();
-        let [inet, arp] = ["inet", "arp"].map(|family| Firewall::hearing(family, &known));
+        let [inet, arp] = Family::ALL.map(|family| Firewall::hearing(family, &known));
         Tables { kept: Arc::new(Mutex::new(Kept { inet, arp })), known }
     }
 }
@@ -50,31 +51,15 @@ impl Tables {
 
     /// Whether table `inet vnetpool` may have been changed since it was seen to stand.
     pub fn are_in_doubt(&self) -> bool {
-        self.known.borrow().is_in_doubt()
-    }
-
-    /// Has table `inet vnetpool` be what this transaction makes.
-    pub async fn put(&self, text: &str) -> Result<Ensured, Error> {
-        let mut kept = self.kept.lock().await;
-        let ensured = kept.inet.ensure(text).await;
-        self.note(&kept.inet);
-        ensured
+        self.known.borrow().is_in_doubt(Family::Inet)
     }
 
     /// Returns whether there was something to put back.
     async fn restore(&self, notes: &Notes) -> Result<bool, Error> {
         let mut kept = self.kept.lock().await;
-        let inet = kept.inet.restore().await.map(|ensured| notes.kept("inet vnetpool", ensured));
-        self.note(&kept.inet);
-        let arp = kept.arp.restore().await.map(|ensured| notes.kept("arp vnetpool", ensured));
+        let inet = kept.inet.restore().await.map(|ensured| notes.kept(Family::Inet, ensured));
+        let arp = kept.arp.restore().await.map(|ensured| notes.kept(Family::Arp, ensured));
         Ok(inet? | arp?)
-    }
-
-    fn note(&self, inet: &Firewall) {
-        // One that couldn't be put in place has replaced nothing: what stood before stands as it was seen.
-        if let Some(seen) = inet.seen() {
-            self.known.send_if_modified(|known| known.seen.replace(seen) != Some(seen));
-        }
     }
 }
 
@@ -85,7 +70,7 @@ pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> a
     let mut known = tables.known.subscribe();
     let mut pause = FIRST_CHECK_APART;
     loop {
-        known.wait_for(Known::is_in_doubt).await?;
+        known.wait_for(Known::is_any_in_doubt).await?;
         match tables.restore(&notes).await {
             Ok(false) => {}
             Ok(true) => {
@@ -98,6 +83,7 @@ pub(super) async fn guard(tables: Tables, notes: Notes, disturbed: &Notify) -> a
             }
         }
         sleep(pause).await;
-        pause = if tables.are_in_doubt() { (pause * 2).min(LONGEST_RETRY) } else { FIRST_CHECK_APART };
+        let is_in_doubt = known.borrow().is_any_in_doubt();
+        pause = if is_in_doubt { (pause * 2).min(LONGEST_RETRY) } else { FIRST_CHECK_APART };
     }
 }

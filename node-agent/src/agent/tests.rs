@@ -1,11 +1,13 @@
 //! The agent's reconciles and inspections, each made by the test.
 
+mod gap;
 mod tables;
 
 use super::*;
 use crate::alone::{self, this_test};
-use crate::{args::Args, supply, sysctl};
+use crate::{args::Args, beat, supply, sysctl};
 use clap::Parser;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
 use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
@@ -24,7 +26,7 @@ fn agent(root: &Path) -> Agent {
     let (settings, state_dir) = (config.imds.clone(), config.state_dir.clone());
     let source = Source::Metadata { settings, boot_id: config.boot_id().unwrap(), state_dir };
     let metrics = Metrics::new(&config.state_dir);
-    Agent::new(config, source, metrics).unwrap()
+    Agent::new(config, source, metrics, Beat::begin()).unwrap()
 }
 
 /// The node's object in this generation, with addresses 10.240.250.1 and so on.
@@ -52,6 +54,15 @@ fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPA
 fn has_inspected(agent: &mut Agent) {
     let wanted = agent.wanted.clone();
     agent.inspected = Inspected { is_ruled: wanted.rules.is_some(), wanted, ..Inspected::default() };
+}
+
+/// An agent and its node's object of one address, whose rules an inspection has made.
+fn ruled(root: &Path) -> (Agent, NodeIPAllocation) {
+    let mut agent = agent(root);
+    let object = object(&agent, 2, 1, "192.168.0.0/16");
+    agent.wanted.rules = Some(rules::basis(&object.spec));
+    has_inspected(&mut agent);
+    (agent, object)
 }
 
 fn is_held(agent: &Agent, number: u8) -> bool {
@@ -110,10 +121,7 @@ async fn rules_that_come_back_while_others_are_being_made_are_made_again_before_
 #[tokio::test]
 async fn by_a_spec_older_than_what_the_ledger_was_built_from_nothing_is_taken_back() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut agent = agent(root.path());
-    let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_inspected(&mut agent);
+    let (mut agent, first) = ruled(root.path());
     agent.reconcile(Some(&first)).await.unwrap();
     assert!(agent.wanted.installs);
     agent.latest = 3;
@@ -143,10 +151,7 @@ async fn findings_of_an_inspection_are_in_every_report_so_that_a_new_spec_is_one
 #[tokio::test]
 async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_installed() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut agent = agent(root.path());
-    let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_inspected(&mut agent);
+    let (mut agent, first) = ruled(root.path());
     agent.reconcile(Some(&first)).await.unwrap();
     assert_ne!(agent.reserved, Reserved::default());
     assert!(agent.wanted.installs);
@@ -185,7 +190,7 @@ async fn after_a_long_inspection_the_next_waits_as_long_and_one_that_keeps_faili
         let now = Instant::now();
         agent.begun = Some(now - Duration::from_secs(took));
         // As after a change on the node while an inspection is under way.
-        agent.next_inspection = if took > 0 { now } else { now + INSPECT_EVERY };
+        agent.next_inspection = if took > 0 { now } else { now + LONGEST_REST };
         agent.take_back((keeper, Inspected { has_failed, ..Inspected::default() }));
         rests.push(agent.next_inspection.duration_since(now).as_secs());
     }
@@ -195,10 +200,7 @@ async fn after_a_long_inspection_the_next_waits_as_long_and_one_that_keeps_faili
 #[tokio::test]
 async fn a_ledger_that_is_built_from_a_later_spec_offers_nothing_before_that_ones_rules() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut agent = agent(root.path());
-    let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&first.spec));
-    has_inspected(&mut agent);
+    let (mut agent, first) = ruled(root.path());
     object(&agent, 3, 2, "172.16.0.0/12");
     agent.reconcile(Some(&first)).await.unwrap();
     assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
@@ -219,16 +221,17 @@ async fn reconciles_come_whatever_an_inspection_does() {
     tokio::select! {
         ended = agent.work(&changed, &disturbed) => panic!("{ended:?}"),
         () = three => {}
-        () = sleep(3 * RECONCILE_EVERY) => panic!("not three reconciles in so long"),
+        () = sleep(3 * beat::EVERY) => panic!("not three reconciles in so long"),
     }
 }
 
 const NODE: &str = "VNETPOOL_TEST_NODE";
 
-/// The real nft, but for calls that begin as a file beside it says: those fail, or hang.
+/// The real nft, but for calls that begin as a file beside it says: those fail, or hang. Each is noted.
 const NFT: &str = r#"#!/bin/sh
 PATH="${PATH#*:}"
 cd "$VNETPOOL_TEST_NODE"
+echo "$*" >> runs
 [ -e broken ] && case "$*" in "$(cat broken)"*) echo out of order >&2; exit 1;; esac
 [ -e hangs ] && case "$*" in "$(cat hangs)"*) : > hung; exec sleep 3600;; esac
 exec nft "$@"
@@ -266,6 +269,18 @@ async fn settle(agent: &mut Agent, object: &NodeIPAllocation) {
     agent.reconcile(Some(object)).await.unwrap();
 }
 
+/// An agent and its node's object of two addresses, which the node has with all that they need.
+async fn settled(dir: &Path) -> (Agent, NodeIPAllocation) {
+    let mut agent = agent(dir);
+    let object = object(&agent, 2, 2, "192.168.0.0/16");
+    settle(&mut agent, &object).await;
+    (agent, object)
+}
+
+fn sandboxes() -> [Sandbox; 2] {
+    ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() })
+}
+
 fn counts(agent: &Agent) -> Counts {
     agent.store.peek().unwrap().counts(file::now())
 }
@@ -277,9 +292,13 @@ fn assign(agent: &Agent, sandbox: &Sandbox) -> Assign {
 
 /// Status and reason of a condition as reported.
 fn reported(agent: &Agent, type_: Type) -> (String, String) {
+    let found = condition(agent, type_);
+    (found.status, found.reason)
+}
+
+fn condition(agent: &Agent, type_: Type) -> Condition {
     let report = agent.reports.borrow().clone().unwrap();
-    let found = condition::find(&report.conditions, type_).unwrap();
-    (found.status.clone(), found.reason.clone())
+    condition::find(&report.conditions, type_).unwrap().clone()
 }
 
 #[tokio::test]
@@ -306,7 +325,7 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
         assert_eq!(reported(&agent, type_).0, "True", "{type_:?}");
     }
     assert!(agent.is_ready());
-    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    let [a, b] = sandboxes();
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
 
     fs::write(&broken, "").unwrap();
@@ -335,13 +354,11 @@ async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_ke
 async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let broken = dir.join("broken");
-    let mut agent = agent(&dir);
-    let object = object(&agent, 2, 2, "192.168.0.0/16");
-    settle(&mut agent, &object).await;
+    let (mut agent, object) = settled(&dir).await;
     fs::write(&broken, "").unwrap();
     inspect(&mut agent, INSPECT_WITHIN).await;
     agent.reconcile(Some(&object)).await.unwrap();
-    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    let [a, b] = sandboxes();
     assert_eq!(assign(&agent, &a), Assign::Waiting);
     let alive = agent.store.lock_sandbox(&a, Duration::ZERO).unwrap();
 
@@ -362,7 +379,7 @@ async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other()
     let mut object = object(&agent, 2, 1, "192.168.0.0/16");
     object.spec.cooldown = Duration::ZERO.into();
     settle(&mut agent, &object).await;
-    let [a, b] = ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() });
+    let [a, b] = sandboxes();
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
     fs::write(dir.join("broken"), "").unwrap();
     inspect(&mut agent, INSPECT_WITHIN).await;
@@ -401,9 +418,7 @@ async fn who_has_the_nodes_rules_see_bridged_packets_again_is_told_and_undone() 
 #[tokio::test]
 async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
-    let mut agent = agent(&dir);
-    let object = object(&agent, 2, 2, "192.168.0.0/16");
-    settle(&mut agent, &object).await;
+    let (mut agent, object) = settled(&dir).await;
     settle(&mut agent, &object).await;
     assert!(agent.is_ready());
     let mut refused = object.clone();
@@ -418,9 +433,7 @@ async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
 #[tokio::test]
 async fn an_inspection_waits_for_the_installation_of_one_that_was_broken_off() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
-    let mut agent = agent(&dir);
-    let object = object(&agent, 2, 2, "192.168.0.0/16");
-    settle(&mut agent, &object).await;
+    let (mut agent, _) = settled(&dir).await;
     let installing = agent.keeper.as_ref().unwrap().installing.clone();
     let plugin = dir.join("bin/vnetpool");
     let broken_off = installing.lock().await;

@@ -1,22 +1,31 @@
 //! Puts a table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
 
 use serde_json::Value;
-use tokio::{process::Command, sync::watch};
+use tokio::{process::Command, sync::watch, time::Instant};
 use vnetpool_crds::refusal::Service;
 
-use super::{ASKED, events::Known};
+use super::{
+    ASKED, Family,
+    events::generation,
+    known::{Generation, Known},
+};
 use crate::child;
+
+/// How often a table is listed that stands by the kernel's events: a mistake of theirs or ours lasts no longer.
+pub const LIST_EVERY: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("can't run nft: {0}")]
     Run(#[from] io::Error),
+    #[error("the kernel doesn't report its generation of nftables: {0}")]
+    Uncounted(#[source] io::Error),
     #[error("nft refuses table {0} vnetpool: {1}")]
-    Refused(&'static str, String),
+    Refused(Family, String),
     #[error("nft doesn't show table {0} vnetpool, which it has just put in place")]
-    Missing(&'static str),
+    Missing(Family),
     #[error("what nft prints can't be read: {0}")]
     Unreadable(#[from] serde_json::Error),
 }
@@ -26,7 +35,7 @@ pub enum Error {
 pub enum Ensured {
     /// It stood as it was put.
     Standing,
-    /// nft couldn't show it. It stood when it was seen last, and the kernel has reported no change since.
+    /// nft couldn't show it when that was due. The kernel has reported no change since it was seen last.
     Unseen,
     /// It was put in place, since the wanted content has changed.
     Put,
@@ -37,7 +46,7 @@ pub enum Ensured {
 /// The table `vnetpool` of a family in the kernel, as far as this process has put it there.
 #[derive(Debug)]
 pub struct Firewall {
-    family: &'static str,
+    family: Family,
     known: watch::Sender<Known>,
     put: Option<Put>,
     /// The last values of its counters, by name. A table that is put in place begins with none.
@@ -63,46 +72,52 @@ struct Done {
     text: String,
     /// How the kernel showed it right afterwards, without counters.
     listing: Option<String>,
-    /// How many changes had been heard of before it was last seen so.
-    seen: u64,
+    /// When it last did so.
+    listed: Instant,
 }
 
 impl Default for Firewall {
     fn default() -> Self {
-        Firewall::of("inet")
+        Firewall::of(Family::Inet)
     }
 }
 
 impl Firewall {
     /// The table of this family, whose changes aren't followed.
-    pub fn of(family: &'static str) -> Firewall {
+    pub fn of(family: Family) -> Firewall {
         Firewall::hearing(family, &watch::Sender::default())
     }
 
     /// The table of this family, of which nothing is known yet but its changes from now on.
-    pub fn hearing(family: &'static str, known: &watch::Sender<Known>) -> Firewall {
+    pub fn hearing(family: Family, known: &watch::Sender<Known>) -> Firewall {
         let (counted, asked) = (BTreeMap::new(), BTreeMap::new());
         Firewall { family, known: known.clone(), put: None, counted, asked }
     }
 
-    /// Puts `text`, a transaction that makes the table, in place unless the kernel still shows the same as
-    /// after the last time. If nft can't show it, it stands as long as the kernel has reported no change: the
-    /// kernel reports each.
+    /// Puts `text`, a transaction that makes the table, in place unless it stands as after the last time: by
+    /// the kernel's events, which report each change, or else by a listing.
     pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
-        let heard = self.heard();
         let ensured = match &mut self.put {
-            Some(Put::Done(done)) if done.text == text => match list(self.family).await {
-                Ok(listing) if listing == done.listing => {
-                    done.seen = heard;
+            Some(Put::Done(done)) if done.text == text => {
+                let now = generation().map_err(Error::Uncounted)?;
+                let stands = |now| self.known.borrow().stands(self.family, now);
+                if stands(now) && done.listed.elapsed() < LIST_EVERY {
                     return Ok(Ensured::Standing);
                 }
-                Ok(_) => Ensured::Restored,
-                Err(error) if done.seen > 0 && done.seen == self.known.borrow().heard => {
-                    tracing::warn!(%error, "can't look at a table of nftables, which nobody has changed");
-                    return Ok(Ensured::Unseen);
+                match list(self.family).await {
+                    Ok(listing) if listing == done.listing => {
+                        done.listed = Instant::now();
+                        self.saw(now);
+                        return Ok(Ensured::Standing);
+                    }
+                    Ok(_) => Ensured::Restored,
+                    Err(error) if generation().is_ok_and(stands) => {
+                        tracing::warn!(%error, "can't look at a table of nftables, which nobody has changed");
+                        return Ok(Ensured::Unseen);
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
-            },
+            }
             Some(Put::Tried { text: tried, ensured }) if *tried == text => *ensured,
             _ => Ensured::Put,
         };
@@ -110,13 +125,21 @@ impl Firewall {
         self.counted.clear();
         self.asked.clear();
         nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
-        let seen = self.heard();
+        // Of our own transaction, or a later one: its events, read late, cast no doubt.
+        let now = generation().map_err(Error::Uncounted)?;
         let listing = list(self.family).await?;
         if listing.is_none() && text != super::no_table(self.family) {
             return Err(Error::Missing(self.family));
         }
-        self.put = Some(Put::Done(Done { text: text.to_owned(), listing, seen }));
+        self.put = Some(Put::Done(Done { text: text.to_owned(), listing, listed: Instant::now() }));
+        self.saw(now);
         Ok(ensured)
+    }
+
+    /// Notes that it stood as it was put, in this generation or a later one. Until then one that was seen
+    /// before counts: what couldn't be put in place has replaced nothing.
+    fn saw(&self, generation: Generation) {
+        Known::change(&self.known, |known| known.seen[self.family as usize] = Some(generation));
     }
 
     /// Puts the last table back, if another program has changed or removed it, or if that has failed before.
@@ -130,21 +153,9 @@ impl Firewall {
         }
     }
 
-    /// How many changes had been heard of before it was last seen to stand; None if it may not.
-    pub fn seen(&self) -> Option<u64> {
-        match &self.put {
-            Some(Put::Done(done)) => Some(done.seen),
-            Some(Put::Tried { .. }) | None => None,
-        }
-    }
-
-    fn heard(&self) -> u64 {
-        self.known.borrow().heard
-    }
-
     /// The packets that the table has dropped since this was asked last, by the name of its counter.
     pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
-        let listed = self.listed(&["counters", "table", self.family, "vnetpool"]).await?;
+        let listed = self.listed(&["counters", "table", self.family.word(), "vnetpool"]).await?;
         let counter = |one: &Value| {
             let counter = one.get("counter")?;
             Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
@@ -161,7 +172,7 @@ impl Firewall {
     /// The packets that pods have sent to Azure's services in vain since this was asked last, by the pod's
     /// address and the service.
     pub async fn asked(&mut self) -> Result<Vec<((Ipv4Addr, Service), u64)>, Error> {
-        let listed = self.listed(&["set", self.family, "vnetpool", ASKED]).await?;
+        let listed = self.listed(&["set", self.family.word(), "vnetpool", ASKED]).await?;
         let elements = listed.iter().filter_map(|one| one["set"]["elem"].as_array()).flatten();
         let packets = |element: &Value| {
             let element = element.get("elem")?;
@@ -191,10 +202,10 @@ fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) ->
 
 /// Removes the tables; fine if there are none.
 pub async fn remove() -> Result<(), Error> {
-    for family in ["inet", "arp"] {
+    for family in Family::ALL {
         let removed = nft(&["-f", "-"], &super::no_table(family)).await?;
         // A kernel without the family has no table of it.
-        if family == "inet" {
+        if family == Family::Inet {
             removed.map_err(|refusal| Error::Refused(family, refusal))?;
         }
     }
@@ -202,8 +213,8 @@ pub async fn remove() -> Result<(), Error> {
 }
 
 /// The table as the kernel has it, without the parts that packets change; `None` if it has none.
-async fn list(family: &str) -> io::Result<Option<String>> {
-    let listing = nft(&["--stateless", "list", "table", family, "vnetpool"], "").await?.ok();
+async fn list(family: Family) -> io::Result<Option<String>> {
+    let listing = nft(&["--stateless", "list", "table", family.word(), "vnetpool"], "").await?.ok();
     Ok(listing.map(|listing| without_asked(&listing)))
 }
 

@@ -6,23 +6,36 @@
 use std::{io, thread};
 
 use anyhow::Context;
-use netlink_packet_core::{NetlinkBuffer, NlaBuffer};
+use netlink_packet_core::{
+    Emitable, ErrorBuffer, NLA_HEADER_SIZE, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
+    NlaBuffer,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::{
     errno::Errno,
+    libc::MSG_DONTWAIT,
     sys::socket::{setsockopt, sockopt},
 };
 use tokio::sync::{oneshot, watch};
 
+use super::{
+    Family,
+    known::{Event, Generation, Heard, Known},
+};
 use crate::metrics::{Metrics, Watch};
 
 /// NFNLGRP_NFTABLES of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
-/// `struct nfgenmsg`, before the attributes.
+/// `struct nfgenmsg`, before the attributes: a family, a version, and the generation's last bits.
 const HEADER: usize = 4;
-/// The attribute with the table's name, which has the same number in messages of tables, chains, rules, sets,
-/// their elements and objects (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
-const TABLE: u16 = 1;
+/// NFT_MSG_NEWGEN and NFT_MSG_GETGEN of `linux/netfilter/nf_tables.h`, of the subsystem
+/// NFNL_SUBSYS_NFTABLES.
+const NEW_GENERATION: u16 = 0x0a0f;
+const GET_GENERATION: u16 = 0x0a10;
+/// The attribute with the generation (`NFTA_GEN_ID`), or with the table's name, which has the same number in
+/// messages of tables, chains, rules, sets, their elements and objects (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`
+/// and so on).
+const SUBJECT: u16 = 1;
 const OURS: &[u8] = b"vnetpool\0";
 /// Messages and attributes are aligned to four bytes.
 const ALIGN: usize = 4;
@@ -31,26 +44,57 @@ const DATAGRAM: usize = 64 * 1024;
 /// Room for all that kube-proxy writes at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
-/// The state of our tables by the kernel's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// How many changes it has reported. The opening of the socket counts as one; 0 as long as there is none.
-    pub heard: u64,
-    /// After which of them table `inet vnetpool` was seen to stand as it was put. None: this process hasn't
-    /// put it there.
-    pub seen: Option<u64>,
+/// The kernel's present generation in this network namespace.
+pub fn generation() -> io::Result<Generation> {
+    Asking::open()?.generation()
 }
 
-impl Known {
-    /// Whether the table may have been changed since it was seen.
-    pub fn is_in_doubt(&self) -> bool {
-        self.seen.is_some_and(|seen| seen != self.heard)
+/// A socket that asks for the generation of the network namespace in which it was opened.
+#[derive(Debug)]
+struct Asking(Socket);
+
+impl Asking {
+    fn open() -> io::Result<Asking> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        Ok(Asking(socket))
     }
+
+    /// The kernel takes no lock for it, and has answered when the request is sent: this never waits.
+    fn generation(&self) -> io::Result<Generation> {
+        let mut header = NetlinkHeader::default();
+        (header.message_type, header.flags) = (GET_GENERATION, NLM_F_REQUEST);
+        let mut request = vec![0; header.buffer_len() + HEADER];
+        header.length = u32::try_from(request.len()).map_err(io::Error::other)?;
+        header.emit(&mut request);
+        self.0.send(&request, 0)?;
+        let answer = receive(&self.0, MSG_DONTWAIT)?;
+        let message = NetlinkBuffer::new_checked(&answer).map_err(io::Error::other)?;
+        if message.message_type() == NLMSG_ERROR {
+            let error = ErrorBuffer::new_checked(message.payload()).map_err(io::Error::other)?;
+            return Err(io::Error::from_raw_os_error(error.code().map_or(0, |code| -code.get())));
+        }
+        match meaning(message.message_type(), message.payload()) {
+            Some(Event::End(generation)) => Ok(generation),
+            _ => Err(io::Error::other("the kernel's answer has no generation")),
+        }
+    }
+}
+
+/// One datagram.
+fn receive(socket: &Socket, flags: i32) -> io::Result<Vec<u8>> {
+    let mut buffer = Vec::with_capacity(DATAGRAM);
+    socket.recv(&mut buffer, flags)?;
+    Ok(buffer)
 }
 
 /// A socket that hears of every change in the tables of the network namespace in which it was opened.
 #[derive(Debug)]
-pub struct Events(Socket);
+pub struct Events {
+    socket: Socket,
+    asking: Asking,
+    heard: Heard,
+}
 
 impl Events {
     pub fn open() -> io::Result<Events> {
@@ -60,69 +104,105 @@ impl Events {
     /// With room for so many bytes that wait to be read; more are lost.
     pub fn with_room(bytes: usize) -> io::Result<Events> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        // Refused outside the machine's own user namespace. Then more is lost, and the next inspection finds
-        // it.
+        // Refused outside the machine's own user namespace. Then more is lost, and the tables are listed
+        // more often.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &bytes);
         socket.bind(&SocketAddr::new(0, 0))?;
         socket.add_membership(GROUP)?;
-        Ok(Events(socket))
+        // From here on nothing is missed.
+        let asking = Asking::open()?;
+        let heard = Heard::from(asking.generation()?);
+        Ok(Events { socket, asking, heard })
     }
 
-    /// Waits for the next datagram; returns whether it concerns a table of ours, or may have come after a
-    /// lost one that did.
-    pub fn wait(&self) -> io::Result<bool> {
-        let mut buffer = Vec::with_capacity(DATAGRAM);
-        match self.0.recv(&mut buffer, 0) {
-            Ok(_) => Ok(concerns(&buffer)),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-            Err(error) => Err(error),
+    /// What has been read so far.
+    pub fn heard(&self) -> Heard {
+        self.heard
+    }
+
+    /// Waits for the next datagram, and reads it. After one was lost, the next call drops all that was sent
+    /// until then, and goes on from the kernel's generation.
+    pub fn read(&mut self) -> io::Result<Heard> {
+        if self.heard.is_incomplete() {
+            self.drop_all()?;
+            // The kernel counts a transaction before it reports it, so none that was lost comes after this.
+            self.heard = Heard::from(self.asking.generation()?);
+            return Ok(self.heard);
+        }
+        match receive(&self.socket, 0) {
+            Ok(datagram) => self.heard = events(&datagram).fold(self.heard, Heard::and),
+            Err(error) if is(&error, Errno::ENOBUFS) => self.heard = self.heard.lost(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.heard)
+    }
+
+    /// Reads until there is nothing to read. Only then the kernel sends again.
+    fn drop_all(&self) -> io::Result<()> {
+        loop {
+            match receive(&self.socket, MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if is(&error, Errno::ENOBUFS) || is(&error, Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
 
-/// Whether one of these messages is about a table of ours.
-fn concerns(datagram: &[u8]) -> bool {
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// The messages of a datagram that matter.
+fn events(datagram: &[u8]) -> impl Iterator<Item = Event> {
     let mut rest = datagram;
-    while let Ok(message) = NetlinkBuffer::new_checked(&rest) {
-        if is_ours(message.payload()) {
-            return true;
-        }
+    let messages = std::iter::from_fn(move || {
+        let message = NetlinkBuffer::new_checked(rest).ok()?;
         rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or_default();
-    }
-    false
+        Some(meaning(message.message_type(), message.payload()))
+    });
+    messages.flatten()
 }
 
-/// Whether a message is about a table of ours.
-fn is_ours(payload: &[u8]) -> bool {
-    let mut rest = payload.get(HEADER..).unwrap_or_default();
+/// The meaning of a message; None if it is about another program's table.
+fn meaning(kind: u16, payload: &[u8]) -> Option<Event> {
+    let (&[family, _, high, low], attributes) = payload.split_first_chunk::<HEADER>()?;
+    let subject = subject(attributes)?;
+    if kind == NEW_GENERATION {
+        return Some(Event::End(Generation(u32::from_be_bytes(subject.try_into().ok()?))));
+    }
+    let family = Family::ALL.into_iter().find(|one| one.number() == family)?;
+    (subject == OURS).then_some(Event::Touched(family, u16::from_be_bytes([high, low])))
+}
+
+fn subject(attributes: &[u8]) -> Option<&[u8]> {
+    let mut rest = attributes;
     while let Ok(attribute) = NlaBuffer::new_checked(rest) {
-        if attribute.kind() == TABLE {
-            return attribute.value() == OURS;
+        if attribute.kind() == SUBJECT {
+            return rest.get(NLA_HEADER_SIZE..attribute.length() as usize);
         }
         rest = rest.get((attribute.length() as usize).next_multiple_of(ALIGN)..).unwrap_or_default();
     }
-    false
+    None
 }
 
-/// Counts every change of our tables in `known`, our own changes included.
+/// Keeps in `known` what the kernel reports of our tables, our own changes included.
 pub async fn watch(known: watch::Sender<Known>, metrics: Metrics) -> anyhow::Result<()> {
     const CANT: &str = "can't hear the kernel's nftables events";
-    let events = Events::open().context(CANT)?;
-    let heard = move || known.send_modify(|known| known.heard += 1);
-    metrics.heard(Watch::Tables);
-    heard(); // for whatever happened before
+    let mut events = Events::open().context(CANT)?;
+    let note = move |heard: Heard| {
+        metrics.heard(Watch::Tables);
+        Known::change(&known, |known| known.heard = Some(heard));
+    };
+    note(events.heard());
     let (ended, end) = oneshot::channel();
     // A thread of its own, as for the kernel's other events.
     thread::Builder::new().name("nftables-events".to_owned()).spawn(move || {
         let error = loop {
-            match events.wait() {
-                Ok(is_ours) => {
-                    metrics.heard(Watch::Tables);
-                    if is_ours {
-                        heard();
-                    }
-                }
+            match events.read() {
+                Ok(heard) => note(heard),
                 Err(error) => break error,
             }
         };

@@ -2,7 +2,7 @@
 //! operator may have taken them off the NIC, as an upgrade of a scale set's model does. [`Listing`] is pure;
 //! [`watch()`] asks.
 //!
-//! The service is local to the VM and free, so every node can ask once a minute, where reading thousands of
+//! The service is local to the VM and free, so every node can ask twice a minute, where reading thousands of
 //! NICs would use Azure's limits up. But it is a hint and no more. How long a change takes to show there
 //! isn't published, so an address that was never listed proves nothing, and one answer may be a bad one. The
 //! agent reports the difference to the operator, which reads the NIC.
@@ -16,21 +16,23 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use vnetpool_crds::{NodeIPAllocation, allocation::Interface};
 
 use super::{Network, client, hardware_address};
+use crate::beat::Beat;
 
-/// Between two requests, at least, and up to one and a half times as long: many nodes that lose addresses at
-/// one moment must not all come to the operator at another.
-const ASK_EVERY: Duration = Duration::from_secs(40);
-/// Before a reservation that is missing for the first time is checked again.
+/// Before a reservation that is missing for the first time is checked again, at least, and up to three times
+/// as long: many nodes that lose addresses at one moment must not all come to the operator at another.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// So many answers in a row must lack a reservation that was listed.
 const MISSES: u32 = 2;
 /// So many requests in a row without a usable answer make the service a silent one: for four minutes or
 /// five. A VM that Azure moves to another host may be without it for a moment.
-const SILENT: u32 = 5;
+const SILENT: u32 = 8;
 
 /// The result of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,12 +105,13 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Asks about once a minute for as long as the node holds single addresses, and keeps the result in `told`.
+/// Asks at each beat for as long as the node holds single addresses, and keeps the result in `told`.
 /// If the service doesn't answer, for instance because a node's administrator has closed it, no pod misses
 /// it: the operator reads the NIC more often instead.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
     told: watch::Sender<Told>,
+    beat: Beat,
 ) -> anyhow::Result<()> {
     let mut listing = Listing::default();
     for count in 0_u64.. {
@@ -132,8 +135,12 @@ pub async fn watch(
         }
         let now = listing.told();
         told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
-        let pause = if listing.is_in_doubt() { ASK_AGAIN } else { pause(&object.spec.node_uid, count) };
-        sleep(pause).await;
+        let again = if listing.is_in_doubt() {
+            Instant::now() + pause(&object.spec.node_uid, count)
+        } else {
+            beat.next()
+        };
+        sleep_until(again).await;
     }
     Ok(())
 }
@@ -141,7 +148,7 @@ pub async fn watch(
 /// Differs by node and from request to request.
 fn pause(node_uid: &str, count: u64) -> Duration {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((node_uid, count));
-    ASK_EVERY + Duration::from_millis(hash % (ASK_EVERY / 2).as_millis() as u64)
+    ASK_AGAIN + Duration::from_millis(hash % (2 * ASK_AGAIN).as_millis() as u64)
 }
 
 #[cfg(test)]
@@ -229,16 +236,16 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_tells_nothing_five_times_in_a_row_is_silent_until_it_tells_something() {
+    fn a_service_that_tells_nothing_eight_times_in_a_row_is_silent_until_it_tells_something() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         let is_silent = |listing: &Listing| listing.told().is_silent;
-        (0..4).for_each(|_| listing.ask_in_vain());
+        (1..SILENT).for_each(|_| listing.ask_in_vain());
         assert_eq!(is_silent(&listing), None, "an agent that has just started doesn't know");
         listing.take_in(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));
         assert_eq!(is_silent(&listing), Some(true), "an answer without the NIC shows nothing of it");
         listing.take_in(&nic, &answer(&[]));
         assert_eq!(is_silent(&listing), Some(false));
-        (0..4).for_each(|_| listing.ask_in_vain());
+        (1..SILENT).for_each(|_| listing.ask_in_vain());
         assert_eq!(is_silent(&listing), Some(false), "requests in a row count");
         listing.ask_in_vain();
         assert_eq!(is_silent(&listing), Some(true));
@@ -255,10 +262,10 @@ mod tests {
     }
 
     #[test]
-    fn nodes_ask_about_once_a_minute_and_not_in_step() {
+    fn nodes_ask_again_after_half_a_minute_at_most_and_not_in_step() {
         let pauses: BTreeSet<Duration> =
             (0..20).flat_map(|count| ["a", "b"].map(|node| pause(node, count))).collect();
         assert_eq!(pauses.len(), 40);
-        assert!(pauses.iter().all(|pause| *pause >= ASK_EVERY && *pause < ASK_EVERY * 3 / 2));
+        assert!(pauses.iter().all(|pause| *pause >= ASK_AGAIN && *pause < 3 * ASK_AGAIN));
     }
 }

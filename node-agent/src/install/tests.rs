@@ -197,6 +197,58 @@ fn the_plugin_is_executable_under_both_its_names() {
     assert_eq!(fs::read(bin_dir.join(IPAM)).unwrap(), b"#!");
 }
 
+/// The kernel refuses to run a file that somebody has open for writing. Between its start and its program a
+/// child of another test has every file of this process open, so that this can pass by itself.
+fn started(program: &Path, arguments: &[&str]) -> std::process::Child {
+    loop {
+        match std::process::Command::new(program).args(arguments).spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            result => return result.unwrap(),
+        }
+    }
+}
+
+#[test]
+fn a_plugin_that_runs_is_replaced_and_goes_on_with_its_old_file() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, bin_dir) = (root.path().join("source"), root.path().join("bin"));
+    let target = bin_dir.join(PLUGIN);
+    fs::copy("/bin/sleep", &source).unwrap();
+    assert!(plugin(&source, &bin_dir).unwrap());
+    let mut running = started(&target, &["60"]);
+    let busy = fs::OpenOptions::new().write(true).open(&target).unwrap_err();
+    assert_eq!(busy.kind(), io::ErrorKind::ExecutableFileBusy, "a program that runs can be written to");
+    fs::copy("/bin/true", &source).unwrap();
+    assert!(plugin(&source, &bin_dir).unwrap());
+    assert!(running.try_wait().unwrap().is_none(), "the old one has ended");
+    assert!(started(&target, &[]).wait().unwrap().success(), "the new one doesn't run");
+    running.kill().unwrap();
+    running.wait().unwrap();
+}
+
+/// Otherwise an ADD right after the rename would fail with "text file busy". A child of another test may have
+/// the file open for a moment longer, but not each time.
+#[test]
+fn the_plugin_has_been_closed_when_it_gets_its_name() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, bin_dir) = (root.path().join("source"), root.path().join("bin"));
+    fs::create_dir(&bin_dir).unwrap();
+    let mut inotify = inotify::Inotify::init().unwrap();
+    let seen = inotify::WatchMask::CLOSE_WRITE | inotify::WatchMask::MOVED_FROM;
+    inotify.watches().add(&bin_dir, seen).unwrap();
+    let mut orders = (0..5).map(|release| {
+        fs::write(&source, format!("release {release}")).unwrap();
+        assert!(plugin(&source, &bin_dir).unwrap());
+        let mut buffer = [0; 4096];
+        let events = inotify.read_events(&mut buffer).unwrap();
+        let new = format!(".{PLUGIN}.new");
+        let ours = events.filter(|event| event.name.is_some_and(|name| name == new.as_str()));
+        ours.map(|event| event.mask).collect::<Vec<_>>()
+    });
+    let expected = [inotify::EventMask::CLOSE_WRITE, inotify::EventMask::MOVED_FROM];
+    assert!(orders.any(|order| order == expected), "it was open at each of five renames");
+}
+
 #[test]
 fn a_configuration_that_sorts_before_ours_is_named() {
     let conf_dir = tempfile::tempdir().unwrap();

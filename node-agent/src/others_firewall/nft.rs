@@ -58,9 +58,9 @@ impl Listed {
     }
 
     /// The names that begin like this.
-    pub fn names(&self, prefix: &str) -> BTreeSet<&str> {
+    pub fn names(&self, prefix: &str) -> BTreeSet<String> {
         let names = self.0.iter().filter_map(|object| object["chain"]["name"].as_str());
-        names.filter(|name| name.starts_with(prefix)).collect()
+        names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
     }
 }
 

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use tokio::{net::TcpSocket, time::timeout};
 use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
-use vnetpool_node_agent::firewall::apply::Firewall;
+use vnetpool_node_agent::firewall::{
+    Family,
+    apply::Firewall,
+    events::{Events, generation},
+};
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{
     INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, WIRE_SERVER, World, ask, block_on,
-    ensure, rules, rules_with,
+    ensure, read, rules, rules_with,
 };
 
 const DNS: u16 = 53;
@@ -60,6 +64,7 @@ fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     let (world, mut firewall) = (World::new(), Firewall::default());
     let wanted = rules(&["10.240.0.0/16"]);
     ensure(&world.node, &mut firewall, &wanted);
+    let (mut events, seen) = world.node.inside(|| (Events::open().unwrap(), generation().unwrap()));
     let mut asked = || -> BTreeMap<(Ipv4Addr, Service), u64> {
         world.node.inside(|| block_on(firewall.asked()).unwrap()).into_iter().collect()
     };
@@ -79,6 +84,9 @@ fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     assert_eq!(asked(), BTreeMap::from([(pods, 3), (others, 1), (wire_server, 2)]));
     ask(&world.pod, POD, METADATA);
     assert_eq!(asked(), BTreeMap::from([(pods, 1), (others, 0), (wire_server, 0)]), "since the last time");
+    // An event of another program's table would come after those of the packets.
+    world.node.run("nft add table inet other");
+    assert!(!read(&world.node, &mut events).is_touched_since(Family::Inet, seen), "packets are a change");
     // As each does after a while.
     let elements = world.node.run("nft list set inet vnetpool asked");
     assert_eq!(elements.matches("expires").count(), 3, "{elements}");

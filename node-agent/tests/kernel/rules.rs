@@ -2,21 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{
-    self,
+    self, Family,
     apply::{self, Ensured, Firewall},
-    events::Events,
+    events::{Events, generation},
 };
 use vnetpool_node_agent::sysctl;
 use vnetpool_plugin::wiring::{self, Wiring};
 
 use crate::world::{
-    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure,
+    INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, OTHER_POD, POD, PORT, World, ask, block_on, ensure, read,
     rules, rules_with,
 };
 
@@ -149,20 +147,51 @@ fn a_table_that_somebody_has_changed_is_told_from_one_that_is_to_be_another() {
 #[test]
 fn changes_of_our_tables_are_heard_and_those_of_others_are_not() {
     let node = Namespace::new();
-    let events = node.inside(|| Events::open().unwrap());
-    let (heard, hears) = mpsc::channel();
-    thread::spawn(move || while heard.send(events.wait().unwrap()).is_ok() {});
-    // How many datagrams of others come before one that concerns us.
-    let until_ours = || {
-        let next = || hears.recv_timeout(Duration::from_secs(10)).expect("nothing more is heard");
-        (0..).take_while(|_| !next()).count()
-    };
+    let now = || node.inside(|| generation().unwrap());
+    let mut events = node.inside(|| Events::open().unwrap());
+    let opened = now();
     others_write(&node);
-    ensure(&node, &mut Firewall::default(), &rules(&[]));
-    assert!(until_ours() > 0, "others' changes are taken for ours");
-    node.run("nft delete table inet other");
-    node.run("nft flush ruleset");
-    until_ours();
+    let heard = read(&node, &mut events);
+    for family in Family::ALL {
+        assert!(!heard.is_touched_since(family, opened), "others' changes are taken for ours");
+    }
+    ensure(&node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
+    let put = now();
+    let heard = read(&node, &mut events);
+    assert!(heard.is_touched_since(Family::Inet, opened) && !heard.is_touched_since(Family::Inet, put));
+    assert!(!heard.is_touched_since(Family::Arp, opened), "another family's");
+    for change in [
+        "delete table inet other",
+        "add element inet vnetpool direct { 203.0.113.0/24 }",
+        "flush chain inet vnetpool guard",
+        "add set inet vnetpool more { type ipv4_addr; }",
+        "reset counters table inet vnetpool",
+        "flush ruleset",
+    ] {
+        let before = now();
+        node.run(&format!("nft {change}"));
+        let is_ours = !change.contains("other") && !change.contains("reset");
+        assert_eq!(read(&node, &mut events).is_touched_since(Family::Inet, before), is_ours, "{change}");
+    }
+}
+
+/// The end of each transaction has the number that its other events end in.
+#[test]
+fn each_transaction_is_a_generation_and_the_events_of_each_are_told_apart() {
+    let node = Namespace::new();
+    let mut events = node.inside(|| Events::open().unwrap());
+    let (mut firewall, mut before) = (Firewall::default(), node.inside(|| generation().unwrap()));
+    for range in ["10.240.0.0/16", "10.241.0.0/16"] {
+        ensure(&node, &mut firewall, &rules(&[range]));
+        let now = node.inside(|| generation().unwrap());
+        while !events.heard().has_read(now) {
+            let heard = events.read().unwrap();
+            assert!(
+                heard.is_touched_since(Family::Inet, before) && !heard.is_touched_since(Family::Inet, now)
+            );
+        }
+        before = now;
+    }
 }
 
 /// As kube-proxy does, many chains at once.
@@ -176,26 +205,35 @@ fn others_write(node: &Namespace) {
 #[test]
 fn a_change_of_our_tables_that_is_lost_among_those_of_others_is_not_overlooked() {
     let node = Namespace::new();
+    let now = || node.inside(|| generation().unwrap());
     ensure(&node, &mut Firewall::default(), &rules(&[]));
-    let events = node.inside(|| Events::with_room(4096).unwrap());
+    let mut events = node.inside(|| Events::with_room(4096).unwrap());
+    let seen = now();
     others_write(&node);
     node.run("nft delete table inet vnetpool");
-    assert!(events.wait().unwrap(), "the kernel says that it has lost some");
-    // Those that it hasn't lost are others'. Then it hears as before.
-    let (heard, hears) = mpsc::channel();
-    thread::spawn(move || while heard.send(events.wait().unwrap()).is_ok() {});
-    while let Ok(is_ours) = hears.recv_timeout(Duration::from_secs(1)) {
-        assert!(!is_ours, "our change has not been lost: what does this test show?");
+    assert!(!events.heard().is_touched_since(Family::Inet, seen));
+    let lost = events.read().unwrap();
+    assert!(lost.is_incomplete(), "the kernel reports that it has lost some");
+    assert!(Family::ALL.into_iter().all(|family| lost.is_touched_since(family, now())), "more may be lost");
+    // By the generation number it is known up to where.
+    let heard = events.read().unwrap();
+    for family in Family::ALL {
+        assert!(heard.is_touched_since(family, seen) && !heard.is_touched_since(family, now()));
     }
-    ensure(&node, &mut Firewall::default(), &rules(&[]));
-    assert!((0..).any(|_| hears.recv_timeout(Duration::from_secs(10)).expect("nothing more is heard")));
+    assert!(heard.has_read(now()));
+    // Then it hears as before.
+    let seen = now();
+    node.run("nft add table inet other-2");
+    assert!(!read(&node, &mut events).is_touched_since(Family::Inet, seen));
+    node.run("nft add table inet vnetpool");
+    assert!(read(&node, &mut events).is_touched_since(Family::Inet, seen));
 }
 
 /// ARP makes one table of neighbours for all links, so entries that one pod fills no other can use.
 fn a_flood_of_arp_requests_makes_no_neighbours(wiring: Wiring) {
     let world = World::wired(wiring);
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
-    ensure(&world.node, &mut Firewall::of("arp"), &firewall::arp(false));
+    ensure(&world.node, &mut Firewall::of(Family::Arp), &firewall::arp(false));
     world.node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
     // On the link, so that the pod asks by ARP for it.
     world.pod.run(&format!("ip route add {NODE}/32 dev eth0"));
@@ -232,7 +270,7 @@ fn made_up_senders_of_arp_requests_behind_the_bridge_are_no_neighbours() {
 #[test]
 fn where_another_plugin_wires_the_pods_arp_is_left_alone() {
     let node = Namespace::new();
-    let mut arp = Firewall::of("arp");
+    let mut arp = Firewall::of(Family::Arp);
     ensure(&node, &mut arp, &firewall::arp(false));
     ensure(&node, &mut arp, &firewall::arp(true));
     assert!(!node.run("nft list tables").contains("arp"));
@@ -249,7 +287,7 @@ fn nobody_elses_table_is_touched() {
     );
     let before = node.run("nft list ruleset");
     ensure(&node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
-    ensure(&node, &mut Firewall::of("arp"), &firewall::arp(false));
+    ensure(&node, &mut Firewall::of(Family::Arp), &firewall::arp(false));
     node.inside(|| block_on(apply::remove()).unwrap());
     assert_eq!(node.run("nft list ruleset"), before);
 }

@@ -22,6 +22,8 @@ use vnetpool_node_agent::{
     firewall::{
         Egress, Rules,
         apply::{Ensured, Firewall},
+        events::{Events, generation},
+        known::Heard,
     },
     sysctl,
 };
@@ -192,6 +194,15 @@ pub fn rules_with(metadata: MetadataAccess, direct: &[&str]) -> String {
 /// Brings the rules into this namespace; returns whether the kernel had to be changed.
 pub fn ensure(node: &Namespace, firewall: &mut Firewall, rules: &str) -> bool {
     node.inside(|| block_on(firewall.ensure(rules)).unwrap()) != Ensured::Standing
+}
+
+/// Reads events until those of the present generation have come.
+pub fn read(node: &Namespace, events: &mut Events) -> Heard {
+    let now = node.inside(|| generation().unwrap());
+    while !events.heard().has_read(now) {
+        events.read().unwrap();
+    }
+    events.heard()
 }
 
 /// On this very thread, which is in a namespace.

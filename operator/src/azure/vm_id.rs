@@ -18,7 +18,7 @@ impl VmId {
     /// Reads a Node's `spec.providerID` as Azure's cloud provider writes it:
     /// `azure:///subscriptions/S/resourceGroups/G/providers/Microsoft.Compute/virtualMachines/NAME`, or
     /// `…/virtualMachineScaleSets/SET/virtualMachines/INSTANCE` for one of a Uniform scale set. In any letter
-    /// case but that of `azure`.
+    /// case but that of `azure`, and with a slash at its end, too: people write it for the kubelet.
     pub fn from_provider_id(provider_id: &str) -> Result<VmId, Error> {
         let refuse =
             |cause, remedy| Err(Error::ProviderId { provider_id: provider_id.to_owned(), cause, remedy });
@@ -26,7 +26,8 @@ impl VmId {
             return refuse(
                 "the Node has no spec.providerID",
                 "start the kubelet with --cloud-provider=external and run Azure's cloud-controller-manager, \
-                 or pass --provider-id to the kubelet",
+                 or pass --provider-id to the kubelet. A Node that is there without one can be given it once: kubectl \
+                 patch node NODE -p '{\"spec\":{\"providerID\":\"azure:///subscriptions/…\"}}'",
             );
         }
         let Some(path) = provider_id.strip_prefix("azure://") else {
@@ -37,7 +38,7 @@ impl VmId {
                  which registers anew: the field can't be changed",
             );
         };
-        let Ok(id) = path.parse::<ResourceId>() else {
+        let Ok(id) = path.trim_end_matches('/').parse::<ResourceId>() else {
             return refuse("what follows azure:// isn't the id of a resource", EXPECTED);
         };
         let is_vm = id.is("Microsoft.Compute", "virtualMachines");
@@ -87,9 +88,11 @@ mod tests {
             ),
             ("in lower case", "microsoft.compute/virtualmachinescalesets/pool/virtualmachines/12", true),
             ("in lower case", "microsoft.compute/virtualmachines/node-1", false),
+            ("with a slash at its end", "Microsoft.Compute/virtualMachines/node-1/", false),
         ];
         for (kind, path, is_instance) in table {
             let vm = VmId::from_provider_id(&format!("azure://{group}/{path}")).unwrap();
+            let path = path.trim_end_matches('/');
             assert_eq!(vm.resource(), &id(&format!("{group}/{path}")), "{kind}");
             assert_eq!(vm.is_instance(), is_instance, "{kind}");
         }
@@ -99,6 +102,7 @@ mod tests {
     fn every_other_provider_id_is_refused_with_a_cause_of_its_own() {
         let table = [
             ("", "no spec.providerID"),
+            ("", "kubectl patch node"),
             ("aws:///eu-west-1a/i-0abc", "isn't an Azure virtual machine"),
             ("kind://docker/kind/kind-worker", "isn't an Azure virtual machine"),
             ("k3s://node-1", "--disable-cloud-controller"),

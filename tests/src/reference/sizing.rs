@@ -63,9 +63,10 @@ const CLUSTERS: [(u32, u32); 10] = [
 /// The subnet that each of them needs, in both modes that take addresses of it.
 fn smallest_subnets() -> String {
     let text = "With a tenth of the subnet left, at which `SubnetExhausting` warns. In mode `Address` the nodes' own \
-                addresses are counted, too. In mode `Prefix` pods need a subnet of their own, since whole blocks of 16 \
-                must be free. \"No VNet\" means more than the 65,536 addresses that a virtual network takes, of which a \
-                block counts as one.";
+                addresses are counted, too. In mode `Prefix` whole blocks of 16 must be free: leave single addresses of \
+                other machines out of that subnet, or give pods one of their own by [a second NIC](../second-nic.md). \
+                \"No VNet\" means more than the 65,536 addresses that a virtual network takes, of which a block counts as \
+                one.";
     let mut section = format!(
         "\n## The smallest subnet for a number of nodes\n\n{}\n| nodes, pods on each |",
         wrapped("", "", text)
