@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
-use vnetpool_tests::control_plane::{path, rendered, template};
+use vnetpool_tests::control_plane::{path, rendered};
 use vnetpool_tests::monitoring::{self, ALERTS};
 
 const ALL: [&str; 2] = [

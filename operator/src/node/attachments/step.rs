@@ -157,17 +157,18 @@ async fn lost(
     urgency: Urgency,
     attaching: &mut Attaching,
 ) -> Result<bool, azure::Error> {
-    let with_public = attach.iter().filter_map(|one| Some((one, one.attached.public_address.clone()?)));
-    if !matches!(error, azure::Error::Unattachable { .. }) || with_public.clone().next().is_none() {
+    let ids: Vec<ResourceId> = attach.iter().filter_map(|one| one.attached.public_address.clone()).collect();
+    if !matches!(error, azure::Error::Unattachable { .. }) || ids.is_empty() {
         return Ok(false);
     }
-    match look_up(ctx, attaching, with_public.clone().map(|(_, id)| id).collect(), urgency).await {
+    match look_up(ctx, attaching, ids, urgency).await {
         Err(error) if error.is_given_up() => return Err(error),
         // Those that weren't read are as they were.
         Ok(()) | Err(_) => {}
     }
+    let is_gone = |id: &ResourceId| attaching.public.get(id) == Some(&None);
     let gone: Vec<&Attach> =
-        with_public.filter(|(_, id)| attaching.public.get(id) == Some(&None)).map(|(one, _)| one).collect();
+        attach.iter().filter(|one| one.attached.public_address.as_ref().is_some_and(is_gone)).collect();
     if gone.is_empty() || gone.iter().any(|one| attaching.refused.contains_key(&one.uid)) {
         return Ok(false);
     }
