@@ -222,6 +222,12 @@ pub fn damaged<'a>(
     identified.filter(|(_, identity)| ledger.address_of(&identity.sandbox) == Some(identity.address))
 }
 
+/// Whether a repair shows that somebody disturbs the node. An earlier release wired pods without the node's
+/// neighbour entry, so an agent's `first` inspection only adds what was never there.
+pub fn is_disturbance(damage: &[Damage], first: bool) -> bool {
+    !(first && damage == [Damage::Neighbour])
+}
+
 /// Restores a sandbox's host end, if that is still due: not while a verb is at work on it, nor after its DEL.
 pub fn restore(store: &Store, link: &HostLink) -> Result<Vec<Damage>, Error> {
     let Some(identity) = &link.identity else { return Ok(Vec::new()) };

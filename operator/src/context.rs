@@ -115,6 +115,28 @@ impl Context {
         }
     }
 
+    /// In a cluster without an API server, beside an Azure that is never asked.
+    #[cfg(test)]
+    pub fn sample() -> Context {
+        use crate::{azure, leader::Tenure};
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
+        let azure = Azure::new(&azure::Config {
+            cloud: azure::Cloud::Public,
+            endpoint: None,
+            versions: azure::ApiVersions::of(azure::Cloud::Public),
+            imds: None,
+            credential: azure::Credential::ManagedIdentity { client_id: None },
+            budget_percent: 80,
+            dry_run: false,
+        });
+        let writes = Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now())));
+        let (events, _) = Events::new(client.clone(), "us", |_| None);
+        let (azure, view) = (Arc::new(azure.unwrap()), (cluster, waker));
+        Context::new((client, writes), events, azure, Arc::default(), view, false, Waits::default())
+    }
+
     /// Requeues these nodes.
     pub fn wake(&self, nodes: &[String]) {
         nodes.iter().for_each(|node| self.waker.allocation(node));

@@ -39,18 +39,22 @@ impl Events {
         let recorder = Recorder::new(client, reporter);
         let (queue, mut said) = mpsc::unbounded_channel::<Said>();
         let deliver = async move {
-            let mut digest = Digest::default();
+            let (mut digest, mut news) = (Digest::default(), vec![]);
             loop {
-                let next = tokio::select! {
-                    next = said.recv() => next,
+                tokio::select! {
+                    count = said.recv_many(&mut news, usize::MAX) => if count == 0 { break },
                     () = until(digest.due()) => {
                         publish(&recorder, digest.ended(Instant::now())).await;
                         continue;
                     }
-                };
-                let Some(next) = next else { break };
-                let pool = node_of(&next.0).and_then(&pool_of);
-                publish(&recorder, digest.admit(next, pool, Instant::now())).await;
+                }
+                // All that wait are of one window, however long it takes to publish the first of them.
+                let now = Instant::now();
+                let admitted = news.drain(..).filter_map(|next| {
+                    let pool = node_of(&next.0).and_then(&pool_of);
+                    digest.admit(next, pool, now)
+                });
+                publish(&recorder, admitted.collect::<Vec<_>>()).await;
             }
             publish(&recorder, digest.rest()).await;
         };
@@ -217,4 +221,43 @@ fn of(type_: EventType, reason: &str, action: &str, note: String) -> Event {
 /// The API takes at most 1 KiB.
 fn short(note: String) -> String {
     note.chars().take(1000).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+
+    fn object(kind: &str, name: &str) -> ObjectReference {
+        ObjectReference { kind: Some(kind.into()), name: Some(name.into()), ..ObjectReference::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_api_server_is_slow_the_events_of_many_nodes_are_few() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let server = tower::service_fn(move |_: Request<Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok::<_, Infallible>(Response::new(Body::from(br#"{"metadata":{}}"#.to_vec())))
+            }
+        });
+        let pool_of = |_: &str| Some(object("NodeIPPool", "default"));
+        let (events, deliver) = Events::new(Client::new(server, "default"), "us", pool_of);
+        for node in 0..1000 {
+            let name = format!("n{node}");
+            events.say(&[object("Node", &name), object("NodeIPAllocation", &name)], reserved(4, 8, "nic"));
+        }
+        drop(events);
+        deliver.await;
+        let requests = requests.load(Ordering::Relaxed);
+        assert!((100..=110).contains(&requests), "{requests}");
+    }
 }

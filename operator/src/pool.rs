@@ -58,8 +58,15 @@ struct Pools {
     ctx: Arc<Context>,
     /// When each pool was last reconciled.
     looked: Mutex<HashMap<String, Instant>>,
-    /// When each pool's status was last written, and the conditions in it, by the pool's UID.
-    written: Mutex<HashMap<String, (Instant, Vec<Condition>)>>,
+    /// What was last written to the status of a pool, by its name.
+    written: Mutex<HashMap<String, Written>>,
+}
+
+struct Written {
+    /// The pool's: one of the same name may be made anew.
+    uid: Option<String>,
+    at: Instant,
+    conditions: Vec<Condition>,
 }
 
 /// Runs until `stop`.
@@ -115,16 +122,15 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
-    let uid = pool.uid().unwrap_or_default();
-    if let Some(rest) = controller.sums_wait(&uid, now).filter(|_| only_sums_differ(&before, &next)) {
+    if let Some(rest) = controller.sums_wait(&pool, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
     }
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
     // The watch may not have shown yet what was written last, and each turn is published once.
-    let written = lock(&controller.written).insert(uid, (now, next.conditions.clone()));
-    let told = written.map_or(before.conditions, |(_, conditions)| conditions);
+    let written = controller.wrote(&pool, &next, now);
+    let told = written.map_or(before.conditions, |written| written.conditions);
     if let Some(invalid) = turned_false(VALID, &told, &next.conditions) {
         let event = events::turned(invalid, "Validate");
         ctx.events.say(&[pool.object_ref(&())], event);
@@ -160,9 +166,17 @@ impl Pools {
     }
 
     /// How much longer sums alone are to wait.
-    fn sums_wait(&self, uid: &str, now: Instant) -> Option<Duration> {
-        let last = lock(&self.written).get(uid)?.0;
+    fn sums_wait(&self, pool: &NodeIPPool, now: Instant) -> Option<Duration> {
+        let written = lock(&self.written);
+        let last = written.get(&pool.name_any()).filter(|last| last.uid == pool.uid())?.at;
         Some(SUMS.saturating_sub(now.duration_since(last))).filter(|rest| !rest.is_zero())
+    }
+
+    /// Notes that this was written, and gives what was written to the same pool before.
+    fn wrote(&self, pool: &NodeIPPool, status: &NodeIPPoolStatus, now: Instant) -> Option<Written> {
+        let written = Written { uid: pool.uid(), at: now, conditions: status.conditions.clone() };
+        let last = lock(&self.written).insert(pool.name_any(), written);
+        last.filter(|last| last.uid == pool.uid())
     }
 }
 
@@ -470,6 +484,19 @@ mod tests {
         let later = roll_up(&pool(json!({})), nodes.iter(), None, Timestamp::from_second(60).unwrap());
         assert!(says_the_same(&first, &later));
         assert!(!says_the_same(&first, &rolled(&pool(json!({})), &[])));
+    }
+
+    #[tokio::test]
+    async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {
+        let ctx = Arc::new(Context::sample());
+        let pools = Pools { ctx, looked: Mutex::default(), written: Mutex::default() };
+        let (mut pool, status, now) = (pool(json!({})), NodeIPPoolStatus::default(), Instant::now());
+        for uid in ["a", "b", "c"] {
+            pool.metadata.uid = Some(uid.into());
+            assert!(pools.sums_wait(&pool, now).is_none() && pools.wrote(&pool, &status, now).is_none());
+            assert!(pools.sums_wait(&pool, now).is_some() && pools.wrote(&pool, &status, now).is_some());
+        }
+        assert_eq!(lock(&pools.written).len(), 1);
     }
 
     #[test]

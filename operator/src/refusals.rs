@@ -126,6 +126,12 @@ impl Refusals {
                 }
             }
         }
+        if held.is_some() {
+            // It has something else to do first, and can't: its turns go to others.
+            for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
+                (refusal.turn, refusal.again_at, refusal.shared_at) = (None, now + AGAIN, now + AGAIN);
+            }
+        }
         held
     }
 
@@ -155,6 +161,10 @@ impl Refusals {
         let tried: Vec<Matter> = tried.map(|(other, _)| other.clone()).collect();
         // Whichever of them it tried for, it has its answer.
         for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
+            if now < refusal.shared_at {
+                // The last has met something else, too: those who seem to be held up by nothing else are.
+                refusal.again_at = now + AGAIN;
+            }
             (refusal.turn, refusal.shared_at) = (None, now + AGAIN);
         }
         let refusal = self.all.entry(matter).or_insert_with(|| Refusal::of(error, now));
@@ -202,6 +212,15 @@ impl Refusals {
             refusal.met.clear();
             refusal.is_doubted(now)
         });
+        woken
+    }
+
+    /// A part of what is to be read has been read. One that concerns single resources doesn't hold for all; a
+    /// wide one may still refuse the rest, and each node that has read a part would wake all.
+    pub fn passed_in_part(&mut self, sites: &[String], now: Instant) -> Woken {
+        let wide: Vec<_> = self.all.extract_if(|matter, _| matter.is_wide).collect();
+        let woken = self.passed(sites, now);
+        self.all.extend(wide);
         woken
     }
 

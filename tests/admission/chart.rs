@@ -140,6 +140,18 @@ pub fn every_pod_runs_only_on_the_architectures_of_the_images() -> Result<()> {
     Ok(())
 }
 
+/// Otherwise an upgrade would end the pods of a release that has no other way to name its architecture.
+pub fn a_node_selector_that_no_image_runs_on_is_refused_with_what_to_give() -> Result<()> {
+    for component in ["operator", "nodeAgent"] {
+        let selector = format!("{component}.nodeSelector.kubernetes\\.io/arch=arm64");
+        let refusal = template(&["--set", &selector]).err().map(|error| error.to_string());
+        let names = |part: &str| refusal.as_ref().is_some_and(|text| text.contains(part));
+        ensure!(names("image.architectures") && names(component), "{refusal:?}");
+        rendered(&["--set", &format!("{selector},image.architectures={{arm64}}")])?;
+    }
+    Ok(())
+}
+
 pub fn every_object_has_the_labels_that_the_values_give_and_keeps_its_own() -> Result<()> {
     let objects = with_values(
         "commonLabels: { cost: network, team: everybodys, app.kubernetes.io/name: other }

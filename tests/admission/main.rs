@@ -77,6 +77,7 @@ fn main() {
         chart::what_must_run_first_needs_no_pod_network,
         chart::the_agents_of_an_uninstall_clean_all_nodes_at_once,
         chart::every_pod_runs_only_on_the_architectures_of_the_images,
+        chart::a_node_selector_that_no_image_runs_on_is_refused_with_what_to_give,
         chart::every_object_has_the_labels_that_the_values_give_and_keeps_its_own,
         chart::two_operators_never_share_a_node_and_can_still_be_replaced,
         chart::the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled,

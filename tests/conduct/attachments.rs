@@ -180,17 +180,20 @@ async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()>
 }
 
 /// A pod with a public address, whose ipConfiguration another client has taken off its NIC. Azure holds the
-/// write that is to bring the pod's address back. Gives the pod, the public address's id, and that fault.
-async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String, u64)> {
+/// write that is to bring the pod's address back. Another node, n2, has four addresses. Gives the pod, the
+/// public address's id, and that fault.
+pub async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String, u64)> {
     let stage = Stage::set(plane, quick(), pool()).await?;
-    stage.node("n1", None).await?;
-    stage.until_holds("n1", 4).await?;
+    for node in ["n1", "n2"] {
+        stage.node(node, None).await?;
+        stage.until_holds(node, 4).await?;
+    }
     let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
     stage.until_says("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?.id;
     stage.look("n1", 1).await?;
-    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
+    let fault = stage.fault("PUT", "/networkInterfaces/n1-nic", None, Effect::HoldBefore);
     wipe(&stage, "n1").await?;
     stage.look("n1", 2).await?;
     let is_named = |seen: &NodeIPAllocation| {

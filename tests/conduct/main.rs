@@ -46,6 +46,7 @@ mod paused;
 mod proxy;
 mod quiet;
 mod refused;
+mod regained;
 mod reported;
 mod restored;
 mod rollout;
@@ -166,6 +167,7 @@ fn main() -> ExitCode {
         paused::TESTS,
         quiet::TESTS,
         refused::TESTS,
+        regained::TESTS,
         reported::TESTS,
         restored::TESTS,
         rollout::TESTS,

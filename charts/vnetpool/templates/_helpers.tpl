@@ -66,6 +66,19 @@ values' own. */}}
 {{ .Values.image.architectures | default (list "amd64") | toJson }}
 {{- end }}
 
+{{/* Fails for a node selector of an architecture that there is no image for: no node would suit both.
+Argument: (list . "operator" .Values.operator). */}}
+{{- define "vnetpool.nodeSelector" -}}
+{{- $selector := (last .).nodeSelector -}}
+{{- $wanted := get ($selector | default dict) "kubernetes.io/arch" -}}
+{{- $there := include "vnetpool.architectures" (first .) | fromJsonArray -}}
+{{- if and $wanted (not (has $wanted $there)) -}}
+{{- $missing := "image.architectures must have %s, since %s.nodeSelector asks for it: name all" -}}
+{{- fail (printf $missing $wanted (index . 1)) -}}
+{{- end -}}
+{{ $selector | toYaml }}
+{{- end }}
+
 {{/* What the label of a node must be for the images to run there. */}}
 {{- define "vnetpool.imagesRun" -}}
 { key: kubernetes.io/arch, operator: In, values: {{ include "vnetpool.architectures" . }} }

@@ -61,6 +61,8 @@ pub(super) struct Keeper {
     pub(super) has_forwarded: bool,
     /// Whether this process has seen to the packets of bridged pods.
     pub(super) has_routed_bridged: bool,
+    /// Whether this process has seen to the pods' links.
+    pub(super) has_restored: bool,
     sweep: Sweep,
     pub(super) chained: chain::Finder,
     /// Whether this process has seen to the CNI files.
@@ -101,6 +103,7 @@ impl Keeper {
             tables,
             has_forwarded: false,
             has_routed_bridged: false,
+            has_restored: false,
             sweep: Sweep::default(),
             chained: chain::Finder::default(),
             has_installed: false,

@@ -57,9 +57,13 @@ impl Keeper {
         let damaged: Vec<_> = disturbance::damaged(ledger, links)
             .map(|(link, identity)| (link.clone(), identity.address))
             .collect();
+        let first = !std::mem::replace(&mut self.has_restored, true);
         for (link, pod) in damaged {
             let store = self.store.clone();
             match blocking(move || disturbance::restore(&store, &link)).await {
+                Ok(Ok(damage)) if !disturbance::is_disturbance(&damage, first) => {
+                    tracing::info!(%pod, "added the node's neighbour entry for a pod");
+                }
                 Ok(Ok(damage)) => {
                     damage.into_iter().for_each(|damage| self.repaired(damage.into(), pod.to_string()));
                 }

@@ -63,6 +63,21 @@ impl Azure {
         made
     }
 
+    /// Changes a public address into `new`, if it is there: this takes nothing of the quota. `None`: it isn't
+    /// there.
+    pub async fn change_public_address(
+        &self,
+        reserved: &Reserved,
+        new: &NewPublicAddress,
+        urgency: impl Into<Urgency>,
+    ) -> Result<Option<PublicAddress>, Error> {
+        let urgency = urgency.into();
+        match self.public_address(&reserved.id, &urgency).await? {
+            Some(_) => self.put(&reserved.id, new, urgency).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     async fn put(
         &self,
         id: &ResourceId,

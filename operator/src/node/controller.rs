@@ -129,36 +129,11 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure;
-    use crate::cluster::Cluster;
-    use crate::context::Waits;
-    use crate::events::Events;
-    use crate::leader::Tenure;
     use crate::lock::lock;
     use crate::rollout::Asks;
-    use crate::writes::Writes;
-    use kube::Client;
 
-    /// In a cluster without an API server, beside an Azure that is never asked.
     fn nodes() -> Nodes {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
-        let azure = azure::Azure::new(&azure::Config {
-            cloud: azure::Cloud::Public,
-            endpoint: None,
-            versions: azure::ApiVersions::of(azure::Cloud::Public),
-            imds: None,
-            credential: azure::Credential::ManagedIdentity { client_id: None },
-            budget_percent: 80,
-            dry_run: false,
-        });
-        let writes = Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now())));
-        let (events, _) = Events::new(client.clone(), "us", |_| None);
-        let (azure, view) = (Arc::new(azure.unwrap()), (cluster, waker));
-        let ctx =
-            Context::new((client, writes), events, azure, Arc::default(), view, false, Waits::default());
-        Nodes { ctx: Arc::new(ctx), memories: Memories::new(false) }
+        Nodes { ctx: Arc::new(Context::sample()), memories: Memories::new(false) }
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::lock::lock;
 use crate::refusals;
 
-/// A node that is held up is woken when it may read. Should that be missed, it asks after this time.
+/// A node that is held up is woken when it may read. It is reconciled this often all the same, and waits on.
 const MISSED: Duration = Duration::from_secs(600);
 
 /// The reads of one observation.
@@ -29,7 +29,7 @@ impl<'a> Reads<'a> {
         Reads { ctx, node, sites: vec![], held_by: None }
     }
 
-    /// How urgent it is to read these, too: until others are refused the same.
+    /// How urgent it is to read these, too: until others are refused the same. Those before have been read.
     ///
     /// # Errors
     /// That they are: nothing is to be asked.
@@ -38,9 +38,12 @@ impl<'a> Reads<'a> {
         ids: impl IntoIterator<Item = &'b ResourceId>,
         urgency: &Urgency,
     ) -> Result<Urgency, Error> {
+        let (refusals, now) = (&self.ctx.refusals.reads, Instant::now());
+        let woken = lock(refusals).passed_in_part(&self.sites, now);
+        self.ctx.wake(&woken);
         self.sites.extend(ids.into_iter().map(ResourceId::key));
-        let refusals = &self.ctx.refusals.reads;
-        if let Some((matter, error)) = lock(refusals).holds(&self.sites, self.node, Instant::now()) {
+        let held = lock(refusals).holds(&self.sites, self.node, now);
+        if let Some((matter, error)) = held {
             self.held_by = Some(matter);
             return Err(error.about(self.sites.last().map(String::as_str).unwrap_or_default()));
         }
@@ -96,4 +99,42 @@ pub fn await_turn(
 pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
     let woken = lock(&ctx.refusals.reads).left(node, now);
     ctx.wake(&woken);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::Priority;
+
+    fn id(type_: &str, node: usize) -> ResourceId {
+        format!("/subscriptions/s/resourceGroups/g/providers/{type_}/n{node}").parse().unwrap()
+    }
+
+    fn denied(id: &ResourceId) -> Error {
+        Error::Denied { action: "read".into(), scope: id.to_string(), message: "no".into() }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_vms_has_ended_when_one_was_read_though_the_right_to_nics_is_missing() {
+        let (ctx, start) = (Context::sample(), Instant::now());
+        let vm = |node| id("Microsoft.Compute/virtualMachines", node);
+        let nic = |node| id("Microsoft.Network/networkInterfaces", node);
+        let urgency = Urgency::from(Priority::NewNode);
+        for node in 0..4 {
+            let name = format!("n{node}");
+            let mut reads = Reads::of(&ctx, &name);
+            assert_eq!(reads.may([&vm(node)], &urgency).is_ok(), node < 3);
+            if node < 3 {
+                reads.failed(&denied(&vm(node)), None, start);
+            }
+        }
+        let all = &ctx.refusals.reads;
+        let vms = denied(&vm(0)).matter(&[vm(0).key()]).unwrap();
+        assert!(lock(all).stands(&vms, &[vm(9).key()]));
+        assert_eq!(lock(all).tick(start + Duration::from_secs(100)), ["n3"]);
+        let mut reads = Reads::of(&ctx, "n3");
+        reads.may([&vm(3)], &urgency).unwrap();
+        reads.may([&nic(3)], &urgency).unwrap();
+        assert!(!lock(all).stands(&vms, &[vm(9).key()]), "each node would try it, one a second");
+    }
 }

@@ -174,3 +174,58 @@ proptest! {
         prop_assert_eq!(two.held(), [0; 0]);
     }
 }
+
+/// What is read of a node: its VM, and then the NIC, too.
+fn read_of(node: usize) -> [String; 2] {
+    let of = |type_: &str| format!("{GROUP}/providers/{type_}/{}", name(node));
+    [of("microsoft.compute/virtualmachines"), of("microsoft.network/networkinterfaces")]
+}
+
+fn unread(site: &str) -> Error {
+    Error::Denied { action: "read".into(), scope: site.to_owned(), message: "no".into() }
+}
+
+fn refuse_read(all: &mut Refusals, node: usize, sites: &[String], now: Instant) -> Matter {
+    let error = unread(sites.last().unwrap());
+    let matter = error.matter(sites).unwrap();
+    all.refused(matter.clone(), (&name(node), sites), &error, now);
+    matter
+}
+
+#[test]
+fn a_node_that_cannot_use_its_turn_waits_like_the_others() {
+    let (mut all, mut now) = (Refusals::default(), Instant::now());
+    for node in 3..6 {
+        refuse_read(&mut all, node, &read_of(node), now);
+    }
+    let vms = (0..3).map(|node| refuse_read(&mut all, node, &read_of(node)[..1], now)).last().unwrap();
+    now += AGAIN;
+    let mut woken = all.tick(now);
+    woken.sort();
+    assert_eq!(woken, [name(2), name(5)]);
+    // It must read its VM before its NIC.
+    let vm = &read_of(5)[..1];
+    assert!(all.holds(vm, &name(5), now).is_some());
+    assert!(all.waits(&vms, (&name(5), vm)), "it would ask again at once, ten times a second");
+    assert_eq!(all.tick(now + Duration::from_secs(1)), [""; 0], "the next would do the same");
+}
+
+/// All are known to wait for their VMs, and nothing shows that their NICs would be refused, too.
+#[test]
+fn what_has_ended_is_not_tried_ever_again_by_nodes_that_meet_something_else() {
+    let (mut all, mut now, nodes) = (Refusals::default(), Instant::now(), 20);
+    all.refused(locked().matter(&read_of(0)).unwrap(), (&name(0), &read_of(0)[..1]), &locked(), now);
+    assert!((1..nodes).all(|node| all.holds(&read_of(node)[..1], &name(node), now).is_some()));
+    let mut requests = 0;
+    for _ in 0..3600 {
+        now += Duration::from_secs(1);
+        for node in all.tick(now).iter().map(|woken| number(woken)) {
+            let sites = read_of(node);
+            if [&sites[..1], &sites].iter().all(|sites| all.holds(sites, &name(node), now).is_none()) {
+                requests += 1;
+                refuse_read(&mut all, node, &sites, now);
+            }
+        }
+    }
+    assert!(requests <= 3 * 3600 / AGAIN.as_secs(), "{requests}");
+}

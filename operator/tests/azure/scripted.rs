@@ -214,6 +214,30 @@ async fn public_addresses_that_are_used_up_in_a_region_are_asked_for_by_one_on_b
 }
 
 #[tokio::test]
+async fn a_public_address_that_is_there_is_changed_while_others_are_used_up_and_none_is_made_by_that() {
+    let script = Script::start().await;
+    let azure = script.azure();
+    let id: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-1").parse().unwrap();
+    let label = Some("shop".to_owned());
+    let new = NewPublicAddress { location: "westeurope".into(), dns_label: label, pod: "a/b".into() };
+    let reserved = azure.reserve_public_address(&id).await;
+    let done = || {
+        answer(200, json!({ "properties": { "provisioningState": "Succeeded", "ipAddress": "20.0.0.1" } }))
+    };
+    script.next(answer(400, arm_error("PublicIPCountLimitReached")));
+    azure.make_public_address(&reserved, &new, Priority::WaitingPods).await.unwrap_err();
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    let changed = azure.change_public_address(&reserved, &new, Priority::WaitingPods).await.unwrap();
+    assert_eq!(changed, None);
+    script.next(done()).next(done());
+    azure.change_public_address(&reserved, &new, Priority::WaitingPods).await.unwrap().unwrap();
+    // It shows nothing of the quota.
+    azure.make_public_address(&reserved, &new, Priority::WaitingPods).await.unwrap_err();
+    let methods: Vec<String> = script.heard().iter().map(|one| one.method.to_string()).collect();
+    assert_eq!(methods, ["PUT", "GET", "GET", "PUT"]);
+}
+
+#[tokio::test]
 async fn polls_go_on_through_throttling_and_server_errors() {
     let script = Script::start().await;
     script

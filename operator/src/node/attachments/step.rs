@@ -10,8 +10,8 @@ use vnetpool_crds::reason::Reason;
 
 use super::remembered::{Attaching, Begun, Done, Order};
 use crate::azure::{
-    self, Attached, Azure, Change, NewPublicAddress, Nic, Priority, PublicAddress, Reserved, ResourceId,
-    Urgency,
+    self, Attached, Azure, Change, IpConfiguration, NewPublicAddress, Nic, Priority, PublicAddress, Reserved,
+    ResourceId, Urgency,
 };
 use crate::context::Context;
 use crate::events;
@@ -54,11 +54,11 @@ pub async fn carry_out(
     let attaching = &mut memory.attaching;
     let result = match step {
         Step::Detach(names) => {
-            let attach = names.into_iter().map(|name| (name, Attached::default())).collect();
+            let attach = names.iter().map(|name| (name.clone(), Attached::default())).collect();
             let change = Change { attach, ..Change::default() };
             let result = ctx.azure.update(&nic, &change, urgency(Priority::GiveBack)).await;
             memory.nic.wrote(&result);
-            result.map(drop)
+            result.and_then(|written| detached(&written, &names))
         }
         Step::LookUp(ids) => look_up(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
@@ -71,6 +71,21 @@ pub async fn carry_out(
         Err(error) => Some(setback(attaching.setback.as_ref(), &error)),
     };
     Ok(())
+}
+
+/// An answer alone detaches nothing either.
+fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
+    let has_something = |one: &IpConfiguration| {
+        names.contains(&one.name)
+            && (!one.attached.backend_pools.is_empty() || one.attached.public_address.is_some())
+    };
+    match nic.ip_configurations.iter().find(|one| has_something(one)) {
+        Some(one) => {
+            let message = format!("it still shows what was to be detached from {}", one.name);
+            Err(azure::Error::OutcomeUnknown { resource: nic.id.to_string(), message })
+        }
+        None => Ok(()),
+    }
 }
 
 /// All at once. Each answer is remembered, whatever became of the others.
@@ -105,7 +120,7 @@ async fn attach_all(
 ) -> Result<(), azure::Error> {
     let attached = attach.iter().map(|one| (one.name.clone(), one.attached.clone())).collect();
     let change = Change { attach: attached, ..Change::default() };
-    let result = ctx.azure.update(nic, &change, urgency).await;
+    let result = ctx.azure.update(nic, &change, &urgency).await;
     memory.nic.wrote(&result);
     let attaching = &mut memory.attaching;
     match result {
@@ -124,9 +139,44 @@ async fn attach_all(
             });
         }
         Err(error) if error.is_given_up() => return Err(error),
-        Err(error) => refuse(ctx, &pods(&attach), &error, attaching),
+        Err(error) => {
+            if !lost(ctx, &attach, &error, urgency, attaching).await? {
+                refuse(ctx, &pods(&attach), &error, attaching);
+            }
+        }
     }
     Ok(())
+}
+
+/// Whether nothing was attached because public addresses of these pods are gone from Azure. Then they are
+/// made anew, at once. A pod that loses its own again before it has it is refused like any other.
+async fn lost(
+    ctx: &Context,
+    attach: &[Attach],
+    error: &azure::Error,
+    urgency: Urgency,
+    attaching: &mut Attaching,
+) -> Result<bool, azure::Error> {
+    let ids: Vec<ResourceId> = attach.iter().filter_map(|one| one.attached.public_address.clone()).collect();
+    if !matches!(error, azure::Error::Unattachable { .. }) || ids.is_empty() {
+        return Ok(false);
+    }
+    match look_up(ctx, attaching, ids, urgency).await {
+        Err(error) if error.is_given_up() => return Err(error),
+        // Those that weren't read are as they were.
+        Ok(()) | Err(_) => {}
+    }
+    let is_gone = |id: &ResourceId| attaching.public.get(id) == Some(&None);
+    let gone: Vec<&Attach> =
+        attach.iter().filter(|one| one.attached.public_address.as_ref().is_some_and(is_gone)).collect();
+    if gone.is_empty() || gone.iter().any(|one| attaching.refused.contains_key(&one.uid)) {
+        return Ok(false);
+    }
+    for one in gone {
+        let at_once = setback(None, error).without_wait(Instant::now());
+        attaching.refused.insert(one.uid.clone(), (one.pod.clone(), at_once));
+    }
+    Ok(true)
 }
 
 fn shows(nic: &Nic, asked: &Attach) -> bool {
@@ -157,11 +207,15 @@ async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, ask
     let Some(nic) = nic(progress, attaching, now) else { return };
     let Some(begun) = attaching.orders.begin(&asked.id) else { return };
     let reserved = ctx.azure.reserve_public_address(&asked.id).await;
+    let presence = Presence::of(attaching, asked);
     // If its answer is lost, it may be there all the same.
     attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, Priority::WaitingPods);
     let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
-    let work = async move { made(&azure, &nic, &for_pod, (&reserved, urgency)).await.map(Some) };
+    let work = async move {
+        let new = new(&azure, &nic, &for_pod, &urgency).await?;
+        presence.made(&azure, &reserved, &new, urgency).await.map(Some)
+    };
     beside(ctx, progress, begun, Order::Make(asked.clone()), work);
 }
 
@@ -206,15 +260,55 @@ pub fn tell(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
     }
 }
 
-async fn made(
+async fn new(
     azure: &Azure,
     nic: &ResourceId,
     asked: &Make,
-    (reserved, urgency): (&Reserved, Urgency),
-) -> Result<PublicAddress, azure::Error> {
-    let location = azure.nic(nic, azure::Freshness::Cached, &urgency).await?.location.clone();
-    let new = NewPublicAddress { location, dns_label: asked.dns_label.clone(), pod: asked.pod.clone() };
-    azure.make_public_address(reserved, &new, urgency).await
+    urgency: &Urgency,
+) -> Result<NewPublicAddress, azure::Error> {
+    let location = azure.nic(nic, azure::Freshness::Cached, urgency).await?.location.clone();
+    Ok(NewPublicAddress { location, dns_label: asked.dns_label.clone(), pod: asked.pod.clone() })
+}
+
+/// Whether a public address that is to be made is there already, and so takes nothing of the quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    There,
+    /// Perhaps from before this operator led: detached, and given back to its pod since.
+    Unknown,
+    Absent,
+}
+
+impl Presence {
+    fn of(attaching: &Attaching, asked: &Make) -> Presence {
+        match attaching.public.get(&asked.id) {
+            Some(Some(_)) => Presence::There,
+            // Whether it is there was found out before it was refused.
+            _ if attaching.refused.contains_key(&asked.uid) => Presence::Absent,
+            _ => Presence::Unknown,
+        }
+    }
+
+    /// Makes it, or changes the one that is there.
+    async fn made(
+        self,
+        azure: &Azure,
+        reserved: &Reserved,
+        new: &NewPublicAddress,
+        urgency: Urgency,
+    ) -> Result<PublicAddress, azure::Error> {
+        if self == Presence::There
+            && let Some(changed) = azure.change_public_address(reserved, new, &urgency).await?
+        {
+            return Ok(changed);
+        }
+        match azure.make_public_address(reserved, new, &urgency).await {
+            Err(error @ azure::Error::PublicAddressesUsedUp { .. }) if self == Presence::Unknown => {
+                azure.change_public_address(reserved, new, urgency).await?.ok_or(error)
+            }
+            made => made,
+        }
+    }
 }
 
 /// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
