@@ -118,6 +118,12 @@ pub struct NodeIPAllocationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub detached_public_addresses: Vec<String>,
+    /// Azure resource ids of NICs that don't serve the node and may hold reservations of Vnetpool's all the
+    /// same: one that served until a minute ago, or another of the VM's to which an operator has written
+    /// late. Each stands here until it is known to hold none, so that none is forgotten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub stray_interfaces: Vec<String>,
 }
 
 /// A NIC of the node's VM.

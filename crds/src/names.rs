@@ -23,8 +23,9 @@ pub const PUBLIC_ADDRESS: &str = "vnetpool.io/public-address";
 pub const DNS_LABEL: &str = "vnetpool.io/dns-label";
 /// `attachedTo` of an ipConfiguration with an attachment of others.
 pub const OTHERS: &str = "others";
-/// Annotation of a NodeIPAllocation by which a person confirms that the subscription or resource group of its
-/// NIC is gone for good, so that nothing of it is left in Azure: `true` lets the object go.
+/// Annotation of a NodeIPAllocation by which a person confirms that nothing of it is left in Azure, since the
+/// subscription or resource group of its NIC is gone for good, or that what is left belongs to another
+/// machine: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
 /// Annotation of a NodeIPAllocation by which a person confirms that its node needn't keep what a pool that
 /// doesn't serve it any more has given it, nor a pause of a Node or a pool that was deleted meanwhile: `true`

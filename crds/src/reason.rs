@@ -183,7 +183,8 @@ table! {
     NoInterface: &[Reserved], None, "There is no NIC to reserve addresses on.", Cluster,
         "Follow the message of `InterfaceFound`.";
     NodeGone: &[Ready], None, "The Node was deleted while its VM lives, so its addresses stay reserved.", Cluster,
-        "Delete the VM, or register a Node of that name with that VM.";
+        "Delete the VM, or register a Node of that name with that VM. If the VM is another machine, annotate the \
+         NodeIPAllocation with `vnetpool.io/gone=true`.";
     Moving: &[InterfaceFound], WARNING,
         "The node still has pods with addresses of its former pool's mode or range.", Cluster, "Drain the node.";
     ModeUnavailable: &[InterfaceFound], WARNING,

@@ -188,6 +188,7 @@ impl Instance {
                 taken_off_at: vec![],
                 interfaces: vec![interface],
                 detached_public_addresses: vec![],
+                stray_interfaces: vec![],
             },
             status: None,
         })

@@ -10,12 +10,14 @@ mod budget;
 mod cache;
 mod credential;
 mod error;
+mod late;
 mod network;
 mod nic;
 mod operation;
 mod pages;
 mod permission;
 mod public_address;
+mod refused;
 pub mod role;
 mod route_table;
 mod routes;
@@ -24,7 +26,6 @@ mod transport;
 mod uniform;
 mod urgency;
 mod usages;
-mod used_up;
 mod vm_id;
 
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use tracing::{info, instrument};
 pub use budget::{Account, Kind};
 pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Limit, Matter, Remedy, Scope, codes};
+pub use late::LATE;
 pub use network::{Network, vnet_of};
 #[cfg(test)]
 pub use nic::tests::sample_nic;
@@ -56,12 +58,13 @@ pub use crate::resource_id::ResourceId;
 
 use crate::deadline::uncounted;
 use cache::{Document, Documents, Read, Slots};
+use late::Late;
 use network::VirtualNetwork;
 use operation::{End, Operation, Tracking};
+use refused::Refused;
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
-use used_up::UsedUp;
 
 /// The versions of Azure's two providers in which the operator asks. Each resource but the NICs of a Uniform
 /// scale set, of which there is one version only, is asked for in these.
@@ -157,7 +160,8 @@ pub struct Azure {
     nics: Documents,
     /// Held while a public address is made or deleted.
     public: Slots<()>,
-    used_up: UsedUp,
+    late: Late,
+    refused: Refused,
     models: Models,
     tracking: Tracking,
     /// When each virtual network was last read, and the result.
@@ -173,7 +177,8 @@ impl Azure {
             versions: config.versions.clone(),
             nics: Documents::default(),
             public: Slots::default(),
-            used_up: UsedUp::default(),
+            late: Late::default(),
+            refused: Refused::default(),
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
@@ -187,10 +192,12 @@ impl Azure {
         self.transport.observe(observer);
     }
 
-    /// From now on a write is sent only if `may_write` returns true when the write is about to leave.
-    /// Otherwise the write waits for ever: the process that wants it is about to end.
-    pub fn write_only_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
+    /// This process begins to lead. From now on a write is sent only if `may_write` returns true when the
+    /// write is about to leave. Otherwise the write waits for ever: the process that wants it is about to
+    /// end. What the leader before has sent may still be carried out for as long as `late`.
+    pub fn begin_to_lead(&self, may_write: impl Fn() -> bool + Send + Sync + 'static, late: Duration) {
         self.transport.write_only_while(may_write);
+        self.late.begin_to_lead(late, Instant::now());
     }
 
     /// Whether no write is ever sent.

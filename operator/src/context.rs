@@ -7,7 +7,7 @@ use futures::channel::oneshot;
 use futures::future::{Map, Shared};
 use kube::Client;
 
-use crate::azure::Azure;
+use crate::azure::{self, Azure};
 use crate::beside::Beside;
 use crate::cluster::{Cluster, Waker};
 use crate::events::Events;
@@ -62,8 +62,7 @@ pub struct Waits {
     /// So long a node's reconcile may take, waits for Azure's limits and operations not counted: several
     /// times as long as when each request to Azure and to the API server takes its longest.
     pub deadline: Duration,
-    /// For so long after the read of its NIC, a write whose answer is lost may still be carried out: no
-    /// request is on its way for longer.
+    /// For so long after the read of its NIC, a write whose answer is lost may still be carried out.
     pub late: Duration,
     /// So long the policy of a pool that doesn't serve a node any more holds for it: for people to notice,
     /// and for a tool that syncs every few minutes.
@@ -78,9 +77,9 @@ pub struct Waits {
 
 impl Default for Waits {
     fn default() -> Waits {
-        let [second_read, deadline, late, scarce] = [60, 300, 60, 60].map(Duration::from_secs);
+        let [second_read, deadline, scarce] = [60, 300, 60].map(Duration::from_secs);
         let [grace, unlisted] = [15 * 60; 2].map(Duration::from_secs);
-        Waits { second_read, deadline, late, grace, unlisted, scarce }
+        Waits { second_read, deadline, late: azure::LATE, grace, unlisted, scarce }
     }
 }
 

@@ -190,8 +190,7 @@ async fn serve(
     }
     publish(ctx, progress, node, memory).await?;
     if progress.pause.is_none() {
-        memory.nic.must_choose |=
-            strays::settle(ctx, &progress.allocation, kept::boot_id(node), &mut memory.strays).await;
+        memory.nic.must_choose |= strays::settle(ctx, &progress.allocation, node, &mut memory.strays).await;
     }
     outcome?;
     attach(ctx, progress, node, memory).await
@@ -301,8 +300,8 @@ async fn observe(
         reads.succeeded(Instant::now());
     }
     memory.nic.learn(&found.read, found.nic.as_deref(), allocation, ctx.waits.late, now);
-    if let Read::All { strays, .. } = &found.read {
-        memory.strays.found(strays);
+    if let (Read::All { strays, .. }, Some(serving)) = (&found.read, &found.nic) {
+        memory.strays.found(strays, &serving.id, memory.nic.wait_for_all(now).is_some());
     }
     let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
@@ -379,7 +378,10 @@ async fn publish(
         // All else waits for the NIC: a list must not be taken for newer than it is.
         NodeIPAllocationSpec { target: plan.target, ..before.clone() }
     } else {
-        NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, attachments) }
+        NodeIPAllocationSpec {
+            report_holders: asks,
+            ..publish::spec(before, node, seen, plan, attachments, &memory.strays)
+        }
     };
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())

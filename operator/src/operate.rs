@@ -141,7 +141,7 @@ async fn serve(
     let tenure = leadership.tenure();
     let writes = Arc::new(Writes::new(tenure.clone()));
     let may_write = tenure.clone();
-    azure.write_only_while(move || may_write.is_sure());
+    azure.begin_to_lead(move || may_write.is_sure(), config.waits.late);
 
     let (events, mut delivery) = deliver(config, client, &cluster, &health);
     let ctx = Arc::new(Context::new(

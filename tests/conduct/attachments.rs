@@ -6,12 +6,17 @@ use crate::finding::nothing_was_listed;
 use crate::machines::wipe;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use std::time::Duration;
 use vnetpool_azure_sim::Effect;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::ATTACHED;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it,
@@ -20,9 +25,11 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_goes_with_its_node,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
     a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
+    a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more,
     public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
     public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
+    what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_the_pod_or_the_pool,
     a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure,
     an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
 ];
@@ -230,6 +237,39 @@ async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
     nothing_was_listed(&stage)
 }
 
+async fn a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    stage.pool("default", pool()).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let fault = stage.fault("PUT", "/publicIPAddresses/", None, Effect::HoldBefore);
+    let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    stage.until_struck(fault, 1).await?;
+    let public = stage.until("an address is kept", "n1", |seen| kept(seen)?.public_address).await?.id;
+    // Its request is on its way when the next operator begins.
+    stage.kill().await?;
+    stage.remove("n1", &pod).await?;
+    stage.sim.clear_log();
+    stage.start_with(|config| config.waits.late = Duration::from_secs(10)).await?;
+    eventually("its deletion finds none", Duration::from_secs(30), || async {
+        let asked = stage.asked();
+        Ok(asked.iter().any(|one| one.method == "DELETE" && one.path == public).then_some(()))
+    })
+    .await?;
+    stage.sim.lift_fault(fault)?;
+    eventually("it is made all the same", Duration::from_secs(5), || async {
+        Ok(stage.exists(&public).await?.then_some(()))
+    })
+    .await?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.public_addresses().next().is_none().then_some(());
+    stage.until("spec names it no more", "n1", is_forgotten).await?;
+    ensure!(!stage.exists(&public).await?, "{public} costs money still");
+    Ok(())
+}
+
 async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -288,21 +328,27 @@ async fn public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the
     Ok(())
 }
 
+/// A node of a pool of this spec, whose backend pool `out` has an outbound rule, so that no pod can be in it.
+async fn beside_outbound_rule(stage: &Stage<'_>, spec: Value) -> Result<()> {
+    let front = format!("{NETWORK}/loadBalancers/out/frontendIPConfigurations/front");
+    let rule = json!({ "name": "rule", "properties": { "protocol": "All", "backendAddressPool": { "id": backend_pool("out") },
+        "frontendIPConfigurations": [{ "id": front }] } });
+    balancer(stage, "out", json!([rule])).await?;
+    let minimum = spec["sizing"]["minimum"].as_u64().context("no minimum")?;
+    stage.pool("default", spec).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", usize::try_from(minimum)?).await
+}
+
 async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     balancer(&stage, "web", json!([])).await?;
-    let front = format!("{NETWORK}/loadBalancers/out/frontendIPConfigurations/front");
-    let rule = json!({ "name": "rule", "properties": { "protocol": "All", "backendAddressPool": { "id": backend_pool("out") },
-        "frontendIPConfigurations": [{ "id": front }] } });
-    balancer(&stage, "out", json!([rule])).await?;
     let mut spec = pool();
     spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
-    stage.pool("default", spec).await?;
-    stage.start().await?;
-    stage.node("n1", None).await?;
-    stage.until_holds("n1", 2).await?;
+    beside_outbound_rule(&stage, spec).await?;
     let refused = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?;
     let says = stage.until_says("n1", ATTACHED, "NotAttachable").await?;
     for part in [refused.as_str(), "outbound rule", "give the pods a backend pool without one"] {
@@ -321,6 +367,34 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
     let tried = stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(tried == 1, "tried {tried} times");
     Ok(())
+}
+
+async fn what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_the_pod_or_the_pool(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    beside_outbound_rule(&stage, pool()).await?;
+    let pods = [
+        stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?,
+        stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?,
+    ];
+    for pod in &pods {
+        stage.until_told(pod, "NotAttachable", &["Pod"]).await?;
+    }
+    // Left alone, each would be tried again after two minutes.
+    let is_in = |seen: &NodeIPAllocation, name: &str| {
+        seen.spec.ip_configurations().any(|one| one.backend_pools == [backend_pool(name)]).then_some(())
+    };
+    let edit = json!({ "metadata": { "annotations": { "vnetpool.io/backend-pools": "web" } } });
+    let api = Api::<Pod>::namespaced(stage.client.clone(), "default");
+    api.patch(&pods[0], &PatchParams::default(), &Patch::Merge(edit)).await?;
+    stage.until("the edited pod is attached", "n1", |seen| is_in(seen, "web")).await?;
+    balancer(&stage, "out", json!([])).await?;
+    let mut edited = pool();
+    edited["cooldown"] = json!("1s");
+    stage.pool("default", edited).await?;
+    stage.until("the other pod is attached", "n1", |seen| is_in(seen, "out")).await
 }
 
 async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: &ControlPlane) -> Result<()> {

@@ -113,6 +113,8 @@ async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> R
     let has_no_name = |says: &Condition| says.message.contains("dns error");
     let says = stage.until_says("n1", READY, "AzureUnavailable").await?;
     ensure!(has_no_name(&says), "{}", says.message);
+    let answer = reqwest::get(format!("http://{}/healthz", stage.admin)).await?;
+    ensure!(answer.status().is_success(), "an outage of Azure restarts it: {}", answer.text().await?);
     stage.stop().await?;
     stage.azure_at(&format!("http://{address}"));
     stage.start().await?;

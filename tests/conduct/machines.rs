@@ -2,6 +2,7 @@
 //! Nodes.
 
 use crate::Test;
+use crate::attachments::{attached, kept, pool};
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use vnetpool_azure_sim::{Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else,
@@ -28,6 +30,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id,
     a_nic_left_without_its_vm_gives_everything_back,
+    a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up,
+    a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
     a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
     a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told,
@@ -445,6 +449,60 @@ pub fn not_found(stage: &Stage<'_>, code: &str, count: Option<u64>) -> u64 {
     let body = json!({ "error": { "code": code, "message": "It could not be found." } });
     let effect = Effect::Status { status: 404, body, headers: Default::default() };
     stage.fault("GET", "/networkInterfaces/", count, effect)
+}
+
+async fn a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.pod("n1", json!({ names::PUBLIC_ADDRESS: "true" })).await?;
+    stage.until_says("n1", condition::ATTACHED, "Attached").await?;
+    stage.until_holds("n1", 4).await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.context("no public address")?.id;
+    stage.kill().await?;
+    let mut document = stage.get_vm(&vm.vm_id).await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let stranger = vm.vm_id.replace("/n1", "/stranger");
+    document["name"] = json!("stranger");
+    document["id"] = json!(stranger);
+    stage.put_vm(&stranger, document).await?;
+    stage.delete_node("n1").await?;
+    stage.start().await?;
+    let says = stage.until_says("n1", condition::READY, "NodeGone").await?;
+    ensure!(says.message.contains("stranger") && says.message.contains("vnetpool.io/gone=true"), "{says:?}");
+    let before = stage.held("n1");
+    stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
+    stage.until_gone("n1").await?;
+    // What the stranger has stays as it is.
+    ensure!(before.len() == 4 && stage.held("n1") == before, "{before:?} became {:?}", stage.held("n1"));
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([null, public]), "taken off");
+    ensure!(stage.exists(&public).await?, "{public} was deleted");
+    Ok(())
+}
+
+async fn a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.until_holds("n1", 4).await?;
+    let pod = stage.pod("n1", json!({ names::PUBLIC_ADDRESS: "true" })).await?;
+    stage.until_says("n1", condition::ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.context("no public address")?.id;
+    let before = stage.held("n1");
+    stage.delete_node("n1").await?;
+    stage.remove("n1", &pod).await?;
+    stage.join("renamed", &vm.provider_id).await?;
+    stage.until_offers("renamed", 4).await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1") == before, "{before:?} became {:?}", stage.held("n1"));
+    eventually("the public address is deleted", Duration::from_secs(30), || async {
+        Ok((!stage.exists(&public).await?).then_some(()))
+    })
+    .await
 }
 
 async fn a_404_that_passes_leaves_the_record_of_what_a_nic_holds(plane: &ControlPlane) -> Result<()> {

@@ -4,8 +4,9 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::Duration;
-use vnetpool_azure_sim::NewVm;
+use vnetpool_azure_sim::{Effect, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::INTERFACE_FOUND;
 use vnetpool_tests::control_plane::ControlPlane;
@@ -16,6 +17,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_goes_over_to_another_nic_when_the_first_is_empty,
     what_a_nic_that_does_not_serve_holds_of_ours_goes_back,
     what_a_late_write_leaves_on_the_nic_that_has_served_goes_back_without_a_boot,
+    what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
 ];
 
 pub(crate) fn subnet(name: &str) -> String {
@@ -87,6 +89,19 @@ async fn the_limit_of_a_vm_counts_what_its_other_nics_hold(plane: &ControlPlane)
     Ok(())
 }
 
+/// As a leader does that was paused, with a view of a pool for that subnet: two reservations on the second NIC
+/// of `n1`. Gives what it held before.
+async fn write_late(stage: &Stage<'_>) -> Result<Vec<Value>> {
+    let mut document = stage.sim.nic("n1-second").context("no NIC")?;
+    let all = document["properties"]["ipConfigurations"].as_array_mut().context("no ipConfigurations")?;
+    let others = all.clone();
+    let ours = |name: &str| json!({ "name": name, "properties": { "subnet": { "id": subnet("small") } } });
+    all.extend([ours("vnp-0000000000000001"), ours("vnp-0000000000000002")]);
+    stage.sim.patch_nic("n1-second", &document).await?;
+    ensure!(second(stage, "n1") == 2, "{document}");
+    Ok(others)
+}
+
 async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlPlane) -> Result<()> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
@@ -94,14 +109,7 @@ async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlP
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 2).await?;
     stage.until_assigned("n1", 2).await?;
-    // A leader that was paused, with a view of a pool for that subnet.
-    let mut document = stage.sim.nic("n1-second").context("no NIC")?;
-    let all = document["properties"]["ipConfigurations"].as_array_mut().context("no ipConfigurations")?;
-    let others = all.clone();
-    let ours = |name: &str| json!({ "name": name, "properties": { "subnet": { "id": subnet("small") } } });
-    all.extend([ours("vnp-0000000000000001"), ours("vnp-0000000000000002")]);
-    stage.sim.patch_nic("n1-second", &document).await?;
-    ensure!(second(&stage, "n1") == 2, "{document}");
+    let others = write_late(&stage).await?;
     stage.boot("n1", "boot-2").await?;
     // It has ipConfigurations of others, which count.
     let is_counted = |seen: &NodeIPAllocation| {
@@ -115,6 +123,30 @@ async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlP
     };
     ensure!(names(&left["properties"]["ipConfigurations"]) == names(&json!(others)), "{left}");
     stage.until_holds("n1", 2).await
+}
+
+async fn what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.until_holds("n1", 2).await?;
+    write_late(&stage).await?;
+    let body = json!({ "error": { "code": "ScopeLocked", "message": "The scope is locked." } });
+    let locked = Effect::Status { status: 409, body, headers: BTreeMap::new() };
+    let fault = stage.fault("PUT", "/n1-second", None, locked);
+    stage.boot("n1", "boot-2").await?;
+    // The VM's NICs are read when it boots, and can't be once it is gone.
+    stage.until_struck(fault, 1).await?;
+    stage.kill().await?;
+    stage.sim.delete_vm("n1", true).await?;
+    stage.delete_node("n1").await?;
+    stage.sim.lift_fault(fault)?;
+    stage.start().await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1").is_empty() && second(&stage, "n1") == 0, "something is left");
+    Ok(())
 }
 
 async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &ControlPlane) -> Result<()> {

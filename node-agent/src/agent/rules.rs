@@ -44,6 +44,7 @@ pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
         report_holders: false,
         taken_off_at: vec![],
         detached_public_addresses: vec![],
+        stray_interfaces: vec![],
         ..spec.clone()
     }
 }

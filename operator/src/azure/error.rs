@@ -107,12 +107,24 @@ pub enum Error {
     )]
     OutcomeUnknown { resource: String, message: String },
     #[error(
+        "{resource} is deleted, but a request to make it may still be carried out, since its answer was lost; Vnetpool deletes \
+         it once more in {}",
+        seconds(*retry_after)
+    )]
+    MayComeBack { resource: String, retry_after: Duration },
+    #[error(
         "Azure took a write to {resource} and then gave it up with {code}; Vnetpool reads it and writes it again, ever less \
          often. If this lasts, ask Azure's support about that operation. Azure says: {message}"
     )]
     Failed { resource: String, code: String, message: String },
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
+    #[error(
+        "{resource} can't be deleted while something else has it. Detach it there or, if it is to stay there, say so with the \
+         annotation {}=true on the NodeIPAllocation. Azure says: {message}",
+        vnetpool_crds::names::GONE
+    )]
+    InUse { resource: String, message: String },
     #[error(
         "Azure gives no public address {resource}: the subscription's are used up in this region. Have the quota raised, or let \
          fewer pods ask for one. Azure says: {message}"
@@ -203,6 +215,7 @@ impl Error {
         match self {
             Error::Throttled { retry_after, .. }
             | Error::Busy { retry_after, .. }
+            | Error::MayComeBack { retry_after, .. }
             | Error::Unavailable { retry_after, .. } => Remedy::RetryAfter(*retry_after),
             Error::Failed { .. } => Remedy::RetryAfter(FAILED),
             Error::AddressBeingFreed { .. } => Remedy::RetryAfter(BEING_FREED),
@@ -224,6 +237,7 @@ impl Error {
             | Error::NotFound { .. }
             | Error::ScopeMissing { .. }
             | Error::Unattachable { .. }
+            | Error::InUse { .. }
             | Error::PublicAddressesUsedUp { .. }
             | Error::ProviderId { .. }
             | Error::ResourceId(_)
@@ -257,7 +271,7 @@ impl Error {
             Error::Busy { .. } => Reason::ResourceBusy,
             Error::NotFound { .. } => Reason::ResourceNotFound,
             Error::Unavailable { .. } => Reason::AzureUnavailable,
-            Error::OutcomeUnknown { .. } => Reason::OutcomeUnknown,
+            Error::OutcomeUnknown { .. } | Error::MayComeBack { .. } => Reason::OutcomeUnknown,
             Error::Outgrown { .. } => Reason::Outgrown,
             Error::Unconfirmed { .. } => Reason::Unconfirmed,
             Error::Failed { .. } => Reason::OperationFailed,
@@ -267,7 +281,7 @@ impl Error {
             Error::ResourceId(_) => Reason::ResourceIDMalformed,
             Error::Nic { .. } | Error::Unexpected { .. } => Reason::UnexpectedAnswer,
             Error::Routes { source, .. } => source.reason(),
-            Error::Arm { .. } => Reason::AzureRefused,
+            Error::Arm { .. } | Error::InUse { .. } => Reason::AzureRefused,
             Error::DryRun { .. } => Reason::DryRun,
             Error::Config { .. } => Reason::ConfigurationUnusable,
         }
@@ -277,6 +291,11 @@ impl Error {
     /// Azure.
     pub fn is_given_up(&self) -> bool {
         matches!(self, Error::Outgrown { .. } | Error::Unconfirmed { .. })
+    }
+
+    /// Whether one attempt serves all that wait for the same, so that it costs no more when each is quick.
+    pub fn is_tried_for_all(&self) -> bool {
+        matches!(self, Error::Credential { .. } | Error::PublicAddressesUsedUp { .. })
     }
 
     /// Which of the requested addresses or blocks certainly belong to another client: those that Azure names,
@@ -312,6 +331,7 @@ impl Error {
             | Error::Busy { .. }
             | Error::Unavailable { .. }
             | Error::Unattachable { .. }
+            | Error::InUse { .. }
             | Error::PublicAddressesUsedUp { .. }
             | Error::Outgrown { .. }
             | Error::Unconfirmed { .. }
@@ -328,6 +348,7 @@ impl Error {
             | Error::NotFound { .. }
             | Error::ScopeMissing { .. }
             | Error::OutcomeUnknown { .. }
+            | Error::MayComeBack { .. }
             | Error::Failed { .. }
             | Error::Unexpected { .. } => false,
         }

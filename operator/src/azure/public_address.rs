@@ -7,7 +7,7 @@ use tracing::{info, instrument};
 
 use super::cache::parse;
 use super::operation::End;
-use super::used_up::Place;
+use super::refused::Places;
 use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
@@ -44,8 +44,8 @@ impl Azure {
         Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
     }
 
-    /// Makes a public address, or changes the existing one into `new`. Where the quota is used up, one call
-    /// asks on behalf of all.
+    /// Makes a public address, or changes the existing one into `new`. Where all are refused, one call asks on
+    /// behalf of all.
     #[instrument(skip_all, fields(public_address = %reserved.id))]
     pub async fn make_public_address(
         &self,
@@ -54,12 +54,15 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
-        let place = Place::of(id.subscription(), &new.location);
-        if let Some(error) = self.used_up.refusal(&place, Instant::now()) {
+        let places = Places::of(id, &new.location);
+        if let Some(error) = self.refused.refusal(&places, Instant::now()) {
             return Err(error.about(id.as_str()));
         }
         let made = self.put(id, new, urgency.into()).await;
-        self.used_up.learn(place, made.as_ref().map(|_| ()), Instant::now());
+        if made.as_ref().is_err_and(|error| !error.left_all_as_it_was()) {
+            self.late.lost_answer(id, Instant::now());
+        }
+        self.refused.learn(&places, made.as_ref().map(|_| ()), Instant::now());
         made
     }
 
@@ -108,6 +111,9 @@ impl Azure {
     }
 
     /// Deletes a public address, if there is one. Azure refuses while it is in use.
+    ///
+    /// # Errors
+    /// Also if it is gone, and a request that makes it may still be carried out.
     #[instrument(skip_all, fields(public_address = %id))]
     pub async fn delete_public_address(
         &self,
@@ -120,7 +126,7 @@ impl Azure {
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);
         let accepted = match self.transport.send(&call, url.clone(), None, None).await {
-            Err(Error::NotFound { .. }) => return Ok(()),
+            Err(Error::NotFound { .. }) => return self.stays_gone(id),
             answer => answer?,
         };
         match self.follow(&call, &url, &accepted).await {
@@ -135,7 +141,12 @@ impl Azure {
             Err(error) => return Err(error),
         }
         info!("public address deleted");
-        Ok(())
+        self.stays_gone(id)
+    }
+
+    fn stays_gone(&self, id: &ResourceId) -> Result<(), Error> {
+        let left = self.late.left(id, Instant::now());
+        left.map_or(Ok(()), |left| Err(Error::MayComeBack { resource: id.to_string(), retry_after: left }))
     }
 }
 

@@ -15,7 +15,7 @@ use super::Priority;
 /// nothing was sent and nothing paid.
 #[derive(Clone)]
 pub struct Urgency {
-    pub(super) priority: Priority,
+    pub(crate) priority: Priority,
     outgrown: Option<Shared<BoxFuture<'static, ()>>>,
     confirm: Option<Confirm>,
 }

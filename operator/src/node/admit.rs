@@ -67,6 +67,7 @@ async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::E
             taken_off_at: vec![],
             interfaces: vec![],
             detached_public_addresses: vec![],
+            stray_interfaces: vec![],
         },
     );
     first.metadata.finalizers = Some(vec![names::FINALIZER.into()]);

@@ -18,6 +18,7 @@ use vnetpool_crds::pool::Mode;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
+use super::vacate::is_said_to_be_gone;
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -35,8 +36,12 @@ pub fn plan(
     let in_doubt = memory.nic.is_in_doubt();
     let attaching = &mut memory.attaching;
     let wishes = ctx.cluster.wishes(&node.name_any());
-    step::take_outcomes(ctx, attaching);
-    attaching.refused.retain(|uid, _| wishes.contains_key(uid));
+    let is_said_to_be_gone = is_said_to_be_gone(allocation);
+    step::take_outcomes(ctx, attaching, is_said_to_be_gone);
+    if is_said_to_be_gone {
+        attaching.said_to_be_gone(now);
+    }
+    attaching.saw(&wishes);
     let (marks, recorded) = (marks(allocation), recorded(allocation));
     // Of one that has gone, and that `spec` has forgotten, nothing is kept.
     attaching.public.retain(|id, public| public.is_some() || recorded.contains(id));

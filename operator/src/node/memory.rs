@@ -71,7 +71,7 @@ impl Memory {
             surplus_since: None,
             release_since: None,
             setback: None,
-            strays: Strays::default(),
+            strays: Strays::of(allocation),
             mending: Mending::default(),
             grouping: None,
             recalled: Recalled::of(allocation),
@@ -95,10 +95,9 @@ impl Memory {
             return None;
         }
         for setback in [&mut self.setback, &mut self.grouping].into_iter().flatten() {
-            if setback.needs_change {
-                setback.until = setback.until.min(now);
-            }
+            setback.edited(now);
         }
+        self.attaching.edited(now);
         // The first pool that is seen is no edit.
         before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))
     }
@@ -195,6 +194,7 @@ impl Memories {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::azure::sample_nic;
     use serde_json::json;
     use vnetpool_crds::condition;
     use vnetpool_crds::reason::Reason;
@@ -267,12 +267,20 @@ mod tests {
         memory.pool_seen(Some(&pool(1)), now);
         let denied =
             crate::azure::Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
-        memory.setback = Some(Setback::after(None, Stage::Write, &denied, now));
-        let holds = |memory: &Memory| memory.setback.as_ref().unwrap().holds(now);
+        let refused = Setback::after(None, Stage::Write, &denied, now);
+        memory.setback = Some(refused.clone());
+        memory.attaching.refused.insert("u".into(), ("default/p".into(), refused.clone()));
+        memory.attaching.undeleted.insert(sample_nic(&[]).id.clone(), refused.clone());
+        memory.attaching.setback = Some(refused);
+        let holding = |memory: &Memory| {
+            let Attaching { refused, undeleted, setback, .. } = &memory.attaching;
+            let attaching = refused.values().map(|(_, one)| one).chain(undeleted.values()).chain(setback);
+            attaching.chain(&memory.setback).filter(|one| one.holds(now)).count()
+        };
         memory.pool_seen(Some(&pool(1)), now);
-        assert!(holds(&memory));
+        assert_eq!(holding(&memory), 4);
         memory.pool_seen(Some(&pool(2)), now);
-        assert!(!holds(&memory));
+        assert_eq!(holding(&memory), 0);
     }
 
     #[test]

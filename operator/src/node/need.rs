@@ -112,7 +112,28 @@ pub fn demand(allocation: &NodeIPAllocation, node: &Node, bound: u32) -> Demand 
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::NodeSystemInfo;
+    use kube::Client;
     use serde_json::json;
+    use std::sync::Arc;
+
+    /// The re-check of blocks, four times an hour, is one: nothing else makes it more urgent.
+    #[tokio::test]
+    async fn a_read_for_which_no_pod_waits_goes_after_everything_else() {
+        let interface = json!({"id": "i", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+            "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.16/28"}]});
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]});
+        let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let url = "http://127.0.0.1:1".parse().unwrap();
+        let client = Client::try_from(kube::Config::new(url)).unwrap();
+        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
+        let need = Need::of(&cluster, &waker, "n");
+        let priority = |bound, is_new| {
+            let demand = Demand { bound, ..Demand::default() };
+            need.of_read(&allocation, &demand, is_new).priority
+        };
+        assert_eq!(Some(&priority(16, false)), Priority::ALL.last());
+        assert_eq!((priority(16, true), priority(17, false)), (Priority::NewNode, Priority::WaitingPods));
+    }
 
     #[test]
     fn counts_from_before_the_boot_are_not_demand() {

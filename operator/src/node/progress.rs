@@ -287,9 +287,12 @@ mod tests {
         let (mut progress, mut memory) = begun();
         with_nothing(&mut progress, &memory);
         assert!(progress.is_done_with(&memory.strays));
-        memory.strays.found(std::slice::from_ref(&sample_nic(&[]).id));
+        let nic = sample_nic(&[]).id;
+        let serving =
+            nic.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-").parse().unwrap();
+        memory.strays.found(std::slice::from_ref(&nic), &serving, false);
         assert!(!progress.is_done_with(&memory.strays));
-        memory.strays.found(&[]);
+        memory.strays.found(&[], &serving, false);
         assert!(progress.is_done_with(&memory.strays));
     }
 

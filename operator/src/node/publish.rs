@@ -17,6 +17,7 @@ use super::error::Error;
 use super::observe::Seen;
 use super::observe::known::Known;
 use super::observe::taken_off;
+use super::strays::Strays;
 use crate::api_server::{NOT_FOUND, is_status};
 use crate::azure::ResourceId;
 use crate::cluster::kept;
@@ -30,6 +31,7 @@ pub fn spec(
     seen: &Seen,
     plan: &Plan,
     attachments: &attachments::Plan,
+    strays: &Strays,
 ) -> NodeIPAllocationSpec {
     let pool = seen.pool.as_ref();
     let mut ip_configurations = plan.publish.clone();
@@ -43,6 +45,7 @@ pub fn spec(
     let recorded = attachments.recorded.iter().map(ResourceId::as_str);
     NodeIPAllocationSpec {
         detached_public_addresses: detached(recorded, interface.as_ref()),
+        stray_interfaces: strays.nics().iter().map(ToString::to_string).collect(),
         node_uid: node.metadata.uid.clone().unwrap_or_default(),
         // Only a NIC that was read in this boot vouches for it.
         boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
@@ -134,6 +137,7 @@ fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     let mut spec = spec.clone();
     spec.snat_exclusions.sort();
     spec.detached_public_addresses.sort();
+    spec.stray_interfaces.sort();
     spec.interfaces.sort_by(|a, b| a.id.cmp(&b.id));
     for interface in &mut spec.interfaces {
         interface.subnet.prefixes.sort();

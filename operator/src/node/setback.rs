@@ -33,6 +33,8 @@ pub struct Setback {
     pub needs_change: bool,
     /// The NIC or its VM is gone.
     pub is_gone: bool,
+    /// Something else has the public address that was to be deleted.
+    pub is_in_use: bool,
     /// The missing addresses are in the subnet or its network. When the node may grow is then decided for all
     /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
     pub in_shortage: bool,
@@ -80,9 +82,9 @@ impl Setback {
                 (doubled(wait, LONGEST), false)
             }
             Remedy::RetryAfter(wait) => (wait, false),
-            // All nodes wait for one sign-in, and it takes one request for all of them: they can afford to be
-            // quick.
-            Remedy::WaitForChange { retry, .. } if matches!(error, Error::Credential { .. }) => (retry, true),
+            // All wait for one sign-in, or for one attempt at a quota, which takes one request for all of
+            // them: they can afford to be quick.
+            Remedy::WaitForChange { retry, .. } if error.is_tried_for_all() => (retry, true),
             Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Write => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
@@ -97,6 +99,7 @@ impl Setback {
             until: now + wait,
             needs_change,
             is_gone: matches!(error, Error::NotFound { .. }),
+            is_in_use: matches!(error, Error::InUse { .. }),
             in_shortage,
             matter: None,
             is_shared: false,
@@ -119,6 +122,13 @@ impl Setback {
 
     pub fn holds(&self, now: Instant) -> bool {
         now < self.until
+    }
+
+    /// A person has edited what was refused: if only that could help, it is tried at once.
+    pub fn edited(&mut self, now: Instant) {
+        if self.needs_change {
+            self.until = self.until.min(now);
+        }
     }
 }
 
@@ -173,6 +183,17 @@ mod tests {
         }
         assert!(setback.until - now > first);
         assert_eq!(setback.until - now, LONGEST);
+    }
+
+    #[test]
+    fn what_one_tries_for_all_is_asked_for_every_two_minutes_however_often_it_was_in_vain() {
+        let now = Instant::now();
+        let used_up = Error::PublicAddressesUsedUp { resource: "r".into(), message: "m".into() };
+        let mut setback = Setback::after(None, Stage::Write, &used_up, now);
+        for _ in 0..20 {
+            setback = Setback::after(Some(&setback), Stage::Write, &used_up, now);
+        }
+        assert_eq!((setback.until - now, setback.needs_change), (Duration::from_secs(120), true));
     }
 
     #[test]

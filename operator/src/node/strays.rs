@@ -1,34 +1,63 @@
-//! NICs of a node's VM that don't serve it and hold a reservation of ours all the same: a leader that was
-//! paused while a pool got another subnet has written there. The reservation goes back once the agent reports
-//! that no pod has it.
+//! NICs that don't serve their node and may hold reservations of ours all the same: a leader that was paused
+//! while a pool got another subnet has written there. The reservations go back once the agent reports that no
+//! pod has them.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Node;
 use tracing::{info, warn};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::NodeIPAllocation;
 
 use super::lag::{Lag, lag};
-use super::pause;
-use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId};
+use super::{pause, report};
+use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId, VmId};
+use crate::cluster::kept;
 use crate::context::Context;
 
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Lost, they are found again when the VM's NICs are read: when the node boots, or within hours.
+/// `spec` records these NICs: only a read of all of the VM's finds them, which comes within hours, and never
+/// once the VM is gone.
 #[derive(Clone, Debug, Default)]
 pub struct Strays {
     nics: Vec<ResourceId>,
     /// How often in a row Azure has refused, and when it is tried again.
     refused: Option<(u32, Instant)>,
+    /// Since when Azure doesn't find them. The first 404 proves nothing.
+    missing: HashMap<ResourceId, Instant>,
+}
+
+/// What was done about a NIC.
+enum Outcome {
+    /// There was nothing to release.
+    Nothing,
+    Released,
+    /// It is another VM's now, which may use what it holds.
+    LeftTo(ResourceId),
 }
 
 impl Strays {
-    /// The VM's NICs were read, and these are such.
-    pub fn found(&mut self, nics: &[ResourceId]) {
-        self.nics = nics.to_vec();
+    /// Those that the object records.
+    pub fn of(allocation: &NodeIPAllocation) -> Strays {
+        let all = allocation.spec.stray_interfaces.iter().filter_map(|id| id.parse().ok());
+        Strays { nics: all.collect(), ..Strays::default() }
+    }
+
+    /// The VM's NICs were read: these are such, and the one that is `serving` isn't. Those known before stay
+    /// as long as a write to them may come late.
+    pub fn found(&mut self, nics: &[ResourceId], serving: &ResourceId, may_come_late: bool) {
+        let before = std::mem::take(&mut self.nics);
+        let stay = before.into_iter().filter(|_| may_come_late);
+        for nic in nics.iter().cloned().chain(stay) {
+            if nic != *serving && !self.nics.contains(&nic) {
+                self.nics.push(nic);
+            }
+        }
+        self.missing.retain(|nic, _| self.nics.contains(nic));
     }
 
     /// Those that are known.
@@ -41,34 +70,47 @@ impl Strays {
         let (_, until) = self.refused.filter(|(_, until)| now < *until)?;
         Some(until - now)
     }
+
+    fn forget(&mut self, nic: &ResourceId) {
+        self.nics.retain(|one| one != nic);
+        self.missing.remove(nic);
+    }
+
+    /// Azure doesn't find this NIC. It is gone if it wasn't there before either, at least so long ago.
+    fn missed(&mut self, nic: &ResourceId, second_read: Duration, now: Instant) {
+        let since = *self.missing.entry(nic.clone()).or_insert(now);
+        if now.saturating_duration_since(since) >= second_read {
+            self.forget(nic);
+        } else {
+            self.refused = Some((0, since + second_read));
+        }
+    }
 }
 
 /// Releases the addresses that no pod has. Returns whether there were any: then the VM's NICs are to be read
 /// again. An error ends nothing but this.
-pub async fn settle(
-    ctx: &Context,
-    allocation: &NodeIPAllocation,
-    boot_id: &str,
-    strays: &mut Strays,
-) -> bool {
+pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, strays: &mut Strays) -> bool {
     let waits = strays.nics.is_empty() || strays.wait(Instant::now()).is_some();
-    if waits || ctx.azure.is_dry_run() || lag(allocation, boot_id) != Lag::None {
+    if waits || ctx.azure.is_dry_run() || lag(allocation, kept::boot_id(node)) != Lag::None {
         return false;
     }
+    let Ok(vm) = VmId::from_provider_id(kept::provider_id(node)) else { return false };
+    let last = strays.refused.take().map(|(times, _)| times);
     let mut is_released = false;
-    for id in &strays.nics {
-        match release(ctx, allocation, id).await {
-            Ok(released) => {
-                is_released |= released;
-                strays.refused = None;
+    for id in strays.nics.clone() {
+        match release(ctx, allocation, &vm, &id).await {
+            Ok(Outcome::Nothing) => drop(strays.missing.remove(&id)),
+            Ok(Outcome::Released) => is_released = true,
+            Ok(Outcome::LeftTo(other)) => {
+                report::left_behind(ctx, node, allocation, id.as_str(), other.as_str());
+                strays.forget(&id);
             }
-            // It may be gone: which NICs the VM has is read again.
-            Err(azure::Error::NotFound { .. }) => is_released = true,
+            Err(azure::Error::NotFound { .. }) => strays.missed(&id, ctx.waits.second_read, Instant::now()),
             // A person has paused the node: the write is repeated when it goes on.
             Err(error) if error.is_given_up() => return is_released,
             Err(error) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");
-                let times = strays.refused.map_or(0, |(times, _)| times + 1);
+                let times = last.map_or(0, |times| times + 1);
                 strays.refused = Some((times, Instant::now() + doubled(FIRST, times, LONGEST)));
             }
         }
@@ -79,18 +121,27 @@ pub async fn settle(
 async fn release(
     ctx: &Context,
     allocation: &NodeIPAllocation,
+    vm: &VmId,
     id: &ResourceId,
-) -> Result<bool, azure::Error> {
+) -> Result<Outcome, azure::Error> {
     let known = ctx.azure.nic(id, Freshness::Cached, Priority::GiveBack).await?;
-    if idle(allocation, &known).is_empty() {
-        return Ok(false);
+    if others(&known, vm).is_none() && idle(allocation, &known).is_empty() {
+        return Ok(Outcome::Nothing);
     }
     let nic = ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await?;
+    if let Some(other) = others(&nic, vm) {
+        return Ok(Outcome::LeftTo(other.clone()));
+    }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack);
     ctx.azure.update(id, &change, urgency).await?;
     info!(nic = %id, count = change.release.len(), "released what a NIC that doesn't serve its node held");
-    Ok(true)
+    Ok(Outcome::Released)
+}
+
+/// The VM that has a NIC, if it isn't this one.
+fn others<'a>(nic: &'a Nic, vm: &VmId) -> Option<&'a ResourceId> {
+    nic.vm.as_ref().filter(|other| *other != vm.resource())
 }
 
 /// Names of ours on such a NIC that no pod has: `spec` doesn't show them, and the agent, which has taken that
@@ -114,6 +165,53 @@ mod tests {
     use super::*;
     use crate::azure::sample_nic;
     use serde_json::json;
+
+    fn id(name: &str) -> ResourceId {
+        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/{name}")
+            .parse()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_nic_that_may_hold_something_is_known_until_no_write_to_it_can_come_late() {
+        let spec =
+            json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": [id("a").as_str()]});
+        let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let mut strays = Strays::of(&allocation);
+        assert_eq!(strays.nics(), [id("a")]);
+        strays.found(&[id("b")], &id("s"), true);
+        assert_eq!(strays.nics(), [id("b"), id("a")]);
+        // One of them has come to serve again.
+        strays.found(&[id("s")], &id("A"), true);
+        assert_eq!(strays.nics(), [id("s"), id("b")]);
+        strays.found(&[id("b")], &id("a"), false);
+        assert_eq!(strays.nics(), [id("b")]);
+    }
+
+    #[test]
+    fn a_nic_is_forgotten_when_a_second_read_a_minute_later_does_not_find_it_either() {
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        let mut strays = Strays::default();
+        strays.found(&[id("a"), id("b")], &id("s"), false);
+        strays.missed(&id("a"), minute, start);
+        assert_eq!((strays.nics().len(), strays.wait(start)), (2, Some(minute)));
+        strays.missed(&id("a"), minute, start + minute);
+        assert_eq!(strays.nics(), [id("b")]);
+    }
+
+    #[test]
+    fn a_nic_that_another_vm_has_is_left_to_it() {
+        let vm = |name: &str| {
+            format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/{name}")
+        };
+        let ours = VmId::from_provider_id(&format!("azure://{}", vm("ours"))).unwrap();
+        let of = |vm: Option<String>| {
+            let nic = Nic { vm: vm.map(|vm| vm.parse().unwrap()), ..sample_nic(&[]) };
+            others(&nic, &ours).cloned()
+        };
+        assert_eq!((of(None), of(Some(vm("OURS")))), (None, None));
+        assert_eq!(of(Some(vm("other"))), Some(vm("other").parse().unwrap()));
+    }
 
     #[test]
     fn of_a_nic_that_does_not_serve_only_what_no_pod_has_is_idle() {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use tracing::warn;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
 use vnetpool_crds::reason::Reason;
@@ -50,7 +51,7 @@ pub async fn vacate(
     let strays = memory.strays.nics().to_vec();
     for (id, mac) in nics(allocation, &strays) {
         let settled = match id.parse() {
-            Ok(nic) => end(ctx, &nic, mac, allocation, &is_gone).await,
+            Ok(nic) => end_or_leave(ctx, &nic, mac, allocation, &is_gone).await,
             Err(error) => Err(error.into()),
         };
         match settled {
@@ -78,11 +79,48 @@ pub async fn vacate(
     memory.absences.clear();
     let message = format!(
         "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
-         VM is deleted; a new Node of that name takes them over.",
-        allocation.name_any()
+         VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the NIC holds is to \
+         stay with it, say so with the annotation {}=true.",
+        allocation.name_any(),
+        names::GONE
     );
     report::vacant(ctx, allocation, &memory.absences, Reason::NodeGone, message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
+}
+
+/// The same as [`end`]. But a NIC is left to its VM, with all that it has, if another node's object records it
+/// by now, or if a person says so.
+async fn end_or_leave(
+    ctx: &Context,
+    nic: &ResourceId,
+    mac: Option<&str>,
+    allocation: &NodeIPAllocation,
+    is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
+) -> Result<Option<ResourceId>, azure::Error> {
+    let Some(vm) = end(ctx, nic, mac, allocation, is_gone).await? else { return Ok(None) };
+    let is_left = is_said_to_be_gone(allocation) || {
+        let all = ctx.cluster.allocations().state();
+        is_anothers(nic, allocation, all.iter().map(AsRef::as_ref))
+    };
+    if !is_left {
+        return Ok(Some(vm));
+    }
+    warn!(%nic, %vm, "what it holds is left to another machine");
+    // With the public addresses that it has.
+    let is_left = |error: &azure::Error| is_gone(error) || matches!(error, azure::Error::InUse { .. });
+    delete(ctx, allocation, public_addresses(allocation, nic), &is_left).await?;
+    Ok(None)
+}
+
+/// Whether another node's object records this NIC: then what it holds is that one's to use and to release.
+fn is_anothers<'a>(
+    nic: &ResourceId,
+    allocation: &NodeIPAllocation,
+    all: impl IntoIterator<Item = &'a NodeIPAllocation>,
+) -> bool {
+    let others = all.into_iter().filter(|other| other.name_any() != allocation.name_any());
+    let mut named = others.flat_map(|other| &other.spec.interfaces);
+    named.any(|one| one.id.eq_ignore_ascii_case(nic.as_str()))
 }
 
 /// The NICs that may hold something of a node's, with their hardware addresses where these are known.
@@ -96,17 +134,19 @@ fn nics<'a>(
     named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
-/// Whether a person has confirmed that no reservation of this object is left in Azure.
+/// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is left
+/// belongs to another machine.
 pub fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 
-/// How long an error still holds this object's end back. A person's annotation about a scope ends that at
-/// once.
+/// How long an error still holds this object's end back. A person's annotation ends that at once, if it is
+/// about what that confirms.
 fn held_back(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<Duration> {
     let is_said = is_said_to_be_gone(allocation);
     let setback = memory.setback.as_ref().filter(|setback| setback.holds(now))?;
-    (!(setback.reason == Reason::ScopeMissing && is_said)).then(|| setback.until - now)
+    let is_ended = is_said && (setback.reason == Reason::ScopeMissing || setback.is_in_use);
+    (!is_ended).then(|| setback.until - now)
 }
 
 /// Decides for an error whether it proves, with what is known now, that the requested resource is gone.
@@ -275,7 +315,9 @@ async fn leave(
         left => left?,
     }
     let detached = allocation.spec.detached_public_addresses.iter().map(String::as_str);
-    delete(ctx, allocation, detached, is_gone).await
+    let is_said = is_said_to_be_gone(allocation);
+    let is_left = |error: &azure::Error| is_said && matches!(error, azure::Error::InUse { .. });
+    delete(ctx, allocation, detached, &|error: &azure::Error| is_gone(error) || is_left(error)).await
 }
 
 async fn delete(
@@ -326,6 +368,21 @@ mod tests {
     use super::*;
     use crate::azure::sample_nic;
     use serde_json::json;
+
+    #[test]
+    fn a_nic_that_another_nodes_object_records_is_that_ones() {
+        let object = |name: &str, nic: &str| -> NodeIPAllocation {
+            let interface =
+                json!({"id": nic, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
+            serde_json::from_value(json!({"metadata": {"name": name},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]}}))
+            .unwrap()
+        };
+        let nic = sample_nic(&[]).id;
+        let (old, renamed) = (object("old", nic.as_str()), object("new", &nic.as_str().to_uppercase()));
+        assert!(!is_anothers(&nic, &old, [&old, &object("other", "another")]));
+        assert!(is_anothers(&nic, &old, [&old, &renamed]));
+    }
 
     #[test]
     fn of_a_node_that_is_gone_each_nic_is_emptied_that_held_something_of_its() {

@@ -43,6 +43,13 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Whether the pod's owner has written the same.
+    pub fn asks_the_same_as(&self, other: &Wish) -> bool {
+        let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = self;
+        (backend_pools, public_address, dns_label)
+            == (&other.backend_pools, &other.public_address, &other.dns_label)
+    }
+
     /// Also in words that can't be granted.
     fn asks_for_public_address(&self) -> bool {
         self.public_address.as_deref().is_some_and(|word| word != "false")

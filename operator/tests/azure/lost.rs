@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vnetpool_azure_sim::Effect;
-use vnetpool_operator::azure::{Error, Freshness, Priority, Remedy, ResourceId};
+use vnetpool_operator::azure::{Error, Freshness, LATE, NewPublicAddress, Priority, Remedy, ResourceId};
 
 use crate::script::{Script, answer, client, pass};
 use crate::scripted::{GROUP, arm_error, id};
@@ -154,6 +154,31 @@ async fn a_public_address_that_is_there_after_its_deletion_is_not_taken_for_gone
         assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
     }
     script.next(answer(200, Value::Null).with("retry-after", 1));
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_public_address_whose_making_got_no_answer_is_gone_for_good_a_minute_later_and_not_before() {
+    let public: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-pod").parse().unwrap();
+    let script = Script::start().await;
+    let azure = script.azure();
+    let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "default/pod".into() };
+    script.next(answer(500, arm_error("InternalServerError")));
+    let reserved = azure.reserve_public_address(&public).await;
+    let error = azure.make_public_address(&reserved, &new, Priority::WaitingPods).await.unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+    drop(reserved);
+    // It isn't there yet, and then it is.
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    script.next(answer(200, Value::Null).with("retry-after", 1));
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    for _ in 0..2 {
+        let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+        let Remedy::RetryAfter(wait) = error.remedy() else { panic!("{error}") };
+        assert!(wait <= LATE && wait > LATE / 2, "{wait:?}");
+    }
+    pass(LATE).await;
     script.next(answer(404, arm_error("ResourceNotFound")));
     azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::{Value, json};
 use vnetpool_operator::azure::{
-    ApiVersions, Azure, Change, Config, Error, Freshness, Kind, NewPublicAddress, Priority,
+    ApiVersions, Azure, Change, Config, Error, Freshness, Kind, LATE, NewPublicAddress, Priority,
     ProvisioningState, Remedy, ResourceId, Urgency, VmId,
 };
 
@@ -168,7 +168,7 @@ async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
     let script = Script::start().await;
     script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
     let azure = script.azure();
-    azure.write_only_while(|| false);
+    azure.begin_to_lead(|| false, LATE);
     let public = |name| format!("{GROUP}/Microsoft.Network/publicIPAddresses/{name}").parse().unwrap();
     let (made, deleted): (ResourceId, ResourceId) = (public("vnp-1"), public("vnp-2"));
     let reserved = azure.reserve_public_address(&made).await;

@@ -74,6 +74,7 @@ pub fn classify(
             Error::PolicyForbidden { resource, assignment, message }
         }
         Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },
+        Class::InUse => Error::InUse { resource, message },
         Class::PublicAddressesUsedUp => Error::PublicAddressesUsedUp { resource, message },
         Class::Denied => {
             let (action, scope) = denied_in(&message).unwrap_or(("what it tried".to_owned(), resource));

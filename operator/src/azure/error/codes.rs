@@ -22,6 +22,8 @@ pub(super) enum Class {
     PolicyForbidden,
     /// With the remedy.
     Unattachable(&'static str),
+    /// A public address can't be deleted, since something else has it.
+    InUse,
     /// The subscription has as many as it may in a region.
     PublicAddressesUsedUp,
     Denied,
@@ -119,6 +121,7 @@ const TABLE: &[Row] = &[
         Class::Unattachable("Another public address in this region has that name: choose another vnetpool.io/dns-label.")),
     row(&["PublicIPAddressInUse"], Anywhere,
         Class::Unattachable("Something else uses the public address: detach it there.")),
+    row(&["PublicIPAddressCannotBeDeleted"], Anywhere, Class::InUse),
     row(&["PublicIPCountLimitReached"], Anywhere, Class::PublicAddressesUsedUp),
     row(&["InvalidResourceReference"], Anywhere,
         Class::Unattachable("What is referred to doesn't exist: correct the id in the NodeIPPool's attachments or \

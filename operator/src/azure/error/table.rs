@@ -184,6 +184,10 @@ fn rows() -> Vec<Row> {
         row("the public addresses of a region are used up", 400,
             error("PublicIPCountLimitReached", "Cannot create more than 20 public IP addresses for this subscription in this region."),
             ("NotAttachable", Tell), &["Have the quota raised", "more than 20"]),
+        row("a public address that another NIC has", 400,
+            error("PublicIPAddressCannotBeDeleted", "Public IP address /subscriptions/S/p can not be deleted since it is still allocated \
+                to resource /subscriptions/S/other."),
+            ("AzureRefused", Tell), &["/subscriptions/S/other", "vnetpool.io/gone=true"]),
         row("what is to be attached isn't there", 400,
             error("InvalidResourceReference", "Resource /subscriptions/S/p referenced by resource /subscriptions/S/c was not found."),
             ("NotAttachable", Tell), &["correct the id in the NodeIPPool's attachments", "/subscriptions/S/p"]),

@@ -9,7 +9,7 @@ use vnetpool_crds::allocation;
 use crate::azure::{self, PublicAddress, ResourceId};
 use crate::lock::lock;
 use crate::node::setback::Setback;
-use crate::planner::attachments::Make;
+use crate::planner::attachments::{Make, Wish};
 
 /// What this process remembers of a node's attachments. All of it can be lost.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Attaching {
     pub public: HashMap<ResourceId, Option<allocation::PublicAddress>>,
     /// Pods with a wish that Azure has refused, by UID, with their names.
     pub refused: HashMap<String, (String, Setback)>,
+    /// The wishes of the node's pods when they were last seen, by UID.
+    wishes: HashMap<String, Wish>,
     /// Public addresses that Azure has refused to delete.
     pub undeleted: HashMap<ResourceId, Setback>,
     /// The reason why all of the node's attachments wait.
@@ -110,6 +112,7 @@ impl Default for Attaching {
         Attaching {
             public: HashMap::new(),
             refused: HashMap::new(),
+            wishes: HashMap::new(),
             undeleted: HashMap::new(),
             setback: None,
             told: HashMap::new(),
@@ -130,11 +133,35 @@ impl Attaching {
     pub fn holds(&self, now: Instant) -> bool {
         self.setback.as_ref().is_some_and(|setback| setback.holds(now))
     }
+
+    /// A person has edited the node's pool: what only a person can end is tried at once.
+    pub fn edited(&mut self, now: Instant) {
+        let refused = self.refused.values_mut().map(|(_, setback)| setback);
+        refused.chain(self.undeleted.values_mut()).chain(&mut self.setback).for_each(|one| one.edited(now));
+    }
+
+    /// A person confirms that nothing of the node's is left in Azure. What something else has is tried to be
+    /// deleted at once, and then given up.
+    pub fn said_to_be_gone(&mut self, now: Instant) {
+        self.undeleted.values_mut().filter(|one| one.is_in_use).for_each(|one| one.edited(now));
+    }
+
+    /// The node's pods have these wishes now. A pod whose wish has been edited is tried at once: nothing of
+    /// it has been refused.
+    pub fn saw(&mut self, wishes: &HashMap<String, Wish>) {
+        let before = std::mem::replace(&mut self.wishes, wishes.clone());
+        let is_same = |uid: &String| {
+            let wish = wishes.get(uid)?;
+            Some(before.get(uid).is_none_or(|before| before.asks_the_same_as(wish)))
+        };
+        self.refused.retain(|uid, _| is_same(uid).unwrap_or_default());
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::setback::Stage;
 
     fn id(uid: &str) -> ResourceId {
         format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
@@ -168,6 +195,43 @@ mod tests {
         assert!(orders.begin(&id("a")).is_none());
         assert_eq!(orders.take().len(), 1);
         assert!(orders.begin(&id("a")).is_some());
+    }
+
+    #[test]
+    fn a_persons_word_ends_the_wait_for_what_something_else_has_and_for_nothing_else() {
+        let now = Instant::now();
+        let (resource, message) = (id("u").to_string(), "m".to_owned());
+        let in_use = azure::Error::InUse { resource: resource.clone(), message: message.clone() };
+        let locked = azure::Error::Locked { resource: resource.clone(), scope: resource, message };
+        let mut attaching = Attaching::default();
+        for (uid, error) in [("u", &in_use), ("v", &locked)] {
+            attaching.undeleted.insert(id(uid), Setback::after(None, Stage::Write, error, now));
+        }
+        attaching.said_to_be_gone(now);
+        let holds = |uid| attaching.undeleted[&id(uid)].holds(now);
+        assert_eq!((holds("u"), holds("v")), (false, true));
+    }
+
+    #[test]
+    fn a_pod_whose_wish_is_edited_is_tried_at_once_and_one_that_only_gets_its_address_is_not() {
+        let wishes = |pools: &str, address: Option<[u8; 4]>| {
+            let wish = Wish {
+                pod: "default/p".into(),
+                backend_pools: Some(pools.into()),
+                address: address.map(Into::into),
+                ..Wish::default()
+            };
+            HashMap::from([("u".to_owned(), wish)])
+        };
+        let mut attaching = Attaching::default();
+        attaching.saw(&wishes("web", None));
+        let error = azure::Error::Unattachable { resource: "r".into(), remedy: "", message: "m".into() };
+        let refused = Setback::after(None, Stage::Write, &error, Instant::now());
+        attaching.refused.insert("u".into(), ("default/p".into(), refused));
+        attaching.saw(&wishes("web", Some([10, 0, 0, 5])));
+        assert_eq!(attaching.refused.len(), 1);
+        attaching.saw(&wishes("other", Some([10, 0, 0, 5])));
+        assert!(attaching.refused.is_empty());
     }
 
     #[tokio::test]

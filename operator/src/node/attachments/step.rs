@@ -5,6 +5,7 @@ use std::time::Instant;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
+use tracing::warn;
 use vnetpool_crds::allocation;
 use vnetpool_crds::reason::Reason;
 
@@ -312,8 +313,8 @@ impl Presence {
 }
 
 /// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
-/// else up.
-pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching) {
+/// else up. One that something else has is given up if a person has confirmed that nothing is left.
+pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_said_to_be_gone: bool) {
     for Done { order, result } in attaching.orders.take() {
         match (result, order) {
             (Ok(public), order) => {
@@ -322,6 +323,11 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching) {
             }
             (Err(error), Order::Make(asked)) => {
                 refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching);
+            }
+            (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_said_to_be_gone => {
+                warn!(public_address = %id, %error, "given up on a person's word");
+                attaching.undeleted.remove(&id);
+                attaching.public.insert(id, None);
             }
             (Err(error), Order::Delete(id)) => {
                 let setback = setback(attaching.undeleted.get(&id), &error);

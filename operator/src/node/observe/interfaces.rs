@@ -129,9 +129,11 @@ pub async fn find(
         let chosen = choose((ctx, reads), vm, wanted, urgency).await?;
         (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
         own.clone_from(&chosen.all);
-        let Chosen { serving, lacking, strays, .. } = chosen;
+        let Chosen { serving, lacking, mut strays, .. } = chosen;
         let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
-        let serves_anew = former.is_some_and(|former| former != serving.id && own.contains(&former));
+        let former = former.filter(|former| *former != serving.id && own.contains(former));
+        let serves_anew = former.is_some();
+        strays.extend(former);
         (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
     } else if known.is_left_alone(now) {
         (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)

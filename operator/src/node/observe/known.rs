@@ -25,6 +25,8 @@ pub struct Known {
     pub all_at: Option<Instant>,
     /// When to read all of them once more, because a write to the one that has served may have come late.
     all_once_more: Option<Instant>,
+    /// A leader before us has recorded such NICs. What it has sent may still come.
+    inherits_strays: bool,
     /// How often in a row it was read while an operation was at work on it, and when it is to be read again.
     unsettled: Option<(u32, Instant)>,
     /// A write is under way, or its outcome isn't known.
@@ -50,8 +52,8 @@ pub enum Read {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have; `strays` have a reservation of ours and don't serve; `serves_anew`: until now another of them
-    /// did.
+    /// have; `strays` don't serve, and have a reservation of ours or served until now; `serves_anew`: there is
+    /// one that did.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
@@ -69,6 +71,7 @@ impl Known {
             writing,
             in_doubt: writing,
             said_writing: writing,
+            inherits_strays: !allocation.spec.stray_interfaces.is_empty(),
             generation: allocation.metadata.generation,
             ..Known::default()
         }
@@ -163,6 +166,9 @@ impl Known {
         late: Duration,
         now: Instant,
     ) {
+        if std::mem::take(&mut self.inherits_strays) {
+            self.all_once_more = Some(now + late);
+        }
         match read {
             Read::All { at, lacking, strays: _, serves_anew } => {
                 (self.at, self.all_at) = (Some(*at), Some(*at));
@@ -260,6 +266,23 @@ mod tests {
         // A read before that is none after it.
         assert_eq!(read(false, start + LATE / 2), (false, Some(LATE / 2), true));
         assert_eq!(read(false, start + LATE), (false, None, false));
+    }
+
+    #[test]
+    fn where_a_leader_before_has_recorded_other_nics_all_of_them_are_read_a_minute_later() {
+        let allocation = |strays: &[&str]| -> NodeIPAllocation {
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": strays});
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap()
+        };
+        let (start, nic) = (Instant::now(), sample_nic(&[]));
+        let wait = |strays: &[&str]| {
+            let allocation = allocation(strays);
+            let mut known = Known::of(&allocation);
+            known.learn(&Read::Nothing, Some(&nic), &allocation, LATE, start);
+            known.learn(&Read::Nothing, Some(&nic), &allocation, LATE, start + LATE / 2);
+            known.wait_for_all(start)
+        };
+        assert_eq!((wait(&[]), wait(&["other"])), (None, Some(LATE)));
     }
 
     #[test]
