@@ -8,6 +8,8 @@ mod intake;
 pub mod kept;
 pub mod proof;
 mod renewal;
+#[cfg(test)]
+mod size;
 pub mod unreadable;
 mod wakeups;
 

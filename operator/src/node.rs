@@ -66,6 +66,8 @@ use memory::Memory;
 use need::Need;
 use observe::Seen;
 use observe::known::Read;
+pub use observe::adopt::adoption;
+pub use observe::lost;
 pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
 use progress::{Next, Progress, SOON};

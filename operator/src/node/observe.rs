@@ -36,6 +36,7 @@ use crate::context::Context;
 use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use drift::Drift;
+pub use drift::lost;
 use groups::Grouping;
 pub use interfaces::mirrored;
 use interfaces::{Found, Occasion};
