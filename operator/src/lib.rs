@@ -53,6 +53,6 @@ use vnetpool_process::lock;
 pub use context::Waits;
 pub use demand::Uid;
 pub use node::outlook;
-pub use node::{adoption, lost};
+pub use node::{Found, adoption, lost};
 pub use operate::{Config, Error, run};
 pub use pool::left_alone::Architectures;

@@ -65,8 +65,8 @@ use error::Error;
 use memory::Memory;
 use need::Need;
 use observe::Seen;
+pub use observe::adopt::{Found, adoption};
 use observe::known::Read;
-pub use observe::adopt::adoption;
 pub use observe::lost;
 pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
@@ -306,6 +306,7 @@ async fn observe(
     if let Read::All { strays, .. } = &found.read {
         memory.strays.found(strays);
     }
+    found.nic.iter().for_each(|nic| memory.others.note(nic, allocation));
     let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
     Ok(Some(seen))
@@ -376,12 +377,16 @@ async fn publish(
         return Ok(());
     }
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
+    let asks_anew = seen.adoption.is_some() && memory.others.must_ask_anew(&progress.allocation);
     let before = &progress.allocation.spec;
     let spec = if seen.is_held_back {
         // All else waits for the NIC: a list must not be taken for newer than it is.
         NodeIPAllocationSpec { target: plan.target, ..before.clone() }
     } else {
-        NodeIPAllocationSpec { report_holders: asks, ..publish::spec(before, node, seen, plan, attachments) }
+        NodeIPAllocationSpec {
+            report_holders: asks && !asks_anew,
+            ..publish::spec(before, node, seen, plan, attachments)
+        }
     };
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     Ok(())

@@ -15,7 +15,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 use vnetpool_operator::azure::{Nic, Others, ProvisioningState};
-use vnetpool_operator::{Uid, adoption, lost};
+use vnetpool_operator::{Found, Uid, adoption, lost};
 
 const PODS: [&str; 2] = ["a", "b"];
 const BOOT: &str = "boot";
@@ -33,6 +33,8 @@ enum Broken {
     BelievesOldReports,
     /// A report counts only as an answer to a `spec` that asks for the holders.
     BelievesUnasked,
+    /// Who was asked for another reason before the read is asked anew.
+    BelievesStandingAnswers,
 }
 
 /// The agent's report: the generation that it has taken up, and the pods with an address of ours, where these
@@ -95,6 +97,9 @@ struct State {
     sandboxes: [Option<Plugin>; 2],
     generation: u8,
     asks: bool,
+    /// The operator wants the holders' names for another reason, too.
+    asks_otherwise: bool,
+    found: Found,
     taken_up: (u8, bool),
     on_its_way: Option<Report>,
     reported: Report,
@@ -115,6 +120,7 @@ enum Action {
     AgentReports,
     ReportLands,
     OperatorReads,
+    AsksOtherwise,
     OperatorActs,
     WriteLands,
 }
@@ -127,14 +133,19 @@ struct Adopting {
 impl State {
     /// One reconcile of the operator: decides by the NIC as it was read, and publishes whether it asks.
     fn operator_acts(&mut self, broken: Broken) {
-        let bound: HashSet<Uid> = (0..2).filter(|&pod| self.bound[pod]).map(|pod| Uid::of(PODS[pod])).collect();
+        let bound: HashSet<Uid> =
+            (0..2).filter(|&pod| self.bound[pod]).map(|pod| Uid::of(PODS[pod])).collect();
         let object = object(broken, self.generation, self.asks, &self.reported);
-        let Some(adoption) = adoption(Adopt::Secondaries, &bound, &object, BOOT, &nic(self.was_read)) else {
+        let nic = nic(self.was_read);
+        if broken != Broken::BelievesStandingAnswers {
+            self.found.note(&nic, &object);
+        }
+        let Some(adoption) = adoption(Adopt::Secondaries, &bound, &object, BOOT, (&nic, &self.found)) else {
             return;
         };
-        // Only an answer shows that no pod is left (`planner::plan` removes what is ready).
+        // What is ready goes (`planner::plan`); it is asked for as in `node::publish`.
         self.writes = !adoption.ready.is_empty();
-        let asks = adoption.left > 0;
+        let asks = (self.asks_otherwise || adoption.left > 0) && !self.found.must_ask_anew(&object);
         if asks != self.asks {
             self.generation += 1;
             self.asks = asks;
@@ -161,6 +172,8 @@ impl Model for Adopting {
             sandboxes: [None; 2],
             generation: 1,
             asks: false,
+            asks_otherwise: false,
+            found: Found::default(),
             taken_up: (1, false),
             on_its_way: None,
             reported: Report { generation: 1, ..Report::default() },
@@ -180,6 +193,9 @@ impl Model for Adopting {
         }
         if state.may_come {
             actions.push(Action::TheyCome);
+        }
+        if !state.asks_otherwise {
+            actions.push(Action::AsksOtherwise);
         }
         actions.push(Action::AgentTakesUp);
         actions.push(if state.on_its_way.is_some() { Action::ReportLands } else { Action::AgentReports });
@@ -217,6 +233,7 @@ impl Model for Adopting {
             }
             Action::ReportLands => state.reported = state.on_its_way.take()?,
             Action::OperatorReads => state.was_read = state.is_there,
+            Action::AsksOtherwise => state.asks_otherwise = true,
             Action::OperatorActs => state.operator_acts(self.broken),
             Action::WriteLands => {
                 (state.is_there, state.was_read, state.writes) = (false, false, false);
@@ -256,6 +273,12 @@ fn what_another_plugin_has_left_goes_only_when_no_pod_uses_it() {
 fn a_report_that_is_older_than_the_nics_read_is_not_enough_to_adopt() {
     assert!(adopting(Broken::BelievesOldReports, 2).discovery(NOT_UNDER_A_POD).is_some());
     assert!(adopting(Broken::BelievesUnasked, 2).discovery(NOT_UNDER_A_POD).is_some());
+}
+
+/// The agent answers already when their address is found, by what it saw before.
+#[test]
+fn an_answer_from_before_the_nics_read_is_not_enough_to_adopt_either() {
+    assert!(adopting(Broken::BelievesStandingAnswers, 2).discovery(NOT_UNDER_A_POD).is_some());
 }
 
 /// One address of ours and the pod that may have it.

@@ -251,7 +251,11 @@ mod tests {
         let etag = format!("W/\"{}\"", uuid::Uuid::from_u64_pair(number as u64, 7));
         let subnet = format!("{GROUP}/Microsoft.Network/virtualNetworks/vnet-of-the-cluster/subnets/nodes");
         let one = |n: usize| {
-            let name = if n == 0 { "ipconfig1".to_owned() } else { format!("vnp-{:016x}", (number * 977 + n) * 0x9e37_79b9) };
+            let name = if n == 0 {
+                "ipconfig1".to_owned()
+            } else {
+                format!("vnp-{:016x}", (number * 977 + n) * 0x9e37_79b9)
+            };
             json!({
                 "name": name, "id": format!("{id}/ipConfigurations/{name}"), "etag": etag,
                 "type": "Microsoft.Network/networkInterfaces/ipConfigurations",
@@ -288,9 +292,13 @@ mod tests {
             });
             let (each, json) = (kept / ids.len(), ids[0].1.len());
             println!("a NIC of {addresses}: {each} bytes, of {json} bytes of JSON");
-            let release = Change { release: vec!["vnp-0000000000000001".into()], repair: true, ..Change::default() };
+            let release =
+                Change { release: vec!["vnp-0000000000000001".into()], repair: true, ..Change::default() };
             let written = slots[0].take().unwrap().edit(&release).unwrap().unwrap();
-            assert_eq!(serde_json::from_slice::<Value>(&written).unwrap(), nic::edit(&full(0, addresses), &release, Form::Nic).unwrap());
+            assert_eq!(
+                serde_json::from_slice::<Value>(&written).unwrap(),
+                nic::edit(&full(0, addresses), &release, Form::Nic).unwrap()
+            );
             assert!(each <= at_most, "{each} bytes");
         }
     }

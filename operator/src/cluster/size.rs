@@ -98,8 +98,9 @@ fn allocation(number: usize) -> Value {
 
 /// One of 12 on its node.
 fn pod(number: usize) -> Value {
-    let env: Vec<Value> =
-        (0..20).map(|n| json!({"name": format!("SETTING_{n}"), "value": "some value of a setting"})).collect();
+    let env: Vec<Value> = (0..20)
+        .map(|n| json!({"name": format!("SETTING_{n}"), "value": "some value of a setting"}))
+        .collect();
     json!({
         "metadata": {"name": format!("web-7d9c5b8f66-{number:05}"), "namespace": "shop", "uid": uid(5, number),
             "resourceVersion": "123456789", "labels": {"app": "web", "pod-template-hash": "7d9c5b8f66"},

@@ -182,7 +182,11 @@ mod tests {
         let object = serde_json::json!({"metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
         let object: NodeIPAllocation = serde_json::from_value(object).unwrap();
         let waits = reconcile(Arc::new(object), nodes);
-        println!("a reconcile: {} bytes; a memory: {}", size_of_val(&waits), size_of::<super::super::memory::Memory>());
+        println!(
+            "a reconcile: {} bytes; a memory: {}",
+            size_of_val(&waits),
+            size_of::<super::super::memory::Memory>()
+        );
         assert!(size_of_val(&waits) <= 1);
     }
 }

@@ -238,7 +238,8 @@ pub async fn around(
 
     let adoption = served.zip(nic).and_then(|(pool, nic)| {
         let bound = ctx.cluster.bound_pods(&node.name_any());
-        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), nic)
+        let read = (nic, &memory.others);
+        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), read)
     });
     let grouping = groups::decide(&groups::Facts {
         pool: served,

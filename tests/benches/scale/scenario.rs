@@ -234,7 +234,9 @@ impl<'a> Run<'a> {
         }
         let synced = began.elapsed().as_secs_f64();
         let lists = gateway.lists() - lists;
-        println!("\nall watches have expired: synced after {synced:.1} s by {lists} lists, {before:.0} MB before");
+        println!(
+            "\nall watches have expired: synced after {synced:.1} s by {lists} lists, {before:.0} MB before"
+        );
         let more = json!({ "syncSeconds": synced, "lists": lists, "memoryBeforeMB": before });
         self.told("all is listed anew", more, None).await
     }

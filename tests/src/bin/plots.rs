@@ -79,7 +79,11 @@ fn write_aims(runs: &[Value]) -> Result<()> {
             let cells: Vec<String> = runs.iter().map(|run| cell(of(run).get(at))).collect();
             let aim = row["aim"].as_str().unwrap_or_default();
             let unit = if part == "aims" { row["unit"].as_str().unwrap_or_default() } else { "" };
-            table += &format!("| {aim} | {} | {} |\n", format!("{} {unit}", row["atMost"]).trim(), cells.join(" | "));
+            table += &format!(
+                "| {aim} | {} | {} |\n",
+                format!("{} {unit}", row["atMost"]).trim(),
+                cells.join(" | ")
+            );
         }
     }
     fs::write(&path, format!("{before}{BEGIN}{table}\n{END}{after}"))?;
