@@ -41,6 +41,8 @@ use crate::pod_cidr;
 use crate::pool::left_alone::{self, Architectures};
 use renewal::Renewal;
 use unreadable::Unknown;
+#[cfg(test)]
+pub use wakeups::channels;
 pub use wakeups::{Waker, Wakeups, woken};
 
 /// So many objects come in one answer: some four megabytes of text, which are there twice while they are read,

@@ -80,7 +80,7 @@ pub fn adoption(
     let pods = bound.difference(&assigned).count();
     Some(Adoption {
         is_answered: is_answer,
-        ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
+        ready: if is_answer && pods == 0 { nic.others.idle.clone() } else { vec![] },
         pods,
         left: nic.others.idle.len(),
         attached: nic.others.attached.clone(),
