@@ -31,8 +31,6 @@ enum Broken {
     None,
     /// A report counts only if it is of the present generation, which is newer than the NIC's read.
     BelievesOldReports,
-    /// A report counts only as an answer to a `spec` that asks for the holders.
-    BelievesUnasked,
     /// Who was asked for another reason before the read is asked anew.
     BelievesStandingAnswers,
 }
@@ -72,7 +70,7 @@ fn object(broken: Broken, generation: u8, asks: bool, reported: &Report) -> Node
     let object = json!({
         "metadata": {"name": "node", "generation": generation},
         "spec": {"nodeUID": "node", "pool": "p", "cooldown": "30s", "interfaces": [interface],
-            "reportHolders": asks || broken == Broken::BelievesUnasked},
+            "reportHolders": asks},
         "status": {"bootID": BOOT, "observedGeneration": observed, "holders": pods, "lost": pods},
     });
     serde_json::from_value(object).unwrap()
@@ -272,7 +270,6 @@ fn what_another_plugin_has_left_goes_only_when_no_pod_uses_it() {
 #[test]
 fn a_report_that_is_older_than_the_nics_read_is_not_enough_to_adopt() {
     assert!(adopting(Broken::BelievesOldReports, 2).discovery(NOT_UNDER_A_POD).is_some());
-    assert!(adopting(Broken::BelievesUnasked, 2).discovery(NOT_UNDER_A_POD).is_some());
 }
 
 /// The agent answers already when their address is found, by what it saw before.
