@@ -45,8 +45,8 @@ use unreadable::Unknown;
 pub use wakeups::channels;
 pub use wakeups::{Waker, Wakeups, woken};
 
-/// So many objects come in one answer: some four megabytes of text, which are there twice while they are read,
-/// and the objects as a whole. All kinds are listed at the same time.
+/// So many objects come in one answer: some four megabytes of text, which are there twice while they are
+/// read, and the objects as a whole. All kinds are listed at the same time.
 const PAGE: u32 = 200;
 /// Little of each pod is decoded.
 const PAGE_OF_PODS: u32 = 500;

@@ -69,8 +69,8 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result
     }
 }
 
-/// Waits for an event that another task brings about: from now on the time doesn't count. No `async fn`, which
-/// would have room for the wait twice: thousands may wait.
+/// Waits for an event that another task brings about: from now on the time doesn't count. No `async fn`,
+/// which would have room for the wait twice: thousands may wait.
 pub fn uncounted<F: Future>(wait: F) -> impl Future<Output = F::Output> {
     let stopped = CLOCK.try_with(Arc::clone).ok().map(Stopped::new);
     wait.map(move |done| {
